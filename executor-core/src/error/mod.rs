@@ -1,0 +1,320 @@
+//! What can go wrong, in words that answer the next question: what was tried, on what, and what to do.
+
+mod remote;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+pub use remote::{Failure, RemoteError};
+pub use status::ExitStatus;
+
+/// Why a task has no result.
+///
+/// Cheap to clone, `Send + Sync`, at most 32 bytes.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// The task returned `Err`.
+    #[error("task `{}` failed: {0}", .0.task())]
+    Failed(RemoteError),
+
+    /// The task panicked. The worker lives on, unless the program is built with `panic = "abort"`.
+    #[error("task `{}` panicked{}: {0}", .0.task(), at(.0.location()))]
+    Panicked(RemoteError),
+
+    /// The worker process ended while it ran this task: a crash, `process::exit`, or a kill from outside.
+    #[error("task `{}` lost its worker: process {pid} {status}{}", detail.task, detail.hint())]
+    #[non_exhaustive]
+    WorkerLost {
+        /// Process id of the lost worker.
+        pid: u32,
+        /// How the worker ended: exit code or signal.
+        status: ExitStatus,
+        /// Which task, and what else is known.
+        detail: Arc<LostDetail>,
+    },
+
+    /// The time limit has passed. The worker that ran the task was killed and replaced.
+    #[error("timed out: {} of {limit:?} has passed", phase.describe())]
+    #[non_exhaustive]
+    TimedOut {
+        /// The limit that was set.
+        limit: Duration,
+        /// What was limited.
+        phase: Phase,
+    },
+
+    /// The worker used more memory than it may; reported by executors that limit it.
+    #[error("memory limit exceeded: {peak} bytes used, {limit} allowed")]
+    #[non_exhaustive]
+    MemoryLimit {
+        /// Allowed, in bytes.
+        limit: u64,
+        /// Used, in bytes.
+        peak: u64,
+    },
+
+    /// Somebody cancelled the task.
+    #[error("the task was cancelled")]
+    Cancelled,
+
+    /// Arguments or result could not be encoded.
+    #[error("{0}")]
+    Encode(CodecFailure),
+
+    /// Arguments or result could not be decoded.
+    #[error("{0}")]
+    Decode(CodecFailure),
+
+    /// A parameter that makes no sense: a chunk of no items, say.
+    #[error("invalid: {0}")]
+    Invalid(Arc<str>),
+
+    /// The executor was shut down before the task could run.
+    #[error("the executor is shut down and takes no more tasks")]
+    Shutdown,
+
+    /// The executor cannot go on.
+    #[error("the executor is broken: {0}")]
+    Broken(BrokenCause),
+}
+
+fn at(location: Option<&str>) -> String {
+    location.map(|location| format!(" at {location}")).unwrap_or_default()
+}
+
+impl TaskError {
+    /// Whether the task returned `Err`.
+    pub fn is_failed(&self) -> bool {
+        matches!(self, TaskError::Failed(_))
+    }
+
+    /// Whether the task panicked.
+    pub fn is_panic(&self) -> bool {
+        matches!(self, TaskError::Panicked(_))
+    }
+
+    /// Whether the worker was lost while it ran the task.
+    pub fn is_worker_lost(&self) -> bool {
+        matches!(self, TaskError::WorkerLost { .. })
+    }
+
+    /// Whether a time limit has passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, TaskError::TimedOut { .. })
+    }
+
+    /// Whether the task was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, TaskError::Cancelled)
+    }
+
+    /// Whether the executor cannot go on.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, TaskError::Broken(_))
+    }
+
+    /// Whether the executor was shut down before the task could run.
+    pub fn is_shutdown(&self) -> bool {
+        matches!(self, TaskError::Shutdown)
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        TaskError::Invalid(what.into().into())
+    }
+
+    /// The variant's name, for `Debug` of a future.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            TaskError::Failed(_) => "Failed",
+            TaskError::Panicked(_) => "Panicked",
+            TaskError::WorkerLost { .. } => "WorkerLost",
+            TaskError::TimedOut { .. } => "TimedOut",
+            TaskError::MemoryLimit { .. } => "MemoryLimit",
+            TaskError::Cancelled => "Cancelled",
+            TaskError::Encode(_) => "Encode",
+            TaskError::Decode(_) => "Decode",
+            TaskError::Invalid(_) => "Invalid",
+            TaskError::Shutdown => "Shutdown",
+            TaskError::Broken(_) => "Broken",
+        }
+    }
+}
+
+const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
+
+/// What a time limit covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Waiting for a worker.
+    Queue,
+    /// Running, counted from the moment the worker begins.
+    Run,
+    /// A whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
+    Map,
+}
+
+impl Phase {
+    fn describe(self) -> &'static str {
+        match self {
+            Phase::Queue => "the limit on waiting for a worker",
+            Phase::Run => "the task's limit",
+            Phase::Map => "the limit on the whole map",
+        }
+    }
+}
+
+/// What is known about the end of a worker, beside its exit status.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct LostDetail {
+    /// Name of the task that was running.
+    pub task: String,
+    /// The fault was in the guard page below a stack: an overflow.
+    pub stack_overflow: bool,
+    /// A SIGKILL that this library did not send.
+    pub killed_by_system: bool,
+}
+
+impl LostDetail {
+    fn hint(&self) -> &'static str {
+        if self.stack_overflow {
+            " (stack overflow)"
+        } else if self.killed_by_system {
+            " (not killed by this program: by somebody else, or by the system, probably out of memory)"
+        } else {
+            ""
+        }
+    }
+}
+
+/// Where encoding or decoding failed, and why.
+#[derive(Clone)]
+pub struct CodecFailure(Arc<CodecFailureInner>);
+
+#[derive(Debug)]
+struct CodecFailureInner {
+    side: Side,
+    task: String,
+    message: String,
+}
+
+impl CodecFailure {
+    pub(crate) fn new(side: Side, task: impl Into<String>, message: impl Into<String>) -> Self {
+        CodecFailure(Arc::new(CodecFailureInner { side, task: task.into(), message: message.into() }))
+    }
+
+    /// Arguments or result, in the caller or in the worker.
+    pub fn side(&self) -> Side {
+        self.0.side
+    }
+
+    /// Name of the task.
+    pub fn task(&self) -> &str {
+        &self.0.task
+    }
+
+    /// What the codec, or the type's own serde implementation, had to say.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+}
+
+impl std::fmt::Display for CodecFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CodecFailureInner { side, task, message } = &*self.0;
+        match side {
+            Side::Arguments => write!(f, "the arguments of task `{task}` cannot be encoded: {message}"),
+            Side::ArgumentsInWorker => write!(f, "the worker cannot decode the arguments of task `{task}`: {message}"),
+            Side::ResultInWorker => write!(f, "the worker cannot encode the result of task `{task}`: {message}"),
+            Side::Result => write!(f, "the result of task `{task}` cannot be decoded: {message}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for CodecFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which value, and in which process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Side {
+    /// Encoding arguments in the caller.
+    Arguments,
+    /// Decoding arguments in the worker.
+    ArgumentsInWorker,
+    /// Encoding the result in the worker.
+    ResultInWorker,
+    /// Decoding the result in the caller.
+    Result,
+}
+
+/// Why an executor cannot go on.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokenCause {
+    /// The first worker ended before it said hello: its program does not pass the entry.
+    #[error(
+        "a worker process started ({status}) but never reached executor's entry point; add `#[executor::main]` above \
+         `fn main`, or call `executor::init()` as its first line; in a crate of tests, write \
+         `executor::test_support!();` once"
+    )]
+    NoEntry {
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A worker did not come up.
+    #[error("no worker could be started: {0}")]
+    Start(Arc<str>),
+    /// The initializer failed.
+    #[error("the initializer failed: {0}")]
+    Initializer(Arc<TaskError>),
+    /// The worker's program has another list of tasks.
+    #[error("the worker runs another build of this program: {0}")]
+    OtherBuild(Arc<str>),
+    /// This process is a fork of the one that made the executor.
+    #[error("this process was forked from the one that owns the executor; make a new executor here")]
+    Forked,
+    /// A rule of the library itself was broken.
+    #[error("internal error: {0}")]
+    Internal(Arc<str>),
+}
+
+/// Why an executor could not be built.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// An option has a value that makes no sense.
+    #[error("invalid option: {0}")]
+    Invalid(String),
+    /// This process is itself a worker that never passed the entry; going on would start processes without end.
+    #[error(
+        "this process was started as a worker but never reached executor's entry point; add `#[executor::main]` above \
+         `fn main`, or call `executor::init()` as its first line; in a crate of tests, write \
+         `executor::test_support!();` once"
+    )]
+    NoEntry,
+    /// Pools within tasks within pools, too deep.
+    #[error("executors are nested {depth} deep, {max} is the limit: does a task submit itself without end?")]
+    TooDeep {
+        /// How deep this process is.
+        depth: u32,
+        /// How deep is allowed.
+        max: u32,
+    },
+    /// Two task functions have one name.
+    #[error("{0}")]
+    DuplicateTask(String),
+    /// The operating system refused something.
+    #[error("the operating system refused {what}: {error}")]
+    Os {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        error: Arc<std::io::Error>,
+    },
+}

@@ -1,0 +1,83 @@
+//! Identities: newtypes that are never interchangeable.
+
+use std::fmt;
+
+/// Identity of a submitted task, unique within the process that submitted it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(u64);
+
+impl TaskId {
+    /// For tests and for the wire; users get theirs from [`TaskFuture::id`](crate::TaskFuture::id).
+    #[doc(hidden)]
+    pub const fn from_raw(raw: u64) -> Self {
+        TaskId(raw)
+    }
+
+    /// The number itself: counts from 1 in each process.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskId({})", self.0)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Identity of one worker process of one pool. A replacement gets a new one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct WorkerId(pub(crate) u32);
+
+impl fmt::Debug for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorkerId({})", self.0)
+    }
+}
+
+/// Identity of a task function: a hash of its name.
+///
+/// A hash and not an index, because it crosses the wire: the order of the linked list of tasks may differ between
+/// two builds, a name does not. Two names with one hash are found by [`Registry`](crate::registry) at start.
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct FnId(pub u64);
+
+impl FnId {
+    /// FNV-1a, 64 bit: simple enough for a `const fn`, and the same in every build.
+    pub const fn of(name: &str) -> Self {
+        let bytes = name.as_bytes();
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut i = 0;
+        while i < bytes.len() {
+            hash ^= bytes[i] as u64;
+            hash = hash.wrapping_mul(0x0000_0100_0000_01b3);
+            i += 1;
+        }
+        FnId(hash)
+    }
+}
+
+impl fmt::Debug for FnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FnId({:016x})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fn_id_is_the_published_fnv1a() {
+        // Test vectors of the FNV authors: the empty string and "foobar".
+        assert_eq!(FnId::of(""), FnId(0xcbf2_9ce4_8422_2325));
+        assert_eq!(FnId::of("foobar"), FnId(0x85944171f73967e8));
+    }
+}

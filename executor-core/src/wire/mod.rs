@@ -1,0 +1,2 @@
+//! What parent and child share.
+pub mod codec;

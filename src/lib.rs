@@ -1,0 +1,2 @@
+//! `concurrent.futures` and `multiprocessing` for Rust.
+pub use executor_core::*;
