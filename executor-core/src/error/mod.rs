@@ -15,15 +15,15 @@ pub use status::ExitStatus;
 #[non_exhaustive]
 pub enum TaskError {
     /// The task returned `Err`.
-    #[error("task `{}` failed: {0}", .0.task())]
+    #[error("task `{task}` failed: {0}", task = .0.task())]
     Failed(RemoteError),
 
     /// The task panicked. The worker lives on, unless the program is built with `panic = "abort"`.
-    #[error("task `{}` panicked{}: {0}", .0.task(), at(.0.location()))]
+    #[error("task `{task}` panicked{at}: {0}", task = .0.task(), at = at(.0.location()))]
     Panicked(RemoteError),
 
     /// The worker process ended while it ran this task: a crash, `process::exit`, or a kill from outside.
-    #[error("task `{}` lost its worker: process {pid} {status}{}", detail.task, detail.hint())]
+    #[error("task `{task}` lost its worker: process {pid} {status}{hint}", task = detail.task, hint = detail.hint())]
     #[non_exhaustive]
     WorkerLost {
         /// Process id of the lost worker.
@@ -35,7 +35,7 @@ pub enum TaskError {
     },
 
     /// The time limit has passed. The worker that ran the task was killed and replaced.
-    #[error("timed out: {} of {limit:?} has passed", phase.describe())]
+    #[error("timed out: {what} of {limit:?} has passed", what = phase.describe())]
     #[non_exhaustive]
     TimedOut {
         /// The limit that was set.
