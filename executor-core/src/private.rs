@@ -1,0 +1,356 @@
+//! What generated code may name. Not part of the public interface: it changes without notice.
+//!
+//! The attribute sees spelling, these items see types. `Probe::<T>::X` is an associated constant of an inherent
+//! implementation where there is one for `T`, and of [`Fallback`] where there is none: inherent items win. That is
+//! how `type Answer = Result<…>` is recognised as a `Result`, and how an error type is asked whether it is serde.
+//! It works on concrete types only, which is one reason why task functions are not generic.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    ffi::{CStr, CString, OsStr, OsString},
+    fmt::Display,
+    marker::PhantomData,
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::{ByteArray, ByteBuf, Bytes};
+
+pub use crate::{
+    error::Failure,
+    id::FnId,
+    registry::{Call, CallContext, CallResult, Stage, TASKS, TaskEntry},
+    task::{Task, TaskArgs, TaskFn},
+    wire::codec::{Codec, CodecError, Format, MessagePack, Postcard},
+};
+pub use linkme;
+
+/// Asks questions about `T`.
+#[derive(Debug)]
+pub struct Probe<T: ?Sized>(PhantomData<T>);
+
+/// The answers for a type that has no better one.
+pub trait Fallback {
+    type Type: ?Sized;
+    const IS_RESULT: bool = false;
+    const VIA: AsSerde = AsSerde;
+    const VALUE: NoValue = NoValue;
+    const AS_ERROR: Option<Upcast<Self::Type>> = None;
+    const TO_ERROR: Option<Upcast<Self::Type>> = None;
+    const TO_SEND_ERROR: Option<Upcast<Self::Type>> = None;
+    const TO_SYNC_ERROR: Option<Upcast<Self::Type>> = None;
+}
+
+impl<T: ?Sized> Fallback for Probe<T> {
+    type Type = T;
+}
+
+impl<T, E> Probe<Result<T, E>> {
+    pub const IS_RESULT: bool = true;
+}
+
+/// What a function's return type means: only a `Result` can fail.
+pub trait Outcome<const IS_RESULT: bool> {
+    type Output;
+    type Error;
+    fn into_result(self) -> Result<Self::Output, Self::Error>;
+}
+
+impl<T> Outcome<false> for T {
+    type Output = T;
+    type Error = Infallible;
+    #[inline]
+    fn into_result(self) -> Result<T, Infallible> {
+        Ok(self)
+    }
+}
+
+impl<T, E> Outcome<true> for Result<T, E> {
+    type Output = T;
+    type Error = E;
+    #[inline]
+    fn into_result(self) -> Self {
+        self
+    }
+}
+
+// How a value travels. Byte strings go through serde_bytes: element by element they would be 30 to 65 times slower.
+
+/// A way to encode and decode a `T`.
+#[diagnostic::on_unimplemented(
+    message = "`{T}` cannot travel to another process",
+    label = "needs serde's `Serialize` and `Deserialize`"
+)]
+pub trait Travels<'de, T: ?Sized> {
+    /// What is decoded, for a call to borrow from.
+    type Decoded;
+    fn encode<F: Format>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
+    /// Encodes what was decoded, for the round-trip check.
+    fn encode_again<F: Format>(decoded: &Self::Decoded, out: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// As the type's serde implementation says.
+#[derive(Debug, Clone, Copy)]
+pub struct AsSerde;
+
+/// As a byte string.
+#[derive(Debug, Clone, Copy)]
+pub struct AsBytes;
+
+impl Probe<Vec<u8>> {
+    pub const VIA: AsBytes = AsBytes;
+}
+
+impl Probe<Box<[u8]>> {
+    pub const VIA: AsBytes = AsBytes;
+}
+
+impl Probe<[u8]> {
+    pub const VIA: AsBytes = AsBytes;
+}
+
+impl<const N: usize> Probe<[u8; N]> {
+    pub const VIA: AsBytes = AsBytes;
+}
+
+impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, T> for AsSerde {
+    type Decoded = T;
+    #[inline]
+    fn encode<F: Format>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        F::encode(value, out)
+    }
+    #[inline]
+    fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<T, CodecError> {
+        F::next(reader)
+    }
+    #[inline]
+    fn encode_again<F: Format>(decoded: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        F::encode(decoded, out)
+    }
+}
+
+/// `$type` is encoded `as` something serde writes, and decoded to something that derefs to it.
+macro_rules! travels {
+    ($([$($generics:tt)*] $way:ident: $type:ty => $decoded:ty, |$value:ident| $encode:expr, $wire:ty => $decode:expr;)*) => {$(
+        impl<'de, $($generics)*> Travels<'de, $type> for $way {
+            type Decoded = $decoded;
+            #[inline]
+            fn encode<F: Format>($value: &$type, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                F::encode($encode, out)
+            }
+            #[inline]
+            fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<$decoded, CodecError> {
+                F::next::<$wire>(reader).map($decode)
+            }
+            #[inline]
+            fn encode_again<F: Format>(decoded: &$decoded, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                <Self as Travels<'de, $type>>::encode::<F>(decoded, out)
+            }
+        }
+    )*};
+}
+
+travels! {
+    [] AsBytes: Vec<u8> => Vec<u8>, |value| Bytes::new(value), ByteBuf => ByteBuf::into_vec;
+    [] AsBytes: Box<[u8]> => Box<[u8]>, |value| Bytes::new(value), ByteBuf => |bytes| bytes.into_vec().into_boxed_slice();
+    [] AsBytes: [u8] => &'de [u8], |value| Bytes::new(value), &'de Bytes => |bytes: &'de Bytes| -> &'de [u8] { bytes };
+    [const N: usize] AsBytes: [u8; N] => [u8; N], |value| Bytes::new(value), ByteArray<N> => ByteArray::into_array;
+    [] AsSerde: str => &'de str, |value| value, &'de str => |text| text;
+    [] AsSerde: Path => &'de Path, |value| value, &'de Path => |path| path;
+    [] AsSerde: OsStr => OsString, |value| value, OsString => |text| text;
+    [] AsSerde: CStr => CString, |value| value, CString => |text| text;
+    [T: Serialize + Deserialize<'de>] AsSerde: [T] => Vec<T>, |value| value, Vec<T> => |items| items;
+}
+
+/// Encodes one argument.
+#[inline]
+pub fn encode<'de, F: Format, T: ?Sized, V: Travels<'de, T>>(
+    _: V,
+    name: &'static str,
+    value: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
+    V::encode::<F>(value, out).map_err(|error| error.of_argument(name))
+}
+
+/// Reads the arguments of a call one after the other.
+pub struct Arguments<'de, F: Format> {
+    reader: F::Reader<'de>,
+    sent: usize,
+    /// What the decoded arguments encode to, when a check is asked for.
+    again: Option<Vec<u8>>,
+}
+
+impl<'de, F: Format> Arguments<'de, F> {
+    #[inline]
+    pub fn new(bytes: &'de [u8], cx: &mut CallContext) -> Self {
+        cx.stage = Stage::Decode;
+        Arguments { reader: F::reader(bytes), sent: bytes.len(), again: cx.check.then(Vec::new) }
+    }
+
+    #[inline]
+    pub fn next<T: ?Sized, V: Travels<'de, T>>(
+        &mut self,
+        _: V,
+        name: &'static str,
+    ) -> Result<V::Decoded, CallResult> {
+        let decoded = match V::decode::<F>(&mut self.reader) {
+            Ok(decoded) => decoded,
+            Err(error) => return Err(self.failed(error.of_argument(name))),
+        };
+        if let Some(again) = &mut self.again
+            && let Err(error) = V::encode_again::<F>(&decoded, again)
+        {
+            return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&error.of_argument(name).message)));
+        }
+        Ok(decoded)
+    }
+
+    /// All of it was read, and it was what had been sent.
+    #[inline]
+    pub fn finish(mut self) -> Result<(), CallResult> {
+        // Only the lengths are compared: a `HashMap` is written in another order each time.
+        if let Some(again) = self.again.take()
+            && again.len() != self.sent
+        {
+            let what =
+                format!("{} bytes were sent, and they decode to a value of {}", self.sent, again.len());
+            return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&what)));
+        }
+        F::finish(self.reader).map_err(CallResult::Decode)
+    }
+
+    #[cold]
+    fn failed(&self, error: CodecError) -> CallResult {
+        if self.again.is_some() && !error.custom {
+            CallResult::NotRoundTrip(not_round_trip::<F>(&error.message))
+        } else {
+            CallResult::Decode(error)
+        }
+    }
+}
+
+#[cold]
+fn not_round_trip<F: Format>(what: &str) -> CodecError {
+    CodecError::new(match F::CODEC {
+        Codec::Postcard => format!(
+            "the arguments do not survive encoding and decoding ({what}): their `Serialize` and `Deserialize` do not \
+             suit the default codec (postcard), or each other; write `#[task(codec = \"messagepack\")]` above the \
+             function"
+        ),
+        Codec::MessagePack => format!(
+            "the arguments do not survive encoding and decoding ({what}): their `Serialize` and `Deserialize` do not \
+             suit each other"
+        ),
+    })
+}
+
+/// Encodes a result behind what is in `cx.out`.
+#[inline]
+pub fn reply<'de, F: Format, T, V: Travels<'de, T>>(_: V, value: &T, cx: &mut CallContext) -> CallResult {
+    let start = cx.out.len();
+    match V::encode::<F>(value, &mut cx.out) {
+        Ok(()) => CallResult::Done,
+        Err(error) => {
+            cx.out.truncate(start);
+            CallResult::Encode(error)
+        }
+    }
+}
+
+/// Decodes a result.
+#[inline]
+pub fn decode_output<'de, F: Format, T, V: Travels<'de, T, Decoded = T>>(
+    _: V,
+    bytes: &'de [u8],
+) -> Result<T, CodecError> {
+    let mut reader = F::reader(bytes);
+    let value = V::decode::<F>(&mut reader)?;
+    F::finish(reader)?;
+    Ok(value)
+}
+
+// What is kept of an error.
+
+/// Where an error's sources are found.
+pub type Upcast<E> = fn(&E) -> &(dyn Error + 'static);
+
+impl<E: Error + 'static> Probe<E> {
+    pub const AS_ERROR: Option<Upcast<E>> = Some(|error| error);
+}
+
+impl<E: AsRef<dyn Error>> Probe<E> {
+    pub const TO_ERROR: Option<Upcast<E>> = Some(|error| error.as_ref());
+}
+
+impl<E: AsRef<dyn Error + Send>> Probe<E> {
+    pub const TO_SEND_ERROR: Option<Upcast<E>> = Some(|error| error.as_ref());
+}
+
+impl<E: AsRef<dyn Error + Send + Sync>> Probe<E> {
+    pub const TO_SYNC_ERROR: Option<Upcast<E>> = Some(|error| error.as_ref());
+}
+
+/// Keeps the error itself, encoded, for `RemoteError::downcast`.
+pub trait Value<E> {
+    fn value<F: Format>(error: &E) -> Option<(Codec, ByteBuf)>;
+}
+
+/// It is serde.
+#[derive(Debug, Clone, Copy)]
+pub struct ItsValue;
+
+/// It is not.
+#[derive(Debug, Clone, Copy)]
+pub struct NoValue;
+
+impl<E: Serialize + DeserializeOwned> Probe<E> {
+    pub const VALUE: ItsValue = ItsValue;
+}
+
+impl<E: Serialize> Value<E> for ItsValue {
+    fn value<F: Format>(error: &E) -> Option<(Codec, ByteBuf)> {
+        let mut bytes = Vec::new();
+        // An error that cannot be encoded is still an error with a message; only `downcast` finds nothing.
+        F::encode(error, &mut bytes).ok()?;
+        Some((F::CODEC, ByteBuf::from(bytes)))
+    }
+}
+
+impl<E> Value<E> for NoValue {
+    fn value<F: Format>(_: &E) -> Option<(Codec, ByteBuf)> {
+        None
+    }
+}
+
+/// What is told of a task's own error.
+pub fn failed<F: Format, E: Display, V: Value<E>>(
+    error: &E,
+    _: V,
+    upcasts: [Option<Upcast<E>>; 4],
+) -> CallResult {
+    let outer = upcasts.into_iter().flatten().next().map(|upcast| upcast(error));
+    let sources = std::iter::successors(
+        outer.and_then(Error::source),
+        |error: &&(dyn Error + 'static)| -> Option<&(dyn Error + 'static)> { (*error).source() },
+    );
+    CallResult::Failed(Failure {
+        message: error.to_string(),
+        type_name: std::any::type_name::<E>().to_owned(),
+        sources: sources.map(ToString::to_string).collect(),
+        value: V::value::<F>(error),
+        ..Failure::default()
+    })
+}
+
+/// For the fingerprint: two builds that agree on it read each other's bytes.
+pub fn signature(parameters: &[&str], output: &str, package: Option<&str>, version: Option<&str>) -> String {
+    format!(
+        "{} {} ({}) -> {output}",
+        package.unwrap_or_default(),
+        version.unwrap_or_default(),
+        parameters.join(", ")
+    )
+}

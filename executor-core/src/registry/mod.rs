@@ -1,0 +1,175 @@
+//! Task functions by name.
+//!
+//! ```text
+//!   #[task] fn add  ──►  static TaskEntry in a link section  ──►  TASKS: every entry of the program, in link order
+//!                                                                    │
+//!          parent: TaskFn::entry().id ── FnId on the wire ──►  worker: lookup(id) ──► entry.call
+//! ```
+//!
+//! The list is the linker's, so nothing has to be called to register a function, and its order means nothing: what
+//! crosses the wire is a hash of the name, and the [`fingerprint`] is taken over sorted names. Covered is the program
+//! itself; functions in libraries opened by `dlopen` are not in its list.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{LazyLock, OnceLock, atomic::AtomicBool},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{error::Failure, id::FnId, wire::codec::CodecError};
+
+/// Every task function of the program.
+#[linkme::distributed_slice]
+pub static TASKS: [TaskEntry];
+
+/// What the program knows of one task function.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct TaskEntry {
+    /// Its path, or what `#[task(name = "…")]` says.
+    pub name: &'static str,
+    /// The name's hash.
+    pub id: FnId,
+    /// Where it is written.
+    pub file: &'static str,
+    /// Where it is written.
+    pub line: u32,
+    /// Types of parameters and result, name and version of the crate: for the [`fingerprint`].
+    pub signature: fn() -> String,
+    /// Decodes, runs, encodes.
+    pub call: Call,
+    /// Its crate is built with debug assertions: the first submit asks for the round-trip check.
+    pub debug: bool,
+    /// The submitter has asked for the check.
+    pub checked: AtomicBool,
+}
+
+/// How to run a task function on encoded arguments. A panic of the function, or of a `Deserialize` or `Serialize` of
+/// its types, passes through.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Call {
+    /// A plain function.
+    Sync(fn(&[u8], &mut CallContext) -> CallResult),
+    /// An `async fn`. Its future need not be `Send`.
+    Async(AsyncCall),
+}
+
+/// The function pointer in [`Call::Async`].
+#[doc(hidden)]
+pub type AsyncCall =
+    for<'a> fn(&'a [u8], &'a mut CallContext) -> Pin<Box<dyn Future<Output = CallResult> + 'a>>;
+
+/// What goes with one call, in and out.
+#[doc(hidden)]
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CallContext {
+    /// The encoded result is appended here; nothing is when there is none.
+    pub out: Vec<u8>,
+    /// How far the call has come, for whoever catches a panic.
+    pub stage: Stage,
+    /// Whether to check that the arguments survive encoding and decoding.
+    pub check: bool,
+}
+
+impl CallContext {
+    /// Before the call.
+    pub fn new(out: Vec<u8>, check: bool) -> Self {
+        CallContext { out, stage: Stage::Decode, check }
+    }
+}
+
+/// A step of a call.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The arguments are being decoded.
+    Decode,
+    /// The function runs.
+    Run,
+    /// Its result, or its error, is being encoded.
+    Encode,
+}
+
+/// How a call ended.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum CallResult {
+    /// The result is in [`CallContext::out`].
+    Done,
+    /// The function returned `Err`.
+    Failed(Failure),
+    /// The arguments do not decode.
+    Decode(CodecError),
+    /// The result does not encode.
+    Encode(CodecError),
+    /// The arguments decode to another value than was encoded, or not at all: the types and the codec do not suit
+    /// each other. Found by the check.
+    NotRoundTrip(CodecError),
+}
+
+static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> =
+    LazyLock::new(|| TASKS.iter().map(|entry| (entry.id, entry)).collect());
+
+/// The task function of this id.
+pub fn lookup(id: FnId) -> Option<&'static TaskEntry> {
+    INDEX.get(&id).copied()
+}
+
+/// Whether each name stands for one function. If not, the text says which two and what to do.
+pub fn check() -> Result<(), String> {
+    static CHECKED: OnceLock<Result<(), String>> = OnceLock::new();
+    CHECKED.get_or_init(|| find_duplicate(&TASKS)).clone()
+}
+
+fn find_duplicate(entries: &[TaskEntry]) -> Result<(), String> {
+    let mut by_id: HashMap<FnId, &TaskEntry> = HashMap::with_capacity(entries.len());
+    for entry in entries {
+        let Some(other) = by_id.insert(entry.id, entry) else { continue };
+        // The order is the linker's; a message should be the same in every build.
+        let mut places = [other, entry].map(|e| (e.file, e.line, e.name));
+        places.sort_unstable();
+        let [(file_a, line_a, name_a), (file_b, line_b, name_b)] = places;
+        let what = if name_a == name_b {
+            format!("two task functions have the name `{name_a}`")
+        } else {
+            format!("the task functions `{name_a}` and `{name_b}` have names with one and the same hash")
+        };
+        return Err(format!(
+            "{what}: {file_a}:{line_a} and {file_b}:{line_b}; give one of them a name of its own with \
+             `#[task(name = \"…\")]`"
+        ));
+    }
+    Ok(())
+}
+
+/// What two processes compare before the first task: the same functions with the same types.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Over the sorted names and signatures.
+    pub hash: u64,
+    /// How many functions.
+    pub count: u64,
+}
+
+/// The fingerprint of this program.
+pub fn fingerprint() -> Fingerprint {
+    static FINGERPRINT: OnceLock<Fingerprint> = OnceLock::new();
+    *FINGERPRINT.get_or_init(|| fingerprint_of(TASKS.iter().map(|entry| (entry.name, (entry.signature)()))))
+}
+
+fn fingerprint_of(entries: impl Iterator<Item = (&'static str, String)>) -> Fingerprint {
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_unstable();
+    let mut text = String::new();
+    for (name, signature) in &entries {
+        // Neither contains a line break, so no two lists have one text.
+        text.extend([name, "\n", signature, "\n"]);
+    }
+    Fingerprint { hash: FnId::of(&text).0, count: entries.len() as u64 }
+}
