@@ -1,2 +1,3 @@
 //! `concurrent.futures` and `multiprocessing` for Rust.
 pub use executor_core::*;
+pub use executor_macros::{main, task};

@@ -1,1 +1,31 @@
 //! The attributes of the `executor` crate.
+//!
+//! ```text
+//!   attr: what stands in the parentheses ─┐
+//!   check: what the function may be ──────┼──► expand: the function, untouched, and beside it
+//!   types: what its types say ────────────┘            `struct add {}`, `add::task`, the registration
+//! ```
+//!
+//! The function's tokens pass through as they are. Everything that depends on what a type *is* (is it a `Result`, is
+//! the error serde, is it a byte string) is decided by the compiler, in `executor_core::__private`; here only spelling
+//! can be seen.
+
+mod attr;
+mod check;
+mod entry;
+mod expand;
+mod types;
+
+use proc_macro::TokenStream;
+
+/// Makes a function a task function: one whose calls can be run in another process.
+#[proc_macro_attribute]
+pub fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
+    expand::task(attr.into(), item.into()).into()
+}
+
+/// Calls `executor::init()` before the body of `main`.
+#[proc_macro_attribute]
+pub fn main(attr: TokenStream, item: TokenStream) -> TokenStream {
+    entry::main(attr.into(), item.into()).into()
+}

@@ -226,8 +226,12 @@ impl std::fmt::Display for CodecFailure {
         let CodecFailureInner { side, task, message } = &*self.0;
         match side {
             Side::Arguments => write!(f, "the arguments of task `{task}` cannot be encoded: {message}"),
-            Side::ArgumentsInWorker => write!(f, "the worker cannot decode the arguments of task `{task}`: {message}"),
-            Side::ResultInWorker => write!(f, "the worker cannot encode the result of task `{task}`: {message}"),
+            Side::ArgumentsInWorker => {
+                write!(f, "the worker cannot decode the arguments of task `{task}`: {message}")
+            }
+            Side::ResultInWorker => {
+                write!(f, "the worker cannot encode the result of task `{task}`: {message}")
+            }
             Side::Result => write!(f, "the result of task `{task}` cannot be decoded: {message}"),
         }
     }

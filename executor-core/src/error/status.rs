@@ -50,7 +50,9 @@ impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             ExitStatus::Exited(code) => write!(f, "exited with code {code}"),
-            ExitStatus::Signaled(signal) => write!(f, "was ended by signal {signal} ({})", signal_name(signal)),
+            ExitStatus::Signaled(signal) => {
+                write!(f, "was ended by signal {signal} ({})", signal_name(signal))
+            }
             ExitStatus::Unknown => f.write_str("ended, status unknown"),
         }
     }

@@ -1,0 +1,117 @@
+//! What stands in the parentheses of an attribute.
+
+use proc_macro2::TokenStream;
+use syn::{Error, Ident, LitStr, Path, Result, ext::IdentExt, meta::ParseNestedMeta, parse::Parser};
+
+/// `#[task(name = "…", handle = Ident, crate = "path", codec = "…")]`
+pub(crate) struct TaskAttr {
+    pub(crate) name: Option<LitStr>,
+    pub(crate) handle: Option<Ident>,
+    pub(crate) krate: Path,
+    pub(crate) codec: Codec,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Codec {
+    Postcard,
+    MessagePack,
+}
+
+impl TaskAttr {
+    pub(crate) fn parse(tokens: TokenStream) -> Result<Self> {
+        let (mut name, mut handle, mut krate, mut codec) = (None, None, None, None);
+        let parser = syn::meta::parser(|meta| {
+            if meta.path.is_ident("name") {
+                set(&mut name, &meta, name_of(&meta)?)
+            } else if meta.path.is_ident("handle") {
+                let ident = meta.value()?.parse().map_err(|error| {
+                    Error::new(
+                        error.span(),
+                        "`handle` is the name of a type, without quotes: `handle = ResizeTask`",
+                    )
+                })?;
+                set(&mut handle, &meta, ident)
+            } else if meta.path.is_ident("crate") {
+                set(&mut krate, &meta, crate_path(&meta)?)
+            } else if meta.path.is_ident("codec") {
+                set(&mut codec, &meta, codec_of(&meta)?)
+            } else {
+                Err(meta.error("unknown option; `#[task]` takes `name`, `handle`, `codec` and `crate`"))
+            }
+        });
+        parser.parse2(tokens)?;
+        Ok(TaskAttr {
+            name,
+            handle,
+            krate: krate.unwrap_or_else(default_crate),
+            codec: codec.unwrap_or(Codec::Postcard),
+        })
+    }
+}
+
+/// `#[main(crate = "path")]`
+pub(crate) fn parse_main(tokens: TokenStream) -> Result<Path> {
+    let mut krate = None;
+    let parser = syn::meta::parser(|meta| {
+        if meta.path.is_ident("crate") {
+            set(&mut krate, &meta, crate_path(&meta)?)
+        } else {
+            Err(meta.error(
+                "unknown option; `#[executor::main]` takes `crate` only, the runtime's options belong to its own \
+                 attribute below",
+            ))
+        }
+    });
+    parser.parse2(tokens)?;
+    Ok(krate.unwrap_or_else(default_crate))
+}
+
+fn default_crate() -> Path {
+    syn::parse_quote!(::executor)
+}
+
+fn set<T>(slot: &mut Option<T>, meta: &ParseNestedMeta<'_>, value: T) -> Result<()> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(meta.error("this option stands here twice")),
+    }
+}
+
+fn string(meta: &ParseNestedMeta<'_>, what: &str) -> Result<LitStr> {
+    meta.value()?.parse().map_err(|error| Error::new(error.span(), what))
+}
+
+fn name_of(meta: &ParseNestedMeta<'_>) -> Result<LitStr> {
+    let name = string(meta, "`name` is a string: `name = \"images/resize\"`")?;
+    let text = name.value();
+    if text.is_empty() || text.contains(|c: char| c.is_control()) {
+        return Err(Error::new(name.span(), "a task's name is not empty and has no control characters"));
+    }
+    Ok(name)
+}
+
+fn crate_path(meta: &ParseNestedMeta<'_>) -> Result<Path> {
+    let what = "`crate` is a path in quotes, where the `executor` crate is found: `crate = \"::my_crate::executor\"`";
+    let path = string(meta, what)?;
+    path.parse_with(Path::parse_mod_style).map_err(|_| Error::new(path.span(), what))
+}
+
+fn codec_of(meta: &ParseNestedMeta<'_>) -> Result<Codec> {
+    let what =
+        "`codec` is \"postcard\" (the default) or \"messagepack\" (for types that postcard cannot encode)";
+    let codec = string(meta, what)?;
+    match codec.value().as_str() {
+        "postcard" => Ok(Codec::Postcard),
+        "messagepack" => Ok(Codec::MessagePack),
+        _ => Err(Error::new(codec.span(), what)),
+    }
+}
+
+/// Names that a type beside the function would take away from everybody.
+pub(crate) fn is_primitive(name: &Ident) -> bool {
+    const PRIMITIVES: [&str; 17] = [
+        "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128",
+        "isize", "f32", "f64",
+    ];
+    PRIMITIVES.iter().any(|primitive| name.unraw() == primitive)
+}

@@ -1,0 +1,183 @@
+//! What a function must be, to be a task function. Each refusal stands on the token that is the reason, and all of
+//! them are told at once.
+
+use proc_macro2::{Span, TokenStream};
+use syn::{
+    Attribute, Error, FnArg, GenericParam, Generics, Ident, Pat, Result, ReturnType, Safety, Signature,
+    Token, Type, Visibility,
+    parse::{Parse, ParseStream},
+    spanned::Spanned,
+};
+
+use crate::types;
+
+/// The function above whose body we do not look.
+pub(crate) struct TaskFunction {
+    pub(crate) attrs: Vec<Attribute>,
+    pub(crate) vis: Visibility,
+    pub(crate) is_async: bool,
+    pub(crate) ident: Ident,
+    /// Lifetimes only.
+    pub(crate) generics: Generics,
+    pub(crate) params: Vec<Param>,
+    /// `None` for a function without `->`.
+    pub(crate) output: Option<Type>,
+}
+
+pub(crate) struct Param {
+    /// What the user calls it, or `arg0` where a pattern takes it apart.
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+}
+
+/// Attributes, visibility and signature; the body is only looked for.
+struct Head {
+    attrs: Vec<Attribute>,
+    vis: Visibility,
+    sig: Signature,
+}
+
+impl Parse for Head {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let attrs = input.call(Attribute::parse_outer)?;
+        let vis: Visibility = input.parse()?;
+        let what = input.span();
+        let is_item = [
+            input.peek(Token![struct]),
+            input.peek(Token![enum]),
+            input.peek(Token![impl]),
+            input.peek(Token![trait]),
+            input.peek(Token![mod]),
+            input.peek(Token![static]),
+            input.peek(Token![type]),
+            input.peek(Token![use]),
+            input.peek(Token![const])
+                && !input.peek2(Token![fn])
+                && !input.peek2(Token![async])
+                && !input.peek2(Token![unsafe])
+                && !input.peek2(Token![extern]),
+        ];
+        if is_item.contains(&true) {
+            return Err(Error::new(what, "`#[task]` belongs above a function"));
+        }
+        let sig: Signature = input.parse()?;
+        if input.peek(Token![;]) {
+            return Err(input.error("a task function needs a body"));
+        }
+        input.parse::<TokenStream>()?;
+        Ok(Head { attrs, vis, sig })
+    }
+}
+
+pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
+    let Head { attrs, vis, sig } = syn::parse2(item)?;
+    let mut refusals = Refusals::default();
+
+    if let Safety::Unsafe(token) = &sig.safety {
+        refusals.add(
+            token.span,
+            "a task function cannot be `unsafe`: whoever runs it elsewhere cannot promise what it asks; wrap the call \
+             in a safe function",
+        );
+    }
+    if let Some(abi) = &sig.abi {
+        refusals
+            .add(abi.extern_token.span, "a task function has Rust's own calling convention: remove `extern`");
+    }
+    if let Some(variadic) = &sig.variadic {
+        refusals.add(variadic.span(), "a task function has a fixed number of parameters");
+    }
+    for param in &sig.generics.params {
+        match param {
+            GenericParam::Lifetime(_) => {}
+            GenericParam::Type(param) => refusals.add(
+                param.ident.span(),
+                "a task function has no type parameters: the worker must know the types; write one function for \
+                 each type, or take an enum",
+            ),
+            GenericParam::Const(param) => refusals.add(
+                param.ident.span(),
+                "a task function has no const parameters: the worker must know the types; take the value as an \
+                 argument",
+            ),
+        }
+    }
+
+    let mut params: Vec<Param> = Vec::with_capacity(sig.inputs.len());
+    let names: Vec<Ident> = sig.inputs.iter().filter_map(plain_name).collect();
+    for (i, input) in sig.inputs.iter().enumerate() {
+        match input {
+            FnArg::Receiver(receiver) => refusals.add(
+                receiver.self_token.span,
+                "a task function is a free function: move it out of the `impl` and take what `self` was as an argument",
+            ),
+            FnArg::Typed(param) => {
+                if let Some(cfg) = param.attrs.iter().find(|attr| attr.path().is_ident("cfg")) {
+                    refusals.add(cfg.span(), "put `#[cfg]` above the whole task function, one for each signature");
+                }
+                types::check_param(&param.ty, &mut refusals);
+                let ident = plain_name(input).unwrap_or_else(|| unused_name(i, &names));
+                params.push(Param { ident, ty: (*param.ty).clone() });
+            }
+        }
+    }
+
+    let output = match sig.output {
+        ReturnType::Default => None,
+        ReturnType::Type(_, ty) => {
+            types::check_output(&ty, &mut refusals);
+            Some(*ty)
+        }
+    };
+
+    refusals.into_result()?;
+    Ok(TaskFunction {
+        attrs,
+        vis,
+        is_async: sig.asyncness.is_some(),
+        ident: sig.ident,
+        generics: sig.generics,
+        params,
+        output,
+    })
+}
+
+/// `a` of `a: i64` and of `mut a: i64`.
+fn plain_name(input: &FnArg) -> Option<Ident> {
+    match input {
+        FnArg::Typed(param) => match &*param.pat {
+            Pat::Ident(pat) if pat.subpat.is_none() => Some(pat.ident.clone()),
+            _ => None,
+        },
+        FnArg::Receiver(_) => None,
+    }
+}
+
+/// `arg0` for the first parameter; the user may have called another one that.
+fn unused_name(i: usize, names: &[Ident]) -> Ident {
+    let mut name = format!("arg{i}");
+    while names.iter().any(|other| *other == name) {
+        name.push('_');
+    }
+    Ident::new(&name, Span::call_site())
+}
+
+#[derive(Default)]
+pub(crate) struct Refusals(Option<Error>);
+
+impl Refusals {
+    pub(crate) fn add(&mut self, span: Span, message: &str) {
+        self.add_error(Error::new(span, message));
+    }
+
+    pub(crate) fn add_error(&mut self, error: Error) {
+        match &mut self.0 {
+            None => self.0 = Some(error),
+            Some(all) => all.combine(error),
+        }
+    }
+
+    fn into_result(self) -> Result<()> {
+        self.0.map_or(Ok(()), Err)
+    }
+}

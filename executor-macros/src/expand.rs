@@ -1,0 +1,345 @@
+//! What `#[task]` makes.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::{Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_spanned, spanned::Spanned};
+
+use crate::{
+    attr::{self, Codec, TaskAttr},
+    check::{self, TaskFunction},
+    types,
+};
+
+pub(crate) fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
+    // The function itself stays also when it is refused, so that its callers bring no errors of their own.
+    let generated = generate(attr, item.clone()).unwrap_or_else(|error| error.to_compile_error());
+    quote!(#item #generated)
+}
+
+fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
+    let attr = TaskAttr::parse(attr)?;
+    let function = check::check(item)?;
+    let handle = attr.handle.clone().unwrap_or_else(|| function.ident.clone());
+    if attr::is_primitive(&handle) {
+        let message = format!(
+            "a type named `{handle}` would hide the primitive one: name the task's type yourself, \
+             `#[task(handle = {}Task)]`",
+            capitalized(&function.ident),
+        );
+        return Err(Error::new(handle.span(), message));
+    }
+    Ok(Task { attr, handle, function }.expand())
+}
+
+fn capitalized(ident: &Ident) -> String {
+    let name = ident.unraw().to_string();
+    let mut chars = name.chars();
+    chars.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(chars).collect()
+}
+
+struct Task {
+    attr: TaskAttr,
+    handle: Ident,
+    function: TaskFunction,
+}
+
+/// A parameter, as the generated code needs it.
+struct Argument {
+    /// The local variable that holds it.
+    local: Ident,
+    /// What errors call it.
+    name: String,
+    /// What travels: `T` of `&T`. Lifetimes are left to the compiler.
+    travels: Type,
+    is_reference: bool,
+}
+
+impl Task {
+    fn expand(&self) -> TokenStream {
+        let Task { attr, handle, function } = self;
+        let krate = &attr.krate;
+        let TaskFunction { attrs, vis, .. } = function;
+        let cfgs: Vec<&Attribute> = attrs.iter().filter(|attr| attr.path().is_ident("cfg")).collect();
+        let hidden = attrs.iter().filter(|attr| is_doc_hidden(attr));
+        let struct_doc = format!("The task function [`{0}`](fn@{0}) as a type.", function.ident.unraw());
+
+        let constructor = self.constructor();
+        let arguments = self.arguments();
+        let encode = self.encode(&arguments);
+        let task_fn = self.task_fn(&arguments);
+
+        quote! {
+            #(#cfgs)*
+            #(#hidden)*
+            #[doc = #struct_doc]
+            #[allow(non_camel_case_types, dead_code, unreachable_pub, clippy::empty_structs_with_brackets)]
+            #vis struct #handle {}
+
+            #(#cfgs)*
+            #[allow(
+                dead_code, deprecated, non_snake_case, private_interfaces, unreachable_pub, unused_qualifications,
+                clippy::all, clippy::pedantic, clippy::nursery
+            )]
+            const _: () = {
+                use #krate::__private as __executor;
+                // For its constants, on `Probe` only.
+                use __executor::Fallback as _;
+                #constructor
+                #encode
+                #task_fn
+            };
+        }
+    }
+
+    /// `fn task`, with the parameters of the function.
+    fn constructor(&self) -> TokenStream {
+        let Task { handle, function, .. } = self;
+        let TaskFunction { attrs, vis, ident, params, .. } = function;
+        let (generics, types) = self.named_types();
+        let (impl_generics, _, where_clause) = generics.split_for_impl();
+        let names = params.iter().map(|param| &param.ident);
+        let names: Vec<_> = names.collect();
+        let kept =
+            attrs.iter().filter(|attr| attr.path().is_ident("doc") || attr.path().is_ident("deprecated"));
+        let kept: Vec<_> = kept.collect();
+        let doc = (!kept.iter().any(|attr| attr.path().is_ident("doc")))
+            .then(|| format!("A call of [`{0}`](fn@{0}), to be run somewhere else.", ident.unraw()))
+            .map(|doc| quote!(#[doc = #doc]));
+        quote! {
+            impl #handle {
+                #doc
+                #(#kept)*
+                #[inline]
+                #vis fn task #impl_generics (#(#names: #types),*) -> __executor::Task<#handle, (#(#types,)*)>
+                #where_clause
+                {
+                    __executor::Task::new((#(#names,)*))
+                }
+            }
+        }
+    }
+
+    /// The types of the parameters with every lifetime named, and those names.
+    fn named_types(&self) -> (Generics, Vec<Type>) {
+        let mut generics = self.function.generics.clone();
+        let types = self.function.params.iter().map(|param| {
+            let mut ty = param.ty.clone();
+            types::name_lifetimes(&mut ty, &mut generics);
+            ty
+        });
+        let types = types.collect();
+        (generics, types)
+    }
+
+    fn arguments(&self) -> Vec<Argument> {
+        let params = self.function.params.iter().enumerate();
+        let arguments = params.map(|(i, param)| {
+            let (ty, is_reference) = types::behind_reference(&param.ty);
+            let mut travels = ty.clone();
+            types::infer_lifetimes(&mut travels);
+            Argument {
+                local: format_ident!("__arg{i}", span = Span::mixed_site()),
+                name: param.ident.unraw().to_string(),
+                travels,
+                is_reference,
+            }
+        });
+        arguments.collect()
+    }
+
+    /// `impl TaskArgs`: in the caller.
+    fn encode(&self, arguments: &[Argument]) -> TokenStream {
+        let handle = &self.handle;
+        let format = self.format();
+        let (generics, types) = self.named_types();
+        let (impl_generics, _, where_clause) = generics.split_for_impl();
+        let out = Ident::new("__out", Span::mixed_site());
+        let locals: Vec<_> = arguments.iter().map(|argument| &argument.local).collect();
+        let encode = arguments.iter().map(|Argument { local, name, travels, is_reference }| {
+            let value = if *is_reference { quote!(*#local) } else { quote!(#local) };
+            let via = via(travels);
+            quote_spanned! {travels.span()=>
+                __executor::encode::<#format, #travels, _>(#via, #name, #value, #out)?;
+            }
+        });
+        quote! {
+            #[automatically_derived]
+            impl #impl_generics __executor::TaskArgs<(#(#types,)*)> for #handle #where_clause {
+                fn encode_args(
+                    (#(#locals,)*): (#(#types,)*),
+                    #out: &mut ::std::vec::Vec<::core::primitive::u8>,
+                ) -> ::core::result::Result<(), __executor::CodecError> {
+                    #(let #locals = &#locals;)*
+                    #(#encode)*
+                    ::core::result::Result::Ok(())
+                }
+            }
+        }
+    }
+
+    /// `impl TaskFn` and the registration: in the worker.
+    fn task_fn(&self, arguments: &[Argument]) -> TokenStream {
+        let Task { attr, handle, function } = self;
+        let krate = &attr.krate;
+        let ident = &function.ident;
+        let format = self.format();
+        let span = function.output.as_ref().map_or_else(|| ident.span(), Spanned::span);
+        let unit: Type = parse_quote_spanned!(span=> ());
+        let returned = function.output.as_ref().unwrap_or(&unit);
+        let outcome = quote_spanned! {span=>
+            <#returned as __executor::Outcome<{ <__executor::Probe<#returned>>::IS_RESULT }>>
+        };
+        let name = match &attr.name {
+            Some(name) => quote!(#name),
+            None => {
+                let ident = ident.unraw().to_string();
+                quote!(::core::concat!(::core::module_path!(), "::", #ident))
+            }
+        };
+        let travels: Vec<_> = arguments.iter().map(|argument| &argument.travels).collect();
+        let place_file = quote_spanned!(ident.span()=> ::core::file!());
+        let place_line = quote_spanned!(ident.span()=> ::core::line!());
+        let call = self.call(arguments, returned, span);
+        let output_via = via_tokens(&quote_spanned!(span=> __Output), span);
+        let decode_output = quote_spanned! {span=>
+            __executor::decode_output::<#format, __Output, _>(#output_via, __bytes)
+        };
+        let output_type = quote_spanned!(span=> type Output = __Output;);
+        quote! {
+            type __Output = #outcome::Output;
+            type __Error = #outcome::Error;
+
+            #[automatically_derived]
+            impl __executor::TaskFn for #handle {
+                #output_type
+                const NAME: &'static ::core::primitive::str = #name;
+                const CODEC: __executor::Codec = <#format as __executor::Format>::CODEC;
+                fn entry() -> &'static __executor::TaskEntry {
+                    &__ENTRY
+                }
+                fn decode_output(
+                    __bytes: &[::core::primitive::u8],
+                ) -> ::core::result::Result<__Output, __executor::CodecError> {
+                    #decode_output
+                }
+            }
+
+            fn __signature() -> ::std::string::String {
+                __executor::signature(
+                    &[#(::core::any::type_name::<#travels>()),*],
+                    ::core::any::type_name::<#returned>(),
+                    ::core::option_env!("CARGO_PKG_NAME"),
+                    ::core::option_env!("CARGO_PKG_VERSION"),
+                )
+            }
+
+            #[#krate::__private::linkme::distributed_slice(#krate::__private::TASKS)]
+            #[linkme(crate = #krate::__private::linkme)]
+            static __ENTRY: __executor::TaskEntry = __executor::TaskEntry {
+                name: <#handle as __executor::TaskFn>::NAME,
+                id: __executor::FnId::of(<#handle as __executor::TaskFn>::NAME),
+                file: #place_file,
+                line: #place_line,
+                signature: __signature,
+                call: #call,
+                debug: ::core::cfg!(debug_assertions),
+                checked: ::core::sync::atomic::AtomicBool::new(false),
+            };
+        }
+    }
+
+    /// The function that decodes, runs and encodes.
+    fn call(&self, arguments: &[Argument], returned: &Type, span: Span) -> TokenStream {
+        let format = self.format();
+        let ident = &self.function.ident;
+        let local = |name| Ident::new(name, Span::mixed_site());
+        let (bytes, cx, reader, returns) =
+            (local("__bytes"), local("__cx"), local("__reader"), local("__returns"));
+
+        let decode = arguments.iter().map(|Argument { local, name, travels, .. }| {
+            let via = via(travels);
+            quote_spanned! {travels.span()=>
+                let #local = match #reader.next::<#travels, _>(#via, #name) {
+                    ::core::result::Result::Ok(decoded) => decoded,
+                    ::core::result::Result::Err(failed) => return failed,
+                };
+            }
+        });
+        let pass = arguments.iter().map(
+            |Argument { local, is_reference, .. }| {
+                if *is_reference { quote!(&#local) } else { quote!(#local) }
+            },
+        );
+        let dot_await = self.function.is_async.then(|| quote!(.await));
+        let output_via = via_tokens(&quote_spanned!(span=> __Output), span);
+        let error = |constant: &str| {
+            let constant = Ident::new(constant, span);
+            quote_spanned!(span=> <__executor::Probe<__Error>>::#constant)
+        };
+        let (value, upcasts) =
+            (error("VALUE"), ["AS_ERROR", "TO_SYNC_ERROR", "TO_SEND_ERROR", "TO_ERROR"].map(error));
+        let reply = quote_spanned! {span=>
+            __executor::reply::<#format, __Output, _>(#output_via, &__output, #cx)
+        };
+        let failed = quote_spanned! {span=>
+            __executor::failed::<#format, __Error, _>(&__error, #value, [#(#upcasts),*])
+        };
+        let body = quote! {
+            let mut #reader = __executor::Arguments::<#format>::new(#bytes, #cx);
+            #(#decode)*
+            if let ::core::result::Result::Err(failed) = #reader.finish() {
+                return failed;
+            }
+            #cx.stage = __executor::Stage::Run;
+            let #returns: #returned = #ident(#(#pass),*)#dot_await;
+            #cx.stage = __executor::Stage::Encode;
+            match __executor::Outcome::<{ <__executor::Probe<#returned>>::IS_RESULT }>::into_result(#returns) {
+                ::core::result::Result::Ok(__output) => #reply,
+                ::core::result::Result::Err(__error) => #failed,
+            }
+        };
+        if self.function.is_async {
+            quote! {{
+                fn __call<'a>(
+                    #bytes: &'a [::core::primitive::u8],
+                    #cx: &'a mut __executor::CallContext,
+                ) -> ::core::pin::Pin<
+                    ::std::boxed::Box<dyn ::core::future::Future<Output = __executor::CallResult> + 'a>
+                > {
+                    ::std::boxed::Box::pin(async move { #body })
+                }
+                __executor::Call::Async(__call)
+            }}
+        } else {
+            quote! {{
+                fn __call(
+                    #bytes: &[::core::primitive::u8],
+                    #cx: &mut __executor::CallContext,
+                ) -> __executor::CallResult {
+                    #body
+                }
+                __executor::Call::Sync(__call)
+            }}
+        }
+    }
+
+    fn format(&self) -> TokenStream {
+        match self.attr.codec {
+            Codec::Postcard => quote!(__executor::Postcard),
+            Codec::MessagePack => quote!(__executor::MessagePack),
+        }
+    }
+}
+
+/// How a value of this type travels: the compiler picks.
+fn via(ty: &Type) -> TokenStream {
+    via_tokens(&quote!(#ty), ty.span())
+}
+
+fn via_tokens(ty: &TokenStream, span: Span) -> TokenStream {
+    quote_spanned!(span=> <__executor::Probe<#ty>>::VIA)
+}
+
+fn is_doc_hidden(attr: &Attribute) -> bool {
+    attr.path().is_ident("doc") && attr.parse_args::<Ident>().is_ok_and(|arg| arg == "hidden")
+}

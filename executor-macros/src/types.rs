@@ -1,0 +1,200 @@
+//! What the spelling of a type says: which references can be sent, and what its lifetimes are.
+
+use proc_macro2::Span;
+use syn::{
+    Error, GenericParam, Generics, Lifetime, LifetimeParam, Type, TypeFnPtr, TypeImplTrait, TypeNever,
+    TypePath, TypeReference,
+    visit::{self, Visit},
+    visit_mut::{self, VisitMut},
+};
+
+use crate::check::Refusals;
+
+/// `T` of `&T`: the referenced value is what travels.
+pub(crate) fn behind_reference(ty: &Type) -> (&Type, bool) {
+    match ty {
+        Type::Reference(reference) => (&reference.elem, true),
+        Type::Group(group) => behind_reference(&group.elem),
+        Type::Paren(paren) => behind_reference(&paren.elem),
+        _ => (ty, false),
+    }
+}
+
+pub(crate) fn check_param(ty: &Type, refusals: &mut Refusals) {
+    let (inner, is_reference) = behind_reference(ty);
+    if is_reference {
+        check_reference(ty, refusals);
+    }
+    CheckParam { refusals }.visit_type(inner);
+}
+
+/// What is wrong with a parameter `&T`, apart from its `T`.
+fn check_reference(ty: &Type, refusals: &mut Refusals) {
+    match ty {
+        Type::Group(group) => check_reference(&group.elem, refusals),
+        Type::Paren(paren) => check_reference(&paren.elem, refusals),
+        Type::Reference(reference) => check_mut_and_static(reference, refusals),
+        _ => {}
+    }
+}
+
+fn check_mut_and_static(reference: &TypeReference, refusals: &mut Refusals) {
+    if let Some(token) = &reference.mutability {
+        refusals.add(
+            token.span,
+            "a task function cannot take `&mut`: it runs in another process, on a copy; take the value and return it",
+        );
+    }
+    if let Some(lifetime) = reference.lifetime.as_ref().filter(|lifetime| lifetime.ident == "static") {
+        refusals.add(
+            lifetime.span(),
+            "a task function cannot take a `'static` reference: the worker decodes the value, and drops it after the \
+             call; remove `'static`, or take an owned type",
+        );
+    }
+}
+
+struct CheckParam<'a> {
+    refusals: &'a mut Refusals,
+}
+
+impl<'ast> Visit<'ast> for CheckParam<'_> {
+    fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+        check_mut_and_static(reference, self.refusals);
+        if reference.mutability.is_none() && !is_borrowed_when_decoded(&reference.elem) {
+            let message = "a reference inside another type cannot be decoded, unless it is `&str`, `&[u8]` or \
+                           `&Path`: take an owned type here, or a reference to the whole";
+            self.refusals.add_error(Error::new_spanned(reference, message));
+        }
+        visit::visit_type_reference(self, reference);
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
+        self.refusals.add(
+            ty.impl_token.span,
+            "a task function cannot take `impl Trait`: the worker must know the type; name a type here",
+        );
+    }
+
+    fn visit_type_path(&mut self, ty: &'ast TypePath) {
+        check_self(ty, self.refusals);
+        visit::visit_type_path(self, ty);
+    }
+}
+
+/// serde decodes these three in place.
+fn is_borrowed_when_decoded(ty: &Type) -> bool {
+    match ty {
+        Type::Path(path) => {
+            path.path.segments.last().is_some_and(|last| last.ident == "str" || last.ident == "Path")
+        }
+        Type::Slice(slice) => matches!(&*slice.elem, Type::Path(path) if path.path.is_ident("u8")),
+        Type::Group(group) => is_borrowed_when_decoded(&group.elem),
+        Type::Paren(paren) => is_borrowed_when_decoded(&paren.elem),
+        _ => false,
+    }
+}
+
+fn check_self(ty: &TypePath, refusals: &mut Refusals) {
+    if let Some(first) = ty.path.segments.first().filter(|first| first.ident == "Self") {
+        refusals.add(
+            first.ident.span(),
+            "a task function is a free function: move it out of the `impl`, and name the type",
+        );
+    }
+}
+
+pub(crate) fn check_output(ty: &Type, refusals: &mut Refusals) {
+    CheckOutput { refusals }.visit_type(ty);
+}
+
+struct CheckOutput<'a> {
+    refusals: &'a mut Refusals,
+}
+
+impl<'ast> Visit<'ast> for CheckOutput<'_> {
+    fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+        let message = "the result of a task function comes from another process and cannot be a reference: return an \
+                       owned type, as `String` for `&str`";
+        self.refusals.add_error(Error::new_spanned(reference, message));
+    }
+
+    fn visit_lifetime(&mut self, lifetime: &'ast Lifetime) {
+        if lifetime.ident != "static" {
+            let message = "the result of a task function comes from another process and cannot borrow: return an \
+                           owned type";
+            self.refusals.add(lifetime.span(), message);
+        }
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
+        self.refusals.add(
+            ty.impl_token.span,
+            "a task function cannot return `impl Trait`: the caller must know the type to decode it; name a type, as \
+             `Vec<T>` for an iterator",
+        );
+    }
+
+    fn visit_type_never(&mut self, ty: &'ast TypeNever) {
+        self.refusals.add(
+            ty.bang_token.span,
+            "a task function returns: its result is what the future yields; remove `-> !`",
+        );
+    }
+
+    fn visit_type_path(&mut self, ty: &'ast TypePath) {
+        check_self(ty, self.refusals);
+        visit::visit_type_path(self, ty);
+    }
+
+    // The lifetimes of a function pointer are its own.
+    fn visit_type_fn_ptr(&mut self, _: &'ast TypeFnPtr) {}
+}
+
+/// Gives each elided lifetime a name and adds it to `generics`: the generated `task` returns a type that holds it.
+pub(crate) fn name_lifetimes(ty: &mut Type, generics: &mut Generics) {
+    NameLifetimes { generics }.visit_type_mut(ty);
+}
+
+struct NameLifetimes<'a> {
+    generics: &'a mut Generics,
+}
+
+impl NameLifetimes<'_> {
+    fn fresh(&mut self, span: Span) -> Lifetime {
+        let lifetime = Lifetime::new(&format!("'__a{}", self.generics.params.len()), span);
+        self.generics.params.push(GenericParam::Lifetime(LifetimeParam::new(lifetime.clone())));
+        lifetime
+    }
+}
+
+impl VisitMut for NameLifetimes<'_> {
+    fn visit_type_reference_mut(&mut self, reference: &mut TypeReference) {
+        if reference.lifetime.is_none() {
+            reference.lifetime = Some(self.fresh(reference.and_token.span));
+        }
+        visit_mut::visit_type_reference_mut(self, reference);
+    }
+
+    fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+        if lifetime.ident == "_" {
+            *lifetime = self.fresh(lifetime.span());
+        }
+    }
+
+    fn visit_type_fn_ptr_mut(&mut self, _: &mut TypeFnPtr) {}
+}
+
+/// Lets the compiler find each lifetime: for types in expressions, where the function's own are not in scope.
+pub(crate) fn infer_lifetimes(ty: &mut Type) {
+    struct InferLifetimes;
+    impl VisitMut for InferLifetimes {
+        fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+            if lifetime.ident != "static" {
+                *lifetime = Lifetime::new("'_", lifetime.span());
+            }
+        }
+        fn visit_type_fn_ptr_mut(&mut self, _: &mut TypeFnPtr) {}
+    }
+    InferLifetimes.visit_type_mut(ty);
+}
