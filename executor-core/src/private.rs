@@ -182,8 +182,9 @@ pub struct Way<'de, F: Format, T: ?Sized, D> {
     encode_again: fn(&D, &mut Vec<u8>) -> Result<(), CodecError>,
 }
 
+// `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
 #[inline(always)]
-pub fn way<'de, F: Format, T: Travels<'de, V> + ?Sized, V>(_: V) -> Way<'de, F, T, T::Decoded> {
+pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
     Way { encode: T::encode::<F>, decode: T::decode::<F>, encode_again: T::encode_again::<F> }
 }
 

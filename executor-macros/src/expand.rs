@@ -337,13 +337,13 @@ impl Task {
 
 /// How a value of this type travels: the compiler picks.
 fn way(format: &TokenStream, ty: &impl ToTokens, span: Span) -> TokenStream {
-    quote_spanned!(span=> __executor::way::<#format, #ty, _>(<__executor::Probe<#ty>>::VIA))
+    quote_spanned!(span=> __executor::way::<#format, #ty, _, _>(<__executor::Probe<#ty>>::VIA))
 }
 
 /// The same for an argument. A `[u8]` is known by its spelling.
 fn argument_way(format: &TokenStream, ty: &Type) -> TokenStream {
     if types::is_byte_slice(ty) {
-        quote_spanned!(ty.span()=> __executor::way::<#format, #ty, _>(__executor::AsBytes))
+        quote_spanned!(ty.span()=> __executor::way::<#format, #ty, _, _>(__executor::AsBytes))
     } else {
         way(format, ty, ty.span())
     }
