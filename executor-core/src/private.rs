@@ -97,10 +97,6 @@ pub trait Travels<'de, V> {
 #[derive(Debug, Clone, Copy)]
 pub struct AsSerde;
 
-/// As a sequence. Of its own, so that an item type that is not serde is told as such.
-#[derive(Debug, Clone, Copy)]
-pub struct AsItems;
-
 /// As a byte string.
 #[derive(Debug, Clone, Copy)]
 pub struct AsBytes;
@@ -113,9 +109,8 @@ impl Probe<Box<[u8]>> {
     pub const VIA: AsBytes = AsBytes;
 }
 
-// `[u8]` is not here: the two would overlap. The macro sees how it is spelled.
-impl<T> Probe<[T]> {
-    pub const VIA: AsItems = AsItems;
+impl Probe<[u8]> {
+    pub const VIA: AsBytes = AsBytes;
 }
 
 impl<const N: usize> Probe<[u8; N]> {
@@ -169,7 +164,7 @@ travels! {
     [] AsSerde: Path => &'de Path, |value| value, &'de Path => |path| path;
     [] AsSerde: OsStr => OsString, |value| value, OsString => |text| text;
     [] AsSerde: CStr => CString, |value| value, CString => |text| text;
-    [T: Serialize + Deserialize<'de>] AsItems: [T] => Vec<T>, |value| value, Vec<T> => |items| items;
+    [T: Serialize + Deserialize<'de>] AsSerde: [T] => Vec<T>, |value| value, Vec<T> => |items| items;
 }
 
 /// A way for `T`, with what it takes already proven.
@@ -186,6 +181,12 @@ pub struct Way<'de, F: Format, T: ?Sized, D> {
 #[inline(always)]
 pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
     Way { encode: T::encode::<F>, decode: T::decode::<F>, encode_again: T::encode_again::<F> }
+}
+
+/// The way of a `[T]`, asked for by its items, so that an item type that is not serde is what the compiler points at.
+#[inline(always)]
+pub fn slice_way<'de, F: Format, T: Serialize + Deserialize<'de>>() -> Way<'de, F, [T], Vec<T>> {
+    way::<F, [T], AsSerde, _>(AsSerde)
 }
 
 /// Encodes one argument.

@@ -340,12 +340,14 @@ fn way(format: &TokenStream, ty: &impl ToTokens, span: Span) -> TokenStream {
     quote_spanned!(span=> __executor::way::<#format, #ty, _, _>(<__executor::Probe<#ty>>::VIA))
 }
 
-/// The same for an argument. A `[u8]` is known by its spelling.
+/// The same for an argument.
 fn argument_way(format: &TokenStream, ty: &Type) -> TokenStream {
-    if types::is_byte_slice(ty) {
-        quote_spanned!(ty.span()=> __executor::way::<#format, #ty, _, _>(__executor::AsBytes))
-    } else {
-        way(format, ty, ty.span())
+    match ty {
+        Type::Slice(slice) if !types::is_byte_slice(ty) => {
+            let item = &slice.elem;
+            quote_spanned!(item.span()=> __executor::slice_way::<#format, #item>())
+        }
+        _ => way(format, ty, ty.span()),
     }
 }
 
