@@ -216,3 +216,6 @@ impl Format for MessagePack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

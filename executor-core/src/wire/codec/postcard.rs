@@ -16,8 +16,8 @@ use serde::{
 
 use super::CodecError;
 
-/// Deeper values are refused on both sides: each level costs stack, and bytes can announce any depth. It is the limit
-/// of the MessagePack package too. A list of a thousand nested boxes is better sent as a `Vec`.
+/// Deeper values are refused on both sides: each level costs stack, and bytes can announce any depth. The
+/// MessagePack package has the same limit, on decoding. A list of a thousand nested boxes is better sent as a `Vec`.
 const DEPTH_MAX: u32 = 1024;
 
 /// A sequence may be this much longer than the bytes it is read from. Elements of no size (`Vec<()>`) take no bytes,
