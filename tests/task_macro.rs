@@ -1,6 +1,9 @@
 //! What `#[task]` makes, without any process: arguments are encoded as `submit` does, the registry's entry is called
 //! as the worker does, and the reply is decoded as the future does.
 
+// The functions are as odd as users may write them.
+#![allow(clippy::result_large_err, clippy::too_many_arguments, clippy::ptr_arg, clippy::type_complexity)]
+
 use std::{
     borrow::Cow,
     collections::HashMap,
@@ -45,7 +48,7 @@ fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, C
     }
 }
 
-fn failure<F: TaskArgs<A>, A>(task: Task<F, A>) -> executor::Failure {
+fn failure<F: TaskArgs<A>, A>(task: Task<F, A>) -> executor::__private::Failure {
     match run(task) {
         Err(CallResult::Failed(failure)) => failure,
         Err(other) => panic!("{other:?}"),
@@ -85,7 +88,6 @@ fn a_local_may_have_the_name_of_a_task() {
 fn nothing() {}
 
 #[task]
-#[allow(clippy::too_many_arguments)]
 fn many(
     a: u8,
     b: u16,

@@ -5,6 +5,9 @@
 //! how `type Answer = Result<…>` is recognised as a `Result`, and how an error type is asked whether it is serde.
 //! It works on concrete types only, which is one reason why task functions are not generic.
 
+// A `CallResult` is large for the failure in it, and it is returned once a call.
+#![allow(clippy::result_large_err)]
+
 use std::{
     convert::Infallible,
     error::Error,

@@ -268,7 +268,7 @@ impl Node {
 #[test]
 fn nesting_without_end_is_an_error() {
     for codec in BOTH {
-        assert!(there_and_back(codec, &Node::chain(300)).is_ok(), "{codec:?}");
+        assert!(there_and_back(codec, &Node::chain(200)).is_ok(), "{codec:?}");
         assert!(there_and_back(codec, &Node::chain(3000)).is_err(), "{codec:?}");
     }
     assert!(encoded(Codec::Postcard, &Node::chain(3000)).is_err(), "in the caller already");
