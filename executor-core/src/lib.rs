@@ -1,12 +1,52 @@
-//! The machinery of the `executor` crate.
+//! The machinery of the `executor` crate. Depend on that one; its documentation is the guide.
+//!
+//! In layers, each of which uses those above it:
+//!
+//! | folder | what lives there |
+//! |---|---|
+//! | `error`, `id` | plain vocabulary |
+//! | `os` | what is asked of the operating system |
+//! | `wire` | frames, codecs, handshake |
+//! | `registry`, `task` | task functions by name, calls as data |
+//! | `transport` | how frames move |
+//! | `future` | the cell, the handle, waiting |
+//! | `worker` | the child's side |
+//! | `pool` | who runs what: scheduler, driver |
+//! | `executor` | what users submit to |
+
+#![allow(clippy::doc_markdown)]
+
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
 pub mod error;
-pub mod id;
+mod executor;
+mod future;
+mod id;
+mod os;
+mod pool;
 #[doc(hidden)]
 pub mod registry;
-pub mod task;
-pub mod wire;
-pub use error::*;
+mod task;
+mod transport;
+mod wire;
+mod worker;
+
+pub use error::{
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LostDetail, Phase, RemoteError, Side, TaskError,
+};
+pub use executor::{
+    Executor, ExecutorExt, Map, MapStream, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
+};
+pub use future::{
+    AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture, Unfinished,
+    as_completed, wait,
+};
+pub use id::TaskId;
+pub use os::cpu::usable_cpus;
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
+pub use worker::{
+    entry::{args, init},
+    state as worker_state,
+    state::with as with_worker_state,
+};

@@ -20,6 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::{ByteArray, ByteBuf, Bytes};
 
+pub use crate::worker::entry::init_before_main;
 pub use crate::{
     error::Failure,
     id::FnId,

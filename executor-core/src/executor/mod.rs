@@ -1,0 +1,192 @@
+//! What users submit to.
+//!
+//! ```text
+//!  pool.submit(add::task(1, 2))      typed: encodes in the caller's thread
+//!        │
+//!        ▼ RawTask: entry, bytes, options
+//!  Executor::submit_raw              object-safe: `&dyn Executor`, `Arc<dyn Executor>`
+//!        │
+//!        ▼ RawFuture: a cell of bytes
+//!  TaskFuture<i64>                   typed again: decodes where the value is read
+//! ```
+
+mod map;
+mod process;
+
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+pub use map::{Map, MapStream};
+pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
+
+use crate::{
+    error::{CodecFailure, Side, TaskError},
+    future::{TaskFuture, callback::panic_message, cell::Cell},
+    pool::Call,
+    task::{Task, TaskArgs},
+};
+
+/// Something that runs tasks: the common part of all executors, for code that does not care which.
+///
+/// It is object-safe; `submit` and `map` come with [`ExecutorExt`], also on `&dyn Executor` and `Arc<dyn Executor>`.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// fn sum_of_squares(executor: &dyn Executor, n: u64) -> Result<u64, TaskError> {
+///     executor.map(square::task, 0..n).sum()
+/// }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     assert_eq!(sum_of_squares(&pool, 4).unwrap(), 14);
+/// }
+/// ```
+pub trait Executor: Send + Sync {
+    /// Takes a task in.
+    #[doc(hidden)]
+    fn submit_raw(&self, task: RawTask) -> RawFuture;
+
+    /// Another handle of the same executor.
+    #[doc(hidden)]
+    fn handle(&self) -> Box<dyn Executor>;
+
+    /// How many tasks can run at a time.
+    fn max_workers(&self) -> usize;
+
+    /// Takes nothing in any more, and ends the executor as the options say.
+    fn shutdown_with(&self, options: ShutdownOptions);
+
+    /// As `shutdown(true)`, for async code.
+    #[doc(hidden)]
+    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A task whose arguments are encoded.
+#[doc(hidden)]
+pub struct RawTask(pub(crate) Call);
+
+/// A future whose type is not known.
+#[doc(hidden)]
+pub struct RawFuture(pub(crate) Arc<Cell>);
+
+/// How [`Executor::shutdown_with`] ends an executor.
+///
+/// ```
+/// use executor::{ShutdownOptions, prelude::*};
+/// use std::time::{Duration, Instant};
+///
+/// #[task]
+/// fn forever() { loop { std::thread::park() } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     let future = pool.submit(forever::task());
+///     pool.shutdown_with(ShutdownOptions {
+///         wait: true,
+///         cancel_pending: true,
+///         deadline: Some(Instant::now() + Duration::from_millis(50)),
+///     });
+///     assert!(future.done());
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ShutdownOptions {
+    /// Return only when every task is resolved, every worker reaped, and every queued callback has run.
+    pub wait: bool,
+    /// Cancel what has not begun; otherwise it is finished first.
+    pub cancel_pending: bool,
+    /// When to end what still runs: by SIGTERM, and half a second later by SIGKILL. Its futures get
+    /// [`TaskError::Shutdown`].
+    pub deadline: Option<Instant>,
+}
+
+impl Default for ShutdownOptions {
+    /// Waits, cancels nothing, has no deadline: as `shutdown(true)`.
+    fn default() -> Self {
+        ShutdownOptions { wait: true, cancel_pending: false, deadline: None }
+    }
+}
+
+/// `submit`, `map` and `shutdown` for everything that is an [`Executor`].
+pub trait ExecutorExt: Executor {
+    /// Submits a task: see [`ProcessPoolExecutor::submit`].
+    fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
+        submit(self, task, 0)
+    }
+
+    /// A task for each item: see [`ProcessPoolExecutor::map`].
+    fn map<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, I::IntoIter, M>
+    where
+        F: TaskArgs<A>,
+        I: IntoIterator,
+        M: FnMut(I::Item) -> Task<F, A>,
+    {
+        Map::new(self.handle(), make, items.into_iter())
+    }
+
+    /// Takes nothing in any more: see [`ProcessPoolExecutor::shutdown`].
+    fn shutdown(&self, wait: bool) {
+        self.shutdown_with(ShutdownOptions { wait, ..ShutdownOptions::default() });
+    }
+
+    /// As `shutdown(true)`, for async code: see [`ProcessPoolExecutor::shutdown_async`].
+    fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.shutdown_boxed()
+    }
+}
+
+impl<E: Executor + ?Sized> ExecutorExt for E {}
+
+impl<E: Executor + ?Sized> Executor for Arc<E> {
+    fn submit_raw(&self, task: RawTask) -> RawFuture {
+        (**self).submit_raw(task)
+    }
+
+    fn handle(&self) -> Box<dyn Executor> {
+        (**self).handle()
+    }
+
+    fn max_workers(&self) -> usize {
+        (**self).max_workers()
+    }
+
+    fn shutdown_with(&self, options: ShutdownOptions) {
+        (**self).shutdown_with(options);
+    }
+
+    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        (**self).shutdown_boxed()
+    }
+}
+
+/// Encodes here, in the caller's thread; decodes where the value is read.
+fn submit<E, F, A>(executor: &E, task: Task<F, A>, chunk: u64) -> TaskFuture<F::Output>
+where
+    E: Executor + ?Sized,
+    F: TaskArgs<A>,
+{
+    let (args, options) = task.into_parts();
+    let mut bytes = Vec::new();
+    let fail = |message: String| TaskError::Encode(CodecFailure::new(Side::Arguments, F::NAME, message));
+    // `Serialize` is user code. Its panic is this task's failure: `submit` itself never fails.
+    let arguments = match catch_unwind(AssertUnwindSafe(|| F::encode_args(args, &mut bytes))) {
+        Ok(Ok(())) => Ok(bytes.into()),
+        Ok(Err(error)) => Err(fail(error.message)),
+        Err(panic) => Err(fail(format!("its Serialize panicked: {}", panic_message(&*panic)))),
+    };
+    let entry = F::entry();
+    let check =
+        entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed);
+    TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check, chunk })).0)
+}

@@ -1,0 +1,371 @@
+//! The executor that runs tasks in child processes.
+
+use std::{
+    ffi::OsString,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Executor, Map, RawFuture, RawTask, ShutdownOptions, submit};
+use crate::{
+    error::BuildError,
+    future::TaskFuture,
+    os::cpu::usable_cpus,
+    pool::{self, Pool, PoolOptions},
+    registry::{self, TaskEntry},
+    task::{Task, TaskArgs},
+    wire::payload::Payload,
+    worker::{self, entry},
+};
+
+/// From the start of a process to its first word; a busy machine may need seconds for what takes one millisecond.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// While unwinding, running tasks get this long.
+const UNWIND_GRACE: Duration = Duration::from_secs(1);
+
+/// Runs tasks in child processes of this program.
+///
+/// Workers are this very executable, started again; they start on demand, at most [`max_workers`] of them, and are
+/// reused. A task that crashes its worker fails alone: the worker is replaced, and what was waiting behind the task
+/// runs elsewhere. When this process dies, by whatever means, so do its workers and the programs they have started.
+///
+/// Cloning makes another handle of the same pool. Dropping the last handle finishes accepted work first, as
+/// `shutdown(true)` does; on a callback thread, in a tokio context or inside a task, where that would block others, it
+/// returns at once and the work is finished in the background. [`on_drop`](ProcessPoolBuilder::on_drop) changes what
+/// is done.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = ProcessPoolExecutor::new()?;
+///     let future = pool.submit(add::task(1, 2));
+///     assert_eq!(future.result()?, 3);
+///     pool.shutdown(true);
+///     Ok(())
+/// }
+/// ```
+///
+/// [`max_workers`]: ProcessPoolBuilder::max_workers
+#[derive(Clone)]
+pub struct ProcessPoolExecutor {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    pool: Arc<Pool>,
+    on_drop: OnDrop,
+}
+
+/// What dropping the last handle of an executor does with work that is not done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// Finish it.
+    #[default]
+    Finish,
+    /// Finish what has begun, cancel the rest.
+    CancelPending,
+    /// Kill the workers.
+    Kill,
+}
+
+impl ProcessPoolExecutor {
+    /// A pool with one worker for each CPU that this process may use: see [`usable_cpus`].
+    ///
+    /// # Errors
+    /// As [`ProcessPoolBuilder::build`].
+    pub fn new() -> Result<Self, BuildError> {
+        Self::builder().build()
+    }
+
+    /// Options first.
+    pub fn builder() -> ProcessPoolBuilder {
+        ProcessPoolBuilder::default()
+    }
+
+    /// Submits a task and returns its future. Never blocks and never fails: errors arrive in the future.
+    ///
+    /// Arguments are encoded here and now, so they may be borrowed.
+    pub fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
+        submit(self, task, 0)
+    }
+
+    /// A task for each item; an iterator over the results, in the order of the items.
+    ///
+    /// It is lazy: nothing happens before the first `next`, the input is pulled only there (so it may be endless, and
+    /// need be neither `Send` nor `'static`), and at most [`buffer_size`](Map::buffer_size) items are submitted and
+    /// not yet yielded. Each item has its own result: a failed one does not end the iteration.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    ///
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[task]
+    /// fn add(a: u64, b: u64) -> u64 { a + b }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), TaskError> {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     let squares: Vec<u64> = pool.map(square::task, 0..4).collect::<Result<_, _>>()?;
+    ///     assert_eq!(squares, [0, 1, 4, 9]);
+    ///     // Several parameters: a closure says how.
+    ///     let sums: Vec<u64> = pool.map(|(a, b)| add::task(a, b), [(1, 2), (3, 4)]).collect::<Result<_, _>>()?;
+    ///     assert_eq!(sums, [3, 7]);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn map<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, I::IntoIter, M>
+    where
+        F: TaskArgs<A>,
+        I: IntoIterator,
+        M: FnMut(I::Item) -> Task<F, A>,
+    {
+        Map::new(Executor::handle(self), make, items.into_iter())
+    }
+
+    /// Takes no more tasks and finishes what was accepted. With `wait` it returns when every task is resolved, every
+    /// worker has been reaped and every queued callback has run; without, at once, and the rest happens in the
+    /// background. May be called again, from anywhere; from a callback it does not wait for that callback.
+    pub fn shutdown(&self, wait: bool) {
+        self.shutdown_with(ShutdownOptions { wait, ..ShutdownOptions::default() });
+    }
+
+    /// Takes no more tasks and ends as the options say.
+    pub fn shutdown_with(&self, options: ShutdownOptions) {
+        self.handle.pool.shutdown(options.cancel_pending, options.deadline);
+        if options.wait {
+            self.handle.pool.join();
+        }
+    }
+
+    /// As `shutdown(true)`, for async code: begins at once, and the returned future waits for the end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the shutdown.
+    pub fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
+        let pool = Arc::clone(&self.handle.pool);
+        pool.shutdown(false, None);
+        async move { pool.join_async().await }
+    }
+
+    /// Ends all workers with SIGTERM, and those that are still there half a second later with SIGKILL. Unresolved
+    /// tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the pool takes no more. Does not
+    /// wait.
+    pub fn terminate_workers(&self) {
+        self.handle.pool.end_workers(false);
+    }
+
+    /// Kills all workers, at once. Unresolved tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown), and
+    /// the pool takes no more. Does not wait.
+    pub fn kill_workers(&self) {
+        self.handle.pool.end_workers(true);
+    }
+
+    /// How many workers there may be.
+    pub fn max_workers(&self) -> usize {
+        self.handle.pool.workers_max()
+    }
+
+    /// Process ids of the workers that there are now.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.handle.pool.worker_pids()
+    }
+}
+
+impl Executor for ProcessPoolExecutor {
+    fn submit_raw(&self, task: RawTask) -> RawFuture {
+        RawFuture(self.handle.pool.submit(task.0))
+    }
+
+    fn handle(&self) -> Box<dyn Executor> {
+        Box::new(self.clone())
+    }
+
+    fn max_workers(&self) -> usize {
+        self.max_workers()
+    }
+
+    fn shutdown_with(&self, options: ShutdownOptions) {
+        self.shutdown_with(options);
+    }
+
+    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.shutdown_async())
+    }
+}
+
+impl std::fmt::Debug for ProcessPoolExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessPoolExecutor")
+            .field("max_workers", &self.max_workers())
+            .field("worker_pids", &self.worker_pids())
+            .finish()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.pool.forked() {
+            return;
+        }
+        if std::thread::panicking() {
+            self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE));
+        } else {
+            match self.on_drop {
+                OnDrop::Finish => self.pool.shutdown(false, None),
+                OnDrop::CancelPending => self.pool.shutdown(true, None),
+                OnDrop::Kill => self.pool.end_workers(true),
+            }
+        }
+        // Where waiting would block a runtime, other callbacks or the pool's own threads, the driver finishes alone.
+        let must_return = self.pool.callbacks().is_current_thread()
+            || pool::is_own_thread()
+            || worker::in_task()
+            || tokio::runtime::Handle::try_current().is_ok();
+        if !must_return {
+            self.pool.join();
+        }
+    }
+}
+
+/// Options of a [`ProcessPoolExecutor`].
+///
+/// ```
+/// use executor::prelude::*;
+/// use std::time::Duration;
+///
+/// #[task]
+/// fn prepare(level: String) { /* once in each worker */ }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), executor::BuildError> {
+///     let pool = ProcessPoolExecutor::builder()
+///         .max_workers(4)
+///         .initializer(prepare::task("warm".into()))
+///         .env("RAYON_NUM_THREADS", "1")
+///         .start_timeout(Duration::from_secs(5))
+///         .build()?;
+///     assert_eq!(pool.max_workers(), 4);
+///     Ok(())
+/// }
+/// ```
+#[must_use = "a builder does nothing until `build`"]
+#[derive(Default)]
+pub struct ProcessPoolBuilder {
+    max_workers: Option<usize>,
+    initializer: Option<(&'static TaskEntry, Result<Payload, String>)>,
+    envs: Vec<(OsString, OsString)>,
+    start_timeout: Option<Duration>,
+    on_drop: OnDrop,
+    stack_size: Option<usize>,
+}
+
+impl ProcessPoolBuilder {
+    /// How many workers there may be; by default [`usable_cpus`]. They start on demand.
+    pub fn max_workers(mut self, max_workers: usize) -> Self {
+        self.max_workers = Some(max_workers);
+        self
+    }
+
+    /// A task that each worker runs once, before any other and on the same thread. If it fails, the pool is
+    /// [`Broken`](crate::TaskError::Broken). Its value is dropped.
+    ///
+    /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set).
+    pub fn initializer<F: TaskArgs<A>, A>(mut self, task: Task<F, A>) -> Self {
+        let mut bytes = Vec::new();
+        let encoded = F::encode_args(task.into_parts().0, &mut bytes);
+        let encoded = encoded.map(|()| bytes.into()).map_err(|error| error.message);
+        self.initializer = Some((F::entry(), encoded));
+        self
+    }
+
+    /// Sets an environment variable in the workers; this process keeps its own.
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.envs.push((key.into(), value.into()));
+        self
+    }
+
+    /// How long a worker may take from its start to its first word; 30 seconds by default. The time of the
+    /// initializer does not count.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = Some(timeout);
+        self
+    }
+
+    /// What dropping the last handle does with work that is not done.
+    pub fn on_drop(mut self, policy: OnDrop) -> Self {
+        self.on_drop = policy;
+        self
+    }
+
+    /// Stack of the thread that runs tasks, in bytes; by default the system's limit for a main thread (8 MiB on most).
+    /// At most 120 MiB.
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+
+    /// Makes the executor. No process is started yet.
+    ///
+    /// # Errors
+    /// [`BuildError::Invalid`] if an option makes no sense, [`BuildError::NoEntry`] if this process is a worker that
+    /// never reached [`init`](crate::init), [`BuildError::TooDeep`] if executors are nested too deep,
+    /// [`BuildError::DuplicateTask`] if two tasks have one name, [`BuildError::Os`] if the system refused.
+    pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
+        let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
+        if entry::was_missed() {
+            return Err(BuildError::NoEntry);
+        }
+        if entry::depth() >= entry::DEPTH_MAX {
+            return Err(BuildError::TooDeep { depth: entry::depth() + 1, max: entry::DEPTH_MAX });
+        }
+        registry::check().map_err(BuildError::DuplicateTask)?;
+        if self.max_workers == Some(0) {
+            return invalid("max_workers must be above 0");
+        }
+        if self.start_timeout == Some(Duration::ZERO) {
+            return invalid("start_timeout must be above 0");
+        }
+        if self.stack_size.is_some_and(|bytes| !(64 << 10..=120 << 20).contains(&bytes)) {
+            return invalid("stack_size must lie between 64 KiB and 120 MiB");
+        }
+        if self.envs.iter().any(|(key, value)| !is_env(key, value)) {
+            return invalid(
+                "an environment variable's name is empty or has a `=` or a zero byte, or its value has one",
+            );
+        }
+        let initializer = match self.initializer {
+            None => None,
+            Some((entry, Ok(arguments))) => Some((entry, arguments)),
+            Some((entry, Err(error))) => {
+                return invalid(&format!(
+                    "the arguments of the initializer `{}` do not encode: {error}",
+                    entry.name
+                ));
+            }
+        };
+        let pool = Pool::new(PoolOptions {
+            workers_max: self.max_workers.unwrap_or_else(usable_cpus),
+            start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
+            initializer,
+            envs: self.envs,
+            stack_bytes: self.stack_size.map(|bytes| bytes as u64),
+        })
+        .map_err(|error| BuildError::Os { what: "an eventfd", error: Arc::new(error) })?;
+        Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
+    }
+}
+
+fn is_env(key: &OsString, value: &OsString) -> bool {
+    let (key, value) = (key.as_encoded_bytes(), value.as_encoded_bytes());
+    !key.is_empty() && !key.contains(&b'=') && !key.contains(&0) && !value.contains(&0)
+}

@@ -1,0 +1,257 @@
+//! Futures in the order in which they are done.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use futures::Stream;
+
+use super::handle::TaskFuture;
+
+/// Yields the futures as they are done, each exactly once; those that are done already come first.
+///
+/// The iterator blocks; [`stream`](AsCompleted::stream) is for async code, [`timeout`](AsCompleted::timeout) limits
+/// the whole.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+///     let futures: Vec<_> = (0..4).map(|x| pool.submit(square::task(x))).collect();
+///     let mut sum = 0;
+///     for future in as_completed(futures) {
+///         sum += future.result().unwrap();
+///     }
+///     assert_eq!(sum, 14);
+/// }
+/// ```
+pub fn as_completed<T>(futures: impl IntoIterator<Item = TaskFuture<T>>) -> AsCompleted<T> {
+    let mut set = CompletionSet::default();
+    for future in futures {
+        set.push(future);
+    }
+    AsCompleted { set }
+}
+
+/// Made by [`as_completed`].
+#[must_use = "an iterator does nothing until it is asked"]
+pub struct AsCompleted<T> {
+    set: CompletionSet<T>,
+}
+
+impl<T> AsCompleted<T> {
+    /// Limits the whole: counted from now. Once the time has passed, an [`Unfinished`] error comes, and then nothing.
+    pub fn timeout(self, timeout: Duration) -> AsCompletedTimeout<T> {
+        AsCompletedTimeout {
+            total: self.set.len(),
+            set: self.set,
+            deadline: Instant::now().checked_add(timeout),
+            over: false,
+        }
+    }
+
+    /// The same as a [`Stream`], for async code.
+    pub fn stream(self) -> AsCompletedStream<T> {
+        AsCompletedStream { set: self.set }
+    }
+}
+
+impl<T> Iterator for AsCompleted<T> {
+    type Item = TaskFuture<T>;
+
+    fn next(&mut self) -> Option<TaskFuture<T>> {
+        self.set.next(None)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.set.len(), Some(self.set.len()))
+    }
+}
+
+/// Made by [`AsCompleted::stream`].
+#[must_use = "streams do nothing unless polled"]
+pub struct AsCompletedStream<T> {
+    set: CompletionSet<T>,
+}
+
+impl<T> Stream for AsCompletedStream<T> {
+    type Item = TaskFuture<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<TaskFuture<T>>> {
+        self.set.poll_next(cx.waker())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.set.len(), Some(self.set.len()))
+    }
+}
+
+/// Made by [`AsCompleted::timeout`].
+#[must_use = "an iterator does nothing until it is asked"]
+pub struct AsCompletedTimeout<T> {
+    set: CompletionSet<T>,
+    total: usize,
+    deadline: Option<Instant>,
+    over: bool,
+}
+
+impl<T> Iterator for AsCompletedTimeout<T> {
+    type Item = Result<TaskFuture<T>, Unfinished>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        match self.set.next(self.deadline) {
+            Some(future) => Some(Ok(future)),
+            None if self.set.len() == 0 => None,
+            None => {
+                self.over = true;
+                Some(Err(Unfinished { unfinished: self.set.len(), total: self.total }))
+            }
+        }
+    }
+}
+
+/// The time has passed and some futures are not done. They run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{unfinished} of {total} futures are unfinished")]
+pub struct Unfinished {
+    /// How many are not done.
+    pub unfinished: usize,
+    /// How many there were.
+    pub total: usize,
+}
+
+/// A set of futures that yields those that are done, in order of completion; it may grow meanwhile.
+pub(crate) struct CompletionSet<T> {
+    pending: HashMap<usize, TaskFuture<T>>,
+    /// By the key under which each future was pushed, in order of completion.
+    done: Arc<DoneQueue>,
+    next_key: usize,
+}
+
+impl<T> Default for CompletionSet<T> {
+    fn default() -> Self {
+        CompletionSet { pending: HashMap::new(), done: Arc::default(), next_key: 0 }
+    }
+}
+
+#[derive(Default)]
+struct DoneQueue {
+    state: Mutex<DoneState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct DoneState {
+    keys: VecDeque<usize>,
+    waker: Option<Waker>,
+}
+
+/// The waker left in one future.
+struct Done {
+    key: usize,
+    queue: Arc<DoneQueue>,
+}
+
+impl Wake for Done {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.keys.push_back(self.key);
+        let waker = state.waker.take();
+        drop(state);
+        self.queue.changed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> CompletionSet<T> {
+    pub(crate) fn push(&mut self, future: TaskFuture<T>) {
+        let key = self.next_key;
+        self.next_key += 1;
+        let waker = Arc::new(Done { key, queue: Arc::clone(&self.done) });
+        if !future.cell().observe(self.observer_key(key), &Waker::from(Arc::clone(&waker))) {
+            waker.wake();
+        }
+        self.pending.insert(key, future);
+    }
+
+    /// Unique among all who may observe the same future: a future is in one set at a time.
+    fn observer_key(&self, key: usize) -> usize {
+        Arc::as_ptr(&self.done) as usize ^ key.rotate_left(16)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The next future that is done; `None` if there is none left, or the deadline has passed.
+    pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        let mut state = self.done.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = loop {
+            if let Some(key) = state.keys.pop_front() {
+                break key;
+            }
+            state = match deadline {
+                None => self.done.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left == Duration::ZERO {
+                        return None;
+                    }
+                    self.done.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        };
+        drop(state);
+        self.pending.remove(&key)
+    }
+
+    pub(crate) fn poll_next(&mut self, waker: &Waker) -> Poll<Option<TaskFuture<T>>> {
+        if self.pending.is_empty() {
+            return Poll::Ready(None);
+        }
+        let mut state = self.done.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.keys.pop_front() {
+            Some(key) => {
+                drop(state);
+                Poll::Ready(self.pending.remove(&key))
+            }
+            None => {
+                state.waker = Some(waker.clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Gives up on what is not done: cancels it.
+    pub(crate) fn cancel_all(&mut self) {
+        for future in self.pending.values() {
+            future.cancel();
+        }
+        self.pending.clear();
+    }
+}
+
+impl<T> Drop for CompletionSet<T> {
+    fn drop(&mut self) {
+        for (key, future) in &self.pending {
+            future.cell().unobserve(self.observer_key(*key));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! What the user holds.
+
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use super::{
+    callback::panic_message,
+    cell::{Cell, DoneCallback, Ended, Outcome},
+};
+use crate::{
+    error::{CodecFailure, Side, TaskError},
+    id::TaskId,
+    task::TaskFn,
+};
+
+/// The result to come of a submitted task.
+///
+/// Block on it with [`result`](Self::result), `.await` it on any runtime, or hang callbacks on it. Dropping it lets
+/// the task run on; [`cancel_on_drop`](Self::cancel_on_drop) and [`kill_on_drop`](Self::kill_on_drop) change that.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
+///     let future: TaskFuture<i64> = pool.submit(add::task(1, 2));
+///     assert_eq!(future.result()?, 3);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Cancel safety
+///
+/// It may be polled in a `select!` by reference and polled again later; nothing is lost. As everywhere, polling it
+/// after it was ready panics.
+pub struct TaskFuture<T> {
+    cell: Arc<Cell>,
+    decode: fn(Outcome) -> Result<T, TaskError>,
+    on_drop: OnDrop,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum OnDrop {
+    RunOn,
+    Cancel,
+    Kill,
+}
+
+fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
+    let payload = outcome?;
+    // The result's `Deserialize` is user code; its panic is this future's failure and nobody else's.
+    match catch_unwind(AssertUnwindSafe(|| F::decode_output(&payload))) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, error.message))),
+        Err(panic) => {
+            let message = format!("its Deserialize panicked: {}", panic_message(&*panic));
+            Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
+        }
+    }
+}
+
+impl<T> TaskFuture<T> {
+    pub(crate) fn new<F: TaskFn<Output = T>>(cell: Arc<Cell>) -> Self {
+        TaskFuture { cell, decode: decode::<F>, on_drop: OnDrop::RunOn }
+    }
+
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.cell
+    }
+
+    /// Waits for the task's end and returns its value, or why there is none.
+    ///
+    /// # Errors
+    /// Whatever ended the task: see [`TaskError`].
+    pub fn result(self) -> Result<T, TaskError> {
+        self.cell.wait(None);
+        self.take()
+    }
+
+    /// Like [`result`](Self::result), but waits at most `timeout`; then the future comes back, and the task runs on.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn nap(ms: u64) { std::thread::sleep(Duration::from_millis(ms)) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     match pool.submit(nap::task(60)).result_timeout(Duration::from_millis(1)) {
+    ///         Ok(outcome) => outcome.unwrap(),
+    ///         Err(future) => future.result().unwrap(),
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The future itself when the time has passed.
+    pub fn result_timeout(self, timeout: Duration) -> Result<Result<T, TaskError>, Self> {
+        if self.wait_timeout(timeout) { Ok(self.take()) } else { Err(self) }
+    }
+
+    fn take(self) -> Result<T, TaskError> {
+        let outcome = self.cell.take().expect("waited for the end");
+        (self.decode)(outcome)
+    }
+
+    /// Waits for the task's end.
+    pub fn wait(&self) {
+        self.cell.wait(None);
+    }
+
+    /// Waits for the task's end, at most `timeout`; whether it has come.
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        self.cell.wait(Instant::now().checked_add(timeout))
+    }
+
+    /// Waits for the task's end and returns a copy of its error, or `None` if it has a value.
+    ///
+    /// The value is not decoded: one that does not decode is an error of [`result`](Self::result) only.
+    pub fn error(&self) -> Option<TaskError> {
+        self.cell.wait(None);
+        self.cell.error()
+    }
+
+    /// Withdraws the task if it has not begun. `true` means that it will never run (also when it had been cancelled
+    /// before); `false` that it runs or has ended.
+    pub fn cancel(&self) -> bool {
+        self.cell.cancel()
+    }
+
+    /// Withdraws the task, and kills the worker if it has begun. `true` means that its end is, or will be,
+    /// [`TaskError::Cancelled`]; `false` that it had ended before.
+    ///
+    /// The future is done once the worker is gone.
+    pub fn cancel_running(&self) -> bool {
+        self.cell.cancel_running()
+    }
+
+    /// A handle that cancels from elsewhere, also after the future was moved away or awaited.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle { cell: Arc::clone(&self.cell) }
+    }
+
+    /// Whether the task was cancelled.
+    pub fn cancelled(&self) -> bool {
+        self.cell.ended() == Some(Ended::Cancelled)
+    }
+
+    /// Whether a worker has begun the task and not ended it. A task that waits for a worker, also one that was
+    /// already sent ahead to it, does not run.
+    pub fn running(&self) -> bool {
+        self.cell.is_running()
+    }
+
+    /// Whether the task has ended: with a value, an error or by cancellation.
+    pub fn done(&self) -> bool {
+        self.cell.is_done()
+    }
+
+    /// The task's identity.
+    pub fn id(&self) -> TaskId {
+        self.cell.id()
+    }
+
+    /// Calls `callback` when the task has ended.
+    ///
+    /// Callbacks run in the submitting process, on one thread of the executor, in order of registration, one at a
+    /// time: a slow one delays other callbacks, never results. They see a decoded copy of their own, decoded once for
+    /// all callbacks of this future. A panic is logged (with `tracing`) and swallowed. On a future that is done
+    /// already the callback runs at once, here. [`shutdown(true)`](crate::ProcessPoolExecutor::shutdown) waits for
+    /// callbacks.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(square::task(7));
+    ///     future.add_done_callback(|outcome: Result<&u64, &TaskError>| assert_eq!(outcome.unwrap(), &49));
+    ///     pool.shutdown(true);
+    /// }
+    /// ```
+    pub fn add_done_callback<C>(&self, callback: C)
+    where
+        C: FnOnce(Result<&T, &TaskError>) + Send + 'static,
+        T: 'static,
+    {
+        let decode = self.decode;
+        let typed = move |outcome: &dyn Any| {
+            let outcome =
+                outcome.downcast_ref::<Result<T, TaskError>>().expect("decoded by this future's decoder");
+            callback(outcome.as_ref());
+        };
+        self.cell.add_callback(DoneCallback::Shared(
+            Box::new(move |outcome| Box::new(decode(outcome)) as Box<dyn Any>),
+            Box::new(typed),
+        ));
+    }
+
+    /// Calls `callback` with the task's result, by value, when the task has ended; for batch jobs that keep nothing
+    /// else of the future. Where and when as with [`add_done_callback`](Self::add_done_callback).
+    pub fn on_done<C>(mut self, callback: C)
+    where
+        C: FnOnce(Result<T, TaskError>) + Send + 'static,
+        T: 'static,
+    {
+        let decode = self.decode;
+        self.on_drop = OnDrop::RunOn;
+        self.cell.add_callback(DoneCallback::Owned(Box::new(move |outcome| callback(decode(outcome)))));
+    }
+
+    /// From now on, dropping the future does [`cancel`](Self::cancel).
+    #[must_use = "the returned future is the one that cancels"]
+    pub fn cancel_on_drop(mut self) -> Self {
+        self.on_drop = OnDrop::Cancel;
+        self
+    }
+
+    /// From now on, dropping the future does [`cancel_running`](Self::cancel_running): when the client of a service
+    /// has gone, so has its work.
+    #[must_use = "the returned future is the one that kills"]
+    pub fn kill_on_drop(mut self) -> Self {
+        self.on_drop = OnDrop::Kill;
+        self
+    }
+}
+
+impl<T> Future for TaskFuture<T> {
+    type Output = Result<T, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.cell.poll(cx.waker()) {
+            Some(outcome) => Poll::Ready((self.decode)(outcome)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for TaskFuture<T> {
+    fn drop(&mut self) {
+        match self.on_drop {
+            OnDrop::RunOn => {}
+            OnDrop::Cancel => {
+                self.cell.cancel();
+            }
+            OnDrop::Kill => {
+                self.cell.cancel_running();
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for TaskFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("TaskFuture");
+        out.field("id", &self.id().as_u64());
+        match self.cell.ended() {
+            None if self.running() => out.field("state", &"running"),
+            None => out.field("state", &"pending"),
+            Some(Ended::Cancelled) => out.field("state", &"cancelled"),
+            Some(Ended::Value) => out
+                .field("state", &"finished")
+                .field("value", &format_args!("{}", std::any::type_name::<T>())),
+            Some(Ended::Error(kind)) => {
+                out.field("state", &"finished").field("error", &format_args!("{kind}"))
+            }
+        };
+        out.finish()
+    }
+}
+
+/// Cancels a task from elsewhere; made by [`TaskFuture::cancel_handle`].
+///
+/// ```
+/// # use executor::prelude::*;
+/// #[task]
+/// fn forever() { loop { std::thread::park() } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     let future = pool.submit(forever::task());
+///     let handle = future.cancel_handle();
+///     std::thread::spawn(move || handle.cancel_running());
+///     assert!(future.result().unwrap_err().is_cancelled());
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct CancelHandle {
+    cell: Arc<Cell>,
+}
+
+impl CancelHandle {
+    /// As [`TaskFuture::cancel`].
+    pub fn cancel(&self) -> bool {
+        self.cell.cancel()
+    }
+
+    /// As [`TaskFuture::cancel_running`].
+    pub fn cancel_running(&self) -> bool {
+        self.cell.cancel_running()
+    }
+
+    /// As [`TaskFuture::done`].
+    pub fn done(&self) -> bool {
+        self.cell.is_done()
+    }
+
+    /// As [`TaskFuture::id`].
+    pub fn id(&self) -> TaskId {
+        self.cell.id()
+    }
+}

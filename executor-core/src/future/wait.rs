@@ -1,0 +1,123 @@
+//! Waiting for several futures at once.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    task::{Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use super::{cell::Ended, handle::TaskFuture};
+
+/// When [`wait`] returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReturnWhen {
+    /// As soon as one future is done.
+    FirstCompleted,
+    /// As soon as one future has failed; without a failure, when all are done. A cancelled future counts as done, not
+    /// as failed.
+    FirstError,
+    /// When all futures are done.
+    AllCompleted,
+}
+
+/// Waits for some or all of the futures, at most `timeout`, and returns `(done, not_done)`, each in the order in which
+/// they came in.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+///     let futures: Vec<_> = (0..4).map(|x| pool.submit(square::task(x))).collect();
+///     let (done, not_done) = wait(futures, ReturnWhen::AllCompleted, None);
+///     assert!(not_done.is_empty());
+///     let squares: Vec<u64> = done.into_iter().map(|future| future.result().unwrap()).collect();
+///     assert_eq!(squares, [0, 1, 4, 9]);
+/// }
+/// ```
+pub fn wait<T>(
+    futures: impl IntoIterator<Item = TaskFuture<T>>,
+    return_when: ReturnWhen,
+    timeout: Option<Duration>,
+) -> (Vec<TaskFuture<T>>, Vec<TaskFuture<T>>) {
+    let futures: Vec<_> = futures.into_iter().collect();
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let signal = Arc::new(Signal::default());
+    let waker = Waker::from(Arc::clone(&signal));
+    let key = Arc::as_ptr(&signal) as usize;
+    for future in &futures {
+        future.cell().observe(key, &waker);
+    }
+    loop {
+        // Cleared before looking: a future that ends while we look rings again.
+        signal.clear();
+        if satisfied(&futures, return_when) || !signal.wait(deadline) {
+            break;
+        }
+    }
+    for future in &futures {
+        future.cell().unobserve(key);
+    }
+    futures.into_iter().partition(TaskFuture::done)
+}
+
+fn satisfied<T>(futures: &[TaskFuture<T>], return_when: ReturnWhen) -> bool {
+    let mut ends = futures.iter().map(|future| future.cell().ended());
+    match return_when {
+        ReturnWhen::AllCompleted => ends.all(|end| end.is_some()),
+        ReturnWhen::FirstCompleted => futures.is_empty() || ends.any(|end| end.is_some()),
+        ReturnWhen::FirstError => {
+            let mut pending = false;
+            for end in ends {
+                match end {
+                    Some(Ended::Error(_)) => return true,
+                    Some(Ended::Value | Ended::Cancelled) => {}
+                    None => pending = true,
+                }
+            }
+            !pending
+        }
+    }
+}
+
+/// A flag that a thread can sleep on and a waker can raise.
+#[derive(Default)]
+pub(crate) struct Signal {
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    fn clear(&self) {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Sleeps until the flag is raised or the deadline has passed; whether it is raised.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*raised {
+            raised = match deadline {
+                None => self.changed.wait(raised).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left == Duration::ZERO {
+                        return false;
+                    }
+                    self.changed.wait_timeout(raised, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        true
+    }
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}

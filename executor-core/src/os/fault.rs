@@ -1,0 +1,111 @@
+//! Tells a stack overflow from any other segmentation fault, from within the dying process.
+//!
+//! The handler runs on an alternate stack, looks whether the fault lies in the guard region of the thread that runs
+//! tasks, stores one flag, and hands on to whoever was there before: std's handler, which prints its own last words
+//! and aborts, or the default action. It writes nothing itself.
+
+use std::{
+    mem::MaybeUninit,
+    ptr,
+    sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering},
+};
+
+/// Below the lowest usable address of the stack; a large frame can jump this far over its end.
+const GUARD_REACH_BYTES: usize = 1 << 20;
+const ALTERNATE_STACK_BYTES: usize = 64 * 1024;
+
+static GUARD_LOW: AtomicUsize = AtomicUsize::new(0);
+static GUARD_HIGH: AtomicUsize = AtomicUsize::new(0);
+/// Where to note an overflow: a flag in the worker's shared page.
+static NOTE: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
+static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(libc::SIG_DFL), AtomicUsize::new(libc::SIG_DFL)];
+
+fn slot(signal: libc::c_int) -> &'static AtomicUsize {
+    &PREVIOUS[usize::from(signal == libc::SIGBUS)]
+}
+
+/// Watches the calling thread's stack; an overflow sets `note` before the process ends.
+pub(crate) fn watch_this_stack(note: &'static AtomicU8) {
+    let Some(low) = stack_low() else { return };
+    GUARD_LOW.store(low.saturating_sub(GUARD_REACH_BYTES), Ordering::Relaxed);
+    // One page above the bound: the bound of the main thread is where the kernel will stop growing it.
+    GUARD_HIGH.store(low + 4096, Ordering::Relaxed);
+    NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::Release);
+    ensure_alternate_stack();
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        install(signal);
+    }
+}
+
+fn stack_low() -> Option<usize> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: `pthread_getattr_np` initialises what it is given; it is destroyed below.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let mut low = ptr::null_mut();
+    let mut size = 0;
+    // SAFETY: initialised above; both out-pointers are valid; destroyed exactly once.
+    let found = unsafe {
+        let found = libc::pthread_attr_getstack(attributes.as_ptr(), &mut low, &mut size);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        found
+    };
+    (found == 0).then_some(low as usize)
+}
+
+/// std gives its own threads an alternate stack; a thread made before `main` has none.
+fn ensure_alternate_stack() {
+    let mut current = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: asks only; the out-pointer is valid.
+    if unsafe { libc::sigaltstack(ptr::null(), current.as_mut_ptr()) } != 0 {
+        return;
+    }
+    // SAFETY: filled by the successful call.
+    if unsafe { current.assume_init() }.ss_flags & libc::SS_DISABLE == 0 {
+        return;
+    }
+    // Lives as long as the thread, which is as long as the process: never freed.
+    let memory = Box::leak(vec![0_u8; ALTERNATE_STACK_BYTES].into_boxed_slice());
+    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
+    // SAFETY: the memory is ours alone and is never freed.
+    unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
+}
+
+fn install(signal: libc::c_int) {
+    // SAFETY: an all-zero `sigaction` is a valid one.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_fault as extern "C" fn(_, _, _) as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: as above.
+    let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: both structures are valid; the handler does only what a handler may do.
+    if unsafe { libc::sigaction(signal, &action, &mut previous) } == 0 {
+        slot(signal).store(previous.sa_sigaction, Ordering::Release);
+    }
+}
+
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a valid `siginfo_t` to a SA_SIGINFO handler.
+    let address = unsafe { (*info).si_addr() } as usize;
+    if (GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed)).contains(&address) {
+        // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`.
+        if let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
+            note.store(1, Ordering::Release);
+        }
+    }
+    match slot(signal).load(Ordering::Acquire) {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: restores the default action; the faulting instruction runs again and ends the process with the
+            // very signal it would have ended with.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        previous => {
+            // SAFETY: not one of the two constants, so the address of the handler that was installed before; std's
+            // handler takes these three arguments, and one that takes only the first ignores the others.
+            let previous: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(previous) };
+            previous(signal, info, context);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! What is asked of the operating system, in one place.
+//!
+//! ```text
+//! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
+//! process  start, watch (pidfd), signal (the whole group), reap
+//! memory   an anonymous, sealed page that parent and child both see
+//! clock    the monotonic clock as a number that means the same in every process
+//! fork     notices that this process is a fork of the one that made an executor
+//! fault    tells a stack overflow from any other segmentation fault
+//! ```
+//!
+//! Everything is close-on-exec from birth, so nothing leaks into programs that other threads start meanwhile.
+//! `unsafe` lives here and says why it is sound; nothing above this folder has any.
+
+pub(crate) mod clock;
+pub(crate) mod cpu;
+pub(crate) mod fault;
+pub(crate) mod fork;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod socket;
+pub(crate) mod wake;

@@ -1,0 +1,352 @@
+//! The one thread that waits for descriptors and for time: handshakes, deaths, deadlines. It runs no user code.
+//!
+//! ```text
+//!  notice Started ──► poll its socket and its pidfd
+//!  socket readable ─► Hello: compare, connect, start a reader ──► scheduler.on_hello, on_ready
+//!  pidfd readable ──► kill the rest of its group, reap, hang up ──► reader drains ──► notice ReaderEnded
+//!  exited and drained ─► scheduler.on_exit
+//!  deadline ────────► scheduler.on_tick
+//!  closed ──────────► join the threads, tell those who wait, end
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Boards, Core, Pool, Record, Threads, starter};
+use crate::{
+    error::BrokenCause,
+    id::WorkerId,
+    os::{memory::Shared, process::Child, socket},
+    registry,
+    transport::{Closed, Inbox, Link, board::Board, ipc},
+    wire::{
+        frame::{Header, Kind},
+        handshake::{self, Hello},
+    },
+};
+
+/// Should a wake-up ever be missed, the pool looks around this often.
+const LOOK_AROUND: Duration = Duration::from_secs(30);
+
+/// What other threads have to tell the driver.
+pub(super) enum Notice {
+    Started(WorkerId, io::Result<starter::Started>),
+    ReaderEnded(WorkerId, Closed),
+}
+
+impl Pool {
+    pub(super) fn notify(&self, notice: Notice) {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+        self.bell.ring();
+    }
+}
+
+/// Starts driver and starter.
+pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<()> {
+    let starter = {
+        let pool = Arc::clone(&pool);
+        thread::Builder::new().name("executor-starter".into()).spawn(move || starter::run(&pool, &orders))?
+    };
+    let driver = Driver { pool, workers: BTreeMap::new() };
+    // Should this one be refused, the starter ends with its sender, which the caller drops.
+    thread::Builder::new().name("executor-driver".into()).spawn(move || driver.run(starter))?;
+    Ok(())
+}
+
+/// What the driver watches of one worker.
+struct Watched {
+    child: Arc<Child>,
+    /// Before the hello.
+    socket: Option<(OwnedFd, Shared<Board>, u64)>,
+    /// Kept open: its end tells the worker that we are gone, and descriptors travel on it.
+    _control: Option<OwnedFd>,
+    link: Option<Arc<ipc::IpcLink>>,
+    reader: Option<JoinHandle<()>>,
+    reaped: bool,
+}
+
+struct Driver {
+    pool: Arc<Pool>,
+    workers: BTreeMap<WorkerId, Watched>,
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Bell,
+    Socket(WorkerId),
+    Process(WorkerId),
+}
+
+impl Driver {
+    fn run(mut self, starter: JoinHandle<()>) {
+        super::OWN_THREAD.set(true);
+        loop {
+            let notices =
+                std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
+            for notice in notices {
+                match notice {
+                    Notice::Started(id, started) => self.on_started(id, started),
+                    Notice::ReaderEnded(id, closed) => self.on_reader_ended(id, &closed),
+                }
+            }
+            self.tick();
+            if self.pool.lock().closed {
+                break;
+            }
+            for source in self.poll() {
+                match source {
+                    Source::Bell => self.pool.bell.clear(),
+                    Source::Socket(id) => self.on_socket(id),
+                    Source::Process(id) => self.on_process(id),
+                }
+            }
+        }
+        self.finish(starter);
+    }
+
+    /// Everything is resolved and every worker has left. Threads first, so that who waited finds none.
+    fn finish(self, starter: JoinHandle<()>) {
+        // Dropping the sender ends the starter.
+        self.pool.lock().threads = Threads::Ended;
+        let _ = starter.join();
+        for (_, worker) in self.workers {
+            if worker.reaped
+                && let Some(reader) = worker.reader
+            {
+                let _ = reader.join();
+            }
+        }
+        self.pool.lock().workers.clear();
+        self.pool.callbacks.close();
+        self.pool.ended.0.close();
+    }
+
+    fn tick(&self) {
+        self.pool.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            if scheduler.next_deadline().is_some_and(|deadline| deadline <= now) {
+                scheduler.on_tick(now, &Boards(workers), out);
+            }
+            // Whoever needs us earlier from now on rings.
+            core.armed =
+                Some(core.scheduler.next_deadline().unwrap_or(now + LOOK_AROUND).min(now + LOOK_AROUND));
+        });
+    }
+
+    /// Waits for the next thing to do.
+    fn poll(&self) -> Vec<Source> {
+        let mut sources = vec![Source::Bell];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.pool.bell.as_fd(), PollFlags::IN)];
+        for (id, worker) in &self.workers {
+            if let Some((socket, ..)) = &worker.socket {
+                sources.push(Source::Socket(*id));
+                fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+            }
+            if let Some(pidfd) = worker.child.pidfd()
+                && !worker.reaped
+            {
+                sources.push(Source::Process(*id));
+                fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
+            }
+        }
+        let armed = self.pool.lock().armed.unwrap_or_else(|| Instant::now() + LOOK_AROUND);
+        let timeout = armed.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) => {}
+            // A signal handler ran: look around and poll again.
+            Err(rustix::io::Errno::INTR) => return Vec::new(),
+            Err(error) => {
+                tracing::error!(%error, "poll failed");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        sources
+            .into_iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(source, _)| source)
+            .collect()
+    }
+
+    fn on_started(&mut self, id: WorkerId, started: io::Result<starter::Started>) {
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => return self.start_refused(id, &error),
+        };
+        let child = started.child;
+        let mut core = self.pool.lock();
+        let record = core.workers.entry(id).or_default();
+        if let Some(signal) = record.overdue.take() {
+            child.signal_group(signal);
+        }
+        record.child = Some(Arc::clone(&child));
+        drop(core);
+        let gone = child.pidfd().is_none();
+        let socket = Some((started.socket, started.board, started.nonce));
+        self.workers
+            .insert(id, Watched { child, socket, _control: None, link: None, reader: None, reaped: false });
+        if gone {
+            self.on_process(id);
+        }
+    }
+
+    fn start_refused(&mut self, id: WorkerId, error: &io::Error) {
+        tracing::warn!(%error, "a worker could not be started");
+        let exhausted = matches!(
+            error.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS)
+        );
+        let cause = BrokenCause::Start(error.to_string().into());
+        self.pool.event(|core, now, out| {
+            core.workers.remove(&id);
+            core.scheduler.on_start_refused(now, id, cause, exhausted, out);
+        });
+    }
+
+    /// A worker says hello, or closes its end without a word.
+    fn on_socket(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some((socket, board, nonce)) = worker.socket.take() else { return };
+        let (bytes, _fds) = match socket::recv(&socket) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::debug!(%error, "a worker's socket broke before its hello");
+                return;
+            }
+        };
+        if bytes.is_empty() {
+            // It will exit, or `start_timeout` ends it.
+            return;
+        }
+        let hello = handshake::from_bytes::<Hello>(&bytes).and_then(|hello| match hello.nonce == nonce {
+            true => Ok(hello),
+            false => Err("the answer of another start".into()),
+        });
+        let server = match check(hello) {
+            Ok(server) => server,
+            Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
+        };
+        worker._control = Some(socket);
+        match ipc::connect(server, board).and_then(|(link, inbox)| {
+            let pool = Arc::clone(&self.pool);
+            let reader = thread::Builder::new()
+                .name(format!("executor-reader-{}", id.0))
+                .spawn(move || read(&pool, id, inbox))?;
+            Ok((link, reader))
+        }) {
+            Ok((link, reader)) => {
+                worker.link = Some(Arc::clone(&link));
+                worker.reader = Some(reader);
+                self.on_connected(id, link);
+            }
+            Err(error) => {
+                worker.child.signal_group(rustix::process::Signal::KILL);
+                self.start_refused(id, &error);
+            }
+        }
+    }
+
+    fn on_connected(&self, id: WorkerId, link: Arc<ipc::IpcLink>) {
+        self.pool.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            let Some(record) = workers.get_mut(&id) else { return };
+            record.link = Some(Arc::clone(&link) as Arc<dyn Link>);
+            if !scheduler.on_hello(id) {
+                return;
+            }
+            match &self.pool.options.initializer {
+                Some((entry, arguments)) => {
+                    link.send(Header { function: entry.id, ..Header::new(Kind::Init) }, arguments.clone());
+                }
+                // Nothing to wait for: tasks may follow at once.
+                None => scheduler.on_ready(now, id, &Boards(workers), out),
+            }
+        });
+    }
+
+    /// A worker's process has ended.
+    fn on_process(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.reaped {
+            return;
+        }
+        // A hello that is still unread changes nothing; the exit status says more.
+        worker.socket = None;
+        worker.reaped = true;
+        let status = worker.child.reap();
+        if let Some(record) = self.pool.lock().workers.get_mut(&id) {
+            record.status = Some(status);
+        }
+        if let Some(link) = &worker.link {
+            link.hang_up();
+        }
+        self.forget_if_over(id);
+    }
+
+    fn on_reader_ended(&mut self, id: WorkerId, closed: &Closed) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Some(reader) = worker.reader.take() {
+            let _ = reader.join();
+        }
+        if !worker.reaped {
+            // It lives and cannot be heard any more: it closed its channel, or sends garbage.
+            tracing::warn!(pid = worker.child.pid(), reason = %closed, "a worker is cut off");
+            self.pool.event(|core, now, out| core.scheduler.on_unruly(now, id, out));
+        }
+        self.forget_if_over(id);
+    }
+
+    /// Once a worker has ended and all that it had published is seen, the scheduler judges.
+    fn forget_if_over(&mut self, id: WorkerId) {
+        if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.reader.is_none()) {
+            return;
+        }
+        self.workers.remove(&id);
+        self.pool.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            let status = workers.get(&id).and_then(|record: &Record| record.status);
+            let cause = |said_hello: bool| {
+                let status = status.unwrap_or(crate::error::ExitStatus::Unknown);
+                match said_hello {
+                    false => BrokenCause::NoEntry { status },
+                    true => BrokenCause::Start(format!("it {status} before it was ready").into()),
+                }
+            };
+            scheduler.on_exit(now, id, cause, &Boards(workers), out);
+        });
+        self.pool.lock().workers.remove(&id);
+    }
+}
+
+/// Whether this worker may work for us; the name of its server.
+fn check(hello: Result<Hello, String>) -> Result<String, BrokenCause> {
+    let hello = hello.map_err(|error| BrokenCause::OtherBuild(error.into()))?;
+    let ours = registry::fingerprint();
+    if hello.tasks != ours {
+        let text = format!("its list of tasks is {:?}, this program's is {ours:?}", hello.tasks);
+        return Err(BrokenCause::OtherBuild(text.into()));
+    }
+    hello.server.map_err(|error| BrokenCause::Start(error.into()))
+}
+
+/// Reads one worker's frames until nothing more can come.
+fn read(pool: &Pool, id: WorkerId, mut inbox: ipc::IpcInbox) {
+    super::OWN_THREAD.set(true);
+    let closed = loop {
+        let mut frames = Vec::new();
+        match inbox.recv(&mut |frame| frames.push(frame)) {
+            Ok(()) => pool.on_frames(id, frames),
+            Err(closed) => break closed,
+        }
+    };
+    pool.notify(Notice::ReaderEnded(id, closed));
+}

@@ -1,0 +1,562 @@
+//! The workers of one executor, and everything that is with them.
+//!
+//! ```text
+//!  submit ──► Core (one lock) ── Scheduler: event in, actions out (pure) ──┐
+//!               ▲   ▲   ▲                                                  │ perform, under the same lock
+//!               │   │   │        Start ─► starter thread ─► process        │
+//!               │   │   │        Send, Stop ─► Link (never blocks)  ◄──────┤
+//!               │   │   │        Kill ─► the worker's group                │
+//!               │   │   │        Resolve ─► future, after the lock is free ┘
+//!               │   │   └── driver thread: handshakes, deaths (pidfd), deadlines
+//!               │   └────── one reader thread for each worker: replies
+//!               └────────── cancel, shutdown
+//! ```
+//!
+//! Who owns what: the scheduler every task (frame and completer) and the state of every worker; a [`Record`] what the
+//! system knows of a worker (process, link, exit); the driver the descriptors it polls. Nobody keeps a second copy.
+//!
+//! In the common case a task costs no hop: `submit` itself writes to an idle worker, and the worker's reader writes
+//! the next task as it takes a reply.
+//!
+//! When a worker dies: its pidfd wakes the driver, which kills what is left of its group, reaps it and hangs up; the
+//! reader then sees all that the worker had published, and after that the end; only then the scheduler judges who had
+//! begun what. When the pool's own threads cannot be started, the pool is broken, and says so. When the parent dies,
+//! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
+
+mod driver;
+pub(crate) mod scheduler;
+#[cfg(test)]
+mod sim;
+mod starter;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use scheduler::{Action, Claims, Config, End, Meta, Scheduler};
+
+use crate::{
+    error::{BrokenCause, CodecFailure, ExitStatus, Failure, LostDetail, RemoteError, Side, TaskError},
+    future::{
+        callback::CallbackQueue,
+        cell::{Cell, Completer, Control, Outcome},
+    },
+    id::{TaskId, WorkerId},
+    os::{fork::Origin, process::Child, wake::Bell},
+    registry::TaskEntry,
+    task::TaskOptions,
+    transport::{Link, board::Begun},
+    wire::{
+        frame::{Frame, Header, Kind, flag},
+        payload::Payload,
+    },
+};
+
+/// A call on its way to a worker: encoded, no longer typed.
+pub(crate) struct Call {
+    pub(crate) entry: &'static TaskEntry,
+    pub(crate) arguments: Result<Payload, TaskError>,
+    pub(crate) options: TaskOptions,
+    /// Let the worker check that the arguments survive their codec.
+    pub(crate) check: bool,
+    /// Tasks of one chunk go to one worker together; 0 for none.
+    pub(crate) chunk: u64,
+}
+
+/// What the pool is to be like.
+pub(crate) struct PoolOptions {
+    pub(crate) workers_max: usize,
+    pub(crate) start_timeout: Duration,
+    pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
+    pub(crate) envs: Vec<(OsString, OsString)>,
+    pub(crate) stack_bytes: Option<u64>,
+}
+
+/// What the pool keeps of an unresolved task.
+struct Item {
+    entry: &'static TaskEntry,
+    name: Option<Box<str>>,
+    arguments: Payload,
+    check: bool,
+    completer: Completer,
+}
+
+impl Item {
+    fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(self.entry.name)
+    }
+}
+
+/// What the system knows of a worker.
+#[derive(Default)]
+struct Record {
+    child: Option<Arc<Child>>,
+    link: Option<Arc<dyn Link>>,
+    /// A signal that was due before the process existed.
+    overdue: Option<Signal>,
+    killed_by_us: bool,
+    status: Option<ExitStatus>,
+}
+
+/// Everything under the pool's one lock.
+struct Core {
+    scheduler: Scheduler<Item>,
+    workers: BTreeMap<WorkerId, Record>,
+    threads: Threads,
+    /// Until when the driver sleeps.
+    armed: Option<Instant>,
+    closed: bool,
+}
+
+enum Threads {
+    NotStarted,
+    Running { starter: mpsc::Sender<WorkerId> },
+    Ended,
+}
+
+pub(crate) struct Pool {
+    core: Mutex<Core>,
+    /// Wakes the driver.
+    bell: Bell,
+    /// What other threads have to tell the driver.
+    notices: Mutex<Vec<driver::Notice>>,
+    options: PoolOptions,
+    origin: Origin,
+    callbacks: Arc<CallbackQueue>,
+    /// Closed when the pool's threads have ended.
+    ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
+}
+
+struct Boards<'a>(&'a BTreeMap<WorkerId, Record>);
+
+impl Claims for Boards<'_> {
+    fn begun(&self, worker: WorkerId, slot: u16, task: TaskId) -> Begun {
+        self.link(worker).map_or(Begun::No, |link| link.begun(slot, task))
+    }
+
+    fn take_back(&self, worker: WorkerId, slot: u16, task: TaskId) -> bool {
+        self.link(worker).is_none_or(|link| link.take_back(slot, task))
+    }
+}
+
+impl Boards<'_> {
+    fn link(&self, worker: WorkerId) -> Option<&dyn Link> {
+        self.0.get(&worker)?.link.as_deref()
+    }
+}
+
+/// Ids of tasks count through the whole process.
+static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
+
+pub(crate) fn next_task_id() -> TaskId {
+    TaskId::from_raw(NEXT_TASK.fetch_add(1, Ordering::Relaxed))
+}
+
+type Resolved = Vec<(Completer, Outcome)>;
+type Actions = Vec<Action<Item>>;
+
+impl Pool {
+    pub(crate) fn new(options: PoolOptions) -> std::io::Result<Arc<Self>> {
+        let config = Config { workers_max: options.workers_max, start_timeout: options.start_timeout };
+        Ok(Arc::new(Pool {
+            core: Mutex::new(Core {
+                scheduler: Scheduler::new(config),
+                workers: BTreeMap::new(),
+                threads: Threads::NotStarted,
+                armed: None,
+                closed: false,
+            }),
+            bell: Bell::new()?,
+            notices: Mutex::default(),
+            options,
+            origin: Origin::here(),
+            callbacks: Arc::default(),
+            ended: async_channel::bounded(1),
+        }))
+    }
+
+    pub(crate) fn workers_max(&self) -> usize {
+        self.options.workers_max
+    }
+
+    pub(crate) fn forked(&self) -> bool {
+        self.origin.forked()
+    }
+
+    pub(crate) fn callbacks(&self) -> &Arc<CallbackQueue> {
+        &self.callbacks
+    }
+
+    /// Process ids of the workers that live now.
+    pub(crate) fn worker_pids(&self) -> Vec<u32> {
+        if self.forked() {
+            return Vec::new();
+        }
+        let core = self.lock();
+        core.workers
+            .values()
+            .filter(|record| record.status.is_none())
+            .filter_map(|record| record.child.as_ref())
+            .map(|child| child.pid())
+            .collect()
+    }
+
+    // ---- tasks -----------------------------------------------------------------------------------------------------
+
+    pub(crate) fn submit(self: &Arc<Self>, call: Call) -> Arc<Cell> {
+        let id = next_task_id();
+        let control = Arc::clone(self) as Arc<dyn Control>;
+        if self.forked() {
+            return Cell::done(id, None, TaskError::Broken(BrokenCause::Forked));
+        }
+        let arguments = match call.arguments {
+            Ok(arguments) => arguments,
+            Err(error) => return Cell::done(id, Some(control), error),
+        };
+        let (cell, completer) = Cell::pending(id, control);
+        let TaskOptions { timeout, name } = call.options;
+        let meta = Meta { function: Some(call.entry.id), timeout, chunk: call.chunk };
+        let item = Item { entry: call.entry, name, arguments, check: call.check, completer };
+        self.event(|core, now, out| {
+            self.ensure_threads(core, now, out);
+            core.scheduler.on_submit(now, id, item, meta, out);
+        });
+        cell
+    }
+
+    /// Starts driver and starter with the first task: a pool that is never used costs no thread.
+    fn ensure_threads(self: &Arc<Self>, core: &mut Core, now: Instant, out: &mut Actions) {
+        if !matches!(core.threads, Threads::NotStarted) || core.scheduler.refusal().is_some() {
+            return;
+        }
+        let (sender, receiver) = mpsc::channel();
+        match driver::start(Arc::clone(self), receiver) {
+            Ok(()) => core.threads = Threads::Running { starter: sender },
+            Err(error) => {
+                core.threads = Threads::Ended;
+                let cause = BrokenCause::Start(format!("the system refused a thread: {error}").into());
+                core.scheduler.on_broken(now, cause, out);
+            }
+        }
+    }
+
+    // ---- shutdown --------------------------------------------------------------------------------------------------
+
+    pub(crate) fn shutdown(&self, cancel_pending: bool, deadline: Option<Instant>) {
+        if self.forked() {
+            return;
+        }
+        self.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            scheduler.on_shutdown(now, cancel_pending, deadline, &Boards(workers), out);
+        });
+    }
+
+    /// Ends all workers: by SIGTERM and, after a grace time, SIGKILL; or by SIGKILL at once.
+    pub(crate) fn end_workers(&self, at_once: bool) {
+        if !self.forked() {
+            self.event(|core, now, out| core.scheduler.on_kill(now, at_once, out));
+        }
+    }
+
+    /// Waits until every task is resolved, every worker reaped, every thread gone, every queued callback run.
+    pub(crate) fn join(&self) {
+        if self.forked() {
+            return;
+        }
+        // Only closes, never receives.
+        let _ = self.ended.1.recv_blocking();
+        self.callbacks.flush();
+    }
+
+    pub(crate) async fn join_async(&self) {
+        if self.forked() {
+            return;
+        }
+        let _ = self.ended.1.recv().await;
+        if self.callbacks.is_current_thread() {
+            return;
+        }
+        // Callbacks run in order: once this one runs, those before it have.
+        let (last, flushed) = async_channel::bounded::<()>(1);
+        self.callbacks.push(Box::new(move || drop(last)));
+        let _ = flushed.recv().await;
+    }
+
+    // ---- one event at a time ---------------------------------------------------------------------------------------
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the scheduler decide, does what it says, and after the lock is free completes futures.
+    fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
+        let mut resolved = Resolved::new();
+        let result = self.event_into(&mut resolved, decide);
+        complete(resolved);
+        result
+    }
+
+    fn event_into<R>(
+        &self,
+        resolved: &mut Resolved,
+        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
+    ) -> R {
+        let now = Instant::now();
+        let mut actions = Actions::new();
+        let mut core = self.lock();
+        let result = decide(&mut core, now, &mut actions);
+        let rare = self.perform(&mut core, actions, resolved);
+        if rare || core.scheduler.has_timed() {
+            let next = core.scheduler.next_deadline();
+            if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+                core.armed = next;
+                self.bell.ring();
+            }
+        }
+        result
+    }
+
+    /// Acts; whether it did anything beside sending and resolving.
+    fn perform(&self, core: &mut Core, actions: Actions, resolved: &mut Resolved) -> bool {
+        let mut rare = false;
+        for action in actions {
+            match action {
+                Action::Send { worker, task, slot } => {
+                    self.send(core, worker, task, slot);
+                    continue;
+                }
+                Action::Resolve(item, end) => {
+                    let outcome = match end {
+                        End::Error(error) => error,
+                        End::Lost(worker) => core.workers.get(&worker).map_or_else(
+                            || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
+                            |record| record.last_words(&item),
+                        ),
+                    };
+                    resolved.push((item.completer, Err(outcome)));
+                    continue;
+                }
+                Action::Start(id) => {
+                    core.workers.insert(id, Record::default());
+                    if let Threads::Running { starter } = &core.threads {
+                        // The starter lives until the driver has ended, which is after the last worker.
+                        let _ = starter.send(id);
+                    }
+                }
+                Action::Stop(id) => {
+                    if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
+                        link.send(Header::new(Kind::Stop), Vec::new().into());
+                    }
+                }
+                Action::Terminate(id) => core.workers.entry(id).or_default().signal(Signal::TERM),
+                Action::Kill(id) => core.workers.entry(id).or_default().signal(Signal::KILL),
+                Action::Closed => {
+                    core.closed = true;
+                    match core.threads {
+                        Threads::Running { .. } => self.bell.ring(),
+                        Threads::NotStarted | Threads::Ended => {
+                            core.threads = Threads::Ended;
+                            self.ended.0.close();
+                            self.callbacks.close();
+                        }
+                    }
+                }
+            }
+            rare = true;
+        }
+        rare
+    }
+
+    fn send(&self, core: &Core, worker: WorkerId, task: TaskId, slot: u16) {
+        let (Some(item), Some(link)) =
+            (core.scheduler.item(task), core.workers.get(&worker).and_then(|record| record.link.as_ref()))
+        else {
+            return;
+        };
+        let mut flags = 0;
+        if item.check {
+            flags |= flag::CHECK;
+        }
+        if core.scheduler.timeout_of(task).is_some() {
+            flags |= flag::TIMED;
+        }
+        let header = Header { flags, slot, task, function: item.entry.id, ..Header::new(Kind::Run) };
+        link.send(header, item.arguments.clone());
+    }
+
+    // ---- replies ---------------------------------------------------------------------------------------------------
+
+    /// Frames that came from one worker together. `Err` if the worker does not keep to the protocol.
+    fn on_frames(&self, id: WorkerId, frames: Vec<Frame>) {
+        let mut resolved = Resolved::new();
+        let mut replies = Vec::new();
+        let mut credit = 0;
+        self.event_into(&mut resolved, |core, now, out| {
+            for frame in frames {
+                credit = credit.max(frame.header.consumed);
+                self.on_frame(core, now, id, frame, out, &mut replies);
+            }
+            if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
+                link.credit(credit);
+            }
+        });
+        for (item, frame) in replies {
+            let outcome = outcome(&item, frame);
+            resolved.push((item.completer, outcome));
+        }
+        complete(resolved);
+    }
+
+    fn on_frame(
+        &self,
+        core: &mut Core,
+        now: Instant,
+        id: WorkerId,
+        frame: Frame,
+        out: &mut Actions,
+        replies: &mut Vec<(Item, Frame)>,
+    ) {
+        let Core { scheduler, workers, .. } = core;
+        let claims = Boards(workers);
+        let initializer = frame.header.task.as_u64() == 0;
+        match frame.header.kind {
+            Kind::Credit => {}
+            Kind::Ready => scheduler.on_ready(now, id, &claims, out),
+            Kind::Init | Kind::Run | Kind::Stop => scheduler.on_unruly(now, id, out),
+            _ if initializer => {
+                let name = self.options.initializer.as_ref().map_or("", |(entry, _)| entry.name);
+                let error = failure(name, frame.header.kind, &frame.payload);
+                tracing::error!(%error, "the initializer failed; the pool is broken");
+                scheduler.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
+            }
+            _ => match scheduler.on_reply(now, id, frame.header.task, &claims, out) {
+                Ok(Some(item)) => replies.push((item, frame)),
+                Ok(None) => {}
+                Err(scheduler::ReplyToNobody) => {
+                    tracing::error!(
+                        task = frame.header.task.as_u64(),
+                        "a worker answered a task it did not have"
+                    );
+                    scheduler.on_unruly(now, id, out);
+                }
+            },
+        }
+    }
+}
+
+thread_local! {
+    static OWN_THREAD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the caller is one of a pool's own threads: a waker runs there, and may drop anything.
+pub(crate) fn is_own_thread() -> bool {
+    OWN_THREAD.get()
+}
+
+/// Runs wakers, so never under a lock.
+fn complete(resolved: Resolved) {
+    for (completer, outcome) in resolved {
+        completer.complete(outcome);
+    }
+}
+
+fn outcome(item: &Item, frame: Frame) -> Outcome {
+    match frame.header.kind {
+        Kind::Done => Ok(frame.payload.into()),
+        kind => Err(failure(item.name(), kind, &frame.payload)),
+    }
+}
+
+/// The error in a reply that is no value.
+fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
+    let text = || String::from_utf8_lossy(payload).into_owned();
+    match kind {
+        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
+            Ok(failure) if kind == Kind::Failed => TaskError::Failed(RemoteError::new(name, failure)),
+            Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
+            Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
+        },
+        Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
+        Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
+        _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
+    }
+}
+
+impl Record {
+    fn signal(&mut self, signal: Signal) {
+        self.killed_by_us = true;
+        match &self.child {
+            Some(child) if self.status.is_none() => child.signal_group(signal),
+            Some(_) => {}
+            None => self.overdue = Some(signal),
+        }
+    }
+
+    /// What can be said about the end of this worker, to the task that it ran.
+    fn last_words(&self, item: &Item) -> TaskError {
+        let status = self.status.unwrap_or(ExitStatus::Unknown);
+        let board = self.link.as_ref().map(|link| link.board());
+        let task = item.completer.id();
+        if status == ExitStatus::Signaled(libc::SIGABRT)
+            && let Some((location, message)) = board.and_then(|board| board.panic_of(task))
+        {
+            // The process was built with `panic = "abort"`, or panicked where unwinding is not possible.
+            let failure = Failure { message, location: Some(location), ..Failure::default() };
+            return TaskError::Panicked(RemoteError::new(item.name(), failure));
+        }
+        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        let killed_by_system = status == ExitStatus::Signaled(libc::SIGKILL) && !self.killed_by_us;
+        TaskError::WorkerLost {
+            pid: self.child.as_ref().map_or(0, |child| child.pid()),
+            status,
+            detail: Arc::new(LostDetail { task: item.name().to_owned(), stack_overflow, killed_by_system }),
+        }
+    }
+}
+
+impl Control for Pool {
+    fn cancel(&self, task: TaskId) -> bool {
+        if self.forked() {
+            return false;
+        }
+        self.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            scheduler.on_cancel(now, task, &Boards(workers), out)
+        })
+    }
+
+    fn cancel_running(&self, task: TaskId) -> bool {
+        if self.forked() {
+            return false;
+        }
+        self.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            scheduler.on_cancel_running(now, task, &Boards(workers), out)
+        })
+    }
+
+    fn is_running(&self, task: TaskId) -> bool {
+        if self.forked() {
+            return false;
+        }
+        let core = self.lock();
+        core.scheduler.is_running(task, &Boards(&core.workers))
+    }
+
+    fn callbacks(&self) -> &Arc<CallbackQueue> {
+        &self.callbacks
+    }
+
+    fn forked(&self) -> bool {
+        self.origin.forked()
+    }
+}

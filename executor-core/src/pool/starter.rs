@@ -1,0 +1,67 @@
+//! Starts processes, on a thread of its own: a `posix_spawn` blocks for about a millisecond, which neither `submit`
+//! nor the driver should.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{Arc, mpsc},
+};
+
+use super::{Pool, driver::Notice};
+use crate::{
+    id::WorkerId,
+    os::{
+        memory::Shared,
+        process::Child,
+        socket::{self, MESSAGE_BYTES_MAX},
+    },
+    transport::board::{self, Board},
+    wire::handshake::{self, Setup},
+    worker::entry,
+};
+
+/// A process that has been started and has not said hello yet.
+pub(super) struct Started {
+    pub(super) child: Arc<Child>,
+    /// Over which it says hello.
+    pub(super) socket: OwnedFd,
+    pub(super) board: Shared<Board>,
+    pub(super) nonce: u64,
+}
+
+/// Until nobody can ask for a worker any more.
+pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
+    let args: Vec<OsString> = entry::args().collect();
+    while let Ok(id) = orders.recv() {
+        let started = start(pool, &args, u64::from(id.0) << 32 | u64::from(std::process::id()));
+        pool.notify(Notice::Started(id, started));
+    }
+}
+
+fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
+    let (socket, theirs) = socket::pair()?;
+    let (board, board_fd) = board::create()?;
+    let setup = handshake::to_bytes(&Setup {
+        nonce,
+        parent: std::process::id(),
+        depth: entry::depth() + 1,
+        args: args.iter().map(|arg| serde_bytes::ByteBuf::from(arg.as_bytes())).collect(),
+        stack_bytes: pool.options.stack_bytes,
+    });
+    // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
+    if setup.len() <= MESSAGE_BYTES_MAX {
+        socket::send(&socket, &setup, &[board_fd.as_fd()])?;
+    } else {
+        // Arguments may take two megabytes: they go through a file without a name.
+        let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = std::fs::File::from(memory);
+        io::Write::write_all(&mut file, &setup)?;
+        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &[board_fd.as_fd(), file.as_fd()])?;
+    }
+    let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
+    Ok(Started { child: Arc::new(child), socket, board, nonce })
+}

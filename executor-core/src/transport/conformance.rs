@@ -1,0 +1,175 @@
+//! What the contract promises, as tests that every implementation passes: a new one adds a line to the list below.
+
+use std::sync::Arc;
+
+use super::{Closed, Inbox, Link, WorkerEnd, board::Begun};
+use crate::{
+    id::TaskId,
+    wire::frame::{Frame, Header, Kind, flag},
+};
+
+/// Both sides of one connection, in one process.
+pub(crate) struct Pair {
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) inbox: Box<dyn Inbox>,
+    pub(crate) worker: Box<dyn WorkerEnd + Send>,
+}
+
+macro_rules! conformance {
+    ($($test:ident),* $(,)?) => {
+        mod ipc { $(#[test] fn $test() { super::$test(super::super::ipc::pair()) })* }
+        mod memory { $(#[test] fn $test() { super::$test(super::super::memory::pair()) })* }
+    };
+}
+
+conformance! {
+    frames_keep_order_and_content,
+    send_never_blocks_while_nobody_reads,
+    replies_of_every_size_arrive,
+    claim_and_take_back_exclude_each_other,
+    begun_is_known_after_the_worker_died,
+    hang_up_delivers_what_was_published_and_then_ends,
+    worker_sees_the_end_of_the_pool,
+    send_to_a_dead_worker_is_harmless,
+}
+
+fn run(number: u64, flags: u8) -> Header {
+    Header { task: TaskId::from_raw(number), slot: (number % 64) as u16, flags, ..Header::new(Kind::Run) }
+}
+
+/// The reader of a pool in a few lines: collects frames, gives the credit in them to the link.
+fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame>) -> Result<(), Closed> {
+    let mut credit = 0;
+    inbox.recv(&mut |frame| {
+        credit = credit.max(frame.header.consumed);
+        if frame.header.kind != Kind::Credit {
+            frames.push(frame);
+        }
+    })?;
+    link.credit(credit);
+    Ok(())
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let size = match number % 10 {
+        0 => 0,
+        9 => 300_000,
+        small => small as usize * 7,
+    };
+    (0..size).map(|at| (at as u64 ^ number) as u8).collect()
+}
+
+fn frames_keep_order_and_content(pair: Pair) {
+    let Pair { link, mut inbox, mut worker } = pair;
+    const COUNT: u64 = 200;
+    let echo = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            let frame = worker.recv().unwrap();
+            assert_eq!(frame.header.task.as_u64(), number);
+            assert_eq!(frame.payload, payload(number));
+            worker
+                .reply(Header { task: frame.header.task, ..Header::new(Kind::Done) }, &frame.payload)
+                .unwrap();
+        }
+        worker
+    });
+    for number in 0..COUNT {
+        link.send(run(number, 0), payload(number).into());
+    }
+    let mut frames = Vec::new();
+    while frames.len() < COUNT as usize {
+        read(&mut *inbox, &*link, &mut frames).unwrap();
+    }
+    for (number, frame) in frames.iter().enumerate() {
+        assert_eq!((frame.header.kind, frame.header.task.as_u64()), (Kind::Done, number as u64));
+        assert_eq!(frame.payload, payload(number as u64));
+    }
+    drop(echo.join().unwrap());
+}
+
+fn send_never_blocks_while_nobody_reads(pair: Pair) {
+    // Far more than any socket holds. That the call returns at all is the assertion.
+    for number in 0..20_000 {
+        pair.link.send(run(number, 0), vec![1; 100].into());
+    }
+    pair.link.send(run(20_000, 0), vec![2; 40 << 20].into());
+}
+
+fn replies_of_every_size_arrive(pair: Pair) {
+    let Pair { link, mut inbox, mut worker } = pair;
+    let sizes = [0_usize, 1, 98_263, 98_264, 98_265, 98_304, 196_608, 3 << 20];
+    let sender = std::thread::spawn(move || {
+        for size in sizes {
+            worker.reply(Header::new(Kind::Done), &vec![size as u8; size]).unwrap();
+        }
+        worker
+    });
+    let mut frames = Vec::new();
+    while frames.len() < sizes.len() {
+        read(&mut *inbox, &*link, &mut frames).unwrap();
+    }
+    for (frame, size) in frames.iter().zip(sizes) {
+        assert!(frame.payload == vec![size as u8; size], "{size}");
+    }
+    drop(sender.join().unwrap());
+}
+
+fn claim_and_take_back_exclude_each_other(pair: Pair) {
+    let Pair { link, mut worker, .. } = pair;
+    link.send(run(1, 0), vec![].into());
+    link.send(run(2, 0), vec![].into());
+    assert!(link.take_back(2, TaskId::from_raw(2)));
+    let (first, second) = (worker.recv().unwrap(), worker.recv().unwrap());
+    assert!(worker.claim(&first.header));
+    assert!(!link.take_back(1, TaskId::from_raw(1)));
+    assert!(!worker.claim(&second.header));
+}
+
+fn begun_is_known_after_the_worker_died(pair: Pair) {
+    let Pair { link, mut worker, .. } = pair;
+    link.send(run(1, flag::TIMED), vec![].into());
+    link.send(run(2, 0), vec![].into());
+    assert_eq!(link.begun(1, TaskId::from_raw(1)), Begun::No);
+    let frame = worker.recv().unwrap();
+    assert!(worker.claim(&frame.header));
+    drop(worker);
+    link.hang_up();
+    assert!(matches!(link.begun(1, TaskId::from_raw(1)), Begun::Yes(Some(_))));
+    assert_eq!(link.begun(2, TaskId::from_raw(2)), Begun::No);
+}
+
+fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
+    let Pair { link, mut inbox, mut worker } = pair;
+    for number in 0..50 {
+        worker.reply(Header { task: TaskId::from_raw(number), ..Header::new(Kind::Done) }, &[7; 64]).unwrap();
+    }
+    // The worker's end stays open, as it does when a process that the worker forked lives on.
+    link.hang_up();
+    let mut frames = Vec::new();
+    let end = loop {
+        if let Err(end) = read(&mut *inbox, &*link, &mut frames) {
+            break end;
+        }
+    };
+    assert_eq!((frames.len(), end), (50, Closed::Gone));
+    drop(worker);
+}
+
+fn worker_sees_the_end_of_the_pool(pair: Pair) {
+    let Pair { link, inbox, mut worker } = pair;
+    link.send(run(1, 0), vec![3].into());
+    drop((link, inbox));
+    // What was sent may still arrive; then the end comes, and no hang.
+    while worker.recv().is_ok() {}
+    assert!(worker.recv().is_err());
+}
+
+fn send_to_a_dead_worker_is_harmless(pair: Pair) {
+    let Pair { link, mut inbox, worker } = pair;
+    drop(worker);
+    for number in 0..100 {
+        link.send(run(number, 0), vec![1; 10_000].into());
+    }
+    link.hang_up();
+    assert_eq!(inbox.recv(&mut |_| ()), Err(Closed::Gone));
+}

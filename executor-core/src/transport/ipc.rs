@@ -1,0 +1,271 @@
+//! Frames over ipc-channel: one pair of byte channels for each worker.
+//!
+//! ipc-channel's own limits decide the shape (each was reproduced before this was written):
+//!
+//! - Messages above 212,448 bytes go over a second socket whose other end the sender keeps open too, so that a
+//!   receiver that dies in the middle blocks the sender for ever: frames travel in parts below that size.
+//! - A send blocks once the peer's socket is full: a window keeps it from ever being full ([`outbox`](super::outbox)).
+//! - One result channel shared by several workers is closed for all when one dies in mid-message: each has its own.
+//! - Its receiver set and its router stall behind one stopped worker: one blocking reader for each worker instead.
+//! - `recv` reports EINTR: asked again.
+//! - The channel does not say that a worker is dead while a process that the worker forked holds a copy of its ends:
+//!   death is noticed elsewhere (pidfd), and [`Link::hang_up`] then sends an end mark through the pool's own copy of
+//!   the worker's sending end. A socket keeps order, so all that the worker published comes before the mark.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ipc_channel::{
+    IpcError,
+    ipc::{self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Closed, Inbox, Link, WorkerEnd,
+    board::{Begun, Board},
+    outbox::{Outbox, WINDOW_BYTES, cost},
+};
+use crate::{
+    id::TaskId,
+    os::memory::Shared,
+    wire::{
+        frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, PART_BYTES_MAX, flag},
+        payload::Payload,
+    },
+};
+
+/// Shorter than any header, so it cannot be a frame.
+const END_MARK: [u8; 3] = *b"end";
+
+/// What the pool hands to a worker that has said hello.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    to_worker: IpcBytesReceiver,
+    from_worker: IpcBytesSender,
+}
+
+/// The worker's side of the meeting: listens under a name until the pool connects.
+pub(crate) struct Server(IpcOneShotServer<Offer>);
+
+impl Server {
+    pub(crate) fn new() -> io::Result<(Server, String)> {
+        let (server, name) = IpcOneShotServer::new()?;
+        Ok((Server(server), name))
+    }
+
+    /// Waits for the pool. Whoever calls this must have arranged that the pool's death ends the process.
+    pub(crate) fn accept(self, board: &'static Board) -> io::Result<IpcWorkerEnd> {
+        let (once, offer) = self.0.accept().map_err(into_io)?;
+        // Not close-on-exec, says the module's first rule list of ipc-channel: gone before any task can start one.
+        drop(once);
+        Ok(IpcWorkerEnd::new(offer, board))
+    }
+}
+
+fn into_io(error: IpcError) -> io::Error {
+    match error {
+        IpcError::Io(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// The pool's side of the meeting.
+pub(crate) fn connect(server: String, board: Shared<Board>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
+    let sender = IpcSender::connect(server)?;
+    let (offer, link, inbox) = make(board)?;
+    sender.send(offer).map_err(into_io)?;
+    Ok((link, inbox))
+}
+
+fn make(board: Shared<Board>) -> io::Result<(Offer, Arc<IpcLink>, IpcInbox)> {
+    let (to_worker_sender, to_worker) = ipc::bytes_channel()?;
+    let (from_worker, from_worker_receiver) = ipc::bytes_channel()?;
+    let hung_up = Arc::new(AtomicBool::new(false));
+    let link = Arc::new(IpcLink {
+        board,
+        outbox: Mutex::new(Outbox::default()),
+        sender: to_worker_sender,
+        end: from_worker.clone(),
+        hung_up: Arc::clone(&hung_up),
+    });
+    let inbox = IpcInbox { receiver: from_worker_receiver, assembler: Assembler::default(), hung_up };
+    Ok((Offer { to_worker, from_worker }, link, inbox))
+}
+
+/// The pool's sending end.
+pub(crate) struct IpcLink {
+    board: Shared<Board>,
+    outbox: Mutex<Outbox>,
+    sender: IpcBytesSender,
+    /// The pool's copy of the worker's sending end, for the end mark.
+    end: IpcBytesSender,
+    hung_up: Arc<AtomicBool>,
+}
+
+impl IpcLink {
+    fn pump(&self, change: impl FnOnce(&mut Outbox)) {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut outbox);
+        outbox.pump(|message| retry(|| self.sender.send(message)));
+    }
+}
+
+fn retry(mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+impl Link for IpcLink {
+    fn send(&self, header: Header, payload: Payload) {
+        if header.kind == Kind::Run {
+            self.board.offer(header.slot, header.task);
+        }
+        self.pump(|outbox| outbox.push(header, payload));
+    }
+
+    fn credit(&self, consumed: u64) {
+        self.pump(|outbox| outbox.credit(consumed));
+    }
+
+    fn begun(&self, slot: u16, task: TaskId) -> Begun {
+        self.board.begun(slot, task)
+    }
+
+    fn take_back(&self, slot: u16, task: TaskId) -> bool {
+        self.board.take_back(slot, task)
+    }
+
+    fn hang_up(&self) {
+        self.pump(Outbox::close);
+        self.hung_up.store(true, Ordering::Release);
+        // Waits at most until the reader has made room: it reads without ever waiting for anybody.
+        if let Err(error) = retry(|| self.end.send(&END_MARK)) {
+            tracing::debug!(%error, "the end mark found its channel closed");
+        }
+    }
+
+    fn board(&self) -> &Board {
+        &self.board
+    }
+}
+
+/// The pool's receiving end.
+pub(crate) struct IpcInbox {
+    receiver: IpcBytesReceiver,
+    assembler: Assembler,
+    hung_up: Arc<AtomicBool>,
+}
+
+impl Inbox for IpcInbox {
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed> {
+        let message = recv(&self.receiver)?;
+        if message == END_MARK && self.hung_up.load(Ordering::Acquire) {
+            return Err(Closed::Gone);
+        }
+        Ok(self.assembler.message(&message, sink)?)
+    }
+}
+
+fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, Closed> {
+    loop {
+        match receiver.recv() {
+            Ok(message) => return Ok(message),
+            Err(IpcError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(Closed::Gone),
+        }
+    }
+}
+
+/// The worker's end.
+pub(crate) struct IpcWorkerEnd {
+    receiver: IpcBytesReceiver,
+    sender: IpcBytesSender,
+    board: &'static Board,
+    assembler: Assembler,
+    ready: std::collections::VecDeque<Frame>,
+    consumed: u64,
+    reported: u64,
+    buffer: Vec<u8>,
+}
+
+impl IpcWorkerEnd {
+    fn new(offer: Offer, board: &'static Board) -> Self {
+        IpcWorkerEnd {
+            receiver: offer.to_worker,
+            sender: offer.from_worker,
+            board,
+            assembler: Assembler::default(),
+            ready: Default::default(),
+            consumed: 0,
+            reported: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    fn publish(&self, message: &[u8]) -> Result<(), Closed> {
+        retry(|| self.sender.send(message)).map_err(|_| Closed::Gone)
+    }
+}
+
+impl WorkerEnd for IpcWorkerEnd {
+    fn recv(&mut self) -> Result<Frame, Closed> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Ok(frame);
+            }
+            // Nothing is going to be sent soon that could carry the report, and the pool may be waiting for room.
+            if self.consumed - self.reported > WINDOW_BYTES / 4 {
+                self.reply(Header::new(Kind::Credit), &[])?;
+            }
+            let message = recv(&self.receiver)?;
+            self.consumed += cost(message.len());
+            let ready = &mut self.ready;
+            self.assembler.message(&message, |frame| ready.push_back(frame))?;
+        }
+    }
+
+    fn claim(&self, header: &Header) -> bool {
+        self.board.claim(header.slot, header.task, header.flags & flag::TIMED != 0)
+    }
+
+    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
+        self.reported = self.consumed;
+        let header = Header { length: payload.len() as u64, consumed: self.consumed, ..header };
+        let first = payload.len().min(PART_BYTES_MAX - HEADER_BYTES);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        buffer.extend_from_slice(&header.to_bytes());
+        buffer.extend_from_slice(&payload[..first]);
+        let sent = self.publish(&buffer);
+        self.buffer = buffer;
+        sent?;
+        payload[first..].chunks(PART_BYTES_MAX).try_for_each(|part| self.publish(part))
+    }
+
+    fn board(&self) -> &'static Board {
+        self.board
+    }
+}
+
+/// Both ends in one process, for the conformance tests.
+#[cfg(test)]
+pub(crate) fn pair() -> super::conformance::Pair {
+    let (board, fd) = super::board::create().unwrap();
+    let mirror = Box::leak(Box::new(Shared::open(&fd).unwrap()));
+    let (offer, link, inbox) = make(board).unwrap();
+    let (sender, receiver) = ipc::channel().unwrap();
+    // Through a real channel, so that the pool's copies of the worker's ends are closed as they are in life.
+    sender.send(offer).unwrap();
+    let worker = IpcWorkerEnd::new(receiver.recv().unwrap(), mirror);
+    super::conformance::Pair { link, inbox: Box::new(inbox), worker: Box::new(worker) }
+}

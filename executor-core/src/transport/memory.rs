@@ -1,0 +1,179 @@
+//! Both ends in one process, over a queue in memory: for tests of everything above a transport, and with faults that
+//! no real transport would produce on demand.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex},
+};
+
+use super::{
+    Closed, Inbox, Link, WorkerEnd,
+    board::{Begun, Board},
+    conformance::Pair,
+    outbox::{Outbox, cost},
+};
+use crate::{
+    id::TaskId,
+    os::memory::Shared,
+    wire::{
+        frame::{Assembler, Frame, Header, Kind, flag},
+        payload::Payload,
+    },
+};
+
+/// A queue of messages that either side may cut.
+#[derive(Default)]
+struct Wire {
+    state: Mutex<(VecDeque<Vec<u8>>, bool)>,
+    changed: Condvar,
+}
+
+impl Wire {
+    fn send(&self, message: &[u8]) -> std::io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if state.1 {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        state.0.push_back(message.to_vec());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn recv(&self) -> Result<Vec<u8>, Closed> {
+        let state = self.state.lock().unwrap();
+        let mut state = self.changed.wait_while(state, |state| state.0.is_empty() && !state.1).unwrap();
+        state.0.pop_front().ok_or(Closed::Gone)
+    }
+
+    fn cut(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+}
+
+struct MemoryLink {
+    board: Shared<Board>,
+    outbox: Mutex<Outbox>,
+    down: Arc<Wire>,
+    up: Arc<Wire>,
+}
+
+impl MemoryLink {
+    fn pump(&self, change: impl FnOnce(&mut Outbox)) {
+        let mut outbox = self.outbox.lock().unwrap();
+        change(&mut outbox);
+        outbox.pump(|message| self.down.send(message));
+    }
+}
+
+impl Link for MemoryLink {
+    fn send(&self, header: Header, payload: Payload) {
+        if header.kind == Kind::Run {
+            self.board.offer(header.slot, header.task);
+        }
+        self.pump(|outbox| outbox.push(header, payload));
+    }
+
+    fn credit(&self, consumed: u64) {
+        self.pump(|outbox| outbox.credit(consumed));
+    }
+
+    fn begun(&self, slot: u16, task: TaskId) -> Begun {
+        self.board.begun(slot, task)
+    }
+
+    fn take_back(&self, slot: u16, task: TaskId) -> bool {
+        self.board.take_back(slot, task)
+    }
+
+    fn hang_up(&self) {
+        self.pump(Outbox::close);
+        self.up.cut();
+    }
+
+    fn board(&self) -> &Board {
+        &self.board
+    }
+}
+
+impl Drop for MemoryLink {
+    fn drop(&mut self) {
+        self.down.cut();
+    }
+}
+
+struct MemoryInbox(Arc<Wire>, Assembler);
+
+impl Inbox for MemoryInbox {
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed> {
+        let message = self.0.recv()?;
+        Ok(self.1.message(&message, sink)?)
+    }
+}
+
+struct MemoryWorker {
+    board: &'static Board,
+    down: Arc<Wire>,
+    up: Arc<Wire>,
+    assembler: Assembler,
+    ready: VecDeque<Frame>,
+    consumed: u64,
+}
+
+impl WorkerEnd for MemoryWorker {
+    fn recv(&mut self) -> Result<Frame, Closed> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Ok(frame);
+            }
+            self.reply(Header::new(Kind::Credit), &[])?;
+            let message = self.down.recv()?;
+            self.consumed += cost(message.len());
+            let ready = &mut self.ready;
+            self.assembler.message(&message, |frame| ready.push_back(frame))?;
+        }
+    }
+
+    fn claim(&self, header: &Header) -> bool {
+        self.board.claim(header.slot, header.task, header.flags & flag::TIMED != 0)
+    }
+
+    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
+        let header = Header { length: payload.len() as u64, consumed: self.consumed, ..header };
+        let message = [&header.to_bytes()[..], payload].concat();
+        self.up.send(&message).map_err(|_| Closed::Gone)
+    }
+
+    fn board(&self) -> &'static Board {
+        self.board
+    }
+}
+
+impl Drop for MemoryWorker {
+    fn drop(&mut self) {
+        self.down.cut();
+    }
+}
+
+pub(crate) fn pair() -> Pair {
+    let (board, fd) = super::board::create().unwrap();
+    let mirror = Box::leak(Box::new(Shared::open(&fd).unwrap()));
+    let (down, up) = (Arc::<Wire>::default(), Arc::<Wire>::default());
+    Pair {
+        link: Arc::new(MemoryLink {
+            board,
+            outbox: Mutex::default(),
+            down: Arc::clone(&down),
+            up: Arc::clone(&up),
+        }),
+        inbox: Box::new(MemoryInbox(Arc::clone(&up), Assembler::default())),
+        worker: Box::new(MemoryWorker {
+            board: mirror,
+            down,
+            up,
+            assembler: Assembler::default(),
+            ready: VecDeque::new(),
+            consumed: 0,
+        }),
+    }
+}

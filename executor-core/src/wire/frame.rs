@@ -1,0 +1,284 @@
+//! The fixed header in front of every payload.
+//!
+//! ```text
+//!  0    1      2      4      8        16       24        32        40
+//!  kind flags  slot   part   task     function length    consumed  payload …
+//! ```
+//!
+//! Little endian. `length` is that of the whole payload; a payload above [`PART_BYTES_MAX`] follows in parts, each a
+//! message of its own. The receiver trusts none of these numbers: a kind, a slot or a length that cannot be ends the
+//! connection, and memory grows with the bytes that arrive, not with the length that was promised.
+
+use crate::id::{FnId, TaskId};
+
+/// Bytes of a header on the wire.
+pub(crate) const HEADER_BYTES: usize = 40;
+
+/// Payload bytes in one message. ipc-channel sends messages up to 212,448 bytes in one piece, larger ones over a
+/// second socket that can hang the sender for ever; below 128 KiB the C library also recycles the buffers.
+pub(crate) const PART_BYTES_MAX: usize = 96 * 1024;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// To the worker: run the initializer.
+    Init = 1,
+    /// To the worker: run a task.
+    Run = 2,
+    /// To the worker: finish and leave.
+    Stop = 3,
+    /// From the worker: the initializer has run.
+    Ready = 4,
+    /// From the worker: the task's value.
+    Done = 5,
+    /// From the worker: the task's own error.
+    Failed = 6,
+    /// From the worker: the task panicked.
+    Panicked = 7,
+    /// From the worker: the arguments do not decode.
+    DecodeError = 8,
+    /// From the worker: the result does not encode.
+    EncodeError = 9,
+    /// From the worker: the arguments do not survive their codec.
+    NotRoundTrip = 10,
+    /// From the worker: bytes consumed, nothing else.
+    Credit = 11,
+}
+
+impl Kind {
+    fn from_u8(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [Init, Run, Stop, Ready, Done, Failed, Panicked, DecodeError, EncodeError, NotRoundTrip, Credit]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Flags of [`Kind::Run`].
+pub(crate) mod flag {
+    /// Re-encode the decoded arguments and compare, before running.
+    pub(crate) const CHECK: u8 = 1;
+    /// The task has a time limit: note when it begins.
+    pub(crate) const TIMED: u8 = 2;
+    pub(crate) const ALL: u8 = CHECK | TIMED;
+}
+
+/// The header of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) flags: u8,
+    /// Which claim word of the board belongs to this task.
+    pub(crate) slot: u16,
+    pub(crate) task: TaskId,
+    pub(crate) function: FnId,
+    /// Bytes of the whole payload.
+    pub(crate) length: u64,
+    /// From the worker: how much of the parent's window it has consumed so far.
+    pub(crate) consumed: u64,
+}
+
+impl Header {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Header {
+            kind,
+            flags: 0,
+            slot: 0,
+            task: TaskId::from_raw(0),
+            function: FnId(0),
+            length: 0,
+            consumed: 0,
+        }
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[0] = self.kind as u8;
+        out[1] = self.flags;
+        out[2..4].copy_from_slice(&self.slot.to_le_bytes());
+        out[8..16].copy_from_slice(&self.task.as_u64().to_le_bytes());
+        out[16..24].copy_from_slice(&self.function.0.to_le_bytes());
+        out[24..32].copy_from_slice(&self.length.to_le_bytes());
+        out[32..40].copy_from_slice(&self.consumed.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let kind = Kind::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
+        let flags = bytes[1];
+        if flags & !flag::ALL != 0 || bytes[4..8] != [0; 4] {
+            return Err(WireError::Reserved);
+        }
+        Ok(Header {
+            kind,
+            flags,
+            slot: u16::from_le_bytes([bytes[2], bytes[3]]),
+            task: TaskId::from_raw(word(8)),
+            function: FnId(word(16)),
+            length: word(24),
+            consumed: word(32),
+        })
+    }
+}
+
+/// A header and its whole payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A peer that does not keep to the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("a message ends within its header")]
+    Truncated,
+    #[error("unknown frame kind {0}")]
+    Kind(u8),
+    #[error("reserved bits are set")]
+    Reserved,
+    #[error("a message part that belongs to no frame, or more bytes than promised")]
+    Surplus,
+}
+
+/// Puts frames together from messages: bytes in, frames out, nothing else.
+///
+/// One message holds one or more frames; only the last may go on in the messages behind it.
+#[derive(Debug, Default)]
+pub(crate) struct Assembler {
+    open: Option<Frame>,
+}
+
+impl Assembler {
+    /// Takes one message, hands each completed frame to `sink`.
+    pub(crate) fn message(&mut self, mut bytes: &[u8], mut sink: impl FnMut(Frame)) -> Result<(), WireError> {
+        if let Some(mut frame) = self.open.take() {
+            bytes = frame.fill(bytes);
+            if !frame.is_complete() {
+                self.open = Some(frame);
+                return Ok(());
+            }
+            sink(frame);
+            if !bytes.is_empty() {
+                return Err(WireError::Surplus);
+            }
+        }
+        while !bytes.is_empty() {
+            let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
+            let mut frame = Frame { header: Header::from_bytes(header)?, payload: Vec::new() };
+            bytes = frame.fill(rest);
+            if frame.is_complete() {
+                sink(frame);
+            } else {
+                self.open = Some(frame);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Frame {
+    /// Takes what is still missing from the front of `bytes`, and returns the rest.
+    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let missing = self.header.length - self.payload.len() as u64;
+        let here = bytes.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+        self.payload.extend_from_slice(&bytes[..here]);
+        &bytes[here..]
+    }
+
+    fn is_complete(&self) -> bool {
+        self.payload.len() as u64 == self.header.length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(length: u64) -> Header {
+        Header {
+            flags: flag::TIMED,
+            slot: 7,
+            task: TaskId::from_raw(u64::MAX - 1),
+            function: FnId(3),
+            length,
+            consumed: 9,
+            ..Header::new(Kind::Run)
+        }
+    }
+
+    #[test]
+    fn header_survives_the_round_trip() {
+        let header = header(1 << 40);
+        assert_eq!(Header::from_bytes(&header.to_bytes()), Ok(header));
+    }
+
+    #[test]
+    fn unknown_kinds_and_reserved_bits_are_refused() {
+        for kind in (0..=255).filter(|kind| !(1..=11).contains(kind)) {
+            let mut bytes = header(0).to_bytes();
+            bytes[0] = kind;
+            assert_eq!(Header::from_bytes(&bytes), Err(WireError::Kind(kind)));
+        }
+        for at in [1, 4, 5, 6, 7] {
+            let mut bytes = header(0).to_bytes();
+            bytes[at] = 0x80;
+            assert_eq!(Header::from_bytes(&bytes), Err(WireError::Reserved));
+        }
+    }
+
+    fn assemble(messages: &[&[u8]]) -> Result<Vec<Frame>, WireError> {
+        let mut frames = Vec::new();
+        let mut assembler = Assembler::default();
+        for message in messages {
+            assembler.message(message, |frame| frames.push(frame))?;
+        }
+        Ok(frames)
+    }
+
+    #[test]
+    fn one_message_may_hold_several_frames_and_one_frame_several_messages() {
+        let frame =
+            |payload: &[u8]| Frame { header: header(payload.len() as u64), payload: payload.to_vec() };
+        let bytes = |frame: &Frame| [&frame.header.to_bytes()[..], &frame.payload].concat();
+        let (small, empty, large) = (frame(b"small"), frame(b""), frame(&[5; 1000]));
+        let first = [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();
+        let frames = assemble(&[&first, &[5; 400], &[5; 590], &bytes(&small)]).unwrap();
+        assert_eq!(frames, [small.clone(), empty, large, small]);
+    }
+
+    #[test]
+    fn a_wild_length_allocates_nothing_and_surplus_bytes_are_refused() {
+        let wild = header(u64::MAX).to_bytes();
+        assert_eq!(assemble(&[&wild, &[1, 2, 3]]), Ok(vec![]));
+        let short = [&header(4).to_bytes()[..], b"ab"].concat();
+        assert_eq!(assemble(&[&short, b"cdX"]), Err(WireError::Surplus));
+        assert_eq!(assemble(&[&wild[..39]]), Err(WireError::Truncated));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            let mut assembler = Assembler::default();
+            for _ in 0..4 {
+                let mut bytes = [0_u8; 97];
+                for byte in &mut bytes {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    // Mostly small values, so that some headers are good.
+                    *byte = if state & 3 == 0 {
+                        (state >> 8) as u8
+                    } else {
+                        (state >> 8) as u8 % 12 * u8::from(state & 12 == 0)
+                    };
+                }
+                let length = (state >> 20) as usize % bytes.len();
+                let _ = assembler.message(&bytes[..length], |_| ());
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! "Am I a worker?": asked first of all in `main`.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::io::fcntl_dupfd_cloexec;
+
+use super::{serve, watcher};
+use crate::{
+    os::{memory::Shared, socket},
+    registry,
+    transport::{board::Board, ipc},
+    wire::handshake::{self, Hello, Setup},
+};
+
+/// A worker's only argument. Not in the environment: that is inherited by everything a task starts.
+pub(crate) const MARKER: &str = "--executor-worker";
+
+/// Pools within tasks within pools; loky's limit. More than this is a task that submits itself without end.
+pub(crate) const DEPTH_MAX: u32 = 10;
+
+static PASSED: AtomicBool = AtomicBool::new(false);
+static SETUP: OnceLock<(u32, Vec<OsString>)> = OnceLock::new();
+
+/// Makes this program able to be a worker: call it first thing in `main`, before threads are started and before
+/// anything is printed.
+///
+/// In the program that the user started it returns at once. In a worker it never returns: it runs tasks until the
+/// executor is done with them, and ends the process. [`#[executor::main]`](macro@crate::main) calls it for you.
+///
+/// A program that makes an executor without having called it gets an error that says so, from the executor.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// fn main() {
+///     executor::init();
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
+/// }
+/// ```
+pub fn init() {
+    if let Some(socket) = adopt() {
+        // The main thread: where !Send state and thread-bound libraries expect to be.
+        run(socket, false);
+    }
+    PASSED.store(true, Ordering::Release);
+}
+
+/// The entry of test binaries, whose `main` is not the user's: called from an `.init_array` entry.
+///
+/// std's runtime is not up yet. A thread of our own gives the worker a name and a stack; SIGPIPE is set by hand, as
+/// std would have done.
+#[doc(hidden)]
+pub fn init_before_main() {
+    if let Some(socket) = adopt() {
+        // SAFETY: sets a disposition; no other thread exists yet.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+        run(socket, true);
+    }
+    PASSED.store(true, Ordering::Release);
+}
+
+/// The arguments of the program that the user started; in a worker, those of its executor's program, however deep.
+///
+/// (`std::env::args()` shows a worker how it was started itself.)
+///
+/// ```
+/// assert!(executor::args().count() >= 1);
+/// ```
+pub fn args() -> impl Iterator<Item = OsString> {
+    match SETUP.get() {
+        Some((_, args)) => args.clone().into_iter(),
+        None => std::env::args_os().collect::<Vec<_>>().into_iter(),
+    }
+}
+
+/// How deep executors are nested around this process: 0 in the program that the user started.
+pub(crate) fn depth() -> u32 {
+    SETUP.get().map_or(0, |(depth, _)| *depth)
+}
+
+/// Whether this process was started as a worker but its program did not ask.
+pub(crate) fn was_missed() -> bool {
+    !PASSED.load(Ordering::Acquire) && SETUP.get().is_none() && is_marked()
+}
+
+fn is_marked() -> bool {
+    std::env::args_os().nth(1).is_some_and(|arg| arg == MARKER) && socket::is_one(rustix::stdio::stdin())
+}
+
+/// Takes descriptor 0 away, if it is an executor's socket: tasks and the programs they start see an empty input.
+fn adopt() -> Option<OwnedFd> {
+    if !is_marked() {
+        return None;
+    }
+    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).ok()?;
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).ok()?;
+    rustix::stdio::dup2_stdin(null).ok()?;
+    Some(socket)
+}
+
+/// Never returns.
+fn run(socket: OwnedFd, own_thread: bool) {
+    let (setup, board) = match read_setup(&socket) {
+        Ok(read) => read,
+        // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
+        Err(_) => std::process::exit(1),
+    };
+    let board: &'static Board = Box::leak(Box::new(board));
+    let stack_bytes = setup.stack_bytes;
+    let work = move || -> io::Result<()> {
+        let args = setup.args.into_iter().map(|arg| OsString::from_vec(arg.into_vec())).collect();
+        let _ = SETUP.set((setup.depth, args));
+        let refused = match (own_thread, setup.stack_bytes) {
+            (false, Some(bytes)) => raise_stack_limit(bytes).err(),
+            _ => None,
+        };
+        let (server, name) = match (refused, registry::check()) {
+            (Some(error), _) => (None, Err(error)),
+            (_, Err(duplicate)) => (None, Err(duplicate)),
+            _ => match listen() {
+                Ok((server, name)) => (Some(server), Ok(name)),
+                Err(error) => (None, Err(format!("a worker cannot listen for its executor: {error}"))),
+            },
+        };
+        // Before anything that waits for the parent.
+        watcher::start(setup.parent)?;
+        let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
+        socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
+        let Some(server) = server else { std::process::exit(1) };
+        let end = server.accept(board)?;
+        serve::serve(end, socket)
+    };
+    let ended = if own_thread {
+        // 8 MiB: what a main thread has.
+        let stack_bytes = stack_bytes.map_or(8 << 20, |bytes| bytes as usize);
+        std::thread::Builder::new()
+            .name("executor-worker".into())
+            .stack_size(stack_bytes)
+            .spawn(work)
+            .and_then(|thread| thread.join().unwrap_or(Ok(())))
+    } else {
+        work()
+    };
+    std::process::exit(i32::from(ended.is_err()));
+}
+
+fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Board>)> {
+    let (mut bytes, fds) = socket::recv(socket)?;
+    let mut fds = fds.into_iter();
+    let board = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+    if let Some(large) = fds.next() {
+        let mut file = std::fs::File::from(large);
+        bytes.clear();
+        io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
+        io::Read::read_to_end(&mut file, &mut bytes)?;
+    }
+    let setup = handshake::from_bytes(&bytes).map_err(io::Error::other)?;
+    Ok((setup, Shared::open(board.as_fd())?))
+}
+
+/// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of
+/// addresses free for it.
+fn raise_stack_limit(bytes: u64) -> Result<(), String> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const GAP_BYTES: u64 = 120 << 20;
+    let limit = getrlimit(Resource::Stack);
+    if limit.current.is_none_or(|current| current >= bytes) {
+        return Ok(());
+    }
+    if bytes > GAP_BYTES {
+        return Err(format!(
+            "a stack of {bytes} bytes (`stack_size`) is more than the {GAP_BYTES} a worker can have"
+        ));
+    }
+    setrlimit(Resource::Stack, Rlimit { current: Some(bytes), maximum: limit.maximum })
+        .map_err(|error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}"))
+}
+
+/// Opens an ipc-channel server that nobody else can reach, whatever the umask and `TMPDIR` are.
+///
+/// ipc-channel makes a directory below `TMPDIR`: with the umask of the moment, so under umask 0 anybody could connect
+/// first; and it cuts a path that is too long for a socket address without a word. This process has one thread so
+/// far, so both can be changed for the moment.
+fn listen() -> io::Result<(ipc::Server, String)> {
+    /// `sun_path` has 108 bytes; ipc-channel adds `/.tmpXXXXXX/socket` and a zero.
+    const DIRECTORY_BYTES_MAX: usize = 108 - 19;
+    let own = std::env::var_os("TMPDIR");
+    let candidates =
+        own.iter().cloned().chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from)).filter(|directory| {
+            directory.len() <= DIRECTORY_BYTES_MAX && std::path::Path::new(directory).is_absolute()
+        });
+    let umask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    let mut result = Err(io::Error::other("no directory for temporary files has a short enough path"));
+    for directory in candidates {
+        // SAFETY: no other thread exists that could read the environment meanwhile.
+        unsafe { std::env::set_var("TMPDIR", &directory) };
+        result = ipc::Server::new();
+        if result.is_ok() {
+            break;
+        }
+    }
+    rustix::process::umask(umask);
+    match own {
+        // SAFETY: as above.
+        Some(own) => unsafe { std::env::set_var("TMPDIR", own) },
+        // SAFETY: as above.
+        None => unsafe { std::env::remove_var("TMPDIR") },
+    }
+    result
+}

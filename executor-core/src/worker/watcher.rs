@@ -1,0 +1,37 @@
+//! Ends the worker when its parent is gone, whatever its task is doing.
+
+use std::{io, thread};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, getpgrp, getppid, kill_process_group, pidfd_open},
+};
+
+use crate::os::socket::retry;
+
+/// Watches `parent` on a thread of its own.
+pub(super) fn start(parent: u32) -> io::Result<()> {
+    let pid = Pid::from_raw(parent as i32);
+    let pidfd = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+        Some(Ok(pidfd)) => pidfd,
+        Some(Err(rustix::io::Errno::SRCH)) | None => end_group(),
+        Some(Err(error)) => return Err(error.into()),
+    };
+    // Opened first, compared then: a number that was given to another process meanwhile is not our parent's.
+    if getppid() != pid {
+        end_group();
+    }
+    thread::Builder::new().name("executor-watcher".into()).stack_size(64 * 1024).spawn(move || {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        let _ = retry(|| poll(&mut fds, None));
+        end_group();
+    })?;
+    Ok(())
+}
+
+/// Kills this process and the programs that its tasks started.
+pub(super) fn end_group() -> ! {
+    let _ = kill_process_group(getpgrp(), Signal::KILL);
+    // Not reached: the signal cannot be caught.
+    std::process::abort()
+}
