@@ -12,6 +12,7 @@
 use std::{
     collections::HashMap,
     error::Error,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -36,11 +37,11 @@ struct Counts {
     bytes: u64,
     files: u64,
     /// Files that could not be read, or are no UTF-8, and why.
-    skipped: Vec<(PathBuf, String)>,
+    skipped: Vec<(OsString, String)>,
 }
 
 impl Counts {
-    fn add_file(&mut self, path: &Path) {
+    fn add_file(&mut self, path: &OsStr) {
         let text = match std::fs::read(path).map_err(|error| error.to_string()).and_then(|bytes| {
             String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {}", error.utf8_error()))
         }) {
@@ -74,9 +75,9 @@ impl Counts {
     }
 }
 
-/// The task: what one worker does at a time.
+/// The task: what one worker does at a time. Names travel as `OsString`: a file's name need not be UTF-8.
 #[task]
-fn count(files: Vec<PathBuf>) -> Counts {
+fn count(files: &[OsString]) -> Counts {
     let mut counts = Counts::default();
     files.iter().for_each(|path| counts.add_file(path));
     counts
@@ -96,7 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bar = progress_bar(batches.len());
     let mut counts = Counts::default();
     let mut lost = Vec::new();
-    for batch in pool.map(|batch: &Vec<PathBuf>| count::task(batch.clone()), &batches).unordered() {
+    for batch in pool.map(|batch| count::task(batch), &batches).unordered() {
         match batch {
             Ok(batch) => counts.merge(batch),
             Err(error) => lost.push(error),
@@ -123,7 +124,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The same work in this process.
 fn compare(
     parallel: Counts,
-    batches: &[Vec<PathBuf>],
+    batches: &[Vec<OsString>],
     parallel_time: Duration,
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
@@ -147,7 +148,7 @@ fn compare(
 }
 
 /// Every regular file below `directory`, in batches of about one size; what could not be looked into beside it.
-fn batches(directory: &Path) -> (Vec<Vec<PathBuf>>, Vec<(PathBuf, String)>) {
+fn batches(directory: &Path) -> (Vec<Vec<OsString>>, Vec<(OsString, String)>) {
     let (mut batches, mut unseen) = (Vec::new(), Vec::new());
     let (mut batch, mut bytes) = (Vec::new(), 0);
     let not_ours = |name: &std::ffi::OsStr| name != ".git" && name != "target";
@@ -156,11 +157,11 @@ fn batches(directory: &Path) -> (Vec<Vec<PathBuf>>, Vec<(PathBuf, String)>) {
         match entry {
             Ok(entry) if entry.file_type().is_file() => {
                 bytes += entry.metadata().map_or(0, |metadata| metadata.len());
-                batch.push(entry.into_path());
+                batch.push(entry.into_path().into_os_string());
             }
             Ok(_) => {}
             Err(error) => {
-                unseen.push((error.path().unwrap_or(directory).to_owned(), error.to_string()));
+                unseen.push((error.path().unwrap_or(directory).into(), error.to_string()));
             }
         }
         if bytes >= BATCH_BYTES {
