@@ -1,33 +1,14 @@
 //! Programs of users, built as users build them: dev, thin LTO with `panic = "abort"` and stripped, fat LTO.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
-/// Builds the programs under a profile, and returns the directory they are in.
-fn build(profile: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut cargo = Command::new(env!("CARGO"));
-    // The outer cargo has downloaded everything that the lock file names.
-    cargo.current_dir(root).args([
-        "build",
-        "--offline",
-        "--quiet",
-        "-p",
-        "executor-test-programs",
-        "--profile",
-        profile,
-    ]);
-    // Of the outer cargo, and not meant for another build.
-    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
-    let output = cargo.output().expect("cargo starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // `target/<profile>/deps/profiles-…` is where this test lies.
-    let own = std::env::current_exe().expect("a path");
-    let target = own.ancestors().nth(3).expect("three levels up").to_owned();
-    target.join(if profile == "dev" { "debug" } else { profile })
-}
+#[path = "programs/builder.rs"]
+mod programs;
+
+use programs::build;
 
 fn run(program: &Path) -> Output {
     Command::new(program).output().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
