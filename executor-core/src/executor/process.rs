@@ -16,7 +16,7 @@ use crate::{
     pool::{self, Pool, PoolOptions},
     registry::{self, TaskEntry},
     task::{Task, TaskArgs},
-    wire::payload::Payload,
+    wire::{handshake::Transport, payload::Payload},
     worker::{self, entry},
 };
 
@@ -359,9 +359,18 @@ impl ProcessPoolBuilder {
             initializer,
             envs: self.envs,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
+            transport: transport(),
         })
         .map_err(|error| BuildError::Os { what: "an eventfd", error: Arc::new(error) })?;
         Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
+    }
+}
+
+/// Shared memory, unless the environment asks for the fall-back: `EXECUTOR_TRANSPORT=ipc`.
+fn transport() -> Transport {
+    match std::env::var("EXECUTOR_TRANSPORT") {
+        Ok(name) if name == "ipc" => Transport::Ipc,
+        _ => Transport::Ring,
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod fault;
 pub(crate) mod fork;
+pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod socket;

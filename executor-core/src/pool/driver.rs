@@ -26,7 +26,10 @@ use crate::{
     id::WorkerId,
     os::{memory::Shared, process::Child, socket},
     registry,
-    transport::{Closed, Inbox, Link, board::Board, ipc},
+    transport::{
+        Closed, Inbox, Link, ipc,
+        ring::{self, Segment},
+    },
     wire::{
         frame::{Header, Kind},
         handshake::{self, Hello},
@@ -65,10 +68,10 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
 struct Watched {
     child: Arc<Child>,
     /// Before the hello.
-    socket: Option<(OwnedFd, Shared<Board>, u64)>,
+    socket: Option<(OwnedFd, Shared<Segment>, u64)>,
     /// Kept open: its end tells the worker that we are gone, and descriptors travel on it.
     _control: Option<OwnedFd>,
-    link: Option<Arc<ipc::IpcLink>>,
+    link: Option<Arc<dyn Link>>,
     reader: Option<JoinHandle<()>>,
     reaped: bool,
 }
@@ -191,7 +194,7 @@ impl Driver {
         record.child = Some(Arc::clone(&child));
         drop(core);
         let gone = child.pidfd().is_none();
-        let socket = Some((started.socket, started.board, started.nonce));
+        let socket = Some((started.socket, started.segment, started.nonce));
         self.workers
             .insert(id, Watched { child, socket, _control: None, link: None, reader: None, reaped: false });
         if gone {
@@ -215,7 +218,7 @@ impl Driver {
     /// A worker says hello, or closes its end without a word.
     fn on_socket(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Some((socket, board, nonce)) = worker.socket.take() else { return };
+        let Some((socket, segment, nonce)) = worker.socket.take() else { return };
         let (bytes, _fds) = match socket::recv(&socket) {
             Ok(message) => message,
             Err(error) => {
@@ -236,7 +239,7 @@ impl Driver {
             Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
         };
         worker._control = Some(socket);
-        match ipc::connect(server, board).and_then(|(link, inbox)| {
+        match connect(server, segment).and_then(|(link, inbox)| {
             let pool = Arc::clone(&self.pool);
             let reader = thread::Builder::new()
                 .name(format!("executor-reader-{}", id.0))
@@ -255,11 +258,11 @@ impl Driver {
         }
     }
 
-    fn on_connected(&self, id: WorkerId, link: Arc<ipc::IpcLink>) {
+    fn on_connected(&self, id: WorkerId, link: Arc<dyn Link>) {
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             let Some(record) = workers.get_mut(&id) else { return };
-            record.link = Some(Arc::clone(&link) as Arc<dyn Link>);
+            record.link = Some(Arc::clone(&link));
             if !scheduler.on_hello(id) {
                 return;
             }
@@ -327,8 +330,22 @@ impl Driver {
     }
 }
 
-/// Whether this worker may work for us; the name of its server.
-fn check(hello: Result<Hello, String>) -> Result<String, BrokenCause> {
+/// Takes up the connection that the worker offers.
+fn connect(server: Option<String>, segment: Shared<Segment>) -> io::Result<(Arc<dyn Link>, Box<dyn Inbox>)> {
+    Ok(match server {
+        None => {
+            let (link, inbox) = ring::connect(segment);
+            (link, Box::new(inbox))
+        }
+        Some(server) => {
+            let (link, inbox) = ipc::connect(server, segment)?;
+            (link, Box::new(inbox))
+        }
+    })
+}
+
+/// Whether this worker may work for us; the name of its server, if it has one.
+fn check(hello: Result<Hello, String>) -> Result<Option<String>, BrokenCause> {
     let hello = hello.map_err(|error| BrokenCause::OtherBuild(error.into()))?;
     let ours = registry::fingerprint();
     if hello.tasks != ours {
@@ -339,7 +356,7 @@ fn check(hello: Result<Hello, String>) -> Result<String, BrokenCause> {
 }
 
 /// Reads one worker's frames until nothing more can come.
-fn read(pool: &Pool, id: WorkerId, mut inbox: ipc::IpcInbox) {
+fn read(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
     super::OWN_THREAD.set(true);
     let closed = loop {
         let mut frames = Vec::new();

@@ -56,6 +56,7 @@ use crate::{
     transport::{Link, board::Begun},
     wire::{
         frame::{Frame, Header, Kind, flag},
+        handshake::Transport,
         payload::Payload,
     },
 };
@@ -78,6 +79,7 @@ pub(crate) struct PoolOptions {
     pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
     pub(crate) envs: Vec<(OsString, OsString)>,
     pub(crate) stack_bytes: Option<u64>,
+    pub(crate) transport: Transport,
 }
 
 /// What the pool keeps of an unresolved task.

@@ -19,7 +19,7 @@ use crate::{
         process::Child,
         socket::{self, MESSAGE_BYTES_MAX},
     },
-    transport::board::{self, Board},
+    transport::ring::{self, Segment},
     wire::handshake::{self, Setup},
     worker::entry,
 };
@@ -29,7 +29,7 @@ pub(super) struct Started {
     pub(super) child: Arc<Child>,
     /// Over which it says hello.
     pub(super) socket: OwnedFd,
-    pub(super) board: Shared<Board>,
+    pub(super) segment: Shared<Segment>,
     pub(super) nonce: u64,
 }
 
@@ -44,24 +44,25 @@ pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
 
 fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
     let (socket, theirs) = socket::pair()?;
-    let (board, board_fd) = board::create()?;
+    let (segment, segment_fd) = ring::create()?;
     let setup = handshake::to_bytes(&Setup {
         nonce,
         parent: std::process::id(),
         depth: entry::depth() + 1,
         args: args.iter().map(|arg| serde_bytes::ByteBuf::from(arg.as_bytes())).collect(),
         stack_bytes: pool.options.stack_bytes,
+        transport: pool.options.transport,
     });
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
     if setup.len() <= MESSAGE_BYTES_MAX {
-        socket::send(&socket, &setup, &[board_fd.as_fd()])?;
+        socket::send(&socket, &setup, &[segment_fd.as_fd()])?;
     } else {
         // Arguments may take two megabytes: they go through a file without a name.
         let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut file = std::fs::File::from(memory);
         io::Write::write_all(&mut file, &setup)?;
-        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &[board_fd.as_fd(), file.as_fd()])?;
+        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &[segment_fd.as_fd(), file.as_fd()])?;
     }
     let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
-    Ok(Started { child: Arc::new(child), socket, board, nonce })
+    Ok(Started { child: Arc::new(child), socket, segment, nonce })
 }

@@ -135,6 +135,7 @@ impl Board {
 }
 
 /// A fresh board and the descriptor to send to the worker.
+#[cfg(test)]
 pub(crate) fn create() -> std::io::Result<(Shared<Board>, std::os::fd::OwnedFd)> {
     Shared::create("executor-board")
 }

@@ -18,6 +18,7 @@ pub(crate) struct Pair {
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
         mod ipc { $(#[test] fn $test() { super::$test(super::super::ipc::pair()) })* }
+        mod ring { $(#[test] fn $test() { super::$test(super::super::ring::pair()) })* }
         mod memory { $(#[test] fn $test() { super::$test(super::super::memory::pair()) })* }
     };
 }

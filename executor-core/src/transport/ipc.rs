@@ -4,7 +4,7 @@
 //!
 //! - Messages above 212,448 bytes go over a second socket whose other end the sender keeps open too, so that a
 //!   receiver that dies in the middle blocks the sender for ever: frames travel in parts below that size.
-//! - A send blocks once the peer's socket is full: a window keeps it from ever being full ([`outbox`](super::outbox)).
+//! - A send blocks once the peer's socket is full: a window keeps it from ever being full ([`Window`]).
 //! - One result channel shared by several workers is closed for all when one dies in mid-message: each has its own.
 //! - Its receiver set and its router stall behind one stopped worker: one blocking reader for each worker instead.
 //! - `recv` reports EINTR: asked again.
@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Closed, Inbox, Link, WorkerEnd,
     board::{Begun, Board},
-    outbox::{Outbox, WINDOW_BYTES, cost},
+    outbox::Outbox,
+    ring::Segment,
 };
 use crate::{
     id::TaskId,
@@ -76,20 +77,20 @@ fn into_io(error: IpcError) -> io::Error {
 }
 
 /// The pool's side of the meeting.
-pub(crate) fn connect(server: String, board: Shared<Board>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
+pub(crate) fn connect(server: String, segment: Shared<Segment>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
     let sender = IpcSender::connect(server)?;
-    let (offer, link, inbox) = make(board)?;
+    let (offer, link, inbox) = make(segment)?;
     sender.send(offer).map_err(into_io)?;
     Ok((link, inbox))
 }
 
-fn make(board: Shared<Board>) -> io::Result<(Offer, Arc<IpcLink>, IpcInbox)> {
+fn make(segment: Shared<Segment>) -> io::Result<(Offer, Arc<IpcLink>, IpcInbox)> {
     let (to_worker_sender, to_worker) = ipc::bytes_channel()?;
     let (from_worker, from_worker_receiver) = ipc::bytes_channel()?;
     let hung_up = Arc::new(AtomicBool::new(false));
     let link = Arc::new(IpcLink {
-        board,
-        outbox: Mutex::new(Outbox::default()),
+        segment,
+        sending: Mutex::new((Outbox::new(PART_BYTES_MAX), Window::default())),
         sender: to_worker_sender,
         end: from_worker.clone(),
         hung_up: Arc::clone(&hung_up),
@@ -100,8 +101,8 @@ fn make(board: Shared<Board>) -> io::Result<(Offer, Arc<IpcLink>, IpcInbox)> {
 
 /// The pool's sending end.
 pub(crate) struct IpcLink {
-    board: Shared<Board>,
-    outbox: Mutex<Outbox>,
+    segment: Shared<Segment>,
+    sending: Mutex<(Outbox, Window)>,
     sender: IpcBytesSender,
     /// The pool's copy of the worker's sending end, for the end mark.
     end: IpcBytesSender,
@@ -109,10 +110,62 @@ pub(crate) struct IpcLink {
 }
 
 impl IpcLink {
-    fn pump(&self, change: impl FnOnce(&mut Outbox)) {
-        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut outbox);
-        outbox.pump(|message| retry(|| self.sender.send(message)));
+    fn pump(&self, change: impl FnOnce(&mut Outbox, &mut Window)) {
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (outbox, window) = &mut *sending;
+        change(outbox, window);
+        let mut dead = false;
+        outbox.pump(|message| {
+            if !window.take(message.len()) {
+                return false;
+            }
+            // A failure means that the worker is dead, or as good as. Its exit will be noticed, and its tasks dealt
+            // with there.
+            dead = retry(|| self.sender.send(message)).is_err();
+            !dead
+        });
+        if dead {
+            outbox.close();
+        }
+    }
+}
+
+/// Keeps a send from ever blocking.
+///
+/// A Unix socket takes a message as long as what lies unread in it is below its send buffer (212,992 bytes by default,
+/// of which each message takes its length plus some hundred bytes); so with at most [`WINDOW_BYTES`] unread, the next
+/// message always finds room. The worker reports what it has consumed in every frame that it sends.
+#[derive(Default)]
+pub(crate) struct Window {
+    sent: u64,
+    consumed: u64,
+}
+
+/// Unread bytes in the worker's socket at the most, counted by [`cost`].
+pub(crate) const WINDOW_BYTES: u64 = 192 * 1024;
+
+/// What a message takes of the window: its length and the kernel's overhead.
+pub(crate) fn cost(message_len: usize) -> u64 {
+    message_len as u64 + 1024
+}
+
+impl Window {
+    /// Takes room for a message, if there is any.
+    pub(crate) fn take(&mut self, message_len: usize) -> bool {
+        let unread = self.sent - self.consumed;
+        if unread != 0 && unread + cost(message_len) > WINDOW_BYTES {
+            return false;
+        }
+        self.sent += cost(message_len);
+        true
+    }
+
+    /// The worker has consumed this much, all in all. A number that cannot be is ignored: it would only hurt the
+    /// worker that sent it.
+    pub(crate) fn credit(&mut self, consumed: u64) {
+        if consumed > self.consumed && consumed <= self.sent {
+            self.consumed = consumed;
+        }
     }
 }
 
@@ -128,25 +181,25 @@ fn retry(mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 impl Link for IpcLink {
     fn send(&self, header: Header, payload: Payload) {
         if header.kind == Kind::Run {
-            self.board.offer(header.slot, header.task);
+            self.segment.board.offer(header.slot, header.task);
         }
-        self.pump(|outbox| outbox.push(header, payload));
+        self.pump(|outbox, _| outbox.push(header, payload));
     }
 
     fn credit(&self, consumed: u64) {
-        self.pump(|outbox| outbox.credit(consumed));
+        self.pump(|_, window| window.credit(consumed));
     }
 
     fn begun(&self, slot: u16, task: TaskId) -> Begun {
-        self.board.begun(slot, task)
+        self.segment.board.begun(slot, task)
     }
 
     fn take_back(&self, slot: u16, task: TaskId) -> bool {
-        self.board.take_back(slot, task)
+        self.segment.board.take_back(slot, task)
     }
 
     fn hang_up(&self) {
-        self.pump(Outbox::close);
+        self.pump(|outbox, _| outbox.close());
         self.hung_up.store(true, Ordering::Release);
         // Waits at most until the reader has made room: it reads without ever waiting for anybody.
         if let Err(error) = retry(|| self.end.send(&END_MARK)) {
@@ -155,7 +208,7 @@ impl Link for IpcLink {
     }
 
     fn board(&self) -> &Board {
-        &self.board
+        &self.segment.board
     }
 }
 
@@ -260,12 +313,12 @@ impl WorkerEnd for IpcWorkerEnd {
 /// Both ends in one process, for the conformance tests.
 #[cfg(test)]
 pub(crate) fn pair() -> super::conformance::Pair {
-    let (board, fd) = super::board::create().unwrap();
-    let mirror = Box::leak(Box::new(Shared::open(&fd).unwrap()));
-    let (offer, link, inbox) = make(board).unwrap();
+    let (segment, fd) = super::ring::create().unwrap();
+    let mirror: &'static Segment = Box::leak(Box::new(Shared::open(&fd).unwrap()));
+    let (offer, link, inbox) = make(segment).unwrap();
     let (sender, receiver) = ipc::channel().unwrap();
     // Through a real channel, so that the pool's copies of the worker's ends are closed as they are in life.
     sender.send(offer).unwrap();
-    let worker = IpcWorkerEnd::new(receiver.recv().unwrap(), mirror);
+    let worker = IpcWorkerEnd::new(receiver.recv().unwrap(), &mirror.board);
     super::conformance::Pair { link, inbox: Box::new(inbox), worker: Box::new(worker) }
 }

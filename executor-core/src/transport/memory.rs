@@ -10,13 +10,14 @@ use super::{
     Closed, Inbox, Link, WorkerEnd,
     board::{Begun, Board},
     conformance::Pair,
-    outbox::{Outbox, cost},
+    ipc::{Window, cost},
+    outbox::Outbox,
 };
 use crate::{
     id::TaskId,
     os::memory::Shared,
     wire::{
-        frame::{Assembler, Frame, Header, Kind, flag},
+        frame::{Assembler, Frame, Header, Kind, PART_BYTES_MAX, flag},
         payload::Payload,
     },
 };
@@ -53,16 +54,17 @@ impl Wire {
 
 struct MemoryLink {
     board: Shared<Board>,
-    outbox: Mutex<Outbox>,
+    sending: Mutex<(Outbox, Window)>,
     down: Arc<Wire>,
     up: Arc<Wire>,
 }
 
 impl MemoryLink {
-    fn pump(&self, change: impl FnOnce(&mut Outbox)) {
-        let mut outbox = self.outbox.lock().unwrap();
-        change(&mut outbox);
-        outbox.pump(|message| self.down.send(message));
+    fn pump(&self, change: impl FnOnce(&mut Outbox, &mut Window)) {
+        let mut sending = self.sending.lock().unwrap();
+        let (outbox, window) = &mut *sending;
+        change(outbox, window);
+        outbox.pump(|message| window.take(message.len()) && self.down.send(message).is_ok());
     }
 }
 
@@ -71,11 +73,11 @@ impl Link for MemoryLink {
         if header.kind == Kind::Run {
             self.board.offer(header.slot, header.task);
         }
-        self.pump(|outbox| outbox.push(header, payload));
+        self.pump(|outbox, _| outbox.push(header, payload));
     }
 
     fn credit(&self, consumed: u64) {
-        self.pump(|outbox| outbox.credit(consumed));
+        self.pump(|_, window| window.credit(consumed));
     }
 
     fn begun(&self, slot: u16, task: TaskId) -> Begun {
@@ -87,7 +89,7 @@ impl Link for MemoryLink {
     }
 
     fn hang_up(&self) {
-        self.pump(Outbox::close);
+        self.pump(|outbox, _| outbox.close());
         self.up.cut();
     }
 
@@ -162,7 +164,7 @@ pub(crate) fn pair() -> Pair {
     Pair {
         link: Arc::new(MemoryLink {
             board,
-            outbox: Mutex::default(),
+            sending: Mutex::new((Outbox::new(PART_BYTES_MAX), Window::default())),
             down: Arc::clone(&down),
             up: Arc::clone(&up),
         }),

@@ -27,6 +27,7 @@ pub(crate) mod ipc;
 #[cfg(test)]
 pub(crate) mod memory;
 mod outbox;
+pub(crate) mod ring;
 
 use board::{Begun, Board};
 

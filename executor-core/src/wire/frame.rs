@@ -137,6 +137,8 @@ pub(crate) enum WireError {
     Truncated,
     #[error("unknown frame kind {0}")]
     Kind(u8),
+    #[error("a position in the ring that cannot be")]
+    Position,
     #[error("reserved bits are set")]
     Reserved,
     #[error("a message part that belongs to no frame, or more bytes than promised")]

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! parent                                   worker
-//!   Setup { nonce, pid, depth, args, … }  ──►  read at `init()`; the board's memory rides along
-//!   Hello { nonce, tasks, server }        ◄──  its ipc-channel server listens under `server`
-//!   connects to `server`, sends its ends  ──►  accepts: from now on frames
+//!   Setup { nonce, pid, depth, args, … }  ──►  read at `init()`; the shared segment rides along
+//!   Hello { nonce, tasks, server }        ◄──  over ipc-channel only: its server listens under `server`
+//!   connects to `server`, sends its ends  ──►  accepts
+//!                 from now on frames
 //! ```
 //!
 //! The version comes first, alone in its message's first bytes: another version could not decode the rest.
@@ -29,6 +30,17 @@ pub(crate) struct Setup {
     pub(crate) args: Vec<serde_bytes::ByteBuf>,
     /// Stack of the thread that runs tasks.
     pub(crate) stack_bytes: Option<u64>,
+    /// How frames are going to move.
+    pub(crate) transport: Transport,
+}
+
+/// How frames move between the pool and a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Transport {
+    /// Over the rings in the segment that came with the setup.
+    Ring,
+    /// Over ipc-channel.
+    Ipc,
 }
 
 /// From the worker: here I am.
@@ -36,8 +48,8 @@ pub(crate) struct Setup {
 pub(crate) struct Hello {
     pub(crate) nonce: u64,
     pub(crate) tasks: Fingerprint,
-    /// Name of the worker's ipc-channel server, or why it cannot work.
-    pub(crate) server: Result<String, String>,
+    /// Name of the worker's ipc-channel server, if frames move that way; or why the worker cannot work.
+    pub(crate) server: Result<Option<String>, String>,
 }
 
 /// Writes a message of the first exchange.
@@ -64,7 +76,8 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_told_apart() {
-        let hello = Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server: Ok("name".into()) };
+        let hello =
+            Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server: Ok(Some("name".into())) };
         let mut bytes = to_bytes(&hello);
         assert_eq!(from_bytes::<Hello>(&bytes), Ok(hello));
         assert!(from_bytes::<Hello>(&bytes[..6]).unwrap_err().contains("does not decode"));

@@ -19,8 +19,11 @@ use super::{serve, watcher};
 use crate::{
     os::{memory::Shared, socket},
     registry,
-    transport::{board::Board, ipc},
-    wire::handshake::{self, Hello, Setup},
+    transport::{
+        ipc,
+        ring::{RingWorkerEnd, Segment},
+    },
+    wire::handshake::{self, Hello, Setup, Transport},
 };
 
 /// A worker's only argument. Not in the environment: that is inherited by everything a task starts.
@@ -115,12 +118,12 @@ fn adopt() -> Option<OwnedFd> {
 
 /// Never returns.
 fn run(socket: OwnedFd, own_thread: bool) {
-    let (setup, board) = match read_setup(&socket) {
+    let (setup, segment) = match read_setup(&socket) {
         Ok(read) => read,
         // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
         Err(_) => std::process::exit(1),
     };
-    let board: &'static Board = Box::leak(Box::new(board));
+    let segment: &'static Segment = Box::leak(Box::new(segment));
     let stack_bytes = setup.stack_bytes;
     let work = move || -> io::Result<()> {
         let args = setup.args.into_iter().map(|arg| OsString::from_vec(arg.into_vec())).collect();
@@ -129,21 +132,27 @@ fn run(socket: OwnedFd, own_thread: bool) {
             (false, Some(bytes)) => raise_stack_limit(bytes).err(),
             _ => None,
         };
-        let (server, name) = match (refused, registry::check()) {
-            (Some(error), _) => (None, Err(error)),
-            (_, Err(duplicate)) => (None, Err(duplicate)),
-            _ => match listen() {
-                Ok((server, name)) => (Some(server), Ok(name)),
-                Err(error) => (None, Err(format!("a worker cannot listen for its executor: {error}"))),
-            },
+        let able = refused.map_or_else(registry::check, Err);
+        let server = match setup.transport {
+            Transport::Ipc if able.is_ok() => Some(listen()),
+            _ => None,
         };
+        let name = match (able, &server) {
+            (Err(error), _) => Err(error),
+            (_, Some(Err(error))) => Err(format!("a worker cannot listen for its executor: {error}")),
+            (_, Some(Ok((_, name)))) => Ok(Some(name.clone())),
+            (_, None) => Ok(None),
+        };
+        let able = name.is_ok();
         // Before anything that waits for the parent.
         watcher::start(setup.parent)?;
         let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
         socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
-        let Some(server) = server else { std::process::exit(1) };
-        let end = server.accept(board)?;
-        serve::serve(end, socket)
+        match server {
+            _ if !able => std::process::exit(1),
+            Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket),
+            None => serve::serve(RingWorkerEnd::new(segment), socket),
+        }
     };
     let ended = if own_thread {
         // 8 MiB: what a main thread has.
@@ -159,10 +168,10 @@ fn run(socket: OwnedFd, own_thread: bool) {
     std::process::exit(i32::from(ended.is_err()));
 }
 
-fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Board>)> {
+fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>)> {
     let (mut bytes, fds) = socket::recv(socket)?;
     let mut fds = fds.into_iter();
-    let board = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+    let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     if let Some(large) = fds.next() {
         let mut file = std::fs::File::from(large);
         bytes.clear();
@@ -170,7 +179,7 @@ fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Board>)> {
         io::Read::read_to_end(&mut file, &mut bytes)?;
     }
     let setup = handshake::from_bytes(&bytes).map_err(io::Error::other)?;
-    Ok((setup, Shared::open(board.as_fd())?))
+    Ok((setup, Shared::open(segment.as_fd())?))
 }
 
 /// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of

@@ -1,0 +1,16 @@
+//! Sleeping on a word of shared memory.
+
+use std::sync::atomic::AtomicU32;
+
+use rustix::thread::futex::{self, Flags};
+
+/// Sleeps while the word is `expected`; returns when woken, when a signal handler ran, or for no reason at all.
+pub(crate) fn wait(word: &AtomicU32, expected: u32) {
+    // Not PRIVATE: the one who wakes is another process. Every error means: look again.
+    let _ = futex::wait(word, Flags::empty(), expected, None);
+}
+
+/// Wakes one sleeper, if there is one.
+pub(crate) fn wake_one(word: &AtomicU32) {
+    let _ = futex::wake(word, Flags::empty(), 1);
+}

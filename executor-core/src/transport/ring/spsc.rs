@@ -1,0 +1,313 @@
+//! One direction of a ring: words, positions, and the two doorbells. The protocol is in the folder's opening.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::full_fence;
+use crate::os::futex;
+
+/// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
+pub(super) const WORDS: usize = 16 * 1024;
+const MASK: u64 = WORDS as u64 - 1;
+const _: () = assert!(WORDS.is_power_of_two());
+
+const AWAKE: u32 = 0;
+const WAITS: u32 = 1;
+
+/// One direction. Positions on lines of their own: two processors write them.
+#[repr(C, align(64))]
+pub(super) struct Ring {
+    head: Line<AtomicU64>,
+    tail: Line<AtomicU64>,
+    /// Whether the consumer sleeps; it sleeps on this word.
+    asleep: Line<AtomicU32>,
+    /// Whether the producer waits for room; a worker sleeps on this word, the pool's sender only says so.
+    wanting_room: Line<AtomicU32>,
+    closed: Line<AtomicU32>,
+    words: [AtomicU64; WORDS],
+}
+
+#[repr(C, align(64))]
+struct Line<T>(T);
+
+/// A position that cannot be: the other side is broken.
+#[derive(Debug, PartialEq)]
+pub(super) struct Impossible;
+
+impl Ring {
+    /// Wakes the consumer if it sleeps. Call after publishing.
+    pub(super) fn ring_consumer(&self) {
+        full_fence();
+        ring(&self.asleep.0);
+    }
+
+    /// Wakes a producer that sleeps for room. Call after consuming.
+    pub(super) fn ring_producer(&self) {
+        full_fence();
+        ring(&self.wanting_room.0);
+    }
+
+    /// Sleeps until rung, unless `ready` is true once the sleep was announced.
+    pub(super) fn sleep_consumer(&self, ready: impl FnOnce() -> bool) {
+        sleep(&self.asleep.0, ready);
+    }
+
+    /// As [`sleep_consumer`](Self::sleep_consumer), for a producer that waits for room.
+    pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {
+        sleep(&self.wanting_room.0, ready);
+    }
+
+    /// A producer that does not sleep says that it wants to know of room.
+    pub(super) fn want_room(&self) {
+        self.wanting_room.0.store(WAITS, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Whether room is still wanted: nobody has made any since.
+    pub(super) fn room_is_wanted(&self) -> bool {
+        self.wanting_room.0.load(Ordering::SeqCst) == WAITS
+    }
+
+    /// The consumer asks whether room is wanted, and takes the wish.
+    pub(super) fn take_wanted_room(&self) -> bool {
+        full_fence();
+        self.wanting_room.0.load(Ordering::Relaxed) == WAITS
+            && self.wanting_room.0.swap(AWAKE, Ordering::SeqCst) == WAITS
+    }
+
+    /// Nothing more will come, and nobody is to wait.
+    pub(super) fn close(&self) {
+        self.closed.0.store(1, Ordering::SeqCst);
+        self.ring_consumer();
+        self.ring_producer();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.0.load(Ordering::SeqCst) != 0
+    }
+
+    fn word(&self, position: u64) -> &AtomicU64 {
+        &self.words[(position & MASK) as usize]
+    }
+}
+
+fn ring(word: &AtomicU32) {
+    if word.load(Ordering::Relaxed) == WAITS && word.swap(AWAKE, Ordering::SeqCst) == WAITS {
+        futex::wake_one(word);
+    }
+}
+
+fn sleep(word: &AtomicU32, ready: impl FnOnce() -> bool) {
+    word.store(WAITS, Ordering::SeqCst);
+    full_fence();
+    if !ready() {
+        futex::wait(word, WAITS);
+    }
+    word.store(AWAKE, Ordering::SeqCst);
+}
+
+/// The producer's own memory of where it is.
+#[derive(Default)]
+pub(super) struct Producer {
+    head: u64,
+    /// As last seen; looked at again only when the ring seems full.
+    tail: u64,
+}
+
+fn words_for(len: usize) -> u64 {
+    1 + len.div_ceil(8) as u64
+}
+
+impl Producer {
+    fn room(&mut self, ring: &Ring, words: u64) -> Result<bool, Impossible> {
+        if self.head - self.tail + words <= WORDS as u64 {
+            return Ok(true);
+        }
+        let tail = ring.tail.0.load(Ordering::Acquire);
+        if tail < self.tail || tail > self.head {
+            return Err(Impossible);
+        }
+        self.tail = tail;
+        Ok(self.head - tail + words <= WORDS as u64)
+    }
+
+    /// Whether a message of this length would find room now; without one, there is nothing to find room for.
+    pub(super) fn has_room_for(&mut self, ring: &Ring, len: Option<usize>) -> bool {
+        len.is_some_and(|len| self.room(ring, words_for(len)) == Ok(true))
+    }
+
+    /// Publishes a message, or finds no room for it. Does not ring.
+    pub(super) fn write(&mut self, ring: &Ring, message: &[u8]) -> Result<bool, Impossible> {
+        let words = words_for(message.len());
+        if !self.room(ring, words)? {
+            return Ok(false);
+        }
+        ring.word(self.head).store(message.len() as u64, Ordering::Relaxed);
+        let mut at = self.head + 1;
+        let (whole, rest) = message.as_chunks::<8>();
+        for chunk in whole {
+            ring.word(at).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+            at += 1;
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            ring.word(at).store(u64::from_ne_bytes(last), Ordering::Relaxed);
+        }
+        self.head += words;
+        ring.head.0.store(self.head, Ordering::Release);
+        Ok(true)
+    }
+}
+
+/// The consumer's own memory of where it is.
+#[derive(Default)]
+pub(super) struct Consumer {
+    tail: u64,
+    /// As last seen; looked at again only when the ring seems empty.
+    head: u64,
+    /// Where the ring was last found to be low.
+    looked: u64,
+}
+
+impl Consumer {
+    fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
+        let head = ring.head.0.load(Ordering::Acquire);
+        if head < self.tail || head - self.tail > WORDS as u64 {
+            return Err(Impossible);
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    /// Whether nothing is published. A position that cannot be counts as something: `read` will say what it is.
+    pub(super) fn is_empty(&self, ring: &Ring) -> bool {
+        ring.head.0.load(Ordering::SeqCst) == self.tail
+    }
+
+    /// Whether, since this was last true, a quarter of the ring was consumed: time to tell a producer that waits.
+    pub(super) fn is_low(&mut self, _ring: &Ring) -> bool {
+        let low = self.tail - self.looked >= WORDS as u64 / 4;
+        if low {
+            self.looked = self.tail;
+        }
+        low
+    }
+
+    /// Copies the next message out, if there is one.
+    pub(super) fn read(&mut self, ring: &Ring, message: &mut Vec<u8>) -> Result<bool, Impossible> {
+        if self.head == self.tail {
+            self.look(ring)?;
+            if self.head == self.tail {
+                return Ok(false);
+            }
+        }
+        // Read once: the other side may change it at any time.
+        let len = ring.word(self.tail).load(Ordering::Relaxed);
+        let published = self.head - self.tail;
+        if len > (published - 1) * 8 {
+            return Err(Impossible);
+        }
+        let len = len as usize;
+        message.clear();
+        message.reserve(len + 8);
+        let mut at = self.tail + 1;
+        for _ in 0..len.div_ceil(8) {
+            message.extend_from_slice(&ring.word(at).load(Ordering::Relaxed).to_ne_bytes());
+            at += 1;
+        }
+        message.truncate(len);
+        self.tail = at;
+        ring.tail.0.store(at, Ordering::Release);
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring() -> Box<Ring> {
+        // SAFETY: atomics only; zero is a value.
+        unsafe { Box::<Ring>::new_zeroed().assume_init() }
+    }
+
+    #[test]
+    fn messages_of_all_sizes_go_round_and_round() {
+        let ring = ring();
+        let (mut producer, mut consumer, mut message) =
+            (Producer::default(), Consumer::default(), Vec::new());
+        for round in 0..20_000_usize {
+            let sent: Vec<u8> = (0..round * 37 % 700).map(|at| (at ^ round) as u8).collect();
+            assert_eq!(producer.write(&ring, &sent), Ok(true));
+            assert_eq!(consumer.read(&ring, &mut message), Ok(true));
+            assert_eq!(message, sent);
+            assert_eq!(consumer.read(&ring, &mut message), Ok(false));
+        }
+    }
+
+    #[test]
+    fn a_full_ring_takes_nothing_and_loses_nothing() {
+        let ring = ring();
+        let (mut producer, mut consumer, mut message) =
+            (Producer::default(), Consumer::default(), Vec::new());
+        let mut written = 0_u64;
+        while producer.write(&ring, &[written.to_le_bytes(); 3].concat()).unwrap() {
+            written += 1;
+        }
+        assert_eq!(written, WORDS as u64 / 4);
+        for number in 0..written {
+            assert!(consumer.read(&ring, &mut message).unwrap());
+            assert_eq!(message, [number.to_le_bytes(); 3].concat());
+        }
+        assert!(producer.has_room_for(&ring, Some(WORDS * 8 - 8)));
+        assert!(!producer.has_room_for(&ring, Some(WORDS * 8)));
+    }
+
+    #[test]
+    fn positions_and_lengths_that_cannot_be_are_errors() {
+        let mut message = Vec::new();
+        for head in [u64::MAX, WORDS as u64 + 1] {
+            let ring = ring();
+            ring.head.0.store(head, Ordering::Relaxed);
+            assert_eq!(Consumer::default().read(&ring, &mut message), Err(Impossible));
+        }
+        let ring = ring();
+        ring.head.0.store(3, Ordering::Relaxed);
+        for len in [17, u64::MAX, 1 << 40] {
+            ring.words[0].store(len, Ordering::Relaxed);
+            assert_eq!(Consumer::default().read(&ring, &mut message), Err(Impossible), "{len}");
+        }
+        assert!(message.capacity() < 100, "nothing was reserved for a length that cannot be");
+        let mut producer = Producer { head: WORDS as u64, tail: 0 };
+        for tail in [WORDS as u64 + 1, u64::MAX] {
+            ring.tail.0.store(tail, Ordering::Relaxed);
+            assert_eq!(producer.write(&ring, b"x"), Err(Impossible));
+        }
+    }
+
+    #[test]
+    fn two_threads_that_sleep_miss_nothing() {
+        const COUNT: u64 = 100_000;
+        let ring = &*ring();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut producer = Producer::default();
+                for number in 0..COUNT {
+                    let message = number.to_le_bytes();
+                    while producer.write(ring, &message).unwrap() == false {
+                        ring.sleep_producer(|| producer.has_room_for(ring, Some(8)));
+                    }
+                    ring.ring_consumer();
+                }
+            });
+            let (mut consumer, mut message) = (Consumer::default(), Vec::new());
+            for number in 0..COUNT {
+                while !consumer.read(ring, &mut message).unwrap() {
+                    ring.sleep_consumer(|| !consumer.is_empty(ring));
+                }
+                ring.ring_producer();
+                assert_eq!(message, number.to_le_bytes());
+            }
+        });
+    }
+}
