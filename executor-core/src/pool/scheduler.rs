@@ -260,6 +260,11 @@ impl<T> Scheduler<T> {
         self.timed > 0
     }
 
+    #[cfg(test)]
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
     /// (queued, with workers).
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
@@ -697,6 +702,8 @@ impl<T> Scheduler<T> {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
         }
+        // It is over, whether or not a worker is started now: else it would stay due, and the driver would not sleep.
+        self.no_start_before.take_if(|at| *at <= now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
