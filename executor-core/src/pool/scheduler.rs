@@ -46,7 +46,8 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
-/// A task that was with a dying worker this often without ever having begun is taken to be the cause.
+/// A task that was first in line, not begun, with a dying worker this often is taken to be the cause: its frame ends
+/// who reads it.
 const LOST_UNBEGUN_MAX: u8 = 3;
 
 /// What the scheduler asks of the workers' boards.
@@ -573,8 +574,8 @@ impl<T> Scheduler<T> {
 
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<T>) {
-        for sent in worker.in_flight.iter().rev() {
-            let end = match &worker.doom {
+        for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
+            let mut end = match &worker.doom {
                 Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.task => {
                     Some(End::Error(error.clone()))
                 }
@@ -583,10 +584,11 @@ impl<T> Scheduler<T> {
                 _ => None,
             };
             let entry = self.tasks.get_mut(&sent.task).expect("what is in flight is in the table");
-            let end = end.or_else(|| {
+            // Only the first can have been the cause. Who waits behind three tasks that crash is innocent.
+            if end.is_none() && ahead == 0 {
                 entry.lost_unbegun += 1;
-                (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id))
-            });
+                end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
+            }
             match end {
                 Some(end) => {
                     let entry = self.tasks.remove(&sent.task).expect("looked at above");
