@@ -42,6 +42,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
 /// A killed worker that does not end (it hangs in the kernel) is given up after this.
 const KILL_GRACE: Duration = Duration::from_secs(5);
+/// A limit that may have passed, of a task that has not begun or whose answer is on its way, is looked at again after
+/// this at the earliest. Less: with a tiny limit the driver would do nothing else. More: a tiny limit is kept late.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// OTP's intensity and period: this many workers may die before they are ready, within this time.
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
@@ -121,6 +124,8 @@ struct Worker {
 struct InFlight {
     task: TaskId,
     slot: u16,
+    /// Its time limit is not looked at before this.
+    look_at: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -243,10 +248,11 @@ impl<T> Scheduler<T> {
             if let Some(doom) = &worker.doom {
                 earliest(doom.next);
             } else if self.timed > 0
-                && let Some(limit) = worker.in_flight.front().and_then(|front| self.timeout_of(front.task))
+                && let Some(front) = worker.in_flight.front()
+                && let Some(limit) = self.timeout_of(front.task)
                 && let Some(at) = worker.front_since.checked_add(limit)
             {
-                earliest(at);
+                earliest(at.max(front.look_at));
             }
         }
         if self.queued > 0
@@ -446,25 +452,30 @@ impl<T> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) -> bool {
-        self.on_cancel(now, task, claims, out) || self.condemn(now, task, TaskError::Cancelled, claims, out)
-    }
-
-    /// Kills the worker that runs this task, for the task's sake; whether the task still ran.
-    fn condemn(
-        &mut self,
-        now: Instant,
-        task: TaskId,
-        error: TaskError,
-        claims: &dyn Claims,
-        out: &mut Actions<T>,
-    ) -> bool {
+        if self.on_cancel(now, task, claims, out) {
+            return true;
+        }
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
         let id = *id;
         match &self.workers[&id].doom {
-            Some(Doom { why: Why::Task(other, _), .. }) => return *other == task,
+            Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => return *other == task,
+            // It ends with its worker, but not because of this.
             Some(_) => return false,
             None => {}
         }
+        let condemned = self.condemn(now, task, TaskError::Cancelled, claims);
+        if condemned {
+            out.push(Action::Kill(id));
+        }
+        self.dispatch(now, out);
+        condemned
+    }
+
+    /// Dooms the worker that runs this task, for the task's sake; whether the task still ran. The caller kills, and
+    /// dispatches what was taken back.
+    fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
+        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
+        let id = *id;
         let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.task == task) else {
             return false;
         };
@@ -474,9 +485,7 @@ impl<T> Scheduler<T> {
         let innocent = self.take_back_from(id, behind, claims) < behind;
         if !innocent {
             self.doom(id, Doom { why: Why::Task(task, error), next: now + KILL_GRACE, killed: true });
-            out.push(Action::Kill(id));
         }
-        self.dispatch(now, out);
         !innocent
     }
 
@@ -746,19 +755,28 @@ impl<T> Scheduler<T> {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         let Some(limit) = self.timeout_of(front.task) else { return };
-        if worker.front_since.checked_add(limit).is_none_or(|at| at > now) {
+        if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;
         }
         // The limit counts from the moment when the worker began, which may be later than when it could have.
         let since = match claims.begun(id, front.slot, front.task) {
-            Begun::No => now,
-            Begun::Yes(at) => at.unwrap_or(worker.front_since).max(worker.front_since),
+            Begun::No => None,
+            Begun::Yes(at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
         };
-        if since.checked_add(limit).is_some_and(|at| at <= now) {
-            let error = TaskError::TimedOut { limit, phase: Phase::Run };
-            self.condemn(now, front.task, error, claims, out);
-        } else if let Some(worker) = self.workers.get_mut(&id) {
-            worker.front_since = since;
+        let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
+        let error = TaskError::TimedOut { limit, phase: Phase::Run };
+        if since.is_some_and(over) && self.condemn(now, front.task, error, claims) {
+            out.push(Action::Kill(id));
+            return;
+        }
+        // It has not begun, or begun later, or its answer is on its way.
+        let worker = self.workers.get_mut(&id).expect("it has a front");
+        match since {
+            Some(since) if !over(since) => worker.front_since = since,
+            _ => {
+                let front = worker.in_flight.front_mut().expect("looked at above");
+                front.look_at = now + limit.max(LOOK_AGAIN);
+            }
         }
     }
 
@@ -847,7 +865,7 @@ impl<T> Scheduler<T> {
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
             }
-            worker.in_flight.push_back(InFlight { task, slot });
+            worker.in_flight.push_back(InFlight { task, slot, look_at: now });
             entry.place = Place::Sent(id);
             self.timed += usize::from(entry.meta.timeout.is_some());
             self.queue.pop_front();
