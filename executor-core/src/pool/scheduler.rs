@@ -240,7 +240,9 @@ impl<T> Scheduler<T> {
         for worker in self.workers.values() {
             match worker.state {
                 WorkerState::Starting { since } if worker.doom.is_none() => {
-                    earliest(since + self.config.start_timeout)
+                    if let Some(at) = since.checked_add(self.config.start_timeout) {
+                        earliest(at);
+                    }
                 }
                 WorkerState::Stopping { since } if worker.doom.is_none() => earliest(since + STOP_GRACE),
                 _ => {}
@@ -738,7 +740,9 @@ impl<T> Scheduler<T> {
             return;
         }
         match worker.state {
-            WorkerState::Starting { since } if since + self.config.start_timeout <= now => {
+            WorkerState::Starting { since }
+                if since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now) =>
+            {
                 self.doom(id, Doom { why: Why::Start, next: now + KILL_GRACE, killed: true });
                 out.push(Action::Kill(id));
             }
