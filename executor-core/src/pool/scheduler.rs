@@ -591,7 +591,12 @@ impl<T> Scheduler<T> {
                     Some(End::Error(error.clone()))
                 }
                 Some(Doom { why: Why::Pool(error), .. }) => Some(End::Error(error.clone())),
-                _ if claims.begun(id, sent.slot, sent.task) != Begun::No => Some(End::Lost(id)),
+                // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
+                _ if !claims.take_back(id, sent.slot, sent.task)
+                    && claims.begun(id, sent.slot, sent.task) != Begun::No =>
+                {
+                    Some(End::Lost(id))
+                }
                 _ => None,
             };
             let entry = self.tasks.get_mut(&sent.task).expect("what is in flight is in the table");
