@@ -617,6 +617,10 @@ impl<T> Scheduler<T> {
     }
 
     fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+        if self.is_drained() {
+            // Nobody waits for it.
+            return;
+        }
         self.start_failures.push_back(now);
         while self
             .start_failures
@@ -884,9 +888,14 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// Nothing is unresolved, and nothing more comes in.
+    fn is_drained(&self) -> bool {
+        !matches!(self.intake, Intake::Open) && self.tasks.is_empty()
+    }
+
     /// Once nothing is unresolved and nothing more comes in, the workers leave; once they have left, all is over.
     fn close_if_drained(&mut self, now: Instant, out: &mut Actions<T>) {
-        if matches!(self.intake, Intake::Open) || !self.tasks.is_empty() {
+        if !self.is_drained() {
             return;
         }
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
