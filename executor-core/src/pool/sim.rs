@@ -214,7 +214,7 @@ struct Process {
     never_starts: bool,
     /// Takes no step until it is continued; dies of SIGKILL all the same.
     stopped: bool,
-    /// Hangs in the kernel: dies of nothing.
+    /// No signal reaches it: it works on.
     immortal: bool,
     dies_at: Option<Instant>,
     frames: VecDeque<ToWorker>,
@@ -467,21 +467,32 @@ impl World {
         &mut self,
         decide: impl FnOnce(&mut Scheduler<Ticket>, Instant, &Boards<'_>, &mut Vec<Action<Ticket>>) -> R,
     ) -> R {
+        self.event_then(decide, |_, _| {})
+    }
+
+    /// `then` takes note of what the scheduler answered, before the actions are compared with it.
+    fn event_then<R>(
+        &mut self,
+        decide: impl FnOnce(&mut Scheduler<Ticket>, Instant, &Boards<'_>, &mut Vec<Action<Ticket>>) -> R,
+        then: impl FnOnce(&mut Self, &R),
+    ) -> R {
         self.events += 1;
         let mut actions = Vec::new();
         let result = decide(&mut self.scheduler, self.now, &Boards(&self.processes), &mut actions);
-        for action in actions {
-            self.perform(action);
-        }
-        self.scheduler.check();
+        then(self, &result);
         if !self.broken && matches!(self.scheduler.refusal(), Some(TaskError::Broken(_))) {
             // Nobody said so from outside: the workers' starts must have been the reason.
             self.broken = true;
-            let recent = self.start_troubles.iter().filter(|at| self.now - **at <= START_FAILURES_PERIOD).count();
+            let recent =
+                self.start_troubles.iter().filter(|at| self.now - **at <= START_FAILURES_PERIOD).count();
             let now = self.start_troubles.last() == Some(&self.now);
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
         }
+        for action in actions {
+            self.perform(action);
+        }
+        self.scheduler.check();
         result
     }
 
@@ -523,7 +534,8 @@ impl World {
             Action::Send { worker, task, slot } => {
                 assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
                 let process = self.process(worker);
-                assert!(process.linked && process.ready && !process.reaped, "{worker:?} cannot take tasks");
+                // It may be dead: the scheduler learns that after its last reply.
+                assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(process.killed.is_none() && process.stop_sent.is_none(), "{worker:?} is leaving");
                 let mut words = process.words.borrow_mut();
                 let old = words.slots.insert(slot, Word::Offered(task));
@@ -545,7 +557,10 @@ impl World {
                 assert!(self.shut_down || self.killed || self.broken, "{id:?} is stopped in an open pool");
             }
             Action::Terminate(id) => {
-                assert!(self.killed || self.deadline.is_some_and(|at| at <= self.now), "SIGTERM without a reason");
+                assert!(
+                    self.killed || self.deadline.is_some_and(|at| at <= self.now),
+                    "SIGTERM without a reason"
+                );
                 let now = self.now;
                 let obeys = self.dice.permille(700);
                 let process = self.process(id);
@@ -599,7 +614,9 @@ impl World {
         let (now, start_timeout) = (self.now, self.config.start_timeout);
         let over = self.shut_down && self.unresolved() == 0;
         let process = &self.processes[&id];
-        let since = |at: Option<Instant>, grace: Duration| at.is_some_and(|at| at + grace <= now);
+        let since = |at: Option<Instant>, grace: Duration| {
+            at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
+        };
         if self.killed || self.broken || self.scheduler.refusal().is_some_and(|why| why.is_broken()) {
             return "killed: pool ends";
         }
@@ -619,7 +636,7 @@ impl World {
         let (_, began) = story.begun.expect("noted at the claim");
         assert!(story.ending.is_none(), "{id:?} is killed for {task:?}, which has ended");
         assert!(
-            story.cancel_running_asked || since(Some(began), story.timeout.unwrap_or(Duration::MAX / 4)),
+            story.cancel_running_asked || since(Some(began), story.timeout.unwrap_or(Duration::MAX)),
             "{id:?} is killed while it runs {task:?} rightfully"
         );
         assert!(process.words.borrow().holding.iter().all(|held| *held == task || self.begun_on(*held, id)));
@@ -646,7 +663,10 @@ impl World {
                 let process = &self.processes[&worker];
                 let given_up = process.killed.is_some_and(|at| at + KILL_GRACE <= now);
                 assert!(process.reaped || given_up, "{task:?} is lost with {worker:?}, which lives");
-                (if begun { "end: lost, begun" } else { "end: lost, first in line three times" }, Ending::Lost)
+                (
+                    if begun { "end: lost, begun" } else { "end: lost, first in line three times" },
+                    Ending::Lost,
+                )
             }
             End::Error(TaskError::TimedOut { limit, phase: Phase::Run }) => {
                 let (_, began) = story.begun.expect("a limit counts from the beginning");
@@ -846,7 +866,7 @@ impl World {
     /// Before a worker's end is judged.
     fn count_losses(&mut self, id: WorkerId) {
         let process = &self.processes[&id];
-        if !process.ready && process.terminated.is_none() {
+        if !process.ready && process.terminated.is_none() && process.stop_sent.is_none() {
             let expected = self.killed || self.broken || self.shut_down && self.unresolved() == 0;
             if !expected {
                 self.start_troubles.push(self.now);
@@ -902,6 +922,10 @@ impl World {
         let (knows, killed) = (self.scheduler.knows(id), self.processes[&id].killed.is_some());
         // One that has had SIGTERM only is not wanted either.
         let wanted = knows && !killed && self.processes[&id].terminated.is_none();
+        if wanted && !initializer {
+            self.process(id).ready = true;
+            self.ever_ready = true;
+        }
         let welcome = self.event(|scheduler, now, claims, out| {
             let welcome = scheduler.on_hello(id);
             if welcome && !initializer {
@@ -909,7 +933,10 @@ impl World {
             }
             welcome
         });
-        assert_eq!(welcome, wanted || welcome && !knows, "{id:?} is wanted, or is not");
+        assert_eq!(welcome, wanted, "{id:?} is wanted, or is not");
+        if welcome && !initializer {
+            self.note("ready", Some(id), None);
+        }
         if !welcome {
             self.note("hello: nobody wants it", Some(id), None);
         } else if initializer {
@@ -936,13 +963,13 @@ impl World {
             self.note("batch of replies", Some(id), None);
         }
         // Replies within one batch are judged before any of its actions is performed, as in the pool.
-        let mut replies = Vec::new();
-        let mut notes: Vec<(&'static str, Option<TaskId>)> = Vec::new();
         for message in &batch {
             match message {
                 FromWorker::InitFailed => self.broken = true,
                 FromWorker::Unexpected => self.process(id).caught = true,
-                FromWorker::Reply(task) if self.processes[&id].words.borrow().holding.front() != Some(task) => {
+                FromWorker::Reply(task)
+                    if self.processes[&id].words.borrow().holding.front() != Some(task) =>
+                {
                     // Not its turn: a lie, or words of one who was forgotten.
                     self.process(id).caught = true;
                 }
@@ -951,50 +978,56 @@ impl World {
                 }
                 FromWorker::Ready => {
                     let process = self.process(id);
-                    process.ready = true;
+                    if !process.caught && process.killed.is_none() && process.terminated.is_none() {
+                        process.ready = true;
+                        self.ever_ready = true;
+                    }
                 }
                 _ => {}
             }
         }
-        self.event(|scheduler, now, claims, out| {
-            for message in batch {
-                match message {
+        self.event_then(
+            |scheduler, now, claims, out| {
+                let decide = |message| match message {
                     FromWorker::Ready => {
                         scheduler.on_ready(now, id, claims, out);
-                        notes.push(("ready", None));
+                        ("ready", None)
                     }
                     FromWorker::InitFailed => {
                         let cause = BrokenCause::Internal("the initializer".into());
                         scheduler.on_broken(now, cause, out);
-                        notes.push(("initializer fails", None));
+                        ("initializer fails", None)
                     }
                     FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, claims, out) {
                         Ok(Some(Ticket(resolved))) => {
                             assert_eq!(resolved, task, "a reply resolves the task it belongs to");
-                            replies.push(task);
+                            ("reply: value", Some(task))
                         }
-                        Ok(None) => notes.push(("reply: too late", Some(task))),
+                        Ok(None) => ("reply: too late", Some(task)),
                         Err(ReplyToNobody) => {
                             scheduler.on_unruly(now, id, out);
-                            notes.push(("unruly", Some(task)));
+                            ("unruly", Some(task))
                         }
                     },
                     FromWorker::Unexpected => {
                         scheduler.on_unruly(now, id, out);
-                        notes.push(("unruly", None));
+                        ("unruly", None)
                     }
                     FromWorker::Garbage => unreachable!("cut off above"),
+                };
+                batch.into_iter().map(decide).collect::<Vec<_>>()
+            },
+            |world, answers| {
+                for &(what, task) in answers {
+                    world.note(what, Some(id), task);
+                    if let ("reply: value", Some(task)) = (what, task) {
+                        let just = world.begun_on(task, id) || world.processes[&id].lied;
+                        assert!(just, "{task:?} is answered by {id:?}, which did not run it");
+                        world.end(task, Ending::Value, "end: value");
+                    }
                 }
-            }
-        });
-        for (what, task) in notes {
-            self.note(what, Some(id), task);
-        }
-        for task in replies {
-            self.note("reply: value", Some(id), Some(task));
-            assert!(self.begun_on(task, id) || self.processes[&id].lied, "an answer from who did not run it");
-            self.end(task, Ending::Value, "end: value");
-        }
+            },
+        );
         if garbage.is_some() {
             if self.processes[&id].reaped {
                 self.on_exit(id);
@@ -1176,7 +1209,7 @@ impl World {
                 Life::Ordered if !process.never_starts => turns.push(Turn::Starter(id)),
                 Life::Booting if !process.stopped => turns.push(Turn::Boot(id)),
                 Life::Greeted => turns.push(Turn::Hello(id)),
-                Life::Connected if !process.stopped && !(process.immortal && process.killed.is_some()) => {
+                Life::Connected if !process.stopped => {
                     let free = match process.running {
                         Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => {
                             until.is_some_and(|until| until <= self.now)
@@ -1240,7 +1273,7 @@ impl World {
         let work = self.processes.values().filter(|process| process.alive()).flat_map(|process| {
             let until = match process.running {
                 Some(Running::Initializer { until, .. } | Running::Task { until, .. })
-                    if !process.stopped && !(process.immortal && process.killed.is_some()) =>
+                    if !process.stopped =>
                 {
                     until
                 }
@@ -1290,7 +1323,19 @@ impl World {
                 }
             }
             9..=10 => {
-                if let Some(task) = self.any_task() {
+                let running: Vec<_> = self
+                    .processes
+                    .values()
+                    .filter_map(|process| match process.running {
+                        Some(Running::Task { task, .. }) => Some(task),
+                        _ => None,
+                    })
+                    .collect();
+                let task = match running.is_empty() || self.dice.permille(500) {
+                    true => self.any_task(),
+                    false => Some(self.dice.pick(&running)),
+                };
+                if let Some(task) = task {
                     self.cancel_running(task);
                 }
             }
