@@ -614,6 +614,12 @@ impl<T> Scheduler<T> {
                 None => self.requeue(sent.task),
             }
         }
+        // A worker that was doomed before the pool was ended gives back what nobody is going to run.
+        if matches!(self.intake, Intake::Killed | Intake::Broken(_))
+            && let Some(error) = self.refusal()
+        {
+            self.resolve_queue(&error, out);
+        }
     }
 
     fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
