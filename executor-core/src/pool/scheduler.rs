@@ -884,7 +884,7 @@ impl<T> Scheduler<T> {
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
             }
-            worker.in_flight.push_back(InFlight { task, slot, look_at: now });
+            worker.in_flight.push_back(InFlight { task, slot, look_at: now + LOOK_AGAIN });
             entry.place = Place::Sent(id);
             self.timed += usize::from(entry.meta.timeout.is_some());
             self.queue.pop_front();
