@@ -557,6 +557,20 @@ impl<T> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
+        self.on_end(now, id, cause, claims, out);
+        self.dispatch(now, out);
+        self.close_if_drained(now, out);
+    }
+
+    /// A worker is no more, or nobody waits for it any longer.
+    fn on_end(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        cause: impl FnOnce(bool) -> BrokenCause,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
         let Some(worker) = self.forget(id) else { return };
         self.settle(id, &worker, claims, out);
         let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
@@ -574,8 +588,6 @@ impl<T> Scheduler<T> {
             };
             self.start_failed(now, cause, out);
         }
-        self.dispatch(now, out);
-        self.close_if_drained(now, out);
     }
 
     fn forget(&mut self, id: WorkerId) -> Option<Worker> {
@@ -747,10 +759,9 @@ impl<T> Scheduler<T> {
                 out.push(Action::Kill(id));
             } else if doom.next <= now {
                 // It hangs in the kernel. Nobody waits for it any longer.
-                if let Some(worker) = self.forget(id) {
-                    self.settle(id, &worker, claims, out);
-                    self.close_if_drained(now, out);
-                }
+                let cause = |_| BrokenCause::Start("it was killed and did not end".into());
+                self.on_end(now, id, cause, claims, out);
+                self.close_if_drained(now, out);
             }
             return;
         }
