@@ -48,6 +48,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// OTP's intensity and period: this many workers may die before they are ready, within this time.
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
+/// Ids of cancelled tasks that may stay in the queue besides as many as are waiting there.
+const QUEUE_SLACK: usize = 64;
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 /// A task that was first in line, not begun, with a dying worker this often is taken to be the cause: its frame ends
 /// who reads it.
@@ -426,13 +428,23 @@ impl<T> Scheduler<T> {
         let Some(entry) = self.tasks.get(&task) else { return false };
         match entry.place {
             // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
-            Place::Queued => self.queued -= 1,
+            Place::Queued => {
+                self.queued -= 1;
+                // But they must not pile up behind a first task that waits long.
+                if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
+                    let tasks = &self.tasks;
+                    self.queue.retain(|queued| *queued != task && tasks.contains_key(queued));
+                }
+            }
             Place::Sent(id) => {
                 let Some(slot) = self.slot_of(id, task) else { return false };
                 if !claims.take_back(id, slot, task) {
                     return false;
                 }
                 let worker = self.workers.get_mut(&id).expect("it has the task in flight");
+                if worker.in_flight.front().is_some_and(|front| front.task == task) {
+                    worker.front_since = now;
+                }
                 worker.in_flight.retain(|sent| sent.task != task);
                 worker.free_slots |= 1 << slot;
                 self.timed -= usize::from(entry.meta.timeout.is_some());
@@ -855,14 +867,17 @@ impl<T> Scheduler<T> {
 
     /// Another worker is started if there is work for it beyond those that are already coming up.
     fn may_start(&self, now: Instant) -> bool {
+        if self.workers.len() >= self.config.workers_max || self.no_start_before.is_some_and(|at| at > now) {
+            // The rule in a pool under load, so first: to count costs a look at every worker.
+            return false;
+        }
         let coming = self
             .workers
             .values()
             .filter(|worker| matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing))
+            .filter(|worker| worker.doom.is_none())
             .count();
-        self.workers.len() < self.config.workers_max
-            && self.queued > coming
-            && self.no_start_before.is_none_or(|at| at <= now)
+        self.queued > coming
     }
 
     /// A busy worker that may have this task ahead: the one with the fewest.
@@ -946,6 +961,9 @@ impl<T> Scheduler<T> {
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.place == Place::Queued).count();
         assert_eq!(queued, self.queued, "the queue's count");
+        let waiting = self.queue.iter().filter(|task| self.tasks.contains_key(task));
+        assert_eq!(waiting.count(), queued, "each queued task waits in the queue once");
+        assert!(self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS, "ids of cancelled tasks pile up");
         let mut sent = 0;
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();

@@ -1316,7 +1316,8 @@ impl World {
             return self.note("dies idle", Some(id), None);
         }
         match self.dice.below(100) {
-            0..=5 => self.submit_any(),
+            // Few when nothing is taken in any more: there is only one way for them to go.
+            0..=5 if self.scheduler.refusal().is_none() || self.dice.permille(50) => self.submit_any(),
             6..=8 => {
                 if let Some(task) = self.any_task() {
                     self.cancel(task);
@@ -1453,6 +1454,17 @@ impl World {
             if let Some(task) = task {
                 text += &format!(", task {task}");
             }
+        }
+        text += &format!("\nunresolved: {:?}", self.scheduler.counts());
+        for (id, process) in &self.processes {
+            let Process { life, stopped, immortal, killed, frames, published, .. } = process;
+            let killed = killed.map(|at| at - self.start);
+            let holding = &process.words.borrow().holding;
+            text += &format!(
+                "\n{id:?} known {}: {life:?}, stopped {stopped}, immortal {immortal}, killed {killed:?}, \
+                 {holding:?}, {frames:?} in, {published:?} out",
+                self.scheduler.knows(*id)
+            );
         }
         text
     }
