@@ -103,6 +103,8 @@ struct Entry<T> {
     meta: Meta,
     place: Place,
     lost_unbegun: u8,
+    /// Slots of workers it was taken back from: frames of it may still lie there, unread.
+    stale: Vec<(WorkerId, u64)>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -120,6 +122,21 @@ struct Worker {
     /// When the first one in flight came to be the first: it cannot have begun earlier.
     front_since: Instant,
     doom: Option<Doom>,
+}
+
+impl Worker {
+    /// A free slot in which this task may be sent to this worker, `id`.
+    ///
+    /// Not one from which it was taken back: the old frame may still lie there unread, and would claim the task again,
+    /// before those that are in flight ahead of it now. Where nothing is in flight, nothing can be overtaken.
+    fn slot_for<T>(&self, id: WorkerId, entry: &Entry<T>) -> Option<u16> {
+        let stale = match entry.stale.iter().find(|(worker, _)| *worker == id) {
+            Some((_, slots)) if !self.in_flight.is_empty() => *slots,
+            _ => 0,
+        };
+        let free = self.free_slots & !stale;
+        (free != 0).then(|| free.trailing_zeros() as u16)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -297,7 +314,7 @@ impl<T> Scheduler<T> {
             out.push(Action::Resolve(item, End::Error(refusal)));
             return;
         }
-        let entry = Entry { item, meta, place: Place::Queued, lost_unbegun: 0 };
+        let entry = Entry { item, meta, place: Place::Queued, lost_unbegun: 0, stale: Vec::new() };
         let previous = self.tasks.insert(task, entry);
         debug_assert!(previous.is_none(), "a task id is used once");
         self.queue.push_back(task);
@@ -399,6 +416,12 @@ impl<T> Scheduler<T> {
             }
             worker.in_flight.pop_back();
             worker.free_slots |= 1 << last.slot;
+            let stale =
+                &mut self.tasks.get_mut(&last.task).expect("what was in flight is in the table").stale;
+            match stale.iter_mut().find(|(worker, _)| *worker == id) {
+                Some((_, slots)) => *slots |= 1 << last.slot,
+                None => stale.push((id, 1 << last.slot)),
+            }
             self.requeue(last.task);
             taken += 1;
         }
@@ -882,7 +905,8 @@ impl<T> Scheduler<T> {
 
     /// A busy worker that may have this task ahead: the one with the fewest.
     fn ahead(&self, task: TaskId) -> Option<WorkerId> {
-        let estimate = *self.estimates.get(&self.tasks[&task].meta.function?)?;
+        let entry = &self.tasks[&task];
+        let estimate = *self.estimates.get(&entry.meta.function?)?;
         let ahead = (AHEAD.as_nanos() / estimate.as_nanos().max(1)).min(SLOTS as u128 - 1) as usize;
         if ahead == 0 {
             return None;
@@ -890,7 +914,7 @@ impl<T> Scheduler<T> {
         self.workers
             .iter()
             .filter(|(_, worker)| worker.state == WorkerState::Ready && worker.doom.is_none())
-            .filter(|(_, worker)| worker.in_flight.len() <= ahead && worker.free_slots != 0)
+            .filter(|(id, worker)| worker.in_flight.len() <= ahead && worker.slot_for(**id, entry).is_some())
             .min_by_key(|(_, worker)| worker.in_flight.len())
             .map(|(id, _)| *id)
     }
@@ -901,11 +925,8 @@ impl<T> Scheduler<T> {
         let mut next = Some(task);
         while let Some(task) = next {
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-            if worker.free_slots == 0 {
-                return;
-            }
             let entry = self.tasks.get_mut(&task).expect("queued");
-            let slot = worker.free_slots.trailing_zeros() as u16;
+            let Some(slot) = worker.slot_for(id, entry) else { return };
             worker.free_slots &= !(1 << slot);
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
