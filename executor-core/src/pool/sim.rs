@@ -1531,3 +1531,190 @@ fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
         assert!(missing.is_empty(), "never happened: {missing:?}");
     }
 }
+
+// ---- small cases, by hand ------------------------------------------------------------------------------------------
+
+const A_MOMENT: Duration = Duration::from_millis(20);
+
+impl World {
+    /// `n` workers that are ready, and know that function 0 takes a microsecond.
+    fn ready(n: usize) -> Self {
+        let config = Config { workers_max: n, start_timeout: Duration::from_secs(10) };
+        let mut world = World::new(1, config, Climate::calm());
+        for _ in 0..n {
+            world.submit(0, 0, None, Conduct::Returns);
+        }
+        world.settle();
+        assert_eq!(world.stories.iter().filter(|story| story.ending == Some(Ending::Value)).count(), n);
+        assert_eq!(world.processes.len(), n);
+        world
+    }
+
+    fn quick(&mut self, count: usize) -> Vec<TaskId> {
+        (0..count).map(|_| self.submit(0, 0, None, Conduct::Returns)).collect()
+    }
+
+    /// Until nothing happens by itself.
+    fn settle(&mut self) {
+        while self.any_turn() || self.wait() {
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            }
+        }
+    }
+
+    fn ending(&mut self, task: TaskId) -> Option<Ending> {
+        self.story(task).ending
+    }
+
+    fn all_return(&mut self, tasks: &[TaskId]) -> bool {
+        tasks.iter().all(|task| self.ending(*task) == Some(Ending::Value))
+    }
+
+    /// The worker claims what comes next, or ends what it runs.
+    fn work(&mut self, id: u32) {
+        self.advance(A_MOMENT);
+        self.on_work(WorkerId(id));
+    }
+
+    fn holding(&self, id: u32) -> usize {
+        self.processes[&WorkerId(id)].words.borrow().holding.len()
+    }
+}
+
+#[test]
+fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
+    let mut world = World::ready(2);
+    let tasks = world.quick(12);
+    assert!(world.holding(0) > 3 && world.holding(1) > 3, "sent ahead to both");
+    world.process(WorkerId(0)).stopped = true;
+    world.settle();
+    // What is first in line might begin at any time; it is not taken away.
+    assert_eq!(world.holding(0), 1);
+    assert_eq!(
+        tasks.iter().filter(|task| world.stories[task.as_u64() as usize - 1].ending.is_none()).count(),
+        1
+    );
+    world.process(WorkerId(0)).stopped = false;
+    world.settle();
+    assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn cancel_withdraws_what_was_sent_ahead_and_nothing_else() {
+    let mut world = World::ready(1);
+    let tasks = world.quick(4);
+    world.work(0);
+    assert!(!world.cancel(tasks[0]), "it runs");
+    assert!(world.cancel(tasks[2]));
+    world.settle();
+    assert_eq!(world.ending(tasks[2]), Some(Ending::Cancelled));
+    assert!(world.all_return(&[tasks[0], tasks[1], tasks[3]]));
+    assert_eq!(world.story(tasks[2]).begun, None);
+}
+
+#[test]
+fn a_time_limit_with_the_reply_on_its_way_does_not_kill_the_next_task() {
+    let mut world = World::ready(1);
+    let first = world.submit(0, 0, Some(A_MOMENT / 2), Conduct::Returns);
+    let next = world.submit(0, 0, None, Conduct::Returns);
+    let last = world.submit(0, 0, None, Conduct::Returns);
+    world.work(0); // claims the first
+    world.work(0); // publishes its reply, which nobody reads yet
+    world.work(0); // claims the next
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!(world.processes[&WorkerId(0)].killed, None);
+    world.settle();
+    assert!(world.all_return(&[first, next, last]));
+}
+
+#[test]
+fn a_frame_that_kills_three_workers_ends_its_task_and_no_other() {
+    let mut world = World::ready(1);
+    let before = world.quick(2);
+    let poison = world.submit(0, 0, None, Conduct::Poison);
+    let behind = world.quick(3);
+    world.settle();
+    assert_eq!(world.ending(poison), Some(Ending::Lost));
+    assert_eq!(world.story(poison).first_in_line, LOST_UNBEGUN_MAX);
+    assert!(world.all_return(&before) && world.all_return(&behind));
+}
+
+#[test]
+fn who_waits_behind_many_crashing_tasks_is_innocent() {
+    let mut world = World::ready(1);
+    let crashing: Vec<_> = (0..6).map(|_| world.submit(0, 0, None, Conduct::Crashes)).collect();
+    let behind = world.quick(3);
+    world.settle();
+    assert!(
+        crashing.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost))
+    );
+    assert!(world.all_return(&behind));
+}
+
+#[test]
+fn a_draining_pool_gets_past_frames_that_kill() {
+    let mut world = World::ready(2);
+    let poison: Vec<_> = (0..3).map(|_| world.submit(0, 0, None, Conduct::Poison)).collect();
+    let good = world.quick(5);
+    world.shutdown(false, None);
+    world.drain();
+    assert!(poison.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost)));
+    assert!(world.all_return(&good));
+    assert!(!world.broken);
+}
+
+/// The worker of a pool of one dies idle; then each new one dies before its hello, `pause` after the one before.
+fn failing_starts(pause: Duration, count: usize) -> World {
+    let mut world = World::ready(1);
+    world.process(WorkerId(0)).die();
+    world.on_reap(WorkerId(0));
+    world.on_read(WorkerId(0), 1);
+    world.quick(1);
+    for _ in 0..count {
+        if world.scheduler.next_deadline().is_some_and(|at| at < world.now + pause) {
+            world.advance(pause);
+            world.tick();
+        }
+        let Some((&id, _)) = world.processes.iter().next() else { break };
+        world.on_starter(id);
+        world.process(id).die();
+        world.on_reap(id);
+    }
+    world
+}
+
+#[test]
+fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
+    let pause = Duration::from_secs(2);
+    assert!(!failing_starts(pause, START_FAILURES_MAX - 1).broken);
+    assert!(failing_starts(pause, START_FAILURES_MAX).broken);
+    // Fewer than five in any ten seconds.
+    assert!(!failing_starts(Duration::from_secs(3), 20).broken);
+}
+
+#[test]
+fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
+    let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1) };
+    let mut world = World::new(1, config, Climate::calm());
+    let task = world.submit(0, 0, None, Conduct::Returns);
+    world.process(WorkerId(0)).never_starts = true;
+    world.settle();
+    assert_eq!(world.ending(task), Some(Ending::Broken));
+    assert!(world.closed);
+}
+
+#[test]
+fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
+    let mut world = World::ready(1);
+    let task = world.submit(0, 0, Some(A_MOMENT), Conduct::Hangs);
+    world.work(0);
+    world.process(WorkerId(0)).immortal = true;
+    world.advance(2 * A_MOMENT);
+    world.tick();
+    assert!(!world.cancel_running(task));
+    world.advance(KILL_GRACE);
+    world.tick();
+    assert_eq!(world.ending(task), Some(Ending::TimedOut));
+}
