@@ -42,11 +42,17 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
 /// A killed worker that does not end (it hangs in the kernel) is given up after this.
 const KILL_GRACE: Duration = Duration::from_secs(5);
+/// A limit that may have passed, of a task that has not begun or whose answer is on its way, is looked at again after
+/// this at the earliest. Less: with a tiny limit the driver would do nothing else. More: a tiny limit is kept late.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// OTP's intensity and period: this many workers may die before they are ready, within this time.
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
+/// Ids of cancelled tasks that may stay in the queue besides as many as are waiting there.
+const QUEUE_SLACK: usize = 64;
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
-/// A task that was with a dying worker this often without ever having begun is taken to be the cause.
+/// A task that was first in line, not begun, with a dying worker this often is taken to be the cause: its frame ends
+/// who reads it.
 const LOST_UNBEGUN_MAX: u8 = 3;
 
 /// What the scheduler asks of the workers' boards.
@@ -97,6 +103,8 @@ struct Entry<T> {
     meta: Meta,
     place: Place,
     lost_unbegun: u8,
+    /// Slots of workers it was taken back from: frames of it may still lie there, unread.
+    stale: Vec<(WorkerId, u64)>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -116,10 +124,27 @@ struct Worker {
     doom: Option<Doom>,
 }
 
+impl Worker {
+    /// A free slot in which this task may be sent to this worker, `id`.
+    ///
+    /// Not one from which it was taken back: the old frame may still lie there unread, and would claim the task again,
+    /// before those that are in flight ahead of it now. Where nothing is in flight, nothing can be overtaken.
+    fn slot_for<T>(&self, id: WorkerId, entry: &Entry<T>) -> Option<u16> {
+        let stale = match entry.stale.iter().find(|(worker, _)| *worker == id) {
+            Some((_, slots)) if !self.in_flight.is_empty() => *slots,
+            _ => 0,
+        };
+        let free = self.free_slots & !stale;
+        (free != 0).then(|| free.trailing_zeros() as u16)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct InFlight {
     task: TaskId,
     slot: u16,
+    /// Its time limit is not looked at before this.
+    look_at: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -234,7 +259,9 @@ impl<T> Scheduler<T> {
         for worker in self.workers.values() {
             match worker.state {
                 WorkerState::Starting { since } if worker.doom.is_none() => {
-                    earliest(since + self.config.start_timeout)
+                    if let Some(at) = since.checked_add(self.config.start_timeout) {
+                        earliest(at);
+                    }
                 }
                 WorkerState::Stopping { since } if worker.doom.is_none() => earliest(since + STOP_GRACE),
                 _ => {}
@@ -242,10 +269,11 @@ impl<T> Scheduler<T> {
             if let Some(doom) = &worker.doom {
                 earliest(doom.next);
             } else if self.timed > 0
-                && let Some(limit) = worker.in_flight.front().and_then(|front| self.timeout_of(front.task))
+                && let Some(front) = worker.in_flight.front()
+                && let Some(limit) = self.timeout_of(front.task)
                 && let Some(at) = worker.front_since.checked_add(limit)
             {
-                earliest(at);
+                earliest(at.max(front.look_at));
             }
         }
         if self.queued > 0
@@ -258,6 +286,11 @@ impl<T> Scheduler<T> {
 
     pub(crate) fn has_timed(&self) -> bool {
         self.timed > 0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
     }
 
     /// (queued, with workers).
@@ -281,7 +314,7 @@ impl<T> Scheduler<T> {
             out.push(Action::Resolve(item, End::Error(refusal)));
             return;
         }
-        let entry = Entry { item, meta, place: Place::Queued, lost_unbegun: 0 };
+        let entry = Entry { item, meta, place: Place::Queued, lost_unbegun: 0, stale: Vec::new() };
         let previous = self.tasks.insert(task, entry);
         debug_assert!(previous.is_none(), "a task id is used once");
         self.queue.push_back(task);
@@ -383,6 +416,12 @@ impl<T> Scheduler<T> {
             }
             worker.in_flight.pop_back();
             worker.free_slots |= 1 << last.slot;
+            let stale =
+                &mut self.tasks.get_mut(&last.task).expect("what was in flight is in the table").stale;
+            match stale.iter_mut().find(|(worker, _)| *worker == id) {
+                Some((_, slots)) => *slots |= 1 << last.slot,
+                None => stale.push((id, 1 << last.slot)),
+            }
             self.requeue(last.task);
             taken += 1;
         }
@@ -412,13 +451,23 @@ impl<T> Scheduler<T> {
         let Some(entry) = self.tasks.get(&task) else { return false };
         match entry.place {
             // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
-            Place::Queued => self.queued -= 1,
+            Place::Queued => {
+                self.queued -= 1;
+                // But they must not pile up behind a first task that waits long.
+                if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
+                    let tasks = &self.tasks;
+                    self.queue.retain(|queued| *queued != task && tasks.contains_key(queued));
+                }
+            }
             Place::Sent(id) => {
                 let Some(slot) = self.slot_of(id, task) else { return false };
                 if !claims.take_back(id, slot, task) {
                     return false;
                 }
                 let worker = self.workers.get_mut(&id).expect("it has the task in flight");
+                if worker.in_flight.front().is_some_and(|front| front.task == task) {
+                    worker.front_since = now;
+                }
                 worker.in_flight.retain(|sent| sent.task != task);
                 worker.free_slots |= 1 << slot;
                 self.timed -= usize::from(entry.meta.timeout.is_some());
@@ -440,25 +489,30 @@ impl<T> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) -> bool {
-        self.on_cancel(now, task, claims, out) || self.condemn(now, task, TaskError::Cancelled, claims, out)
-    }
-
-    /// Kills the worker that runs this task, for the task's sake; whether the task still ran.
-    fn condemn(
-        &mut self,
-        now: Instant,
-        task: TaskId,
-        error: TaskError,
-        claims: &dyn Claims,
-        out: &mut Actions<T>,
-    ) -> bool {
+        if self.on_cancel(now, task, claims, out) {
+            return true;
+        }
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
         let id = *id;
         match &self.workers[&id].doom {
-            Some(Doom { why: Why::Task(other, _), .. }) => return *other == task,
+            Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => return *other == task,
+            // It ends with its worker, but not because of this.
             Some(_) => return false,
             None => {}
         }
+        let condemned = self.condemn(now, task, TaskError::Cancelled, claims);
+        if condemned {
+            out.push(Action::Kill(id));
+        }
+        self.dispatch(now, out);
+        condemned
+    }
+
+    /// Dooms the worker that runs this task, for the task's sake; whether the task still ran. The caller kills, and
+    /// dispatches what was taken back.
+    fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
+        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
+        let id = *id;
         let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.task == task) else {
             return false;
         };
@@ -468,9 +522,7 @@ impl<T> Scheduler<T> {
         let innocent = self.take_back_from(id, behind, claims) < behind;
         if !innocent {
             self.doom(id, Doom { why: Why::Task(task, error), next: now + KILL_GRACE, killed: true });
-            out.push(Action::Kill(id));
         }
-        self.dispatch(now, out);
         !innocent
     }
 
@@ -540,6 +592,20 @@ impl<T> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
+        self.on_end(now, id, cause, claims, out);
+        self.dispatch(now, out);
+        self.close_if_drained(now, out);
+    }
+
+    /// A worker is no more, or nobody waits for it any longer.
+    fn on_end(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        cause: impl FnOnce(bool) -> BrokenCause,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
         let Some(worker) = self.forget(id) else { return };
         self.settle(id, &worker, claims, out);
         let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
@@ -557,8 +623,6 @@ impl<T> Scheduler<T> {
             };
             self.start_failed(now, cause, out);
         }
-        self.dispatch(now, out);
-        self.close_if_drained(now, out);
     }
 
     fn forget(&mut self, id: WorkerId) -> Option<Worker> {
@@ -568,20 +632,26 @@ impl<T> Scheduler<T> {
 
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<T>) {
-        for sent in worker.in_flight.iter().rev() {
-            let end = match &worker.doom {
+        for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
+            let mut end = match &worker.doom {
                 Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.task => {
                     Some(End::Error(error.clone()))
                 }
                 Some(Doom { why: Why::Pool(error), .. }) => Some(End::Error(error.clone())),
-                _ if claims.begun(id, sent.slot, sent.task) != Begun::No => Some(End::Lost(id)),
+                // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
+                _ if !claims.take_back(id, sent.slot, sent.task)
+                    && claims.begun(id, sent.slot, sent.task) != Begun::No =>
+                {
+                    Some(End::Lost(id))
+                }
                 _ => None,
             };
             let entry = self.tasks.get_mut(&sent.task).expect("what is in flight is in the table");
-            let end = end.or_else(|| {
+            // Only the first can have been the cause. Who waits behind three tasks that crash is innocent.
+            if end.is_none() && ahead == 0 {
                 entry.lost_unbegun += 1;
-                (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id))
-            });
+                end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
+            }
             match end {
                 Some(end) => {
                     let entry = self.tasks.remove(&sent.task).expect("looked at above");
@@ -591,9 +661,19 @@ impl<T> Scheduler<T> {
                 None => self.requeue(sent.task),
             }
         }
+        // A worker that was doomed before the pool was ended gives back what nobody is going to run.
+        if matches!(self.intake, Intake::Killed | Intake::Broken(_))
+            && let Some(error) = self.refusal()
+        {
+            self.resolve_queue(&error, out);
+        }
     }
 
     fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+        if self.is_drained() {
+            // Nobody waits for it.
+            return;
+        }
         self.start_failures.push_back(now);
         while self
             .start_failures
@@ -697,6 +777,8 @@ impl<T> Scheduler<T> {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
         }
+        // It is over, whether or not a worker is started now: else it would stay due, and the driver would not sleep.
+        self.no_start_before.take_if(|at| *at <= now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
@@ -712,15 +794,16 @@ impl<T> Scheduler<T> {
                 out.push(Action::Kill(id));
             } else if doom.next <= now {
                 // It hangs in the kernel. Nobody waits for it any longer.
-                if let Some(worker) = self.forget(id) {
-                    self.settle(id, &worker, claims, out);
-                    self.close_if_drained(now, out);
-                }
+                let cause = |_| BrokenCause::Start("it was killed and did not end".into());
+                self.on_end(now, id, cause, claims, out);
+                self.close_if_drained(now, out);
             }
             return;
         }
         match worker.state {
-            WorkerState::Starting { since } if since + self.config.start_timeout <= now => {
+            WorkerState::Starting { since }
+                if since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now) =>
+            {
                 self.doom(id, Doom { why: Why::Start, next: now + KILL_GRACE, killed: true });
                 out.push(Action::Kill(id));
             }
@@ -737,19 +820,28 @@ impl<T> Scheduler<T> {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         let Some(limit) = self.timeout_of(front.task) else { return };
-        if worker.front_since.checked_add(limit).is_none_or(|at| at > now) {
+        if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;
         }
         // The limit counts from the moment when the worker began, which may be later than when it could have.
         let since = match claims.begun(id, front.slot, front.task) {
-            Begun::No => now,
-            Begun::Yes(at) => at.unwrap_or(worker.front_since).max(worker.front_since),
+            Begun::No => None,
+            Begun::Yes(at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
         };
-        if since.checked_add(limit).is_some_and(|at| at <= now) {
-            let error = TaskError::TimedOut { limit, phase: Phase::Run };
-            self.condemn(now, front.task, error, claims, out);
-        } else if let Some(worker) = self.workers.get_mut(&id) {
-            worker.front_since = since;
+        let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
+        let error = TaskError::TimedOut { limit, phase: Phase::Run };
+        if since.is_some_and(over) && self.condemn(now, front.task, error, claims) {
+            out.push(Action::Kill(id));
+            return;
+        }
+        // It has not begun, or begun later, or its answer is on its way.
+        let worker = self.workers.get_mut(&id).expect("it has a front");
+        match since {
+            Some(since) if !over(since) => worker.front_since = since,
+            _ => {
+                let front = worker.in_flight.front_mut().expect("looked at above");
+                front.look_at = now + limit.max(LOOK_AGAIN);
+            }
         }
     }
 
@@ -798,19 +890,23 @@ impl<T> Scheduler<T> {
 
     /// Another worker is started if there is work for it beyond those that are already coming up.
     fn may_start(&self, now: Instant) -> bool {
+        if self.workers.len() >= self.config.workers_max || self.no_start_before.is_some_and(|at| at > now) {
+            // The rule in a pool under load, so first: to count costs a look at every worker.
+            return false;
+        }
         let coming = self
             .workers
             .values()
             .filter(|worker| matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing))
+            .filter(|worker| worker.doom.is_none())
             .count();
-        self.workers.len() < self.config.workers_max
-            && self.queued > coming
-            && self.no_start_before.is_none_or(|at| at <= now)
+        self.queued > coming
     }
 
     /// A busy worker that may have this task ahead: the one with the fewest.
     fn ahead(&self, task: TaskId) -> Option<WorkerId> {
-        let estimate = *self.estimates.get(&self.tasks[&task].meta.function?)?;
+        let entry = &self.tasks[&task];
+        let estimate = *self.estimates.get(&entry.meta.function?)?;
         let ahead = (AHEAD.as_nanos() / estimate.as_nanos().max(1)).min(SLOTS as u128 - 1) as usize;
         if ahead == 0 {
             return None;
@@ -818,7 +914,7 @@ impl<T> Scheduler<T> {
         self.workers
             .iter()
             .filter(|(_, worker)| worker.state == WorkerState::Ready && worker.doom.is_none())
-            .filter(|(_, worker)| worker.in_flight.len() <= ahead && worker.free_slots != 0)
+            .filter(|(id, worker)| worker.in_flight.len() <= ahead && worker.slot_for(**id, entry).is_some())
             .min_by_key(|(_, worker)| worker.in_flight.len())
             .map(|(id, _)| *id)
     }
@@ -829,16 +925,13 @@ impl<T> Scheduler<T> {
         let mut next = Some(task);
         while let Some(task) = next {
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-            if worker.free_slots == 0 {
-                return;
-            }
             let entry = self.tasks.get_mut(&task).expect("queued");
-            let slot = worker.free_slots.trailing_zeros() as u16;
+            let Some(slot) = worker.slot_for(id, entry) else { return };
             worker.free_slots &= !(1 << slot);
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
             }
-            worker.in_flight.push_back(InFlight { task, slot });
+            worker.in_flight.push_back(InFlight { task, slot, look_at: now + LOOK_AGAIN });
             entry.place = Place::Sent(id);
             self.timed += usize::from(entry.meta.timeout.is_some());
             self.queue.pop_front();
@@ -848,9 +941,14 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// Nothing is unresolved, and nothing more comes in.
+    fn is_drained(&self) -> bool {
+        !matches!(self.intake, Intake::Open) && self.tasks.is_empty()
+    }
+
     /// Once nothing is unresolved and nothing more comes in, the workers leave; once they have left, all is over.
     fn close_if_drained(&mut self, now: Instant, out: &mut Actions<T>) {
-        if matches!(self.intake, Intake::Open) || !self.tasks.is_empty() {
+        if !self.is_drained() {
             return;
         }
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
@@ -884,6 +982,9 @@ impl<T> Scheduler<T> {
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.place == Place::Queued).count();
         assert_eq!(queued, self.queued, "the queue's count");
+        let waiting = self.queue.iter().filter(|task| self.tasks.contains_key(task));
+        assert_eq!(waiting.count(), queued, "each queued task waits in the queue once");
+        assert!(self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS, "ids of cancelled tasks pile up");
         let mut sent = 0;
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();

@@ -1,1 +1,1720 @@
+//! A seeded simulation: the real [`Scheduler`] among workers that crash, hang, stop, are slow, and lie.
+//!
+//! ```text
+//!  World ── user: submit, cancel, cancel_running, shutdown, kill ──────────────┐
+//!    │ ─── driver: hello, replies in batches, deaths drained first, ticks ─────┤ event ──► Scheduler
+//!    │ ─── workers: a claim word for each slot, frames in, replies out,        │             │
+//!    │              a process that may be dead for a while before it is seen   └── perform ◄─┘ actions
+//!    └─► after each event: what was promised is compared with what the world knows itself
+//! ```
+//!
+//! No process, no thread, no clock: time is a number that the world moves. The world keeps its own record of what
+//! happened ([`Story`], [`Process`]) and never asks the scheduler for it.
+//!
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, `EXECUTOR_SEED=17` runs that one. A failure prints its seed and the
+//! last events.
 
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use super::scheduler::{Action, Claims, Config, End, Meta, ReplyToNobody, Scheduler};
+use crate::{
+    error::{BrokenCause, ExitStatus, Phase, TaskError},
+    id::{FnId, TaskId, WorkerId},
+    transport::board::Begun,
+};
+
+const ROUNDS: u64 = 300;
+const TRACE_LEN: usize = 40;
+/// What the scheduler promises to wait; said once more here, so that a change there is seen.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+const KILL_GRACE: Duration = Duration::from_secs(5);
+const START_FAILURES_MAX: usize = 5;
+const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
+const LOST_UNBEGUN_MAX: u8 = 3;
+
+/// Everything that may happen; each is counted, and over the default rounds none may be missing.
+const KINDS: &[&str] = &[
+    "submit",
+    "submit: with a time limit",
+    "submit: in a chunk",
+    "submit: refused",
+    "cancel: withdrawn",
+    "cancel: too late",
+    "cancel_running: withdrawn",
+    "cancel_running: kills",
+    "cancel_running: too late",
+    "shutdown",
+    "shutdown: cancel pending",
+    "shutdown: deadline",
+    "kill: at once",
+    "kill: terminate first",
+    "broken from outside",
+    "tick: due",
+    "tick: early",
+    "start: a process",
+    "start: refused for good",
+    "start: refused, exhausted",
+    "start: never answers",
+    "start: overdue signal",
+    "hello",
+    "hello: nobody wants it",
+    "hello: connecting fails",
+    "ready",
+    "initializer fails",
+    "dies before hello",
+    "dies in the initializer",
+    "hangs in the initializer",
+    "claims",
+    "skips what was taken back",
+    "publishes a reply",
+    "reply: value",
+    "reply: too late",
+    "batch of replies",
+    "dies in a task",
+    "dies between reply and claim",
+    "dies of a frame, before the claim",
+    "dies idle",
+    "dies after publishing, unseen",
+    "exits as asked",
+    "ignores stop",
+    "ignores SIGTERM",
+    "obeys SIGTERM",
+    "hangs in a task",
+    "is stopped",
+    "goes on",
+    "lies: a task it does not have",
+    "lies: answers twice",
+    "lies: out of order",
+    "lies: garbage",
+    "unruly",
+    "SIGKILL takes time",
+    "SIGKILL without effect",
+    "exit",
+    "exit: of one given up",
+    "given up",
+    "killed: for a task",
+    "killed: pool ends",
+    "killed: start timeout",
+    "killed: unruly",
+    "killed: did not stop",
+    "end: value",
+    "end: lost, begun",
+    "end: lost, first in line three times",
+    "end: timed out",
+    "end: cancelled",
+    "end: cancelled by shutdown",
+    "end: cancelled while running",
+    "end: shutdown",
+    "end: broken",
+    "closed",
+];
+
+// ---- the world's record --------------------------------------------------------------------------------------------
+
+/// What was submitted. Not `Clone`: who resolves it has it, and nobody else can.
+#[derive(Debug)]
+struct Ticket(TaskId);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Conduct {
+    Returns,
+    /// Replies, and dies before it claims the next frame.
+    ReturnsAndDies,
+    Crashes,
+    Hangs,
+    /// Its frame kills the worker before it claims it.
+    Poison,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    Value,
+    Lost,
+    TimedOut,
+    Cancelled,
+    Shutdown,
+    Broken,
+}
+
+/// What is known of a task, from outside.
+struct Story {
+    timeout: Option<Duration>,
+    conduct: Conduct,
+    takes: Duration,
+    begun: Option<(WorkerId, Instant)>,
+    ending: Option<Ending>,
+    /// How often it was the first, unbegun, with a worker that died.
+    first_in_line: u8,
+    cancel_granted: bool,
+    cancel_running_asked: bool,
+    cancel_running_granted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Life {
+    /// The starter has not got to it.
+    Ordered,
+    /// It runs, and has not said hello.
+    Booting,
+    /// Its hello lies in the socket.
+    Greeted,
+    /// Its hello was read; it serves.
+    Connected,
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ToWorker {
+    Init,
+    Run { task: TaskId, slot: u16 },
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum FromWorker {
+    Ready,
+    InitFailed,
+    Reply(TaskId),
+    /// A frame that no worker may send: its reader goes on.
+    Unexpected,
+    /// Bytes that are no frame: its reader ends.
+    Garbage,
+}
+
+#[derive(Clone, Copy)]
+enum Running {
+    Initializer { until: Option<Instant>, dies: bool, fails: bool },
+    Task { task: TaskId, until: Option<Instant> },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Word {
+    Offered(TaskId),
+    Begun(TaskId),
+    Taken(TaskId),
+}
+
+#[derive(Default)]
+struct Words {
+    slots: BTreeMap<u16, Word>,
+    began: Option<Instant>,
+    /// What the pool has with this worker, in the order sent.
+    holding: VecDeque<TaskId>,
+}
+
+struct Process {
+    life: Life,
+    ordered: Instant,
+    /// The starter hangs: nothing will be heard of this one.
+    never_starts: bool,
+    /// Takes no step until it is continued; dies of SIGKILL all the same.
+    stopped: bool,
+    /// No signal reaches it: it works on.
+    immortal: bool,
+    dies_at: Option<Instant>,
+    frames: VecDeque<ToWorker>,
+    running: Option<Running>,
+    published: VecDeque<FromWorker>,
+    answered: Option<TaskId>,
+    begun: Vec<TaskId>,
+    words: RefCell<Words>,
+    // What the pool's record of it says.
+    linked: bool,
+    /// Its reader reads no more.
+    unread: bool,
+    reaped: bool,
+    ready: bool,
+    overdue: bool,
+    // Reasons to end it.
+    caught: bool,
+    lied: bool,
+    stop_sent: Option<Instant>,
+    terminated: Option<Instant>,
+    killed: Option<Instant>,
+    condemned: Option<TaskId>,
+}
+
+impl Process {
+    fn alive(&self) -> bool {
+        matches!(self.life, Life::Booting | Life::Greeted | Life::Connected)
+    }
+
+    /// Whether it would never do anything again if nobody ended it.
+    fn hopeless(&self) -> bool {
+        let endless = match self.running {
+            Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => until.is_none(),
+            None => false,
+        };
+        self.never_starts || self.alive() && (self.stopped || self.immortal || endless)
+    }
+
+    fn publish(&mut self, message: FromWorker) {
+        if self.unread {
+            // Its channel is closed: it ends itself.
+            self.die();
+        } else {
+            self.published.push_back(message);
+        }
+    }
+
+    fn die(&mut self) {
+        self.life = Life::Dead;
+        self.dies_at = None;
+        self.running = None;
+        self.frames.clear();
+    }
+}
+
+/// The pool's view of the boards: a worker without a link has begun nothing.
+struct Boards<'a>(&'a BTreeMap<WorkerId, Process>);
+
+impl Boards<'_> {
+    fn linked(&self, worker: WorkerId) -> Option<&Process> {
+        self.0.get(&worker).filter(|process| process.linked)
+    }
+}
+
+impl Claims for Boards<'_> {
+    fn begun(&self, worker: WorkerId, slot: u16, task: TaskId) -> Begun {
+        let Some(process) = self.linked(worker) else { return Begun::No };
+        let words = process.words.borrow();
+        match words.slots.get(&slot) {
+            Some(Word::Begun(begun)) if *begun == task => Begun::Yes(words.began),
+            _ => Begun::No,
+        }
+    }
+
+    fn take_back(&self, worker: WorkerId, slot: u16, task: TaskId) -> bool {
+        let Some(process) = self.linked(worker) else { return true };
+        let mut words = process.words.borrow_mut();
+        let offered = words.slots.get(&slot) == Some(&Word::Offered(task));
+        if offered {
+            words.slots.insert(slot, Word::Taken(task));
+            words.holding.retain(|held| *held != task);
+        }
+        offered
+    }
+}
+
+/// SplitMix64: small, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.roll() % n
+    }
+
+    fn permille(&mut self, n: u64) -> bool {
+        self.below(1_000) < n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+
+    fn micros(&mut self, max: u64) -> Duration {
+        Duration::from_micros(self.below(max + 1))
+    }
+}
+
+/// How this seed's world is, in permille of the occasions.
+struct Climate {
+    crashes: u64,
+    hangs: u64,
+    poison: u64,
+    lies: u64,
+    start_trouble: u64,
+    stops: u64,
+    initializer: bool,
+    limits: u64,
+    ends: u64,
+}
+
+impl Climate {
+    fn roll(dice: &mut Dice) -> Self {
+        Climate {
+            crashes: dice.pick(&[0, 0, 20, 100, 400]),
+            hangs: dice.pick(&[0, 0, 10, 50]),
+            poison: dice.pick(&[0, 0, 0, 20]),
+            lies: dice.pick(&[0, 0, 0, 5, 30]),
+            start_trouble: dice.pick(&[0, 0, 0, 50, 300]),
+            stops: dice.pick(&[0, 0, 2, 10]),
+            initializer: dice.permille(300),
+            limits: dice.pick(&[0, 100, 500, 1_000]),
+            ends: dice.pick(&[0, 1, 3, 10]),
+        }
+    }
+
+    fn calm() -> Self {
+        Climate {
+            crashes: 0,
+            hangs: 0,
+            poison: 0,
+            lies: 0,
+            start_trouble: 0,
+            stops: 0,
+            initializer: false,
+            limits: 0,
+            ends: 0,
+        }
+    }
+}
+
+struct Step {
+    at: Duration,
+    what: &'static str,
+    worker: Option<WorkerId>,
+    task: Option<TaskId>,
+}
+
+/// What one worker could do next, or what could be done about it.
+#[derive(Clone, Copy)]
+enum Turn {
+    Starter(WorkerId),
+    Boot(WorkerId),
+    Hello(WorkerId),
+    Work(WorkerId),
+    Read(WorkerId),
+    Reap(WorkerId),
+}
+
+struct World {
+    dice: Dice,
+    climate: Climate,
+    start: Instant,
+    now: Instant,
+    config: Config,
+    scheduler: Scheduler<Ticket>,
+    processes: BTreeMap<WorkerId, Process>,
+    stories: Vec<Story>,
+    last_begun: TaskId,
+    shut_down: bool,
+    cancelled_pending: bool,
+    deadline: Option<Instant>,
+    killed: bool,
+    broken: bool,
+    ever_ready: bool,
+    start_troubles: Vec<Instant>,
+    closed: bool,
+    trace: VecDeque<Step>,
+    counts: BTreeMap<&'static str, u64>,
+    events: u64,
+}
+
+impl World {
+    fn new(seed: u64, config: Config, climate: Climate) -> Self {
+        let start = Instant::now();
+        World {
+            dice: Dice(seed),
+            climate,
+            start,
+            now: start,
+            scheduler: Scheduler::new(config.clone()),
+            config,
+            processes: BTreeMap::new(),
+            stories: Vec::new(),
+            last_begun: TaskId::from_raw(0),
+            shut_down: false,
+            cancelled_pending: false,
+            deadline: None,
+            killed: false,
+            broken: false,
+            ever_ready: false,
+            start_troubles: Vec::new(),
+            closed: false,
+            trace: VecDeque::new(),
+            counts: KINDS.iter().map(|kind| (*kind, 0)).collect(),
+            events: 0,
+        }
+    }
+
+    fn note(&mut self, what: &'static str, worker: Option<WorkerId>, task: Option<TaskId>) {
+        *self.counts.get_mut(what).unwrap_or_else(|| panic!("{what:?} is not among the kinds")) += 1;
+        if self.trace.len() == TRACE_LEN {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(Step { at: self.now - self.start, what, worker, task });
+    }
+
+    fn process(&mut self, id: WorkerId) -> &mut Process {
+        self.processes.get_mut(&id).expect("a worker of this world")
+    }
+
+    fn story(&mut self, task: TaskId) -> &mut Story {
+        &mut self.stories[task.as_u64() as usize - 1]
+    }
+
+    fn unresolved(&self) -> usize {
+        self.stories.iter().filter(|story| story.ending.is_none()).count()
+    }
+
+    // ---- the pool's part: one event, its actions, and the look at the result ---------------------------------------
+
+    fn event<R>(
+        &mut self,
+        decide: impl FnOnce(&mut Scheduler<Ticket>, Instant, &Boards<'_>, &mut Vec<Action<Ticket>>) -> R,
+    ) -> R {
+        self.event_then(decide, |_, _| {})
+    }
+
+    /// `then` takes note of what the scheduler answered, before the actions are compared with it.
+    fn event_then<R>(
+        &mut self,
+        decide: impl FnOnce(&mut Scheduler<Ticket>, Instant, &Boards<'_>, &mut Vec<Action<Ticket>>) -> R,
+        then: impl FnOnce(&mut Self, &R),
+    ) -> R {
+        self.events += 1;
+        let mut actions = Vec::new();
+        let result = decide(&mut self.scheduler, self.now, &Boards(&self.processes), &mut actions);
+        then(self, &result);
+        if !self.broken && matches!(self.scheduler.refusal(), Some(TaskError::Broken(_))) {
+            // Nobody said so from outside: the workers' starts must have been the reason.
+            self.broken = true;
+            let recent =
+                self.start_troubles.iter().filter(|at| self.now - **at <= START_FAILURES_PERIOD).count();
+            let now = self.start_troubles.last() == Some(&self.now);
+            assert!(now, "broken without a failed start");
+            assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
+        }
+        for action in actions {
+            self.perform(action);
+        }
+        self.scheduler.check();
+        result
+    }
+
+    fn perform(&mut self, action: Action<Ticket>) {
+        assert!(!self.closed, "after the end: {action:?}");
+        match action {
+            Action::Start(id) => {
+                let never_starts = self.dice.permille(self.climate.start_trouble / 20);
+                let process = Process {
+                    life: Life::Ordered,
+                    ordered: self.now,
+                    never_starts,
+                    stopped: false,
+                    immortal: self.dice.permille(self.climate.stops * 10),
+                    dies_at: None,
+                    frames: VecDeque::new(),
+                    running: None,
+                    published: VecDeque::new(),
+                    answered: None,
+                    begun: Vec::new(),
+                    words: RefCell::default(),
+                    linked: false,
+                    unread: false,
+                    reaped: false,
+                    ready: false,
+                    overdue: false,
+                    caught: false,
+                    lied: false,
+                    stop_sent: None,
+                    terminated: None,
+                    killed: None,
+                    condemned: None,
+                };
+                if never_starts {
+                    self.note("start: never answers", Some(id), None);
+                }
+                assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
+            }
+            Action::Send { worker, task, slot } => {
+                assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
+                let process = self.process(worker);
+                // It may be dead: the scheduler learns that after its last reply.
+                assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
+                assert!(process.killed.is_none() && process.stop_sent.is_none(), "{worker:?} is leaving");
+                let mut words = process.words.borrow_mut();
+                let old = words.slots.insert(slot, Word::Offered(task));
+                if let Some(Word::Offered(old)) = old {
+                    assert!(!words.holding.contains(&old), "slot {slot} still offers {old:?}");
+                }
+                words.holding.push_back(task);
+                drop(words);
+                if process.alive() {
+                    process.frames.push_back(ToWorker::Run { task, slot });
+                }
+            }
+            Action::Stop(id) => {
+                let now = self.now;
+                let process = self.process(id);
+                assert!(process.linked && process.stop_sent.is_none());
+                process.stop_sent = Some(now);
+                process.frames.push_back(ToWorker::Stop);
+                assert!(self.shut_down || self.killed || self.broken, "{id:?} is stopped in an open pool");
+            }
+            Action::Terminate(id) => {
+                assert!(
+                    self.killed || self.deadline.is_some_and(|at| at <= self.now),
+                    "SIGTERM without a reason"
+                );
+                let now = self.now;
+                let obeys = self.dice.permille(700);
+                let process = self.process(id);
+                process.terminated = Some(now);
+                if process.life == Life::Ordered {
+                    // One overdue signal is kept, whichever; this world keeps SIGKILL.
+                } else if obeys && process.alive() && !process.immortal && !process.stopped {
+                    process.dies_at.get_or_insert(now);
+                    self.note("obeys SIGTERM", Some(id), None);
+                } else {
+                    self.note("ignores SIGTERM", Some(id), None);
+                }
+            }
+            Action::Kill(id) => {
+                let why = self.why_killed(id);
+                self.note(why, Some(id), None);
+                let delay = if self.dice.permille(300) { self.dice.micros(50_000) } else { Duration::ZERO };
+                let now = self.now;
+                let process = self.process(id);
+                assert!(process.killed.is_none(), "{id:?} is killed twice");
+                process.killed = Some(now);
+                let kind = match process.life {
+                    Life::Ordered => {
+                        process.overdue = true;
+                        return;
+                    }
+                    Life::Dead => return,
+                    _ if process.immortal => "SIGKILL without effect",
+                    _ => {
+                        process.dies_at = Some(process.dies_at.unwrap_or(now + delay).min(now + delay));
+                        if delay.is_zero() {
+                            return;
+                        }
+                        "SIGKILL takes time"
+                    }
+                };
+                self.note(kind, Some(id), None);
+            }
+            Action::Resolve(Ticket(task), end) => self.on_resolve(task, end),
+            Action::Closed => {
+                assert_eq!(self.unresolved(), 0, "closed over unresolved tasks");
+                assert!(self.shut_down || self.killed || self.broken, "closed while open");
+                self.closed = true;
+                self.note("closed", None, None);
+            }
+        }
+    }
+
+    /// Nobody is killed without a reason.
+    fn why_killed(&mut self, id: WorkerId) -> &'static str {
+        let (now, start_timeout) = (self.now, self.config.start_timeout);
+        let over = self.shut_down && self.unresolved() == 0;
+        let process = &self.processes[&id];
+        let since = |at: Option<Instant>, grace: Duration| {
+            at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
+        };
+        if self.killed || self.broken || self.scheduler.refusal().is_some_and(|why| why.is_broken()) {
+            return "killed: pool ends";
+        }
+        if process.caught {
+            return "killed: unruly";
+        }
+        if since(process.stop_sent, STOP_GRACE) {
+            return "killed: did not stop";
+        }
+        if !process.linked {
+            assert!(over || since(Some(process.ordered), start_timeout), "{id:?} is killed while it starts");
+            return if over { "killed: pool ends" } else { "killed: start timeout" };
+        }
+        // For a task, then: the one that it began last, or the killed one would be somebody else.
+        let Some(&task) = process.begun.last() else { panic!("{id:?} is killed and has begun nothing") };
+        let story = &self.stories[task.as_u64() as usize - 1];
+        let (_, began) = story.begun.expect("noted at the claim");
+        assert!(story.ending.is_none(), "{id:?} is killed for {task:?}, which has ended");
+        assert!(
+            story.cancel_running_asked || since(Some(began), story.timeout.unwrap_or(Duration::MAX)),
+            "{id:?} is killed while it runs {task:?} rightfully"
+        );
+        assert!(process.words.borrow().holding.iter().all(|held| *held == task || self.begun_on(*held, id)));
+        self.process(id).condemned = Some(task);
+        "killed: for a task"
+    }
+
+    fn begun_on(&self, task: TaskId, worker: WorkerId) -> bool {
+        matches!(self.stories[task.as_u64() as usize - 1].begun, Some((on, _)) if on == worker)
+    }
+
+    /// A task ended without a reply: was that just?
+    fn on_resolve(&mut self, task: TaskId, end: End) {
+        let broken = self.scheduler.refusal().is_some_and(|why| why.is_broken());
+        let deadline = self.deadline.is_some_and(|at| at <= self.now);
+        let ended = self.killed || deadline;
+        let (now, shut_down, cancelled_pending) = (self.now, self.shut_down, self.cancelled_pending);
+        let story = &self.stories[task.as_u64() as usize - 1];
+        let (kind, ending) = match end {
+            End::Lost(worker) => {
+                let begun = matches!(story.begun, Some((on, _)) if on == worker);
+                let thrice = story.begun.is_none() && story.first_in_line >= LOST_UNBEGUN_MAX;
+                assert!(begun || thrice, "{task:?} is lost with {worker:?}, which had not begun it");
+                let process = &self.processes[&worker];
+                let given_up = process.killed.is_some_and(|at| at + KILL_GRACE <= now);
+                assert!(process.reaped || given_up, "{task:?} is lost with {worker:?}, which lives");
+                (
+                    if begun { "end: lost, begun" } else { "end: lost, first in line three times" },
+                    Ending::Lost,
+                )
+            }
+            End::Error(TaskError::TimedOut { limit, phase: Phase::Run }) => {
+                let (_, began) = story.begun.expect("a limit counts from the beginning");
+                assert_eq!(story.timeout, Some(limit));
+                assert!(began + limit <= now, "{task:?} has timed out too early");
+                ("end: timed out", Ending::TimedOut)
+            }
+            End::Error(TaskError::Cancelled) if story.begun.is_some() => {
+                assert!(story.cancel_running_asked, "{task:?} has begun, and nobody asked to cancel it");
+                ("end: cancelled while running", Ending::Cancelled)
+            }
+            // `cancel` is granted in this very event.
+            End::Error(TaskError::Cancelled) if story.cancel_granted || story.cancel_running_asked => {
+                ("end: cancelled", Ending::Cancelled)
+            }
+            End::Error(TaskError::Cancelled) => {
+                assert!(cancelled_pending, "{task:?} is cancelled, and nobody asked");
+                ("end: cancelled by shutdown", Ending::Cancelled)
+            }
+            End::Error(TaskError::Shutdown) => {
+                assert!(ended || shut_down && story.begun.is_none(), "{task:?} ends with a pool that lives");
+                ("end: shutdown", Ending::Shutdown)
+            }
+            End::Error(TaskError::Broken(_)) => {
+                assert!(broken, "{task:?} is broken in a whole pool");
+                ("end: broken", Ending::Broken)
+            }
+            End::Error(error) => panic!("{task:?}: {error}"),
+        };
+        if story.cancel_running_granted {
+            assert_eq!(ending, Ending::Cancelled, "`cancel_running` had said it would be cancelled");
+        }
+        self.end(task, ending, kind);
+    }
+
+    fn end(&mut self, task: TaskId, ending: Ending, kind: &'static str) {
+        let story = self.story(task);
+        assert_eq!(story.ending, None, "{task:?} is resolved twice");
+        story.ending = Some(ending);
+        self.note(kind, None, Some(task));
+    }
+
+    // ---- the user --------------------------------------------------------------------------------------------------
+
+    fn submit(&mut self, function: u64, chunk: u64, timeout: Option<Duration>, conduct: Conduct) -> TaskId {
+        const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
+        let most = TAKES_MICROS[function as usize];
+        let takes = Duration::from_micros(most / 2) + self.dice.micros(most);
+        let story = Story {
+            timeout,
+            conduct,
+            takes,
+            begun: None,
+            ending: None,
+            first_in_line: 0,
+            cancel_granted: false,
+            cancel_running_asked: false,
+            cancel_running_granted: false,
+        };
+        self.stories.push(story);
+        let task = TaskId::from_raw(self.stories.len() as u64);
+        let open = self.scheduler.refusal().is_none();
+        self.note(if open { "submit" } else { "submit: refused" }, None, Some(task));
+        if timeout.is_some() {
+            self.note("submit: with a time limit", None, Some(task));
+        }
+        if chunk != 0 {
+            self.note("submit: in a chunk", None, Some(task));
+        }
+        let meta = Meta { function: Some(FnId(function)), timeout, chunk };
+        self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket(task), meta, out));
+        assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
+        task
+    }
+
+    fn submit_any(&mut self) {
+        let count = self.dice.pick(&[1, 1, 1, 2, 5, 20, 80]);
+        let chunk = if count > 1 && self.dice.permille(300) { 1 + self.dice.below(u64::MAX - 1) } else { 0 };
+        let slow = self.dice.permille(150);
+        let function = if slow { 4 + self.dice.below(2) } else { self.dice.below(4) };
+        for _ in 0..count {
+            let conduct = match self.dice.below(1_000) {
+                n if n < self.climate.poison => Conduct::Poison,
+                n if n < self.climate.poison + self.climate.hangs => Conduct::Hangs,
+                n if n < self.climate.poison + self.climate.hangs + self.climate.crashes => {
+                    self.dice.pick(&[Conduct::Crashes, Conduct::ReturnsAndDies])
+                }
+                _ => Conduct::Returns,
+            };
+            let timeout = self.dice.permille(self.climate.limits).then(|| {
+                let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
+                self.dice.pick(&[Duration::from_micros(micros), Duration::from_micros(micros), Duration::MAX])
+            });
+            self.submit(function, chunk, timeout, conduct);
+        }
+    }
+
+    fn any_task(&mut self) -> Option<TaskId> {
+        let recent = self.stories.len().min(1 + self.dice.pick(&[3, 30, 300])) as u64;
+        (recent > 0).then(|| TaskId::from_raw(self.stories.len() as u64 - self.dice.below(recent)))
+    }
+
+    fn cancel(&mut self, task: TaskId) -> bool {
+        let before = self.story(task).ending;
+        let pending = before.is_none() && self.story(task).begun.is_none();
+        self.story(task).cancel_granted = true;
+        let granted = self.event(|scheduler, now, claims, out| scheduler.on_cancel(now, task, claims, out));
+        self.story(task).cancel_granted = granted;
+        assert_eq!(granted, pending, "{task:?} can be withdrawn, or cannot");
+        assert_eq!(granted, before != self.story(task).ending, "an answer that is true");
+        self.note(if granted { "cancel: withdrawn" } else { "cancel: too late" }, None, Some(task));
+        granted
+    }
+
+    fn cancel_running(&mut self, task: TaskId) -> bool {
+        let before = self.story(task).ending;
+        self.story(task).cancel_running_asked = true;
+        let granted =
+            self.event(|scheduler, now, claims, out| scheduler.on_cancel_running(now, task, claims, out));
+        let story = self.story(task);
+        story.cancel_running_granted |= granted;
+        story.cancel_running_asked = story.cancel_running_granted;
+        let kind = match (granted, before == story.ending) {
+            (false, unchanged) => {
+                assert!(unchanged);
+                "cancel_running: too late"
+            }
+            (true, true) => "cancel_running: kills",
+            (true, false) => "cancel_running: withdrawn",
+        };
+        assert!(!granted || before.is_none());
+        self.note(kind, None, Some(task));
+        granted
+    }
+
+    fn shutdown(&mut self, cancel_pending: bool, deadline: Option<Instant>) {
+        self.note("shutdown", None, None);
+        self.shut_down = true;
+        if cancel_pending {
+            self.cancelled_pending = true;
+            self.note("shutdown: cancel pending", None, None);
+        }
+        if let Some(deadline) = deadline {
+            self.deadline = Some(self.deadline.map_or(deadline, |old| old.min(deadline)));
+            self.note("shutdown: deadline", None, None);
+        }
+        self.event(|scheduler, now, claims, out| {
+            scheduler.on_shutdown(now, cancel_pending, deadline, claims, out);
+        });
+        if cancel_pending {
+            assert!(self.stories.iter().all(|story| story.ending.is_some() || story.begun.is_some()));
+        }
+    }
+
+    fn kill(&mut self, at_once: bool) {
+        self.note(if at_once { "kill: at once" } else { "kill: terminate first" }, None, None);
+        self.killed = true;
+        self.event(|scheduler, now, _, out| scheduler.on_kill(now, at_once, out));
+    }
+
+    fn break_it(&mut self) {
+        self.note("broken from outside", None, None);
+        self.broken = true;
+        let cause = BrokenCause::Internal("the simulation".into());
+        self.event(|scheduler, now, _, out| scheduler.on_broken(now, cause, out));
+    }
+
+    // ---- the driver and the readers --------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        let due = self.scheduler.next_deadline().is_some_and(|at| at <= self.now);
+        self.note(if due { "tick: due" } else { "tick: early" }, None, None);
+        if self.deadline.is_some_and(|at| at <= self.now) {
+            self.killed = true;
+        }
+        // Who is given up in this tick is judged in it: its first task counts as at a death.
+        let given_up: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.killed.is_some_and(|at| at + KILL_GRACE <= self.now))
+            .map(|(id, _)| *id)
+            .filter(|id| self.scheduler.knows(*id))
+            .collect();
+        for id in &given_up {
+            self.count_losses(*id);
+        }
+        self.event(|scheduler, now, claims, out| scheduler.on_tick(now, claims, out));
+        for id in given_up {
+            assert!(!self.scheduler.knows(id), "{id:?} is not given up");
+            self.note("given up", Some(id), None);
+        }
+        // Else the driver would tick, and tick, and tick.
+        let next = self.scheduler.next_deadline();
+        assert!(next.is_none_or(|at| at > self.now), "a tick leaves something due: {next:?}");
+    }
+
+    /// Before a worker's end is judged.
+    fn count_losses(&mut self, id: WorkerId) {
+        let process = &self.processes[&id];
+        if !process.ready && process.terminated.is_none() && process.stop_sent.is_none() {
+            let expected = self.killed || self.broken || self.shut_down && self.unresolved() == 0;
+            if !expected {
+                self.start_troubles.push(self.now);
+            }
+        }
+        let first = process.words.borrow().holding.front().copied();
+        if let Some(task) = first
+            && self.story(task).begun.is_none()
+        {
+            self.story(task).first_in_line += 1;
+        }
+    }
+
+    fn on_starter(&mut self, id: WorkerId) {
+        let trouble = self.climate.start_trouble;
+        if self.dice.permille(trouble) {
+            let exhausted = self.dice.permille(600);
+            let kind = if exhausted { "start: refused, exhausted" } else { "start: refused for good" };
+            self.note(kind, Some(id), None);
+            self.refuse_start(id, exhausted);
+            self.processes.remove(&id);
+            return;
+        }
+        self.note("start: a process", Some(id), None);
+        let now = self.now;
+        let process = self.process(id);
+        process.life = Life::Booting;
+        if process.overdue {
+            process.immortal = false;
+            process.dies_at = Some(now);
+            self.note("start: overdue signal", Some(id), None);
+        }
+    }
+
+    fn refuse_start(&mut self, id: WorkerId, exhausted: bool) {
+        self.start_troubles.push(self.now);
+        let cause = BrokenCause::Start("refused".into());
+        self.event(|scheduler, now, _, out| scheduler.on_start_refused(now, id, cause, exhausted, out));
+    }
+
+    fn on_hello(&mut self, id: WorkerId) {
+        if self.dice.permille(self.climate.start_trouble / 20) {
+            self.note("hello: connecting fails", Some(id), None);
+            self.process(id).die();
+            self.refuse_start(id, true);
+            return;
+        }
+        let initializer = self.climate.initializer;
+        let process = self.process(id);
+        process.life = Life::Connected;
+        process.linked = true;
+        self.note("hello", Some(id), None);
+        let (knows, killed) = (self.scheduler.knows(id), self.processes[&id].killed.is_some());
+        // One that has had SIGTERM only is not wanted either.
+        let wanted = knows && !killed && self.processes[&id].terminated.is_none();
+        if wanted && !initializer {
+            self.process(id).ready = true;
+            self.ever_ready = true;
+        }
+        let welcome = self.event(|scheduler, now, claims, out| {
+            let welcome = scheduler.on_hello(id);
+            if welcome && !initializer {
+                scheduler.on_ready(now, id, claims, out);
+            }
+            welcome
+        });
+        assert_eq!(welcome, wanted, "{id:?} is wanted, or is not");
+        if welcome && !initializer {
+            self.note("ready", Some(id), None);
+        }
+        if !welcome {
+            self.note("hello: nobody wants it", Some(id), None);
+        } else if initializer {
+            self.process(id).frames.push_front(ToWorker::Init);
+        }
+    }
+
+    /// Reads up to some messages of one worker as one event; the end, if it is dead and there are none.
+    fn on_read(&mut self, id: WorkerId, at_most: usize) {
+        let process = self.process(id);
+        if process.published.is_empty() {
+            assert!(process.reaped);
+            return self.on_exit(id);
+        }
+        let count = process.published.len().min(at_most);
+        let mut batch: Vec<FromWorker> = process.published.drain(..count).collect();
+        let garbage = batch.iter().position(|message| *message == FromWorker::Garbage);
+        if let Some(at) = garbage {
+            batch.truncate(at);
+            process.unread = true;
+            process.published.clear();
+        }
+        if count > 1 {
+            self.note("batch of replies", Some(id), None);
+        }
+        // Replies within one batch are judged before any of its actions is performed, as in the pool.
+        for message in &batch {
+            match message {
+                FromWorker::InitFailed => self.broken = true,
+                FromWorker::Unexpected => self.process(id).caught = true,
+                FromWorker::Reply(task)
+                    if self.processes[&id].words.borrow().holding.front() != Some(task) =>
+                {
+                    // Not its turn: a lie, or words of one who was forgotten.
+                    self.process(id).caught = true;
+                }
+                FromWorker::Reply(task) if self.processes[&id].condemned != Some(*task) => {
+                    self.process(id).words.borrow_mut().holding.pop_front();
+                }
+                FromWorker::Ready => {
+                    let process = self.process(id);
+                    if !process.caught && process.killed.is_none() && process.terminated.is_none() {
+                        process.ready = true;
+                        self.ever_ready = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.event_then(
+            |scheduler, now, claims, out| {
+                let decide = |message| match message {
+                    FromWorker::Ready => {
+                        scheduler.on_ready(now, id, claims, out);
+                        ("ready", None)
+                    }
+                    FromWorker::InitFailed => {
+                        let cause = BrokenCause::Internal("the initializer".into());
+                        scheduler.on_broken(now, cause, out);
+                        ("initializer fails", None)
+                    }
+                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, claims, out) {
+                        Ok(Some(Ticket(resolved))) => {
+                            assert_eq!(resolved, task, "a reply resolves the task it belongs to");
+                            ("reply: value", Some(task))
+                        }
+                        Ok(None) => ("reply: too late", Some(task)),
+                        Err(ReplyToNobody) => {
+                            scheduler.on_unruly(now, id, out);
+                            ("unruly", Some(task))
+                        }
+                    },
+                    FromWorker::Unexpected => {
+                        scheduler.on_unruly(now, id, out);
+                        ("unruly", None)
+                    }
+                    FromWorker::Garbage => unreachable!("cut off above"),
+                };
+                batch.into_iter().map(decide).collect::<Vec<_>>()
+            },
+            |world, answers| {
+                for &(what, task) in answers {
+                    world.note(what, Some(id), task);
+                    if let ("reply: value", Some(task)) = (what, task) {
+                        let just = world.begun_on(task, id) || world.processes[&id].lied;
+                        assert!(just, "{task:?} is answered by {id:?}, which did not run it");
+                        world.end(task, Ending::Value, "end: value");
+                    }
+                }
+            },
+        );
+        if garbage.is_some() {
+            if self.processes[&id].reaped {
+                self.on_exit(id);
+            } else {
+                self.process(id).caught = true;
+                self.note("unruly", Some(id), None);
+                self.event(|scheduler, now, _, out| scheduler.on_unruly(now, id, out));
+            }
+        }
+    }
+
+    fn on_reap(&mut self, id: WorkerId) {
+        let process = self.process(id);
+        process.reaped = true;
+        if !process.linked || process.unread {
+            self.on_exit(id);
+        }
+    }
+
+    fn on_exit(&mut self, id: WorkerId) {
+        let known = self.scheduler.knows(id);
+        self.note(if known { "exit" } else { "exit: of one given up" }, Some(id), None);
+        self.process(id).unread = true;
+        if known {
+            self.count_losses(id);
+        }
+        self.event(|scheduler, now, claims, out| {
+            let cause = |_| BrokenCause::NoEntry { status: ExitStatus::Unknown };
+            scheduler.on_exit(now, id, cause, claims, out);
+        });
+        assert!(!self.scheduler.knows(id));
+        self.processes.remove(&id);
+    }
+
+    // ---- the workers -----------------------------------------------------------------------------------------------
+
+    fn on_boot(&mut self, id: WorkerId) {
+        if self.dice.permille(self.climate.start_trouble / 3) {
+            self.note("dies before hello", Some(id), None);
+            self.process(id).die();
+        } else if self.dice.permille(self.climate.start_trouble / 5) {
+            // It hangs before its hello.
+            self.note("is stopped", Some(id), None);
+            self.process(id).stopped = true;
+        } else {
+            self.process(id).life = Life::Greeted;
+        }
+    }
+
+    fn on_work(&mut self, id: WorkerId) {
+        if self.dice.permille(self.climate.lies) {
+            return self.lie(id);
+        }
+        match self.process(id).running {
+            Some(Running::Initializer { dies, fails, .. }) => {
+                let process = self.process(id);
+                process.running = None;
+                if dies {
+                    process.die();
+                    self.note("dies in the initializer", Some(id), None);
+                } else {
+                    process.publish(if fails { FromWorker::InitFailed } else { FromWorker::Ready });
+                }
+            }
+            Some(Running::Task { task, .. }) => self.finish(id, task),
+            None => {
+                let frame = self.process(id).frames.pop_front().expect("else it has no turn");
+                self.take(id, frame);
+            }
+        }
+    }
+
+    fn finish(&mut self, id: WorkerId, task: TaskId) {
+        let conduct = self.story(task).conduct;
+        let process = self.process(id);
+        process.running = None;
+        if conduct == Conduct::Crashes {
+            process.die();
+            return self.note("dies in a task", Some(id), Some(task));
+        }
+        process.publish(FromWorker::Reply(task));
+        process.answered = Some(task);
+        let more = process.published.len() > 1;
+        if conduct == Conduct::ReturnsAndDies && process.alive() {
+            process.die();
+            self.note("dies between reply and claim", Some(id), Some(task));
+            if more {
+                self.note("dies after publishing, unseen", Some(id), None);
+            }
+        }
+        self.note("publishes a reply", Some(id), Some(task));
+    }
+
+    fn take(&mut self, id: WorkerId, frame: ToWorker) {
+        let now = self.now;
+        match frame {
+            ToWorker::Init => {
+                let takes = self.dice.micros(100_000);
+                let trouble = self.climate.start_trouble;
+                let (dies, fails, hangs) = (
+                    self.dice.permille(trouble / 3),
+                    self.dice.permille(trouble / 10),
+                    self.dice.permille(self.climate.hangs),
+                );
+                let until = if hangs { None } else { now.checked_add(takes) };
+                self.process(id).running = Some(Running::Initializer { until, dies, fails });
+                if hangs {
+                    self.note("hangs in the initializer", Some(id), None);
+                }
+            }
+            ToWorker::Stop => {
+                if self.dice.permille(100) {
+                    self.process(id).stopped = true;
+                    self.note("ignores stop", Some(id), None);
+                } else {
+                    self.process(id).die();
+                    self.note("exits as asked", Some(id), None);
+                }
+            }
+            ToWorker::Run { task, slot } => {
+                let (conduct, takes) = (self.story(task).conduct, self.story(task).takes);
+                let timed = self.story(task).timeout.is_some();
+                let process = self.process(id);
+                let words = process.words.get_mut();
+                if words.slots.get(&slot) != Some(&Word::Offered(task)) {
+                    return self.note("skips what was taken back", Some(id), Some(task));
+                }
+                if conduct == Conduct::Poison {
+                    process.die();
+                    return self.note("dies of a frame, before the claim", Some(id), Some(task));
+                }
+                if timed {
+                    words.began = Some(now);
+                }
+                words.slots.insert(slot, Word::Begun(task));
+                process.begun.push(task);
+                let until = if conduct == Conduct::Hangs { None } else { Some(now + takes) };
+                process.running = Some(Running::Task { task, until });
+                let (condemned, lied) = (process.condemned, process.lied);
+                self.note("claims", Some(id), Some(task));
+                if conduct == Conduct::Hangs {
+                    self.note("hangs in a task", Some(id), Some(task));
+                }
+                assert_eq!(condemned, None, "{task:?} begins behind a task that {id:?} is killed for");
+                let in_order = self.config.workers_max > 1 || lied || task > self.last_begun;
+                assert!(in_order, "{task:?} begins after {:?}", self.last_begun);
+                self.last_begun = self.last_begun.max(task);
+                let story = self.story(task);
+                assert!(story.ending.is_none() || lied, "{task:?} begins after its end");
+                assert!(story.begun.is_none(), "{task:?} runs twice");
+                story.begun = Some((id, now));
+            }
+        }
+    }
+
+    fn lie(&mut self, id: WorkerId) {
+        let behind = self.processes[&id].words.borrow().holding.iter().skip(1).last().copied();
+        let answered = self.processes[&id].answered;
+        let (what, message) = match (self.dice.below(5), answered, behind) {
+            (0, Some(task), _) => ("lies: answers twice", FromWorker::Reply(task)),
+            (1, _, Some(task)) => ("lies: out of order", FromWorker::Reply(task)),
+            (2, ..) => ("lies: garbage", FromWorker::Garbage),
+            (3, ..) => ("lies: garbage", FromWorker::Unexpected),
+            _ => ("lies: a task it does not have", FromWorker::Reply(TaskId::from_raw(u64::MAX >> 3))),
+        };
+        self.note(what, Some(id), None);
+        let process = self.process(id);
+        process.lied = true;
+        process.publish(message);
+    }
+
+    // ---- time and chance -------------------------------------------------------------------------------------------
+
+    /// What could happen now.
+    fn turns(&self) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        for (&id, process) in &self.processes {
+            match process.life {
+                Life::Ordered if !process.never_starts => turns.push(Turn::Starter(id)),
+                Life::Booting if !process.stopped => turns.push(Turn::Boot(id)),
+                Life::Greeted => turns.push(Turn::Hello(id)),
+                Life::Connected if !process.stopped => {
+                    let free = match process.running {
+                        Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => {
+                            until.is_some_and(|until| until <= self.now)
+                        }
+                        None => !process.frames.is_empty(),
+                    };
+                    if free {
+                        turns.push(Turn::Work(id));
+                    }
+                }
+                Life::Dead if !process.reaped => turns.push(Turn::Reap(id)),
+                _ => {}
+            }
+            if process.linked && !process.unread && (process.reaped || !process.published.is_empty()) {
+                turns.push(Turn::Read(id));
+            }
+        }
+        turns
+    }
+
+    fn take_turn(&mut self, turn: Turn) {
+        match turn {
+            Turn::Starter(id) => self.on_starter(id),
+            Turn::Boot(id) => self.on_boot(id),
+            Turn::Hello(id) => self.on_hello(id),
+            Turn::Work(id) => self.on_work(id),
+            Turn::Reap(id) => self.on_reap(id),
+            Turn::Read(id) => {
+                let at_most = self.dice.pick(&[1, 2, 64]);
+                self.on_read(id, at_most);
+            }
+        }
+    }
+
+    /// Whether anything could happen now.
+    fn any_turn(&mut self) -> bool {
+        let turns = self.turns();
+        if turns.is_empty() {
+            return false;
+        }
+        let turn = self.dice.pick(&turns);
+        self.take_turn(turn);
+        true
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.now += by;
+        let due: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.alive() && process.dies_at.is_some_and(|at| at <= self.now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.process(id).die();
+        }
+    }
+
+    /// When something will happen by itself.
+    fn next_moment(&self) -> Option<Instant> {
+        let work = self.processes.values().filter(|process| process.alive()).flat_map(|process| {
+            let until = match process.running {
+                Some(Running::Initializer { until, .. } | Running::Task { until, .. })
+                    if !process.stopped =>
+                {
+                    until
+                }
+                _ => None,
+            };
+            [until, process.dies_at]
+        });
+        work.flatten().filter(|at| *at > self.now).chain(self.scheduler.next_deadline()).min()
+    }
+
+    fn wait(&mut self) -> bool {
+        let Some(next) = self.next_moment() else { return false };
+        self.advance(next.saturating_duration_since(self.now));
+        true
+    }
+
+    fn any_process(&mut self) -> Option<WorkerId> {
+        let alive: Vec<_> =
+            self.processes.iter().filter(|(_, process)| process.alive()).map(|(id, _)| *id).collect();
+        (!alive.is_empty()).then(|| self.dice.pick(&alive))
+    }
+
+    fn anything(&mut self) {
+        let pause = self.dice.pick(&[0, 0, 0, 5, 5, 50, 500, 5_000]);
+        let pause = self.dice.micros(pause);
+        self.advance(pause);
+        if self.dice.permille(self.climate.ends) {
+            return self.end_of_pool();
+        }
+        if self.dice.permille(self.climate.stops) {
+            return self.stop_or_continue();
+        }
+        if self.dice.permille(self.climate.crashes / 20)
+            && let Some(id) = self.any_process()
+            && self.processes[&id].running.is_none()
+            && self.processes[&id].life == Life::Connected
+            && !self.processes[&id].immortal
+        {
+            self.process(id).die();
+            return self.note("dies idle", Some(id), None);
+        }
+        match self.dice.below(100) {
+            // Few when nothing is taken in any more: there is only one way for them to go.
+            0..=5 if self.scheduler.refusal().is_none() || self.dice.permille(50) => self.submit_any(),
+            6..=8 => {
+                if let Some(task) = self.any_task() {
+                    self.cancel(task);
+                }
+            }
+            9..=10 => {
+                let running: Vec<_> = self
+                    .processes
+                    .values()
+                    .filter_map(|process| match process.running {
+                        Some(Running::Task { task, .. }) => Some(task),
+                        _ => None,
+                    })
+                    .collect();
+                let task = match running.is_empty() || self.dice.permille(500) {
+                    true => self.any_task(),
+                    false => Some(self.dice.pick(&running)),
+                };
+                if let Some(task) = task {
+                    self.cancel_running(task);
+                }
+            }
+            11..=12 => self.tick(),
+            // The driver keeps its time, more or less.
+            13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => self.tick(),
+            13..=16 => {
+                self.wait();
+            }
+            17..=18 => {
+                if let Some(at) = self.scheduler.next_deadline() {
+                    self.advance(at.saturating_duration_since(self.now));
+                    self.tick();
+                }
+            }
+            19 => {
+                let long = self.dice.micros(3_000_000);
+                self.advance(long);
+            }
+            _ => {
+                if !self.any_turn() && self.dice.permille(500) {
+                    self.wait();
+                }
+            }
+        }
+    }
+
+    fn end_of_pool(&mut self) {
+        match self.dice.below(10) {
+            0..=5 => {
+                let cancel_pending = self.dice.permille(500);
+                let deadline =
+                    self.dice.permille(400).then(|| self.now + Duration::from_millis(self.dice.below(3_000)));
+                self.shutdown(cancel_pending, deadline);
+            }
+            6..=7 => {
+                let at_once = self.dice.permille(500);
+                self.kill(at_once);
+            }
+            8 => self.break_it(),
+            _ => {}
+        }
+    }
+
+    fn stop_or_continue(&mut self) {
+        let Some(id) = self.any_process() else { return };
+        let process = self.process(id);
+        process.stopped = !process.stopped;
+        let kind = if process.stopped { "is stopped" } else { "goes on" };
+        self.note(kind, Some(id), None);
+    }
+
+    /// From here on nothing new goes wrong, and everything must come to its end.
+    fn drain(&mut self) {
+        const STEPS_MAX: u32 = 60_000;
+        const PATIENCE: u32 = 30_000;
+        self.climate = Climate { initializer: self.climate.initializer, ..Climate::calm() };
+        if !self.shut_down {
+            let cancel_pending = self.dice.permille(300);
+            self.shutdown(cancel_pending, None);
+        }
+        for step in 0.. {
+            assert!(step < STEPS_MAX, "it does not come to its end");
+            if self.closed {
+                break;
+            }
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            } else if step > PATIENCE && !self.killed || !self.any_turn() && !self.wait() {
+                let hopeless = self.processes.values().any(Process::hopeless);
+                assert!(hopeless && !self.killed, "everybody could go on, and nothing happens");
+                let at_once = self.dice.permille(500);
+                self.kill(at_once);
+            }
+        }
+        self.after_the_end();
+    }
+
+    fn after_the_end(&mut self) {
+        assert_eq!(self.unresolved(), 0, "every task has ended");
+        assert_eq!(self.scheduler.counts(), (0, 0));
+        assert_eq!(self.scheduler.next_deadline(), None, "nothing is waited for");
+        // Whoever was given up may still end; and users go on using their handles.
+        for process in self.processes.values_mut().filter(|process| process.alive()) {
+            process.die();
+        }
+        while self.any_turn() {}
+        let task = self.submit_refused();
+        assert!(!self.cancel(task) && !self.cancel_running(task));
+        self.shut_down = true;
+        self.event(|scheduler, now, claims, out| {
+            scheduler.on_shutdown(now, true, Some(now + Duration::from_secs(1)), claims, out);
+            scheduler.on_kill(now, true, out);
+            scheduler.on_tick(now + Duration::from_secs(2), claims, out);
+            assert!(out.is_empty(), "after the end: {out:?}");
+        });
+        assert_eq!(self.scheduler.next_deadline(), None);
+    }
+
+    /// After the end a refusal is the one action that may still come.
+    fn submit_refused(&mut self) -> TaskId {
+        self.closed = false;
+        let task = self.submit(0, 0, None, Conduct::Returns);
+        self.closed = true;
+        task
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for Step { at, what, worker, task } in &self.trace {
+            text += &format!("\n{:>14.6}s  {what}", at.as_secs_f64());
+            if let Some(WorkerId(worker)) = worker {
+                text += &format!(", worker {worker}");
+            }
+            if let Some(task) = task {
+                text += &format!(", task {task}");
+            }
+        }
+        text += &format!("\nunresolved: {:?}", self.scheduler.counts());
+        for (id, process) in &self.processes {
+            let Process { life, stopped, immortal, killed, frames, published, .. } = process;
+            let killed = killed.map(|at| at - self.start);
+            let holding = &process.words.borrow().holding;
+            text += &format!(
+                "\n{id:?} known {}: {life:?}, stopped {stopped}, immortal {immortal}, killed {killed:?}, \
+                 {holding:?}, {frames:?} in, {published:?} out",
+                self.scheduler.knows(*id)
+            );
+        }
+        text
+    }
+}
+
+// ---- the simulation itself -----------------------------------------------------------------------------------------
+
+fn run_seed(seed: u64) -> World {
+    let mut dice = Dice(seed);
+    let config = Config {
+        workers_max: dice.pick(&[1, 1, 2, 2, 3, 4, 8]),
+        start_timeout: dice.pick(&[Duration::from_millis(100), Duration::from_secs(10), Duration::MAX]),
+    };
+    let climate = Climate::roll(&mut dice);
+    let steps = dice.pick(&[30, 200, 600, 1_200]);
+    let mut world = World::new(dice.roll(), config, climate);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        for _ in 0..steps {
+            if world.closed {
+                break;
+            }
+            world.anything();
+        }
+        if world.closed { world.after_the_end() } else { world.drain() }
+    }));
+    if let Err(panic) = ran {
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        panic!("EXECUTOR_SEED={seed}: {message}\nwhat happened last:{}", world.describe());
+    }
+    world
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the table is what `--nocapture` asks for")]
+fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
+    if let Some(seed) = number("EXECUTOR_SEED") {
+        run_seed(seed);
+        return;
+    }
+    let rounds = number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS);
+    let (mut counts, mut events) = (BTreeMap::<&str, u64>::new(), 0);
+    for seed in 0..rounds {
+        let world = run_seed(seed);
+        events += world.events;
+        for (kind, count) in world.counts {
+            *counts.entry(kind).or_default() += count;
+        }
+    }
+    println!("{rounds} seeds, {events} events");
+    for kind in KINDS {
+        println!("{:>12}  {kind}", counts.get(kind).copied().unwrap_or_default());
+    }
+    if rounds >= ROUNDS {
+        let missing: Vec<_> = counts.iter().filter(|(_, count)| **count == 0).map(|(kind, _)| kind).collect();
+        assert!(missing.is_empty(), "never happened: {missing:?}");
+    }
+}
+
+// ---- small cases, by hand ------------------------------------------------------------------------------------------
+
+const A_MOMENT: Duration = Duration::from_millis(20);
+
+impl World {
+    /// `n` workers that are ready, and know that function 0 takes a microsecond.
+    fn ready(n: usize) -> Self {
+        let config = Config { workers_max: n, start_timeout: Duration::from_secs(10) };
+        let mut world = World::new(1, config, Climate::calm());
+        for _ in 0..n {
+            world.submit(0, 0, None, Conduct::Returns);
+        }
+        world.settle();
+        assert_eq!(world.stories.iter().filter(|story| story.ending == Some(Ending::Value)).count(), n);
+        assert_eq!(world.processes.len(), n);
+        world
+    }
+
+    fn quick(&mut self, count: usize) -> Vec<TaskId> {
+        (0..count).map(|_| self.submit(0, 0, None, Conduct::Returns)).collect()
+    }
+
+    /// Until nothing happens by itself.
+    fn settle(&mut self) {
+        while self.any_turn() || self.wait() {
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            }
+        }
+    }
+
+    fn ending(&mut self, task: TaskId) -> Option<Ending> {
+        self.story(task).ending
+    }
+
+    fn all_return(&mut self, tasks: &[TaskId]) -> bool {
+        tasks.iter().all(|task| self.ending(*task) == Some(Ending::Value))
+    }
+
+    /// The worker claims what comes next, or ends what it runs.
+    fn work(&mut self, id: u32) {
+        self.advance(A_MOMENT);
+        self.on_work(WorkerId(id));
+    }
+
+    fn holding(&self, id: u32) -> usize {
+        self.processes[&WorkerId(id)].words.borrow().holding.len()
+    }
+}
+
+#[test]
+fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
+    let mut world = World::ready(2);
+    let tasks = world.quick(12);
+    assert!(world.holding(0) > 3 && world.holding(1) > 3, "sent ahead to both");
+    world.process(WorkerId(0)).stopped = true;
+    world.settle();
+    // What is first in line might begin at any time; it is not taken away.
+    assert_eq!(world.holding(0), 1);
+    assert_eq!(
+        tasks.iter().filter(|task| world.stories[task.as_u64() as usize - 1].ending.is_none()).count(),
+        1
+    );
+    world.process(WorkerId(0)).stopped = false;
+    world.settle();
+    assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn cancel_withdraws_what_was_sent_ahead_and_nothing_else() {
+    let mut world = World::ready(1);
+    let tasks = world.quick(4);
+    world.work(0);
+    assert!(!world.cancel(tasks[0]), "it runs");
+    assert!(world.cancel(tasks[2]));
+    world.settle();
+    assert_eq!(world.ending(tasks[2]), Some(Ending::Cancelled));
+    assert!(world.all_return(&[tasks[0], tasks[1], tasks[3]]));
+    assert_eq!(world.story(tasks[2]).begun, None);
+}
+
+#[test]
+fn a_time_limit_with_the_reply_on_its_way_does_not_kill_the_next_task() {
+    let mut world = World::ready(1);
+    let first = world.submit(0, 0, Some(A_MOMENT / 2), Conduct::Returns);
+    let next = world.submit(0, 0, None, Conduct::Returns);
+    let last = world.submit(0, 0, None, Conduct::Returns);
+    world.work(0); // claims the first
+    world.work(0); // publishes its reply, which nobody reads yet
+    world.work(0); // claims the next
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!(world.processes[&WorkerId(0)].killed, None);
+    world.settle();
+    assert!(world.all_return(&[first, next, last]));
+}
+
+#[test]
+fn a_frame_that_kills_three_workers_ends_its_task_and_no_other() {
+    let mut world = World::ready(1);
+    let before = world.quick(2);
+    let poison = world.submit(0, 0, None, Conduct::Poison);
+    let behind = world.quick(3);
+    world.settle();
+    assert_eq!(world.ending(poison), Some(Ending::Lost));
+    assert_eq!(world.story(poison).first_in_line, LOST_UNBEGUN_MAX);
+    assert!(world.all_return(&before) && world.all_return(&behind));
+}
+
+#[test]
+fn who_waits_behind_many_crashing_tasks_is_innocent() {
+    let mut world = World::ready(1);
+    let crashing: Vec<_> = (0..6).map(|_| world.submit(0, 0, None, Conduct::Crashes)).collect();
+    let behind = world.quick(3);
+    world.settle();
+    assert!(
+        crashing.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost))
+    );
+    assert!(world.all_return(&behind));
+}
+
+#[test]
+fn a_draining_pool_gets_past_frames_that_kill() {
+    let mut world = World::ready(2);
+    let poison: Vec<_> = (0..3).map(|_| world.submit(0, 0, None, Conduct::Poison)).collect();
+    let good = world.quick(5);
+    world.shutdown(false, None);
+    world.drain();
+    assert!(poison.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost)));
+    assert!(world.all_return(&good));
+    assert!(!world.broken);
+}
+
+/// The worker of a pool of one dies idle; then each new one dies before its hello, `pause` after the one before.
+fn failing_starts(pause: Duration, count: usize) -> World {
+    let mut world = World::ready(1);
+    world.process(WorkerId(0)).die();
+    world.on_reap(WorkerId(0));
+    world.on_read(WorkerId(0), 1);
+    world.quick(1);
+    for _ in 0..count {
+        if world.scheduler.next_deadline().is_some_and(|at| at < world.now + pause) {
+            world.advance(pause);
+            world.tick();
+        }
+        let Some((&id, _)) = world.processes.iter().next() else { break };
+        world.on_starter(id);
+        world.process(id).die();
+        world.on_reap(id);
+    }
+    world
+}
+
+#[test]
+fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
+    let pause = Duration::from_secs(2);
+    assert!(!failing_starts(pause, START_FAILURES_MAX - 1).broken);
+    assert!(failing_starts(pause, START_FAILURES_MAX).broken);
+    // Fewer than five in any ten seconds.
+    assert!(!failing_starts(Duration::from_secs(3), 20).broken);
+}
+
+#[test]
+fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
+    let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1) };
+    let mut world = World::new(1, config, Climate::calm());
+    let task = world.submit(0, 0, None, Conduct::Returns);
+    world.process(WorkerId(0)).never_starts = true;
+    world.settle();
+    assert_eq!(world.ending(task), Some(Ending::Broken));
+    assert!(world.closed);
+}
+
+#[test]
+fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
+    let mut world = World::ready(1);
+    let task = world.submit(0, 0, Some(A_MOMENT), Conduct::Hangs);
+    world.work(0);
+    world.process(WorkerId(0)).immortal = true;
+    world.advance(2 * A_MOMENT);
+    world.tick();
+    assert!(!world.cancel_running(task));
+    world.advance(KILL_GRACE);
+    world.tick();
+    assert_eq!(world.ending(task), Some(Ending::TimedOut));
+}
