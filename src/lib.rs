@@ -3,7 +3,118 @@
 #![doc(html_root_url = "https://docs.rs/executor/0.1.0")]
 
 pub use executor_core::*;
-pub use executor_macros::{main, task};
+
+/// Makes a function a task function: one whose calls can be run in another process.
+///
+/// The function stays what it was: `add(1, 2) == 3`. `add::task(1, 2)` is the task, this call to be run somewhere else.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// /// Adds.
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// /// Arguments may be borrowed: they are encoded at `submit`.
+/// #[task]
+/// fn shout(text: &str) -> String { text.to_uppercase() }
+///
+/// /// `Err` fails the task.
+/// #[task]
+/// fn size(path: std::path::PathBuf) -> std::io::Result<u64> { Ok(std::fs::metadata(path)?.len()) }
+///
+/// /// Runs on the worker's own tokio runtime.
+/// #[task]
+/// async fn later(seconds: u64) -> u64 {
+///     // tokio::time::sleep(…).await
+///     seconds
+/// }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), add(1, 2));
+///     assert_eq!(pool.submit(shout::task("hey")).result().unwrap(), "HEY");
+///     assert!(pool.submit(size::task("/does/not/exist".into())).result().is_err());
+/// }
+/// ```
+///
+/// # What it makes
+///
+/// Beside the function, and as visible as it, a type of the same name, with the function `task`: the same parameters,
+/// the same documentation. `use path::add` brings both. The type implements [`TaskFn`]; the function is registered when
+/// the program is linked, and found by its name in every process of the program. Calls through the function's name
+/// cost nothing.
+///
+/// # Parameters
+///
+/// Any number, of any type that has serde's `Serialize` and `Deserialize`, also as patterns. `&T` is sent as a `T`,
+/// `&[T]` as a `Vec<T>`; `&str`, `&[u8]` and `&Path` are read where they were received, also inside another type
+/// (`Option<&str>`). Types that borrow by serde's rules work too; write their lifetime, as in `Cow<'_, str>`.
+/// Byte strings (`Vec<u8>`, `Box<[u8]>`, `&[u8]`, `[u8; N]`) are copied as a whole, not byte by byte.
+///
+/// # Result
+///
+/// Owned, `Send` and serde. A `Result<T, E>` under whatever name makes a future of `T`, and `Err` is
+/// [`TaskError::Failed`]. `E` needs `Display`. If it is a `std::error::Error`, an `anyhow::Error` or a
+/// `Box<dyn Error>`, the messages of its sources come along; if it is serde, [`RemoteError::downcast`] gives it back.
+///
+/// # Options
+///
+/// - `#[task(name = "images/resize")]`: the name on the wire and in messages. By default it is the path,
+///   `my_crate::images::resize`. Two tasks of one name are an error when the first executor is made; functions in bodies
+///   of different functions of a module can be such.
+/// - `#[task(handle = ResizeTask)]`: the name of the type, where the function's own is taken: `resize::resize` exported
+///   beside the module `resize`, or a function called `u8`. Then `ResizeTask::task(…)` is the task.
+/// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do
+///   `#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]`, `skip_serializing_if`, nor types like
+///   `serde_json::Value`; the error that you get names this option. MessagePack does not tell `Some(None)` from `None`.
+/// - `#[task(crate = "my_facade::executor")]`: where the `executor` crate is found.
+///
+/// # What cannot be a task function
+///
+/// Each is a compile error with its reason: type and const parameters, `impl Trait`, `self`, `&mut`, `unsafe`,
+/// `extern`, a result that borrows. A function in an `impl` block has no room for a type beside it: the compiler says
+/// "struct is not supported in `impl`s". Move it out.
+///
+/// The type also takes its name from modules and crates: below `#[task] fn serde()`, `serde::Serialize` is not found. Use
+/// `handle`.
+pub use executor_macros::task;
+
+/// Calls [`executor::init()`](init) before anything else in `main`, so that the program can be a worker of itself.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
+///     assert_eq!(pool.submit(square::task(7)).result()?, 49);
+///     Ok(())
+/// }
+/// ```
+///
+/// In an async program it stands above the runtime's attribute. A worker then never starts that runtime:
+///
+/// ```
+/// # use executor::prelude::*;
+/// # #[task]
+/// # fn square(x: u64) -> u64 { x * x }
+/// #[executor::main]
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
+///     assert_eq!(pool.submit(square::task(7)).await?, 49);
+///     Ok(())
+/// }
+/// ```
+///
+/// The other attributes of `main` stay where they are. `#[executor::main(crate = "my_facade::executor")]` says where the
+/// `executor` crate is found.
+pub use executor_macros::main;
 
 #[doc(hidden)]
 pub use executor_core::__private;

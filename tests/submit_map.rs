@@ -835,12 +835,12 @@ fn ex31_an_argument_of_300_megabytes_arrives() {
     round_trip(300_000_000, 300_000_000);
 }
 
-/// Takes some 10 GiB of memory, parent and worker together, so it runs only where `EXECUTOR_LARGE=1` says that there
+/// Takes some 6 GiB of memory, parent and worker together, so it runs only where `EXECUTOR_LARGE=1` says that there
 /// is so much.
 #[test]
 fn ex31_an_argument_of_2_gigabytes_arrives() {
     if std::env::var_os("EXECUTOR_LARGE").is_none_or(|value| value != "1") {
-        eprintln!("not run: set EXECUTOR_LARGE=1 on a machine with 16 GiB of free memory");
+        eprintln!("not run: set EXECUTOR_LARGE=1 on a machine with 8 GiB of free memory");
         return;
     }
     let _watchdog = watchdog_of(Duration::from_secs(600));

@@ -1,6 +1,9 @@
 //! What `#[task]` makes, without any process: arguments are encoded as `submit` does, the registry's entry is called
 //! as the worker does, and the reply is decoded as the future does.
 
+// The functions are as odd as users may write them.
+#![allow(clippy::result_large_err, clippy::too_many_arguments, clippy::ptr_arg, clippy::type_complexity)]
+
 use std::{
     borrow::Cow,
     collections::HashMap,
@@ -45,7 +48,7 @@ fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, C
     }
 }
 
-fn failure<F: TaskArgs<A>, A>(task: Task<F, A>) -> executor::Failure {
+fn failure<F: TaskArgs<A>, A>(task: Task<F, A>) -> executor::__private::Failure {
     match run(task) {
         Err(CallResult::Failed(failure)) => failure,
         Err(other) => panic!("{other:?}"),
@@ -85,7 +88,6 @@ fn a_local_may_have_the_name_of_a_task() {
 fn nothing() {}
 
 #[task]
-#[allow(clippy::too_many_arguments)]
 fn many(
     a: u8,
     b: u16,
@@ -380,4 +382,191 @@ fn what_is_kept_of_an_error() {
         assert_eq!(failure.message, message);
         assert_eq!(failure.sources, sources);
     }
+}
+
+#[task]
+fn json_default(value: serde_json::Value) -> serde_json::Value {
+    value
+}
+
+#[task(codec = "messagepack")]
+fn json(value: serde_json::Value) -> serde_json::Value {
+    value
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Id {
+    Number(u64),
+    Text(String),
+}
+
+#[task]
+fn untagged(before: u8, id: Id) -> String {
+    format!("{before} {id:?}")
+}
+
+/// Writes two bytes and reads one.
+#[derive(Debug)]
+struct Lopsided(u8);
+
+impl Serialize for Lopsided {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.0, self.0).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lopsided {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u8::deserialize(deserializer).map(Lopsided)
+    }
+}
+
+#[task]
+fn lopsided(value: Lopsided, after: Option<u8>) -> String {
+    format!("{value:?} {after:?}")
+}
+
+#[test]
+fn arguments_that_do_not_suit_the_codec_are_found_by_the_check() {
+    let value = serde_json::json!({"a": [1, null, "x"]});
+    assert_eq!(run(json::task(value.clone())).unwrap(), value);
+
+    for result in [run(json_default::task(value)).map(drop), run(untagged::task(1, Id::Number(2))).map(drop)]
+    {
+        let Err(CallResult::NotRoundTrip(error)) = result else { panic!("{result:?}") };
+        assert!(error.message.contains("#[task(codec = \"messagepack\")]"), "{error}");
+        assert!(
+            error.message.contains("argument `value`") || error.message.contains("argument `id`"),
+            "{error}"
+        );
+    }
+    assert!(matches!(call(untagged::task(1, Id::Text("x".into())), false), Err(CallResult::Decode(_))));
+
+    // Misread without the check, found with it.
+    let result = run(lopsided::task(Lopsided(1), None));
+    assert!(matches!(result, Err(CallResult::NotRoundTrip(_))), "{result:?}");
+}
+
+/// Refuses to be encoded, or decoded, or panics there.
+#[derive(Debug, Default, Clone, Copy)]
+struct Moody {
+    encodes: bool,
+    panics: bool,
+}
+
+impl Serialize for Moody {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if !self.encodes {
+            return Err(serde::ser::Error::custom("in no mood"));
+        }
+        self.panics.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Moody {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        assert!(!bool::deserialize(deserializer)?, "panicked while decoding");
+        Err(serde::de::Error::custom("still in no mood"))
+    }
+}
+
+#[task]
+fn take_moody(before: u8, moody: Moody) {
+    let _ = (before, moody);
+}
+
+#[task]
+fn give_moody() -> Result<Moody, String> {
+    Ok(Moody::default())
+}
+
+#[task]
+fn panics() {
+    panic!("as asked");
+}
+
+#[test]
+fn failing_in_each_stage() {
+    let (args, _) = take_moody::task(1, Moody::default()).into_parts();
+    let error = take_moody::encode_args(args, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.message, "argument `moody`: in no mood");
+
+    let encoded = take_moody::task(1, Moody::default()).encode();
+    assert!(format!("{:?}", encoded.into_parts().0).contains("in no mood"));
+
+    // The type's own refusal to decode is no fault of the codec, so not one of the round trip either.
+    let result = run(take_moody::task(1, Moody { encodes: true, panics: false }));
+    let Err(CallResult::Decode(error)) = result else { panic!("{result:?}") };
+    assert_eq!(error.message, "argument `moody`: still in no mood");
+
+    let result = run(give_moody::task());
+    let Err(CallResult::Encode(error)) = result else { panic!("{result:?}") };
+    assert_eq!(error.message, "in no mood");
+}
+
+#[test]
+fn a_panic_passes_through_and_the_stage_tells_where() {
+    let stage_of = |entry: &executor::__private::TaskEntry, bytes: &[u8]| {
+        let mut cx = CallContext::new(Vec::new(), false);
+        let Call::Sync(call) = entry.call else { panic!() };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(bytes, &mut cx))).unwrap_err();
+        cx.stage
+    };
+    assert_eq!(stage_of(take_moody::entry(), &[1, 1]), Stage::Decode);
+    assert_eq!(stage_of(panics::entry(), &[]), Stage::Run);
+}
+
+#[test]
+fn bytes_that_are_no_arguments() {
+    let Call::Sync(call) = add::entry().call else { panic!() };
+    for bytes in [&[][..], &[1], &[1, 2, 3], &[0xff; 40]] {
+        let result = call(bytes, &mut CallContext::new(Vec::new(), false));
+        assert!(matches!(result, CallResult::Decode(_)), "{result:?}");
+    }
+    assert!(add::decode_output(&[]).is_err());
+    assert!(add::decode_output(&[1, 1]).is_err());
+}
+
+#[task(name = "any name/at all", handle = Named)]
+fn named() {}
+
+#[test]
+fn names() {
+    assert_eq!(Named::NAME, "any name/at all");
+    let _: Task<Named, ()> = Named::task();
+    named();
+    executor::registry::check().unwrap();
+
+    #[task]
+    fn local(x: u8) -> u8 {
+        x + 1
+    }
+    assert_eq!(run(local::task(1)).unwrap(), 2);
+    assert_eq!(local::NAME, "task_macro::local");
+}
+
+#[test]
+fn the_fingerprint_is_of_every_task() {
+    let fingerprint = executor::registry::fingerprint();
+    assert!(fingerprint.count > 20);
+    assert_eq!(fingerprint, executor::registry::fingerprint());
+    let signature = (borrowed::entry().signature)();
+    assert!(signature.contains("HashMap") && signature.starts_with("executor "), "{signature}");
+}
+
+#[test]
+fn a_task_is_plain_data() {
+    fn is_static_and_send<T: Send + 'static>(_: &T) {}
+    let task = add::task(1, 2).timeout(std::time::Duration::from_secs(1)).name("sum");
+    let text = format!("{task:?}");
+    assert!(text.contains("task_macro::add") && text.contains("sum") && text.contains("1s"), "{text}");
+    let encoded = borrowed_text();
+    is_static_and_send(&encoded);
+    assert_eq!(run(encoded.clone()).unwrap(), "ab");
+}
+
+fn borrowed_text() -> Task<later, executor::Encoded> {
+    let text = String::from("ab");
+    later::task(&text, 1).encode()
 }

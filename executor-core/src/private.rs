@@ -5,6 +5,9 @@
 //! how `type Answer = Result<…>` is recognised as a `Result`, and how an error type is asked whether it is serde.
 //! It works on concrete types only, which is one reason why task functions are not generic.
 
+// A `CallResult` is large for the failure in it, and it is returned once a call.
+#![allow(clippy::result_large_err)]
+
 use std::{
     convert::Infallible,
     error::Error,
@@ -78,15 +81,17 @@ impl<T, E> Outcome<true> for Result<T, E> {
 
 // How a value travels. Byte strings go through serde_bytes: element by element they would be 30 to 65 times slower.
 
-/// A way to encode and decode a `T`.
+/// A type that can be sent in the way `V`.
 #[diagnostic::on_unimplemented(
-    message = "`{T}` cannot travel to another process",
-    label = "needs serde's `Serialize` and `Deserialize`"
+    message = "`{Self}` cannot travel to another process",
+    label = "needs serde's `Serialize` and `Deserialize`",
+    note = "for a type of your own, `#[derive(serde::Serialize, serde::Deserialize)]`; for another crate's, look for \
+            its `serde` feature"
 )]
-pub trait Travels<'de, T: ?Sized> {
+pub trait Travels<'de, V> {
     /// What is decoded, for a call to borrow from.
     type Decoded;
-    fn encode<F: Format>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode<F: Format>(value: &Self, out: &mut Vec<u8>) -> Result<(), CodecError>;
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
     /// Encodes what was decoded, for the round-trip check.
     fn encode_again<F: Format>(decoded: &Self::Decoded, out: &mut Vec<u8>) -> Result<(), CodecError>;
@@ -116,7 +121,7 @@ impl<const N: usize> Probe<[u8; N]> {
     pub const VIA: AsBytes = AsBytes;
 }
 
-impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, T> for AsSerde {
+impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
     type Decoded = T;
     #[inline]
     fn encode<F: Format>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -135,7 +140,8 @@ impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, T> for AsSerde {
 /// `$type` is encoded `as` something serde writes, and decoded to something that derefs to it.
 macro_rules! travels {
     ($([$($generics:tt)*] $way:ident: $type:ty => $decoded:ty, |$value:ident| $encode:expr, $wire:ty => $decode:expr;)*) => {$(
-        impl<'de, $($generics)*> Travels<'de, $type> for $way {
+        #[diagnostic::do_not_recommend]
+        impl<'de, $($generics)*> Travels<'de, $way> for $type {
             type Decoded = $decoded;
             #[inline]
             fn encode<F: Format>($value: &$type, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -147,7 +153,7 @@ macro_rules! travels {
             }
             #[inline]
             fn encode_again<F: Format>(decoded: &$decoded, out: &mut Vec<u8>) -> Result<(), CodecError> {
-                <Self as Travels<'de, $type>>::encode::<F>(decoded, out)
+                <Self as Travels<'de, $way>>::encode::<F>(decoded, out)
             }
         }
     )*};
@@ -165,15 +171,37 @@ travels! {
     [T: Serialize + Deserialize<'de>] AsSerde: [T] => Vec<T>, |value| value, Vec<T> => |items| items;
 }
 
+/// A way for `T`, with what it takes already proven.
+///
+/// Both sides of a task get theirs by calling [`way`] with the same words, so that a type that cannot travel is told
+/// once, in serde's own words, and not once for each use.
+pub struct Way<'de, F: Format, T: ?Sized, D> {
+    encode: fn(&T, &mut Vec<u8>) -> Result<(), CodecError>,
+    decode: fn(&mut F::Reader<'de>) -> Result<D, CodecError>,
+    encode_again: fn(&D, &mut Vec<u8>) -> Result<(), CodecError>,
+}
+
+// `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
+#[inline(always)]
+pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
+    Way { encode: T::encode::<F>, decode: T::decode::<F>, encode_again: T::encode_again::<F> }
+}
+
+/// The way of a `[T]`, asked for by its items, so that an item type that is not serde is what the compiler points at.
+#[inline(always)]
+pub fn slice_way<'de, F: Format, T: Serialize + Deserialize<'de>>() -> Way<'de, F, [T], Vec<T>> {
+    way::<F, [T], AsSerde, _>(AsSerde)
+}
+
 /// Encodes one argument.
-#[inline]
-pub fn encode<'de, F: Format, T: ?Sized, V: Travels<'de, T>>(
-    _: V,
+#[inline(always)]
+pub fn encode<F: Format, T: ?Sized, D>(
+    way: Way<'_, F, T, D>,
     name: &'static str,
     value: &T,
     out: &mut Vec<u8>,
 ) -> Result<(), CodecError> {
-    V::encode::<F>(value, out).map_err(|error| error.of_argument(name))
+    (way.encode)(value, out).map_err(|error| error.of_argument(name))
 }
 
 /// Reads the arguments of a call one after the other.
@@ -191,18 +219,18 @@ impl<'de, F: Format> Arguments<'de, F> {
         Arguments { reader: F::reader(bytes), sent: bytes.len(), again: cx.check.then(Vec::new) }
     }
 
-    #[inline]
-    pub fn next<T: ?Sized, V: Travels<'de, T>>(
+    #[inline(always)]
+    pub fn next<T: ?Sized, D>(
         &mut self,
-        _: V,
+        way: Way<'de, F, T, D>,
         name: &'static str,
-    ) -> Result<V::Decoded, CallResult> {
-        let decoded = match V::decode::<F>(&mut self.reader) {
+    ) -> Result<D, CallResult> {
+        let decoded = match (way.decode)(&mut self.reader) {
             Ok(decoded) => decoded,
             Err(error) => return Err(self.failed(error.of_argument(name))),
         };
         if let Some(again) = &mut self.again
-            && let Err(error) = V::encode_again::<F>(&decoded, again)
+            && let Err(error) = (way.encode_again)(&decoded, again)
         {
             return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&error.of_argument(name).message)));
         }
@@ -249,10 +277,10 @@ fn not_round_trip<F: Format>(what: &str) -> CodecError {
 }
 
 /// Encodes a result behind what is in `cx.out`.
-#[inline]
-pub fn reply<'de, F: Format, T, V: Travels<'de, T>>(_: V, value: &T, cx: &mut CallContext) -> CallResult {
+#[inline(always)]
+pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
     let start = cx.out.len();
-    match V::encode::<F>(value, &mut cx.out) {
+    match (way.encode)(value, &mut cx.out) {
         Ok(()) => CallResult::Done,
         Err(error) => {
             cx.out.truncate(start);
@@ -262,13 +290,10 @@ pub fn reply<'de, F: Format, T, V: Travels<'de, T>>(_: V, value: &T, cx: &mut Ca
 }
 
 /// Decodes a result.
-#[inline]
-pub fn decode_output<'de, F: Format, T, V: Travels<'de, T, Decoded = T>>(
-    _: V,
-    bytes: &'de [u8],
-) -> Result<T, CodecError> {
+#[inline(always)]
+pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]) -> Result<T, CodecError> {
     let mut reader = F::reader(bytes);
-    let value = V::decode::<F>(&mut reader)?;
+    let value = (way.decode)(&mut reader)?;
     F::finish(reader)?;
     Ok(value)
 }

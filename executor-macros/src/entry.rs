@@ -2,27 +2,32 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
-use syn::{Attribute, Error, ItemFn, Result, parse_quote};
+use syn::{Attribute, Error, Ident, ItemFn, Path, Result, Visibility, parse_quote};
 
 use crate::attr;
 
 pub(crate) fn main(attr: TokenStream, item: TokenStream) -> TokenStream {
-    generate(attr, item.clone()).unwrap_or_else(|error| {
+    let krate = attr::parse_main(attr);
+    let function: ItemFn = match syn::parse2(item.clone()) {
+        Ok(function) => function,
+        Err(error) => {
+            let message = format!("`#[executor::main]` belongs above `fn main`: {error}");
+            let error = Error::new(error.span(), message).to_compile_error();
+            return quote!(#item #error);
+        }
+    };
+    let name = function.sig.ident.clone();
+    krate.and_then(|krate| generate(&krate, function)).unwrap_or_else(|error| {
         let error = error.to_compile_error();
-        quote!(#item #error)
+        // A function of that name, so that one mistake is one error.
+        quote!(#error fn #name() {})
     })
 }
 
-fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
-    let krate = attr::parse_main(attr)?;
-    let mut function: ItemFn = syn::parse2(item).map_err(|error| {
-        Error::new(error.span(), format!("`#[executor::main]` belongs above `fn main`: {error}"))
-    })?;
+fn generate(krate: &Path, mut function: ItemFn) -> Result<TokenStream> {
     if !function.sig.inputs.is_empty() {
-        return Err(Error::new_spanned(
-            &function.sig.inputs,
-            "`#[executor::main]` belongs above `fn main()`, which takes no arguments",
-        ));
+        let message = "`#[executor::main]` belongs above `fn main()`, which takes no arguments";
+        return Err(Error::new_spanned(&function.sig.inputs, message));
     }
     let init = quote!(#krate::init(););
 
@@ -43,12 +48,9 @@ fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut outer = function.clone();
     outer.attrs.retain(is_for_both);
     outer.sig.asyncness = None;
-    let name = &function.sig.ident;
-    let inner = syn::Ident::new("__async_main", Span::mixed_site());
-    let mut function = function.clone();
-    function.vis = syn::Visibility::Inherited;
+    let inner = Ident::new("async_main", Span::mixed_site());
+    function.vis = Visibility::Inherited;
     function.sig.ident = inner.clone();
-    let _ = name;
     *outer.block = parse_quote!({
         #init
         #function

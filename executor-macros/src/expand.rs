@@ -1,7 +1,7 @@
 //! What `#[task]` makes.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::{Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_spanned, spanned::Spanned};
 
 use crate::{
@@ -72,7 +72,10 @@ impl Task {
             #(#cfgs)*
             #(#hidden)*
             #[doc = #struct_doc]
-            #[allow(non_camel_case_types, dead_code, unreachable_pub, clippy::empty_structs_with_brackets)]
+            #[allow(
+                dead_code, missing_copy_implementations, missing_debug_implementations, non_camel_case_types,
+                unreachable_pub, clippy::empty_structs_with_brackets
+            )]
             #vis struct #handle {}
 
             #(#cfgs)*
@@ -97,8 +100,9 @@ impl Task {
         let TaskFunction { attrs, vis, ident, params, .. } = function;
         let (generics, types) = self.named_types();
         let (impl_generics, _, where_clause) = generics.split_for_impl();
-        let names = params.iter().map(|param| &param.ident);
-        let names: Vec<_> = names.collect();
+        let names: Vec<_> = params.iter().map(|param| &param.ident).collect();
+        // "Defined here" is the function, for the compiler's notes and for editors.
+        let task = Ident::new("task", Span::call_site().located_at(ident.span()));
         let kept =
             attrs.iter().filter(|attr| attr.path().is_ident("doc") || attr.path().is_ident("deprecated"));
         let kept: Vec<_> = kept.collect();
@@ -110,7 +114,7 @@ impl Task {
                 #doc
                 #(#kept)*
                 #[inline]
-                #vis fn task #impl_generics (#(#names: #types),*) -> __executor::Task<#handle, (#(#types,)*)>
+                #vis fn #task #impl_generics (#(#names: #types),*) -> __executor::Task<#handle, (#(#types,)*)>
                 #where_clause
                 {
                     __executor::Task::new((#(#names,)*))
@@ -157,9 +161,9 @@ impl Task {
         let locals: Vec<_> = arguments.iter().map(|argument| &argument.local).collect();
         let encode = arguments.iter().map(|Argument { local, name, travels, is_reference }| {
             let value = if *is_reference { quote!(*#local) } else { quote!(#local) };
-            let via = via(travels);
+            let way = argument_way(&format, travels);
             quote_spanned! {travels.span()=>
-                __executor::encode::<#format, #travels, _>(#via, #name, #value, #out)?;
+                __executor::encode(#way, #name, #value, #out)?;
             }
         });
         quote! {
@@ -200,9 +204,9 @@ impl Task {
         let place_file = quote_spanned!(ident.span()=> ::core::file!());
         let place_line = quote_spanned!(ident.span()=> ::core::line!());
         let call = self.call(arguments, returned, span);
-        let output_via = via_tokens(&quote_spanned!(span=> __Output), span);
+        let output_way = way(&format, &quote_spanned!(span=> __Output), span);
         let decode_output = quote_spanned! {span=>
-            __executor::decode_output::<#format, __Output, _>(#output_via, __bytes)
+            __executor::decode_output(#output_way, __bytes)
         };
         let output_type = quote_spanned!(span=> type Output = __Output;);
         quote! {
@@ -257,9 +261,9 @@ impl Task {
             (local("__bytes"), local("__cx"), local("__reader"), local("__returns"));
 
         let decode = arguments.iter().map(|Argument { local, name, travels, .. }| {
-            let via = via(travels);
+            let way = argument_way(&format, travels);
             quote_spanned! {travels.span()=>
-                let #local = match #reader.next::<#travels, _>(#via, #name) {
+                let #local = match #reader.next(#way, #name) {
                     ::core::result::Result::Ok(decoded) => decoded,
                     ::core::result::Result::Err(failed) => return failed,
                 };
@@ -271,7 +275,7 @@ impl Task {
             },
         );
         let dot_await = self.function.is_async.then(|| quote!(.await));
-        let output_via = via_tokens(&quote_spanned!(span=> __Output), span);
+        let output_way = way(&format, &quote_spanned!(span=> __Output), span);
         let error = |constant: &str| {
             let constant = Ident::new(constant, span);
             quote_spanned!(span=> <__executor::Probe<__Error>>::#constant)
@@ -279,7 +283,7 @@ impl Task {
         let (value, upcasts) =
             (error("VALUE"), ["AS_ERROR", "TO_SYNC_ERROR", "TO_SEND_ERROR", "TO_ERROR"].map(error));
         let reply = quote_spanned! {span=>
-            __executor::reply::<#format, __Output, _>(#output_via, &__output, #cx)
+            __executor::reply(#output_way, &__output, #cx)
         };
         let failed = quote_spanned! {span=>
             __executor::failed::<#format, __Error, _>(&__error, #value, [#(#upcasts),*])
@@ -332,12 +336,19 @@ impl Task {
 }
 
 /// How a value of this type travels: the compiler picks.
-fn via(ty: &Type) -> TokenStream {
-    via_tokens(&quote!(#ty), ty.span())
+fn way(format: &TokenStream, ty: &impl ToTokens, span: Span) -> TokenStream {
+    quote_spanned!(span=> __executor::way::<#format, #ty, _, _>(<__executor::Probe<#ty>>::VIA))
 }
 
-fn via_tokens(ty: &TokenStream, span: Span) -> TokenStream {
-    quote_spanned!(span=> <__executor::Probe<#ty>>::VIA)
+/// The same for an argument.
+fn argument_way(format: &TokenStream, ty: &Type) -> TokenStream {
+    match ty {
+        Type::Slice(slice) if !types::is_byte_slice(ty) => {
+            let item = &slice.elem;
+            quote_spanned!(item.span()=> __executor::slice_way::<#format, #item>())
+        }
+        _ => way(format, ty, ty.span()),
+    }
 }
 
 fn is_doc_hidden(attr: &Attribute) -> bool {

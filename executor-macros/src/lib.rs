@@ -18,13 +18,15 @@ mod types;
 
 use proc_macro::TokenStream;
 
-/// Makes a function a task function: one whose calls can be run in another process.
+// What users read stands where `executor` exports these two, so that the examples can use it.
+
+#[allow(missing_docs)]
 #[proc_macro_attribute]
 pub fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
     expand::task(attr.into(), item.into()).into()
 }
 
-/// Calls `executor::init()` before the body of `main`.
+#[allow(missing_docs)]
 #[proc_macro_attribute]
 pub fn main(attr: TokenStream, item: TokenStream) -> TokenStream {
     entry::main(attr.into(), item.into()).into()

@@ -88,11 +88,15 @@ fn is_borrowed_when_decoded(ty: &Type) -> bool {
         Type::Path(path) => {
             path.path.segments.last().is_some_and(|last| last.ident == "str" || last.ident == "Path")
         }
-        Type::Slice(slice) => matches!(&*slice.elem, Type::Path(path) if path.path.is_ident("u8")),
+        Type::Slice(_) => is_byte_slice(ty),
         Type::Group(group) => is_borrowed_when_decoded(&group.elem),
         Type::Paren(paren) => is_borrowed_when_decoded(&paren.elem),
         _ => false,
     }
+}
+
+pub(crate) fn is_byte_slice(ty: &Type) -> bool {
+    matches!(ty, Type::Slice(slice) if matches!(&*slice.elem, Type::Path(path) if path.path.is_ident("u8")))
 }
 
 fn check_self(ty: &TypePath, refusals: &mut Refusals) {

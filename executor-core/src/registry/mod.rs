@@ -173,3 +173,56 @@ fn fingerprint_of(entries: impl Iterator<Item = (&'static str, String)>) -> Fing
     }
     Fingerprint { hash: FnId::of(&text).0, count: entries.len() as u64 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &'static str, line: u32) -> TaskEntry {
+        TaskEntry {
+            name,
+            id: FnId::of(name),
+            file: "src/tasks.rs",
+            line,
+            signature: String::new,
+            call: Call::Sync(|_, _| CallResult::Done),
+            debug: false,
+            checked: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn two_tasks_of_one_name_are_told_with_place_and_cure() {
+        assert_eq!(find_duplicate(&[entry("a", 1), entry("b", 2)]), Ok(()));
+        let text = find_duplicate(&[entry("a", 9), entry("b", 2), entry("a", 3)]).unwrap_err();
+        assert_eq!(
+            text,
+            "two task functions have the name `a`: src/tasks.rs:3 and src/tasks.rs:9; give one of them a name of its \
+             own with `#[task(name = \"…\")]`"
+        );
+    }
+
+    #[test]
+    fn two_names_of_one_hash_are_told_too() {
+        let collision = TaskEntry { id: FnId::of("a"), ..entry("b", 2) };
+        let text = find_duplicate(&[entry("a", 1), collision]).unwrap_err();
+        assert!(
+            text.starts_with("the task functions `a` and `b` have names with one and the same hash"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_fingerprint_knows_names_and_types_but_not_the_order() {
+        let of = |list: &[(&'static str, &str)]| {
+            fingerprint_of(list.iter().map(|&(name, types)| (name, types.into())))
+        };
+        let base = of(&[("a", "(u8)"), ("b", "(u16)")]);
+        assert_eq!(base, of(&[("b", "(u16)"), ("a", "(u8)")]));
+        assert_eq!(base.count, 2);
+        for other in [&[("a", "(u8)")][..], &[("a", "(u8)"), ("b", "(u8)")], &[("a", "(u8)"), ("c", "(u16)")]]
+        {
+            assert_ne!(base, of(other));
+        }
+    }
+}

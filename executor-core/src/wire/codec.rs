@@ -16,6 +16,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Deeper values are refused: bytes can announce any depth, and each level costs stack. MessagePack's takes more than
+/// 2 KiB in a debug build, so that twice this depth overflowed a thread of 2 MiB. A list of hundreds of nested boxes
+/// is better sent as a `Vec`.
+const DEPTH_MAX: usize = 512;
+
 /// How the values of a task travel.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +203,9 @@ impl Format for MessagePack {
     }
 
     fn reader(bytes: &[u8]) -> Self::Reader<'_> {
-        rmp_serde::Deserializer::from_read_ref(bytes)
+        let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+        reader.set_max_depth(DEPTH_MAX);
+        reader
     }
 
     fn next<'de, T: Deserialize<'de>>(reader: &mut Self::Reader<'de>) -> Result<T, CodecError> {
@@ -216,3 +223,6 @@ impl Format for MessagePack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,11 +14,7 @@ use serde::{
     ser,
 };
 
-use super::CodecError;
-
-/// Deeper values are refused on both sides: each level costs stack, and bytes can announce any depth. It is the limit
-/// of the MessagePack package too. A list of a thousand nested boxes is better sent as a `Vec`.
-const DEPTH_MAX: u32 = 1024;
+use super::{CodecError, DEPTH_MAX};
 
 /// A sequence may be this much longer than the bytes it is read from. Elements of no size (`Vec<()>`) take no bytes,
 /// so a wild length would cost time without end; any other sequence runs out of bytes at once.
@@ -96,7 +92,7 @@ impl postcard::ser_flavors::Flavor for Out<'_> {
 
 pub struct Writer<'a> {
     primitives: postcard::Serializer<Out<'a>>,
-    depth: u32,
+    depth: usize,
 }
 
 impl<'a> Writer<'a> {
@@ -373,7 +369,7 @@ impl ser::SerializeMap for Compound<'_, '_> {
 
 pub struct Reader<'de> {
     input: &'de [u8],
-    depth: u32,
+    depth: usize,
 }
 
 impl<'de> Reader<'de> {

@@ -1,0 +1,4 @@
+/// Documented.
+#[executor::main]
+#[allow(dead_code)]
+async fn main() {}

@@ -1,0 +1,4 @@
+#[executor::main]
+mod start {}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use executor::task;
+
+#[task]
+struct Add {
+    a: i64,
+}
+
+fn main() {}
