@@ -68,9 +68,10 @@ fn seen(outcome: Result<&u32, &TaskError>) -> Seen {
     outcome.copied().map_err(TaskError::clone)
 }
 
+type Report = mpsc::Receiver<(Seen, thread::ThreadId)>;
+
 /// A callback that sends what it sees, and who runs it.
-fn reporter()
--> (impl FnOnce(Result<&u32, &TaskError>) + Send + 'static, mpsc::Receiver<(Seen, thread::ThreadId)>) {
+fn reporter() -> (impl FnOnce(Result<&u32, &TaskError>) + Send + 'static, Report) {
     let (sender, receiver) = mpsc::channel();
     (
         move |outcome: Result<&u32, &TaskError>| {

@@ -838,6 +838,7 @@ fn ex31_an_argument_of_300_megabytes_arrives() {
 /// Takes some 6 GiB of memory, parent and worker together, so it runs only where `EXECUTOR_LARGE=1` says that there
 /// is so much.
 #[test]
+#[allow(clippy::print_stderr)]
 fn ex31_an_argument_of_2_gigabytes_arrives() {
     if std::env::var_os("EXECUTOR_LARGE").is_none_or(|value| value != "1") {
         eprintln!("not run: set EXECUTOR_LARGE=1 on a machine with 8 GiB of free memory");

@@ -4,6 +4,7 @@
 //! Nothing here measures time to find an order. A test that needs "the task runs now" waits until the task says so.
 
 #![allow(dead_code, unreachable_pub)] // each test crate uses a part
+#![allow(clippy::print_stderr)] // the last words of a test that hangs
 
 use std::{
     fs::{self, File, OpenOptions},
