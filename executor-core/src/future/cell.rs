@@ -55,8 +55,8 @@ enum State {
     #[default]
     Pending,
     Done(Outcome),
-    /// Taken by the reader; what kind of end it was stays known.
-    Taken(Ended),
+    /// Taken by the reader: a value has been moved out, an error is still known.
+    Taken(Result<(), TaskError>),
 }
 
 /// What is remembered of an outcome.
@@ -68,7 +68,7 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
-    fn of(outcome: &Outcome) -> Self {
+    fn of<T>(outcome: &Result<T, TaskError>) -> Self {
         match outcome {
             Ok(_) => Ended::Value,
             Err(TaskError::Cancelled) => Ended::Cancelled,
@@ -126,7 +126,7 @@ impl Cell {
         match &self.lock().state {
             State::Pending => None,
             State::Done(outcome) => Some(Ended::of(outcome)),
-            State::Taken(ended) => Some(*ended),
+            State::Taken(outcome) => Some(Ended::of(outcome)),
         }
     }
 
@@ -140,7 +140,7 @@ impl Cell {
             return Some(TaskError::Broken(BrokenCause::Forked));
         }
         match &self.lock().state {
-            State::Done(Err(error)) => Some(error.clone()),
+            State::Done(Err(error)) | State::Taken(Err(error)) => Some(error.clone()),
             _ => None,
         }
     }
@@ -172,12 +172,12 @@ impl Cell {
             return Some(Err(TaskError::Broken(BrokenCause::Forked)));
         }
         let mut inner = self.lock();
-        let ended = match &inner.state {
+        let left = match &inner.state {
             State::Pending => return None,
-            State::Done(outcome) => Ended::of(outcome),
+            State::Done(outcome) => outcome.as_ref().map(|_| ()).map_err(TaskError::clone),
             State::Taken(_) => panic!("TaskFuture polled after it was ready"),
         };
-        match std::mem::replace(&mut inner.state, State::Taken(ended)) {
+        match std::mem::replace(&mut inner.state, State::Taken(left)) {
             State::Done(outcome) => Some(outcome),
             _ => unreachable!("looked at above, under the same lock"),
         }
@@ -236,8 +236,9 @@ impl Cell {
             true => Err(TaskError::Broken(BrokenCause::Forked)),
             false => match &self.lock().state {
                 State::Done(outcome) => outcome.clone(),
+                State::Taken(Err(error)) => Err(error.clone()),
                 // The value has been moved out by whoever awaited it.
-                State::Taken(_) | State::Pending => {
+                State::Taken(Ok(())) | State::Pending => {
                     Err(TaskError::invalid("the result has already been taken"))
                 }
             },

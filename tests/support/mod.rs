@@ -1,0 +1,168 @@
+//! What the integration tests share: gates that hold tasks until the test lets them go, notes that tasks leave behind,
+//! and deadlines, so that what hangs fails.
+//!
+//! Nothing here measures time to find an order. A test that needs "the task runs now" waits until the task says so.
+
+#![allow(dead_code, unreachable_pub)] // each test crate uses a part
+#![allow(clippy::print_stderr)] // the last words of a test that hangs
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{ProcessPoolExecutor, task};
+use tempfile::TempDir;
+
+/// Long after anything here should have happened, also on a busy machine. It ends tests that hang and nothing else.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A pool of this many workers.
+pub fn pool(workers: usize) -> ProcessPoolExecutor {
+    ProcessPoolExecutor::builder().max_workers(workers).build().expect("the options make sense")
+}
+
+/// Waits until `condition` holds; fails if that takes too long.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come about: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ends the process if the test that holds it has not ended in time: a hang is a failure, not a wait.
+#[must_use = "it guards until it is dropped"]
+pub struct Watchdog(Option<mpsc::Sender<()>>);
+
+/// Guards a test against hanging.
+pub fn watchdog() -> Watchdog {
+    watchdog_of(Duration::from_secs(180))
+}
+
+/// Guards a test that may take longer than others.
+pub fn watchdog_of(limit: Duration) -> Watchdog {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let (sender, receiver) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{test} hangs: nothing for {limit:?}");
+            std::process::abort();
+        }
+    });
+    Watchdog(Some(sender))
+}
+
+/// Holds tasks until it is opened, and counts those that have come to it.
+///
+/// It is a FIFO that nobody writes: whoever opens it for reading sleeps in the kernel until the gate opens it for
+/// writing. Dropping the gate opens it.
+pub struct Gate {
+    dir: TempDir,
+    /// Kept, so that those who come later pass as well.
+    writer: Mutex<Option<File>>,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::FileType::Fifo, mode, 0)
+            .expect("a FIFO");
+        Gate { dir, writer: Mutex::new(None) }
+    }
+
+    /// What tasks need to come to it.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Lets everybody pass, also those who come later.
+    pub fn open(&self) {
+        // Opened for both, a FIFO does not wait for the other side.
+        let fifo =
+            OpenOptions::new().read(true).write(true).open(self.path().join("fifo")).expect("the FIFO");
+        *self.writer.lock().unwrap() = Some(fifo);
+    }
+
+    /// How many have come so far, passed or not.
+    pub fn arrivals(&self) -> usize {
+        fs::read_dir(self.path()).expect("the gate's directory").count() - 1
+    }
+
+    /// Waits until that many have come.
+    #[track_caller]
+    pub fn wait_for(&self, arrivals: usize) {
+        eventually(&format!("{arrivals} came to the gate"), || self.arrivals() >= arrivals);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+/// In a task: comes to the gate and waits until it is open.
+pub fn come_to(gate: &Path) {
+    static ARRIVALS: AtomicU64 = AtomicU64::new(0);
+    let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
+    let note = gate.join(format!("arrival-{}-{number}", std::process::id()));
+    File::create(note).expect("a note at the gate");
+    File::open(gate.join("fifo")).expect("the gate");
+}
+
+/// Waits at the gate, then gives the worker's process id.
+#[task]
+pub fn hold(gate: &Path) -> u32 {
+    come_to(gate);
+    std::process::id()
+}
+
+/// Waits at the gate, then fails.
+#[task]
+pub fn hold_and_fail(gate: &Path) -> Result<u32, String> {
+    come_to(gate);
+    Err("let go".to_owned())
+}
+
+/// The worker's process id.
+#[task]
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// What came, goes back.
+#[task]
+pub fn echo(value: u32) -> u32 {
+    value
+}
+
+#[task]
+pub fn fail(message: String) -> Result<u32, String> {
+    Err(message)
+}
+
+/// Adds a line to a file, so that a test can see who ran.
+#[task]
+pub fn note(file: PathBuf, line: u32) -> u32 {
+    use std::io::Write;
+    let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the notes");
+    // One write with O_APPEND: lines of several workers do not mix.
+    file.write_all(format!("{line}\n").as_bytes()).expect("a note");
+    line
+}
+
+/// The lines that [`note`] left, in order.
+pub fn notes(file: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|line| line.parse().expect("a number a line")).collect()
+}
