@@ -697,6 +697,9 @@ impl<T> Scheduler<T> {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
         }
+        // Once it has passed it is no deadline any more: the driver would wake for it again and again, as long as
+        // the workers that come up now take.
+        self.no_start_before = self.no_start_before.filter(|at| *at > now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
