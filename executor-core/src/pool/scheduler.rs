@@ -284,8 +284,9 @@ impl<T> Scheduler<T> {
         next
     }
 
+    /// Whether an event that starts and ends no worker can have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
-        self.timed > 0
+        self.timed > 0 || self.shutdown_deadline.is_some()
     }
 
     #[cfg(test)]

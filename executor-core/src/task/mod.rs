@@ -222,3 +222,10 @@ pub struct TaskOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) name: Option<Box<str>>,
 }
+
+impl TaskOptions {
+    /// What this call is called.
+    pub(crate) fn called<'a>(&'a self, function: &'a str) -> &'a str {
+        self.name.as_deref().unwrap_or(function)
+    }
+}

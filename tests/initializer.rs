@@ -1,0 +1,315 @@
+//! Initializers: once in each worker, before any task; and what becomes of the pool when one fails.
+
+mod support_b;
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    sync::{Mutex, OnceLock},
+};
+
+use executor::{BrokenCause, TaskError, prelude::*};
+use support_b::{Gate, come_to, echo, eventually, hold, pid, state, watchdog};
+
+executor::test_support!();
+
+struct State(String);
+
+/// Notes that it has run, in which worker.
+#[task]
+fn prepare(gate: &Path, value: String) {
+    note_start(gate);
+    executor::worker_state::set(State(value));
+}
+
+fn note_start(gate: &Path) {
+    File::create(gate.join(format!("start-{}", std::process::id()))).expect("a note");
+}
+
+/// How many initializers have begun.
+fn starts(gate: &Gate) -> usize {
+    let names = fs::read_dir(gate.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("start-")).count()
+}
+
+#[task]
+fn state_at_the_gate(gate: &Path) -> (u32, String) {
+    come_to(gate);
+    executor::with_worker_state::<State, _>(|state| (std::process::id(), state.0.clone()))
+}
+
+#[test]
+fn in01_every_worker_sees_the_initialized_state() {
+    let _watchdog = watchdog();
+    let (notes, gate) = (Gate::new(), Gate::new());
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .initializer(prepare::task(notes.path(), "ready".into()))
+        .build()
+        .unwrap();
+    let futures = [(); 2].map(|()| pool.submit(state_at_the_gate::task(gate.path())));
+    gate.wait_for(2);
+    gate.open();
+    let [(first, one), (second, two)] = futures.map(|future| future.result().unwrap());
+    assert_ne!(first, second, "two workers");
+    assert_eq!((one.as_str(), two.as_str()), ("ready", "ready"));
+    for _ in 0..10 {
+        pool.submit(echo::task(1)).result().unwrap();
+    }
+    assert_eq!(starts(&notes), 2, "once in each");
+}
+
+#[test]
+fn a_replacement_is_initialized_too() {
+    let _watchdog = watchdog();
+    let (notes, gate) = (Gate::new(), Gate::new());
+    gate.open();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(prepare::task(notes.path(), "again".into()))
+        .build()
+        .unwrap();
+    let worker = pool.submit(pid::task()).result().unwrap();
+    assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+    let (next, value) = pool.submit(state_at_the_gate::task(gate.path())).result().unwrap();
+    assert_ne!(next, worker);
+    assert_eq!(value, "again");
+    assert_eq!(starts(&notes), 2);
+}
+
+/// Fails in one of several ways.
+#[task]
+fn fail(notes: &Path, how: String) -> Result<(), String> {
+    note_start(notes);
+    match how.as_str() {
+        "error" => Err("the model is missing".to_owned()),
+        "panic" => panic!("the model is missing"),
+        "exit" => std::process::exit(3),
+        _ => std::process::abort(),
+    }
+}
+
+fn broken_pool(notes: &Gate, how: &str, workers: usize) -> ProcessPoolExecutor {
+    let task = fail::task(notes.path(), how.to_owned());
+    ProcessPoolExecutor::builder().max_workers(workers).initializer(task).build().unwrap()
+}
+
+/// Keeps the text of all errors that are logged.
+struct Log;
+
+static LOGGED: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        LOGGED.get_or_init(Mutex::default).lock().unwrap().push(text.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn in02_a_failing_initializer_breaks_the_pool_and_says_why() {
+    let _watchdog = watchdog();
+    tracing::subscriber::set_global_default(Log).expect("the only one of this test binary");
+    let notes = Gate::new();
+    let pool = broken_pool(&notes, "error", 2);
+    let futures = [(); 5].map(|()| pool.submit(pid::task()));
+    for future in futures {
+        let error = future.result().unwrap_err();
+        let TaskError::Broken(BrokenCause::Initializer(cause)) = &error else { panic!("{error:?}") };
+        let TaskError::Failed(remote) = &**cause else { panic!("{cause:?}") };
+        assert_eq!(remote.message(), "the model is missing");
+        assert!(remote.task().ends_with("fail"), "{}", remote.task());
+        assert!(error.to_string().contains("the model is missing"), "{error}");
+    }
+    // Later ones too, and it was logged.
+    assert!(pool.submit(pid::task()).result().unwrap_err().is_broken());
+    pool.shutdown(true);
+    let logged = LOGGED.get().expect("something was logged").lock().unwrap();
+    assert!(logged.iter().any(|text| text.contains("the model is missing")), "{logged:?}");
+}
+
+#[test]
+fn in07_a_pool_whose_initializer_always_fails_does_not_start_workers_for_ever() {
+    let _watchdog = watchdog();
+    for how in ["error", "panic", "exit", "abort"] {
+        let notes = Gate::new();
+        let pool = broken_pool(&notes, how, 2);
+        let futures = [(); 20].map(|()| pool.submit(pid::task()));
+        for future in futures {
+            let error = future.result().unwrap_err();
+            let TaskError::Broken(cause) = &error else { panic!("{how}: {error:?}") };
+            match how {
+                "panic" => {
+                    let BrokenCause::Initializer(cause) = cause else { panic!("{cause:?}") };
+                    assert!(cause.is_panic());
+                }
+                "exit" => assert!(error.to_string().contains("exited with code 3"), "{error}"),
+                "abort" => assert!(error.to_string().contains("SIGABRT"), "{error}"),
+                _ => {}
+            }
+        }
+        pool.shutdown(true);
+        assert!(starts(&notes) <= 2, "{how}: {} workers were started", starts(&notes));
+    }
+}
+
+/// Succeeds in the first worker, leaves in every other.
+#[task]
+fn only_once(notes: &Path) {
+    let first = File::create_new(notes.join("first")).is_ok();
+    note_start(notes);
+    if !first {
+        std::process::exit(4);
+    }
+}
+
+#[test]
+fn replacements_that_die_at_their_start_again_and_again_break_the_pool() {
+    let _watchdog = watchdog();
+    let notes = Gate::new();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(only_once::task(notes.path()))
+        .build()
+        .unwrap();
+    pool.submit(pid::task()).result().unwrap();
+    assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+    let error = pool.submit(pid::task()).result().unwrap_err();
+    assert!(matches!(error, TaskError::Broken(BrokenCause::Start(_))), "{error:?}");
+    assert!(error.to_string().contains("exited with code 4"), "{error}");
+    let started = starts(&notes);
+    assert!((3..20).contains(&started), "some patience, but not for ever: {started}");
+    pool.shutdown(true);
+}
+
+#[test]
+fn a_pool_may_be_ended_while_an_initializer_hangs() {
+    let _watchdog = watchdog();
+    for kill in [true, false] {
+        let gate = Gate::new();
+        let pool = ProcessPoolExecutor::builder()
+            .max_workers(1)
+            .initializer(hold::task(gate.path()))
+            .build()
+            .unwrap();
+        let future = pool.submit(pid::task());
+        let worker = gate.wait_for(1)[0];
+        assert!(!future.done());
+        if kill { pool.kill_workers() } else { pool.terminate_workers() }
+        assert!(matches!(future.result(), Err(TaskError::Shutdown)));
+        pool.shutdown(true);
+        assert_eq!(state(worker), None);
+    }
+    // The only task is cancelled: nothing is left to wait for.
+    let gate = Gate::new();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(hold::task(gate.path())).build().unwrap();
+    let future = pool.submit(pid::task());
+    let worker = gate.wait_for(1)[0];
+    assert!(future.cancel());
+    pool.shutdown(true);
+    assert_eq!(state(worker), None);
+}
+
+
+/// CPU time of a thread of this process, in clock ticks.
+fn cpu_ticks(thread: &str) -> Option<u64> {
+    let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+    let stats = threads.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    stats
+        .filter_map(|stat| {
+            let (name, rest) = stat.rsplit_once(") ")?;
+            let fields: Vec<&str> = rest.split(' ').collect();
+            let ticks = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
+            name.ends_with(thread).then_some(ticks)
+        })
+        .max()
+}
+
+#[test]
+fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
+    /// Dies in the second worker, takes its time in the third.
+    #[task]
+    fn second_dies_third_hangs(notes: &Path) {
+        if File::create_new(notes.join("first")).is_ok() {
+        } else if File::create_new(notes.join("second")).is_ok() {
+            std::process::exit(5);
+        } else {
+            come_to(notes);
+        }
+    }
+
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(second_dies_third_hangs::task(gate.path()))
+        .build()
+        .unwrap();
+    pool.submit(pid::task()).result().unwrap();
+    assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+    let future = pool.submit(pid::task());
+    let worker = gate.wait_for(1)[0];
+    let before = cpu_ticks("executor-driver").expect("it has a driver");
+    // Not to find an order: time in which a driver that does not sleep would compute.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let spent = cpu_ticks("executor-driver").expect("it has a driver") - before;
+    gate.open();
+    assert_eq!(future.result().unwrap(), worker);
+    assert!(spent <= 10, "the driver computed for {spent} of 50 ticks while nothing happened");
+}
+
+#[test]
+fn initializer_and_tasks_run_on_one_thread() {
+    #[task]
+    fn set_here() {
+        executor::worker_state::set(std::rc::Rc::new(std::thread::current().id()));
+    }
+    #[task]
+    fn is_here() -> bool {
+        executor::with_worker_state::<std::rc::Rc<std::thread::ThreadId>, _>(|id| {
+            **id == std::thread::current().id()
+        })
+    }
+
+    let _watchdog = watchdog();
+    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(set_here::task()).build().unwrap();
+    assert!(pool.submit(is_here::task()).result().unwrap());
+}
+
+#[test]
+fn no_task_starts_before_the_initializer_is_done() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(hold::task(gate.path())).build().unwrap();
+    let future = pool.submit(echo::task(7));
+    gate.wait_for(1);
+    assert!(!future.running() && !future.done());
+    gate.open();
+    assert_eq!(future.result().unwrap(), 7);
+    eventually("nothing else came", || gate.arrivals().len() == 1);
+}

@@ -1,0 +1,936 @@
+//! Whole programs and what becomes of them: this file plays those that a test harness cannot be. Programs that are
+//! killed, that forget the entry, that fork, that change limits, masks and signals of their process.
+//!
+//! It has its own `main`. Asked for nothing, it is the tests: each starts this very file again, to play one program,
+//! and looks at what it said and what it left behind.
+
+mod support_b;
+#[path = "support_b/harness.rs"]
+mod harness;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use executor::{BrokenCause, ExitStatus, TaskError, prelude::*};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use support_b::{
+    Gate, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold, pid, pool, rounds, signal,
+    spin, tagged, watchdog,
+};
+
+/// Names the program to be played.
+const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
+/// What its workers do instead of being workers.
+const CHILD: &str = "EXECUTOR_TEST_CHILD";
+/// What a program needs to know.
+const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
+/// Marks a program and all that it starts.
+const TAG: &str = "EXECUTOR_TEST_TAG";
+
+macro_rules! list {
+    ($list:ident: $($name:ident,)*) => {
+        const $list: &[(&str, fn())] = &[$((stringify!($name), $name),)*];
+    };
+}
+
+list! { TESTS:
+    sd02_a_running_task_is_finished_when_main_returns,
+    sd26_nested_executors_at_exit,
+    sd27_a_refused_thread_is_a_broken_pool,
+    parent_killed_while_workers_compute,
+    parent_killed_while_workers_start,
+    parent_killed_deep_above,
+    a_thousand_pools_leave_nothing,
+    few_descriptors_many_tasks,
+    a_connection_without_descriptors_leaves_no_zombie,
+    a_child_that_never_connects,
+    a_program_that_forgets_the_entry,
+    a_storm_of_signals,
+    umask_zero,
+    odd_temporary_directories,
+    a_program_that_forks,
+    sigchld_ignored,
+    somebody_else_waits,
+    the_executable_is_gone,
+    standard_input_belongs_to_the_parent,
+    main_above_tokio_main,
+    output_of_workers_is_their_tasks_alone,
+}
+
+list! { PROGRAMS:
+    prints_at_exit,
+    nests_at_exit,
+    is_refused_threads,
+    computes,
+    starts_many,
+    nests_and_computes,
+    makes_pools,
+    has_few_descriptors,
+    cannot_connect,
+    has_mute_children,
+    forgets_entry,
+    is_in_a_storm,
+    has_no_umask,
+    works,
+    forks,
+    ignores_sigchld,
+    waits_for_any_child,
+    outlives_its_file,
+    reads_its_input,
+    is_async,
+    is_quiet,
+}
+
+fn main() {
+    if let Some(child) = std::env::var_os(CHILD) {
+        return play_child(&child.into_string().expect("its name is ours"));
+    }
+    let Ok(program) = std::env::var(PROGRAM) else {
+        harness::run(TESTS);
+    };
+    // These see to it themselves, or do not.
+    if !["forgets_entry", "is_async"].contains(&program.as_str()) {
+        executor::init();
+    }
+    let (_, play) = PROGRAMS.iter().find(|(name, _)| *name == program).expect("there is such a program");
+    let _watchdog = (program != "computes").then(watchdog);
+    play();
+}
+
+// ---- the tests' side -----------------------------------------------------------------------------------------------
+
+/// A program to be played.
+struct Play {
+    command: Command,
+    tag: String,
+}
+
+fn play(program: &str) -> Play {
+    play_file(&std::env::current_exe().expect("this file"), program)
+}
+
+fn play_file(file: &Path, program: &str) -> Play {
+    static PLAYS: AtomicU64 = AtomicU64::new(0);
+    let number = format!("{}-{}", std::process::id(), PLAYS.fetch_add(1, Ordering::Relaxed));
+    let mut command = Command::new(file);
+    command.env(PROGRAM, program).env(TAG, &number).env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Play { command, tag: format!("{TAG}={number}") }
+}
+
+impl Play {
+    fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    fn argument(self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.env(ARGUMENT, argument)
+    }
+
+    /// Plays it to its end. It succeeds and leaves no process behind.
+    #[track_caller]
+    fn to_its_end(self) -> String {
+        let _watchdog = watchdog();
+        let Play { mut command, tag } = self;
+        let Output { status, stdout, stderr } = command.output().expect("it starts");
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        assert!(status.success(), "it {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        assert_eq!(stderr, "", "it has nothing to complain of");
+        assert_nothing_left(&tag);
+        stdout.into_owned()
+    }
+
+    /// Starts it and waits until it has said its first line.
+    fn until_it_speaks(mut self) -> (Child, BufReader<std::process::ChildStdout>, String) {
+        let mut child = self.command.stderr(Stdio::inherit()).spawn().expect("it starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("it speaks");
+        assert_eq!(line, "ready\n");
+        (child, stdout, self.tag)
+    }
+}
+
+/// One second is promised; a busy machine gets ten. Without the promise it would be for ever.
+#[track_caller]
+fn assert_nothing_left(tag: &str) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = tagged(tag);
+        if left.is_empty() {
+            return;
+        }
+        if std::time::Instant::now() > deadline {
+            for (pid, _) in &left {
+                signal(*pid, Signal::KILL);
+            }
+            panic!("left behind: {left:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn argument() -> String {
+    std::env::var(ARGUMENT).expect("this program needs an argument")
+}
+
+fn ready() {
+    println!("ready");
+}
+
+// ---- main returns --------------------------------------------------------------------------------------------------
+
+fn sd02_a_running_task_is_finished_when_main_returns() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let (child, mut stdout, tag) = play("prints_at_exit").argument(gate.path()).until_it_speaks();
+    gate.wait_for(1);
+    gate.open();
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "main returns\nthe task was here\n");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_nothing_left(&tag);
+}
+
+#[task]
+fn print_later(gate: &Path) {
+    come_to(gate);
+    println!("the task was here");
+}
+
+fn prints_at_exit() {
+    let gate = PathBuf::from(argument());
+    let pool = pool(1);
+    let future = pool.submit(print_later::task(&gate));
+    eventually("it runs", || future.running());
+    ready();
+    println!("main returns");
+}
+
+fn sd26_nested_executors_at_exit() {
+    play("nests_at_exit").to_its_end();
+}
+
+thread_local! {
+    /// Lives as long as the worker's thread, and longer than any task.
+    static KEPT: std::cell::RefCell<Option<ProcessPoolExecutor>> = const { std::cell::RefCell::new(None) };
+}
+
+#[task]
+fn use_a_kept_pool(value: u64) -> u64 {
+    KEPT.with_borrow_mut(|kept| kept.get_or_insert_with(|| pool(1)).submit(echo::task(value)).result().unwrap())
+}
+
+/// Keeps a pool in a static, which nobody drops.
+#[task]
+fn use_a_static_pool(value: u64) -> u64 {
+    static POOL: std::sync::OnceLock<ProcessPoolExecutor> = std::sync::OnceLock::new();
+    POOL.get_or_init(|| pool(1)).submit(echo::task(value)).result().unwrap()
+}
+
+fn nests_at_exit() {
+    static POOL: std::sync::OnceLock<ProcessPoolExecutor> = std::sync::OnceLock::new();
+    let pool = POOL.get_or_init(|| pool(2));
+    let kept: Vec<_> = (0..4).map(|value| pool.submit(use_a_kept_pool::task(value))).collect();
+    let fixed: Vec<_> = (0..4).map(|value| pool.submit(use_a_static_pool::task(value))).collect();
+    for futures in [kept, fixed] {
+        assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+    // Neither pool is shut down, and main returns.
+}
+
+fn sd27_a_refused_thread_is_a_broken_pool() {
+    let mut broken = 0;
+    // Room for none, one, two, three … of the threads that an executor needs.
+    for room_mib in [64, 300, 600, 900, 1200, 2000] {
+        let said = play("is_refused_threads").env("RUST_MIN_STACK", (256 << 20).to_string()).argument(room_mib.to_string());
+        match said.to_its_end().as_str() {
+            "broken\n" => broken += 1,
+            "works\n" => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert!((2..6).contains(&broken), "{broken}: some rooms were too small, and the last one was not");
+}
+
+fn is_refused_threads() {
+    let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+    let room = argument().parse::<u64>().unwrap() << 20;
+    let limit = Rlimit { current: Some(pages * 4096 + room), maximum: None };
+    setrlimit(Resource::As, limit).unwrap();
+    let pool = pool(1);
+    let futures: Vec<_> = (0..10).map(|value| pool.submit(echo::task(value))).collect();
+    let outcomes: Vec<_> = futures.into_iter().map(|future| future.result()).collect();
+    pool.shutdown(true);
+    assert!(outcomes.iter().all(|outcome| outcome.is_ok() == outcomes[0].is_ok()), "{outcomes:?}");
+    match &outcomes[0] {
+        Ok(_) => println!("works"),
+        Err(error @ TaskError::Broken(BrokenCause::Start(_))) => {
+            let text = error.to_string();
+            assert!(text.contains("Resource temporarily unavailable"), "{text}");
+            println!("broken");
+        }
+        Err(other) => panic!("{other:?}"),
+    }
+    drop(pool);
+    assert_eq!(children(), []);
+}
+
+// ---- the parent is killed ------------------------------------------------------------------------------------------
+
+/// Starts a program and waits for it.
+#[task]
+fn start_program(gate: &Path) {
+    let mut sleep = Command::new("sleep").arg("1000").spawn().expect("sleep");
+    File::create(gate.join(format!("arrival-{}-sleep", sleep.id()))).expect("a note at the gate");
+    sleep.wait().expect("it was started");
+}
+
+fn parent_killed_while_workers_compute() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let (mut child, _stdout, tag) = play("computes").argument(gate.path()).until_it_speaks();
+    assert_eq!(tagged(&tag).len(), 4, "the program, two workers, and what one of them has started");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_nothing_left(&tag);
+}
+
+fn computes() {
+    let gate = PathBuf::from(argument());
+    let pool = pool(2);
+    let _futures = (pool.submit(spin::task(&gate)), pool.submit(start_program::task(&gate)));
+    eventually("both are at work", || fs::read_dir(&gate).unwrap().count() == 3);
+    ready();
+    loop {
+        thread::park();
+    }
+}
+
+fn parent_killed_while_workers_start() {
+    let _watchdog = watchdog();
+    for started in 2..10 {
+        let mut play = play("starts_many");
+        let mut child = play.command.stdout(Stdio::null()).spawn().unwrap();
+        eventually("workers come up", || tagged(&play.tag).len() >= started);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_nothing_left(&play.tag);
+    }
+}
+
+fn starts_many() {
+    let gate = Gate::new();
+    // Killed, it could not remove the gate's directory; nobody comes to it.
+    let path = gate.file("no-such-gate");
+    drop(gate);
+    let pool = pool(12);
+    let _futures: Vec<_> = (0..12).map(|_| pool.submit(wait_for_file::task(&path))).collect();
+    loop {
+        thread::park();
+    }
+}
+
+/// Waits until there is such a file.
+#[task]
+fn wait_for_file(path: &Path) {
+    while !path.exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn parent_killed_deep_above() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let (mut child, _stdout, tag) = play("nests_and_computes").argument(gate.path()).until_it_speaks();
+    assert!(tagged(&tag).len() >= 6, "a program and five workers, one below the other");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_nothing_left(&tag);
+}
+
+#[task]
+fn spin_below(levels: u32, gate: &Path) {
+    if levels == 0 { spin(gate) } else { pool(1).submit(spin_below::task(levels - 1, gate)).result().unwrap() }
+}
+
+fn nests_and_computes() {
+    let gate = PathBuf::from(argument());
+    let _future = pool_kept().submit(spin_below::task(4, &gate));
+    eventually("the lowest is at work", || fs::read_dir(&gate).unwrap().count() == 2);
+    ready();
+    loop {
+        thread::park();
+    }
+}
+
+fn pool_kept() -> &'static ProcessPoolExecutor {
+    Box::leak(Box::new(pool(1)))
+}
+
+// ---- nothing is left behind ----------------------------------------------------------------------------------------
+
+fn a_thousand_pools_leave_nothing() {
+    play("makes_pools").to_its_end();
+}
+
+fn makes_pools() {
+    let once = |round: usize| {
+        let gate = Gate::new();
+        let pool = pool(2);
+        let futures: Vec<_> = (0..4).map(|value| pool.submit(echo::task(value))).collect();
+        match round % 5 {
+            0 => pool.shutdown(true),
+            1 => assert!(pool.submit(exit::task(3)).result().unwrap_err().is_worker_lost()),
+            2 => {
+                let held = pool.submit(hold::task(gate.path()));
+                gate.wait_for(1);
+                assert!(held.cancel_running());
+                assert!(held.result().unwrap_err().is_cancelled());
+            }
+            3 => {
+                let _held = pool.submit(hold::task(gate.path()));
+                gate.wait_for(1);
+                pool.kill_workers();
+                return;
+            }
+            // At any moment of its start.
+            _ => return pool.kill_workers(),
+        }
+        futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
+    };
+    (0..10).for_each(once);
+    eventually("threads end", || executor_threads().is_empty());
+    let before = descriptors();
+    for round in 0..rounds() {
+        once(round);
+        assert_eq!(children(), [], "round {round}");
+    }
+    eventually("threads end", || executor_threads().is_empty());
+    assert_eq!(descriptors(), before, "after {} pools", rounds());
+}
+
+/// How many descriptors are open, without needing one to find out.
+fn open_below(limit: i32) -> usize {
+    // SAFETY: asks only.
+    (0..limit).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } != -1).count()
+}
+
+fn few_descriptors_many_tasks() {
+    play("has_few_descriptors").to_its_end();
+}
+
+/// Waits until there is no such file: to remove one takes no descriptor.
+#[task]
+fn wait_while_file(path: &Path) -> u64 {
+    while path.exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    1
+}
+
+fn has_few_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..limit }).unwrap();
+    let before = open_below(256);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wait");
+    File::create(&file).unwrap();
+    let pool = pool(100);
+    let futures: Vec<_> = (0..1000).map(|_| pool.submit(wait_while_file::task(&file))).collect();
+    // More workers than there are descriptors for.
+    eventually("descriptors run out", || open_below(256) >= 240);
+    assert!(pool.worker_pids().len() < 100);
+    fs::remove_file(&file).unwrap();
+    assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).sum::<u64>(), 1000);
+    drop(pool);
+    assert_eq!(children(), [], "no child, also no zombie");
+    assert_eq!(open_below(256), before);
+}
+
+fn a_connection_without_descriptors_leaves_no_zombie() {
+    play("cannot_connect").to_its_end();
+}
+
+/// Descriptors run out between a worker's start and its connection.
+fn cannot_connect() {
+    let mut broken = 0;
+    let before = open_below(1024);
+    for spare in 4..24 {
+        let pool = pool(1);
+        // The descriptors of the pool itself, so that only those of the worker are missing.
+        let future = {
+            let limit = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit }).unwrap();
+            let future = pool.submit(echo::task(7));
+            future.wait();
+            setrlimit(Resource::Nofile, limit).unwrap();
+            future
+        };
+        match future.result() {
+            Ok(value) => assert_eq!(value, 7),
+            Err(TaskError::Broken(BrokenCause::Start(_))) => broken += 1,
+            Err(other) => panic!("with {spare} to spare: {other:?}"),
+        }
+        pool.shutdown(true);
+        assert_eq!(children(), [], "with {spare} to spare");
+        eventually("threads end", || executor_threads().is_empty());
+        assert_eq!(open_below(1024), before, "with {spare} to spare");
+    }
+    assert!((1..20).contains(&broken), "{broken}: for some there were too few, for others enough");
+}
+
+// ---- children that are no workers ----------------------------------------------------------------------------------
+
+fn play_child(child: &str) {
+    match child {
+        "exits" => std::process::exit(7),
+        "closes" => {
+            // SAFETY: descriptor 0 belongs to this process, which uses it for nothing else.
+            unsafe { libc::close(0) };
+            loop {
+                thread::park();
+            }
+        }
+        "stops" => signal(std::process::id(), Signal::STOP),
+        "babbles" => {
+            let socket = rustix::stdio::stdin();
+            rustix::net::send(socket, b"hello, I am somebody else", rustix::net::SendFlags::NOSIGNAL).unwrap();
+            loop {
+                thread::park();
+            }
+        }
+        _ => loop {
+            thread::park();
+        },
+    }
+}
+
+fn a_child_that_never_connects() {
+    for child in ["sleeps", "closes", "stops", "babbles", "exits"] {
+        play("has_mute_children").argument(child).to_its_end();
+    }
+}
+
+fn has_mute_children() {
+    let child = argument();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .env(CHILD, &child)
+        .start_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let futures: Vec<_> = (0..5).map(|value| pool.submit(echo::task(value))).collect();
+    for future in futures {
+        let error = future.result().unwrap_err();
+        let text = error.to_string();
+        match (child.as_str(), &error) {
+            ("exits", TaskError::Broken(BrokenCause::NoEntry { status })) => {
+                assert_eq!(*status, ExitStatus::Exited(7));
+                assert!(text.contains("#[executor::main]") && text.contains("code 7"), "{text}");
+            }
+            ("babbles", TaskError::Broken(BrokenCause::OtherBuild(_))) => {}
+            ("sleeps" | "closes" | "stops", TaskError::Broken(BrokenCause::Start(_))) => {
+                assert!(text.contains("start_timeout") && text.contains("300ms"), "{text}");
+            }
+            _ => panic!("{child}: {error:?}"),
+        }
+    }
+    pool.shutdown(true);
+    assert_eq!(children(), []);
+}
+
+fn a_program_that_forgets_the_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = play("forgets_entry").argument(dir.path()).to_its_end();
+    assert!(said.contains("#[executor::main]") && said.contains("executor::init()"), "{said}");
+    let names: BTreeSet<String> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let (parents, kin): (Vec<_>, Vec<_>) = names.iter().map(|name| name.split_once('-').unwrap()).unzip();
+    let root = names.iter().find(|name| name.ends_with("-root")).unwrap().split_once('-').unwrap().0.to_owned();
+    assert_eq!(kin.iter().filter(|kin| **kin == "root").count(), 1);
+    assert!((2..=5).contains(&parents.len()), "at most as many children as the pool may have: {names:?}");
+    for child in kin.into_iter().filter(|kin| *kin != "root") {
+        assert_eq!(child, root, "a child of the program itself: {names:?}");
+    }
+}
+
+/// Leaves a note for each process; in a child it meets the executor as the program of a user would.
+fn forgets_entry() {
+    let dir = PathBuf::from(argument());
+    let note = match std::env::args().nth(1) {
+        None => format!("{}-root", std::process::id()),
+        Some(_) => format!("{}-{}", std::process::id(), std::os::unix::process::parent_id()),
+    };
+    File::create(dir.join(note)).unwrap();
+    match ProcessPoolExecutor::builder().max_workers(4).build() {
+        Ok(pool) => {
+            let futures: Vec<_> = (0..20).map(|value| pool.submit(echo::task(value))).collect();
+            for future in futures {
+                let error = future.result().unwrap_err();
+                assert!(matches!(error, TaskError::Broken(BrokenCause::NoEntry { .. })), "{error:?}");
+                println!("{error}");
+            }
+        }
+        Err(error) => {
+            assert!(matches!(error, executor::BuildError::NoEntry), "{error:?}");
+            println!("{error}");
+        }
+    }
+}
+
+// ---- signals, masks, directories -----------------------------------------------------------------------------------
+
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// From now on each blocking call of this process is interrupted a thousand times a second.
+fn start_storm() {
+    // SAFETY: an all-zero `sigaction` is a valid one; the handler adds to an atomic.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count_signal as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut()), 0);
+        let each = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+        let timer = libc::itimerval { it_interval: each, it_value: each };
+        assert_eq!(libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()), 0);
+    }
+}
+
+fn a_storm_of_signals() {
+    play("is_in_a_storm").to_its_end();
+}
+
+#[task]
+fn start_storm_here() {
+    start_storm();
+}
+
+#[task]
+fn reverse(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.reverse();
+    bytes
+}
+
+fn is_in_a_storm() {
+    start_storm();
+    for in_workers_too in [false, true] {
+        let mut builder = ProcessPoolExecutor::builder().max_workers(2);
+        if in_workers_too {
+            builder = builder.initializer(start_storm_here::task());
+        }
+        let pool = builder.build().unwrap();
+        let gate = Gate::new();
+        for round in 0..20 {
+            let small: Vec<_> = (0..50).map(|value| pool.submit(echo::task(value))).collect();
+            let mut bytes = vec![0; 1 << 20];
+            bytes[0] = round;
+            let large = pool.submit(reverse::task(bytes));
+            if round % 5 == 0 {
+                assert!(pool.submit(exit::task(1)).result().unwrap_err().is_worker_lost());
+                let slow = pool.submit(spin::task(gate.path()).timeout(Duration::from_millis(20)));
+                assert!(slow.result().unwrap_err().is_timeout());
+            }
+            assert_eq!(large.result().unwrap().last(), Some(&round));
+            for (value, future) in small.into_iter().enumerate() {
+                assert_eq!(future.result().unwrap(), value as u64);
+            }
+        }
+        pool.shutdown(true);
+        assert_eq!(children(), []);
+    }
+    assert!(SIGNALS.load(Ordering::Relaxed) > 100, "there was a storm");
+}
+
+fn umask_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    play("has_no_umask").env("TMPDIR", dir.path()).argument(dir.path()).to_its_end();
+}
+
+#[task]
+fn make_file(path: &Path) {
+    File::create(path).unwrap();
+}
+
+fn has_no_umask() {
+    let dir = PathBuf::from(argument());
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let (seen, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        // Workers listen below this directory, for a moment each: it is looked at without a pause.
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for entry in fs::read_dir(&dir).unwrap().filter_map(Result::ok) {
+                    if let Ok(metadata) = entry.metadata()
+                        && metadata.is_dir()
+                    {
+                        let mode = metadata.permissions().mode() & 0o777;
+                        assert_eq!(mode, 0o700, "nobody else may connect: {entry:?}");
+                        seen.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        eventually("a worker was seen while it listened", || {
+            pool(1).submit(echo::task(1)).result().unwrap();
+            seen.load(Ordering::Relaxed) > 0
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+    // For tasks the mask is what it was.
+    let file = dir.join("made-by-a-task");
+    pool(1).submit(make_file::task(&file)).result().unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o666);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "no socket is left");
+}
+
+fn odd_temporary_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("x".repeat(200));
+    fs::create_dir(&long).unwrap();
+    let missing = dir.path().join("missing");
+    for odd in [long.to_str().unwrap(), missing.to_str().unwrap(), "", ".", "/dev/null", "relative/missing"] {
+        play("works").env("TMPDIR", odd).argument(odd).to_its_end();
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[task]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn works() {
+    let pool = pool(2);
+    let sum: u64 = pool.map(echo::task, 0..20).map(Result::unwrap).sum();
+    assert_eq!(sum, 190);
+    assert_eq!(pool.submit(variable::task("TMPDIR")).result().unwrap(), Some(argument()));
+}
+
+// ---- fork, SIGCHLD, waits ------------------------------------------------------------------------------------------
+
+fn a_program_that_forks() {
+    play("forks").to_its_end();
+}
+
+fn forks() {
+    let gate = Gate::new();
+    let pool = pool(2);
+    let other = pool.clone();
+    let future = pool.submit(hold::task(gate.path()));
+    let moved = pool.submit(hold::task(gate.path()));
+    let called = AtomicBool::new(false);
+    let called: &'static AtomicBool = Box::leak(Box::new(called));
+    moved.add_done_callback(move |_| called.store(true, Ordering::Relaxed));
+    gate.wait_for(2);
+    // SAFETY: the child uses what this test is about, and memory; glibc's allocator survives a fork.
+    match unsafe { libc::fork() } {
+        0 => {
+            let inert = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let forked = |error| matches!(error, TaskError::Broken(BrokenCause::Forked));
+                assert!(forked(pool.submit(echo::task(1)).result().unwrap_err()));
+                assert!(pool.map(echo::task, [1, 2]).all(|item| forked(item.unwrap_err())));
+                assert!(!future.cancel() && !future.cancel_running());
+                assert!(future.wait_timeout(Duration::from_secs(3600)));
+                assert!(forked(future.error().unwrap()));
+                assert!(forked(future.result().unwrap_err()));
+                let (done, not_done) = wait(vec![moved], ReturnWhen::AllCompleted, None);
+                assert!(not_done.is_empty());
+                assert!(done.into_iter().all(|future| forked(future.result().unwrap_err())));
+                assert_eq!(pool.worker_pids(), []);
+                pool.kill_workers();
+                pool.shutdown(true);
+                drop(pool);
+                drop(other);
+                // A new one is this process's own.
+                let own = support_b::pool(1);
+                assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
+                own.shutdown(true);
+                assert_eq!(children(), []);
+            }));
+            // SAFETY: ends the process without the parent's exit handlers.
+            unsafe { libc::_exit(i32::from(inert.is_err())) }
+        }
+        child => {
+            assert!(child > 0);
+            let mut status = 0;
+            // SAFETY: our child; the out-pointer is valid.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 0, "the child's handles were inert");
+            // Here everything goes on.
+            assert!(!future.done() && !called.load(Ordering::Relaxed));
+            assert_eq!(pool.worker_pids().len(), 2);
+            gate.open();
+            assert_ne!(future.result().unwrap(), moved.result().unwrap());
+            assert_eq!(other.submit(echo::task(6)).result().unwrap(), 6);
+            pool.shutdown(true);
+            assert!(called.load(Ordering::Relaxed));
+            assert_eq!(children(), []);
+        }
+    }
+}
+
+fn sigchld_ignored() {
+    play("ignores_sigchld").to_its_end();
+}
+
+fn ignores_sigchld() {
+    // SAFETY: ignores a signal; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let gate = Gate::new();
+    let pool = pool(2);
+    for _ in 0..10 {
+        assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+        let error = pool.submit(exit::task(3)).result().unwrap_err();
+        let TaskError::WorkerLost { pid, status, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(*status, ExitStatus::Unknown);
+        assert!(*pid > 0 && error.to_string().contains("status unknown"), "{error}");
+    }
+    let late = pool.submit(spin::task(gate.path()).timeout(Duration::from_millis(20)));
+    assert!(late.result().unwrap_err().is_timeout());
+    pool.shutdown(true);
+    eventually("all are gone", || children().is_empty());
+}
+
+fn somebody_else_waits() {
+    play("waits_for_any_child").to_its_end();
+}
+
+fn waits_for_any_child() {
+    thread::spawn(|| {
+        loop {
+            // SAFETY: waits for any child, as other libraries do; no out-pointer is given.
+            if unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } == -1 {
+                thread::yield_now();
+            }
+        }
+    });
+    for _ in 0..20 {
+        let pool = pool(2);
+        assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+        let error = pool.submit(exit::task(3)).result().unwrap_err();
+        let TaskError::WorkerLost { status, .. } = error else { panic!("{error:?}") };
+        assert!([ExitStatus::Unknown, ExitStatus::Exited(3)].contains(&status));
+        pool.shutdown(true);
+    }
+}
+
+// ---- file, input, runtime ------------------------------------------------------------------------------------------
+
+fn the_executable_is_gone() {
+    let _watchdog = watchdog();
+    for replaced in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("program");
+        fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+        let mut play = play_file(&file, "outlives_its_file");
+        play.command.stdin(Stdio::piped());
+        let (mut child, mut stdout, tag) = play.until_it_speaks();
+        fs::remove_file(&file).unwrap();
+        if replaced {
+            fs::write(&file, "#!/bin/sh\nexit 1\n").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        child.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+        let mut said = String::new();
+        stdout.read_to_string(&mut said).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(said, "a new worker\n");
+        assert_nothing_left(&tag);
+    }
+}
+
+fn outlives_its_file() {
+    let pool = pool(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    ready();
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    assert!(pool.submit(exit::task(1)).result().unwrap_err().is_worker_lost());
+    assert_ne!(pool.submit(pid::task()).result().unwrap(), worker);
+    println!("a new worker");
+}
+
+fn standard_input_belongs_to_the_parent() {
+    let _watchdog = watchdog();
+    let mut play = play("reads_its_input");
+    play.command.stdin(Stdio::piped());
+    let (mut child, mut stdout, _tag) = play.until_it_speaks();
+    child.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, "a worker reads \"\", its program \"\"\nthe parent reads \"one\\ntwo\\n\"\n");
+}
+
+#[task]
+fn read_input() -> (String, String) {
+    let mut own = String::new();
+    std::io::stdin().read_to_string(&mut own).unwrap();
+    let program = Command::new("cat").stdout(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    (own, String::from_utf8(program.stdout).unwrap())
+}
+
+fn reads_its_input() {
+    let pool = pool(1);
+    ready();
+    let (own, program) = pool.submit(read_input::task()).result().unwrap();
+    println!("a worker reads {own:?}, its program {program:?}");
+    let mut input = String::new();
+    std::io::stdin().read_to_string(&mut input).unwrap();
+    println!("the parent reads {input:?}");
+}
+
+fn main_above_tokio_main() {
+    assert_eq!(play("is_async").to_its_end(), "42 true\n");
+}
+
+#[task]
+fn no_runtime_yet() -> bool {
+    tokio::runtime::Handle::try_current().is_err()
+}
+
+#[executor::main]
+#[tokio::main]
+async fn is_async() {
+    let pool = pool(2);
+    let (value, none) = futures::join!(pool.submit(echo::task(42)), pool.submit(no_runtime_yet::task()));
+    println!("{} {}", value.unwrap(), none.unwrap());
+    pool.shutdown_async().await;
+}
+
+fn output_of_workers_is_their_tasks_alone() {
+    // `to_its_end` wants stderr to be empty.
+    assert_eq!(play("is_quiet").to_its_end(), "");
+}
+
+#[task]
+fn panic_quietly() {
+    panic!("not on the standard streams");
+}
+
+fn is_quiet() {
+    let gate = Gate::new();
+    let pool = pool(2);
+    assert!(pool.submit(panic_quietly::task()).result().unwrap_err().is_panic());
+    assert!(pool.submit(exit::task(1)).result().unwrap_err().is_worker_lost());
+    let late = pool.submit(spin::task(gate.path()).timeout(Duration::from_millis(20)));
+    assert!(late.result().unwrap_err().is_timeout());
+    let future = pool.submit(echo::task(1));
+    future.result().unwrap();
+}

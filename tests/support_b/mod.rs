@@ -1,0 +1,242 @@
+//! What the tests of crashes and ends share: gates that hold tasks, looks at processes, limits on waiting.
+//!
+//! Nothing here sleeps to find an order: a test that needs "the task runs now" waits until the task says so.
+
+#![allow(dead_code, unreachable_pub)] // each test crate uses a part
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{ProcessPoolExecutor, task};
+use tempfile::TempDir;
+
+/// Long after anything here should have happened, also on a busy machine. It ends tests that hang and nothing else.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A pool of this many workers.
+pub fn pool(workers: usize) -> ProcessPoolExecutor {
+    ProcessPoolExecutor::builder().max_workers(workers).build().expect("the options make sense")
+}
+
+/// How often the long loops go round.
+pub fn rounds() -> usize {
+    std::env::var("EXECUTOR_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(300)
+}
+
+/// Waits until `condition` holds; fails if that takes too long.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come about: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ends the process if the test that holds it has not ended in time: a hang is a failure, not a wait.
+#[must_use = "it guards until it is dropped"]
+pub struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
+
+/// Guards a test against hanging.
+pub fn watchdog() -> Watchdog {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let (sender, receiver) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if receiver.recv_timeout(3 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{test} hangs");
+            std::process::abort();
+        }
+    });
+    Watchdog(sender)
+}
+
+/// For tests that look at the whole process: its threads, its children.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// ---- gates ---------------------------------------------------------------------------------------------------------
+
+/// Holds tasks until it is opened, and knows who has come to it.
+///
+/// It is a FIFO that nobody writes: who opens it for reading sleeps in the kernel until the gate opens it for writing.
+/// Dropping the gate opens it.
+pub struct Gate {
+    dir: TempDir,
+    /// Kept, so that those who come later pass as well.
+    writer: Mutex<Option<File>>,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::FileType::Fifo, mode, 0)
+            .expect("a FIFO");
+        Gate { dir, writer: Mutex::new(None) }
+    }
+
+    /// What tasks need to come to it.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file beside the gate.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets everybody pass, also those who come later.
+    pub fn open(&self) {
+        // Opened for both, a FIFO does not wait for the other side.
+        let fifo =
+            OpenOptions::new().read(true).write(true).open(self.path().join("fifo")).expect("the FIFO");
+        *self.writer.lock().unwrap() = Some(fifo);
+    }
+
+    /// Process ids of those who have come so far, passed or not.
+    pub fn arrivals(&self) -> Vec<u32> {
+        let names = fs::read_dir(self.path()).expect("the gate's directory").map(|entry| {
+            entry.expect("an entry").file_name().into_string().expect("names are ours")
+        });
+        let numbers = names.filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
+        numbers.map(|pid| pid.parse().expect("a process id")).collect()
+    }
+
+    /// Waits until that many have come; who they are.
+    #[track_caller]
+    pub fn wait_for(&self, arrivals: usize) -> Vec<u32> {
+        eventually(&format!("{arrivals} came to the gate"), || self.arrivals().len() >= arrivals);
+        self.arrivals()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+/// In a task: comes to the gate and waits until it is open.
+pub fn come_to(gate: &Path) {
+    static ARRIVALS: AtomicU64 = AtomicU64::new(0);
+    let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
+    File::create(gate.join(format!("arrival-{}-{number}", std::process::id()))).expect("a note at the gate");
+    File::open(gate.join("fifo")).expect("the gate");
+}
+
+// ---- tasks ---------------------------------------------------------------------------------------------------------
+
+/// Waits at the gate, then gives the worker's process id.
+#[task]
+pub fn hold(gate: &Path) -> u32 {
+    come_to(gate);
+    std::process::id()
+}
+
+/// Waits at the gate, then leaves a mark.
+#[task]
+pub fn hold_then_mark(gate: &Path, mark: &Path) {
+    come_to(gate);
+    File::create(mark).expect("the mark");
+}
+
+/// The worker's process id.
+#[task]
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// What came, goes back.
+#[task]
+pub fn echo(value: u64) -> u64 {
+    value
+}
+
+/// Leaves with this code.
+#[task]
+pub fn exit(code: i32) {
+    std::process::exit(code)
+}
+
+/// Computes for ever.
+#[task]
+pub fn spin(gate: &Path) {
+    let number = std::process::id();
+    File::create(gate.join(format!("arrival-{number}-spin"))).expect("a note at the gate");
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+// ---- processes -----------------------------------------------------------------------------------------------------
+
+/// Sends a signal.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id");
+    rustix::process::kill_process(pid, signal).expect("the process is there");
+}
+
+/// The letter of a process's state, if there is such a process.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may itself contain some.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether a process runs. One that has ended and that nobody has waited for does not: orphans belong to the system.
+pub fn runs(pid: u32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Children of this process, also those that have ended and were not waited for, with state and command.
+pub fn children() -> Vec<(u32, char, String)> {
+    let own = std::process::id().to_string();
+    let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?.chars().next()?;
+        (fields.next()? == own).then(|| (pid, state, name.to_owned()))
+    });
+    all.collect()
+}
+
+/// Names of the executors' threads in this process.
+pub fn executor_threads() -> Vec<String> {
+    let names = fs::read_dir("/proc/self/task").expect("/proc").filter_map(|entry| {
+        let name = fs::read_to_string(entry.ok()?.path().join("comm")).ok()?;
+        Some(name.trim().to_owned())
+    });
+    names.filter(|name| name.starts_with("executor-")).collect()
+}
+
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("/proc").count() - 1
+}
+
+/// Processes that have this in their environment, as (pid, command line).
+pub fn tagged(tag: &str) -> Vec<(u32, String)> {
+    let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let tagged = environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes());
+        tagged.then(|| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            (pid, String::from_utf8_lossy(&line).replace('\0', " "))
+        })
+    });
+    all.collect()
+}
