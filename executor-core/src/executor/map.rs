@@ -155,6 +155,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.as_done.cancel_all();
     }
 
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     fn timed_out(&mut self) -> TaskError {
         self.end();
         TaskError::TimedOut { limit: self.timeout.unwrap_or_default(), phase: Phase::Map }
@@ -212,6 +216,10 @@ where
         {
             self.end();
             return Some(Err(error));
+        }
+        // Also while results are ready: a slow reader of an endless input comes to an end.
+        if self.is_late() {
+            return Some(Err(self.timed_out()));
         }
         self.fill();
         if self.pending() == 0 {
@@ -274,6 +282,9 @@ where
         {
             map.end();
             return Poll::Ready(Some(Err(error)));
+        }
+        if map.is_late() {
+            return Poll::Ready(Some(Err(map.timed_out())));
         }
         map.fill();
         if map.pending() == 0 {

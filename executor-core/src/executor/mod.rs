@@ -15,7 +15,6 @@ mod process;
 
 use std::{
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -26,7 +25,7 @@ pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
     error::{CodecFailure, Side, TaskError},
-    future::{TaskFuture, callback::panic_message, cell::Cell},
+    future::{TaskFuture, callback::catch, cell::Cell},
     pool::Call,
     task::{Task, TaskArgs},
 };
@@ -178,12 +177,14 @@ where
 {
     let (args, options) = task.into_parts();
     let mut bytes = Vec::new();
-    let fail = |message: String| TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message));
+    let fail = |message: String| {
+        TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message))
+    };
     // `Serialize` is user code. Its panic is this task's failure: `submit` itself never fails.
-    let arguments = match catch_unwind(AssertUnwindSafe(|| F::encode_args(args, &mut bytes))) {
+    let arguments = match catch(|| F::encode_args(args, &mut bytes)) {
         Ok(Ok(())) => Ok(bytes.into()),
         Ok(Err(error)) => Err(fail(error.message)),
-        Err(panic) => Err(fail(format!("its Serialize panicked: {}", panic_message(&*panic)))),
+        Err(panic) => Err(fail(format!("its Serialize panicked: {panic}"))),
     };
     let entry = F::entry();
     let check =

@@ -217,14 +217,11 @@ impl Drop for Handle {
         if self.pool.forked() {
             return;
         }
-        if std::thread::panicking() {
-            self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE));
-        } else {
-            match self.on_drop {
-                OnDrop::Finish => self.pool.shutdown(false, None),
-                OnDrop::CancelPending => self.pool.shutdown(true, None),
-                OnDrop::Kill => self.pool.end_workers(true),
-            }
+        match self.on_drop {
+            OnDrop::Kill => self.pool.end_workers(true),
+            _ if std::thread::panicking() => self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE)),
+            OnDrop::Finish => self.pool.shutdown(false, None),
+            OnDrop::CancelPending => self.pool.shutdown(true, None),
         }
         // Where waiting would block a runtime, other callbacks or the pool's own threads, the driver finishes alone.
         let must_return = self.pool.callbacks().is_current_thread()

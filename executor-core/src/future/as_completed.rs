@@ -199,6 +199,9 @@ impl<T> CompletionSet<T> {
 
     /// The next future that is done; `None` if there is none left, or the deadline has passed.
     pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
+        if let Some(future) = self.next_in_fork() {
+            return Some(future);
+        }
         if self.pending.is_empty() {
             return None;
         }
@@ -222,10 +225,21 @@ impl<T> CompletionSet<T> {
         self.pending.remove(&key)
     }
 
+    /// In a fork of the executor's process nothing will ever be done, and the queue's lock may be held for ever:
+    /// whatever is pending is broken now.
+    fn next_in_fork(&mut self) -> Option<TaskFuture<T>> {
+        let (&key, _) = self.pending.iter().next().filter(|(_, future)| future.cell().forked())?;
+        self.pending.remove(&key)
+    }
+
     pub(crate) fn poll_next(&mut self, waker: &Waker) -> Poll<Option<TaskFuture<T>>> {
+        if let Some(future) = self.next_in_fork() {
+            return Poll::Ready(Some(future));
+        }
         if self.pending.is_empty() {
             return Poll::Ready(None);
         }
+        let waker = waker.clone();
         let mut state = self.done.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.keys.pop_front() {
             Some(key) => {
@@ -233,7 +247,10 @@ impl<T> CompletionSet<T> {
                 Poll::Ready(self.pending.remove(&key))
             }
             None => {
-                state.waker = Some(waker.clone());
+                let old = state.waker.replace(waker);
+                // Outside the lock: dropping a waker is user code.
+                drop(state);
+                drop(old);
                 Poll::Pending
             }
         }

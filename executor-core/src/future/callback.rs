@@ -73,6 +73,12 @@ impl CallbackQueue {
         self.lock().thread == Some(thread::current().id())
     }
 
+    /// Whether somebody runs what is queued.
+    pub(crate) fn is_attended(&self) -> bool {
+        let state = self.lock();
+        state.thread.is_some() || state.waiting.is_empty()
+    }
+
     /// No idle thread is kept from now on.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
@@ -112,13 +118,23 @@ impl CallbackQueue {
 }
 
 fn run_one(callback: Callback) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(callback)) {
-        tracing::error!(message = panic_message(&*panic), "a done-callback panicked");
+    if let Err(message) = catch(callback) {
+        tracing::error!(message, "a done-callback panicked");
     }
 }
 
+/// Runs user code where its panic must not go on; its message, if it panics. What was thrown is forgotten and not
+/// dropped: its drop may panic as well.
+pub(crate) fn catch<R>(run: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
+        let message = panic_message(&*payload).to_owned();
+        std::mem::forget(payload);
+        message
+    })
+}
+
 /// The text of a panic's payload.
-pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()

@@ -3,13 +3,12 @@
 use std::{
     any::Any,
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::{Duration, Instant},
 };
 
-use super::callback::CallbackQueue;
+use super::callback::{CallbackQueue, catch};
 use crate::{
     error::{BrokenCause, TaskError},
     id::TaskId,
@@ -115,7 +114,7 @@ impl Cell {
 
     /// In a fork of the executor's process nobody will ever complete this, and its lock may be held for ever by a
     /// thread that does not exist there.
-    fn forked(&self) -> bool {
+    pub(crate) fn forked(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.forked())
     }
 
@@ -186,12 +185,13 @@ impl Cell {
     /// Takes the outcome, or leaves the waker.
     pub(crate) fn poll(&self, waker: &Waker) -> Option<Outcome> {
         if !self.forked() {
+            // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
+            let waker = waker.clone();
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
-                match &mut inner.waker {
-                    Some(old) => old.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
+                let old = inner.waker.replace(waker);
+                drop(inner);
+                drop(old);
                 return None;
             }
         }
@@ -203,13 +203,11 @@ impl Cell {
         if self.forked() {
             return false;
         }
+        let waker = waker.clone();
         let mut inner = self.lock();
         let pending = matches!(inner.state, State::Pending);
         if pending {
-            match inner.observers.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, old)) => old.clone_from(waker),
-                None => inner.observers.push((key, waker.clone())),
-            }
+            inner.observers.push((key, waker));
         }
         pending
     }
@@ -274,8 +272,8 @@ impl Cell {
         drop(inner);
         self.changed.notify_all();
         for waker in wakers.0.into_iter().chain(wakers.1.into_iter().map(|(_, waker)| waker)) {
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!(task = self.id.as_u64(), "a waker panicked");
+            if let Err(message) = catch(|| waker.wake()) {
+                tracing::error!(task = self.id.as_u64(), message, "a waker panicked");
             }
         }
         if let (Some(outcome), Some(control)) = (for_callbacks, &self.control) {
@@ -288,14 +286,14 @@ impl Cell {
 fn run_callbacks(outcome: Outcome, callbacks: Vec<DoneCallback>) {
     let mut shared: Option<Box<dyn Any>> = None;
     for callback in callbacks {
-        let run = AssertUnwindSafe(|| match callback {
+        let run = || match callback {
             DoneCallback::Shared(decode, callback) => {
                 callback(&**shared.get_or_insert_with(|| decode(outcome.clone())));
             }
             DoneCallback::Owned(callback) => callback(outcome.clone()),
-        });
-        if let Err(panic) = catch_unwind(run) {
-            tracing::error!(message = super::callback::panic_message(&*panic), "a done-callback panicked");
+        };
+        if let Err(message) = catch(run) {
+            tracing::error!(message, "a done-callback panicked");
         }
     }
 }

@@ -4,7 +4,6 @@ use std::{
     any::Any,
     fmt,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use super::{
-    callback::panic_message,
+    callback::catch,
     cell::{Cell, DoneCallback, Ended, Outcome},
 };
 use crate::{
@@ -61,14 +60,12 @@ enum OnDrop {
 fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
     let payload = outcome?;
     // The result's `Deserialize` is user code; its panic is this future's failure and nobody else's.
-    match catch_unwind(AssertUnwindSafe(|| F::decode_output(&payload))) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, error.message))),
-        Err(panic) => {
-            let message = format!("its Deserialize panicked: {}", panic_message(&*panic));
-            Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
-        }
-    }
+    let message = match catch(|| F::decode_output(&payload)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.message,
+        Err(panic) => format!("its Deserialize panicked: {panic}"),
+    };
+    Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
 }
 
 impl<T> TaskFuture<T> {

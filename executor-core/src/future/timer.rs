@@ -30,13 +30,15 @@ impl Timer {
         if Instant::now() >= self.deadline {
             return Poll::Ready(());
         }
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).waker = Some(waker.clone());
+        let waker = waker.clone();
+        let old = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).waker.replace(waker);
+        // Outside the lock: dropping a waker is user code.
+        drop(old);
         if !self.started {
             let (shared, deadline) = (Arc::clone(&self.shared), self.deadline);
             // Refused: the limit is then looked at only when something else wakes the task.
             self.started = thread::Builder::new()
                 .name("executor-timer".into())
-                .stack_size(64 * 1024)
                 .spawn(move || sleep_until(deadline, &shared))
                 .is_ok();
         }

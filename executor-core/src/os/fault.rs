@@ -87,7 +87,17 @@ fn install(signal: libc::c_int) {
 
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid `siginfo_t` to a SA_SIGINFO handler.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    if code <= 0 {
+        // Sent by somebody, not caused by an instruction that would fault again: end as it was meant.
+        // SAFETY: both calls are allowed in a handler; the signal is blocked until the handler returns, then it ends
+        // the process.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+        return;
+    }
     if (GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed)).contains(&address) {
         // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`.
         if let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
 };
 
 use super::socket::retry;
@@ -21,7 +21,7 @@ use crate::error::ExitStatus;
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
-    /// `None` only if the child had been reaped by others before we could open it.
+    /// `None` if the child had been reaped by others before it could be opened.
     pidfd: Option<OwnedFd>,
 }
 
@@ -45,9 +45,17 @@ impl Child {
             .process_group(0);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        // A failure means that somebody reaped the child already (SIGCHLD ignored, or a foreign wait for any child).
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
-        Ok(Child { pid, pidfd })
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Child { pid, pidfd: Some(pidfd) }),
+            // Somebody has reaped it already: SIGCHLD is ignored, or another part of the program waits for any child.
+            Err(rustix::io::Errno::SRCH) => Ok(Child { pid, pidfd: None }),
+            Err(error) => {
+                // A child that cannot be watched cannot be had.
+                let _ = kill_process_group(pid, Signal::KILL);
+                let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+                Err(error.into())
+            }
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -60,26 +68,45 @@ impl Child {
     }
 
     /// Sends a signal to the child and all programs it started, unless they left its group.
+    ///
+    /// Not after [`reap`](Self::reap): the number may then be somebody else's.
     pub(crate) fn signal_group(&self, signal: Signal) {
-        // ESRCH: all gone already. The child is not reaped before `reap`, so the number cannot mean another group.
-        if kill_process_group(self.pid, signal).is_err() {
-            let _ = kill_process(self.pid, signal);
+        if kill_process_group(self.pid, signal).is_err()
+            && let Some(pidfd) = self.pidfd()
+        {
+            let _ = rustix::process::pidfd_send_signal(pidfd, signal);
         }
     }
 
-    /// Takes the exit status of a child that has ended. What is left of its group is killed first: while the child
-    /// is not reaped, nobody else can have its number.
+    /// Takes the exit status of a child that has ended. What is left of its group is killed first: while the child is
+    /// not reaped, nobody else can have its number.
     pub(crate) fn reap(&self) -> ExitStatus {
-        let _ = kill_process_group(self.pid, Signal::KILL);
         let Some(pidfd) = self.pidfd() else { return ExitStatus::Unknown };
-        match retry(|| waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)) {
+        let ask = |options| retry(|| waitid(WaitId::PidFd(pidfd), options | WaitIdOptions::NOHANG));
+        // Is it still ours to reap? ECHILD: somebody else has done so, and the number may be anybody's.
+        if !matches!(ask(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Ok(Some(_))) {
+            return ExitStatus::Unknown;
+        }
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        match ask(WaitIdOptions::EXITED) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => ExitStatus::Exited(code),
                 (None, Some(signal)) => ExitStatus::Signaled(signal),
                 (None, None) => ExitStatus::Unknown,
             },
-            // ECHILD: somebody else has reaped it.
             Ok(None) | Err(_) => ExitStatus::Unknown,
         }
+    }
+
+    /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
+    pub(crate) fn kill_and_reap(&self, limit: std::time::Duration) {
+        self.signal_group(Signal::KILL);
+        if let Some(pidfd) = self.pidfd() {
+            let timeout =
+                rustix::event::Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
+            let _ = retry(|| rustix::event::poll(&mut fds, Some(&timeout)));
+        }
+        self.reap();
     }
 }

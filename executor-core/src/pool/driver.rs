@@ -20,24 +20,30 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Boards, Core, Pool, Record, Threads, starter};
+use super::{Boards, Core, Pool, Threads, starter};
 use crate::{
-    error::BrokenCause,
+    error::{BrokenCause, ExitStatus},
+    future::callback::catch,
     id::WorkerId,
     os::{memory::Shared, process::Child, socket},
     registry,
     transport::{
-        Closed, Inbox, Link, ipc,
+        Closed, Inbox, Link,
+        board::INITIALIZER,
+        ipc,
         ring::{self, Segment},
     },
     wire::{
-        frame::{Header, Kind},
+        frame::{Header, Kind, WireError},
         handshake::{self, Hello},
     },
 };
 
 /// Should a wake-up ever be missed, the pool looks around this often.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
+
+/// A dead worker's reader has all that it will ever get; this is for one that hangs in a garbled message.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What other threads have to tell the driver.
 pub(super) enum Notice {
@@ -60,7 +66,7 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
     };
     let driver = Driver { pool, workers: BTreeMap::new() };
     // Should this one be refused, the starter ends with its sender, which the caller drops.
-    thread::Builder::new().name("executor-driver".into()).spawn(move || driver.run(starter))?;
+    thread::Builder::new().name("executor-driver".into()).spawn(move || driver.run_guarded(starter))?;
     Ok(())
 }
 
@@ -74,6 +80,12 @@ struct Watched {
     link: Option<Arc<dyn Link>>,
     reader: Option<JoinHandle<()>>,
     reaped: bool,
+    /// Its connection failed: why, and whether for want of something that may come back.
+    failed: Option<(BrokenCause, bool)>,
+    /// It has ended; a reader that has not come to its end by then is given up.
+    drained_by: Option<Instant>,
+    /// What ipc-channel may have left in the file system.
+    server: Option<String>,
 }
 
 struct Driver {
@@ -89,8 +101,19 @@ enum Source {
 }
 
 impl Driver {
-    fn run(mut self, starter: JoinHandle<()>) {
+    /// Nobody else would notice a death or a deadline: should the driver ever panic, everything it drove is ended
+    /// here, and every future says so.
+    fn run_guarded(mut self, starter: JoinHandle<()>) {
         super::OWN_THREAD.set(true);
+        if let Err(message) = catch(|| self.run()) {
+            tracing::error!(message, "the pool's driver panicked");
+            let cause = BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
+            self.pool.event(|core, now, out| core.scheduler.on_collapse(now, cause, out));
+        }
+        self.finish(starter);
+    }
+
+    fn run(&mut self) {
         loop {
             let notices =
                 std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
@@ -100,9 +123,10 @@ impl Driver {
                     Notice::ReaderEnded(id, closed) => self.on_reader_ended(id, &closed),
                 }
             }
+            self.give_up_readers();
             self.tick();
             if self.pool.lock().closed {
-                break;
+                return;
             }
             for source in self.poll() {
                 match source {
@@ -112,18 +136,29 @@ impl Driver {
                 }
             }
         }
-        self.finish(starter);
     }
 
-    /// Everything is resolved and every worker has left. Threads first, so that who waited finds none.
-    fn finish(self, starter: JoinHandle<()>) {
+    /// Everything is resolved. Processes and threads first, so that who waited finds none.
+    fn finish(mut self, starter: JoinHandle<()>) {
         // Dropping the sender ends the starter.
         self.pool.lock().threads = Threads::Ended;
         let _ = starter.join();
-        for (_, worker) in self.workers {
-            if worker.reaped
-                && let Some(reader) = worker.reader
-            {
+        // What it had started last, nobody wants any more.
+        let late = std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
+        for notice in late {
+            if let Notice::Started(_, Ok(started)) = notice {
+                started.child.kill_and_reap(DRAIN_LIMIT);
+            }
+        }
+        for worker in std::mem::take(&mut self.workers).into_values() {
+            if !worker.reaped {
+                // It was given up: it hangs in the kernel, and may do so for longer than anybody should wait.
+                worker.child.kill_and_reap(Duration::from_millis(100));
+            }
+            if let Some(link) = &worker.link {
+                link.hang_up();
+            }
+            if let Some(reader) = worker.reader.filter(|reader| worker.reaped || reader.is_finished()) {
                 let _ = reader.join();
             }
         }
@@ -132,12 +167,26 @@ impl Driver {
         self.pool.ended.0.close();
     }
 
+    /// A reader that hangs holds up nothing for ever.
+    fn give_up_readers(&mut self) {
+        let now = Instant::now();
+        let late =
+            |worker: &Watched| worker.drained_by.is_some_and(|at| at <= now) && worker.reader.is_some();
+        for id in
+            self.workers.iter().filter(|(_, worker)| late(worker)).map(|(id, _)| *id).collect::<Vec<_>>()
+        {
+            if let Some(worker) = self.workers.get_mut(&id) {
+                tracing::error!(pid = worker.child.pid(), "a dead worker's reader hangs, and is given up");
+                worker.reader = None;
+            }
+            self.forget_if_over(id);
+        }
+    }
+
     fn tick(&self) {
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            if scheduler.next_deadline().is_some_and(|deadline| deadline <= now) {
-                scheduler.on_tick(now, &Boards(workers), out);
-            }
+            scheduler.on_tick(now, &Boards(workers), out);
             // Whoever needs us earlier from now on rings.
             core.armed =
                 Some(core.scheduler.next_deadline().unwrap_or(now + LOOK_AROUND).min(now + LOOK_AROUND));
@@ -161,6 +210,12 @@ impl Driver {
             }
         }
         let armed = self.pool.lock().armed.unwrap_or_else(|| Instant::now() + LOOK_AROUND);
+        let drained = self
+            .workers
+            .values()
+            .filter(|worker| worker.reader.is_some())
+            .filter_map(|worker| worker.drained_by);
+        let armed = drained.fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
@@ -195,8 +250,20 @@ impl Driver {
         drop(core);
         let gone = child.pidfd().is_none();
         let socket = Some((started.socket, started.segment, started.nonce));
-        self.workers
-            .insert(id, Watched { child, socket, _control: None, link: None, reader: None, reaped: false });
+        self.workers.insert(
+            id,
+            Watched {
+                child,
+                socket,
+                _control: None,
+                link: None,
+                reader: None,
+                reaped: false,
+                failed: None,
+                drained_by: None,
+                server: None,
+            },
+        );
         if gone {
             self.on_process(id);
         }
@@ -204,11 +271,7 @@ impl Driver {
 
     fn start_refused(&mut self, id: WorkerId, error: &io::Error) {
         tracing::warn!(%error, "a worker could not be started");
-        let exhausted = matches!(
-            error.raw_os_error(),
-            Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS)
-        );
-        let cause = BrokenCause::Start(error.to_string().into());
+        let (cause, exhausted) = refusal(error);
         self.pool.event(|core, now, out| {
             core.workers.remove(&id);
             core.scheduler.on_start_refused(now, id, cause, exhausted, out);
@@ -239,6 +302,7 @@ impl Driver {
             Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
         };
         worker._control = Some(socket);
+        worker.server.clone_from(&server);
         match connect(server, segment).and_then(|(link, inbox)| {
             let pool = Arc::clone(&self.pool);
             let reader = thread::Builder::new()
@@ -252,8 +316,10 @@ impl Driver {
                 self.on_connected(id, link);
             }
             Err(error) => {
+                // What it means is decided when its end is seen: it stays a child of ours until then.
+                tracing::warn!(%error, "a worker could not be connected");
+                worker.failed = Some(refusal(&error));
                 worker.child.signal_group(rustix::process::Signal::KILL);
-                self.start_refused(id, &error);
             }
         }
     }
@@ -282,15 +348,28 @@ impl Driver {
         if worker.reaped {
             return;
         }
-        // A hello that is still unread changes nothing; the exit status says more.
-        worker.socket = None;
+        if let Some((socket, ..)) = worker.socket.take()
+            && let Ok((bytes, _)) = socket::recv_now(&socket)
+            && let Ok(Hello { server: Ok(server), .. }) = handshake::from_bytes(&bytes)
+        {
+            // Too late to work with it, but it says what it has left behind.
+            worker.server = server;
+        }
         worker.reaped = true;
+        if let Some(record) = self.pool.lock().workers.get_mut(&id) {
+            // From here on nobody signals the number.
+            record.reaped = true;
+        }
         let status = worker.child.reap();
         if let Some(record) = self.pool.lock().workers.get_mut(&id) {
             record.status = Some(status);
         }
+        if let Some(server) = &worker.server {
+            ipc::remove_leftovers(server);
+        }
         if let Some(link) = &worker.link {
             link.hang_up();
+            worker.drained_by = Some(Instant::now() + DRAIN_LIMIT);
         }
         self.forget_if_over(id);
     }
@@ -313,21 +392,38 @@ impl Driver {
         if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.reader.is_none()) {
             return;
         }
-        self.workers.remove(&id);
+        let failed = self.workers.remove(&id).and_then(|worker| worker.failed);
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            let status = workers.get(&id).and_then(|record: &Record| record.status);
-            let cause = |said_hello: bool| {
-                let status = status.unwrap_or(crate::error::ExitStatus::Unknown);
-                match said_hello {
-                    false => BrokenCause::NoEntry { status },
-                    true => BrokenCause::Start(format!("it {status} before it was ready").into()),
+            if let Some((cause, exhausted)) = failed {
+                return scheduler.on_start_refused(now, id, cause, exhausted, out);
+            }
+            let record = workers.get(&id);
+            let cause = |said_hello: bool| match (&self.pool.options.initializer, record) {
+                (Some((entry, _)), Some(record)) if said_hello => {
+                    BrokenCause::Initializer(Arc::new(record.last_words_to(INITIALIZER, entry.name)))
+                }
+                _ => {
+                    let status = record.and_then(|record| record.status).unwrap_or(ExitStatus::Unknown);
+                    match said_hello {
+                        false => BrokenCause::NoEntry { status },
+                        true => BrokenCause::Start(format!("it {status} before it was ready").into()),
+                    }
                 }
             };
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
         self.pool.lock().workers.remove(&id);
     }
+}
+
+/// What a refusal of the system means for the pool; whether it is for want of something that may come back.
+fn refusal(error: &io::Error) -> (BrokenCause, bool) {
+    let exhausted = matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS)
+    );
+    (BrokenCause::Start(error.to_string().into()), exhausted)
 }
 
 /// Takes up the connection that the worker offers.
@@ -352,18 +448,26 @@ fn check(hello: Result<Hello, String>) -> Result<Option<String>, BrokenCause> {
         let text = format!("its list of tasks is {:?}, this program's is {ours:?}", hello.tasks);
         return Err(BrokenCause::OtherBuild(text.into()));
     }
-    hello.server.map_err(|error| BrokenCause::Start(error.into()))
+    match hello.server {
+        Ok(Some(server)) if server.contains('\0') => {
+            Err(BrokenCause::Start("a server's name with a zero byte".into()))
+        }
+        Ok(server) => Ok(server),
+        Err(error) => Err(BrokenCause::Start(error.into())),
+    }
 }
 
 /// Reads one worker's frames until nothing more can come.
 fn read(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
     super::OWN_THREAD.set(true);
-    let closed = loop {
+    // A reader that panics must still be missed: ipc-channel does, when a task writes into its channel by mistake.
+    let read = || loop {
         let mut frames = Vec::new();
         match inbox.recv(&mut |frame| frames.push(frame)) {
             Ok(()) => pool.on_frames(id, frames),
-            Err(closed) => break closed,
+            Err(closed) => return closed,
         }
     };
+    let closed = catch(read).unwrap_or(Closed::Protocol(WireError::Truncated));
     pool.notify(Notice::ReaderEnded(id, closed));
 }

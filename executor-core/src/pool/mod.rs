@@ -104,6 +104,8 @@ struct Record {
     link: Option<Arc<dyn Link>>,
     /// A signal that was due before the process existed.
     overdue: Option<Signal>,
+    /// Its number is, or is about to be, somebody else's.
+    reaped: bool,
     killed_by_us: bool,
     status: Option<ExitStatus>,
 }
@@ -205,7 +207,7 @@ impl Pool {
         let core = self.lock();
         core.workers
             .values()
-            .filter(|record| record.status.is_none())
+            .filter(|record| !record.reaped)
             .filter_map(|record| record.child.as_ref())
             .map(|child| child.pid())
             .collect()
@@ -270,8 +272,10 @@ impl Pool {
     }
 
     /// Waits until every task is resolved, every worker reaped, every thread gone, every queued callback run.
+    ///
+    /// On one of the pool's own threads it returns at once: a waker may run there, and would wait for itself.
     pub(crate) fn join(&self) {
-        if self.forked() {
+        if self.forked() || is_own_thread() {
             return;
         }
         // Only closes, never receives.
@@ -290,6 +294,10 @@ impl Pool {
         // Callbacks run in order: once this one runs, those before it have.
         let (last, flushed) = async_channel::bounded::<()>(1);
         self.callbacks.push(Box::new(move || drop(last)));
+        if !self.callbacks.is_attended() {
+            // The system refused a thread; nobody else would ever run them.
+            self.callbacks.flush();
+        }
         let _ = flushed.recv().await;
     }
 
@@ -402,15 +410,24 @@ impl Pool {
         let mut resolved = Resolved::new();
         let mut replies = Vec::new();
         let mut credit = 0;
+        let mut odd = Vec::new();
         self.event_into(&mut resolved, |core, now, out| {
             for frame in frames {
                 credit = credit.max(frame.header.consumed);
-                self.on_frame(core, now, id, frame, out, &mut replies);
+                let header = frame.header;
+                if self.on_frame(core, now, id, frame, out, &mut replies) == Obeys::No {
+                    odd.push(header);
+                    core.scheduler.on_unruly(now, id, out);
+                }
             }
             if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
                 link.credit(credit);
             }
         });
+        // Not under the lock: a subscriber is user code.
+        for header in odd {
+            tracing::error!(?header, "a worker sent what it should not, and is ended");
+        }
         for (item, frame) in replies {
             let outcome = outcome(&item, frame);
             resolved.push((item.completer, outcome));
@@ -426,33 +443,37 @@ impl Pool {
         frame: Frame,
         out: &mut Actions,
         replies: &mut Vec<(Item, Frame)>,
-    ) {
+    ) -> Obeys {
         let Core { scheduler, workers, .. } = core;
         let claims = Boards(workers);
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.kind {
             Kind::Credit => {}
-            Kind::Ready => scheduler.on_ready(now, id, &claims, out),
-            Kind::Init | Kind::Run | Kind::Stop => scheduler.on_unruly(now, id, out),
-            _ if initializer => {
-                let name = self.options.initializer.as_ref().map_or("", |(entry, _)| entry.name);
-                let error = failure(name, frame.header.kind, &frame.payload);
-                tracing::error!(%error, "the initializer failed; the pool is broken");
-                scheduler.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
-            }
+            Kind::Init | Kind::Run | Kind::Stop => return Obeys::No,
+            Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
+            Kind::Ready => return Obeys::No,
+            _ if initializer => match &self.options.initializer {
+                Some((entry, _)) if scheduler.is_initializing(id) => {
+                    let error = failure(entry.name, frame.header.kind, &frame.payload);
+                    scheduler.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
+                }
+                _ => return Obeys::No,
+            },
             _ => match scheduler.on_reply(now, id, frame.header.task, &claims, out) {
                 Ok(Some(item)) => replies.push((item, frame)),
                 Ok(None) => {}
-                Err(scheduler::ReplyToNobody) => {
-                    tracing::error!(
-                        task = frame.header.task.as_u64(),
-                        "a worker answered a task it did not have"
-                    );
-                    scheduler.on_unruly(now, id, out);
-                }
+                Err(scheduler::ReplyToNobody) => return Obeys::No,
             },
         }
+        Obeys::Yes
     }
+}
+
+/// Whether a worker keeps to the protocol.
+#[derive(PartialEq)]
+enum Obeys {
+    Yes,
+    No,
 }
 
 thread_local! {
@@ -497,7 +518,7 @@ impl Record {
     fn signal(&mut self, signal: Signal) {
         self.killed_by_us = true;
         match &self.child {
-            Some(child) if self.status.is_none() => child.signal_group(signal),
+            Some(child) if !self.reaped => child.signal_group(signal),
             Some(_) => {}
             None => self.overdue = Some(signal),
         }
@@ -505,22 +526,25 @@ impl Record {
 
     /// What can be said about the end of this worker, to the task that it ran.
     fn last_words(&self, item: &Item) -> TaskError {
+        self.last_words_to(item.completer.id(), item.name())
+    }
+
+    fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
-        let task = item.completer.id();
         if status == ExitStatus::Signaled(libc::SIGABRT)
             && let Some((location, message)) = board.and_then(|board| board.panic_of(task))
         {
             // The process was built with `panic = "abort"`, or panicked where unwinding is not possible.
             let failure = Failure { message, location: Some(location), ..Failure::default() };
-            return TaskError::Panicked(RemoteError::new(item.name(), failure));
+            return TaskError::Panicked(RemoteError::new(name, failure));
         }
         let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         let killed_by_system = status == ExitStatus::Signaled(libc::SIGKILL) && !self.killed_by_us;
         TaskError::WorkerLost {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
             status,
-            detail: Arc::new(LostDetail { task: item.name().to_owned(), stack_overflow, killed_by_system }),
+            detail: Arc::new(LostDetail { task: name.to_owned(), stack_overflow, killed_by_system }),
         }
     }
 }

@@ -286,7 +286,7 @@ impl<T> Scheduler<T> {
 
     /// Whether an event that starts and ends no worker can have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
-        self.timed > 0 || self.shutdown_deadline.is_some()
+        self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
     }
 
     #[cfg(test)]
@@ -549,6 +549,11 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// Whether a worker runs its initializer.
+    pub(crate) fn is_initializing(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| worker.state == WorkerState::Initializing)
+    }
+
     /// A worker can take tasks.
     pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -714,6 +719,20 @@ impl<T> Scheduler<T> {
         self.end_all(now, TaskError::Broken(cause), true, out);
     }
 
+    /// The pool's own machinery has failed: no exit will be noticed any more, so nothing waits for one.
+    pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+        let error = TaskError::Broken(cause.clone());
+        self.on_broken(now, cause, out);
+        for (_, entry) in self.tasks.drain() {
+            out.push(Action::Resolve(entry.item, End::Error(error.clone())));
+        }
+        self.workers.clear();
+        self.idle.clear();
+        self.queue.clear();
+        (self.queued, self.timed) = (0, 0);
+        self.close_if_drained(now, out);
+    }
+
     /// Takes nothing in any more. What was accepted is finished, or with `cancel_pending` only what has begun.
     pub(crate) fn on_shutdown(
         &mut self,
@@ -820,6 +839,14 @@ impl<T> Scheduler<T> {
     fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
+        let deaf = worker.front_since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
+        if deaf && claims.begun(id, front.slot, front.task) == Begun::No {
+            // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
+            // stopped it. The task has not begun, so it can go elsewhere.
+            self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
+            out.push(Action::Kill(id));
+            return;
+        }
         let Some(limit) = self.timeout_of(front.task) else { return };
         if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;

@@ -101,6 +101,7 @@ const KINDS: &[&str] = &[
     "killed: pool ends",
     "killed: start timeout",
     "killed: unruly",
+    "killed: deaf",
     "killed: did not stop",
     "end: value",
     "end: lost, begun",
@@ -629,6 +630,11 @@ impl World {
         if !process.linked {
             assert!(over || since(Some(process.ordered), start_timeout), "{id:?} is killed while it starts");
             return if over { "killed: pool ends" } else { "killed: start timeout" };
+        }
+        // It was given something to do and has not begun it for as long as a start may last.
+        let front = process.words.borrow().holding.front().copied();
+        if front.is_some_and(|front| !self.begun_on(front, id)) && since(Some(process.ordered), start_timeout) {
+            return "killed: deaf";
         }
         // For a task, then: the one that it began last, or the killed one would be somebody else.
         let Some(&task) = process.begun.last() else { panic!("{id:?} is killed and has begun nothing") };

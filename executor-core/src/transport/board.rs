@@ -22,10 +22,7 @@ use std::{
 
 use crate::{
     id::TaskId,
-    os::{
-        clock,
-        memory::{Shared, SharedLayout},
-    },
+    os::{clock, memory::SharedLayout},
 };
 
 /// Tasks that can be with one worker at a time: the one that runs and those sent ahead.
@@ -58,6 +55,9 @@ unsafe impl SharedLayout for Board {}
 fn word(task: TaskId, state: u64) -> u64 {
     task.as_u64() << 2 | state
 }
+
+/// Stands for the initializer where a task's id is noted: it has none of its own.
+pub(crate) const INITIALIZER: TaskId = TaskId::from_raw(u64::MAX);
 
 /// Whether, and when, a worker has begun a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,8 +136,8 @@ impl Board {
 
 /// A fresh board and the descriptor to send to the worker.
 #[cfg(test)]
-pub(crate) fn create() -> std::io::Result<(Shared<Board>, std::os::fd::OwnedFd)> {
-    Shared::create("executor-board")
+pub(crate) fn create() -> std::io::Result<(crate::os::memory::Shared<Board>, std::os::fd::OwnedFd)> {
+    crate::os::memory::Shared::create("executor-board")
 }
 
 #[cfg(test)]

@@ -21,6 +21,15 @@ pub(super) struct Caller {
     out: Vec<u8>,
 }
 
+impl Drop for Caller {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waits for nothing: a blocking call that a task left behind would hold up the worker's end.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// A buffer that grew beyond this is not kept.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
 
@@ -58,8 +67,8 @@ impl Caller {
             Ok(Ok(CallResult::NotRoundTrip(error))) => reply(Kind::NotRoundTrip, error.message.as_bytes()),
             Ok(Err(text)) => reply(Kind::DecodeError, text.as_bytes()),
             Err(payload) => {
-                // What was thrown may itself panic when it is dropped.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                // Not dropped: what was thrown may itself panic then.
+                std::mem::forget(payload);
                 let failure = panics::last();
                 let at = failure.location.as_deref().unwrap_or("an unknown place");
                 match context.stage {

@@ -143,9 +143,11 @@ fn run(socket: OwnedFd, own_thread: bool) {
             (_, Some(Ok((_, name)))) => Ok(Some(name.clone())),
             (_, None) => Ok(None),
         };
-        let able = name.is_ok();
         // Before anything that waits for the parent.
-        watcher::start(setup.parent)?;
+        let watched = watcher::start(setup.parent)
+            .map_err(|error| format!("a worker cannot watch its parent: {error}"));
+        let name = watched.and(name);
+        let able = name.is_ok();
         let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
         socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
         match server {
@@ -206,13 +208,21 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
 /// first; and it cuts a path that is too long for a socket address without a word. This process has one thread so
 /// far, so both can be changed for the moment.
 fn listen() -> io::Result<(ipc::Server, String)> {
+    /// The main thread, and in a test binary the one that was just made.
+    const THREADS_AT_START: usize = 2;
     /// `sun_path` has 108 bytes; ipc-channel adds `/.tmpXXXXXX/socket` and a zero.
     const DIRECTORY_BYTES_MAX: usize = 108 - 19;
+    // A program that calls `init` with threads of its own running gets its environment left alone.
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > THREADS_AT_START) {
+        return ipc::Server::new();
+    }
     let own = std::env::var_os("TMPDIR");
-    let candidates =
-        own.iter().cloned().chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from)).filter(|directory| {
-            directory.len() <= DIRECTORY_BYTES_MAX && std::path::Path::new(directory).is_absolute()
-        });
+    let candidates = own
+        .iter()
+        .cloned()
+        .chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from))
+        .filter(|directory| directory.to_str().is_some_and(|text| text.len() <= DIRECTORY_BYTES_MAX))
+        .filter(|directory| std::path::Path::new(directory).is_absolute());
     let umask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let mut result = Err(io::Error::other("no directory for temporary files has a short enough path"));
     for directory in candidates {

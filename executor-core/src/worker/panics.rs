@@ -6,7 +6,11 @@ use std::{
     panic::{PanicHookInfo, set_hook, take_hook},
 };
 
-use crate::{error::Failure, id::TaskId, transport::board::Board};
+use crate::{
+    error::Failure,
+    id::TaskId,
+    transport::board::{Board, INITIALIZER},
+};
 
 thread_local! {
     /// The task that this thread runs; 0 for none.
@@ -54,8 +58,9 @@ pub(super) struct Running;
 
 impl Running {
     pub(super) fn task(task: TaskId) -> Running {
-        // The initializer has number 0 on the wire; here it must differ from "none".
-        CURRENT.set(task.as_u64().max(1));
+        // The initializer has number 0 on the wire; here that means "none".
+        let task = if task.as_u64() == 0 { INITIALIZER } else { task };
+        CURRENT.set(task.as_u64());
         Running
     }
 }

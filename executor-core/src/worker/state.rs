@@ -25,7 +25,7 @@
 use std::{
     any::{Any, TypeId, type_name},
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
 };
 
 thread_local! {
@@ -54,11 +54,16 @@ pub fn with<T: 'static, R>(f: impl FnOnce(&mut T) -> R) -> R {
     struct Lent<T: 'static>(Option<T>);
     impl<T: 'static> Drop for Lent<T> {
         fn drop(&mut self) {
-            if let Some(value) = self.0.take() {
-                STATE.with_borrow_mut(|state| {
-                    state.entry(TypeId::of::<T>()).or_insert(Box::new(value));
-                });
-            }
+            let Some(value) = self.0.take() else { return };
+            // A new one may have been set meanwhile; then the old one goes, outside the borrow: its drop is user code.
+            let replaced = STATE.with_borrow_mut(|state| match state.entry(TypeId::of::<T>()) {
+                Entry::Occupied(_) => Some(value),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Box::new(value));
+                    None
+                }
+            });
+            drop(replaced);
         }
     }
     let Some(value) = take::<T>() else {

@@ -4,7 +4,9 @@ use std::{io, thread};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Pid, PidfdFlags, Signal, getpgrp, getppid, kill_process_group, pidfd_open},
+    process::{
+        Pid, PidfdFlags, Signal, getpgrp, getpid, getppid, kill_process, kill_process_group, pidfd_open,
+    },
 };
 
 use crate::os::socket::retry;
@@ -31,7 +33,11 @@ pub(super) fn start(parent: u32) -> io::Result<()> {
 
 /// Kills this process and the programs that its tasks started.
 pub(super) fn end_group() -> ! {
-    let _ = kill_process_group(getpgrp(), Signal::KILL);
+    // A task may have put itself into another group, whose other members are none of ours.
+    if getpgrp() == getpid() {
+        let _ = kill_process_group(getpgrp(), Signal::KILL);
+    }
+    let _ = kill_process(getpid(), Signal::KILL);
     // Not reached: the signal cannot be caught.
     std::process::abort()
 }

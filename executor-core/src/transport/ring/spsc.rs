@@ -294,7 +294,7 @@ mod tests {
                 let mut producer = Producer::default();
                 for number in 0..COUNT {
                     let message = number.to_le_bytes();
-                    while producer.write(ring, &message).unwrap() == false {
+                    while !producer.write(ring, &message).unwrap() {
                         ring.sleep_producer(|| producer.has_room_for(ring, Some(8)));
                     }
                     ring.ring_consumer();
