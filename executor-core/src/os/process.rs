@@ -10,8 +10,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
+    },
 };
 
 use super::socket::retry;
@@ -43,11 +46,19 @@ impl Child {
             .envs(envs.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::from(stdin))
             .process_group(0);
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        // A failure means that somebody reaped the child already (SIGCHLD ignored, or a foreign wait for any child).
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
-        Ok(Child { pid, pidfd })
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Child { pid, pidfd: Some(pidfd) }),
+            // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
+            Err(Errno::SRCH) => Ok(Child { pid, pidfd: None }),
+            // No descriptor is left. A child that cannot be watched is none: it must not go on, nor stay as a zombie.
+            Err(error) => {
+                let _ = kill_process_group(pid, Signal::KILL);
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -70,6 +70,8 @@ struct Watched {
     _control: Option<OwnedFd>,
     link: Option<Arc<ipc::IpcLink>>,
     reader: Option<JoinHandle<()>>,
+    /// Why no connection to it could be made; it was killed for that.
+    refused: Option<io::Error>,
     reaped: bool,
 }
 
@@ -192,8 +194,10 @@ impl Driver {
         drop(core);
         let gone = child.pidfd().is_none();
         let socket = Some((started.socket, started.board, started.nonce));
-        self.workers
-            .insert(id, Watched { child, socket, _control: None, link: None, reader: None, reaped: false });
+        self.workers.insert(
+            id,
+            Watched { child, socket, _control: None, link: None, reader: None, refused: None, reaped: false },
+        );
         if gone {
             self.on_process(id);
         }
@@ -249,8 +253,10 @@ impl Driver {
                 self.on_connected(id, link);
             }
             Err(error) => {
+                // The scheduler hears of it when the process is reaped: otherwise it might be done before that, and
+                // nobody would be left to reap.
+                worker.refused = Some(error);
                 worker.child.signal_group(rustix::process::Signal::KILL);
-                self.start_refused(id, &error);
             }
         }
     }
@@ -310,7 +316,10 @@ impl Driver {
         if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.reader.is_none()) {
             return;
         }
-        self.workers.remove(&id);
+        let worker = self.workers.remove(&id);
+        if let Some(error) = worker.and_then(|worker| worker.refused) {
+            return self.start_refused(id, &error);
+        }
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             let status = workers.get(&id).and_then(|record: &Record| record.status);
