@@ -131,7 +131,10 @@ fn assert_blame(place: Place, fault: Fault, error: &TaskError, worker: u32, func
     assert_eq!(detail.task, "spring");
     assert_eq!(detail.killed_by_system, fault == Fault::Kill);
     assert!(!detail.stack_overflow);
-    assert!(error.to_string().contains("`spring`") && error.to_string().contains(&pid.to_string()), "{error}");
+    assert!(
+        error.to_string().contains("`spring`") && error.to_string().contains(&pid.to_string()),
+        "{error}"
+    );
 }
 
 #[track_caller]
@@ -181,7 +184,11 @@ fn check(place: Place, fault: Fault) {
     let next = pool.submit(pid::task()).result().unwrap();
     assert_eq!(next != worker, kills_worker(fault), "a new worker if and only if the old one died");
     pool.shutdown(true);
-    assert_eq!((support_b::state(worker), support_b::state(next)), (None, None), "nobody is left, also no zombie");
+    assert_eq!(
+        (support_b::state(worker), support_b::state(next)),
+        (None, None),
+        "nobody is left, also no zombie"
+    );
 }
 
 /// The same while a shutdown waits: it returns, and what was accepted is done.

@@ -218,7 +218,11 @@ fn a_pool_may_be_ended_while_an_initializer_hangs() {
         let future = pool.submit(pid::task());
         let worker = gate.wait_for(1)[0];
         assert!(!future.done());
-        if kill { pool.kill_workers() } else { pool.terminate_workers() }
+        if kill {
+            pool.kill_workers()
+        } else {
+            pool.terminate_workers()
+        }
         assert!(matches!(future.result(), Err(TaskError::Shutdown)));
         pool.shutdown(true);
         assert_eq!(state(worker), None);
@@ -233,7 +237,6 @@ fn a_pool_may_be_ended_while_an_initializer_hangs() {
     pool.shutdown(true);
     assert_eq!(state(worker), None);
 }
-
 
 /// CPU time of a thread of this process, in clock ticks.
 fn cpu_ticks(thread: &str) -> Option<u64> {

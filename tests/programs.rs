@@ -4,9 +4,9 @@
 //! It has its own `main`. Asked for nothing, it is the tests: each starts this very file again, to play one program,
 //! and looks at what it said and what it left behind.
 
-mod support_b;
 #[path = "support_b/harness.rs"]
 mod harness;
+mod support_b;
 
 use std::{
     collections::BTreeSet,
@@ -23,8 +23,8 @@ use std::{
 use executor::{BrokenCause, ExitStatus, TaskError, prelude::*};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support_b::{
-    Gate, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold, pid, pool, rounds, signal,
-    spin, tagged, watchdog,
+    Gate, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold, pid, pool, rounds,
+    signal, spin, tagged, watchdog,
 };
 
 /// Names the program to be played.
@@ -230,7 +230,9 @@ thread_local! {
 
 #[task]
 fn use_a_kept_pool(value: u64) -> u64 {
-    KEPT.with_borrow_mut(|kept| kept.get_or_insert_with(|| pool(1)).submit(echo::task(value)).result().unwrap())
+    KEPT.with_borrow_mut(|kept| {
+        kept.get_or_insert_with(|| pool(1)).submit(echo::task(value)).result().unwrap()
+    })
 }
 
 /// Keeps a pool in a static, which nobody drops.
@@ -246,7 +248,10 @@ fn nests_at_exit() {
     let kept: Vec<_> = (0..4).map(|value| pool.submit(use_a_kept_pool::task(value))).collect();
     let fixed: Vec<_> = (0..4).map(|value| pool.submit(use_a_static_pool::task(value))).collect();
     for futures in [kept, fixed] {
-        assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(
+            futures.into_iter().map(|future| future.result().unwrap()).collect::<Vec<_>>(),
+            [0, 1, 2, 3]
+        );
     }
     // Neither pool is shut down, and main returns.
 }
@@ -255,7 +260,9 @@ fn sd27_a_refused_thread_is_a_broken_pool() {
     let mut broken = 0;
     // Room for none, one, two, three … of the threads that an executor needs.
     for room_mib in [64, 300, 600, 900, 1200, 2000] {
-        let said = play("is_refused_threads").env("RUST_MIN_STACK", (256 << 20).to_string()).argument(room_mib.to_string());
+        let said = play("is_refused_threads")
+            .env("RUST_MIN_STACK", (256 << 20).to_string())
+            .argument(room_mib.to_string());
         match said.to_its_end().as_str() {
             "broken\n" => broken += 1,
             "works\n" => {}
@@ -266,7 +273,8 @@ fn sd27_a_refused_thread_is_a_broken_pool() {
 }
 
 fn is_refused_threads() {
-    let pages: u64 = fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+    let pages: u64 =
+        fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
     let room = argument().parse::<u64>().unwrap() << 20;
     let limit = Rlimit { current: Some(pages * 4096 + room), maximum: None };
     setrlimit(Resource::As, limit).unwrap();
@@ -363,7 +371,11 @@ fn parent_killed_deep_above() {
 
 #[task]
 fn spin_below(levels: u32, gate: &Path) {
-    if levels == 0 { spin(gate) } else { pool(1).submit(spin_below::task(levels - 1, gate)).result().unwrap() }
+    if levels == 0 {
+        spin(gate)
+    } else {
+        pool(1).submit(spin_below::task(levels - 1, gate)).result().unwrap()
+    }
 }
 
 fn nests_and_computes() {
@@ -473,7 +485,8 @@ fn cannot_connect() {
         // The descriptors of the pool itself, so that only those of the worker are missing.
         let future = {
             let limit = getrlimit(Resource::Nofile);
-            setrlimit(Resource::Nofile, Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit }).unwrap();
+            setrlimit(Resource::Nofile, Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit })
+                .unwrap();
             let future = pool.submit(echo::task(7));
             future.wait();
             setrlimit(Resource::Nofile, limit).unwrap();
@@ -484,7 +497,7 @@ fn cannot_connect() {
             Err(TaskError::Broken(BrokenCause::Start(_))) => broken += 1,
             Err(other) => panic!("with {spare} to spare: {other:?}"),
         }
-        pool.shutdown(true);
+        drop(pool);
         assert_eq!(children(), [], "with {spare} to spare");
         eventually("threads end", || executor_threads().is_empty());
         assert_eq!(open_below(1024), before, "with {spare} to spare");
@@ -507,7 +520,8 @@ fn play_child(child: &str) {
         "stops" => signal(std::process::id(), Signal::STOP),
         "babbles" => {
             let socket = rustix::stdio::stdin();
-            rustix::net::send(socket, b"hello, I am somebody else", rustix::net::SendFlags::NOSIGNAL).unwrap();
+            rustix::net::send(socket, b"hello, I am somebody else", rustix::net::SendFlags::NOSIGNAL)
+                .unwrap();
             loop {
                 thread::park();
             }
@@ -556,10 +570,13 @@ fn a_program_that_forgets_the_entry() {
     let dir = tempfile::tempdir().unwrap();
     let said = play("forgets_entry").argument(dir.path()).to_its_end();
     assert!(said.contains("#[executor::main]") && said.contains("executor::init()"), "{said}");
-    let names: BTreeSet<String> =
-        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names: BTreeSet<String> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     let (parents, kin): (Vec<_>, Vec<_>) = names.iter().map(|name| name.split_once('-').unwrap()).unzip();
-    let root = names.iter().find(|name| name.ends_with("-root")).unwrap().split_once('-').unwrap().0.to_owned();
+    let root =
+        names.iter().find(|name| name.ends_with("-root")).unwrap().split_once('-').unwrap().0.to_owned();
     assert_eq!(kin.iter().filter(|kin| **kin == "root").count(), 1);
     assert!((2..=5).contains(&parents.len()), "at most as many children as the pool may have: {names:?}");
     for child in kin.into_iter().filter(|kin| *kin != "root") {

@@ -12,13 +12,16 @@ use executor::{BrokenCause, OnDrop, ShutdownOptions, TaskError, TaskFuture, prel
 use rustix::process::Signal;
 use serde::{Serialize, Serializer};
 use support_b::{
-    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, signal, spin,
-    state, watchdog,
+    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, signal,
+    spin, state, watchdog,
 };
 
 executor::test_support!();
 
 const NOW: ShutdownOptions = ShutdownOptions { wait: true, cancel_pending: true, deadline: None };
+
+/// A pool that was not woken for something finds it half a minute later. A wake-up takes less, on any machine.
+const A_LOOK_AROUND: Duration = Duration::from_secs(25);
 
 /// No process and no thread of any executor is left. Threads that have been joined may be seen for a moment.
 #[track_caller]
@@ -224,7 +227,11 @@ fn sd20_a_worker_within_a_task_dies_and_the_rest_of_the_task_never_runs() {
         let mark = gate.file("mark");
         let future = pool.submit(hold_then_mark::task(gate.path(), &mark));
         let worker = gate.wait_for(1)[0];
-        if kill { pool.kill_workers() } else { pool.terminate_workers() }
+        if kill {
+            pool.kill_workers()
+        } else {
+            pool.terminate_workers()
+        }
         assert!(matches!(future.result(), Err(TaskError::Shutdown)));
         eventually("the worker is gone", || state(worker).is_none());
         gate.open();
@@ -274,7 +281,11 @@ fn sd22_ending_a_pool_that_never_started_is_quiet() {
     let _alone = (alone(), watchdog());
     for kill in [true, false] {
         let pool = pool(2);
-        if kill { pool.kill_workers() } else { pool.terminate_workers() }
+        if kill {
+            pool.kill_workers()
+        } else {
+            pool.terminate_workers()
+        }
         assert_eq!(pool.worker_pids(), []);
         assert!(executor_threads().is_empty());
         pool.shutdown(true);
@@ -290,7 +301,11 @@ fn sd23_a_forcibly_stopped_pool_takes_nothing() {
             if started {
                 pool.submit(echo::task(1)).result().unwrap();
             }
-            if kill { pool.kill_workers() } else { pool.terminate_workers() }
+            if kill {
+                pool.kill_workers()
+            } else {
+                pool.terminate_workers()
+            }
             assert!(matches!(pool.submit(echo::task(1)).result(), Err(TaskError::Shutdown)));
             pool.shutdown(true);
             assert_nothing_left();
@@ -307,7 +322,10 @@ fn a_deadline_ends_what_still_runs() {
     let running = pool.submit(spin::task(gate.path()));
     let queued = pool.submit(echo::task(1));
     gate.wait_for(1);
-    pool.shutdown_with(ShutdownOptions { wait: true, cancel_pending: false, deadline: Some(Instant::now()) });
+    let start = Instant::now();
+    let deadline = Some(start + Duration::from_millis(50));
+    pool.shutdown_with(ShutdownOptions { wait: true, cancel_pending: false, deadline });
+    assert!(start.elapsed() < A_LOOK_AROUND, "it kept the deadline, it did not come across it");
     assert!(matches!(running.result(), Err(TaskError::Shutdown)));
     assert!(matches!(queued.result(), Err(TaskError::Shutdown)));
     assert_nothing_left();
@@ -341,9 +359,7 @@ fn many_threads_may_shut_down_at_once_while_others_submit() {
         let pool = pool(2);
         let outcomes: Vec<_> = thread::scope(|scope| {
             let submitting: Vec<_> = (0..2)
-                .map(|_| {
-                    scope.spawn(|| (0..200).map(|i| pool.submit(echo::task(i))).collect::<Vec<_>>())
-                })
+                .map(|_| scope.spawn(|| (0..200).map(|i| pool.submit(echo::task(i))).collect::<Vec<_>>()))
                 .collect();
             for kind in 0..4 {
                 let pool = &pool;
@@ -507,10 +523,12 @@ fn drop_while_unwinding_cancels_then_kills() {
         // As `panic!`, but the hook stays quiet.
         std::panic::resume_unwind(Box::new("on purpose"));
     });
-    assert!(unwinding.join().is_err());
     let [running, queued] = receiver.recv().unwrap();
+    let start = Instant::now();
+    assert!(unwinding.join().is_err());
     assert!(queued.result().unwrap_err().is_cancelled());
     assert!(matches!(running.result(), Err(TaskError::Shutdown)));
+    assert!(start.elapsed() < A_LOOK_AROUND);
     assert_nothing_left();
 }
 

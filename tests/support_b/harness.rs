@@ -3,8 +3,9 @@
 use std::{panic::catch_unwind, process::exit, time::Instant};
 
 /// Runs the tests that the arguments ask for, one after the other, and ends the process.
-pub fn run(tests: &[(&str, fn())]) -> ! {
-    let (mut filters, mut skipped, mut exact, mut list, mut ignored) = (Vec::new(), Vec::new(), false, false, false);
+pub(crate) fn run(tests: &[(&str, fn())]) -> ! {
+    let (mut filters, mut skipped, mut exact, mut list, mut ignored) =
+        (Vec::new(), Vec::new(), false, false, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -17,7 +18,8 @@ pub fn run(tests: &[(&str, fn())]) -> ! {
             _ => filters.push(arg),
         }
     }
-    let matches = |name: &str, filter: &String| if exact { name == filter } else { name.contains(filter.as_str()) };
+    let matches =
+        |name: &str, filter: &String| if exact { name == filter } else { name.contains(filter.as_str()) };
     let chosen = tests.iter().filter(|(name, _)| {
         !ignored
             && (filters.is_empty() || filters.iter().any(|filter| matches(name, filter)))

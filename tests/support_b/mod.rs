@@ -106,10 +106,11 @@ impl Gate {
 
     /// Process ids of those who have come so far, passed or not.
     pub fn arrivals(&self) -> Vec<u32> {
-        let names = fs::read_dir(self.path()).expect("the gate's directory").map(|entry| {
-            entry.expect("an entry").file_name().into_string().expect("names are ours")
-        });
-        let numbers = names.filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
+        let names = fs::read_dir(self.path())
+            .expect("the gate's directory")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("names are ours"));
+        let numbers =
+            names.filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
         numbers.map(|pid| pid.parse().expect("a process id")).collect()
     }
 

@@ -178,7 +178,9 @@ where
 {
     let (args, options) = task.into_parts();
     let mut bytes = Vec::new();
-    let fail = |message: String| TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message));
+    let fail = |message: String| {
+        TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message))
+    };
     // `Serialize` is user code. Its panic is this task's failure: `submit` itself never fails.
     let arguments = match catch_unwind(AssertUnwindSafe(|| F::encode_args(args, &mut bytes))) {
         Ok(Ok(())) => Ok(bytes.into()),
