@@ -506,14 +506,16 @@ impl Record {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
         let task = item.completer.id();
-        if status == ExitStatus::Signaled(libc::SIGABRT)
+        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        // An overflow is the end of the process, whatever had been caught before; std ends it by SIGABRT as well.
+        if !stack_overflow
+            && status == ExitStatus::Signaled(libc::SIGABRT)
             && let Some((location, message)) = board.and_then(|board| board.panic_of(task))
         {
             // The process was built with `panic = "abort"`, or panicked where unwinding is not possible.
             let failure = Failure { message, location: Some(location), ..Failure::default() };
             return TaskError::Panicked(RemoteError::new(item.name(), failure));
         }
-        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         let killed_by_system = status == ExitStatus::Signaled(libc::SIGKILL) && !self.killed_by_us;
         TaskError::WorkerLost {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
