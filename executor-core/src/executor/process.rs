@@ -360,7 +360,7 @@ impl ProcessPoolBuilder {
             envs: self.envs,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
         })
-        .map_err(|error| BuildError::Os { what: "an eventfd", error: Arc::new(error) })?;
+        .map_err(|error| BuildError::Os { what: "the descriptors of an executor", error: Arc::new(error) })?;
         Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
     }
 }

@@ -53,7 +53,7 @@ use crate::{
     os::{fork::Origin, process::Child, wake::Bell},
     registry::TaskEntry,
     task::TaskOptions,
-    transport::{Link, board::Begun},
+    transport::{Link, board::Begun, ipc},
     wire::{
         frame::{Frame, Header, Kind, flag},
         payload::Payload,
@@ -165,6 +165,7 @@ type Actions = Vec<Action<Item>>;
 
 impl Pool {
     pub(crate) fn new(options: PoolOptions) -> std::io::Result<Arc<Self>> {
+        ipc::prepare()?;
         let config = Config { workers_max: options.workers_max, start_timeout: options.start_timeout };
         Ok(Arc::new(Pool {
             core: Mutex::new(Core {

@@ -75,9 +75,30 @@ fn into_io(error: IpcError) -> io::Error {
     }
 }
 
+/// Lets ipc-channel find out, once in a process, how much a socket takes. It does so with the first message, and if no
+/// descriptor is left at that moment it panics, then and at every message that follows: a driver must not meet that.
+pub(crate) fn prepare() -> io::Result<()> {
+    static READY: Mutex<bool> = Mutex::new(false);
+    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*ready {
+        // More than it needs, and given back at once.
+        let spare: io::Result<Vec<_>> = (0..8).map(|_| crate::os::wake::Bell::new()).collect();
+        drop(spare?);
+        let (sender, receiver) = ipc::bytes_channel()?;
+        sender.send(b"first")?;
+        receiver.recv().map_err(into_io)?;
+        *ready = true;
+    }
+    Ok(())
+}
+
 /// The pool's side of the meeting.
 pub(crate) fn connect(server: String, board: Shared<Board>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
-    let sender = IpcSender::connect(server)?;
+    let sender = IpcSender::connect(server).map_err(|error| match error.raw_os_error() {
+        // It connects whatever `socket` has returned, also -1 when no descriptor was left.
+        Some(libc::EBADF) => io::Error::from_raw_os_error(libc::EMFILE),
+        _ => error,
+    })?;
     let (offer, link, inbox) = make(board)?;
     sender.send(offer).map_err(into_io)?;
     Ok((link, inbox))
