@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
@@ -68,6 +69,13 @@ impl Child {
     /// Readable once the child has ended; `None` means that it has ended.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the child has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let Some(pidfd) = self.pidfd() else { return true };
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Sends a signal to the child and all programs it started, unless they left its group.

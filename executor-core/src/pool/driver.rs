@@ -240,7 +240,15 @@ impl Driver {
             Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
         };
         worker._control = Some(socket);
-        match ipc::connect(server, board).and_then(|(link, inbox)| {
+        let dialed = {
+            // Under the lock, so that nobody kills it meanwhile.
+            let core = self.pool.lock();
+            if !core.scheduler.is_wanted(id) || worker.child.has_ended() {
+                return;
+            }
+            ipc::dial(server)
+        };
+        match dialed.and_then(|dialed| ipc::connect(dialed, board)).and_then(|(link, inbox)| {
             let pool = Arc::clone(&self.pool);
             let reader = thread::Builder::new()
                 .name(format!("executor-reader-{}", id.0))

@@ -92,13 +92,22 @@ pub(crate) fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// The pool's side of the meeting.
-pub(crate) fn connect(server: String, board: Shared<Board>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
+/// A connection to a worker's server.
+pub(crate) struct Dialed(IpcSender<Offer>);
+
+/// Connects to a worker's server. Does not block. If the worker is dead, ipc-channel keeps a descriptor for ever:
+/// whoever calls this makes as sure as can be that it lives.
+pub(crate) fn dial(server: String) -> io::Result<Dialed> {
     let sender = IpcSender::connect(server).map_err(|error| match error.raw_os_error() {
         // It connects whatever `socket` has returned, also -1 when no descriptor was left.
         Some(libc::EBADF) => io::Error::from_raw_os_error(libc::EMFILE),
         _ => error,
     })?;
+    Ok(Dialed(sender))
+}
+
+/// The pool's side of the meeting.
+pub(crate) fn connect(Dialed(sender): Dialed, board: Shared<Board>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
     let (offer, link, inbox) = make(board)?;
     sender.send(offer).map_err(into_io)?;
     Ok((link, inbox))
