@@ -433,7 +433,7 @@ fn makes_pools() {
         assert_eq!(children(), [], "round {round}");
     }
     eventually("threads end", || executor_threads().is_empty());
-    assert_eq!(descriptors(), before, "after {} pools", rounds());
+    assert_eq!(descriptors(), before, "after {} pools: {:?}", rounds(), support_b::descriptor_names());
 }
 
 /// How many descriptors are open, without needing one to find out.
@@ -471,7 +471,8 @@ fn has_few_descriptors() {
     assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).sum::<u64>(), 1000);
     drop(pool);
     assert_eq!(children(), [], "no child, also no zombie");
-    assert_eq!(open_below(256), before);
+    eventually("threads end", || executor_threads().is_empty());
+    assert_eq!(open_below(256), before, "{:?}", support_b::descriptor_names());
 }
 
 fn a_connection_without_descriptors_leaves_no_zombie() {
