@@ -1,5 +1,73 @@
-//! `concurrent.futures` and `multiprocessing` for Rust: functions marked [`#[task]`](macro@task) run in child processes of the same
-//! program, and futures come back.
+//! `concurrent.futures` and `multiprocessing` for Rust: functions marked [`#[task]`](macro@task) run in child processes
+//! of the same program, and futures come back.
+//!
+//! ```
+//! use executor::prelude::*;
+//!
+//! #[task]
+//! fn add(a: i64, b: i64) -> i64 { a + b }
+//!
+//! #[executor::main]
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let pool = ProcessPoolExecutor::new()?;
+//!     let future = pool.submit(add::task(1, 2));
+//!     assert_eq!(future.result()?, 3);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! People use processes for **isolation**: native code that may crash, libraries that want a process of their own, input
+//! that may blow up memory or never end. A task that does any of that takes down its worker and nothing else.
+//!
+//! # A tour in five minutes
+//!
+//! **Tasks.** [`#[task]`](macro@task) leaves a function as it is and puts a type of the same name beside it.
+//! `add(1, 2)` calls; `add::task(1, 2)` is the call as data, a [`Task`], to be run elsewhere. Arguments and results are
+//! any values that implement serde's traits. `Err` fails the task.
+//!
+//! **The entry.** A worker is your program, started again. [`#[executor::main]`](macro@main) (or [`init()`](init) as the
+//! first line of `main`, or [`test_support!`] in a crate of tests) makes it a worker before your own code runs. A
+//! documentation test needs a `main` with one of the first two.
+//!
+//! **The pool.** [`ProcessPoolExecutor::new`] has a worker for each CPU; [`builder`](ProcessPoolExecutor::builder) has
+//! options. Workers start on demand, are reused, and are replaced when they die.
+//!
+//! **Futures.** [`submit`](ProcessPoolExecutor::submit) returns a [`TaskFuture`] at once. Block on its
+//! [`result`](TaskFuture::result), `.await` it on any runtime, or leave a
+//! [callback](TaskFuture::add_done_callback). [`wait`] and [`as_completed`] look at many;
+//! [`map`](ProcessPoolExecutor::map) makes a task for each item of an input, lazily, and yields the results in order.
+//!
+//! **Errors.** A [`TaskError`] says what happened: the task's own `Err` ([`Failed`](TaskError::Failed)), its panic with
+//! message and place ([`Panicked`](TaskError::Panicked)), the death of its worker with signal or exit code
+//! ([`WorkerLost`](TaskError::WorkerLost)), its time limit ([`TimedOut`](TaskError::TimedOut)).
+//!
+//! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
+//! reaps the workers. If the program dies in any other way, its workers and what they have started die too.
+//!
+//! # Limits, per task
+//!
+//! ```
+//! use executor::prelude::*;
+//! use std::time::Duration;
+//!
+//! #[task]
+//! fn parse(text: &str) -> Result<u64, std::num::ParseIntError> { text.parse() }
+//!
+//! #[executor::main]
+//! fn main() {
+//!     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+//!     let task = parse::task("12x").timeout(Duration::from_secs(5)).name("line 3");
+//!     match pool.submit(task).result() {
+//!         Err(TaskError::Failed(error)) => assert_eq!(error.task(), "line 3"),
+//!         other => panic!("{other:?}"),
+//!     }
+//! }
+//! ```
+//!
+//! # Logging
+//!
+//! The library writes nothing to stdout or stderr. What nobody else would hear of (a callback that panicked, a worker
+//! that was cut off) it reports with [`tracing`](https://docs.rs/tracing).
 #![doc(html_root_url = "https://docs.rs/executor/0.1.0")]
 
 pub use executor_core::*;

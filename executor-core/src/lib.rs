@@ -14,7 +14,8 @@
 //! | `pool` | who runs what: scheduler, driver |
 //! | `executor` | what users submit to |
 
-#![allow(clippy::doc_markdown)]
+// Not a word of ours in a user's output.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 #[doc(hidden)]
 #[path = "private.rs"]

@@ -233,11 +233,10 @@ where
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        if self.over {
-            return (0, Some(0));
-        }
-        let (low, high) = self.input.as_ref().map_or((0, Some(0)), Iterator::size_hint);
-        (0.max(low.min(1)), high.and_then(|high| high.checked_add(self.pending()).map(|high| high.max(1))))
+        // A time limit or a bad option may end it early, with an error as one more item.
+        let left = self.input.as_ref().map_or(Some(0), |input| input.size_hint().1);
+        let high = left.and_then(|left| left.checked_add(self.pending())?.checked_add(1));
+        (0, if self.over { Some(0) } else { high })
     }
 }
 

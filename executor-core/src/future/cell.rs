@@ -77,10 +77,16 @@ impl Ended {
     }
 }
 
+/// Makes the shared copy.
+type Decoder = Box<dyn FnOnce(Outcome) -> Box<dyn Any> + Send>;
+
+/// Sees the shared copy.
+type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
+
 /// A callback, still ignorant of the future's type.
 pub(crate) enum DoneCallback {
     /// Shares one decoded copy with the others of its kind: (decode, callback).
-    Shared(Box<dyn FnOnce(Outcome) -> Box<dyn Any> + Send>, Box<dyn FnOnce(&dyn Any) + Send>),
+    Shared(Decoder, ByReference),
     /// Takes a copy of its own.
     Owned(Box<dyn FnOnce(Outcome) + Send>),
 }

@@ -93,8 +93,8 @@ impl Child {
         let Some(pidfd) = self.pidfd() else { return ExitStatus::Unknown };
         match retry(|| waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => ExitStatus::Exited(code as i32),
-                (None, Some(signal)) => ExitStatus::Signaled(signal as i32),
+                (Some(code), _) => ExitStatus::Exited(code),
+                (None, Some(signal)) => ExitStatus::Signaled(signal),
                 (None, None) => ExitStatus::Unknown,
             },
             // ECHILD: somebody else has reaped it.

@@ -36,7 +36,7 @@ static SETUP: OnceLock<(u32, Vec<OsString>)> = OnceLock::new();
 /// anything is printed.
 ///
 /// In the program that the user started it returns at once. In a worker it never returns: it runs tasks until the
-/// executor is done with them, and ends the process. [`#[executor::main]`](macro@crate::main) calls it for you.
+/// executor is done with them, and ends the process. `#[executor::main]` calls it for you.
 ///
 /// A program that makes an executor without having called it gets an error that says so, from the executor.
 ///

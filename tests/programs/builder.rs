@@ -1,0 +1,30 @@
+//! Builds the programs of this directory, for the tests that start them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Builds the programs under a profile, if they are not built yet, and returns the directory they are in.
+pub(crate) fn build(profile: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut cargo = Command::new(env!("CARGO"));
+    // The outer cargo has downloaded everything that the lock file names.
+    cargo.current_dir(root).args([
+        "build",
+        "--offline",
+        "--quiet",
+        "-p",
+        "executor-test-programs",
+        "--profile",
+        profile,
+    ]);
+    // Of the outer cargo, and not meant for another build.
+    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
+    let output = cargo.output().expect("cargo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // `target/<profile>/deps/…` is where this test lies.
+    let own = std::env::current_exe().expect("a path");
+    let target = own.ancestors().nth(3).expect("three levels up").to_owned();
+    target.join(if profile == "dev" { "debug" } else { profile })
+}

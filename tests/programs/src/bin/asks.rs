@@ -1,0 +1,34 @@
+//! Tells what the library knows of its surroundings, in the program and in its worker.
+
+use executor::prelude::*;
+
+#[task]
+fn args() -> Vec<String> {
+    executor::args().map(|arg| arg.to_string_lossy().into_owned()).collect()
+}
+
+#[task]
+fn nested_args() -> Vec<String> {
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().expect("a pool in a worker");
+    pool.submit(args::task()).result().expect("a worker's worker")
+}
+
+#[executor::main]
+fn main() {
+    let wanted = std::env::args().nth(1).expect("one of: cpus, args");
+    match wanted.as_str() {
+        "cpus" => {
+            let pool = ProcessPoolExecutor::new().expect("a pool");
+            println!("{} {}", executor::usable_cpus(), pool.max_workers());
+        }
+        "args" => {
+            let pool = ProcessPoolExecutor::builder().max_workers(1).build().expect("a pool");
+            let worker = pool.submit(args::task()).result().expect("a worker");
+            let nested = pool.submit(nested_args::task()).result().expect("a worker's worker");
+            assert_eq!(worker, args());
+            assert_eq!(nested, args());
+            println!("{} {}", worker.len(), worker.iter().map(String::len).sum::<usize>());
+        }
+        other => panic!("unknown question {other}"),
+    }
+}

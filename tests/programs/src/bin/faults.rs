@@ -1,0 +1,77 @@
+//! Panics of every kind, in a program built in every way: what comes home is checked here, by the parent.
+
+use executor::prelude::*;
+
+#[task]
+fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+#[task]
+fn panics() {
+    panic!("it broke: {}", 7)
+}
+
+/// A panic where unwinding is not possible.
+#[task]
+fn panics_in_c() {
+    extern "C" fn callback() {
+        panic!("in a callback")
+    }
+    callback();
+}
+
+#[task]
+fn panics_while_panicking() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in a destructor")
+        }
+    }
+    let _bomb = Bomb;
+    panic!("the first one")
+}
+
+#[task]
+fn overflows(depth: u64) -> u64 {
+    if depth == u64::MAX {
+        return 0;
+    }
+    std::hint::black_box([depth; 64])[0] + overflows(std::hint::black_box(depth + 1))
+}
+
+#[task]
+fn aborts() {
+    std::process::abort()
+}
+
+#[executor::main]
+fn main() {
+    let pool = ProcessPoolExecutor::builder().max_workers(2).build().expect("a pool");
+    let panicked = |future: TaskFuture<()>, message: &str| match future.result() {
+        Err(TaskError::Panicked(error)) => {
+            assert_eq!(error.message(), message);
+            let location = error.location().expect("a place");
+            assert!(location.contains("faults.rs:"), "{location}");
+        }
+        other => panic!("{message}: {other:?}"),
+    };
+    panicked(pool.submit(panics::task()), "it broke: 7");
+    panicked(pool.submit(panics_in_c::task()), "in a callback");
+    // With unwinding the second panic is the last word; without, the first one ends the process.
+    match pool.submit(panics_while_panicking::task()).result() {
+        Err(TaskError::Panicked(error)) => {
+            assert!(["the first one", "in a destructor"].contains(&error.message()), "{error:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let overflow = pool.submit(overflows::task(0)).result().expect_err("an overflow");
+    assert!(overflow.is_worker_lost(), "{overflow}");
+    assert!(overflow.to_string().contains("stack overflow"), "{overflow}");
+    let abort = pool.submit(aborts::task()).result().expect_err("an abort");
+    assert!(abort.is_worker_lost() && abort.to_string().contains("SIGABRT"), "{abort}");
+    assert_eq!(pool.submit(add::task(1, 2)).result().expect("whole again"), 3);
+    pool.shutdown(true);
+    println!("all faults came home");
+}
