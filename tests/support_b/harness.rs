@@ -3,7 +3,7 @@
 use std::{panic::catch_unwind, process::exit, time::Instant};
 
 /// Runs the tests that the arguments ask for, one after the other, and ends the process.
-pub fn run(tests: &[(&str, fn())]) -> ! {
+pub(crate) fn run(tests: &[(&str, fn())]) -> ! {
     let (mut filters, mut skipped, mut exact, mut list, mut ignored) =
         (Vec::new(), Vec::new(), false, false, false);
     let mut args = std::env::args().skip(1);

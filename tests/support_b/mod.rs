@@ -228,6 +228,14 @@ pub fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("/proc").count() - 1
 }
 
+/// What the descriptors of this process are.
+pub fn descriptor_names() -> Vec<String> {
+    let links = fs::read_dir("/proc/self/fd")
+        .expect("/proc")
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links.map(|link| link.display().to_string()).collect()
+}
+
 /// Processes that have this in their environment, as (pid, command line).
 pub fn tagged(tag: &str) -> Vec<(u32, String)> {
     let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {

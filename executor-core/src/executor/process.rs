@@ -358,7 +358,7 @@ impl ProcessPoolBuilder {
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport: transport(),
         })
-        .map_err(|error| BuildError::Os { what: "an eventfd", error: Arc::new(error) })?;
+        .map_err(|error| BuildError::Os { what: "the descriptors of an executor", error: Arc::new(error) })?;
         Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
     }
 }

@@ -10,8 +10,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid},
 };
 
 use super::socket::retry;
@@ -43,16 +45,16 @@ impl Child {
             .envs(envs.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::from(stdin))
             .process_group(0);
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Child { pid, pidfd: Some(pidfd) }),
-            // Somebody has reaped it already: SIGCHLD is ignored, or another part of the program waits for any child.
-            Err(rustix::io::Errno::SRCH) => Ok(Child { pid, pidfd: None }),
+            // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
+            Err(Errno::SRCH) => Ok(Child { pid, pidfd: None }),
+            // No descriptor is left. A child that cannot be watched is none: it must not go on, nor stay as a zombie.
             Err(error) => {
-                // A child that cannot be watched cannot be had.
                 let _ = kill_process_group(pid, Signal::KILL);
-                let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+                let _ = child.wait();
                 Err(error.into())
             }
         }
@@ -65,6 +67,13 @@ impl Child {
     /// Readable once the child has ended; `None` means that it has ended.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the child has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let Some(pidfd) = self.pidfd() else { return true };
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Sends a signal to the child and all programs it started, unless they left its group.

@@ -303,7 +303,15 @@ impl Driver {
         };
         worker._control = Some(socket);
         worker.server.clone_from(&server);
-        match connect(server, segment).and_then(|(link, inbox)| {
+        let dialed = {
+            // Under the lock, so that nobody kills it meanwhile.
+            let core = self.pool.lock();
+            if !core.scheduler.is_wanted(id) || worker.child.has_ended() {
+                return;
+            }
+            server.map(ipc::dial).transpose()
+        };
+        match dialed.and_then(|dialed| connect(dialed, segment)).and_then(|(link, inbox)| {
             let pool = Arc::clone(&self.pool);
             let reader = thread::Builder::new()
                 .name(format!("executor-reader-{}", id.0))
@@ -427,14 +435,17 @@ fn refusal(error: &io::Error) -> (BrokenCause, bool) {
 }
 
 /// Takes up the connection that the worker offers.
-fn connect(server: Option<String>, segment: Shared<Segment>) -> io::Result<(Arc<dyn Link>, Box<dyn Inbox>)> {
-    Ok(match server {
+fn connect(
+    dialed: Option<ipc::Dialed>,
+    segment: Shared<Segment>,
+) -> io::Result<(Arc<dyn Link>, Box<dyn Inbox>)> {
+    Ok(match dialed {
         None => {
             let (link, inbox) = ring::connect(segment);
             (link, Box::new(inbox))
         }
-        Some(server) => {
-            let (link, inbox) = ipc::connect(server, segment)?;
+        Some(dialed) => {
+            let (link, inbox) = ipc::connect(dialed, segment)?;
             (link, Box::new(inbox))
         }
     })

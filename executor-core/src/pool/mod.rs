@@ -53,7 +53,7 @@ use crate::{
     os::{fork::Origin, process::Child, wake::Bell},
     registry::TaskEntry,
     task::TaskOptions,
-    transport::{Link, board::Begun},
+    transport::{Link, board::Begun, ipc},
     wire::{
         frame::{Frame, Header, Kind, flag},
         handshake::Transport,
@@ -169,6 +169,9 @@ type Actions = Vec<Action<Item>>;
 
 impl Pool {
     pub(crate) fn new(options: PoolOptions) -> std::io::Result<Arc<Self>> {
+        if options.transport == Transport::Ipc {
+            ipc::prepare()?;
+        }
         let config = Config { workers_max: options.workers_max, start_timeout: options.start_timeout };
         Ok(Arc::new(Pool {
             core: Mutex::new(Core {
@@ -532,14 +535,16 @@ impl Record {
     fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
-        if status == ExitStatus::Signaled(libc::SIGABRT)
+        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        // An overflow is the end of the process, whatever had been caught before; std ends it by SIGABRT as well.
+        if !stack_overflow
+            && status == ExitStatus::Signaled(libc::SIGABRT)
             && let Some((location, message)) = board.and_then(|board| board.panic_of(task))
         {
             // The process was built with `panic = "abort"`, or panicked where unwinding is not possible.
             let failure = Failure { message, location: Some(location), ..Failure::default() };
             return TaskError::Panicked(RemoteError::new(name, failure));
         }
-        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         let killed_by_system = status == ExitStatus::Signaled(libc::SIGKILL) && !self.killed_by_us;
         TaskError::WorkerLost {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),

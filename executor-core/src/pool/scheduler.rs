@@ -252,6 +252,11 @@ impl<T> Scheduler<T> {
         self.slot_of(*worker, task).is_some_and(|slot| claims.begun(*worker, slot, task) != Begun::No)
     }
 
+    /// Whether this worker may still be put to work: nobody has decided to end it.
+    pub(crate) fn is_wanted(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| worker.doom.is_none())
+    }
+
     /// When [`on_tick`](Self::on_tick) has something to do at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let mut next = self.shutdown_deadline;

@@ -633,7 +633,8 @@ impl World {
         }
         // It was given something to do and has not begun it for as long as a start may last.
         let front = process.words.borrow().holding.front().copied();
-        if front.is_some_and(|front| !self.begun_on(front, id)) && since(Some(process.ordered), start_timeout) {
+        if front.is_some_and(|front| !self.begun_on(front, id)) && since(Some(process.ordered), start_timeout)
+        {
             return "killed: deaf";
         }
         // For a task, then: the one that it began last, or the killed one would be somebody else.

@@ -95,9 +95,42 @@ pub(crate) fn remove_leftovers(server: &str) {
     }
 }
 
+/// Lets ipc-channel find out, once in a process, how much a socket takes. It does so with the first message, and if no
+/// descriptor is left at that moment it panics, then and at every message that follows: a driver must not meet that.
+pub(crate) fn prepare() -> io::Result<()> {
+    static READY: Mutex<bool> = Mutex::new(false);
+    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*ready {
+        // More than it needs, and given back at once.
+        let spare: io::Result<Vec<_>> = (0..8).map(|_| crate::os::wake::Bell::new()).collect();
+        drop(spare?);
+        let (sender, receiver) = ipc::bytes_channel()?;
+        sender.send(b"first")?;
+        receiver.recv().map_err(into_io)?;
+        *ready = true;
+    }
+    Ok(())
+}
+
+/// A connection to a worker's server.
+pub(crate) struct Dialed(IpcSender<Offer>);
+
+/// Connects to a worker's server. Does not block. If the worker is dead, ipc-channel keeps a descriptor for ever:
+/// whoever calls this makes as sure as can be that it lives.
+pub(crate) fn dial(server: String) -> io::Result<Dialed> {
+    let sender = IpcSender::connect(server).map_err(|error| match error.raw_os_error() {
+        // It connects whatever `socket` has returned, also -1 when no descriptor was left.
+        Some(libc::EBADF) => io::Error::from_raw_os_error(libc::EMFILE),
+        _ => error,
+    })?;
+    Ok(Dialed(sender))
+}
+
 /// The pool's side of the meeting.
-pub(crate) fn connect(server: String, segment: Shared<Segment>) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
-    let sender = IpcSender::connect(server)?;
+pub(crate) fn connect(
+    Dialed(sender): Dialed,
+    segment: Shared<Segment>,
+) -> io::Result<(Arc<IpcLink>, IpcInbox)> {
     let (offer, link, inbox) = make(segment)?;
     sender.send(offer).map_err(into_io)?;
     Ok((link, inbox))

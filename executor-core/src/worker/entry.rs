@@ -217,20 +217,29 @@ fn listen() -> io::Result<(ipc::Server, String)> {
         return ipc::Server::new();
     }
     let own = std::env::var_os("TMPDIR");
-    let candidates = own
-        .iter()
-        .cloned()
-        .chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from))
-        .filter(|directory| directory.to_str().is_some_and(|text| text.len() <= DIRECTORY_BYTES_MAX))
-        .filter(|directory| std::path::Path::new(directory).is_absolute());
+    let candidates =
+        own.iter().cloned().chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from)).filter(|directory| {
+            // ipc-channel panics over a path that is no UTF-8.
+            directory.to_str().is_some_and(|text| text.len() <= DIRECTORY_BYTES_MAX)
+                && std::path::Path::new(directory).is_absolute()
+        });
+    // ipc-channel panics when it cannot make its directory, so others are asked first.
+    let mut refused = io::Error::other("no directory for temporary files has a short enough path");
     let umask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let mut result = Err(io::Error::other("no directory for temporary files has a short enough path"));
+    let mut result = None;
     for directory in candidates {
+        if let Err(error) = probe(std::path::Path::new(&directory)) {
+            refused = error;
+            continue;
+        }
         // SAFETY: no other thread exists that could read the environment meanwhile.
         unsafe { std::env::set_var("TMPDIR", &directory) };
-        result = ipc::Server::new();
-        if result.is_ok() {
-            break;
+        match ipc::Server::new() {
+            Ok(server) => {
+                result = Some(server);
+                break;
+            }
+            Err(error) => refused = error,
         }
     }
     rustix::process::umask(umask);
@@ -240,5 +249,16 @@ fn listen() -> io::Result<(ipc::Server, String)> {
         // SAFETY: as above.
         None => unsafe { std::env::remove_var("TMPDIR") },
     }
-    result
+    result.ok_or(refused)
+}
+
+/// Whether a directory can be made there.
+fn probe(directory: &std::path::Path) -> io::Result<()> {
+    let path = directory.join(format!(".executor-{}", std::process::id()));
+    match rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU) {
+        Ok(()) => Ok(rustix::fs::rmdir(&path)?),
+        // Left by another process of this number.
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -1,0 +1,386 @@
+//! What a task may do to its worker, and what the one who asked for it sees.
+
+mod support_b;
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
+use rustix::process::Signal;
+use support_b::{
+    Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, spin, state, watchdog,
+};
+
+executor::test_support!();
+
+/// The pool is whole: its next task runs.
+#[track_caller]
+fn assert_whole(pool: &ProcessPoolExecutor) {
+    assert_eq!(pool.submit(echo::task(42)).result().unwrap(), 42);
+}
+
+#[task]
+fn panic_with(message: String) {
+    panic!("{message}")
+}
+
+#[test]
+fn a_panic_tells_message_and_place() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    let long = "x".repeat(100_000);
+    for message in ["", "boom", "two\nlines", &long] {
+        let line = "tests/mischief.rs:";
+        let Err(TaskError::Panicked(error)) = pool.submit(panic_with::task(message.into())).result() else {
+            panic!("it came back")
+        };
+        assert_eq!(error.message(), message);
+        assert!(error.location().unwrap().starts_with(line), "{error:?}");
+        assert!(error.task().ends_with("panic_with"));
+    }
+    assert_eq!(pool.submit(pid::task()).result().unwrap(), worker, "the worker lives on");
+}
+
+#[task]
+fn panic_where_unwinding_is_not_possible() {
+    extern "C" fn callback() {
+        panic!("within C");
+    }
+    callback();
+}
+
+#[task]
+fn panic_in_a_drop_of_a_panic() {
+    struct Second;
+    impl Drop for Second {
+        fn drop(&mut self) {
+            panic!("the second");
+        }
+    }
+    let _second = Second;
+    panic!("the first");
+}
+
+#[test]
+fn panics_that_abort_are_panics() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let Err(TaskError::Panicked(error)) = pool.submit(panic_where_unwinding_is_not_possible::task()).result()
+    else {
+        panic!("it came back")
+    };
+    assert_eq!(error.message(), "within C");
+    assert!(error.location().unwrap().starts_with("tests/mischief.rs:"));
+    let Err(TaskError::Panicked(error)) = pool.submit(panic_in_a_drop_of_a_panic::task()).result() else {
+        panic!("it came back")
+    };
+    assert!(["the first", "the second"].contains(&error.message()), "{error:?}");
+    assert_whole(&pool);
+}
+
+#[task]
+fn catch_a_panic_then_dive() -> u64 {
+    let _ = std::panic::catch_unwind(|| panic!("caught"));
+    dive(0)
+}
+
+#[test]
+fn a_panic_that_was_caught_is_not_blamed_for_a_stack_overflow() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let error = pool.submit(catch_a_panic_then_dive::task()).result().unwrap_err();
+    let TaskError::WorkerLost { detail, .. } = &error else { panic!("{error:?}") };
+    assert!(detail.stack_overflow, "{error}");
+    assert_whole(&pool);
+}
+
+#[test]
+fn exit_zero_is_a_loss_too() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let error = pool.submit(exit::task(0)).result().unwrap_err();
+    let TaskError::WorkerLost { status, .. } = &error else { panic!("{error:?}") };
+    assert!(status.success());
+    assert!(error.to_string().contains("exited with code 0"), "{error}");
+    assert_whole(&pool);
+}
+
+#[task]
+fn dive(level: u64) -> u64 {
+    #[expect(unconditional_recursion, reason = "it is meant to overflow the stack")]
+    fn deeper(level: u64) -> u64 {
+        std::hint::black_box([level; 200])[0] + deeper(level + 1)
+    }
+    deeper(level)
+}
+
+#[test]
+fn a_stack_overflow_is_named() {
+    let _watchdog = watchdog();
+    let small = ProcessPoolExecutor::builder().max_workers(1).stack_size(256 << 10).build().unwrap();
+    for pool in [pool(1), small] {
+        let error = pool.submit(dive::task(0)).result().unwrap_err();
+        let TaskError::WorkerLost { status, detail, .. } = &error else { panic!("{error:?}") };
+        assert!(detail.stack_overflow, "{error}");
+        assert!([Some(libc::SIGABRT), Some(libc::SIGSEGV)].contains(&status.signal()), "{status}");
+        assert!(error.to_string().contains("stack overflow"), "{error}");
+        assert_whole(&pool);
+    }
+}
+
+#[test]
+fn a_stopped_worker_is_ended_by_the_time_limit() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let limit = Duration::from_millis(200);
+    let future = pool.submit(hold::task(gate.path()).timeout(limit));
+    let behind = pool.submit(echo::task(1));
+    let worker = gate.wait_for(1)[0];
+    signal(worker, Signal::STOP);
+    let error = future.result().unwrap_err();
+    assert!(
+        matches!(error, TaskError::TimedOut { limit: told, phase: Phase::Run, .. } if told == limit),
+        "{error:?}"
+    );
+    assert_eq!(behind.result().unwrap(), 1);
+    assert_eq!(state(worker), None, "dead and reaped");
+}
+
+#[test]
+fn a_busy_loop_is_ended_by_the_time_limit_and_by_cancel_running() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let late = pool.submit(spin::task(gate.path()).timeout(Duration::from_millis(50)));
+    assert!(late.result().unwrap_err().is_timeout());
+    let cancelled = pool.submit(spin::task(gate.path()));
+    gate.wait_for(2);
+    assert!(cancelled.cancel_running());
+    assert!(cancelled.result().unwrap_err().is_cancelled());
+    assert_whole(&pool);
+    assert!(gate.arrivals().into_iter().all(|worker| !runs(worker)));
+}
+
+#[test]
+fn a_worker_stopped_for_a_while_goes_on() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let future = pool.submit(hold::task(gate.path()));
+    let worker = gate.wait_for(1)[0];
+    signal(worker, Signal::STOP);
+    eventually("it stands still", || state(worker) == Some('T'));
+    // More than its window takes in; `submit` does not block.
+    let more: Vec<_> = (0..10).map(|_| pool.submit(length::task(vec![0; 1 << 20]))).collect();
+    gate.open();
+    signal(worker, Signal::CONT);
+    assert_eq!(future.result().unwrap(), worker);
+    assert!(more.into_iter().all(|future| future.result().unwrap() == 1 << 20));
+}
+
+#[task]
+fn length(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+/// Starts programs, a child and a grandchild, and says who they are.
+#[task]
+fn start_programs(gate: &Path, wait: bool) {
+    let script = "sleep 1000 & echo $! > \"$0/grandchild\"; mv \"$0/grandchild\" \"$0/kin\"; wait";
+    let mut child = Command::new("sh").arg("-c").arg(script).arg(gate).spawn().expect("sh");
+    fs::write(gate.join("child"), child.id().to_string()).expect("a note");
+    if wait {
+        child.wait().expect("it was started");
+    }
+}
+
+fn programs(gate: &Gate) -> [u32; 2] {
+    let read = |name| fs::read_to_string(gate.file(name)).ok()?.trim().parse::<u32>().ok();
+    eventually("the programs are there", || read("child").is_some() && read("kin").is_some());
+    [read("child").unwrap(), read("kin").unwrap()]
+}
+
+#[test]
+fn programs_that_a_task_has_started_die_with_it() {
+    let _watchdog = watchdog();
+    for how in ["kill", "timeout", "cancel", "terminate", "shutdown"] {
+        let (pool, gate) = (pool(1), Gate::new());
+        let task = start_programs::task(gate.path(), how != "shutdown");
+        let future = match how {
+            "timeout" => pool.submit(task.timeout(Duration::from_millis(300))),
+            _ => pool.submit(task),
+        };
+        let started = programs(&gate);
+        match how {
+            "kill" => signal(pool.worker_pids()[0], Signal::KILL),
+            "cancel" => assert!(future.cancel_running()),
+            "terminate" => pool.terminate_workers(),
+            // The task has returned and left them running; they end with the worker.
+            "shutdown" => pool.shutdown(true),
+            _ => {}
+        }
+        assert_eq!(future.result().is_ok(), how == "shutdown", "{how}");
+        eventually(&format!("{how}: the programs are gone"), || !started.into_iter().any(runs));
+    }
+}
+
+/// Forks by hand; the copy keeps everything that the worker had open.
+#[task]
+fn fork_and_die(gate: &Path) {
+    // SAFETY: the child only sleeps.
+    match unsafe { libc::fork() } {
+        0 => loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        },
+        child => {
+            fs::write(gate.join("child"), child.to_string()).expect("a note");
+            std::process::abort();
+        }
+    }
+}
+
+#[test]
+fn a_fork_of_a_worker_holds_up_nothing() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let Err(TaskError::WorkerLost { status, .. }) = pool.submit(fork_and_die::task(gate.path())).result()
+    else {
+        panic!("it came back")
+    };
+    assert_eq!(status, ExitStatus::Signaled(libc::SIGABRT));
+    let child = fs::read_to_string(gate.file("child")).unwrap().parse().unwrap();
+    eventually("the copy is gone", || !runs(child));
+    assert_whole(&pool);
+}
+
+/// Closes what it does not own.
+#[task]
+fn close_everything() -> u64 {
+    for fd in 3..100 {
+        // SAFETY: none. It takes descriptors away from their owners, on purpose.
+        unsafe { libc::close(fd) };
+    }
+    1
+}
+
+#[test]
+fn a_worker_that_closes_its_own_channel_is_replaced() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    let error = pool.submit(close_everything::task()).result().unwrap_err();
+    assert!(error.is_worker_lost(), "{error:?}");
+    assert_ne!(pool.submit(pid::task()).result().unwrap(), worker);
+}
+
+// ---- nesting -------------------------------------------------------------------------------------------------------
+
+#[task]
+fn nest(levels: u32) -> Result<u32, String> {
+    if levels == 0 {
+        return Ok(0);
+    }
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).build().map_err(|error| format!("build: {error}"))?;
+    pool.submit(nest::task(levels - 1)).result().map(|below| below + 1).map_err(|error| error.to_string())
+}
+
+#[test]
+fn executors_nest_eight_deep() {
+    let _watchdog = watchdog();
+    assert_eq!(pool(1).submit(nest::task(8)).result().unwrap(), 8);
+}
+
+#[test]
+fn endless_nesting_is_an_error() {
+    let _watchdog = watchdog();
+    let error = pool(1).submit(nest::task(u32::MAX)).result().unwrap_err();
+    assert!(error.is_failed());
+    assert!(error.to_string().contains("nested 11 deep, 10 is the limit"), "{error}");
+}
+
+#[task]
+fn too_deep() -> bool {
+    matches!(ProcessPoolExecutor::new(), Err(BuildError::TooDeep { .. }))
+}
+
+#[test]
+fn one_level_is_not_too_deep() {
+    let _watchdog = watchdog();
+    assert!(!pool(1).submit(too_deep::task()).result().unwrap());
+}
+
+#[test]
+fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let killer = scope.spawn({
+            let pool = pool.clone();
+            move || {
+                let mut kills = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for worker in pool.worker_pids() {
+                        let pid = rustix::process::Pid::from_raw(worker as i32).unwrap();
+                        // It may have ended meanwhile, and is then reaped.
+                        kills += u32::from(rustix::process::kill_process(pid, Signal::KILL).is_ok());
+                    }
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+                kills
+            }
+        });
+        let submitting: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for value in 0..300 {
+                        match pool.submit(echo::task(value)).result() {
+                            Ok(came) => assert_eq!(came, value),
+                            Err(TaskError::WorkerLost { status, .. }) => {
+                                assert_eq!(status, ExitStatus::Signaled(libc::SIGKILL));
+                            }
+                            // All replacements were killed before they came up.
+                            Err(TaskError::Broken(BrokenCause::Start(_) | BrokenCause::NoEntry { .. })) => {}
+                            Err(other) => panic!("{other:?}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        submitting.into_iter().for_each(|thread| thread.join().unwrap());
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(killer.join().unwrap() > 0);
+    });
+    pool.shutdown(true);
+}
+
+/// Leaves the group that is killed with the worker: not covered by the promise, but nobody may wait for it.
+#[task]
+fn leave_the_group(gate: &Path) {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("exec setsid sleep 1000").stdin(std::process::Stdio::null());
+    let child = command.spawn().expect("setsid");
+    fs::write(gate.join("child"), child.id().to_string()).expect("a note");
+    come_to(gate);
+}
+
+#[test]
+fn a_program_that_left_the_group_holds_up_nothing() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let future = pool.submit(leave_the_group::task(gate.path()));
+    let worker = gate.wait_for(1)[0];
+    let child: u32 = fs::read_to_string(gate.file("child")).unwrap().parse().unwrap();
+    // In a session of its own it is where no signal of the executor reaches.
+    eventually("it is sleep", || {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "sleep")
+    });
+    signal(worker, Signal::KILL);
+    assert!(future.result().unwrap_err().is_worker_lost());
+    assert_whole(&pool);
+    pool.shutdown(true);
+    assert_eq!(state(worker), None);
+    if runs(child) {
+        signal(child, Signal::KILL);
+    }
+}
