@@ -183,6 +183,7 @@ fn length(bytes: Vec<u8>) -> usize {
 
 /// Starts programs, a child and a grandchild, and says who they are.
 #[task]
+#[expect(clippy::zombie_processes, reason = "they are to outlive the task, if it does not wait")]
 fn start_programs(gate: &Path, wait: bool) {
     let script = "sleep 1000 & echo $! > \"$0/grandchild\"; mv \"$0/grandchild\" \"$0/kin\"; wait";
     let mut child = Command::new("sh").arg("-c").arg(script).arg(gate).spawn().expect("sh");
@@ -356,6 +357,7 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
 
 /// Leaves the group that is killed with the worker: not covered by the promise, but nobody may wait for it.
 #[task]
+#[expect(clippy::zombie_processes, reason = "its parent, the worker, is killed")]
 fn leave_the_group(gate: &Path) {
     let mut command = Command::new("sh");
     command.arg("-c").arg("exec setsid sleep 1000").stdin(std::process::Stdio::null());

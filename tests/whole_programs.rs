@@ -139,7 +139,7 @@ impl Play {
 
     /// Plays it to its end. It succeeds and leaves no process behind.
     #[track_caller]
-    fn to_its_end(self) -> String {
+    fn play_out(self) -> String {
         let _watchdog = watchdog();
         let Play { mut command, tag } = self;
         let Output { status, stdout, stderr } = command.output().expect("it starts");
@@ -222,7 +222,7 @@ fn prints_at_exit() {
 }
 
 fn sd26_nested_executors_at_exit() {
-    play("nests_at_exit").to_its_end();
+    play("nests_at_exit").play_out();
 }
 
 thread_local! {
@@ -260,24 +260,25 @@ fn nests_at_exit() {
 
 fn sd27_a_refused_thread_is_a_broken_pool() {
     let mut broken = 0;
-    // Room for none, one, two, three … of the threads that an executor needs.
-    for room_mib in [64, 300, 600, 900, 1200, 2000] {
+    // Room for none, one, two, three … of the threads that an executor needs, and always a gibibyte for the
+    // allocator: threads have stacks of two.
+    for room_gib in [1, 3, 5, 7, 20] {
         let said = play("is_refused_threads")
-            .env("RUST_MIN_STACK", (256 << 20).to_string())
-            .argument(room_mib.to_string());
-        match said.to_its_end().as_str() {
+            .env("RUST_MIN_STACK", (2_u64 << 30).to_string())
+            .argument(room_gib.to_string());
+        match said.play_out().as_str() {
             "broken\n" => broken += 1,
             "works\n" => {}
             other => panic!("{other}"),
         }
     }
-    assert!((2..6).contains(&broken), "{broken}: some rooms were too small, and the last one was not");
+    assert!((2..5).contains(&broken), "{broken}: some rooms were too small, and the last one was not");
 }
 
 fn is_refused_threads() {
     let pages: u64 =
         fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
-    let room = argument().parse::<u64>().unwrap() << 20;
+    let room = argument().parse::<u64>().unwrap() << 30;
     let limit = Rlimit { current: Some(pages * 4096 + room), maximum: None };
     setrlimit(Resource::As, limit).unwrap();
     let pool = pool(1);
@@ -397,7 +398,7 @@ fn pool_kept() -> &'static ProcessPoolExecutor {
 // ---- nothing is left behind ----------------------------------------------------------------------------------------
 
 fn a_thousand_pools_leave_nothing() {
-    play("makes_pools").to_its_end();
+    play("makes_pools").play_out();
 }
 
 fn makes_pools() {
@@ -443,7 +444,7 @@ fn open_below(limit: i32) -> usize {
 }
 
 fn few_descriptors_many_tasks() {
-    play("has_few_descriptors").to_its_end();
+    play("has_few_descriptors").play_out();
 }
 
 /// Waits until there is no such file: to remove one takes no descriptor.
@@ -464,9 +465,8 @@ fn has_few_descriptors() {
     File::create(&file).unwrap();
     let pool = pool(100);
     let futures: Vec<_> = (0..1000).map(|_| pool.submit(wait_while_file::task(&file))).collect();
-    // More workers than there are descriptors for.
+    // A hundred workers need more than there are.
     eventually("descriptors run out", || open_below(256) >= 240);
-    assert!(pool.worker_pids().len() < 100);
     fs::remove_file(&file).unwrap();
     assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).sum::<u64>(), 1000);
     drop(pool);
@@ -476,7 +476,7 @@ fn has_few_descriptors() {
 }
 
 fn a_connection_without_descriptors_leaves_no_zombie() {
-    play("cannot_connect").to_its_end();
+    play("cannot_connect").play_out();
 }
 
 /// Descriptors run out between a worker's start and its connection.
@@ -537,7 +537,7 @@ fn play_child(child: &str) {
 
 fn a_child_that_never_connects() {
     for child in ["sleeps", "closes", "stops", "babbles", "exits"] {
-        play("has_mute_children").argument(child).to_its_end();
+        play("has_mute_children").argument(child).play_out();
     }
 }
 
@@ -571,7 +571,7 @@ fn has_mute_children() {
 
 fn a_program_that_forgets_the_entry() {
     let dir = tempfile::tempdir().unwrap();
-    let said = play("forgets_entry").argument(dir.path()).to_its_end();
+    let said = play("forgets_entry").argument(dir.path()).play_out();
     assert!(said.contains("#[executor::main]") && said.contains("executor::init()"), "{said}");
     let names: BTreeSet<String> = fs::read_dir(dir.path())
         .unwrap()
@@ -633,7 +633,7 @@ fn start_storm() {
 }
 
 fn a_storm_of_signals() {
-    play("is_in_a_storm").to_its_end();
+    play("is_in_a_storm").play_out();
 }
 
 #[task]
@@ -679,7 +679,7 @@ fn is_in_a_storm() {
 
 fn umask_zero() {
     let dir = tempfile::tempdir().unwrap();
-    play("has_no_umask").env("TMPDIR", dir.path()).argument(dir.path()).to_its_end();
+    play("has_no_umask").env("TMPDIR", dir.path()).argument(dir.path()).play_out();
 }
 
 #[task]
@@ -725,7 +725,7 @@ fn odd_temporary_directories() {
     fs::create_dir(&long).unwrap();
     let missing = dir.path().join("missing");
     for odd in [long.to_str().unwrap(), missing.to_str().unwrap(), "", ".", "/dev/null", "relative/missing"] {
-        play("works").env("TMPDIR", odd).argument(odd).to_its_end();
+        play("works").env("TMPDIR", odd).argument(odd).play_out();
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
@@ -746,7 +746,7 @@ fn works() {
 // ---- fork, SIGCHLD, waits ------------------------------------------------------------------------------------------
 
 fn a_program_that_forks() {
-    play("forks").to_its_end();
+    play("forks").play_out();
 }
 
 fn forks() {
@@ -807,7 +807,7 @@ fn forks() {
 }
 
 fn sigchld_ignored() {
-    play("ignores_sigchld").to_its_end();
+    play("ignores_sigchld").play_out();
 }
 
 fn ignores_sigchld() {
@@ -829,7 +829,7 @@ fn ignores_sigchld() {
 }
 
 fn somebody_else_waits() {
-    play("waits_for_any_child").to_its_end();
+    play("waits_for_any_child").play_out();
 }
 
 fn waits_for_any_child() {
@@ -917,7 +917,7 @@ fn reads_its_input() {
 }
 
 fn main_above_tokio_main() {
-    assert_eq!(play("is_async").to_its_end(), "42 true\n");
+    assert_eq!(play("is_async").play_out(), "42 true\n");
 }
 
 #[task]
@@ -935,8 +935,8 @@ async fn is_async() {
 }
 
 fn output_of_workers_is_their_tasks_alone() {
-    // `to_its_end` wants stderr to be empty.
-    assert_eq!(play("is_quiet").to_its_end(), "");
+    // `play_out` wants stderr to be empty.
+    assert_eq!(play("is_quiet").play_out(), "");
 }
 
 #[task]
