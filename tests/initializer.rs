@@ -198,7 +198,7 @@ fn replacements_that_die_at_their_start_again_and_again_break_the_pool() {
     pool.submit(pid::task()).result().unwrap();
     assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
     let error = pool.submit(pid::task()).result().unwrap_err();
-    assert!(matches!(error, TaskError::Broken(BrokenCause::Start(_))), "{error:?}");
+    assert!(matches!(error, TaskError::Broken(BrokenCause::Initializer(_))), "{error:?}");
     assert!(error.to_string().contains("exited with code 4"), "{error}");
     let started = starts(&notes);
     assert!((3..20).contains(&started), "some patience, but not for ever: {started}");

@@ -414,13 +414,21 @@ impl Pool {
         let mut replies = Vec::new();
         let mut credit = 0;
         let mut odd = Vec::new();
+        let mut broken = None;
         self.event_into(&mut resolved, |core, now, out| {
             for frame in frames {
                 credit = credit.max(frame.header.consumed);
                 let header = frame.header;
-                if self.on_frame(core, now, id, frame, out, &mut replies) == Obeys::No {
-                    odd.push(header);
-                    core.scheduler.on_unruly(now, id, out);
+                match self.on_frame(core, now, id, frame, out, &mut replies) {
+                    Obeys::Yes => {}
+                    Obeys::No => {
+                        odd.push(header);
+                        core.scheduler.on_unruly(now, id, out);
+                    }
+                    Obeys::ButIsBroken(cause) => {
+                        broken = Some(cause.clone());
+                        core.scheduler.on_broken(now, cause, out);
+                    }
                 }
             }
             if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
@@ -428,6 +436,9 @@ impl Pool {
             }
         });
         // Not under the lock: a subscriber is user code.
+        if let Some(cause) = broken {
+            tracing::error!(%cause, "the pool is broken");
+        }
         for header in odd {
             tracing::error!(?header, "a worker sent what it should not, and is ended");
         }
@@ -458,7 +469,7 @@ impl Pool {
             _ if initializer => match &self.options.initializer {
                 Some((entry, _)) if scheduler.is_initializing(id) => {
                     let error = failure(entry.name, frame.header.kind, &frame.payload);
-                    scheduler.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
+                    return Obeys::ButIsBroken(BrokenCause::Initializer(Arc::new(error)));
                 }
                 _ => return Obeys::No,
             },
@@ -473,10 +484,11 @@ impl Pool {
 }
 
 /// Whether a worker keeps to the protocol.
-#[derive(PartialEq)]
 enum Obeys {
     Yes,
     No,
+    /// It does, and its initializer has failed.
+    ButIsBroken(BrokenCause),
 }
 
 thread_local! {

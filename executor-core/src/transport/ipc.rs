@@ -12,6 +12,10 @@
 //!   death is noticed elsewhere (pidfd), and [`Link::hang_up`] then sends an end mark through the pool's own copy of
 //!   the worker's sending end. A socket keeps order, so all that the worker published comes before the mark.
 
+//!
+//! What it cannot do: a worker that is killed between making its server and telling its name leaves an empty directory,
+//! or a socket in one, below `TMPDIR`. Nothing of the kind exists with the [ring](super::ring).
+
 use std::{
     io,
     os::unix::fs::FileTypeExt,
