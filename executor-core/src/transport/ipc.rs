@@ -11,7 +11,6 @@
 //! - The channel does not say that a worker is dead while a process that the worker forked holds a copy of its ends:
 //!   death is noticed elsewhere (pidfd), and [`Link::hang_up`] then sends an end mark through the pool's own copy of
 //!   the worker's sending end. A socket keeps order, so all that the worker published comes before the mark.
-
 //!
 //! What it cannot do: a worker that is killed between making its server and telling its name leaves an empty directory,
 //! or a socket in one, below `TMPDIR`. Nothing of the kind exists with the [ring](super::ring).
