@@ -9,8 +9,12 @@ use crate::{
     wire::frame::{Header, Kind, flag},
 };
 
-/// Receives, calls, replies, until told to stop. `_control` stays open: it is how the parent sees us.
-pub(super) fn serve(mut end: impl WorkerEnd + 'static, _control: OwnedFd) -> io::Result<()> {
+/// Receives, calls, replies, until told to stop. `control` stays open until the process ends: it is how the parent sees
+/// us.
+pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd) -> io::Result<()> {
+    // Not closed by us: a task that closes what it does not own may have done so, and std ends a process with words of
+    // its own that closes a descriptor twice.
+    std::mem::forget(control);
     // The panic hook and the fault handler may need it at any time until the process ends.
     let board = end.board();
     panics::install(board);
