@@ -50,6 +50,7 @@ list! { TESTS:
     parent_killed_while_workers_start,
     parent_killed_deep_above,
     a_thousand_pools_leave_nothing,
+    pools_over_ipc_channel_leave_nothing,
     few_descriptors_many_tasks,
     a_connection_without_descriptors_leaves_no_zombie,
     a_child_that_never_connects,
@@ -399,6 +400,14 @@ fn pool_kept() -> &'static ProcessPoolExecutor {
 
 fn a_thousand_pools_leave_nothing() {
     play("makes_pools").play_out();
+}
+
+/// The only transport that has files leaves none, at whatever moment its workers die.
+fn pools_over_ipc_channel_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    play("makes_pools").env("TMPDIR", dir.path()).env("EXECUTOR_TRANSPORT", "ipc").play_out();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn makes_pools() {

@@ -84,8 +84,8 @@ struct Watched {
     failed: Option<(BrokenCause, bool)>,
     /// It has ended; a reader that has not come to its end by then is given up.
     drained_by: Option<Instant>,
-    /// What ipc-channel may have left in the file system.
-    server: Option<String>,
+    /// Over ipc-channel, until it is connected: where its server is. Removed when this is dropped.
+    directory: Option<tempfile::TempDir>,
 }
 
 struct Driver {
@@ -261,7 +261,7 @@ impl Driver {
                 reaped: false,
                 failed: None,
                 drained_by: None,
-                server: None,
+                directory: started.directory,
             },
         );
         if gone {
@@ -302,7 +302,6 @@ impl Driver {
             Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
         };
         worker._control = Some(socket);
-        worker.server.clone_from(&server);
         let dialed = {
             // Under the lock, so that nobody kills it meanwhile.
             let core = self.pool.lock();
@@ -319,6 +318,7 @@ impl Driver {
             Ok((link, reader))
         }) {
             Ok((link, reader)) => {
+                worker.directory = None;
                 worker.link = Some(Arc::clone(&link));
                 worker.reader = Some(reader);
                 self.on_connected(id, link);
@@ -356,13 +356,9 @@ impl Driver {
         if worker.reaped {
             return;
         }
-        if let Some((socket, ..)) = worker.socket.take()
-            && let Ok((bytes, _)) = socket::recv_now(&socket)
-            && let Ok(Hello { server: Ok(server), .. }) = handshake::from_bytes(&bytes)
-        {
-            // Too late to work with it, but it says what it has left behind.
-            worker.server = server;
-        }
+        // A hello that is still unread changes nothing; the exit status says more.
+        worker.socket = None;
+        worker.directory = None;
         worker.reaped = true;
         if let Some(record) = self.pool.lock().workers.get_mut(&id) {
             // From here on nobody signals the number.
@@ -371,9 +367,6 @@ impl Driver {
         let status = worker.child.reap();
         if let Some(record) = self.pool.lock().workers.get_mut(&id) {
             record.status = Some(status);
-        }
-        if let Some(server) = &worker.server {
-            ipc::remove_leftovers(server);
         }
         if let Some(link) = &worker.link {
             link.hang_up();

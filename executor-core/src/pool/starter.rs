@@ -11,6 +11,8 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use tempfile::TempDir;
+
 use super::{Pool, driver::Notice};
 use crate::{
     id::WorkerId,
@@ -19,8 +21,11 @@ use crate::{
         process::Child,
         socket::{self, MESSAGE_BYTES_MAX},
     },
-    transport::ring::{self, Segment},
-    wire::handshake::{self, Setup},
+    transport::{
+        ipc,
+        ring::{self, Segment},
+    },
+    wire::handshake::{self, Setup, Transport},
     worker::entry,
 };
 
@@ -31,6 +36,8 @@ pub(super) struct Started {
     pub(super) socket: OwnedFd,
     pub(super) segment: Shared<Segment>,
     pub(super) nonce: u64,
+    /// Over ipc-channel: where the worker's server is. Removed when this is dropped.
+    pub(super) directory: Option<TempDir>,
 }
 
 /// Until nobody can ask for a worker any more.
@@ -45,6 +52,11 @@ pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
 fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
     let (socket, theirs) = socket::pair()?;
     let (segment, segment_fd) = ring::create()?;
+    let directory = match pool.options.transport {
+        Transport::Ring => None,
+        Transport::Ipc => Some(ipc::directory()?),
+    };
+    let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
     let setup = handshake::to_bytes(&Setup {
         nonce,
         parent: std::process::id(),
@@ -52,6 +64,7 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
         args: args.iter().map(|arg| serde_bytes::ByteBuf::from(arg.as_bytes())).collect(),
         stack_bytes: pool.options.stack_bytes,
         transport: pool.options.transport,
+        directory: path.map(Into::into),
     });
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
     if setup.len() <= MESSAGE_BYTES_MAX {
@@ -64,5 +77,5 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
         socket::send(&socket, &handshake::VERSION.to_le_bytes(), &[segment_fd.as_fd(), file.as_fd()])?;
     }
     let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
-    Ok(Started { child: Arc::new(child), socket, segment, nonce })
+    Ok(Started { child: Arc::new(child), socket, segment, nonce, directory })
 }

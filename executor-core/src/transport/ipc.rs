@@ -11,14 +11,14 @@
 //! - The channel does not say that a worker is dead while a process that the worker forked holds a copy of its ends:
 //!   death is noticed elsewhere (pidfd), and [`Link::hang_up`] then sends an end mark through the pool's own copy of
 //!   the worker's sending end. A socket keeps order, so all that the worker published comes before the mark.
-//!
-//! What it cannot do: a worker that is killed between making its server and telling its name leaves an empty directory,
-//! or a socket in one, below `TMPDIR`. Nothing of the kind exists with the [ring](super::ring).
+//! - Its server is a socket below `TMPDIR`, open to whom the umask allows, and stays there if the worker is killed before
+//!   it is used: each worker gets a directory of its own, which its parent removes, or the worker when that is gone.
 
 use std::{
+    fs::Permissions,
     io,
-    os::unix::fs::FileTypeExt,
-    path::Path,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +30,7 @@ use ipc_channel::{
     ipc::{self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender},
 };
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use super::{
     Closed, Inbox, Link, WorkerEnd,
@@ -81,21 +82,28 @@ fn into_io(error: IpcError) -> io::Error {
     }
 }
 
-/// Removes what a worker leaves in the file system if it is killed between making its server and accepting: a socket
-/// in a directory of its own. The name comes from the worker, so only what looks like that is touched.
-pub(crate) fn remove_leftovers(server: &str) {
-    let socket = Path::new(server);
-    let Some(directory) = socket.parent() else { return };
-    let made_by_ipc_channel = socket.file_name().is_some_and(|name| name == "socket")
-        && directory.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".tmp"));
-    if made_by_ipc_channel && socket.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
-    {
-        let _ = std::fs::remove_file(socket);
+/// Makes a directory for one worker's server, which nobody else can look into, whatever the umask is.
+///
+/// The parent makes and removes it, so that nothing stays behind at whatever moment the worker dies. ipc-channel makes a
+/// directory and a socket in it; a path that is too long for a socket's address it cuts without a word, and over one that
+/// is no UTF-8 it panics.
+pub(crate) fn directory() -> io::Result<TempDir> {
+    /// `sun_path` has 108 bytes; `/executor-XXXXXX`, `/.tmpXXXXXX/socket` and a zero come behind it.
+    const BYTES_MAX: usize = 108 - 16 - 19;
+    let own = std::env::var_os("TMPDIR").map(PathBuf::from);
+    let candidates = own.into_iter().chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from));
+    let mut refused = io::Error::other("no directory for temporary files has a short enough path");
+    for parent in candidates.filter(|parent| parent.is_absolute()) {
+        if parent.to_str().is_none_or(|text| text.len() > BYTES_MAX) {
+            continue;
+        }
+        let mut builder = tempfile::Builder::new();
+        match builder.prefix("executor-").permissions(Permissions::from_mode(0o700)).tempdir_in(&parent) {
+            Ok(directory) => return Ok(directory),
+            Err(error) => refused = error,
+        }
     }
-    if made_by_ipc_channel {
-        // Succeeds only if it is empty.
-        let _ = std::fs::remove_dir(directory);
-    }
+    Err(refused)
 }
 
 /// Lets ipc-channel find out, once in a process, how much a socket takes. It does so with the first message, and if no

@@ -32,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) stack_bytes: Option<u64>,
     /// How frames are going to move.
     pub(crate) transport: Transport,
+    /// Over ipc-channel: where the worker's server is to be. Nobody else may look into it, and the parent removes it.
+    pub(crate) directory: Option<serde_bytes::ByteBuf>,
 }
 
 /// How frames move between the pool and a worker.

@@ -1,7 +1,7 @@
 //! "Am I a worker?": asked first of all in `main`.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -132,9 +132,10 @@ fn run(socket: OwnedFd, own_thread: bool) {
             (false, Some(bytes)) => raise_stack_limit(bytes).err(),
             _ => None,
         };
+        let directory = setup.directory.map(|path| OsString::from_vec(path.into_vec()));
         let able = refused.map_or_else(registry::check, Err);
         let server = match setup.transport {
-            Transport::Ipc if able.is_ok() => Some(listen()),
+            Transport::Ipc if able.is_ok() => directory.as_deref().map(listen),
             _ => None,
         };
         let name = match (able, &server) {
@@ -144,7 +145,7 @@ fn run(socket: OwnedFd, own_thread: bool) {
             (_, None) => Ok(None),
         };
         // Before anything that waits for the parent.
-        let watched = watcher::start(setup.parent)
+        let watched = watcher::start(setup.parent, directory)
             .map_err(|error| format!("a worker cannot watch its parent: {error}"));
         let name = watched.and(name);
         let able = name.is_ok();
@@ -202,63 +203,24 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
         .map_err(|error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}"))
 }
 
-/// Opens an ipc-channel server that nobody else can reach, whatever the umask and `TMPDIR` are.
-///
-/// ipc-channel makes a directory below `TMPDIR`: with the umask of the moment, so under umask 0 anybody could connect
-/// first; and it cuts a path that is too long for a socket address without a word. This process has one thread so
-/// far, so both can be changed for the moment.
-fn listen() -> io::Result<(ipc::Server, String)> {
+/// Opens an ipc-channel server in the parent's directory. ipc-channel asks `TMPDIR` where to make it, so that is changed
+/// for the moment.
+fn listen(directory: &OsStr) -> io::Result<(ipc::Server, String)> {
     /// The main thread, and in a test binary the one that was just made.
     const THREADS_AT_START: usize = 2;
-    /// `sun_path` has 108 bytes; ipc-channel adds `/.tmpXXXXXX/socket` and a zero.
-    const DIRECTORY_BYTES_MAX: usize = 108 - 19;
     // A program that calls `init` with threads of its own running gets its environment left alone.
     if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > THREADS_AT_START) {
         return ipc::Server::new();
     }
     let own = std::env::var_os("TMPDIR");
-    let candidates =
-        own.iter().cloned().chain(["/tmp", "/var/tmp", "/dev/shm"].map(OsString::from)).filter(|directory| {
-            // ipc-channel panics over a path that is no UTF-8.
-            directory.to_str().is_some_and(|text| text.len() <= DIRECTORY_BYTES_MAX)
-                && std::path::Path::new(directory).is_absolute()
-        });
-    // ipc-channel panics when it cannot make its directory, so others are asked first.
-    let mut refused = io::Error::other("no directory for temporary files has a short enough path");
-    let umask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let mut result = None;
-    for directory in candidates {
-        if let Err(error) = probe(std::path::Path::new(&directory)) {
-            refused = error;
-            continue;
-        }
-        // SAFETY: no other thread exists that could read the environment meanwhile.
-        unsafe { std::env::set_var("TMPDIR", &directory) };
-        match ipc::Server::new() {
-            Ok(server) => {
-                result = Some(server);
-                break;
-            }
-            Err(error) => refused = error,
-        }
-    }
-    rustix::process::umask(umask);
+    // SAFETY: no other thread is there that could read the environment meanwhile: counted above.
+    unsafe { std::env::set_var("TMPDIR", directory) };
+    let server = ipc::Server::new();
     match own {
         // SAFETY: as above.
         Some(own) => unsafe { std::env::set_var("TMPDIR", own) },
         // SAFETY: as above.
         None => unsafe { std::env::remove_var("TMPDIR") },
     }
-    result.ok_or(refused)
-}
-
-/// Whether a directory can be made there.
-fn probe(directory: &std::path::Path) -> io::Result<()> {
-    let path = directory.join(format!(".executor-{}", std::process::id()));
-    match rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU) {
-        Ok(()) => Ok(rustix::fs::rmdir(&path)?),
-        // Left by another process of this number.
-        Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    server
 }

@@ -1,6 +1,6 @@
 //! Ends the worker when its parent is gone, whatever its task is doing.
 
-use std::{io, thread};
+use std::{ffi::OsString, io, thread};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -11,8 +11,14 @@ use rustix::{
 
 use crate::os::socket::retry;
 
-/// Watches `parent` on a thread of its own.
-pub(super) fn start(parent: u32) -> io::Result<()> {
+/// Watches `parent` on a thread of its own. When it is gone, nobody else removes the directory that it made for us.
+pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> {
+    let end_group = move || {
+        if let Some(directory) = &directory {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+        end_group()
+    };
     let pid = Pid::from_raw(parent as i32);
     let pidfd = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
         Some(Ok(pidfd)) => pidfd,
