@@ -22,9 +22,9 @@ use executor::prelude::*;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-/// A batch is about this many bytes of text. Smaller: more results to merge, in this one process. Larger: the last
-/// batch keeps one worker busy while the others have nothing left.
-const BATCH_BYTES: u64 = 8 << 20;
+/// A batch has about half of what is left for each worker, within these bounds: large ones first, since each batch is one
+/// more result to merge in this one process; small ones last, so that all workers end together.
+const BATCH_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(64 << 20);
 const TOP: usize = 20;
 const SKIPPED_SHOWN: usize = 20;
 
@@ -86,7 +86,7 @@ fn count(files: &[OsString]) -> Counts {
 #[executor::main]
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse()?;
-    let (batches, mut unseen) = batches(&options.directory);
+    let (batches, mut unseen) = batches(&options.directory, options.workers);
     if options.serial {
         // Both runs below then find the files in memory.
         batches.iter().flatten().for_each(|path| drop(std::fs::read(path)));
@@ -147,26 +147,31 @@ fn compare(
     Ok(())
 }
 
-/// Every regular file below `directory`, in batches of about one size; what could not be looked into beside it.
-fn batches(directory: &Path) -> (Vec<Vec<OsString>>, Vec<(OsString, String)>) {
-    let (mut batches, mut unseen) = (Vec::new(), Vec::new());
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    let not_ours = |name: &std::ffi::OsStr| name != ".git" && name != "target";
+/// Every regular file below `directory`, in batches; what could not be looked into beside it.
+fn batches(directory: &Path, workers: usize) -> (Vec<Vec<OsString>>, Vec<(OsString, String)>) {
+    let (mut files, mut unseen, mut left) = (Vec::new(), Vec::new(), 0);
+    let not_ours = |name: &OsStr| name != ".git" && name != "target";
     let walk = walkdir::WalkDir::new(directory).sort_by_file_name().into_iter();
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || not_ours(entry.file_name())) {
         match entry {
             Ok(entry) if entry.file_type().is_file() => {
-                bytes += entry.metadata().map_or(0, |metadata| metadata.len());
-                batch.push(entry.into_path().into_os_string());
+                let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+                left += bytes;
+                files.push((entry.into_path().into_os_string(), bytes));
             }
             Ok(_) => {}
             Err(error) => {
                 unseen.push((error.path().unwrap_or(directory).into(), error.to_string()));
             }
         }
-        if bytes >= BATCH_BYTES {
+    }
+    let (mut batches, mut batch, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (path, size) in files {
+        batch.push(path);
+        bytes += size;
+        if bytes >= (left / (2 * workers.max(1) as u64)).clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end()) {
             batches.push(std::mem::take(&mut batch));
-            bytes = 0;
+            left -= std::mem::take(&mut bytes);
         }
     }
     if !batch.is_empty() {
