@@ -31,6 +31,8 @@ const SKIPPED_SHOWN: usize = 20;
 /// What is counted.
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 struct Counts {
+    /// Travels as a list: nobody looks anything up in a batch's own table, and building one is most of decoding it.
+    #[serde(skip)]
     words: HashMap<String, u64>,
     total: u64,
     lines: u64,
@@ -63,8 +65,9 @@ impl Counts {
         }
     }
 
-    fn merge(&mut self, other: Counts) {
-        for (word, count) in other.words {
+    fn merge(&mut self, other: Counts, words: Vec<(String, u64)>) {
+        self.words.reserve(words.len().saturating_sub(self.words.len()));
+        for (word, count) in words {
             *self.words.entry(word).or_default() += count;
         }
         self.total += other.total;
@@ -77,10 +80,11 @@ impl Counts {
 
 /// The task: what one worker does at a time. Names travel as `OsString`: a file's name need not be UTF-8.
 #[task]
-fn count(files: &[OsString]) -> Counts {
+fn count(files: &[OsString]) -> (Counts, Vec<(String, u64)>) {
     let mut counts = Counts::default();
     files.iter().for_each(|path| counts.add_file(path));
-    counts
+    let words = std::mem::take(&mut counts.words).into_iter().collect();
+    (counts, words)
 }
 
 #[executor::main]
@@ -99,7 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut lost = Vec::new();
     for batch in pool.map(|batch| count::task(batch), &batches).unordered() {
         match batch {
-            Ok(batch) => counts.merge(batch),
+            Ok((batch, words)) => counts.merge(batch, words),
             Err(error) => lost.push(error),
         }
         bar.inc(1);
