@@ -3,6 +3,25 @@
 use std::fmt;
 
 /// Identity of a submitted task, unique within the process that submitted it.
+///
+/// ```
+/// use executor::prelude::*;
+/// use std::collections::HashMap;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     let futures: Vec<_> = (0..3).map(|x| pool.submit(square::task(x))).collect();
+///     let inputs: HashMap<executor::TaskId, u64> = futures.iter().map(TaskFuture::id).zip(0..).collect();
+///     for future in as_completed(futures) {
+///         let x = inputs[&future.id()];
+///         assert_eq!(future.result().unwrap(), x * x);
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(u64);
 

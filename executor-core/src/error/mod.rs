@@ -11,6 +11,22 @@ pub use status::ExitStatus;
 /// Why a task has no result.
 ///
 /// Cheap to clone, `Send + Sync`, at most 32 bytes.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn leave(code: i32) { std::process::exit(code) }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     match pool.submit(leave::task(3)).result() {
+///         Err(TaskError::WorkerLost { status, .. }) => assert_eq!(status.code(), Some(3)),
+///         other => panic!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
@@ -144,6 +160,23 @@ impl TaskError {
 const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
 
 /// What a time limit covers.
+///
+/// ```
+/// use executor::{Phase, prelude::*};
+/// use std::time::Duration;
+///
+/// #[task]
+/// fn forever() { loop { std::thread::park() } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     match pool.submit(forever::task().timeout(Duration::from_millis(20))).result() {
+///         Err(TaskError::TimedOut { phase, .. }) => assert_eq!(phase, Phase::Run),
+///         other => panic!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
@@ -190,6 +223,25 @@ impl LostDetail {
 }
 
 /// Where encoding or decoding failed, and why.
+///
+/// ```
+/// use executor::{Side, prelude::*};
+///
+/// /// A file's name need not be UTF-8, but serde's form of a path is.
+/// #[task]
+/// fn exists(path: std::path::PathBuf) -> bool { path.exists() }
+///
+/// #[executor::main]
+/// fn main() {
+///     use std::os::unix::ffi::OsStringExt;
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     let name = std::ffi::OsString::from_vec(vec![0xff]);
+///     match pool.submit(exists::task(name.into())).result() {
+///         Err(TaskError::Encode(failure)) => assert_eq!(failure.side(), Side::Arguments),
+///         other => panic!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct CodecFailure(Arc<CodecFailureInner>);
 
@@ -258,6 +310,25 @@ pub enum Side {
 }
 
 /// Why an executor cannot go on.
+///
+/// ```
+/// use executor::{BrokenCause, prelude::*};
+///
+/// #[task]
+/// fn load() -> Result<(), String> { Err("the model is missing".into()) }
+///
+/// #[task]
+/// fn predict(x: u64) -> u64 { x }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(load::task()).build().unwrap();
+///     match pool.submit(predict::task(1)).result() {
+///         Err(TaskError::Broken(BrokenCause::Initializer(error))) => assert!(error.is_failed()),
+///         other => panic!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokenCause {
@@ -289,6 +360,14 @@ pub enum BrokenCause {
 }
 
 /// Why an executor could not be built.
+///
+/// ```
+/// use executor::{BuildError, ProcessPoolExecutor};
+///
+/// let error = ProcessPoolExecutor::builder().max_workers(0).build().unwrap_err();
+/// assert!(matches!(error, BuildError::Invalid(_)));
+/// assert_eq!(error.to_string(), "invalid option: max_workers must be above 0");
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {

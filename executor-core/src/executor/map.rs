@@ -117,6 +117,21 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     }
 
     /// The same as a [`Stream`], for async code.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    /// use futures::StreamExt;
+    ///
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let squares = pool.map(square::task, 0..3).stream().map(Result::unwrap);
+    ///     assert_eq!(futures::executor::block_on(squares.collect::<Vec<_>>()), [0, 1, 4]);
+    /// }
+    /// ```
     pub fn stream(self) -> MapStream<F, A, I, M> {
         MapStream { map: self, timer: None }
     }

@@ -118,6 +118,21 @@ impl Default for ShutdownOptions {
 }
 
 /// `submit`, `map` and `shutdown` for everything that is an [`Executor`].
+///
+/// ```
+/// use executor::prelude::*;
+/// use std::sync::Arc;
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool: Arc<dyn Executor> = Arc::new(ProcessPoolExecutor::builder().max_workers(1).build().unwrap());
+///     assert_eq!(pool.submit(square::task(3)).result().unwrap(), 9);
+///     pool.shutdown(true);
+/// }
+/// ```
 pub trait ExecutorExt: Executor {
     /// Submits a task: see [`ProcessPoolExecutor::submit`].
     fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {

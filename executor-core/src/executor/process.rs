@@ -64,6 +64,21 @@ struct Handle {
 }
 
 /// What dropping the last handle of an executor does with work that is not done.
+///
+/// ```
+/// use executor::{OnDrop, prelude::*};
+///
+/// #[task]
+/// fn forever() { loop { std::thread::park() } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).on_drop(OnDrop::Kill).build().unwrap();
+///     let future = pool.submit(forever::task());
+///     drop(pool);
+///     assert!(future.result().unwrap_err().is_shutdown());
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDrop {
@@ -176,6 +191,22 @@ impl ProcessPoolExecutor {
     }
 
     /// Process ids of the workers that there are now.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     assert!(pool.worker_pids().is_empty(), "workers start on demand");
+    ///     let worker = pool.submit(pid::task()).result().unwrap();
+    ///     assert_eq!(pool.worker_pids(), [worker]);
+    ///     pool.kill_workers();
+    ///     assert!(pool.submit(pid::task()).result().unwrap_err().is_shutdown());
+    /// }
+    /// ```
     pub fn worker_pids(&self) -> Vec<u32> {
         self.handle.pool.worker_pids()
     }

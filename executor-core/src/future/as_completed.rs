@@ -50,6 +50,22 @@ pub struct AsCompleted<T> {
 
 impl<T> AsCompleted<T> {
     /// Limits the whole: counted from now. Once the time has passed, an [`Unfinished`] error comes, and then nothing.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).on_drop(executor::OnDrop::Kill).build().unwrap();
+    ///     let futures = [pool.submit(forever::task())];
+    ///     let error = as_completed(futures).timeout(Duration::from_millis(20)).next().unwrap().unwrap_err();
+    ///     assert_eq!(error.to_string(), "1 of 1 futures are unfinished");
+    /// }
+    /// ```
     pub fn timeout(self, timeout: Duration) -> AsCompletedTimeout<T> {
         AsCompletedTimeout {
             total: self.set.len(),
@@ -60,6 +76,25 @@ impl<T> AsCompleted<T> {
     }
 
     /// The same as a [`Stream`], for async code.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    /// use futures::StreamExt;
+    ///
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let mut done = as_completed((0..3).map(|x| pool.submit(square::task(x)))).stream();
+    ///     futures::executor::block_on(async {
+    ///         while let Some(future) = done.next().await {
+    ///             assert!(future.await.unwrap() < 9);
+    ///         }
+    ///     });
+    /// }
+    /// ```
     pub fn stream(self) -> AsCompletedStream<T> {
         AsCompletedStream { set: self.set }
     }

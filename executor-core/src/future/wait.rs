@@ -9,6 +9,21 @@ use std::{
 use super::{cell::Ended, handle::TaskFuture};
 
 /// When [`wait`] returns.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn check(x: u64) -> Result<u64, String> { if x == 0 { Err("zero".into()) } else { Ok(x) } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+///     let futures = [1, 0].map(|x| pool.submit(check::task(x)));
+///     let (done, _) = wait(futures, ReturnWhen::FirstError, None);
+///     assert!(done.iter().any(|future| future.error().is_some()));
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReturnWhen {
     /// As soon as one future is done.
