@@ -1,6 +1,6 @@
 //! Ends the worker when its parent is gone, whatever its task is doing.
 
-use std::{ffi::OsString, io, thread};
+use std::{ffi::OsString, io, thread, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -10,6 +10,9 @@ use rustix::{
 };
 
 use crate::os::socket::retry;
+
+/// How often the parent is looked for when no descriptor can be had.
+const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(100);
 
 /// Watches `parent` on a thread of its own. When it is gone, nobody else removes the directory that it made for us.
 pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> {
@@ -30,9 +33,24 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
         end_group();
     }
     thread::Builder::new().name("executor-watcher".into()).stack_size(64 * 1024).spawn(move || {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        let _ = retry(|| poll(&mut fds, None));
-        end_group();
+        let mut watched = Some(pidfd);
+        loop {
+            match &watched {
+                Some(pidfd) => {
+                    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+                    let _ = retry(|| poll(&mut fds, None));
+                }
+                None => thread::sleep(WITHOUT_DESCRIPTOR),
+            }
+            // The kernel gives us another parent before it lets the poll return.
+            if getppid() != pid {
+                end_group();
+            }
+            // Woken by something else: a task has closed what it does not own. Ours is not closed again, the number may
+            // be somebody else's by now.
+            std::mem::forget(watched.take());
+            watched = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        }
     })?;
     Ok(())
 }
