@@ -204,7 +204,7 @@ where
                 self.left_in_chunk = self.chunk_size;
             }
             self.left_in_chunk = self.left_in_chunk.saturating_sub(1);
-            let future = submit(&*self.executor, (self.make)(item), self.chunk);
+            let future = submit(&*self.executor, (self.make)(item));
             if self.unordered {
                 self.as_done.push(future);
             } else {

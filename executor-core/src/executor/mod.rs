@@ -136,7 +136,7 @@ impl Default for ShutdownOptions {
 pub trait ExecutorExt: Executor {
     /// Submits a task: see [`ProcessPoolExecutor::submit`].
     fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
-        submit(self, task, 0)
+        submit(self, task)
     }
 
     /// A task for each item: see [`ProcessPoolExecutor::map`].
@@ -185,7 +185,7 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
 }
 
 /// Encodes here, in the caller's thread; decodes where the value is read.
-fn submit<E, F, A>(executor: &E, task: Task<F, A>, chunk: u64) -> TaskFuture<F::Output>
+fn submit<E, F, A>(executor: &E, task: Task<F, A>) -> TaskFuture<F::Output>
 where
     E: Executor + ?Sized,
     F: TaskArgs<A>,
@@ -204,5 +204,5 @@ where
     let entry = F::entry();
     let check =
         entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed);
-    TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check, chunk })).0)
+    TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check })).0)
 }

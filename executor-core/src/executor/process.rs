@@ -109,7 +109,7 @@ impl ProcessPoolExecutor {
     ///
     /// Arguments are encoded here and now, so they may be borrowed.
     pub fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
-        submit(self, task, 0)
+        submit(self, task)
     }
 
     /// A task for each item; an iterator over the results, in the order of the items.

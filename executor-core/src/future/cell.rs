@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     task::Waker,
     time::{Duration, Instant},
 };
@@ -11,7 +14,7 @@ use std::{
 use super::callback::{CallbackQueue, catch};
 use crate::{
     error::{BrokenCause, TaskError},
-    id::TaskId,
+    id::{TaskId, WorkerId},
     wire::payload::Payload,
 };
 
@@ -30,23 +33,66 @@ pub(crate) trait Control: Send + Sync {
     fn callbacks(&self) -> &Arc<CallbackQueue>;
     /// Whether this process is a fork of the one that owns the executor.
     fn forked(&self) -> bool;
+    /// A thread is going to wait for this cell: it may work towards its end meanwhile. May return at any time.
+    fn help(&self, cell: &Cell, deadline: Option<Instant>);
+    /// Wakes the thread that helps at this worker.
+    fn poke(&self, worker: WorkerId);
 }
 
 pub(crate) struct Cell {
     id: TaskId,
+    /// With which worker its task is; [`NOWHERE`] before that, and when it is done.
+    worker: AtomicU32,
     control: Option<Arc<dyn Control>>,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
+
+const NOWHERE: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Inner {
     state: State,
     /// Of the one who polls the handle.
     waker: Option<Waker>,
+    /// Threads that sleep on `changed`: without any, nobody need be told.
+    waiting: u32,
+    /// Where the thread that waits for this cell drains replies meanwhile.
+    helper_at: Option<WorkerId>,
+    /// What most cells have none of.
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Default)]
+struct Rest {
     /// Of those who wait for several futures at once, by a key that is theirs.
     observers: Vec<(usize, Waker)>,
     callbacks: Vec<DoneCallback>,
+}
+
+impl Inner {
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+}
+
+/// What completing futures has woken: user code, to be run when no lock is held.
+#[derive(Default)]
+pub(crate) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Wakes them. Their panics go no further.
+    pub(crate) fn wake(self) {
+        for waker in self.0 {
+            if let Err(message) = catch(|| waker.wake()) {
+                tracing::error!(message, "a waker panicked");
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -93,15 +139,26 @@ pub(crate) enum DoneCallback {
 impl Cell {
     /// A pending cell and its only completer.
     pub(crate) fn pending(id: TaskId, control: Arc<dyn Control>) -> (Arc<Cell>, Completer) {
-        let cell =
-            Arc::new(Cell { id, control: Some(control), inner: Mutex::default(), changed: Condvar::new() });
+        let cell = Arc::new(Cell {
+            id,
+            worker: AtomicU32::new(NOWHERE),
+            control: Some(control),
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+        });
         (Arc::clone(&cell), Completer(Some(cell)))
     }
 
     /// A cell that is done from the start.
     pub(crate) fn done(id: TaskId, control: Option<Arc<dyn Control>>, error: TaskError) -> Arc<Cell> {
         let inner = Inner { state: State::Done(Err(error)), ..Inner::default() };
-        Arc::new(Cell { id, control, inner: Mutex::new(inner), changed: Condvar::new() })
+        Arc::new(Cell {
+            id,
+            worker: AtomicU32::new(NOWHERE),
+            control,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+        })
     }
 
     pub(crate) fn id(&self) -> TaskId {
@@ -149,20 +206,55 @@ impl Cell {
         if self.forked() {
             return true;
         }
+        if self.worker().is_some()
+            && let Some(control) = &self.control
+        {
+            control.help(self, deadline);
+        }
         let mut inner = self.lock();
         while matches!(inner.state, State::Pending) {
-            inner = match deadline {
-                None => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            inner.waiting += 1;
+            let (next, late) = match deadline {
+                None => (self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner), false),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    if left == Duration::ZERO {
-                        return false;
-                    }
-                    self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
+                    let (next, _) =
+                        self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner);
+                    (next, left == Duration::ZERO)
                 }
             };
+            inner = next;
+            inner.waiting -= 1;
+            if late {
+                return !matches!(inner.state, State::Pending);
+            }
         }
         true
+    }
+
+    /// With which worker the task is, while it is unresolved.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        match self.worker.load(Ordering::Acquire) {
+            NOWHERE => None,
+            worker => Some(WorkerId(worker)),
+        }
+    }
+
+    /// The thread that waits for this cell is going to sleep at that worker, and is to be poked there; `false` if the
+    /// end has come, or another thread does so already.
+    pub(crate) fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
+        let mut inner = self.lock();
+        let free = inner.helper_at.is_none_or(|other| other == worker);
+        if free {
+            inner.helper_at = Some(worker);
+        }
+        free && matches!(inner.state, State::Pending)
+    }
+
+    /// The thread that drained at a worker for this cell leaves it.
+    pub(crate) fn helper_leaves(&self, worker: WorkerId) {
+        let mut inner = self.lock();
+        inner.helper_at.take_if(|at| *at == worker);
     }
 
     /// Takes the outcome, if it is there.
@@ -207,7 +299,7 @@ impl Cell {
         let mut inner = self.lock();
         let pending = matches!(inner.state, State::Pending);
         if pending {
-            inner.observers.push((key, waker));
+            inner.rest().observers.push((key, waker));
         }
         pending
     }
@@ -215,7 +307,10 @@ impl Cell {
     /// Takes that back. Without it, every `wait` would leave something behind in every future it did not see done.
     pub(crate) fn unobserve(&self, key: usize) {
         if !self.forked() {
-            let dropped: Vec<_> = self.lock().observers.extract_if(.., |(other, _)| *other == key).collect();
+            let mut inner = self.lock();
+            let Some(rest) = &mut inner.rest else { return };
+            let dropped: Vec<_> = rest.observers.extract_if(.., |(other, _)| *other == key).collect();
+            drop(inner);
             // Outside the lock: dropping a waker is user code.
             drop(dropped);
         }
@@ -226,7 +321,7 @@ impl Cell {
         if !self.forked() {
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
-                inner.callbacks.push(callback);
+                inner.rest().callbacks.push(callback);
                 return;
             }
         }
@@ -262,21 +357,26 @@ impl Cell {
         !self.is_done() && self.control.as_ref().is_some_and(|control| control.is_running(self.id))
     }
 
-    fn complete(self: &Arc<Self>, outcome: Outcome) {
+    /// The end: wakes threads, collects what else is to be woken.
+    fn complete(self: &Arc<Self>, outcome: Outcome, wakers: &mut Wakers) {
         let mut inner = self.lock();
         debug_assert!(matches!(inner.state, State::Pending), "a completer completes once");
-        let callbacks = std::mem::take(&mut inner.callbacks);
+        self.worker.store(NOWHERE, Ordering::Release);
+        let Rest { observers, callbacks } = inner.rest.take().map_or_else(Rest::default, |rest| *rest);
         let for_callbacks = (!callbacks.is_empty()).then(|| outcome.clone());
-        let wakers = (inner.waker.take(), std::mem::take(&mut inner.observers));
+        wakers.0.extend(inner.waker.take());
+        wakers.0.extend(observers.into_iter().map(|(_, waker)| waker));
         inner.state = State::Done(outcome);
+        let (waiting, helper_at) = (inner.waiting, inner.helper_at);
         drop(inner);
-        self.changed.notify_all();
-        for waker in wakers.0.into_iter().chain(wakers.1.into_iter().map(|(_, waker)| waker)) {
-            if let Err(message) = catch(|| waker.wake()) {
-                tracing::error!(task = self.id.as_u64(), message, "a waker panicked");
-            }
+        if waiting > 0 {
+            self.changed.notify_all();
         }
-        if let (Some(outcome), Some(control)) = (for_callbacks, &self.control) {
+        let Some(control) = &self.control else { return };
+        if let Some(worker) = helper_at {
+            control.poke(worker);
+        }
+        if let Some(outcome) = for_callbacks {
             control.callbacks().push(Box::new(move || run_callbacks(outcome, callbacks)));
         }
     }
@@ -313,10 +413,17 @@ impl Completer {
         self.0.as_ref().map_or(TaskId::from_raw(0), |cell| cell.id)
     }
 
-    /// Completes the future. Wakes and queues callbacks: never call it under a lock.
-    pub(crate) fn complete(mut self, outcome: Outcome) {
+    /// The task is with this worker now.
+    pub(crate) fn sent_to(&self, worker: WorkerId) {
+        if let Some(cell) = &self.0 {
+            cell.worker.store(worker.0, Ordering::Release);
+        }
+    }
+
+    /// Completes the future. What is to be woken comes into `wakers`.
+    pub(crate) fn complete_into(mut self, outcome: Outcome, wakers: &mut Wakers) {
         if let Some(cell) = self.0.take() {
-            cell.complete(outcome);
+            cell.complete(outcome, wakers);
         }
     }
 }
@@ -326,9 +433,10 @@ impl Drop for Completer {
         if let Some(cell) = self.0.take()
             && !cell.forked()
         {
-            cell.complete(Err(TaskError::Broken(BrokenCause::Internal(
-                "the executor forgot this task".into(),
-            ))));
+            let error = BrokenCause::Internal("the executor forgot this task".into());
+            let mut wakers = Wakers::default();
+            cell.complete(Err(TaskError::Broken(error)), &mut wakers);
+            wakers.wake();
         }
     }
 }

@@ -20,4 +20,5 @@ pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod socket;
+pub(crate) mod spin;
 pub(crate) mod wake;

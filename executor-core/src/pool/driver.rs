@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  notice Started ──► poll its socket and its pidfd
-//!  socket readable ─► Hello: compare, connect, start a reader ──► scheduler.on_hello, on_ready
-//!  pidfd readable ──► kill the rest of its group, reap, hang up ──► reader drains ──► notice ReaderEnded
+//!  socket readable ─► Hello: compare, connect ──► scheduler.on_hello, on_ready
+//!  pidfd readable ──► kill the rest of its group, reap, hang up ──► the reader drains ──► notice Drained
 //!  exited and drained ─► scheduler.on_exit
 //!  deadline ────────► scheduler.on_tick
 //!  closed ──────────► join the threads, tell those who wait, end
@@ -20,7 +20,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Boards, Core, Pool, Threads, starter};
+use super::{Boards, Core, Pool, Threads, reader, starter};
 use crate::{
     error::{BrokenCause, ExitStatus},
     future::callback::catch,
@@ -28,13 +28,13 @@ use crate::{
     os::{memory::Shared, process::Child, socket},
     registry,
     transport::{
-        Closed, Inbox, Link,
+        Closed, Link,
         board::INITIALIZER,
         ipc,
         ring::{self, Segment},
     },
     wire::{
-        frame::{Header, Kind, WireError},
+        frame::{Header, Kind},
         handshake::{self, Hello},
     },
 };
@@ -42,13 +42,14 @@ use crate::{
 /// Should a wake-up ever be missed, the pool looks around this often.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
 
-/// A dead worker's reader has all that it will ever get; this is for one that hangs in a garbled message.
+/// Who drains a dead worker has all that it will ever get; this is for one that hangs in a garbled message.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What other threads have to tell the driver.
 pub(super) enum Notice {
     Started(WorkerId, io::Result<starter::Started>),
-    ReaderEnded(WorkerId, Closed),
+    /// Nothing more comes from this worker.
+    Drained(WorkerId, Closed),
 }
 
 impl Pool {
@@ -58,15 +59,22 @@ impl Pool {
     }
 }
 
-/// Starts driver and starter.
+/// Starts driver, reader and starter.
 pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<()> {
     let starter = {
         let pool = Arc::clone(&pool);
         thread::Builder::new().name("executor-starter".into()).spawn(move || starter::run(&pool, &orders))?
     };
-    let driver = Driver { pool, workers: BTreeMap::new() };
+    let reader = {
+        let pool = Arc::clone(&pool);
+        thread::Builder::new().name("executor-reader".into()).spawn(move || pool.read_rings())?
+    };
+    let driver = Driver { pool: Arc::clone(&pool), workers: BTreeMap::new() };
     // Should this one be refused, the starter ends with its sender, which the caller drops.
-    thread::Builder::new().name("executor-driver".into()).spawn(move || driver.run_guarded(starter))?;
+    thread::Builder::new()
+        .name("executor-driver".into())
+        .spawn(move || driver.run_guarded(starter, reader))
+        .inspect_err(|_| pool.close_rings())?;
     Ok(())
 }
 
@@ -78,14 +86,22 @@ struct Watched {
     /// Kept open: its end tells the worker that we are gone, and descriptors travel on it.
     _control: Option<OwnedFd>,
     link: Option<Arc<dyn Link>>,
-    reader: Option<JoinHandle<()>>,
+    /// Who takes its replies, until there are no more.
+    drain: Option<Drain>,
     reaped: bool,
     /// Its connection failed: why, and whether for want of something that may come back.
     failed: Option<(BrokenCause, bool)>,
-    /// It has ended; a reader that has not come to its end by then is given up.
+    /// It has ended; who drains it and has not come to its end by then is given up.
     drained_by: Option<Instant>,
     /// Over ipc-channel, until it is connected: where its server is. Removed when this is dropped.
     directory: Option<tempfile::TempDir>,
+}
+
+enum Drain {
+    /// Whoever has the lease of its ring.
+    Ring,
+    /// A thread of its own.
+    Thread(JoinHandle<()>),
 }
 
 struct Driver {
@@ -103,14 +119,14 @@ enum Source {
 impl Driver {
     /// Nobody else would notice a death or a deadline: should the driver ever panic, everything it drove is ended
     /// here, and every future says so.
-    fn run_guarded(mut self, starter: JoinHandle<()>) {
+    fn run_guarded(mut self, starter: JoinHandle<()>, reader: JoinHandle<()>) {
         super::OWN_THREAD.set(true);
         if let Err(message) = catch(|| self.run()) {
             tracing::error!(message, "the pool's driver panicked");
             let cause = BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
             self.pool.event(|core, now, out| core.scheduler.on_collapse(now, cause, out));
         }
-        self.finish(starter);
+        self.finish(starter, reader);
     }
 
     fn run(&mut self) {
@@ -120,10 +136,10 @@ impl Driver {
             for notice in notices {
                 match notice {
                     Notice::Started(id, started) => self.on_started(id, started),
-                    Notice::ReaderEnded(id, closed) => self.on_reader_ended(id, &closed),
+                    Notice::Drained(id, closed) => self.on_drained(id, &closed),
                 }
             }
-            self.give_up_readers();
+            self.give_up_draining();
             self.tick();
             if self.pool.lock().closed {
                 return;
@@ -139,7 +155,7 @@ impl Driver {
     }
 
     /// Everything is resolved. Processes and threads first, so that who waited finds none.
-    fn finish(mut self, starter: JoinHandle<()>) {
+    fn finish(mut self, starter: JoinHandle<()>, reader: JoinHandle<()>) {
         // Dropping the sender ends the starter.
         self.pool.lock().threads = Threads::Ended;
         let _ = starter.join();
@@ -158,26 +174,29 @@ impl Driver {
             if let Some(link) = &worker.link {
                 link.hang_up();
             }
-            if let Some(reader) = worker.reader.filter(|reader| worker.reaped || reader.is_finished()) {
+            if let Some(Drain::Thread(reader)) = worker.drain
+                && (worker.reaped || reader.is_finished())
+            {
                 let _ = reader.join();
             }
         }
+        self.pool.close_rings();
+        let _ = reader.join();
         self.pool.lock().workers.clear();
         self.pool.callbacks.close();
         self.pool.ended.0.close();
     }
 
     /// A reader that hangs holds up nothing for ever.
-    fn give_up_readers(&mut self) {
+    fn give_up_draining(&mut self) {
         let now = Instant::now();
-        let late =
-            |worker: &Watched| worker.drained_by.is_some_and(|at| at <= now) && worker.reader.is_some();
+        let late = |worker: &Watched| worker.drained_by.is_some_and(|at| at <= now) && worker.drain.is_some();
         for id in
             self.workers.iter().filter(|(_, worker)| late(worker)).map(|(id, _)| *id).collect::<Vec<_>>()
         {
             if let Some(worker) = self.workers.get_mut(&id) {
                 tracing::error!(pid = worker.child.pid(), "a dead worker's reader hangs, and is given up");
-                worker.reader = None;
+                worker.drain = None;
             }
             self.forget_if_over(id);
         }
@@ -213,7 +232,7 @@ impl Driver {
         let drained = self
             .workers
             .values()
-            .filter(|worker| worker.reader.is_some())
+            .filter(|worker| worker.drain.is_some())
             .filter_map(|worker| worker.drained_by);
         let armed = drained.fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
@@ -257,7 +276,7 @@ impl Driver {
                 socket,
                 _control: None,
                 link: None,
-                reader: None,
+                drain: None,
                 reaped: false,
                 failed: None,
                 drained_by: None,
@@ -310,17 +329,11 @@ impl Driver {
             }
             server.map(ipc::dial).transpose()
         };
-        match dialed.and_then(|dialed| connect(dialed, segment)).and_then(|(link, inbox)| {
-            let pool = Arc::clone(&self.pool);
-            let reader = thread::Builder::new()
-                .name(format!("executor-reader-{}", id.0))
-                .spawn(move || read(&pool, id, inbox))?;
-            Ok((link, reader))
-        }) {
-            Ok((link, reader)) => {
+        match dialed.and_then(|dialed| connect(&self.pool, id, dialed, segment)) {
+            Ok((link, drain)) => {
                 worker.directory = None;
                 worker.link = Some(Arc::clone(&link));
-                worker.reader = Some(reader);
+                worker.drain = Some(drain);
                 self.on_connected(id, link);
             }
             Err(error) => {
@@ -342,7 +355,8 @@ impl Driver {
             }
             match &self.pool.options.initializer {
                 Some((entry, arguments)) => {
-                    link.send(Header { function: entry.id, ..Header::new(Kind::Init) }, arguments.clone());
+                    link.send(Header { function: entry.id, ..Header::new(Kind::Init) }, arguments);
+                    link.flush();
                 }
                 // Nothing to wait for: tasks may follow at once.
                 None => scheduler.on_ready(now, id, &Boards(workers), out),
@@ -375,9 +389,9 @@ impl Driver {
         self.forget_if_over(id);
     }
 
-    fn on_reader_ended(&mut self, id: WorkerId, closed: &Closed) {
+    fn on_drained(&mut self, id: WorkerId, closed: &Closed) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if let Some(reader) = worker.reader.take() {
+        if let Some(Drain::Thread(reader)) = worker.drain.take() {
             let _ = reader.join();
         }
         if !worker.reaped {
@@ -390,10 +404,11 @@ impl Driver {
 
     /// Once a worker has ended and all that it had published is seen, the scheduler judges.
     fn forget_if_over(&mut self, id: WorkerId) {
-        if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.reader.is_none()) {
+        if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.drain.is_none()) {
             return;
         }
         let failed = self.workers.remove(&id).and_then(|worker| worker.failed);
+        self.pool.rings.remove(id);
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             if let Some((cause, exhausted)) = failed {
@@ -429,19 +444,22 @@ fn refusal(error: &io::Error) -> (BrokenCause, bool) {
 
 /// Takes up the connection that the worker offers.
 fn connect(
+    pool: &Arc<Pool>,
+    id: WorkerId,
     dialed: Option<ipc::Dialed>,
     segment: Shared<Segment>,
-) -> io::Result<(Arc<dyn Link>, Box<dyn Inbox>)> {
-    Ok(match dialed {
-        None => {
-            let (link, inbox) = ring::connect(segment);
-            (link, Box::new(inbox))
-        }
-        Some(dialed) => {
-            let (link, inbox) = ipc::connect(dialed, segment)?;
-            (link, Box::new(inbox))
-        }
-    })
+) -> io::Result<(Arc<dyn Link>, Drain)> {
+    let Some(dialed) = dialed else {
+        let ring = Arc::new(ring::connect(segment, Arc::clone(&pool.doorbell.0)));
+        pool.rings.add(id, Arc::clone(&ring));
+        return Ok((ring, Drain::Ring));
+    };
+    let (link, inbox) = ipc::connect(dialed, segment)?;
+    let pool = Arc::clone(pool);
+    let reader = thread::Builder::new()
+        .name(format!("executor-reader-{}", id.0))
+        .spawn(move || reader::read_inbox(&pool, id, Box::new(inbox)))?;
+    Ok((link, Drain::Thread(reader)))
 }
 
 /// Whether this worker may work for us; the name of its server, if it has one.
@@ -459,19 +477,4 @@ fn check(hello: Result<Hello, String>) -> Result<Option<String>, BrokenCause> {
         Ok(server) => Ok(server),
         Err(error) => Err(BrokenCause::Start(error.into())),
     }
-}
-
-/// Reads one worker's frames until nothing more can come.
-fn read(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
-    super::OWN_THREAD.set(true);
-    // A reader that panics must still be missed: ipc-channel does, when a task writes into its channel by mistake.
-    let read = || loop {
-        let mut frames = Vec::new();
-        match inbox.recv(&mut |frame| frames.push(frame)) {
-            Ok(()) => pool.on_frames(id, frames),
-            Err(closed) => return closed,
-        }
-    };
-    let closed = catch(read).unwrap_or(Closed::Protocol(WireError::Truncated));
-    pool.notify(Notice::ReaderEnded(id, closed));
 }

@@ -1,61 +1,65 @@
 //! The workers of one executor, and everything that is with them.
 //!
 //! ```text
-//!  submit ──► Core (one lock) ── Scheduler: event in, actions out (pure) ──┐
-//!               ▲   ▲   ▲                                                  │ perform, under the same lock
-//!               │   │   │        Start ─► starter thread ─► process        │
-//!               │   │   │        Send, Stop ─► Link (never blocks)  ◄──────┤
-//!               │   │   │        Kill ─► the worker's group                │
-//!               │   │   │        Resolve ─► future, after the lock is free ┘
-//!               │   │   └── driver thread: handshakes, deaths (pidfd), deadlines
-//!               │   └────── one reader thread for each worker: replies
-//!               └────────── cancel, shutdown
+//!  submit ──► intake ──► Core (one lock) ── Scheduler: event in, actions out (pure) ──┐
+//!                           ▲   ▲   ▲                                                   │ perform, under the same lock
+//!                           │   │   │        Start ─► starter thread ─► process         │
+//!                           │   │   │        Send, Stop ─► Link (never blocks)   ◄──────┤
+//!                           │   │   │        Kill ─► the worker's group                 │
+//!                           │   │   │        Resolve ─► future, after the lock is free  ┘
+//!                           │   │   └── driver thread: handshakes, deaths (pidfd), deadlines
+//!                           │   └────── replies: the thread in `result()` itself, else the reader thread
+//!                           └────────── cancel, shutdown
 //! ```
 //!
 //! Who owns what: the scheduler every task (frame and completer) and the state of every worker; a [`Record`] what the
 //! system knows of a worker (process, link, exit); the driver the descriptors it polls. Nobody keeps a second copy.
+//! What was submitted while somebody else had the lock waits in the intake, and whoever has the lock takes it in.
 //!
-//! In the common case a task costs no hop: `submit` itself writes to an idle worker, and the worker's reader writes
-//! the next task as it takes a reply.
+//! In the common case a task costs no hop: `submit` itself writes to an idle worker, the thread that waits for a result
+//! drains the worker's replies itself ([`reader`]), and whoever takes a reply writes the next task at once.
 //!
-//! When a worker dies: its pidfd wakes the driver, which kills what is left of its group, reaps it and hangs up; the
-//! reader then sees all that the worker had published, and after that the end; only then the scheduler judges who had
+//! When a worker dies: its pidfd wakes the driver, which kills what is left of its group, reaps it and hangs up; who
+//! drains it then sees all that the worker had published, and after that the end; only then the scheduler judges who had
 //! begun what. When the pool's own threads cannot be started, the pool is broken, and says so. When the parent dies,
 //! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
 
 mod driver;
+mod reader;
 pub(crate) mod scheduler;
 #[cfg(test)]
 mod sim;
 mod starter;
+mod task_table;
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
-use scheduler::{Action, Claims, Config, End, Meta, Scheduler};
+use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
     error::{BrokenCause, CodecFailure, ExitStatus, Failure, LostDetail, RemoteError, Side, TaskError},
     future::{
         callback::CallbackQueue,
-        cell::{Cell, Completer, Control, Outcome},
+        cell::{Cell, Completer, Control, Outcome, Wakers},
     },
     id::{TaskId, WorkerId},
-    os::{fork::Origin, process::Child, wake::Bell},
+    os::{fork::Origin, memory::Shared, process::Child, wake::Bell},
     registry::TaskEntry,
     task::TaskOptions,
-    transport::{Link, board::Begun, ipc},
+    transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, Header, Kind, flag},
+        frame::{Frame, Header, Items, Kind, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -68,8 +72,6 @@ pub(crate) struct Call {
     pub(crate) options: TaskOptions,
     /// Let the worker check that the arguments survive their codec.
     pub(crate) check: bool,
-    /// Tasks of one chunk go to one worker together; 0 for none.
-    pub(crate) chunk: u64,
 }
 
 /// What the pool is to be like.
@@ -89,6 +91,19 @@ struct Item {
     arguments: Payload,
     check: bool,
     completer: Completer,
+}
+
+impl Split for Item {
+    fn split(&self) -> Self {
+        unreachable!("a single task is not split")
+    }
+}
+
+/// What was submitted and is not with the scheduler yet.
+struct Submission {
+    task: TaskId,
+    item: Item,
+    meta: Meta,
 }
 
 impl Item {
@@ -118,6 +133,9 @@ struct Core {
     /// Until when the driver sleeps.
     armed: Option<Instant>,
     closed: bool,
+    /// Empty between two events; kept for their memory.
+    actions: Actions,
+    absorbed: Vec<Submission>,
 }
 
 enum Threads {
@@ -128,12 +146,20 @@ enum Threads {
 
 pub(crate) struct Pool {
     core: Mutex<Core>,
+    /// Held for a push or a swap only. Whoever frees `core` looks here once more.
+    intake: Mutex<Vec<Submission>>,
+    /// The rings of the workers that are connected.
+    rings: reader::Rings,
+    /// Where the reader sleeps, and the descriptor by which workers see it.
+    doorbell: (Arc<Shared<Doorbell>>, OwnedFd),
     /// Wakes the driver.
     bell: Bell,
     /// What other threads have to tell the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
     origin: Origin,
+    /// Whether the threads were asked for.
+    started: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
@@ -142,12 +168,16 @@ pub(crate) struct Pool {
 struct Boards<'a>(&'a BTreeMap<WorkerId, Record>);
 
 impl Claims for Boards<'_> {
-    fn begun(&self, worker: WorkerId, slot: u16, task: TaskId) -> Begun {
-        self.link(worker).map_or(Begun::No, |link| link.begun(slot, task))
+    fn begun(&self, worker: WorkerId, seq: u32) -> Begun {
+        self.link(worker).map_or(Begun::No, |link| link.board().begun(seq))
     }
 
-    fn take_back(&self, worker: WorkerId, slot: u16, task: TaskId) -> bool {
-        self.link(worker).is_none_or(|link| link.take_back(slot, task))
+    fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool {
+        self.link(worker).is_none_or(|link| link.board().take_back(seq, first))
+    }
+
+    fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32> {
+        self.link(worker)?.board().take_rest(seq)
     }
 }
 
@@ -173,6 +203,7 @@ impl Pool {
             ipc::prepare()?;
         }
         let config = Config { workers_max: options.workers_max, start_timeout: options.start_timeout };
+        let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")?;
         Ok(Arc::new(Pool {
             core: Mutex::new(Core {
                 scheduler: Scheduler::new(config),
@@ -180,11 +211,17 @@ impl Pool {
                 threads: Threads::NotStarted,
                 armed: None,
                 closed: false,
+                actions: Actions::new(),
+                absorbed: Vec::new(),
             }),
+            intake: Mutex::default(),
+            rings: reader::Rings::default(),
+            doorbell: (Arc::new(doorbell), doorbell_fd),
             bell: Bell::new()?,
             notices: Mutex::default(),
             options,
             origin: Origin::here(),
+            started: AtomicBool::new(false),
             callbacks: Arc::default(),
             ended: async_channel::bounded(1),
         }))
@@ -230,13 +267,22 @@ impl Pool {
         };
         let (cell, completer) = Cell::pending(id, control);
         let TaskOptions { timeout, name } = call.options;
-        let meta = Meta { function: Some(call.entry.id), timeout, chunk: call.chunk };
+        let meta = Meta { function: call.entry.id, timeout, count: 1 };
         let item = Item { entry: call.entry, name, arguments, check: call.check, completer };
-        self.event(|core, now, out| {
-            self.ensure_threads(core, now, out);
-            core.scheduler.on_submit(now, id, item, meta, out);
-        });
+        self.take_in(Submission { task: id, item, meta });
         cell
+    }
+
+    /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
+    fn take_in(self: &Arc<Self>, submission: Submission) {
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
+        if !self.started.load(Ordering::Acquire) {
+            self.event(|core, now, out| self.ensure_threads(core, now, out));
+        } else {
+            let mut resolved = Resolved::new();
+            self.attend_intake(&mut resolved);
+            complete(resolved);
+        }
     }
 
     /// Starts driver and starter with the first task: a pool that is never used costs no thread.
@@ -244,6 +290,7 @@ impl Pool {
         if !matches!(core.threads, Threads::NotStarted) || core.scheduler.refusal().is_some() {
             return;
         }
+        self.started.store(true, Ordering::Release);
         let (sender, receiver) = mpsc::channel();
         match driver::start(Arc::clone(self), receiver) {
             Ok(()) => core.threads = Threads::Running { starter: sender },
@@ -306,8 +353,8 @@ impl Pool {
 
     // ---- one event at a time ---------------------------------------------------------------------------------------
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> CoreGuard<'_> {
+        CoreGuard { core: Some(self.core.lock().unwrap_or_else(PoisonError::into_inner)), pool: self }
     }
 
     /// Lets the scheduler decide, does what it says, and after the lock is free completes futures.
@@ -323,11 +370,32 @@ impl Pool {
         resolved: &mut Resolved,
         decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
     ) -> R {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.event_in(&mut core, resolved, decide);
+        drop(core);
+        if self.intake_waits() {
+            self.attend_intake(resolved);
+        }
+        result
+    }
+
+    fn intake_waits(&self) -> bool {
+        !self.intake.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn event_in<R>(
+        &self,
+        core: &mut Core,
+        resolved: &mut Resolved,
+        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
+    ) -> R {
         let now = Instant::now();
-        let mut actions = Actions::new();
-        let mut core = self.lock();
-        let result = decide(&mut core, now, &mut actions);
-        let rare = self.perform(&mut core, actions, resolved);
+        let mut actions = std::mem::take(&mut core.actions);
+        // First what came first: a task that is to be cancelled must be there.
+        self.absorb_intake(core, now, &mut actions);
+        let result = decide(core, now, &mut actions);
+        let rare = self.perform(core, &mut actions, resolved);
+        core.actions = actions;
         if rare || core.scheduler.has_timed() {
             let next = core.scheduler.next_deadline();
             if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
@@ -338,16 +406,41 @@ impl Pool {
         result
     }
 
+    fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
+        let mut absorbed = std::mem::take(&mut core.absorbed);
+        std::mem::swap(&mut absorbed, &mut self.intake.lock().unwrap_or_else(PoisonError::into_inner));
+        for Submission { task, item, meta } in absorbed.drain(..) {
+            core.scheduler.on_submit(now, task, item, meta, out);
+        }
+        core.absorbed = absorbed;
+    }
+
+    /// Takes in what was submitted, unless somebody has the lock, who will: it looks again after freeing it.
+    fn attend_intake(&self, resolved: &mut Resolved) {
+        while let Ok(mut core) = self.core.try_lock() {
+            self.event_in(&mut core, resolved, |_, _, _| ());
+            drop(core);
+            if !self.intake_waits() {
+                break;
+            }
+        }
+    }
+
     /// Acts; whether it did anything beside sending and resolving.
-    fn perform(&self, core: &mut Core, actions: Actions, resolved: &mut Resolved) -> bool {
+    fn perform(&self, core: &mut Core, actions: &mut Actions, resolved: &mut Resolved) -> bool {
         let mut rare = false;
-        for action in actions {
+        // Woken after the last frame of several.
+        let mut unflushed: Option<WorkerId> = None;
+        for action in actions.drain(..) {
             match action {
-                Action::Send { worker, task, slot } => {
-                    self.send(core, worker, task, slot);
+                Action::Send { worker, run, seq, items } => {
+                    if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker) {
+                        core.flush(other);
+                    }
+                    core.send(worker, run, seq, items);
                     continue;
                 }
-                Action::Resolve(item, end) => {
+                Action::Resolve(item, _items, end) => {
                     let outcome = match end {
                         End::Error(error) => error,
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
@@ -367,7 +460,8 @@ impl Pool {
                 }
                 Action::Stop(id) => {
                     if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
-                        link.send(Header::new(Kind::Stop), Vec::new().into());
+                        link.send(Header::new(Kind::Stop), &Vec::new().into());
+                        link.flush();
                     }
                 }
                 Action::Terminate(id) => core.workers.entry(id).or_default().signal(Signal::TERM),
@@ -386,37 +480,23 @@ impl Pool {
             }
             rare = true;
         }
+        if let Some(worker) = unflushed {
+            core.flush(worker);
+        }
         rare
-    }
-
-    fn send(&self, core: &Core, worker: WorkerId, task: TaskId, slot: u16) {
-        let (Some(item), Some(link)) =
-            (core.scheduler.item(task), core.workers.get(&worker).and_then(|record| record.link.as_ref()))
-        else {
-            return;
-        };
-        let mut flags = 0;
-        if item.check {
-            flags |= flag::CHECK;
-        }
-        if core.scheduler.timeout_of(task).is_some() {
-            flags |= flag::TIMED;
-        }
-        let header = Header { flags, slot, task, function: item.entry.id, ..Header::new(Kind::Run) };
-        link.send(header, item.arguments.clone());
     }
 
     // ---- replies ---------------------------------------------------------------------------------------------------
 
-    /// Frames that came from one worker together. `Err` if the worker does not keep to the protocol.
-    fn on_frames(&self, id: WorkerId, frames: Vec<Frame>) {
+    /// Frames that came from one worker together. Returns what is to be woken: user code, so under no lock.
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Wakers {
         let mut resolved = Resolved::new();
         let mut replies = Vec::new();
         let mut credit = 0;
         let mut odd = Vec::new();
         let mut broken = None;
         self.event_into(&mut resolved, |core, now, out| {
-            for frame in frames {
+            for frame in frames.drain(..) {
                 credit = credit.max(frame.header.consumed);
                 let header = frame.header;
                 match self.on_frame(core, now, id, frame, out, &mut replies) {
@@ -431,7 +511,9 @@ impl Pool {
                     }
                 }
             }
-            if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
+            let Core { scheduler, workers, .. } = core;
+            scheduler.after_replies(now, id, &Boards(workers), out);
+            if let Some(link) = workers.get(&id).and_then(|record| record.link.as_ref()) {
                 link.credit(credit);
             }
         });
@@ -442,11 +524,15 @@ impl Pool {
         for header in odd {
             tracing::error!(?header, "a worker sent what it should not, and is ended");
         }
+        let mut wakers = Wakers::default();
         for (item, frame) in replies {
             let outcome = outcome(&item, frame);
-            resolved.push((item.completer, outcome));
+            item.completer.complete_into(outcome, &mut wakers);
         }
-        complete(resolved);
+        for (completer, outcome) in resolved {
+            completer.complete_into(outcome, &mut wakers);
+        }
+        wakers
     }
 
     fn on_frame(
@@ -473,9 +559,9 @@ impl Pool {
                 }
                 _ => return Obeys::No,
             },
-            _ => match scheduler.on_reply(now, id, frame.header.task, &claims, out) {
-                Ok(Some(item)) => replies.push((item, frame)),
-                Ok(None) => {}
+            _ => match scheduler.on_reply(now, id, frame.header.task, frame.header.nanos) {
+                Ok(Replied::Last(item, _)) => replies.push((item, frame)),
+                Ok(Replied::Item(..) | Replied::Late) => {}
                 Err(scheduler::ReplyToNobody) => return Obeys::No,
             },
         }
@@ -502,8 +588,68 @@ pub(crate) fn is_own_thread() -> bool {
 
 /// Runs wakers, so never under a lock.
 fn complete(resolved: Resolved) {
+    let mut wakers = Wakers::default();
     for (completer, outcome) in resolved {
-        completer.complete(outcome);
+        completer.complete_into(outcome, &mut wakers);
+    }
+    wakers.wake();
+}
+
+/// The lock on the core. What was submitted while it was held is taken in when it is freed.
+struct CoreGuard<'a> {
+    core: Option<MutexGuard<'a, Core>>,
+    pool: &'a Pool,
+}
+
+impl std::ops::Deref for CoreGuard<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        self.core.as_deref().expect("freed by drop only")
+    }
+}
+
+impl std::ops::DerefMut for CoreGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        self.core.as_deref_mut().expect("freed by drop only")
+    }
+}
+
+impl Drop for CoreGuard<'_> {
+    fn drop(&mut self) {
+        self.core = None;
+        if self.pool.intake_waits() {
+            let mut resolved = Resolved::new();
+            self.pool.attend_intake(&mut resolved);
+            complete(resolved);
+        }
+    }
+}
+
+impl Core {
+    fn link(&self, worker: WorkerId) -> Option<&dyn Link> {
+        self.workers.get(&worker)?.link.as_deref()
+    }
+
+    fn send(&self, worker: WorkerId, run: TaskId, seq: u32, items: Items) {
+        let (Some(item), Some(link)) = (self.scheduler.item(run), self.link(worker)) else { return };
+        let mut flags = 0;
+        if item.check {
+            flags |= flag::CHECK;
+        }
+        if self.scheduler.timeout_of(run).is_some() {
+            flags |= flag::TIMED;
+        }
+        let task = self.scheduler.base(run);
+        let header = Header { flags, seq, task, function: item.entry.id, items, ..Header::new(Kind::Run) };
+        item.completer.sent_to(worker);
+        link.send(header, &item.arguments);
+    }
+
+    fn flush(&self, worker: WorkerId) {
+        if let Some(link) = self.link(worker) {
+            link.flush();
+        }
     }
 }
 
@@ -601,5 +747,15 @@ impl Control for Pool {
 
     fn forked(&self) -> bool {
         self.origin.forked()
+    }
+
+    fn help(&self, cell: &Cell, deadline: Option<Instant>) {
+        self.take_own_reply(cell, deadline);
+    }
+
+    fn poke(&self, worker: WorkerId) {
+        if let Some(ring) = self.rings.of(worker) {
+            ring.poke();
+        }
     }
 }

@@ -17,6 +17,9 @@
 //! deterministic: the same events give the same actions, so a seeded simulation ([`sim`](super::sim)) can take it
 //! through thousands of crashes without starting a process.
 //!
+//! What is submitted is a *run* of tasks: one function, consecutive ids, most often a single one. The items of a run
+//! begin, end, and are blamed one by one; a run only travels together, and is split when half of it goes elsewhere.
+//!
 //! Two rules carry the promises. *A worker's death fails only what it had begun*: beginning is a compare-and-swap on
 //! the worker's board, asked through [`Claims`], so that after a death there is one answer. *Nobody innocent is killed
 //! for another's sake*: before a worker is killed for a task's time limit or cancellation, everything behind that task
@@ -27,10 +30,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::task_table::TaskTable;
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     id::{FnId, TaskId, WorkerId},
     transport::board::{Begun, SLOTS},
+    wire::frame::Items,
 };
 
 /// A worker gets tasks ahead worth this much time. More: results of uneven tasks wait behind each other, until another
@@ -55,56 +60,88 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 /// who reads it.
 const LOST_UNBEGUN_MAX: u8 = 3;
 
-/// What the scheduler asks of the workers' boards.
+/// What the scheduler asks of the workers' boards. `seq` is the number of a sending.
 pub(crate) trait Claims {
-    fn begun(&self, worker: WorkerId, slot: u16, task: TaskId) -> Begun;
-    fn take_back(&self, worker: WorkerId, slot: u16, task: TaskId) -> bool;
+    fn begun(&self, worker: WorkerId, seq: u32) -> Begun;
+    /// Takes back what has not begun at all; `first` is the item that was offered.
+    fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool;
+    /// Takes back what is behind the item that has begun: that item, or `None` if nothing has begun.
+    fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32>;
 }
 
-/// What is to be done. `T` is what the pool keeps of a task: its frame and its completer.
+/// What the pool keeps of a run: its frame and its completers. When a run is split, both parts need it.
+pub(crate) trait Split {
+    fn split(&self) -> Self;
+}
+
+/// What is to be done. `T` is what the pool keeps of a run.
 #[derive(Debug)]
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerId),
-    /// Send this task.
-    Send { worker: WorkerId, task: TaskId, slot: u16 },
+    /// Send these items of this run.
+    Send { worker: WorkerId, run: TaskId, seq: u32, items: Items },
     /// Ask the worker to leave.
     Stop(WorkerId),
     /// SIGTERM to the worker's group.
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
     Kill(WorkerId),
-    /// This task has ended.
-    Resolve(T, End),
+    /// These items have ended.
+    Resolve(T, Items, End),
     /// Nothing is left to be done, ever.
     Closed,
 }
 
 /// How a task ended that has no reply.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum End {
     Error(TaskError),
     /// This worker was lost while it ran the task; the pool knows how.
     Lost(WorkerId),
 }
 
-/// What the scheduler needs to know of a task.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the scheduler needs to know of a run.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
     /// For the estimate of its running time.
-    pub(crate) function: Option<FnId>,
+    pub(crate) function: FnId,
+    /// Of a single task; a run of several has none.
     pub(crate) timeout: Option<Duration>,
-    /// Tasks of one chunk go to one worker together; 0 for none.
-    pub(crate) chunk: u64,
+    /// How many tasks it is.
+    pub(crate) count: u32,
+}
+
+/// To whom a reply belongs.
+pub(crate) enum Replied<'a, T> {
+    /// The last item that was unresolved: the run is over.
+    Last(T, u32),
+    /// One of several.
+    Item(&'a T, u32),
+    /// It comes too late for a task that was condemned.
+    Late,
 }
 
 struct Entry<T> {
     item: T,
-    meta: Meta,
+    function: FnId,
+    timeout: Option<Duration>,
+    /// The id of item 0. The entry's own id is that of its first item when it was made.
+    base: TaskId,
+    /// What is unresolved. At most the first of them has begun.
+    items: Items,
     place: Place,
     lost_unbegun: u8,
-    /// Slots of workers it was taken back from: frames of it may still lie there, unread.
-    stale: Vec<(WorkerId, u64)>,
+}
+
+impl<T> Entry<T> {
+    fn left(&self) -> u32 {
+        self.items.count - self.items.first
+    }
+}
+
+fn item_id(base: TaskId, item: u32) -> TaskId {
+    TaskId::from_raw(base.as_u64() + u64::from(item))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -117,32 +154,50 @@ struct Worker {
     state: WorkerState,
     /// In the order sent; the first one runs, the others were sent ahead.
     in_flight: VecDeque<InFlight>,
-    /// A bit for each free slot of the board.
-    free_slots: u64,
+    /// The number of the next sending.
+    next_seq: u32,
+    /// What is in flight should take this long.
+    load: u64,
     /// When the first one in flight came to be the first: it cannot have begun earlier.
     front_since: Instant,
     doom: Option<Doom>,
 }
 
 impl Worker {
-    /// A free slot in which this task may be sent to this worker, `id`.
-    ///
-    /// Not one from which it was taken back: the old frame may still lie there unread, and would claim the task again,
-    /// before those that are in flight ahead of it now. Where nothing is in flight, nothing can be overtaken.
-    fn slot_for<T>(&self, id: WorkerId, entry: &Entry<T>) -> Option<u16> {
-        let stale = match entry.stale.iter().find(|(worker, _)| *worker == id) {
-            Some((_, slots)) if !self.in_flight.is_empty() => *slots,
-            _ => 0,
-        };
-        let free = self.free_slots & !stale;
-        (free != 0).then(|| free.trailing_zeros() as u16)
+    fn new(now: Instant) -> Self {
+        Worker {
+            state: WorkerState::Starting { since: now },
+            in_flight: VecDeque::new(),
+            next_seq: 1,
+            load: 0,
+            front_since: now,
+            doom: None,
+        }
+    }
+
+    /// Whether the board has room for another sending.
+    fn has_slot(&self) -> bool {
+        self.in_flight.front().is_none_or(|front| self.next_seq.wrapping_sub(front.seq) < SLOTS as u32)
+    }
+
+    fn is_useful(&self) -> bool {
+        self.state == WorkerState::Ready && self.doom.is_none()
+    }
+
+    /// How long what waits behind the one that runs should take.
+    fn ahead(&self) -> u64 {
+        self.load - self.in_flight.front().map_or(0, |front| u64::from(front.estimate))
     }
 }
 
 #[derive(Clone, Copy)]
 struct InFlight {
-    task: TaskId,
-    slot: u16,
+    run: TaskId,
+    seq: u32,
+    /// How long one item should take, in nanoseconds.
+    estimate: u32,
+    /// How many items of it the worker has or had.
+    left: u32,
     /// Its time limit is not looked at before this.
     look_at: Instant,
 }
@@ -192,15 +247,15 @@ pub(crate) struct Config {
 
 pub(crate) struct Scheduler<T> {
     config: Config,
-    tasks: HashMap<TaskId, Entry<T>, crate::id::IdHasher>,
-    /// Ids of queued tasks, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
+    tasks: TaskTable<Entry<T>>,
+    /// Ids of queued runs, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
     queue: VecDeque<TaskId>,
     queued: usize,
     workers: BTreeMap<WorkerId, Worker>,
     /// Ready workers with nothing to do, the one that worked last at the end: its caches are warm.
     idle: Vec<WorkerId>,
-    /// Smoothed running time of each function.
-    estimates: HashMap<FnId, Duration, crate::id::IdHasher>,
+    /// Smoothed running time of each function, in nanoseconds.
+    estimates: HashMap<FnId, u32, crate::id::IdHasher>,
     /// Tasks with a time limit that are with workers.
     timed: usize,
     next_worker: u32,
@@ -214,11 +269,11 @@ pub(crate) struct Scheduler<T> {
 
 type Actions<T> = Vec<Action<T>>;
 
-impl<T> Scheduler<T> {
+impl<T: Split> Scheduler<T> {
     pub(crate) fn new(config: Config) -> Self {
         Scheduler {
             config,
-            tasks: HashMap::default(),
+            tasks: TaskTable::default(),
             queue: VecDeque::new(),
             queued: 0,
             workers: BTreeMap::new(),
@@ -238,18 +293,28 @@ impl<T> Scheduler<T> {
     // ---- what is asked of it ---------------------------------------------------------------------------------------
 
     /// What was submitted under this id, while it is unresolved.
-    pub(crate) fn item(&self, task: TaskId) -> Option<&T> {
-        self.tasks.get(&task).map(|entry| &entry.item)
+    pub(crate) fn item(&self, run: TaskId) -> Option<&T> {
+        self.tasks.get(run).map(|entry| &entry.item)
     }
 
-    pub(crate) fn timeout_of(&self, task: TaskId) -> Option<Duration> {
-        self.tasks.get(&task)?.meta.timeout
+    /// The id of a run's item 0.
+    pub(crate) fn base(&self, run: TaskId) -> TaskId {
+        self.tasks.get(run).map_or(run, |entry| entry.base)
+    }
+
+    pub(crate) fn timeout_of(&self, run: TaskId) -> Option<Duration> {
+        self.tasks.get(run)?.timeout
+    }
+
+    /// How long a call of this function takes, as far as is known.
+    pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
+        self.estimates.get(&function).map(|nanos| Duration::from_nanos(u64::from(*nanos)))
     }
 
     /// Whether a worker has begun this task.
     pub(crate) fn is_running(&self, task: TaskId, claims: &dyn Claims) -> bool {
-        let Some(Entry { place: Place::Sent(worker), .. }) = self.tasks.get(&task) else { return false };
-        self.slot_of(*worker, task).is_some_and(|slot| claims.begun(*worker, slot, task) != Begun::No)
+        let Some(Entry { place: Place::Sent(worker), .. }) = self.tasks.get(task) else { return false };
+        self.seq_of(*worker, task).is_some_and(|seq| claims.begun(*worker, seq) != Begun::No)
     }
 
     /// Whether this worker may still be put to work: nobody has decided to end it.
@@ -275,7 +340,7 @@ impl<T> Scheduler<T> {
                 earliest(doom.next);
             } else if self.timed > 0
                 && let Some(front) = worker.in_flight.front()
-                && let Some(limit) = self.timeout_of(front.task)
+                && let Some(limit) = self.timeout_of(front.run)
                 && let Some(at) = worker.front_since.checked_add(limit)
             {
                 earliest(at.max(front.look_at));
@@ -307,25 +372,24 @@ impl<T> Scheduler<T> {
 
     // ---- events: tasks ---------------------------------------------------------------------------------------------
 
-    /// A task comes in.
-    pub(crate) fn on_submit(
-        &mut self,
-        now: Instant,
-        task: TaskId,
-        item: T,
-        meta: Meta,
-        out: &mut Actions<T>,
-    ) {
+    /// A run comes in; `run` is the id of its first task.
+    pub(crate) fn on_submit(&mut self, now: Instant, run: TaskId, item: T, meta: Meta, out: &mut Actions<T>) {
+        let items = Items { first: 0, count: meta.count };
         if let Some(refusal) = self.refusal() {
-            out.push(Action::Resolve(item, End::Error(refusal)));
+            out.push(Action::Resolve(item, items, End::Error(refusal)));
             return;
         }
-        let entry = Entry { item, meta, place: Place::Queued, lost_unbegun: 0, stale: Vec::new() };
-        let previous = self.tasks.insert(task, entry);
-        debug_assert!(previous.is_none(), "a task id is used once");
-        self.queue.push_back(task);
+        let Meta { function, timeout, .. } = meta;
+        let entry =
+            Entry { item, function, timeout, base: run, items, place: Place::Queued, lost_unbegun: 0 };
+        let new = self.tasks.insert(run, entry);
+        debug_assert!(new, "a task id is used once");
+        self.queue.push_back(run);
         self.queued += 1;
-        self.dispatch(now, out);
+        // With others before it in the queue, nobody has room: every event ends with giving out what can be given.
+        if self.queued == 1 || self.workers.len() < self.config.workers_max {
+            self.dispatch(now, out);
+        }
     }
 
     /// Why nothing is taken in any more.
@@ -337,42 +401,55 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// A worker has answered. Returns what was submitted, to be resolved with the answer; `None` if the answer is to
-    /// no task that this worker had, or comes too late for a task that was condemned.
+    /// A worker has answered for a task, which took this long. After the last answer of several that came together,
+    /// [`after_replies`](Self::after_replies) must be called.
     pub(crate) fn on_reply(
         &mut self,
         now: Instant,
         id: WorkerId,
         task: TaskId,
-        claims: &dyn Claims,
-        out: &mut Actions<T>,
-    ) -> Result<Option<T>, ReplyToNobody> {
+        nanos: u64,
+    ) -> Result<Replied<'_, T>, ReplyToNobody> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
         // Answers come in order: what was in flight before this one was taken back, and is skipped by the worker.
-        let Some(front) = worker.in_flight.front().copied() else { return Err(ReplyToNobody) };
-        if front.task != task {
+        let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
+        let run = front.run;
+        let entry = self.tasks.get_mut(run).expect("what is in flight is in the table");
+        let item = entry.items.first;
+        if item_id(entry.base, item) != task {
             return Err(ReplyToNobody);
         }
         if let Some(Doom { why: Why::Task(doomed, _), .. }) = &worker.doom
             && *doomed == task
         {
-            return Ok(None);
+            return Ok(Replied::Late);
+        }
+        entry.items.first += 1;
+        front.left -= 1;
+        worker.load -= u64::from(front.estimate);
+        worker.front_since = now;
+        // A worker that lies here has more or less sent ahead to it, nothing else.
+        let took = u32::try_from(nanos).unwrap_or(u32::MAX);
+        let estimate = self.estimates.entry(entry.function).or_insert(took);
+        *estimate = ((u64::from(*estimate) * 3 + u64::from(took)) / 4) as u32;
+        entry.lost_unbegun = 0;
+        if entry.left() > 0 {
+            return Ok(Replied::Item(&self.tasks[run].item, item));
         }
         worker.in_flight.pop_front();
-        worker.free_slots |= 1 << front.slot;
-        let took = now.saturating_duration_since(worker.front_since);
-        worker.front_since = now;
-        let entry = self.tasks.remove(&task).expect("what is in flight is in the table");
-        self.timed -= usize::from(entry.meta.timeout.is_some());
-        if let Some(function) = entry.meta.function {
-            let estimate = self.estimates.entry(function).or_insert(took);
-            *estimate = (*estimate * 3 + took) / 4;
-        }
-        self.after_reply(now, id, claims, out);
-        Ok(Some(entry.item))
+        let entry = self.tasks.remove(run).expect("looked at above");
+        self.timed -= usize::from(entry.timeout.is_some());
+        Ok(Replied::Last(entry.item, item))
     }
 
-    fn after_reply(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
+    /// Gives a worker that has answered more to do.
+    pub(crate) fn after_replies(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
         self.rest_if_idle(id);
         self.dispatch(now, out);
         while let Some(&idle) = self.idle.last() {
@@ -394,56 +471,128 @@ impl<T> Scheduler<T> {
 
     /// An idle worker takes over half of what was sent ahead to the one that has most of it.
     fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
-        let Some((&victim, _)) = self
+        let Some((&victim, worker)) = self
             .workers
             .iter()
-            .filter(|(id, worker)| **id != idle && worker.doom.is_none() && worker.in_flight.len() > 1)
-            .max_by_key(|(_, worker)| worker.in_flight.len())
+            .filter(|(id, worker)| **id != idle && worker.doom.is_none())
+            .filter(|(_, worker)| {
+                worker.in_flight.len() > 1 || worker.in_flight.front().is_some_and(|front| front.left > 1)
+            })
+            .max_by_key(|(_, worker)| worker.ahead())
         else {
             return false;
         };
-        let ahead = self.workers[&victim].in_flight.len() - 1;
-        let taken = self.take_back_from(victim, ahead.div_ceil(2), claims);
-        if taken > 0 {
+        let behind = worker.in_flight.len() - 1;
+        let taken = match behind {
+            0 => self.halve(victim, claims),
+            _ => self.take_back_from(victim, behind.div_ceil(2), claims) > 0,
+        };
+        if taken {
             self.dispatch(now, out);
         }
-        taken > 0
+        taken
     }
 
-    /// Takes back up to `count` tasks, from the end, and puts them at the front of the queue; how many it got.
+    /// Takes back, from the end, up to `count` sendings that have not begun, and puts them at the front of the queue;
+    /// how many it got.
     fn take_back_from(&mut self, id: WorkerId, count: usize, claims: &dyn Claims) -> usize {
         let mut taken = 0;
         while taken < count {
-            let Some(worker) = self.workers.get_mut(&id) else { break };
-            let Some(last) = worker.in_flight.back().copied() else { break };
+            let Some(last) = self.workers.get(&id).and_then(|worker| worker.in_flight.back()).copied() else {
+                break;
+            };
             // Tasks begin in order: if this one has begun, so have all before it.
-            if !claims.take_back(id, last.slot, last.task) {
+            if !claims.take_back(id, last.seq, self.tasks[last.run].items.first) {
                 break;
             }
-            worker.in_flight.pop_back();
-            worker.free_slots |= 1 << last.slot;
-            let stale =
-                &mut self.tasks.get_mut(&last.task).expect("what was in flight is in the table").stale;
-            match stale.iter_mut().find(|(worker, _)| *worker == id) {
-                Some((_, slots)) => *slots |= 1 << last.slot,
-                None => stale.push((id, 1 << last.slot)),
-            }
-            self.requeue(last.task);
+            self.remove_sending(id, last.run);
+            self.requeue(last.run);
             taken += 1;
         }
         taken
     }
 
-    fn requeue(&mut self, task: TaskId) {
-        let entry = self.tasks.get_mut(&task).expect("what was in flight is in the table");
-        self.timed -= usize::from(entry.meta.timeout.is_some());
+    /// Takes back what a worker has not begun of the run that it is in, and puts it at the front of the queue in two
+    /// halves; whether it got anything.
+    fn halve(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {
+        let Some(front) = self.workers.get(&id).and_then(|worker| worker.in_flight.front()) else {
+            return false;
+        };
+        let Some(rest) = self.take_rest(id, front.run, claims) else { return false };
+        let items = self.tasks[rest].items;
+        let middle = items.first + (items.count - items.first).div_ceil(2);
+        if middle < items.count {
+            let upper = self.split_off(rest, middle);
+            self.requeue(upper);
+        }
+        self.requeue(rest);
+        true
+    }
+
+    /// Takes back what a worker has not begun of a run that it is in: the id under which that is now, in no place.
+    fn take_rest(&mut self, id: WorkerId, run: TaskId, claims: &dyn Claims) -> Option<TaskId> {
+        let worker = self.workers.get_mut(&id)?;
+        let sent = worker.in_flight.iter_mut().find(|sent| sent.run == run)?;
+        let items = self.tasks[run].items;
+        // A broken worker may say anything about where it is.
+        let begun = claims.take_rest(id, sent.seq)?.min(items.count - 1);
+        let from = (begun + 1).max(items.first);
+        if from >= items.count {
+            return None;
+        }
+        if from == items.first {
+            // What it had begun is answered: all that is left goes.
+            self.remove_sending(id, run);
+            self.rest_if_idle(id);
+            return Some(run);
+        }
+        let gone = items.count - from;
+        sent.left -= gone;
+        worker.load -= u64::from(sent.estimate) * u64::from(gone);
+        Some(self.split_off(run, from))
+    }
+
+    /// Makes the items of a run from `at` on a run of their own.
+    fn split_off(&mut self, run: TaskId, at: u32) -> TaskId {
+        let entry = self.tasks.get_mut(run).expect("a task of this table");
+        debug_assert!(entry.items.first < at && at < entry.items.count);
+        let tail = Entry {
+            item: entry.item.split(),
+            function: entry.function,
+            timeout: entry.timeout,
+            base: entry.base,
+            items: Items { first: at, count: entry.items.count },
+            place: Place::Queued,
+            lost_unbegun: 0,
+        };
+        entry.items.count = at;
+        let id = item_id(entry.base, at);
+        let new = self.tasks.insert(id, tail);
+        debug_assert!(new, "no two entries have an item in common");
+        id
+    }
+
+    /// Takes a sending out of a worker's list, whichever it is.
+    fn remove_sending(&mut self, id: WorkerId, run: TaskId) {
+        let worker = self.workers.get_mut(&id).expect("it has the run in flight");
+        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.run == run) else { return };
+        if let Some(sent) = worker.in_flight.remove(at) {
+            worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
+        }
+        let entry = self.tasks.get_mut(run).expect("what was in flight is in the table");
+        self.timed -= usize::from(entry.timeout.is_some());
         entry.place = Place::Queued;
-        self.queue.push_front(task);
+    }
+
+    /// Puts a run that is in no place at the front of the queue.
+    fn requeue(&mut self, run: TaskId) {
+        debug_assert!(self.tasks[run].place == Place::Queued);
+        self.queue.push_front(run);
         self.queued += 1;
     }
 
-    fn slot_of(&self, worker: WorkerId, task: TaskId) -> Option<u16> {
-        self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.task == task).map(|sent| sent.slot)
+    fn seq_of(&self, worker: WorkerId, run: TaskId) -> Option<u32> {
+        self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.run == run).map(|sent| sent.seq)
     }
 
     /// Withdraws a task that has not begun; whether it is withdrawn.
@@ -454,7 +603,44 @@ impl<T> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) -> bool {
-        let Some(entry) = self.tasks.get(&task) else { return false };
+        let cancelled = self.cancel(now, task, claims, out);
+        if cancelled {
+            self.dispatch(now, out);
+            self.close_if_drained(now, out);
+        }
+        cancelled
+    }
+
+    /// Withdraws what has not begun of a run of this many tasks.
+    pub(crate) fn on_cancel_run(
+        &mut self,
+        now: Instant,
+        base: TaskId,
+        count: u32,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
+        // It may have been split anywhere. The last first: withdrawing the first would let the next begin.
+        for item in (0..count).rev() {
+            let id = item_id(base, item);
+            let Some(entry) = self.tasks.get(id) else { continue };
+            let place = entry.place;
+            if self.cancel(now, id, claims, out) {
+                continue;
+            }
+            if let Place::Sent(worker) = place
+                && let Some(rest) = self.take_rest(worker, id, claims)
+            {
+                let entry = self.tasks.remove(rest).expect("just split off");
+                out.push(Action::Resolve(entry.item, entry.items, End::Error(TaskError::Cancelled)));
+            }
+        }
+        self.dispatch(now, out);
+        self.close_if_drained(now, out);
+    }
+
+    fn cancel(&mut self, now: Instant, run: TaskId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
+        let Some(entry) = self.tasks.get(run) else { return false };
         match entry.place {
             // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
             Place::Queued => {
@@ -462,28 +648,25 @@ impl<T> Scheduler<T> {
                 // But they must not pile up behind a first task that waits long.
                 if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
                     let tasks = &self.tasks;
-                    self.queue.retain(|queued| *queued != task && tasks.contains_key(queued));
+                    self.queue.retain(|queued| *queued != run && tasks.get(*queued).is_some());
                 }
             }
             Place::Sent(id) => {
-                let Some(slot) = self.slot_of(id, task) else { return false };
-                if !claims.take_back(id, slot, task) {
+                let first = entry.items.first;
+                let Some(seq) = self.seq_of(id, run) else { return false };
+                if !claims.take_back(id, seq, first) {
                     return false;
                 }
-                let worker = self.workers.get_mut(&id).expect("it has the task in flight");
-                if worker.in_flight.front().is_some_and(|front| front.task == task) {
+                let worker = self.workers.get_mut(&id).expect("it has the run in flight");
+                if worker.in_flight.front().is_some_and(|front| front.run == run) {
                     worker.front_since = now;
                 }
-                worker.in_flight.retain(|sent| sent.task != task);
-                worker.free_slots |= 1 << slot;
-                self.timed -= usize::from(entry.meta.timeout.is_some());
+                self.remove_sending(id, run);
                 self.rest_if_idle(id);
             }
         }
-        let entry = self.tasks.remove(&task).expect("looked at above");
-        out.push(Action::Resolve(entry.item, End::Error(TaskError::Cancelled)));
-        self.dispatch(now, out);
-        self.close_if_drained(now, out);
+        let entry = self.tasks.remove(run).expect("looked at above");
+        out.push(Action::Resolve(entry.item, entry.items, End::Error(TaskError::Cancelled)));
         true
     }
 
@@ -498,7 +681,7 @@ impl<T> Scheduler<T> {
         if self.on_cancel(now, task, claims, out) {
             return true;
         }
-        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
+        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
         match &self.workers[&id].doom {
             Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => return *other == task,
@@ -517,9 +700,9 @@ impl<T> Scheduler<T> {
     /// Dooms the worker that runs this task, for the task's sake; whether the task still ran. The caller kills, and
     /// dispatches what was taken back.
     fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
-        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(&task) else { return false };
+        let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
-        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.task == task) else {
+        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.run == task) else {
             return false;
         };
         // From now on nothing can begin behind it. If something has begun already, the task itself has ended and its
@@ -568,7 +751,7 @@ impl<T> Scheduler<T> {
         worker.state = WorkerState::Ready;
         self.ever_ready = true;
         self.no_start_before = None;
-        self.after_reply(now, id, claims, out);
+        self.after_replies(now, id, claims, out);
     }
 
     /// The system refused to start this worker. `exhausted`: for want of something that may come back.
@@ -644,33 +827,51 @@ impl<T> Scheduler<T> {
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<T>) {
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
+            let entry = self.tasks.get_mut(sent.run).expect("what is in flight is in the table");
+            self.timed -= usize::from(entry.timeout.is_some());
+            entry.place = Place::Queued;
+            let first = entry.items.first;
+            // What has ended with it: one item, unless its last answers could not be read.
+            let mut behind = first + 1;
             let mut end = match &worker.doom {
-                Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.task => {
+                Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.run => {
                     Some(End::Error(error.clone()))
                 }
-                Some(Doom { why: Why::Pool(error), .. }) => Some(End::Error(error.clone())),
-                // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
-                _ if !claims.take_back(id, sent.slot, sent.task)
-                    && claims.begun(id, sent.slot, sent.task) != Begun::No =>
-                {
-                    Some(End::Lost(id))
+                Some(Doom { why: Why::Pool(error), .. }) => {
+                    let entry = self.tasks.remove(sent.run).expect("looked at above");
+                    out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
+                    continue;
                 }
-                _ => None,
+                // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
+                _ if claims.take_back(id, sent.seq, first) => None,
+                _ => {
+                    claims.take_rest(id, sent.seq);
+                    match claims.begun(id, sent.seq) {
+                        // An item before the first that is unresolved was answered; the next had not begun.
+                        Begun::Yes(item, _) if item >= first => {
+                            behind = item.min(entry.items.count - 1) + 1;
+                            Some(End::Lost(id))
+                        }
+                        _ => None,
+                    }
+                }
             };
-            let entry = self.tasks.get_mut(&sent.task).expect("what is in flight is in the table");
             // Only the first can have been the cause. Who waits behind three tasks that crash is innocent.
             if end.is_none() && ahead == 0 {
                 entry.lost_unbegun += 1;
                 end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
             }
-            match end {
-                Some(end) => {
-                    let entry = self.tasks.remove(&sent.task).expect("looked at above");
-                    self.timed -= usize::from(entry.meta.timeout.is_some());
-                    out.push(Action::Resolve(entry.item, end));
-                }
-                None => self.requeue(sent.task),
+            let Some(end) = end else {
+                self.requeue(sent.run);
+                continue;
+            };
+            if behind < entry.items.count {
+                // The others are as good as new.
+                let rest = self.split_off(sent.run, behind);
+                self.requeue(rest);
             }
+            let entry = self.tasks.remove(sent.run).expect("looked at above");
+            out.push(Action::Resolve(entry.item, entry.items, end));
         }
         // A worker that was doomed before the pool was ended gives back what nobody is going to run.
         if matches!(self.intake, Intake::Killed | Intake::Broken(_))
@@ -728,8 +929,8 @@ impl<T> Scheduler<T> {
     pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
-        for (_, entry) in self.tasks.drain() {
-            out.push(Action::Resolve(entry.item, End::Error(error.clone())));
+        for entry in self.tasks.drain() {
+            out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
         }
         self.workers.clear();
         self.idle.clear();
@@ -756,6 +957,13 @@ impl<T> Scheduler<T> {
         if cancel_pending {
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
+                // What is still there has begun, maybe not with all its items.
+                let begun: Vec<_> = self.workers[&id].in_flight.iter().map(|sent| sent.run).collect();
+                for run in begun {
+                    if let Some(rest) = self.take_rest(id, run, claims) {
+                        self.requeue(rest);
+                    }
+                }
                 self.rest_if_idle(id);
             }
             self.resolve_queue(&TaskError::Cancelled, out);
@@ -789,9 +997,9 @@ impl<T> Scheduler<T> {
 
     fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<T>) {
         for task in std::mem::take(&mut self.queue) {
-            if self.tasks.get(&task).is_some_and(|entry| entry.place == Place::Queued) {
-                let entry = self.tasks.remove(&task).expect("looked at above");
-                out.push(Action::Resolve(entry.item, End::Error(error.clone())));
+            if self.tasks.get(task).is_some_and(|entry| entry.place == Place::Queued) {
+                let entry = self.tasks.remove(task).expect("looked at above");
+                out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
             }
         }
         self.queued = 0;
@@ -845,25 +1053,25 @@ impl<T> Scheduler<T> {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         let deaf = worker.front_since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
-        if deaf && claims.begun(id, front.slot, front.task) == Begun::No {
+        if deaf && claims.begun(id, front.seq) == Begun::No {
             // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
             // stopped it. The task has not begun, so it can go elsewhere.
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
             out.push(Action::Kill(id));
             return;
         }
-        let Some(limit) = self.timeout_of(front.task) else { return };
+        let Some(limit) = self.timeout_of(front.run) else { return };
         if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;
         }
         // The limit counts from the moment when the worker began, which may be later than when it could have.
-        let since = match claims.begun(id, front.slot, front.task) {
+        let since = match claims.begun(id, front.seq) {
             Begun::No => None,
-            Begun::Yes(at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
+            Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
         };
         let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
         let error = TaskError::TimedOut { limit, phase: Phase::Run };
-        if since.is_some_and(over) && self.condemn(now, front.task, error, claims) {
+        if since.is_some_and(over) && self.condemn(now, front.run, error, claims) {
             out.push(Action::Kill(id));
             return;
         }
@@ -885,36 +1093,27 @@ impl<T> Scheduler<T> {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
-        while let Some(task) = self.next_queued() {
+        while let Some(run) = self.next_queued() {
             if let Some(id) = self.idle.pop() {
-                self.send(now, id, task, out);
+                self.send(now, id, run, out);
             } else if self.may_start(now) {
                 let id = WorkerId(self.next_worker);
                 self.next_worker += 1;
-                self.workers.insert(
-                    id,
-                    Worker {
-                        state: WorkerState::Starting { since: now },
-                        in_flight: VecDeque::new(),
-                        free_slots: u64::MAX,
-                        front_since: now,
-                        doom: None,
-                    },
-                );
+                self.workers.insert(id, Worker::new(now));
                 out.push(Action::Start(id));
-            } else if let Some(id) = self.ahead(task) {
-                self.send(now, id, task, out);
+            } else if let Some(id) = self.least_ahead(run) {
+                self.send(now, id, run, out);
             } else {
                 return;
             }
         }
     }
 
-    /// The queue's first task that was not cancelled; it stays there.
+    /// The queue's first run that was not cancelled; it stays there.
     fn next_queued(&mut self) -> Option<TaskId> {
-        while let Some(&task) = self.queue.front() {
-            if self.tasks.get(&task).is_some_and(|entry| entry.place == Place::Queued) {
-                return Some(task);
+        while let Some(&run) = self.queue.front() {
+            if self.tasks.get(run).is_some_and(|entry| entry.place == Place::Queued) {
+                return Some(run);
             }
             self.queue.pop_front();
         }
@@ -936,42 +1135,35 @@ impl<T> Scheduler<T> {
         self.queued > coming
     }
 
-    /// A busy worker that may have this task ahead: the one with the fewest.
-    fn ahead(&self, task: TaskId) -> Option<WorkerId> {
-        let entry = &self.tasks[&task];
-        let estimate = *self.estimates.get(&entry.meta.function?)?;
-        let ahead = (AHEAD.as_nanos() / estimate.as_nanos().max(1)).min(SLOTS as u128 - 1) as usize;
-        if ahead == 0 {
-            return None;
-        }
+    /// A busy worker that may have this run ahead: the one that has the least.
+    fn least_ahead(&self, run: TaskId) -> Option<WorkerId> {
+        let entry = &self.tasks[run];
+        let estimate = u64::from(*self.estimates.get(&entry.function)?).max(1);
+        let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
         self.workers
             .iter()
-            .filter(|(_, worker)| worker.state == WorkerState::Ready && worker.doom.is_none())
-            .filter(|(id, worker)| worker.in_flight.len() <= ahead && worker.slot_for(**id, entry).is_some())
-            .min_by_key(|(_, worker)| worker.in_flight.len())
+            .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_slot())
+            .min_by_key(|(_, worker)| worker.load)
             .map(|(id, _)| *id)
     }
 
-    /// Sends the queue's first task, and those of its chunk that stand right behind it.
-    fn send(&mut self, now: Instant, id: WorkerId, task: TaskId, out: &mut Actions<T>) {
-        let chunk = self.tasks[&task].meta.chunk;
-        let mut next = Some(task);
-        while let Some(task) = next {
-            let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-            let entry = self.tasks.get_mut(&task).expect("queued");
-            let Some(slot) = worker.slot_for(id, entry) else { return };
-            worker.free_slots &= !(1 << slot);
-            if worker.in_flight.is_empty() {
-                worker.front_since = now;
-            }
-            worker.in_flight.push_back(InFlight { task, slot, look_at: now + LOOK_AGAIN });
-            entry.place = Place::Sent(id);
-            self.timed += usize::from(entry.meta.timeout.is_some());
-            self.queue.pop_front();
-            self.queued -= 1;
-            out.push(Action::Send { worker: id, task, slot });
-            next = self.next_queued().filter(|task| chunk != 0 && self.tasks[task].meta.chunk == chunk);
+    /// Sends the queue's first run.
+    fn send(&mut self, now: Instant, id: WorkerId, run: TaskId, out: &mut Actions<T>) {
+        let worker = self.workers.get_mut(&id).expect("chosen among the workers");
+        let entry = self.tasks.get_mut(run).expect("queued");
+        let (seq, left) = (worker.next_seq, entry.left());
+        worker.next_seq = seq.wrapping_add(1);
+        if worker.in_flight.is_empty() {
+            worker.front_since = now;
         }
+        let estimate = self.estimates.get(&entry.function).copied().unwrap_or(0);
+        worker.load += u64::from(estimate) * u64::from(left);
+        worker.in_flight.push_back(InFlight { run, seq, estimate, left, look_at: now + LOOK_AGAIN });
+        entry.place = Place::Sent(id);
+        self.timed += usize::from(entry.timeout.is_some());
+        self.queue.pop_front();
+        self.queued -= 1;
+        out.push(Action::Send { worker: id, run, seq, items: entry.items });
     }
 
     /// Nothing is unresolved, and nothing more comes in.
@@ -1015,19 +1207,25 @@ impl<T> Scheduler<T> {
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.place == Place::Queued).count();
         assert_eq!(queued, self.queued, "the queue's count");
-        let waiting = self.queue.iter().filter(|task| self.tasks.contains_key(task));
-        assert_eq!(waiting.count(), queued, "each queued task waits in the queue once");
+        let waiting = self
+            .queue
+            .iter()
+            .filter(|run| self.tasks.get(**run).is_some_and(|entry| entry.place == Place::Queued));
+        assert_eq!(waiting.count(), queued, "each queued run waits in the queue once");
         assert!(self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS, "ids of cancelled tasks pile up");
         let mut sent = 0;
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();
-            assert_eq!(worker.free_slots.count_zeros() as usize, worker.in_flight.len(), "slots of {id:?}");
+            let mut load = 0;
             for in_flight in &worker.in_flight {
-                assert!(
-                    self.tasks[&in_flight.task].place == Place::Sent(*id),
-                    "place of {:?}",
-                    in_flight.task
-                );
+                let entry = &self.tasks[in_flight.run];
+                assert!(entry.place == Place::Sent(*id), "place of {:?}", in_flight.run);
+                assert_eq!(entry.left(), in_flight.left, "items of {:?}", in_flight.run);
+                load += u64::from(in_flight.estimate) * u64::from(in_flight.left);
+            }
+            assert_eq!(load, worker.load, "load of {id:?}");
+            if let (Some(front), Some(back)) = (worker.in_flight.front(), worker.in_flight.back()) {
+                assert!(back.seq.wrapping_sub(front.seq) < SLOTS as u32, "two sendings in one slot");
             }
             let idle =
                 worker.state == WorkerState::Ready && worker.doom.is_none() && worker.in_flight.is_empty();
@@ -1037,7 +1235,7 @@ impl<T> Scheduler<T> {
         let timed = self
             .tasks
             .values()
-            .filter(|entry| entry.place != Place::Queued && entry.meta.timeout.is_some())
+            .filter(|entry| entry.place != Place::Queued && entry.timeout.is_some())
             .count();
         assert_eq!(timed, self.timed, "the count of timed tasks");
         let working = !matches!(self.intake, Intake::Broken(_) | Intake::Killed);

@@ -21,11 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::scheduler::{Action, Claims, Config, End, Meta, ReplyToNobody, Scheduler};
+use super::scheduler::{Action, Claims, Config, End, Meta, Replied, ReplyToNobody, Scheduler, Split};
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
     id::{FnId, TaskId, WorkerId},
     transport::board::Begun,
+    wire::frame::Items,
 };
 
 const ROUNDS: u64 = 300;
@@ -41,10 +42,11 @@ const LOST_UNBEGUN_MAX: u8 = 3;
 const KINDS: &[&str] = &[
     "submit",
     "submit: with a time limit",
-    "submit: in a chunk",
+    "submit: a run of several",
     "submit: refused",
     "cancel: withdrawn",
     "cancel: too late",
+    "cancel: a run",
     "cancel_running: withdrawn",
     "cancel_running: kills",
     "cancel_running: too late",
@@ -70,7 +72,10 @@ const KINDS: &[&str] = &[
     "dies in the initializer",
     "hangs in the initializer",
     "claims",
+    "claims the next of a run",
     "skips what was taken back",
+    "skips the rest of a run",
+    "a run is split",
     "publishes a reply",
     "reply: value",
     "reply: too late",
@@ -117,9 +122,23 @@ const KINDS: &[&str] = &[
 
 // ---- the world's record --------------------------------------------------------------------------------------------
 
-/// What was submitted. Not `Clone`: who resolves it has it, and nobody else can.
+/// What was submitted: a run with this first task. Who resolves an item of it has it.
 #[derive(Debug)]
 struct Ticket(TaskId);
+
+impl Split for Ticket {
+    fn split(&self) -> Self {
+        Ticket(self.0)
+    }
+}
+
+fn item(base: TaskId, item: u32) -> TaskId {
+    TaskId::from_raw(base.as_u64() + u64::from(item))
+}
+
+fn ids(base: TaskId, items: Items) -> impl Iterator<Item = TaskId> {
+    (items.first..items.count).map(move |at| item(base, at))
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Conduct {
@@ -144,6 +163,8 @@ enum Ending {
 
 /// What is known of a task, from outside.
 struct Story {
+    /// The run that it was submitted in.
+    run: (TaskId, u32),
     timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
@@ -172,7 +193,17 @@ enum Life {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ToWorker {
     Init,
-    Run { task: TaskId, slot: u16 },
+    Run {
+        base: TaskId,
+        seq: u32,
+        items: Items,
+    },
+    /// Not sent: what the worker still has to do of a run.
+    Rest {
+        base: TaskId,
+        seq: u32,
+        items: Items,
+    },
     Stop,
 }
 
@@ -190,19 +221,20 @@ enum FromWorker {
 #[derive(Clone, Copy)]
 enum Running {
     Initializer { until: Option<Instant>, dies: bool, fails: bool },
-    Task { task: TaskId, until: Option<Instant> },
+    Task { task: TaskId, until: Option<Instant>, rest: Option<ToWorker> },
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Word {
-    Offered(TaskId),
-    Begun(TaskId),
-    Taken(TaskId),
+    Offered(u32),
+    Begun(u32),
+    Last(u32),
+    Taken,
 }
 
 #[derive(Default)]
 struct Words {
-    slots: BTreeMap<u16, Word>,
+    sent: BTreeMap<u32, (Word, TaskId, Items)>,
     began: Option<Instant>,
     /// What the pool has with this worker, in the order sent.
     holding: VecDeque<TaskId>,
@@ -281,24 +313,44 @@ impl Boards<'_> {
 }
 
 impl Claims for Boards<'_> {
-    fn begun(&self, worker: WorkerId, slot: u16, task: TaskId) -> Begun {
+    fn begun(&self, worker: WorkerId, seq: u32) -> Begun {
         let Some(process) = self.linked(worker) else { return Begun::No };
         let words = process.words.borrow();
-        match words.slots.get(&slot) {
-            Some(Word::Begun(begun)) if *begun == task => Begun::Yes(words.began),
+        match words.sent.get(&seq) {
+            Some((Word::Begun(item) | Word::Last(item), ..)) => Begun::Yes(*item, words.began),
             _ => Begun::No,
         }
     }
 
-    fn take_back(&self, worker: WorkerId, slot: u16, task: TaskId) -> bool {
+    fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool {
         let Some(process) = self.linked(worker) else { return true };
         let mut words = process.words.borrow_mut();
-        let offered = words.slots.get(&slot) == Some(&Word::Offered(task));
-        if offered {
-            words.slots.insert(slot, Word::Taken(task));
-            words.holding.retain(|held| *held != task);
+        let Words { sent, holding, .. } = &mut *words;
+        match sent.get_mut(&seq) {
+            Some((word, base, items)) if *word == Word::Offered(first) => {
+                *word = Word::Taken;
+                let taken: Vec<_> = ids(*base, *items).collect();
+                holding.retain(|held| !taken.contains(held));
+                true
+            }
+            _ => false,
         }
-        offered
+    }
+
+    fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32> {
+        let mut words = self.linked(worker)?.words.borrow_mut();
+        let Words { sent, holding, .. } = &mut *words;
+        let (word, base, items) = sent.get_mut(&seq)?;
+        match *word {
+            Word::Begun(at) => {
+                *word = Word::Last(at);
+                let taken: Vec<_> = ids(*base, Items { first: at + 1, count: items.count }).collect();
+                holding.retain(|held| !taken.contains(held));
+                Some(at)
+            }
+            Word::Last(at) => Some(at),
+            Word::Offered(_) | Word::Taken => None,
+        }
     }
 }
 
@@ -532,21 +584,29 @@ impl World {
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
             }
-            Action::Send { worker, task, slot } => {
-                assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
+            Action::Send { worker, run, seq, items } => {
+                let base = self.scheduler.base(run);
+                for task in ids(base, items) {
+                    assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
+                    assert!(self.story(task).begun.is_none(), "{task:?} is sent after its beginning");
+                }
                 let process = self.process(worker);
                 // It may be dead: the scheduler learns that after its last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(process.killed.is_none() && process.stop_sent.is_none(), "{worker:?} is leaving");
                 let mut words = process.words.borrow_mut();
-                let old = words.slots.insert(slot, Word::Offered(task));
-                if let Some(Word::Offered(old)) = old {
-                    assert!(!words.holding.contains(&old), "slot {slot} still offers {old:?}");
-                }
-                words.holding.push_back(task);
+                assert!(
+                    words.sent.last_key_value().is_none_or(|(last, _)| *last < seq),
+                    "{seq} is no new number"
+                );
+                words.sent.insert(seq, (Word::Offered(items.first), base, items));
+                words.holding.extend(ids(base, items));
                 drop(words);
                 if process.alive() {
-                    process.frames.push_back(ToWorker::Run { task, slot });
+                    process.frames.push_back(ToWorker::Run { base, seq, items });
+                }
+                if (base, items.count - items.first) != self.story(run).run {
+                    self.note("a run is split", Some(worker), Some(run));
                 }
             }
             Action::Stop(id) => {
@@ -600,7 +660,9 @@ impl World {
                 };
                 self.note(kind, Some(id), None);
             }
-            Action::Resolve(Ticket(task), end) => self.on_resolve(task, end),
+            Action::Resolve(Ticket(base), items, end) => {
+                ids(base, items).for_each(|task| self.on_resolve(task, end.clone()));
+            }
             Action::Closed => {
                 assert_eq!(self.unresolved(), 0, "closed over unresolved tasks");
                 assert!(self.shut_down || self.killed || self.broken, "closed while open");
@@ -718,56 +780,89 @@ impl World {
 
     // ---- the user --------------------------------------------------------------------------------------------------
 
-    fn submit(&mut self, function: u64, chunk: u64, timeout: Option<Duration>, conduct: Conduct) -> TaskId {
+    fn submit(&mut self, function: u64, timeout: Option<Duration>, conduct: Conduct) -> TaskId {
+        self.submit_run(function, timeout, &[conduct])
+    }
+
+    fn submit_run(&mut self, function: u64, timeout: Option<Duration>, conducts: &[Conduct]) -> TaskId {
         const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
         let most = TAKES_MICROS[function as usize];
-        let takes = Duration::from_micros(most / 2) + self.dice.micros(most);
-        let story = Story {
-            timeout,
-            conduct,
-            takes,
-            begun: None,
-            ending: None,
-            first_in_line: 0,
-            cancel_granted: false,
-            cancel_running_asked: false,
-            cancel_running_granted: false,
-        };
-        self.stories.push(story);
-        let task = TaskId::from_raw(self.stories.len() as u64);
+        let run = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
+        for &conduct in conducts {
+            let takes = Duration::from_micros(most / 2) + self.dice.micros(most);
+            self.stories.push(Story {
+                run,
+                timeout,
+                conduct,
+                takes,
+                begun: None,
+                ending: None,
+                first_in_line: 0,
+                cancel_granted: false,
+                cancel_running_asked: false,
+                cancel_running_granted: false,
+            });
+        }
+        let (task, count) = run;
         let open = self.scheduler.refusal().is_none();
         self.note(if open { "submit" } else { "submit: refused" }, None, Some(task));
         if timeout.is_some() {
             self.note("submit: with a time limit", None, Some(task));
         }
-        if chunk != 0 {
-            self.note("submit: in a chunk", None, Some(task));
+        if count > 1 {
+            self.note("submit: a run of several", None, Some(task));
         }
-        let meta = Meta { function: Some(FnId(function)), timeout, chunk };
+        let meta = Meta { function: FnId(function), timeout, count };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket(task), meta, out));
-        assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
+        for task in ids(task, Items { first: 0, count }) {
+            assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
+        }
         task
+    }
+
+    fn any_conduct(&mut self) -> Conduct {
+        match self.dice.below(1_000) {
+            n if n < self.climate.poison => Conduct::Poison,
+            n if n < self.climate.poison + self.climate.hangs => Conduct::Hangs,
+            n if n < self.climate.poison + self.climate.hangs + self.climate.crashes => {
+                self.dice.pick(&[Conduct::Crashes, Conduct::ReturnsAndDies])
+            }
+            _ => Conduct::Returns,
+        }
     }
 
     fn submit_any(&mut self) {
         let count = self.dice.pick(&[1, 1, 1, 2, 5, 20, 80]);
-        let chunk = if count > 1 && self.dice.permille(300) { 1 + self.dice.below(u64::MAX - 1) } else { 0 };
         let slow = self.dice.permille(150);
         let function = if slow { 4 + self.dice.below(2) } else { self.dice.below(4) };
+        if count > 1 && self.dice.permille(400) {
+            let conducts: Vec<_> = (0..count).map(|_| self.any_conduct()).collect();
+            self.submit_run(function, None, &conducts);
+            return;
+        }
         for _ in 0..count {
-            let conduct = match self.dice.below(1_000) {
-                n if n < self.climate.poison => Conduct::Poison,
-                n if n < self.climate.poison + self.climate.hangs => Conduct::Hangs,
-                n if n < self.climate.poison + self.climate.hangs + self.climate.crashes => {
-                    self.dice.pick(&[Conduct::Crashes, Conduct::ReturnsAndDies])
-                }
-                _ => Conduct::Returns,
-            };
+            let conduct = self.any_conduct();
             let timeout = self.dice.permille(self.climate.limits).then(|| {
                 let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
                 self.dice.pick(&[Duration::from_micros(micros), Duration::from_micros(micros), Duration::MAX])
             });
-            self.submit(function, chunk, timeout, conduct);
+            self.submit(function, timeout, conduct);
+        }
+    }
+
+    /// Withdraws what has not begun of a run.
+    fn cancel_run(&mut self, (base, count): (TaskId, u32)) {
+        self.note("cancel: a run", None, Some(base));
+        let all = || ids(base, Items { first: 0, count });
+        let withdrawn: Vec<_> = all()
+            .filter(|task| self.story(*task).ending.is_none() && self.story(*task).begun.is_none())
+            .collect();
+        for task in &withdrawn {
+            self.story(*task).cancel_granted = true;
+        }
+        self.event(|scheduler, now, claims, out| scheduler.on_cancel_run(now, base, count, claims, out));
+        for task in withdrawn {
+            assert_eq!(self.story(task).ending, Some(Ending::Cancelled), "{task:?} could be withdrawn");
         }
     }
 
@@ -777,6 +872,11 @@ impl World {
     }
 
     fn cancel(&mut self, task: TaskId) -> bool {
+        if self.story(task).run.1 > 1 {
+            let run = self.story(task).run;
+            self.cancel_run(run);
+            return false;
+        }
         let before = self.story(task).ending;
         let pending = before.is_none() && self.story(task).begun.is_none();
         self.story(task).cancel_granted = true;
@@ -789,6 +889,10 @@ impl World {
     }
 
     fn cancel_running(&mut self, task: TaskId) -> bool {
+        if self.story(task).run.1 > 1 {
+            // Nobody has a handle of one task of a run.
+            return false;
+        }
         let before = self.story(task).ending;
         self.story(task).cancel_running_asked = true;
         let granted =
@@ -993,9 +1097,17 @@ impl World {
                 _ => {}
             }
         }
+        let takes: Vec<u64> = batch
+            .iter()
+            .map(|message| match message {
+                FromWorker::Reply(task) => self.stories.get(task.as_u64() as usize - 1),
+                _ => None,
+            })
+            .map(|story| story.map_or(0, |story| story.takes.as_nanos() as u64))
+            .collect();
         self.event_then(
             |scheduler, now, claims, out| {
-                let decide = |message| match message {
+                let decide = |(message, nanos)| match message {
                     FromWorker::Ready => {
                         scheduler.on_ready(now, id, claims, out);
                         ("ready", None)
@@ -1005,12 +1117,12 @@ impl World {
                         scheduler.on_broken(now, cause, out);
                         ("initializer fails", None)
                     }
-                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, claims, out) {
-                        Ok(Some(Ticket(resolved))) => {
-                            assert_eq!(resolved, task, "a reply resolves the task it belongs to");
+                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, nanos) {
+                        Ok(Replied::Last(Ticket(base), at) | Replied::Item(&Ticket(base), at)) => {
+                            assert_eq!(item(base, at), task, "a reply resolves the task it belongs to");
                             ("reply: value", Some(task))
                         }
-                        Ok(None) => ("reply: too late", Some(task)),
+                        Ok(Replied::Late) => ("reply: too late", Some(task)),
                         Err(ReplyToNobody) => {
                             scheduler.on_unruly(now, id, out);
                             ("unruly", Some(task))
@@ -1022,7 +1134,9 @@ impl World {
                     }
                     FromWorker::Garbage => unreachable!("cut off above"),
                 };
-                batch.into_iter().map(decide).collect::<Vec<_>>()
+                let answers: Vec<_> = batch.into_iter().zip(takes).map(decide).collect();
+                scheduler.after_replies(now, id, claims, out);
+                answers
             },
             |world, answers| {
                 for &(what, task) in answers {
@@ -1099,7 +1213,7 @@ impl World {
                     process.publish(if fails { FromWorker::InitFailed } else { FromWorker::Ready });
                 }
             }
-            Some(Running::Task { task, .. }) => self.finish(id, task),
+            Some(Running::Task { task, rest, .. }) => self.finish(id, task, rest),
             None => {
                 let frame = self.process(id).frames.pop_front().expect("else it has no turn");
                 self.take(id, frame);
@@ -1107,10 +1221,13 @@ impl World {
         }
     }
 
-    fn finish(&mut self, id: WorkerId, task: TaskId) {
+    fn finish(&mut self, id: WorkerId, task: TaskId, rest: Option<ToWorker>) {
         let conduct = self.story(task).conduct;
         let process = self.process(id);
         process.running = None;
+        if let Some(rest) = rest {
+            process.frames.push_front(rest);
+        }
         if conduct == Conduct::Crashes {
             process.die();
             return self.note("dies in a task", Some(id), Some(task));
@@ -1154,13 +1271,20 @@ impl World {
                     self.note("exits as asked", Some(id), None);
                 }
             }
-            ToWorker::Run { task, slot } => {
+            ToWorker::Run { base, seq, items } | ToWorker::Rest { base, seq, items } => {
+                let at = items.first;
+                let task = item(base, at);
                 let (conduct, takes) = (self.story(task).conduct, self.story(task).takes);
                 let timed = self.story(task).timeout.is_some();
                 let process = self.process(id);
                 let words = process.words.get_mut();
-                if words.slots.get(&slot) != Some(&Word::Offered(task)) {
-                    return self.note("skips what was taken back", Some(id), Some(task));
+                let word = &mut words.sent.get_mut(&seq).expect("it was sent").0;
+                let (expected, skips, claims) = match frame {
+                    ToWorker::Run { .. } => (Word::Offered(at), "skips what was taken back", "claims"),
+                    _ => (Word::Begun(at - 1), "skips the rest of a run", "claims the next of a run"),
+                };
+                if *word != expected {
+                    return self.note(skips, Some(id), Some(task));
                 }
                 if conduct == Conduct::Poison {
                     process.die();
@@ -1169,12 +1293,14 @@ impl World {
                 if timed {
                     words.began = Some(now);
                 }
-                words.slots.insert(slot, Word::Begun(task));
+                *word = Word::Begun(at);
                 process.begun.push(task);
                 let until = if conduct == Conduct::Hangs { None } else { Some(now + takes) };
-                process.running = Some(Running::Task { task, until });
+                let rest = Items { first: at + 1, ..items };
+                let rest = (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
+                process.running = Some(Running::Task { task, until, rest });
                 let (condemned, lied) = (process.condemned, process.lied);
-                self.note("claims", Some(id), Some(task));
+                self.note(claims, Some(id), Some(task));
                 if conduct == Conduct::Hangs {
                     self.note("hangs in a task", Some(id), Some(task));
                 }
@@ -1446,7 +1572,7 @@ impl World {
     /// After the end a refusal is the one action that may still come.
     fn submit_refused(&mut self) -> TaskId {
         self.closed = false;
-        let task = self.submit(0, 0, None, Conduct::Returns);
+        let task = self.submit(0, None, Conduct::Returns);
         self.closed = true;
         task
     }
@@ -1549,7 +1675,7 @@ impl World {
         let config = Config { workers_max: n, start_timeout: Duration::from_secs(10) };
         let mut world = World::new(1, config, Climate::calm());
         for _ in 0..n {
-            world.submit(0, 0, None, Conduct::Returns);
+            world.submit(0, None, Conduct::Returns);
         }
         world.settle();
         assert_eq!(world.stories.iter().filter(|story| story.ending == Some(Ending::Value)).count(), n);
@@ -1558,7 +1684,7 @@ impl World {
     }
 
     fn quick(&mut self, count: usize) -> Vec<TaskId> {
-        (0..count).map(|_| self.submit(0, 0, None, Conduct::Returns)).collect()
+        (0..count).map(|_| self.submit(0, None, Conduct::Returns)).collect()
     }
 
     /// Until nothing happens by itself.
@@ -1623,9 +1749,9 @@ fn cancel_withdraws_what_was_sent_ahead_and_nothing_else() {
 #[test]
 fn a_time_limit_with_the_reply_on_its_way_does_not_kill_the_next_task() {
     let mut world = World::ready(1);
-    let first = world.submit(0, 0, Some(A_MOMENT / 2), Conduct::Returns);
-    let next = world.submit(0, 0, None, Conduct::Returns);
-    let last = world.submit(0, 0, None, Conduct::Returns);
+    let first = world.submit(0, Some(A_MOMENT / 2), Conduct::Returns);
+    let next = world.submit(0, None, Conduct::Returns);
+    let last = world.submit(0, None, Conduct::Returns);
     world.work(0); // claims the first
     world.work(0); // publishes its reply, which nobody reads yet
     world.work(0); // claims the next
@@ -1640,7 +1766,7 @@ fn a_time_limit_with_the_reply_on_its_way_does_not_kill_the_next_task() {
 fn a_frame_that_kills_three_workers_ends_its_task_and_no_other() {
     let mut world = World::ready(1);
     let before = world.quick(2);
-    let poison = world.submit(0, 0, None, Conduct::Poison);
+    let poison = world.submit(0, None, Conduct::Poison);
     let behind = world.quick(3);
     world.settle();
     assert_eq!(world.ending(poison), Some(Ending::Lost));
@@ -1651,7 +1777,7 @@ fn a_frame_that_kills_three_workers_ends_its_task_and_no_other() {
 #[test]
 fn who_waits_behind_many_crashing_tasks_is_innocent() {
     let mut world = World::ready(1);
-    let crashing: Vec<_> = (0..6).map(|_| world.submit(0, 0, None, Conduct::Crashes)).collect();
+    let crashing: Vec<_> = (0..6).map(|_| world.submit(0, None, Conduct::Crashes)).collect();
     let behind = world.quick(3);
     world.settle();
     assert!(
@@ -1663,7 +1789,7 @@ fn who_waits_behind_many_crashing_tasks_is_innocent() {
 #[test]
 fn a_draining_pool_gets_past_frames_that_kill() {
     let mut world = World::ready(2);
-    let poison: Vec<_> = (0..3).map(|_| world.submit(0, 0, None, Conduct::Poison)).collect();
+    let poison: Vec<_> = (0..3).map(|_| world.submit(0, None, Conduct::Poison)).collect();
     let good = world.quick(5);
     world.shutdown(false, None);
     world.drain();
@@ -1705,7 +1831,7 @@ fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
 fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
     let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1) };
     let mut world = World::new(1, config, Climate::calm());
-    let task = world.submit(0, 0, None, Conduct::Returns);
+    let task = world.submit(0, None, Conduct::Returns);
     world.process(WorkerId(0)).never_starts = true;
     world.settle();
     assert_eq!(world.ending(task), Some(Ending::Broken));
@@ -1715,7 +1841,7 @@ fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
 #[test]
 fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
     let mut world = World::ready(1);
-    let task = world.submit(0, 0, Some(A_MOMENT), Conduct::Hangs);
+    let task = world.submit(0, Some(A_MOMENT), Conduct::Hangs);
     world.work(0);
     world.process(WorkerId(0)).immortal = true;
     world.advance(2 * A_MOMENT);

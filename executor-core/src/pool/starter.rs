@@ -68,13 +68,14 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
     });
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
     if setup.len() <= MESSAGE_BYTES_MAX {
-        socket::send(&socket, &setup, &[segment_fd.as_fd()])?;
+        socket::send(&socket, &setup, &[segment_fd.as_fd(), pool.doorbell.1.as_fd()])?;
     } else {
         // Arguments may take two megabytes: they go through a file without a name.
         let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut file = std::fs::File::from(memory);
         io::Write::write_all(&mut file, &setup)?;
-        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &[segment_fd.as_fd(), file.as_fd()])?;
+        let fds = [segment_fd.as_fd(), pool.doorbell.1.as_fd(), file.as_fd()];
+        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &fds)?;
     }
     let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
     Ok(Started { child: Arc::new(child), socket, segment, nonce, directory })

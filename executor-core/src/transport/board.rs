@@ -6,14 +6,16 @@
 //! what", and a task taken back cannot also run.
 //!
 //! ```text
-//!              parent offers                worker claims
-//!   (anything) ────────────► task:OFFERED ────────────────► task:BEGUN
-//!                                 │  parent takes back
-//!                                 └────────────────────────► task:TAKEN
+//!              parent offers                worker claims             worker claims the next item of a run
+//!   (anything) ────────────► seq:OFFERED ────────────────► seq:BEGUN ─────────────────────────────────────┐
+//!                                 │  parent takes back        │  ▲ └───────────────────────────────────────┘
+//!                                 ▼                           ▼ parent takes back the rest
+//!                             seq:TAKEN                   seq:LAST
 //! ```
 //!
-//! A word carries the task's id, so that a slot can be offered again at once: the worker that then meets the old frame
-//! finds another id, and skips the frame.
+//! A word carries the number of the sending, and the item of the run that was begun last. Every sending has a number of
+//! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
+//! and skips the frame.
 
 use std::{
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -25,13 +27,17 @@ use crate::{
     os::{clock, memory::SharedLayout},
 };
 
-/// Tasks that can be with one worker at a time: the one that runs and those sent ahead.
-pub(crate) const SLOTS: usize = 64;
+/// Sendings that can be with one worker at a time: the one that runs and those sent ahead. More: more memory for each
+/// worker. Less: a worker that ends a task every 100 ns runs dry while its replies travel (about 50 µs here).
+pub(crate) const SLOTS: usize = 1024;
 const TEXT_BYTES: usize = 3 * 1024;
 
+const LAST: u64 = 0;
 const OFFERED: u64 = 1;
 const BEGUN: u64 = 2;
 const TAKEN: u64 = 3;
+/// Items of one run; what a claim word has room for.
+pub(crate) const ITEMS_MAX: u32 = 1 << 30;
 
 /// See the module's picture.
 #[repr(C)]
@@ -47,58 +53,91 @@ pub(crate) struct Board {
     panic_text: [AtomicU8; TEXT_BYTES],
 }
 
-const _: () = assert!(size_of::<Board>() <= 4096);
+const _: () = assert!(size_of::<Board>() <= 3 * 4096);
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for Board {}
 
-fn word(task: TaskId, state: u64) -> u64 {
-    task.as_u64() << 2 | state
+fn word(seq: u32, item: u32, state: u64) -> u64 {
+    u64::from(seq) << 32 | u64::from(item) << 2 | state
+}
+
+/// (number of the sending, item, state).
+fn parts(word: u64) -> (u32, u32, u64) {
+    ((word >> 32) as u32, word as u32 >> 2, word & 3)
 }
 
 /// Stands for the initializer where a task's id is noted: it has none of its own.
 pub(crate) const INITIALIZER: TaskId = TaskId::from_raw(u64::MAX);
 
-/// Whether, and when, a worker has begun a task.
+/// Whether, and when, a worker has begun what was sent to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begun {
     No,
-    /// Begun; the moment is known only of a task with a time limit.
-    Yes(Option<Instant>),
+    /// Begun up to this item of the run; the moment is known only of a task with a time limit.
+    Yes(u32, Option<Instant>),
 }
 
 impl Board {
-    /// Parent: makes a task claimable, before its frame is sent.
-    pub(crate) fn offer(&self, slot: u16, task: TaskId) {
-        self.claims[usize::from(slot) % SLOTS].store(word(task, OFFERED), Ordering::Release);
+    fn claim_word(&self, seq: u32) -> &AtomicU64 {
+        &self.claims[seq as usize % SLOTS]
     }
 
-    /// Worker: takes a task, or learns that it was taken back.
-    pub(crate) fn claim(&self, slot: u16, task: TaskId, timed: bool) -> bool {
+    /// Parent: makes a run claimable from this item on, before its frame is sent.
+    pub(crate) fn offer(&self, seq: u32, first: u32) {
+        self.claim_word(seq).store(word(seq, first, OFFERED), Ordering::Release);
+    }
+
+    /// Worker: takes the first item that was offered, or learns that it was taken back.
+    pub(crate) fn claim(&self, seq: u32, first: u32, timed: bool) -> bool {
         if timed {
             // Before the claim: whoever sees BEGUN must not see the time of an older task.
             self.began_nanos.store(clock::now_nanos(), Ordering::Relaxed);
         }
-        self.claims[usize::from(slot) % SLOTS]
-            .compare_exchange(word(task, OFFERED), word(task, BEGUN), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.turn(seq, word(seq, first, OFFERED), word(seq, first, BEGUN))
     }
 
-    /// Parent: takes back a task that has not begun.
-    pub(crate) fn take_back(&self, slot: u16, task: TaskId) -> bool {
-        self.claims[usize::from(slot) % SLOTS]
-            .compare_exchange(word(task, OFFERED), word(task, TAKEN), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+    /// Worker: takes the next item of the run that it has begun, or learns that the rest was taken back.
+    pub(crate) fn claim_next(&self, seq: u32, item: u32) -> bool {
+        self.turn(seq, word(seq, item - 1, BEGUN), word(seq, item, BEGUN))
     }
 
-    /// Parent: has the worker begun this task?
-    pub(crate) fn begun(&self, slot: u16, task: TaskId) -> Begun {
-        if self.claims[usize::from(slot) % SLOTS].load(Ordering::Acquire) != word(task, BEGUN) {
-            return Begun::No;
+    /// Parent: takes back what has not begun at all.
+    pub(crate) fn take_back(&self, seq: u32, first: u32) -> bool {
+        self.turn(seq, word(seq, first, OFFERED), word(seq, first, TAKEN))
+    }
+
+    /// Parent: takes back what is behind the item that the worker has begun; that item, or `None` if the run has not
+    /// begun.
+    pub(crate) fn take_rest(&self, seq: u32) -> Option<u32> {
+        loop {
+            let seen = self.claim_word(seq).load(Ordering::Acquire);
+            match parts(seen) {
+                (of, item, LAST) if of == seq => return Some(item),
+                (of, item, BEGUN) if of == seq => {
+                    if self.turn(seq, seen, word(seq, item, LAST)) {
+                        return Some(item);
+                    }
+                }
+                _ => return None,
+            }
         }
-        let nanos = self.began_nanos.load(Ordering::Relaxed);
-        // A broken worker may write anything here; a moment in the future counts as unknown.
-        Begun::Yes(if nanos == 0 { None } else { clock::instant_of(nanos) })
+    }
+
+    fn turn(&self, seq: u32, from: u64, to: u64) -> bool {
+        self.claim_word(seq).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Parent: has the worker begun this?
+    pub(crate) fn begun(&self, seq: u32) -> Begun {
+        match parts(self.claim_word(seq).load(Ordering::Acquire)) {
+            (of, item, BEGUN | LAST) if of == seq => {
+                let nanos = self.began_nanos.load(Ordering::Relaxed);
+                // A broken worker may write anything here; a moment in the future counts as unknown.
+                Begun::Yes(item, if nanos == 0 { None } else { clock::instant_of(nanos) })
+            }
+            _ => Begun::No,
+        }
     }
 
     /// Worker: notes a panic before anything else happens, without allocating.
@@ -150,28 +189,46 @@ mod tests {
     #[test]
     fn a_task_is_claimed_or_taken_back_never_both() {
         let (board, _fd) = create().unwrap();
-        board.offer(3, A);
-        assert_eq!(board.begun(3, A), Begun::No);
-        assert!(board.take_back(3, A));
-        assert!(!board.claim(3, A, false));
-        board.offer(3, B);
-        assert!(!board.claim(3, A, false), "an old frame must not claim the slot's new task");
-        assert!(board.claim(3, B, true));
-        assert!(!board.take_back(3, B));
-        assert!(matches!(board.begun(3, B), Begun::Yes(Some(_))));
+        let again = 3 + SLOTS as u32;
+        board.offer(3, 0);
+        assert_eq!(board.begun(3), Begun::No);
+        assert!(board.take_back(3, 0));
+        assert!(!board.claim(3, 0, false));
+        board.offer(again, 0);
+        assert!(!board.claim(3, 0, false), "an old frame must not claim what the slot offers now");
+        assert!(board.claim(again, 0, true));
+        assert!(!board.take_back(again, 0));
+        assert!(matches!(board.begun(again), Begun::Yes(0, Some(_))));
+        assert_eq!(board.begun(3), Begun::No);
+    }
+
+    #[test]
+    fn the_rest_of_a_run_is_begun_or_taken_back_never_both() {
+        let (board, _fd) = create().unwrap();
+        board.offer(9, 4);
+        assert_eq!(board.take_rest(9), None, "nothing has begun");
+        assert!(board.claim(9, 4, false) && board.claim_next(9, 5));
+        assert_eq!(board.take_rest(9), Some(5));
+        assert_eq!(board.take_rest(9), Some(5));
+        assert!(!board.claim_next(9, 6));
+        assert_eq!(board.begun(9), Begun::Yes(5, None));
     }
 
     #[test]
     fn claim_and_take_back_race_to_one_winner() {
         let (board, _fd) = create().unwrap();
-        for round in 1..2_000 {
-            let task = TaskId::from_raw(round);
-            board.offer(0, task);
-            let (claimed, taken) = std::thread::scope(|scope| {
-                let claim = scope.spawn(|| board.claim(0, task, false));
-                (board.take_back(0, task), claim.join().unwrap())
+        for seq in 1..2_000 {
+            board.offer(seq, 0);
+            let (taken, claimed) = std::thread::scope(|scope| {
+                let claim = scope.spawn(|| board.claim(seq, 0, false));
+                (board.take_back(seq, 0), claim.join().unwrap())
             });
-            assert!(claimed ^ taken, "round {round}");
+            assert!(claimed ^ taken, "sending {seq}");
+            let (rest, next) = std::thread::scope(|scope| {
+                let next = scope.spawn(|| board.claim_next(seq, 1));
+                (board.take_rest(seq), next.join().unwrap())
+            });
+            assert_eq!(rest, claimed.then_some(u32::from(next)), "sending {seq}");
         }
     }
 

@@ -36,7 +36,16 @@ conformance! {
 }
 
 fn run(number: u64, flags: u8) -> Header {
-    Header { task: TaskId::from_raw(number), slot: (number % 64) as u16, flags, ..Header::new(Kind::Run) }
+    Header { task: TaskId::from_raw(number), seq: number as u32, flags, ..Header::new(Kind::Run) }
+}
+
+fn send(link: &dyn Link, header: Header, payload: Vec<u8>) {
+    link.send(header, &payload.into());
+    link.flush();
+}
+
+fn claim(worker: &dyn WorkerEnd, header: &Header) -> bool {
+    worker.board().claim(header.seq, header.items.first, header.flags & flag::TIMED != 0)
 }
 
 /// The reader of a pool in a few lines: collects frames, gives the credit in them to the link.
@@ -68,7 +77,7 @@ fn frames_keep_order_and_content(pair: Pair) {
         for number in 0..COUNT {
             let frame = worker.recv().unwrap();
             assert_eq!(frame.header.task.as_u64(), number);
-            assert_eq!(frame.payload, payload(number));
+            assert_eq!(*frame.payload, payload(number));
             worker
                 .reply(Header { task: frame.header.task, ..Header::new(Kind::Done) }, &frame.payload)
                 .unwrap();
@@ -76,7 +85,7 @@ fn frames_keep_order_and_content(pair: Pair) {
         worker
     });
     for number in 0..COUNT {
-        link.send(run(number, 0), payload(number).into());
+        send(&*link, run(number, 0), payload(number));
     }
     let mut frames = Vec::new();
     while frames.len() < COUNT as usize {
@@ -84,7 +93,7 @@ fn frames_keep_order_and_content(pair: Pair) {
     }
     for (number, frame) in frames.iter().enumerate() {
         assert_eq!((frame.header.kind, frame.header.task.as_u64()), (Kind::Done, number as u64));
-        assert_eq!(frame.payload, payload(number as u64));
+        assert_eq!(*frame.payload, payload(number as u64));
     }
     drop(echo.join().unwrap());
 }
@@ -92,9 +101,9 @@ fn frames_keep_order_and_content(pair: Pair) {
 fn send_never_blocks_while_nobody_reads(pair: Pair) {
     // Far more than any socket holds. That the call returns at all is the assertion.
     for number in 0..20_000 {
-        pair.link.send(run(number, 0), vec![1; 100].into());
+        send(&*pair.link, run(number, 0), vec![1; 100]);
     }
-    pair.link.send(run(20_000, 0), vec![2; 40 << 20].into());
+    send(&*pair.link, run(20_000, 0), vec![2; 40 << 20]);
 }
 
 fn replies_of_every_size_arrive(pair: Pair) {
@@ -111,33 +120,33 @@ fn replies_of_every_size_arrive(pair: Pair) {
         read(&mut *inbox, &*link, &mut frames).unwrap();
     }
     for (frame, size) in frames.iter().zip(sizes) {
-        assert!(frame.payload == vec![size as u8; size], "{size}");
+        assert!(*frame.payload == vec![size as u8; size], "{size}");
     }
     drop(sender.join().unwrap());
 }
 
 fn claim_and_take_back_exclude_each_other(pair: Pair) {
     let Pair { link, mut worker, .. } = pair;
-    link.send(run(1, 0), vec![].into());
-    link.send(run(2, 0), vec![].into());
-    assert!(link.take_back(2, TaskId::from_raw(2)));
+    send(&*link, run(1, 0), vec![]);
+    send(&*link, run(2, 0), vec![]);
+    assert!(link.board().take_back(2, 0));
     let (first, second) = (worker.recv().unwrap(), worker.recv().unwrap());
-    assert!(worker.claim(&first.header));
-    assert!(!link.take_back(1, TaskId::from_raw(1)));
-    assert!(!worker.claim(&second.header));
+    assert!(claim(&*worker, &first.header));
+    assert!(!link.board().take_back(1, 0));
+    assert!(!claim(&*worker, &second.header));
 }
 
 fn begun_is_known_after_the_worker_died(pair: Pair) {
     let Pair { link, mut worker, .. } = pair;
-    link.send(run(1, flag::TIMED), vec![].into());
-    link.send(run(2, 0), vec![].into());
-    assert_eq!(link.begun(1, TaskId::from_raw(1)), Begun::No);
+    send(&*link, run(1, flag::TIMED), vec![]);
+    send(&*link, run(2, 0), vec![]);
+    assert_eq!(link.board().begun(1), Begun::No);
     let frame = worker.recv().unwrap();
-    assert!(worker.claim(&frame.header));
+    assert!(claim(&*worker, &frame.header));
     drop(worker);
     link.hang_up();
-    assert!(matches!(link.begun(1, TaskId::from_raw(1)), Begun::Yes(Some(_))));
-    assert_eq!(link.begun(2, TaskId::from_raw(2)), Begun::No);
+    assert!(matches!(link.board().begun(1), Begun::Yes(0, Some(_))));
+    assert_eq!(link.board().begun(2), Begun::No);
 }
 
 fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
@@ -159,7 +168,7 @@ fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
 
 fn worker_sees_the_end_of_the_pool(pair: Pair) {
     let Pair { link, inbox, mut worker } = pair;
-    link.send(run(1, 0), vec![3].into());
+    send(&*link, run(1, 0), vec![3]);
     drop((link, inbox));
     // What was sent may still arrive; then the end comes, and no hang.
     while worker.recv().is_ok() {}
@@ -170,7 +179,7 @@ fn send_to_a_dead_worker_is_harmless(pair: Pair) {
     let Pair { link, mut inbox, worker } = pair;
     drop(worker);
     for number in 0..100 {
-        link.send(run(number, 0), vec![1; 10_000].into());
+        send(&*link, run(number, 0), vec![1; 10_000]);
     }
     link.hang_up();
     assert_eq!(inbox.recv(&mut |_| ()), Err(Closed::Gone));
@@ -180,7 +189,7 @@ fn a_worker_that_never_reads_blocks_no_frame_size(pair: Pair) {
     // The kernel counts more for some sizes than for others; a window that forgets that blocks the pool under its lock.
     for size in (40..20_000).step_by(37) {
         for number in 0..16 {
-            pair.link.send(run(number, 0), vec![1; size].into());
+            send(&*pair.link, run(number, 0), vec![1; size]);
         }
     }
 }

@@ -32,17 +32,11 @@ use ipc_channel::{
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::{
-    Closed, Inbox, Link, WorkerEnd,
-    board::{Begun, Board},
-    outbox::Outbox,
-    ring::Segment,
-};
+use super::{Closed, Inbox, Link, WorkerEnd, board::Board, outbox::Outbox, ring::Segment};
 use crate::{
-    id::TaskId,
     os::memory::Shared,
     wire::{
-        frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, PART_BYTES_MAX, flag},
+        frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, PART_BYTES_MAX},
         payload::Payload,
     },
 };
@@ -248,23 +242,19 @@ fn retry(mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 }
 
 impl Link for IpcLink {
-    fn send(&self, header: Header, payload: Payload) {
+    fn send(&self, header: Header, payload: &Payload) {
         if header.kind == Kind::Run {
-            self.segment.board.offer(header.slot, header.task);
+            self.segment.board.offer(header.seq, header.items.first);
         }
-        self.pump(|outbox, _| outbox.push(header, payload));
+        self.pump(|outbox, _| outbox.push(header, payload.clone()));
+    }
+
+    fn flush(&self) {
+        // A message wakes who waits for it.
     }
 
     fn credit(&self, consumed: u64) {
         self.pump(|_, window| window.credit(consumed));
-    }
-
-    fn begun(&self, slot: u16, task: TaskId) -> Begun {
-        self.segment.board.begun(slot, task)
-    }
-
-    fn take_back(&self, slot: u16, task: TaskId) -> bool {
-        self.segment.board.take_back(slot, task)
     }
 
     fn hang_up(&self) {
@@ -354,10 +344,6 @@ impl WorkerEnd for IpcWorkerEnd {
             let ready = &mut self.ready;
             self.assembler.message(&message, |frame| ready.push_back(frame))?;
         }
-    }
-
-    fn claim(&self, header: &Header) -> bool {
-        self.board.claim(header.slot, header.task, header.flags & flag::TIMED != 0)
     }
 
     fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {

@@ -8,16 +8,15 @@ use std::{
 
 use super::{
     Closed, Inbox, Link, WorkerEnd,
-    board::{Begun, Board},
+    board::Board,
     conformance::Pair,
     ipc::{Window, cost},
     outbox::Outbox,
 };
 use crate::{
-    id::TaskId,
     os::memory::Shared,
     wire::{
-        frame::{Assembler, Frame, Header, Kind, PART_BYTES_MAX, flag},
+        frame::{Assembler, Frame, Header, Kind, PART_BYTES_MAX},
         payload::Payload,
     },
 };
@@ -69,23 +68,17 @@ impl MemoryLink {
 }
 
 impl Link for MemoryLink {
-    fn send(&self, header: Header, payload: Payload) {
+    fn send(&self, header: Header, payload: &Payload) {
         if header.kind == Kind::Run {
-            self.board.offer(header.slot, header.task);
+            self.board.offer(header.seq, header.items.first);
         }
-        self.pump(|outbox, _| outbox.push(header, payload));
+        self.pump(|outbox, _| outbox.push(header, payload.clone()));
     }
+
+    fn flush(&self) {}
 
     fn credit(&self, consumed: u64) {
         self.pump(|_, window| window.credit(consumed));
-    }
-
-    fn begun(&self, slot: u16, task: TaskId) -> Begun {
-        self.board.begun(slot, task)
-    }
-
-    fn take_back(&self, slot: u16, task: TaskId) -> bool {
-        self.board.take_back(slot, task)
     }
 
     fn hang_up(&self) {
@@ -134,10 +127,6 @@ impl WorkerEnd for MemoryWorker {
             let ready = &mut self.ready;
             self.assembler.message(&message, |frame| ready.push_back(frame))?;
         }
-    }
-
-    fn claim(&self, header: &Header) -> bool {
-        self.board.claim(header.slot, header.task, header.flags & flag::TIMED != 0)
     }
 
     fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {

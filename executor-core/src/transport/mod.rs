@@ -3,8 +3,8 @@
 //! ```text
 //!  pool                                               worker
 //!  Link::send ──► outbox ──(window)──► … ──►  WorkerEnd::recv
-//!                                             WorkerEnd::claim      offered ─► begun, on the board
-//!  Inbox::recv ◄── …  ◄─────────────────────  WorkerEnd::reply
+//!                                             Board::claim          offered ─► begun, on the board
+//!  Lease::drain or Inbox::recv ◄── …  ◄─────  WorkerEnd::reply
 //! ```
 //!
 //! The contract, to which [`conformance`] holds every implementation:
@@ -12,13 +12,16 @@
 //! - **Order.** Frames arrive in the order in which they were sent, each exactly once, whatever their size.
 //! - **No blocking in the pool.** [`Link::send`] never blocks, whether the worker reads, computes, is stopped or is
 //!   dead: what the worker has no room for waits in the outbox, and goes out when the worker reports room.
-//! - **Begun.** A worker claims a task before it looks at its arguments. [`Link::begun`] tells, at any time and also
-//!   after the worker's death; [`Link::take_back`] and the claim exclude each other.
-//! - **Close.** When the worker is dead, [`Link::hang_up`] makes [`Inbox::recv`] deliver everything that the worker
-//!   had published and then report the end, even if a process that the worker had forked still holds its ends.
-//!   When the pool is gone, [`WorkerEnd::recv`] reports the end.
-//! - **Distrust.** A worker that does not keep to the protocol is an error at the inbox, never a panic, never a wild
-//!   allocation.
+//! - **Begun.** A worker claims a task on its [`Board`] before it looks at the arguments. The board tells of it at any
+//!   time, also after the worker's death; taking back and claiming exclude each other.
+//! - **Close.** When the worker is dead, [`Link::hang_up`] lets the pool receive everything that the worker had
+//!   published and then the end, even if a process that the worker had forked still holds its ends. When the pool is
+//!   gone, [`WorkerEnd::recv`] reports the end.
+//! - **Distrust.** A worker that does not keep to the protocol is an error where the pool receives, never a panic,
+//!   never a wild allocation.
+//!
+//! Receiving has two forms. The ring is drained by whoever has its one [`lease`](ring::Lease): a thread that waits for
+//! a result, or the pool's reader. Where that cannot be (ipc-channel), an [`Inbox`] is owned by a thread that blocks.
 
 pub(crate) mod board;
 #[cfg(test)]
@@ -29,35 +32,35 @@ pub(crate) mod memory;
 mod outbox;
 pub(crate) mod ring;
 
-use board::{Begun, Board};
+use board::Board;
 
-use crate::{
-    id::TaskId,
-    wire::{
-        frame::{Frame, Header, WireError},
-        payload::Payload,
-    },
+use crate::wire::{
+    frame::{Frame, Header, WireError},
+    payload::Payload,
 };
 
 /// The pool's sending end, shared by whoever holds the pool's lock.
 pub(crate) trait Link: Send + Sync {
-    /// Sends a frame, or keeps it until the worker has room. A task is offered on the board first.
-    fn send(&self, header: Header, payload: Payload);
+    /// Sends a frame, or keeps it until the worker has room. What is to be run is offered on the board first. It wakes
+    /// nobody: [`flush`](Self::flush) does, after the last of several.
+    fn send(&self, header: Header, payload: &Payload);
+
+    /// Wakes the worker if it sleeps.
+    fn flush(&self);
 
     /// The worker has consumed this much of its window, all in all.
     fn credit(&self, consumed: u64);
 
-    /// Whether the worker has begun a task that was sent to it.
-    fn begun(&self, slot: u16, task: TaskId) -> Begun;
-
-    /// Takes back a task that was sent, unless it has begun.
-    fn take_back(&self, slot: u16, task: TaskId) -> bool;
-
-    /// The worker is dead: let the inbox come to an end.
+    /// The worker is dead: let receiving come to an end.
     fn hang_up(&self);
 
-    /// What the worker wrote down before its death.
+    /// What the worker writes down, to be read also after its death.
     fn board(&self) -> &Board;
+
+    /// Where a thread that waits for a result may drain by itself.
+    fn as_ring(&self) -> Option<&ring::RingLink> {
+        None
+    }
 }
 
 /// The pool's receiving end, owned by one reader.
@@ -71,8 +74,10 @@ pub(crate) trait WorkerEnd {
     /// Waits for the next frame.
     fn recv(&mut self) -> Result<Frame, Closed>;
 
-    /// Whether the task may be begun: it was not taken back.
-    fn claim(&self, header: &Header) -> bool;
+    /// Whether the last frame had to be waited for, as far as is known.
+    fn has_waited(&self) -> bool {
+        true
+    }
 
     /// Publishes a frame. Waits while the pool does not read.
     fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed>;

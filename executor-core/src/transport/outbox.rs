@@ -32,6 +32,11 @@ impl Outbox {
         }
     }
 
+    /// Whether nothing waits. One that is closed takes nothing more, so nothing may go past it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.buffer.is_empty() && !self.closed
+    }
+
     pub(crate) fn push(&mut self, header: Header, payload: Payload) {
         if !self.closed {
             self.waiting.push_back((header, payload));
@@ -158,7 +163,7 @@ mod tests {
         assert_eq!(frames.len(), sizes.len());
         for (number, (frame, size)) in frames.iter().zip(sizes).enumerate() {
             assert_eq!(frame.header.task.as_u64(), number as u64);
-            assert_eq!(frame.payload, vec![number as u8; size]);
+            assert_eq!(*frame.payload, vec![number as u8; size]);
         }
     }
 

@@ -1,14 +1,18 @@
 //! The fixed header in front of every payload.
 //!
 //! ```text
-//!  0    1      2      4      8        16       24        32        40
-//!  kind flags  slot   part   task     function length    consumed  payload …
+//!  0    1      2      4      8        16        24        32         40
+//!  kind flags  zero   seq    task     function  length    items      payload …      to the worker
+//!                                     nanos               consumed                  from the worker
 //! ```
 //!
 //! Little endian. `length` is that of the whole payload; a payload above [`PART_BYTES_MAX`] follows in parts, each a
-//! message of its own. The receiver trusts none of these numbers: a kind, a slot or a length that cannot be ends the
+//! message of its own. The receiver trusts none of these numbers: a kind or a length that cannot be ends the
 //! connection, and memory grows with the bytes that arrive, not with the length that was promised.
+//!
+//! One frame may carry a run of tasks, `items` of one function with consecutive ids: see [`Items`].
 
+use super::payload::Payload;
 use crate::id::{FnId, TaskId};
 
 /// Bytes of a header on the wire.
@@ -53,6 +57,10 @@ impl Kind {
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
+
+    const fn is_to_worker(self) -> bool {
+        matches!(self, Kind::Init | Kind::Run | Kind::Stop)
+    }
 }
 
 /// Flags of [`Kind::Run`].
@@ -69,14 +77,45 @@ pub(crate) mod flag {
 pub(crate) struct Header {
     pub(crate) kind: Kind,
     pub(crate) flags: u8,
-    /// Which claim word of the board belongs to this task.
-    pub(crate) slot: u16,
+    /// To the worker: which sending this is. Each has a number of its own, so that what was taken back and sent again
+    /// cannot be taken for the first.
+    pub(crate) seq: u32,
     pub(crate) task: TaskId,
+    /// To the worker.
     pub(crate) function: FnId,
+    /// From the worker: how long the task ran, in nanoseconds.
+    pub(crate) nanos: u64,
     /// Bytes of the whole payload.
     pub(crate) length: u64,
+    /// To the worker.
+    pub(crate) items: Items,
     /// From the worker: how much of the parent's window it has consumed so far.
     pub(crate) consumed: u64,
+}
+
+/// Which items of a run are to be run: from `first`, up to `count`.
+///
+/// The payload of a run of more than one begins with the end of each item's arguments, as `count` little-endian `u32`s;
+/// the arguments follow, one after the other. The id in the header is that of item 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Items {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+impl Items {
+    pub(crate) const ONE: Items = Items { first: 0, count: 1 };
+}
+
+/// The arguments of one item of a run of `count`; `None` if the payload is no such run's.
+pub(crate) fn item_of(payload: &[u8], count: u32, item: u32) -> Option<&[u8]> {
+    let (ends, arguments) = payload.split_at_checked(usize::try_from(count).ok()?.checked_mul(4)?)?;
+    let end = |item: u32| {
+        let at = usize::try_from(item).ok()? * 4;
+        Some(u32::from_le_bytes(ends.get(at..at + 4)?.try_into().ok()?) as usize)
+    };
+    let start = if item == 0 { 0 } else { end(item - 1)? };
+    arguments.get(start..end(item)?)
 }
 
 impl Header {
@@ -84,10 +123,12 @@ impl Header {
         Header {
             kind,
             flags: 0,
-            slot: 0,
+            seq: 0,
             task: TaskId::from_raw(0),
             function: FnId(0),
+            nanos: 0,
             length: 0,
+            items: Items::ONE,
             consumed: 0,
         }
     }
@@ -96,11 +137,15 @@ impl Header {
         let mut out = [0; HEADER_BYTES];
         out[0] = self.kind as u8;
         out[1] = self.flags;
-        out[2..4].copy_from_slice(&self.slot.to_le_bytes());
+        out[4..8].copy_from_slice(&self.seq.to_le_bytes());
         out[8..16].copy_from_slice(&self.task.as_u64().to_le_bytes());
-        out[16..24].copy_from_slice(&self.function.0.to_le_bytes());
+        let (about, count) = match self.kind.is_to_worker() {
+            true => (self.function.0, u64::from(self.items.first) << 32 | u64::from(self.items.count)),
+            false => (self.nanos, self.consumed),
+        };
+        out[16..24].copy_from_slice(&about.to_le_bytes());
         out[24..32].copy_from_slice(&self.length.to_le_bytes());
-        out[32..40].copy_from_slice(&self.consumed.to_le_bytes());
+        out[32..40].copy_from_slice(&count.to_le_bytes());
         out
     }
 
@@ -108,17 +153,23 @@ impl Header {
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let kind = Kind::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
         let flags = bytes[1];
-        if flags & !flag::ALL != 0 || bytes[4..8] != [0; 4] {
+        if flags & !flag::ALL != 0 || bytes[2..4] != [0; 2] {
             return Err(WireError::Reserved);
         }
-        Ok(Header {
-            kind,
+        let header = Header {
             flags,
-            slot: u16::from_le_bytes([bytes[2], bytes[3]]),
+            seq: u32::from_le_bytes(bytes[4..8].try_into().expect("four bytes")),
             task: TaskId::from_raw(word(8)),
-            function: FnId(word(16)),
             length: word(24),
-            consumed: word(32),
+            ..Header::new(kind)
+        };
+        Ok(match kind.is_to_worker() {
+            true => Header {
+                function: FnId(word(16)),
+                items: Items { first: (word(32) >> 32) as u32, count: word(32) as u32 },
+                ..header
+            },
+            false => Header { nanos: word(16), consumed: word(32), ..header },
         })
     }
 }
@@ -127,7 +178,7 @@ impl Header {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) header: Header,
-    pub(crate) payload: Vec<u8>,
+    pub(crate) payload: Payload,
 }
 
 /// A peer that does not keep to the protocol.
@@ -150,49 +201,44 @@ pub(crate) enum WireError {
 /// One message holds one or more frames; only the last may go on in the messages behind it.
 #[derive(Debug, Default)]
 pub(crate) struct Assembler {
-    open: Option<Frame>,
+    open: Option<(Header, Vec<u8>)>,
 }
 
 impl Assembler {
     /// Takes one message, hands each completed frame to `sink`.
     pub(crate) fn message(&mut self, mut bytes: &[u8], mut sink: impl FnMut(Frame)) -> Result<(), WireError> {
-        if let Some(mut frame) = self.open.take() {
-            bytes = frame.fill(bytes);
-            if !frame.is_complete() {
-                self.open = Some(frame);
+        if let Some((header, mut payload)) = self.open.take() {
+            let missing = header.length - payload.len() as u64;
+            let (here, rest) = split_at_most(bytes, missing);
+            payload.extend_from_slice(here);
+            if (here.len() as u64) < missing {
+                self.open = Some((header, payload));
                 return Ok(());
             }
-            sink(frame);
-            if !bytes.is_empty() {
+            sink(Frame { header, payload: payload.into() });
+            if !rest.is_empty() {
                 return Err(WireError::Surplus);
             }
+            return Ok(());
         }
         while !bytes.is_empty() {
             let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
-            let mut frame = Frame { header: Header::from_bytes(header)?, payload: Vec::new() };
-            bytes = frame.fill(rest);
-            if frame.is_complete() {
-                sink(frame);
+            let header = Header::from_bytes(header)?;
+            let (here, rest) = split_at_most(rest, header.length);
+            if here.len() as u64 == header.length {
+                // Most frames are small and whole: no memory is taken for them.
+                sink(Frame { header, payload: here.into() });
             } else {
-                self.open = Some(frame);
+                self.open = Some((header, here.to_vec()));
             }
+            bytes = rest;
         }
         Ok(())
     }
 }
 
-impl Frame {
-    /// Takes what is still missing from the front of `bytes`, and returns the rest.
-    fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let missing = self.header.length - self.payload.len() as u64;
-        let here = bytes.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
-        self.payload.extend_from_slice(&bytes[..here]);
-        &bytes[here..]
-    }
-
-    fn is_complete(&self) -> bool {
-        self.payload.len() as u64 == self.header.length
-    }
+fn split_at_most(bytes: &[u8], length: u64) -> (&[u8], &[u8]) {
+    bytes.split_at(bytes.len().min(usize::try_from(length).unwrap_or(usize::MAX)))
 }
 
 #[cfg(test)]
@@ -202,11 +248,11 @@ mod tests {
     fn header(length: u64) -> Header {
         Header {
             flags: flag::TIMED,
-            slot: 7,
+            seq: 7,
             task: TaskId::from_raw(u64::MAX - 1),
             function: FnId(3),
             length,
-            consumed: 9,
+            items: Items { first: 1, count: u32::MAX },
             ..Header::new(Kind::Run)
         }
     }
@@ -215,6 +261,8 @@ mod tests {
     fn header_survives_the_round_trip() {
         let header = header(1 << 40);
         assert_eq!(Header::from_bytes(&header.to_bytes()), Ok(header));
+        let reply = Header { nanos: u64::MAX, consumed: 9, ..Header::new(Kind::Done) };
+        assert_eq!(Header::from_bytes(&reply.to_bytes()), Ok(reply));
     }
 
     #[test]
@@ -224,7 +272,7 @@ mod tests {
             bytes[0] = kind;
             assert_eq!(Header::from_bytes(&bytes), Err(WireError::Kind(kind)));
         }
-        for at in [1, 4, 5, 6, 7] {
+        for at in 1..4 {
             let mut bytes = header(0).to_bytes();
             bytes[at] = 0x80;
             assert_eq!(Header::from_bytes(&bytes), Err(WireError::Reserved));
@@ -242,9 +290,8 @@ mod tests {
 
     #[test]
     fn one_message_may_hold_several_frames_and_one_frame_several_messages() {
-        let frame =
-            |payload: &[u8]| Frame { header: header(payload.len() as u64), payload: payload.to_vec() };
-        let bytes = |frame: &Frame| [&frame.header.to_bytes()[..], &frame.payload].concat();
+        let frame = |payload: &[u8]| Frame { header: header(payload.len() as u64), payload: payload.into() };
+        let bytes = |frame: &Frame| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
         let (small, empty, large) = (frame(b"small"), frame(b""), frame(&[5; 1000]));
         let first = [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();
         let frames = assemble(&[&first, &[5; 400], &[5; 590], &bytes(&small)]).unwrap();

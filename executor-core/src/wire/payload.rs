@@ -16,15 +16,37 @@ const _: () = assert!(size_of::<Payload>() == 24);
 
 impl From<Vec<u8>> for Payload {
     fn from(vec: Vec<u8>) -> Self {
-        if vec.len() <= INLINE_BYTES_MAX {
-            let mut bytes = [0; INLINE_BYTES_MAX];
-            bytes[..vec.len()].copy_from_slice(&vec);
-            Payload::Inline { len: vec.len() as u8, bytes }
-        } else {
-            Payload::Shared(Arc::new(vec))
+        match Payload::inline(&vec) {
+            Some(inline) => inline,
+            None => Payload::Shared(Arc::new(vec)),
         }
     }
 }
+
+impl From<&[u8]> for Payload {
+    fn from(bytes: &[u8]) -> Self {
+        Payload::inline(bytes).unwrap_or_else(|| Payload::Shared(Arc::new(bytes.to_vec())))
+    }
+}
+
+impl Payload {
+    fn inline(from: &[u8]) -> Option<Self> {
+        if from.len() > INLINE_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = [0; INLINE_BYTES_MAX];
+        bytes[..from.len()].copy_from_slice(from);
+        Some(Payload::Inline { len: from.len() as u8, bytes })
+    }
+}
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Payload) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Payload {}
 
 impl Deref for Payload {
     type Target = [u8];

@@ -21,7 +21,7 @@ use crate::{
     registry,
     transport::{
         ipc,
-        ring::{RingWorkerEnd, Segment},
+        ring::{RingWorkerEnd, Segment, doorbell::Doorbell},
     },
     wire::handshake::{self, Hello, Setup, Transport},
 };
@@ -118,12 +118,13 @@ fn adopt() -> Option<OwnedFd> {
 
 /// Never returns.
 fn run(socket: OwnedFd, own_thread: bool) {
-    let (setup, segment) = match read_setup(&socket) {
+    let (setup, segment, doorbell) = match read_setup(&socket) {
         Ok(read) => read,
         // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
         Err(_) => std::process::exit(1),
     };
     let segment: &'static Segment = Box::leak(Box::new(segment));
+    let doorbell: &'static Doorbell = Box::leak(Box::new(doorbell));
     let stack_bytes = setup.stack_bytes;
     let work = move || -> io::Result<()> {
         let args = setup.args.into_iter().map(|arg| OsString::from_vec(arg.into_vec())).collect();
@@ -154,7 +155,7 @@ fn run(socket: OwnedFd, own_thread: bool) {
         match server {
             _ if !able => std::process::exit(1),
             Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket),
-            None => serve::serve(RingWorkerEnd::new(segment), socket),
+            None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket),
         }
     };
     let ended = if own_thread {
@@ -171,10 +172,11 @@ fn run(socket: OwnedFd, own_thread: bool) {
     std::process::exit(i32::from(ended.is_err()));
 }
 
-fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>)> {
+fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>, Shared<Doorbell>)> {
     let (mut bytes, fds) = socket::recv(socket)?;
     let mut fds = fds.into_iter();
     let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+    let doorbell = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     if let Some(large) = fds.next() {
         let mut file = std::fs::File::from(large);
         bytes.clear();
@@ -182,7 +184,7 @@ fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>)> {
         io::Read::read_to_end(&mut file, &mut bytes)?;
     }
     let setup = handshake::from_bytes(&bytes).map_err(io::Error::other)?;
-    Ok((setup, Shared::open(segment.as_fd())?))
+    Ok((setup, Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?))
 }
 
 /// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of

@@ -1,24 +1,34 @@
 //! One direction of a ring: words, positions, and the two doorbells. The protocol is in the folder's opening.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
 
-use super::full_fence;
-use crate::os::futex;
+use super::{doorbell::Doorbell, full_fence};
+use crate::os::{
+    futex,
+    spin::{Spin, this_cpu},
+};
 
 /// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
 pub(super) const WORDS: usize = 16 * 1024;
 const MASK: u64 = WORDS as u64 - 1;
 const _: () = assert!(WORDS.is_power_of_two());
 
+/// The consumer is awake: it will look once more before it sleeps.
 const AWAKE: u32 = 0;
+/// The one who is meant sleeps on this very word.
 const WAITS: u32 = 1;
+/// Nobody drains this ring; the pool's reader is to be told, which sleeps on the pool's doorbell.
+const UNATTENDED: u32 = 2;
 
 /// One direction. Positions on lines of their own: two processors write them.
 #[repr(C, align(64))]
 pub(super) struct Ring {
-    head: Line<AtomicU64>,
+    head: Head,
     tail: Line<AtomicU64>,
-    /// Whether the consumer sleeps; it sleeps on this word.
+    /// Whether the consumer sleeps, and where.
     asleep: Line<AtomicU32>,
     /// Whether the producer waits for room; a worker sleeps on this word, the pool's sender only says so.
     wanting_room: Line<AtomicU32>,
@@ -28,6 +38,14 @@ pub(super) struct Ring {
 
 #[repr(C, align(64))]
 struct Line<T>(T);
+
+/// What the producer writes.
+#[repr(C, align(64))]
+struct Head {
+    position: AtomicU64,
+    /// Where it ran then: whoever waits for it does not spin on that processor.
+    cpu: AtomicU32,
+}
 
 /// A position that cannot be: the other side is broken.
 #[derive(Debug, PartialEq)]
@@ -40,20 +58,57 @@ impl Ring {
         ring(&self.asleep.0);
     }
 
+    /// As [`ring_consumer`](Self::ring_consumer), where nobody may be there to drain.
+    pub(super) fn ring_attendant(&self, doorbell: &Doorbell) {
+        full_fence();
+        if self.asleep.0.load(Ordering::Relaxed) == AWAKE {
+            return;
+        }
+        match self.asleep.0.swap(AWAKE, Ordering::SeqCst) {
+            WAITS => futex::wake_one(&self.asleep.0),
+            UNATTENDED => doorbell.ring(),
+            _ => {}
+        }
+    }
+
+    /// Wakes the consumer if it sleeps here, though nothing was published.
+    pub(super) fn poke_consumer(&self) {
+        full_fence();
+        ring(&self.asleep.0);
+    }
+
+    /// The consumer stays awake for now: nobody need ring.
+    pub(super) fn attend(&self) {
+        self.asleep.0.store(AWAKE, Ordering::SeqCst);
+    }
+
+    /// The consumer goes away. What is there at this moment it must look for itself, after this.
+    pub(super) fn leave_unattended(&self) {
+        self.asleep.0.store(UNATTENDED, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Whether somebody attends to it, or should: it has been rung for.
+    pub(super) fn is_attended(&self) -> bool {
+        self.asleep.0.load(Ordering::SeqCst) != UNATTENDED
+    }
+
     /// Wakes a producer that sleeps for room. Call after consuming.
     pub(super) fn ring_producer(&self) {
         full_fence();
         ring(&self.wanting_room.0);
     }
 
-    /// Sleeps until rung, unless `ready` is true once the sleep was announced.
-    pub(super) fn sleep_consumer(&self, ready: impl FnOnce() -> bool) {
-        sleep(&self.asleep.0, ready);
+    /// Sleeps until rung, at most `limit`, unless `ready` is true once the sleep was announced.
+    pub(super) fn sleep_consumer(&self, spin: &mut Spin, limit: Option<Duration>, ready: impl Fn() -> bool) {
+        if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
+            sleep(&self.asleep.0, limit, ready);
+        }
     }
 
-    /// As [`sleep_consumer`](Self::sleep_consumer), for a producer that waits for room.
+    /// Sleeps until there is room, unless `ready` is true once the sleep was announced.
     pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {
-        sleep(&self.wanting_room.0, ready);
+        sleep(&self.wanting_room.0, None, ready);
     }
 
     /// A producer that does not sleep says that it wants to know of room.
@@ -74,7 +129,7 @@ impl Ring {
             && self.wanting_room.0.swap(AWAKE, Ordering::SeqCst) == WAITS
     }
 
-    /// Nothing more will come, and nobody is to wait.
+    /// Nothing more will come, and the other side is not to wait.
     pub(super) fn close(&self) {
         self.closed.0.store(1, Ordering::SeqCst);
         self.ring_consumer();
@@ -96,11 +151,11 @@ fn ring(word: &AtomicU32) {
     }
 }
 
-fn sleep(word: &AtomicU32, ready: impl FnOnce() -> bool) {
+fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool) {
     word.store(WAITS, Ordering::SeqCst);
     full_fence();
     if !ready() {
-        futex::wait(word, WAITS);
+        futex::wait(word, WAITS, limit);
     }
     word.store(AWAKE, Ordering::SeqCst);
 }
@@ -135,26 +190,38 @@ impl Producer {
         len.is_some_and(|len| self.room(ring, words_for(len)) == Ok(true))
     }
 
-    /// Publishes a message, or finds no room for it. Does not ring.
-    pub(super) fn write(&mut self, ring: &Ring, message: &[u8]) -> Result<bool, Impossible> {
-        let words = words_for(message.len());
+    /// Publishes a message that is made of these parts, or finds no room for it. Does not ring.
+    ///
+    /// All parts but the last are whole words.
+    pub(super) fn write<const N: usize>(
+        &mut self,
+        ring: &Ring,
+        parts: [&[u8]; N],
+    ) -> Result<bool, Impossible> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let words = words_for(len);
         if !self.room(ring, words)? {
             return Ok(false);
         }
-        ring.word(self.head).store(message.len() as u64, Ordering::Relaxed);
+        ring.word(self.head).store(len as u64, Ordering::Relaxed);
         let mut at = self.head + 1;
-        let (whole, rest) = message.as_chunks::<8>();
-        for chunk in whole {
-            ring.word(at).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
-            at += 1;
+        for part in parts {
+            let (whole, rest) = part.as_chunks::<8>();
+            for chunk in whole {
+                ring.word(at).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+                at += 1;
+            }
+            if !rest.is_empty() {
+                let mut last = [0; 8];
+                last[..rest.len()].copy_from_slice(rest);
+                ring.word(at).store(u64::from_ne_bytes(last), Ordering::Relaxed);
+                at += 1;
+            }
         }
-        if !rest.is_empty() {
-            let mut last = [0; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            ring.word(at).store(u64::from_ne_bytes(last), Ordering::Relaxed);
-        }
+        debug_assert_eq!(at, self.head + words, "only the last part may end within a word");
         self.head += words;
-        ring.head.0.store(self.head, Ordering::Release);
+        ring.head.cpu.store(this_cpu(), Ordering::Relaxed);
+        ring.head.position.store(self.head, Ordering::Release);
         Ok(true)
     }
 }
@@ -171,7 +238,7 @@ pub(super) struct Consumer {
 
 impl Consumer {
     fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
-        let head = ring.head.0.load(Ordering::Acquire);
+        let head = ring.head.position.load(Ordering::Acquire);
         if head < self.tail || head - self.tail > WORDS as u64 {
             return Err(Impossible);
         }
@@ -181,7 +248,7 @@ impl Consumer {
 
     /// Whether nothing is published. A position that cannot be counts as something: `read` will say what it is.
     pub(super) fn is_empty(&self, ring: &Ring) -> bool {
-        ring.head.0.load(Ordering::SeqCst) == self.tail
+        ring.head.position.load(Ordering::SeqCst) == self.tail
     }
 
     /// Whether, since this was last true, a quarter of the ring was consumed: time to tell a producer that waits.
@@ -209,10 +276,10 @@ impl Consumer {
         }
         let len = len as usize;
         message.clear();
-        message.reserve(len + 8);
+        message.resize(len.next_multiple_of(8), 0);
         let mut at = self.tail + 1;
-        for _ in 0..len.div_ceil(8) {
-            message.extend_from_slice(&ring.word(at).load(Ordering::Relaxed).to_ne_bytes());
+        for chunk in message.as_chunks_mut::<8>().0 {
+            *chunk = ring.word(at).load(Ordering::Relaxed).to_ne_bytes();
             at += 1;
         }
         message.truncate(len);
@@ -238,7 +305,7 @@ mod tests {
             (Producer::default(), Consumer::default(), Vec::new());
         for round in 0..20_000_usize {
             let sent: Vec<u8> = (0..round * 37 % 700).map(|at| (at ^ round) as u8).collect();
-            assert_eq!(producer.write(&ring, &sent), Ok(true));
+            assert_eq!(producer.write(&ring, [&sent]), Ok(true));
             assert_eq!(consumer.read(&ring, &mut message), Ok(true));
             assert_eq!(message, sent);
             assert_eq!(consumer.read(&ring, &mut message), Ok(false));
@@ -251,7 +318,7 @@ mod tests {
         let (mut producer, mut consumer, mut message) =
             (Producer::default(), Consumer::default(), Vec::new());
         let mut written = 0_u64;
-        while producer.write(&ring, &[written.to_le_bytes(); 3].concat()).unwrap() {
+        while producer.write(&ring, [&[written.to_le_bytes(); 3].concat()]).unwrap() {
             written += 1;
         }
         assert_eq!(written, WORDS as u64 / 4);
@@ -268,11 +335,11 @@ mod tests {
         let mut message = Vec::new();
         for head in [u64::MAX, WORDS as u64 + 1] {
             let ring = ring();
-            ring.head.0.store(head, Ordering::Relaxed);
+            ring.head.position.store(head, Ordering::Relaxed);
             assert_eq!(Consumer::default().read(&ring, &mut message), Err(Impossible));
         }
         let ring = ring();
-        ring.head.0.store(3, Ordering::Relaxed);
+        ring.head.position.store(3, Ordering::Relaxed);
         for len in [17, u64::MAX, 1 << 40] {
             ring.words[0].store(len, Ordering::Relaxed);
             assert_eq!(Consumer::default().read(&ring, &mut message), Err(Impossible), "{len}");
@@ -281,7 +348,7 @@ mod tests {
         let mut producer = Producer { head: WORDS as u64, tail: 0 };
         for tail in [WORDS as u64 + 1, u64::MAX] {
             ring.tail.0.store(tail, Ordering::Relaxed);
-            assert_eq!(producer.write(&ring, b"x"), Err(Impossible));
+            assert_eq!(producer.write(&ring, [b"x"]), Err(Impossible));
         }
     }
 
@@ -294,16 +361,17 @@ mod tests {
                 let mut producer = Producer::default();
                 for number in 0..COUNT {
                     let message = number.to_le_bytes();
-                    while !producer.write(ring, &message).unwrap() {
+                    while !producer.write(ring, [&message]).unwrap() {
                         ring.sleep_producer(|| producer.has_room_for(ring, Some(8)));
                     }
                     ring.ring_consumer();
                 }
             });
             let (mut consumer, mut message) = (Consumer::default(), Vec::new());
+            let mut spin = Spin::default();
             for number in 0..COUNT {
                 while !consumer.read(ring, &mut message).unwrap() {
-                    ring.sleep_consumer(|| !consumer.is_empty(ring));
+                    ring.sleep_consumer(&mut spin, None, || !consumer.is_empty(ring));
                 }
                 ring.ring_producer();
                 assert_eq!(message, number.to_le_bytes());

@@ -1,0 +1,218 @@
+//! Who takes the workers' replies.
+//!
+//! ```text
+//!  thread in `result()`: its task is with a worker whose lease is free ──► drains that worker itself, until its own
+//!                                                                          reply is there
+//!  otherwise: the reader thread, one for the pool ──► sleeps on the pool's doorbell, drains every worker that rang
+//!  ipc-channel: a thread for each worker, blocked in `recv`
+//! ```
+//!
+//! Whoever drains hands the frames to [`Pool::on_frames`], which completes futures and sends the next tasks. What that
+//! wakes is woken after the lease is given back: wakers are user code, and may wait for another task of the same worker.
+//!
+//! A thread that drains sleeps on its worker's word. When its future ends in another way (cancelled, or the task went to
+//! another worker and ended there), who completes it pokes that word: [`Cell`] remembers where its waiter sleeps.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{Pool, driver::Notice};
+use crate::{
+    future::{
+        callback::catch,
+        cell::{Cell, Wakers},
+    },
+    id::WorkerId,
+    transport::{
+        Closed, Inbox, Link,
+        ring::{Lease, RingLink, doorbell::HEARING},
+    },
+    wire::frame::{Frame, WireError},
+};
+
+/// The rings of all workers that are connected.
+#[derive(Default)]
+pub(super) struct Rings {
+    /// Replaced as a whole, so that the reader walks over it without the lock.
+    list: Mutex<Arc<Vec<(WorkerId, Arc<RingLink>)>>>,
+    closed: AtomicBool,
+}
+
+impl Rings {
+    pub(super) fn list(&self) -> Arc<Vec<(WorkerId, Arc<RingLink>)>> {
+        Arc::clone(&self.list.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn of(&self, worker: WorkerId) -> Option<Arc<RingLink>> {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = list.binary_search_by_key(&worker.0, |(id, _)| id.0).ok()?;
+        Some(Arc::clone(&list[at].1))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<(WorkerId, Arc<RingLink>)>)) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut list));
+    }
+
+    pub(super) fn add(&self, id: WorkerId, ring: Arc<RingLink>) {
+        self.change(|list| {
+            let at = list.partition_point(|(other, _)| other.0 < id.0);
+            list.insert(at, (id, ring));
+        });
+    }
+
+    pub(super) fn remove(&self, id: WorkerId) {
+        self.change(|list| list.retain(|(other, _)| *other != id));
+    }
+}
+
+/// Frames that may lie in memory between two drains; a burst's memory is given back.
+const FRAMES_KEPT: usize = 4_096;
+
+impl Pool {
+    /// The reader's life.
+    pub(super) fn read_rings(&self) {
+        super::OWN_THREAD.set(true);
+        let mut frames = Vec::new();
+        while !self.rings.closed.load(Ordering::SeqCst) {
+            let heard = self.doorbell.0.heard();
+            let mut any = false;
+            for (id, ring) in &*self.rings.list() {
+                if ring.is_rung() {
+                    // What panics here is ours, and costs that worker only.
+                    let drained = catch(|| self.drain_ring(*id, ring, &mut frames));
+                    any |= drained.unwrap_or_else(|_| {
+                        self.notify(Notice::Drained(*id, Closed::Protocol(WireError::Truncated)));
+                        false
+                    });
+                }
+            }
+            if !any {
+                self.doorbell.0.sleep(heard, Some(HEARING));
+            }
+        }
+    }
+
+    /// Ends the reader.
+    pub(super) fn close_rings(&self) {
+        self.rings.closed.store(true, Ordering::SeqCst);
+        self.doorbell.0.ring();
+    }
+
+    /// Drains one worker, unless somebody else does; whether there was anything.
+    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> bool {
+        let Some(mut lease) = ring.try_lease() else { return false };
+        if lease.is_over() {
+            return false;
+        }
+        let drained = lease.drain(|frame| frames.push(frame));
+        // Given back before anything is woken; what the worker says from here on rings once more.
+        let wakers = self.take_frames(id, ring, frames);
+        drop(lease);
+        wakers.wake();
+        frames.shrink_to(FRAMES_KEPT);
+        match drained {
+            Ok(any) => any,
+            Err(closed) => {
+                self.notify(Notice::Drained(id, closed));
+                true
+            }
+        }
+    }
+
+    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Wakers {
+        if frames.is_empty() {
+            // The worker may have rung because it made room.
+            ring.credit(0);
+            return Wakers::default();
+        }
+        self.on_frames(id, frames)
+    }
+
+    /// Takes replies until this cell's has come, where its task is with a worker that nobody drains; returns early when
+    /// that is no more so. The caller then waits as anybody does.
+    pub(super) fn take_own_reply(&self, cell: &Cell, deadline: Option<Instant>) {
+        let mut frames = Vec::new();
+        while let Some(worker) = cell.worker() {
+            let Some(ring) = self.rings.of(worker) else { return };
+            let Some(mut lease) = ring.try_lease() else { return };
+            if lease.is_over() {
+                return;
+            }
+            let (leave, wakers) = self.drain_for(cell, worker, &ring, &mut lease, &mut frames, deadline);
+            // While the lease is ours: the next holder may wait for the same cell.
+            cell.helper_leaves(worker);
+            drop(lease);
+            wakers.wake();
+            match leave {
+                Leave::TryAgain => {}
+                Leave::Wait => return,
+                Leave::Over(closed) => return self.notify(Notice::Drained(worker, closed)),
+            }
+        }
+    }
+
+    /// One tenure of a lease.
+    fn drain_for(
+        &self,
+        cell: &Cell,
+        worker: WorkerId,
+        ring: &RingLink,
+        lease: &mut Lease<'_>,
+        frames: &mut Vec<Frame>,
+        deadline: Option<Instant>,
+    ) -> (Leave, Wakers) {
+        loop {
+            let drained = lease.drain(|frame| frames.push(frame));
+            let wakers = self.take_frames(worker, ring, frames);
+            match drained {
+                Err(closed) => return (Leave::Over(closed), wakers),
+                Ok(_) if !wakers.is_empty() => return (Leave::TryAgain, wakers),
+                Ok(true) => {}
+                Ok(false) => {
+                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                    // From here on who completes the cell wakes us, wherever the reply comes from.
+                    if left == Some(Duration::ZERO) || !cell.helper_sleeps_at(worker) {
+                        return (Leave::Wait, wakers);
+                    }
+                    lease.sleep(left, || cell.worker() != Some(worker));
+                }
+            }
+            if cell.worker() != Some(worker) {
+                // It is done, or its task is elsewhere now.
+                return (Leave::TryAgain, wakers);
+            }
+        }
+    }
+}
+
+/// What a thread does after its tenure of a lease.
+enum Leave {
+    TryAgain,
+    /// Wait as anybody does.
+    Wait,
+    /// Nothing more comes from this worker.
+    Over(Closed),
+}
+
+/// Reads the frames of one worker that is connected over ipc-channel, until nothing more can come.
+pub(super) fn read_inbox(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
+    super::OWN_THREAD.set(true);
+    // A reader that panics must still be missed: ipc-channel does, when a task writes into its channel by mistake.
+    let read = || {
+        let mut frames = Vec::new();
+        loop {
+            match inbox.recv(&mut |frame| frames.push(frame)) {
+                Ok(()) => pool.on_frames(id, &mut frames).wake(),
+                Err(closed) => return closed,
+            }
+        }
+    };
+    let closed = catch(read).unwrap_or(Closed::Protocol(WireError::Truncated));
+    pool.notify(Notice::Drained(id, closed));
+}

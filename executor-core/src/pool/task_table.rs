@@ -1,0 +1,128 @@
+//! Tasks by id.
+//!
+//! Ids are consecutive numbers, so a task's place follows from its number: pages of [`PAGE`] places, and a small map
+//! from a page's number to the page. A million pending tasks cost no rehashing, and a lookup touches one line. A page
+//! is dropped with its last task.
+
+use std::collections::HashMap;
+
+use crate::id::{IdHasher, TaskId};
+
+const PAGE: u64 = 256;
+
+struct Page<V> {
+    used: u32,
+    places: Box<[Option<V>]>,
+}
+
+pub(super) struct TaskTable<V> {
+    pages: HashMap<u64, Page<V>, IdHasher>,
+    len: usize,
+    /// An empty page, kept for the next: a pool that has one task at a time would else make one for each.
+    spare: Option<Box<[Option<V>]>>,
+}
+
+impl<V> Default for TaskTable<V> {
+    fn default() -> Self {
+        TaskTable { pages: HashMap::default(), len: 0, spare: None }
+    }
+}
+
+fn place(id: TaskId) -> (u64, usize) {
+    (id.as_u64() / PAGE, (id.as_u64() % PAGE) as usize)
+}
+
+impl<V> TaskTable<V> {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `false` if the id was there already; then nothing has changed.
+    pub(super) fn insert(&mut self, id: TaskId, value: V) -> bool {
+        let (number, at) = place(id);
+        let spare = &mut self.spare;
+        let page = self.pages.entry(number).or_insert_with(|| Page {
+            used: 0,
+            places: spare.take().unwrap_or_else(|| (0..PAGE).map(|_| None).collect()),
+        });
+        if page.places[at].is_some() {
+            return false;
+        }
+        page.places[at] = Some(value);
+        page.used += 1;
+        self.len += 1;
+        true
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Option<&V> {
+        let (number, at) = place(id);
+        self.pages.get(&number)?.places[at].as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut V> {
+        let (number, at) = place(id);
+        self.pages.get_mut(&number)?.places[at].as_mut()
+    }
+
+    pub(super) fn remove(&mut self, id: TaskId) -> Option<V> {
+        let (number, at) = place(id);
+        let page = self.pages.get_mut(&number)?;
+        let value = page.places[at].take()?;
+        page.used -= 1;
+        self.len -= 1;
+        if page.used == 0 {
+            self.spare = self.pages.remove(&number).map(|page| page.places);
+        }
+        Some(value)
+    }
+
+    /// Everything, in no particular order.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = V> {
+        self.len = 0;
+        let pages = std::mem::take(&mut self.pages);
+        pages.into_values().flat_map(|page| page.places.into_iter().flatten())
+    }
+
+    #[cfg(test)]
+    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+        self.pages.values().flat_map(|page| page.places.iter().flatten())
+    }
+}
+
+impl<V> std::ops::Index<TaskId> for TaskTable<V> {
+    type Output = V;
+
+    fn index(&self, id: TaskId) -> &V {
+        self.get(id).expect("a task of this table")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out_and_pages_go_with_their_last_task() {
+        let mut table = TaskTable::default();
+        let ids = || (1..3_000).map(|n| TaskId::from_raw(n * 7));
+        for id in ids() {
+            assert!(table.insert(id, id.as_u64()));
+            assert!(!table.insert(id, 0));
+        }
+        assert_eq!((table.len(), table.values().count()), (2_999, 2_999));
+        assert_eq!(table.get(TaskId::from_raw(8)), None);
+        for id in ids() {
+            assert_eq!(table.get_mut(id).copied(), Some(id.as_u64()));
+            assert_eq!(table.remove(id), Some(id.as_u64()));
+            assert_eq!(table.remove(id), None);
+        }
+        assert!(table.is_empty() && table.pages.is_empty() && table.spare.is_some());
+        assert!(table.insert(TaskId::from_raw(u64::MAX), 1));
+        assert_eq!(table.drain().collect::<Vec<_>>(), [1]);
+        assert!(table.is_empty());
+    }
+}

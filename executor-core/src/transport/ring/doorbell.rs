@@ -1,0 +1,52 @@
+//! Where the pool's reader sleeps: one word for all workers of a pool, in memory that all of them see.
+//!
+//! It says only "look around": what there is to see is in each worker's own segment, so a worker that writes here what
+//! it likes causes a look for nothing. One that put the word back to its old value at just the right moment could make
+//! another's ring go unheard; so the reader never sleeps for long while tasks are out ([`HEARING`]).
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use super::full_fence;
+use crate::os::{futex, memory::SharedLayout};
+
+/// Should a worker have garbled the word, the reader looks around after this.
+pub(crate) const HEARING: Duration = Duration::from_millis(500);
+
+#[repr(C, align(64))]
+pub(crate) struct Doorbell {
+    /// How often it was rung. The reader sleeps on this word.
+    rung: AtomicU32,
+    sleeping: AtomicU32,
+}
+
+// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+unsafe impl SharedLayout for Doorbell {}
+
+impl Doorbell {
+    /// Makes the reader look around, now or before its next sleep.
+    pub(crate) fn ring(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        full_fence();
+        if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
+            futex::wake_one(&self.rung);
+        }
+    }
+
+    /// How often it was rung: to be asked before looking around, and given to [`sleep`](Self::sleep) after it.
+    pub(crate) fn heard(&self) -> u32 {
+        self.rung.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`.
+    pub(crate) fn sleep(&self, heard: u32, limit: Option<Duration>) {
+        self.sleeping.store(1, Ordering::SeqCst);
+        full_fence();
+        if self.heard() == heard {
+            futex::wait(&self.rung, heard, limit);
+        }
+        self.sleeping.store(0, Ordering::SeqCst);
+    }
+}
