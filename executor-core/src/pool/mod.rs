@@ -296,8 +296,9 @@ impl Pool {
             Ok(()) => core.threads = Threads::Running { starter: sender },
             Err(error) => {
                 core.threads = Threads::Ended;
+                // What came with this event may have asked for a worker, whose end nobody would notice.
                 let cause = BrokenCause::Start(format!("the system refused a thread: {error}").into());
-                core.scheduler.on_broken(now, cause, out);
+                core.scheduler.on_collapse(now, cause, out);
             }
         }
     }
