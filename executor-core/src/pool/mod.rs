@@ -38,7 +38,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
         mpsc,
     },
     time::{Duration, Instant},
@@ -59,7 +59,7 @@ use crate::{
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, Header, Items, Kind, flag},
+        frame::{Frame, Header, Kind, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -160,6 +160,8 @@ pub(crate) struct Pool {
     origin: Origin,
     /// Whether the threads were asked for.
     started: AtomicBool,
+    /// All workers have as much as they may: what is submitted waits in the intake until one has answered.
+    saturated: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
@@ -222,6 +224,7 @@ impl Pool {
             options,
             origin: Origin::here(),
             started: AtomicBool::new(false),
+            saturated: AtomicBool::new(false),
             callbacks: Arc::default(),
             ended: async_channel::bounded(1),
         }))
@@ -276,9 +279,10 @@ impl Pool {
     /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
     fn take_in(self: &Arc<Self>, submission: Submission) {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
+        fence(Ordering::SeqCst);
         if !self.started.load(Ordering::Acquire) {
             self.event(|core, now, out| self.ensure_threads(core, now, out));
-        } else {
+        } else if !self.saturated.load(Ordering::Relaxed) {
             let mut resolved = Resolved::new();
             self.attend_intake(&mut resolved);
             complete(resolved);
@@ -380,7 +384,13 @@ impl Pool {
         result
     }
 
+    /// Whether something was submitted that should not wait. Asked after the lock was freed: a submitter pushes first
+    /// and asks for `saturated` and the lock then, so that one of the two sees what the other did.
     fn intake_waits(&self) -> bool {
+        fence(Ordering::SeqCst);
+        if self.saturated.load(Ordering::Relaxed) {
+            return false;
+        }
         !self.intake.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
@@ -397,6 +407,10 @@ impl Pool {
         let result = decide(core, now, &mut actions);
         let rare = self.perform(core, &mut actions, resolved);
         core.actions = actions;
+        let saturated = core.scheduler.is_saturated();
+        if saturated != self.saturated.load(Ordering::Relaxed) {
+            self.saturated.store(saturated, Ordering::Relaxed);
+        }
         if rare || core.scheduler.has_timed() {
             let next = core.scheduler.next_deadline();
             if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
@@ -434,14 +448,15 @@ impl Pool {
         let mut unflushed: Option<WorkerId> = None;
         for action in actions.drain(..) {
             match action {
-                Action::Send { worker, run, seq, items } => {
+                Action::Send { worker, run, seq } => {
                     if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker) {
                         core.flush(other);
                     }
-                    core.send(worker, run, seq, items);
+                    core.send(worker, run, seq);
                     continue;
                 }
-                Action::Resolve(item, _items, end) => {
+                Action::Resolve(resolve) => {
+                    let (item, _items, end) = *resolve;
                     let outcome = match end {
                         End::Error(error) => error,
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
@@ -492,7 +507,7 @@ impl Pool {
     /// Frames that came from one worker together. Returns what is to be woken: user code, so under no lock.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Wakers {
         let mut resolved = Resolved::new();
-        let mut replies = Vec::new();
+        let mut replies = Replies::default();
         let mut credit = 0;
         let mut odd = Vec::new();
         let mut broken = None;
@@ -526,11 +541,11 @@ impl Pool {
             tracing::error!(?header, "a worker sent what it should not, and is ended");
         }
         let mut wakers = Wakers::default();
-        for (item, frame) in replies {
-            let outcome = outcome(&item, frame);
-            item.completer.complete_into(outcome, &mut wakers);
+        for (item, kind, payload) in replies.failures {
+            let error = failure(item.name(), kind, &payload);
+            item.completer.complete_into(Err(error), &mut wakers);
         }
-        for (completer, outcome) in resolved {
+        for (completer, outcome) in replies.values.into_iter().chain(resolved) {
             completer.complete_into(outcome, &mut wakers);
         }
         wakers
@@ -543,7 +558,7 @@ impl Pool {
         id: WorkerId,
         frame: Frame,
         out: &mut Actions,
-        replies: &mut Vec<(Item, Frame)>,
+        replies: &mut Replies,
     ) -> Obeys {
         let Core { scheduler, workers, .. } = core;
         let claims = Boards(workers);
@@ -561,7 +576,12 @@ impl Pool {
                 _ => return Obeys::No,
             },
             _ => match scheduler.on_reply(now, id, frame.header.task, frame.header.nanos) {
-                Ok(Replied::Last(item, _)) => replies.push((item, frame)),
+                Ok(Replied::Last(item, _)) if frame.header.kind == Kind::Done => {
+                    replies.values.push((item.completer, Ok(frame.payload)));
+                }
+                Ok(Replied::Last(item, _)) => {
+                    replies.failures.push((item, frame.header.kind, frame.payload));
+                }
                 Ok(Replied::Item(..) | Replied::Late) => {}
                 Err(scheduler::ReplyToNobody) => return Obeys::No,
             },
@@ -632,19 +652,19 @@ impl Core {
         self.workers.get(&worker)?.link.as_deref()
     }
 
-    fn send(&self, worker: WorkerId, run: TaskId, seq: u32, items: Items) {
-        let (Some(item), Some(link)) = (self.scheduler.item(run), self.link(worker)) else { return };
+    fn send(&self, worker: WorkerId, run: TaskId, seq: u32) {
+        let (Some(run), Some(link)) = (self.scheduler.run(run), self.link(worker)) else { return };
+        let item = run.item;
         let mut flags = 0;
         if item.check {
             flags |= flag::CHECK;
         }
-        if self.scheduler.timeout_of(run).is_some() {
+        if run.timed {
             flags |= flag::TIMED;
         }
-        let task = self.scheduler.base(run);
-        let header = Header { flags, seq, task, function: item.entry.id, items, ..Header::new(Kind::Run) };
+        let (task, items, function) = (run.base, run.items, item.entry.id);
         item.completer.sent_to(worker);
-        link.send(header, &item.arguments);
+        link.send(Header { flags, seq, task, function, items, ..Header::new(Kind::Run) }, &item.arguments);
     }
 
     fn flush(&self, worker: WorkerId) {
@@ -654,11 +674,11 @@ impl Core {
     }
 }
 
-fn outcome(item: &Item, frame: Frame) -> Outcome {
-    match frame.header.kind {
-        Kind::Done => Ok(frame.payload.into()),
-        kind => Err(failure(item.name(), kind, &frame.payload)),
-    }
+/// What came from a worker, to be looked at when the lock is free: the text of an error may be long.
+#[derive(Default)]
+struct Replies {
+    values: Resolved,
+    failures: Vec<(Item, Kind, Payload)>,
 }
 
 /// The error in a reply that is no value.

@@ -45,6 +45,9 @@ const AHEAD: Duration = Duration::from_micros(300);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
+/// Runs that are sent to one worker before the next is looked for. More: the first gets all of a short queue. Less: more
+/// looking.
+const SHARE_MAX: usize = 32;
 /// A killed worker that does not end (it hangs in the kernel) is given up after this.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 /// A limit that may have passed, of a task that has not begun or whose answer is on its way, is looked at again after
@@ -79,16 +82,16 @@ pub(crate) trait Split {
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerId),
-    /// Send these items of this run.
-    Send { worker: WorkerId, run: TaskId, seq: u32, items: Items },
+    /// Send what is unresolved of this run.
+    Send { worker: WorkerId, run: TaskId, seq: u32 },
     /// Ask the worker to leave.
     Stop(WorkerId),
     /// SIGTERM to the worker's group.
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
     Kill(WorkerId),
-    /// These items have ended.
-    Resolve(T, Items, End),
+    /// These items have ended. Boxed, because it is rare and the others are small.
+    Resolve(Box<(T, Items, End)>),
     /// Nothing is left to be done, ever.
     Closed,
 }
@@ -110,6 +113,15 @@ pub(crate) struct Meta {
     pub(crate) timeout: Option<Duration>,
     /// How many tasks it is.
     pub(crate) count: u32,
+}
+
+/// What is to be sent of a run.
+pub(crate) struct RunView<'a, T> {
+    pub(crate) item: &'a T,
+    /// The id of item 0.
+    pub(crate) base: TaskId,
+    pub(crate) items: Items,
+    pub(crate) timed: bool,
 }
 
 /// To whom a reply belongs.
@@ -293,16 +305,12 @@ impl<T: Split> Scheduler<T> {
     // ---- what is asked of it ---------------------------------------------------------------------------------------
 
     /// What was submitted under this id, while it is unresolved.
-    pub(crate) fn item(&self, run: TaskId) -> Option<&T> {
-        self.tasks.get(run).map(|entry| &entry.item)
+    pub(crate) fn run(&self, run: TaskId) -> Option<RunView<'_, T>> {
+        let Entry { item, base, items, timeout, .. } = self.tasks.get(run)?;
+        Some(RunView { item, base: *base, items: *items, timed: timeout.is_some() })
     }
 
-    /// The id of a run's item 0.
-    pub(crate) fn base(&self, run: TaskId) -> TaskId {
-        self.tasks.get(run).map_or(run, |entry| entry.base)
-    }
-
-    pub(crate) fn timeout_of(&self, run: TaskId) -> Option<Duration> {
+    fn timeout_of(&self, run: TaskId) -> Option<Duration> {
         self.tasks.get(run)?.timeout
     }
 
@@ -376,7 +384,7 @@ impl<T: Split> Scheduler<T> {
     pub(crate) fn on_submit(&mut self, now: Instant, run: TaskId, item: T, meta: Meta, out: &mut Actions<T>) {
         let items = Items { first: 0, count: meta.count };
         if let Some(refusal) = self.refusal() {
-            out.push(Action::Resolve(item, items, End::Error(refusal)));
+            out.push(Action::Resolve(Box::new((item, items, End::Error(refusal)))));
             return;
         }
         let Meta { function, timeout, .. } = meta;
@@ -632,7 +640,7 @@ impl<T: Split> Scheduler<T> {
                 && let Some(rest) = self.take_rest(worker, id, claims)
             {
                 let entry = self.tasks.remove(rest).expect("just split off");
-                out.push(Action::Resolve(entry.item, entry.items, End::Error(TaskError::Cancelled)));
+                out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(TaskError::Cancelled)))));
             }
         }
         self.dispatch(now, out);
@@ -666,7 +674,7 @@ impl<T: Split> Scheduler<T> {
             }
         }
         let entry = self.tasks.remove(run).expect("looked at above");
-        out.push(Action::Resolve(entry.item, entry.items, End::Error(TaskError::Cancelled)));
+        out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(TaskError::Cancelled)))));
         true
     }
 
@@ -839,7 +847,7 @@ impl<T: Split> Scheduler<T> {
                 }
                 Some(Doom { why: Why::Pool(error), .. }) => {
                     let entry = self.tasks.remove(sent.run).expect("looked at above");
-                    out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
+                    out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
                     continue;
                 }
                 // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
@@ -871,7 +879,7 @@ impl<T: Split> Scheduler<T> {
                 self.requeue(rest);
             }
             let entry = self.tasks.remove(sent.run).expect("looked at above");
-            out.push(Action::Resolve(entry.item, entry.items, end));
+            out.push(Action::Resolve(Box::new((entry.item, entry.items, end))));
         }
         // A worker that was doomed before the pool was ended gives back what nobody is going to run.
         if matches!(self.intake, Intake::Killed | Intake::Broken(_))
@@ -930,7 +938,7 @@ impl<T: Split> Scheduler<T> {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
-            out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
+            out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
         }
         self.workers.clear();
         self.idle.clear();
@@ -999,7 +1007,7 @@ impl<T: Split> Scheduler<T> {
         for task in std::mem::take(&mut self.queue) {
             if self.tasks.get(task).is_some_and(|entry| entry.place == Place::Queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");
-                out.push(Action::Resolve(entry.item, entry.items, End::Error(error.clone())));
+                out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
             }
         }
         self.queued = 0;
@@ -1095,18 +1103,27 @@ impl<T: Split> Scheduler<T> {
         }
         while let Some(run) = self.next_queued() {
             if let Some(id) = self.idle.pop() {
-                self.send(now, id, run, out);
+                self.send(now, id, 1, out);
             } else if self.may_start(now) {
                 let id = WorkerId(self.next_worker);
                 self.next_worker += 1;
                 self.workers.insert(id, Worker::new(now));
                 out.push(Action::Start(id));
             } else if let Some(id) = self.least_ahead(run) {
-                self.send(now, id, run, out);
+                // Several at once when many wait: to look for the next worker costs a look at each.
+                let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
+                self.send(now, id, share, out);
             } else {
                 return;
             }
         }
+    }
+
+    /// Whether nobody could take a task that came now: what is submitted may wait for the next event.
+    pub(crate) fn is_saturated(&self) -> bool {
+        self.queued > 0
+            && self.workers.len() >= self.config.workers_max
+            && matches!(self.intake, Intake::Open)
     }
 
     /// The queue's first run that was not cancelled; it stays there.
@@ -1147,23 +1164,41 @@ impl<T: Split> Scheduler<T> {
             .map(|(id, _)| *id)
     }
 
-    /// Sends the queue's first run.
-    fn send(&mut self, now: Instant, id: WorkerId, run: TaskId, out: &mut Actions<T>) {
+    /// Sends the queue's first run, and up to `most` in all as long as they are of the same function and the worker may
+    /// have them ahead.
+    fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
         let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-        let entry = self.tasks.get_mut(run).expect("queued");
-        let (seq, left) = (worker.next_seq, entry.left());
-        worker.next_seq = seq.wrapping_add(1);
-        if worker.in_flight.is_empty() {
-            worker.front_since = now;
+        let mut of: Option<(FnId, u32)> = None;
+        for _ in 0..most {
+            let Some(&run) = self.queue.front() else { return };
+            // One that was cancelled has no entry: `dispatch` goes over it.
+            let Some(entry) = self.tasks.get_mut(run).filter(|entry| entry.place == Place::Queued) else {
+                return;
+            };
+            let estimate = match of {
+                None => self.estimates.get(&entry.function).copied().unwrap_or(0),
+                Some((function, estimate)) => {
+                    let room = worker.ahead() + u64::from(estimate) <= AHEAD.as_nanos() as u64;
+                    if function != entry.function || !room || !worker.has_slot() {
+                        return;
+                    }
+                    estimate
+                }
+            };
+            of = Some((entry.function, estimate));
+            let (seq, left) = (worker.next_seq, entry.left());
+            worker.next_seq = seq.wrapping_add(1);
+            if worker.in_flight.is_empty() {
+                worker.front_since = now;
+            }
+            worker.load += u64::from(estimate) * u64::from(left);
+            worker.in_flight.push_back(InFlight { run, seq, estimate, left, look_at: now + LOOK_AGAIN });
+            entry.place = Place::Sent(id);
+            self.timed += usize::from(entry.timeout.is_some());
+            self.queue.pop_front();
+            self.queued -= 1;
+            out.push(Action::Send { worker: id, run, seq });
         }
-        let estimate = self.estimates.get(&entry.function).copied().unwrap_or(0);
-        worker.load += u64::from(estimate) * u64::from(left);
-        worker.in_flight.push_back(InFlight { run, seq, estimate, left, look_at: now + LOOK_AGAIN });
-        entry.place = Place::Sent(id);
-        self.timed += usize::from(entry.timeout.is_some());
-        self.queue.pop_front();
-        self.queued -= 1;
-        out.push(Action::Send { worker: id, run, seq, items: entry.items });
     }
 
     /// Nothing is unresolved, and nothing more comes in.

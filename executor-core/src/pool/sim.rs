@@ -584,8 +584,9 @@ impl World {
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
             }
-            Action::Send { worker, run, seq, items } => {
-                let base = self.scheduler.base(run);
+            Action::Send { worker, run, seq } => {
+                let view = self.scheduler.run(run).expect("what is sent is in the table");
+                let (base, items) = (view.base, view.items);
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
                     assert!(self.story(task).begun.is_none(), "{task:?} is sent after its beginning");
@@ -660,7 +661,8 @@ impl World {
                 };
                 self.note(kind, Some(id), None);
             }
-            Action::Resolve(Ticket(base), items, end) => {
+            Action::Resolve(resolve) => {
+                let (Ticket(base), items, end) = *resolve;
                 ids(base, items).for_each(|task| self.on_resolve(task, end.clone()));
             }
             Action::Closed => {
