@@ -1,20 +1,32 @@
 //! A task for each item of an input, lazily.
+//!
+//! ```text
+//!  input ─► make ─► encode into the open run ─(full, or nothing more now)─► Executor::submit_run ─► pool
+//!                                                                                                    │
+//!  next ◄─ decode ◄─ ready ◄───────── Feed: in order of the input, or as it comes ◄──────────────────┘
+//! ```
+//!
+//! Items that are short travel in runs, so that what a task costs beside its call is shared. A run is only how they
+//! travel: each item is begun, ends and is blamed by itself, and has an id of its own.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures::Stream;
 
-use super::{Executor, submit};
+use super::{Executor, RawRun, encode, must_check};
 use crate::{
-    error::{Phase, TaskError},
-    future::{CompletionSet, TaskFuture},
-    task::{Task, TaskArgs},
+    error::{BrokenCause, Phase, TaskError},
+    future::{cell::Outcome, decode, feed::Feed, timer::Timer},
+    pool::RunCall,
+    task::{Task, TaskArgs, TaskOptions},
+    transport::board::ITEMS_MAX,
+    wire::frame::run_of,
 };
 
 /// Made by [`map`](crate::ProcessPoolExecutor::map): an iterator over the results, one `Result` for each item.
@@ -47,23 +59,43 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// `None` once it has ended.
     input: Option<I>,
     unordered: bool,
-    chunk_size: usize,
+    chunk_size: Option<usize>,
     buffer_size: Option<usize>,
     timeout: Option<Duration>,
     /// Set by the first `next`.
     deadline: Option<Instant>,
-    started: bool,
     over: bool,
-    in_order: VecDeque<TaskFuture<F::Output>>,
-    as_done: CompletionSet<F::Output>,
-    chunk: u64,
-    left_in_chunk: usize,
-    marker: std::marker::PhantomData<fn() -> A>,
+    /// Made by the first `next`.
+    feed: Option<Arc<Feed>>,
+    /// What came and is to be yielded next.
+    ready: VecDeque<Outcome>,
+    /// Items taken from the input, and items yielded.
+    taken: u64,
+    yielded: u64,
+    /// How many items travel together at the moment.
+    chunk: usize,
+    run: OpenRun,
+    marker: std::marker::PhantomData<fn() -> (F, A)>,
 }
 
-static NEXT_CHUNK: AtomicU64 = AtomicU64::new(1);
+/// Items that are encoded and not submitted yet.
+#[derive(Default)]
+struct OpenRun {
+    /// Where each item's arguments end.
+    ends: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
 /// Look-ahead when none is asked for: enough for workers never to wait for the caller, little enough to hold.
 const BUFFER_PER_WORKER: usize = 32;
+/// And while items travel in runs: one that a worker is at, one that waits there, one on each of the two ways.
+const RUNS_PER_WORKER: usize = 4;
+/// A run is to take about this long. Longer: results come in bursts, and a worker that is idle at the end has to wait
+/// for its half. Shorter: less is shared.
+const RUN_TIME: Duration = Duration::from_micros(100);
+const RUN_ITEMS_MAX: usize = 512;
+/// A run fits into one message of any transport.
+const RUN_BYTES_MAX: usize = 16 * 1024;
 
 impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     pub(crate) fn new(executor: Box<dyn Executor>, make: M, input: I) -> Self {
@@ -72,16 +104,17 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             make,
             input: Some(input),
             unordered: false,
-            chunk_size: 1,
+            chunk_size: None,
             buffer_size: None,
             timeout: None,
             deadline: None,
-            started: false,
             over: false,
-            in_order: VecDeque::new(),
-            as_done: CompletionSet::default(),
-            chunk: 0,
-            left_in_chunk: 0,
+            feed: None,
+            ready: VecDeque::new(),
+            taken: 0,
+            yielded: 0,
+            chunk: 1,
+            run: OpenRun::default(),
             marker: std::marker::PhantomData,
         }
     }
@@ -92,16 +125,20 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self
     }
 
-    /// Items that go to one worker together. A chunk is only a framing: each item keeps its own result, time limit and
-    /// blame, and when a worker dies in the middle of a chunk, the items behind go elsewhere.
+    /// Items that go to one worker together; by default as many as should take 100 µs, judged by how long calls of this
+    /// function took so far, so one at a time where that is longer.
+    ///
+    /// A chunk is only a framing: each item keeps its own result, time limit and blame. When a worker dies in the middle
+    /// of a chunk, the items behind go elsewhere; an idle worker takes over half of what another has not begun.
     ///
     /// 0 makes the map yield one [`TaskError::Invalid`].
     pub fn chunk_size(mut self, items: usize) -> Self {
-        self.chunk_size = items;
+        self.chunk_size = Some(items);
         self
     }
 
-    /// At most this many items are submitted and not yet yielded; by default 32 for each worker, and two chunks.
+    /// At most this many items are submitted and not yet yielded; by default 32 or four chunks for each worker,
+    /// whichever is more.
     ///
     /// 0 makes the map yield one [`TaskError::Invalid`].
     pub fn buffer_size(mut self, items: usize) -> Self {
@@ -138,20 +175,31 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     fn buffer(&self) -> usize {
         self.buffer_size.unwrap_or_else(|| {
-            let for_workers = self.executor.max_workers().saturating_mul(BUFFER_PER_WORKER);
-            for_workers.max(self.chunk_size.saturating_mul(2))
+            let for_each = BUFFER_PER_WORKER.max(self.chunk.saturating_mul(RUNS_PER_WORKER));
+            self.executor.max_workers().saturating_mul(for_each)
         })
     }
 
+    /// How many items to send together from now on.
+    fn choose_chunk(&mut self) {
+        self.chunk = self.chunk_size.unwrap_or_else(|| {
+            let Some(estimate) = self.executor.estimate(F::entry()) else { return 1 };
+            let items = (RUN_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;
+            // A buffer that is asked for is shared by all workers.
+            let share = self.buffer_size.map(|buffer| buffer / (2 * self.executor.max_workers()));
+            items.min(share.unwrap_or(RUN_ITEMS_MAX)).clamp(1, RUN_ITEMS_MAX)
+        });
+    }
+
     fn pending(&self) -> usize {
-        self.in_order.len() + self.as_done.len()
+        (self.taken - self.yielded) as usize
     }
 
     /// The first step of the first `next`.
     fn start(&mut self) -> Result<(), TaskError> {
-        self.started = true;
+        self.feed = Some(Feed::new(self.unordered));
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        if self.chunk_size == 0 {
+        if self.chunk_size == Some(0) {
             return Err(TaskError::invalid("a map's chunk_size must be above 0"));
         }
         if self.buffer_size == Some(0) {
@@ -163,11 +211,45 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     fn end(&mut self) {
         self.over = true;
         self.input = None;
-        // The last first: cancelling the first would let the next begin.
-        for future in self.in_order.drain(..).rev() {
-            future.cancel();
+        self.run = OpenRun::default();
+        if let Some(feed) = self.feed.take() {
+            feed.cancel();
         }
-        self.as_done.cancel_all();
+    }
+
+    /// Submits the open run.
+    fn submit_run(&mut self, feed: &Arc<Feed>) {
+        let OpenRun { ends, bytes } = &mut self.run;
+        let count = ends.len() as u32;
+        let arguments = match count {
+            0 => return,
+            1 => bytes[..].into(),
+            _ => run_of(ends, bytes).into(),
+        };
+        ends.clear();
+        bytes.clear();
+        self.executor.submit_run(RawRun(RunCall {
+            entry: F::entry(),
+            arguments,
+            count,
+            options: TaskOptions::default(),
+            check: false,
+            feed: Arc::clone(feed),
+            number: self.taken - u64::from(count),
+        }));
+    }
+
+    /// What is to be yielded without waiting.
+    fn next_ready(&mut self) -> Option<Result<F::Output, TaskError>> {
+        let outcome = match self.ready.pop_front() {
+            Some(outcome) => outcome,
+            None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
+                Err(TaskError::Broken(BrokenCause::Forked))
+            }
+            None => return None,
+        };
+        self.yielded += 1;
+        Some(decode::<F>(outcome))
     }
 
     fn is_late(&self) -> bool {
@@ -188,29 +270,68 @@ where
 {
     /// Submits items until the buffer is full or the input has ended.
     fn fill(&mut self) {
-        let buffer = self.buffer();
-        let room = buffer.saturating_sub(self.pending());
         // With less room than a chunk, wait until there is more: a chunk that is handed over item by item is none.
-        if room < self.chunk_size.min(buffer) {
+        let room = |map: &Self| {
+            let buffer = map.buffer();
+            let room = buffer.saturating_sub(map.pending());
+            if room < map.chunk.min(buffer) { 0 } else { room }
+        };
+        if self.input.is_none() || room(self) == 0 {
             return;
         }
-        for _ in 0..room {
+        let Some(feed) = self.feed.clone() else { return };
+        self.choose_chunk();
+        for _ in 0..room(self) {
+            // Its panic leaves the open run as it is: it goes out with the next items.
             let Some(item) = self.input.as_mut().and_then(Iterator::next) else {
                 self.input = None;
-                return;
+                break;
             };
-            if self.left_in_chunk == 0 && self.chunk_size > 1 {
-                self.chunk = NEXT_CHUNK.fetch_add(1, Ordering::Relaxed);
-                self.left_in_chunk = self.chunk_size;
-            }
-            self.left_in_chunk = self.left_in_chunk.saturating_sub(1);
-            let future = submit(&*self.executor, (self.make)(item));
-            if self.unordered {
-                self.as_done.push(future);
-            } else {
-                self.in_order.push_back(future);
+            let task = (self.make)(item);
+            self.take(&feed, task);
+            let items = self.chunk.min(ITEMS_MAX as usize);
+            if self.run.ends.len() >= items || self.run.bytes.len() >= RUN_BYTES_MAX {
+                self.submit_run(&feed);
             }
         }
+        self.submit_run(&feed);
+    }
+
+    /// Adds a task to the open run, or submits it alone.
+    fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
+        let (args, options) = task.into_parts();
+        let entry = F::entry();
+        let check = must_check(entry);
+        let plain = options.timeout.is_none() && options.name.is_none() && !check;
+        if !plain {
+            self.submit_run(feed);
+        }
+        let before = self.run.bytes.len();
+        let encoded = encode::<F, A>(args, &options, &mut self.run.bytes);
+        let number = self.taken;
+        if let Err(error) = encoded {
+            self.run.bytes.truncate(before);
+            // A run's items are consecutive.
+            self.submit_run(feed);
+            self.taken += 1;
+            feed.deliver_error(number, error);
+            return;
+        }
+        self.taken += 1;
+        if plain && u32::try_from(self.run.bytes.len()).is_ok() {
+            self.run.ends.push(self.run.bytes.len() as u32);
+            return;
+        }
+        let arguments = std::mem::take(&mut self.run.bytes).split_off(before);
+        self.executor.submit_run(RawRun(RunCall {
+            entry,
+            arguments: arguments.into(),
+            count: 1,
+            options,
+            check,
+            feed: Arc::clone(feed),
+            number,
+        }));
     }
 }
 
@@ -226,33 +347,30 @@ where
         if self.over {
             return None;
         }
-        if !self.started
+        if self.feed.is_none()
             && let Err(error) = self.start()
         {
             self.end();
             return Some(Err(error));
         }
-        // Also while results are ready: a slow reader of an endless input comes to an end.
-        if self.is_late() {
-            return Some(Err(self.timed_out()));
+        loop {
+            // Also while results are ready: a slow reader of an endless input comes to an end.
+            if self.is_late() {
+                return Some(Err(self.timed_out()));
+            }
+            self.fill();
+            if let Some(next) = self.next_ready() {
+                return Some(next);
+            }
+            if self.pending() == 0 {
+                self.end();
+                return None;
+            }
+            let feed = self.feed.clone().expect("made above");
+            if !feed.wait(&mut self.ready, self.deadline) {
+                return Some(Err(self.timed_out()));
+            }
         }
-        self.fill();
-        if self.pending() == 0 {
-            self.over = true;
-            return None;
-        }
-        let deadline = self.deadline;
-        let done = if self.unordered {
-            self.as_done.next(deadline)
-        } else {
-            // Stays in the queue while it is waited for: a time-out must still find it, to cancel it.
-            let done = self.in_order.front().is_some_and(|front| front.cell().wait(deadline));
-            if done { self.in_order.pop_front() } else { None }
-        };
-        Some(match done {
-            Some(future) => future.result(),
-            None => Err(self.timed_out()),
-        })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -273,7 +391,7 @@ impl<F: TaskArgs<A>, A, I, M> Drop for Map<F, A, I, M> {
 #[must_use = "streams do nothing unless polled"]
 pub struct MapStream<F: TaskArgs<A>, A, I, M> {
     map: Map<F, A, I, M>,
-    timer: Option<crate::future::timer::Timer>,
+    timer: Option<Timer>,
 }
 
 // Nothing in it is ever pinned.
@@ -292,38 +410,34 @@ where
         if map.over {
             return Poll::Ready(None);
         }
-        if !map.started
+        if map.feed.is_none()
             && let Err(error) = map.start()
         {
             map.end();
             return Poll::Ready(Some(Err(error)));
         }
-        if map.is_late() {
-            return Poll::Ready(Some(Err(map.timed_out())));
-        }
-        map.fill();
-        if map.pending() == 0 {
-            map.over = true;
-            return Poll::Ready(None);
-        }
-        let polled = if map.unordered {
-            map.as_done.poll_next(cx.waker()).map(|future| future.map(TaskFuture::result))
-        } else {
-            let front = map.in_order.front_mut().expect("something is pending");
-            let polled = Pin::new(front).poll(cx).map(Some);
-            if polled.is_ready() {
-                map.in_order.pop_front();
-            }
-            polled
-        };
-        if polled.is_pending()
-            && let Some(deadline) = map.deadline
-        {
-            let timer = timer.get_or_insert_with(|| crate::future::timer::Timer::new(deadline));
-            if timer.poll(cx.waker()).is_ready() {
+        loop {
+            if map.is_late() {
                 return Poll::Ready(Some(Err(map.timed_out())));
             }
+            map.fill();
+            if let Some(next) = map.next_ready() {
+                return Poll::Ready(Some(next));
+            }
+            if map.pending() == 0 {
+                map.end();
+                return Poll::Ready(None);
+            }
+            let feed = map.feed.clone().expect("made above");
+            if feed.poll(&mut map.ready, cx.waker()) {
+                continue;
+            }
+            if let Some(deadline) = map.deadline
+                && timer.get_or_insert_with(|| Timer::new(deadline)).poll(cx.waker()).is_ready()
+            {
+                return Poll::Ready(Some(Err(map.timed_out())));
+            }
+            return Poll::Pending;
         }
-        polled
     }
 }

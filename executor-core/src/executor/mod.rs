@@ -17,7 +17,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use map::{Map, MapStream};
@@ -26,8 +26,9 @@ pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 use crate::{
     error::{CodecFailure, Side, TaskError},
     future::{TaskFuture, callback::catch, cell::Cell},
-    pool::Call,
-    task::{Task, TaskArgs},
+    pool::{Call, RunCall},
+    registry::TaskEntry,
+    task::{Task, TaskArgs, TaskOptions},
 };
 
 /// Something that runs tasks: the common part of all executors, for code that does not care which.
@@ -55,6 +56,14 @@ pub trait Executor: Send + Sync {
     #[doc(hidden)]
     fn submit_raw(&self, task: RawTask) -> RawFuture;
 
+    /// Takes tasks of one function in that travel together.
+    #[doc(hidden)]
+    fn submit_run(&self, run: RawRun);
+
+    /// How long a call of this function takes, as far as is known.
+    #[doc(hidden)]
+    fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration>;
+
     /// Another handle of the same executor.
     #[doc(hidden)]
     fn handle(&self) -> Box<dyn Executor>;
@@ -73,6 +82,10 @@ pub trait Executor: Send + Sync {
 /// A task whose arguments are encoded.
 #[doc(hidden)]
 pub struct RawTask(pub(crate) Call);
+
+/// Some tasks whose arguments are encoded.
+#[doc(hidden)]
+pub struct RawRun(pub(crate) RunCall);
 
 /// A future whose type is not known.
 #[doc(hidden)]
@@ -167,6 +180,14 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).submit_raw(task)
     }
 
+    fn submit_run(&self, run: RawRun) {
+        (**self).submit_run(run);
+    }
+
+    fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {
+        (**self).estimate(entry)
+    }
+
     fn handle(&self) -> Box<dyn Executor> {
         (**self).handle()
     }
@@ -192,17 +213,23 @@ where
 {
     let (args, options) = task.into_parts();
     let mut bytes = Vec::new();
-    let fail = |message: String| {
-        TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message))
-    };
-    // `Serialize` is user code. Its panic is this task's failure: `submit` itself never fails.
-    let arguments = match catch(|| F::encode_args(args, &mut bytes)) {
-        Ok(Ok(())) => Ok(bytes.into()),
-        Ok(Err(error)) => Err(fail(error.message)),
-        Err(panic) => Err(fail(format!("its Serialize panicked: {panic}"))),
-    };
+    let arguments = encode::<F, A>(args, &options, &mut bytes).map(|()| bytes.into());
     let entry = F::entry();
-    let check =
-        entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed);
+    let check = must_check(entry);
     TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check })).0)
+}
+
+/// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
+fn encode<F: TaskArgs<A>, A>(args: A, options: &TaskOptions, out: &mut Vec<u8>) -> Result<(), TaskError> {
+    let message = match catch(|| F::encode_args(args, out)) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.message,
+        Err(panic) => format!("its Serialize panicked: {panic}"),
+    };
+    Err(TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message)))
+}
+
+/// Whether this is a task's first call in a debug build, whose arguments are to be checked.
+fn must_check(entry: &TaskEntry) -> bool {
+    entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed)
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Executor, Map, RawFuture, RawTask, ShutdownOptions, submit};
+use super::{Executor, Map, RawFuture, RawRun, RawTask, ShutdownOptions, submit};
 use crate::{
     error::BuildError,
     future::TaskFuture,
@@ -215,6 +215,14 @@ impl ProcessPoolExecutor {
 impl Executor for ProcessPoolExecutor {
     fn submit_raw(&self, task: RawTask) -> RawFuture {
         RawFuture(self.handle.pool.submit(task.0))
+    }
+
+    fn submit_run(&self, run: RawRun) {
+        self.handle.pool.submit_run(run.0);
+    }
+
+    fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {
+        self.handle.pool.estimate(entry.id)
     }
 
     fn handle(&self) -> Box<dyn Executor> {

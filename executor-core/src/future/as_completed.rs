@@ -168,7 +168,7 @@ pub struct Unfinished {
 }
 
 /// A set of futures that yields those that are done, in order of completion; it may grow meanwhile.
-pub(crate) struct CompletionSet<T> {
+struct CompletionSet<T> {
     pending: HashMap<usize, TaskFuture<T>>,
     /// By the key under which each future was pushed, in order of completion.
     done: Arc<DoneQueue>,
@@ -213,7 +213,7 @@ impl Wake for Done {
 }
 
 impl<T> CompletionSet<T> {
-    pub(crate) fn push(&mut self, future: TaskFuture<T>) {
+    fn push(&mut self, future: TaskFuture<T>) {
         let key = self.next_key;
         self.next_key += 1;
         let waker = Arc::new(Done { key, queue: Arc::clone(&self.done) });
@@ -228,12 +228,12 @@ impl<T> CompletionSet<T> {
         Arc::as_ptr(&self.done) as usize ^ key.rotate_left(16)
     }
 
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.pending.len()
     }
 
     /// The next future that is done; `None` if there is none left, or the deadline has passed.
-    pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
+    fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
         if let Some(future) = self.next_in_fork() {
             return Some(future);
         }
@@ -267,7 +267,7 @@ impl<T> CompletionSet<T> {
         self.pending.remove(&key)
     }
 
-    pub(crate) fn poll_next(&mut self, waker: &Waker) -> Poll<Option<TaskFuture<T>>> {
+    fn poll_next(&mut self, waker: &Waker) -> Poll<Option<TaskFuture<T>>> {
         if let Some(future) = self.next_in_fork() {
             return Poll::Ready(Some(future));
         }
@@ -289,14 +289,6 @@ impl<T> CompletionSet<T> {
                 Poll::Pending
             }
         }
-    }
-
-    /// Gives up on what is not done: cancels it.
-    pub(crate) fn cancel_all(&mut self) {
-        for future in self.pending.values() {
-            future.cancel();
-        }
-        self.pending.clear();
     }
 }
 

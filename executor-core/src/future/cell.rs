@@ -33,10 +33,23 @@ pub(crate) trait Control: Send + Sync {
     fn callbacks(&self) -> &Arc<CallbackQueue>;
     /// Whether this process is a fork of the one that owns the executor.
     fn forked(&self) -> bool;
-    /// A thread is going to wait for this cell: it may work towards its end meanwhile. May return at any time.
-    fn help(&self, cell: &Cell, deadline: Option<Instant>);
+    /// Withdraws what has not begun of a run of this many tasks.
+    fn cancel_run(&self, base: TaskId, count: u32);
+    /// A thread is going to wait: it may work towards what it waits for meanwhile. May return at any time.
+    fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
     /// Wakes the thread that helps at this worker.
     fn poke(&self, worker: WorkerId);
+}
+
+/// What a thread waits for while it drains a worker's replies.
+pub(crate) trait Awaited {
+    /// With which worker its task is; `None` when there is nothing to wait for any more, or nothing is known.
+    fn worker(&self) -> Option<WorkerId>;
+    /// The thread is going to sleep at that worker, and is to be poked there when [`worker`](Self::worker) changes to
+    /// `None`; `false` if that has happened, or another thread does so already.
+    fn helper_sleeps_at(&self, worker: WorkerId) -> bool;
+    /// The thread that drained at a worker leaves it.
+    fn helper_leaves(&self, worker: WorkerId);
 }
 
 pub(crate) struct Cell {
@@ -48,7 +61,7 @@ pub(crate) struct Cell {
     changed: Condvar,
 }
 
-const NOWHERE: u32 = u32::MAX;
+pub(crate) const NOWHERE: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Inner {
@@ -83,6 +96,10 @@ pub(crate) struct Wakers(Vec<Waker>);
 impl Wakers {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, waker: Option<Waker>) {
+        self.0.extend(waker);
     }
 
     /// Wakes them. Their panics go no further.
@@ -232,31 +249,6 @@ impl Cell {
         true
     }
 
-    /// With which worker the task is, while it is unresolved.
-    pub(crate) fn worker(&self) -> Option<WorkerId> {
-        match self.worker.load(Ordering::Acquire) {
-            NOWHERE => None,
-            worker => Some(WorkerId(worker)),
-        }
-    }
-
-    /// The thread that waits for this cell is going to sleep at that worker, and is to be poked there; `false` if the
-    /// end has come, or another thread does so already.
-    pub(crate) fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
-        let mut inner = self.lock();
-        let free = inner.helper_at.is_none_or(|other| other == worker);
-        if free {
-            inner.helper_at = Some(worker);
-        }
-        free && matches!(inner.state, State::Pending)
-    }
-
-    /// The thread that drained at a worker for this cell leaves it.
-    pub(crate) fn helper_leaves(&self, worker: WorkerId) {
-        let mut inner = self.lock();
-        inner.helper_at.take_if(|at| *at == worker);
-    }
-
     /// Takes the outcome, if it is there.
     pub(crate) fn take(&self) -> Option<Outcome> {
         if self.forked() {
@@ -379,6 +371,29 @@ impl Cell {
         if let Some(outcome) = for_callbacks {
             control.callbacks().push(Box::new(move || run_callbacks(outcome, callbacks)));
         }
+    }
+}
+
+impl Awaited for Cell {
+    fn worker(&self) -> Option<WorkerId> {
+        match self.worker.load(Ordering::Acquire) {
+            NOWHERE => None,
+            worker => Some(WorkerId(worker)),
+        }
+    }
+
+    fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
+        let mut inner = self.lock();
+        let free = inner.helper_at.is_none_or(|other| other == worker);
+        if free {
+            inner.helper_at = Some(worker);
+        }
+        free && matches!(inner.state, State::Pending)
+    }
+
+    fn helper_leaves(&self, worker: WorkerId) {
+        let mut inner = self.lock();
+        inner.helper_at.take_if(|at| *at == worker);
     }
 }
 

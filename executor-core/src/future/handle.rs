@@ -57,7 +57,7 @@ enum OnDrop {
     Kill,
 }
 
-fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
+pub(crate) fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
     let payload = outcome?;
     // The result's `Deserialize` is user code; its panic is this future's failure and nobody else's.
     let message = match catch(|| F::decode_output(&payload)) {

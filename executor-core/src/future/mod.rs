@@ -12,17 +12,20 @@
 //!            └─ Running is not stored here: the worker's board knows, the cell asks
 //! ```
 //!
+//! The results of a map do not go into cells, but into one [`feed`].
+//!
 //! The cell holds bytes; only the handle knows the type. A completer that is dropped without an outcome completes with
 //! an error: no future stays pending for ever. User code (wakers, callbacks, decoding) never runs under a lock.
 
 mod as_completed;
 pub(crate) mod callback;
 pub(crate) mod cell;
+pub(crate) mod feed;
 mod handle;
 pub(crate) mod timer;
 mod wait;
 
-pub(crate) use as_completed::CompletionSet;
 pub use as_completed::{AsCompleted, AsCompletedStream, AsCompletedTimeout, Unfinished, as_completed};
+pub(crate) use handle::decode;
 pub use handle::{CancelHandle, TaskFuture};
 pub use wait::{ReturnWhen, wait};

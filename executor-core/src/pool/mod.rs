@@ -51,15 +51,16 @@ use crate::{
     error::{BrokenCause, CodecFailure, ExitStatus, Failure, LostDetail, RemoteError, Side, TaskError},
     future::{
         callback::CallbackQueue,
-        cell::{Cell, Completer, Control, Outcome, Wakers},
+        cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
+        feed::{Feed, FeedRun},
     },
-    id::{TaskId, WorkerId},
+    id::{FnId, TaskId, WorkerId},
     os::{fork::Origin, memory::Shared, process::Child, wake::Bell},
     registry::TaskEntry,
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, Header, Kind, flag},
+        frame::{Frame, Header, Items, Kind, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -72,6 +73,19 @@ pub(crate) struct Call {
     pub(crate) options: TaskOptions,
     /// Let the worker check that the arguments survive their codec.
     pub(crate) check: bool,
+}
+
+/// Tasks of one function on their way to a worker together, as [`Items`](crate::wire::frame::Items) says.
+pub(crate) struct RunCall {
+    pub(crate) entry: &'static TaskEntry,
+    pub(crate) arguments: Payload,
+    pub(crate) count: u32,
+    /// Of a single one only.
+    pub(crate) options: TaskOptions,
+    pub(crate) check: bool,
+    pub(crate) feed: Arc<Feed>,
+    /// Of its first item, among all of the feed.
+    pub(crate) number: u64,
 }
 
 /// What the pool is to be like.
@@ -90,12 +104,28 @@ struct Item {
     name: Option<Box<str>>,
     arguments: Payload,
     check: bool,
-    completer: Completer,
+    /// Whether the arguments are those of a run.
+    several: bool,
+    resolver: Resolver,
+}
+
+/// To whom the outcomes go.
+enum Resolver {
+    Cell(Completer),
+    Feed(Arc<FeedRun>),
 }
 
 impl Split for Item {
     fn split(&self) -> Self {
-        unreachable!("a single task is not split")
+        let Resolver::Feed(run) = &self.resolver else { unreachable!("a single task is not split") };
+        Item {
+            entry: self.entry,
+            name: self.name.clone(),
+            arguments: self.arguments.clone(),
+            check: self.check,
+            several: self.several,
+            resolver: Resolver::Feed(Arc::clone(run)),
+        }
     }
 }
 
@@ -109,6 +139,23 @@ struct Submission {
 impl Item {
     fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(self.entry.name)
+    }
+
+    fn id(&self, item: u32) -> TaskId {
+        match &self.resolver {
+            Resolver::Cell(completer) => completer.id(),
+            Resolver::Feed(run) => run.id(item),
+        }
+    }
+
+    /// Ends these items, all in the same way.
+    fn resolve(self, items: Items, error: TaskError, wakers: &mut Wakers) {
+        match self.resolver {
+            Resolver::Cell(completer) => completer.complete_into(Err(error), wakers),
+            Resolver::Feed(run) => {
+                run.deliver((items.first..items.count).map(|item| (item, Err(error.clone()))), wakers);
+            }
+        }
     }
 }
 
@@ -192,11 +239,12 @@ impl Boards<'_> {
 /// Ids of tasks count through the whole process.
 static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 
-pub(crate) fn next_task_id() -> TaskId {
-    TaskId::from_raw(NEXT_TASK.fetch_add(1, Ordering::Relaxed))
+/// The first of so many consecutive ids.
+pub(crate) fn next_task_ids(count: u32) -> TaskId {
+    TaskId::from_raw(NEXT_TASK.fetch_add(u64::from(count), Ordering::Relaxed))
 }
 
-type Resolved = Vec<(Completer, Outcome)>;
+type Resolved = Vec<(Item, Items, TaskError)>;
 type Actions = Vec<Action<Item>>;
 
 impl Pool {
@@ -259,7 +307,7 @@ impl Pool {
     // ---- tasks -----------------------------------------------------------------------------------------------------
 
     pub(crate) fn submit(self: &Arc<Self>, call: Call) -> Arc<Cell> {
-        let id = next_task_id();
+        let id = next_task_ids(1);
         let control = Arc::clone(self) as Arc<dyn Control>;
         if self.forked() {
             return Cell::done(id, None, TaskError::Broken(BrokenCause::Forked));
@@ -271,9 +319,28 @@ impl Pool {
         let (cell, completer) = Cell::pending(id, control);
         let TaskOptions { timeout, name } = call.options;
         let meta = Meta { function: call.entry.id, timeout, count: 1 };
-        let item = Item { entry: call.entry, name, arguments, check: call.check, completer };
+        let resolver = Resolver::Cell(completer);
+        let item = Item { entry: call.entry, name, arguments, check: call.check, several: false, resolver };
         self.take_in(Submission { task: id, item, meta });
         cell
+    }
+
+    pub(crate) fn submit_run(self: &Arc<Self>, call: RunCall) {
+        let RunCall { entry, arguments, count, options, check, feed, number } = call;
+        let base = next_task_ids(count);
+        let run = feed.open(base, count, number, || Arc::clone(self) as Arc<dyn Control>);
+        if self.forked() {
+            return;
+        }
+        let meta = Meta { function: entry.id, timeout: options.timeout, count };
+        let (name, resolver) = (options.name, Resolver::Feed(run));
+        let item = Item { entry, name, arguments, check, several: count > 1, resolver };
+        self.take_in(Submission { task: base, item, meta });
+    }
+
+    /// How long a call of this function takes, as far as is known.
+    pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
+        if self.forked() { None } else { self.lock().scheduler.estimate(function) }
     }
 
     /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
@@ -456,15 +523,15 @@ impl Pool {
                     continue;
                 }
                 Action::Resolve(resolve) => {
-                    let (item, _items, end) = *resolve;
-                    let outcome = match end {
+                    let (item, items, end) = *resolve;
+                    let error = match end {
                         End::Error(error) => error,
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
                             || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
-                            |record| record.last_words(&item),
+                            |record| record.last_words_to(item.id(items.first), item.name()),
                         ),
                     };
-                    resolved.push((item.completer, Err(outcome)));
+                    resolved.push((item, items, error));
                     continue;
                 }
                 Action::Start(id) => {
@@ -541,12 +608,21 @@ impl Pool {
             tracing::error!(?header, "a worker sent what it should not, and is ended");
         }
         let mut wakers = Wakers::default();
-        for (item, kind, payload) in replies.failures {
-            let error = failure(item.name(), kind, &payload);
-            item.completer.complete_into(Err(error), &mut wakers);
-        }
-        for (completer, outcome) in replies.values.into_iter().chain(resolved) {
+        for (completer, outcome) in replies.values {
             completer.complete_into(outcome, &mut wakers);
+        }
+        for (item, completer, kind, payload) in replies.failures {
+            completer.complete_into(Err(failure(&item, kind, &payload)), &mut wakers);
+        }
+        for (run, name, answers) in replies.runs {
+            let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
+                Kind::Done => (item, Ok(payload)),
+                kind => (item, Err(failure(&name, kind, &payload))),
+            });
+            run.deliver(outcomes, &mut wakers);
+        }
+        for (item, items, error) in resolved {
+            item.resolve(items, error, &mut wakers);
         }
         wakers
     }
@@ -576,13 +652,9 @@ impl Pool {
                 _ => return Obeys::No,
             },
             _ => match scheduler.on_reply(now, id, frame.header.task, frame.header.nanos) {
-                Ok(Replied::Last(item, _)) if frame.header.kind == Kind::Done => {
-                    replies.values.push((item.completer, Ok(frame.payload)));
-                }
-                Ok(Replied::Last(item, _)) => {
-                    replies.failures.push((item, frame.header.kind, frame.payload));
-                }
-                Ok(Replied::Item(..) | Replied::Late) => {}
+                Ok(Replied::Last(item, at)) => replies.take_last(item, at, frame),
+                Ok(Replied::Item(item, at)) => replies.take_item(item, at, frame),
+                Ok(Replied::Late) => {}
                 Err(scheduler::ReplyToNobody) => return Obeys::No,
             },
         }
@@ -610,8 +682,8 @@ pub(crate) fn is_own_thread() -> bool {
 /// Runs wakers, so never under a lock.
 fn complete(resolved: Resolved) {
     let mut wakers = Wakers::default();
-    for (completer, outcome) in resolved {
-        completer.complete_into(outcome, &mut wakers);
+    for (item, items, error) in resolved {
+        item.resolve(items, error, &mut wakers);
     }
     wakers.wake();
 }
@@ -662,8 +734,14 @@ impl Core {
         if run.timed {
             flags |= flag::TIMED;
         }
+        if item.several {
+            flags |= flag::RUN;
+        }
         let (task, items, function) = (run.base, run.items, item.entry.id);
-        item.completer.sent_to(worker);
+        match &item.resolver {
+            Resolver::Cell(completer) => completer.sent_to(worker),
+            Resolver::Feed(run) => run.sent_to(worker),
+        }
         link.send(Header { flags, seq, task, function, items, ..Header::new(Kind::Run) }, &item.arguments);
     }
 
@@ -677,8 +755,38 @@ impl Core {
 /// What came from a worker, to be looked at when the lock is free: the text of an error may be long.
 #[derive(Default)]
 struct Replies {
-    values: Resolved,
-    failures: Vec<(Item, Kind, Payload)>,
+    values: Vec<(Completer, Outcome)>,
+    failures: Vec<(String, Completer, Kind, Payload)>,
+    runs: Vec<(Arc<FeedRun>, String, Vec<Answer>)>,
+}
+
+/// Of one item of a run.
+type Answer = (u32, Kind, Payload);
+
+impl Replies {
+    fn take_last(&mut self, item: Item, at: u32, frame: Frame) {
+        let Frame { header, payload } = frame;
+        match item.resolver {
+            Resolver::Feed(_) => self.take_item(&item, at, Frame { header, payload }),
+            Resolver::Cell(completer) if header.kind == Kind::Done => {
+                self.values.push((completer, Ok(payload)))
+            }
+            Resolver::Cell(completer) => {
+                let name = item.name.map_or_else(|| item.entry.name.to_owned(), String::from);
+                self.failures.push((name, completer, header.kind, payload));
+            }
+        }
+    }
+
+    fn take_item(&mut self, item: &Item, at: u32, frame: Frame) {
+        let Resolver::Feed(run) = &item.resolver else { return };
+        let answer = (at, frame.header.kind, frame.payload);
+        match self.runs.last_mut() {
+            // They come one after the other.
+            Some((last, _, answers)) if Arc::ptr_eq(last, run) => answers.push(answer),
+            _ => self.runs.push((Arc::clone(run), item.name().to_owned(), vec![answer])),
+        }
+    }
 }
 
 /// The error in a reply that is no value.
@@ -707,10 +815,6 @@ impl Record {
     }
 
     /// What can be said about the end of this worker, to the task that it ran.
-    fn last_words(&self, item: &Item) -> TaskError {
-        self.last_words_to(item.completer.id(), item.name())
-    }
-
     fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
@@ -770,8 +874,15 @@ impl Control for Pool {
         self.origin.forked()
     }
 
-    fn help(&self, cell: &Cell, deadline: Option<Instant>) {
-        self.take_own_reply(cell, deadline);
+    fn cancel_run(&self, base: TaskId, count: u32) {
+        self.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            scheduler.on_cancel_run(now, base, count, &Boards(workers), out);
+        });
+    }
+
+    fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
+        self.take_own_reply(awaited, deadline);
     }
 
     fn poke(&self, worker: WorkerId) {

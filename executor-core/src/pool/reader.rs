@@ -11,7 +11,7 @@
 //! wakes is woken after the lease is given back: wakers are user code, and may wait for another task of the same worker.
 //!
 //! A thread that drains sleeps on its worker's word. When its future ends in another way (cancelled, or the task went to
-//! another worker and ended there), who completes it pokes that word: [`Cell`] remembers where its waiter sleeps.
+//! another worker and ended there), who completes it pokes that word: [`Awaited`] remembers where its waiter sleeps.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ use super::{Pool, driver::Notice};
 use crate::{
     future::{
         callback::catch,
-        cell::{Cell, Wakers},
+        cell::{Awaited, Wakers},
     },
     id::WorkerId,
     transport::{
@@ -35,16 +35,18 @@ use crate::{
     wire::frame::{Frame, WireError},
 };
 
+type List = Vec<(WorkerId, Arc<RingLink>)>;
+
 /// The rings of all workers that are connected.
 #[derive(Default)]
 pub(super) struct Rings {
     /// Replaced as a whole, so that the reader walks over it without the lock.
-    list: Mutex<Arc<Vec<(WorkerId, Arc<RingLink>)>>>,
+    list: Mutex<Arc<List>>,
     closed: AtomicBool,
 }
 
 impl Rings {
-    pub(super) fn list(&self) -> Arc<Vec<(WorkerId, Arc<RingLink>)>> {
+    pub(super) fn list(&self) -> Arc<List> {
         Arc::clone(&self.list.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -54,7 +56,7 @@ impl Rings {
         Some(Arc::clone(&list[at].1))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<(WorkerId, Arc<RingLink>)>)) {
+    fn change(&self, change: impl FnOnce(&mut List)) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut list));
     }
@@ -134,19 +136,19 @@ impl Pool {
         self.on_frames(id, frames)
     }
 
-    /// Takes replies until this cell's has come, where its task is with a worker that nobody drains; returns early when
+    /// Takes replies until what is awaited has come, where its task is with a worker that nobody drains; returns early when
     /// that is no more so. The caller then waits as anybody does.
-    pub(super) fn take_own_reply(&self, cell: &Cell, deadline: Option<Instant>) {
+    pub(super) fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
         let mut frames = Vec::new();
-        while let Some(worker) = cell.worker() {
+        while let Some(worker) = awaited.worker() {
             let Some(ring) = self.rings.of(worker) else { return };
             let Some(mut lease) = ring.try_lease() else { return };
             if lease.is_over() {
                 return;
             }
-            let (leave, wakers) = self.drain_for(cell, worker, &ring, &mut lease, &mut frames, deadline);
-            // While the lease is ours: the next holder may wait for the same cell.
-            cell.helper_leaves(worker);
+            let (leave, wakers) = self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
+            // While the lease is ours: the next holder may wait for the same thing.
+            awaited.helper_leaves(worker);
             drop(lease);
             wakers.wake();
             match leave {
@@ -160,7 +162,7 @@ impl Pool {
     /// One tenure of a lease.
     fn drain_for(
         &self,
-        cell: &Cell,
+        awaited: &dyn Awaited,
         worker: WorkerId,
         ring: &RingLink,
         lease: &mut Lease<'_>,
@@ -176,14 +178,14 @@ impl Pool {
                 Ok(true) => {}
                 Ok(false) => {
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    // From here on who completes the cell wakes us, wherever the reply comes from.
-                    if left == Some(Duration::ZERO) || !cell.helper_sleeps_at(worker) {
+                    // From here on who completes it wakes us, wherever the reply comes from.
+                    if left == Some(Duration::ZERO) || !awaited.helper_sleeps_at(worker) {
                         return (Leave::Wait, wakers);
                     }
-                    lease.sleep(left, || cell.worker() != Some(worker));
+                    lease.sleep(left, || awaited.worker() != Some(worker));
                 }
             }
-            if cell.worker() != Some(worker) {
+            if awaited.worker() != Some(worker) {
                 // It is done, or its task is elsewhere now.
                 return (Leave::TryAgain, wakers);
             }

@@ -640,7 +640,11 @@ impl<T: Split> Scheduler<T> {
                 && let Some(rest) = self.take_rest(worker, id, claims)
             {
                 let entry = self.tasks.remove(rest).expect("just split off");
-                out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(TaskError::Cancelled)))));
+                out.push(Action::Resolve(Box::new((
+                    entry.item,
+                    entry.items,
+                    End::Error(TaskError::Cancelled),
+                ))));
             }
         }
         self.dispatch(now, out);

@@ -56,11 +56,6 @@ pub(crate) trait Link: Send + Sync {
 
     /// What the worker writes down, to be read also after its death.
     fn board(&self) -> &Board;
-
-    /// Where a thread that waits for a result may drain by itself.
-    fn as_ring(&self) -> Option<&ring::RingLink> {
-        None
-    }
 }
 
 /// The pool's receiving end, owned by one reader.

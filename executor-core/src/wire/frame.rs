@@ -69,7 +69,9 @@ pub(crate) mod flag {
     pub(crate) const CHECK: u8 = 1;
     /// The task has a time limit: note when it begins.
     pub(crate) const TIMED: u8 = 2;
-    pub(crate) const ALL: u8 = CHECK | TIMED;
+    /// The payload is that of a run.
+    pub(crate) const RUN: u8 = 4;
+    pub(crate) const ALL: u8 = CHECK | TIMED | RUN;
 }
 
 /// The header of a frame.
@@ -95,8 +97,9 @@ pub(crate) struct Header {
 
 /// Which items of a run are to be run: from `first`, up to `count`.
 ///
-/// The payload of a run of more than one begins with the end of each item's arguments, as `count` little-endian `u32`s;
-/// the arguments follow, one after the other. The id in the header is that of item 0.
+/// With [`flag::RUN`] the payload begins with the number of all its items and the end of each one's arguments, as
+/// little-endian `u32`s; the arguments follow, one after the other. Without, it is the arguments of item 0, the only
+/// one. The id in the header is that of item 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Items {
     pub(crate) first: u32,
@@ -107,9 +110,20 @@ impl Items {
     pub(crate) const ONE: Items = Items { first: 0, count: 1 };
 }
 
-/// The arguments of one item of a run of `count`; `None` if the payload is no such run's.
-pub(crate) fn item_of(payload: &[u8], count: u32, item: u32) -> Option<&[u8]> {
-    let (ends, arguments) = payload.split_at_checked(usize::try_from(count).ok()?.checked_mul(4)?)?;
+/// The payload of a run, from the arguments of all items and where each one's end.
+pub(crate) fn run_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity((1 + ends.len()) * 4 + arguments.len());
+    payload.extend((ends.len() as u32).to_le_bytes());
+    payload.extend(ends.iter().flat_map(|end| end.to_le_bytes()));
+    payload.extend_from_slice(arguments);
+    payload
+}
+
+/// The arguments of one item of a run; `None` if the payload is no run's, or the run has no such item.
+pub(crate) fn item_of(payload: &[u8], item: u32) -> Option<&[u8]> {
+    let (count, payload) = payload.split_first_chunk()?;
+    let ends_len = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(4)?;
+    let (ends, arguments) = payload.split_at_checked(ends_len)?;
     let end = |item: u32| {
         let at = usize::try_from(item).ok()? * 4;
         Some(u32::from_le_bytes(ends.get(at..at + 4)?.try_into().ok()?) as usize)
@@ -277,6 +291,17 @@ mod tests {
             bytes[at] = 0x80;
             assert_eq!(Header::from_bytes(&bytes), Err(WireError::Reserved));
         }
+    }
+
+    #[test]
+    fn a_run_gives_each_item_its_own_arguments() {
+        let run = run_of(&[1, 1, 4], b"abcd");
+        let items: Vec<_> = (0..4).map(|item| item_of(&run, item)).collect();
+        assert_eq!(items, [Some(&b"a"[..]), Some(b""), Some(b"bcd"), None]);
+        for broken in [&b""[..], &[9, 0, 0, 0], &[1, 0, 0, 0, 9, 0, 0, 0, 1], &[255; 12]] {
+            assert_eq!(item_of(broken, 0), None);
+        }
+        assert_eq!(item_of(&run_of(&[3, 1], b"abc"), 1), None, "an end before its start");
     }
 
     fn assemble(messages: &[&[u8]]) -> Result<Vec<Frame>, WireError> {

@@ -67,7 +67,7 @@ impl<E: WorkerEnd> Run<'_, E> {
         if !board.claim(self.header.seq, first, self.header.flags & flag::TIMED != 0) {
             return Ok(());
         }
-        if count == 1 {
+        if self.header.flags & flag::RUN == 0 {
             return self.call(0, payload);
         }
         for item in first..count {
@@ -75,7 +75,7 @@ impl<E: WorkerEnd> Run<'_, E> {
                 // What is left was taken back.
                 return Ok(());
             }
-            let Some(arguments) = item_of(payload, count, item) else { watcher::end_group() };
+            let Some(arguments) = item_of(payload, item) else { watcher::end_group() };
             self.call(item, arguments)?;
         }
         Ok(())

@@ -270,10 +270,6 @@ impl Link for RingLink {
     fn board(&self) -> &Board {
         &self.segment.board
     }
-
-    fn as_ring(&self) -> Option<&RingLink> {
-        Some(self)
-    }
 }
 
 impl Drop for RingLink {

@@ -1,0 +1,367 @@
+//! Where the results of a map's items go: one feed for the map, whatever runs its items travel in.
+//!
+//! ```text
+//!  map: number 0 1 2 3 4 5 …            FeedRun { feed, number of its item 0 }   (the pool's table, one for a run)
+//!        └─run─┘ └──run──┘                 │ deliver(item, outcome)
+//!                                          ▼
+//!  Feed, in order:  window of places, from the next number to be yielded on ──► take: what is ready at its front
+//!        unordered: a queue of what has come                                ──► take: all of it
+//! ```
+//!
+//! A run that the pool forgets delivers an error for each item that it has not answered: no map waits for ever.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Waker,
+    time::Instant,
+};
+
+use super::cell::{Awaited, Control, NOWHERE, Outcome, Wakers};
+use crate::{
+    error::{BrokenCause, TaskError},
+    id::{TaskId, WorkerId},
+};
+
+pub(crate) struct Feed {
+    unordered: bool,
+    /// Of the executor that the runs were submitted to.
+    control: OnceLock<Arc<dyn Control>>,
+    /// With which worker a run of it is: a hint for the thread that waits.
+    worker: AtomicU32,
+    /// Counts deliveries.
+    version: AtomicU32,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the window's first place.
+    first: u64,
+    window: VecDeque<Option<Outcome>>,
+    ready: VecDeque<Outcome>,
+    /// Runs with items to come: (first task's number, how many tasks) by the number of its first item.
+    open: BTreeMap<u64, (TaskId, u32)>,
+    waker: Option<Waker>,
+    waiting: u32,
+    helper_at: Option<WorkerId>,
+}
+
+/// One run's share in a feed. Whoever has it delivers; the scheduler sees to it that each item is delivered once.
+pub(crate) struct FeedRun {
+    feed: Arc<Feed>,
+    base: TaskId,
+    number: u64,
+    left: AtomicU32,
+}
+
+impl Feed {
+    pub(crate) fn new(unordered: bool) -> Arc<Self> {
+        Arc::new(Feed {
+            unordered,
+            control: OnceLock::new(),
+            worker: AtomicU32::new(NOWHERE),
+            version: AtomicU32::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In a fork of the executor's process nothing will ever come, and the lock may be held for ever.
+    pub(crate) fn forked(&self) -> bool {
+        self.control.get().is_some_and(|control| control.forked())
+    }
+
+    /// A run of `count` items is going to be submitted; the number of its first.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        base: TaskId,
+        count: u32,
+        number: u64,
+        control: impl FnOnce() -> Arc<dyn Control>,
+    ) -> Arc<FeedRun> {
+        self.control.get_or_init(control);
+        let mut state = self.lock();
+        state.open.insert(number, (base, count));
+        if !self.unordered {
+            let places = (number + u64::from(count) - state.first) as usize;
+            if places > state.window.len() {
+                state.window.resize_with(places, || None);
+            }
+        }
+        drop(state);
+        Arc::new(FeedRun { feed: Arc::clone(self), base, number, left: AtomicU32::new(count) })
+    }
+
+    /// Delivers an item that never became a task.
+    pub(crate) fn deliver_error(&self, number: u64, error: TaskError) {
+        let mut state = self.lock();
+        if self.unordered {
+            state.ready.push_back(Err(error));
+        } else {
+            let at = (number - state.first) as usize;
+            if at >= state.window.len() {
+                state.window.resize_with(at + 1, || None);
+            }
+            state.window[at] = Some(Err(error));
+        }
+    }
+
+    /// Takes what can be yielded now; whether there was anything.
+    pub(crate) fn take(&self, into: &mut VecDeque<Outcome>) -> bool {
+        Self::take_from(&mut self.lock(), into)
+    }
+
+    fn take_from(state: &mut State, into: &mut VecDeque<Outcome>) -> bool {
+        let before = into.len();
+        into.append(&mut state.ready);
+        while let Some(Some(_)) = state.window.front() {
+            into.extend(state.window.pop_front().flatten());
+            state.first += 1;
+        }
+        into.len() > before
+    }
+
+    /// Waits until something can be yielded, at most until `deadline`, and takes it; whether there was anything.
+    pub(crate) fn wait(&self, into: &mut VecDeque<Outcome>, deadline: Option<Instant>) -> bool {
+        loop {
+            let seen = self.version.load(Ordering::Acquire);
+            if self.take(into) {
+                return true;
+            }
+            if let Some(control) = self.control.get() {
+                control.help(&Waiter { feed: self, seen }, deadline);
+            }
+            let mut state = self.lock();
+            if Self::take_from(&mut state, into) {
+                return true;
+            }
+            if self.version.load(Ordering::Acquire) != seen {
+                // Something came that is not its turn yet.
+                continue;
+            }
+            state.waiting += 1;
+            let late = match deadline {
+                None => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    false
+                }
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                    left.is_zero()
+                }
+            };
+            state.waiting -= 1;
+            if late {
+                return Self::take_from(&mut state, into);
+            }
+        }
+    }
+
+    /// Takes what can be yielded now, or leaves the waker; whether there was anything.
+    pub(crate) fn poll(&self, into: &mut VecDeque<Outcome>, waker: &Waker) -> bool {
+        // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
+        let waker = waker.clone();
+        let mut state = self.lock();
+        if Self::take_from(&mut state, into) {
+            return true;
+        }
+        let old = state.waker.replace(waker);
+        drop(state);
+        drop(old);
+        false
+    }
+
+    /// Withdraws what has not begun.
+    pub(crate) fn cancel(&self) {
+        if self.forked() {
+            return;
+        }
+        let open = std::mem::take(&mut self.lock().open);
+        let Some(control) = self.control.get() else { return };
+        // The last first: cancelling the first would let the next begin.
+        for (_, (base, count)) in open.into_iter().rev() {
+            control.cancel_run(base, count);
+        }
+    }
+}
+
+/// The thread that waits for a feed to change.
+struct Waiter<'a> {
+    feed: &'a Feed,
+    seen: u32,
+}
+
+impl Awaited for Waiter<'_> {
+    fn worker(&self) -> Option<WorkerId> {
+        if self.feed.version.load(Ordering::Acquire) != self.seen {
+            return None;
+        }
+        match self.feed.worker.load(Ordering::Acquire) {
+            NOWHERE => None,
+            worker => Some(WorkerId(worker)),
+        }
+    }
+
+    fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
+        // A map has one reader: nobody else helps here.
+        self.feed.lock().helper_at = Some(worker);
+        self.worker().is_some()
+    }
+
+    fn helper_leaves(&self, _: WorkerId) {
+        self.feed.lock().helper_at = None;
+    }
+}
+
+impl FeedRun {
+    /// The id of one of its tasks.
+    pub(crate) fn id(&self, item: u32) -> TaskId {
+        TaskId::from_raw(self.base.as_u64() + u64::from(item))
+    }
+
+    /// A part of it is with this worker now.
+    pub(crate) fn sent_to(&self, worker: WorkerId) {
+        self.feed.worker.store(worker.0, Ordering::Release);
+    }
+
+    /// Delivers items; what is to be woken comes into `wakers`.
+    pub(crate) fn deliver(&self, items: impl Iterator<Item = (u32, Outcome)>, wakers: &mut Wakers) {
+        let feed = &*self.feed;
+        let mut state = feed.lock();
+        let mut count = 0;
+        for (item, outcome) in items {
+            count += 1;
+            if feed.unordered {
+                state.ready.push_back(outcome);
+            } else if let Some(place) =
+                (self.number + u64::from(item)).checked_sub(state.first).map(|at| at as usize)
+                && let Some(place) = state.window.get_mut(place)
+            {
+                debug_assert!(place.is_none(), "an item is delivered once");
+                *place = Some(outcome);
+            }
+        }
+        if self.left.fetch_sub(count, Ordering::Relaxed) == count {
+            state.open.remove(&self.number);
+        }
+        // Under the lock: who waits compares it there.
+        feed.version.fetch_add(1, Ordering::SeqCst);
+        let (waiting, helper_at) = (state.waiting, state.helper_at);
+        wakers.push(state.waker.take());
+        drop(state);
+        if waiting > 0 {
+            feed.changed.notify_all();
+        }
+        if let (Some(worker), Some(control)) = (helper_at, feed.control.get()) {
+            control.poke(worker);
+        }
+    }
+}
+
+impl Drop for FeedRun {
+    fn drop(&mut self) {
+        let left = *self.left.get_mut();
+        if left == 0 || self.feed.forked() {
+            return;
+        }
+        // Which items they are is not known here; the places that are empty say so.
+        let error = TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
+        let count = self.feed.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
+        let mut wakers = Wakers::default();
+        let state = self.feed.lock();
+        let missing: Vec<u32> = match self.feed.unordered {
+            true => (0..left).collect(),
+            false => (0..count)
+                .filter(|item| {
+                    let at = (self.number + u64::from(*item)).checked_sub(state.first);
+                    at.is_some_and(|at| state.window.get(at as usize).is_some_and(Option::is_none))
+                })
+                .collect(),
+        };
+        drop(state);
+        self.deliver(missing.into_iter().map(|item| (item, Err(error.clone()))), &mut wakers);
+        wakers.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::future::callback::CallbackQueue;
+
+    struct Nobody(Arc<CallbackQueue>);
+
+    impl Control for Nobody {
+        fn cancel(&self, _: TaskId) -> bool {
+            false
+        }
+        fn cancel_running(&self, _: TaskId) -> bool {
+            false
+        }
+        fn cancel_run(&self, _: TaskId, _: u32) {}
+        fn is_running(&self, _: TaskId) -> bool {
+            false
+        }
+        fn callbacks(&self) -> &Arc<CallbackQueue> {
+            &self.0
+        }
+        fn forked(&self) -> bool {
+            false
+        }
+        fn help(&self, _: &dyn Awaited, _: Option<Instant>) {}
+        fn poke(&self, _: WorkerId) {}
+    }
+
+    fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedRun> {
+        feed.open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
+    }
+
+    fn value(byte: u8) -> Outcome {
+        Ok(vec![byte].into())
+    }
+
+    fn bytes(taken: &VecDeque<Outcome>) -> Vec<u8> {
+        taken.iter().map(|outcome| outcome.as_ref().map_or(255, |payload| payload[0])).collect()
+    }
+
+    #[test]
+    fn in_order_what_comes_early_waits_for_what_is_before_it() {
+        let feed = Feed::new(false);
+        let (first, second) = (open(&feed, 2, 0), open(&feed, 2, 2));
+        let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
+        second.deliver([(0, value(2)), (1, value(3))].into_iter(), &mut wakers);
+        assert!(!feed.take(&mut taken));
+        first.deliver([(0, value(0))].into_iter(), &mut wakers);
+        assert!(feed.take(&mut taken));
+        assert_eq!(bytes(&taken), [0]);
+        first.deliver([(1, value(1))].into_iter(), &mut wakers);
+        assert!(feed.wait(&mut taken, None));
+        assert_eq!(bytes(&taken), [0, 1, 2, 3]);
+        assert!(feed.lock().open.is_empty());
+    }
+
+    #[test]
+    fn a_run_that_is_forgotten_delivers_errors_for_what_it_owes() {
+        for unordered in [false, true] {
+            let feed = Feed::new(unordered);
+            let run = open(&feed, 3, 0);
+            let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
+            run.deliver([(1, value(1))].into_iter(), &mut wakers);
+            drop(run);
+            feed.take(&mut taken);
+            let mut got = bytes(&taken);
+            got.sort();
+            assert_eq!(got, [1, 255, 255], "unordered: {unordered}");
+        }
+    }
+}
