@@ -367,7 +367,8 @@ where
                 return None;
             }
             let feed = self.feed.clone().expect("made above");
-            if !feed.wait(&mut self.ready, self.deadline) {
+            // While items travel in runs, many come together: the reader hands them over in heaps.
+            if !feed.wait(&mut self.ready, self.deadline, self.chunk == 1) {
                 return Some(Err(self.timed_out()));
             }
         }

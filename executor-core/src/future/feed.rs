@@ -130,14 +130,15 @@ impl Feed {
         into.len() > before
     }
 
-    /// Waits until something can be yielded, at most until `deadline`, and takes it; whether there was anything.
-    pub(crate) fn wait(&self, into: &mut VecDeque<Outcome>, deadline: Option<Instant>) -> bool {
+    /// Waits until something can be yielded, at most until `deadline`, and takes it; whether there was anything. With
+    /// `help`, works towards that meanwhile.
+    pub(crate) fn wait(&self, into: &mut VecDeque<Outcome>, deadline: Option<Instant>, help: bool) -> bool {
         loop {
             let seen = self.version.load(Ordering::Acquire);
             if self.take(into) {
                 return true;
             }
-            if let Some(control) = self.control.get() {
+            if help && let Some(control) = self.control.get() {
                 control.help(&Waiter { feed: self, seen }, deadline);
             }
             let mut state = self.lock();
@@ -345,7 +346,7 @@ mod tests {
         assert!(feed.take(&mut taken));
         assert_eq!(bytes(&taken), [0]);
         first.deliver([(1, value(1))].into_iter(), &mut wakers);
-        assert!(feed.wait(&mut taken, None));
+        assert!(feed.wait(&mut taken, None, true));
         assert_eq!(bytes(&taken), [0, 1, 2, 3]);
         assert!(feed.lock().open.is_empty());
     }

@@ -571,8 +571,8 @@ impl Pool {
 
     // ---- replies ---------------------------------------------------------------------------------------------------
 
-    /// Frames that came from one worker together. Returns what is to be woken: user code, so under no lock.
-    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Wakers {
+    /// Frames that came from one worker together.
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
         let mut resolved = Resolved::new();
         let mut replies = Replies::default();
         let mut credit = 0;
@@ -624,7 +624,7 @@ impl Pool {
         for (item, items, error) in resolved {
             item.resolve(items, error, &mut wakers);
         }
-        wakers
+        Taken { wakers, in_runs: replies.in_runs }
     }
 
     fn on_frame(
@@ -653,7 +653,10 @@ impl Pool {
             },
             _ => match scheduler.on_reply(now, id, frame.header.task, frame.header.nanos) {
                 Ok(Replied::Last(item, at)) => replies.take_last(item, at, frame),
-                Ok(Replied::Item(item, at)) => replies.take_item(item, at, frame),
+                Ok(Replied::Item(item, at)) => {
+                    replies.in_runs = true;
+                    replies.take_item(item, at, frame);
+                }
                 Ok(Replied::Late) => {}
                 Err(scheduler::ReplyToNobody) => return Obeys::No,
             },
@@ -752,12 +755,22 @@ impl Core {
     }
 }
 
+/// What taking frames has led to.
+#[derive(Default)]
+struct Taken {
+    /// User code, so to be woken under no lock.
+    wakers: Wakers,
+    /// The worker is in the middle of a run: more is to come within the microsecond.
+    in_runs: bool,
+}
+
 /// What came from a worker, to be looked at when the lock is free: the text of an error may be long.
 #[derive(Default)]
 struct Replies {
     values: Vec<(Completer, Outcome)>,
     failures: Vec<(String, Completer, Kind, Payload)>,
     runs: Vec<(Arc<FeedRun>, String, Vec<Answer>)>,
+    in_runs: bool,
 }
 
 /// Of one item of a run.

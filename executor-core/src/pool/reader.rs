@@ -18,10 +18,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use super::{Pool, driver::Notice};
+use super::{Pool, Taken, driver::Notice};
 use crate::{
     future::{
         callback::catch,
@@ -73,6 +74,10 @@ impl Rings {
     }
 }
 
+/// Between two looks while workers are in the middle of runs, whose items end every few hundred nanoseconds. Longer:
+/// results come later, and a worker may run dry. Shorter: the reader runs after every item, and takes the processor that
+/// a worker could have.
+const NAP: Duration = Duration::from_micros(50);
 /// Frames that may lie in memory between two drains; a burst's memory is given back.
 const FRAMES_KEPT: usize = 4_096;
 
@@ -83,18 +88,22 @@ impl Pool {
         let mut frames = Vec::new();
         while !self.rings.closed.load(Ordering::SeqCst) {
             let heard = self.doorbell.0.heard();
-            let mut any = false;
+            let (mut any, mut in_runs) = (false, false);
             for (id, ring) in &*self.rings.list() {
                 if ring.is_rung() {
                     // What panics here is ours, and costs that worker only.
-                    let drained = catch(|| self.drain_ring(*id, ring, &mut frames));
-                    any |= drained.unwrap_or_else(|_| {
-                        self.notify(Notice::Drained(*id, Closed::Protocol(WireError::Truncated)));
-                        false
-                    });
+                    match catch(|| self.drain_ring(*id, ring, &mut frames)) {
+                        Ok(drained) => {
+                            any |= drained.any;
+                            in_runs |= drained.in_runs;
+                        }
+                        Err(_) => self.notify(Notice::Drained(*id, Closed::Protocol(WireError::Truncated))),
+                    }
                 }
             }
-            if !any {
+            if in_runs {
+                thread::sleep(NAP);
+            } else if !any {
                 self.doorbell.0.sleep(heard, Some(HEARING));
             }
         }
@@ -106,32 +115,30 @@ impl Pool {
         self.doorbell.0.ring();
     }
 
-    /// Drains one worker, unless somebody else does; whether there was anything.
-    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> bool {
-        let Some(mut lease) = ring.try_lease() else { return false };
+    /// Drains one worker, unless somebody else does.
+    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Drained {
+        let Some(mut lease) = ring.try_lease() else { return Drained::default() };
         if lease.is_over() {
-            return false;
+            return Drained::default();
         }
         let drained = lease.drain(|frame| frames.push(frame));
         // Given back before anything is woken; what the worker says from here on rings once more.
-        let wakers = self.take_frames(id, ring, frames);
+        let Taken { wakers, in_runs } = self.take_frames(id, ring, frames);
         drop(lease);
         wakers.wake();
         frames.shrink_to(FRAMES_KEPT);
-        match drained {
-            Ok(any) => any,
-            Err(closed) => {
-                self.notify(Notice::Drained(id, closed));
-                true
-            }
-        }
+        let any = drained.unwrap_or_else(|closed| {
+            self.notify(Notice::Drained(id, closed));
+            true
+        });
+        Drained { any, in_runs }
     }
 
-    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Wakers {
+    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Taken {
         if frames.is_empty() {
             // The worker may have rung because it made room.
             ring.credit(0);
-            return Wakers::default();
+            return Taken::default();
         }
         self.on_frames(id, frames)
     }
@@ -171,7 +178,7 @@ impl Pool {
     ) -> (Leave, Wakers) {
         loop {
             let drained = lease.drain(|frame| frames.push(frame));
-            let wakers = self.take_frames(worker, ring, frames);
+            let Taken { wakers, .. } = self.take_frames(worker, ring, frames);
             match drained {
                 Err(closed) => return (Leave::Over(closed), wakers),
                 Ok(_) if !wakers.is_empty() => return (Leave::TryAgain, wakers),
@@ -193,6 +200,13 @@ impl Pool {
     }
 }
 
+/// What a look at one worker brought.
+#[derive(Default)]
+struct Drained {
+    any: bool,
+    in_runs: bool,
+}
+
 /// What a thread does after its tenure of a lease.
 enum Leave {
     TryAgain,
@@ -210,7 +224,7 @@ pub(super) fn read_inbox(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
         let mut frames = Vec::new();
         loop {
             match inbox.recv(&mut |frame| frames.push(frame)) {
-                Ok(()) => pool.on_frames(id, &mut frames).wake(),
+                Ok(()) => pool.on_frames(id, &mut frames).wakers.wake(),
                 Err(closed) => return closed,
             }
         }
