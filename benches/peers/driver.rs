@@ -60,6 +60,12 @@ impl Drivers {
         self.started[peer].is_some()
     }
 
+    /// Another process for this peer, if it is here at all.
+    pub(crate) fn restart(&mut self, peer: &'static str) {
+        self.started.remove(peer);
+        self.has(peer);
+    }
+
     pub(crate) fn run(&mut self, peer: &'static str, request: &Request) -> Result<Figures, String> {
         let Some(Some(driver)) = self.started.get_mut(peer) else { return Err("not started".to_owned()) };
         let limit = match self.mode {

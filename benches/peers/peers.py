@@ -207,14 +207,13 @@ def echo_rate(pool, size, count):
 
 def calibrate(seconds):
     some = 20_000
-    best = min(serial(some, 1) for _ in range(5))
+    best = min(serial(some) for _ in range(5))
     return int(some * seconds / best)
 
 
-def serial(rounds, tasks):
+def serial(rounds):
     started = time.perf_counter()
-    for _ in range(tasks):
-        spin(rounds)
+    spin(rounds)
     return time.perf_counter() - started
 
 
@@ -253,10 +252,10 @@ def run(make, request):
         run_all(pool, no_op, range(2))
         if workload == "cpu":
             rounds, half = calibrate(0.005), max(count // 10, 2)
-            before = serial(rounds, half)
+            alone = [serial(rounds) for _ in range(half)]
             parallel = run_all(pool, spin, [rounds] * count)
-            each = (before + serial(rounds, half)) / (2 * half)
-            return {"speed-up": each * count / parallel}
+            alone = sorted(alone + [serial(rounds) for _ in range(half)])
+            return {"speed-up": alone[half] * count / parallel}
         if workload == "uneven":
             sleeps = request["sleeps"]
             return {"time / ideal": run_all(pool, sleep, sleeps) / (sum(sleeps) / 1000 / WORKERS)}

@@ -194,7 +194,7 @@ impl Workload {
         }
     }
 
-    pub(crate) fn request(&self, peer: &str, mode: Mode, _repetition: usize) -> Request {
+    pub(crate) fn request(&self, peer: &str, mode: Mode) -> Request {
         let fast = !PROCESS_PEERS.contains(&peer);
         // (full, quick, smoke), for who is fast and for who is not.
         let counts = match (self.name, fast) {
