@@ -6,13 +6,14 @@
 //!  difference / 2000 tasks: start and end of the program cancel out
 //! ```
 //!
-//! Counted by `perf` where the processor's counters are to be had, else by valgrind's callgrind, which simulates one
-//! processor and is slow, and says who did how much. One worker. Instructions of user code only, not the kernel's.
-//! Callgrind runs the threads of a process one at a time, so what a thread does while it waits in a loop is counted by
-//! another measure than on a real processor: compare figures of one tool with one another.
+//! Counted by `perf` where the processor's counters are to be had, else by valgrind's callgrind (one that knows
+//! `pidfd_open` and can start `/proc/self/exe`), else by single steps: this program traces itself, a stop for each
+//! instruction. That is some thousand times slower than the processor, but needs nothing and says who did how much.
+//! One worker. Instructions of user code only, not the kernel's. When all is slow, the two sides wait for each other
+//! in other places: compare figures of one tool with one another. `-- --tool NAME` takes no other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     process::{Command, ExitCode, Stdio},
 };
@@ -52,14 +53,25 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let quick = args.iter().any(|arg| arg == "--quick");
-    let (tool, counted, (few, many)): (_, fn(&str, u64) -> Option<Counts>, _) = if perf("trip", 1).is_some() {
-        ("perf", perf, if quick { (1_000, 11_000) } else { (10_000, 110_000) })
-    } else if callgrind("trip", 1).is_some() {
-        ("callgrind", callgrind, if quick { (500, 1_500) } else { (2_000, 12_000) })
-    } else {
-        println!(
-            "neither perf (with the processor's counters) nor valgrind is to be had here: nothing is counted"
-        );
+    let wanted = args.iter().skip_while(|arg| *arg != "--tool").nth(1);
+    let tools: [(&str, fn(&str, u64) -> Option<Counts>, [(u64, u64); 2]); 3] = [
+        ("perf", perf, [(10_000, 110_000), (1_000, 11_000)]),
+        ("callgrind", callgrind, [(2_000, 12_000), (500, 1_500)]),
+        ("single steps", single_steps, [(100, 600), (50, 150)]),
+    ];
+    let mut chosen = None;
+    for (tool, counted, counts) in tools {
+        if wanted.is_some_and(|wanted| *wanted != tool) {
+            continue;
+        }
+        if counted("trip", 1).is_some() {
+            chosen = Some((tool, counted, counts[usize::from(quick)]));
+            break;
+        }
+        println!("{tool}: not to be had here, or cannot run this");
+    }
+    let Some((tool, counted, (few, many))) = chosen else {
+        println!("nothing is counted");
         return ExitCode::SUCCESS;
     };
     println!("instructions for each task, counted by {tool}, from {few} and {many} tasks");
@@ -135,4 +147,88 @@ fn report(path: &Path) -> Option<(bool, f64)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let worker = field("cmd:")?.contains("--executor-worker");
     Some((worker, field("totals:").or_else(|| field("summary:"))?.trim().parse().ok()?))
+}
+
+/// Every instruction of every thread of both processes, one stop each.
+fn single_steps(workload: &str, count: u64) -> Option<Counts> {
+    use std::os::unix::process::CommandExt;
+
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["--run", workload, &count.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: one system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| match ptrace(libc::PTRACE_TRACEME, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let first = command.spawn().ok()?.id() as i32;
+    // A wait that nothing ends is ended by this: all that is traced dies with the first process's tracer or parent.
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    let limit = std::thread::spawn(move || {
+        if waiting.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // SAFETY: no memory is involved. The process has not been waited for, or the channel would be closed.
+            unsafe { libc::kill(first, libc::SIGKILL) };
+        }
+    });
+    let mut processes: HashMap<i32, i32> = HashMap::new();
+    let mut counts = Counts::new();
+    let mut succeeded = false;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is ours. Threads of others and children of children are waited for too.
+        let thread = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
+        if thread < 0 {
+            // No child is left.
+            break;
+        }
+        if !libc::WIFSTOPPED(status) {
+            processes.remove(&thread);
+            if thread == first {
+                succeeded = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+            }
+            continue;
+        }
+        let process = *processes.entry(thread).or_insert_with(|| {
+            if thread == first {
+                let follow = libc::PTRACE_O_TRACECLONE
+                    | libc::PTRACE_O_TRACEFORK
+                    | libc::PTRACE_O_TRACEVFORK
+                    | libc::PTRACE_O_TRACEEXEC
+                    | libc::PTRACE_O_EXITKILL;
+                // SAFETY: the thread is stopped and ours.
+                unsafe { ptrace(libc::PTRACE_SETOPTIONS, thread, follow.into()) };
+            }
+            process_of(thread)
+        });
+        let signal = libc::WSTOPSIG(status);
+        let event = status >> 16;
+        if signal == libc::SIGTRAP && event == 0 {
+            *counts.entry(if process == first { "parent" } else { "worker" }).or_default() += 1.0;
+        }
+        // Stops of the tracing itself are not for the program.
+        let signal = if signal == libc::SIGTRAP || signal == libc::SIGSTOP { 0 } else { signal };
+        // SAFETY: the thread is stopped and ours; if it was killed meanwhile, the call fails and the next wait says so.
+        unsafe { ptrace(libc::PTRACE_SINGLESTEP, thread, signal.into()) };
+    }
+    drop(done);
+    let _ = limit.join();
+    (succeeded && counts.len() == 2).then_some(counts)
+}
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// # Safety
+/// As the request demands; none that is used here reads or writes memory of this process.
+unsafe fn ptrace(request: libc::c_uint, thread: i32, data: i64) -> i64 {
+    // SAFETY: the caller's.
+    unsafe { libc::ptrace(request, thread, 0_i64, data) }
+}
+
+/// The process that a thread belongs to.
+fn process_of(thread: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    group.and_then(|group| group.trim().parse().ok()).unwrap_or(thread)
 }
