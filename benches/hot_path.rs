@@ -1,0 +1,243 @@
+//! Instructions for each task: what the clock of a busy machine cannot say. `cargo bench --bench hot_path`.
+//!
+//! ```text
+//!  this process ── perf stat ──► itself, `--run map 1000`   parent ──► worker
+//!               ── perf stat ──► itself, `--run map 3000`   parent ──► worker
+//!  difference / 2000 tasks: start and end of the program cancel out
+//! ```
+//!
+//! Counted by `perf` where the processor's counters are to be had, else by valgrind's callgrind (one that knows
+//! `pidfd_open` and can start `/proc/self/exe`), else by single steps: this program traces itself, a stop for each
+//! instruction. That is some thousand times slower than the processor, but needs nothing and says who did how much.
+//! One worker. Instructions of user code only, not the kernel's. When all is slow, the two sides wait for each other
+//! in other places: compare figures of one tool with one another. `-- --tool NAME` takes no other.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use executor::prelude::*;
+
+#[task]
+fn no_op(x: u64) -> u64 {
+    x
+}
+
+const WORKLOADS: [(&str, &str); 3] = [
+    ("trip", "submit, then the result, one at a time"),
+    ("noop", "submitted one by one, then all results taken"),
+    ("map", "map, each item"),
+];
+
+/// Instructions of the parent, of the worker, and of both.
+type Counts = BTreeMap<&'static str, f64>;
+
+/// Its name, how it counts so many tasks of a workload, and how many: few and many, in full and quick.
+type Tool = (&'static str, fn(&str, u64) -> Option<Counts>, [(u64, u64); 2]);
+
+fn main() -> ExitCode {
+    executor::init();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [run, workload, count] = &args[..]
+        && run == "--run"
+    {
+        work(workload, count.parse().expect("a number"));
+        return ExitCode::SUCCESS;
+    }
+    if args.iter().any(|arg| arg == "--list") {
+        // cargo-nextest asks every test program for its tests; this one has none.
+        return ExitCode::SUCCESS;
+    }
+    if !args.iter().any(|arg| arg == "--bench") {
+        // `cargo test`: that the work works, without a tool.
+        WORKLOADS.iter().for_each(|(workload, _)| work(workload, 50));
+        return ExitCode::SUCCESS;
+    }
+    let quick = args.iter().any(|arg| arg == "--quick");
+    let wanted = args.iter().skip_while(|arg| *arg != "--tool").nth(1);
+    let tools: [Tool; 3] = [
+        ("perf", perf, [(10_000, 110_000), (1_000, 11_000)]),
+        ("callgrind", callgrind, [(2_000, 12_000), (500, 1_500)]),
+        ("single steps", single_steps, [(50, 350), (20, 70)]),
+    ];
+    let mut chosen = None;
+    for (tool, counted, counts) in tools {
+        if wanted.is_some_and(|wanted| *wanted != tool) {
+            continue;
+        }
+        // Steps need nothing, and trying takes them half a minute.
+        if tool == "single steps" || counted("trip", 1).is_some() {
+            chosen = Some((tool, counted, counts[usize::from(quick)]));
+            break;
+        }
+        println!("{tool}: not to be had here, or cannot run this");
+    }
+    let Some((tool, counted, (few, many))) = chosen else {
+        println!("nothing is counted");
+        return ExitCode::SUCCESS;
+    };
+    println!("instructions for each task, counted by {tool}, from {few} and {many} tasks");
+    for (workload, title) in WORKLOADS {
+        let (Some(less), Some(more)) = (counted(workload, few), counted(workload, many)) else {
+            println!("{title}: {tool} failed");
+            return ExitCode::FAILURE;
+        };
+        print!("{title:<46}");
+        for (who, count) in &more {
+            let each = (count - less.get(who).copied().unwrap_or(0.0)) / (many - few) as f64;
+            print!(" {who} {each:>8.0}");
+        }
+        println!();
+    }
+    ExitCode::SUCCESS
+}
+
+fn work(workload: &str, count: u64) {
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().expect("a pool");
+    match workload {
+        "trip" => {
+            (0..count).for_each(|x| assert_eq!(pool.submit(no_op::task(x)).result().expect("a result"), x))
+        }
+        "noop" => {
+            let futures: Vec<_> = (0..count).map(|x| pool.submit(no_op::task(x))).collect();
+            futures.into_iter().for_each(|future| _ = future.result().expect("a result"));
+        }
+        "map" => pool.map(no_op::task, 0..count).for_each(|x| _ = x.expect("a result")),
+        other => panic!("no workload {other}"),
+    }
+    pool.shutdown(true);
+}
+
+/// Parent and worker together: the counters are inherited.
+fn perf(workload: &str, count: u64) -> Option<Counts> {
+    let output = Command::new("perf")
+        .args(["stat", "-x", ",", "-e", "instructions:u", "--"])
+        .arg(std::env::current_exe().ok()?)
+        .args(["--run", workload, &count.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    // "<not supported>" in the first field, where there are no counters.
+    let line = report.lines().find(|line| line.contains("instructions"))?;
+    Some(Counts::from([("both", line.split(',').next()?.parse().ok()?)]))
+}
+
+fn callgrind(workload: &str, count: u64) -> Option<Counts> {
+    let folder = tempfile::tempdir().ok()?;
+    let status = Command::new("valgrind")
+        .args(["-q", "--tool=callgrind", "--trace-children=yes"])
+        .arg(format!("--callgrind-out-file={}", folder.path().join("out.%p").display()))
+        .arg(std::env::current_exe().ok()?)
+        .args(["--run", workload, &count.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .ok()?;
+    let mut counts = Counts::new();
+    for entry in std::fs::read_dir(folder.path()).ok()?.flatten() {
+        let (worker, instructions) = report(&entry.path())?;
+        *counts.entry(if worker { "worker" } else { "parent" }).or_default() += instructions;
+    }
+    (status.success() && counts.len() == 2).then_some(counts)
+}
+
+/// Whether it is a worker's, and its total.
+fn report(path: &Path) -> Option<(bool, f64)> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    let worker = field("cmd:")?.contains("--executor-worker");
+    Some((worker, field("totals:").or_else(|| field("summary:"))?.trim().parse().ok()?))
+}
+
+/// Every instruction of every thread of both processes, one stop each.
+fn single_steps(workload: &str, count: u64) -> Option<Counts> {
+    use std::os::unix::process::CommandExt;
+
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["--run", workload, &count.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: one system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| match ptrace(libc::PTRACE_TRACEME, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    // All on one processor: a step is then a switch of context, not an interrupt to another processor, which takes ten
+    // times as long in a virtual machine.
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(rustix::thread::sched_getcpu());
+    rustix::thread::sched_setaffinity(None, &cpus).ok()?;
+    let first = command.spawn().ok()?.id() as i32;
+    // A wait that nothing ends is ended by this: all that is traced dies with the first process's tracer or parent.
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    let limit = std::thread::spawn(move || {
+        if waiting.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // SAFETY: no memory is involved. The process has not been waited for, or the channel would be closed.
+            unsafe { libc::kill(first, libc::SIGKILL) };
+        }
+    });
+    let mut processes: HashMap<i32, i32> = HashMap::new();
+    let mut counts = Counts::new();
+    let mut succeeded = false;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is ours. Threads of others and children of children are waited for too.
+        let thread = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
+        if thread < 0 {
+            // No child is left.
+            break;
+        }
+        if !libc::WIFSTOPPED(status) {
+            processes.remove(&thread);
+            if thread == first {
+                succeeded = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+            }
+            continue;
+        }
+        let process = *processes.entry(thread).or_insert_with(|| {
+            if thread == first {
+                let follow = libc::PTRACE_O_TRACECLONE
+                    | libc::PTRACE_O_TRACEFORK
+                    | libc::PTRACE_O_TRACEVFORK
+                    | libc::PTRACE_O_TRACEEXEC
+                    | libc::PTRACE_O_EXITKILL;
+                // SAFETY: the thread is stopped and ours.
+                unsafe { ptrace(libc::PTRACE_SETOPTIONS, thread, follow.into()) };
+            }
+            process_of(thread)
+        });
+        let signal = libc::WSTOPSIG(status);
+        let event = status >> 16;
+        if signal == libc::SIGTRAP && event == 0 {
+            *counts.entry(if process == first { "parent" } else { "worker" }).or_default() += 1.0;
+        }
+        // Stops of the tracing itself are not for the program.
+        let signal = if signal == libc::SIGTRAP || signal == libc::SIGSTOP { 0 } else { signal };
+        // SAFETY: the thread is stopped and ours; if it was killed meanwhile, the call fails and the next wait says so.
+        unsafe { ptrace(libc::PTRACE_SINGLESTEP, thread, signal.into()) };
+    }
+    drop(done);
+    let _ = limit.join();
+    (succeeded && counts.len() == 2).then_some(counts)
+}
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// # Safety
+/// As the request demands; none that is used here reads or writes memory of this process.
+unsafe fn ptrace(request: libc::c_uint, thread: i32, data: i64) -> i64 {
+    // SAFETY: the caller's.
+    unsafe { libc::ptrace(request, thread, 0_i64, data) }
+}
+
+/// The process that a thread belongs to.
+fn process_of(thread: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    group.and_then(|group| group.trim().parse().ok()).unwrap_or(thread)
+}

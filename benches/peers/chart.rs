@@ -1,0 +1,126 @@
+//! The chart of the README: tasks per second, one bar for each peer, on a scale of powers of ten.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::{
+    facts,
+    table::{Results, number},
+    workload::PROCESS_PEERS,
+};
+
+const WIDTH: f64 = 760.0;
+/// Where bars begin, and how far the longest may go.
+const LEFT: f64 = 190.0;
+const RIGHT: f64 = 670.0;
+const TOP: f64 = 84.0;
+const ROW: f64 = 30.0;
+const BAR: f64 = 20.0;
+
+/// Peer, what it is, its colour.
+const BARS: &[(&str, &str)] = &[
+    ("executor", "#c2410c"),
+    ("procspawn", "#64748b"),
+    ("multiprocessing.Pool", "#64748b"),
+    ("ProcessPoolExecutor", "#64748b"),
+    ("loky", "#64748b"),
+    ("pebble", "#64748b"),
+    ("mpire", "#64748b"),
+    ("rayon", "#b6c2d1"),
+    ("spawn_blocking", "#b6c2d1"),
+];
+
+pub(crate) fn svg(results: &Results, facts: &Value) -> String {
+    let mut bars: Vec<(&str, &str, f64)> = BARS
+        .iter()
+        .filter_map(|&(peer, colour)| Some((peer, colour, results.median("noop", peer, "tasks/s")?)))
+        .collect();
+    // Ours first, then the processes, then the threads; the fastest of each kind first.
+    let kind = |peer: &str| if peer == "executor" { 0 } else { 2 - i32::from(PROCESS_PEERS.contains(&peer)) };
+    bars.sort_by(|a, b| kind(a.0).cmp(&kind(b.0)).then(b.2.total_cmp(&a.2)));
+    let rates = || bars.iter().map(|bar| bar.2.max(1.0).log10());
+    let low = rates().fold(f64::INFINITY, f64::min).min(3.0).floor();
+    let high = rates().fold(low + 1.0, f64::max).ceil();
+    let x = |exponent: f64| LEFT + (RIGHT - LEFT) * (exponent - low) / (high - low);
+    let bottom = TOP + ROW * bars.len() as f64;
+    let height = bottom + 58.0;
+
+    let mut svg = String::new();
+    let mut put = |line: std::fmt::Arguments<'_>| {
+        let _ = writeln!(svg, "{line}");
+    };
+    put(format_args!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif" role="img" aria-label="Tasks per second of executor and its peers">"#
+    ));
+    put(format_args!(r##"<rect width="{WIDTH}" height="{height}" rx="8" fill="#ffffff"/>"##));
+    put(format_args!(
+        r##"<text x="24" y="34" font-size="17" font-weight="600" fill="#0f172a">Tasks per second, two workers</text>"##
+    ));
+    put(format_args!(
+        r##"<text x="24" y="56" font-size="12.5" fill="#475569">no-op tasks, submitted one by one; each line to the right is ten times as many</text>"##
+    ));
+    for exponent in low as i32..=high as i32 {
+        let at = x(f64::from(exponent));
+        put(format_args!(
+            r##"<line x1="{at:.1}" y1="{:.1}" x2="{at:.1}" y2="{:.1}" stroke="#e2e8f0"/>"##,
+            TOP - 8.0,
+            bottom + 4.0
+        ));
+        let label = match exponent {
+            6.. => format!("{} M", 10_u64.pow(exponent as u32 - 6)),
+            3.. => format!("{} k", 10_u64.pow(exponent as u32 - 3)),
+            _ => 10_u64.pow(exponent.max(0) as u32).to_string(),
+        };
+        put(format_args!(
+            r##"<text x="{at:.1}" y="{:.1}" font-size="11.5" fill="#64748b" text-anchor="middle">{label}</text>"##,
+            bottom + 20.0
+        ));
+    }
+    for (i, (peer, colour, rate)) in bars.iter().enumerate() {
+        let top = TOP + ROW * i as f64;
+        let end = x(rate.max(1.0).log10()).max(LEFT + 2.0);
+        let text = top + BAR / 2.0 + 4.5;
+        let weight = if *peer == "executor" { "700" } else { "400" };
+        put(format_args!(
+            r##"<text x="{:.1}" y="{text:.1}" font-size="13" font-weight="{weight}" fill="#0f172a" text-anchor="end">{peer}</text>"##,
+            LEFT - 10.0
+        ));
+        put(format_args!(
+            r#"<rect x="{LEFT}" y="{top:.1}" width="{:.1}" height="{BAR}" rx="2" fill="{colour}"/>"#,
+            end - LEFT
+        ));
+        put(format_args!(
+            r##"<text x="{:.1}" y="{text:.1}" font-size="12.5" font-weight="{weight}" fill="#0f172a" stroke="#ffffff" stroke-width="4" paint-order="stroke">{}</text>"##,
+            end + 7.0,
+            number(*rate)
+        ));
+    }
+    let legend = bottom + 44.0;
+    let mut at = 24.0;
+    for (colour, text, wide) in
+        [("#64748b", "processes", 84.0), ("#b6c2d1", "threads of the same process", 190.0)]
+    {
+        put(format_args!(
+            r#"<rect x="{at}" y="{:.1}" width="10" height="10" rx="2" fill="{colour}"/>"#,
+            legend - 9.0
+        ));
+        put(format_args!(
+            r##"<text x="{}" y="{legend:.1}" font-size="11.5" fill="#475569">{text}</text>"##,
+            at + 15.0
+        ));
+        at += wide;
+    }
+    let machine = facts::line(facts)
+        .split(", rustc")
+        .next()
+        .unwrap_or_default()
+        .replace('&', "&amp;")
+        .replace('<', "&lt;");
+    put(format_args!(
+        r##"<text x="{}" y="{legend:.1}" font-size="11.5" fill="#64748b" text-anchor="end">{machine}</text>"##,
+        WIDTH - 24.0
+    ));
+    put(format_args!("</svg>"));
+    svg
+}

@@ -1,0 +1,180 @@
+//! The library and its peers, side by side: `cargo bench --bench peers` (`-- --quick` for less than two minutes).
+//!
+//! ```text
+//!  harness (this process)                    drivers: one process for each peer, started when first needed
+//!  ──────────────────────                    ─────────────────────────────────────────────────────────────
+//!  for each workload
+//!    for each repetition
+//!      for each peer         a JSON line ──► `--peer executor`   ── its pool of two workers
+//!                            ◄── figures     `--peer rayon`, …   ── threads
+//!                                            `peers.py loky`, …  ── a pool of Python
+//!                                            `--peer socket`, …  ── a limit: `--child …` on the other side
+//!    medians ── table, JSON lines, chart
+//! ```
+//!
+//! Repetitions are interleaved, so that what disturbs the machine disturbs all. A driver makes its pool for one run and
+//! ends it before it answers: nobody's idle threads run beside somebody else's measurement. A driver that does not
+//! answer in time is killed and printed as such; drivers and what they start die with the harness.
+//!
+//! `docs/performance.md` says what each workload means.
+
+mod chart;
+mod driver;
+mod facts;
+mod limits;
+mod measure;
+mod ours;
+mod processes;
+mod python;
+mod table;
+mod threads;
+mod workload;
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use lexopt::prelude::*;
+
+use crate::{
+    driver::Drivers,
+    table::Results,
+    workload::{Mode, WORKLOADS, Workload},
+};
+
+struct Options {
+    mode: Mode,
+    only: Vec<String>,
+    python: PathBuf,
+    json: Option<PathBuf>,
+    svg: Option<PathBuf>,
+}
+
+const USAGE: &str = "\
+cargo bench --bench peers -- [OPTIONS]
+  --quick          less than two minutes in total
+  --only N,M       these workloads, by name or number
+  --python PATH    the Python of the peers (or EXECUTOR_BENCH_PYTHON; default: python3)
+  --json FILE      the figures as JSON lines
+  --svg FILE       tasks per second as a chart
+  --workloads      names of the workloads";
+
+fn main() -> ExitCode {
+    // In a worker of ours this never returns; in one of procspawn's it does, and the next line takes over.
+    executor::init();
+    processes::init();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("--child") => return limits::child(&args[1..]),
+        Some("--peer") => return measure::serve(&args[1], &args[2]),
+        _ => {}
+    }
+    if args.iter().any(|arg| arg == "--list") {
+        // cargo-nextest asks every test program for its tests; this one has none.
+        return ExitCode::SUCCESS;
+    }
+    match options().and_then(|options| options.map_or(Ok(true), |options| run(&options))) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `None`: the question was answered.
+fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
+    let mut options = Options {
+        // `cargo bench` passes `--bench`; without it this is `cargo test`, which only wants to see that it runs.
+        mode: Mode::Smoke,
+        only: Vec::new(),
+        python: std::env::var_os("EXECUTOR_BENCH_PYTHON").map_or_else(|| "python3".into(), PathBuf::from),
+        json: None,
+        svg: None,
+    };
+    let mut quick = false;
+    let mut bench = false;
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("bench") => bench = true,
+            Long("quick") => quick = true,
+            Long("only") => options.only = parser.value()?.string()?.split(',').map(str::to_owned).collect(),
+            Long("python") => options.python = parser.value()?.into(),
+            Long("json") => options.json = Some(parser.value()?.into()),
+            Long("svg") => options.svg = Some(parser.value()?.into()),
+            Long("workloads") => {
+                for workload in WORKLOADS {
+                    println!("{:>2} {:<8} {}", workload.number, workload.name, workload.title);
+                }
+                return Ok(None);
+            }
+            Long("help") | Short('h') => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
+            // What `cargo test` passes on (`--nocapture`, a filter) is not for this program.
+            _ if !bench => {}
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if bench {
+        options.mode = if quick { Mode::Quick } else { Mode::Full };
+    }
+    Ok(Some(options))
+}
+
+/// Whether every run of ours ended with figures.
+fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let selected: Vec<&Workload> = WORKLOADS
+        .iter()
+        .filter(|workload| !workload.peers.is_empty())
+        .filter(|workload| {
+            options.only.is_empty()
+                || options
+                    .only
+                    .iter()
+                    .any(|name| *name == workload.name || *name == workload.number.to_string())
+        })
+        .collect();
+    if selected.is_empty() {
+        return Err(format!("no workload is called {}", options.only.join(",")).into());
+    }
+    let mut drivers = Drivers::new(options.python.clone(), options.mode);
+    let mut results = Results::default();
+    let mut failures: BTreeMap<(&str, &str), String> = BTreeMap::new();
+    for workload in selected {
+        println!("\n{}. {}", workload.number, workload.title);
+        let load = workload.loaded.then(limits::Load::start).transpose()?;
+        for _ in 0..workload.repetitions(options.mode) {
+            for &peer in workload.peers {
+                if failures.contains_key(&(workload.name, peer)) || !drivers.has(peer) {
+                    continue;
+                }
+                let request = workload.request(peer, options.mode);
+                if workload.name == "pending" {
+                    // What an allocator kept from the last time would hide what this time takes.
+                    drivers.restart(peer);
+                }
+                match drivers.run(peer, &request) {
+                    Ok(figures) => results.add(workload.name, peer, figures),
+                    Err(error) => {
+                        println!("  {peer}: {error}");
+                        failures.insert((workload.name, peer), error);
+                    }
+                }
+            }
+        }
+        drop(load);
+        println!("{}", table::workload(workload, &results));
+    }
+    println!("\n{}", table::goals(&results));
+    let facts = facts::machine(&drivers.versions());
+    println!("{}", facts::line(&facts));
+    if let Some(path) = &options.json {
+        std::fs::write(path, table::json_lines(&results, &facts))?;
+    }
+    if let Some(path) = &options.svg {
+        std::fs::write(path, chart::svg(&results, &facts))?;
+    }
+    Ok(!failures.keys().any(|(_, peer)| *peer == "executor"))
+}

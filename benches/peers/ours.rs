@@ -1,0 +1,206 @@
+//! `executor`: the workloads of all pools, and those that only it has.
+//!
+//! Default options and two workers, except where workers are what is varied.
+
+use std::{hint::black_box, time::Duration, time::Instant};
+
+use executor::prelude::*;
+
+use crate::{
+    measure::{self, Job, Meeting, Pool, ProcessPool, WORKERS, timed},
+    workload::{Figures, Request, figure},
+};
+
+#[task]
+fn no_op(x: u64) -> u64 {
+    x
+}
+
+#[task]
+fn spin(rounds: u64) -> u64 {
+    measure::spin(rounds)
+}
+
+#[task]
+fn sleep(milliseconds: u64) -> u64 {
+    measure::perform(Job::Sleep, milliseconds)
+}
+
+#[task]
+fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+#[task]
+fn attend(path: &str, write: bool) -> u32 {
+    measure::attend(path, write)
+}
+
+struct Ours(ProcessPoolExecutor);
+
+impl Pool for Ours {
+    type Pending = TaskFuture<u64>;
+
+    fn start(workers: usize) -> Self {
+        Ours(ProcessPoolExecutor::builder().max_workers(workers).build().expect("a pool"))
+    }
+
+    fn submit(&self, job: Job, x: u64) -> TaskFuture<u64> {
+        match job {
+            Job::NoOp => self.0.submit(no_op::task(x)),
+            Job::Spin => self.0.submit(spin::task(x)),
+            Job::Sleep => self.0.submit(sleep::task(x)),
+        }
+    }
+
+    fn take(pending: TaskFuture<u64>) -> u64 {
+        pending.result().expect("no task fails")
+    }
+}
+
+impl ProcessPool for Ours {
+    fn echo(&self, bytes: Vec<u8>) -> (Duration, Vec<u8>) {
+        let started = Instant::now();
+        let back = self.0.submit(echo::task(bytes)).result().expect("no task fails");
+        (started.elapsed(), back)
+    }
+
+    fn meet(&self, meeting: &Meeting) -> [u32; 2] {
+        let path = meeting.path();
+        [false, true]
+            .map(|write| self.0.submit(attend::task(&path, write)))
+            .map(|pid| pid.result().expect("no task fails"))
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        // The driver answers when all is gone, so that nothing ends beside the next peer.
+        self.0.shutdown(true);
+    }
+}
+
+pub(crate) fn run(request: &Request) -> Result<Figures, String> {
+    match request.workload.as_str() {
+        "map" => Ok(map(request.count)),
+        "await" => Ok(awaited(request.count)),
+        "shared" => Ok(shared(request)),
+        "grid" => Ok(grid(request)),
+        "pending" => Ok(pending(request.count)),
+        _ => measure::process_pool::<Ours>(request),
+    }
+}
+
+fn map(count: u64) -> Figures {
+    let pool = Ours::start(WORKERS);
+    let map = |count| {
+        timed(|| {
+            for x in pool.0.map(no_op::task, 0..count) {
+                black_box(x.expect("no task fails"));
+            }
+        })
+    };
+    map(count / 10 + 1);
+    [figure("items/s", count as f64 / map(count).as_secs_f64())].into_iter().collect()
+}
+
+fn awaited(count: u64) -> Figures {
+    let pool = Ours::start(WORKERS);
+    let handle = pool.0.clone();
+    crate::threads::on_tokio(count, move |x| {
+        let future = handle.submit(no_op::task(x));
+        async move { future.await.expect("no task fails") }
+    })
+}
+
+/// Workload 8. When `SharedBytes` is there, the whole switch is this body, the task
+/// `fn echo_shared(bytes: SharedBytes) -> SharedBytes`, and the peers of `shared` in `workload.rs`:
+///
+/// ```text
+/// let pool = Ours::start(WORKERS);
+/// let rate = |&size: &u64| measure::echo_rate(size, request.count, |bytes| {
+///     let bytes = SharedBytes::from(bytes);
+///     let started = Instant::now();
+///     let back = pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails");
+///     (started.elapsed(), back.to_vec())
+/// });
+/// request.sizes.iter().map(rate).collect()
+/// ```
+fn shared(_request: &Request) -> Figures {
+    Figures::new()
+}
+
+/// Each point: so many workers, so many threads that submit their share and take its results.
+fn grid(request: &Request) -> Figures {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let mut figures = Figures::new();
+    let (mut best, mut least) = (0.0_f64, f64::INFINITY);
+    for &workers in &request.axis {
+        let pool = Ours::start(workers as usize);
+        // So long that no worker takes two: all are there when the clock starts.
+        measure::run_all(&pool, (0..workers).map(|_| (Job::Sleep, 10)));
+        for &threads in &request.axis {
+            let share = request.count / threads;
+            let run = |share: u64| {
+                timed(|| {
+                    std::thread::scope(|scope| {
+                        for _ in 0..threads {
+                            scope.spawn(|| measure::run_all(&pool, (0..share).map(|x| (Job::NoOp, x))));
+                        }
+                    });
+                })
+            };
+            run(share / 10 + 1);
+            let rate = (share * threads) as f64 / run(share).as_secs_f64();
+            best = best.max(rate);
+            if workers > cores || threads > cores {
+                least = least.min(rate);
+            }
+            figures.extend([figure(format!("{workers} x {threads} tasks/s"), rate)]);
+        }
+    }
+    figures.extend([figure("least / best", least / best)]);
+    figures
+}
+
+/// Futures that wait behind tasks which wait for a gate.
+fn pending(count: u64) -> Figures {
+    let gates: Vec<Meeting> = (0..WORKERS).map(|_| Meeting::new()).collect();
+    let pool = Ours::start(WORKERS);
+    measure::run_all(&pool, (0..1000).map(|x| (Job::NoOp, x)));
+    let held: Vec<_> = gates.iter().map(|gate| pool.0.submit(attend::task(&gate.path(), false))).collect();
+    while !held.iter().all(TaskFuture::running) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = resident();
+    // The handles count too: who has pending futures has them somewhere.
+    let mut futures = Vec::with_capacity(count as usize);
+    let tenth = (count / 10).max(1);
+    let mut rates = Vec::new();
+    for part in 0..10 {
+        let time = timed(|| futures.extend((0..tenth).map(|x| pool.submit(Job::NoOp, part * tenth + x))));
+        rates.push(tenth as f64 / time.as_secs_f64());
+    }
+    let each = (resident() - before) / futures.len() as f64;
+    for gate in &gates {
+        measure::attend(&gate.path(), true);
+    }
+    let number = futures.len() as f64;
+    let time = timed(|| futures.into_iter().for_each(|future| _ = black_box(Ours::take(future))));
+    [
+        figure("bytes each", each),
+        figure("first tenth, submits/s", rates[0]),
+        figure("last tenth, submits/s", rates[9]),
+        figure("last / first", rates[9] / rates[0]),
+        figure("then results/s", number / time.as_secs_f64()),
+    ]
+    .into_iter()
+    .collect()
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: u64 = pages.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("resident pages");
+    (pages * rustix::param::page_size() as u64) as f64
+}
