@@ -651,15 +651,30 @@ impl Pool {
                 }
                 _ => return Obeys::No,
             },
-            _ => match scheduler.on_reply(now, id, frame.header.task, frame.header.nanos) {
-                Ok(Replied::Last(item, at)) => replies.take_last(item, at, frame),
-                Ok(Replied::Item(item, at)) => {
-                    replies.in_runs = true;
-                    replies.take_item(item, at, frame);
+            kind => {
+                let Frame { header, payload, more } = frame;
+                let (mut task, nanos) = (header.task, header.nanos);
+                // A drain takes a ring's worth at most.
+                let mut left = 1 + more.len() as u32;
+                let mut answers = std::iter::once(payload).chain(more);
+                while left > 0 {
+                    let count = match scheduler.on_reply(now, id, task, left, nanos) {
+                        Ok(Replied::Last(item, at, count)) => {
+                            replies.take_last(item, at, count, kind, &mut answers);
+                            count
+                        }
+                        Ok(Replied::Items(item, at, count)) => {
+                            replies.in_runs = true;
+                            replies.take_items(item, at, count, kind, &mut answers);
+                            count
+                        }
+                        Ok(Replied::Late) => answers.next().map_or(0, |_| 1),
+                        Err(scheduler::ReplyToNobody) => return Obeys::No,
+                    };
+                    task = TaskId::from_raw(task.as_u64().wrapping_add(u64::from(count)));
+                    left -= count;
                 }
-                Ok(Replied::Late) => {}
-                Err(scheduler::ReplyToNobody) => return Obeys::No,
-            },
+            }
         }
         Obeys::Yes
     }
@@ -777,27 +792,42 @@ struct Replies {
 type Answer = (u32, Kind, Payload);
 
 impl Replies {
-    fn take_last(&mut self, item: Item, at: u32, frame: Frame) {
-        let Frame { header, payload } = frame;
+    fn take_last(
+        &mut self,
+        item: Item,
+        at: u32,
+        count: u32,
+        kind: Kind,
+        answers: &mut dyn Iterator<Item = Payload>,
+    ) {
         match item.resolver {
-            Resolver::Feed(_) => self.take_item(&item, at, Frame { header, payload }),
-            Resolver::Cell(completer) if header.kind == Kind::Done => {
-                self.values.push((completer, Ok(payload)))
-            }
+            Resolver::Feed(_) => self.take_items(&item, at, count, kind, answers),
             Resolver::Cell(completer) => {
-                let name = item.name.map_or_else(|| item.entry.name.to_owned(), String::from);
-                self.failures.push((name, completer, header.kind, payload));
+                let Some(payload) = answers.next() else { return };
+                if kind == Kind::Done {
+                    self.values.push((completer, Ok(payload)));
+                } else {
+                    let name = item.name.map_or_else(|| item.entry.name.to_owned(), String::from);
+                    self.failures.push((name, completer, kind, payload));
+                }
             }
         }
     }
 
-    fn take_item(&mut self, item: &Item, at: u32, frame: Frame) {
+    fn take_items(
+        &mut self,
+        item: &Item,
+        at: u32,
+        count: u32,
+        kind: Kind,
+        answers: &mut dyn Iterator<Item = Payload>,
+    ) {
         let Resolver::Feed(run) = &item.resolver else { return };
-        let answer = (at, frame.header.kind, frame.payload);
+        let answers = (at..at + count).zip(answers).map(|(at, payload)| (at, kind, payload));
         match self.runs.last_mut() {
             // They come one after the other.
-            Some((last, _, answers)) if Arc::ptr_eq(last, run) => answers.push(answer),
-            _ => self.runs.push((Arc::clone(run), item.name().to_owned(), vec![answer])),
+            Some((last, _, before)) if Arc::ptr_eq(last, run) => before.extend(answers),
+            _ => self.runs.push((Arc::clone(run), item.name().to_owned(), answers.collect())),
         }
     }
 }

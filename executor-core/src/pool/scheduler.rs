@@ -126,10 +126,10 @@ pub(crate) struct RunView<'a, T> {
 
 /// To whom a reply belongs.
 pub(crate) enum Replied<'a, T> {
-    /// The last item that was unresolved: the run is over.
-    Last(T, u32),
-    /// One of several.
-    Item(&'a T, u32),
+    /// The last items that were unresolved, and how many: the run is over.
+    Last(T, u32, u32),
+    /// Some of more: from which on, and how many.
+    Items(&'a T, u32, u32),
     /// It comes too late for a task that was condemned.
     Late,
 }
@@ -409,13 +409,15 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
-    /// A worker has answered for a task, which took this long. After the last answer of several that came together,
+    /// A worker has answered for a task, which took this long, and for those that follow, up to `count` in all. The
+    /// answer says for how many of them this run accounts. After the last answer of several that came together,
     /// [`after_replies`](Self::after_replies) must be called.
     pub(crate) fn on_reply(
         &mut self,
         now: Instant,
         id: WorkerId,
         task: TaskId,
+        count: u32,
         nanos: u64,
     ) -> Result<Replied<'_, T>, ReplyToNobody> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
@@ -432,9 +434,10 @@ impl<T: Split> Scheduler<T> {
         {
             return Ok(Replied::Late);
         }
-        entry.items.first += 1;
-        front.left -= 1;
-        worker.load -= u64::from(front.estimate);
+        let count = count.min(entry.left());
+        entry.items.first += count;
+        front.left -= count;
+        worker.load -= u64::from(front.estimate) * u64::from(count);
         worker.front_since = now;
         // A worker that lies here has more or less sent ahead to it, nothing else.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
@@ -442,12 +445,12 @@ impl<T: Split> Scheduler<T> {
         *estimate = ((u64::from(*estimate) * 3 + u64::from(took)) / 4) as u32;
         entry.lost_unbegun = 0;
         if entry.left() > 0 {
-            return Ok(Replied::Item(&self.tasks[run].item, item));
+            return Ok(Replied::Items(&self.tasks[run].item, item, count));
         }
         worker.in_flight.pop_front();
         let entry = self.tasks.remove(run).expect("looked at above");
         self.timed -= usize::from(entry.timeout.is_some());
-        Ok(Replied::Last(entry.item, item))
+        Ok(Replied::Last(entry.item, item, count))
     }
 
     /// Gives a worker that has answered more to do.

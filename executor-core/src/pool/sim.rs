@@ -1119,9 +1119,15 @@ impl World {
                         scheduler.on_broken(now, cause, out);
                         ("initializer fails", None)
                     }
-                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, nanos) {
-                        Ok(Replied::Last(Ticket(base), at) | Replied::Item(&Ticket(base), at)) => {
-                            assert_eq!(item(base, at), task, "a reply resolves the task it belongs to");
+                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, 1, nanos) {
+                        Ok(
+                            Replied::Last(Ticket(base), at, count) | Replied::Items(&Ticket(base), at, count),
+                        ) => {
+                            assert_eq!(
+                                (item(base, at), count),
+                                (task, 1),
+                                "a reply resolves the task it belongs to"
+                            );
                             ("reply: value", Some(task))
                         }
                         Ok(Replied::Late) => ("reply: too late", Some(task)),

@@ -53,8 +53,14 @@ fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame>) -> Resu
     let mut credit = 0;
     inbox.recv(&mut |frame| {
         credit = credit.max(frame.header.consumed);
-        if frame.header.kind != Kind::Credit {
-            frames.push(frame);
+        if frame.header.kind == Kind::Credit {
+            return;
+        }
+        // Values that came without a header are replies like any other.
+        let Frame { header, payload, more } = frame;
+        for (at, payload) in (0..).zip(std::iter::once(payload).chain(more)) {
+            let task = TaskId::from_raw(header.task.as_u64() + at);
+            frames.push(Frame::new(Header { task, ..header }, payload));
         }
     })?;
     link.credit(credit);

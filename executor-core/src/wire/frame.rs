@@ -193,6 +193,22 @@ impl Header {
 pub(crate) struct Frame {
     pub(crate) header: Header,
     pub(crate) payload: Payload,
+    /// The values of the tasks with the ids that follow, if they came without headers of their own.
+    pub(crate) more: Vec<Payload>,
+}
+
+impl Frame {
+    pub(crate) fn new(header: Header, payload: Payload) -> Self {
+        Frame { header, payload, more: Vec::new() }
+    }
+
+    /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next.
+    pub(crate) fn is_next(last: &Header, header: &Header) -> bool {
+        let same = Header { task: last.task, length: last.length, ..*header };
+        header.kind == Kind::Done
+            && same == *last
+            && header.task.as_u64() == last.task.as_u64().wrapping_add(1)
+    }
 }
 
 /// A peer that does not keep to the protocol.
@@ -208,6 +224,8 @@ pub(crate) enum WireError {
     Reserved,
     #[error("a message part that belongs to no frame, or more bytes than promised")]
     Surplus,
+    #[error("a value without a header, behind nothing that it could belong to")]
+    Headless,
 }
 
 /// Puts frames together from messages: bytes in, frames out, nothing else.
@@ -229,7 +247,7 @@ impl Assembler {
                 self.open = Some((header, payload));
                 return Ok(());
             }
-            sink(Frame { header, payload: payload.into() });
+            sink(Frame::new(header, payload.into()));
             if !rest.is_empty() {
                 return Err(WireError::Surplus);
             }
@@ -241,7 +259,7 @@ impl Assembler {
             let (here, rest) = split_at_most(rest, header.length);
             if here.len() as u64 == header.length {
                 // Most frames are small and whole: no memory is taken for them.
-                sink(Frame { header, payload: here.into() });
+                sink(Frame::new(header, here.into()));
             } else {
                 self.open = Some((header, here.to_vec()));
             }
@@ -315,7 +333,7 @@ mod tests {
 
     #[test]
     fn one_message_may_hold_several_frames_and_one_frame_several_messages() {
-        let frame = |payload: &[u8]| Frame { header: header(payload.len() as u64), payload: payload.into() };
+        let frame = |payload: &[u8]| Frame::new(header(payload.len() as u64), payload.into());
         let bytes = |frame: &Frame| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
         let (small, empty, large) = (frame(b"small"), frame(b""), frame(&[5; 1000]));
         let first = [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();

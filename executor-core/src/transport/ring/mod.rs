@@ -89,6 +89,7 @@ use spsc::{Consumer, Producer, Ring};
 use super::Inbox;
 use super::{Closed, Link, WorkerEnd, board::Board, outbox::Outbox};
 use crate::{
+    id::TaskId,
     os::{
         memory::{Shared, SharedLayout},
         spin::Spin,
@@ -156,6 +157,8 @@ struct Receiving {
     consumer: Consumer,
     assembler: Assembler,
     message: Vec<u8>,
+    /// The header of the last value, with the id of the last that came without one.
+    last: Option<Header>,
     spin: Spin,
     /// The end was reported.
     over: bool,
@@ -301,17 +304,39 @@ impl Lease<'_> {
 
     fn drain_some(&mut self, mut sink: impl FnMut(Frame)) -> Result<bool, Closed> {
         let up = &self.link.segment.up;
-        let Receiving { consumer, assembler, message, .. } = &mut *self.receiving;
+        let Receiving { consumer, assembler, message, last, .. } = &mut *self.receiving;
+        // Kept back for what may belong to it.
+        let mut open: Option<Frame> = None;
         let mut any = false;
         // Asked before looking: what the worker published before its death is seen below.
         let over = self.link.hung_up.load(Ordering::SeqCst);
         let unruly = self.link.unruly.load(Ordering::SeqCst);
         // At most a ring's worth, so that what came first is not held back by what keeps coming.
         let mut left = spsc::WORDS;
-        while left > 0 && consumer.read(up, message).map_err(|_| Closed::Protocol(WireError::Position))? {
+        while left > 0
+            && let Some(kind) =
+                consumer.read(up, message).map_err(|_| Closed::Protocol(WireError::Position))?
+        {
             left = left.saturating_sub(message.len() / 8 + 1);
-            assembler.message(message, &mut sink)?;
             any = true;
+            if kind == spsc::Kind::Frames {
+                assembler.message(message, |frame| {
+                    *last = (frame.header.kind == Kind::Done).then_some(frame.header);
+                    if let Some(before) = open.replace(frame) {
+                        sink(before);
+                    }
+                })?;
+                continue;
+            }
+            let header = last.as_mut().ok_or(WireError::Headless)?;
+            header.task = TaskId::from_raw(header.task.as_u64().wrapping_add(1));
+            match &mut open {
+                Some(frame) => frame.more.push(message[..].into()),
+                None => open = Some(Frame::new(*header, message[..].into())),
+            }
+        }
+        if let Some(frame) = open {
+            sink(frame);
         }
         if any {
             up.ring_producer();
@@ -359,7 +384,12 @@ pub(crate) struct RingWorkerEnd {
     message: Vec<u8>,
     spin: Spin,
     waited: bool,
+    /// The header of the last reply, if it was a value.
+    last: Option<Header>,
 }
+
+/// A value above this has a header: there is little to be saved then.
+const HEADLESS_BYTES_MAX: usize = 256;
 
 impl RingWorkerEnd {
     pub(crate) fn new(segment: &'static Segment, doorbell: &'static Doorbell) -> Self {
@@ -373,6 +403,7 @@ impl RingWorkerEnd {
             message: Vec::new(),
             spin: Spin::default(),
             waited: true,
+            last: None,
         }
     }
 
@@ -398,7 +429,7 @@ impl WorkerEnd for RingWorkerEnd {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(frame);
             }
-            if self.consumer.read(down, &mut self.message).map_err(|_| Closed::Gone)? {
+            if self.consumer.read(down, &mut self.message).map_err(|_| Closed::Gone)?.is_some() {
                 // Not the sender but who drains pumps: it is the one that may sleep.
                 if self.consumer.is_low(down) && down.take_wanted_room() {
                     up.ring_attendant(self.doorbell);
@@ -425,6 +456,14 @@ impl WorkerEnd for RingWorkerEnd {
 
     fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
         let header = Header { length: payload.len() as u64, ..header };
+        let last = self.last.replace(header);
+        if last.is_some_and(|last| Frame::is_next(&last, &header))
+            && payload.len() <= HEADLESS_BYTES_MAX
+            && self.producer.write_headless(&self.segment.up, payload).map_err(|_| Closed::Gone)?
+        {
+            self.segment.up.ring_attendant(self.doorbell);
+            return Ok(());
+        }
         let (first, rest) = payload.split_at(payload.len().min(PART_BYTES_MAX - HEADER_BYTES));
         self.publish([&header.to_bytes(), first])?;
         rest.chunks(PART_BYTES_MAX).try_for_each(|part| self.publish([part]))

@@ -14,6 +14,10 @@ use crate::os::{
 /// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
 pub(super) const WORDS: usize = 16 * 1024;
 const MASK: u64 = WORDS as u64 - 1;
+/// In a message's first word, beside its length: it is a value without a header. See [`Frame::more`].
+///
+/// [`Frame::more`]: crate::wire::frame::Frame::more
+const HEADLESS: u64 = 1 << 63;
 const _: () = assert!(WORDS.is_power_of_two());
 
 /// The consumer is awake: it will look once more before it sleeps.
@@ -198,12 +202,26 @@ impl Producer {
         ring: &Ring,
         parts: [&[u8]; N],
     ) -> Result<bool, Impossible> {
+        self.write_marked(ring, parts, 0)
+    }
+
+    /// As [`write`](Self::write), a value without a header.
+    pub(super) fn write_headless(&mut self, ring: &Ring, value: &[u8]) -> Result<bool, Impossible> {
+        self.write_marked(ring, [value], HEADLESS)
+    }
+
+    fn write_marked<const N: usize>(
+        &mut self,
+        ring: &Ring,
+        parts: [&[u8]; N],
+        mark: u64,
+    ) -> Result<bool, Impossible> {
         let len = parts.iter().map(|part| part.len()).sum();
         let words = words_for(len);
         if !self.room(ring, words)? {
             return Ok(false);
         }
-        ring.word(self.head).store(len as u64, Ordering::Relaxed);
+        ring.word(self.head).store(len as u64 | mark, Ordering::Relaxed);
         let mut at = self.head + 1;
         for part in parts {
             let (whole, rest) = part.as_chunks::<8>();
@@ -224,6 +242,15 @@ impl Producer {
         ring.head.position.store(self.head, Ordering::Release);
         Ok(true)
     }
+}
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// One or more frames, or a part of one.
+    Frames,
+    /// A value without a header.
+    Value,
 }
 
 /// The consumer's own memory of where it is.
@@ -261,15 +288,16 @@ impl Consumer {
     }
 
     /// Copies the next message out, if there is one.
-    pub(super) fn read(&mut self, ring: &Ring, message: &mut Vec<u8>) -> Result<bool, Impossible> {
+    pub(super) fn read(&mut self, ring: &Ring, message: &mut Vec<u8>) -> Result<Option<Kind>, Impossible> {
         if self.head == self.tail {
             self.look(ring)?;
             if self.head == self.tail {
-                return Ok(false);
+                return Ok(None);
             }
         }
         // Read once: the other side may change it at any time.
-        let len = ring.word(self.tail).load(Ordering::Relaxed);
+        let first = ring.word(self.tail).load(Ordering::Relaxed);
+        let (len, headless) = (first & !HEADLESS, first & HEADLESS != 0);
         let published = self.head - self.tail;
         if len > (published - 1) * 8 {
             return Err(Impossible);
@@ -285,7 +313,7 @@ impl Consumer {
         message.truncate(len);
         self.tail = at;
         ring.tail.0.store(at, Ordering::Release);
-        Ok(true)
+        Ok(Some(if headless { Kind::Value } else { Kind::Frames }))
     }
 }
 
@@ -306,9 +334,9 @@ mod tests {
         for round in 0..20_000_usize {
             let sent: Vec<u8> = (0..round * 37 % 700).map(|at| (at ^ round) as u8).collect();
             assert_eq!(producer.write(&ring, [&sent]), Ok(true));
-            assert_eq!(consumer.read(&ring, &mut message), Ok(true));
+            assert_eq!(consumer.read(&ring, &mut message), Ok(Some(Kind::Frames)));
             assert_eq!(message, sent);
-            assert_eq!(consumer.read(&ring, &mut message), Ok(false));
+            assert_eq!(consumer.read(&ring, &mut message), Ok(None));
         }
     }
 
@@ -323,7 +351,7 @@ mod tests {
         }
         assert_eq!(written, WORDS as u64 / 4);
         for number in 0..written {
-            assert!(consumer.read(&ring, &mut message).unwrap());
+            assert!(consumer.read(&ring, &mut message).unwrap().is_some());
             assert_eq!(message, [number.to_le_bytes(); 3].concat());
         }
         assert!(producer.has_room_for(&ring, Some(WORDS * 8 - 8)));
@@ -340,7 +368,7 @@ mod tests {
         }
         let ring = ring();
         ring.head.position.store(3, Ordering::Relaxed);
-        for len in [17, u64::MAX, 1 << 40] {
+        for len in [17, u64::MAX, 1 << 40, HEADLESS | 17] {
             ring.words[0].store(len, Ordering::Relaxed);
             assert_eq!(Consumer::default().read(&ring, &mut message), Err(Impossible), "{len}");
         }
@@ -370,7 +398,7 @@ mod tests {
             let (mut consumer, mut message) = (Consumer::default(), Vec::new());
             let mut spin = Spin::default();
             for number in 0..COUNT {
-                while !consumer.read(ring, &mut message).unwrap() {
+                while consumer.read(ring, &mut message).unwrap().is_none() {
                     ring.sleep_consumer(&mut spin, None, || !consumer.is_empty(ring));
                 }
                 ring.ring_producer();
