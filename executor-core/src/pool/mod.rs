@@ -55,7 +55,7 @@ use crate::{
         feed::{Feed, FeedRun},
     },
     id::{FnId, TaskId, WorkerId},
-    os::{fork::Origin, memory::Shared, process::Child, wake::Bell},
+    os::{cpu::usable_cpus, fork::Origin, memory::Shared, process::Child, wake::Bell},
     registry::TaskEntry,
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
@@ -252,7 +252,11 @@ impl Pool {
         if options.transport == Transport::Ipc {
             ipc::prepare()?;
         }
-        let config = Config { workers_max: options.workers_max, start_timeout: options.start_timeout };
+        let config = Config {
+            workers_max: options.workers_max,
+            start_timeout: options.start_timeout,
+            processors: usable_cpus(),
+        };
         let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")?;
         Ok(Arc::new(Pool {
             core: Mutex::new(Core {
@@ -478,12 +482,15 @@ impl Pool {
         if saturated != self.saturated.load(Ordering::Relaxed) {
             self.saturated.store(saturated, Ordering::Relaxed);
         }
-        if rare || core.scheduler.has_timed() {
-            let next = core.scheduler.next_deadline();
-            if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
-                core.armed = next;
-                self.bell.ring();
-            }
+        let rebalance_at = core.scheduler.rebalance_at();
+        let next = match rare || core.scheduler.has_timed() {
+            true => core.scheduler.next_deadline(),
+            // Comes and goes with ordinary events, and the rest cannot have changed.
+            false => rebalance_at,
+        };
+        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+            core.armed = next;
+            self.bell.ring();
         }
         result
     }

@@ -41,6 +41,11 @@ use crate::{
 /// A worker gets tasks ahead worth this much time. More: results of uneven tasks wait behind each other, until another
 /// worker is idle and takes them over. Less: a worker runs dry while its reply travels (about 100 µs here).
 const AHEAD: Duration = Duration::from_micros(300);
+/// What it costs to wake a worker. In a pool of more workers than processors, a task that is short against this is
+/// better sent ahead to a worker that runs than to one that sleeps: that would take the processor from one that runs.
+const WAKE: Duration = Duration::from_micros(50);
+/// What was sent ahead in this way, and has not begun although it should have, goes to an idle worker after this.
+const REBALANCE: Duration = Duration::from_millis(1);
 /// A worker that was asked to stop is killed after this.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Between SIGTERM and SIGKILL.
@@ -255,6 +260,8 @@ enum Intake {
 pub(crate) struct Config {
     pub(crate) workers_max: usize,
     pub(crate) start_timeout: Duration,
+    /// How many workers can run at the same time.
+    pub(crate) processors: usize,
 }
 
 pub(crate) struct Scheduler<T> {
@@ -268,6 +275,10 @@ pub(crate) struct Scheduler<T> {
     idle: Vec<WorkerId>,
     /// Smoothed running time of each function, in nanoseconds.
     estimates: HashMap<FnId, u32, crate::id::IdHasher>,
+    /// The busy worker that got the last short task ahead.
+    favourite: Option<WorkerId>,
+    /// When to look whether short tasks wait where they should not.
+    rebalance_at: Option<Instant>,
     /// Tasks with a time limit that are with workers.
     timed: usize,
     next_worker: u32,
@@ -291,6 +302,8 @@ impl<T: Split> Scheduler<T> {
             workers: BTreeMap::new(),
             idle: Vec::new(),
             estimates: HashMap::default(),
+            favourite: None,
+            rebalance_at: None,
             timed: 0,
             next_worker: 0,
             intake: Intake::Open,
@@ -332,7 +345,7 @@ impl<T: Split> Scheduler<T> {
 
     /// When [`on_tick`](Self::on_tick) has something to do at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let mut next = self.shutdown_deadline;
+        let mut next = self.shutdown_deadline.into_iter().chain(self.rebalance_at).min();
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
         for worker in self.workers.values() {
             match worker.state {
@@ -365,6 +378,11 @@ impl<T: Split> Scheduler<T> {
     /// Whether an event that starts and ends no worker can have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
         self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
+    }
+
+    /// The one deadline that comes and goes with ordinary events.
+    pub(crate) fn rebalance_at(&self) -> Option<Instant> {
+        self.rebalance_at
     }
 
     #[cfg(test)]
@@ -463,12 +481,27 @@ impl<T: Split> Scheduler<T> {
     ) {
         self.rest_if_idle(id);
         self.dispatch(now, out);
+        self.balance(now, claims, out);
+        self.close_if_drained(now, out);
+    }
+
+    /// Idle workers take over what was sent ahead to others.
+    fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
         while let Some(&idle) = self.idle.last() {
             if !self.take_over(now, idle, claims, out) {
                 break;
             }
         }
-        self.close_if_drained(now, out);
+        let left = self.is_crowded() && !self.idle.is_empty() && self.idle.len() < self.workers.len();
+        if left && self.rebalance_at.is_none() {
+            self.rebalance_at = Some(now + REBALANCE);
+        }
+    }
+
+    /// Whether more workers would run at a time than there are processors, if another one were woken.
+    fn is_crowded(&self) -> bool {
+        self.config.workers_max > self.config.processors
+            && self.workers.len() - self.idle.len() >= self.config.processors
     }
 
     /// Puts a worker that has nothing to do among the idle.
@@ -482,12 +515,16 @@ impl<T: Split> Scheduler<T> {
 
     /// An idle worker takes over half of what was sent ahead to the one that has most of it.
     fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
+        let spare = if self.is_crowded() { WAKE.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.doom.is_none())
             .filter(|(_, worker)| {
-                worker.in_flight.len() > 1 || worker.in_flight.front().is_some_and(|front| front.left > 1)
+                let Some(front) = worker.in_flight.front() else { return false };
+                let late = Duration::from_nanos(u64::from(front.estimate)) + REBALANCE;
+                (worker.in_flight.len() > 1 || front.left > 1)
+                    && (worker.ahead() > spare || now.saturating_duration_since(worker.front_since) >= late)
             })
             .max_by_key(|(_, worker)| worker.ahead())
         else {
@@ -499,6 +536,13 @@ impl<T: Split> Scheduler<T> {
             _ => self.take_back_from(victim, behind.div_ceil(2), claims) > 0,
         };
         if taken {
+            // To the idle first, or it would go where it came from.
+            while let Some(id) = self.idle.pop_if(|_| self.queued > 0) {
+                match self.next_queued() {
+                    Some(_) => self.send(now, id, 1, out),
+                    None => self.idle.push(id),
+                }
+            }
             self.dispatch(now, out);
         }
         taken
@@ -1031,6 +1075,9 @@ impl<T: Split> Scheduler<T> {
             self.tick_worker(now, id, claims, out);
         }
         self.dispatch(now, out);
+        if self.rebalance_at.take_if(|at| *at <= now).is_some() {
+            self.balance(now, claims, out);
+        }
     }
 
     fn tick_worker(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
@@ -1109,7 +1156,13 @@ impl<T: Split> Scheduler<T> {
             return;
         }
         while let Some(run) = self.next_queued() {
-            if let Some(id) = self.idle.pop() {
+            if !self.idle.is_empty()
+                && let Some(id) = self.busy_for_short(run)
+            {
+                self.favourite = Some(id);
+                self.send(now, id, 1, out);
+                self.rebalance_at.get_or_insert(now + REBALANCE);
+            } else if let Some(id) = self.idle.pop() {
                 self.send(now, id, 1, out);
             } else if self.may_start(now) {
                 let id = WorkerId(self.next_worker);
@@ -1124,6 +1177,26 @@ impl<T: Split> Scheduler<T> {
                 return;
             }
         }
+    }
+
+    /// A busy worker that is better sent this short run than an idle one is woken.
+    fn busy_for_short(&self, run: TaskId) -> Option<WorkerId> {
+        if !self.is_crowded() {
+            return None;
+        }
+        let entry = &self.tasks[run];
+        let estimate = u64::from(*self.estimates.get(&entry.function)?) * u64::from(entry.left());
+        let most = (WAKE.as_nanos() as u64).checked_sub(estimate)?;
+        let fits = |worker: &Worker| {
+            worker.is_useful() && !worker.in_flight.is_empty() && worker.ahead() <= most && worker.has_slot()
+        };
+        if let Some(id) = self.favourite
+            && self.workers.get(&id).is_some_and(fits)
+        {
+            return Some(id);
+        }
+        let fitting = self.workers.iter().filter(|(_, worker)| fits(worker));
+        fitting.min_by_key(|(_, worker)| worker.load).map(|(id, _)| *id)
     }
 
     /// Whether nobody could take a task that came now: what is submitted may wait for the next event.
@@ -1218,6 +1291,7 @@ impl<T: Split> Scheduler<T> {
         if !self.is_drained() {
             return;
         }
+        self.rebalance_at = None;
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = self.workers.get_mut(&id).expect("listed above");

@@ -1617,6 +1617,7 @@ fn run_seed(seed: u64) -> World {
     let mut dice = Dice(seed);
     let config = Config {
         workers_max: dice.pick(&[1, 1, 2, 2, 3, 4, 8]),
+        processors: dice.pick(&[1, 2, 64]),
         start_timeout: dice.pick(&[Duration::from_millis(100), Duration::from_secs(10), Duration::MAX]),
     };
     let climate = Climate::roll(&mut dice);
@@ -1680,7 +1681,7 @@ const A_MOMENT: Duration = Duration::from_millis(20);
 impl World {
     /// `n` workers that are ready, and know that function 0 takes a microsecond.
     fn ready(n: usize) -> Self {
-        let config = Config { workers_max: n, start_timeout: Duration::from_secs(10) };
+        let config = Config { workers_max: n, start_timeout: Duration::from_secs(10), processors: n };
         let mut world = World::new(1, config, Climate::calm());
         for _ in 0..n {
             world.submit(0, None, Conduct::Returns);
@@ -1837,7 +1838,7 @@ fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
 
 #[test]
 fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
-    let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1) };
+    let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1), processors: 1 };
     let mut world = World::new(1, config, Climate::calm());
     let task = world.submit(0, None, Conduct::Returns);
     world.process(WorkerId(0)).never_starts = true;
