@@ -41,11 +41,13 @@ use crate::{
 /// A worker gets tasks ahead worth this much time. More: results of uneven tasks wait behind each other, until another
 /// worker is idle and takes them over. Less: a worker runs dry while its reply travels (about 100 µs here).
 const AHEAD: Duration = Duration::from_micros(300);
-/// What it costs to wake a worker. In a pool of more workers than processors, a task that is short against this is
-/// better sent ahead to a worker that runs than to one that sleeps: that would take the processor from one that runs.
-const WAKE: Duration = Duration::from_micros(50);
-/// What was sent ahead in this way, and has not begun although it should have, goes to an idle worker after this.
-const REBALANCE: Duration = Duration::from_millis(1);
+/// In a pool of more workers than processors, a task that is shorter than this waits for a worker that runs: to wake one
+/// that sleeps costs more, and takes the processor from one that runs. More: calls that wait for something themselves,
+/// as for an answer over a local socket, are kept from waiting side by side.
+const SHORT: Duration = Duration::from_micros(10);
+/// What waits in this way, and has not begun although it should have, goes to an idle worker after this; one worker at a
+/// time is woken for it. Less: a worker counts as late whose turn on the processor has not come.
+const REBALANCE: Duration = Duration::from_millis(4);
 /// A worker that was asked to stop is killed after this.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Between SIGTERM and SIGKILL.
@@ -199,6 +201,14 @@ impl Worker {
 
     fn is_useful(&self) -> bool {
         self.state == WorkerState::Ready && self.doom.is_none()
+    }
+
+    /// Whether its first should have ended by now.
+    fn is_late(&self, now: Instant) -> bool {
+        self.in_flight.front().is_some_and(|front| {
+            let takes = Duration::from_nanos(u64::from(front.estimate)) + REBALANCE;
+            now.saturating_duration_since(self.front_since) >= takes
+        })
     }
 
     /// How long what waits behind the one that runs should take.
@@ -488,7 +498,8 @@ impl<T: Split> Scheduler<T> {
     /// Idle workers take over what was sent ahead to others.
     fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
         while let Some(&idle) = self.idle.last() {
-            if !self.take_over(now, idle, claims, out) {
+            let crowded = self.is_crowded();
+            if !self.take_over(now, idle, claims, out) || crowded {
                 break;
             }
         }
@@ -515,16 +526,15 @@ impl<T: Split> Scheduler<T> {
 
     /// An idle worker takes over half of what was sent ahead to the one that has most of it.
     fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
-        let spare = if self.is_crowded() { WAKE.as_nanos() as u64 } else { 0 };
+        let spare = if self.is_crowded() { AHEAD.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.doom.is_none())
             .filter(|(_, worker)| {
                 let Some(front) = worker.in_flight.front() else { return false };
-                let late = Duration::from_nanos(u64::from(front.estimate)) + REBALANCE;
                 (worker.in_flight.len() > 1 || front.left > 1)
-                    && (worker.ahead() > spare || now.saturating_duration_since(worker.front_since) >= late)
+                    && (worker.ahead() > spare || worker.is_late(now))
             })
             .max_by_key(|(_, worker)| worker.ahead())
         else {
@@ -536,12 +546,10 @@ impl<T: Split> Scheduler<T> {
             _ => self.take_back_from(victim, behind.div_ceil(2), claims) > 0,
         };
         if taken {
-            // To the idle first, or it would go where it came from.
-            while let Some(id) = self.idle.pop_if(|_| self.queued > 0) {
-                match self.next_queued() {
-                    Some(_) => self.send(now, id, 1, out),
-                    None => self.idle.push(id),
-                }
+            // To the idle one first, or it would go where it came from.
+            if self.next_queued().is_some() {
+                self.idle.retain(|other| *other != idle);
+                self.send(now, idle, SHARE_MAX, out);
             }
             self.dispatch(now, out);
         }
@@ -1155,12 +1163,24 @@ impl<T: Split> Scheduler<T> {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
+        let mut woken = false;
         while let Some(run) = self.next_queued() {
-            if !self.idle.is_empty()
-                && let Some(id) = self.busy_for_short(run)
-            {
-                self.favourite = Some(id);
-                self.send(now, id, 1, out);
+            if !self.idle.is_empty() && self.is_crowded() && self.is_short(run) {
+                match self.busy_with_room(run) {
+                    Some(id) => {
+                        self.favourite = Some(id);
+                        self.send(now, id, SHARE_MAX, out);
+                    }
+                    None if !woken && self.workers.values().any(|worker| worker.is_late(now)) => {
+                        woken = true;
+                        let id = self.idle.pop().expect("looked at above");
+                        self.send(now, id, 1, out);
+                    }
+                    None => {
+                        self.rebalance_at.get_or_insert(now + REBALANCE);
+                        return;
+                    }
+                }
                 self.rebalance_at.get_or_insert(now + REBALANCE);
             } else if let Some(id) = self.idle.pop() {
                 self.send(now, id, 1, out);
@@ -1179,14 +1199,16 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
-    /// A busy worker that is better sent this short run than an idle one is woken.
-    fn busy_for_short(&self, run: TaskId) -> Option<WorkerId> {
-        if !self.is_crowded() {
-            return None;
-        }
+    fn is_short(&self, run: TaskId) -> bool {
         let entry = &self.tasks[run];
-        let estimate = u64::from(*self.estimates.get(&entry.function)?) * u64::from(entry.left());
-        let most = (WAKE.as_nanos() as u64).checked_sub(estimate)?;
+        let estimate = self.estimates.get(&entry.function);
+        estimate.is_some_and(|nanos| u128::from(*nanos) * u128::from(entry.left()) <= SHORT.as_nanos())
+    }
+
+    /// A busy worker that may have this short run ahead: the one that got the last, so that few are busy.
+    fn busy_with_room(&self, run: TaskId) -> Option<WorkerId> {
+        let estimate = u64::from(*self.estimates.get(&self.tasks[run].function)?);
+        let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
             worker.is_useful() && !worker.in_flight.is_empty() && worker.ahead() <= most && worker.has_slot()
         };
@@ -1356,7 +1378,7 @@ impl<T: Split> Scheduler<T> {
         assert_eq!(timed, self.timed, "the count of timed tasks");
         let working = !matches!(self.intake, Intake::Broken(_) | Intake::Killed);
         assert!(
-            !working || self.queued == 0 || self.idle.is_empty(),
+            !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
             "a worker is idle while work is queued"
         );
         assert!(self.workers.len() <= self.config.workers_max, "too many workers");
