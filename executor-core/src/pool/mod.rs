@@ -44,6 +44,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use reader::Drains;
 use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 

@@ -4,17 +4,19 @@
 //! it likes causes a look for nothing. One that put the word back to its old value at just the right moment could make
 //! another's ring go unheard; so the reader never sleeps for long while tasks are out ([`HEARING`]).
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::full_fence;
-use crate::os::{futex, memory::SharedLayout};
+use crate::os::{
+    futex,
+    memory::SharedLayout,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 /// Should a worker have garbled the word, the reader looks around after this.
 pub(crate) const HEARING: Duration = Duration::from_millis(500);
 
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Doorbell {
     /// How often it was rung. The reader sleeps on this word.

@@ -75,10 +75,7 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -92,6 +89,10 @@ use crate::{
     os::{
         memory::{Shared, SharedLayout},
         spin::Spin,
+        sync::{
+            self, Mutex, MutexGuard,
+            atomic::{AtomicBool, Ordering, fence},
+        },
     },
     wire::{
         frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, WireError},
@@ -100,9 +101,10 @@ use crate::{
 };
 
 /// A frame above this goes in parts. Larger: a part waits for more room. Smaller: more rounds for a large payload.
-const PART_BYTES_MAX: usize = 32 * 1024;
+const PART_BYTES_MAX: usize = if sync::MODEL { (spsc::WORDS - 1) * 8 } else { 32 * 1024 };
 
 /// What pool and worker share.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Segment {
     pub(crate) board: Board,

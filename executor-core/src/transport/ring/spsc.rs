@@ -1,18 +1,24 @@
 //! One direction of a ring: words, positions, and the two doorbells. The protocol is in the folder's opening.
 
-use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::{doorbell::Doorbell, full_fence};
 use crate::os::{
     futex,
     spin::{Spin, this_cpu},
+    sync::{
+        self,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 /// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
-pub(super) const WORDS: usize = 16 * 1024;
+pub(super) const WORDS: usize = match (sync::MODEL, sync::LOOM) {
+    (false, _) => 16 * 1024,
+    // A header, its length, and two words.
+    (true, true) => 8,
+    (true, false) => 16,
+};
 const MASK: u64 = WORDS as u64 - 1;
 const _: () = assert!(WORDS.is_power_of_two());
 
@@ -24,6 +30,7 @@ const WAITS: u32 = 1;
 const UNATTENDED: u32 = 2;
 
 /// One direction. Positions on lines of their own: two processors write them.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Ring {
     head: Head,
@@ -36,10 +43,12 @@ pub(super) struct Ring {
     words: [AtomicU64; WORDS],
 }
 
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Line<T>(T);
 
 /// What the producer writes.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Head {
     position: AtomicU64,
