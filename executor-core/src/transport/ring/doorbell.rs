@@ -19,8 +19,9 @@ pub(crate) const HEARING: Duration = Duration::from_millis(500);
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Doorbell {
-    /// How often it was rung. The reader sleeps on this word.
+    /// How often it was rung.
     rung: AtomicU32,
+    /// Whether the reader sleeps; on this word, so that whoever clears it ends the sleep, even before it has begun.
     sleeping: AtomicU32,
 }
 
@@ -33,7 +34,7 @@ impl Doorbell {
         self.rung.fetch_add(1, Ordering::SeqCst);
         full_fence();
         if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
-            futex::wake_one(&self.rung);
+            futex::wake_one(&self.sleeping);
         }
     }
 
@@ -47,7 +48,7 @@ impl Doorbell {
         self.sleeping.store(1, Ordering::SeqCst);
         full_fence();
         if self.heard() == heard {
-            futex::wait(&self.rung, heard, limit);
+            futex::wait(&self.sleeping, 1, limit);
         }
         self.sleeping.store(0, Ordering::SeqCst);
     }
