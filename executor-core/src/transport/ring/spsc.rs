@@ -155,7 +155,10 @@ impl Ring {
 }
 
 fn ring(word: &AtomicU32) {
-    if word.load(Ordering::Relaxed) == WAITS && word.swap(AWAKE, Ordering::SeqCst) == WAITS {
+    // Not a swap: a holder that leaves meanwhile has written UNATTENDED, which only who rings the doorbell may clear.
+    if word.load(Ordering::Relaxed) == WAITS
+        && word.compare_exchange(WAITS, AWAKE, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    {
         futex::wake_one(word);
     }
 }
