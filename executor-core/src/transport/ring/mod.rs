@@ -53,7 +53,8 @@
 //!
 //! A thread that waits for a result takes the lease of the worker that has its task, and so takes the reply without a
 //! hop. When it gives the lease back, it says `UNATTENDED` first and looks at the ring then: what is there it rings for
-//! itself, what comes later the worker rings for. So there is always someone who will look: the holder before it
+//! itself, what comes later the worker rings for. The reader may hear that while the lease is not free yet, and cannot
+//! wait for it; so who gave it back looks at the word once more after that, and rings again. So there is always someone who will look: the holder before it
 //! sleeps or leaves; after that the reader. A ring that is `AWAKE` while nobody has the lease is one that the reader
 //! has been told of and has not got to: it looks at all that are not `UNATTENDED` before it sleeps, and `Doorbell`'s
 //! count, asked before the look, keeps it from sleeping over a ring that came during it.
@@ -204,7 +205,10 @@ impl RingLink {
 
     /// Whether somebody should look at the replies, or does.
     pub(crate) fn is_rung(&self) -> bool {
-        self.segment.up.is_attended()
+        let rung = self.segment.up.is_attended();
+        // Between this look and `try_lease`: either that finds the lease free, or who gives it back sees what we saw.
+        full_fence();
+        rung
     }
 
     /// Wakes who drains, if it sleeps: something it waits for has come from elsewhere.
@@ -220,7 +224,7 @@ impl RingLink {
             Err(std::sync::TryLockError::WouldBlock) => return None,
         };
         self.segment.up.attend();
-        Some(Lease { link: self, receiving })
+        Some(Lease { link: self, receiving, _left: Left(self) })
     }
 
     /// Whether there is something to do for who drains.
@@ -286,7 +290,12 @@ impl Drop for RingLink {
 pub(crate) struct Lease<'a> {
     link: &'a RingLink,
     receiving: MutexGuard<'a, Receiving>,
+    /// Dropped last: the lease is free then.
+    _left: Left<'a>,
 }
+
+/// The lease was given back.
+struct Left<'a>(&'a RingLink);
 
 impl Lease<'_> {
     /// Hands over what the worker has published, without waiting; whether there was anything.
@@ -345,7 +354,18 @@ impl Drop for Lease<'_> {
         let up = &self.link.segment.up;
         up.leave_unattended();
         if self.link.is_due(&self.receiving) {
-            up.ring_attendant(&self.link.doorbell);
+            // For whoever is next; `Left` tells the reader.
+            up.attend();
+        }
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        // Whoever was told of this ring before now has found the lease taken, and has gone back to sleep.
+        full_fence();
+        if self.0.segment.up.is_attended() {
+            self.0.doorbell.ring();
         }
     }
 }
