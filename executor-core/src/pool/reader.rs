@@ -89,8 +89,12 @@ pub(super) trait Drains {
     /// The reader's life.
     fn read_rings(&self) {
         let mut frames = Vec::new();
-        while !self.rings().closed.load(Ordering::SeqCst) {
+        loop {
+            // Asked before anything is looked at, so that no ring falls between.
             let heard = self.doorbell().heard();
+            if self.rings().closed.load(Ordering::SeqCst) {
+                return;
+            }
             let mut any = false;
             for (id, ring) in &*self.rings().list() {
                 if ring.is_rung() {
