@@ -405,7 +405,7 @@ impl RingWorkerEnd {
                 return Err(Closed::Gone);
             }
             let len = parts.iter().map(|part| part.len()).sum();
-            up.sleep_producer(|| self.producer.has_room_for(up, Some(len)));
+            up.sleep_producer(|| self.producer.has_room_for(up, Some(len)) || up.is_closed());
         }
         up.ring_attendant(self.doorbell);
         Ok(())
