@@ -22,6 +22,8 @@ pub(crate) struct Doorbell {
     /// How often it was rung.
     rung: AtomicU32,
     /// Whether the reader sleeps; on this word, so that whoever clears it ends the sleep, even before it has begun.
+    ///
+    /// Swapped, never stored to: see `Ring::asleep`.
     sleeping: AtomicU32,
 }
 
@@ -45,11 +47,11 @@ impl Doorbell {
 
     /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`.
     pub(crate) fn sleep(&self, heard: u32, limit: Option<Duration>) {
-        self.sleeping.store(1, Ordering::SeqCst);
+        self.sleeping.swap(1, Ordering::SeqCst);
         full_fence();
         if self.heard() == heard {
             futex::wait(&self.sleeping, 1, limit);
         }
-        self.sleeping.store(0, Ordering::SeqCst);
+        self.sleeping.swap(0, Ordering::SeqCst);
     }
 }

@@ -36,6 +36,9 @@ pub(super) struct Ring {
     head: Head,
     tail: Line<AtomicU64>,
     /// Whether the consumer sleeps, and where.
+    ///
+    /// Swapped, never stored to, as `wanting_room` is: so each write is after the one that it read, for whoever looks,
+    /// which costs what the store would, and without which loom does not know their order.
     asleep: Line<AtomicU32>,
     /// Whether the producer waits for room; a worker sleeps on this word, the pool's sender only says so.
     wanting_room: Line<AtomicU32>,
@@ -88,12 +91,12 @@ impl Ring {
 
     /// The consumer stays awake for now: nobody need ring.
     pub(super) fn attend(&self) {
-        self.asleep.0.store(AWAKE, Ordering::SeqCst);
+        self.asleep.0.swap(AWAKE, Ordering::SeqCst);
     }
 
     /// The consumer goes away. What is there at this moment it must look for itself, after this.
     pub(super) fn leave_unattended(&self) {
-        self.asleep.0.store(UNATTENDED, Ordering::SeqCst);
+        self.asleep.0.swap(UNATTENDED, Ordering::SeqCst);
         full_fence();
     }
 
@@ -122,7 +125,7 @@ impl Ring {
 
     /// A producer that does not sleep says that it wants to know of room.
     pub(super) fn want_room(&self) {
-        self.wanting_room.0.store(WAITS, Ordering::SeqCst);
+        self.wanting_room.0.swap(WAITS, Ordering::SeqCst);
         full_fence();
     }
 
@@ -164,12 +167,12 @@ fn ring(word: &AtomicU32) {
 }
 
 fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool) {
-    word.store(WAITS, Ordering::SeqCst);
+    word.swap(WAITS, Ordering::SeqCst);
     full_fence();
     if !ready() {
         futex::wait(word, WAITS, limit);
     }
-    word.store(AWAKE, Ordering::SeqCst);
+    word.swap(AWAKE, Ordering::SeqCst);
 }
 
 /// The producer's own memory of where it is.
