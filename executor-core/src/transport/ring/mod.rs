@@ -70,6 +70,8 @@
 //! wrong value at worst. Words that say who sleeps only decide about wake-ups: a worker that lies there delays itself.
 
 pub(crate) mod doorbell;
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+pub(crate) mod models;
 mod spsc;
 
 use std::{
