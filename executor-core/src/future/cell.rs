@@ -3,10 +3,7 @@
 use std::{
     any::Any,
     fmt,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, PoisonError},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -15,6 +12,10 @@ use super::callback::{CallbackQueue, catch};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
+    os::sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
     wire::payload::Payload,
 };
 

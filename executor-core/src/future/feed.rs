@@ -12,10 +12,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, OnceLock, PoisonError},
     task::Waker,
     time::Instant,
 };
@@ -24,6 +21,10 @@ use super::cell::{Awaited, Control, NOWHERE, Outcome, Wakers};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
+    os::sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 pub(crate) struct Feed {
@@ -271,7 +272,7 @@ impl FeedRun {
 
 impl Drop for FeedRun {
     fn drop(&mut self) {
-        let left = *self.left.get_mut();
+        let left = self.left.load(Ordering::Relaxed);
         if left == 0 || self.feed.forked() {
             return;
         }

@@ -7,8 +7,10 @@
 use std::{
     mem::MaybeUninit,
     ptr,
-    sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
+
+use super::sync::atomic::AtomicU8;
 
 /// Below the lowest usable address of the stack; a large frame can jump this far over its end.
 const GUARD_REACH_BYTES: usize = 1 << 20;

@@ -4,6 +4,7 @@
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! memory   an anonymous, sealed page that parent and child both see
+//! sync     atomics and locks, std's or a model checker's
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
 //! fault    tells a stack overflow from any other segmentation fault
@@ -16,9 +17,12 @@ pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod fault;
 pub(crate) mod fork;
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod socket;
 pub(crate) mod spin;
+pub(crate) mod sync;
 pub(crate) mod wake;

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::sync::MODEL;
+
 /// While it pays. Longer: more processor time for nothing when the other side does not answer at once. Shorter: answers
 /// are missed that are a few function calls away.
 const LIMIT: Duration = Duration::from_micros(10);
@@ -26,11 +28,14 @@ const SKIP_MAX: u32 = 63;
 fn may_spin() -> bool {
     use std::sync::OnceLock;
     static MAY: OnceLock<bool> = OnceLock::new();
-    *MAY.get_or_init(|| super::cpu::usable_cpus() > 1)
+    !MODEL && *MAY.get_or_init(|| super::cpu::usable_cpus() > 1)
 }
 
 /// The processor that this thread runs on at the moment.
 pub(crate) fn this_cpu() -> u32 {
+    if MODEL {
+        return 0;
+    }
     // SAFETY: no arguments, no memory; -1, if it fails, is a number like any other here.
     unsafe { libc::sched_getcpu() as u32 }
 }

@@ -20,7 +20,11 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Boards, Core, Pool, Threads, reader, starter};
+use super::{
+    Boards, Core, Pool, Threads,
+    reader::{self, Drains},
+    starter,
+};
 use crate::{
     error::{BrokenCause, ExitStatus},
     future::callback::catch,
@@ -67,7 +71,10 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
     };
     let reader = {
         let pool = Arc::clone(&pool);
-        thread::Builder::new().name("executor-reader".into()).spawn(move || pool.read_rings())?
+        thread::Builder::new().name("executor-reader".into()).spawn(move || {
+            super::OWN_THREAD.set(true);
+            pool.read_rings();
+        })?
     };
     let driver = Driver { pool: Arc::clone(&pool), workers: BTreeMap::new() };
     // Should this one be refused, the starter ends with its sender, which the caller drops.

@@ -25,6 +25,8 @@
 //! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
 
 mod driver;
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod models;
 mod reader;
 pub(crate) mod scheduler;
 #[cfg(test)]
@@ -44,6 +46,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use reader::Drains;
 use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 

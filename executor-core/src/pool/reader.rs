@@ -14,10 +14,7 @@
 //! another worker and ended there), who completes it pokes that word: [`Awaited`] remembers where its waiter sleeps.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -29,9 +26,13 @@ use crate::{
         cell::{Awaited, Wakers},
     },
     id::WorkerId,
+    os::sync::atomic::{AtomicBool, Ordering},
     transport::{
         Closed, Inbox, Link,
-        ring::{Lease, RingLink, doorbell::HEARING},
+        ring::{
+            Lease, RingLink,
+            doorbell::{Doorbell, HEARING},
+        },
     },
     wire::frame::{Frame, WireError},
 };
@@ -81,15 +82,26 @@ const NAP: Duration = Duration::from_micros(50);
 /// Frames that may lie in memory between two drains; a burst's memory is given back.
 const FRAMES_KEPT: usize = 4_096;
 
-impl Pool {
+/// Draining, for whoever has the rings and knows what to do with what comes: the pool, or a model of it.
+pub(super) trait Drains {
+    fn rings(&self) -> &Rings;
+    fn doorbell(&self) -> &Doorbell;
+    /// Completes futures, sends what is next; what is to be woken after that.
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken;
+    /// Nothing more comes from this worker.
+    fn on_drained(&self, id: WorkerId, closed: Closed);
+
     /// The reader's life.
-    pub(super) fn read_rings(&self) {
-        super::OWN_THREAD.set(true);
+    fn read_rings(&self) {
         let mut frames = Vec::new();
-        while !self.rings.closed.load(Ordering::SeqCst) {
-            let heard = self.doorbell.0.heard();
+        loop {
+            // Asked before anything is looked at, so that no ring falls between.
+            let heard = self.doorbell().heard();
+            if self.rings().closed.load(Ordering::SeqCst) {
+                return;
+            }
             let (mut any, mut in_runs) = (false, false);
-            for (id, ring) in &*self.rings.list() {
+            for (id, ring) in &*self.rings().list() {
                 if ring.is_rung() {
                     // What panics here is ours, and costs that worker only.
                     match catch(|| self.drain_ring(*id, ring, &mut frames)) {
@@ -97,22 +109,22 @@ impl Pool {
                             any |= drained.any;
                             in_runs |= drained.in_runs;
                         }
-                        Err(_) => self.notify(Notice::Drained(*id, Closed::Protocol(WireError::Truncated))),
+                        Err(_) => self.on_drained(*id, Closed::Protocol(WireError::Truncated)),
                     }
                 }
             }
             if in_runs {
                 thread::sleep(NAP);
             } else if !any {
-                self.doorbell.0.sleep(heard, Some(HEARING));
+                self.doorbell().sleep(heard, Some(HEARING));
             }
         }
     }
 
     /// Ends the reader.
-    pub(super) fn close_rings(&self) {
-        self.rings.closed.store(true, Ordering::SeqCst);
-        self.doorbell.0.ring();
+    fn close_rings(&self) {
+        self.rings().closed.store(true, Ordering::SeqCst);
+        self.doorbell().ring();
     }
 
     /// Drains one worker, unless somebody else does.
@@ -128,7 +140,7 @@ impl Pool {
         wakers.wake();
         frames.shrink_to(FRAMES_KEPT);
         let any = drained.unwrap_or_else(|closed| {
-            self.notify(Notice::Drained(id, closed));
+            self.on_drained(id, closed);
             true
         });
         Drained { any, in_runs }
@@ -145,10 +157,10 @@ impl Pool {
 
     /// Takes replies until what is awaited has come, where its task is with a worker that nobody drains; returns early when
     /// that is no more so. The caller then waits as anybody does.
-    pub(super) fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
+    fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
         let mut frames = Vec::new();
         while let Some(worker) = awaited.worker() {
-            let Some(ring) = self.rings.of(worker) else { return };
+            let Some(ring) = self.rings().of(worker) else { return };
             let Some(mut lease) = ring.try_lease() else { return };
             if lease.is_over() {
                 return;
@@ -161,7 +173,7 @@ impl Pool {
             match leave {
                 Leave::TryAgain => {}
                 Leave::Wait => return,
-                Leave::Over(closed) => return self.notify(Notice::Drained(worker, closed)),
+                Leave::Over(closed) => return self.on_drained(worker, closed),
             }
         }
     }
@@ -200,15 +212,33 @@ impl Pool {
     }
 }
 
+impl Drains for Pool {
+    fn rings(&self) -> &Rings {
+        &self.rings
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell.0
+    }
+
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
+        Pool::on_frames(self, id, frames)
+    }
+
+    fn on_drained(&self, id: WorkerId, closed: Closed) {
+        self.notify(Notice::Drained(id, closed));
+    }
+}
+
 /// What a look at one worker brought.
 #[derive(Default)]
-struct Drained {
+pub(super) struct Drained {
     any: bool,
     in_runs: bool,
 }
 
 /// What a thread does after its tenure of a lease.
-enum Leave {
+pub(super) enum Leave {
     TryAgain,
     /// Wait as anybody does.
     Wait,

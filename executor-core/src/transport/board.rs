@@ -17,20 +17,24 @@
 //! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
 //! and skips the frame.
 
-use std::{
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
-    time::Instant,
-};
+use std::time::Instant;
 
 use crate::{
     id::TaskId,
-    os::{clock, memory::SharedLayout},
+    os::{
+        clock,
+        memory::SharedLayout,
+        sync::{
+            self,
+            atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        },
+    },
 };
 
 /// Sendings that can be with one worker at a time: the one that runs and those sent ahead. More: more memory for each
 /// worker. Less: a worker that ends a task every 100 ns runs dry while its replies travel (about 50 µs here).
-pub(crate) const SLOTS: usize = 1024;
-const TEXT_BYTES: usize = 3 * 1024;
+pub(crate) const SLOTS: usize = if sync::MODEL { 2 } else { 1024 };
+const TEXT_BYTES: usize = if sync::MODEL { 3 } else { 3 * 1024 };
 
 const LAST: u64 = 0;
 const OFFERED: u64 = 1;
@@ -40,6 +44,7 @@ const TAKEN: u64 = 3;
 pub(crate) const ITEMS_MAX: u32 = 1 << 30;
 
 /// See the module's picture.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Board {
     claims: [AtomicU64; SLOTS],

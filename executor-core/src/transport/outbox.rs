@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 
-use crate::wire::{
-    frame::{HEADER_BYTES, Header},
-    payload::Payload,
+use crate::{
+    os::sync,
+    wire::{
+        frame::{HEADER_BYTES, Header},
+        payload::Payload,
+    },
 };
 
 /// Small frames that wait together leave together, up to this many bytes.
-const MESSAGE_BYTES_GOAL: usize = 16 * 1024;
+const MESSAGE_BYTES_GOAL: usize = if sync::MODEL { 1 } else { 16 * 1024 };
 
 pub(crate) struct Outbox {
     /// A frame that does not fit into a message of this size goes on in the next.

@@ -4,21 +4,26 @@
 //! it likes causes a look for nothing. One that put the word back to its old value at just the right moment could make
 //! another's ring go unheard; so the reader never sleeps for long while tasks are out ([`HEARING`]).
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::full_fence;
-use crate::os::{futex, memory::SharedLayout};
+use crate::os::{
+    futex,
+    memory::SharedLayout,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 /// Should a worker have garbled the word, the reader looks around after this.
 pub(crate) const HEARING: Duration = Duration::from_millis(500);
 
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Doorbell {
-    /// How often it was rung. The reader sleeps on this word.
+    /// How often it was rung.
     rung: AtomicU32,
+    /// Whether the reader sleeps; on this word, so that whoever clears it ends the sleep, even before it has begun.
+    ///
+    /// Swapped, never stored to: see `Ring::asleep`.
     sleeping: AtomicU32,
 }
 
@@ -31,7 +36,7 @@ impl Doorbell {
         self.rung.fetch_add(1, Ordering::SeqCst);
         full_fence();
         if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
-            futex::wake_one(&self.rung);
+            futex::wake_one(&self.sleeping);
         }
     }
 
@@ -42,11 +47,11 @@ impl Doorbell {
 
     /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`.
     pub(crate) fn sleep(&self, heard: u32, limit: Option<Duration>) {
-        self.sleeping.store(1, Ordering::SeqCst);
+        self.sleeping.swap(1, Ordering::SeqCst);
         full_fence();
         if self.heard() == heard {
-            futex::wait(&self.rung, heard, limit);
+            futex::wait(&self.sleeping, 1, limit);
         }
-        self.sleeping.store(0, Ordering::SeqCst);
+        self.sleeping.swap(0, Ordering::SeqCst);
     }
 }

@@ -53,7 +53,8 @@
 //!
 //! A thread that waits for a result takes the lease of the worker that has its task, and so takes the reply without a
 //! hop. When it gives the lease back, it says `UNATTENDED` first and looks at the ring then: what is there it rings for
-//! itself, what comes later the worker rings for. So there is always someone who will look: the holder before it
+//! itself, what comes later the worker rings for. The reader may hear that while the lease is not free yet, and cannot
+//! wait for it; so who gave it back looks at the word once more after that, and rings again. So there is always someone who will look: the holder before it
 //! sleeps or leaves; after that the reader. A ring that is `AWAKE` while nobody has the lease is one that the reader
 //! has been told of and has not got to: it looks at all that are not `UNATTENDED` before it sleeps, and `Doorbell`'s
 //! count, asked before the look, keeps it from sleeping over a ring that came during it.
@@ -69,16 +70,15 @@
 //! wrong value at worst. Words that say who sleeps only decide about wake-ups: a worker that lies there delays itself.
 
 pub(crate) mod doorbell;
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+pub(crate) mod models;
 mod spsc;
 
 use std::{
     collections::VecDeque,
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering, fence},
-    },
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -93,6 +93,10 @@ use crate::{
     os::{
         memory::{Shared, SharedLayout},
         spin::Spin,
+        sync::{
+            self, Mutex, MutexGuard,
+            atomic::{AtomicBool, Ordering, fence},
+        },
     },
     wire::{
         frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, WireError},
@@ -101,9 +105,10 @@ use crate::{
 };
 
 /// A frame above this goes in parts. Larger: a part waits for more room. Smaller: more rounds for a large payload.
-const PART_BYTES_MAX: usize = 32 * 1024;
+const PART_BYTES_MAX: usize = if sync::MODEL { (spsc::WORDS - 1) * 8 } else { 32 * 1024 };
 
 /// What pool and worker share.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Segment {
     pub(crate) board: Board,
@@ -205,7 +210,10 @@ impl RingLink {
 
     /// Whether somebody should look at the replies, or does.
     pub(crate) fn is_rung(&self) -> bool {
-        self.segment.up.is_attended()
+        let rung = self.segment.up.is_attended();
+        // Between this look and `try_lease`: either that finds the lease free, or who gives it back sees what we saw.
+        full_fence();
+        rung
     }
 
     /// Wakes who drains, if it sleeps: something it waits for has come from elsewhere.
@@ -221,7 +229,7 @@ impl RingLink {
             Err(std::sync::TryLockError::WouldBlock) => return None,
         };
         self.segment.up.attend();
-        Some(Lease { link: self, receiving })
+        Some(Lease { link: self, receiving, _left: Left(self) })
     }
 
     /// Whether there is something to do for who drains.
@@ -287,7 +295,12 @@ impl Drop for RingLink {
 pub(crate) struct Lease<'a> {
     link: &'a RingLink,
     receiving: MutexGuard<'a, Receiving>,
+    /// Dropped last: the lease is free then.
+    _left: Left<'a>,
 }
+
+/// The lease was given back.
+struct Left<'a>(&'a RingLink);
 
 impl Lease<'_> {
     /// Hands over what the worker has published, without waiting; whether there was anything.
@@ -368,7 +381,18 @@ impl Drop for Lease<'_> {
         let up = &self.link.segment.up;
         up.leave_unattended();
         if self.link.is_due(&self.receiving) {
-            up.ring_attendant(&self.link.doorbell);
+            // For whoever is next; `Left` tells the reader.
+            up.attend();
+        }
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        // Whoever was told of this ring before now has found the lease taken, and has gone back to sleep.
+        full_fence();
+        if self.0.segment.up.is_attended() {
+            self.0.doorbell.ring();
         }
     }
 }
@@ -414,7 +438,7 @@ impl RingWorkerEnd {
                 return Err(Closed::Gone);
             }
             let len = parts.iter().map(|part| part.len()).sum();
-            up.sleep_producer(|| self.producer.has_room_for(up, Some(len)));
+            up.sleep_producer(|| self.producer.has_room_for(up, Some(len)) || up.is_closed());
         }
         up.ring_attendant(self.doorbell);
         Ok(())

@@ -1,18 +1,24 @@
 //! One direction of a ring: words, positions, and the two doorbells. The protocol is in the folder's opening.
 
-use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::{doorbell::Doorbell, full_fence};
 use crate::os::{
     futex,
     spin::{Spin, this_cpu},
+    sync::{
+        self,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 /// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
-pub(super) const WORDS: usize = 16 * 1024;
+pub(super) const WORDS: usize = match (sync::MODEL, sync::LOOM) {
+    (false, _) => 16 * 1024,
+    // A header, its length, and two words.
+    (true, true) => 8,
+    (true, false) => 16,
+};
 const MASK: u64 = WORDS as u64 - 1;
 /// In a message's first word, beside its length: it is a value without a header. See [`Frame::more`].
 ///
@@ -28,11 +34,15 @@ const WAITS: u32 = 1;
 const UNATTENDED: u32 = 2;
 
 /// One direction. Positions on lines of their own: two processors write them.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Ring {
     head: Head,
     tail: Line<AtomicU64>,
     /// Whether the consumer sleeps, and where.
+    ///
+    /// Swapped, never stored to, as `wanting_room` is: so each write is after the one that it read, for whoever looks,
+    /// which costs what the store would, and without which loom does not know their order.
     asleep: Line<AtomicU32>,
     /// Whether the producer waits for room; a worker sleeps on this word, the pool's sender only says so.
     wanting_room: Line<AtomicU32>,
@@ -40,10 +50,12 @@ pub(super) struct Ring {
     words: [AtomicU64; WORDS],
 }
 
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Line<T>(T);
 
 /// What the producer writes.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Head {
     position: AtomicU64,
@@ -83,12 +95,12 @@ impl Ring {
 
     /// The consumer stays awake for now: nobody need ring.
     pub(super) fn attend(&self) {
-        self.asleep.0.store(AWAKE, Ordering::SeqCst);
+        self.asleep.0.swap(AWAKE, Ordering::SeqCst);
     }
 
     /// The consumer goes away. What is there at this moment it must look for itself, after this.
     pub(super) fn leave_unattended(&self) {
-        self.asleep.0.store(UNATTENDED, Ordering::SeqCst);
+        self.asleep.0.swap(UNATTENDED, Ordering::SeqCst);
         full_fence();
     }
 
@@ -117,7 +129,7 @@ impl Ring {
 
     /// A producer that does not sleep says that it wants to know of room.
     pub(super) fn want_room(&self) {
-        self.wanting_room.0.store(WAITS, Ordering::SeqCst);
+        self.wanting_room.0.swap(WAITS, Ordering::SeqCst);
         full_fence();
     }
 
@@ -150,18 +162,21 @@ impl Ring {
 }
 
 fn ring(word: &AtomicU32) {
-    if word.load(Ordering::Relaxed) == WAITS && word.swap(AWAKE, Ordering::SeqCst) == WAITS {
+    // Not a swap: a holder that leaves meanwhile has written UNATTENDED, which only who rings the doorbell may clear.
+    if word.load(Ordering::Relaxed) == WAITS
+        && word.compare_exchange(WAITS, AWAKE, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    {
         futex::wake_one(word);
     }
 }
 
 fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool) {
-    word.store(WAITS, Ordering::SeqCst);
+    word.swap(WAITS, Ordering::SeqCst);
     full_fence();
     if !ready() {
         futex::wait(word, WAITS, limit);
     }
-    word.store(AWAKE, Ordering::SeqCst);
+    word.swap(AWAKE, Ordering::SeqCst);
 }
 
 /// The producer's own memory of where it is.

@@ -1,0 +1,262 @@
+//! Who drains the workers' replies, under a model checker: the lease, the reader, the threads that wait for results.
+//!
+//! The rings, the reader's code and the cells are those of production; only the scheduler is left out: a reply completes
+//! the future whose task it names.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{
+    Taken,
+    reader::{Drains, Rings},
+};
+use crate::{
+    error::TaskError,
+    future::{
+        callback::CallbackQueue,
+        cell::{Awaited, Cell, Completer, Control, Wakers},
+    },
+    id::{TaskId, WorkerId},
+    os::{
+        memory::Shared,
+        sync::{
+            Mutex, MutexGuard,
+            atomic::{AtomicU32, Ordering},
+            thread,
+        },
+    },
+    transport::{
+        Closed, Link, WorkerEnd,
+        ring::{
+            RingWorkerEnd,
+            doorbell::Doorbell,
+            models::{check, ends, few},
+        },
+    },
+    wire::frame::{Frame, Header, Kind},
+};
+
+const WORKER: WorkerId = WorkerId(7);
+
+struct Pool {
+    rings: Rings,
+    doorbell: Arc<Shared<Doorbell>>,
+    /// By the task's number.
+    open: Mutex<Vec<Option<Completer>>>,
+    /// How often the worker's end was reported.
+    ended: AtomicU32,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Completer>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A task that is with the worker.
+    fn submit(self: &Arc<Self>, helped: bool) -> Arc<Cell> {
+        let mut open = self.lock();
+        let id = TaskId::from_raw(open.len() as u64);
+        let (cell, completer) = Cell::pending(id, Arc::new(Helper(Arc::clone(self), helped)));
+        completer.sent_to(WORKER);
+        open.push(Some(completer));
+        cell
+    }
+
+    /// It ends in another way than by a reply.
+    fn fail(&self, task: usize) {
+        let completer = self.lock()[task].take();
+        let mut wakers = Wakers::default();
+        if let Some(completer) = completer {
+            completer.complete_into(Err(TaskError::Cancelled), &mut wakers);
+        }
+        wakers.wake();
+    }
+
+    fn ring(&self) -> Arc<crate::transport::ring::RingLink> {
+        self.rings.of(WORKER).unwrap()
+    }
+}
+
+impl Drains for Pool {
+    fn rings(&self) -> &Rings {
+        &self.rings
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    fn on_frames(&self, _: WorkerId, frames: &mut Vec<Frame>) -> Taken {
+        let mut wakers = Wakers::default();
+        for frame in frames.drain(..) {
+            // Values without headers belong to the tasks that follow.
+            let first = frame.header.task.as_u64() as usize;
+            for (at, payload) in std::iter::once(frame.payload).chain(frame.more).enumerate() {
+                let completer = self.lock()[first + at].take();
+                if let Some(completer) = completer {
+                    completer.complete_into(Ok(payload), &mut wakers);
+                }
+            }
+        }
+        self.ring().credit(0);
+        Taken { wakers, in_runs: false }
+    }
+
+    fn on_drained(&self, _: WorkerId, closed: Closed) {
+        assert_eq!(closed, Closed::Gone);
+        assert_eq!(self.ended.fetch_add(1, Ordering::SeqCst), 0, "the end is reported once");
+        // The scheduler's judgement.
+        let tasks = self.lock().len();
+        for task in 0..tasks {
+            self.fail(task);
+        }
+    }
+}
+
+/// What the futures know of the pool; whether those who wait for them drain.
+struct Helper(Arc<Pool>, bool);
+
+impl Control for Helper {
+    fn cancel(&self, _: TaskId) -> bool {
+        unimplemented!()
+    }
+    fn cancel_running(&self, _: TaskId) -> bool {
+        unimplemented!()
+    }
+    fn is_running(&self, _: TaskId) -> bool {
+        unimplemented!()
+    }
+    fn callbacks(&self) -> &Arc<CallbackQueue> {
+        unimplemented!()
+    }
+    fn forked(&self) -> bool {
+        false
+    }
+    fn cancel_run(&self, _: TaskId, _: u32) {
+        unimplemented!()
+    }
+    fn help(&self, awaited: &dyn Awaited, deadline: Option<std::time::Instant>) {
+        if self.1 {
+            self.0.take_own_reply(awaited, deadline);
+        }
+    }
+    fn poke(&self, worker: WorkerId) {
+        if let Some(ring) = self.0.rings.of(worker) {
+            ring.poke();
+        }
+    }
+}
+
+fn pool() -> (Arc<Pool>, RingWorkerEnd) {
+    let (link, worker, doorbell) = ends();
+    let pool = Pool { rings: Rings::default(), doorbell, open: Mutex::default(), ended: AtomicU32::new(0) };
+    pool.rings.add(WORKER, Arc::new(link));
+    (Arc::new(pool), worker)
+}
+
+/// A worker that answers these tasks in turn.
+fn answer(mut worker: RingWorkerEnd, tasks: std::ops::Range<u64>) -> RingWorkerEnd {
+    for task in tasks {
+        worker.reply(Header { task: TaskId::from_raw(task), ..Header::new(Kind::Done) }, &[]).unwrap();
+    }
+    worker
+}
+
+/// Runs with a reader, and ends it; nobody may be left asleep.
+fn with_reader(pool: &Arc<Pool>, run: impl FnOnce()) {
+    let theirs = Arc::clone(pool);
+    let reader = thread::spawn(move || theirs.read_rings());
+    run();
+    pool.close_rings();
+    reader.join().unwrap();
+    pool.rings.remove(WORKER);
+}
+
+#[test]
+fn a_thread_that_waits_takes_its_reply_and_leaves_the_rest_to_the_reader() {
+    let tasks = few(2, 6);
+    check(2, move || {
+        let (pool, worker) = pool();
+        let mine = pool.submit(true);
+        let others: Vec<_> = (1..tasks).map(|_| pool.submit(false)).collect();
+        with_reader(&pool, || {
+            let worker = thread::spawn(move || answer(worker, 0..tasks));
+            assert!(mine.wait(None));
+            for other in &others {
+                assert!(other.wait(None));
+            }
+            worker.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn threads_that_wait_for_one_worker_hand_the_lease_on() {
+    let (tasks, preemptions) = (few(2, 5), few(1, 3) as usize);
+    check(preemptions, move || {
+        let (pool, worker) = pool();
+        let cells: Vec<_> = (0..tasks).map(|_| pool.submit(true)).collect();
+        let (last, others) = cells.split_last().unwrap();
+        with_reader(&pool, || {
+            let others: Vec<_> = others
+                .iter()
+                .map(|cell| {
+                    let cell = Arc::clone(cell);
+                    thread::spawn(move || assert!(cell.wait(None)))
+                })
+                .collect();
+            let worker = thread::spawn(move || answer(worker, 0..tasks));
+            assert!(last.wait(None));
+            for other in others {
+                other.join().unwrap();
+            }
+            worker.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn the_end_of_a_worker_is_heard_at_any_moment_and_once() {
+    let answered = few(1, 3);
+    check(2, move || {
+        let (pool, worker) = pool();
+        let cells: Vec<_> = (0..=answered).map(|_| pool.submit(true)).collect();
+        let theirs = Arc::clone(&pool);
+        with_reader(&pool, || {
+            let driver = thread::spawn(move || {
+                // What a worker had published before its death is received; what it had not is lost.
+                answer(worker, 0..answered);
+                theirs.ring().hang_up();
+            });
+            for cell in &cells {
+                assert!(cell.wait(None));
+            }
+            driver.join().unwrap();
+        });
+        assert_eq!(pool.ended.load(Ordering::SeqCst), 1);
+        for (task, cell) in cells.iter().enumerate() {
+            assert_eq!(cell.error().is_none(), (task as u64) < answered, "task {task}");
+        }
+    });
+}
+
+#[test]
+fn a_future_that_ends_elsewhere_frees_its_thread_and_nobody_is_forgotten() {
+    let tasks = few(2, 4);
+    check(2, move || {
+        let (pool, worker) = pool();
+        let mine = pool.submit(true);
+        let others: Vec<_> = (1..tasks).map(|_| pool.submit(false)).collect();
+        let theirs = Arc::clone(&pool);
+        with_reader(&pool, || {
+            // Its reply comes at the same time as its end.
+            let worker = thread::spawn(move || answer(worker, 0..tasks));
+            let canceller = thread::spawn(move || theirs.fail(0));
+            assert!(mine.wait(None));
+            for other in &others {
+                assert!(other.wait(None));
+            }
+            canceller.join().unwrap();
+            worker.join().unwrap();
+        });
+    });
+}

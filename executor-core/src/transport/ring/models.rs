@@ -1,0 +1,251 @@
+//! The ring's own code under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//!
+//! A model ends when all its threads have: one that sleeps for ever is a deadlock, which both checkers report. So each
+//! model proves two things: what its assertions say, and that no wake-up is lost.
+
+use std::sync::Arc;
+
+use super::{
+    Closed, Doorbell, Link, Ring, RingLink, RingWorkerEnd, Segment, connect,
+    spsc::{Consumer, Producer, WORDS},
+};
+use crate::{
+    os::{
+        memory::{Shared, forget_all},
+        spin::Spin,
+        sync::{
+            self,
+            atomic::{AtomicU32, Ordering},
+            thread,
+        },
+    },
+    transport::{
+        WorkerEnd,
+        board::{Begun, Board, SLOTS},
+    },
+    wire::frame::{Header, Kind},
+};
+
+/// Takes a model through its interleavings: loom through all with at most this many preemptions (a switch away from a
+/// thread that could go on; switches where a thread sleeps are free), shuttle through `EXECUTOR_ROUNDS` random ones and
+/// as many with few preemptions at random places.
+///
+/// Shuttle's rounds are the same each time, unless `EXECUTOR_SEED` says otherwise; a failure prints the seed of its
+/// round, which `SHUTTLE_RANDOM_SEED` repeats.
+pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let model = move || {
+        forget_all();
+        model();
+    };
+    #[cfg(executor_loom)]
+    {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+        builder.max_branches = 100_000;
+        builder.check(model);
+    }
+    #[cfg(executor_shuttle)]
+    {
+        use shuttle::{
+            Config, Runner,
+            scheduler::{PctScheduler, RandomScheduler},
+        };
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        let rounds = number("EXECUTOR_ROUNDS").unwrap_or(300) as usize;
+        let seed = number("EXECUTOR_SEED").unwrap_or(0);
+        let mut config = Config::new();
+        config.stack_size = 256 * 1024;
+        let model = Arc::new(model);
+        let again = Arc::clone(&model);
+        Runner::new(RandomScheduler::new_from_seed(seed, rounds), config.clone()).run(move || again());
+        Runner::new(PctScheduler::new_from_seed(seed, preemptions + 1, rounds), config).run(move || model());
+    }
+}
+
+/// This many where everything is tried, that many elsewhere.
+pub(crate) fn few(loom: u64, shuttle: u64) -> u64 {
+    if sync::LOOM { loom } else { shuttle }
+}
+
+/// Both ends, and the doorbell.
+pub(crate) fn ends() -> (RingLink, RingWorkerEnd, Arc<Shared<Doorbell>>) {
+    let (segment, doorbell) = (Shared::<Segment>::new(), Arc::new(Shared::<Doorbell>::new()));
+    let worker = RingWorkerEnd::new(segment.mirror(), doorbell.mirror());
+    (connect(segment, Arc::clone(&doorbell)), worker, doorbell)
+}
+
+/// A ring of one direction, as both sides see it.
+fn ring() -> Arc<Ring> {
+    Arc::default()
+}
+
+/// Three words, or a few more.
+fn message(number: u64) -> Vec<u8> {
+    [number; WORDS / 2 - 2].map(u64::to_le_bytes).concat()
+}
+
+#[test]
+fn messages_arrive_in_order_and_both_sides_wake() {
+    // The third finds the ring full and its end behind the ring's end.
+    let count = few(3, 12);
+    check(3, move || {
+        let ring = ring();
+        let theirs = Arc::clone(&ring);
+        let producer = thread::spawn(move || {
+            let mut producer = Producer::default();
+            for number in 0..count {
+                let message = message(number);
+                while !producer.write(&theirs, [&message]).unwrap() {
+                    theirs.sleep_producer(|| producer.has_room_for(&theirs, Some(message.len())));
+                }
+                theirs.ring_consumer();
+            }
+        });
+        let (mut consumer, mut spin, mut read) = (Consumer::default(), Spin::default(), Vec::new());
+        for number in 0..count {
+            while !consumer.read(&ring, &mut read).unwrap() {
+                ring.sleep_consumer(&mut spin, None, || !consumer.is_empty(&ring));
+            }
+            ring.ring_producer();
+            assert_eq!(read, message(number));
+        }
+        producer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_ring_that_closes_lets_both_sides_go() {
+    check(3, || {
+        let (link, mut worker, _) = ends();
+        let worker = thread::spawn(move || {
+            // One reply fits, the second waits for room that never comes.
+            let replied = (0..3).try_for_each(|_| worker.reply(Header::new(Kind::Ready), &[]));
+            assert_eq!(replied, Err(Closed::Gone));
+            assert_eq!(worker.recv().unwrap_err(), Closed::Gone);
+        });
+        drop(link);
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn a_sending_is_claimed_or_taken_back_never_both() {
+    check(4, || {
+        let board = Arc::new(Board::default());
+        let old = 3;
+        let new = old + SLOTS as u32;
+        board.offer(old, 0);
+        let theirs = Arc::clone(&board);
+        let worker = thread::spawn(move || (theirs.claim(old, 0, false), theirs.claim(new, 0, false)));
+        let taken = board.take_back(old, 0);
+        if taken {
+            // The slot serves again, while the frame of the old sending may still be on its way.
+            board.offer(new, 0);
+        }
+        let (claimed, claimed_new) = worker.join().unwrap();
+        assert!(claimed ^ taken);
+        assert!(!claimed_new || taken, "what was never offered");
+        assert_eq!(matches!(board.begun(old), Begun::Yes(..)), claimed);
+        assert_eq!(matches!(board.begun(new), Begun::Yes(..)), claimed_new);
+        if taken {
+            assert!(claimed_new ^ board.take_back(new, 0), "an old frame must not claim a new sending");
+        }
+    });
+}
+
+#[test]
+fn the_rest_of_a_run_is_begun_or_taken_back_never_both() {
+    let items = few(3, 6) as u32;
+    check(4, move || {
+        let board = Arc::new(Board::default());
+        board.offer(3, 0);
+        let theirs = Arc::clone(&board);
+        let worker = thread::spawn(move || {
+            let begun = |item| match item {
+                0 => theirs.claim(3, 0, false),
+                item => theirs.claim_next(3, item),
+            };
+            (0..items).take_while(|item| begun(*item)).count() as u32
+        });
+        let rest = board.take_rest(3);
+        let all = rest.is_none() && board.take_back(3, 0);
+        let begun = worker.join().unwrap();
+        match rest {
+            Some(last) => assert_eq!(begun, last + 1),
+            None if all => assert_eq!(begun, 0),
+            None => assert_eq!(begun, items),
+        }
+    });
+}
+
+#[test]
+fn no_ring_of_the_doorbell_is_lost() {
+    let (workers, times) = (few(2, 3), few(1, 3) as u32);
+    check(3, move || {
+        let doorbell = Arc::new(Doorbell::default());
+        // Relaxed: what was done before ringing is to be seen after it was heard.
+        let done: Arc<Vec<AtomicU32>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
+        let workers: Vec<_> = (0..workers as usize)
+            .map(|at| {
+                let (doorbell, done) = (Arc::clone(&doorbell), Arc::clone(&done));
+                thread::spawn(move || {
+                    for time in 1..=times {
+                        done[at].store(time, Ordering::Relaxed);
+                        doorbell.ring();
+                    }
+                })
+            })
+            .collect();
+        loop {
+            let heard = doorbell.heard();
+            if done.iter().all(|done| done.load(Ordering::Relaxed) == times) {
+                break;
+            }
+            doorbell.sleep(heard, None);
+        }
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
+    let count = few(2, 8) as u32;
+    check(2, move || {
+        let (link, mut worker, doorbell) = ends();
+        let link = Arc::new(link);
+        let worker = thread::spawn(move || {
+            for number in 0..count {
+                assert_eq!(worker.recv().unwrap().header.seq, number);
+            }
+            worker.reply(Header::new(Kind::Ready), &[]).unwrap();
+        });
+        let theirs = Arc::clone(&link);
+        // The pool's reader, in short: that one and its part of the lease are in `pool/models.rs`.
+        let reader = thread::spawn(move || {
+            let mut replied = false;
+            while !replied {
+                let heard = doorbell.heard();
+                let mut any = false;
+                if theirs.is_rung()
+                    && let Some(mut lease) = theirs.try_lease()
+                {
+                    any = lease.drain(|_| replied = true).unwrap();
+                    if !any {
+                        theirs.credit(0);
+                    }
+                }
+                if !any && !replied {
+                    doorbell.sleep(heard, None);
+                }
+            }
+        });
+        for number in 0..count {
+            link.send(Header { seq: number, ..Header::new(Kind::Stop) }, &Vec::new().into());
+        }
+        link.flush();
+        worker.join().unwrap();
+        reader.join().unwrap();
+    });
+}
