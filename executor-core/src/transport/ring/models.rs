@@ -103,7 +103,7 @@ fn messages_arrive_in_order_and_both_sides_wake() {
         });
         let (mut consumer, mut spin, mut read) = (Consumer::default(), Spin::default(), Vec::new());
         for number in 0..count {
-            while !consumer.read(&ring, &mut read).unwrap() {
+            while consumer.read(&ring, &mut read).unwrap().is_none() {
                 ring.sleep_consumer(&mut spin, None, || !consumer.is_empty(&ring));
             }
             ring.ring_producer();
