@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `error`, `id` | plain vocabulary |
 //! | `os` | what is asked of the operating system |
+//! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
 //! | `transport` | how frames move |
@@ -28,6 +29,7 @@ mod os;
 mod pool;
 #[doc(hidden)]
 pub mod registry;
+mod segment;
 mod task;
 mod transport;
 mod wire;
@@ -45,6 +47,7 @@ pub use future::{
 };
 pub use id::TaskId;
 pub use os::cpu::usable_cpus;
+pub use pool::Stats;
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},
