@@ -9,6 +9,7 @@
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
+//! | `shm` | shared objects that travel: `SharedBytes` |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
@@ -30,6 +31,7 @@ mod pool;
 #[doc(hidden)]
 pub mod registry;
 mod segment;
+mod shm;
 mod task;
 mod transport;
 mod wire;
@@ -48,6 +50,7 @@ pub use future::{
 pub use id::TaskId;
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;
+pub use shm::SharedBytes;
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},
