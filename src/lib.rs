@@ -44,6 +44,13 @@
 //! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
 //! reaps the workers. If the program dies in any other way, its workers and what they have started die too.
 //!
+//! # Large bytes
+//!
+//! Any argument or result may be large: above 32 KiB it goes through shared memory, of which the executor keeps some for
+//! the next one. A task that takes `&[u8]` or `&str` reads its argument where it lies; a `Vec<u8>` that comes back is
+//! copied once. [`SharedBytes`] cross without any copy, and are in memory once however many tasks read them.
+//! [`stats`](ProcessPoolExecutor::stats) tells how much memory an executor shares with its workers.
+//!
 //! # Limits, per task
 //!
 //! ```

@@ -14,7 +14,7 @@ use std::{
 };
 
 use executor::{
-    __private::{Call, CallContext, CallResult, Stage},
+    __private::{Buffer, Call, CallContext, CallResult, Stage},
     Task, TaskArgs, TaskFn, task,
 };
 use serde::{Deserialize, Serialize};
@@ -26,9 +26,12 @@ fn run<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<F::Output, CallResult> {
 
 fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, CallResult> {
     let (args, _) = task.into_parts();
-    let mut bytes = Vec::new();
+    let mut bytes = Buffer::new();
     F::encode_args(args, &mut bytes).unwrap_or_else(|error| panic!("{error}"));
-    let mut cx = CallContext::new(b"head".to_vec(), check);
+    let bytes = bytes.into_vec();
+    let mut out = Buffer::new();
+    out.extend_from_slice(b"head");
+    let mut cx = CallContext::new(out, check);
     let entry = executor::registry::lookup(F::entry().id).expect("it is registered");
     assert!(std::ptr::eq(entry, F::entry()));
     let result = match &entry.call {
@@ -38,11 +41,12 @@ fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, C
     match result {
         CallResult::Done => {
             assert_eq!(cx.stage, Stage::Encode);
-            let reply = cx.out.strip_prefix(b"head").expect("the result is appended");
+            let out = cx.out.into_vec();
+            let reply = out.strip_prefix(b"head").expect("the result is appended");
             Ok(F::decode_output(reply).unwrap_or_else(|error| panic!("{error}")))
         }
         other => {
-            assert_eq!(cx.out, b"head", "nothing but a result is written");
+            assert_eq!(cx.out.into_vec(), b"head", "nothing but a result is written");
             Err(other)
         }
     }
@@ -489,7 +493,7 @@ fn panics() {
 #[test]
 fn failing_in_each_stage() {
     let (args, _) = take_moody::task(1, Moody::default()).into_parts();
-    let error = take_moody::encode_args(args, &mut Vec::new()).unwrap_err();
+    let error = take_moody::encode_args(args, &mut Buffer::new()).unwrap_err();
     assert_eq!(error.message, "argument `moody`: in no mood");
 
     let encoded = take_moody::task(1, Moody::default()).encode();
@@ -508,7 +512,7 @@ fn failing_in_each_stage() {
 #[test]
 fn a_panic_passes_through_and_the_stage_tells_where() {
     let stage_of = |entry: &executor::__private::TaskEntry, bytes: &[u8]| {
-        let mut cx = CallContext::new(Vec::new(), false);
+        let mut cx = CallContext::new(Buffer::new(), false);
         let Call::Sync(call) = entry.call else { panic!() };
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(bytes, &mut cx))).unwrap_err();
         cx.stage
@@ -521,7 +525,7 @@ fn a_panic_passes_through_and_the_stage_tells_where() {
 fn bytes_that_are_no_arguments() {
     let Call::Sync(call) = add::entry().call else { panic!() };
     for bytes in [&[][..], &[1], &[1, 2, 3], &[0xff; 40]] {
-        let result = call(bytes, &mut CallContext::new(Vec::new(), false));
+        let result = call(bytes, &mut CallContext::new(Buffer::new(), false));
         assert!(matches!(result, CallResult::Decode(_)), "{result:?}");
     }
     assert!(add::decode_output(&[]).is_err());

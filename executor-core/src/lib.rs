@@ -6,8 +6,10 @@
 //! |---|---|
 //! | `error`, `id` | plain vocabulary |
 //! | `os` | what is asked of the operating system |
+//! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
+//! | `shm` | shared objects that travel: `SharedBytes` |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
@@ -28,6 +30,8 @@ mod os;
 mod pool;
 #[doc(hidden)]
 pub mod registry;
+mod segment;
+mod shm;
 mod task;
 mod transport;
 mod wire;
@@ -45,6 +49,8 @@ pub use future::{
 };
 pub use id::TaskId;
 pub use os::cpu::usable_cpus;
+pub use pool::Stats;
+pub use shm::SharedBytes;
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},

@@ -26,9 +26,17 @@ pub use crate::{
     id::FnId,
     registry::{Call, CallContext, CallResult, Stage, TASKS, TaskEntry},
     task::{Task, TaskArgs, TaskFn},
-    wire::codec::{Codec, CodecError, Format, MessagePack, Postcard},
+    wire::{
+        buffer::Buffer,
+        codec::{Codec, CodecError, Format, MessagePack, Postcard},
+    },
 };
 pub use linkme;
+
+use crate::{
+    os::arena,
+    wire::attachment::{self, Attachment},
+};
 
 /// Asks questions about `T`.
 #[derive(Debug)]
@@ -91,10 +99,10 @@ impl<T, E> Outcome<true> for Result<T, E> {
 pub trait Travels<'de, V> {
     /// What is decoded, for a call to borrow from.
     type Decoded;
-    fn encode<F: Format>(value: &Self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode<F: Format>(value: &Self, out: &mut Buffer) -> Result<(), CodecError>;
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
     /// Encodes what was decoded, for the round-trip check.
-    fn encode_again<F: Format>(decoded: &Self::Decoded, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode_again<F: Format>(decoded: &Self::Decoded, out: &mut Buffer) -> Result<(), CodecError>;
 }
 
 /// As the type's serde implementation says.
@@ -124,7 +132,7 @@ impl<const N: usize> Probe<[u8; N]> {
 impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
     type Decoded = T;
     #[inline]
-    fn encode<F: Format>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    fn encode<F: Format>(value: &T, out: &mut Buffer) -> Result<(), CodecError> {
         F::encode(value, out)
     }
     #[inline]
@@ -132,7 +140,7 @@ impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
         F::next(reader)
     }
     #[inline]
-    fn encode_again<F: Format>(decoded: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    fn encode_again<F: Format>(decoded: &T, out: &mut Buffer) -> Result<(), CodecError> {
         F::encode(decoded, out)
     }
 }
@@ -144,7 +152,7 @@ macro_rules! travels {
         impl<'de, $($generics)*> Travels<'de, $way> for $type {
             type Decoded = $decoded;
             #[inline]
-            fn encode<F: Format>($value: &$type, out: &mut Vec<u8>) -> Result<(), CodecError> {
+            fn encode<F: Format>($value: &$type, out: &mut Buffer) -> Result<(), CodecError> {
                 F::encode($encode, out)
             }
             #[inline]
@@ -152,7 +160,7 @@ macro_rules! travels {
                 F::next::<$wire>(reader).map($decode)
             }
             #[inline]
-            fn encode_again<F: Format>(decoded: &$decoded, out: &mut Vec<u8>) -> Result<(), CodecError> {
+            fn encode_again<F: Format>(decoded: &$decoded, out: &mut Buffer) -> Result<(), CodecError> {
                 <Self as Travels<'de, $way>>::encode::<F>(decoded, out)
             }
         }
@@ -160,8 +168,8 @@ macro_rules! travels {
 }
 
 travels! {
-    [] AsBytes: Vec<u8> => Vec<u8>, |value| Bytes::new(value), ByteBuf => ByteBuf::into_vec;
-    [] AsBytes: Box<[u8]> => Box<[u8]>, |value| Bytes::new(value), ByteBuf => |bytes| bytes.into_vec().into_boxed_slice();
+    [] AsBytes: Vec<u8> => Vec<u8>, |value| Bytes::new(value), &'de Bytes => |bytes: &'de Bytes| arena::copy(bytes);
+    [] AsBytes: Box<[u8]> => Box<[u8]>, |value| Bytes::new(value), &'de Bytes => |bytes: &'de Bytes| arena::copy(bytes).into();
     [] AsBytes: [u8] => &'de [u8], |value| Bytes::new(value), &'de Bytes => |bytes: &'de Bytes| -> &'de [u8] { bytes };
     [const N: usize] AsBytes: [u8; N] => [u8; N], |value| Bytes::new(value), ByteArray<N> => ByteArray::into_array;
     [] AsSerde: str => &'de str, |value| value, &'de str => |text| text;
@@ -176,9 +184,9 @@ travels! {
 /// Both sides of a task get theirs by calling [`way`] with the same words, so that a type that cannot travel is told
 /// once, in serde's own words, and not once for each use.
 pub struct Way<'de, F: Format, T: ?Sized, D> {
-    encode: fn(&T, &mut Vec<u8>) -> Result<(), CodecError>,
+    encode: fn(&T, &mut Buffer) -> Result<(), CodecError>,
     decode: fn(&mut F::Reader<'de>) -> Result<D, CodecError>,
-    encode_again: fn(&D, &mut Vec<u8>) -> Result<(), CodecError>,
+    encode_again: fn(&D, &mut Buffer) -> Result<(), CodecError>,
 }
 
 // `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
@@ -199,7 +207,7 @@ pub fn encode<F: Format, T: ?Sized, D>(
     way: Way<'_, F, T, D>,
     name: &'static str,
     value: &T,
-    out: &mut Vec<u8>,
+    out: &mut Buffer,
 ) -> Result<(), CodecError> {
     (way.encode)(value, out).map_err(|error| error.of_argument(name))
 }
@@ -209,14 +217,20 @@ pub struct Arguments<'de, F: Format> {
     reader: F::Reader<'de>,
     sent: usize,
     /// What the decoded arguments encode to, when a check is asked for.
-    again: Option<Vec<u8>>,
+    again: Option<Buffer>,
+    attachments: Vec<Attachment>,
 }
 
 impl<'de, F: Format> Arguments<'de, F> {
     #[inline]
     pub fn new(bytes: &'de [u8], cx: &mut CallContext) -> Self {
         cx.stage = Stage::Decode;
-        Arguments { reader: F::reader(bytes), sent: bytes.len(), again: cx.check.then(Vec::new) }
+        Arguments {
+            reader: F::reader(bytes),
+            sent: bytes.len(),
+            again: cx.check.then(Buffer::new),
+            attachments: std::mem::take(&mut cx.attachments),
+        }
     }
 
     #[inline(always)]
@@ -225,12 +239,12 @@ impl<'de, F: Format> Arguments<'de, F> {
         way: Way<'de, F, T, D>,
         name: &'static str,
     ) -> Result<D, CallResult> {
-        let decoded = match (way.decode)(&mut self.reader) {
+        let decoded = match attachment::offer(&self.attachments, || (way.decode)(&mut self.reader)) {
             Ok(decoded) => decoded,
             Err(error) => return Err(self.failed(error.of_argument(name))),
         };
         if let Some(again) = &mut self.again
-            && let Err(error) = (way.encode_again)(&decoded, again)
+            && let (Err(error), _) = attachment::collect(|| (way.encode_again)(&decoded, again))
         {
             return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&error.of_argument(name).message)));
         }
@@ -280,8 +294,12 @@ fn not_round_trip<F: Format>(what: &str) -> CodecError {
 #[inline(always)]
 pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
     let start = cx.out.len();
-    match (way.encode)(value, &mut cx.out) {
-        Ok(()) => CallResult::Done,
+    let (encoded, attachments) = attachment::collect(|| (way.encode)(value, &mut cx.out));
+    match encoded {
+        Ok(()) => {
+            cx.attachments = attachments;
+            CallResult::Done
+        }
         Err(error) => {
             cx.out.truncate(start);
             CallResult::Encode(error)
@@ -338,10 +356,10 @@ impl<E: Serialize + DeserializeOwned> Probe<E> {
 
 impl<E: Serialize> Value<E> for ItsValue {
     fn value<F: Format>(error: &E) -> Option<(Codec, ByteBuf)> {
-        let mut bytes = Vec::new();
+        let mut bytes = Buffer::new();
         // An error that cannot be encoded is still an error with a message; only `downcast` finds nothing.
         F::encode(error, &mut bytes).ok()?;
-        Some((F::CODEC, ByteBuf::from(bytes)))
+        Some((F::CODEC, ByteBuf::from(bytes.into_vec())))
     }
 }
 

@@ -171,7 +171,7 @@ impl Task {
             impl #impl_generics __executor::TaskArgs<(#(#types,)*)> for #handle #where_clause {
                 fn encode_args(
                     (#(#locals,)*): (#(#types,)*),
-                    #out: &mut ::std::vec::Vec<::core::primitive::u8>,
+                    #out: &mut __executor::Buffer,
                 ) -> ::core::result::Result<(), __executor::CodecError> {
                     #(let #locals = &#locals;)*
                     #(#encode)*

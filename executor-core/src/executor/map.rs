@@ -26,7 +26,10 @@ use crate::{
     pool::RunCall,
     task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
-    wire::frame::run_of,
+    wire::{
+        buffer::{Buffer, Contents},
+        frame::run_of,
+    },
 };
 
 /// Made by [`map`](crate::ProcessPoolExecutor::map): an iterator over the results, one `Result` for each item.
@@ -79,11 +82,10 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
 }
 
 /// Items that are encoded and not submitted yet.
-#[derive(Default)]
 struct OpenRun {
     /// Where each item's arguments end.
     ends: Vec<u32>,
-    bytes: Vec<u8>,
+    bytes: Buffer,
 }
 
 /// Look-ahead when none is asked for: enough for workers never to wait for the caller, little enough to hold.
@@ -100,6 +102,7 @@ const RUN_BYTES_MAX: usize = 16 * 1024;
 impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     pub(crate) fn new(executor: Box<dyn Executor>, make: M, input: I) -> Self {
         Map {
+            run: OpenRun { ends: Vec::new(), bytes: executor.buffer() },
             executor,
             make,
             input: Some(input),
@@ -114,7 +117,6 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             taken: 0,
             yielded: 0,
             chunk: 1,
-            run: OpenRun::default(),
             marker: std::marker::PhantomData,
         }
     }
@@ -211,7 +213,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     fn end(&mut self) {
         self.over = true;
         self.input = None;
-        self.run = OpenRun::default();
+        self.run.ends = Vec::new();
+        self.run.bytes = Buffer::new();
         if let Some(feed) = self.feed.take() {
             feed.cancel();
         }
@@ -223,8 +226,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         let count = ends.len() as u32;
         let arguments = match count {
             0 => return,
-            1 => bytes[..].into(),
-            _ => run_of(ends, bytes).into(),
+            1 => bytes.bytes().into(),
+            _ => run_of(ends, bytes.bytes()).into(),
         };
         ends.clear();
         bytes.clear();
@@ -306,26 +309,33 @@ where
         if !plain {
             self.submit_run(feed);
         }
-        let before = self.run.bytes.len();
+        self.run.bytes.begin();
         let encoded = encode::<F, A>(args, &options, &mut self.run.bytes);
         let number = self.taken;
-        if let Err(error) = encoded {
-            self.run.bytes.truncate(before);
-            // A run's items are consecutive.
-            self.submit_run(feed);
+        let attachments = match encoded {
+            Ok(attachments) => attachments,
+            Err(error) => {
+                // A run's items are consecutive.
+                self.submit_run(feed);
+                self.taken += 1;
+                feed.deliver_error(number, error);
+                return;
+            }
+        };
+        let small =
+            matches!(self.run.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= RUN_BYTES_MAX);
+        if plain && small && attachments.is_empty() {
             self.taken += 1;
-            feed.deliver_error(number, error);
-            return;
-        }
-        self.taken += 1;
-        if plain && u32::try_from(self.run.bytes.len()).is_ok() {
             self.run.ends.push(self.run.bytes.len() as u32);
             return;
         }
-        let arguments = std::mem::take(&mut self.run.bytes).split_off(before);
+        // What is large, or has descriptors with it, travels by itself.
+        let arguments = self.run.bytes.take(attachments);
+        self.submit_run(feed);
+        self.taken += 1;
         self.executor.submit_run(RawRun(RunCall {
             entry,
-            arguments: arguments.into(),
+            arguments,
             count: 1,
             options,
             check,

@@ -29,6 +29,10 @@ use crate::{
     pool::{Call, RunCall},
     registry::TaskEntry,
     task::{Task, TaskArgs, TaskOptions},
+    wire::{
+        attachment::{self, Attachment},
+        buffer::Buffer,
+    },
 };
 
 /// Something that runs tasks: the common part of all executors, for code that does not care which.
@@ -63,6 +67,12 @@ pub trait Executor: Send + Sync {
     /// How long a call of this function takes, as far as is known.
     #[doc(hidden)]
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration>;
+
+    /// What arguments are to be encoded into.
+    #[doc(hidden)]
+    fn buffer(&self) -> Buffer {
+        Buffer::new()
+    }
 
     /// Another handle of the same executor.
     #[doc(hidden)]
@@ -188,6 +198,10 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).estimate(entry)
     }
 
+    fn buffer(&self) -> Buffer {
+        (**self).buffer()
+    }
+
     fn handle(&self) -> Box<dyn Executor> {
         (**self).handle()
     }
@@ -205,6 +219,10 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
     }
 }
 
+thread_local! {
+    static SMALL: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
 /// Encodes here, in the caller's thread; decodes where the value is read.
 fn submit<E, F, A>(executor: &E, task: Task<F, A>) -> TaskFuture<F::Output>
 where
@@ -212,20 +230,29 @@ where
     F: TaskArgs<A>,
 {
     let (args, options) = task.into_parts();
-    let mut bytes = Vec::new();
-    let arguments = encode::<F, A>(args, &options, &mut bytes).map(|()| bytes.into());
+    // One vector for each thread that submits.
+    let mut buffer = executor.buffer().using(SMALL.take());
+    let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
+    SMALL.set(buffer.into_small());
     let entry = F::entry();
     let check = must_check(entry);
     TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check })).0)
 }
 
 /// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
-fn encode<F: TaskArgs<A>, A>(args: A, options: &TaskOptions, out: &mut Vec<u8>) -> Result<(), TaskError> {
-    let message = match catch(|| F::encode_args(args, out)) {
-        Ok(Ok(())) => return Ok(()),
+fn encode<F: TaskArgs<A>, A>(
+    args: A,
+    options: &TaskOptions,
+    out: &mut Buffer,
+) -> Result<Vec<Attachment>, TaskError> {
+    let start = out.len();
+    let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(args, out)));
+    let message = match encoded {
+        Ok(Ok(())) => return Ok(attachments),
         Ok(Err(error)) => error.message,
         Err(panic) => format!("its Serialize panicked: {panic}"),
     };
+    out.truncate(start);
     Err(TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message)))
 }
 

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     future::Future,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,6 +19,11 @@ use crate::{
     error::{CodecFailure, Side, TaskError},
     id::TaskId,
     task::TaskFn,
+    wire::{
+        attachment,
+        codec::{self, CodecError},
+        payload::Payload,
+    },
 };
 
 /// The result to come of a submitted task.
@@ -60,12 +66,35 @@ enum OnDrop {
 pub(crate) fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
     let payload = outcome?;
     // The result's `Deserialize` is user code; its panic is this future's failure and nobody else's.
-    let message = match catch(|| F::decode_output(&payload)) {
+    let message = match catch(|| decode_payload::<F>(&payload)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.message,
         Err(panic) => format!("its Deserialize panicked: {panic}"),
     };
     Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
+}
+
+fn decode_payload<F: TaskFn>(payload: &Payload) -> Result<F::Output, CodecError> {
+    if !matches!(payload, Payload::Large(_)) {
+        return F::decode_output(payload);
+    }
+    let lost = |error: io::Error| CodecError::new(format!("its memory cannot be read: {error}"));
+    if let Some(received) = payload.as_received() {
+        // A byte vector is copied once, from where the worker wrote it to where the user has it.
+        let mut output: Option<F::Output> = None;
+        if let Some(vec) = (&mut output as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
+            let mut head = [0; codec::BYTES_HEAD_MAX];
+            let len = received.peek(&mut head).map_err(lost)?;
+            if let Some(start) = F::CODEC.bytes_head(&head[..len], received.len()) {
+                *vec = Some(received.copy_from(start).map_err(lost)?);
+            }
+        }
+        if let Some(output) = output {
+            return Ok(output);
+        }
+    }
+    let bytes = payload.bytes().map_err(lost)?;
+    attachment::offer(payload.attachments(), || F::decode_output(&bytes))
 }
 
 impl<T> TaskFuture<T> {

@@ -5,6 +5,8 @@
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! memory   an anonymous, sealed page that parent and child both see
 //! sync     atomics and locks, std's or a model checker's
+//! arena    large pieces of shared memory, in one anonymous file
+//! sealed   bytes in an anonymous file of their own, sealed against writing
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
 //! fault    tells a stack overflow from any other segmentation fault
@@ -13,6 +15,7 @@
 //! Everything is close-on-exec from birth, so nothing leaks into programs that other threads start meanwhile.
 //! `unsafe` lives here and says why it is sound; nothing above this folder has any.
 
+pub(crate) mod arena;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod fault;
@@ -22,6 +25,7 @@ pub(crate) mod futex;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod sealed;
 pub(crate) mod socket;
 pub(crate) mod spin;
 pub(crate) mod sync;

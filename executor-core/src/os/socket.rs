@@ -14,7 +14,8 @@ use rustix::net::{
 
 /// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-const FDS_MAX: usize = 4;
+/// Of one message.
+const FDS_MAX: usize = 64;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
@@ -28,22 +29,48 @@ pub(crate) fn is_one(fd: BorrowedFd<'_>) -> bool {
 
 /// Sends one message with descriptors. Blocks only when the peer has stopped reading for 200 KiB.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, bytes, fds, SendFlags::empty())
+}
+
+/// As [`send`], but never blocks: what finds no room is [`io::ErrorKind::WouldBlock`].
+pub(crate) fn send_now(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, bytes, fds, SendFlags::DONTWAIT)
+}
+
+fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
     }
-    retry(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    retry(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL | flags))?;
     Ok(())
 }
 
 /// Receives one message and its descriptors; empty bytes mean that the peer is gone.
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let (len, fds) = recv_with(socket, &mut bytes, RecvFlags::empty())?;
+    bytes.truncate(len);
+    Ok((bytes, fds))
+}
+
+/// Receives one short message and its descriptors: how long it was. Descriptors for which this process has no room are
+/// lost.
+pub(crate) fn recv_short(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    recv_with(socket, bytes, RecvFlags::empty())
+}
+
+/// As [`recv_short`], but never blocks: no message is [`io::ErrorKind::WouldBlock`].
+pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    recv_with(socket, bytes, RecvFlags::DONTWAIT)
+}
+
+fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = retry(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
     })?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
@@ -51,8 +78,7 @@ pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             fds.extend(rights);
         }
     }
-    bytes.truncate(received.bytes);
-    Ok((bytes, fds))
+    Ok((received.bytes, fds))
 }
 
 /// A signal handler may interrupt any blocking call; nothing is lost by asking again.

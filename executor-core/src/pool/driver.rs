@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Boards, Core, Pool, Threads,
+    beside::Beside,
     reader::{self, Drains},
     starter,
 };
@@ -31,6 +32,7 @@ use crate::{
     id::WorkerId,
     os::{memory::Shared, process::Child, socket},
     registry,
+    segment::Results,
     transport::{
         Closed, Link,
         board::INITIALIZER,
@@ -48,6 +50,13 @@ const LOOK_AROUND: Duration = Duration::from_secs(30);
 
 /// Who drains a dead worker has all that it will ever get; this is for one that hangs in a garbled message.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often segments that nobody has used since are emptied. More often: pages are taken and given back under a load
+/// that comes in waves. Less often: they stay longer.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
+
+/// How soon descriptors are sent again that found no room in a worker's socket.
+const STUCK_RETRY: Duration = Duration::from_millis(5);
 
 /// What other threads have to tell the driver.
 pub(super) enum Notice {
@@ -76,7 +85,8 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
             pool.read_rings();
         })?
     };
-    let driver = Driver { pool: Arc::clone(&pool), workers: BTreeMap::new() };
+    let driver =
+        Driver { pool: Arc::clone(&pool), workers: BTreeMap::new(), trim_at: None, unstick_at: None };
     // Should this one be refused, the starter ends with its sender, which the caller drops.
     thread::Builder::new()
         .name("executor-driver".into())
@@ -89,9 +99,7 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
 struct Watched {
     child: Arc<Child>,
     /// Before the hello.
-    socket: Option<(OwnedFd, Shared<Segment>, u64)>,
-    /// Kept open: its end tells the worker that we are gone, and descriptors travel on it.
-    _control: Option<OwnedFd>,
+    socket: Option<Unheard>,
     link: Option<Arc<dyn Link>>,
     /// Who takes its replies, until there are no more.
     drain: Option<Drain>,
@@ -104,6 +112,14 @@ struct Watched {
     directory: Option<tempfile::TempDir>,
 }
 
+/// What is at hand for a worker that has not said hello.
+struct Unheard {
+    socket: OwnedFd,
+    segment: Shared<Segment>,
+    results: Option<Arc<Results>>,
+    nonce: u64,
+}
+
 enum Drain {
     /// Whoever has the lease of its ring.
     Ring,
@@ -114,6 +130,10 @@ enum Drain {
 struct Driver {
     pool: Arc<Pool>,
     workers: BTreeMap<WorkerId, Watched>,
+    /// When segments are looked at next.
+    trim_at: Option<Instant>,
+    /// When descriptors that found no room are sent again.
+    unstick_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -148,6 +168,7 @@ impl Driver {
             }
             self.give_up_draining();
             self.tick();
+            self.attend_memory();
             if self.pool.lock().closed {
                 return;
             }
@@ -219,12 +240,24 @@ impl Driver {
         });
     }
 
+    /// Empties segments that nobody uses; sends descriptors that found no room.
+    fn attend_memory(&mut self) {
+        let now = Instant::now();
+        if self.pool.is_warm() {
+            let at = *self.trim_at.get_or_insert(now + TRIM_EVERY);
+            if at <= now {
+                self.trim_at = self.pool.trim().then_some(now + TRIM_EVERY);
+            }
+        }
+        self.unstick_at = self.pool.unstick().then_some(now + STUCK_RETRY);
+    }
+
     /// Waits for the next thing to do.
     fn poll(&self) -> Vec<Source> {
         let mut sources = vec![Source::Bell];
         let mut fds = vec![PollFd::from_borrowed_fd(self.pool.bell.as_fd(), PollFlags::IN)];
         for (id, worker) in &self.workers {
-            if let Some((socket, ..)) = &worker.socket {
+            if let Some(Unheard { socket, .. }) = &worker.socket {
                 sources.push(Source::Socket(*id));
                 fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
             }
@@ -241,7 +274,7 @@ impl Driver {
             .values()
             .filter(|worker| worker.drain.is_some())
             .filter_map(|worker| worker.drained_by);
-        let armed = drained.fold(armed, Instant::min);
+        let armed = drained.chain(self.trim_at).chain(self.unstick_at).fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
@@ -275,13 +308,17 @@ impl Driver {
         record.child = Some(Arc::clone(&child));
         drop(core);
         let gone = child.pidfd().is_none();
-        let socket = Some((started.socket, started.segment, started.nonce));
+        let socket = Some(Unheard {
+            socket: started.socket,
+            segment: started.segment,
+            results: started.results,
+            nonce: started.nonce,
+        });
         self.workers.insert(
             id,
             Watched {
                 child,
                 socket,
-                _control: None,
                 link: None,
                 drain: None,
                 reaped: false,
@@ -307,7 +344,7 @@ impl Driver {
     /// A worker says hello, or closes its end without a word.
     fn on_socket(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Some((socket, segment, nonce)) = worker.socket.take() else { return };
+        let Some(Unheard { socket, segment, results, nonce }) = worker.socket.take() else { return };
         let (bytes, _fds) = match socket::recv(&socket) {
             Ok(message) => message,
             Err(error) => {
@@ -327,10 +364,11 @@ impl Driver {
             Ok(server) => server,
             Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
         };
-        worker._control = Some(socket);
         let dialed = {
             // Under the lock, so that nobody kills it meanwhile.
-            let core = self.pool.lock();
+            let mut core = self.pool.lock();
+            let beside = Beside::new(socket, results);
+            core.workers.entry(id).or_default().beside = Some(Arc::new(beside));
             if !core.scheduler.is_wanted(id) || worker.child.has_ended() {
                 return;
             }
@@ -362,7 +400,8 @@ impl Driver {
             }
             match &self.pool.options.initializer {
                 Some((entry, arguments)) => {
-                    link.send(Header { function: entry.id, ..Header::new(Kind::Init) }, arguments);
+                    let header = Header { function: entry.id, ..Header::new(Kind::Init) };
+                    core.stuck |= record.send(header, arguments);
                     link.flush();
                 }
                 // Nothing to wait for: tasks may follow at once.

@@ -24,6 +24,7 @@
 //! begun what. When the pool's own threads cannot be started, the pool is broken, and says so. When the parent dies,
 //! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
 
+mod beside;
 mod driver;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
@@ -46,6 +47,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use beside::Beside;
 use reader::Drains;
 use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
@@ -60,6 +62,7 @@ use crate::{
     id::{FnId, TaskId, WorkerId},
     os::{cpu::usable_cpus, fork::Origin, memory::Shared, process::Child, wake::Bell},
     registry::TaskEntry,
+    segment::{Results, Store},
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
@@ -68,6 +71,21 @@ use crate::{
         payload::Payload,
     },
 };
+
+/// What an executor holds at a moment: see [`ProcessPoolExecutor::stats`](crate::ProcessPoolExecutor::stats).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers that live, or are being started.
+    pub workers: usize,
+    /// Segments of shared memory that large arguments and results are in, or that are kept for the next ones. There are
+    /// at most 64 for arguments, and 64 for the results of each worker.
+    pub segments: usize,
+    /// Bytes of memory in those segments: at most 4 GiB for arguments, and 4 GiB for the results of each worker. What
+    /// has not been used for a second or two goes back to the system. The memory of a
+    /// [`SharedBytes`](crate::SharedBytes) is not in it: that belongs to whoever has the handle.
+    pub segment_bytes: u64,
+}
 
 /// A call on its way to a worker: encoded, no longer typed.
 pub(crate) struct Call {
@@ -167,6 +185,7 @@ impl Item {
 struct Record {
     child: Option<Arc<Child>>,
     link: Option<Arc<dyn Link>>,
+    beside: Option<Arc<Beside>>,
     /// A signal that was due before the process existed.
     overdue: Option<Signal>,
     /// Its number is, or is about to be, somebody else's.
@@ -183,6 +202,8 @@ struct Core {
     /// Until when the driver sleeps.
     armed: Option<Instant>,
     closed: bool,
+    /// Descriptors wait for room in a worker's control socket.
+    stuck: bool,
     /// Empty between two events; kept for their memory.
     actions: Actions,
     absorbed: Vec<Submission>,
@@ -202,6 +223,11 @@ pub(crate) struct Pool {
     rings: reader::Rings,
     /// Where the reader sleeps, and the descriptor by which workers see it.
     doorbell: (Arc<Shared<Doorbell>>, OwnedFd),
+    /// Where large arguments lie, and the descriptor by which workers read them. `None` if the system allows no such
+    /// file: then they go in parts, as everything does that is too large.
+    arguments: Option<(Arc<Store>, OwnedFd)>,
+    /// Segments hold memory that is to be given back some time.
+    warm: AtomicBool,
     /// Wakes the driver.
     bell: Bell,
     /// What other threads have to tell the driver.
@@ -261,6 +287,19 @@ impl Pool {
             processors: usable_cpus(),
         };
         let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")?;
+        let arguments = Store::create().and_then(|store| {
+            let descriptor = store.read_only()?;
+            Ok((store, descriptor))
+        });
+        let arguments = match arguments {
+            // What may be there another time is what the rest of an executor needs too.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                return Err(error);
+            }
+            arguments => arguments
+                .inspect_err(|error| tracing::debug!(%error, "large arguments will go in parts"))
+                .ok(),
+        };
         Ok(Arc::new(Pool {
             core: Mutex::new(Core {
                 scheduler: Scheduler::new(config),
@@ -268,12 +307,15 @@ impl Pool {
                 threads: Threads::NotStarted,
                 armed: None,
                 closed: false,
+                stuck: false,
                 actions: Actions::new(),
                 absorbed: Vec::new(),
             }),
             intake: Mutex::default(),
             rings: reader::Rings::default(),
             doorbell: (Arc::new(doorbell), doorbell_fd),
+            arguments,
+            warm: AtomicBool::new(false),
             bell: Bell::new()?,
             notices: Mutex::default(),
             options,
@@ -350,8 +392,71 @@ impl Pool {
         if self.forked() { None } else { self.lock().scheduler.estimate(function) }
     }
 
+    // ---- memory ----------------------------------------------------------------------------------------------------
+
+    /// Where large arguments are to be encoded.
+    pub(crate) fn arguments(&self) -> Option<Arc<Store>> {
+        self.arguments.as_ref().map(|(store, _)| Arc::clone(store))
+    }
+
+    /// A segment was used: the driver is to empty it when it is not used any more.
+    fn warm_up(&self) {
+        if !self.warm.load(Ordering::Relaxed) && !self.warm.swap(true, Ordering::SeqCst) {
+            self.bell.ring();
+        }
+    }
+
+    fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::SeqCst)
+    }
+
+    /// What the pool holds now.
+    pub(crate) fn stats(&self) -> Stats {
+        if self.forked() {
+            return Stats::default();
+        }
+        let (mut segments, mut segment_bytes) =
+            self.arguments.as_ref().map_or((0, 0), |(store, _)| store.count());
+        for results in self.results() {
+            let (count, bytes) = results.count();
+            segments += count;
+            segment_bytes += bytes;
+        }
+        Stats { workers: self.worker_pids().len(), segments, segment_bytes }
+    }
+
+    fn results(&self) -> Vec<Arc<Results>> {
+        let core = self.lock();
+        core.workers.values().filter_map(|record| record.beside.as_ref()?.results().cloned()).collect()
+    }
+
+    /// Empties segments that were not used since the last call; whether any hold memory still.
+    fn trim(&self) -> bool {
+        // Cleared first: who uses one from here on sets it again, and rings.
+        self.warm.store(false, Ordering::SeqCst);
+        let mut left = self.arguments.as_ref().is_some_and(|(store, _)| store.trim());
+        for results in self.results() {
+            left |= results.trim();
+        }
+        if left {
+            self.warm.store(true, Ordering::SeqCst);
+        }
+        left
+    }
+
+    /// Sends descriptors that found no room in a worker's socket; whether any are left.
+    fn unstick(&self) -> bool {
+        let mut core = self.lock();
+        if core.stuck {
+            let all = core.workers.values().filter_map(|record| record.beside.as_ref());
+            core.stuck = all.fold(false, |left, beside| beside.flush() | left);
+        }
+        core.stuck
+    }
+
     /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
     fn take_in(self: &Arc<Self>, submission: Submission) {
+        let warms = submission.item.arguments.is_in_segment();
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
         fence(Ordering::SeqCst);
         if !self.started.load(Ordering::Acquire) {
@@ -360,6 +465,9 @@ impl Pool {
             let mut resolved = Resolved::new();
             self.attend_intake(&mut resolved);
             complete(resolved);
+        }
+        if warms {
+            self.warm_up();
         }
     }
 
@@ -521,6 +629,7 @@ impl Pool {
     /// Acts; whether it did anything beside sending and resolving.
     fn perform(&self, core: &mut Core, actions: &mut Actions, resolved: &mut Resolved) -> bool {
         let mut rare = false;
+        let was_stuck = core.stuck;
         // Woken after the last frame of several.
         let mut unflushed: Option<WorkerId> = None;
         for action in actions.drain(..) {
@@ -575,6 +684,9 @@ impl Pool {
         }
         if let Some(worker) = unflushed {
             core.flush(worker);
+        }
+        if core.stuck && !was_stuck {
+            self.bell.ring();
         }
         rare
     }
@@ -642,12 +754,23 @@ impl Pool {
         core: &mut Core,
         now: Instant,
         id: WorkerId,
-        frame: Frame,
+        mut frame: Frame,
         out: &mut Actions,
         replies: &mut Replies,
     ) -> Obeys {
         let Core { scheduler, workers, .. } = core;
         let claims = Boards(workers);
+        if frame.header.flags != 0 {
+            let opened = workers
+                .get(&id)
+                .and_then(|record| record.beside.as_ref())
+                .ok_or(beside::Impossible)
+                .and_then(|beside| beside.open(&mut frame));
+            if opened.is_err() {
+                return Obeys::No;
+            }
+            self.warm_up();
+        }
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.kind {
             Kind::Credit => {}
@@ -752,8 +875,8 @@ impl Core {
         self.workers.get(&worker)?.link.as_deref()
     }
 
-    fn send(&self, worker: WorkerId, run: TaskId, seq: u32) {
-        let (Some(run), Some(link)) = (self.scheduler.run(run), self.link(worker)) else { return };
+    fn send(&mut self, worker: WorkerId, run: TaskId, seq: u32) {
+        let (Some(run), Some(record)) = (self.scheduler.run(run), self.workers.get(&worker)) else { return };
         let item = run.item;
         let mut flags = 0;
         if item.check {
@@ -770,7 +893,8 @@ impl Core {
             Resolver::Cell(completer) => completer.sent_to(worker),
             Resolver::Feed(run) => run.sent_to(worker),
         }
-        link.send(Header { flags, seq, task, function, items, ..Header::new(Kind::Run) }, &item.arguments);
+        let header = Header { flags, seq, task, function, items, ..Header::new(Kind::Run) };
+        self.stuck |= record.send(header, &item.arguments);
     }
 
     fn flush(&self, worker: WorkerId) {
@@ -858,6 +982,19 @@ fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
 }
 
 impl Record {
+    /// Sends a frame, and what goes beside it; whether some of that waits for room.
+    fn send(&self, mut header: Header, payload: &Payload) -> bool {
+        let Some(link) = &self.link else { return false };
+        let (flags, bytes) = payload.on_the_wire();
+        header.flags |= flags;
+        let stuck = match &self.beside {
+            Some(beside) if flags & flag::ATTACHED != 0 => beside.send(header.task, payload.attachments()),
+            _ => false,
+        };
+        link.send(header, &bytes);
+        stuck
+    }
+
     fn signal(&mut self, signal: Signal) {
         self.killed_by_us = true;
         match &self.child {

@@ -21,6 +21,7 @@ use crate::{
         process::Child,
         socket::{self, MESSAGE_BYTES_MAX},
     },
+    segment::Results,
     transport::{
         ipc,
         ring::{self, Segment},
@@ -35,6 +36,8 @@ pub(super) struct Started {
     /// Over which it says hello.
     pub(super) socket: OwnedFd,
     pub(super) segment: Shared<Segment>,
+    /// Where the worker puts large results.
+    pub(super) results: Option<Arc<Results>>,
     pub(super) nonce: u64,
     /// Over ipc-channel: where the worker's server is. Removed when this is dropped.
     pub(super) directory: Option<TempDir>,
@@ -66,17 +69,27 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
         transport: pool.options.transport,
         directory: path.map(Into::into),
     });
+    let mut file;
+    let mut fds = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
+    // A worker without arenas works too: all bytes go through the transport.
+    let results = match &pool.arguments {
+        Some(_) => Some(Results::create()?),
+        None => None,
+    };
+    if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
+        fds.extend([arguments.as_fd(), results.descriptor()]);
+    }
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
     if setup.len() <= MESSAGE_BYTES_MAX {
-        socket::send(&socket, &setup, &[segment_fd.as_fd(), pool.doorbell.1.as_fd()])?;
+        socket::send(&socket, &setup, &fds)?;
     } else {
         // Arguments may take two megabytes: they go through a file without a name.
         let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
-        let mut file = std::fs::File::from(memory);
+        file = std::fs::File::from(memory);
         io::Write::write_all(&mut file, &setup)?;
-        let fds = [segment_fd.as_fd(), pool.doorbell.1.as_fd(), file.as_fd()];
+        fds.push(file.as_fd());
         socket::send(&socket, &handshake::VERSION.to_le_bytes(), &fds)?;
     }
     let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
-    Ok(Started { child: Arc::new(child), socket, segment, nonce, directory })
+    Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

@@ -19,7 +19,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Failure, id::FnId, wire::codec::CodecError};
+use crate::{
+    error::Failure,
+    id::FnId,
+    wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
+};
 
 /// Every task function of the program.
 #[linkme::distributed_slice]
@@ -69,7 +73,9 @@ pub type AsyncCall =
 #[non_exhaustive]
 pub struct CallContext {
     /// The encoded result is appended here; nothing is when there is none.
-    pub out: Vec<u8>,
+    pub out: Buffer,
+    /// Descriptors that came with the arguments; afterwards, those that go with the result.
+    pub(crate) attachments: Vec<Attachment>,
     /// How far the call has come, for whoever catches a panic.
     pub stage: Stage,
     /// Whether to check that the arguments survive encoding and decoding.
@@ -78,8 +84,15 @@ pub struct CallContext {
 
 impl CallContext {
     /// Before the call.
-    pub fn new(out: Vec<u8>, check: bool) -> Self {
-        CallContext { out, stage: Stage::Decode, check }
+    pub fn new(out: Buffer, check: bool) -> Self {
+        CallContext { out, attachments: Vec::new(), stage: Stage::Decode, check }
+    }
+
+    /// Before the next call; what the last one wrote has been taken.
+    pub(crate) fn begin(&mut self, attachments: Vec<Attachment>, check: bool) {
+        self.attachments = attachments;
+        self.stage = Stage::Decode;
+        self.check = check;
     }
 }
 

@@ -10,7 +10,11 @@ use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
     registry::TaskEntry,
-    wire::codec::{Codec, CodecError},
+    wire::{
+        attachment::{self, Attachment},
+        buffer::Buffer,
+        codec::{Codec, CodecError},
+    },
 };
 
 /// A function that `#[task]` stands above, as a type.
@@ -77,17 +81,14 @@ pub trait TaskFn: Sized + 'static {
 )]
 pub trait TaskArgs<A>: TaskFn {
     #[doc(hidden)]
-    fn encode_args(args: A, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode_args(args: A, out: &mut Buffer) -> Result<(), CodecError>;
 }
 
 impl<F: TaskFn> TaskArgs<Encoded> for F {
-    fn encode_args(args: Encoded, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        let bytes = args.0?;
-        if out.is_empty() {
-            *out = bytes;
-        } else {
-            out.extend_from_slice(&bytes);
-        }
+    fn encode_args(args: Encoded, out: &mut Buffer) -> Result<(), CodecError> {
+        let (bytes, attachments) = args.0?;
+        attachment::adopt(attachments);
+        out.extend_from_slice(&bytes);
         Ok(())
     }
 }
@@ -179,8 +180,9 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     /// assert_eq!(tasks().len(), 3);
     /// ```
     pub fn encode(self) -> Task<F, Encoded> {
-        let mut bytes = Vec::new();
-        let encoded = F::encode_args(self.args, &mut bytes).map(|()| bytes);
+        let mut bytes = Buffer::new();
+        let (encoded, attachments) = attachment::collect(|| F::encode_args(self.args, &mut bytes));
+        let encoded = encoded.map(|()| (bytes.into_vec(), attachments));
         Task { args: Encoded(encoded), options: self.options, marker: PhantomData }
     }
 }
@@ -204,12 +206,12 @@ impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
 
 /// Arguments of a task, encoded: see [`Task::encode`].
 #[derive(Clone)]
-pub struct Encoded(Result<Vec<u8>, CodecError>);
+pub struct Encoded(Result<(Vec<u8>, Vec<Attachment>), CodecError>);
 
 impl fmt::Debug for Encoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Ok(bytes) => write!(f, "Encoded({} bytes)", bytes.len()),
+            Ok((bytes, _)) => write!(f, "Encoded({} bytes)", bytes.len()),
             Err(error) => write!(f, "Encoded({error})"),
         }
     }

@@ -16,10 +16,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::buffer::Buffer;
+
 /// Deeper values are refused: bytes can announce any depth, and each level costs stack. MessagePack's takes more than
 /// 2 KiB in a debug build, so that twice this depth overflowed a thread of 2 MiB. A list of hundreds of nested boxes
 /// is better sent as a `Vec`.
 const DEPTH_MAX: usize = 512;
+
+/// At most so many bytes stand before those of a byte string.
+pub(crate) const BYTES_HEAD_MAX: usize = 10;
 
 /// How the values of a task travel.
 #[doc(hidden)]
@@ -33,11 +38,27 @@ pub enum Codec {
 
 impl Codec {
     /// Appends `value` to `out`.
-    pub fn encode<T: Serialize + ?Sized>(self, value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    pub fn encode<T: Serialize + ?Sized>(self, value: &T, out: &mut Buffer) -> Result<(), CodecError> {
         match self {
             Codec::Postcard => Postcard::encode(value, out),
             Codec::MessagePack => MessagePack::encode(value, out),
         }
+    }
+
+    /// Where the bytes of a byte string begin that fills `total` bytes exactly, of which `head` are the first.
+    pub(crate) fn bytes_head(self, head: &[u8], total: usize) -> Option<usize> {
+        let (len, start) = match self {
+            Codec::Postcard => {
+                let (len, rest) = ::postcard::take_from_bytes::<u64>(head).ok()?;
+                (len, head.len() - rest.len())
+            }
+            Codec::MessagePack => match head {
+                [0xc5, a, b, ..] => (u64::from(u16::from_be_bytes([*a, *b])), 3),
+                [0xc6, a, b, c, d, ..] => (u64::from(u32::from_be_bytes([*a, *b, *c, *d])), 5),
+                _ => return None,
+            },
+        };
+        (total.checked_sub(start)? as u64 == len).then_some(start)
     }
 
     /// Decodes one value that fills `bytes` exactly.
@@ -133,7 +154,7 @@ pub trait Format {
     type Reader<'de>;
 
     /// Appends `value` to `out`.
-    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError>;
 
     /// Starts reading.
     fn reader(bytes: &[u8]) -> Self::Reader<'_>;
@@ -163,7 +184,7 @@ impl Format for Postcard {
     type Reader<'de> = postcard::Reader<'de>;
 
     #[inline]
-    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError> {
         value.serialize(&mut postcard::Writer::new(out))
     }
 
@@ -195,7 +216,7 @@ impl Format for MessagePack {
     const CODEC: Codec = Codec::MessagePack;
     type Reader<'de> = rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'de, [u8]>>;
 
-    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError> {
         value.serialize(&mut rmp_serde::Serializer::new(out).with_struct_map()).map_err(|error| match error {
             rmp_serde::encode::Error::Syntax(message) => CodecError::custom(message),
             other => CodecError::new(other.to_string()),

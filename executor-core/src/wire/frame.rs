@@ -63,7 +63,7 @@ impl Kind {
     }
 }
 
-/// Flags of [`Kind::Run`].
+/// Flags: of [`Kind::Run`], if nothing else is said.
 pub(crate) mod flag {
     /// Re-encode the decoded arguments and compare, before running.
     pub(crate) const CHECK: u8 = 1;
@@ -71,7 +71,11 @@ pub(crate) mod flag {
     pub(crate) const TIMED: u8 = 2;
     /// The payload is that of a run.
     pub(crate) const RUN: u8 = 4;
-    pub(crate) const ALL: u8 = CHECK | TIMED | RUN;
+    /// Of any kind: the payload is the [`Reference`](super::super::payload::Reference) of a segment where it lies.
+    pub(crate) const SEGMENT: u8 = 8;
+    /// Of any kind: a message with descriptors lies in the control socket.
+    pub(crate) const ATTACHED: u8 = 16;
+    pub(crate) const ALL: u8 = CHECK | TIMED | RUN | SEGMENT | ATTACHED;
 }
 
 /// The header of a frame.
@@ -202,10 +206,12 @@ impl Frame {
         Frame { header, payload, more: Vec::new() }
     }
 
-    /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next.
+    /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next. One with
+    /// flags may not: its payload is not all there is of it.
     pub(crate) fn is_next(last: &Header, header: &Header) -> bool {
         let same = Header { task: last.task, length: last.length, ..*header };
         header.kind == Kind::Done
+            && header.flags == 0
             && same == *last
             && header.task.as_u64() == last.task.as_u64().wrapping_add(1)
     }

@@ -8,6 +8,8 @@
 //!
 //! Nothing on the wire is an address or depends on link order: functions are named by a hash of their name.
 
+pub(crate) mod attachment;
+pub(crate) mod buffer;
 pub(crate) mod codec;
 pub(crate) mod frame;
 pub(crate) mod handshake;

@@ -1,6 +1,9 @@
 //! Encoded arguments or an encoded result.
 
-use std::{ops::Deref, sync::Arc};
+use std::{borrow::Cow, io, ops::Deref, sync::Arc};
+
+use super::{attachment::Attachment, frame::flag};
+use crate::segment::{Lease, Received};
 
 /// Encoded bytes that are cheap to clone: small ones are stored here, large ones shared.
 ///
@@ -9,10 +12,48 @@ use std::{ops::Deref, sync::Arc};
 pub(crate) enum Payload {
     Inline { len: u8, bytes: [u8; INLINE_BYTES_MAX] },
     Shared(Arc<Vec<u8>>),
+    Large(Arc<Large>),
 }
 
 const INLINE_BYTES_MAX: usize = 22;
 const _: () = assert!(size_of::<Payload>() == 24);
+
+/// A payload that is more than bytes of this process.
+pub(crate) struct Large {
+    body: Body,
+    attachments: Vec<Attachment>,
+}
+
+enum Body {
+    /// Here, inline or shared.
+    Here(Payload),
+    /// In a segment that this process has written; with the length.
+    Segment(Lease, usize),
+    /// In a segment that a worker has written.
+    Received(Received),
+}
+
+/// Where a payload lies, as it is told in a frame with [`flag::SEGMENT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reference {
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+}
+
+impl Reference {
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        out[..8].copy_from_slice(&self.number.to_le_bytes());
+        out[8..].copy_from_slice(&self.len.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (number, len) = bytes.split_first_chunk()?;
+        let len = len.try_into().ok()?;
+        Some(Reference { number: u64::from_le_bytes(*number), len: u64::from_le_bytes(len) })
+    }
+}
 
 impl From<Vec<u8>> for Payload {
     fn from(vec: Vec<u8>) -> Self {
@@ -38,6 +79,79 @@ impl Payload {
         bytes[..from.len()].copy_from_slice(from);
         Some(Payload::Inline { len: from.len() as u8, bytes })
     }
+
+    /// Bytes in a segment of ours.
+    pub(crate) fn in_segment(lease: Lease, len: usize, attachments: Vec<Attachment>) -> Self {
+        Payload::Large(Arc::new(Large { body: Body::Segment(lease, len), attachments }))
+    }
+
+    /// Bytes in a segment of a worker.
+    pub(crate) fn received(received: Received) -> Self {
+        Payload::Large(Arc::new(Large { body: Body::Received(received), attachments: Vec::new() }))
+    }
+
+    /// The same bytes, with descriptors.
+    pub(crate) fn with(self, attachments: Vec<Attachment>) -> Self {
+        if attachments.is_empty() {
+            return self;
+        }
+        let body = match self {
+            Payload::Large(large) => match Arc::try_unwrap(large) {
+                Ok(large) => large.body,
+                Err(shared) => Body::Here(Payload::Large(shared)),
+            },
+            small => Body::Here(small),
+        };
+        Payload::Large(Arc::new(Large { body, attachments }))
+    }
+
+    /// What a frame says of it: flags and bytes.
+    pub(crate) fn on_the_wire(&self) -> (u8, Cow<'_, Payload>) {
+        let Payload::Large(large) = self else { return (0, Cow::Borrowed(self)) };
+        let attached = if large.attachments.is_empty() { 0 } else { flag::ATTACHED };
+        match &large.body {
+            Body::Here(bytes) => (attached, Cow::Borrowed(bytes)),
+            Body::Segment(lease, len) => {
+                let reference = Reference { number: u64::from(lease.number()), len: *len as u64 };
+                (attached | flag::SEGMENT, Cow::Owned(Payload::from(&reference.to_bytes()[..])))
+            }
+            // Results are not sent on.
+            Body::Received(_) => (attached, Cow::Owned(Payload::from(&[][..]))),
+        }
+    }
+
+    /// Whether it takes a segment.
+    pub(crate) fn is_in_segment(&self) -> bool {
+        matches!(self, Payload::Large(large) if !matches!(large.body, Body::Here(_)))
+    }
+
+    /// What came or goes with it.
+    pub(crate) fn attachments(&self) -> &[Attachment] {
+        match self {
+            Payload::Large(large) => &large.attachments,
+            _ => &[],
+        }
+    }
+
+    /// A result that is still in a worker's segment.
+    pub(crate) fn as_received(&self) -> Option<&Received> {
+        match self {
+            Payload::Large(large) => match &large.body {
+                Body::Received(received) => Some(received),
+                Body::Here(inner) => inner.as_received(),
+                Body::Segment(..) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The bytes, copied out if a worker could still write to where they are.
+    pub(crate) fn bytes(&self) -> io::Result<Cow<'_, [u8]>> {
+        match self.as_received() {
+            Some(received) => received.copy_from(0).map(Cow::Owned),
+            None => Ok(Cow::Borrowed(self)),
+        }
+    }
 }
 
 impl PartialEq for Payload {
@@ -51,17 +165,26 @@ impl Eq for Payload {}
 impl Deref for Payload {
     type Target = [u8];
 
+    /// The bytes, if they are here; what is still in a worker's segment has [`bytes`](Payload::bytes) only.
     fn deref(&self) -> &[u8] {
         match self {
             Payload::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Payload::Shared(vec) => vec,
+            Payload::Large(large) => match &large.body {
+                Body::Here(bytes) => bytes,
+                Body::Segment(lease, len) => lease.read(*len),
+                Body::Received(_) => &[],
+            },
         }
     }
 }
 
 impl std::fmt::Debug for Payload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Payload({} bytes)", self.len())
+        match self.as_received() {
+            Some(received) => write!(f, "Payload({received:?})"),
+            None => write!(f, "Payload({} bytes)", self.len()),
+        }
     }
 }
 
@@ -74,6 +197,15 @@ mod tests {
         for len in [0, 1, 21, 22, 23, 100] {
             let bytes: Vec<u8> = (0..len).collect();
             assert_eq!(*Payload::from(bytes.clone()), *bytes);
+        }
+    }
+
+    #[test]
+    fn a_reference_survives_the_round_trip_and_garbage_is_none() {
+        let reference = Reference { number: 3, len: 1 << 40 };
+        assert_eq!(Reference::from_bytes(&reference.to_bytes()), Some(reference));
+        for len in [0, 8, 15, 17] {
+            assert_eq!(Reference::from_bytes(&vec![1; len]), None);
         }
     }
 }

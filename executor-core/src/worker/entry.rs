@@ -15,10 +15,11 @@ use std::{
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::{serve, watcher};
+use super::{beside::Arguments, serve, watcher};
 use crate::{
     os::{memory::Shared, socket},
     registry,
+    segment::Store,
     transport::{
         ipc,
         ring::{RingWorkerEnd, Segment, doorbell::Doorbell},
@@ -118,7 +119,7 @@ fn adopt() -> Option<OwnedFd> {
 
 /// Never returns.
 fn run(socket: OwnedFd, own_thread: bool) {
-    let (setup, segment, doorbell) = match read_setup(&socket) {
+    let (setup, segment, doorbell, arenas) = match read_setup(&socket) {
         Ok(read) => read,
         // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
         Err(_) => std::process::exit(1),
@@ -154,8 +155,8 @@ fn run(socket: OwnedFd, own_thread: bool) {
         socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
         match server {
             _ if !able => std::process::exit(1),
-            Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket),
-            None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket),
+            Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket, arenas),
+            None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas),
         }
     };
     let ended = if own_thread {
@@ -172,19 +173,26 @@ fn run(socket: OwnedFd, own_thread: bool) {
     std::process::exit(i32::from(ended.is_err()));
 }
 
-fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>, Shared<Doorbell>)> {
-    let (mut bytes, fds) = socket::recv(socket)?;
-    let mut fds = fds.into_iter();
-    let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
-    let doorbell = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
-    if let Some(large) = fds.next() {
+fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {
+    let (mut bytes, mut fds) = socket::recv(socket)?;
+    // A setup that finds no room in a message lies in the last descriptor, and only its version here.
+    if bytes.len() == size_of_val(&handshake::VERSION)
+        && let Some(large) = fds.pop()
+    {
         let mut file = std::fs::File::from(large);
         bytes.clear();
         io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
         io::Read::read_to_end(&mut file, &mut bytes)?;
     }
     let setup = handshake::from_bytes(&bytes).map_err(io::Error::other)?;
-    Ok((setup, Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?))
+    let mut fds = fds.into_iter();
+    let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+    let doorbell = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+    let arenas = match (fds.next(), fds.next()) {
+        (Some(arguments), Some(results)) => Some((Arguments::open(arguments)?, Store::open(results)?)),
+        _ => None,
+    };
+    Ok((setup, Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?, arenas))
 }
 
 /// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of

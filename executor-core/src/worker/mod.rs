@@ -13,6 +13,7 @@
 //! task panics, the hook notes message and place on the board first, so that they survive an abort, and the panic is
 //! caught around the call. When the stack overflows, the fault handler notes that, and the process dies as it would.
 
+mod beside;
 mod call;
 pub(crate) mod entry;
 mod panics;

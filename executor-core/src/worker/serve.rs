@@ -1,26 +1,38 @@
 //! The child's loop.
 
-use std::{io, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use super::{call::Caller, panics, watcher};
+use super::{
+    beside::{self, Arguments, Arrived, Control},
+    call::Caller,
+    panics, watcher,
+};
 use crate::{
     id::TaskId,
     os::{clock, fault},
+    segment::Store,
     transport::{Closed, WorkerEnd},
-    wire::frame::{Header, Items, Kind, flag, item_of},
+    wire::{
+        attachment::Attachment,
+        buffer::Contents,
+        frame::{Header, Items, Kind, flag, item_of},
+        payload::Reference,
+    },
 };
 
-/// Receives, calls, replies, until told to stop. `control` stays open until the process ends: it is how the parent sees
-/// us.
-pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd) -> io::Result<()> {
-    // Not closed by us: a task that closes what it does not own may have done so, and std ends a process with words of
-    // its own that closes a descriptor twice.
-    std::mem::forget(control);
+/// Where large bytes are: the pool's arguments and this worker's results. `None` if the parent could make none.
+pub(super) type Arenas = Option<(Arguments, Arc<Store>)>;
+
+/// Receives, calls, replies, until told to stop. The control socket stays open until the process ends: it is how the
+/// parent sees us.
+pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas: Arenas) -> io::Result<()> {
+    let control = Control::new(control);
+    let (mut arguments, results) = arenas.unzip();
     // The panic hook and the fault handler may need it at any time until the process ends.
     let board = end.board();
     panics::install(board);
     fault::watch_this_stack(&board.stack_overflow);
-    let mut caller = Caller::default();
+    let mut caller = Caller::new(results);
     let mut stopwatch = Stopwatch::default();
     loop {
         let Ok(frame) = end.recv() else { watcher::end_group() };
@@ -28,11 +40,22 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd) -> io::
             stopwatch.start();
         }
         let header = frame.header;
-        let run = Run { end: &mut end, caller: &mut caller, stopwatch: &mut stopwatch, header };
+        // Also of a task that was taken back: each frame has its own message. Without them nothing can be begun here, so
+        // what was sent runs elsewhere.
+        let Ok(attachments) = control.receive(&header) else { watcher::end_group() };
+        let located = beside::locate(&mut arguments, &header, &frame.payload);
+        let run = Run {
+            end: &mut end,
+            caller: &mut caller,
+            stopwatch: &mut stopwatch,
+            control: &control,
+            header,
+            arguments: located.map(|bytes| Arrived { bytes, attachments }),
+        };
         let replied = match header.kind {
             Kind::Stop => return Ok(()),
-            Kind::Init => run.initialize(&frame.payload),
-            Kind::Run => run.run(&frame.payload),
+            Kind::Init => run.initialize(),
+            Kind::Run => run.run(),
             // Only a broken parent sends anything else.
             _ => watcher::end_group(),
         };
@@ -47,47 +70,112 @@ struct Run<'a, E> {
     end: &'a mut E,
     caller: &'a mut Caller,
     stopwatch: &'a mut Stopwatch,
+    control: &'a Control,
     header: Header,
+    /// Not looked at before they are claimed.
+    arguments: io::Result<Arrived<'a>>,
 }
 
 impl<E: WorkerEnd> Run<'_, E> {
-    fn initialize(self, arguments: &[u8]) -> Result<(), Closed> {
-        let Run { end, caller, header, .. } = self;
-        caller.call(header.task, header.function, arguments, false, |kind, payload| match kind {
-            // An initializer's value is nobody's: that it has run is the answer.
-            Kind::Done => end.reply(Header::new(Kind::Ready), &[]),
-            kind => end.reply(Header { task: header.task, ..Header::new(kind) }, payload),
-        })
+    fn initialize(mut self) -> Result<(), Closed> {
+        let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
+        let Run { end, caller, control, header, .. } = self;
+        let arguments = match arguments {
+            Ok(arguments) => arguments,
+            Err(error) => return end.reply(Header::new(Kind::DecodeError), unmapped(&error).as_bytes()),
+        };
+        let check = false;
+        caller.call(
+            header.task,
+            header.function,
+            arguments,
+            check,
+            |kind, contents, attachments| match kind {
+                // An initializer's value is nobody's: that it has run is the answer.
+                Kind::Done => end.reply(Header::new(Kind::Ready), &[]),
+                kind => reply(
+                    end,
+                    control,
+                    Header { task: header.task, ..Header::new(kind) },
+                    contents,
+                    attachments,
+                ),
+            },
+        )
     }
 
     /// Runs the items one after the other. Each is claimed before a byte of its arguments is looked at.
-    fn run(mut self, payload: &[u8]) -> Result<(), Closed> {
+    fn run(mut self) -> Result<(), Closed> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
         if !board.claim(self.header.seq, first, self.header.flags & flag::TIMED != 0) {
             return Ok(());
         }
+        let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::RUN == 0 {
-            return self.call(0, payload);
+            return self.call(0, arguments.as_ref().map(Arrived::clone));
         }
         for item in first..count {
             if item > first && !board.claim_next(self.header.seq, item) {
                 // What is left was taken back.
                 return Ok(());
             }
-            let Some(arguments) = item_of(payload, item) else { watcher::end_group() };
-            self.call(item, arguments)?;
+            let one = match &arguments {
+                Ok(all) => {
+                    let Some(bytes) = item_of(all.bytes, item) else { watcher::end_group() };
+                    Ok(Arrived { bytes, ..all.clone() })
+                }
+                Err(error) => Err(error),
+            };
+            self.call(item, one)?;
         }
         Ok(())
     }
 
-    fn call(&mut self, item: u32, arguments: &[u8]) -> Result<(), Closed> {
-        let Run { end, caller, stopwatch, header } = self;
+    fn call(&mut self, item: u32, arguments: Result<Arrived<'_>, &io::Error>) -> Result<(), Closed> {
+        let Run { end, caller, stopwatch, control, header, .. } = self;
         let task = TaskId::from_raw(header.task.as_u64() + u64::from(item));
+        let arguments = match arguments {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                let header = Header { task, ..Header::new(Kind::DecodeError) };
+                return end.reply(header, unmapped(error).as_bytes());
+            }
+        };
         let check = header.flags & flag::CHECK != 0;
-        caller.call(task, header.function, arguments, check, |kind, payload| {
-            end.reply(Header { task, nanos: stopwatch.lap(), ..Header::new(kind) }, payload)
+        caller.call(task, header.function, arguments, check, |kind, contents, attachments| {
+            let header = Header { task, nanos: stopwatch.lap(), ..Header::new(kind) };
+            reply(*end, control, header, contents, attachments)
         })
+    }
+}
+
+fn unmapped(error: &io::Error) -> String {
+    format!("the memory of the arguments cannot be read by the worker: {error}")
+}
+
+/// Replies with what was encoded, wherever that is.
+fn reply<E: WorkerEnd>(
+    end: &mut E,
+    control: &Control,
+    mut header: Header,
+    contents: Contents<'_>,
+    attachments: &[Attachment],
+) -> Result<(), Closed> {
+    if !attachments.is_empty() {
+        // First, so that the pool finds them when it sees the frame.
+        if let Err(error) = control.send(header.task, attachments) {
+            let text = format!("the descriptors of the result cannot be sent: {error}");
+            return end.reply(Header { kind: Kind::EncodeError, ..header }, text.as_bytes());
+        }
+        header.flags |= flag::ATTACHED;
+    }
+    match contents {
+        Contents::Bytes(bytes) => end.reply(header, bytes),
+        Contents::Segment(number, len) => {
+            header.flags |= flag::SEGMENT;
+            end.reply(header, &Reference { number: u64::from(number), len: len as u64 }.to_bytes())
+        }
     }
 }
 

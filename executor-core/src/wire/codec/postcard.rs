@@ -14,7 +14,7 @@ use serde::{
     ser,
 };
 
-use super::{CodecError, DEPTH_MAX};
+use super::{Buffer, CodecError, DEPTH_MAX};
 
 /// A sequence may be this much longer than the bytes it is read from. Elements of no size (`Vec<()>`) take no bytes,
 /// so a wild length would cost time without end; any other sequence runs out of bytes at once.
@@ -67,8 +67,8 @@ fn of_decode(error: postcard::Error) -> CodecError {
     }
 }
 
-/// postcard's output is the caller's vector.
-struct Out<'a>(&'a mut Vec<u8>);
+/// postcard's output is the caller's buffer.
+struct Out<'a>(&'a mut Buffer);
 
 impl postcard::ser_flavors::Flavor for Out<'_> {
     type Output = ();
@@ -97,7 +97,7 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     #[inline]
-    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
+    pub(super) fn new(out: &'a mut Buffer) -> Self {
         Writer { primitives: postcard::Serializer { output: Out(out) }, depth: 0 }
     }
 

@@ -16,9 +16,10 @@ const BOTH: [Codec; 2] = [Codec::Postcard, Codec::MessagePack];
 const CURE: &str = "#[task(codec = \"messagepack\")]";
 
 fn encoded<T: Serialize + ?Sized>(codec: Codec, value: &T) -> Result<Vec<u8>, CodecError> {
-    let mut out = b"head".to_vec();
+    let mut out = Buffer::new();
+    out.extend_from_slice(b"head");
     codec.encode(value, &mut out)?;
-    Ok(out.strip_prefix(b"head").expect("encoding appends").to_vec())
+    Ok(out.into_vec().strip_prefix(b"head").expect("encoding appends").to_vec())
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,229 @@
+//! Bytes in an anonymous file of their own: written by one process until they are sealed, read by any afterwards.
+//!
+//! The seal is the kernel's. It is given only while no writable mapping exists in any process, allows none from then on,
+//! nor writing, nor another length, and cannot be taken off. So whoever has checked it may borrow from the bytes,
+//! whoever they came from.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    ptr::NonNull,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create},
+    io::{Errno, pwrite},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+use super::{fork::Origin, socket::retry};
+
+/// What a sealed file does not allow.
+const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
+
+/// See the module's opening.
+#[derive(Debug)]
+pub(crate) struct SealedBytes {
+    descriptor: Arc<OwnedFd>,
+    /// Dangling if `len` is 0.
+    at: NonNull<u8>,
+    len: usize,
+    state: Mutex<State>,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Writable,
+    /// Not writable here any more. Whether elsewhere, is not known.
+    ReadOnly,
+    Sealed,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; writing takes `&mut self`.
+unsafe impl Send for SealedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for SealedBytes {}
+
+impl SealedBytes {
+    /// So many zeros, writable. Memory is taken as they are written.
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
+        let descriptor = Arc::new(create(len)?);
+        let at = map(&descriptor, len, None, State::Writable)?;
+        Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Writable), origin: Origin::here() })
+    }
+
+    /// A copy. By `write`, which fills fresh pages in half the time that it takes through a mapping.
+    pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
+        let descriptor = Arc::new(create(bytes.len())?);
+        let mut written = 0;
+        while written < bytes.len() {
+            match retry(|| pwrite(&*descriptor, &bytes[written..], written as u64))? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => written += n,
+            }
+        }
+        let at = map(&descriptor, bytes.len(), None, State::Writable)?;
+        let state = Mutex::new(State::Writable);
+        Ok(SealedBytes { descriptor, at, len: bytes.len(), state, origin: Origin::here() })
+    }
+
+    /// What another process has sealed; refuses whatever else that process may have sent.
+    pub(crate) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
+        // Other files than these have no seals, which is an error here.
+        if !fcntl_get_seals(&*descriptor)?.contains(SEALS) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its memory is not sealed against writing",
+            ));
+        }
+        // Sealed: it is the length for ever.
+        let len = usize::try_from(fstat(&*descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
+        let at = map(&descriptor, len, None, State::Sealed)?;
+        Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Sealed), origin: Origin::here() })
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.descriptor
+    }
+
+    /// Ends writing, here and everywhere. Whoever reads meanwhile notices nothing.
+    pub(crate) fn seal(&self) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == State::Writable {
+            // In the place of the writable one, at once: a reader finds the same bytes at the same address.
+            map(&self.descriptor, self.len, Some(self.at), State::ReadOnly)?;
+            *state = State::ReadOnly;
+        }
+        if *state == State::ReadOnly {
+            retry(|| fcntl_add_seals(&*self.descriptor, SEALS | SealFlags::SEAL)).map_err(
+                |error| match error {
+                    Errno::BUSY => io::Error::other(
+                        "another process has the memory mapped for writing: a fork of this one?",
+                    ),
+                    other => other.into(),
+                },
+            )?;
+            *state = State::Sealed;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. Its memory
+        // cannot end early: shrinking is sealed from the beginning. Nobody writes: while it is writable only by
+        // `bytes_mut`, which takes `&mut self`, and it is mapped in no other process; afterwards nobody can.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+
+    /// To be written, unless it is sealed.
+    pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let state = *self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state != State::Writable || self.origin.forked() {
+            return None;
+        }
+        // SAFETY: as in `bytes`, writable by its state, and borrowed once. In a fork, where the memory is the parent's too,
+        // there is none.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) })
+    }
+}
+
+impl Drop for SealedBytes {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+fn create(len: usize) -> io::Result<OwnedFd> {
+    let descriptor = memfd_create("executor-bytes", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&descriptor, len as u64)?;
+    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW)?;
+    Ok(descriptor)
+}
+
+/// `place`: a mapping of the same length that is to be replaced.
+fn map(
+    descriptor: &OwnedFd,
+    len: usize,
+    place: Option<NonNull<u8>>,
+    state: State,
+) -> io::Result<NonNull<u8>> {
+    if len == 0 {
+        return Ok(NonNull::dangling());
+    }
+    let (protection, mut flags) = match state {
+        State::Writable => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+        // Never written, so there is no private copy of any page. A shared mapping of a file that is open for writing
+        // counts as one that could become writable, and the seal would be refused.
+        State::ReadOnly | State::Sealed => (ProtFlags::READ, MapFlags::PRIVATE),
+    };
+    let hint = match place {
+        Some(at) => {
+            flags |= MapFlags::FIXED;
+            at.as_ptr().cast()
+        }
+        None => std::ptr::null_mut(),
+    };
+    // SAFETY: a fresh mapping where the kernel chooses, or one of the same bytes in the place of one that is ours.
+    let at = unsafe { mmap(hint, len, protection, flags, descriptor, 0)? };
+    NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealing_ends_writing_and_disturbs_no_reader() {
+        let mut bytes = SealedBytes::zeroed(100_000).unwrap();
+        bytes.bytes_mut().unwrap().fill(7);
+        let reading = bytes.bytes();
+        assert!(SealedBytes::open(Arc::clone(bytes.descriptor())).is_err(), "not sealed yet");
+        bytes.seal().unwrap();
+        bytes.seal().unwrap();
+        assert!(reading.iter().all(|byte| *byte == 7));
+        assert!(bytes.bytes_mut().is_none());
+        let descriptor = bytes.descriptor();
+        assert_eq!(pwrite(&**descriptor, b"x", 0), Err(Errno::PERM));
+        assert!(map(descriptor, 10, None, State::Writable).is_err());
+        let other = SealedBytes::open(Arc::clone(descriptor)).unwrap();
+        assert!(other.bytes() == bytes.bytes());
+        // A new mapping each: one file, many readers.
+        drop(bytes);
+        assert_eq!(other.bytes()[99_999], 7);
+    }
+
+    #[test]
+    fn whatever_else_is_sent_is_refused() {
+        let unsealed = memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(SealedBytes::open(Arc::new(unsealed)).is_err());
+        let no_seals = memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
+        assert!(SealedBytes::open(Arc::new(no_seals)).is_err());
+        let (socket, _other) = crate::os::socket::pair().unwrap();
+        assert!(SealedBytes::open(Arc::new(socket)).is_err());
+        let file = tempfile::tempfile().unwrap();
+        assert!(SealedBytes::open(Arc::new(file.into())).is_err());
+    }
+
+    #[test]
+    fn who_can_still_write_keeps_it_from_being_sealed() {
+        let bytes = SealedBytes::zeroed(10).unwrap();
+        let writer = map(bytes.descriptor(), 10, None, State::Writable).unwrap();
+        assert!(bytes.seal().unwrap_err().to_string().contains("mapped for writing"));
+        // SAFETY: mapped above.
+        unsafe { munmap(writer.as_ptr().cast(), 10).unwrap() };
+        bytes.seal().unwrap();
+    }
+
+    #[test]
+    fn no_bytes_are_bytes_too() {
+        let mut empty = SealedBytes::copy_of(&[]).unwrap();
+        assert_eq!(empty.bytes_mut().unwrap(), []);
+        empty.seal().unwrap();
+        assert_eq!(SealedBytes::open(Arc::clone(empty.descriptor())).unwrap().bytes(), []);
+    }
+}

@@ -1,0 +1,204 @@
+//! What moves beside a worker's frames: its results in segments, and descriptors over its control socket.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    id::TaskId,
+    os::socket,
+    segment::Results,
+    wire::{
+        attachment::{ATTACHMENTS_MAX, Attachment},
+        frame::{Frame, Kind, flag},
+        payload::{Payload, Reference},
+    },
+};
+
+/// One worker's.
+pub(super) struct Beside {
+    /// Kept open while the worker lives: its end tells the worker that we are gone.
+    control: OwnedFd,
+    results: Option<Arc<Results>>,
+    /// Found no room in the socket yet. The worker waits for them when it comes to their frames.
+    waiting: Mutex<VecDeque<(TaskId, Vec<Attachment>)>>,
+}
+
+/// A frame that says what cannot be.
+pub(super) struct Impossible;
+
+impl Beside {
+    pub(super) fn new(control: OwnedFd, results: Option<Arc<Results>>) -> Self {
+        Beside { control, results, waiting: Mutex::default() }
+    }
+
+    pub(super) fn results(&self) -> Option<&Arc<Results>> {
+        self.results.as_ref()
+    }
+
+    /// Sends the descriptors of a frame that goes out now, in the order of the frames; never blocks. Whether any wait.
+    pub(super) fn send(&self, task: TaskId, attachments: &[Attachment]) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((task, attachments.to_vec()));
+        self.pump(&mut waiting)
+    }
+
+    /// Sends what waits; whether any is left.
+    pub(super) fn flush(&self) -> bool {
+        self.pump(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pump(&self, waiting: &mut VecDeque<(TaskId, Vec<Attachment>)>) -> bool {
+        while let Some((task, attachments)) = waiting.front() {
+            let descriptors: Vec<_> = attachments.iter().map(|descriptor| descriptor.as_fd()).collect();
+            match socket::send_now(&self.control, &task.as_u64().to_le_bytes(), &descriptors) {
+                Err(error) if is_passing(&error) => return true,
+                // The worker has gone: its tasks are dealt with where that is noticed.
+                Err(_) => waiting.clear(),
+                Ok(()) => {
+                    waiting.pop_front();
+                }
+            }
+        }
+        false
+    }
+
+    /// Puts the payload in the frame of which it speaks.
+    pub(super) fn open(&self, frame: &mut Frame) -> Result<(), Impossible> {
+        let flags = frame.header.flags;
+        // Only a value is ever sent in this way.
+        let foreign = flags & !(flag::SEGMENT | flag::ATTACHED);
+        if frame.header.kind != Kind::Done || foreign != 0 || !frame.more.is_empty() {
+            return Err(Impossible);
+        }
+        if flags & flag::SEGMENT != 0 {
+            let Reference { number, len } = Reference::from_bytes(&frame.payload).ok_or(Impossible)?;
+            let received = self.results.as_ref().and_then(|results| results.receive(number, len));
+            frame.payload = Payload::received(received.ok_or(Impossible)?);
+        }
+        if flags & flag::ATTACHED != 0 {
+            // Sent before the frame, so it is there.
+            let mut task = [0; 8];
+            let message = socket::recv_short_now(&self.control, &mut task);
+            let (len, descriptors) = message.map_err(|_| Impossible)?;
+            if len != task.len()
+                || u64::from_le_bytes(task) != frame.header.task.as_u64()
+                || descriptors.len() > ATTACHMENTS_MAX
+            {
+                return Err(Impossible);
+            }
+            // None, if this process has too many open files: whoever looks for one says so.
+            let attachments = descriptors.into_iter().map(Arc::new).collect();
+            let payload = std::mem::replace(&mut frame.payload, Payload::from(&[][..]));
+            frame.payload = payload.with(attachments);
+        }
+        Ok(())
+    }
+}
+
+/// Whether there will be room: the socket is full, or too many descriptors are on their way in the whole system.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::{segment::Store, wire::frame::Header};
+
+    /// (the pool's, the worker's store, the worker's end of the socket)
+    fn beside() -> (Beside, Arc<Store>, OwnedFd) {
+        let (ours, theirs) = socket::pair().unwrap();
+        let results = Results::create().unwrap();
+        let store = Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        (Beside::new(ours, Some(results)), store, theirs)
+    }
+
+    fn frame(kind: Kind, flags: u8, payload: &[u8]) -> Frame {
+        let task = TaskId::from_raw(7);
+        Frame::new(Header { flags, task, ..Header::new(kind) }, payload.into())
+    }
+
+    fn reference(number: u64, len: u64) -> [u8; 16] {
+        Reference { number, len }.to_bytes()
+    }
+
+    #[test]
+    fn a_result_in_a_segment_is_read_and_the_segment_given_back() {
+        let (beside, store, _socket) = beside();
+        for byte in 0..100 {
+            let mut lease = store.take(50_000).unwrap();
+            lease.write(0, &[byte; 50_000]);
+            let number = u64::from(lease.number());
+            lease.leave();
+            let mut frame = frame(Kind::Done, flag::SEGMENT, &reference(number, 50_000));
+            beside.open(&mut frame).ok().unwrap();
+            assert!(frame.payload.is_empty(), "nobody borrows from what a worker can write");
+            assert_eq!(*frame.payload.bytes().unwrap(), [byte; 50_000]);
+        }
+        assert_eq!(store.count().0, 1);
+    }
+
+    #[test]
+    fn what_cannot_be_is_told() {
+        let (beside, store, _socket) = beside();
+        store.take(100_000).unwrap().leave();
+        for (number, len) in [(64, 1), (u64::MAX, 1), (0, 1 << 20), (0, u64::MAX), (0, 1 << 33)] {
+            let mut frame = frame(Kind::Done, flag::SEGMENT, &reference(number, len));
+            assert!(beside.open(&mut frame).is_err(), "{number}, {len}");
+        }
+        assert!(beside.open(&mut frame(Kind::Done, flag::SEGMENT, b"short")).is_err());
+        assert!(beside.open(&mut frame(Kind::Failed, flag::SEGMENT, &reference(0, 1))).is_err());
+        assert!(beside.open(&mut frame(Kind::Done, flag::CHECK, b"")).is_err());
+        let mut followed = frame(Kind::Done, flag::SEGMENT, &reference(0, 1));
+        followed.more.push((&b"headless"[..]).into());
+        assert!(beside.open(&mut followed).is_err());
+        let (socket, _theirs) = socket::pair().unwrap();
+        let without = Beside::new(socket, None);
+        assert!(without.open(&mut frame(Kind::Done, flag::SEGMENT, &reference(0, 1))).is_err());
+    }
+
+    #[test]
+    fn descriptors_must_be_there_and_be_those_of_the_task() {
+        let (beside, _store, theirs) = beside();
+        let mut missing = frame(Kind::Done, flag::ATTACHED, b"value");
+        assert!(beside.open(&mut missing).is_err(), "no message, and nobody waits for one");
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        socket::send(&theirs, &7_u64.to_le_bytes(), &[event.as_fd(), event.as_fd()]).unwrap();
+        let mut good = frame(Kind::Done, flag::ATTACHED, b"value");
+        beside.open(&mut good).ok().unwrap();
+        assert_eq!((good.payload.attachments().len(), &*good.payload), (2, &b"value"[..]));
+        socket::send(&theirs, &8_u64.to_le_bytes(), &[event.as_fd()]).unwrap();
+        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "another task's");
+        socket::send(&theirs, b"7", &[event.as_fd()]).unwrap();
+        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "a short message");
+        drop(theirs);
+        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
+    }
+
+    #[test]
+    fn what_finds_no_room_waits_in_order() {
+        let (beside, _store, theirs) = beside();
+        let event: Attachment =
+            Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
+        let mut sent = 0_u64;
+        while !beside.send(TaskId::from_raw(sent), std::slice::from_ref(&event)) {
+            sent += 1;
+            assert!(sent < 100_000, "the socket is never full");
+        }
+        beside.send(TaskId::from_raw(sent + 1), &[Arc::clone(&event), event]);
+        for expected in 0..=sent + 1 {
+            let mut task = [0; 8];
+            let (_, descriptors) = socket::recv_short(&theirs, &mut task).unwrap();
+            assert_eq!(u64::from_le_bytes(task), expected);
+            assert_eq!(descriptors.len(), if expected == sent + 1 { 2 } else { 1 });
+            beside.flush();
+        }
+        assert!(!beside.flush());
+    }
+}

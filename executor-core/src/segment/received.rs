@@ -1,0 +1,152 @@
+//! Results in segments that a worker has written, for the pool that reads them.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::store::Ledger;
+use crate::os::{
+    arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS, vec_to_fill},
+    fork::Origin,
+    memory::Shared,
+};
+
+/// A worker's arena, as its pool sees it.
+pub(crate) struct Results {
+    arena: Arena,
+    ledger: Shared<Ledger>,
+    /// What was mapped to be copied from; kept, since to map again costs faults.
+    views: Mutex<[Option<Arc<Mapping>>; SEGMENTS]>,
+    origin: Origin,
+}
+
+impl Results {
+    /// Makes the arena; the worker gets its [descriptor](Self::descriptor).
+    pub(crate) fn create() -> io::Result<Arc<Self>> {
+        let arena = Arena::create("executor-results")?;
+        let ledger = Shared::open(&arena)?;
+        Ok(Arc::new(Results {
+            arena,
+            ledger,
+            views: Mutex::new([const { None }; SEGMENTS]),
+            origin: Origin::here(),
+        }))
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.arena.as_fd()
+    }
+
+    /// What the worker says that it has written. `None` if that cannot be.
+    pub(crate) fn receive(self: &Arc<Self>, number: u64, len: u64) -> Option<Received> {
+        let number = u8::try_from(number).ok().filter(|number| usize::from(*number) < SEGMENTS)?;
+        let len = usize::try_from(len).ok().filter(|len| *len <= SEGMENT_BYTES_MAX)?;
+        // A wild length must not cost memory: what was written takes as much in the arena.
+        (len as u64 <= self.arena.bytes()).then(|| Received { results: Arc::clone(self), number, len })
+    }
+
+    fn view(&self, number: u8, len: usize) -> io::Result<Arc<Mapping>> {
+        let slot = usize::from(number);
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = views[slot].as_ref().filter(|view| view.len() >= len) {
+            return Ok(Arc::clone(view));
+        }
+        let view = Arc::new(self.arena.map(number, len, Access::Read)?);
+        views[slot] = Some(Arc::clone(&view));
+        Ok(view)
+    }
+
+    /// Gives back the memory of segments that nobody has used since the last call; whether any is left.
+    pub(crate) fn trim(&self) -> bool {
+        self.ledger.trim(&self.arena)
+    }
+
+    /// Segments in use or kept for later, and the memory that they take.
+    pub(crate) fn count(&self) -> (usize, u64) {
+        // Without the ledger's own page.
+        (self.ledger.count(), self.arena.bytes().saturating_sub(4096))
+    }
+}
+
+/// A result in a segment. The segment is the worker's again when this is dropped.
+pub(crate) struct Received {
+    results: Arc<Results>,
+    number: u8,
+    len: usize,
+}
+
+impl Received {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A copy of everything from here on, in a vector of exactly that size.
+    pub(crate) fn copy_from(&self, start: usize) -> io::Result<Vec<u8>> {
+        let len = self.len.saturating_sub(start);
+        let mut vec = vec_to_fill(len)?;
+        let view = self.results.view(self.number, self.len)?;
+        // SAFETY: `start + len` is the segment's length or `len` is 0, and the view has that many bytes, none of which can
+        // go away: the pool has sealed the file's length. The vector has room for `len` and is all ours. The worker may
+        // write meanwhile if it is broken: bytes are copied without being looked at, by a pointer and not by a
+        // reference, so what is in the vector afterwards is some bytes or others, which is what a broken worker sends.
+        unsafe {
+            std::ptr::copy_nonoverlapping(view.at().as_ptr().add(start.min(self.len)), vec.as_mut_ptr(), len);
+            vec.set_len(len);
+        }
+        Ok(vec)
+    }
+
+    /// Copies the first bytes; how many there were.
+    pub(crate) fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
+        let len = into.len().min(self.len);
+        let view = self.results.view(self.number, self.len)?;
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(view.at().as_ptr(), into.as_mut_ptr(), len) };
+        Ok(len)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if !self.results.origin.forked() {
+            self.results.ledger.release(self.number);
+        }
+    }
+}
+
+impl std::fmt::Debug for Received {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Received(segment {}, {} bytes)", self.number, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_lengths_that_cannot_be_are_refused() {
+        let results = Results::create().unwrap();
+        for (number, len) in [(64, 0), (u64::MAX, 1), (0, 1 << 20), (0, u64::MAX), (63, 3 << 30)] {
+            assert!(results.receive(number, len).is_none(), "{number}, {len}");
+        }
+        assert_eq!(results.receive(63, 0).unwrap().copy_from(0).unwrap(), []);
+    }
+
+    #[test]
+    fn a_ledger_full_of_garbage_hurts_nobody() {
+        let results = Results::create().unwrap();
+        let store = super::super::Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        for _ in 0..SEGMENTS {
+            store.take(4096).unwrap().leave();
+        }
+        results.trim();
+        assert!(results.trim(), "all are taken for ever");
+        assert!(store.take(1).is_none());
+        results.receive(5, 10).unwrap();
+        results.receive(5, 10).unwrap();
+        assert_eq!(store.take(1).unwrap().number(), 5);
+    }
+}

@@ -1,0 +1,373 @@
+//! Which segments are free, for the side that writes them.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::os::{
+    arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS},
+    fork::Origin,
+    memory::{Shared, SharedLayout},
+};
+
+/// All segments of an arena together. More: a producer that is faster than its consumer takes more memory that does not
+/// show as its own. Less: earlier in pieces, at a third of the speed.
+pub(crate) const BYTES_MAX: u64 = 4 << 30;
+
+/// What is known of the segments of one arena; see the folder's opening.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Ledger {
+    /// A bit for each segment that somebody owns.
+    taken: AtomicU64,
+    /// A bit for each segment that was owned since the last look.
+    used: AtomicU64,
+    /// Bytes that have been written since the segment was last empty. Changed by its owner only.
+    resident: [AtomicU64; SEGMENTS],
+}
+
+// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+unsafe impl SharedLayout for Ledger {}
+
+impl Ledger {
+    /// Takes the free segment that fits best: one with as much memory as is asked for and little more, else the largest.
+    fn take(&self, bytes: u64) -> Option<u8> {
+        loop {
+            let taken = self.taken.load(Ordering::Relaxed);
+            let free = (0..SEGMENTS as u8).filter(|number| taken & 1 << number == 0);
+            let number = free.min_by_key(|number| {
+                let resident = self.resident(*number);
+                if resident >= bytes { (false, resident) } else { (true, u64::MAX - resident) }
+            })?;
+            if self.own(number) {
+                self.used.fetch_or(1 << number, Ordering::Relaxed);
+                return Some(number);
+            }
+        }
+    }
+
+    /// Sets the bit; whether it was clear. Acquires what the last owner did.
+    fn own(&self, number: u8) -> bool {
+        self.taken.fetch_or(1 << number, Ordering::Acquire) & 1 << number == 0
+    }
+
+    pub(super) fn release(&self, number: u8) {
+        self.taken.fetch_and(!(1 << number), Ordering::Release);
+    }
+
+    fn resident(&self, number: u8) -> u64 {
+        self.resident[usize::from(number)].load(Ordering::Relaxed)
+    }
+
+    fn total(&self) -> u64 {
+        (0..SEGMENTS as u8).fold(0, |sum: u64, number| sum.saturating_add(self.resident(number)))
+    }
+
+    /// Segments that hold memory or are owned.
+    pub(super) fn count(&self) -> usize {
+        let taken = self.taken.load(Ordering::Relaxed);
+        (0..SEGMENTS as u8).filter(|number| taken & 1 << number != 0 || self.resident(*number) != 0).count()
+    }
+
+    /// Empties what was not used since the last call; whether any memory is left.
+    pub(super) fn trim(&self, arena: &Arena) -> bool {
+        let used = self.used.swap(0, Ordering::Relaxed);
+        let mut left = false;
+        for number in 0..SEGMENTS as u8 {
+            if self.resident(number) == 0 {
+                continue;
+            }
+            // As its owner: nobody writes into it meanwhile.
+            if used & 1 << number != 0 || !self.own(number) {
+                left = true;
+                continue;
+            }
+            match arena.punch(number) {
+                Ok(()) => self.resident[usize::from(number)].store(0, Ordering::Relaxed),
+                Err(error) => tracing::warn!(%error, "a segment's memory could not be given back"),
+            }
+            self.release(number);
+        }
+        left
+    }
+}
+
+/// Where a ledger lies.
+enum Place {
+    /// Nobody else takes segments.
+    Own(Box<Ledger>),
+    /// The pool gives back what the worker took.
+    Shared(Shared<Ledger>),
+}
+
+/// The segments of one arena, for the side that writes them.
+pub(crate) struct Store {
+    arena: Arena,
+    ledger: Place,
+    /// Mappings of segments that are not leased: to map again costs faults.
+    mappings: Mutex<[Option<Mapping>; SEGMENTS]>,
+    origin: Origin,
+}
+
+impl Store {
+    /// The pool's, for arguments.
+    pub(crate) fn create() -> io::Result<Arc<Self>> {
+        let ledger = Ledger {
+            taken: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            resident: [const { AtomicU64::new(0) }; SEGMENTS],
+        };
+        Ok(Arc::new(Self::of(Arena::create("executor-arguments")?, Place::Own(Box::new(ledger)))))
+    }
+
+    /// A worker's, for results, in the arena that its parent has made.
+    pub(crate) fn open(fd: OwnedFd) -> io::Result<Arc<Self>> {
+        let ledger = Shared::open(&fd)?;
+        Ok(Arc::new(Self::of(Arena::open(fd)?, Place::Shared(ledger))))
+    }
+
+    fn of(arena: Arena, ledger: Place) -> Self {
+        Store { arena, ledger, mappings: Mutex::new([const { None }; SEGMENTS]), origin: Origin::here() }
+    }
+
+    /// What a worker gets to read its arguments.
+    pub(crate) fn read_only(&self) -> io::Result<OwnedFd> {
+        self.arena.read_only()
+    }
+
+    fn ledger(&self) -> &Ledger {
+        match &self.ledger {
+            Place::Own(ledger) => ledger,
+            Place::Shared(ledger) => ledger,
+        }
+    }
+
+    /// A segment with room for so many bytes, unless the bounds are reached or the system has none to give.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Lease> {
+        if bytes > SEGMENT_BYTES_MAX || self.origin.forked() {
+            return None;
+        }
+        let number = self.ledger().take(bytes as u64)?;
+        let mapping = self.lock()[usize::from(number)].take();
+        let mapping = match mapping {
+            Some(mapping) => mapping,
+            None => match self.arena.map(number, bytes, Access::Write) {
+                Ok(mapping) => mapping,
+                Err(error) => {
+                    tracing::debug!(%error, "a segment could not be mapped");
+                    self.ledger().release(number);
+                    return None;
+                }
+            },
+        };
+        let mut lease = Lease { store: Arc::clone(self), number, mapping: Some(mapping), left: false };
+        lease.reserve(bytes).then_some(lease)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, [Option<Mapping>; SEGMENTS]> {
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back the memory of segments that nobody has used since the last call; whether any is left.
+    pub(crate) fn trim(&self) -> bool {
+        self.ledger().trim(&self.arena)
+    }
+
+    /// Segments in use or kept for later, and the memory that they take.
+    pub(crate) fn count(&self) -> (usize, u64) {
+        (self.ledger().count(), self.arena.bytes())
+    }
+}
+
+/// A segment that is ours to write.
+pub(crate) struct Lease {
+    store: Arc<Store>,
+    number: u8,
+    /// There until drop.
+    mapping: Option<Mapping>,
+    /// The other side clears the bit.
+    left: bool,
+}
+
+impl Lease {
+    pub(crate) fn number(&self) -> u8 {
+        self.number
+    }
+
+    fn mapping(&self) -> &Mapping {
+        self.mapping.as_ref().expect("there until drop")
+    }
+
+    /// Bytes there is room for.
+    pub(crate) fn capacity(&self) -> usize {
+        let resident = self.store.ledger().resident(self.number);
+        self.mapping().len().min(usize::try_from(resident).unwrap_or(usize::MAX))
+    }
+
+    /// Makes room for so many bytes; what was written stays. `false` if it cannot be had.
+    #[cold]
+    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+        let Some(mapping) = &mut self.mapping else { return false };
+        let ledger = self.store.ledger();
+        let resident = ledger.resident(self.number);
+        if bytes > SEGMENT_BYTES_MAX {
+            return false;
+        }
+        let wanted = (bytes as u64).next_multiple_of(4096);
+        if wanted > resident && ledger.total().saturating_add(wanted - resident) > BYTES_MAX {
+            return false;
+        }
+        let result = mapping.grow(bytes).and_then(|()| match wanted > resident {
+            true => mapping.populate(usize::try_from(resident).unwrap_or(0), bytes),
+            false => Ok(()),
+        });
+        if let Err(error) = result {
+            tracing::debug!(%error, bytes, "no memory for a segment");
+            return false;
+        }
+        ledger.resident[usize::from(self.number)].store(wanted.max(resident), Ordering::Relaxed);
+        true
+    }
+
+    /// Writes behind what is there; there is room.
+    #[inline]
+    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
+        let mapping = self.mapping();
+        assert!(at + bytes.len() <= mapping.len(), "room was reserved");
+        // SAFETY: within the mapping, by the assertion. Nobody else writes there (this is the segment's owner) and nobody
+        // reads before he is told of it; `bytes` is not in it, because nothing hands out mutable access besides this.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.at().as_ptr().add(at), bytes.len());
+        }
+    }
+
+    /// What has been written.
+    pub(crate) fn read(&self, len: usize) -> &[u8] {
+        let mapping = self.mapping();
+        assert!(len <= mapping.len(), "what was written");
+        // SAFETY: within the mapping, which lives as long as `self`; only this process writes there, and not while `self`
+        // is borrowed. In the pool no worker can: its descriptor is read-only. In a worker the pool only reads.
+        unsafe { std::slice::from_raw_parts(mapping.at().as_ptr(), len) }
+    }
+
+    /// Leaves the segment to the other side, which clears the bit when it has read.
+    pub(crate) fn leave(mut self) {
+        self.keep_mapping();
+        self.left = true;
+    }
+
+    fn keep_mapping(&mut self) {
+        if let Some(mapping) = self.mapping.take() {
+            self.store.lock()[usize::from(self.number)] = Some(mapping);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // In a fork the lock may be held for ever, and the bit is not ours.
+        if self.store.origin.forked() {
+            return;
+        }
+        if !self.left {
+            self.keep_mapping();
+            self.store.ledger().release(self.number);
+        }
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lease(segment {})", self.number)
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (segments, bytes) = self.count();
+        write!(f, "Store({segments} segments, {bytes} bytes)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_grows_keeps_its_bytes_and_is_reused() {
+        let store = Store::create().unwrap();
+        let mut lease = store.take(100_000).unwrap();
+        lease.write(0, &[5; 100_000]);
+        assert!(lease.reserve(10 << 20));
+        lease.write(10 << 20, &[]);
+        assert!(lease.read(100_000).iter().all(|byte| *byte == 5));
+        let number = lease.number();
+        drop(lease);
+        assert_eq!(store.take(1 << 20).unwrap().number(), number, "there is memory in it already");
+        assert_eq!(store.count(), (1, 10 << 20));
+    }
+
+    #[test]
+    fn the_segment_that_fits_best_is_taken() {
+        let store = Store::create().unwrap();
+        let (large, small) = (store.take(1 << 20).unwrap(), store.take(1 << 16).unwrap());
+        let (large_number, small_number) = (large.number(), small.number());
+        drop((large, small));
+        let lease = store.take(50_000).unwrap();
+        assert_eq!(lease.number(), small_number);
+        assert_eq!(store.take(50_000).unwrap().number(), large_number);
+        drop(lease);
+        assert_eq!(store.take(2 << 20).unwrap().number(), large_number, "the most is there already");
+    }
+
+    #[test]
+    fn bounds_are_kept_and_nothing_is_lost_at_them() {
+        let store = Store::create().unwrap();
+        let leases: Vec<_> = std::iter::from_fn(|| store.take(4096)).collect();
+        assert_eq!(leases.len(), SEGMENTS);
+        drop(leases);
+        assert!(store.take(SEGMENT_BYTES_MAX + 1).is_none());
+        let mut lease = store.take(4096).unwrap();
+        assert!(!lease.reserve(SEGMENT_BYTES_MAX + 1));
+        drop(lease);
+        assert!(store.take(4096).is_some());
+    }
+
+    #[test]
+    fn what_was_not_used_between_two_looks_goes_back() {
+        let store = Store::create().unwrap();
+        let held = store.take(1 << 16).unwrap();
+        drop(store.take(1 << 20).unwrap());
+        assert!(store.trim(), "both were used");
+        assert!(store.trim(), "one is held");
+        assert_eq!(store.count(), (1, 1 << 16));
+        drop(held);
+        store.trim();
+        assert!(!store.trim());
+        assert_eq!(store.count(), (0, 0));
+        let mut lease = store.take(1 << 16).unwrap();
+        lease.write(0, &[1; 1 << 16]);
+        assert_eq!(store.count(), (1, 1 << 16), "an emptied one is as good as new");
+    }
+
+    #[test]
+    fn the_pool_gives_back_what_a_worker_took() {
+        let results = super::super::Results::create().unwrap();
+        let store = Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        for round in 0..200_u8 {
+            let mut lease = store.take(100_000).unwrap();
+            lease.write(0, &[round; 100_000]);
+            let number = lease.number();
+            assert_eq!(number, 0);
+            lease.leave();
+            let received = results.receive(u64::from(number), 100_000).unwrap();
+            assert!(received.copy_from(0).unwrap().iter().all(|byte| *byte == round));
+        }
+        assert_eq!(store.count().0, 1);
+    }
+}

@@ -1,0 +1,206 @@
+//! Descriptors that travel with arguments and results.
+//!
+//! ```text
+//!  Serialize of a handle:    attach(descriptor) ─► its index goes among the bytes
+//!  the frame:                bytes, and the flag ATTACHED
+//!  the control socket:       one message for each such frame, in the order of the frames: task id, descriptors
+//!  Deserialize of a handle:  index ─► detach(index) ─► the descriptor
+//! ```
+//!
+//! serde has no place for anything beside the value, so what is collected, or at hand, is kept for the thread while it
+//! encodes or decodes: the one invisible mode of this crate, and all of it is in this file. Encoding within encoding (a
+//! `Serialize` that submits a task) has a list of its own and gives the thread back as it was, also when it panics.
+//!
+//! The sender keeps an attachment until the task is resolved: a task that was not begun may go to another worker.
+
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+/// A descriptor that travels.
+pub(crate) type Attachment = Arc<OwnedFd>;
+
+/// Descriptors of one task, and of one result. The system takes 253 in a message.
+pub(crate) const ATTACHMENTS_MAX: usize = 64;
+
+thread_local! {
+    /// How many encodings this thread is within.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// What was attached at the innermost of them. Two numbers, because nearly every value has none, and to look at the
+    /// list below takes as long as to encode a small one.
+    static COUNT: Cell<u32> = const { Cell::new(0) };
+    /// All that was attached and not collected yet, with the depth.
+    static LEAVING: RefCell<Vec<(u32, Attachment)>> = const { RefCell::new(Vec::new()) };
+    static ARRIVED: RefCell<Option<Vec<Attachment>>> = const { RefCell::new(None) };
+}
+
+/// One encoding; its end gives the thread back as it was.
+struct Encoding {
+    count_before: u32,
+}
+
+impl Encoding {
+    #[inline]
+    fn begin() -> Self {
+        DEPTH.set(DEPTH.get() + 1);
+        Encoding { count_before: COUNT.replace(0) }
+    }
+
+    #[inline]
+    fn attached(&self) -> Vec<Attachment> {
+        if COUNT.get() == 0 { Vec::new() } else { self.take() }
+    }
+
+    #[cold]
+    fn take(&self) -> Vec<Attachment> {
+        COUNT.set(0);
+        let depth = DEPTH.get();
+        LEAVING.with_borrow_mut(|leaving| {
+            let first = leaving.partition_point(|(other, _)| *other < depth);
+            leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect()
+        })
+    }
+}
+
+impl Drop for Encoding {
+    #[inline]
+    fn drop(&mut self) {
+        // Something is left only after a panic.
+        drop(self.attached());
+        COUNT.set(self.count_before);
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
+/// Runs something that encodes, and returns what was attached meanwhile.
+#[inline]
+pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
+    let encoding = Encoding::begin();
+    let result = encode();
+    (result, encoding.attached())
+}
+
+/// Puts back what was at hand before.
+struct Restore(Option<Vec<Attachment>>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        ARRIVED.set(self.0.take());
+    }
+}
+
+/// Runs something that decodes bytes which came with these descriptors.
+#[inline]
+pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -> R {
+    if attachments.is_empty() {
+        return decode();
+    }
+    let _restore = Restore(ARRIVED.replace(Some(attachments.to_vec())));
+    decode()
+}
+
+/// Lets a descriptor travel with what is being encoded by a serialiser of type `S`; its index there.
+pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
+    // What another serialiser writes goes somewhere else, where the index means nothing. Names of types are made for
+    // people, but all that hangs on them here is an early error instead of a late one.
+    let serializer = std::any::type_name::<S>();
+    let ours = serializer.contains("executor_core::wire::codec") || serializer.contains("rmp_serde::");
+    let depth = DEPTH.get();
+    if depth == 0 || !ours {
+        return Err(format!(
+            "it travels in the arguments and results of tasks only: its memory cannot be written by `{serializer}`"
+        ));
+    }
+    LEAVING.with_borrow_mut(|leaving| {
+        let first = leaving.partition_point(|(other, _)| *other < depth);
+        let own = &leaving[first..];
+        let at = own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
+        if at >= ATTACHMENTS_MAX {
+            return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one task"));
+        }
+        if at == own.len() {
+            leaving.push((depth, Arc::clone(descriptor)));
+            COUNT.set(COUNT.get() + 1);
+        }
+        u8::try_from(at).map_err(|error| error.to_string())
+    })
+}
+
+/// Attaches again what belongs to bytes that were encoded before.
+pub(crate) fn adopt(attachments: Vec<Attachment>) {
+    if !attachments.is_empty() {
+        debug_assert_eq!(COUNT.get(), 0, "indexes would mean other descriptors");
+        let depth = DEPTH.get();
+        COUNT.set(attachments.len() as u32);
+        LEAVING.with_borrow_mut(|leaving| leaving.extend(attachments.into_iter().map(|one| (depth, one))));
+    }
+}
+
+/// The descriptor of this index, of what is being decoded.
+pub(crate) fn detach(index: u8) -> Result<Attachment, &'static str> {
+    ARRIVED.with_borrow(|arrived| match arrived {
+        None => Err("its descriptor did not come with these bytes; if it should have, the process that received it may \
+                     have too many open files"),
+        Some(list) => list.get(usize::from(index)).cloned().ok_or("no such descriptor came with these bytes"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor() -> Attachment {
+        Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap())
+    }
+
+    struct Ours;
+
+    fn name_of_ours() -> bool {
+        std::any::type_name::<Ours>().contains("executor_core::wire::attachment")
+    }
+
+    #[test]
+    fn lists_nest_and_come_back_after_a_panic() {
+        assert!(name_of_ours());
+        type Writer = crate::wire::codec::Postcard;
+        let (a, b) = (descriptor(), descriptor());
+        let ((), outer) = collect(|| {
+            assert_eq!(attach::<Writer>(&a), Ok(0));
+            let ((), inner) = collect(|| assert_eq!(attach::<Writer>(&b), Ok(0)));
+            assert_eq!(inner.len(), 1);
+            let panicked = std::panic::catch_unwind(|| collect(|| panic!("in a Serialize")));
+            assert!(panicked.is_err());
+            assert_eq!(attach::<Writer>(&b), Ok(1));
+            assert_eq!(attach::<Writer>(&a), Ok(0), "the same one travels once");
+        });
+        assert_eq!(outer.len(), 2);
+        assert!(attach::<Writer>(&a).is_err(), "nothing is being encoded");
+        offer(&outer, || {
+            assert!(Arc::ptr_eq(&detach(1).unwrap(), &b));
+            assert!(detach(2).is_err());
+        });
+        assert!(detach(0).is_err());
+    }
+
+    #[test]
+    fn other_serialisers_are_refused() {
+        let (refused, _) =
+            collect(
+                || attach::<serde::de::value::StringDeserializer<serde::de::value::Error>>(&descriptor()),
+            );
+        assert!(refused.unwrap_err().contains("arguments and results of tasks only"));
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let ((), attached) = collect(|| {
+            for _ in 0..ATTACHMENTS_MAX {
+                attach::<crate::wire::codec::Postcard>(&descriptor()).unwrap();
+            }
+            assert!(attach::<crate::wire::codec::Postcard>(&descriptor()).is_err());
+        });
+        assert_eq!(attached.len(), ATTACHMENTS_MAX);
+    }
+}
