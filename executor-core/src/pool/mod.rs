@@ -63,7 +63,7 @@ use crate::{
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, Header, Items, Kind, flag},
+        frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -172,6 +172,8 @@ struct Record {
     /// Its number is, or is about to be, somebody else's.
     reaped: bool,
     killed_by_us: bool,
+    /// How it did not keep to the protocol.
+    broke_protocol: Option<WireError>,
     status: Option<ExitStatus>,
 }
 
@@ -596,6 +598,9 @@ impl Pool {
                     Obeys::Yes => {}
                     Obeys::No => {
                         odd.push(header);
+                        if let Some(record) = core.workers.get_mut(&id) {
+                            record.broke_protocol.get_or_insert(WireError::Unasked);
+                        }
                         core.scheduler.on_unruly(now, id, out);
                     }
                     Obeys::ButIsBroken(cause) => {
@@ -650,6 +655,8 @@ impl Pool {
         let claims = Boards(workers);
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.kind {
+            // A ring tells its room by itself: a worker that says so in frames could do so without end.
+            Kind::Credit if claims.link(id).is_some_and(|link| link.as_ring().is_some()) => return Obeys::No,
             Kind::Credit => {}
             Kind::Init | Kind::Run | Kind::Stop => return Obeys::No,
             Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
@@ -885,7 +892,12 @@ impl Record {
         TaskError::WorkerLost {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
             status,
-            detail: Arc::new(LostDetail { task: name.to_owned(), stack_overflow, killed_by_system }),
+            detail: Arc::new(LostDetail {
+                task: name.to_owned(),
+                stack_overflow,
+                killed_by_system,
+                broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
+            }),
         }
     }
 }
