@@ -878,7 +878,9 @@ impl Record {
     fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
-        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        // Not the word of one that wrote garbage.
+        let stack_overflow = self.broke_protocol.is_none()
+            && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         // An overflow is the end of the process, whatever had been caught before; std ends it by SIGABRT as well.
         if !stack_overflow
             && status == ExitStatus::Signaled(libc::SIGABRT)

@@ -921,6 +921,11 @@ impl<T: Split> Scheduler<T> {
                             behind = item.min(entry.items.count - 1) + 1;
                             Some(End::Lost(id))
                         }
+                        // It must not run twice.
+                        Begun::Unknown => {
+                            behind = entry.items.count;
+                            Some(End::Lost(id))
+                        }
                         _ => None,
                     }
                 }
@@ -1125,7 +1130,7 @@ impl<T: Split> Scheduler<T> {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         let deaf = worker.front_since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
-        if deaf && claims.begun(id, front.seq) == Begun::No {
+        if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
             // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
             // stopped it. The task has not begun, so it can go elsewhere.
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
@@ -1140,6 +1145,7 @@ impl<T: Split> Scheduler<T> {
         let since = front.began.or_else(|| match claims.begun(id, front.seq) {
             Begun::No => None,
             Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
+            Begun::Unknown => Some(worker.front_since),
         });
         let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
         let error = TaskError::TimedOut { limit, phase: Phase::Run };

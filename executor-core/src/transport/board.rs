@@ -83,6 +83,8 @@ pub(crate) enum Begun {
     No,
     /// Begun up to this item of the run; the moment is known only of a task with a time limit.
     Yes(u32, Option<Instant>),
+    /// What the worker wrote is of another sending, or of none: it may have begun any of it.
+    Unknown,
 }
 
 impl Board {
@@ -141,13 +143,13 @@ impl Board {
     pub(crate) fn begun(&self, seq: u32) -> Begun {
         match parts(self.claim_word(seq).load(Ordering::Acquire)) {
             (of, _, OFFERED | TAKEN) if of == seq => Begun::No,
-            (of, item, _) => {
+            (of, item, BEGUN | LAST) if of == seq => {
                 let nanos = self.began_nanos.load(Ordering::Relaxed);
                 // A broken worker may write anything here; a moment in the future counts as unknown.
                 let at = if nanos == 0 { None } else { clock::instant_of(nanos) };
-                // A word that is not of this sending is garbled: all of it may have begun, and must not run again.
-                Begun::Yes(if of == seq { item } else { ITEMS_MAX }, at)
+                Begun::Yes(item, at)
             }
+            _ => Begun::Unknown,
         }
     }
 
@@ -218,7 +220,7 @@ mod tests {
         board.offer(3, 0);
         for garbage in [0, 1, u64::MAX, word(4, 0, OFFERED)] {
             board.claim_word(3).store(garbage, Ordering::Relaxed);
-            assert_eq!(board.begun(3), Begun::Yes(ITEMS_MAX, None), "{garbage:x}");
+            assert_eq!(board.begun(3), Begun::Unknown, "{garbage:x}");
             assert!(!board.take_back(3, 0) && board.take_rest(3).is_none());
         }
     }
