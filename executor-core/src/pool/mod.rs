@@ -591,13 +591,21 @@ impl Pool {
         let mut odd = Vec::new();
         let mut broken = None;
         self.event_into(&mut resolved, |core, now, out| {
+            let broke =
+                |core: &Core| core.workers.get(&id).is_some_and(|record| record.broke_protocol.is_some());
+            // What a worker says after it broke the protocol is not believed, even where it would make sense.
+            let mut believed = !broke(core);
             for frame in frames.drain(..) {
+                if !believed {
+                    continue;
+                }
                 credit = credit.max(frame.header.consumed);
                 let header = frame.header;
                 match self.on_frame(core, now, id, frame, out, &mut replies) {
                     Obeys::Yes => {}
                     Obeys::No => {
                         odd.push(header);
+                        believed = false;
                         if let Some(record) = core.workers.get_mut(&id) {
                             record.broke_protocol.get_or_insert(WireError::Unasked);
                         }
