@@ -858,7 +858,7 @@ impl Replies {
 }
 
 /// The error in a reply that is no value.
-fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
+pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
     let text = || String::from_utf8_lossy(payload).into_owned();
     match kind {
         Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {

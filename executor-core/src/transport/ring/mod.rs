@@ -538,6 +538,30 @@ pub(crate) fn pair() -> super::conformance::Pair {
     }
 }
 
+/// Where the words that mean something lie in a segment, as (first, how many).
+#[cfg(any(test, fuzzing))]
+pub(crate) fn places() -> [(usize, usize); 12] {
+    use std::mem::offset_of;
+    let [down, up] = [offset_of!(Segment, down), offset_of!(Segment, up)].map(|at| at / 8);
+    let of = |ring: usize| spsc::places().map(|(at, count)| (ring + at, count));
+    let [a, b, c, d, e] = of(up);
+    let [f, g, h, i, _] = of(down);
+    // The positions count twice.
+    [a, b, c, d, e, f, g, h, i, a, g, (0, 8)]
+}
+
+/// A worker's side that publishes what it is told.
+#[cfg(any(test, fuzzing))]
+#[derive(Default)]
+pub(crate) struct Forger(Producer);
+
+#[cfg(any(test, fuzzing))]
+impl Forger {
+    pub(crate) fn publish(&mut self, segment: &Segment, message: &[u8]) {
+        let _ = self.0.write(&segment.up, [message]);
+    }
+}
+
 /// A full fence: see the folder's opening, on sleeping.
 fn full_fence() {
     fence(Ordering::SeqCst);
