@@ -294,7 +294,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             .flat_map(|(count, item): (u32, u32)| {
                 [[2_u32, 3, 6], [6, 2, 6], [u32::MAX, 0, 1]].map(|ends| {
                     let ends: Vec<u8> = ends.iter().flat_map(|end| end.to_le_bytes()).collect();
-                    [&count.to_le_bytes()[..], &item.to_le_bytes(), &ends, b"abcdef"].concat()
+                    [&item.to_le_bytes()[..], &count.to_le_bytes(), &ends, b"abcdef"].concat()
                 })
             })
             .collect(),

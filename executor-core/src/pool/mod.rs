@@ -664,7 +664,7 @@ impl Pool {
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.kind {
             // A ring tells its room by itself: a worker that says so in frames could do so without end.
-            Kind::Credit if claims.link(id).is_some_and(|link| link.as_ring().is_some()) => return Obeys::No,
+            Kind::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Kind::Credit => {}
             Kind::Init | Kind::Run | Kind::Stop => return Obeys::No,
             Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
