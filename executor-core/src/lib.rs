@@ -25,6 +25,10 @@ pub mod __private;
 pub mod error;
 mod executor;
 mod future;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(missing_docs, reason = "no part of the interface: only fuzzers and tests see it")]
+pub mod fuzz;
 mod id;
 mod os;
 mod pool;

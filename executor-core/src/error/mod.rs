@@ -208,16 +208,23 @@ pub struct LostDetail {
     pub stack_overflow: bool,
     /// A SIGKILL that this library did not send.
     pub killed_by_system: bool,
+    /// What the worker wrote to the memory that it shares with its pool and that cannot be: it is killed for that.
+    pub broke_protocol: Option<String>,
 }
 
 impl LostDetail {
-    fn hint(&self) -> &'static str {
+    fn hint(&self) -> String {
         if self.stack_overflow {
-            " (stack overflow)"
+            " (stack overflow)".into()
+        } else if let Some(what) = &self.broke_protocol {
+            format!(
+                " (cut off, because it broke the protocol with its pool: {what}; does the task write to memory that is \
+                 not its own?)"
+            )
         } else if self.killed_by_system {
-            " (not killed by this program: by somebody else, or by the system, probably out of memory)"
+            " (not killed by this program: by somebody else, or by the system, probably out of memory)".into()
         } else {
-            ""
+            String::new()
         }
     }
 }

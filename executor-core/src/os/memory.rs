@@ -65,6 +65,16 @@ impl<T: SharedLayout> Shared<T> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl<T: SharedLayout> Shared<T> {
+    /// The same memory as a broken process sees it.
+    pub(crate) fn words(&self) -> &[std::sync::atomic::AtomicU64] {
+        const { assert!(align_of::<T>() >= 8) };
+        // SAFETY: within the mapping, aligned, and by `SharedLayout` any content is a value to those who see a `T`.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().cast(), size_of::<T>() / 8) }
+    }
+}
+
 impl<T: SharedLayout> std::ops::Deref for Shared<T> {
     type Target = T;
 

@@ -440,6 +440,9 @@ impl Driver {
         if let Some(Drain::Thread(reader)) = worker.drain.take() {
             let _ = reader.join();
         }
+        if let (Closed::Protocol(error), Some(record)) = (closed, self.pool.lock().workers.get_mut(&id)) {
+            record.broke_protocol.get_or_insert(error.clone());
+        }
         if !worker.reaped {
             // It lives and cannot be heard any more: it closed its channel, or sends garbage.
             tracing::warn!(pid = worker.child.pid(), reason = %closed, "a worker is cut off");

@@ -66,7 +66,7 @@ use crate::{
     task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, Header, Items, Kind, flag},
+        frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -191,6 +191,8 @@ struct Record {
     /// Its number is, or is about to be, somebody else's.
     reaped: bool,
     killed_by_us: bool,
+    /// How it did not keep to the protocol.
+    broke_protocol: Option<WireError>,
     status: Option<ExitStatus>,
 }
 
@@ -701,13 +703,24 @@ impl Pool {
         let mut odd = Vec::new();
         let mut broken = None;
         self.event_into(&mut resolved, |core, now, out| {
+            let broke =
+                |core: &Core| core.workers.get(&id).is_some_and(|record| record.broke_protocol.is_some());
+            // What a worker says after it broke the protocol is not believed, even where it would make sense.
+            let mut believed = !broke(core);
             for frame in frames.drain(..) {
+                if !believed {
+                    continue;
+                }
                 credit = credit.max(frame.header.consumed);
                 let header = frame.header;
                 match self.on_frame(core, now, id, frame, out, &mut replies) {
                     Obeys::Yes => {}
                     Obeys::No => {
                         odd.push(header);
+                        believed = false;
+                        if let Some(record) = core.workers.get_mut(&id) {
+                            record.broke_protocol.get_or_insert(WireError::Unasked);
+                        }
                         core.scheduler.on_unruly(now, id, out);
                     }
                     Obeys::ButIsBroken(cause) => {
@@ -773,6 +786,8 @@ impl Pool {
         }
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.kind {
+            // A ring tells its room by itself: a worker that says so in frames could do so without end.
+            Kind::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Kind::Credit => {}
             Kind::Init | Kind::Run | Kind::Stop => return Obeys::No,
             Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
@@ -967,7 +982,7 @@ impl Replies {
 }
 
 /// The error in a reply that is no value.
-fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
+pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
     let text = || String::from_utf8_lossy(payload).into_owned();
     match kind {
         Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
@@ -1008,7 +1023,9 @@ impl Record {
     fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
         let status = self.status.unwrap_or(ExitStatus::Unknown);
         let board = self.link.as_ref().map(|link| link.board());
-        let stack_overflow = board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        // Not the word of one that wrote garbage.
+        let stack_overflow = self.broke_protocol.is_none()
+            && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         // An overflow is the end of the process, whatever had been caught before; std ends it by SIGABRT as well.
         if !stack_overflow
             && status == ExitStatus::Signaled(libc::SIGABRT)
@@ -1022,7 +1039,12 @@ impl Record {
         TaskError::WorkerLost {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
             status,
-            detail: Arc::new(LostDetail { task: name.to_owned(), stack_overflow, killed_by_system }),
+            detail: Arc::new(LostDetail {
+                task: name.to_owned(),
+                stack_overflow,
+                killed_by_system,
+                broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
+            }),
         }
     }
 }

@@ -94,6 +94,7 @@ pub(super) trait Drains {
     /// The reader's life.
     fn read_rings(&self) {
         let mut frames = Vec::new();
+        let mut looked = Instant::now();
         loop {
             // Asked before anything is looked at, so that no ring falls between.
             let heard = self.doorbell().heard();
@@ -101,8 +102,13 @@ pub(super) trait Drains {
                 return;
             }
             let (mut any, mut in_runs) = (false, false);
+            // A worker may have garbled the word that says whether it has rung.
+            let everywhere = looked.elapsed() >= HEARING;
+            if everywhere {
+                looked = Instant::now();
+            }
             for (id, ring) in &*self.rings().list() {
-                if ring.is_rung() {
+                if everywhere || ring.is_rung() {
                     // What panics here is ours, and costs that worker only.
                     match catch(|| self.drain_ring(*id, ring, &mut frames)) {
                         Ok(drained) => {
@@ -194,14 +200,19 @@ pub(super) trait Drains {
             match drained {
                 Err(closed) => return (Leave::Over(closed), wakers),
                 Ok(_) if !wakers.is_empty() => return (Leave::TryAgain, wakers),
-                Ok(true) => {}
-                Ok(false) => {
+                Ok(any) => {
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    // From here on who completes it wakes us, wherever the reply comes from.
-                    if left == Some(Duration::ZERO) || !awaited.helper_sleeps_at(worker) {
+                    // Also while something keeps coming: none of it need ever be ours.
+                    if left == Some(Duration::ZERO) {
                         return (Leave::Wait, wakers);
                     }
-                    lease.sleep(left, || awaited.worker() != Some(worker));
+                    if !any {
+                        // From here on who completes it wakes us, wherever the reply comes from.
+                        if !awaited.helper_sleeps_at(worker) {
+                            return (Leave::Wait, wakers);
+                        }
+                        lease.sleep(left, || awaited.worker() != Some(worker));
+                    }
                 }
             }
             if awaited.worker() != Some(worker) {

@@ -227,6 +227,8 @@ struct InFlight {
     left: u32,
     /// Its time limit is not looked at before this.
     look_at: Instant,
+    /// When it began, as the worker first told: a worker that tells of another moment later moves nothing.
+    began: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -919,6 +921,11 @@ impl<T: Split> Scheduler<T> {
                             behind = item.min(entry.items.count - 1) + 1;
                             Some(End::Lost(id))
                         }
+                        // It must not run twice.
+                        Begun::Unknown => {
+                            behind = entry.items.count;
+                            Some(End::Lost(id))
+                        }
                         _ => None,
                     }
                 }
@@ -1123,7 +1130,7 @@ impl<T: Split> Scheduler<T> {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         let deaf = worker.front_since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
-        if deaf && claims.begun(id, front.seq) == Begun::No {
+        if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
             // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
             // stopped it. The task has not begun, so it can go elsewhere.
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
@@ -1135,10 +1142,11 @@ impl<T: Split> Scheduler<T> {
             return;
         }
         // The limit counts from the moment when the worker began, which may be later than when it could have.
-        let since = match claims.begun(id, front.seq) {
+        let since = front.began.or_else(|| match claims.begun(id, front.seq) {
             Begun::No => None,
             Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
-        };
+            Begun::Unknown => Some(worker.front_since),
+        });
         let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
         let error = TaskError::TimedOut { limit, phase: Phase::Run };
         if since.is_some_and(over) && self.condemn(now, front.run, error, claims) {
@@ -1147,12 +1155,11 @@ impl<T: Split> Scheduler<T> {
         }
         // It has not begun, or begun later, or its answer is on its way.
         let worker = self.workers.get_mut(&id).expect("it has a front");
+        let front = worker.in_flight.front_mut().expect("looked at above");
+        front.began = since;
         match since {
             Some(since) if !over(since) => worker.front_since = since,
-            _ => {
-                let front = worker.in_flight.front_mut().expect("looked at above");
-                front.look_at = now + limit.max(LOOK_AGAIN);
-            }
+            _ => front.look_at = now + limit.max(LOOK_AGAIN),
         }
     }
 
@@ -1294,7 +1301,14 @@ impl<T: Split> Scheduler<T> {
                 worker.front_since = now;
             }
             worker.load += u64::from(estimate) * u64::from(left);
-            worker.in_flight.push_back(InFlight { run, seq, estimate, left, look_at: now + LOOK_AGAIN });
+            worker.in_flight.push_back(InFlight {
+                run,
+                seq,
+                estimate,
+                left,
+                look_at: now + LOOK_AGAIN,
+                began: None,
+            });
             entry.place = Place::Sent(id);
             self.timed += usize::from(entry.timeout.is_some());
             self.queue.pop_front();

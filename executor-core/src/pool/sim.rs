@@ -1261,7 +1261,7 @@ impl World {
                 let trouble = self.climate.start_trouble;
                 let (dies, fails, hangs) = (
                     self.dice.permille(trouble / 3),
-                    self.dice.permille(trouble / 10),
+                    self.dice.permille(trouble / 4),
                     self.dice.permille(self.climate.hangs),
                 );
                 let until = if hangs { None } else { now.checked_add(takes) };

@@ -40,6 +40,8 @@ const LAST: u64 = 0;
 const OFFERED: u64 = 1;
 const BEGUN: u64 = 2;
 const TAKEN: u64 = 3;
+/// How often the parent tries to change a word that keeps changing. An honest worker does so once in a call.
+const TURNS_MAX: u32 = 10_000;
 /// Items of one run; what a claim word has room for.
 pub(crate) const ITEMS_MAX: u32 = 1 << 30;
 
@@ -81,6 +83,8 @@ pub(crate) enum Begun {
     No,
     /// Begun up to this item of the run; the moment is known only of a task with a time limit.
     Yes(u32, Option<Instant>),
+    /// What the worker wrote is of another sending, or of none: it may have begun any of it.
+    Unknown,
 }
 
 impl Board {
@@ -115,7 +119,8 @@ impl Board {
     /// Parent: takes back what is behind the item that the worker has begun; that item, or `None` if the run has not
     /// begun.
     pub(crate) fn take_rest(&self, seq: u32) -> Option<u32> {
-        loop {
+        // A worker may begin items as fast as it likes, but the pool's lock is held here.
+        for _ in 0..TURNS_MAX {
             let seen = self.claim_word(seq).load(Ordering::Acquire);
             match parts(seen) {
                 (of, item, LAST) if of == seq => return Some(item),
@@ -127,21 +132,24 @@ impl Board {
                 _ => return None,
             }
         }
+        None
     }
 
     fn turn(&self, seq: u32, from: u64, to: u64) -> bool {
         self.claim_word(seq).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Parent: has the worker begun this?
+    /// Parent: has the worker begun this, which was offered and not offered over?
     pub(crate) fn begun(&self, seq: u32) -> Begun {
         match parts(self.claim_word(seq).load(Ordering::Acquire)) {
+            (of, _, OFFERED | TAKEN) if of == seq => Begun::No,
             (of, item, BEGUN | LAST) if of == seq => {
                 let nanos = self.began_nanos.load(Ordering::Relaxed);
                 // A broken worker may write anything here; a moment in the future counts as unknown.
-                Begun::Yes(item, if nanos == 0 { None } else { clock::instant_of(nanos) })
+                let at = if nanos == 0 { None } else { clock::instant_of(nanos) };
+                Begun::Yes(item, at)
             }
-            _ => Begun::No,
+            _ => Begun::Unknown,
         }
     }
 
@@ -204,7 +212,17 @@ mod tests {
         assert!(board.claim(again, 0, true));
         assert!(!board.take_back(again, 0));
         assert!(matches!(board.begun(again), Begun::Yes(0, Some(_))));
-        assert_eq!(board.begun(3), Begun::No);
+    }
+
+    #[test]
+    fn what_a_garbled_word_says_may_have_begun() {
+        let (board, _fd) = create().unwrap();
+        board.offer(3, 0);
+        for garbage in [0, 1, u64::MAX, word(4, 0, OFFERED)] {
+            board.claim_word(3).store(garbage, Ordering::Relaxed);
+            assert_eq!(board.begun(3), Begun::Unknown, "{garbage:x}");
+            assert!(!board.take_back(3, 0) && board.take_rest(3).is_none());
+        }
     }
 
     #[test]

@@ -228,6 +228,14 @@ pub(crate) enum WireError {
     Position,
     #[error("reserved bits are set")]
     Reserved,
+    #[error("a frame of {0} bytes, more than there can be")]
+    Length(u64),
+    #[error("a frame that goes on after {0} bytes, for which there is no memory")]
+    Memory(usize),
+    #[error("a message of no bytes")]
+    Empty,
+    #[error("a frame that is not for the pool, not now, or about a task that the worker does not have")]
+    Unasked,
     #[error("a message part that belongs to no frame, or more bytes than promised")]
     Surplus,
     #[error("a value without a header, behind nothing that it could belong to")]
@@ -245,9 +253,15 @@ pub(crate) struct Assembler {
 impl Assembler {
     /// Takes one message, hands each completed frame to `sink`.
     pub(crate) fn message(&mut self, mut bytes: &[u8], mut sink: impl FnMut(Frame)) -> Result<(), WireError> {
+        if bytes.is_empty() {
+            // Nobody sends these. They would cost time without end, and never come to anything.
+            return Err(WireError::Empty);
+        }
         if let Some((header, mut payload)) = self.open.take() {
             let missing = header.length - payload.len() as u64;
             let (here, rest) = split_at_most(bytes, missing);
+            // A worker that streams without end is cut off, and does not take this process with it.
+            payload.try_reserve(here.len()).map_err(|_| WireError::Memory(payload.len()))?;
             payload.extend_from_slice(here);
             if (here.len() as u64) < missing {
                 self.open = Some((header, payload));
@@ -262,6 +276,9 @@ impl Assembler {
         while !bytes.is_empty() {
             let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
             let header = Header::from_bytes(header)?;
+            if header.length > isize::MAX as u64 {
+                return Err(WireError::Length(header.length));
+            }
             let (here, rest) = split_at_most(rest, header.length);
             if here.len() as u64 == header.length {
                 // Most frames are small and whole: no memory is taken for them.
@@ -349,8 +366,11 @@ mod tests {
 
     #[test]
     fn a_wild_length_allocates_nothing_and_surplus_bytes_are_refused() {
-        let wild = header(u64::MAX).to_bytes();
+        let wild = header(u64::MAX >> 1).to_bytes();
         assert_eq!(assemble(&[&wild, &[1, 2, 3]]), Ok(vec![]));
+        let wilder = header(1 << 63).to_bytes();
+        assert_eq!(assemble(&[&wilder]), Err(WireError::Length(1 << 63)));
+        assert_eq!(assemble(&[&wild, &[]]), Err(WireError::Empty));
         let short = [&header(4).to_bytes()[..], b"ab"].concat();
         assert_eq!(assemble(&[&short, b"cdX"]), Err(WireError::Surplus));
         assert_eq!(assemble(&[&wild[..39]]), Err(WireError::Truncated));

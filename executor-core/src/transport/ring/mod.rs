@@ -67,7 +67,8 @@
 //! The worker may write anything anywhere in the segment at any time. The pool reads each word once into its own memory
 //! and then looks at the copy: positions that cannot be (more published than the ring holds, consumed more than was
 //! published) and lengths beyond what was published cut the worker off. All accesses are atomic, so a foreign write is a
-//! wrong value at worst. Words that say who sleeps only decide about wake-ups: a worker that lies there delays itself.
+//! wrong value at worst. Words that say who sleeps only decide about wake-ups, and nobody in the pool relies on one for
+//! longer than [`HEARING`]: a worker that lies there delays itself, and what waits for it, by that much.
 
 pub(crate) mod doorbell;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
@@ -82,7 +83,7 @@ use std::{
     time::Duration,
 };
 
-use doorbell::Doorbell;
+use doorbell::{Doorbell, HEARING};
 use spsc::{Consumer, Producer, Ring};
 
 #[cfg(test)]
@@ -353,12 +354,13 @@ impl Lease<'_> {
         }
         if any {
             up.ring_producer();
-        } else if over {
-            return Err(Closed::Gone);
-        } else if unruly {
-            return Err(Closed::Protocol(WireError::Position));
         }
-        Ok(any)
+        match any {
+            // Also while it still publishes: it might never cease to.
+            _ if unruly => Err(Closed::Protocol(WireError::Position)),
+            false if over => Err(Closed::Gone),
+            any => Ok(any),
+        }
     }
 
     /// Whether the end was reported.
@@ -368,7 +370,10 @@ impl Lease<'_> {
 
     /// Sleeps until there is something to do or `ended` says so, at most for `limit`. Who makes `ended` true must
     /// [`poke`](RingLink::poke) after that.
+    ///
+    /// It may return early: the word that says who sleeps is the worker's as well, and once it is garbled nobody rings.
     pub(crate) fn sleep(&mut self, limit: Option<Duration>, ended: impl Fn() -> bool) {
+        let limit = Some(limit.map_or(HEARING, |limit| limit.min(HEARING)));
         let link = self.link;
         let mut spin = std::mem::take(&mut self.receiving.spin);
         link.segment.up.sleep_consumer(&mut spin, limit, || ended() || link.is_due(&self.receiving));
@@ -530,6 +535,30 @@ pub(crate) fn pair() -> super::conformance::Pair {
         inbox: Box::new(RingInbox(Arc::clone(&link))),
         link,
         worker: Box::new(RingWorkerEnd::new(mirror, theirs)),
+    }
+}
+
+/// Where the words that mean something lie in a segment, as (first, how many).
+#[cfg(any(test, fuzzing))]
+pub(crate) fn places() -> [(usize, usize); 12] {
+    use std::mem::offset_of;
+    let [down, up] = [offset_of!(Segment, down), offset_of!(Segment, up)].map(|at| at / 8);
+    let of = |ring: usize| spsc::places().map(|(at, count)| (ring + at, count));
+    let [a, b, c, d, e] = of(up);
+    let [f, g, h, i, _] = of(down);
+    // The positions count twice.
+    [a, b, c, d, e, f, g, h, i, a, g, (0, 8)]
+}
+
+/// A worker's side that publishes what it is told.
+#[cfg(any(test, fuzzing))]
+#[derive(Default)]
+pub(crate) struct Forger(Producer);
+
+#[cfg(any(test, fuzzing))]
+impl Forger {
+    pub(crate) fn publish(&mut self, segment: &Segment, message: &[u8]) {
+        let _ = self.0.write(&segment.up, [message]);
     }
 }
 

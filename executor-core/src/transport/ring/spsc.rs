@@ -157,8 +157,24 @@ impl Ring {
     }
 
     fn word(&self, position: u64) -> &AtomicU64 {
+        #[cfg(any(test, fuzzing))]
+        crate::fuzz::turn();
         &self.words[(position & MASK) as usize]
     }
+}
+
+/// Where a ring's words lie: positions, sleepers, and the first messages.
+#[cfg(any(test, fuzzing))]
+pub(super) fn places() -> [(usize, usize); 5] {
+    use std::mem::offset_of;
+    let at = |offset: usize| offset / 8;
+    [
+        (at(offset_of!(Ring, head)), 1),
+        (at(offset_of!(Ring, tail)), 1),
+        (at(offset_of!(Ring, asleep)), 1),
+        (at(offset_of!(Ring, wanting_room)), 1),
+        (at(offset_of!(Ring, words)), 64),
+    ]
 }
 
 fn ring(word: &AtomicU32) {
@@ -280,6 +296,8 @@ pub(super) struct Consumer {
 
 impl Consumer {
     fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
+        #[cfg(any(test, fuzzing))]
+        crate::fuzz::turn();
         let head = ring.head.position.load(Ordering::Acquire);
         if head < self.tail || head - self.tail > WORDS as u64 {
             return Err(Impossible);

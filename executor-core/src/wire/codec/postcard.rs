@@ -16,8 +16,9 @@ use serde::{
 
 use super::{Buffer, CodecError, DEPTH_MAX};
 
-/// A sequence may be this much longer than the bytes it is read from. Elements of no size (`Vec<()>`) take no bytes,
-/// so a wild length would cost time without end; any other sequence runs out of bytes at once.
+/// The sequences of one value may, all together, have this many elements more than bytes. Elements of no size
+/// (`Vec<()>`) take none, so a wild length, or many lengths, would cost time without end; any other sequence runs out of
+/// bytes at once.
 const ZERO_SIZED_MAX: usize = 1 << 24;
 
 fn cannot(what: &str) -> CodecError {
@@ -370,12 +371,14 @@ impl ser::SerializeMap for Compound<'_, '_> {
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
+    /// What is left of [`ZERO_SIZED_MAX`].
+    unpaid: usize,
 }
 
 impl<'de> Reader<'de> {
     #[inline]
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0 }
+        Reader { input, depth: 0, unpaid: ZERO_SIZED_MAX }
     }
 
     #[inline]
@@ -394,12 +397,22 @@ impl<'de> Reader<'de> {
     fn length(&mut self) -> Result<usize, CodecError> {
         let len = self.primitive::<u64>()?;
         match usize::try_from(len) {
-            Ok(len) if len.saturating_sub(ZERO_SIZED_MAX) <= self.input.len() => Ok(len),
+            Ok(len) if len.saturating_sub(self.unpaid) <= self.input.len() => Ok(len),
             _ => Err(CodecError::new(format!(
                 "a length of {len} is announced, {} bytes follow",
                 self.input.len()
             ))),
         }
+    }
+
+    /// Counts the elements that took no bytes.
+    #[inline]
+    fn pay(&mut self, elements: usize, before: usize) -> Result<(), CodecError> {
+        let unpaid = elements.saturating_sub(before - self.input.len());
+        self.unpaid = self.unpaid.checked_sub(unpaid).ok_or_else(|| {
+            CodecError::new(format!("more than {ZERO_SIZED_MAX} elements of no size are announced"))
+        })?;
+        Ok(())
     }
 
     #[inline]
@@ -498,7 +511,10 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
         let len = self.length()?;
-        self.elements(len, visitor)
+        let before = self.input.len();
+        let value = self.elements(len, visitor)?;
+        self.pay(len, before)?;
+        Ok(value)
     }
 
     #[inline]
@@ -519,11 +535,14 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
         let len = self.length()?;
-        self.nested(|reader| {
+        let before = self.input.len();
+        let value = self.nested(|reader| {
             let mut elements = Elements { reader, left: len };
             let value = visitor.visit_map(&mut elements)?;
             elements.finish(value)
-        })
+        })?;
+        self.pay(len, before)?;
+        Ok(value)
     }
 
     #[inline]

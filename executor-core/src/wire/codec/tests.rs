@@ -253,6 +253,9 @@ fn wild_lengths_are_errors_and_allocate_nothing() {
         assert!(Codec::MessagePack.decode::<HashMap<u64, u64>>(&bytes).is_err());
     }
     assert_eq!(there_and_back(Codec::Postcard, &vec![(); 1000]).unwrap().len(), 1000);
+    // A thousand times 2^23 elements of no size: hours, if each list were looked at alone.
+    let lists = [&[0xe8, 7][..], &[0x80, 0x80, 0x80, 0x04].repeat(1000)].concat();
+    assert!(Codec::Postcard.decode::<Vec<Vec<()>>>(&lists).is_err());
 }
 
 #[derive(Serialize, Deserialize, Default)]

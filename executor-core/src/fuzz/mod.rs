@@ -1,0 +1,149 @@
+//! Every decoder of foreign bytes, as a function of bytes: for the fuzzer (`executor-core/fuzz`) and for the runner in
+//! [`tests`], which needs no other toolchain. Not compiled into anything else.
+//!
+//! A target panics when one of its invariants does not hold. That it neither panics otherwise nor takes more memory
+//! than [`Target::bytes_max`] is for whoever runs it to see.
+
+mod codecs;
+mod shared;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    error::{Failure, RemoteError},
+    wire::{
+        frame::{Assembler, HEADER_BYTES, Header, Kind, item_of},
+        handshake::{self, Hello, Setup},
+    },
+};
+
+pub use codecs::{messagepack, postcard, round_trip};
+pub(crate) use shared::turn;
+pub use shared::{board, ring};
+
+/// One decoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Also the name of its folder in the corpus.
+    pub name: &'static str,
+    /// Feeds it.
+    pub run: fn(&[u8]),
+    /// What it may take at a time, for an input of this many bytes.
+    pub bytes_max: fn(usize) -> usize,
+}
+
+/// serde asks for up to 1 MiB ahead for each list whose length is announced; a map for somewhat more.
+const AHEAD: usize = 3 << 20;
+
+/// All of them.
+pub const TARGETS: [Target; 9] = [
+    Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
+    Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
+    Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
+    Target { name: "failure", run: failure, bytes_max: |len| AHEAD + 64 * len },
+    Target { name: "items", run: items, bytes_max: |_| 4096 },
+    Target { name: "postcard", run: postcard, bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len },
+    Target { name: "messagepack", run: messagepack, bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len },
+    Target { name: "round_trip", run: round_trip, bytes_max: |len| AHEAD + 64 * len },
+    Target { name: "ring", run: ring, bytes_max: shared::ring_bytes_max },
+];
+
+/// The board has nothing that takes memory but a panic's text; it is run with threads, which do.
+pub const BOARD: Target = Target { name: "board", run: board, bytes_max: |_| 1 << 20 };
+
+/// Takes numbers off the input; zeros when it is at its end.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        let here = self.bytes(N);
+        out[..here.len()].copy_from_slice(here);
+        out
+    }
+
+    fn u8(&mut self) -> u8 {
+        self.array::<1>()[0]
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+
+    fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (here, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        here
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Messages, each behind its length in two bytes, one after the other into one assembler.
+pub fn frame(data: &[u8]) {
+    let mut input = Input(data);
+    let mut assembler = Assembler::default();
+    let (mut taken, mut given) = (0, 0);
+    while !input.is_empty() {
+        let len = usize::from(input.u16());
+        let message = input.bytes(len);
+        taken += message.len();
+        let assembled = assembler.message(message, |frame| {
+            given += HEADER_BYTES + frame.payload.len();
+            assert_eq!(frame.header.length, frame.payload.len() as u64, "a frame is as long as it says");
+            let again = Header::from_bytes(&frame.header.to_bytes());
+            assert_eq!(again, Ok(frame.header), "a header survives");
+        });
+        assert!(given <= taken, "more came out than went in");
+        if assembled.is_err() {
+            // The connection is cut.
+            return;
+        }
+    }
+}
+
+/// What a worker reads first.
+pub fn setup(data: &[u8]) {
+    if let Ok(setup) = handshake::from_bytes::<Setup>(data) {
+        assert_eq!(handshake::from_bytes::<Setup>(&handshake::to_bytes(&setup)), Ok(setup));
+    }
+}
+
+/// What a worker answers.
+pub fn hello(data: &[u8]) {
+    if let Ok(hello) = handshake::from_bytes::<Hello>(data) {
+        assert_eq!(handshake::from_bytes::<Hello>(&handshake::to_bytes(&hello)), Ok(hello));
+    }
+}
+
+/// The error in a reply, of any kind, and all that can be asked of it.
+pub fn failure(data: &[u8]) {
+    let kinds =
+        [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::NotRoundTrip, Kind::Done];
+    for kind in kinds {
+        let _ = crate::pool::failure("task", kind, data).to_string();
+    }
+    if let Ok(failure) = ::postcard::from_bytes::<Failure>(data) {
+        let error = RemoteError::new("task", failure);
+        let _ = (format!("{error:?}"), error.downcast::<Vec<String>>(), error.downcast::<u64>());
+    }
+}
+
+/// A run of several tasks: item, then the payload.
+pub fn items(data: &[u8]) {
+    let mut input = Input(data);
+    let item = u32::from_le_bytes(input.array());
+    let payload = input.0;
+    for item in [item, item % 16] {
+        if let Some(arguments) = item_of(payload, item) {
+            assert!(arguments.is_empty() || payload.as_ptr_range().contains(&arguments.as_ptr()));
+            assert!(arguments.len() + 4 + 4 * item as usize <= payload.len());
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What lies in shared memory, while an adversary writes to it.
+
+use std::{
+    cell::{Cell, RefCell},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::Input;
+use crate::{
+    id::TaskId,
+    os::memory::Shared,
+    transport::{
+        Link,
+        board::Board,
+        ring::{self, Segment, doorbell::Doorbell},
+    },
+    wire::frame::{Header, Kind},
+};
+
+/// What is going to be written when the parent has read so many words more.
+struct Script {
+    memory: Shared<Segment>,
+    /// (reads to go, where, what).
+    turns: Vec<(u32, usize, u64)>,
+}
+
+thread_local! {
+    static ARMED: Cell<bool> = const { Cell::new(false) };
+    static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
+}
+
+/// The parent is about to read a word of a ring: the adversary's turn.
+pub(crate) fn turn() {
+    if !ARMED.get() {
+        return;
+    }
+    SCRIPT.with_borrow_mut(|script| {
+        let Some(Script { memory, turns }) = script else { return };
+        turns.retain_mut(|(left, at, value)| {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                memory.words()[*at].store(*value, Ordering::SeqCst);
+            }
+            *left > 0
+        });
+        ARMED.set(!turns.is_empty());
+    });
+}
+
+fn word(input: &mut Input<'_>) -> u64 {
+    match input.u8() % 8 {
+        0 => u64::MAX,
+        1 => 1 << (input.u8() % 64),
+        2 | 3 => input.u8().into(),
+        4 => 0_u64.wrapping_sub(input.u8().into()),
+        5 | 6 => input.u16().into(),
+        _ => input.u64(),
+    }
+}
+
+/// A word of the segment: mostly one that means something.
+fn place(input: &mut Input<'_>, words: usize) -> usize {
+    let places = ring::places();
+    match input.u8() {
+        at @ 0..200 => {
+            let (from, count) = places[usize::from(at) % places.len()];
+            from + usize::from(input.u8()) % count
+        }
+        _ => usize::from(input.u16()) * 2 % words,
+    }
+}
+
+const OPERATIONS_MAX: usize = 64;
+
+/// A drain copies a ring's worth at most, and what it gives may belong to one frame.
+pub(super) fn ring_bytes_max(len: usize) -> usize {
+    let drains = len.min(OPERATIONS_MAX);
+    (1 << 20) + drains * (1 << 20)
+}
+
+/// The parent's end of a worker, and a worker that writes anywhere between its reads.
+pub fn ring(data: &[u8]) {
+    let mut input = Input(data);
+    let (segment, fd) = ring::create().expect("memory");
+    let (doorbell, _fd) = Shared::<Doorbell>::create("executor-doorbell").expect("memory");
+    let mirror = Shared::<Segment>::open(&fd).expect("memory");
+    let doorbell = Arc::new(doorbell);
+    let link = ring::connect(segment, Arc::clone(&doorbell));
+    let mut worker = ring::Forger::default();
+    SCRIPT.with_borrow_mut(|script| {
+        let memory = Shared::<Segment>::open(&fd).expect("memory");
+        *script = Some(Script { memory, turns: Vec::new() });
+    });
+    let words = mirror.words();
+    let (mut over, mut seq) = (false, 0);
+    for _ in 0..OPERATIONS_MAX {
+        if input.is_empty() {
+            break;
+        }
+        match input.u8() % 10 {
+            0 | 1 => {
+                let len = usize::from(input.u8());
+                worker.publish(&mirror, input.bytes(len));
+            }
+            2 => {
+                let (kind, task) =
+                    ([Kind::Done, Kind::Failed, Kind::Credit][usize::from(input.u8()) % 3], input.u64());
+                let length = word(&mut input);
+                let header = Header { task: TaskId::from_raw(task), length, ..Header::new(kind) };
+                worker.publish(&mirror, &header.to_bytes());
+            }
+            3 | 4 => {
+                let at = place(&mut input, words.len());
+                words[at].store(word(&mut input), Ordering::SeqCst);
+            }
+            5 => {
+                let later =
+                    (u32::from(input.u8()) % 64 + 1, place(&mut input, words.len()), word(&mut input));
+                SCRIPT.with_borrow_mut(|script| {
+                    script.iter_mut().for_each(|script| script.turns.push(later));
+                });
+                ARMED.set(true);
+            }
+            6 => {
+                seq += 1;
+                let payload = vec![7_u8; usize::from(input.u16())].into();
+                link.send(Header { seq, ..Header::new(Kind::Run) }, &payload);
+                link.flush();
+                link.credit(input.u64());
+            }
+            7 => link.hang_up(),
+            _ => {
+                let mut lease = link.try_lease().expect("nobody else drains");
+                let mut bytes = 0;
+                let drained = lease.drain(|frame| {
+                    assert_eq!(frame.header.length, frame.payload.len() as u64);
+                    bytes += frame.payload.len();
+                });
+                assert!(!over || matches!(drained, Ok(false)) && bytes == 0, "after the end nothing comes");
+                over |= drained.is_err();
+                assert_eq!(lease.is_over(), over);
+                lease.sleep(Some(Duration::ZERO), || true);
+            }
+        }
+    }
+    ARMED.set(false);
+    SCRIPT.set(None);
+}
+
+/// All that the parent asks of a board, while another thread writes to it.
+pub fn board(data: &[u8]) {
+    let mut input = Input(data);
+    let (board, fd) = Shared::<Board>::create("executor-board").expect("memory");
+    let mirror = Shared::<Board>::open(&fd).expect("memory");
+    let writes: Vec<_> = (0..32)
+        .map(|_| {
+            let at = match input.u8() {
+                at @ 0..128 => usize::from(at) % 8,
+                _ => usize::from(input.u16()),
+            };
+            (at % mirror.words().len(), word(&mut input))
+        })
+        .collect();
+    let write = |words: &[AtomicU64]| {
+        for (at, value) in &writes {
+            words[*at].store(*value, Ordering::SeqCst);
+        }
+    };
+    let ask = |seq: u32| {
+        let _ = (board.begun(seq), board.take_rest(seq), board.take_back(seq, 0));
+        for task in [0, 1, u64::MAX] {
+            if let Some((location, message)) = board.panic_of(TaskId::from_raw(task)) {
+                // Bytes that are no text become three each.
+                assert!(location.len() + message.len() <= 3 * size_of::<Board>());
+            }
+        }
+    };
+    board.offer(1, 0);
+    write(mirror.words());
+    (0..4).for_each(ask);
+    // Only now and then: a thread costs more than all of the above.
+    if data.len().is_multiple_of(16) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..50).for_each(|_| write(mirror.words())));
+            for seq in 0..16 {
+                board.offer(seq, 0);
+                ask(seq);
+            }
+        });
+    }
+}

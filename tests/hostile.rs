@@ -1,0 +1,645 @@
+//! Workers that write what they like to the memory that they share with their pool, and what the pool makes of it.
+//!
+//! The tasks here find that memory as any wild pointer would: it is mapped. Where its words lie is written down in
+//! [`layout`], which its own test compares with what is really there.
+
+mod support_b;
+
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use executor::{TaskError, prelude::*};
+use serde::{Deserialize, Serialize};
+use support_b::{LONG, alone, descriptors, echo, eventually, pid, pool, rounds, watchdog};
+
+executor::test_support!();
+
+/// Where the words of the shared segment lie, in bytes.
+mod layout {
+    pub(crate) const CLAIMS: usize = 0;
+    pub(crate) const SLOTS: usize = 1024;
+    pub(crate) const BEGAN: usize = 8 * SLOTS;
+    pub(crate) const DOWN: usize = 11_328;
+    /// Of one ring.
+    pub(crate) const HEAD: usize = 0;
+    pub(crate) const TAIL: usize = 64;
+    pub(crate) const ASLEEP: usize = 128;
+    pub(crate) const WANTING_ROOM: usize = 192;
+    pub(crate) const WORDS: usize = 320;
+    pub(crate) const WORD_COUNT: u64 = 16 * 1024;
+    pub(crate) const RING: usize = WORDS + 8 * WORD_COUNT as usize;
+    pub(crate) const UP: usize = DOWN + RING;
+    pub(crate) const END: usize = UP + RING;
+}
+
+const DONE: u8 = 5;
+const CREDIT: u8 = 11;
+const HEADER_BYTES: usize = 40;
+
+/// A mapping of this process, as memory that others write as well.
+#[derive(Clone, Copy)]
+struct Mapping {
+    at: usize,
+    bytes: usize,
+}
+
+impl Mapping {
+    fn of(name: &str) -> Option<Mapping> {
+        let maps = fs::read_to_string("/proc/self/maps").ok()?;
+        let line = maps.lines().find(|line| line.contains(name))?;
+        let (from, to) = line.split(' ').next()?.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        Some(Mapping { at: number(from)?, bytes: number(to)? - number(from)? })
+    }
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at + 8 <= self.bytes && at.is_multiple_of(8));
+        // SAFETY: within the mapping, which stays until the process ends; others write to it by atomic operations.
+        unsafe { AtomicU64::from_ptr((self.at + at) as *mut u64) }
+    }
+
+    fn half(&self, at: usize) -> &AtomicU32 {
+        assert!(at + 4 <= self.bytes && at.is_multiple_of(4));
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr((self.at + at) as *mut u32) }
+    }
+}
+
+/// What a hostile task has in its hands.
+struct Shared {
+    segment: Mapping,
+    doorbell: Mapping,
+}
+
+impl Shared {
+    fn find() -> Shared {
+        let segment = Mapping::of("memfd:executor-worker").expect("the segment is mapped");
+        let doorbell = Mapping::of("memfd:executor-doorbell").expect("the doorbell is mapped");
+        Shared { segment, doorbell }
+    }
+
+    fn up(&self, at: usize) -> &AtomicU64 {
+        self.segment.word(layout::UP + at)
+    }
+
+    fn down(&self, at: usize) -> &AtomicU64 {
+        self.segment.word(layout::DOWN + at)
+    }
+
+    fn ring_word(&self, position: u64) -> &AtomicU64 {
+        self.up(layout::WORDS + 8 * (position % layout::WORD_COUNT) as usize)
+    }
+
+    /// Publishes one message, once there is room; then wakes whoever might sleep.
+    fn publish(&self, message: &[u8]) {
+        self.publish_as(message, message.len() as u64);
+    }
+
+    fn publish_as(&self, message: &[u8], len: u64) {
+        let head = self.up(layout::HEAD).load(Ordering::SeqCst);
+        let words = 1 + message.len().div_ceil(8) as u64;
+        let room = || head - self.up(layout::TAIL).load(Ordering::SeqCst) + words <= layout::WORD_COUNT;
+        while !room() {
+            self.wake();
+            std::thread::yield_now();
+        }
+        self.ring_word(head).store(len, Ordering::Relaxed);
+        for (at, chunk) in message.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.ring_word(head + 1 + at as u64).store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+        self.up(layout::HEAD).store(head + words, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Whoever drains looks, wherever it sleeps.
+    fn wake(&self) {
+        let asleep = self.segment.half(layout::UP + layout::ASLEEP);
+        asleep.store(0, Ordering::SeqCst);
+        wake(asleep);
+        let rung = self.doorbell.half(0);
+        rung.fetch_add(1, Ordering::SeqCst);
+        wake(rung);
+    }
+}
+
+fn wake(word: &AtomicU32) {
+    // SAFETY: a system call on a word that is mapped.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+fn header(kind: u8, task: u64, length: u64) -> Vec<u8> {
+    let mut out = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    for word in [task, 0, length, 0] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    assert_eq!(out.len(), HEADER_BYTES);
+    out
+}
+
+/// xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Small, large, or anything.
+    fn number(&mut self) -> u64 {
+        match self.roll() % 6 {
+            0 => self.roll() % 8,
+            1 => u64::MAX - self.roll() % 8,
+            2 => 1 << (self.roll() % 64),
+            3 => self.roll() % (2 * layout::WORD_COUNT),
+            _ => self.roll(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Deed {
+    WildHead,
+    HeadBack,
+    WildLength,
+    ZeroLength,
+    GarbageMessage,
+    ReplyForATaskItNeverHad,
+    WrongKind,
+    UnknownKind,
+    ReservedBits,
+    HugeLength,
+    TooManyBytes,
+    FloodOfNothing,
+    FloodOfCredit,
+    FloodOfReplies,
+    EverythingRandom,
+}
+
+use Deed::*;
+
+/// Those after which a worker is cut off, whatever it does next.
+const DEEDS: [Deed; 15] = [
+    WildHead,
+    HeadBack,
+    WildLength,
+    ZeroLength,
+    GarbageMessage,
+    ReplyForATaskItNeverHad,
+    WrongKind,
+    UnknownKind,
+    ReservedBits,
+    HugeLength,
+    TooManyBytes,
+    FloodOfNothing,
+    FloodOfCredit,
+    FloodOfReplies,
+    EverythingRandom,
+];
+
+fn park() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Does it, and then nothing more.
+#[task]
+fn misbehave(deed: Deed, seed: u64) {
+    let shared = Shared::find();
+    let head = shared.up(layout::HEAD).load(Ordering::SeqCst);
+    match deed {
+        WildHead => shared.up(layout::HEAD).store(head + layout::WORD_COUNT + 1, Ordering::SeqCst),
+        HeadBack => {
+            // The first message of a frame; then it takes that back, too late.
+            shared.publish(&header(DONE, 1, 4));
+            while shared.up(layout::TAIL).load(Ordering::SeqCst) == head {
+                shared.wake();
+            }
+            shared.up(layout::HEAD).store(head, Ordering::SeqCst);
+        }
+        WildLength => shared.publish_as(&[1; 64], 65),
+        ZeroLength => shared.publish(&[]),
+        GarbageMessage => shared.publish(&[0xa5; 1000]),
+        ReplyForATaskItNeverHad => shared.publish(&header(DONE, 1 << 40, 0)),
+        WrongKind => shared.publish(&header(2, 1, 0)),
+        UnknownKind => shared.publish(&header(200, 1, 0)),
+        ReservedBits => {
+            let mut message = header(DONE, 1, 0);
+            message[2] = 1;
+            shared.publish(&message);
+        }
+        HugeLength => shared.publish(&header(DONE, 1, u64::MAX)),
+        TooManyBytes => {
+            shared.publish(&header(DONE, 1, 4));
+            shared.publish(&[0; 5]);
+        }
+        FloodOfNothing => loop {
+            shared.publish(&[]);
+        },
+        FloodOfCredit => loop {
+            shared.publish(&header(CREDIT, 0, 0));
+        },
+        FloodOfReplies => loop {
+            shared.publish(&header(DONE, seed, 0).repeat(300));
+        },
+        EverythingRandom => {
+            let mut dice = Dice(seed | 1);
+            for at in (0..layout::END).step_by(8) {
+                shared.segment.word(at).store(dice.roll(), Ordering::Relaxed);
+            }
+        }
+    }
+    shared.wake();
+    park()
+}
+
+/// Writes here and there, a hundred times, and then returns as if nothing had happened.
+#[task]
+fn scribble(seed: u64) -> u64 {
+    let shared = Shared::find();
+    let mut dice = Dice(seed | 1);
+    for _ in 0..dice.roll() % 100 + 1 {
+        let head = shared.up(layout::HEAD).load(Ordering::SeqCst);
+        let ring = if dice.roll().is_multiple_of(3) { layout::DOWN } else { layout::UP };
+        match dice.roll() % 12 {
+            0 => shared.segment.word(ring + layout::HEAD).store(dice.number(), Ordering::SeqCst),
+            1 => shared.segment.word(ring + layout::TAIL).store(dice.number(), Ordering::SeqCst),
+            2 => shared.up(layout::HEAD).store(head + dice.roll() % 50, Ordering::SeqCst),
+            3 => shared.ring_word(head).store(dice.number(), Ordering::SeqCst),
+            4 => shared.segment.half(ring + layout::ASLEEP).store(dice.roll() as u32 % 4, Ordering::SeqCst),
+            5 => {
+                shared
+                    .segment
+                    .half(ring + layout::WANTING_ROOM)
+                    .store(dice.roll() as u32 % 3, Ordering::SeqCst);
+            }
+            6 => {
+                let slot = layout::CLAIMS + 8 * (dice.roll() as usize % layout::SLOTS);
+                shared.segment.word(slot).store(dice.number(), Ordering::SeqCst);
+            }
+            7 => shared.segment.word(layout::BEGAN).store(dice.number(), Ordering::SeqCst),
+            8 => shared
+                .doorbell
+                .half(4 * (dice.roll() as usize % 2))
+                .store(dice.roll() as u32 % 3, Ordering::SeqCst),
+            9 => shared.wake(),
+            10 => {
+                let at = 8 * (dice.roll() as usize % (layout::END / 8));
+                shared.segment.word(at).store(dice.number(), Ordering::SeqCst);
+            }
+            _ => {
+                for _ in 0..dice.roll() % 100 {
+                    let at = layout::UP + layout::WORDS + 8 * (dice.roll() % layout::WORD_COUNT) as usize;
+                    shared.segment.word(at).store(dice.number(), Ordering::SeqCst);
+                }
+            }
+        }
+    }
+    seed
+}
+
+/// The words are where this file says.
+#[task]
+fn look_around() -> Result<(), String> {
+    let Shared { segment, .. } = Shared::find();
+    let pages = layout::END.next_multiple_of(4096);
+    if segment.bytes != pages {
+        return Err(format!("the segment has {} bytes, not {pages}", segment.bytes));
+    }
+    let head = segment.word(layout::UP).load(Ordering::SeqCst);
+    let first = segment.word(layout::UP + layout::WORDS).load(Ordering::SeqCst);
+    let kind = segment.word(layout::UP + layout::WORDS + 8).load(Ordering::SeqCst) as u8;
+    if head == 0 || first < HEADER_BYTES as u64 || first > 8 * head || kind != DONE {
+        return Err(format!("no first reply: head {head}, length {first}, kind {kind}"));
+    }
+    let begun =
+        (0..layout::SLOTS).filter(|slot| segment.word(8 * slot).load(Ordering::SeqCst) & 3 == 2).count();
+    if begun < 2 { Err("no task has begun".into()) } else { Ok(()) }
+}
+
+/// Over ipc-channel there is no ring to write to.
+fn over_ipc() -> bool {
+    std::env::var_os("EXECUTOR_TRANSPORT").is_some_and(|name| name == "ipc")
+}
+
+#[test]
+fn the_words_are_where_these_tests_believe_them() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let pool = pool(1);
+    pool.submit(echo::task(1)).result().unwrap();
+    pool.submit(look_around::task()).result().unwrap();
+}
+
+fn mappings() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+    maps.lines().filter(|line| line.contains("memfd:executor-")).count()
+}
+
+/// Descriptors and mappings when no pool is left; a pool's threads hold it a moment longer than its owner.
+fn at_rest() -> (usize, usize) {
+    eventually("the pools of other tests are gone", || mappings() == 0);
+    (descriptors(), 0)
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_is_cut_off_and_the_others_go_on() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let before = at_rest();
+    for deed in DEEDS {
+        // One that waits by itself, one for which the reader waits.
+        for helps in [true, false] {
+            let pool = pool(2);
+            let bad = pool.submit(misbehave::task(deed, 7));
+            let others: Vec<_> = (0..50).map(|value| pool.submit(echo::task(value))).collect();
+            if !helps {
+                eventually("it is done", || bad.done());
+            }
+            let error = bad.result().unwrap_err();
+            let TaskError::WorkerLost { detail, status, .. } = &error else { panic!("{deed:?}: {error}") };
+            assert_eq!(status.signal(), Some(libc::SIGKILL), "{deed:?}");
+            assert!(detail.broke_protocol.is_some(), "{deed:?}: {error}");
+            assert!(error.to_string().contains("broke the protocol"), "{deed:?}: {error}");
+            println!("{deed:?}: {error}");
+            for (value, other) in others.into_iter().enumerate() {
+                match other.result() {
+                    Ok(came) => assert_eq!(came, value as u64),
+                    // All that it had with it may have begun.
+                    Err(TaskError::WorkerLost { .. }) if deed == EverythingRandom => {}
+                    Err(error) => panic!("{deed:?}, the other {value}: {error}"),
+                }
+            }
+            assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1, "{deed:?}: the pool goes on");
+            pool.shutdown(true);
+        }
+    }
+    eventually("descriptors and mappings are given back", || (descriptors(), mappings()) == before);
+}
+
+/// Leaves a thread behind that writes over the worker's position in the ring to it.
+#[task]
+fn leave_a_garbler() {
+    std::thread::spawn(|| {
+        let shared = Shared::find();
+        loop {
+            shared.down(layout::TAIL).store(u64::MAX, Ordering::SeqCst);
+        }
+    });
+}
+
+#[test]
+fn a_garbled_position_in_the_ring_to_the_worker_is_noticed_when_it_matters() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let pool = pool(1);
+    pool.submit(leave_a_garbler::task()).result().unwrap();
+    let garbler = pool.submit(pid::task()).result().unwrap();
+    // More than the ring takes, so that the position is looked at; it has not begun, and goes to another worker.
+    let after = loop {
+        assert_eq!(pool.submit(length::task(vec![0; 1 << 20])).result().unwrap(), 1 << 20);
+        let after = pool.submit(pid::task()).result().unwrap();
+        if after != garbler {
+            break after;
+        }
+    };
+    assert_eq!(pool.worker_pids(), [after]);
+}
+
+#[task]
+fn length(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+/// Waits to be told ids of tasks, publishes a reply to each by hand, and returns nothing.
+#[task]
+fn reply_by_hand(notes: &Path) -> u64 {
+    let ids = loop {
+        match fs::read_to_string(notes.join("ids")) {
+            Ok(ids) => break ids,
+            Err(_) => std::thread::yield_now(),
+        }
+    };
+    let shared = Shared::find();
+    for id in ids.split_whitespace() {
+        // The varint of one byte.
+        shared.publish(&[header(DONE, id.parse().expect("a number"), 1), vec![9]].concat());
+    }
+    park()
+}
+
+#[test]
+fn replies_twice_early_and_out_of_order() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    for order in [&[0, 0][..], &[1], &[0, 1, 0], &[1, 0], &[0, 2]] {
+        let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
+        let first = pool.submit(reply_by_hand::task(notes.path()));
+        let second = pool.submit(echo::task(9));
+        let ids = [first.id().as_u64(), second.id().as_u64(), 1 << 60];
+        let ids: Vec<_> = order.iter().map(|at: &usize| ids[*at].to_string()).collect();
+        fs::write(notes.path().join("draft"), ids.join(" ")).unwrap();
+        fs::rename(notes.path().join("draft"), notes.path().join("ids")).unwrap();
+        match first.result() {
+            Ok(value) => assert!(value == 9 && order[0] == 0),
+            Err(error) => {
+                assert!(error.to_string().contains("broke the protocol") && order[0] != 0, "{error}")
+            }
+        }
+        assert_eq!(second.result().unwrap(), 9, "{order:?}");
+        assert_eq!(pool.submit(echo::task(5)).result().unwrap(), 5, "{order:?}");
+    }
+}
+
+/// Writes over the word on which whoever waits for it sleeps, then leaves without a word.
+#[task]
+fn garble_who_sleeps(value: u32, how: u8) {
+    let shared = Shared::find();
+    let asleep = shared.segment.half(layout::UP + layout::ASLEEP);
+    let waits = Instant::now();
+    // Somebody sleeps there, if anybody is going to.
+    while asleep.load(Ordering::SeqCst) != 1 && waits.elapsed() < Duration::from_millis(300) {
+        std::thread::yield_now();
+    }
+    asleep.store(value, Ordering::SeqCst);
+    shared.doorbell.half(4).store(0, Ordering::SeqCst);
+    match how {
+        0 => std::process::abort(),
+        1 => park(),
+        _ => {}
+    }
+}
+
+#[test]
+fn who_sleeps_on_a_garbled_word_is_woken_all_the_same() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    for value in [0, 1, 2, 3, u32::MAX] {
+        for how in 0..3 {
+            let pool = pool(1);
+            let future = pool.submit(garble_who_sleeps::task(value, how));
+            let behind = pool.submit(echo::task(1));
+            let canceller = future.cancel_handle();
+            let ended = std::thread::spawn(move || future.result());
+            if how == 1 {
+                eventually("it can be killed", || canceller.cancel_running());
+            }
+            let start = Instant::now();
+            let ended = ended.join().unwrap();
+            assert!(start.elapsed() < LONG);
+            assert_eq!(ended.is_ok(), how == 2, "{value} {how}: {ended:?}");
+            assert_eq!(behind.result().unwrap(), 1, "{value} {how}");
+        }
+    }
+}
+
+/// Says again and again that it has just begun.
+#[task]
+fn always_just_begun(garble: bool) {
+    let shared = Shared::find();
+    loop {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        shared.segment.word(layout::BEGAN).store(now, Ordering::SeqCst);
+        if garble {
+            (0..layout::SLOTS).for_each(|slot| shared.segment.word(8 * slot).store(now, Ordering::SeqCst));
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_time_limit_cannot_be_put_off() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    for garble in [false, true] {
+        let pool = pool(1);
+        let future = pool.submit(always_just_begun::task(garble).timeout(Duration::from_millis(100)));
+        let error = future.result().unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+    }
+}
+
+/// Notes that it runs, writes over its claim word, and dies.
+#[task]
+fn deny_and_die(notes: &Path) {
+    let note = notes.join(std::process::id().to_string());
+    fs::write(note, "").expect("a note");
+    let shared = Shared::find();
+    (0..layout::SLOTS).for_each(|slot| shared.segment.word(8 * slot).store(0, Ordering::SeqCst));
+    std::process::abort();
+}
+
+#[test]
+fn a_task_that_wrote_over_its_claim_does_not_run_again() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
+    let error = pool.submit(deny_and_die::task(notes.path())).result().unwrap_err();
+    assert!(error.is_worker_lost(), "{error}");
+    assert_eq!(fs::read_dir(notes.path()).unwrap().count(), 1, "it ran once");
+}
+
+/// Promises a payload, sends a little of it, and no more.
+#[task]
+fn promise(id: u64, length: u64) {
+    let shared = Shared::find();
+    shared.publish(&header(DONE, id, length));
+    for _ in 0..10 {
+        shared.publish(&[0; 30_000]);
+    }
+    park()
+}
+
+fn memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).expect("VmPeak");
+    peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn a_promise_of_a_terabyte_costs_no_memory() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let pool = pool(1);
+    pool.submit(echo::task(0)).result().unwrap();
+    let before = memory();
+    let future = pool.submit(promise::task(u64::MAX, 1 << 40).timeout(Duration::from_millis(500)));
+    // It is a promise: only a limit ends it.
+    assert!(future.result().unwrap_err().is_timeout());
+    // A terabyte would be seen; other tests' threads and pools are not.
+    assert!(memory() - before < 4 << 30, "{} bytes more", memory() - before);
+}
+
+#[test]
+fn random_scribbling_hangs_and_breaks_nothing() {
+    let _guards = (watchdog(), alone());
+    if over_ipc() {
+        return;
+    }
+    let before = at_rest();
+    let first = std::env::var("EXECUTOR_SEED").ok().and_then(|seed| seed.parse().ok());
+    let first: u64 = first.unwrap_or_else(|| u64::from(std::process::id()) << 20);
+    println!("EXECUTOR_SEED={first}");
+    let (mut survived, mut lost, mut wrong) = (0, 0, 0);
+    let mut pool = pool_of_two();
+    for round in 0..rounds() as u64 {
+        if round % 50 == 49 {
+            pool.shutdown(true);
+            pool = pool_of_two();
+        }
+        let seed = first + round;
+        let limit = Duration::from_secs(2);
+        let bad = pool.submit(scribble::task(seed).timeout(limit));
+        let others: Vec<_> = (0..4).map(|value| pool.submit(echo::task(value).timeout(limit))).collect();
+        for (value, other) in others.into_iter().enumerate() {
+            match other.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: {value} hangs"))
+            {
+                // What stood in the same ring may be wrong, what stood on the same board unknown.
+                Ok(came) if came == value as u64 => {}
+                Ok(_) | Err(TaskError::Decode(_)) => wrong += 1,
+                Err(TaskError::WorkerLost { .. } | TaskError::TimedOut { .. }) => wrong += 1,
+                Err(error) => panic!("EXECUTOR_SEED={seed}: the other {value}: {error}"),
+            }
+        }
+        match bad.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: it hangs")) {
+            Ok(came) if came == seed => survived += 1,
+            Err(TaskError::WorkerLost { .. } | TaskError::TimedOut { .. }) => lost += 1,
+            Ok(_) | Err(_) => wrong += 1,
+        }
+    }
+    // A worker in which something is wrong answers nothing, is ended after its time, or was ended.
+    println!("{survived} went unnoticed, {lost} workers were lost, {wrong} tasks beside them");
+    pool.kill_workers();
+    drop(pool);
+    eventually("descriptors and mappings are given back", || (descriptors(), mappings()) == before);
+}
+
+fn pool_of_two() -> ProcessPoolExecutor {
+    ProcessPoolExecutor::builder().max_workers(2).start_timeout(Duration::from_secs(5)).build().unwrap()
+}
