@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::Input;
-use crate::wire::codec::Codec;
+use crate::wire::{buffer::Buffer, codec::Codec};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Shape {
@@ -43,16 +43,16 @@ pub(super) fn levels(len: usize) -> usize {
 /// Decodes a value of this type; if there is one, it goes there and back. A macro, for types that borrow.
 macro_rules! decode {
     ($type:ty, $codec:expr, $bytes:expr) => {{
-        let mut once = Vec::new();
+        let mut once = Buffer::new();
         // Nested as deep as may be read, it may be too deep to be written.
         if let Ok(value) = $codec.decode::<$type>($bytes)
             && $codec.encode(&value, &mut once).is_ok()
         {
-            let again = $codec.decode::<$type>(&once).expect("what was encoded decodes");
-            let mut twice = Vec::new();
+            let again = $codec.decode::<$type>(once.bytes()).expect("what was encoded decodes");
+            let mut twice = Buffer::new();
             $codec.encode(&again, &mut twice).expect("it was encoded before");
             // Not compared as values: NaN is not itself.
-            assert_eq!(once, twice, "there and back is another value");
+            assert_eq!(once.bytes(), twice.bytes(), "there and back is another value");
         }
     }};
 }
@@ -134,9 +134,9 @@ fn many(input: &mut Input<'_>, depth: usize) -> Many {
 pub fn round_trip(data: &[u8]) {
     let value = many(&mut Input(data), 0);
     for codec in [Codec::Postcard, Codec::MessagePack] {
-        let mut bytes = Vec::new();
+        let mut bytes = Buffer::new();
         codec.encode(&value, &mut bytes).expect("it can be encoded");
-        let back: Many = codec.decode(&bytes).expect("what was encoded decodes");
+        let back: Many = codec.decode(bytes.bytes()).expect("what was encoded decodes");
         assert_eq!(back, value);
     }
 }
