@@ -205,7 +205,7 @@ fn message(bytes: &[u8]) -> Vec<u8> {
 fn encoded(codec: Codec, which: u8, value: &impl Serialize) -> Vec<u8> {
     let mut out = crate::wire::buffer::Buffer::new();
     codec.encode(value, &mut out).expect("it can be encoded");
-    out.bytes().to_vec()
+    [&[which], out.bytes()].concat()
 }
 
 /// Real messages of every kind, and the edges.
