@@ -182,6 +182,13 @@ pub(crate) fn echo_rate(
     figure(format!("{} KiB MB/s", size >> 10), (size * count) as f64 / time.as_secs_f64() / 1e6)
 }
 
+/// Reads all of it.
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words = words.iter().fold(0_u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
+    rest.iter().fold(words, |sum, byte| sum.wrapping_add(u64::from(*byte)))
+}
+
 pub(crate) fn trips(mut trips: Vec<Duration>) -> Figures {
     trips.sort();
     let at = |part: usize| trips[(trips.len() * part / 100).min(trips.len() - 1)].as_secs_f64() * 1e6;

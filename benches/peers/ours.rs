@@ -4,7 +4,7 @@
 
 use std::{hint::black_box, time::Duration, time::Instant};
 
-use executor::prelude::*;
+use executor::{SharedBytes, prelude::*};
 
 use crate::{
     measure::{self, Job, Meeting, Pool, ProcessPool, WORKERS, timed},
@@ -29,6 +29,12 @@ fn sleep(milliseconds: u64) -> u64 {
 #[task]
 fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
+}
+
+#[task]
+fn echo_shared(bytes: SharedBytes) -> (SharedBytes, u64) {
+    let sum = measure::sum(&bytes);
+    (bytes, sum)
 }
 
 #[task]
@@ -113,21 +119,31 @@ fn awaited(count: u64) -> Figures {
     })
 }
 
-/// Workload 8. When `SharedBytes` is there, the whole switch is this body, the task
-/// `fn echo_shared(bytes: SharedBytes) -> SharedBytes`, and the peers of `shared` in `workload.rs`:
-///
-/// ```text
-/// let pool = Ours::start(WORKERS);
-/// let rate = |&size: &u64| measure::echo_rate(size, request.count, |bytes| {
-///     let bytes = SharedBytes::from(bytes);
-///     let started = Instant::now();
-///     let back = pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails");
-///     (started.elapsed(), back.to_vec())
-/// });
-/// request.sizes.iter().map(rate).collect()
-/// ```
-fn shared(_request: &Request) -> Figures {
-    Figures::new()
+/// Workload 8: there, read whole by the task, and back. Bytes that are kept and sent again, and bytes that are made anew
+/// for each call, read whole when they are back, and dropped.
+fn shared(request: &Request) -> Figures {
+    let pool = Ours::start(WORKERS);
+    let trip = |bytes: SharedBytes| pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails");
+    let mut figures = Figures::new();
+    for &size in &request.sizes {
+        let bytes: Vec<u8> = (0..size).map(|i| i as u8).collect();
+        let rate = |time: Duration| (size * request.count) as f64 / time.as_secs_f64() / 1e6;
+        let kept = SharedBytes::from(bytes.clone());
+        let sum = measure::sum(&bytes);
+        let same = |back: &(SharedBytes, u64)| assert_eq!(back.1, sum, "the task has read what was sent");
+        same(&trip(kept.clone()));
+        let time = timed(|| (0..request.count).for_each(|_| same(&trip(kept.clone()))));
+        figures.extend([figure(format!("{} KiB MB/s", size >> 10), rate(time))]);
+        let time = timed(|| {
+            for _ in 0..request.count {
+                let back = trip(SharedBytes::copy_from_slice(&bytes));
+                same(&back);
+                assert_eq!(measure::sum(&back.0), sum);
+            }
+        });
+        figures.extend([figure("made anew, MB/s", rate(time))]);
+    }
+    figures
 }
 
 /// Each point: so many workers, so many threads that submit their share and take its results.

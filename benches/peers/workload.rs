@@ -129,8 +129,7 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         number: 8,
         name: "shared",
         title: "echo of SharedBytes of 64 MiB",
-        // Not run while it has no peers; with `SharedBytes`, `&["executor", "warm memcpy"]`.
-        peers: &[],
+        peers: &["executor", "warm memcpy"],
         loaded: false,
     },
     Workload {
