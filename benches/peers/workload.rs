@@ -197,11 +197,11 @@ impl Workload {
         let fast = !PROCESS_PEERS.contains(&peer);
         // (full, quick, smoke), for who is fast and for who is not.
         let counts = match (self.name, fast) {
-            ("noop", true) => (100_000, 20_000, 200),
+            ("noop", true) => (500_000, 100_000, 200),
             ("noop", false) => (10_000, 1_500, 50),
-            ("map", true) => (400_000, 50_000, 200),
+            ("map", true) => (4_000_000, 400_000, 200),
             // Pool.map sends chunks, and needs as many items as we do to show its best.
-            ("map", false) if matches!(peer, "multiprocessing.Pool" | "mpire") => (400_000, 50_000, 200),
+            ("map", false) if matches!(peer, "multiprocessing.Pool" | "mpire") => (4_000_000, 400_000, 200),
             ("map", false) => (10_000, 1_500, 50),
             ("trip" | "await", true) => (20_000, 3_000, 100),
             ("trip" | "await", false) => (3_000, 600, 50),

@@ -61,7 +61,13 @@ impl Spin {
             self.skip -= 1;
             return false;
         }
-        if !may_spin() || peer_cpu == this_cpu() {
+        if !may_spin() {
+            return false;
+        }
+        if self.paid && peer_cpu == this_cpu() {
+            // It waits for this very processor. Not so at a probe: while we keep ours busy, the system may have given it
+            // another one, where it stays from then on.
+            self.paid = false;
             return false;
         }
         let limit = if self.paid { LIMIT } else { PROBE };
@@ -69,7 +75,12 @@ impl Spin {
         while started.elapsed() < limit {
             for _ in 0..ROUNDS {
                 if ready() {
-                    (self.paid, self.backoff) = (true, 0);
+                    // A probe may pay once and mean nothing: only a short wait that paid, too, says that probing is
+                    // worth its while.
+                    if self.paid {
+                        self.backoff = 0;
+                    }
+                    self.paid = true;
                     return true;
                 }
                 hint::spin_loop();
