@@ -34,8 +34,10 @@ impl Doorbell {
     /// Makes the reader look around, now or before its next sleep.
     pub(crate) fn ring(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
+        kill_point!(DoorbellCounted);
         full_fence();
         if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
+            kill_point!(DoorbellTaken);
             futex::wake_one(&self.sleeping);
         }
     }

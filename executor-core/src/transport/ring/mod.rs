@@ -434,6 +434,7 @@ impl RingWorkerEnd {
     fn publish<const N: usize>(&mut self, parts: [&[u8]; N]) -> Result<(), Closed> {
         let up = &self.segment.up;
         while !self.producer.write(up, parts).map_err(|_| Closed::Gone)? {
+            kill_point!(RingFull);
             if up.is_closed() {
                 return Err(Closed::Gone);
             }
@@ -441,6 +442,7 @@ impl RingWorkerEnd {
             up.sleep_producer(|| self.producer.has_room_for(up, Some(len)) || up.is_closed());
         }
         up.ring_attendant(self.doorbell);
+        kill_point!(Rung);
         Ok(())
     }
 }
@@ -456,16 +458,19 @@ impl WorkerEnd for RingWorkerEnd {
             if self.consumer.read(down, &mut self.message).map_err(|_| Closed::Gone)?.is_some() {
                 // Not the sender but who drains pumps: it is the one that may sleep.
                 if self.consumer.is_low(down) && down.take_wanted_room() {
+                    kill_point!(RoomWishTaken);
                     up.ring_attendant(self.doorbell);
                 }
                 let ready = &mut self.ready;
                 self.assembler.message(&self.message, |frame| ready.push_back(frame))?;
+                kill_point!(MessageTaken);
                 continue;
             }
             if down.is_closed() {
                 return Err(Closed::Gone);
             }
             if down.take_wanted_room() {
+                kill_point!(RoomWishTaken);
                 up.ring_attendant(self.doorbell);
             }
             self.waited = true;
@@ -486,11 +491,15 @@ impl WorkerEnd for RingWorkerEnd {
             && self.producer.write_headless(&self.segment.up, payload).map_err(|_| Closed::Gone)?
         {
             self.segment.up.ring_attendant(self.doorbell);
+            kill_point!(Rung);
             return Ok(());
         }
         let (first, rest) = payload.split_at(payload.len().min(PART_BYTES_MAX - HEADER_BYTES));
         self.publish([&header.to_bytes(), first])?;
-        rest.chunks(PART_BYTES_MAX).try_for_each(|part| self.publish([part]))
+        rest.chunks(PART_BYTES_MAX).try_for_each(|part| {
+            kill_point!(PartSent);
+            self.publish([part])
+        })
     }
 
     fn board(&self) -> &'static Board {

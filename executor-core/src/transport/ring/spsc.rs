@@ -81,8 +81,14 @@ impl Ring {
             return;
         }
         match self.asleep.0.swap(AWAKE, Ordering::SeqCst) {
-            WAITS => futex::wake_one(&self.asleep.0),
-            UNATTENDED => doorbell.ring(),
+            WAITS => {
+                kill_point!(WaiterTaken);
+                futex::wake_one(&self.asleep.0);
+            }
+            UNATTENDED => {
+                kill_point!(ReaderTaken);
+                doorbell.ring();
+            }
             _ => {}
         }
     }
@@ -118,13 +124,21 @@ impl Ring {
     /// Sleeps until rung, at most `limit`, unless `ready` is true once the sleep was announced.
     pub(super) fn sleep_consumer(&self, spin: &mut Spin, limit: Option<Duration>, ready: impl Fn() -> bool) {
         if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
-            sleep(&self.asleep.0, limit, ready);
+            sleep(&self.asleep.0, limit, || {
+                kill_point!(SleepAnnounced);
+                ready()
+            });
+            kill_point!(Woken);
         }
     }
 
     /// Sleeps until there is room, unless `ready` is true once the sleep was announced.
     pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {
-        sleep(&self.wanting_room.0, None, ready);
+        sleep(&self.wanting_room.0, None, || {
+            kill_point!(RoomSleepAnnounced);
+            ready()
+        });
+        kill_point!(RoomWoken);
     }
 
     /// A producer that does not sleep says that it wants to know of room.
@@ -254,7 +268,9 @@ impl Producer {
         debug_assert_eq!(at, self.head + words, "only the last part may end within a word");
         self.head += words;
         ring.head.cpu.store(this_cpu(), Ordering::Relaxed);
+        kill_point!(WordsWritten);
         ring.head.position.store(self.head, Ordering::Release);
+        kill_point!(HeadStored);
         Ok(true)
     }
 }
@@ -281,6 +297,7 @@ pub(super) struct Consumer {
 impl Consumer {
     fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
         let head = ring.head.position.load(Ordering::Acquire);
+        kill_point!(HeadRead);
         if head < self.tail || head - self.tail > WORDS as u64 {
             return Err(Impossible);
         }
@@ -327,7 +344,9 @@ impl Consumer {
         }
         message.truncate(len);
         self.tail = at;
+        kill_point!(MessageCopied);
         ring.tail.0.store(at, Ordering::Release);
+        kill_point!(TailStored);
         Ok(Some(if headless { Kind::Value } else { Kind::Frames }))
     }
 }
