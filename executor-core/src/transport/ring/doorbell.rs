@@ -42,6 +42,13 @@ impl Doorbell {
         }
     }
 
+    /// As [`ring`](Self::ring), also if a worker has taken the word of the reader that sleeps, and died before it woke it.
+    pub(crate) fn ring_anyway(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        self.sleeping.swap(0, Ordering::SeqCst);
+        futex::wake_one(&self.sleeping);
+    }
+
     /// How often it was rung: to be asked before looking around, and given to [`sleep`](Self::sleep) after it.
     pub(crate) fn heard(&self) -> u32 {
         self.rung.load(Ordering::SeqCst)

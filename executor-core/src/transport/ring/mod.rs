@@ -36,7 +36,9 @@
 //!
 //! - the worker, for a message or for room: its watcher thread kills the process when the pool's process dies;
 //! - whoever drains the replies, for a message, or for room when the outbox waits: when the worker has died,
-//!   [`Link::hang_up`] sets a flag and rings. What was published is read first; then comes the end.
+//!   [`Link::hang_up`] sets a flag and rings. What was published is read first; then comes the end. The worker may have
+//!   died, or been stopped, after it had cleared a word and before it woke who sleeps there: so the pool's own wake-ups
+//!   (`hang_up`, [`poke`](RingLink::poke)) do not go by what the word says.
 //!
 //! # The lease
 //!
@@ -131,6 +133,7 @@ pub(crate) fn connect(segment: Shared<Segment>, doorbell: Arc<Shared<Doorbell>>)
         sending: Mutex::new(Sending { outbox: Outbox::new(PART_BYTES_MAX), producer: Producer::default() }),
         receiving: Mutex::default(),
         wants_room: AtomicBool::new(false),
+        sleeps: AtomicBool::new(false),
         hung_up: AtomicBool::new(false),
         unruly: AtomicBool::new(false),
         segment,
@@ -147,6 +150,9 @@ pub(crate) struct RingLink {
     receiving: Mutex<Receiving>,
     /// The outbox waits for room: who drains is to pump when the worker rings.
     wants_room: AtomicBool,
+    /// Who drains sleeps, or is about to. Not among the shared words: the pool's own wake-ups do not depend on what the
+    /// worker has done to those.
+    sleeps: AtomicBool,
     hung_up: AtomicBool,
     /// The worker wrote what cannot be.
     unruly: AtomicBool,
@@ -219,6 +225,9 @@ impl RingLink {
     /// Wakes who drains, if it sleeps: something it waits for has come from elsewhere.
     pub(crate) fn poke(&self) {
         self.segment.up.poke_consumer();
+        if self.sleeps.load(Ordering::SeqCst) {
+            self.segment.up.wake_consumer();
+        }
     }
 
     /// The right to drain the replies, unless somebody has it.
@@ -276,6 +285,9 @@ impl Link for RingLink {
         self.wants_room.store(false, Ordering::SeqCst);
         self.hung_up.store(true, Ordering::SeqCst);
         self.segment.up.ring_attendant(&self.doorbell);
+        // The words look as if somebody had been woken if the worker died between taking one and waking who sleeps.
+        self.segment.up.wake_consumer();
+        self.doorbell.ring_anyway();
     }
 
     fn board(&self) -> &Board {
@@ -371,7 +383,9 @@ impl Lease<'_> {
     pub(crate) fn sleep(&mut self, limit: Option<Duration>, ended: impl Fn() -> bool) {
         let link = self.link;
         let mut spin = std::mem::take(&mut self.receiving.spin);
+        link.sleeps.store(true, Ordering::SeqCst);
         link.segment.up.sleep_consumer(&mut spin, limit, || ended() || link.is_due(&self.receiving));
+        link.sleeps.store(false, Ordering::SeqCst);
         self.receiving.spin = spin;
     }
 }
@@ -539,6 +553,47 @@ pub(crate) fn pair() -> super::conformance::Pair {
         inbox: Box::new(RingInbox(Arc::clone(&link))),
         link,
         worker: Box::new(RingWorkerEnd::new(mirror, theirs)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody sleeps until the worker says something; the worker takes its word, and gets no further.
+    fn taken_and_not_woken(then: impl Fn(&RingLink)) {
+        for _ in 0..100 {
+            let (segment, _fd) = create().unwrap();
+            let (doorbell, _fd) = Shared::create("executor-doorbell").unwrap();
+            let link = connect(segment, Arc::new(doorbell));
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut lease = link.try_lease().unwrap();
+                    while !ended.load(Ordering::SeqCst) && lease.drain(|_| ()).is_ok() {
+                        lease.sleep(None, || ended.load(Ordering::SeqCst));
+                    }
+                });
+                // Until it waits on its word, in the kernel or nearly so.
+                while !link.segment.up.is_waited_for() {
+                    std::thread::yield_now();
+                }
+                std::thread::yield_now();
+                link.segment.up.attend();
+                ended.store(true, Ordering::SeqCst);
+                then(&link);
+            });
+        }
+    }
+
+    #[test]
+    fn who_sleeps_hears_of_a_death_whatever_its_word_says() {
+        taken_and_not_woken(|link| link.hang_up());
+    }
+
+    #[test]
+    fn who_sleeps_is_poked_whatever_its_word_says() {
+        taken_and_not_woken(|link| link.poke());
     }
 }
 

@@ -99,6 +99,12 @@ impl Ring {
         ring(&self.asleep.0);
     }
 
+    /// Wakes the consumer if it sleeps here, whatever its word says: the other side may have taken the word, and died or
+    /// been stopped before it woke anybody.
+    pub(super) fn wake_consumer(&self) {
+        futex::wake_one(&self.asleep.0);
+    }
+
     /// The consumer stays awake for now: nobody need ring.
     pub(super) fn attend(&self) {
         self.asleep.0.swap(AWAKE, Ordering::SeqCst);
@@ -168,6 +174,11 @@ impl Ring {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.0.load(Ordering::SeqCst) != 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.asleep.0.load(Ordering::SeqCst) == WAITS
     }
 
     fn word(&self, position: u64) -> &AtomicU64 {
