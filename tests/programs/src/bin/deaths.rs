@@ -456,8 +456,8 @@ impl Work {
                 Work::Map { items, micros, chunk, taken, aside: dice.one_in(2) }
             }
             (4..=6, 3) => Work::Busy(1_000, Wait::Thread(0)),
-            (7..=14, 3) => Work::Tiny(Wait::Cancel),
-            (4..=7, _) => Work::Busy(dice.pick(&[20, 100, 300, 1_000]), wait),
+            (7..=15, 3) => Work::Tiny(Wait::Cancel),
+            (4..=8, _) => Work::Busy(dice.pick(&[20, 100, 300, 1_000]), wait),
             _ => Work::Tiny(wait),
         }
     }
