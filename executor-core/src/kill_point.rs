@@ -68,6 +68,10 @@ mod hook {
         SleepAnnounced,
         /// It does not sleep any more.
         Woken,
+        /// The descriptors that go with a frame are received.
+        AttachmentsReceived,
+        /// It knows where the arguments lie, in the frame or in a segment.
+        ArgumentsLocated,
         /// The initializer's frame is here.
         InitBegins,
         /// The initializer has run.
@@ -90,8 +94,12 @@ mod hook {
         InTask,
         /// The task has returned.
         Ran,
+        /// It owns a segment for its result, and has not told of it.
+        SegmentTaken,
         /// Its result is encoded.
         Encoded,
+        /// The descriptors that go with a result are sent, the result is not.
+        AttachmentsSent,
         /// The words of a message lie in the ring, behind the head.
         WordsWritten,
         /// The message is published, and nobody was told.
@@ -106,6 +114,8 @@ mod hook {
         DoorbellTaken,
         /// Whoever should know of a message was told.
         Rung,
+        /// The reply is out, and the segment of its result is the pool's.
+        SegmentLeft,
         /// A part of a result is out, more are to follow.
         PartSent,
         /// The ring has no room for a message.

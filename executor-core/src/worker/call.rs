@@ -88,6 +88,7 @@ impl Caller {
             None => {
                 let replied = reply(Kind::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
+                kill_point!(SegmentLeft);
                 replied
             }
             Some((kind, text)) => {

@@ -45,6 +45,7 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas:
         // what was sent runs elsewhere.
         let Ok(attachments) = control.receive(&header) else { watcher::end_group() };
         let located = beside::locate(&mut arguments, &header, &frame.payload);
+        kill_point!(ArgumentsLocated);
         let run = Run {
             end: &mut end,
             caller: &mut caller,
@@ -185,6 +186,7 @@ fn reply<E: WorkerEnd>(
             return end.reply(Header { kind: Kind::EncodeError, ..header }, text.as_bytes());
         }
         header.flags |= flag::ATTACHED;
+        kill_point!(AttachmentsSent);
     }
     match contents {
         Contents::Bytes(bytes) => end.reply(header, bytes),
