@@ -7,7 +7,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
 use rustix::process::Signal;
 use support_b::{
-    Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, spin, state, watchdog,
+    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state, watchdog,
 };
 
 executor::test_support!();
@@ -315,6 +315,33 @@ fn too_deep() -> bool {
 fn one_level_is_not_too_deep() {
     let _watchdog = watchdog();
     assert!(!pool(1).submit(too_deep::task()).result().unwrap());
+}
+
+#[test]
+fn cancelling_what_was_just_submitted_costs_nobody_else() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Keeps the pool busy with questions, so that what is submitted waits in its intake.
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                pool.worker_pids();
+            }
+        });
+        for round in 0..rounds() as u64 {
+            let before = pool.submit(echo::task(round));
+            let late = pool.submit(echo::task(round));
+            let cancelled = late.cancel_running();
+            assert_eq!(late.result().is_err_and(|error| error.is_cancelled()), cancelled);
+            let before = before.result();
+            if before.as_ref().ok() != Some(&round) {
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("round {round}: {before:?}");
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn many_threads_submit_to_one_pool() {
 }
 
 fn asks() -> PathBuf {
-    programs::build("dev").join("asks")
+    programs::build("dev", &[]).join("asks")
 }
 
 fn ask(command: &mut Command) -> String {

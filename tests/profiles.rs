@@ -15,7 +15,7 @@ fn run(program: &Path) -> Output {
 }
 
 fn check(profile: &str) {
-    let directory = build(profile);
+    let directory = build(profile, &[]);
     for (program, says) in [("faults", "all faults came home\n"), ("takeover", "taken over\n")] {
         let output = run(&directory.join(program));
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -43,7 +43,7 @@ fn fat_lto() {
 /// and starts nothing. So there are two starts, whatever the parent asks for.
 #[test]
 fn a_forgotten_entry_is_an_error_that_names_the_line_and_no_fork_bomb() {
-    let directory = build("dev");
+    let directory = build("dev", &[]);
     let log = std::env::temp_dir().join(format!("executor-forgot-{}", std::process::id()));
     let output = Command::new(directory.join("forgot")).env("FORGOT_LOG", &log).output().expect("starts");
     let starts = std::fs::read_to_string(&log).expect("the program wrote it");

@@ -19,6 +19,15 @@
 // Not a word of ours in a user's output.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+// First: its macro is used by those below.
+#[cfg(not(feature = "kill-points"))]
+#[macro_use]
+mod kill_point;
+#[cfg(feature = "kill-points")]
+#[doc(hidden)]
+#[macro_use]
+pub mod kill_point;
+
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;

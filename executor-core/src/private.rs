@@ -262,7 +262,9 @@ impl<'de, F: Format> Arguments<'de, F> {
                 format!("{} bytes were sent, and they decode to a value of {}", self.sent, again.len());
             return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&what)));
         }
-        F::finish(self.reader).map_err(CallResult::Decode)
+        F::finish(self.reader).map_err(CallResult::Decode)?;
+        kill_point!(Decoded);
+        Ok(())
     }
 
     #[cold]
@@ -293,6 +295,7 @@ fn not_round_trip<F: Format>(what: &str) -> CodecError {
 /// Encodes a result behind what is in `cx.out`.
 #[inline(always)]
 pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
+    kill_point!(Ran);
     let start = cx.out.len();
     let (encoded, attachments) = attachment::collect(|| (way.encode)(value, &mut cx.out));
     match encoded {

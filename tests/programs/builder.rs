@@ -5,8 +5,9 @@ use std::{
     process::Command,
 };
 
-/// Builds the programs under a profile, if they are not built yet, and returns the directory they are in.
-pub(crate) fn build(profile: &str) -> PathBuf {
+/// Builds the programs under a profile, if they are not built yet, and returns the directory they are in. `options` are
+/// cargo's, and choose what is built.
+pub(crate) fn build(profile: &str, options: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut cargo = Command::new(env!("CARGO"));
     // The outer cargo has downloaded everything that the lock file names.
@@ -19,6 +20,7 @@ pub(crate) fn build(profile: &str) -> PathBuf {
         "--profile",
         profile,
     ]);
+    cargo.args(options);
     // Of the outer cargo, and not meant for another build.
     cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
     let output = cargo.output().expect("cargo starts");

@@ -588,8 +588,11 @@ impl Pool {
         let mut actions = std::mem::take(&mut core.actions);
         // First what came first: a task that is to be cancelled must be there.
         self.absorb_intake(core, now, &mut actions);
+        // And if it was given to a worker, that must be done before anybody is asked whether the worker has begun it: what
+        // is not on the board yet looks like what is not there to be taken back any more.
+        let mut rare = self.perform(core, &mut actions, resolved);
         let result = decide(core, now, &mut actions);
-        let rare = self.perform(core, &mut actions, resolved);
+        rare |= self.perform(core, &mut actions, resolved);
         core.actions = actions;
         let saturated = core.scheduler.is_saturated();
         if saturated != self.saturated.load(Ordering::Relaxed) {

@@ -153,6 +153,7 @@ impl Store {
             return None;
         }
         let number = self.ledger().take(bytes as u64)?;
+        kill_point!(SegmentTaken);
         let mapping = self.lock()[usize::from(number)].take();
         let mapping = match mapping {
             Some(mapping) => mapping,

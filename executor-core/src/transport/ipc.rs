@@ -325,7 +325,10 @@ impl IpcWorkerEnd {
     }
 
     fn publish(&self, message: &[u8]) -> Result<(), Closed> {
-        retry(|| self.sender.send(message)).map_err(|_| Closed::Gone)
+        kill_point!(IpcSendNext);
+        retry(|| self.sender.send(message)).map_err(|_| Closed::Gone)?;
+        kill_point!(IpcSent);
+        Ok(())
     }
 }
 
@@ -340,9 +343,11 @@ impl WorkerEnd for IpcWorkerEnd {
                 self.reply(Header::new(Kind::Credit), &[])?;
             }
             let message = recv(&self.receiver)?;
+            kill_point!(IpcReceived);
             self.consumed += cost(message.len());
             let ready = &mut self.ready;
             self.assembler.message(&message, |frame| ready.push_back(frame))?;
+            kill_point!(MessageTaken);
         }
     }
 
@@ -357,7 +362,10 @@ impl WorkerEnd for IpcWorkerEnd {
         let sent = self.publish(&buffer);
         self.buffer = buffer;
         sent?;
-        payload[first..].chunks(PART_BYTES_MAX).try_for_each(|part| self.publish(part))
+        payload[first..].chunks(PART_BYTES_MAX).try_for_each(|part| {
+            kill_point!(PartSent);
+            self.publish(part)
+        })
     }
 
     fn board(&self) -> &'static Board {

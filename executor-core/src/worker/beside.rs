@@ -107,6 +107,7 @@ impl Control {
             self.check()?;
             let mut task = [0; 8];
             let (len, descriptors) = socket::recv_short(self.socket.as_fd(), &mut task)?;
+            kill_point!(AttachmentsReceived);
             match len == task.len() && u64::from_le_bytes(task) == header.task.as_u64() {
                 true => Ok(descriptors.into_iter().map(Arc::new).collect()),
                 false => Err(io::Error::from(io::ErrorKind::InvalidData)),

@@ -70,6 +70,7 @@ impl Caller {
             },
         }));
         drop(running);
+        kill_point!(Encoded);
         let failed = match result {
             Ok(Ok(CallResult::Done)) => None,
             Ok(Ok(CallResult::Failed(failure))) => Some((Kind::Failed, to_bytes(&failure))),
@@ -87,6 +88,7 @@ impl Caller {
             None => {
                 let replied = reply(Kind::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
+                kill_point!(SegmentLeft);
                 replied
             }
             Some((kind, text)) => {

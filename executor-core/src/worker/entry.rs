@@ -119,11 +119,13 @@ fn adopt() -> Option<OwnedFd> {
 
 /// Never returns.
 fn run(socket: OwnedFd, own_thread: bool) {
+    kill_point!(Started);
     let (setup, segment, doorbell, arenas) = match read_setup(&socket) {
         Ok(read) => read,
         // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
         Err(_) => std::process::exit(1),
     };
+    kill_point!(SetupRead);
     let segment: &'static Segment = Box::leak(Box::new(segment));
     let doorbell: &'static Doorbell = Box::leak(Box::new(doorbell));
     let stack_bytes = setup.stack_bytes;
@@ -152,7 +154,9 @@ fn run(socket: OwnedFd, own_thread: bool) {
         let name = watched.and(name);
         let able = name.is_ok();
         let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
+        kill_point!(HelloNext);
         socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
+        kill_point!(HelloSaid);
         match server {
             _ if !able => std::process::exit(1),
             Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket, arenas),
@@ -170,6 +174,7 @@ fn run(socket: OwnedFd, own_thread: bool) {
     } else {
         work()
     };
+    kill_point!(Exiting);
     std::process::exit(i32::from(ended.is_err()));
 }
 

@@ -34,6 +34,7 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas:
     fault::watch_this_stack(&board.stack_overflow);
     let mut caller = Caller::new(results);
     let mut stopwatch = Stopwatch::default();
+    kill_point!(ServeBegins);
     loop {
         let Ok(frame) = end.recv() else { watcher::end_group() };
         if end.has_waited() {
@@ -44,6 +45,7 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas:
         // what was sent runs elsewhere.
         let Ok(attachments) = control.receive(&header) else { watcher::end_group() };
         let located = beside::locate(&mut arguments, &header, &frame.payload);
+        kill_point!(ArgumentsLocated);
         let run = Run {
             end: &mut end,
             caller: &mut caller,
@@ -53,7 +55,10 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas:
             arguments: located.map(|bytes| Arrived { bytes, attachments }),
         };
         let replied = match header.kind {
-            Kind::Stop => return Ok(()),
+            Kind::Stop => {
+                kill_point!(StopRead);
+                return Ok(());
+            }
             Kind::Init => run.initialize(),
             Kind::Run => run.run(),
             // Only a broken parent sends anything else.
@@ -80,6 +85,7 @@ impl<E: WorkerEnd> Run<'_, E> {
     fn initialize(mut self) -> Result<(), Closed> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         let Run { end, caller, control, header, .. } = self;
+        kill_point!(InitBegins);
         let arguments = match arguments {
             Ok(arguments) => arguments,
             Err(error) => return end.reply(Header::new(Kind::DecodeError), unmapped(&error).as_bytes()),
@@ -92,7 +98,10 @@ impl<E: WorkerEnd> Run<'_, E> {
             check,
             |kind, contents, attachments| match kind {
                 // An initializer's value is nobody's: that it has run is the answer.
-                Kind::Done => end.reply(Header::new(Kind::Ready), &[]),
+                Kind::Done => {
+                    kill_point!(InitEnds);
+                    end.reply(Header::new(Kind::Ready), &[])
+                }
                 kind => reply(
                     end,
                     control,
@@ -108,17 +117,25 @@ impl<E: WorkerEnd> Run<'_, E> {
     fn run(mut self) -> Result<(), Closed> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
+        kill_point!(BeforeClaim);
         if !board.claim(self.header.seq, first, self.header.flags & flag::TIMED != 0) {
+            kill_point!(ClaimRefused);
             return Ok(());
         }
+        kill_point!(Claimed);
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::RUN == 0 {
             return self.call(0, arguments.as_ref().map(Arrived::clone));
         }
         for item in first..count {
-            if item > first && !board.claim_next(self.header.seq, item) {
-                // What is left was taken back.
-                return Ok(());
+            if item > first {
+                kill_point!(BeforeClaimNext);
+                if !board.claim_next(self.header.seq, item) {
+                    // What is left was taken back.
+                    kill_point!(NextRefused);
+                    return Ok(());
+                }
+                kill_point!(NextClaimed);
             }
             let one = match &arguments {
                 Ok(all) => {
@@ -169,6 +186,7 @@ fn reply<E: WorkerEnd>(
             return end.reply(Header { kind: Kind::EncodeError, ..header }, text.as_bytes());
         }
         header.flags |= flag::ATTACHED;
+        kill_point!(AttachmentsSent);
     }
     match contents {
         Contents::Bytes(bytes) => end.reply(header, bytes),

@@ -34,10 +34,19 @@ impl Doorbell {
     /// Makes the reader look around, now or before its next sleep.
     pub(crate) fn ring(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
+        kill_point!(DoorbellCounted);
         full_fence();
         if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
+            kill_point!(DoorbellTaken);
             futex::wake_one(&self.sleeping);
         }
+    }
+
+    /// As [`ring`](Self::ring), also if a worker has taken the word of the reader that sleeps, and died before it woke it.
+    pub(crate) fn ring_anyway(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        self.sleeping.swap(0, Ordering::SeqCst);
+        futex::wake_one(&self.sleeping);
     }
 
     /// How often it was rung: to be asked before looking around, and given to [`sleep`](Self::sleep) after it.

@@ -36,7 +36,9 @@
 //!
 //! - the worker, for a message or for room: its watcher thread kills the process when the pool's process dies;
 //! - whoever drains the replies, for a message, or for room when the outbox waits: when the worker has died,
-//!   [`Link::hang_up`] sets a flag and rings. What was published is read first; then comes the end.
+//!   [`Link::hang_up`] sets a flag and rings. What was published is read first; then comes the end. The worker may have
+//!   died, or been stopped, after it had cleared a word and before it woke who sleeps there: so the pool's own wake-ups
+//!   (`hang_up`, [`poke`](RingLink::poke)) do not go by what the word says.
 //!
 //! # The lease
 //!
@@ -132,6 +134,7 @@ pub(crate) fn connect(segment: Shared<Segment>, doorbell: Arc<Shared<Doorbell>>)
         sending: Mutex::new(Sending { outbox: Outbox::new(PART_BYTES_MAX), producer: Producer::default() }),
         receiving: Mutex::default(),
         wants_room: AtomicBool::new(false),
+        sleeps: AtomicBool::new(false),
         hung_up: AtomicBool::new(false),
         unruly: AtomicBool::new(false),
         segment,
@@ -148,6 +151,9 @@ pub(crate) struct RingLink {
     receiving: Mutex<Receiving>,
     /// The outbox waits for room: who drains is to pump when the worker rings.
     wants_room: AtomicBool,
+    /// Who drains sleeps, or is about to. Not among the shared words: the pool's own wake-ups do not depend on what the
+    /// worker has done to those.
+    sleeps: AtomicBool,
     hung_up: AtomicBool,
     /// The worker wrote what cannot be.
     unruly: AtomicBool,
@@ -220,6 +226,9 @@ impl RingLink {
     /// Wakes who drains, if it sleeps: something it waits for has come from elsewhere.
     pub(crate) fn poke(&self) {
         self.segment.up.poke_consumer();
+        if self.sleeps.load(Ordering::SeqCst) {
+            self.segment.up.wake_consumer();
+        }
     }
 
     /// The right to drain the replies, unless somebody has it.
@@ -277,6 +286,9 @@ impl Link for RingLink {
         self.wants_room.store(false, Ordering::SeqCst);
         self.hung_up.store(true, Ordering::SeqCst);
         self.segment.up.ring_attendant(&self.doorbell);
+        // The words look as if somebody had been woken if the worker died between taking one and waking who sleeps.
+        self.segment.up.wake_consumer();
+        self.doorbell.ring_anyway();
     }
 
     fn board(&self) -> &Board {
@@ -376,7 +388,9 @@ impl Lease<'_> {
         let limit = Some(limit.map_or(HEARING, |limit| limit.min(HEARING)));
         let link = self.link;
         let mut spin = std::mem::take(&mut self.receiving.spin);
+        link.sleeps.store(true, Ordering::SeqCst);
         link.segment.up.sleep_consumer(&mut spin, limit, || ended() || link.is_due(&self.receiving));
+        link.sleeps.store(false, Ordering::SeqCst);
         self.receiving.spin = spin;
     }
 }
@@ -439,6 +453,7 @@ impl RingWorkerEnd {
     fn publish<const N: usize>(&mut self, parts: [&[u8]; N]) -> Result<(), Closed> {
         let up = &self.segment.up;
         while !self.producer.write(up, parts).map_err(|_| Closed::Gone)? {
+            kill_point!(RingFull);
             if up.is_closed() {
                 return Err(Closed::Gone);
             }
@@ -446,6 +461,7 @@ impl RingWorkerEnd {
             up.sleep_producer(|| self.producer.has_room_for(up, Some(len)) || up.is_closed());
         }
         up.ring_attendant(self.doorbell);
+        kill_point!(Rung);
         Ok(())
     }
 }
@@ -461,16 +477,19 @@ impl WorkerEnd for RingWorkerEnd {
             if self.consumer.read(down, &mut self.message).map_err(|_| Closed::Gone)?.is_some() {
                 // Not the sender but who drains pumps: it is the one that may sleep.
                 if self.consumer.is_low(down) && down.take_wanted_room() {
+                    kill_point!(RoomWishTaken);
                     up.ring_attendant(self.doorbell);
                 }
                 let ready = &mut self.ready;
                 self.assembler.message(&self.message, |frame| ready.push_back(frame))?;
+                kill_point!(MessageTaken);
                 continue;
             }
             if down.is_closed() {
                 return Err(Closed::Gone);
             }
             if down.take_wanted_room() {
+                kill_point!(RoomWishTaken);
                 up.ring_attendant(self.doorbell);
             }
             self.waited = true;
@@ -491,11 +510,15 @@ impl WorkerEnd for RingWorkerEnd {
             && self.producer.write_headless(&self.segment.up, payload).map_err(|_| Closed::Gone)?
         {
             self.segment.up.ring_attendant(self.doorbell);
+            kill_point!(Rung);
             return Ok(());
         }
         let (first, rest) = payload.split_at(payload.len().min(PART_BYTES_MAX - HEADER_BYTES));
         self.publish([&header.to_bytes(), first])?;
-        rest.chunks(PART_BYTES_MAX).try_for_each(|part| self.publish([part]))
+        rest.chunks(PART_BYTES_MAX).try_for_each(|part| {
+            kill_point!(PartSent);
+            self.publish([part])
+        })
     }
 
     fn board(&self) -> &'static Board {
@@ -559,6 +582,47 @@ pub(crate) struct Forger(Producer);
 impl Forger {
     pub(crate) fn publish(&mut self, segment: &Segment, message: &[u8]) {
         let _ = self.0.write(&segment.up, [message]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody sleeps until the worker says something; the worker takes its word, and gets no further.
+    fn taken_and_not_woken(then: impl Fn(&RingLink)) {
+        for _ in 0..100 {
+            let (segment, _fd) = create().unwrap();
+            let (doorbell, _fd) = Shared::create("executor-doorbell").unwrap();
+            let link = connect(segment, Arc::new(doorbell));
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut lease = link.try_lease().unwrap();
+                    while !ended.load(Ordering::SeqCst) && lease.drain(|_| ()).is_ok() {
+                        lease.sleep(None, || ended.load(Ordering::SeqCst));
+                    }
+                });
+                // Until it waits on its word, in the kernel or nearly so.
+                while !link.segment.up.is_waited_for() {
+                    std::thread::yield_now();
+                }
+                std::thread::yield_now();
+                link.segment.up.attend();
+                ended.store(true, Ordering::SeqCst);
+                then(&link);
+            });
+        }
+    }
+
+    #[test]
+    fn who_sleeps_hears_of_a_death_whatever_its_word_says() {
+        taken_and_not_woken(|link| link.hang_up());
+    }
+
+    #[test]
+    fn who_sleeps_is_poked_whatever_its_word_says() {
+        taken_and_not_woken(|link| link.poke());
     }
 }
 

@@ -81,8 +81,14 @@ impl Ring {
             return;
         }
         match self.asleep.0.swap(AWAKE, Ordering::SeqCst) {
-            WAITS => futex::wake_one(&self.asleep.0),
-            UNATTENDED => doorbell.ring(),
+            WAITS => {
+                kill_point!(WaiterTaken);
+                futex::wake_one(&self.asleep.0);
+            }
+            UNATTENDED => {
+                kill_point!(ReaderTaken);
+                doorbell.ring();
+            }
             _ => {}
         }
     }
@@ -91,6 +97,12 @@ impl Ring {
     pub(super) fn poke_consumer(&self) {
         full_fence();
         ring(&self.asleep.0);
+    }
+
+    /// Wakes the consumer if it sleeps here, whatever its word says: the other side may have taken the word, and died or
+    /// been stopped before it woke anybody.
+    pub(super) fn wake_consumer(&self) {
+        futex::wake_one(&self.asleep.0);
     }
 
     /// The consumer stays awake for now: nobody need ring.
@@ -118,13 +130,21 @@ impl Ring {
     /// Sleeps until rung, at most `limit`, unless `ready` is true once the sleep was announced.
     pub(super) fn sleep_consumer(&self, spin: &mut Spin, limit: Option<Duration>, ready: impl Fn() -> bool) {
         if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
-            sleep(&self.asleep.0, limit, ready);
+            sleep(&self.asleep.0, limit, || {
+                kill_point!(SleepAnnounced);
+                ready()
+            });
+            kill_point!(Woken);
         }
     }
 
     /// Sleeps until there is room, unless `ready` is true once the sleep was announced.
     pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {
-        sleep(&self.wanting_room.0, None, ready);
+        sleep(&self.wanting_room.0, None, || {
+            kill_point!(RoomSleepAnnounced);
+            ready()
+        });
+        kill_point!(RoomWoken);
     }
 
     /// A producer that does not sleep says that it wants to know of room.
@@ -154,6 +174,11 @@ impl Ring {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.0.load(Ordering::SeqCst) != 0
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.asleep.0.load(Ordering::SeqCst) == WAITS
     }
 
     fn word(&self, position: u64) -> &AtomicU64 {
@@ -270,7 +295,9 @@ impl Producer {
         debug_assert_eq!(at, self.head + words, "only the last part may end within a word");
         self.head += words;
         ring.head.cpu.store(this_cpu(), Ordering::Relaxed);
+        kill_point!(WordsWritten);
         ring.head.position.store(self.head, Ordering::Release);
+        kill_point!(HeadStored);
         Ok(true)
     }
 }
@@ -299,6 +326,7 @@ impl Consumer {
         #[cfg(any(test, fuzzing))]
         crate::fuzz::turn();
         let head = ring.head.position.load(Ordering::Acquire);
+        kill_point!(HeadRead);
         if head < self.tail || head - self.tail > WORDS as u64 {
             return Err(Impossible);
         }
@@ -345,7 +373,9 @@ impl Consumer {
         }
         message.truncate(len);
         self.tail = at;
+        kill_point!(MessageCopied);
         ring.tail.0.store(at, Ordering::Release);
+        kill_point!(TailStored);
         Ok(Some(if headless { Kind::Value } else { Kind::Frames }))
     }
 }

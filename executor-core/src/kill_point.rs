@@ -1,0 +1,152 @@
+//! Where a worker can be made to die, for the test that makes it die everywhere (`tests/deaths.rs`).
+//!
+//! `kill_point!(Step)` stands after each step of the worker's side of the protocol. Without the feature `kill-points` it
+//! is nothing at all. With it, it calls the hook that the test's program has set before the entry; the hook knows whether
+//! this is where this worker is to die, and by what.
+
+/// Nothing, unless a test wants a worker to die here.
+#[cfg(not(feature = "kill-points"))]
+macro_rules! kill_point {
+    ($step:ident) => {
+        ()
+    };
+}
+
+/// Tells the test's hook that this step was reached.
+#[cfg(feature = "kill-points")]
+macro_rules! kill_point {
+    ($step:ident) => {
+        $crate::kill_point::reached($crate::kill_point::Step::$step)
+    };
+}
+
+#[cfg(feature = "kill-points")]
+pub use hook::{Step, reached, set_hook};
+
+#[cfg(feature = "kill-points")]
+mod hook {
+    use std::sync::OnceLock;
+
+    macro_rules! steps {
+        ($($(#[$comment:meta])+ $step:ident,)+) => {
+            /// A step of a worker's life, at whose end it can be made to die.
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+            #[repr(u32)]
+            pub enum Step {
+                $($(#[$comment])+ $step,)+
+            }
+
+            impl Step {
+                /// In the order in which a worker comes to them first, more or less.
+                pub const ALL: &[Step] = &[$(Step::$step,)+];
+            }
+        };
+    }
+
+    steps! {
+        /// The process knows that it is a worker.
+        Started,
+        /// It has mapped its segment.
+        SetupRead,
+        /// It watches its parent, and listens where that is how it is reached.
+        HelloNext,
+        /// The hello is in the socket.
+        HelloSaid,
+        /// It is about to look for its first frame.
+        ServeBegins,
+        /// It has read where the ring's head is.
+        HeadRead,
+        /// A message is copied out, and not yet consumed.
+        MessageCopied,
+        /// A message is consumed, and not yet looked at.
+        TailStored,
+        /// A message was made into frames, or is one part of a frame.
+        MessageTaken,
+        /// It knows that the pool wants room, and has not told of any.
+        RoomWishTaken,
+        /// It has said that it sleeps, and has not looked once more.
+        SleepAnnounced,
+        /// It does not sleep any more.
+        Woken,
+        /// The descriptors that go with a frame are received.
+        AttachmentsReceived,
+        /// It knows where the arguments lie, in the frame or in a segment.
+        ArgumentsLocated,
+        /// The initializer's frame is here.
+        InitBegins,
+        /// The initializer has run.
+        InitEnds,
+        /// It has a task, unclaimed.
+        BeforeClaim,
+        /// The task has begun.
+        Claimed,
+        /// The task was taken back before.
+        ClaimRefused,
+        /// An item of a run is answered, the next not claimed.
+        BeforeClaimNext,
+        /// The next item of a run has begun.
+        NextClaimed,
+        /// The rest of a run was taken back before.
+        NextRefused,
+        /// The arguments are decoded.
+        Decoded,
+        /// In the task's own code: reached by the test's tasks.
+        InTask,
+        /// The task has returned.
+        Ran,
+        /// It owns a segment for its result, and has not told of it.
+        SegmentTaken,
+        /// Its result is encoded.
+        Encoded,
+        /// The descriptors that go with a result are sent, the result is not.
+        AttachmentsSent,
+        /// The words of a message lie in the ring, behind the head.
+        WordsWritten,
+        /// The message is published, and nobody was told.
+        HeadStored,
+        /// It has taken a waiting thread's word, and has not woken the thread.
+        WaiterTaken,
+        /// It has taken the unattended ring's word, and has not rung for the reader.
+        ReaderTaken,
+        /// The doorbell has counted, and has not looked whether the reader sleeps.
+        DoorbellCounted,
+        /// It has taken the sleeping reader's word, and has not woken it.
+        DoorbellTaken,
+        /// Whoever should know of a message was told.
+        Rung,
+        /// The reply is out, and the segment of its result is the pool's.
+        SegmentLeft,
+        /// A part of a result is out, more are to follow.
+        PartSent,
+        /// The ring has no room for a message.
+        RingFull,
+        /// It has said that it sleeps for room, and has not looked once more.
+        RoomSleepAnnounced,
+        /// It does not sleep for room any more.
+        RoomWoken,
+        /// It was told to leave.
+        StopRead,
+        /// It is about to leave.
+        Exiting,
+        /// ipc-channel: a message is received, and not yet looked at.
+        IpcReceived,
+        /// ipc-channel: a message is about to be sent.
+        IpcSendNext,
+        /// ipc-channel: a message is sent.
+        IpcSent,
+    }
+
+    static HOOK: OnceLock<fn(Step)> = OnceLock::new();
+
+    /// From now on, each step that this process reaches is told to this function. Only the first call counts.
+    pub fn set_hook(hook: fn(Step)) {
+        let _ = HOOK.set(hook);
+    }
+
+    /// A step is reached.
+    pub fn reached(step: Step) {
+        if let Some(hook) = HOOK.get() {
+            hook(step);
+        }
+    }
+}
