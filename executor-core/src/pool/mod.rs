@@ -459,11 +459,13 @@ impl Pool {
     /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
     fn take_in(self: &Arc<Self>, submission: Submission) {
         let warms = submission.item.arguments.is_in_segment();
+        if !self.started.load(Ordering::Acquire) {
+            // First: whoever takes the task in may ask the starter for a worker at once.
+            self.event(|core, now, out| self.ensure_threads(core, now, out));
+        }
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
         fence(Ordering::SeqCst);
-        if !self.started.load(Ordering::Acquire) {
-            self.event(|core, now, out| self.ensure_threads(core, now, out));
-        } else if !self.saturated.load(Ordering::Relaxed) {
+        if !self.saturated.load(Ordering::Relaxed) {
             let mut resolved = Resolved::new();
             self.attend_intake(&mut resolved);
             complete(resolved);
@@ -484,7 +486,7 @@ impl Pool {
             Ok(()) => core.threads = Threads::Running { starter: sender },
             Err(error) => {
                 core.threads = Threads::Ended;
-                // What came with this event may have asked for a worker, whose end nobody would notice.
+                // Nobody would notice the end of a worker.
                 let cause = BrokenCause::Start(format!("the system refused a thread: {error}").into());
                 core.scheduler.on_collapse(now, cause, out);
             }
