@@ -417,7 +417,13 @@ impl Plan {
             .map(|(life, step)| Death {
                 life,
                 step: *step,
-                nth: if is_single(*step) { 1 } else { dice.pick(&[1, 1, 1, 2, 3, 5, 9]) },
+                nth: match step {
+                    step if is_single(*step) => 1,
+                    // Few come this way at all.
+                    Step::ClaimRefused | Step::NextRefused => 1,
+                    step if goes_in_parts(*step) => dice.pick(&[1, 1, 2, 5]),
+                    _ => dice.pick(&[1, 1, 1, 2, 3, 5, 9]),
+                },
                 manner: dice.pick(&[
                     Manner::Kill,
                     Manner::Kill,
@@ -481,7 +487,7 @@ impl Work {
                 let items = 1 + dice.below(60) as usize;
                 let taken = if dice.one_in(3) { dice.below(items as u64) as usize } else { usize::MAX };
                 let chunk = dice.pick(&[None, Some(1), Some(7), Some(20), Some(60)]);
-                let micros = dice.pick(&[0, 0, 50, 300]);
+                let micros = if rare == 2 { dice.pick(&[0, 50, 300]) } else { dice.pick(&[0, 0, 50, 300]) };
                 Work::Map { items, micros, chunk, taken, aside: dice.one_in(2) }
             }
             (4..=6, 3) => Work::Busy(1_000, Wait::Thread(0)),
@@ -504,7 +510,7 @@ impl Work {
     fn tasks(&self) -> usize {
         match self {
             Work::Map { items, .. } => *items,
-            Work::Hoard => SEGMENTS + 10,
+            Work::Hoard => SEGMENTS + 8,
             _ => 1,
         }
     }
@@ -629,8 +635,10 @@ impl Round<'_> {
                 self.wait(number, future, move |came| is_filled(came, number, LARGE), wait, threads);
             }
             Work::Hoard => {
+                // The worker is held up until arguments have taken all segments there are.
+                self.submit(Work::Busy(10_000, Wait::Thread(0)), threads);
                 // None is read before all are done: that keeps its segment.
-                let sizes = (0..work.tasks()).map(|at| if at < SEGMENTS { LARGE } else { SIZES[2] });
+                let sizes = (1..work.tasks()).map(|at| if at <= SEGMENTS { LARGE } else { SIZES[2] });
                 let all: Vec<_> = sizes.map(|size| (size, self.submit_bulk(size, size))).collect();
                 all.iter().for_each(|(_, (_, future))| future.wait());
                 for (size, (number, future)) in all {
