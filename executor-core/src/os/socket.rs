@@ -69,9 +69,16 @@ pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<
 fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = retry(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
-    })?;
+    let mut receive = || {
+        retry(|| {
+            recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
+        })
+    };
+    let received = match receive() {
+        // The peer is gone and had not read everything. The kernel says so once, before what the peer had sent.
+        Err(rustix::io::Errno::CONNRESET) => receive(),
+        other => other,
+    }?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -88,5 +95,22 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
             Err(rustix::io::Errno::INTR) => {}
             other => return other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_sent_is_there_after_its_death_whatever_it_left_unread() {
+        let (ours, theirs) = pair().unwrap();
+        send(&theirs, b"last", &[]).unwrap();
+        send(&ours, b"unread", &[]).unwrap();
+        drop(theirs);
+        let mut bytes = [0; 8];
+        let (len, _) = recv_short_now(&ours, &mut bytes).unwrap();
+        assert_eq!(&bytes[..len], b"last");
+        assert_eq!(recv_short_now(&ours, &mut bytes).unwrap().0, 0);
     }
 }
