@@ -585,6 +585,11 @@ impl Forger {
     }
 }
 
+/// A full fence: see the folder's opening, on sleeping.
+fn full_fence() {
+    fence(Ordering::SeqCst);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -624,9 +629,4 @@ mod tests {
     fn who_sleeps_is_poked_whatever_its_word_says() {
         taken_and_not_woken(|link| link.poke());
     }
-}
-
-/// A full fence: see the folder's opening, on sleeping.
-fn full_fence() {
-    fence(Ordering::SeqCst);
 }
