@@ -9,7 +9,8 @@ use std::{
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv as recv_bytes, recvmsg, sendmsg,
+    socketpair, sockopt,
 };
 
 /// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
@@ -49,7 +50,14 @@ fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: Sen
 
 /// Receives one message and its descriptors; empty bytes mean that the peer is gone.
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    // As much as it needs: a worker would touch, and keep, 64 KiB for a setup of a hundred bytes.
+    let peek = || retry(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC));
+    let (_, len) = match peek() {
+        // See `recv_with`.
+        Err(rustix::io::Errno::CONNRESET) => peek(),
+        other => other,
+    }?;
+    let mut bytes = vec![0; len.min(MESSAGE_BYTES_MAX)];
     let (len, fds) = recv_with(socket, &mut bytes, RecvFlags::empty())?;
     bytes.truncate(len);
     Ok((bytes, fds))
@@ -101,6 +109,21 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_comes_whole_and_the_end_is_empty() {
+        let (ours, theirs) = pair().unwrap();
+        for len in [1, 100, MESSAGE_BYTES_MAX] {
+            send(&theirs, &vec![7; len], &[ours.as_fd()]).unwrap();
+            let (bytes, fds) = recv(&ours).unwrap();
+            assert!(bytes == vec![7; len] && fds.len() == 1, "{len}");
+        }
+        send(&theirs, b"last", &[]).unwrap();
+        send(&ours, b"unread", &[]).unwrap();
+        drop(theirs);
+        assert_eq!(recv(&ours).unwrap().0, b"last");
+        assert_eq!(recv(&ours).unwrap().0, b"");
+    }
 
     #[test]
     fn what_a_peer_sent_is_there_after_its_death_whatever_it_left_unread() {
