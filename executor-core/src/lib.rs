@@ -34,7 +34,7 @@ pub mod __private;
 pub mod error;
 mod executor;
 mod future;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 #[doc(hidden)]
 #[allow(missing_docs, reason = "no part of the interface: only fuzzers and tests see it")]
 pub mod fuzz;

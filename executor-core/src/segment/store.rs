@@ -31,6 +31,18 @@ pub(super) struct Ledger {
     resident: [AtomicU64; SEGMENTS],
 }
 
+/// The models' memory is made, not zeroed.
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+impl Default for Ledger {
+    fn default() -> Self {
+        Ledger {
+            taken: AtomicU64::default(),
+            used: AtomicU64::default(),
+            resident: std::array::from_fn(|_| AtomicU64::default()),
+        }
+    }
+}
+
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for Ledger {}
 

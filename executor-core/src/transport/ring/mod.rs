@@ -562,7 +562,7 @@ pub(crate) fn pair() -> super::conformance::Pair {
 }
 
 /// Where the words that mean something lie in a segment, as (first, how many).
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) fn places() -> [(usize, usize); 12] {
     use std::mem::offset_of;
     let [down, up] = [offset_of!(Segment, down), offset_of!(Segment, up)].map(|at| at / 8);
@@ -574,11 +574,11 @@ pub(crate) fn places() -> [(usize, usize); 12] {
 }
 
 /// A worker's side that publishes what it is told.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 #[derive(Default)]
 pub(crate) struct Forger(Producer);
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 impl Forger {
     pub(crate) fn publish(&mut self, segment: &Segment, message: &[u8]) {
         let _ = self.0.write(&segment.up, [message]);

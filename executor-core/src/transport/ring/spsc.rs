@@ -182,14 +182,14 @@ impl Ring {
     }
 
     fn word(&self, position: u64) -> &AtomicU64 {
-        #[cfg(any(test, fuzzing))]
+        #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
         crate::fuzz::turn();
         &self.words[(position & MASK) as usize]
     }
 }
 
 /// Where a ring's words lie: positions, sleepers, and the first messages.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(super) fn places() -> [(usize, usize); 5] {
     use std::mem::offset_of;
     let at = |offset: usize| offset / 8;
@@ -323,7 +323,7 @@ pub(super) struct Consumer {
 
 impl Consumer {
     fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
-        #[cfg(any(test, fuzzing))]
+        #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
         crate::fuzz::turn();
         let head = ring.head.position.load(Ordering::Acquire);
         kill_point!(HeadRead);
