@@ -16,6 +16,20 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// So long that each worker takes one.
+#[task]
+fn nap() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+/// What a process takes of the memory, shared pages in equal parts among those that share them. It depends on what else
+/// runs: the C library is shared with every other program.
+fn pss_kib(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
 fn main() {
     executor::init();
     // `cargo bench` says so; `cargo test` runs this too, to see that a benchmark's workers are found.
@@ -31,6 +45,11 @@ fn main() {
     let started = Instant::now();
     pool.submit(no_op::task(0)).result().expect("a result");
     row("first result of a new pool", started.elapsed(), 1);
+
+    let both: Vec<_> = (0..2).map(|_| pool.submit(nap::task())).collect();
+    both.into_iter().for_each(|nap| nap.result().expect("a nap"));
+    let memory: u64 = pool.worker_pids().into_iter().map(pss_kib).sum();
+    println!("{:<28} {memory:>12} KiB", "both workers, idle, PSS");
 
     let mut trips: Vec<Duration> =
         (0..rounds).map(|x| timed(|| pool.submit(no_op::task(x)).result())).collect();
