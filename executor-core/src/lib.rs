@@ -45,6 +45,8 @@ mod pool;
 pub mod registry;
 mod segment;
 mod shm;
+#[allow(dead_code)]
+mod sync;
 mod task;
 mod transport;
 mod wire;

@@ -20,3 +20,8 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) {
 pub(crate) fn wake_one(word: &AtomicU32) {
     let _ = futex::wake(word, Flags::empty(), 1);
 }
+
+/// Wakes all sleepers.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    let _ = futex::wake(word, Flags::empty(), i32::MAX as u32);
+}

@@ -9,6 +9,7 @@
 //! sealed   bytes in an anonymous file of their own, sealed against writing
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
+//! liveness who of the users of shared memory is still alive
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
@@ -22,6 +23,7 @@ pub(crate) mod fault;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+pub(crate) mod liveness;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;

@@ -15,8 +15,8 @@ use rustix::net::{
 
 /// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Of one message.
-const FDS_MAX: usize = 64;
+/// Of one message: as many as the system takes.
+const FDS_MAX: usize = 253;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)

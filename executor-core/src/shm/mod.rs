@@ -11,5 +11,8 @@
 //! that carry it and are not resolved. When a process dies, its part in it is gone, and nothing else happens.
 
 mod bytes;
+#[allow(dead_code)]
+pub(crate) mod heap;
+mod segment;
 
 pub use bytes::SharedBytes;

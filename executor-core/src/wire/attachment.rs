@@ -22,8 +22,8 @@ use std::{
 /// A descriptor that travels.
 pub(crate) type Attachment = Arc<OwnedFd>;
 
-/// Descriptors of one task, and of one result. The system takes 253 in a message.
-pub(crate) const ATTACHMENTS_MAX: usize = 64;
+/// Descriptors of one task, and of one result: as many as the system takes in a message.
+pub(crate) const ATTACHMENTS_MAX: usize = 253;
 
 thread_local! {
     /// How many encodings this thread is within.

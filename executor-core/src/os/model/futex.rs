@@ -34,3 +34,13 @@ pub(crate) fn wake_one(word: &AtomicU32) {
         sleepers.remove(at).1.notify_one();
     }
 }
+
+pub(crate) fn wake_all(word: &AtomicU32) {
+    let mut sleepers = SLEEPERS.lock().unwrap();
+    let (woken, others) =
+        std::mem::take(&mut *sleepers).into_iter().partition(|(on, _)| *on == ptr::from_ref(word).addr());
+    *sleepers = others;
+    for (_, sleeper) in woken as Vec<(usize, Arc<Condvar>)> {
+        sleeper.notify_one();
+    }
+}
