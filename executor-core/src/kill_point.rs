@@ -150,6 +150,10 @@ mod hook {
         MutexReleased,
         /// A sleeper on a mutex is woken.
         MutexHandedOn,
+        /// Within a lock, it knows what to write.
+        ValueComputed,
+        /// Within a lock, it has written.
+        ValueWritten,
         /// It has left a mutex for others to release.
         MutexLeft,
         /// It has said that it listens to a bell, and does not sleep yet.

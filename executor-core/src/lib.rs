@@ -65,7 +65,8 @@ pub use future::{
 pub use id::TaskId;
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;
-pub use shm::SharedBytes;
+pub use shm::{Integer, RawValue, SharedBytes, Value, ValueGuard};
+pub use sync::{Acquired, Lock, LockGuard, OwnerDied, ReleaseError};
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},

@@ -25,7 +25,7 @@ use std::{
     },
 };
 
-use serde::{Deserialize, Deserializer, Serializer, de, ser};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::segment::{LINE, Segment, this_process};
 use crate::{
@@ -64,6 +64,22 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    const ALL: [Kind; 13] = [
+        Kind::Lock,
+        Kind::RLock,
+        Kind::Semaphore,
+        Kind::BoundedSemaphore,
+        Kind::Condition,
+        Kind::Event,
+        Kind::Barrier,
+        Kind::Value,
+        Kind::RawValue,
+        Kind::Array,
+        Kind::RawArray,
+        Kind::Memory,
+        Kind::Queue,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Kind::Lock => "a Lock",
@@ -122,6 +138,14 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
+/// A block on its way.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    index: u8,
+    offset: u64,
+    len: u64,
+}
+
 /// Where this process takes small blocks from.
 struct Heap {
     origin: Origin,
@@ -142,6 +166,16 @@ fn heap() -> &'static Heap {
     this_process(&HEAP, |origin| Heap { origin, current: Mutex::default() }, |heap| heap.origin)
 }
 
+/// What a process notes of a block that it has: its kind, and of which other block its lock is.
+fn tag(kind: Kind, lock: Option<&Block>) -> u64 {
+    let lock = lock.map_or(0, |lock| {
+        let (_, inode) = lock.inner.segment.inode();
+        // Any number that is rarely that of another one. A line has 64 bytes.
+        (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64 + 1)
+    });
+    kind as u64 | lock << 8
+}
+
 /// How much a block takes.
 fn whole(len: usize) -> Option<usize> {
     len.checked_add(HEAD)?.checked_next_multiple_of(LINE)
@@ -153,16 +187,23 @@ impl Block {
     /// # Errors
     /// The system's, if it has no descriptor, no addresses or no memory left.
     pub(crate) fn allocate(kind: Kind, len: usize) -> io::Result<Self> {
+        Self::allocate_under(kind, len, None)
+    }
+
+    /// As [`allocate`](Self::allocate), for one whose content another block has the lock of: this process then takes no
+    /// handle of it that says otherwise.
+    pub(crate) fn allocate_under(kind: Kind, len: usize, lock: Option<&Block>) -> io::Result<Self> {
+        let tag = tag(kind, lock);
         let whole = whole(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let children = fork::children();
         let (segment, offset) = if whole > SMALL_MAX {
             let segment = Segment::create("executor-object", whole)?;
-            segment.note(LINE, len + HEAD, kind as u32);
+            segment.note(LINE, len + HEAD, tag);
             (segment, LINE)
         } else {
             let heap = heap();
             let mut current = heap.current.lock().unwrap_or_else(PoisonError::into_inner);
-            current.take(whole, len + HEAD, kind)?
+            current.take(whole, len + HEAD, tag)?
         };
         let block = Self::at(segment, offset, len, kind, Some(children));
         let head = block.head();
@@ -182,6 +223,10 @@ impl Block {
 
     fn head(&self) -> &BlockHead {
         self.inner.head()
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.inner.kind
     }
 
     /// How many bytes.
@@ -236,27 +281,50 @@ impl Block {
 
     /// To be used as serde's.
     pub(crate) fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let place = self.depart::<S>()?;
+        place.serialize(serializer)
+    }
+
+    /// To be used as serde's. See [`arrive`](Self::arrive).
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<Self, D::Error> {
+        Self::arrive(Place::deserialize(deserializer)?, kinds, fits, None)
+    }
+
+    /// Where it is, for those who get what a serialiser of type `S` is writing: its memory goes along.
+    pub(crate) fn depart<S: Serializer>(&self) -> Result<Place, S::Error> {
         let inner = &*self.inner;
         inner.travelled.store(true, Ordering::Relaxed);
         let index = attachment::attach::<S>(inner.segment.descriptor())
             .map_err(|error| ser::Error::custom(format_args!("{}: {error}", inner.kind.name())))?;
-        let place = (index, inner.offset as u64, inner.len as u64);
-        serde::Serialize::serialize(&place, serializer)
+        Ok(Place { index, offset: inner.offset as u64, len: inner.len as u64 })
     }
 
-    /// To be used as serde's. The block is of that kind, and where it claims to be; what it contains is anything.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-        kind: Kind,
-    ) -> Result<Self, D::Error> {
-        let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("{}: {error}", kind.name()));
-        let (index, offset, len) = <(u8, u64, u64)>::deserialize(deserializer)?;
-        let descriptor = attachment::detach(index).map_err(|error| failed(&error))?;
+    /// What is there. The block is of one of these kinds, and where it claims to be; what it contains is anything. So is its
+    /// length: `fits` says which will do. `lock` is that of [`allocate_under`](Self::allocate_under).
+    pub(crate) fn arrive<E: de::Error>(
+        place: Place,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+        lock: Option<&Block>,
+    ) -> Result<Self, E> {
+        let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
+        let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
         let segment = Segment::open(descriptor).map_err(|error| failed(&error))?;
-        Self::open(segment, offset, len, kind).map_err(|error| failed(&error))
+        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        Self::open(segment, place.offset, place.len, fits, lock).map_err(|error| failed(&error))
     }
 
-    fn open(segment: Arc<Segment>, offset: u64, len: u64, kind: Kind) -> Result<Self, &'static str> {
+    fn open(
+        segment: Arc<Segment>,
+        offset: u64,
+        len: u64,
+        fits: impl Fn(Kind, usize) -> bool,
+        lock: Option<&Block>,
+    ) -> Result<Self, &'static str> {
         const BEYOND: &str = "it is not within its memory";
         let offset = usize::try_from(offset).map_err(|_| BEYOND)?;
         let len = usize::try_from(len).map_err(|_| BEYOND)?;
@@ -267,11 +335,12 @@ impl Block {
         // SAFETY: within the mapping, aligned as `LINE` is; atomics. If this process has something else there, then not
         // for longer than until `note` says so; and before, it is only read, as atomics.
         let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
-        let (other_kind, other_len) = (head.kind.load(Ordering::Relaxed), head.len.load(Ordering::Relaxed));
-        if other_kind != kind as u32 || other_len != len as u64 {
-            return Err("its memory holds something else");
-        }
-        if !segment.note(offset, len + HEAD, kind as u32) {
+        let number = head.kind.load(Ordering::Relaxed);
+        let kind = Kind::ALL.iter().copied().find(|kind| *kind as u32 == number);
+        let kind = kind.filter(|kind| fits(*kind, len) && head.len.load(Ordering::Relaxed) == len as u64);
+        let kind = kind.ok_or("its memory holds something else")?;
+        let tag = tag(kind, lock);
+        if !segment.note(offset, len + HEAD, tag) {
             return Err("it overlaps another object");
         }
         Ok(Self::at(segment, offset, len, kind, None))
@@ -280,10 +349,10 @@ impl Block {
 
 impl Current {
     /// A zeroed block; `len` of the `whole` is used.
-    fn take(&mut self, whole: usize, len: usize, kind: Kind) -> io::Result<(Arc<Segment>, usize)> {
+    fn take(&mut self, whole: usize, len: usize, tag: u64) -> io::Result<(Arc<Segment>, usize)> {
         if let Some(segment) = &self.segment {
             while let Some(offset) = self.free.get_mut(&whole).and_then(Vec::pop) {
-                if segment.note(offset, len, kind as u32) {
+                if segment.note(offset, len, tag) {
                     // SAFETY: within the mapping, and nobody else's: its last handle here is gone, and no other process
                     // ever had one.
                     unsafe { segment.at().add(offset).write_bytes(0, whole) };
@@ -294,13 +363,13 @@ impl Current {
                 let offset = self.next;
                 self.next += whole;
                 // What a handle that was received lies across is left out: somebody made it up.
-                if segment.note(offset, len, kind as u32) {
+                if segment.note(offset, len, tag) {
                     return Ok((Arc::clone(segment), offset));
                 }
             }
         }
         let segment = Segment::create("executor-objects", SEGMENT_BYTES - LINE)?;
-        segment.note(LINE, len, kind as u32);
+        segment.note(LINE, len, tag);
         self.next = LINE + whole;
         self.free.clear();
         self.segment = Some(Arc::clone(&segment));

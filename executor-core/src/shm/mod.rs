@@ -14,5 +14,9 @@ mod bytes;
 #[allow(dead_code)]
 pub(crate) mod heap;
 mod segment;
+mod value;
+mod words;
 
 pub use bytes::SharedBytes;
+pub use value::{RawValue, Value, ValueGuard};
+pub use words::Integer;

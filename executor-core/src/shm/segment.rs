@@ -58,9 +58,9 @@ pub(crate) struct Segment {
     descriptor: Arc<OwnedFd>,
     inode: Inode,
     origin: Origin,
-    /// What this process has in it: offset, length and kind. No two of them overlap, whatever others send: one could be
+    /// What this process has in it: offset, length and what it is. No two of them overlap, whatever others send: one could be
     /// seen as atomics, and the other as plain memory.
-    blocks: Mutex<BTreeMap<usize, (usize, u32)>>,
+    blocks: Mutex<BTreeMap<usize, (usize, u64)>>,
     liveness: Liveness,
     /// Last, so that it is dropped after what points into it.
     mapping: Mapping,
@@ -225,6 +225,10 @@ impl Segment {
         &self.descriptor
     }
 
+    pub(super) fn inode(&self) -> Inode {
+        self.inode
+    }
+
     pub(super) fn liveness(&self) -> &Liveness {
         &self.liveness
     }
@@ -235,7 +239,7 @@ impl Segment {
     }
 
     /// Notes that this process has such a block; `false` if it is not within the file, or overlaps another one.
-    pub(super) fn note(&self, offset: usize, len: usize, kind: u32) -> bool {
+    pub(super) fn note(&self, offset: usize, len: usize, tag: u64) -> bool {
         let within = offset >= LINE
             && offset.is_multiple_of(LINE)
             && offset.checked_add(len).is_some_and(|end| end <= self.len());
@@ -243,7 +247,7 @@ impl Segment {
             return false;
         }
         let mut blocks = lock(&self.blocks);
-        if blocks.get(&offset) == Some(&(len, kind)) {
+        if blocks.get(&offset) == Some(&(len, tag)) {
             return true;
         }
         let free = blocks
@@ -251,7 +255,7 @@ impl Segment {
             .next_back()
             .is_none_or(|(other, (other_len, _))| other + other_len <= offset);
         if free {
-            blocks.insert(offset, (len, kind));
+            blocks.insert(offset, (len, tag));
         }
         free
     }

@@ -29,7 +29,8 @@
 //!
 //! // In the object's Serialize and Deserialize; `part` and `bytes` are as good in the other process.
 //! block.serialize(serializer)
-//! let block = Block::deserialize(deserializer, Kind::Queue)?;  // its kind and bounds are checked, its content is anybody's
+//! // Its kind and bounds are checked, also that it overlaps nothing else; its content is anybody's.
+//! let block = Block::deserialize(deserializer, &[Kind::Queue], |len| len >= size_of::<Layout>())?;
 //!
 //! let guard = layout.mutex.lock(block.owners());               // no system call, if free
 //! if guard.owner_died() { /* whoever held it died in there: bring the layout into order */ }
@@ -59,4 +60,47 @@
 //!
 //! In a process that was forked by hand, handles are those of a user of its own; guards that came along are inert.
 
+/// What handles have in common: they travel, and two are equal if they are of the same object.
+///
+/// `$field` is their block; `$kinds` what it may be of, and `$fits` how long.
+macro_rules! travels {
+    ($type:ident, $field:ident, $kinds:expr, $fits:expr) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.$field.serialize(serializer)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok($type { $field: $crate::shm::heap::Block::deserialize(deserializer, $kinds, $fits)? })
+            }
+        }
+
+        impl PartialEq for $type {
+            /// Whether both are handles of the same object.
+            fn eq(&self, other: &Self) -> bool {
+                self.$field == other.$field
+            }
+        }
+
+        impl Eq for $type {}
+    };
+}
+mod guard;
+pub(crate) mod lock;
 pub(crate) mod raw;
+
+pub(crate) use guard::Recover;
+pub use guard::{Acquired, OwnerDied, ReleaseError};
+pub use lock::{Lock, LockGuard};
+
+/// A number for this thread that no other thread of this process has or will have.
+pub(crate) fn this_thread() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    thread_local! {
+        static NUMBER: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}

@@ -150,10 +150,11 @@ impl RobustMutex {
     #[cold]
     fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
         for _ in 0..spins() {
-            std::hint::spin_loop();
-            if self.word.load(Ordering::Relaxed) == 0 {
+            let owner = self.word.load(Ordering::Relaxed) >> OWNER_SHIFT;
+            if owner == 0 || owner == OwnerId::NOBODY.bits() {
                 break;
             }
+            std::hint::spin_loop();
         }
         let mut mark = 0;
         // Whom the kernel was asked about last. It is asked again when a sleep was in vain.
