@@ -39,6 +39,7 @@ mod future;
 #[allow(missing_docs, reason = "no part of the interface: only fuzzers and tests see it")]
 pub mod fuzz;
 mod id;
+mod ipc;
 mod os;
 mod pool;
 #[doc(hidden)]
@@ -63,6 +64,10 @@ pub use future::{
     as_completed, wait,
 };
 pub use id::TaskId;
+pub use ipc::{
+    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Listener,
+    Receiver, RecvError, SendError, Sender, Transfer, channel, pipe, wait_any,
+};
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;
 pub use shm::{Integer, RawValue, SharedBytes, Value, ValueGuard};

@@ -7,6 +7,7 @@
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
 //! sealed   bytes in an anonymous file of their own, sealed against writing
+//! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
 //! liveness who of the users of shared memory is still alive
@@ -27,6 +28,7 @@ pub(crate) mod liveness;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod sealed;
 pub(crate) mod socket;
 pub(crate) mod spin;
