@@ -13,7 +13,6 @@ use executor::{
     AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener, RecvError,
     SendError, SharedBytes, prelude::*, wait_any,
 };
-use futures::{SinkExt, StreamExt};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use support::{LONG, pool, watchdog};
 
