@@ -66,7 +66,10 @@ pub use id::TaskId;
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;
 pub use shm::{Integer, RawValue, SharedBytes, Value, ValueGuard};
-pub use sync::{Acquired, Lock, LockGuard, OwnerDied, ReleaseError};
+pub use sync::{
+    Acquired, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, OwnerDied, Permit,
+    RLock, RLockGuard, ReleaseError, Semaphore,
+};
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},

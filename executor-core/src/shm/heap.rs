@@ -27,7 +27,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::segment::{LINE, Segment, this_process};
+pub(crate) use super::segment::this_process;
+use super::segment::{LINE, Segment};
 use crate::{
     os::{
         fork::{self, Origin},

@@ -113,7 +113,7 @@ fn table() -> &'static Table {
 
 /// What there is one of in each process, and another one in each of its forks. It is never freed: the place of the
 /// parent's in a fork is a few words.
-pub(super) fn this_process<T: Send + Sync>(
+pub(crate) fn this_process<T: Send + Sync>(
     place: &'static AtomicPtr<T>,
     new: impl FnOnce(Origin) -> T,
     origin: impl Fn(&T) -> Origin,
