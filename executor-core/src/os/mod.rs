@@ -10,6 +10,7 @@
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
 //! liveness who of the users of shared memory is still alive
+//! room     how much memory there is to be had
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
@@ -27,6 +28,7 @@ pub(crate) mod liveness;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod room;
 pub(crate) mod sealed;
 pub(crate) mod socket;
 pub(crate) mod spin;

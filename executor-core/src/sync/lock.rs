@@ -240,11 +240,6 @@ impl<'a> LockGuard<'a> {
     pub(crate) fn lock(&self) -> &'a Lock {
         self.lock
     }
-
-    /// Says that what is protected may be in disorder still; the next one will be told.
-    pub(crate) fn keep_disorder(&mut self, locked: bool) {
-        self.in_disorder = locked;
-    }
 }
 
 impl Recover for LockGuard<'_> {

@@ -312,13 +312,6 @@ impl RobustMutex {
             },
         }
     }
-
-    /// Whether this process held it a moment ago; no system call.
-    #[inline]
-    pub(crate) fn is_mine<O: Owners>(&self, owners: &O) -> bool {
-        OwnerId::from_bits(self.word.load(Ordering::Relaxed) >> OWNER_SHIFT)
-            .is_some_and(|id| owners.is_me(id))
-    }
 }
 
 /// Holds a [`RobustMutex`].
