@@ -154,6 +154,40 @@ mod hook {
         ValueComputed,
         /// Within a lock, it has written.
         ValueWritten,
+        /// It counts as a holder of one more.
+        HolderCounted,
+        /// It counts as a holder of one less.
+        HolderDiscounted,
+        /// A permit exists no more, and counts as held.
+        PermitForgotten,
+        /// It has set an event, and woken nobody.
+        EventSet,
+        /// It has said that it waits for an event, and does not sleep yet.
+        EventMarked,
+        /// It does not sleep on an event any more.
+        EventWoken,
+        /// It has an RLock, and has written who it is.
+        LevelsWritten,
+        /// It is written down as waiting, and holds the condition's lock.
+        ConditionEntered,
+        /// It has released the condition's lock.
+        ConditionReleased,
+        /// It does not sleep on a condition any more.
+        ConditionWoken,
+        /// It was notified and has the lock again, and is written down still.
+        ConditionReacquired,
+        /// It has notified a waiter, and not woken it.
+        ConditionTold,
+        /// It has come to a barrier.
+        BarrierEntered,
+        /// It does not sleep at a barrier any more.
+        BarrierWoken,
+        /// It runs a barrier's action.
+        BarrierActing,
+        /// It has begun to let the others pass.
+        BarrierReleasing,
+        /// It has let one of them pass.
+        BarrierTold,
         /// It has left a mutex for others to release.
         MutexLeft,
         /// It has said that it listens to a bell, and does not sleep yet.

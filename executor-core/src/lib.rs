@@ -9,7 +9,8 @@
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
-//! | `shm` | shared objects that travel: `SharedBytes` |
+//! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
+//! | `sync` | locks and their kin, in shared memory |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
@@ -46,7 +47,6 @@ mod pool;
 pub mod registry;
 mod segment;
 mod shm;
-#[allow(dead_code)]
 mod sync;
 mod task;
 mod transport;
@@ -70,8 +70,14 @@ pub use ipc::{
 };
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;
-pub use shm::{Integer, RawValue, SharedBytes, Value, ValueGuard};
-pub use sync::{Acquired, Lock, LockGuard, OwnerDied, ReleaseError};
+pub use shm::{
+    Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue, ShareableList,
+    SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
+};
+pub use sync::{
+    Acquired, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, OwnerDied, Permit,
+    RLock, RLockGuard, ReleaseError, Semaphore,
+};
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{
     entry::{args, init},

@@ -206,13 +206,13 @@ impl Drop for Liveness {
 pub(crate) mod byte {
     use super::*;
 
-    fn flock(at: u64) -> libc::flock {
+    fn flock(at: u64, len: u64) -> libc::flock {
         // SAFETY: a C struct of numbers, of which zero is a value.
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
         lock.l_type = libc::F_WRLCK as _;
         lock.l_whence = libc::SEEK_SET as _;
         lock.l_start = at as _;
-        lock.l_len = 1;
+        lock.l_len = len as _;
         lock
     }
 
@@ -230,7 +230,7 @@ pub(crate) mod byte {
     /// Locks a byte; `false` if another description has it.
     pub(crate) fn try_lock(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
         use rustix::io::Errno;
-        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(at))) {
+        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(at, 1))) {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
             Err(error) => Err(error.into()),
@@ -239,7 +239,12 @@ pub(crate) mod byte {
 
     /// Whether another description has locked the byte.
     pub(crate) fn is_locked(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
-        let mut lock = flock(at);
+        any_is_locked(file, at, 1)
+    }
+
+    /// Whether another description has locked one of so many bytes.
+    pub(crate) fn any_is_locked(file: BorrowedFd<'_>, at: u64, count: u64) -> io::Result<bool> {
+        let mut lock = flock(at, count);
         retry(|| call(file, libc::F_OFD_GETLK, &mut lock))?;
         Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
     }

@@ -11,6 +11,7 @@
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
 //! liveness who of the users of shared memory is still alive
+//! room     how much memory there is to be had
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
@@ -29,6 +30,7 @@ pub(crate) mod liveness;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod room;
 pub(crate) mod sealed;
 pub(crate) mod socket;
 pub(crate) mod spin;

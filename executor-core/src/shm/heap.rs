@@ -18,6 +18,7 @@
 use std::{
     collections::HashMap,
     fmt, io,
+    os::fd::OwnedFd,
     ptr::NonNull,
     sync::{
         Arc, Mutex, PoisonError,
@@ -27,7 +28,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::segment::{LINE, Segment, this_process};
+pub(crate) use super::segment::this_process;
+use super::segment::{LINE, Segment};
 use crate::{
     os::{
         fork::{self, Origin},
@@ -60,11 +62,12 @@ pub(crate) enum Kind {
     Array,
     RawArray,
     Memory,
+    List,
     Queue,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 14] = [
         Kind::Lock,
         Kind::RLock,
         Kind::Semaphore,
@@ -77,6 +80,7 @@ impl Kind {
         Kind::Array,
         Kind::RawArray,
         Kind::Memory,
+        Kind::List,
         Kind::Queue,
     ];
 
@@ -94,6 +98,7 @@ impl Kind {
             Kind::Array => "an Array",
             Kind::RawArray => "a RawArray",
             Kind::Memory => "a SharedMemory",
+            Kind::List => "a ShareableList",
             Kind::Queue => "a Queue",
         }
     }
@@ -210,6 +215,41 @@ impl Block {
         head.kind.store(kind as u32, Ordering::Relaxed);
         head.len.store(len as u64, Ordering::Relaxed);
         Ok(block)
+    }
+
+    /// As [`allocate`](Self::allocate), alone in a new file of the caller's, which has no bytes yet.
+    pub(super) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
+        let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let tag = tag(kind, None);
+        segment.note(LINE, len + HEAD, tag);
+        let block = Self::at(segment, LINE, len, kind, Some(fork::children()));
+        block.head().len.store(len as u64, Ordering::Relaxed);
+        block.head().kind.store(kind as u32, Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// The block of a file that was made by [`allocate_in`](Self::allocate_in).
+    pub(super) fn open_file(file: OwnedFd, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
+        let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+        let segment = Segment::open_named(Arc::new(file))?;
+        let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
+        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
+    }
+
+    /// What the head there says, if there is room for one.
+    fn len_at(segment: &Segment, offset: usize) -> Option<u64> {
+        if offset + HEAD > segment.len() {
+            return None;
+        }
+        // SAFETY: within the mapping, aligned as `LINE` is; atomics.
+        let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
+        Some(head.len.load(Ordering::Relaxed))
+    }
+
+    /// Of the file that it lies in.
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.inner.segment.descriptor()
     }
 
     /// The caller has `note`d it.

@@ -36,6 +36,7 @@ use rustix::{
 use crate::os::{
     fork::Origin,
     liveness::{Liveness, OwnerCounter},
+    room::has_room_for,
     socket::retry,
 };
 
@@ -113,7 +114,7 @@ fn table() -> &'static Table {
 
 /// What there is one of in each process, and another one in each of its forks. It is never freed: the place of the
 /// parent's in a fork is a few words.
-pub(super) fn this_process<T: Send + Sync>(
+pub(crate) fn this_process<T: Send + Sync>(
     place: &'static AtomicPtr<T>,
     new: impl FnOnce(Origin) -> T,
     origin: impl Fn(&T) -> Origin,
@@ -142,21 +143,36 @@ pub(super) fn this_process<T: Send + Sync>(
 impl Segment {
     /// A new file with room for blocks of so many bytes together, zeroed.
     pub(super) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
+        let descriptor = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let len = Self::fill(&descriptor, room)?;
+        fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Self::begin(descriptor, len)
+    }
+
+    /// As [`create`](Self::create), in a file that has no bytes yet, and that nothing keeps from being made shorter.
+    pub(super) fn create_in(descriptor: OwnedFd, room: usize) -> io::Result<Arc<Self>> {
+        let len = Self::fill(&descriptor, room)?;
+        Self::begin(descriptor, len)
+    }
+
+    fn fill(descriptor: &OwnedFd, room: usize) -> io::Result<usize> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let len = room
             .checked_add(LINE)
             .and_then(|len| len.checked_next_multiple_of(PAGE))
             .ok_or_else(too_large)?;
-        if i64::try_from(len).is_err() || isize::try_from(len).is_err() {
+        if i64::try_from(len).is_err() || isize::try_from(len).is_err() || !has_room_for(len as u64) {
             return Err(too_large());
         }
-        let descriptor = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         // All its memory now: want of memory is an error here, and nobody is killed by it later.
-        match retry(|| fallocate(&descriptor, FallocateFlags::empty(), 0, len as u64)) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => ftruncate(&descriptor, len as u64)?,
+        match retry(|| fallocate(descriptor, FallocateFlags::empty(), 0, len as u64)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => ftruncate(descriptor, len as u64)?,
             other => other?,
         }
-        fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(len)
+    }
+
+    fn begin(descriptor: OwnedFd, len: usize) -> io::Result<Arc<Self>> {
         let segment = Self::map(Arc::new(descriptor), len)?;
         segment.head().magic.store(MAGIC, Ordering::Relaxed);
         lock(&table().segments).insert(segment.inode, Arc::downgrade(&segment));
@@ -165,6 +181,15 @@ impl Segment {
 
     /// What another process has made; the same one as before, if it is here already.
     pub(super) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
+        Self::open_any(descriptor, true)
+    }
+
+    /// As [`open`](Self::open), for a file that has a name: nothing keeps it from being made shorter.
+    pub(super) fn open_named(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
+        Self::open_any(descriptor, false)
+    }
+
+    fn open_any(descriptor: Arc<OwnedFd>, sealed: bool) -> io::Result<Arc<Self>> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let stat = fstat(&*descriptor)?;
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
@@ -173,7 +198,7 @@ impl Segment {
             return Ok(segment);
         }
         // Other files than memory have no seals, which is an error here.
-        if !fcntl_get_seals(&*descriptor)?.contains(SealFlags::SHRINK) {
+        if sealed && !fcntl_get_seals(&*descriptor)?.contains(SealFlags::SHRINK) {
             return Err(invalid("its memory could shrink"));
         }
         // Sealed: not less than this, for ever.

@@ -94,6 +94,50 @@ pub(super) unsafe fn store<T: Pod>(at: NonNull<u8>, value: &T) {
     unsafe { store_all(at, value, 1) }
 }
 
+/// Copies bytes out, from `from` on. All access is by whole words, so that all who touch a byte do so by the same atomic.
+///
+/// # Safety
+/// `at` is aligned to 8 and begins a whole number of words that live meanwhile, to which this process has no reference but
+/// atomic ones of the same width; `from` and as many as are copied lie within.
+pub(super) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
+    // SAFETY: the caller's promise.
+    let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
+    let mut done = 0;
+    while done < out.len() {
+        let (index, within) = ((from + done) / 8, (from + done) % 8);
+        let count = (8 - within).min(out.len() - done);
+        let bytes = word(index).load(Ordering::Acquire).to_ne_bytes();
+        out[done..done + count].copy_from_slice(&bytes[within..within + count]);
+        done += count;
+    }
+}
+
+/// Copies bytes in, from `from` on. Of a word that is written in part, the rest stays as it is, whoever writes there meanwhile.
+///
+/// # Safety
+/// As [`load_bytes`].
+pub(super) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
+    // SAFETY: the caller's promise.
+    let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
+    let mut done = 0;
+    while done < bytes.len() {
+        let (index, within) = ((from + done) / 8, (from + done) % 8);
+        let count = (8 - within).min(bytes.len() - done);
+        let part = &bytes[done..done + count];
+        if let Ok(whole) = <[u8; 8]>::try_from(part) {
+            word(index).store(u64::from_ne_bytes(whole), Ordering::Release);
+        } else {
+            let changed = |old: u64| {
+                let mut bytes = old.to_ne_bytes();
+                bytes[within..within + count].copy_from_slice(part);
+                Some(u64::from_ne_bytes(bytes))
+            };
+            let _ = word(index).fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
+        }
+        done += count;
+    }
+}
+
 /// The integers of Rust that have atomic operations.
 ///
 /// It is implemented for them, and cannot be for others.

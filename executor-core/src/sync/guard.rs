@@ -40,7 +40,12 @@ impl<G> OwnerDied<G> {
         OwnerDied { guard }
     }
 
-    /// What holds it now.
+    /// What is guarded, as it is.
+    pub(crate) fn peek(&self) -> &G {
+        &self.guard
+    }
+
+    /// Another guard around that one.
     pub(crate) fn map<H>(self, wrap: impl FnOnce(G) -> H) -> OwnerDied<H> {
         OwnerDied { guard: wrap(self.guard) }
     }

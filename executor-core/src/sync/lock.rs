@@ -3,6 +3,7 @@
 use std::{fmt, io, time::Duration};
 
 use super::{
+    changed::changed,
     guard::{Acquired, OwnerDied, Recover, ReleaseError},
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
     this_thread,
@@ -51,7 +52,7 @@ use crate::{
 ///
 /// The next one gets it within 100 ms and is told: [`OwnerDied`]. A process that waits and dies leaves nothing behind.
 /// Death is that of the process. A thread that panics drops its guards, which release; a guard that is forgotten
-/// (`mem::forget`) holds until its process ends.
+/// (`mem::forget`) holds until its process ends, or has no handle left.
 ///
 /// # Fairness, recursion
 ///
@@ -152,6 +153,24 @@ impl Lock {
         Some(self.guard(me, locked))
     }
 
+    /// As [`acquire`](Self::acquire), on any async runtime.
+    ///
+    /// # Cancel safety
+    /// To drop the future takes neither the lock nor another's wake-up.
+    pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
+        if let Some(acquired) = self.try_acquire() {
+            return acquired;
+        }
+        let (mutex, owners) = (&self.layout().mutex, self.owners());
+        loop {
+            let me = owners.me();
+            match mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED) {
+                Ok(locked) => return self.guard(me, locked),
+                Err(word) => changed(&self.block, mutex.word(), word).await,
+            }
+        }
+    }
+
     #[inline]
     fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<LockGuard<'_>> {
         self.layout().thread.store(this_thread(), Ordering::Relaxed);
@@ -171,13 +190,13 @@ impl Lock {
         }
         Err(match mutex.holder(self.owners()) {
             Holder::Alive(_) => ReleaseError::Guarded,
-            Holder::Free | Holder::Dead => ReleaseError::NotLocked,
+            Holder::Free | Holder::Dead | Holder::Left => ReleaseError::NotLocked,
         })
     }
 
     /// Whether somebody holds it at this moment, in whatever process.
     pub fn is_locked(&self) -> bool {
-        matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_))
+        matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_) | Holder::Left)
     }
 }
 
@@ -193,6 +212,7 @@ pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'s
     match holder {
         Holder::Free => "free",
         Holder::Dead => "its holder has died",
+        Holder::Left => "left locked",
         Holder::Alive(owner) if !owners.is_me(owner) => "held by another process",
         Holder::Alive(_) if thread != this_thread() => "held by another thread",
         Holder::Alive(_) => "held by this thread",
@@ -208,8 +228,8 @@ pub struct LockGuard<'a> {
 }
 
 impl<'a> LockGuard<'a> {
-    /// Leaves it locked, without a guard: whoever has a handle may [release](Lock::release) it. If this process ends before
-    /// that happens, it counts as one that died holding it.
+    /// Leaves it locked, without a guard: whoever has a handle may [release](Lock::release) it, and it stays locked until
+    /// somebody does. That it was this process which held it is forgotten: its death frees nothing.
     pub fn leave_locked(self) {
         if self.lock.owners().is_me(self.me) {
             self.lock.layout().mutex.leave();
@@ -219,11 +239,6 @@ impl<'a> LockGuard<'a> {
 
     pub(crate) fn lock(&self) -> &'a Lock {
         self.lock
-    }
-
-    /// Says that what is protected may be in disorder still; the next one will be told.
-    pub(crate) fn keep_disorder(&mut self, locked: bool) {
-        self.in_disorder = locked;
     }
 }
 

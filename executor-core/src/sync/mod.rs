@@ -87,13 +87,26 @@ macro_rules! travels {
         impl Eq for $type {}
     };
 }
+mod barrier;
+mod cells;
+mod changed;
+mod condition;
+mod event;
 mod guard;
+pub(crate) mod holders;
 pub(crate) mod lock;
 pub(crate) mod raw;
+mod rlock;
+mod semaphore;
 
+pub use barrier::{Barrier, BarrierError};
+pub use condition::Condition;
+pub use event::Event;
 pub(crate) use guard::Recover;
 pub use guard::{Acquired, OwnerDied, ReleaseError};
 pub use lock::{Lock, LockGuard};
+pub use rlock::{RLock, RLockGuard};
+pub use semaphore::{BoundedSemaphore, Permit, Semaphore};
 
 /// A number for this thread that no other thread of this process has or will have.
 pub(crate) fn this_thread() -> u32 {

@@ -10,7 +10,7 @@
 //!           dead ─► me (+ CONTENDED)                  and the one who does so is told
 //!  unlock   me… ─► 0, wake one if it was CONTENDED
 //!  abandon  me… ─► NOBODY, wake one                   as if the holder had died
-//!  leave    me ─► me + LEFT                           anybody may unlock it now
+//!  leave    me… ─► LEFT…                             nobody's: held until somebody unlocks it, whoever dies
 //! ```
 //!
 //! *What can go wrong, and why it does not.* The holder dies: its number is dead for ever, so the compare-and-swap from the
@@ -74,6 +74,8 @@ pub(crate) enum Holder {
     Free,
     /// One that is dead, or has abandoned it.
     Dead,
+    /// Nobody, but it is held until somebody releases it.
+    Left,
     /// One that lives.
     Alive(OwnerId),
 }
@@ -150,8 +152,8 @@ impl RobustMutex {
     #[cold]
     fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
         for _ in 0..spins() {
-            let owner = self.word.load(Ordering::Relaxed) >> OWNER_SHIFT;
-            if owner == 0 || owner == OwnerId::NOBODY.bits() {
+            let word = self.word.load(Ordering::Relaxed);
+            if word == 0 || word >> OWNER_SHIFT == OwnerId::NOBODY.bits() {
                 break;
             }
             std::hint::spin_loop();
@@ -163,7 +165,8 @@ impl RobustMutex {
             let word = self.word.load(Ordering::Relaxed);
             let owner = OwnerId::from_bits(word >> OWNER_SHIFT);
             let free = word == 0;
-            if free || owner.is_none_or(|owner| asked != Some(owner) && !owners.is_alive(owner)) {
+            let died = || owner.is_none_or(|owner| asked != Some(owner) && !owners.is_alive(owner));
+            if free || word & LEFT == 0 && died() {
                 // What others have marked stays: they sleep.
                 let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
                 if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
@@ -217,7 +220,8 @@ impl RobustMutex {
             let word = self.word.load(Ordering::Relaxed);
             let owner = OwnerId::from_bits(word >> OWNER_SHIFT);
             let free = word == 0;
-            if free || owner.is_none_or(|owner| !owners.is_alive(owner)) {
+            let died = || owner.is_none_or(|owner| !owners.is_alive(owner));
+            if free || word & LEFT == 0 && died() {
                 let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
                 if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     kill_point!(MutexTakenSlowly);
@@ -267,9 +271,15 @@ impl RobustMutex {
         }
     }
 
-    /// From now on anybody may release it, by [`release_left`](Self::release_left). Only for its holder.
+    /// From now on it is nobody's, and anybody may release it, by [`release_left`](Self::release_left). Only for its holder.
     pub(crate) fn leave(&self) {
-        self.word.fetch_or(LEFT, Ordering::Release);
+        let mut word = self.word.load(Ordering::Relaxed);
+        let left = |word| LEFT | word & CONTENDED;
+        while let Err(now) =
+            self.word.compare_exchange(word, left(word), Ordering::Release, Ordering::Relaxed)
+        {
+            word = now;
+        }
         kill_point!(MutexLeft);
     }
 
@@ -295,18 +305,12 @@ impl RobustMutex {
     pub(crate) fn holder<O: Owners>(&self, owners: &O) -> Holder {
         match self.word.load(Ordering::Relaxed) {
             0 => Holder::Free,
+            word if word & LEFT != 0 => Holder::Left,
             word => match OwnerId::from_bits(word >> OWNER_SHIFT) {
                 Some(owner) if owners.is_alive(owner) => Holder::Alive(owner),
                 _ => Holder::Dead,
             },
         }
-    }
-
-    /// Whether this process held it a moment ago; no system call.
-    #[inline]
-    pub(crate) fn is_mine<O: Owners>(&self, owners: &O) -> bool {
-        OwnerId::from_bits(self.word.load(Ordering::Relaxed) >> OWNER_SHIFT)
-            .is_some_and(|id| owners.is_me(id))
     }
 }
 
@@ -394,6 +398,11 @@ impl Bell {
         self.word.store((word | SLEEPER).wrapping_add(1), Ordering::Relaxed);
         kill_point!(BellRung);
         Rung(Some(self))
+    }
+
+    /// Whether somebody listens, as far as one can see without the mutex.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & SLEEPER != 0
     }
 
     /// Where those sleep who listen.

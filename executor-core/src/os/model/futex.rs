@@ -44,3 +44,13 @@ pub(crate) fn wake_all(word: &AtomicU32) {
         sleeper.notify_one();
     }
 }
+
+pub(crate) const WAIT_ANY_MAX: usize = 128;
+
+/// Models do not await.
+pub(crate) fn wait_any<'a>(
+    _words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    _limit: Duration,
+) -> Option<usize> {
+    unreachable!("a model that awaits")
+}
