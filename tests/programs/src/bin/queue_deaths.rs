@@ -218,10 +218,8 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
                 _ => {
                     let steps = steps_of(place < PRODUCERS);
                     let step = steps[random.below(steps.len() as u64) as usize];
-                    Doom::At(
-                        step,
-                        1 + random.below(if random.below(2) == 0 { 3 } else { ITEMS as u64 }) as u32,
-                    )
+                    let most = if random.below(2) == 0 { 3 } else { ITEMS as u64 };
+                    Doom::At(step, 1 + random.below(most) as u32)
                 }
             },
         };
