@@ -247,19 +247,46 @@ fn join_returns_when_all_is_worked_off_and_not_before() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let (queue, sums) = (JoinableQueue::bounded(3).unwrap(), Queue::unbounded().unwrap());
-    assert!(queue.join_timeout(Duration::ZERO));
+    assert!(queue.join_timeout(Duration::ZERO).unwrap());
     queue.put(1).unwrap();
-    assert!(!queue.join_timeout(SHORT));
+    assert!(!queue.join_timeout(SHORT).unwrap());
     let workers: Vec<_> = (0..2).map(|_| pool.submit(work_off::task(queue.clone(), sums.clone()))).collect();
     for item in 2..=100 {
         queue.put(item).unwrap();
     }
-    queue.join();
+    queue.join().unwrap();
     assert!(queue.is_empty() && queue.unfinished() == 0);
-    futures::executor::block_on(queue.join_async());
+    futures::executor::block_on(queue.join_async()).unwrap();
     queue.close();
     workers.into_iter().for_each(|worker| worker.result().unwrap());
     assert_eq!(sums.get().unwrap() + sums.get().unwrap(), 5050);
+}
+
+#[task]
+fn get_one_and_die(queue: JoinableQueue<u32>) {
+    queue.get().unwrap();
+    std::process::abort();
+}
+
+#[test]
+fn join_says_what_a_dead_process_had_in_its_hands() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = JoinableQueue::unbounded().unwrap();
+    for item in 0..5 {
+        queue.put(item).unwrap();
+    }
+    assert!(pool.submit(get_one_and_die::task(queue.clone())).result().is_err());
+    assert_eq!(queue.join().unwrap_err().count, 1);
+    // The others are done by one that lives.
+    let mut all = Vec::new();
+    while let Ok(item) = queue.try_get() {
+        all.push(item);
+        assert!(!queue.join_timeout(Duration::ZERO).unwrap(), "it is in the hands of one that lives");
+        queue.task_done().unwrap();
+    }
+    assert_eq!(all, [1, 2, 3, 4]);
+    queue.join().unwrap();
 }
 
 #[test]

@@ -188,6 +188,10 @@ mod hook {
         QueuePieceFreed,
         /// The descriptors of an item that it has taken are out of the socket.
         QueueDescriptorsTaken,
+        /// It has noted that it will hold an item which is not done, and has not taken it.
+        QueueItemHeld,
+        /// An item is counted as done, and noted as in its hands.
+        QueueDoneCounted,
         /// It has noted that it leaves a ring.
         QueueOldRingNoted,
         /// Consumers are in the next ring, the one before is still there.

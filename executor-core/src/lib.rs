@@ -66,8 +66,8 @@ pub use future::{
 pub use id::TaskId;
 pub use ipc::{
     AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Consumer,
-    GetError, JoinableQueue, Listener, Producer, PutError, Queue, Receiver, RecvError, SendError, Sender,
-    SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
+    GetError, JoinableQueue, Listener, LostItems, Producer, PutError, Queue, Receiver, RecvError, SendError,
+    Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
 };
 pub use os::cpu::usable_cpus;
 pub use pool::Stats;

@@ -45,7 +45,10 @@ use crate::{
             atomic::{AtomicU32, AtomicU64, Ordering, fence},
         },
     },
-    sync::raw::{Bell, RobustGuard, RobustMutex},
+    sync::{
+        holders::{self, Holding},
+        raw::{Bell, RobustGuard, RobustMutex},
+    },
 };
 
 /// The first ring. More: each queue takes so much. Less: it is left sooner.
@@ -61,6 +64,10 @@ const UNIT: u64 = 4;
 /// Pieces outside of rings that are being written or read. More: a look at more when one looks for the dead. Less: so many
 /// large items can be put and got at a time.
 const CLAIMS: usize = if MODEL { 2 } else { 32 };
+
+/// Processes that hold items which are not done. More: a larger table to look through. Less: of more processes than that, it is
+/// not known whose items will never be done.
+const HOLDERS: usize = if MODEL { 2 } else { 30 };
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -146,13 +153,18 @@ pub(super) struct Layout {
     /// The first byte of the file that was never given to anybody.
     next: AtomicU64,
     /// Items that were [done](Chain::mark_done).
-    pub(super) done: AtomicU64,
+    done: AtomicU64,
+    /// Somebody who holds an item found no place in `holders`, so that what the dead held cannot be told.
+    holders_overflowed: AtomicU32,
+    reserved_too: AtomicU32,
     /// Rung when all are, or when the queue is closed.
     pub(super) all_done: Bell,
     pub(super) done_mutex: RobustMutex,
     pub(super) producers: Producers,
     pub(super) consumers: Consumers,
     claims: [Claim; CLAIMS],
+    /// Which process holds how many items that are not done. Under the consumers' mutex.
+    holders: [Holding; HOLDERS],
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
@@ -876,24 +888,51 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Items that are done.
 
-    /// One item more is done; `false` if all were already.
-    pub(super) fn mark_done(&self) -> bool {
-        let mut done = self.layout.done.load(Ordering::Acquire);
-        while done < self.put_so_far() {
-            let next = self.layout.done.compare_exchange(done, done + 1, Ordering::AcqRel, Ordering::Acquire);
-            match next {
-                Ok(_) => {
-                    fence(Ordering::SeqCst);
-                    return true;
-                }
-                Err(now) => done = now,
-            }
+    /// This process is about to take an item that it will say is done. Under the consumers' mutex, before it is taken: one that
+    /// dies in between is counted for one too many, which [`lost`](Self::lost) does not mind.
+    pub(super) fn hold(&self, me: OwnerId) {
+        if !holders::add(&self.layout.holders, me) {
+            self.layout.holders_overflowed.store(1, Ordering::Relaxed);
         }
-        false
+        kill_point!(QueueItemHeld);
     }
 
-    pub(super) fn all_are_done(&self) -> bool {
-        self.layout.done.load(Ordering::Acquire) >= self.put_so_far()
+    /// One item more is done; `false` if all were already. Under the consumers' mutex.
+    pub(super) fn mark_done(&self, me: OwnerId) -> bool {
+        let done = self.layout.done.load(Ordering::Relaxed);
+        // What was taken was put, though its producer may not have counted it yet.
+        if done >= self.put_so_far().max(self.layout.consumers.count.load(Ordering::Relaxed)) {
+            return false;
+        }
+        // In this order: whoever dies in between holds one too many, and not too few.
+        self.layout.done.store(done + 1, Ordering::Release);
+        kill_point!(QueueDoneCounted);
+        holders::remove(&self.layout.holders, me);
+        true
+    }
+
+    pub(super) fn unfinished(&self) -> u64 {
+        // In this order: what is done meanwhile was put before.
+        let done = self.layout.done.load(Ordering::Acquire);
+        self.put_so_far().saturating_sub(done)
+    }
+
+    /// Counts as done what nobody will ever say is done, since it was held by processes that have died: how many items that
+    /// were. Under the consumers' mutex.
+    pub(super) fn lost(&self) -> u64 {
+        let layout = self.layout;
+        if layout.holders_overflowed.load(Ordering::Relaxed) != 0 {
+            return 0;
+        }
+        holders::reclaim(&layout.holders, self.owners);
+        // What was put, and is neither in the queue nor in anybody's hands.
+        let held = u64::from(holders::total(&layout.holders));
+        let lost = self.unfinished().saturating_sub(self.len()).saturating_sub(held);
+        if lost > 0 {
+            let done = layout.done.load(Ordering::Relaxed);
+            layout.done.store(done.wrapping_add(lost), Ordering::Release);
+        }
+        lost
     }
 }
 

@@ -471,22 +471,24 @@ impl Core {
 
     // Getting.
 
-    /// Gets an item into `out`, waiting for one. `gone` says whether there is nobody left to put any.
+    /// Gets an item into `out`, waiting for one. `hold`: until it is said to be done, it is this process's. `gone` says whether
+    /// there is nobody left to put any.
     pub(super) fn get(
         &self,
         out: &mut Vec<u8>,
         wait: Wait,
+        hold: bool,
         gone: impl Fn() -> bool,
     ) -> Result<Vec<Attachment>, Missing> {
         let mut slept = false;
         loop {
-            let heard = match self.try_get(out, wait, slept)? {
+            let heard = match self.try_get(out, wait, hold, slept)? {
                 Ok(attachments) => return Ok(attachments),
                 Err(heard) => heard,
             };
             if gone() {
                 // What the last one put before it went.
-                return self.try_get(out, Wait::Not, slept)?.map_err(|_| Missing::Closed);
+                return self.try_get(out, Wait::Not, hold, slept)?.map_err(|_| Missing::Closed);
             }
             let limit = wait.nap().ok_or(Missing::Empty)?;
             let may_have_item = || self.len() > 0;
@@ -501,16 +503,17 @@ impl Core {
     pub(super) async fn get_async(
         &self,
         out: &mut Vec<u8>,
+        hold: bool,
         gone: impl Fn() -> bool,
     ) -> Result<Vec<Attachment>, Missing> {
         let mut slept = false;
         loop {
-            let heard = match self.try_get(out, Wait::Not, slept)? {
+            let heard = match self.try_get(out, Wait::Not, hold, slept)? {
                 Ok(attachments) => return Ok(attachments),
                 Err(heard) => heard,
             };
             if gone() {
-                return self.try_get(out, Wait::Not, slept)?.map_err(|_| Missing::Closed);
+                return self.try_get(out, Wait::Not, hold, slept)?.map_err(|_| Missing::Closed);
             }
             changed(&self.block, self.layout().producers.items.word(), heard).await;
             slept = true;
@@ -522,6 +525,7 @@ impl Core {
         &self,
         out: &mut Vec<u8>,
         wait: Wait,
+        hold: bool,
         slept: bool,
     ) -> Result<Result<Vec<Attachment>, u32>, Missing> {
         let chain = self.chain();
@@ -546,6 +550,9 @@ impl Core {
             Some(ticket) => self.store.descriptors(ticket)?,
         };
         kill_point!(QueueDescriptorsSeen);
+        if hold {
+            chain.hold(guard.me());
+        }
         let claim = chain.take(&found, guard.me())?;
         if let Some(ticket) = found.ticket {
             self.store.discard(ticket);
@@ -587,13 +594,17 @@ impl Core {
     // Items that are done.
 
     /// `false` if all were done already.
-    pub(super) fn mark_done(&self) -> bool {
+    pub(super) fn mark_done(&self) -> io::Result<bool> {
         let chain = self.chain();
-        let marked = chain.mark_done();
-        if chain.all_are_done() {
+        let marked = loop {
+            let Some(guard) = chain.lock_consumers(None)? else { continue };
+            break chain.mark_done(guard.me());
+        };
+        fence(Ordering::SeqCst);
+        if chain.unfinished() == 0 {
             self.ring_all_done();
         }
-        marked
+        Ok(marked)
     }
 
     fn ring_all_done(&self) {
@@ -608,37 +619,45 @@ impl Core {
 
     /// Items that were put and are not done.
     pub(super) fn unfinished(&self) -> u64 {
-        let done = self.layout().done.load(Ordering::Acquire);
-        self.chain().put_so_far().saturating_sub(done)
+        self.chain().unfinished()
+    }
+
+    /// Whether all items are done; if not, the number to sleep with. How many were lost is an error, once.
+    fn look_for_end(&self) -> Result<Option<u32>, Lost> {
+        let heard = self.layout().all_done.listen();
+        fence(Ordering::SeqCst);
+        let chain = self.chain();
+        if chain.unfinished() == 0 {
+            return Ok(None);
+        }
+        // Somebody who dies rings nothing; all sleeps end soon, and then we are here again.
+        let lost = match chain.lock_consumers(deadline_in(PATIENCE)) {
+            Ok(Some(_guard)) => chain.lost(),
+            _ => 0,
+        };
+        if lost > 0 { Err(Lost(lost)) } else { Ok(Some(heard)) }
     }
 
     /// Waits until all items are done; `false` if the deadline has passed.
-    pub(super) fn join(&self, deadline: Option<Instant>) -> bool {
-        let all_done: &Bell = &self.layout().all_done;
+    pub(super) fn join(&self, deadline: Option<Instant>) -> Result<bool, Lost> {
         loop {
-            let heard = all_done.listen();
-            fence(Ordering::SeqCst);
-            if self.chain().all_are_done() {
-                return true;
-            }
-            let Some(limit) = nap(deadline) else { return false };
-            all_done.sleep(heard, limit);
+            let Some(heard) = self.look_for_end()? else { return Ok(true) };
+            let Some(limit) = nap(deadline) else { return Ok(false) };
+            self.layout().all_done.sleep(heard, limit);
         }
     }
 
     /// As [`join`](Self::join), awaited.
-    pub(super) async fn join_async(&self) {
-        let all_done = &self.layout().all_done;
-        loop {
-            let heard = all_done.listen();
-            fence(Ordering::SeqCst);
-            if self.chain().all_are_done() {
-                return;
-            }
-            changed(&self.block, all_done.word(), heard).await;
+    pub(super) async fn join_async(&self) -> Result<(), Lost> {
+        while let Some(heard) = self.look_for_end()? {
+            changed(&self.block, self.layout().all_done.word(), heard).await;
         }
+        Ok(())
     }
 }
+
+/// So many items were held by processes that have died.
+pub(super) struct Lost(pub(super) u64);
 
 /// Of one that was woken and has taken what it was woken for: others may be asleep still, for whom nobody is marked as
 /// listening. Whether there is something for one of them as well.

@@ -131,7 +131,7 @@ impl<T> Consumer<T> {
         &self.end.core
     }
 
-    gets!(|this: &Self| this.end.other_side_is_gone());
+    gets!(false, |this: &Self| this.end.other_side_is_gone());
     looks!();
 }
 

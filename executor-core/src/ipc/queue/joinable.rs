@@ -10,7 +10,11 @@ use std::{
 use futures::{Sink, Stream};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use super::{GetError, PutError, Queue, core::Core, gets, handles, looks, nobody, puts};
+use super::{
+    GetError, PutError, Queue,
+    core::{Core, Lost},
+    gets, handles, looks, nobody, puts,
+};
 use crate::ipc::readiness::deadline_in;
 
 /// A queue that knows when all its items are done: not only got, but worked off.
@@ -36,7 +40,7 @@ use crate::ipc::readiness::deadline_in;
 ///     for item in 1..=10 {
 ///         queue.put(item)?;
 ///     }
-///     queue.join();
+///     queue.join()?;
 ///     queue.close();
 ///     let sum: u64 = workers.into_iter().map(|worker| worker.result().unwrap()).sum();
 ///     assert_eq!(sum, 55);
@@ -77,7 +81,7 @@ impl<T> JoinableQueue<T> {
     }
 
     puts!(nobody);
-    gets!(nobody);
+    gets!(true, nobody);
     looks!();
 
     /// As [`get`](Self::get); the item is done when the guard is dropped, also by a panic.
@@ -92,7 +96,7 @@ impl<T> JoinableQueue<T> {
             Ok(item) => Ok(UnfinishedItem { queue: self, item }),
             Err(error) => {
                 if matches!(error, GetError::Decode(_)) {
-                    self.core().mark_done();
+                    let _ = self.task_done();
                 }
                 Err(error)
             }
@@ -104,7 +108,8 @@ impl<T> JoinableQueue<T> {
     /// # Errors
     /// If all items that were put are done already.
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
-        if self.core().mark_done() { Ok(()) } else { Err(TaskDoneError) }
+        // If its memory is garbled, nothing is known of items.
+        if matches!(self.core().mark_done(), Ok(true)) { Ok(()) } else { Err(TaskDoneError) }
     }
 
     /// Items that were put and are not done.
@@ -114,20 +119,43 @@ impl<T> JoinableQueue<T> {
 
     /// Waits until all items that were put are done.
     ///
-    /// An item that was got by a process that has been killed is never done: who cannot rule that out takes
-    /// [`join_timeout`](Self::join_timeout).
-    pub fn join(&self) {
-        self.core().join(None);
+    /// # Errors
+    /// If items will never be done, because the processes that had got them have died; it says so within 100 ms, and counts
+    /// them as done: put them once more, if that is what you want, and join again. An item counts for the process that got
+    /// it, whoever says that it is done; of queues that more than 30 processes use at a time, it is not known.
+    pub fn join(&self) -> Result<(), LostItems> {
+        self.core().join(None).map(|_| ()).map_err(LostItems::from)
     }
 
     /// As [`join`](Self::join), waiting no longer than this: whether all are done.
-    pub fn join_timeout(&self, limit: Duration) -> bool {
-        self.core().join(deadline_in(Some(limit)))
+    ///
+    /// # Errors
+    /// As there.
+    pub fn join_timeout(&self, limit: Duration) -> Result<bool, LostItems> {
+        self.core().join(deadline_in(Some(limit))).map_err(LostItems::from)
     }
 
     /// As [`join`](Self::join), awaited; cancel safe.
-    pub async fn join_async(&self) {
-        self.core().join_async().await;
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn join_async(&self) -> Result<(), LostItems> {
+        self.core().join_async().await.map_err(LostItems::from)
+    }
+}
+
+/// Items that were got and never done, because the processes that had got them died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{count} items are lost: the processes that had got them have died")]
+#[non_exhaustive]
+pub struct LostItems {
+    /// How many.
+    pub count: usize,
+}
+
+impl From<Lost> for LostItems {
+    fn from(Lost(count): Lost) -> Self {
+        LostItems { count: usize::try_from(count).unwrap_or(usize::MAX) }
     }
 }
 
@@ -168,7 +196,7 @@ impl<T> DerefMut for UnfinishedItem<'_, T> {
 
 impl<T> Drop for UnfinishedItem<'_, T> {
     fn drop(&mut self) {
-        self.queue.core().mark_done();
+        let _ = self.queue.task_done();
     }
 }
 

@@ -46,7 +46,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use self::core::{Core, Wait};
 pub use ends::{Consumer, Producer};
 pub use error::{GetError, PutError};
-pub use joinable::{JoinableQueue, TaskDoneError, UnfinishedItem};
+pub use joinable::{JoinableQueue, LostItems, TaskDoneError, UnfinishedItem};
 pub use simple::SimpleQueue;
 
 use super::endpoint::Encoded;
@@ -105,7 +105,7 @@ use crate::wire::{
 /// Nobody else is harmed, whatever it was doing. An item is in the queue when `put` has returned, and the death of its
 /// producer changes nothing about that. An item that was being put is there as a whole or not at all. An item that a
 /// consumer had begun to get is there still, up to one moment, after which it is gone with the consumer; what was got and
-/// not worked off is gone too. ([`JoinableQueue`] notices that.)
+/// not worked off is gone too, which a [`JoinableQueue`] notices.
 ///
 /// # Ends
 ///
@@ -178,16 +178,25 @@ async fn put_async<T: Serialize>(core: &Core, item: T, gone: impl Fn() -> bool) 
     put.map_err(|refused| PutError::new(refused, item))
 }
 
-fn get<T: DeserializeOwned>(core: &Core, wait: Wait, gone: impl Fn() -> bool) -> Result<T, GetError> {
+fn get<T: DeserializeOwned>(
+    core: &Core,
+    wait: Wait,
+    hold: bool,
+    gone: impl Fn() -> bool,
+) -> Result<T, GetError> {
     let mut item = Item::room();
-    item.attachments = core.get(&mut item.bytes, wait, gone)?;
+    item.attachments = core.get(&mut item.bytes, wait, hold, gone)?;
     item.decode()
 }
 
-async fn get_async<T: DeserializeOwned>(core: &Core, gone: impl Fn() -> bool) -> Result<T, GetError> {
+async fn get_async<T: DeserializeOwned>(
+    core: &Core,
+    hold: bool,
+    gone: impl Fn() -> bool,
+) -> Result<T, GetError> {
     // Not the thread's room: it would be away while this is awaited.
     let mut item = Item { bytes: Vec::new(), attachments: Vec::new() };
-    item.attachments = core.get_async(&mut item.bytes, gone).await?;
+    item.attachments = core.get_async(&mut item.bytes, hold, gone).await?;
     item.decode()
 }
 
@@ -254,7 +263,7 @@ macro_rules! puts {
 
 /// The methods of whatever gets; `$gone` says, of `self`, whether nobody is left to put.
 macro_rules! gets {
-    ($gone:expr) => {
+    ($hold:literal, $gone:expr) => {
         /// Gets the next item; waits for one.
         ///
         /// # Errors
@@ -264,7 +273,7 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Until(None), || $gone(self))
+            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Until(None), $hold, || $gone(self))
         }
 
         /// As [`get`](Self::get), if there is one now.
@@ -275,7 +284,7 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Not, || $gone(self))
+            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Not, $hold, || $gone(self))
         }
 
         /// As [`get`](Self::get), waiting no longer than this.
@@ -286,7 +295,9 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::at_most(limit), || $gone(self))
+            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::at_most(limit), $hold, || {
+                $gone(self)
+            })
         }
 
         /// As [`get`](Self::get), awaited.
@@ -297,7 +308,7 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get_async(self.core(), || $gone(self)).await
+            $crate::ipc::queue::get_async(self.core(), $hold, || $gone(self)).await
         }
 
         /// All items to come, as a `Stream`, which ends when the queue is closed and empty, or after an error of the system's.
@@ -419,7 +430,7 @@ impl<T> Queue<T> {
     }
 
     puts!(nobody);
-    gets!(nobody);
+    gets!(false, nobody);
     looks!();
 }
 

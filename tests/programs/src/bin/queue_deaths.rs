@@ -11,12 +11,12 @@
 use std::{
     os::fd::AsRawFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
 
-use executor::{GetError, Queue, SharedBytes};
+use executor::{GetError, JoinableQueue, SharedBytes};
 use executor_core::kill_point::{self, Step};
 
 /// Rounds when none are asked for.
@@ -113,7 +113,7 @@ fn item(round: u64, producer: usize, number: usize) -> Item {
     (producer as u8, number as u8, letter.to_string().repeat(len), handle)
 }
 
-fn produce(queue: &Queue<Item>, round: u64, producer: usize) {
+fn produce(queue: &JoinableQueue<Item>, round: u64, producer: usize) {
     for number in 0..ITEMS {
         queue.put(item(round, producer, number)).expect("put");
         record().put[producer].store(number as u32 + 1, SeqCst);
@@ -136,11 +136,14 @@ fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: Item) {
     assert_eq!(times, 0, "item {number} of {producer} came twice");
 }
 
-fn consume(queue: &Queue<Item>, round: u64) {
+fn consume(queue: &JoinableQueue<Item>, round: u64) {
     let mut last = [None; PRODUCERS];
     loop {
         match queue.get() {
-            Ok(item) => note(round, &mut last, item),
+            Ok(item) => {
+                note(round, &mut last, item);
+                queue.task_done().expect("it was put");
+            }
             Err(GetError::Closed) => return,
             Err(error) => panic!("{error}"),
         }
@@ -232,9 +235,9 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         got.iter().for_each(|got| got.store(0, SeqCst));
     }
     let before = open_descriptors();
-    let queue: Queue<Item> = match random.below(3) {
-        0 => Queue::bounded(1 + random.below(5) as usize).expect("a queue"),
-        _ => Queue::unbounded().expect("a queue"),
+    let queue: JoinableQueue<Item> = match random.below(3) {
+        0 => JoinableQueue::bounded(1 + random.below(5) as usize).expect("a queue"),
+        _ => JoinableQueue::unbounded().expect("a queue"),
     };
     let mut children = Vec::new();
     for (place, doom) in dooms.iter().enumerate() {
@@ -242,6 +245,9 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
+            // Whatever becomes of this program, nobody is left behind.
+            // SAFETY: asks for a signal.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             ME.store(place as u32, SeqCst);
             if let Doom::At(step, times) = *doom {
                 LEFT.store(times, SeqCst);
@@ -254,6 +260,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
             // SAFETY: ends this process.
             unsafe { libc::_exit(if lived.is_ok() { 0 } else { 101 }) };
         }
+        CHILDREN[place].store(pid, SeqCst);
         children.push((pid, place));
     }
     let began = Instant::now();
@@ -280,6 +287,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         if pid > 0 {
             let at = children.iter().position(|(child, _)| *child == pid).expect("a child of this round");
             let (_, place) = children.remove(at);
+            CHILDREN[place].store(0, SeqCst);
             if libc::WIFSIGNALED(status) && !matches!(dooms[place], Doom::Never) {
                 dead_consumers += usize::from(place >= PRODUCERS);
             } else {
@@ -299,6 +307,11 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     // What nobody got who could have: nothing, since one consumer lives.
     assert!(matches!(queue.try_get(), Err(GetError::Closed)), "{queue:?}");
     assert_eq!(queue.len(), 0);
+    // What the dead had got is lost for those who join, and told once.
+    if let Err(lost) = queue.join() {
+        assert!(lost.count <= dead_consumers, "{lost}, and {dead_consumers} consumers died");
+    }
+    assert!(queue.join_timeout(Duration::ZERO).is_ok_and(|done| done));
     let mut lost = 0;
     for (producer, (put, got)) in record().put.iter().zip(&record().got).enumerate() {
         let put = put.load(SeqCst) as usize;
@@ -331,6 +344,9 @@ fn all_steps() -> Vec<Step> {
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
+/// Those of this round that were not waited for.
+static CHILDREN: [AtomicI32; PRODUCERS + CONSUMERS] = [const { AtomicI32::new(0) }; PRODUCERS + CONSUMERS];
+
 fn attempt(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     match catch_unwind(AssertUnwindSafe(|| round(seed, wanted))) {
         Ok(steps) => steps,
@@ -340,6 +356,13 @@ fn attempt(seed: u64, wanted: Option<Step>) -> Vec<Step> {
                 wanted.map_or(String::new(), |step| format!(" for {step:?}"))
             );
             FAILED.store(true, SeqCst);
+            for child in CHILDREN.iter().map(|child| child.swap(0, SeqCst)).filter(|child| *child > 0) {
+                // SAFETY: a child that was not waited for.
+                unsafe {
+                    libc::kill(child, libc::SIGKILL);
+                    libc::waitpid(child, std::ptr::null_mut(), 0);
+                }
+            }
             Vec::new()
         }
     }
@@ -349,7 +372,7 @@ fn main() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
     // What a process has once is there before descriptors are counted.
-    drop(Queue::<u32>::unbounded());
+    drop(JoinableQueue::<u32>::unbounded());
     let seeds = match number("EXECUTOR_SEED") {
         Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
         None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
