@@ -240,6 +240,8 @@ pub(crate) struct Pool {
     started: AtomicBool,
     /// All workers have as much as they may: what is submitted waits in the intake until one has answered.
     saturated: AtomicBool,
+    /// Whether the reader may look again for a moment before it sleeps; as it was at the last reply.
+    spare_processor: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
@@ -324,6 +326,7 @@ impl Pool {
             origin: Origin::here(),
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
+            spare_processor: AtomicBool::new(false),
             callbacks: Arc::default(),
             ended: async_channel::bounded(1),
         }))
@@ -736,6 +739,7 @@ impl Pool {
             }
             let Core { scheduler, workers, .. } = core;
             scheduler.after_replies(now, id, &Boards(workers), out);
+            self.spare_processor.store(scheduler.has_spare_processor(), Ordering::Relaxed);
             if let Some(link) = workers.get(&id).and_then(|record| record.link.as_ref()) {
                 link.credit(credit);
             }

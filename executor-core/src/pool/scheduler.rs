@@ -517,6 +517,11 @@ impl<T: Split> Scheduler<T> {
             && self.workers.len() - self.idle.len() >= self.config.processors
     }
 
+    /// Whether a processor is left when one more worker gets a task, for a thread that does not want to sleep.
+    pub(crate) fn has_spare_processor(&self) -> bool {
+        self.workers.len() - self.idle.len() + 2 <= self.config.processors
+    }
+
     /// Puts a worker that has nothing to do among the idle.
     fn rest_if_idle(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get(&id) else { return };
