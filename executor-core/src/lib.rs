@@ -41,6 +41,8 @@ pub mod fuzz;
 mod id;
 mod os;
 mod pool;
+mod process;
+mod program;
 #[doc(hidden)]
 pub mod registry;
 mod segment;
@@ -61,12 +63,19 @@ pub use future::{
     as_completed, wait,
 };
 pub use id::TaskId;
-pub use os::cpu::usable_cpus;
+pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;
+pub use process::{
+    Child, ChildHandle, Context, IntoBody, Process, Run, StartError, StartMethod, StartMethodSet, Stdio,
+    context::{force_start_method, set_start_method, start_method},
+    current::{
+        CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
+        thread_count,
+    },
+    exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
+    fork::{Fork, fork, fork_with, getpid, getppid},
+};
+pub use program::args;
 pub use shm::SharedBytes;
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
-pub use worker::{
-    entry::{args, init},
-    state as worker_state,
-    state::with as with_worker_state,
-};
+pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

@@ -386,8 +386,8 @@ impl ProcessPoolBuilder {
         if entry::was_missed() {
             return Err(BuildError::NoEntry);
         }
-        if entry::depth() >= entry::DEPTH_MAX {
-            return Err(BuildError::TooDeep { depth: entry::depth() + 1, max: entry::DEPTH_MAX });
+        if crate::program::depth() >= entry::DEPTH_MAX {
+            return Err(BuildError::TooDeep { depth: crate::program::depth() + 1, max: entry::DEPTH_MAX });
         }
         registry::check().map_err(BuildError::DuplicateTask)?;
         if self.max_workers == Some(0) {
@@ -418,7 +418,7 @@ impl ProcessPoolBuilder {
             workers_max: self.max_workers.unwrap_or_else(usable_cpus),
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer,
-            envs: self.envs,
+            envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport: transport(),
         })

@@ -3,6 +3,8 @@
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! process  start, watch (pidfd), signal (the whole group), reap
+//! signals  the caller's mask and what SIGPIPE does, for children
+//! limits   what the system is to refuse a process
 //! memory   an anonymous, sealed page that parent and child both see
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
@@ -22,10 +24,12 @@ pub(crate) mod fault;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+pub(crate) mod limits;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod sealed;
+pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spin;
 pub(crate) mod sync;

@@ -53,7 +53,7 @@ use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
-    error::{BrokenCause, CodecFailure, ExitStatus, Failure, LostDetail, RemoteError, Side, TaskError},
+    error::{BrokenCause, ExitStatus, Failure, LostDetail, RemoteError, TaskError},
     future::{
         callback::CallbackQueue,
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
@@ -69,6 +69,7 @@ use crate::{
         frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
         payload::Payload,
+        reply,
     },
 };
 
@@ -114,7 +115,7 @@ pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
     pub(crate) start_timeout: Duration,
     pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
-    pub(crate) envs: Vec<(OsString, OsString)>,
+    pub(crate) envs: Vec<(OsString, Option<OsString>)>,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
 }
@@ -756,12 +757,12 @@ impl Pool {
             completer.complete_into(outcome, &mut wakers);
         }
         for (item, completer, kind, payload) in replies.failures {
-            completer.complete_into(Err(failure(&item, kind, &payload)), &mut wakers);
+            completer.complete_into(Err(reply::failure(&item, kind, &payload)), &mut wakers);
         }
         for (run, name, answers) in replies.runs {
             let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
                 Kind::Done => (item, Ok(payload)),
-                kind => (item, Err(failure(&name, kind, &payload))),
+                kind => (item, Err(reply::failure(&name, kind, &payload))),
             });
             run.deliver(outcomes, &mut wakers);
         }
@@ -803,7 +804,7 @@ impl Pool {
             Kind::Ready => return Obeys::No,
             _ if initializer => match &self.options.initializer {
                 Some((entry, _)) if scheduler.is_initializing(id) => {
-                    let error = failure(entry.name, frame.header.kind, &frame.payload);
+                    let error = reply::failure(entry.name, frame.header.kind, &frame.payload);
                     return Obeys::ButIsBroken(BrokenCause::Initializer(Arc::new(error)));
                 }
                 _ => return Obeys::No,
@@ -987,21 +988,6 @@ impl Replies {
             Some((last, _, before)) if Arc::ptr_eq(last, run) => before.extend(answers),
             _ => self.runs.push((Arc::clone(run), item.name().to_owned(), answers.collect())),
         }
-    }
-}
-
-/// The error in a reply that is no value.
-pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
-    let text = || String::from_utf8_lossy(payload).into_owned();
-    match kind {
-        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
-            Ok(failure) if kind == Kind::Failed => TaskError::Failed(RemoteError::new(name, failure)),
-            Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
-            Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
-        },
-        Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
-        Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
-        _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
     }
 }
 
