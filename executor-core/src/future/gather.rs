@@ -188,3 +188,61 @@ fn run_callbacks(outcomes: Vec<Outcome>, callbacks: Vec<ListCallback>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::future::{
+        cell::Wakers,
+        feed::tests::{open, value},
+    };
+
+    fn first_bytes(outcomes: &[Outcome]) -> Vec<u8> {
+        outcomes.iter().map(|outcome| outcome.as_ref().map_or(255, |payload| payload[0])).collect()
+    }
+
+    #[test]
+    fn the_last_that_comes_ends_it_in_the_order_of_the_items() {
+        let (feed, thread) = (Feed::new(false), Arc::<CallbackQueue>::default());
+        let (first, second) = (open(&feed, 2, 0), open(&feed, 2, 2));
+        let gather = Gather::new(Arc::clone(&feed), 4, Arc::clone(&thread));
+        let (sender, called) = mpsc::channel();
+        gather.add_callback(ListCallback {
+            decode: Box::new(|outcomes| Box::new(first_bytes(&outcomes)) as Box<dyn Any>),
+            run: Box::new(move |list| sender.send(list.downcast_ref::<Vec<u8>>().cloned()).unwrap()),
+        });
+        for (run, item) in [(&second, 1), (&first, 0), (&second, 0)] {
+            let mut wakers = Wakers::default();
+            run.deliver([(item, value(10 + item as u8))].into_iter(), &mut wakers);
+            wakers.wake();
+            assert!(!gather.is_done() && !gather.wait(Some(Instant::now())));
+        }
+        assert!(called.try_recv().is_err());
+        // The one who takes the last is slow to wake us: somebody else may do it, and then it counts once.
+        let mut wakers = Wakers::default();
+        let error = TaskError::invalid("no");
+        first.deliver([(1, Err(error))].into_iter(), &mut wakers);
+        assert!(!gather.is_done());
+        Arc::clone(&gather).wake();
+        assert!(gather.is_done() && gather.wait(None));
+        wakers.wake();
+        thread.flush();
+        assert_eq!(called.try_iter().collect::<Vec<_>>(), [Some(vec![10, 255, 10, 11])]);
+        assert!(matches!(gather.error(), Some(TaskError::Invalid(_))));
+        assert_eq!(first_bytes(&gather.take().unwrap()), [10, 255, 10, 11]);
+        assert!(gather.error().is_some(), "also when the outcomes are taken");
+        // Nothing keeps it: not the feed, not itself.
+        let last = Arc::downgrade(&gather);
+        drop(gather);
+        assert!(last.upgrade().is_none());
+    }
+
+    #[test]
+    fn of_nothing_it_is_done_at_once() {
+        let gather = Gather::new(Feed::new(false), 0, Arc::default());
+        assert!(gather.is_done() && gather.wait(None) && gather.error().is_none());
+        assert!(gather.take().unwrap().is_empty());
+    }
+}

@@ -541,6 +541,11 @@ impl Pool {
         self.callbacks.flush();
     }
 
+    /// Whether every worker is reaped and every thread gone. Never in a fork.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.forked() && self.ended.1.is_closed()
+    }
+
     /// As [`join`](Self::join), at most until `deadline`; whether all is over.
     pub(crate) fn join_until(&self, deadline: Instant) -> bool {
         if self.forked() || is_own_thread() {

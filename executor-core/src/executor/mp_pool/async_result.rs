@@ -285,15 +285,22 @@ impl<T> Future for AsyncResult<T> {
     }
 }
 
-/// Looks at the end of a task whose result was dropped.
+/// Looks at the end of what was dropped unread.
 struct Last {
-    cell: Arc<Cell>,
+    result: Arc<dyn Outlook>,
+    key: u64,
     unread: Arc<Unread>,
+}
+
+impl Last {
+    fn look(&self) -> Option<TaskError> {
+        if self.unread.forget(self.key) { self.result.failure() } else { None }
+    }
 }
 
 impl Wake for Last {
     fn wake(self: Arc<Self>) {
-        if let Some(error) = self.cell.error() {
+        if let Some(error) = self.look() {
             // Not here, where replies are taken: a subscriber is user code.
             self.unread.callbacks.push(Box::new(move || log(&error)));
         }
@@ -303,34 +310,25 @@ impl Wake for Last {
 impl<T> Drop for AsyncResult<T> {
     fn drop(&mut self) {
         let Some(key) = self.key.take() else { return };
-        if !self.unread.forget(key) {
-            return;
-        }
-        match &self.source {
-            Source::One(future) => {
-                let cell = future.cell();
-                let last = Arc::new(Last { cell: Arc::clone(cell), unread: Arc::clone(&self.unread) });
-                // The cell owns it until its end, which comes whatever dies.
-                if cell.observe(Arc::as_ptr(&last) as usize, &Waker::from(last)) {
-                    return;
-                }
-            }
-            Source::All(gather, _) if !gather.is_done() => {
-                gather.add_callback(ListCallback {
-                    decode: Box::new(|outcomes| {
-                        Box::new(outcomes.into_iter().find_map(Result::err)) as Box<dyn Any>
-                    }),
-                    run: Box::new(|error| {
-                        if let Some(Some(error)) = error.downcast_ref::<Option<TaskError>>() {
-                            log(error);
-                        }
-                    }),
-                });
+        let (result, pending): (Arc<dyn Outlook>, _) = match &self.source {
+            Source::One(future) => (Arc::clone(future.cell()) as _, !future.done()),
+            Source::All(gather, _) => (Arc::clone(gather) as _, !gather.is_done()),
+            Source::None(_) => return,
+        };
+        let last = Arc::new(Last { result, key, unread: Arc::clone(&self.unread) });
+        if pending {
+            let waker = Waker::from(Arc::clone(&last));
+            // Who completes it drops the waker, and with it the circle.
+            let waits = match &self.source {
+                Source::One(future) => future.cell().observe(Arc::as_ptr(&last) as usize, &waker),
+                Source::All(gather, _) => !gather.poll(&waker),
+                Source::None(_) => false,
+            };
+            if waits {
                 return;
             }
-            Source::All(..) | Source::None(_) => {}
         }
-        if let Some(error) = self.error() {
+        if let Some(error) = last.look() {
             log(&error);
         }
     }

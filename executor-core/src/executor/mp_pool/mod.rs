@@ -25,9 +25,10 @@ mod unread;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
+    task::Wake,
     time::{Duration, Instant},
 };
 
@@ -40,7 +41,7 @@ use unread::Unread;
 use super::{Executor, Map, ProcessPoolExecutor, ShutdownOptions};
 use crate::{
     error::{BuildError, TaskError},
-    future::{TaskFuture, cell::Cell, gather::Gather},
+    future::{TaskFuture, cell::Cell, feed::Feed, gather::Gather},
     pool::next_task_ids,
     task::{Task, TaskArgs},
 };
@@ -96,6 +97,8 @@ struct Shared {
     /// Lazy maps that have not ended: they submit as they go.
     feeding: AtomicUsize,
     unread: Arc<Unread>,
+    /// What `map_async` collects, while it does.
+    gathers: Mutex<Vec<Weak<Gather>>>,
 }
 
 /// Takes calls.
@@ -130,6 +133,30 @@ impl Shared {
     /// Lets the workers go when they have done what was submitted.
     fn end(&self) {
         self.executor.shutdown(false);
+    }
+
+    /// Collects what this submission brings.
+    fn gather(&self, feed: Arc<Feed>, total: usize) -> Arc<Gather> {
+        let gather = Gather::new(feed, total, Arc::clone(&self.unread.callbacks));
+        if !gather.is_done() {
+            let mut gathers = self.gathers.lock().unwrap_or_else(PoisonError::into_inner);
+            if gathers.len() == gathers.capacity() {
+                // Before it grows.
+                gathers.retain(|gather| gather.upgrade().is_some_and(|gather| !gather.is_done()));
+            }
+            gathers.push(Arc::downgrade(&gather));
+        }
+        gather
+    }
+
+    /// What remains to be done when the executor has ended.
+    fn settle(&self) {
+        // Whoever took the last results may not have come to wake who collects them. They are there, so it is done here:
+        // to wait for another thread's wakers could be to wait for oneself.
+        let gathers = std::mem::take(&mut *self.gathers.lock().unwrap_or_else(PoisonError::into_inner));
+        gathers.iter().filter_map(Weak::upgrade).for_each(Gather::wake);
+        self.unread.callbacks.flush();
+        self.unread.log();
     }
 }
 
@@ -174,7 +201,8 @@ impl Pool {
     fn of(executor: ProcessPoolExecutor) -> Self {
         let unread = Unread::new(Arc::clone(executor.inner().callbacks()));
         let (phase, feeding) = (AtomicU8::new(RUNNING), AtomicUsize::new(0));
-        Pool { shared: Arc::new(Shared { executor, phase, feeding, unread }) }
+        let gathers = Mutex::default();
+        Pool { shared: Arc::new(Shared { executor, phase, feeding, unread, gathers }) }
     }
 
     /// Runs one call and waits for its value.
@@ -379,7 +407,9 @@ impl Pool {
             return Err(PoolError::StillRunning);
         }
         self.shared.executor.shutdown(true);
-        self.shared.unread.log();
+        if self.shared.executor.inner().has_ended() {
+            self.shared.settle();
+        }
         Ok(())
     }
 
@@ -394,8 +424,8 @@ impl Pool {
         }
         self.shared.end();
         let over = self.shared.executor.inner().join_until(deadline);
-        if over {
-            self.shared.unread.log();
+        if over && self.shared.executor.inner().has_ended() {
+            self.shared.settle();
         }
         Ok(over)
     }
@@ -509,10 +539,7 @@ impl Chunked<'_> {
             return AsyncResult::refused(TaskError::Shutdown, unread);
         }
         match self.start(make, items).submit_all() {
-            Ok((feed, total)) => {
-                let gather = Gather::new(feed, total, Arc::clone(&unread.callbacks));
-                AsyncResult::of_map::<F>(gather, unread)
-            }
+            Ok((feed, total)) => AsyncResult::of_map::<F>(self.pool.shared.gather(feed, total), unread),
             Err(error) => AsyncResult::refused(error, unread),
         }
     }

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //!  apply_async ──► hold(key) ──┬─ get, await, error_callback … ──► forget(key)
-//!                              ├─ dropped: failed ──► logged     not done ──► looked at once more at its end
-//!                              └─ join: failed ──► logged, forgotten
+//!                              ├─ dropped ──► forgotten at its end, and logged if it has failed
+//!                              └─ join: failed ──► forgotten, logged
+//!
+//! Who forgets it logs it: so it is logged once.
 //! ```
 
 use std::{
@@ -20,7 +22,7 @@ pub(super) trait Outlook: Send + Sync {
     fn failure(&self) -> Option<TaskError>;
 }
 
-/// The results of one pool that are held and whose end nobody has looked at.
+/// The results of one pool whose end nobody has looked at.
 pub(super) struct Unread {
     origin: Origin,
     pub(super) callbacks: Arc<CallbackQueue>,
@@ -42,7 +44,7 @@ impl Unread {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A result is held from now on; its key.
+    /// A result is unread from now on; its key.
     pub(super) fn hold(&self, result: Arc<dyn Outlook>) -> u64 {
         if self.origin.forked() {
             return 0;
@@ -54,7 +56,7 @@ impl Unread {
         key
     }
 
-    /// Somebody has looked at it, or it is not held any more; whether it was unread until now.
+    /// Somebody has looked at its end; whether nobody had until now.
     pub(super) fn forget(&self, key: u64) -> bool {
         // In a fork the lock may be held by a thread that does not exist there.
         if self.origin.forked() {
