@@ -933,3 +933,60 @@ fn pools_nest_and_are_shared_by_threads() {
     });
     end(&pool);
 }
+
+#[test]
+fn in_a_fork_of_this_process_a_pool_is_inert() {
+    let _watchdog = watchdog();
+    let pool = Pool::new(2).unwrap();
+    let gate = Gate::new();
+    let (held, map) =
+        (pool.apply_async(hold::task(gate.path())), pool.map_async(|_| hold::task(gate.path()), 0..3));
+    let closed = Pool::new(1).unwrap();
+    end(&closed);
+    gate.wait_for(2);
+    // SAFETY: the child uses what this test is about, and memory; glibc's allocator survives a fork.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: should it hang, it ends.
+            unsafe { libc::alarm(60) };
+            let inert = catch_unwind(AssertUnwindSafe(|| {
+                let forked = |error: TaskError| assert!(error.to_string().contains("forked"), "{error}");
+                assert!(held.ready() && map.ready());
+                forked(held.get().unwrap_err());
+                forked(map.get().unwrap_err());
+                forked(pool.apply(square::task(1)).unwrap_err());
+                forked(pool.map(square::task, 0..3).unwrap_err());
+                forked(pool.map_async(square::task, 0..3).get().unwrap_err());
+                assert!(pool.imap(square::task, 0..).all(|result| result.is_err()));
+                let calls = std::sync::atomic::AtomicU32::new(0);
+                let calls: &'static _ = Box::leak(Box::new(calls));
+                let count = |_: &TaskError| _ = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                drop(pool.apply_async(square::task(1)).error_callback(count));
+                drop(pool.map_async(square::task, 0..3).error_callback(count));
+                drop(closed.apply_async(square::task(1)).error_callback(count));
+                assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 3);
+                assert_eq!(pool.worker_pids(), []);
+                pool.terminate();
+                pool.join().unwrap();
+                assert_eq!(pool.join_timeout(LONG), Ok(true));
+                drop((pool, closed));
+                // A new one is this process's own.
+                let own = Pool::new(1).unwrap();
+                assert_eq!(own.apply(square::task(3)).unwrap(), 9);
+                end(&own);
+            }));
+            // SAFETY: ends the process without the parent's exit handlers.
+            unsafe { libc::_exit(i32::from(inert.is_err())) }
+        }
+        child => {
+            assert!(child > 0);
+            let mut status = 0;
+            // SAFETY: our child; the out-pointer is valid.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 0, "the child's handles were inert");
+            gate.open();
+            assert!(held.get().is_ok() && map.get().is_ok(), "here everything goes on");
+            end(&pool);
+        }
+    }
+}

@@ -1340,7 +1340,8 @@ impl<T: Split> Scheduler<T> {
     /// have them ahead.
     fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
         let mut of: Option<(FnId, u32)> = None;
-        for _ in 0..most {
+        let mut sent = 0;
+        while sent < most {
             let Some(&run) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // One that was cancelled has no entry: `dispatch` goes over it.
@@ -1357,13 +1358,20 @@ impl<T: Split> Scheduler<T> {
                     estimate
                 }
             };
-            of = Some((entry.function, estimate));
-            let beyond = worker.budget.filter(|budget| *budget < entry.left());
-            let rest = beyond.map(|budget| entry.items.first + budget).map(|at| self.split_off(run, at));
-            let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-            let entry = self.tasks.get_mut(run).expect("looked at above");
             let (seq, left) = (worker.next_seq, entry.left());
-            worker.budget = worker.budget.map(|budget| budget - left);
+            if let Some(budget) = &mut worker.budget {
+                if *budget < left {
+                    // What the worker may not have is the next that somebody else gets.
+                    let beyond = entry.items.first + *budget;
+                    let rest = self.split_off(run, beyond);
+                    self.queue.insert(1, rest);
+                    self.queued += 1;
+                    continue;
+                }
+                *budget -= left;
+            }
+            of = Some((entry.function, estimate));
+            sent += 1;
             worker.next_seq = seq.wrapping_add(1);
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
@@ -1381,14 +1389,7 @@ impl<T: Split> Scheduler<T> {
             self.timed += usize::from(entry.timeout.is_some());
             self.queue.pop_front();
             self.queued -= 1;
-            if let Some(rest) = rest {
-                // It is the next that somebody gets; this worker has had all it may.
-                self.requeue(rest);
-            }
             out.push(Action::Send { worker: id, run, seq });
-            if rest.is_some() {
-                return;
-            }
         }
     }
 

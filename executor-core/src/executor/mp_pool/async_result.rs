@@ -230,6 +230,10 @@ impl<T: 'static> AsyncResult<T> {
     fn add_callback(&self, callback: impl FnOnce(Result<&T, &TaskError>) + Send + 'static) {
         let thread = &self.unread.callbacks;
         match &self.source {
+            Source::One(future) if self.unread.forked() => {
+                future.cell().add_callback(future.done_callback(callback));
+            }
+            Source::None(Some(error)) if self.unread.forked() => callback(Err(error)),
             Source::One(future) => {
                 future.cell().add_callback_on(thread, future.done_callback(callback));
             }

@@ -40,13 +40,18 @@ impl Unread {
         Arc::new(Unread { origin: Origin::here(), callbacks, held: Mutex::default() })
     }
 
+    /// In a fork of the pool's process there is no callback thread, and locks may be held for ever.
+    pub(super) fn forked(&self) -> bool {
+        self.origin.forked()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A result is unread from now on; its key.
     pub(super) fn hold(&self, result: Arc<dyn Outlook>) -> u64 {
-        if self.origin.forked() {
+        if self.forked() {
             return 0;
         }
         let mut held = self.lock();
@@ -58,8 +63,7 @@ impl Unread {
 
     /// Somebody has looked at its end; whether nobody had until now.
     pub(super) fn forget(&self, key: u64) -> bool {
-        // In a fork the lock may be held by a thread that does not exist there.
-        if self.origin.forked() {
+        if self.forked() {
             return false;
         }
         let result = self.lock().results.remove(&key);
@@ -69,7 +73,7 @@ impl Unread {
 
     /// Logs the errors that nobody has read so far. Each is logged once.
     pub(super) fn log(&self) {
-        if self.origin.forked() {
+        if self.forked() {
             return;
         }
         let mut failed = Vec::new();
