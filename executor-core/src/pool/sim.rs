@@ -1891,3 +1891,50 @@ fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
     world.tick();
     assert_eq!(world.ending(task), Some(Ending::TimedOut));
 }
+
+#[test]
+fn short_tasks_do_not_wait_for_a_worker_that_starts_or_leaves() {
+    // More workers than processors: there, short tasks wait for one that runs. These do not run.
+    let crowded = |tasks_max| {
+        let config = Config {
+            workers_max: 2,
+            workers_min: 2,
+            processors: 1,
+            tasks_max,
+            ..small(2, Duration::from_secs(10))
+        };
+        let mut world = World::new(1, config, Climate::calm());
+        world.event(|scheduler, now, _, out| scheduler.on_open(now, out));
+        world.settle();
+        let first = world.submit(0, None, Conduct::Returns);
+        world.settle();
+        assert!(world.all_return(&[first]));
+        world
+    };
+    let mut world = crowded(None);
+    world.process(WorkerId(0)).die();
+    world.on_reap(WorkerId(0));
+    world.on_read(WorkerId(0), 1);
+    world.process(WorkerId(2)).never_starts = true;
+    let tasks = world.quick(3);
+    assert!(world.holding(1) > 0, "the idle one has it at once");
+    let since = world.now;
+    while !world.all_return(&tasks) {
+        assert!((world.any_turn() || world.wait()) && world.now - since < Duration::from_secs(1));
+    }
+
+    let mut world = crowded(Some(3));
+    let busy = u32::from(world.processes[&WorkerId(1)].begun.len() == 1);
+    let last = world.quick(2);
+    while world.processes[&WorkerId(busy)].stop_sent.is_none() {
+        assert!(world.any_turn() || world.wait(), "it has had its three");
+    }
+    world.process(WorkerId(busy)).stopped = true;
+    assert!(world.all_return(&last));
+    let next = world.submit(0, None, Conduct::Returns);
+    assert_eq!(world.holding(1 - busy), 1, "the idle one has it at once");
+    let since = world.now;
+    while !world.all_return(&[next]) {
+        assert!((world.any_turn() || world.wait()) && world.now - since < Duration::from_secs(1));
+    }
+}
