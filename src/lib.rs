@@ -44,6 +44,11 @@
 //! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
 //! reaps the workers. If the program dies in any other way, its workers and what they have started die too.
 //!
+//! # Coming from Python
+//!
+//! [`guide::coming_from_python`] has each line of a tutorial's program beside ours; [`Pool`] has the methods of
+//! `multiprocessing.Pool`.
+//!
 //! # Large bytes
 //!
 //! Any argument or result may be large: above 32 KiB it goes through shared memory, of which the executor keeps some for
@@ -193,6 +198,13 @@ pub use executor_macros::main;
 
 #[doc(hidden)]
 pub use executor_core::__private;
+
+pub mod guide {
+    //! Pages that go further than the tour at the top.
+
+    #[doc = include_str!("guide/coming_from_python.md")]
+    pub mod coming_from_python {}
+}
 
 pub mod prelude {
     //! The few names that most programs want: `use executor::prelude::*;`

@@ -56,7 +56,8 @@ pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LostDetail, Phase, RemoteError, Side, TaskError,
 };
 pub use executor::{
-    Executor, ExecutorExt, Map, MapStream, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
+    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, OnDrop, Pool, PoolBuilder,
+    PoolError, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture, Unfinished,

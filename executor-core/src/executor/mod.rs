@@ -11,6 +11,7 @@
 //! ```
 
 mod map;
+mod mp_pool;
 mod process;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use map::{Map, MapStream};
+pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{

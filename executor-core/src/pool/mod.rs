@@ -38,12 +38,15 @@ mod task_table;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    future::Future,
     os::fd::OwnedFd,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
         mpsc,
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -58,6 +61,7 @@ use crate::{
         callback::CallbackQueue,
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
         feed::{Feed, FeedRun},
+        wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
     os::{cpu::usable_cpus, fork::Origin, memory::Shared, process::Child, wake::Bell},
@@ -113,6 +117,9 @@ pub(crate) struct RunCall {
 /// What the pool is to be like.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
+    /// Started at once, and kept.
+    pub(crate) workers_min: usize,
+    pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
     pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
     pub(crate) envs: Vec<(OsString, Option<OsString>)>,
@@ -288,6 +295,9 @@ impl Pool {
         }
         let config = Config {
             workers_max: options.workers_max,
+            workers_min: options.workers_min,
+            initializes: options.initializer.is_some(),
+            tasks_max: options.tasks_max,
             start_timeout: options.start_timeout,
             processors: usable_cpus(),
         };
@@ -305,7 +315,7 @@ impl Pool {
                 .inspect_err(|error| tracing::debug!(%error, "large arguments will go in parts"))
                 .ok(),
         };
-        Ok(Arc::new(Pool {
+        let pool = Arc::new(Pool {
             core: Mutex::new(Core {
                 scheduler: Scheduler::new(config),
                 workers: BTreeMap::new(),
@@ -330,7 +340,14 @@ impl Pool {
             spare_processor: AtomicBool::new(false),
             callbacks: Arc::default(),
             ended: async_channel::bounded(1),
-        }))
+        });
+        if pool.options.workers_min > 0 {
+            pool.event(|core, now, out| {
+                pool.ensure_threads(core, now, out);
+                core.scheduler.on_open(now, out);
+            });
+        }
+        Ok(pool)
     }
 
     pub(crate) fn workers_max(&self) -> usize {
@@ -526,6 +543,30 @@ impl Pool {
         // Only closes, never receives.
         let _ = self.ended.1.recv_blocking();
         self.callbacks.flush();
+    }
+
+    /// Whether every worker is reaped and every thread gone. Never in a fork.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.forked() && self.ended.1.is_closed()
+    }
+
+    /// As [`join`](Self::join), at most until `deadline`; whether all is over.
+    pub(crate) fn join_until(&self, deadline: Instant) -> bool {
+        if self.forked() || is_own_thread() {
+            return true;
+        }
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut end = pin!(self.ended.1.recv());
+        loop {
+            flag.clear();
+            if end.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                return self.callbacks.flush_until(Some(deadline));
+            }
+            if !flag.wait(Some(deadline)) {
+                return false;
+            }
+        }
     }
 
     pub(crate) async fn join_async(&self) {
