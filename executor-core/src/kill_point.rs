@@ -28,22 +28,23 @@ mod hook {
     use std::sync::OnceLock;
 
     macro_rules! steps {
-        ($($(#[$comment:meta])+ $step:ident,)+) => {
-            /// A step of a worker's life, at whose end it can be made to die.
+        ($($(#[$list_comment:meta])+ $list:ident { $($(#[$comment:meta])+ $step:ident,)+ })+) => {
+            /// A step of a worker's life, or of a user of shared objects, at whose end it can be made to die.
             #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
             #[repr(u32)]
             pub enum Step {
-                $($(#[$comment])+ $step,)+
+                $($($(#[$comment])+ $step,)+)+
             }
 
             impl Step {
-                /// In the order in which a worker comes to them first, more or less.
-                pub const ALL: &[Step] = &[$(Step::$step,)+];
+                $($(#[$list_comment])+ pub const $list: &[Step] = &[$(Step::$step,)+];)+
             }
         };
     }
 
     steps! {
+        /// Those of a worker, in the order in which it comes to them first, more or less.
+        ALL {
         /// The process knows that it is a worker.
         Started,
         /// It has mapped its segment.
@@ -134,6 +135,68 @@ mod hook {
         IpcSendNext,
         /// ipc-channel: a message is sent.
         IpcSent,
+        }
+        /// Those of a user of locks and their kin.
+        SYNC {
+        /// It has a mutex that was free.
+        MutexTaken,
+        /// It has a mutex for which it has waited, or whose holder has died.
+        MutexTakenSlowly,
+        /// It has marked a mutex as waited for, and does not sleep yet.
+        MutexMarked,
+        /// It does not sleep on a mutex any more.
+        MutexWoken,
+        /// A mutex is free, and whoever sleeps on it not woken.
+        MutexReleased,
+        /// A sleeper on a mutex is woken.
+        MutexHandedOn,
+        /// Within a lock, it knows what to write.
+        ValueComputed,
+        /// Within a lock, it has written.
+        ValueWritten,
+        /// It counts as a holder of one more.
+        HolderCounted,
+        /// It counts as a holder of one less.
+        HolderDiscounted,
+        /// A permit exists no more, and counts as held.
+        PermitForgotten,
+        /// It has set an event, and woken nobody.
+        EventSet,
+        /// It has said that it waits for an event, and does not sleep yet.
+        EventMarked,
+        /// It does not sleep on an event any more.
+        EventWoken,
+        /// It has an RLock, and has written who it is.
+        LevelsWritten,
+        /// It is written down as waiting, and holds the condition's lock.
+        ConditionEntered,
+        /// It has released the condition's lock.
+        ConditionReleased,
+        /// It does not sleep on a condition any more.
+        ConditionWoken,
+        /// It was notified and has the lock again, and is written down still.
+        ConditionReacquired,
+        /// It has notified a waiter, and not woken it.
+        ConditionTold,
+        /// It has come to a barrier.
+        BarrierEntered,
+        /// It does not sleep at a barrier any more.
+        BarrierWoken,
+        /// It runs a barrier's action.
+        BarrierActing,
+        /// It has begun to let the others pass.
+        BarrierReleasing,
+        /// It has let one of them pass.
+        BarrierTold,
+        /// It has left a mutex for others to release.
+        MutexLeft,
+        /// It has said that it listens to a bell, and does not sleep yet.
+        BellListened,
+        /// It does not sleep on a bell any more.
+        BellWoken,
+        /// It has rung a bell, and woken nobody.
+        BellRung,
+        }
     }
 
     static HOOK: OnceLock<fn(Step)> = OnceLock::new();

@@ -9,7 +9,8 @@
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
-//! | `shm` | shared objects that travel: `SharedBytes` |
+//! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
+//! | `sync` | locks and their kin, in shared memory |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
@@ -39,6 +40,7 @@ mod future;
 #[allow(missing_docs, reason = "no part of the interface: only fuzzers and tests see it")]
 pub mod fuzz;
 mod id;
+mod ipc;
 mod os;
 mod pool;
 mod process;
@@ -47,6 +49,7 @@ mod program;
 pub mod registry;
 mod segment;
 mod shm;
+mod sync;
 mod task;
 mod transport;
 mod wire;
@@ -64,6 +67,10 @@ pub use future::{
     as_completed, wait,
 };
 pub use id::TaskId;
+pub use ipc::{
+    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Listener,
+    Receiver, RecvError, SendError, Sender, Transfer, channel, pipe, wait_any,
+};
 pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;
 pub use process::{
@@ -75,8 +82,16 @@ pub use process::{
     },
     exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
     fork::{Fork, fork, fork_with, getpid, getppid},
+    log::{LoggerIsSet, log_level, log_to_stderr},
 };
 pub use program::args;
-pub use shm::SharedBytes;
+pub use shm::{
+    Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue, ShareableList,
+    SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
+};
+pub use sync::{
+    Acquired, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, OwnerDied, Permit,
+    RLock, RLockGuard, ReleaseError, Semaphore,
+};
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
 pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

@@ -98,7 +98,7 @@ pub(crate) fn for_child() -> Program {
         parent: Some((name, std::process::id())),
         key: key::current(),
         start_method: None,
-        log_level: None,
+        log_level: crate::process::log::number_for_child(),
     }
 }
 
@@ -132,11 +132,12 @@ pub(crate) mod key {
 
     use serde_bytes::ByteBuf;
 
+    use crate::os::random;
+
     static OWN: OnceLock<ByteBuf> = OnceLock::new();
     static SET: RwLock<Option<ByteBuf>> = RwLock::new(None);
 
-    pub(crate) const BYTES: usize = 32;
-
+    /// This program's, in this process.
     pub(crate) fn current() -> ByteBuf {
         if let Some(set) = &*SET.read().unwrap_or_else(PoisonError::into_inner) {
             return set.clone();
@@ -144,17 +145,12 @@ pub(crate) mod key {
         if let Some(told) = super::told() {
             return told.key.clone();
         }
+        let random = || random::bytes::<32>().unwrap_or_else(|error| panic!("no random numbers: {error}"));
         OWN.get_or_init(|| ByteBuf::from(random().to_vec())).clone()
     }
 
-    fn random() -> [u8; BYTES] {
-        let mut bytes = [0; BYTES];
-        let mut filled = 0;
-        while filled < BYTES {
-            // Fails on kernels without it only (before 3.17), and short of that never for so few bytes.
-            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-                .unwrap_or_else(|error| panic!("the system has no random numbers: {error}"));
-        }
-        bytes
+    /// Another one, for this process and the children it starts from now on.
+    pub(crate) fn set(key: ByteBuf) {
+        *SET.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }
 }

@@ -9,8 +9,11 @@
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
 //! sealed   bytes in an anonymous file of their own, sealed against writing
+//! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
+//! liveness who of the users of shared memory is still alive
+//! room     how much memory there is to be had
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
@@ -25,9 +28,12 @@ pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
 pub(crate) mod limits;
+pub(crate) mod liveness;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod room;
 pub(crate) mod sealed;
 pub(crate) mod signals;
 pub(crate) mod socket;

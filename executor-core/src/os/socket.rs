@@ -12,13 +12,14 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv as recv_bytes, recvmsg, sendmsg,
     socketpair, sockopt,
 };
+use tokio::io::unix::AsyncFd;
 
 use super::process::above_stdio;
 
 /// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Of one message.
-const FDS_MAX: usize = 64;
+/// Of one message: as many as the system takes.
+const FDS_MAX: usize = 253;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -42,13 +43,30 @@ pub(crate) fn send_now(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) 
 }
 
 fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
+    send_parts(socket, &[IoSlice::new(bytes)], fds, flags).map(drop)
+}
+
+/// As [`send_now`], what lies in several places; how much was sent, which on a stream may be less than all.
+pub(crate) fn send_parts_now(
+    socket: impl AsFd,
+    parts: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    send_parts(socket, parts, fds, SendFlags::DONTWAIT)
+}
+
+fn send_parts(
+    socket: impl AsFd,
+    parts: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
     }
-    retry(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL | flags))?;
-    Ok(())
+    Ok(retry(|| sendmsg(&socket, parts, &mut ancillary, SendFlags::NOSIGNAL | flags))?)
 }
 
 /// Receives one message and its descriptors; empty bytes mean that the peer is gone.
@@ -97,6 +115,12 @@ fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Resul
         }
     }
     Ok((received.bytes, fds))
+}
+
+/// Registers a descriptor with the runtime that is current; panics if there is none, or it does no I/O.
+pub(crate) fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and the same number and file, until it is dropped, and it is dropped with the `AsyncFd`.
+    Ok(unsafe { AsyncFd::register(descriptor) }?)
 }
 
 /// A signal handler may interrupt any blocking call; nothing is lost by asking again.

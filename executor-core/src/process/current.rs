@@ -12,6 +12,7 @@ use rustix::{
 
 use super::{ChildHandle, table};
 use crate::{
+    ipc::AuthKey,
     os::{process, socket::retry},
     program,
 };
@@ -50,6 +51,17 @@ impl CurrentProcess {
     /// Whether it is terminated when its parent ends.
     pub fn daemon(&self) -> bool {
         self.daemon
+    }
+
+    /// The secret that all processes of this program share: random in the program that the user started, and handed to its
+    /// children. For [`Listener`](crate::Listener) and [`Client`](crate::Client).
+    pub fn authkey(&self) -> AuthKey {
+        AuthKey::new(program::key::current())
+    }
+
+    /// Sets another one, for this process and the children that it starts from now on.
+    pub fn set_authkey(&self, key: &AuthKey) {
+        program::key::set(key.as_bytes().to_vec().into());
     }
 
     /// True: it is asking.

@@ -25,6 +25,7 @@ pub(crate) mod context;
 pub(crate) mod current;
 pub(crate) mod exit;
 pub(crate) mod fork;
+pub(crate) mod log;
 mod server;
 mod start;
 mod table;

@@ -58,7 +58,7 @@ use crate::{
 /// it costs some microseconds, whatever its length. Small byte strings are better sent as a `Vec<u8>`, and so are large
 /// ones of which the task wants a copy of its own.
 ///
-/// A task may take 64 different ones. They do not count for a worker's private memory.
+/// A task may take 253 different ones. They do not count for a worker's private memory.
 ///
 /// # Why it is sound
 ///

@@ -22,8 +22,8 @@ use std::{
 /// A descriptor that travels.
 pub(crate) type Attachment = Arc<OwnedFd>;
 
-/// Descriptors of one task, and of one result. The system takes 253 in a message.
-pub(crate) const ATTACHMENTS_MAX: usize = 64;
+/// Descriptors of one task, of one result, of one message: as many as the system takes in a message.
+pub(crate) const ATTACHMENTS_MAX: usize = 253;
 
 thread_local! {
     /// How many encodings this thread is within.
@@ -110,7 +110,7 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     let depth = DEPTH.get();
     if depth == 0 || !ours {
         return Err(format!(
-            "it travels in the arguments and results of tasks only: its memory cannot be written by `{serializer}`"
+            "it travels in the arguments and results of tasks only, and through connections and queues: its memory cannot be written by `{serializer}`"
         ));
     }
     LEAVING.with_borrow_mut(|leaving| {
@@ -118,7 +118,7 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
         let own = &leaving[first..];
         let at = own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
         if at >= ATTACHMENTS_MAX {
-            return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one task"));
+            return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one message"));
         }
         if at == own.len() {
             leaving.push((depth, Arc::clone(descriptor)));

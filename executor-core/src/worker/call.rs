@@ -88,6 +88,8 @@ impl Caller {
             None => {
                 let replied = reply(Kind::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
+                // Not kept until the next call: a peer waits for the end of a connection that was sent away.
+                context.attachments = Vec::new();
                 kill_point!(SegmentLeft);
                 replied
             }

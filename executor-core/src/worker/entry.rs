@@ -104,6 +104,7 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
         let Setup { parent, program, signals, role } = setup;
         signals.adopt();
         program::become_child(program);
+        crate::process::log::adopt();
         let code = match role {
             Role::Worker(setup) => {
                 let stack_bytes = setup.stack_bytes;

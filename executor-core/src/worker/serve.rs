@@ -125,7 +125,11 @@ impl<E: WorkerEnd> Run<'_, E> {
         kill_point!(Claimed);
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::RUN == 0 {
-            return self.call(0, arguments.as_ref().map(Arrived::clone));
+            // Given away: a descriptor that the task drops is to be closed then.
+            return match arguments {
+                Ok(arguments) => self.call(0, Ok(arguments)),
+                Err(error) => self.call(0, Err(&error)),
+            };
         }
         for item in first..count {
             if item > first {

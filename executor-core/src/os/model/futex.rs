@@ -34,3 +34,23 @@ pub(crate) fn wake_one(word: &AtomicU32) {
         sleepers.remove(at).1.notify_one();
     }
 }
+
+pub(crate) fn wake_all(word: &AtomicU32) {
+    let mut sleepers = SLEEPERS.lock().unwrap();
+    let (woken, others) =
+        std::mem::take(&mut *sleepers).into_iter().partition(|(on, _)| *on == ptr::from_ref(word).addr());
+    *sleepers = others;
+    for (_, sleeper) in woken as Vec<(usize, Arc<Condvar>)> {
+        sleeper.notify_one();
+    }
+}
+
+pub(crate) const WAIT_ANY_MAX: usize = 128;
+
+/// Models do not await.
+pub(crate) fn wait_any<'a>(
+    _words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    _limit: Duration,
+) -> Option<usize> {
+    unreachable!("a model that awaits")
+}

@@ -1,0 +1,280 @@
+//! Who is at the other end: both sides prove that they know the same key, and neither tells it.
+//!
+//! ```text
+//!  client                                             listener
+//!  Hello ─────────────────────────────────────────►            (I have a key)
+//!        ◄───────────────────────────────────────── Challenge  nonce L
+//!  Answer  nonce C, HMAC(key, "client" L C) ───────►           checked: else Refused
+//!        ◄───────────────────────────────────────── Welcome    HMAC(key, "listener" L C)
+//!  checked
+//! ```
+//!
+//! HMAC-SHA-256. The digests of the two sides differ in a word, so that none can be sent back to where it came from, and
+//! each depends on both nonces, so that none is of use a second time. They are compared in constant time. Before
+//! that, no byte of the peer's is decoded, and it can take 80 bytes of memory at most.
+//!
+//! What it is not: nothing is encrypted, and who can change packets on the way can do so after it. A client can be
+//! connected through to a listener by someone between, as with every scheme of this kind.
+
+use std::{fmt, io};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+use super::message::Kind;
+use crate::os::random;
+
+const NONCE: usize = 32;
+const DIGEST: usize = 32;
+
+/// The longest message of a handshake.
+pub(super) const LEN_MAX: u64 = (NONCE + DIGEST) as u64;
+
+/// What both sides of a connection know.
+///
+/// It can be empty, which still means that both sides ask for it. It cannot be printed or serialised: whoever sends it does
+/// so by hand.
+///
+/// ```
+/// use executor::AuthKey;
+///
+/// let key = AuthKey::random()?;
+/// let same = AuthKey::new(key.as_bytes());
+/// assert!(key == same && format!("{key:?}") == "AuthKey(…)");
+/// # Ok::<_, std::io::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct AuthKey(Box<[u8]>);
+
+impl AuthKey {
+    /// These bytes. 32 random ones are as good as it gets.
+    pub fn new(bytes: impl AsRef<[u8]>) -> Self {
+        AuthKey(bytes.as_ref().into())
+    }
+
+    /// 32 random bytes.
+    ///
+    /// # Errors
+    /// If the system has no random numbers yet.
+    pub fn random() -> io::Result<Self> {
+        Ok(AuthKey(random::bytes::<32>()?.into()))
+    }
+
+    /// The bytes, to be given to the other side.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn digest(&self, side: Side, listener: &[u8; NONCE], client: &[u8; NONCE]) -> Hmac<Sha256> {
+        // Its digest as the key: HMAC itself takes an empty one and a zero byte for the same.
+        let key = Sha256::digest(&self.0);
+        let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("keys of HMAC have any length");
+        mac.update(match side {
+            Side::Client => b"executor client  ",
+            Side::Listener => b"executor listener",
+        });
+        mac.update(listener);
+        mac.update(client);
+        mac
+    }
+}
+
+impl PartialEq for AuthKey {
+    /// By their digests, in constant time.
+    fn eq(&self, other: &Self) -> bool {
+        let own = self.digest(Side::Client, &[0; NONCE], &[0; NONCE]).finalize().into_bytes();
+        other.digest(Side::Client, &[0; NONCE], &[0; NONCE]).verify_slice(&own).is_ok()
+    }
+}
+
+impl Eq for AuthKey {}
+
+impl fmt::Debug for AuthKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthKey(…)")
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Client,
+    Listener,
+}
+
+/// Why a peer was not believed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthError {
+    /// The peer does not know the key.
+    #[error("the peer's key is another one")]
+    WrongKey,
+    /// The peer has not believed us: its key is another one, or it has none.
+    #[error("the peer has refused: its key is another one")]
+    Refused,
+    /// One side has a key, and the other has none.
+    #[error(
+        "the peer does not authenticate: one side has a key and the other has none, or it speaks another protocol"
+    )]
+    NotAsked,
+    /// It did not happen in time.
+    #[error("the peer did not authenticate in time")]
+    TimedOut,
+    /// The peer went away before it was done.
+    #[error("the peer closed the connection before it was authenticated")]
+    Closed,
+}
+
+/// What a side says next, and whether it is done then.
+pub(super) enum Step {
+    Say(Kind, Vec<u8>),
+    /// The last word, and the peer is believed.
+    SayAndBelieve(Kind, Vec<u8>),
+    Believe,
+    /// The last word, and it is not.
+    SayAndFail(Kind, AuthError),
+    Wait,
+}
+
+/// The listener's side of a handshake. Pure: messages in, messages out.
+pub(super) struct Listening {
+    nonce: [u8; NONCE],
+}
+
+impl Listening {
+    /// Begins with a challenge.
+    pub(super) fn begin() -> io::Result<(Self, (Kind, Vec<u8>))> {
+        let nonce = random::bytes()?;
+        Ok((Listening { nonce }, (Kind::Challenge, nonce.to_vec())))
+    }
+
+    pub(super) fn hear(&self, key: &AuthKey, kind: Kind, said: &[u8]) -> Step {
+        match kind {
+            Kind::Hello if said.is_empty() => Step::Wait,
+            Kind::Answer => {
+                let Some((client, digest)) = nonce_and_digest(said) else {
+                    return Step::SayAndFail(Kind::Refused, AuthError::NotAsked);
+                };
+                match key.digest(Side::Client, &self.nonce, client).verify_slice(digest) {
+                    Ok(()) => {
+                        let welcome = key.digest(Side::Listener, &self.nonce, client).finalize().into_bytes();
+                        Step::SayAndBelieve(Kind::Welcome, welcome.to_vec())
+                    }
+                    Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
+                }
+            }
+            _ => Step::SayAndFail(Kind::Refused, AuthError::NotAsked),
+        }
+    }
+}
+
+/// The client's.
+pub(super) enum Asking {
+    Begun,
+    Answered { listener: [u8; NONCE], client: [u8; NONCE] },
+}
+
+impl Asking {
+    pub(super) fn begin() -> (Self, (Kind, Vec<u8>)) {
+        (Asking::Begun, (Kind::Hello, Vec::new()))
+    }
+
+    pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> io::Result<Step> {
+        Ok(match (&*self, kind) {
+            (Asking::Begun, Kind::Challenge) => {
+                let Ok(listener) = <[u8; NONCE]>::try_from(said) else {
+                    return Ok(Step::SayAndFail(Kind::Refused, AuthError::NotAsked));
+                };
+                let client = random::bytes()?;
+                let digest = key.digest(Side::Client, &listener, &client).finalize().into_bytes();
+                *self = Asking::Answered { listener, client };
+                Step::Say(Kind::Answer, [&client[..], &digest[..]].concat())
+            }
+            (Asking::Answered { listener, client }, Kind::Welcome) => {
+                match key.digest(Side::Listener, listener, client).verify_slice(said) {
+                    Ok(()) => Step::Believe,
+                    Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
+                }
+            }
+            (Asking::Answered { .. }, Kind::Refused) => Step::SayAndFail(Kind::Refused, AuthError::Refused),
+            _ => Step::SayAndFail(Kind::Refused, AuthError::NotAsked),
+        })
+    }
+}
+
+fn nonce_and_digest(said: &[u8]) -> Option<(&[u8; NONCE], &[u8])> {
+    let (nonce, digest) = said.split_first_chunk()?;
+    (digest.len() == DIGEST).then_some((nonce, digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both sides, and what each ends with.
+    fn meet(listener: &AuthKey, client: &AuthKey) -> (Result<(), AuthError>, Result<(), AuthError>) {
+        let (listening, challenge) = Listening::begin().unwrap();
+        let (mut asking, hello) = Asking::begin();
+        assert!(matches!(listening.hear(listener, hello.0, &hello.1), Step::Wait));
+        let Step::Say(kind, answer) = asking.hear(client, challenge.0, &challenge.1).unwrap() else {
+            panic!()
+        };
+        match listening.hear(listener, kind, &answer) {
+            Step::SayAndBelieve(kind, said) => {
+                let Step::Believe = asking.hear(client, kind, &said).unwrap() else { panic!() };
+                (Ok(()), Ok(()))
+            }
+            Step::SayAndFail(kind, error) => {
+                let Step::SayAndFail(_, other) = asking.hear(client, kind, &[]).unwrap() else { panic!() };
+                (Err(error), Err(other))
+            }
+            _ => panic!(),
+        }
+    }
+
+    #[test]
+    fn the_same_key_opens_and_another_does_not() {
+        let (one, other) = (AuthKey::random().unwrap(), AuthKey::random().unwrap());
+        assert_eq!(meet(&one, &one.clone()), (Ok(()), Ok(())));
+        assert_eq!(meet(&one, &other), (Err(AuthError::WrongKey), Err(AuthError::Refused)));
+        let empty = AuthKey::new([]);
+        assert_eq!(meet(&empty, &AuthKey::new("")), (Ok(()), Ok(())));
+        assert_eq!(meet(&empty, &one).0, Err(AuthError::WrongKey));
+    }
+
+    #[test]
+    fn neither_side_believes_what_it_said_itself_or_what_was_said_before() {
+        let key = AuthKey::new("key");
+        let (listening, challenge) = Listening::begin().unwrap();
+        let (mut asking, _) = Asking::begin();
+        let Ok(Step::Say(_, answer)) = asking.hear(&key, challenge.0, &challenge.1) else { panic!() };
+        // The client's own digest, in the place of the listener's.
+        let own = asking.hear(&key, Kind::Welcome, &answer[NONCE..]).unwrap();
+        assert!(matches!(own, Step::SayAndFail(_, AuthError::WrongKey)));
+        // An answer to another challenge.
+        let (later, _) = Listening::begin().unwrap();
+        assert!(matches!(later.hear(&key, Kind::Answer, &answer), Step::SayAndFail(_, AuthError::WrongKey)));
+        assert!(matches!(listening.hear(&key, Kind::Answer, &answer), Step::SayAndBelieve(..)));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let key = AuthKey::new("key");
+        let (listening, _) = Listening::begin().unwrap();
+        for (kind, said) in [
+            (Kind::Hello, &[1][..]),
+            (Kind::Answer, &[0; 63]),
+            (Kind::Answer, &[0; 65]),
+            (Kind::Answer, &[]),
+            (Kind::Value, &[0; 64]),
+            (Kind::Challenge, &[0; 32]),
+            (Kind::Refused, &[]),
+        ] {
+            let step = listening.hear(&key, kind, said);
+            assert!(matches!(step, Step::SayAndFail(Kind::Refused, AuthError::NotAsked)), "{kind:?}");
+        }
+        for (kind, said) in [(Kind::Challenge, &[0; 31][..]), (Kind::Welcome, &[0; 32]), (Kind::Bytes, &[])] {
+            let step = Asking::Begun.hear(&key, kind, said).unwrap();
+            assert!(matches!(step, Step::SayAndFail(Kind::Refused, AuthError::NotAsked)), "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,625 @@
+//! One end of a connection, untyped: messages in, messages out.
+//!
+//! Locks are held for one attempt, never while waiting, and no user's code runs under them. So what has arrived of a long
+//! message, or is still to be sent of one, is kept here and not on a stack: a wait may end at any moment, by a limit or
+//! because a future is dropped, and the next one goes on where it was. Threads that share an end see whole messages.
+
+use std::{
+    cell::Cell,
+    io::{self, IoSlice},
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::{
+    event::PollFlags,
+    net::{AddressFamily, SocketType, sockopt},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::Interest;
+
+use super::{
+    error::{RecvError, SendError},
+    message::{Arrival, Assembler, Disorder, HEAD_BYTES, Head, Kind, Message, PART_BYTES},
+    readiness::{Deadline, Readiness, wait_for},
+};
+use crate::{
+    os::{
+        socket::{self, recv_short_now, send_parts_now},
+        spin::Spin,
+    },
+    wire::{
+        attachment::{self, Attachment},
+        buffer::Buffer,
+        codec::{Format, Postcard},
+    },
+};
+
+/// A vector that grew beyond this is not kept for the next value.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// Room for a packet. Of the thread and not of the end: a process may have thousands of those.
+    static PACKET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Room to encode into.
+    static VALUE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// The thread's vector, for as long as this lives.
+struct Packet(Vec<u8>);
+
+impl Packet {
+    fn take() -> Self {
+        let mut room = PACKET.take();
+        room.resize(HEAD_BYTES + PART_BYTES, 0);
+        Packet(room)
+    }
+}
+
+impl Drop for Packet {
+    fn drop(&mut self) {
+        // Fails while the thread ends.
+        let _ = PACKET.try_with(|place| place.set(std::mem::take(&mut self.0)));
+    }
+}
+
+/// What was received.
+pub(super) struct Received {
+    packet: Packet,
+    body: Body,
+    pub(super) kind: Kind,
+    descriptors: Vec<OwnedFd>,
+}
+
+enum Body {
+    InPacket(Range<usize>),
+    Owned(Vec<u8>),
+}
+
+impl Received {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match &self.body {
+            Body::InPacket(range) => &self.packet.0[range.clone()],
+            Body::Owned(bytes) => bytes,
+        }
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        match self.body {
+            Body::InPacket(range) => self.packet.0[range].to_vec(),
+            Body::Owned(bytes) => bytes,
+        }
+    }
+
+    /// As the user's own bytes.
+    pub(super) fn into_user_bytes(self) -> Result<Vec<u8>, RecvError> {
+        match self.kind {
+            Kind::Bytes => Ok(self.into_bytes()),
+            Kind::Value => Err(RecvError::Decode("a value was sent, and bytes were asked for".to_owned())),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// As a value.
+    pub(super) fn into_value<T: DeserializeOwned>(self) -> Result<T, RecvError> {
+        match self.kind {
+            Kind::Value => {}
+            Kind::Bytes => {
+                return Err(RecvError::Decode("bytes were sent, and a value was asked for".to_owned()));
+            }
+            other => return Err(unexpected(other)),
+        }
+        let mut received = self;
+        let descriptors: Vec<Attachment> = received.descriptors.drain(..).map(Arc::new).collect();
+        attachment::offer(&descriptors, || Postcard::decode(received.bytes()))
+            .map_err(|error| RecvError::Decode(error.message))
+    }
+}
+
+/// A message of the handshake where there should be none.
+fn unexpected(kind: Kind) -> RecvError {
+    RecvError::Invalid(
+        match kind {
+            Kind::Challenge => "the listener asks for a key, and the client was given none",
+            Kind::Hello => "the client has a key, and the listener was given none",
+            _ => "a message of a handshake came after it",
+        }
+        .to_owned(),
+    )
+}
+
+/// See the module's opening.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    socket: Arc<OwnedFd>,
+    /// Keeps the borders of messages, and takes descriptors.
+    packets: bool,
+    incoming: Mutex<Incoming>,
+    outgoing: Mutex<Outgoing>,
+    readiness: Readiness,
+}
+
+#[derive(Debug, Default)]
+struct Incoming {
+    assembler: Assembler,
+    end: Option<End>,
+    spin: Spin,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Closed,
+    Truncated,
+    Disorder(Disorder),
+}
+
+impl From<End> for RecvError {
+    fn from(end: End) -> Self {
+        match end {
+            End::Closed => RecvError::Closed,
+            End::Truncated => RecvError::Truncated,
+            End::Disorder(disorder) => disorder.into(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// How many messages were begun.
+    begun: u64,
+    /// The last of them, if not all of it is sent.
+    rest: Option<Rest>,
+    /// The last one that was begun, and given up because the system refused.
+    given_up: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Rest {
+    progress: Progress,
+    /// The message from `from` on.
+    bytes: Vec<u8>,
+    from: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    head: Head,
+    /// Bytes sent: of the message, and on a stream of its head as well.
+    at: usize,
+    begun: bool,
+}
+
+/// How far sending has come.
+enum Sent {
+    All,
+    /// Some of it; the rest will be sent before anything else.
+    Part(u64),
+    /// Nothing.
+    Nothing,
+}
+
+/// What is to be sent.
+pub(super) enum Outgoings<'a> {
+    Borrowed(&'a [u8]),
+    Owned(&'a mut Vec<u8>),
+}
+
+impl Outgoings<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Outgoings::Borrowed(bytes) => bytes,
+            Outgoings::Owned(bytes) => bytes,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value, encoded.
+pub(super) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) attachments: Vec<Attachment>,
+}
+
+impl Encoded {
+    pub(super) fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, String> {
+        let mut buffer = Buffer::new().using(VALUE.take());
+        let (encoded, attachments) = attachment::collect(|| Postcard::encode(value, &mut buffer));
+        let bytes = buffer.into_vec();
+        let this = Encoded { bytes, attachments };
+        // What was written before it failed goes back to be used again.
+        encoded.map_err(|error| error.message)?;
+        Ok(this)
+    }
+}
+
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        if self.bytes.capacity() <= KEPT_BYTES_MAX {
+            let _ = VALUE.try_with(|place| place.set(std::mem::take(&mut self.bytes)));
+        }
+    }
+}
+
+impl Endpoint {
+    /// # Errors
+    /// If it is no connected socket of a kind that connections are made of.
+    pub(super) fn new(socket: Arc<OwnedFd>) -> io::Result<Self> {
+        let packets = socket::is_one(socket.as_fd());
+        let stream = || {
+            let domain = sockopt::socket_domain(&socket);
+            sockopt::socket_type(&socket) == Ok(SocketType::STREAM)
+                && matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6))
+        };
+        if !packets && !stream() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a connection is a SOCK_SEQPACKET Unix socket or a TCP socket, and this is neither",
+            ));
+        }
+        let (incoming, outgoing) = Default::default();
+        Ok(Endpoint { socket, packets, incoming, outgoing, readiness: Readiness::default() })
+    }
+
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = socket::pair()?;
+        Ok((Self::new(Arc::new(one))?, Self::new(Arc::new(other))?))
+    }
+
+    pub(super) fn socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
+    }
+
+    /// Whether nothing of a message is here that is not whole: then the socket is all there is.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !lock(&self.incoming).assembler.has_begun() && lock(&self.outgoing).rest.is_none()
+    }
+
+    pub(super) fn crosses_network(&self) -> bool {
+        !self.packets
+    }
+
+    // Receiving.
+
+    /// One message of at most `max` bytes, waiting until the deadline; [`RecvError::Empty`] if there is none.
+    pub(super) fn receive(&self, max: u64, deadline: Deadline, wait: bool) -> Result<Received, RecvError> {
+        let mut packet = Packet::take();
+        let mut spun = false;
+        loop {
+            packet = match self.receive_now(packet, max)? {
+                Ok(received) => return Ok(received),
+                Err(packet) => packet,
+            };
+            if !wait {
+                return Err(RecvError::Empty);
+            }
+            if !spun {
+                spun = true;
+                if self.spin() {
+                    continue;
+                }
+            }
+            if !wait_for(self.socket.as_fd(), PollFlags::IN, deadline)? {
+                return Err(RecvError::Empty);
+            }
+        }
+    }
+
+    /// Looks for something for a moment, where that pays.
+    fn spin(&self) -> bool {
+        let look = || {
+            matches!(wait_for(self.socket.as_fd(), PollFlags::IN, Some(std::time::Instant::now())), Ok(true))
+        };
+        match self.incoming.try_lock() {
+            Ok(mut incoming) => incoming.spin.wait(u32::MAX, look),
+            Err(_) => false,
+        }
+    }
+
+    /// As [`receive`](Self::receive), awaited. A future that is dropped has taken nothing.
+    pub(super) async fn receive_async(&self, max: u64) -> Result<Received, RecvError> {
+        let step = || match self.receive_now(Packet::take(), max)? {
+            Ok(received) => Ok(Some(received)),
+            Err(_) => Ok(None),
+        };
+        self.readiness.until(&self.socket, Interest::READABLE, step).await
+    }
+
+    /// The message, if the last byte of it is here; otherwise the packet's room back.
+    fn receive_now(&self, mut packet: Packet, max: u64) -> Result<Result<Received, Packet>, RecvError> {
+        let mut incoming = lock(&self.incoming);
+        let Incoming { assembler, end, .. } = &mut *incoming;
+        if let Some(end) = *end {
+            return Err(end.into());
+        }
+        loop {
+            if let Some(len) = assembler.announced()
+                && len > max
+            {
+                return Err(RecvError::TooLong { len, max });
+            }
+            // Nothing may be missing of one that was too long before.
+            let mut arrival = assembler.complete();
+            let mut received = 0;
+            if matches!(arrival, Arrival::More) {
+                let room = match self.packets {
+                    true => packet.0.len(),
+                    false => packet.0.len().min(usize::try_from(assembler.wanted()).unwrap_or(usize::MAX)),
+                };
+                let (len, descriptors) = match recv_short_now(&self.socket, &mut packet.0[..room]) {
+                    Ok(came) => came,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Err(packet)),
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
+                    Err(error) => return Err(error.into()),
+                };
+                if len == 0 {
+                    let now = if assembler.has_begun() { End::Truncated } else { End::Closed };
+                    *end = Some(now);
+                    return Err(now.into());
+                }
+                received = len;
+                let taken = match self.packets {
+                    true => assembler.packet(&packet.0[..len], descriptors, max),
+                    false => assembler.bytes(&packet.0[..len], max),
+                };
+                arrival = match taken {
+                    Ok(arrival) => arrival,
+                    Err(disorder) => {
+                        // Behind a packet the next one begins; a stream is lost.
+                        if !self.packets {
+                            *end = Some(End::Disorder(disorder));
+                        }
+                        return Err(match disorder {
+                            Disorder::Descriptors => RecvError::Decode(disorder.to_string()),
+                            other => other.into(),
+                        });
+                    }
+                };
+            }
+            match arrival {
+                Arrival::Complete(Message { kind, bytes, descriptors }) => {
+                    let body = match bytes {
+                        Some(bytes) => Body::Owned(bytes),
+                        None => Body::InPacket(HEAD_BYTES..received),
+                    };
+                    return Ok(Ok(Received { packet, body, kind, descriptors }));
+                }
+                Arrival::TooLong(len) => return Err(RecvError::TooLong { len, max }),
+                Arrival::More => {}
+            }
+        }
+    }
+
+    // Sending.
+
+    /// Sends one message, waiting until there is room for all of it.
+    pub(super) fn send(
+        &self,
+        kind: Kind,
+        mut what: Outgoings<'_>,
+        attachments: &[Attachment],
+        deadline: Deadline,
+    ) -> Result<(), SendError> {
+        let mut ticket = None;
+        while !self.send_some(kind, &mut what, attachments, &mut ticket)? {
+            if !wait_for(self.socket.as_fd(), PollFlags::OUT, deadline)? {
+                return Err(SendError::Io(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`send`](Self::send), awaited. A future that is dropped has sent nothing, or has begun, and then whoever sends next
+    /// sends the rest first.
+    pub(super) async fn send_async(
+        &self,
+        kind: Kind,
+        mut what: Outgoings<'_>,
+        attachments: &[Attachment],
+    ) -> Result<(), SendError> {
+        let mut ticket = None;
+        let step = || Ok(self.send_some(kind, &mut what, attachments, &mut ticket)?.then_some(()));
+        self.readiness.until(&self.socket, Interest::WRITABLE, step).await
+    }
+
+    /// Whether all of it is sent. `ticket` is kept from one attempt to the next.
+    fn send_some(
+        &self,
+        kind: Kind,
+        what: &mut Outgoings<'_>,
+        attachments: &[Attachment],
+        ticket: &mut Option<u64>,
+    ) -> Result<bool, SendError> {
+        let mut outgoing = lock(&self.outgoing);
+        let outgoing = &mut *outgoing;
+        self.send_rest(outgoing)?;
+        if let Some(ticket) = *ticket {
+            if outgoing.given_up == ticket {
+                return Err(SendError::Io(io::Error::other("the system refused a part of the message")));
+            }
+            return Ok(outgoing.rest.is_none() || outgoing.begun != ticket);
+        }
+        if outgoing.rest.is_some() {
+            return Ok(false);
+        }
+        match self.begin(outgoing, kind, what, attachments)? {
+            Sent::All => Ok(true),
+            Sent::Nothing => Ok(false),
+            Sent::Part(begun) => {
+                *ticket = Some(begun);
+                Ok(false)
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        outgoing: &mut Outgoing,
+        kind: Kind,
+        what: &mut Outgoings<'_>,
+        attachments: &[Attachment],
+    ) -> Result<Sent, SendError> {
+        if outgoing.closed {
+            return Err(SendError::Closed);
+        }
+        let len = what.bytes().len() as u64;
+        let descriptors =
+            u8::try_from(attachments.len()).map_err(|error| SendError::Encode(error.to_string()))?;
+        let head = Head { kind, descriptors, number: part_number(outgoing.begun), len };
+        let mut progress = Progress { head, at: 0, begun: false };
+        let pushed = self.push(&mut progress, what.bytes(), 0, attachments);
+        if progress.begun {
+            outgoing.begun += 1;
+        }
+        match pushed {
+            Ok(true) => Ok(Sent::All),
+            Ok(false) if !progress.begun => Ok(Sent::Nothing),
+            Ok(false) => {
+                let (bytes, from) = match what {
+                    Outgoings::Owned(bytes) => (std::mem::take(*bytes), 0),
+                    Outgoings::Borrowed(bytes) => {
+                        let from = match self.packets {
+                            true => progress.at,
+                            false => progress.at.saturating_sub(HEAD_BYTES),
+                        };
+                        (bytes[from..].to_vec(), from)
+                    }
+                };
+                outgoing.rest = Some(Rest { progress, bytes, from });
+                Ok(Sent::Part(outgoing.begun))
+            }
+            Err(error) => Err(self.refused(outgoing, progress.begun, error)),
+        }
+    }
+
+    /// What is left of the message before.
+    fn send_rest(&self, outgoing: &mut Outgoing) -> Result<(), SendError> {
+        let Some(mut rest) = outgoing.rest.take() else { return Ok(()) };
+        match self.push(&mut rest.progress, &rest.bytes, rest.from, &[]) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                outgoing.rest = Some(rest);
+                Ok(())
+            }
+            Err(error) => Err(self.refused(outgoing, true, error)),
+        }
+    }
+
+    fn refused(&self, outgoing: &mut Outgoing, begun: bool, error: io::Error) -> SendError {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+        if matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected) {
+            outgoing.closed = true;
+            return SendError::Closed;
+        }
+        if begun {
+            outgoing.given_up = outgoing.begun;
+            // Nobody could tell where the next message begins.
+            outgoing.closed = !self.packets;
+        }
+        SendError::Io(error)
+    }
+
+    /// Sends as much as there is room for; whether that is all. `bytes` begins `from` bytes into the message.
+    fn push(
+        &self,
+        progress: &mut Progress,
+        bytes: &[u8],
+        from: usize,
+        attachments: &[Attachment],
+    ) -> io::Result<bool> {
+        let whole = from + bytes.len() + if self.packets { 0 } else { HEAD_BYTES };
+        let descriptors: Vec<BorrowedFd<'_>> = attachments.iter().map(|one| one.as_fd()).collect();
+        while !progress.begun || progress.at < whole {
+            let head = match (self.packets, progress.begun) {
+                (true, true) => {
+                    Head { kind: Kind::More, descriptors: 0, len: progress.at as u64, ..progress.head }
+                }
+                _ => progress.head,
+            };
+            let head = head.to_bytes();
+            let sent = if self.packets {
+                let left = &bytes[progress.at - from..];
+                let part = &left[..left.len().min(PART_BYTES)];
+                let descriptors = if progress.begun { &[][..] } else { &descriptors };
+                send_parts_now(&self.socket, &[IoSlice::new(&head), IoSlice::new(part)], descriptors)
+                    .map(|_| part.len())
+            } else {
+                let body = progress.at.saturating_sub(HEAD_BYTES).saturating_sub(from);
+                let parts =
+                    [IoSlice::new(&head[progress.at.min(HEAD_BYTES)..]), IoSlice::new(&bytes[body..])];
+                send_parts_now(&self.socket, &parts, &[])
+            };
+            match sent {
+                Ok(len) => {
+                    progress.begun = true;
+                    progress.at += len;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    // Values.
+
+    fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Encoded, SendError> {
+        let encoded = Encoded::of(value).map_err(SendError::Encode)?;
+        if self.crosses_network() && !encoded.attachments.is_empty() {
+            return Err(SendError::Encode(
+                "it contains handles of shared objects or descriptors, and those do not cross a network"
+                    .to_owned(),
+            ));
+        }
+        Ok(encoded)
+    }
+
+    pub(super) fn send_value<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), SendError> {
+        let mut encoded = self.encode(value)?;
+        let attachments = std::mem::take(&mut encoded.attachments);
+        self.send(Kind::Value, Outgoings::Owned(&mut encoded.bytes), &attachments, None)
+    }
+
+    /// Encodes at once, so that the future borrows no value.
+    pub(super) fn send_value_async<'a, T: Serialize + ?Sized>(
+        &'a self,
+        value: &T,
+    ) -> impl Future<Output = Result<(), SendError>> + Send + use<'a, T> {
+        let encoded = self.encode(value);
+        async move {
+            let mut encoded = encoded?;
+            let attachments = std::mem::take(&mut encoded.attachments);
+            self.send_async(Kind::Value, Outgoings::Owned(&mut encoded.bytes), &attachments).await
+        }
+    }
+
+    pub(super) fn send_bytes(&self, bytes: &[u8]) -> Result<(), SendError> {
+        self.send(Kind::Bytes, Outgoings::Borrowed(bytes), &[], None)
+    }
+
+    /// Whether there is something to be received, or the end.
+    pub(super) fn poll(&self, deadline: Deadline) -> io::Result<bool> {
+        {
+            let incoming = lock(&self.incoming);
+            if incoming.end.is_some() || incoming.assembler.is_complete() {
+                return Ok(true);
+            }
+        }
+        wait_for(self.socket.as_fd(), PollFlags::IN, deadline)
+    }
+}
+
+/// Chance makes parts of two processes that share an end be told apart; the count those of one.
+fn part_number(begun: u64) -> u32 {
+    use std::{
+        hash::{BuildHasher, RandomState},
+        sync::OnceLock,
+    };
+    static PROCESS: OnceLock<u32> = OnceLock::new();
+    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()) as u32);
+    process.wrapping_add((begun as u32).wrapping_mul(0x9e37_79b9))
+}

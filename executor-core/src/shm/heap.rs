@@ -1,0 +1,462 @@
+//! Where shared objects lie: blocks in anonymous files, many small ones in one file, a large one in its own.
+//!
+//! ```text
+//!  current segment, 64 KiB:   │Head│ Lock │ Value │ Lock │ Semaphore …   │   next ►      │
+//!  a large array:             │Head│ Array ………………………………………………………………………………………………│
+//!
+//!  block:  BlockHead (kind, length) │ body
+//! ```
+//!
+//! A process takes blocks from the front of its own current segment; others never do, so there is nothing to agree on. A
+//! handle is a block and keeps its segment. What travels is the segment's descriptor (once for all objects in it) and the
+//! place. A block whose last handle goes, and which no other process can have, is used again for the next one of its
+//! length; one that has travelled is not, for nobody knows who has it: its segment goes as a whole, with the last handle of
+//! the last process. So nothing counts references across processes, and nothing is left when one is killed.
+//!
+//! What a process keeps when it has no handle left: its current segment, of which it has two descriptors.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    os::fd::OwnedFd,
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+pub(crate) use super::segment::this_process;
+use super::segment::{LINE, Segment};
+use crate::{
+    os::{
+        fork::{self, Origin},
+        liveness::Liveness,
+        memory::SharedLayout,
+    },
+    wire::attachment,
+};
+
+/// Of small blocks. More: a process that has one lock takes that much. Less: more descriptors for many objects (now two
+/// for a thousand locks).
+const SEGMENT_BYTES: usize = 64 * 1024;
+/// A longer block has a segment of its own. At the end of each segment that much may be lost.
+const SMALL_MAX: usize = 8 * 1024;
+
+/// What a block is, so that a handle of one thing is not taken for one of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(dead_code, reason = "each is some object's")]
+pub(crate) enum Kind {
+    Lock = 1,
+    RLock,
+    Semaphore,
+    BoundedSemaphore,
+    Condition,
+    Event,
+    Barrier,
+    Value,
+    RawValue,
+    Array,
+    RawArray,
+    Memory,
+    List,
+    Queue,
+}
+
+impl Kind {
+    const ALL: [Kind; 14] = [
+        Kind::Lock,
+        Kind::RLock,
+        Kind::Semaphore,
+        Kind::BoundedSemaphore,
+        Kind::Condition,
+        Kind::Event,
+        Kind::Barrier,
+        Kind::Value,
+        Kind::RawValue,
+        Kind::Array,
+        Kind::RawArray,
+        Kind::Memory,
+        Kind::List,
+        Kind::Queue,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Lock => "a Lock",
+            Kind::RLock => "an RLock",
+            Kind::Semaphore => "a Semaphore",
+            Kind::BoundedSemaphore => "a BoundedSemaphore",
+            Kind::Condition => "a Condition",
+            Kind::Event => "an Event",
+            Kind::Barrier => "a Barrier",
+            Kind::Value => "a Value",
+            Kind::RawValue => "a RawValue",
+            Kind::Array => "an Array",
+            Kind::RawArray => "a RawArray",
+            Kind::Memory => "a SharedMemory",
+            Kind::List => "a ShareableList",
+            Kind::Queue => "a Queue",
+        }
+    }
+}
+
+/// Before the body of each block. Written once, by whoever makes it; checked by whoever receives it.
+#[repr(C)]
+struct BlockHead {
+    kind: AtomicU32,
+    reserved: AtomicU32,
+    len: AtomicU64,
+}
+
+/// Where the body begins.
+const HEAD: usize = size_of::<BlockHead>();
+
+/// A piece of memory that processes share, and a handle of it. Two are equal if they are the same memory.
+#[derive(Clone)]
+pub(crate) struct Block {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Of the body.
+    at: NonNull<u8>,
+    len: usize,
+    segment: Arc<Segment>,
+    /// Of the head.
+    offset: usize,
+    kind: Kind,
+    /// Made by this process, and by no fork of it.
+    made_here: bool,
+    /// Another process may have a handle.
+    travelled: AtomicBool,
+    /// How many children had been forked when it was made: later ones have a handle.
+    children: u32,
+}
+
+// SAFETY: the memory is reached through atomics, or in ways whose soundness is argued where it is done; the pointer is as
+// good in every thread as long as the segment is there.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// A block on its way.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    index: u8,
+    offset: u64,
+    len: u64,
+}
+
+/// Where this process takes small blocks from.
+struct Heap {
+    origin: Origin,
+    current: Mutex<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    segment: Option<Arc<Segment>>,
+    /// Where the free end of it begins.
+    next: usize,
+    /// Blocks of it that are free again, by their length.
+    free: HashMap<usize, Vec<usize>>,
+}
+
+fn heap() -> &'static Heap {
+    static HEAP: AtomicPtr<Heap> = AtomicPtr::new(std::ptr::null_mut());
+    this_process(&HEAP, |origin| Heap { origin, current: Mutex::default() }, |heap| heap.origin)
+}
+
+/// What a process notes of a block that it has: its kind, and of which other block its lock is.
+fn tag(kind: Kind, lock: Option<&Block>) -> u64 {
+    let lock = lock.map_or(0, |lock| {
+        let (_, inode) = lock.inner.segment.inode();
+        // Any number that is rarely that of another one. A line has 64 bytes.
+        (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64 + 1)
+    });
+    kind as u64 | lock << 8
+}
+
+/// How much a block takes.
+fn whole(len: usize) -> Option<usize> {
+    len.checked_add(HEAD)?.checked_next_multiple_of(LINE)
+}
+
+impl Block {
+    /// New, zeroed memory of so many bytes, aligned to 16. To be freed by nobody: see the module's opening.
+    ///
+    /// # Errors
+    /// The system's, if it has no descriptor, no addresses or no memory left.
+    pub(crate) fn allocate(kind: Kind, len: usize) -> io::Result<Self> {
+        Self::allocate_under(kind, len, None)
+    }
+
+    /// As [`allocate`](Self::allocate), for one whose content another block has the lock of: this process then takes no
+    /// handle of it that says otherwise.
+    pub(crate) fn allocate_under(kind: Kind, len: usize, lock: Option<&Block>) -> io::Result<Self> {
+        let tag = tag(kind, lock);
+        let whole = whole(len).ok_or(io::ErrorKind::OutOfMemory)?;
+        let children = fork::children();
+        let (segment, offset) = if whole > SMALL_MAX {
+            let segment = Segment::create("executor-object", whole)?;
+            segment.note(LINE, len + HEAD, tag);
+            (segment, LINE)
+        } else {
+            let heap = heap();
+            let mut current = heap.current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.take(whole, len + HEAD, tag)?
+        };
+        let block = Self::at(segment, offset, len, kind, Some(children));
+        let head = block.head();
+        head.kind.store(kind as u32, Ordering::Relaxed);
+        head.len.store(len as u64, Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// As [`allocate`](Self::allocate), alone in a new file of the caller's, which has no bytes yet.
+    pub(super) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
+        let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let tag = tag(kind, None);
+        segment.note(LINE, len + HEAD, tag);
+        let block = Self::at(segment, LINE, len, kind, Some(fork::children()));
+        block.head().len.store(len as u64, Ordering::Relaxed);
+        block.head().kind.store(kind as u32, Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// The block of a file that was made by [`allocate_in`](Self::allocate_in).
+    pub(super) fn open_file(file: OwnedFd, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
+        let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+        let segment = Segment::open_named(Arc::new(file))?;
+        let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
+        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
+    }
+
+    /// What the head there says, if there is room for one.
+    fn len_at(segment: &Segment, offset: usize) -> Option<u64> {
+        if offset + HEAD > segment.len() {
+            return None;
+        }
+        // SAFETY: within the mapping, aligned as `LINE` is; atomics.
+        let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
+        Some(head.len.load(Ordering::Relaxed))
+    }
+
+    /// Of the file that it lies in.
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.inner.segment.descriptor()
+    }
+
+    /// The caller has `note`d it.
+    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind, children: Option<u32>) -> Self {
+        // SAFETY: head and body lie within the segment's mapping: `note` has said so.
+        let at = unsafe { segment.at().add(offset + HEAD) };
+        let made_here = children.is_some();
+        let (travelled, children) = (AtomicBool::new(false), children.unwrap_or(0));
+        Block { inner: Arc::new(Inner { at, len, segment, offset, kind, made_here, travelled, children }) }
+    }
+
+    fn head(&self) -> &BlockHead {
+        self.inner.head()
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// How many bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.inner.len
+    }
+
+    /// A layout that begins at this byte.
+    ///
+    /// # Panics
+    /// If it is not within the block, or not aligned: an error of the caller's, whatever another process writes.
+    #[inline]
+    pub(crate) fn part<T: SharedLayout>(&self, at: usize) -> &T {
+        &self.parts(at, 1)[0]
+    }
+
+    /// So many of a layout, one after the other.
+    ///
+    /// # Panics
+    /// As [`part`](Self::part).
+    #[inline]
+    pub(crate) fn parts<T: SharedLayout>(&self, at: usize, count: usize) -> &[T] {
+        let start = self.bytes(at, count * size_of::<T>()).cast::<T>();
+        assert!(start.is_aligned(), "a layout that is not aligned");
+        // SAFETY: within the block, aligned, there as long as `self`; by `SharedLayout` every content is a value, and
+        // all of it atomics, so that others may write to it. No memory of this process's overlaps it (`note`).
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
+    }
+
+    /// Where these bytes lie. They may change at any moment: what is done with them is the caller's argument to make.
+    ///
+    /// # Panics
+    /// If they are not within the block.
+    #[inline]
+    pub(crate) fn bytes(&self, at: usize, len: usize) -> NonNull<u8> {
+        assert!(at <= self.inner.len && len <= self.inner.len - at, "beyond the block");
+        // SAFETY: within the mapping.
+        unsafe { self.inner.at.add(at) }
+    }
+
+    /// The first byte from `at` on that is aligned so; `align` is at most a cache line.
+    pub(crate) const fn aligned(at: usize, align: usize) -> usize {
+        assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
+        (HEAD + at).next_multiple_of(align) - HEAD
+    }
+
+    /// Who shares it.
+    #[inline]
+    pub(crate) fn owners(&self) -> &Liveness {
+        self.inner.segment.liveness()
+    }
+
+    /// To be used as serde's.
+    pub(crate) fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let place = self.depart::<S>()?;
+        place.serialize(serializer)
+    }
+
+    /// To be used as serde's. See [`arrive`](Self::arrive).
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<Self, D::Error> {
+        Self::arrive(Place::deserialize(deserializer)?, kinds, fits, None)
+    }
+
+    /// Where it is, for those who get what a serialiser of type `S` is writing: its memory goes along.
+    pub(crate) fn depart<S: Serializer>(&self) -> Result<Place, S::Error> {
+        let inner = &*self.inner;
+        inner.travelled.store(true, Ordering::Relaxed);
+        let index = attachment::attach::<S>(inner.segment.descriptor())
+            .map_err(|error| ser::Error::custom(format_args!("{}: {error}", inner.kind.name())))?;
+        Ok(Place { index, offset: inner.offset as u64, len: inner.len as u64 })
+    }
+
+    /// What is there. The block is of one of these kinds, and where it claims to be; what it contains is anything. So is its
+    /// length: `fits` says which will do. `lock` is that of [`allocate_under`](Self::allocate_under).
+    pub(crate) fn arrive<E: de::Error>(
+        place: Place,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+        lock: Option<&Block>,
+    ) -> Result<Self, E> {
+        let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
+        let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
+        let segment = Segment::open(descriptor).map_err(|error| failed(&error))?;
+        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        Self::open(segment, place.offset, place.len, fits, lock).map_err(|error| failed(&error))
+    }
+
+    fn open(
+        segment: Arc<Segment>,
+        offset: u64,
+        len: u64,
+        fits: impl Fn(Kind, usize) -> bool,
+        lock: Option<&Block>,
+    ) -> Result<Self, &'static str> {
+        const BEYOND: &str = "it is not within its memory";
+        let offset = usize::try_from(offset).map_err(|_| BEYOND)?;
+        let len = usize::try_from(len).map_err(|_| BEYOND)?;
+        let end = len.checked_add(HEAD).and_then(|len| offset.checked_add(len)).ok_or(BEYOND)?;
+        if offset < LINE || !offset.is_multiple_of(LINE) || end > segment.len() {
+            return Err(BEYOND);
+        }
+        // SAFETY: within the mapping, aligned as `LINE` is; atomics. If this process has something else there, then not
+        // for longer than until `note` says so; and before, it is only read, as atomics.
+        let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
+        let number = head.kind.load(Ordering::Relaxed);
+        let kind = Kind::ALL.iter().copied().find(|kind| *kind as u32 == number);
+        let kind = kind.filter(|kind| fits(*kind, len) && head.len.load(Ordering::Relaxed) == len as u64);
+        let kind = kind.ok_or("its memory holds something else")?;
+        let tag = tag(kind, lock);
+        if !segment.note(offset, len + HEAD, tag) {
+            return Err("it overlaps another object");
+        }
+        Ok(Self::at(segment, offset, len, kind, None))
+    }
+}
+
+impl Current {
+    /// A zeroed block; `len` of the `whole` is used.
+    fn take(&mut self, whole: usize, len: usize, tag: u64) -> io::Result<(Arc<Segment>, usize)> {
+        if let Some(segment) = &self.segment {
+            while let Some(offset) = self.free.get_mut(&whole).and_then(Vec::pop) {
+                if segment.note(offset, len, tag) {
+                    // SAFETY: within the mapping, and nobody else's: its last handle here is gone, and no other process
+                    // ever had one.
+                    unsafe { segment.at().add(offset).write_bytes(0, whole) };
+                    return Ok((Arc::clone(segment), offset));
+                }
+            }
+            while self.next + whole <= segment.len() {
+                let offset = self.next;
+                self.next += whole;
+                // What a handle that was received lies across is left out: somebody made it up.
+                if segment.note(offset, len, tag) {
+                    return Ok((Arc::clone(segment), offset));
+                }
+            }
+        }
+        let segment = Segment::create("executor-objects", SEGMENT_BYTES - LINE)?;
+        segment.note(LINE, len, tag);
+        self.next = LINE + whole;
+        self.free.clear();
+        self.segment = Some(Arc::clone(&segment));
+        Ok((segment, LINE))
+    }
+}
+
+impl Inner {
+    fn head(&self) -> &BlockHead {
+        // SAFETY: the head lies before the body, within the mapping; aligned as a block is; atomics.
+        unsafe { self.at.sub(HEAD).cast::<BlockHead>().as_ref() }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Some(whole) = whole(self.len) else { return };
+        let only_ours = self.made_here
+            && whole <= SMALL_MAX
+            && !*self.travelled.get_mut()
+            && !self.segment.forked()
+            && self.children == fork::children();
+        if !only_ours {
+            return;
+        }
+        // A handle of before is refused from now on.
+        self.head().kind.store(0, Ordering::Relaxed);
+        self.segment.forget(self.offset);
+        let mut current = heap().current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.segment.as_ref().is_some_and(|segment| Arc::ptr_eq(segment, &self.segment)) {
+            current.free.entry(whole).or_default().push(self.offset);
+        }
+    }
+}
+
+impl PartialEq for Block {
+    fn eq(&self, other: &Self) -> bool {
+        let (one, other) = (&*self.inner, &*other.inner);
+        Arc::ptr_eq(&one.segment, &other.segment) && one.offset == other.offset
+    }
+}
+
+impl Eq for Block {}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, offset, len, .. } = &*self.inner;
+        write!(f, "Block({kind:?}, {len} bytes at {offset})")
+    }
+}

@@ -1,0 +1,86 @@
+//! Several read, or one writes: beside a lock, in the same block.
+//!
+//! ```text
+//!  read    lock { table[me] += 1 }           … table[me] −= 1, ring         (the table has a mutex of its own)
+//!  write   lock { wait until the table is empty, write }
+//! ```
+//!
+//! Whoever writes holds the lock, so nobody new reads meanwhile; readers do not need it to leave. Readers that have died are
+//! looked for while one waits for them.
+
+use crate::{
+    os::{
+        liveness::{Liveness, OwnerId, Owners},
+        memory::SharedLayout,
+    },
+    sync::{
+        holders::{self, Holding},
+        raw::{Bell, Deadline, RobustMutex, nap},
+    },
+};
+
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
+#[repr(C)]
+pub(super) struct Head {
+    mutex: RobustMutex,
+    bell: Bell,
+}
+
+// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+unsafe impl SharedLayout for Head {}
+
+pub(super) struct Readers<'a, O = Liveness> {
+    pub(super) head: &'a Head,
+    pub(super) table: &'a [Holding],
+    pub(super) owners: &'a O,
+}
+
+impl<O: Owners> Readers<'_, O> {
+    /// Reads from now on; the lock is held. `None` if the table has no room before the deadline.
+    pub(super) fn enter(&self, deadline: Deadline) -> Option<OwnerId> {
+        loop {
+            let guard = self.head.mutex.lock(self.owners);
+            let me = guard.me();
+            let mut entered = holders::add(self.table, me);
+            if !entered && holders::reclaim(self.table, self.owners) > 0 {
+                entered = holders::add(self.table, me);
+            }
+            if entered {
+                return Some(me);
+            }
+            let heard = self.head.bell.listen();
+            drop(guard);
+            self.head.bell.sleep(heard, nap(deadline)?);
+        }
+    }
+
+    /// Does not read any more.
+    pub(super) fn leave(&self, me: OwnerId) {
+        // In a fork it is the parent who reads.
+        if self.owners.is_me(me) {
+            let guard = self.head.mutex.lock(self.owners);
+            holders::remove(self.table, me);
+            let rung = self.head.bell.ring();
+            drop(guard);
+            rung.wake_all();
+        }
+    }
+
+    /// Waits until nobody reads; the lock is held. `false` if that was not so before the deadline.
+    pub(super) fn wait_for_all(&self, deadline: Deadline) -> bool {
+        loop {
+            let guard = self.head.mutex.lock(self.owners);
+            if holders::total(self.table) == 0 {
+                return true;
+            }
+            holders::reclaim(self.table, self.owners);
+            if holders::total(self.table) == 0 {
+                return true;
+            }
+            let heard = self.head.bell.listen();
+            drop(guard);
+            let Some(limit) = nap(deadline) else { return false };
+            self.head.bell.sleep(heard, limit);
+        }
+    }
+}

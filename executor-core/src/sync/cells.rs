@@ -1,0 +1,129 @@
+//! Places in shared memory of those who wait to be told something: one by one, and each exactly once.
+//!
+//! ```text
+//!  FREE ──enter──► WAITING ──tell──► TOLD, or BROKEN ──leave──► FREE
+//! ```
+//!
+//! Entering and telling are under a mutex; leaving is one store by the one who has the cell. A cell's word is what one sleeps
+//! on, and the last thing that is written: one that dies in the middle of entering has not entered.
+
+use std::time::Duration;
+
+use super::raw::RECHECK;
+use crate::os::{
+    futex,
+    liveness::{OwnerId, Owners},
+    memory::SharedLayout,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// See the module's opening.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
+#[repr(C)]
+pub(super) struct Cell {
+    word: AtomicU32,
+    owner: AtomicU32,
+    /// Who came before whom.
+    ticket: AtomicU32,
+    /// The ticket that was to be given next when it was told: those who came later were not meant.
+    told_at: AtomicU32,
+}
+
+// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+unsafe impl SharedLayout for Cell {}
+
+const FREE: u32 = 0;
+const WAITING: u32 = 1;
+const TOLD: u32 = 2;
+const BROKEN: u32 = 3;
+
+/// What the one who has a cell finds there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Waiting,
+    Told,
+    /// What was waited for does not come any more.
+    Broken,
+}
+
+impl Cell {
+    /// Waits here from now on.
+    pub(super) fn enter(&self, owner: OwnerId, ticket: u32) {
+        self.owner.store(owner.bits(), Ordering::Relaxed);
+        self.ticket.store(ticket, Ordering::Relaxed);
+        self.word.store(WAITING, Ordering::Release);
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.word.load(Ordering::Acquire) {
+            WAITING => State::Waiting,
+            BROKEN => State::Broken,
+            // A garbled one goes on.
+            _ => State::Told,
+        }
+    }
+
+    /// Sleeps until it is told something; at most `limit`, and never longer than [`RECHECK`].
+    pub(super) fn sleep(&self, limit: Duration) {
+        futex::wait(&self.word, WAITING, Some(limit.min(RECHECK)));
+    }
+
+    /// For one that sleeps in another way: the word, and what it is while one waits.
+    pub(super) fn word(&self) -> (&AtomicU32, u32) {
+        (&self.word, WAITING)
+    }
+
+    /// Does not wait any more. By the one who has it, or for one that is dead.
+    pub(super) fn leave(&self) {
+        self.word.store(FREE, Ordering::Release);
+    }
+
+    /// To be woken when the mutex is free.
+    pub(super) fn tell(&self, next_ticket: u32) {
+        self.told_at.store(next_ticket, Ordering::Relaxed);
+        self.word.store(TOLD, Ordering::Release);
+    }
+
+    /// To be woken when the mutex is free.
+    pub(super) fn break_off(&self) {
+        self.word.store(BROKEN, Ordering::Release);
+    }
+
+    pub(super) fn told_at(&self) -> u32 {
+        self.told_at.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wake(&self) {
+        futex::wake_all(&self.word);
+    }
+
+    pub(super) fn is_free(&self) -> bool {
+        self.word.load(Ordering::Acquire) == FREE
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == WAITING
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == TOLD
+    }
+
+    pub(super) fn is_alive(&self, owners: &impl Owners) -> bool {
+        OwnerId::from_bits(self.owner.load(Ordering::Relaxed)).is_some_and(|owner| owners.is_alive(owner))
+    }
+}
+
+/// A cell that nobody has.
+pub(super) fn free(cells: &[Cell]) -> Option<&Cell> {
+    cells.iter().find(|cell| cell.is_free())
+}
+
+/// Of those who wait and came before that ticket, the one who came first; whether it lives was not asked.
+pub(super) fn first(cells: &[Cell], before: u32) -> Option<&Cell> {
+    // Tickets wrap around: of two, that one came first from which it is less far to the other.
+    let precedes = |one: u32, other: u32| (one.wrapping_sub(other) as i32) < 0;
+    let ticket = |cell: &Cell| cell.ticket.load(Ordering::Relaxed);
+    let waiting = cells.iter().filter(|cell| cell.is_waiting() && precedes(ticket(cell), before));
+    waiting.reduce(|one, other| if precedes(ticket(other), ticket(one)) { other } else { one })
+}

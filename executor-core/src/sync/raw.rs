@@ -1,0 +1,430 @@
+//! The words in shared memory that all of `sync` is made of.
+//!
+//! # The mutex
+//!
+//! ```text
+//!  word:  owner (30 bits) │ LEFT │ CONTENDED          0: free
+//!
+//!  lock     0 ─► me                                   compare-and-swap, acquire
+//!           other ─► other + CONTENDED, sleep on it, at most RECHECK
+//!           dead ─► me (+ CONTENDED)                  and the one who does so is told
+//!  unlock   me… ─► 0, wake one if it was CONTENDED
+//!  abandon  me… ─► NOBODY, wake one                   as if the holder had died
+//!  leave    me… ─► LEFT…                             nobody's: held until somebody unlocks it, whoever dies
+//! ```
+//!
+//! *What can go wrong, and why it does not.* The holder dies: its number is dead for ever, so the compare-and-swap from the
+//! very word that was looked at takes the lock from it and from nobody else; of several who try, one succeeds. It dies
+//! between "free" and the wake-up, or the one that was woken dies: sleepers look again after `RECHECK`. Whoever has slept
+//! takes the lock with `CONTENDED`, because others may be asleep; at worst that is a wake-up for nobody. A garbled word
+//! names somebody who is alive (it waits, as for a holder), or nobody (it takes over).
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use crate::os::{
+    futex,
+    liveness::{OwnerId, Owners},
+    memory::SharedLayout,
+    sync::{
+        MODEL,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+/// No sleep is longer: after it, one looks whether those are alive for whom one waits. Less: more looks for nothing while
+/// many wait long. More: what a death leaves behind holds the others up longer.
+pub(crate) const RECHECK: Duration = Duration::from_millis(100);
+
+/// Looks at a held lock before sleeping, if there is another processor. To sleep and be woken takes some 10 µs, these
+/// about 1 µs: most locks are free again by then.
+const SPINS: u32 = 60;
+
+const CONTENDED: u32 = 1;
+const LEFT: u32 = 2;
+const OWNER_SHIFT: u32 = 2;
+
+/// Mutual exclusion between all threads of all processes that see the word. See the module's opening.
+#[derive(Debug)]
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
+#[repr(C)]
+pub(crate) struct RobustMutex {
+    word: AtomicU32,
+}
+
+// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+unsafe impl SharedLayout for RobustMutex {}
+
+/// How a lock was got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what is protected may be in disorder"]
+pub(crate) enum Locked {
+    /// From free.
+    Clean,
+    /// From one that died, or abandoned it.
+    OwnerDied,
+}
+
+/// What a mutex was at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Nobody.
+    Free,
+    /// One that is dead, or has abandoned it.
+    Dead,
+    /// Nobody, but it is held until somebody releases it.
+    Left,
+    /// One that lives.
+    Alive(OwnerId),
+}
+
+/// An end of waiting; `None` is never.
+pub(crate) type Deadline = Option<Instant>;
+
+/// The deadline of a wait that begins now. Further away than the clock can tell is never.
+pub(crate) fn deadline_in(limit: Duration) -> Deadline {
+    Instant::now().checked_add(limit)
+}
+
+/// How long to sleep at most; `None` if the deadline has passed.
+pub(crate) fn nap(deadline: Deadline) -> Option<Duration> {
+    match deadline {
+        None => Some(RECHECK),
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            (!left.is_zero()).then(|| left.min(RECHECK))
+        }
+    }
+}
+
+fn spins() -> u32 {
+    static COMPANY: OnceLock<bool> = OnceLock::new();
+    if !MODEL && *COMPANY.get_or_init(|| crate::os::cpu::usable_cpus() > 1) { SPINS } else { 0 }
+}
+
+impl RobustMutex {
+    /// Waits until it is held, and releases it with the guard.
+    #[inline]
+    pub(crate) fn lock<'a, O: Owners>(&'a self, owners: &'a O) -> RobustGuard<'a, O> {
+        loop {
+            if let Some(guard) = self.lock_until(owners, None) {
+                return guard;
+            }
+        }
+    }
+
+    /// As [`lock`](Self::lock), at most until then.
+    #[inline]
+    pub(crate) fn lock_until<'a, O: Owners>(
+        &'a self,
+        owners: &'a O,
+        deadline: Deadline,
+    ) -> Option<RobustGuard<'a, O>> {
+        let me = owners.me();
+        let locked = self.acquire(owners, me, deadline)?;
+        Some(RobustGuard { mutex: self, owners, me, locked })
+    }
+
+    /// As [`lock`](Self::lock), if it need not wait.
+    #[inline]
+    pub(crate) fn try_lock<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
+        let me = owners.me();
+        let locked = self.try_acquire(owners, me).ok()?;
+        Some(RobustGuard { mutex: self, owners, me, locked })
+    }
+
+    /// Waits until `me` holds it, at most until the deadline.
+    #[inline]
+    pub(crate) fn acquire<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+        if self
+            .word
+            .compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
+            kill_point!(MutexTaken);
+            return Some(Locked::Clean);
+        }
+        self.acquire_slowly(owners, me, deadline)
+    }
+
+    #[cold]
+    fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+        for _ in 0..spins() {
+            let word = self.word.load(Ordering::Relaxed);
+            if word == 0 || word >> OWNER_SHIFT == OwnerId::NOBODY.bits() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let mut mark = 0;
+        // Whom the kernel was asked about last. It is asked again when a sleep was in vain.
+        let mut asked = None;
+        loop {
+            let word = self.word.load(Ordering::Relaxed);
+            let owner = OwnerId::from_bits(word >> OWNER_SHIFT);
+            let free = word == 0;
+            let died = || owner.is_none_or(|owner| asked != Some(owner) && !owners.is_alive(owner));
+            if free || word & LEFT == 0 && died() {
+                // What others have marked stays: they sleep.
+                let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
+                if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                    kill_point!(MutexTakenSlowly);
+                    return Some(if free { Locked::Clean } else { Locked::OwnerDied });
+                }
+                continue;
+            }
+            asked = owner;
+            let limit = nap(deadline)?;
+            let contended = word | CONTENDED;
+            if word != contended
+                && self.word.compare_exchange(word, contended, Ordering::Relaxed, Ordering::Relaxed).is_err()
+            {
+                continue;
+            }
+            kill_point!(MutexMarked);
+            mark = CONTENDED;
+            futex::wait(&self.word, contended, Some(limit));
+            kill_point!(MutexWoken);
+            if self.word.load(Ordering::Relaxed) == contended {
+                asked = None;
+            }
+        }
+    }
+
+    /// Takes it if it is to be had now; otherwise the word on which to wait for a change, which says that somebody does.
+    #[inline]
+    pub(crate) fn try_acquire<O: Owners>(&self, owners: &O, me: OwnerId) -> Result<Locked, u32> {
+        if self
+            .word
+            .compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
+            kill_point!(MutexTaken);
+            return Ok(Locked::Clean);
+        }
+        self.try_acquire_slowly(owners, me, 0)
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), for one that has waited or is going to: it marks the word on which it
+    /// will sleep.
+    #[cold]
+    pub(crate) fn try_acquire_slowly<O: Owners>(
+        &self,
+        owners: &O,
+        me: OwnerId,
+        mark: u32,
+    ) -> Result<Locked, u32> {
+        loop {
+            let word = self.word.load(Ordering::Relaxed);
+            let owner = OwnerId::from_bits(word >> OWNER_SHIFT);
+            let free = word == 0;
+            let died = || owner.is_none_or(|owner| !owners.is_alive(owner));
+            if free || word & LEFT == 0 && died() {
+                let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
+                if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                    kill_point!(MutexTakenSlowly);
+                    return Ok(if free { Locked::Clean } else { Locked::OwnerDied });
+                }
+                continue;
+            }
+            let marked = word | mark;
+            if word == marked
+                || self.word.compare_exchange(word, marked, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            {
+                return Err(marked);
+            }
+        }
+    }
+
+    /// The mark of those who sleep on the word.
+    pub(crate) const CONTENDED: u32 = CONTENDED;
+
+    /// Where one sleeps who waits for it.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.word
+    }
+
+    /// Releases it. Only for its holder.
+    #[inline]
+    pub(crate) fn release(&self) {
+        let word = self.word.swap(0, Ordering::Release);
+        kill_point!(MutexReleased);
+        if word & CONTENDED != 0 {
+            self.wake_next();
+        }
+    }
+
+    #[cold]
+    fn wake_next(&self) {
+        futex::wake_one(&self.word);
+        kill_point!(MutexHandedOn);
+    }
+
+    /// Releases it in such a way that the next one takes its holder for dead. Only for its holder.
+    #[cold]
+    pub(crate) fn abandon(&self) {
+        let word = self.word.swap(OwnerId::NOBODY.bits() << OWNER_SHIFT, Ordering::Release);
+        if word & CONTENDED != 0 {
+            self.wake_next();
+        }
+    }
+
+    /// From now on it is nobody's, and anybody may release it, by [`release_left`](Self::release_left). Only for its holder.
+    pub(crate) fn leave(&self) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        let left = |word| LEFT | word & CONTENDED;
+        while let Err(now) =
+            self.word.compare_exchange(word, left(word), Ordering::Release, Ordering::Relaxed)
+        {
+            word = now;
+        }
+        kill_point!(MutexLeft);
+    }
+
+    /// Releases what its holder has left; `false` if that is not so.
+    pub(crate) fn release_left(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & LEFT != 0 {
+            match self.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    kill_point!(MutexReleased);
+                    if word & CONTENDED != 0 {
+                        self.wake_next();
+                    }
+                    return true;
+                }
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Who holds it at this moment.
+    pub(crate) fn holder<O: Owners>(&self, owners: &O) -> Holder {
+        match self.word.load(Ordering::Relaxed) {
+            0 => Holder::Free,
+            word if word & LEFT != 0 => Holder::Left,
+            word => match OwnerId::from_bits(word >> OWNER_SHIFT) {
+                Some(owner) if owners.is_alive(owner) => Holder::Alive(owner),
+                _ => Holder::Dead,
+            },
+        }
+    }
+}
+
+/// Holds a [`RobustMutex`].
+#[derive(Debug)]
+#[must_use = "it is released when this is dropped"]
+pub(crate) struct RobustGuard<'a, O: Owners> {
+    mutex: &'a RobustMutex,
+    owners: &'a O,
+    me: OwnerId,
+    locked: Locked,
+}
+
+impl<O: Owners> RobustGuard<'_, O> {
+    /// Whether the one before died while it held the mutex. Whoever is told so has to repair: the next is told nothing.
+    #[inline]
+    pub(crate) fn owner_died(&self) -> bool {
+        self.locked == Locked::OwnerDied
+    }
+
+    /// Who holds it: this process.
+    pub(crate) fn me(&self) -> OwnerId {
+        self.me
+    }
+}
+
+impl<O: Owners> Drop for RobustGuard<'_, O> {
+    #[inline]
+    fn drop(&mut self) {
+        // In a fork it is the parent's.
+        if self.owners.is_me(self.me) {
+            self.mutex.release();
+        }
+    }
+}
+
+const SLEEPER: u32 = 1;
+
+/// Where one sleeps until something has changed that a mutex protects.
+///
+/// ```text
+///  sleeper: mutex { nothing there: heard = listen() }, sleep(heard), mutex { look again …
+///  other:   mutex { change it; rung = ring() }, rung.wake_…()
+/// ```
+///
+/// Both `listen` and `ring` are called under the mutex, so a change cannot fall between looking and listening. The lowest
+/// bit says that somebody listens; the rest counts. With `wake_one`, whoever was woken calls `listen` once more when it has
+/// taken what it was woken for: others may be asleep.
+#[derive(Debug)]
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
+#[repr(C)]
+pub(crate) struct Bell {
+    word: AtomicU32,
+}
+
+// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+unsafe impl SharedLayout for Bell {}
+
+/// Says whether somebody is to be woken.
+#[must_use = "somebody may sleep"]
+pub(crate) struct Rung<'a>(Option<&'a Bell>);
+
+impl Bell {
+    /// From now on `ring` has to wake; to be given to [`sleep`](Self::sleep).
+    pub(crate) fn listen(&self) -> u32 {
+        let heard = self.word.fetch_or(SLEEPER, Ordering::Relaxed) | SLEEPER;
+        kill_point!(BellListened);
+        heard
+    }
+
+    /// Sleeps until it is rung, unless it was since `heard`; at most `limit`, and never longer than [`RECHECK`].
+    pub(crate) fn sleep(&self, heard: u32, limit: Duration) {
+        futex::wait(&self.word, heard, Some(limit.min(RECHECK)));
+        kill_point!(BellWoken);
+    }
+
+    /// Tells those who listen; they are to be woken when the mutex is free.
+    #[inline]
+    pub(crate) fn ring(&self) -> Rung<'_> {
+        let word = self.word.load(Ordering::Relaxed);
+        if word & SLEEPER == 0 {
+            return Rung(None);
+        }
+        // Clears the lowest bit and counts. Nobody else writes: the mutex is held. A garbled word is any number.
+        self.word.store((word | SLEEPER).wrapping_add(1), Ordering::Relaxed);
+        kill_point!(BellRung);
+        Rung(Some(self))
+    }
+
+    /// Whether somebody listens, as far as one can see without the mutex.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & SLEEPER != 0
+    }
+
+    /// Where those sleep who listen.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.word
+    }
+}
+
+impl Rung<'_> {
+    /// Wakes one of those who listen.
+    #[inline]
+    pub(crate) fn wake_one(self) {
+        if let Some(bell) = self.0 {
+            futex::wake_one(&bell.word);
+        }
+    }
+
+    /// Wakes all who listen.
+    #[inline]
+    pub(crate) fn wake_all(self) {
+        if let Some(bell) = self.0 {
+            futex::wake_all(&bell.word);
+        }
+    }
+}

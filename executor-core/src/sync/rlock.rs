@@ -1,0 +1,201 @@
+//! Mutual exclusion that a thread may enter again.
+
+use std::{fmt, io, time::Duration};
+
+use super::{
+    guard::{Acquired, OwnerDied, Recover},
+    lock::describe,
+    raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
+    this_thread,
+};
+use crate::{
+    os::{
+        liveness::{Liveness, OwnerId, Owners},
+        memory::SharedLayout,
+        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    shm::heap::{Block, Kind},
+};
+
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
+#[repr(C)]
+struct Layout {
+    /// Held as long as there is a level.
+    mutex: RobustMutex,
+    /// Whose the levels are; what a dead process has left here is nobody's.
+    owner: AtomicU32,
+    /// Its thread, whether what it protects may be in disorder, and how many levels deep. In one word, because guards are
+    /// dropped on other threads, too: a thread goes one level deeper only while it still has one.
+    levels: AtomicU64,
+}
+
+// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+unsafe impl SharedLayout for Layout {}
+
+const THREAD_SHIFT: u32 = 32;
+const IN_DISORDER: u64 = 1 << 31;
+const COUNT: u64 = IN_DISORDER - 1;
+
+/// A lock for threads of any processes that the thread which holds it may acquire again.
+///
+/// It is free when all its guards are gone. Otherwise as [`Lock`](crate::Lock): it travels, and a holder that dies is
+/// told to the next one.
+///
+/// ```
+/// use executor::RLock;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let lock = RLock::new()?;
+/// let outer = lock.acquire().unwrap();
+/// let inner = lock.acquire().unwrap();
+/// drop(outer);
+/// assert!(lock.is_locked());
+/// drop(inner);
+/// assert!(!lock.is_locked());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Only guards release it, wherever they are dropped. There is no async form: tasks of an async runtime share threads, so
+/// one would walk into what another holds.
+#[derive(Clone)]
+pub struct RLock {
+    block: Block,
+}
+
+travels!(RLock, block, &[Kind::RLock], |len| len == size_of::<Layout>());
+
+impl RLock {
+    /// A new one, free.
+    ///
+    /// # Errors
+    /// The system's, if it has no descriptor or no memory left.
+    pub fn new() -> io::Result<Self> {
+        Ok(RLock { block: Block::allocate(Kind::RLock, size_of::<Layout>())? })
+    }
+
+    fn layout(&self) -> &Layout {
+        self.block.part(0)
+    }
+
+    fn owners(&self) -> &Liveness {
+        self.block.owners()
+    }
+
+    /// Waits until it is free or this thread's, and holds it once more.
+    ///
+    /// # Errors
+    /// If the one who held it has died: the error has the guard.
+    pub fn acquire(&self) -> Acquired<RLockGuard<'_>> {
+        loop {
+            if let Some(acquired) = self.acquire_until(None) {
+                return acquired;
+            }
+        }
+    }
+
+    /// Holds it once more, if it is free now or this thread's; else `None`.
+    pub fn try_acquire(&self) -> Option<Acquired<RLockGuard<'_>>> {
+        if let Some(guard) = self.deeper() {
+            return Some(Ok(guard));
+        }
+        let me = self.owners().me();
+        let locked = self.layout().mutex.try_acquire(self.owners(), me).ok()?;
+        Some(self.first(me, locked))
+    }
+
+    /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
+    pub fn acquire_timeout(&self, limit: Duration) -> Option<Acquired<RLockGuard<'_>>> {
+        self.acquire_until(deadline_in(limit))
+    }
+
+    fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<RLockGuard<'_>>> {
+        if let Some(guard) = self.deeper() {
+            return Some(Ok(guard));
+        }
+        let me = self.owners().me();
+        let locked = self.layout().mutex.acquire(self.owners(), me, deadline)?;
+        Some(self.first(me, locked))
+    }
+
+    fn first(&self, me: OwnerId, locked: Locked) -> Acquired<RLockGuard<'_>> {
+        let died = locked == Locked::OwnerDied;
+        let disorder = if died { IN_DISORDER } else { 0 };
+        let layout = self.layout();
+        layout.levels.store(u64::from(this_thread()) << THREAD_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout.owner.store(me.bits(), Ordering::Release);
+        kill_point!(LevelsWritten);
+        let guard = RLockGuard { lock: self, me };
+        if died { Err(OwnerDied::new(guard)) } else { Ok(guard) }
+    }
+
+    /// One level deeper, if this thread has one.
+    fn deeper(&self) -> Option<RLockGuard<'_>> {
+        let (layout, me) = (self.layout(), self.owners().me());
+        // Acquire: the levels are then those of this process, or newer ones.
+        if layout.owner.load(Ordering::Acquire) != me.bits() {
+            return None;
+        }
+        let mut levels = layout.levels.load(Ordering::Relaxed);
+        while levels >> THREAD_SHIFT == u64::from(this_thread()) && levels & COUNT > 0 {
+            assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
+            match layout.levels.compare_exchange(levels, levels + 1, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(RLockGuard { lock: self, me }),
+                Err(now) => levels = now,
+            }
+        }
+        None
+    }
+
+    /// Whether somebody holds it at this moment, in whatever process.
+    pub fn is_locked(&self) -> bool {
+        matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_))
+    }
+}
+
+impl fmt::Debug for RLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let levels = self.layout().levels.load(Ordering::Relaxed);
+        let holder = self.layout().mutex.holder(self.owners());
+        let what = describe(holder, self.owners(), (levels >> THREAD_SHIFT) as u32);
+        match holder {
+            Holder::Alive(_) => write!(f, "RLock({what}, count {})", levels & COUNT),
+            Holder::Free | Holder::Dead | Holder::Left => write!(f, "RLock({what})"),
+        }
+    }
+}
+
+/// One level of an [`RLock`]; ends when it is dropped, on whatever thread.
+#[must_use = "the lock is released when this is dropped"]
+pub struct RLockGuard<'a> {
+    lock: &'a RLock,
+    me: OwnerId,
+}
+
+impl Recover for RLockGuard<'_> {
+    fn recover(&mut self) {
+        self.lock.layout().levels.fetch_and(!IN_DISORDER, Ordering::Relaxed);
+    }
+}
+
+impl Drop for RLockGuard<'_> {
+    fn drop(&mut self) {
+        // In a fork it is the parent's.
+        if self.lock.owners().is_me(self.me) {
+            let layout = self.lock.layout();
+            // Both orderings: what other threads did in their levels comes before the release.
+            let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
+            // The last one: no other guard is there, and a thread goes deeper only from a level.
+            if before & COUNT == 1 {
+                layout.owner.store(0, Ordering::Relaxed);
+                if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RLockGuard<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RLockGuard")
+    }
+}

@@ -1,0 +1,484 @@
+//! Listeners and their clients.
+
+mod support;
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{
+    AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener, RecvError,
+    SendError, SharedBytes, prelude::*, wait_any,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use support::{LONG, pool, watchdog};
+
+executor::test_support!();
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn addresses() -> (tempfile::TempDir, Vec<Address>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    (folder, vec!["127.0.0.1:0".parse().unwrap(), path.into(), Address::any()])
+}
+
+#[test]
+fn cn11_an_address_is_bound_once() {
+    let _watchdog = watchdog();
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        let listener = Listener::bind(&address).unwrap();
+        let error = Listener::bind(listener.address()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{address}: {error}");
+        // And again when the first one is gone.
+        let address = listener.address().clone();
+        drop(listener);
+        Listener::bind(&address).unwrap();
+    }
+}
+
+#[test]
+fn cn12_after_closing_accept_is_an_error() {
+    let _watchdog = watchdog();
+    let (folder, addresses) = addresses();
+    for address in addresses {
+        let listener = Listener::bind(&address).unwrap();
+        let client: Connection<u32, ()> = Client::connect(listener.address(), None).unwrap();
+        let accepted: Connection<(), u32> = listener.accept().unwrap();
+        client.send(&1729).unwrap();
+        assert_eq!(accepted.recv().unwrap(), 1729);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| listener.accept::<(), ()>());
+            listener.close();
+            listener.close();
+            assert!(matches!(waiting.join().unwrap(), Err(AcceptError::Closed)));
+        });
+        assert!(matches!(listener.accept::<(), ()>(), Err(AcceptError::Closed)));
+        assert_eq!(listener.incoming::<(), ()>().count(), 0);
+        assert!(matches!(Client::connect::<(), ()>(listener.address(), None), Err(ConnectError::Io { .. })));
+        // What was accepted lives on.
+        client.send(&2).unwrap();
+        assert_eq!(accepted.recv().unwrap(), 2);
+    }
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "the socket's file is gone");
+}
+
+#[test]
+fn cn14_abstract_names_work() {
+    let _watchdog = watchdog();
+    let name: Address = format!("@executor-test-{}", std::process::id()).parse().unwrap();
+    let listener = Listener::bind(&name).unwrap();
+    assert_eq!(listener.address(), &name);
+    let client: Connection<(), String> = Client::connect(&name, None).unwrap();
+    let accepted: Connection<String, ()> = listener.accept().unwrap();
+    accepted.send(&"hello".to_owned()).unwrap();
+    assert_eq!(client.recv().unwrap(), "hello");
+}
+
+#[task]
+fn call(address: String, key: Option<Vec<u8>>, text: String) -> Result<(), String> {
+    let address = address.parse().map_err(|error| format!("{error}"))?;
+    let key = key.map(AuthKey::new);
+    let peer: Connection<String, ()> =
+        Client::connect(&address, key.as_ref()).map_err(|error| error.to_string())?;
+    peer.send(&text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn cn15_a_client_in_a_child_is_heard_even_if_accept_comes_later() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        for key in [None, Some(AuthKey::random().unwrap()), Some(AuthKey::new(""))] {
+            let mut listener = Listener::bind(&address).unwrap();
+            if let Some(key) = &key {
+                listener = listener.authkey(key.clone());
+            }
+            let key = key.as_ref().map(|key| key.as_bytes().to_vec());
+            let client = pool.submit(call::task(listener.address().to_string(), key, "hello".to_owned()));
+            // The client is there, and has perhaps gone already.
+            wait_any(&[&listener], Some(LONG)).unwrap();
+            let accepted: Connection<(), String> = listener.accept().unwrap();
+            assert_eq!(accepted.recv().unwrap(), "hello");
+            assert!(matches!(accepted.recv(), Err(RecvError::Closed)));
+            client.result().unwrap();
+            let is_tcp = matches!(listener.address(), Address::Tcp(..));
+            assert_eq!(matches!(listener.last_accepted(), Some(Address::Tcp(..))), is_tcp);
+        }
+    }
+}
+
+#[test]
+fn cn16_the_client_sees_what_the_accepted_end_sends() {
+    let _watchdog = watchdog();
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        let listener = Listener::bind(&address).unwrap();
+        let client: Connection<(), u32> = Client::connect(listener.address(), None).unwrap();
+        let accepted: Connection<u32, ()> = listener.accept().unwrap();
+        accepted.send(&1).unwrap();
+        assert!(client.poll(Some(LONG)).unwrap());
+    }
+}
+
+#[test]
+fn cn20_quick_messages_are_not_merged() {
+    let _watchdog = watchdog();
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        let listener = Listener::bind(&address).unwrap();
+        let client: Connection<(), ()> = Client::connect(listener.address(), None).unwrap();
+        let accepted: Connection<(), ()> = listener.accept().unwrap();
+        for message in ["cat", "dog", "fish"] {
+            client.send_bytes(message.as_bytes()).unwrap();
+        }
+        for message in ["cat", "dog", "fish"] {
+            assert_eq!(accepted.recv_bytes().unwrap(), message.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn cn27_an_address_of_another_platform_is_an_error() {
+    for text in [r"\\.\pipe\test", "name", "1.2.3.4", ""] {
+        let error = text.parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+    assert!(Listener::bind(&Address::Unix("/no/such/folder/socket".into())).is_err());
+    assert!(Listener::bind(&Address::Tcp("no.such.host.invalid".into(), 1)).is_err());
+    assert!(Listener::bind(&Address::Unix("x".repeat(200).into())).is_err());
+}
+
+/// What a client does that knows the protocol's outside, over TCP.
+fn raw(listener: &Listener) -> TcpStream {
+    let Address::Tcp(host, port) = listener.address() else { panic!() };
+    TcpStream::connect((host.as_str(), *port)).unwrap()
+}
+
+/// As in `ipc/message.rs`.
+fn head(kind: u8, descriptors: u8, len: u64) -> Vec<u8> {
+    [&[b'x', b'q', kind, descriptors, 0, 0, 0, 0][..], &len.to_le_bytes()].concat()
+}
+
+#[test]
+fn cn29_a_wrong_key_is_an_error_on_both_sides_and_the_next_client_is_served() {
+    let _watchdog = watchdog();
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        let key = AuthKey::random().unwrap();
+        let listener = Listener::bind(&address).unwrap().authkey(key.clone());
+        let connect = |key: Option<&AuthKey>| {
+            let (address, key) = (listener.address().clone(), key.cloned());
+            thread::spawn(move || Client::connect::<u32, u32>(&address, key.as_ref()))
+        };
+        // Another key, an empty one.
+        for wrong in [AuthKey::random().unwrap(), AuthKey::new("")] {
+            let client = connect(Some(&wrong));
+            match listener.accept::<(), ()>() {
+                Err(AcceptError::Refused { error, .. }) => assert_eq!(error, AuthError::WrongKey),
+                other => panic!("{other:?}"),
+            }
+            match client.join().unwrap() {
+                Err(ConnectError::Auth { error, .. }) => assert_eq!(error, AuthError::Refused),
+                other => panic!("{other:?}"),
+            }
+        }
+        // None, and it speaks at once.
+        let client = connect(None).join().unwrap().unwrap();
+        client.send(&1).unwrap();
+        assert!(matches!(
+            listener.accept::<(), ()>(),
+            Err(AcceptError::Refused { error: AuthError::NotAsked, .. })
+        ));
+        match client.recv() {
+            Err(RecvError::Invalid(text)) => assert!(text.contains("asks for a key"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        // And the right one.
+        let client = connect(Some(&key));
+        let accepted: Connection<u32, u32> = listener.accept().unwrap();
+        client.join().unwrap().unwrap().send(&1).unwrap();
+        assert_eq!(accepted.recv().unwrap(), 1);
+    }
+}
+
+#[test]
+fn cn29_a_listener_that_does_not_know_the_key_is_not_believed() {
+    let _watchdog = watchdog();
+    let key = AuthKey::random().unwrap();
+    // One without a key, which goes on to talk.
+    let listener = Listener::bind(&Address::any()).unwrap();
+    let address = listener.address().clone();
+    let client = thread::spawn({
+        let (address, key) = (address.clone(), key.clone());
+        move || Client::connect::<u32, u32>(&address, Some(&key))
+    });
+    let accepted: Connection<u32, u32> = listener.accept().unwrap();
+    assert!(matches!(accepted.recv(), Err(RecvError::Invalid(text)) if text.contains("given none")));
+    accepted.send(&1).unwrap();
+    assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::NotAsked, .. })));
+    // One that makes up its welcome.
+    let fake = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = Address::from(fake.local_addr().unwrap());
+    let client = thread::spawn(move || Client::connect::<u32, u32>(&at, Some(&key)));
+    let (mut stream, _) = fake.accept().unwrap();
+    stream.write_all(&[head(5, 0, 32), vec![1; 32]].concat()).unwrap();
+    stream.read_exact(&mut [0; 16 + 16 + 64]).unwrap();
+    stream.write_all(&[head(7, 0, 32), vec![1; 32]].concat()).unwrap();
+    assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::WrongKey, .. })));
+    // One that says nothing, with a limit.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = Address::from(silent.local_addr().unwrap());
+    let error = Client::connect_timeout::<u32, u32>(&at, Some(&AuthKey::new("k")), SHORT).unwrap_err();
+    assert!(matches!(error, ConnectError::Auth { error: AuthError::TimedOut, .. }), "{error}");
+}
+
+#[test]
+fn slow_and_wild_clients_hold_up_nobody() {
+    let _watchdog = watchdog();
+    let key = AuthKey::random().unwrap();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
+        .unwrap()
+        .authkey(key.clone())
+        // Long enough for the busiest machine: in this part nobody is dropped for want of time.
+        .auth_timeout(LONG * 10);
+    // They say nothing, half of a head, a wild length, another protocol, a message that is none of a handshake.
+    let mut clients: Vec<TcpStream> = (0..20).map(|_| raw(&listener)).collect();
+    clients[0].write_all(&head(6, 0, 64)[..7]).unwrap();
+    clients[1].write_all(&head(6, 0, u64::MAX)).unwrap();
+    clients[2].write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    clients[3].write_all(&[head(1, 0, 3), vec![1, 2, 3]].concat()).unwrap();
+    clients[4].write_all(&[head(6, 9, 64), vec![1; 64]].concat()).unwrap();
+    clients[5].write_all(&[head(6, 0, 64), vec![1; 64]].concat()).unwrap();
+    clients[6].write_all(&head(6, 0, 64)).unwrap();
+    let address = listener.address().clone();
+    let client = thread::spawn(move || Client::connect::<u32, u32>(&address, Some(&key)));
+    let mut refused = Vec::new();
+    let accepted: Connection<u32, u32> = loop {
+        match listener.accept() {
+            Ok(accepted) => break accepted,
+            Err(AcceptError::Refused { error, peer, .. }) => {
+                assert!(peer.is_some());
+                refused.push(error);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    client.join().unwrap().unwrap().send(&1).unwrap();
+    assert_eq!(accepted.recv().unwrap(), 1);
+    // Those that have spoken are out; whoever says nothing is still waited for.
+    while refused.len() < 5 {
+        match listener.accept_timeout::<(), ()>(LONG) {
+            Err(AcceptError::Refused { error, .. }) => refused.push(error),
+            other => panic!("{other:?}"),
+        }
+    }
+    refused.sort_by_key(|error| format!("{error:?}"));
+    use AuthError::{NotAsked, WrongKey};
+    assert_eq!(refused, [NotAsked, NotAsked, NotAsked, NotAsked, WrongKey]);
+    assert!(matches!(listener.accept_timeout::<(), ()>(SHORT), Err(AcceptError::TimedOut)));
+    drop(clients);
+    // The others have gone away.
+    for _ in 0..15 {
+        assert!(matches!(
+            listener.accept::<(), ()>(),
+            Err(AcceptError::Refused { error: AuthError::Closed, .. })
+        ));
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_dropped_after_the_limit() {
+    let _watchdog = watchdog();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
+        .unwrap()
+        .authkey(AuthKey::new("k"))
+        .auth_timeout(SHORT);
+    let mut silent = raw(&listener);
+    let started = Instant::now();
+    match listener.accept::<(), ()>() {
+        Err(AcceptError::Refused { error, .. }) => assert_eq!(error, AuthError::TimedOut),
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() >= SHORT);
+    let mut rest = Vec::new();
+    silent.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), 16 + 32, "the challenge, and the end");
+    // And of very many, the oldest for the youngest.
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
+        .unwrap()
+        .authkey(AuthKey::new("k"))
+        .auth_timeout(LONG * 10);
+    let _clients: Vec<TcpStream> = (0..257).map(|_| raw(&listener)).collect();
+    assert!(matches!(
+        listener.accept::<(), ()>(),
+        Err(AcceptError::Refused { error: AuthError::TimedOut, .. })
+    ));
+}
+
+#[test]
+fn what_comes_over_a_network_is_an_error_at_worst() {
+    let _watchdog = watchdog();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let meet = |bytes: &[u8]| {
+        let mut client = raw(&listener);
+        client.write_all(bytes).unwrap();
+        drop(client);
+        listener.accept::<(), String>().unwrap()
+    };
+    let wild = meet(&[head(1, 0, u64::MAX), vec![1; 10]].concat());
+    assert!(matches!(wild.recv(), Err(RecvError::Truncated)));
+    assert!(matches!(wild.recv(), Err(RecvError::Truncated)), "it stays the end");
+    let half = meet(&head(1, 0, 3)[..9]);
+    assert!(matches!(half.recv(), Err(RecvError::Truncated)));
+    let foreign = meet(b"GET / HTTP/1.1\r\n\r\n");
+    assert!(matches!(foreign.recv(), Err(RecvError::Invalid(_))));
+    assert!(matches!(foreign.recv(), Err(RecvError::Invalid(_))));
+    let with_descriptors = meet(&[head(1, 1, 1), vec![0]].concat());
+    assert!(matches!(with_descriptors.recv(), Err(RecvError::Invalid(_))));
+    let wrong_text = meet(&[head(1, 0, 3), vec![2, 0xff, 0xfe], head(1, 0, 2), vec![1, b'x']].concat());
+    assert!(matches!(wrong_text.recv(), Err(RecvError::Decode(_))));
+    assert_eq!(wrong_text.recv().unwrap(), "x");
+}
+
+#[test]
+fn nothing_that_is_a_handle_crosses_a_network() {
+    let _watchdog = watchdog();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let client: Connection<SharedBytes, ()> = Client::connect(listener.address(), None).unwrap();
+    let accepted: Connection<(), u8> = listener.accept().unwrap();
+    match client.send(&SharedBytes::from(vec![1])) {
+        Err(SendError::Encode(text)) => assert!(text.contains("do not cross a network"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!accepted.poll(Some(Duration::ZERO)).unwrap());
+    // And what claims to be one is none.
+    let client = client.with_types::<u8, ()>();
+    client.send(&0).unwrap();
+    let accepted = accepted.with_types::<(), SharedBytes>();
+    assert!(matches!(accepted.recv(), Err(RecvError::Decode(text)) if text.contains("did not come")));
+}
+
+extern "C" fn ignore(_: libc::c_int) {}
+
+#[test]
+fn cn32_a_signal_does_not_end_accept_or_recv() {
+    let _watchdog = watchdog();
+    // SAFETY: a handler that does nothing, without SA_RESTART.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+    }
+    let listener = Listener::bind(&Address::any()).unwrap();
+    let address = listener.address().clone();
+    let (id, told) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        // SAFETY: always succeeds.
+        id.send(unsafe { libc::pthread_self() }).unwrap();
+        let accepted: Connection<u32, u32> = listener.accept().unwrap();
+        accepted.recv().unwrap()
+    });
+    let thread = told.recv().unwrap();
+    let interrupt = || {
+        for _ in 0..20 {
+            // SAFETY: the thread has not been joined.
+            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    interrupt();
+    let client: Connection<u32, u32> = Client::connect(&address, None).unwrap();
+    interrupt();
+    client.send(&7).unwrap();
+    assert_eq!(server.join().unwrap(), 7);
+}
+
+#[test]
+fn cn33_idle_connections_and_listeners_stay() {
+    let _watchdog = watchdog();
+    // No limit of ours counts while nobody does anything; the handshake's is shorter here than the pause.
+    let key = AuthKey::random().unwrap();
+    let listener = Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(SHORT);
+    let address = listener.address().clone();
+    let client = thread::spawn(move || {
+        let client: Connection<u32, u32> = Client::connect(&address, Some(&key)).unwrap();
+        thread::sleep(SHORT * 3);
+        client.send(&1).unwrap();
+        client.recv()
+    });
+    thread::sleep(SHORT * 3);
+    let accepted: Connection<u32, u32> = listener.accept().expect("an answer counts that came in time");
+    assert_eq!(accepted.recv().unwrap(), 1);
+    accepted.send(&2).unwrap();
+    assert_eq!(client.join().unwrap().unwrap(), 2);
+}
+
+#[task]
+fn serve_tcp(client: Connection<u64, u64>) {
+    while let Ok(number) = client.recv() {
+        client.send(&(number + 1)).unwrap();
+    }
+}
+
+#[test]
+fn mx13_an_accepted_client_is_handed_to_a_task() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let (_folder, addresses) = addresses();
+    for address in addresses {
+        let listener = Listener::bind(&address).unwrap();
+        let client: Connection<u64, u64> = Client::connect(listener.address(), None).unwrap();
+        let served = pool.submit(serve_tcp::task(listener.accept().unwrap()));
+        for number in 0..10 {
+            client.send(&number).unwrap();
+            assert_eq!(client.recv().unwrap(), number + 1);
+        }
+        drop(client);
+        served.result().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clients_are_accepted_asynchronously() {
+    let _watchdog = watchdog();
+    let key = AuthKey::random().unwrap();
+    let listener = Listener::bind(&Address::any()).unwrap().authkey(key.clone());
+    let address = listener.address().clone();
+    let client = thread::spawn(move || {
+        let client: Connection<u32, ()> = Client::connect(&address, Some(&key)).unwrap();
+        client.send(&3).unwrap();
+    });
+    let accepted: Connection<(), u32> = listener.accept_async().await.unwrap();
+    assert_eq!(accepted.recv_async().await.unwrap(), 3);
+    client.join().unwrap();
+}
+
+#[test]
+fn a_file_that_a_killed_listener_left_is_taken_over() {
+    let _watchdog = watchdog();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    // As a listener leaves it that is killed: bound, and nobody there.
+    let dead =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    rustix::net::bind(&dead, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    drop(dead);
+    assert!(path.exists());
+    let address = Address::from(path.clone());
+    let listener = Listener::bind(&address).unwrap();
+    let client: Connection<u32, ()> = Client::connect(&address, None).unwrap();
+    client.send(&1).unwrap();
+    assert_eq!(listener.accept::<(), u32>().unwrap().recv().unwrap(), 1);
+    // What is no socket stays.
+    drop(listener);
+    std::fs::write(&path, "mine").unwrap();
+    assert!(Listener::bind(&address).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+}

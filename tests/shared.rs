@@ -1,0 +1,663 @@
+//! Values, arrays, memory and lists that processes share, used by tasks.
+
+mod support;
+
+use std::{
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use bytemuck::{Pod, Zeroable};
+use executor::{
+    Array, Barrier, Event, ListItem, Lock, RawArray, RawValue, ShareableList, SharedMemory,
+    SharedMemoryScope, TooLarge, Value, prelude::*,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use support::{LONG, eventually, pool, watchdog, watchdog_of};
+
+executor::test_support!();
+
+#[task]
+fn add_often(value: Value<u64>, times: u32) {
+    for _ in 0..times {
+        value.update(|value| *value += 1);
+    }
+}
+
+#[task]
+fn fetch_add_often(value: RawValue<u64>, times: u32) {
+    for _ in 0..times {
+        value.fetch_add(1);
+    }
+}
+
+#[test]
+fn sv10_many_processes_add_and_the_sum_is_exact() {
+    let _watchdog = watchdog();
+    let pool = pool(10);
+    let (value, raw) = (Value::new(0_u64).unwrap(), RawValue::new(0_u64).unwrap());
+    let locked: Vec<_> = (0..10).map(|_| pool.submit(add_often::task(value.clone(), 1000))).collect();
+    let atomic: Vec<_> = (0..10).map(|_| pool.submit(fetch_add_often::task(raw.clone(), 1000))).collect();
+    for future in locked.into_iter().chain(atomic) {
+        future.result().unwrap();
+    }
+    assert_eq!(value.get(), 10_000);
+    assert_eq!(raw.get(), 10_000);
+}
+
+#[task]
+fn give_back(values: Vec<(Value<i32>, Lock)>) -> Vec<(Value<i32>, Lock)> {
+    values
+}
+
+#[test]
+fn what_comes_back_is_the_same_object() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let shared = Lock::new().unwrap();
+    let values: Vec<_> = (0..100).map(|i| (Value::with_lock(i, &shared).unwrap(), shared.clone())).collect();
+    let back = pool.submit(give_back::task(values.clone())).result().unwrap();
+    assert_eq!(back, values);
+    assert!(values[0] != values[1]);
+}
+
+/// Dies as from outside.
+fn die() -> ! {
+    // SAFETY: a signal to this process itself.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    unreachable!("it was killed")
+}
+
+// ---- values ----------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Particle {
+    position: [f64; 3],
+    kind: u32,
+    alive: u32,
+}
+
+const STILL: Particle = Particle { position: [1.0, 2.0, 3.0], kind: 4, alive: 1 };
+const MOVED: Particle = Particle { position: [9.0, 8.0, 7.0], kind: 6, alive: 0 };
+
+#[task]
+fn change_all(
+    (a, b, c, d): (Value<i32>, Value<f64>, Value<i16>, Value<i64>),
+    byte: Value<u8>,
+    particle: Value<Particle>,
+    raw: (RawValue<i32>, RawValue<f64>, RawValue<i16>, RawValue<i64>, RawValue<u8>, RawValue<Particle>),
+) {
+    a.set(-7);
+    b.set(2.5);
+    *c.lock().unwrap() = -300;
+    d.update(|value| *value = value.checked_sub(1).expect("more than the least"));
+    byte.set(255);
+    particle.set(MOVED);
+    raw.0.set(-7);
+    raw.1.set(2.5);
+    raw.2.set(-300);
+    raw.3.fetch_add(-1);
+    raw.4.set(255);
+    raw.5.set(MOVED);
+}
+
+#[test]
+fn sv01_a_child_changes_values_of_all_types() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let locked = (
+        Value::new(7_i32).unwrap(),
+        Value::new(3.5_f64).unwrap(),
+        Value::new(-232_i16).unwrap(),
+        Value::new(i64::MIN).unwrap(),
+    );
+    let (byte, particle) = (Value::new(b'x').unwrap(), Value::new(STILL).unwrap());
+    let raw = (
+        RawValue::new(7_i32).unwrap(),
+        RawValue::new(3.5_f64).unwrap(),
+        RawValue::new(-232_i16).unwrap(),
+        RawValue::new(i64::MIN).unwrap(),
+        RawValue::new(b'x').unwrap(),
+        RawValue::new(STILL).unwrap(),
+    );
+    assert_eq!((locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()), (7, 3.5, -232, i64::MIN));
+    assert_eq!((byte.get(), particle.get(), raw.4.get(), raw.5.get()), (b'x', STILL, b'x', STILL));
+    let task = change_all::task(locked.clone(), byte.clone(), particle.clone(), raw.clone());
+    // Below the least number, where `update` panics in the child and nothing is changed.
+    assert!(pool.submit(task).result().is_err());
+    assert_eq!(locked.3.get(), i64::MIN);
+    locked.3.set(0);
+    raw.3.set(0);
+    let task = change_all::task(locked.clone(), byte.clone(), particle.clone(), raw.clone());
+    pool.submit(task).result().unwrap();
+    assert_eq!((locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()), (-7, 2.5, -300, -1));
+    assert_eq!((byte.get(), particle.get()), (255, MOVED));
+    assert_eq!((raw.0.get(), raw.1.get(), raw.2.get(), raw.3.get()), (-7, 2.5, -300, -1));
+    assert_eq!((raw.4.get(), raw.5.get()), (255, MOVED));
+}
+
+#[test]
+fn sv02_a_value_has_its_own_lock_or_the_one_it_was_given() {
+    let (own, other) = (Value::new(1_u32).unwrap(), Value::new(1_u32).unwrap());
+    assert_eq!(own.get_lock(), own.clone().get_lock());
+    assert_ne!(own.get_lock(), other.get_lock());
+    let guard = own.lock().unwrap();
+    assert!(own.get_lock().is_locked() && own.try_lock().is_none() && !other.get_lock().is_locked());
+    assert!(own.lock_timeout(Duration::from_millis(5)).is_none());
+    drop(guard);
+    let shared = Lock::new().unwrap();
+    let (a, b) = (Value::with_lock(1_u32, &shared).unwrap(), Value::with_lock(2_u32, &shared).unwrap());
+    assert!(*a.get_lock() == shared && a.get_lock() == b.get_lock() && a != b);
+    let guard = a.lock().unwrap();
+    assert!(shared.is_locked() && b.try_lock().is_none());
+    drop(guard);
+    // A `RawValue` has no lock: there is no method to ask it for one.
+}
+
+#[test]
+fn sv07_a_copy_of_a_struct_does_not_change_with_it() {
+    let value = Value::new(STILL).unwrap();
+    let copy = Value::new(value.get()).unwrap();
+    value.lock().unwrap().position[0] = 5.0;
+    assert_eq!(copy.get(), STILL);
+    assert_eq!(value.get(), Particle { position: [5.0, 2.0, 3.0], ..STILL });
+}
+
+#[test]
+fn blocks_that_are_freed_are_zero_when_they_serve_again() {
+    for round in 0..100 {
+        let arrays: Vec<_> = (0..20).map(|_| RawArray::<u64>::zeroed(50).unwrap()).collect();
+        for array in &arrays {
+            assert_eq!(array.copy_to_vec(), [0; 50], "{round}");
+            array.copy_from_slice(0, &[u64::MAX; 50]);
+        }
+    }
+}
+
+#[test]
+fn sv09_threads_that_make_and_drop_do_not_block_each_other() {
+    let _watchdog = watchdog();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for len in 0..2_000_usize {
+                    let values = (Value::new(len).unwrap(), RawArray::<u8>::zeroed(len % 300).unwrap());
+                    assert_eq!((values.0.get(), values.1.copy_to_vec()), (len, vec![0; len % 300]));
+                }
+            });
+        }
+    });
+}
+
+// ---- arrays ----------------------------------------------------------------------------------------------------------
+
+#[task]
+fn change_array(array: Array<i32>, raw: RawArray<i32>) -> (Vec<i32>, Vec<i32>) {
+    let before = (array.copy_to_vec(), raw.copy_to_vec());
+    array.write().unwrap()[2..4].copy_from_slice(&[50, 60]);
+    array.set(9, -1);
+    raw.copy_from_slice(2, &[50, 60]);
+    raw.set(9, -1);
+    before
+}
+
+#[test]
+fn sv03_both_sides_agree_on_an_array() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let numbers: Vec<i32> = (0..10).map(|i| i * i).collect();
+    let (array, raw) = (Array::from_slice(&numbers).unwrap(), RawArray::from_slice(&numbers).unwrap());
+    assert_eq!((array.len(), array.get(3), &array.read().unwrap()[4..7]), (10, 9, &[16, 25, 36][..]));
+    array.set(0, 7);
+    array.write().unwrap()[5..].sort_by_key(|number| -number);
+    raw.copy_from_slice(0, &array.copy_to_vec());
+    let expected = [7, 1, 4, 9, 16, 81, 64, 49, 36, 25];
+    let before = pool.submit(change_array::task(array.clone(), raw.clone())).result().unwrap();
+    assert_eq!(before, (expected.to_vec(), expected.to_vec()));
+    let expected = [7, 1, 50, 60, 16, 81, 64, 49, 36, -1];
+    assert_eq!((array.copy_to_vec(), raw.copy_to_vec()), (expected.to_vec(), expected.to_vec()));
+    assert_eq!((raw.get(9), raw.len()), (-1, 10));
+    assert!(Array::<u8>::zeroed(0).unwrap().is_empty());
+    assert_eq!(Array::<f64>::zeroed(usize::MAX).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+}
+
+#[test]
+fn an_index_that_is_not_there_panics() {
+    let (array, raw) = (Array::<u8>::zeroed(3).unwrap(), RawArray::<u8>::zeroed(3).unwrap());
+    let panics = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
+    assert!(panics(&|| _ = array.get(3)) && panics(&|| array.set(3, 1)));
+    assert!(panics(&|| _ = raw.get(3)) && panics(&|| raw.set(3, 1)));
+    assert!(panics(&|| raw.copy_from_slice(2, &[1, 2])) && panics(&|| raw.copy_from_slice(usize::MAX, &[1])));
+}
+
+#[test]
+fn sv05_an_array_has_its_own_lock_or_the_one_it_was_given() {
+    let own = Array::<u8>::zeroed(5).unwrap();
+    let guard = own.write().unwrap();
+    assert!(own.get_lock().is_locked() && own.try_read().is_none() && own.try_write().is_none());
+    drop(guard);
+    let shared = Lock::new().unwrap();
+    let (a, b) = (
+        Array::<u8>::zeroed_with_lock(5, &shared).unwrap(),
+        Array::<u8>::zeroed_with_lock(5, &shared).unwrap(),
+    );
+    assert!(*a.get_lock() == shared && a.get_lock() == b.get_lock() && a != b);
+    let guard = a.write().unwrap();
+    assert!(shared.is_locked() && b.try_read().is_none());
+    drop(guard);
+}
+
+#[task]
+fn read_together(array: Array<u64>, together: Barrier) -> u64 {
+    let guard = array.read().unwrap();
+    // All are here at the same time, or none passes.
+    together.wait_timeout(LONG).unwrap();
+    guard.iter().sum()
+}
+
+#[task]
+fn read_and_die(array: Array<u64>, reading: Event) {
+    let _guard = array.read().unwrap();
+    reading.set();
+    thread::sleep(Duration::from_millis(50));
+    die();
+}
+
+#[task]
+fn write_and_die(array: Array<u64>) {
+    array.write().unwrap()[0] = 1;
+    let mut guard = array.write().unwrap();
+    guard[1] = 1;
+    die();
+}
+
+#[test]
+fn many_read_or_one_writes_and_a_death_holds_nobody_up() {
+    let _watchdog = watchdog();
+    let pool = pool(3);
+    let (array, together) = (Array::from_slice(&[1_u64; 1000]).unwrap(), Barrier::new(4).unwrap());
+    let sums: Vec<_> =
+        (0..3).map(|_| pool.submit(read_together::task(array.clone(), together.clone()))).collect();
+    assert_eq!(read_together(array.clone(), together), 1000);
+    for sum in sums {
+        assert_eq!(sum.result().unwrap(), 1000);
+    }
+    let guard = array.read().unwrap();
+    assert!(array.try_write().is_none() && array.write_timeout(Duration::from_millis(5)).is_none());
+    assert!(array.try_read().is_some());
+    drop(guard);
+    let reading = Event::new().unwrap();
+    let dies = pool.submit(read_and_die::task(array.clone(), reading.clone()));
+    assert!(reading.wait_timeout(LONG));
+    array.set(0, 5);
+    assert!(dies.result().is_err());
+    assert!(pool.submit(write_and_die::task(array.clone())).result().is_err());
+    assert_eq!(array.get(1), 1);
+    assert!(array.read().is_err() && array.write().is_err());
+    assert_eq!(array.copy_to_vec()[..3], [1, 1, 1]);
+    drop(array.read().unwrap_err().into_guard());
+    drop((array.read().unwrap(), array.read().unwrap()));
+    drop(array.write().unwrap());
+}
+
+/// What this process has of the memory of shared objects: its proportional part, in bytes.
+fn pss() -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut ours, mut sum) = (false, 0);
+    for line in maps.lines() {
+        if line.contains(" rw-s ") || line.contains(" r--s ") || line.contains("p ") && line.contains('-') {
+            ours = line.contains("memfd:executor-object ");
+        }
+        if let Some(rest) = line.strip_prefix("Pss:")
+            && ours
+        {
+            sum += rest.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024;
+        }
+    }
+    sum
+}
+
+#[task]
+fn sum_and_pss(array: Array<u64>, together: Barrier) -> (u64, u64) {
+    let guard = array.read().unwrap();
+    let sum = guard.iter().sum();
+    // All eight have it mapped, and have touched all of it.
+    together.wait_timeout(LONG).unwrap();
+    let pss = pss();
+    together.wait_timeout(LONG).unwrap();
+    (sum, pss)
+}
+
+#[test]
+fn a_large_array_that_eight_tasks_share_is_in_memory_once() {
+    let _watchdog = watchdog_of(Duration::from_secs(600));
+    let bytes = if std::env::var_os("EXECUTOR_LARGE").is_some() { 1_usize << 30 } else { 64 << 20 };
+    let pool = pool(8);
+    let (array, together) = (Array::<u64>::zeroed(bytes / 8).unwrap(), Barrier::new(9).unwrap());
+    array.write().unwrap().fill(3);
+    let tasks: Vec<_> =
+        (0..8).map(|_| pool.submit(sum_and_pss::task(array.clone(), together.clone()))).collect();
+    together.wait_timeout(LONG).unwrap();
+    let mut all = pss();
+    together.wait_timeout(LONG).unwrap();
+    for task in tasks {
+        let (sum, pss) = task.result().unwrap();
+        assert_eq!(sum, 3 * bytes as u64 / 8);
+        assert!(pss < bytes as u64 / 4, "{pss} of {bytes}");
+        all += pss;
+    }
+    println!("{bytes} bytes, in nine processes {all}");
+    // Other tests of this program have large objects, too, but small ones.
+    assert!(all >= bytes as u64 / 10 * 9 && all <= bytes as u64 / 10 * 12, "{all} of {bytes}");
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn an_array_is_seen_as_a_matrix_in_place() {
+    let array = Array::<f64>::zeroed(6).unwrap();
+    let mut guard = array.write().unwrap();
+    guard.view_mut((2, 3)).unwrap()[[1, 0]] = 5.0;
+    assert!(guard.view((7,)).is_err());
+    drop(guard);
+    let guard = array.read().unwrap();
+    let matrix = guard.view((2, 3)).unwrap();
+    assert_eq!((matrix.row(0).sum(), matrix.row(1).sum()), (0.0, 5.0));
+    assert_eq!(matrix.as_ptr(), array.as_ptr().cast_const());
+}
+
+// ---- memory ----------------------------------------------------------------------------------------------------------
+
+/// A name of this test, which may run again while an earlier run's is there.
+fn name(what: &str) -> String {
+    format!("test-{}-{what}", std::process::id())
+}
+
+fn path_of(name: &str) -> std::path::PathBuf {
+    format!("/dev/shm/executor.{name}").into()
+}
+
+#[test]
+fn sh01_a_name_with_a_nul_is_refused() {
+    let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
+    for bad in ["a\0b", "a/b", "", &"x".repeat(300)] {
+        assert_eq!(kind(SharedMemory::create_named(bad, 10)), io::ErrorKind::InvalidInput, "{bad:?}");
+        assert_eq!(kind(SharedMemory::attach(bad)), io::ErrorKind::InvalidInput, "{bad:?}");
+    }
+}
+
+#[test]
+fn sh02_what_one_handle_writes_another_one_by_name_sees() {
+    let name = name("sh02");
+    let memory = SharedMemory::create_named(&name, 1000).unwrap();
+    assert!(memory.len() >= 1000);
+    let attached = SharedMemory::attach(&name).unwrap();
+    assert_eq!((attached.len(), attached.name(), &attached), (memory.len(), Some(name), &memory));
+    memory.write(3, b"hello, you");
+    let mut bytes = [0; 12];
+    attached.read(2, &mut bytes);
+    assert_eq!(&bytes, b"\0hello, you\0");
+    attached.write(4, b"a");
+    memory.read(3, &mut bytes[..5]);
+    assert_eq!(&bytes[..5], b"hallo");
+    // SAFETY: nobody writes meanwhile.
+    assert_eq!(unsafe { std::slice::from_raw_parts(memory.as_ptr().add(3), 5) }, b"hallo");
+    assert!(memory.as_ptr().cast::<[u64; 8]>().is_aligned());
+}
+
+#[test]
+fn sh03_names_exist_once_and_are_removed_once() {
+    let name = name("sh03");
+    let memory = SharedMemory::create_named(&name, 1).unwrap();
+    let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
+    assert_eq!(kind(SharedMemory::create_named(&name, 1)), io::ErrorKind::AlreadyExists);
+    memory.unlink().unwrap();
+    assert_eq!(memory.unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(kind(SharedMemory::attach(&name)), io::ErrorKind::NotFound);
+    // The name is free for another one, which the first one does not remove.
+    let second = SharedMemory::create_named(&name, 1).unwrap();
+    assert_eq!(memory.unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
+    drop(memory);
+    assert_eq!(SharedMemory::attach(&name).unwrap(), second);
+    drop(second);
+    assert!(!path_of(&name).exists());
+    assert_eq!(SharedMemory::create(1).unwrap().unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn sh05_no_size_and_no_name_are_refused() {
+    let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
+    assert_eq!(kind(SharedMemory::create(0)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(SharedMemory::create(usize::MAX)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(SharedMemory::create_named(&name("sh05"), 0)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(SharedMemory::create_named("", 1)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(SharedMemory::attach("")), io::ErrorKind::InvalidInput);
+    // More than the machine has: an error here, and nobody is killed.
+    assert_eq!(kind(SharedMemory::create(1 << 50)), io::ErrorKind::OutOfMemory);
+    assert_eq!(kind(SharedMemory::create_named(&name("sh05"), 1 << 50)), io::ErrorKind::OutOfMemory);
+}
+
+#[task]
+fn write_by_name(name: &str, at: usize) -> io::Result<()> {
+    SharedMemory::attach(name)?.write(at, b"child");
+    Ok(())
+}
+
+#[task]
+fn write_by_handle(memory: SharedMemory, at: usize) {
+    memory.write(at, b"child");
+}
+
+#[test]
+fn sh07_a_child_writes_by_name_or_by_handle() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let name = name("sh07");
+    let (named, unnamed) =
+        (SharedMemory::create_named(&name, 100).unwrap(), SharedMemory::create(100).unwrap());
+    pool.submit(write_by_name::task(&name, 10)).result().unwrap();
+    pool.submit(write_by_handle::task(named.clone(), 20)).result().unwrap();
+    pool.submit(write_by_handle::task(unnamed.clone(), 10)).result().unwrap();
+    assert_eq!(&named.read_to_vec()[10..25], b"child\0\0\0\0\0child");
+    assert_eq!(&unnamed.read_to_vec()[10..15], b"child");
+    // A name is all that travels: after its end there is nothing to attach.
+    named.unlink().unwrap();
+    let error = pool.submit(write_by_handle::task(named, 0)).result().unwrap_err().to_string();
+    assert!(error.contains("cannot be attached"), "{error}");
+}
+
+#[test]
+fn sh09_a_scope_removes_all_its_names() {
+    let mut scope = SharedMemoryScope::new();
+    let memories: Vec<_> = (0..3).map(|_| scope.create(100).unwrap()).collect();
+    let list = scope.list([1, 2, 3]).unwrap();
+    memories[0].unlink().unwrap();
+    let names: Vec<_> = memories.iter().map(SharedMemory::name).chain([list.name()]).flatten().collect();
+    assert_eq!(names.len(), 4);
+    assert!(names[1..].iter().all(|name| path_of(name).exists()));
+    assert_eq!(ShareableList::attach(&names[3]).unwrap(), list);
+    drop(scope);
+    assert!(!names.iter().any(|name| path_of(name).exists()));
+    // What was shared is there still.
+    assert_eq!(list.get(1), Some(2.into()));
+}
+
+#[task]
+fn attach_and_own(name: &str, owned: Event, release: Event) {
+    let memory = SharedMemory::attach(name).unwrap();
+    memory.own().unwrap();
+    owned.set();
+    assert!(release.wait_timeout(LONG));
+}
+
+#[test]
+fn sh17_a_block_goes_when_a_second_owner_ends() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let name = name("sh17");
+    let (owned, release) = (Event::new().unwrap(), Event::new().unwrap());
+    let memory = SharedMemory::create_named(&name, 1).unwrap();
+    let owns = pool.submit(attach_and_own::task(&name, owned.clone(), release.clone()));
+    assert!(owned.wait_timeout(LONG));
+    drop(memory);
+    assert!(path_of(&name).exists(), "the child owns it");
+    release.set();
+    owns.result().unwrap();
+    assert!(!path_of(&name).exists());
+}
+
+#[task]
+fn make_names_and_die(names: Vec<String>) {
+    let memories: Vec<_> = names.iter().map(|name| SharedMemory::create_named(name, 1).unwrap()).collect();
+    memories[0].unlink().unwrap();
+    let _persistent = memories[2].clone().persistent().unwrap();
+    die();
+}
+
+#[test]
+fn rt01_the_names_of_a_killed_process_are_removed_by_whoever_comes_next() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let names: Vec<_> = ["removed", "left", "persistent"].map(name).into();
+    assert!(pool.submit(make_names_and_die::task(names.clone())).result().is_err());
+    let exist = || names.iter().map(|name| path_of(name).exists()).collect::<Vec<_>>();
+    // The kernel lets go of a dead process's locks before it can be reaped; other tests sweep, too.
+    assert_eq!(SharedMemory::attach(&names[1]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    SharedMemory::sweep();
+    assert_eq!(exist(), [false, false, true]);
+    let persistent = SharedMemory::attach(&names[2]).unwrap();
+    persistent.unlink().unwrap();
+    assert_eq!(exist(), [false; 3]);
+}
+
+#[test]
+fn rt04_a_name_that_is_too_long_is_an_error() {
+    let error = SharedMemory::create_named(&"n".repeat(250), 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+// ---- lists -----------------------------------------------------------------------------------------------------------
+
+fn items() -> Vec<ListItem> {
+    vec![
+        "howdy".into(),
+        b"bytes"[..].into(),
+        (-273.15).into(),
+        100.into(),
+        ().into(),
+        true.into(),
+        42_i64.into(),
+    ]
+}
+
+#[task]
+fn change_list(list: ShareableList) -> Vec<ListItemText> {
+    list.set(0, "hello").unwrap();
+    list.to_vec().iter().map(|item| format!("{item:?}")).collect()
+}
+
+type ListItemText = String;
+
+#[test]
+fn sh13_a_copy_is_independent_and_another_handle_is_not() {
+    let _watchdog = watchdog();
+    let (first, second) = (name("sh13-first"), name("sh13-second"));
+    let list = ShareableList::create_named(&first, items()).unwrap();
+    assert_eq!((list.to_vec(), list.len()), (items(), 7));
+    assert_eq!(list.format(), "8s 8p d q x ? q");
+    assert_eq!(
+        (list.count("howdy"), list.count(7), list.index(-273.15), list.index(7)),
+        (1, 0, Some(2), None)
+    );
+    let (copy, other) = (list.copy_named(&second).unwrap(), ShareableList::attach(&first).unwrap());
+    list.set(3, "text").unwrap();
+    assert_eq!((other.get(3), copy.get(3)), (Some("text".into()), Some(100.into())));
+    assert_eq!(list.set(3, "more than 8"), Err(TooLarge { len: 11, capacity: 8 }));
+    list.set(0, ListItem::None).unwrap();
+    assert_eq!(list.format(), "x 8p d 8s x ? q");
+    assert_eq!(other.get(7), None);
+    let pool = pool(1);
+    let seen = pool.submit(change_list::task(list.clone())).result().unwrap();
+    assert_eq!(seen[..2], [r#"Str("hello")"#, "Bytes([98, 121, 116, 101, 115])"]);
+    assert_eq!(list.get(0), Some("hello".into()));
+    let unnamed = copy.copy().unwrap();
+    pool.submit(change_list::task(unnamed.clone())).result().unwrap();
+    assert_eq!(unnamed.get(0), Some("hello".into()));
+    assert_eq!(copy.get(0), Some("howdy".into()));
+    let empty = ShareableList::new(Vec::<ListItem>::new()).unwrap();
+    assert!(empty.is_empty() && empty.get(0).is_none() && empty.format().is_empty() && empty.count(1) == 0);
+}
+
+#[test]
+fn sh14_only_the_name_of_a_list_travels() {
+    let sizes = [10, 400].map(|len| {
+        let list = ShareableList::create_named(&name(&format!("sh14-{len:03}")), 0..len).unwrap();
+        let text = serde_json::to_string(&list).unwrap();
+        let again: ShareableList = serde_json::from_str(&text).unwrap();
+        assert_eq!((&again, again.len()), (&list, len as usize));
+        text.len()
+    });
+    assert_eq!(sizes[0], sizes[1]);
+}
+
+// ---- all of them -----------------------------------------------------------------------------------------------------
+
+fn refused<T: Serialize + DeserializeOwned>(object: &T, what: &str) {
+    let error = serde_json::to_string(object).unwrap_err().to_string();
+    assert!(error.contains(what) && error.contains("arguments and results of tasks only"), "{error}");
+}
+
+#[test]
+fn another_serialiser_says_why_it_cannot() {
+    refused(&Value::new(1).unwrap(), "a Value");
+    refused(&RawValue::new(1).unwrap(), "a RawValue");
+    refused(&Array::from_slice(&[1]).unwrap(), "an Array");
+    refused(&RawArray::from_slice(&[1]).unwrap(), "a RawArray");
+    refused(&SharedMemory::create(1).unwrap(), "a SharedMemory");
+    refused(&ShareableList::new([1]).unwrap(), "a ShareableList");
+}
+
+#[task]
+fn make(times: u64) -> Vec<(Value<u64>, Array<u64>)> {
+    let make = |i| (Value::new(i).unwrap(), Array::from_slice(&[i; 3]).unwrap());
+    (0..times).map(make).collect()
+}
+
+#[test]
+fn what_a_task_makes_outlives_its_worker() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let made = pool.submit(make::task(100)).result().unwrap();
+    pool.shutdown(true);
+    let started = Instant::now();
+    for (i, (value, array)) in (0..).zip(&made) {
+        assert_eq!((value.get(), array.copy_to_vec()), (i, vec![i; 3]));
+        value.set(1);
+    }
+    assert!(started.elapsed() < LONG);
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[task]
+fn descriptors_after(objects: Vec<(Value<u64>, Array<u64>)>) -> (usize, usize) {
+    let with = descriptors();
+    drop(objects);
+    (with, descriptors())
+}
+
+#[test]
+fn objects_that_come_one_by_one_share_descriptors_and_nothing_stays() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let before = pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1;
+    let objects: Vec<_> = (0..300).flat_map(|_| pool.submit(make::task(1)).result().unwrap()).collect();
+    let (with, after) = pool.submit(descriptors_after::task(objects)).result().unwrap();
+    // Of the worker's own: 600 objects in segments of 64 KiB.
+    assert!(with < before + 20, "{before}, {with}, {after}");
+    eventually("all but the current segment is gone", || {
+        pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1 <= before + 2
+    });
+}
