@@ -136,6 +136,63 @@ mod hook {
         /// ipc-channel: a message is sent.
         IpcSent,
         }
+        /// Those of a user of queues.
+        QUEUE {
+        /// It has a number for descriptors, and has sent none.
+        QueueTicketTaken,
+        /// The descriptors of an item are sent, the item is not put.
+        QueueDescriptorsSent,
+        /// It has a piece of memory for a large item, and has written nothing.
+        QueuePieceMade,
+        /// A large item is written, and not put.
+        QueuePieceWritten,
+        /// It has noted that a large item is about to be put.
+        QueuePendingNoted,
+        /// The large item is no more its own.
+        QueueClaimHandedOn,
+        /// The end of a ring is marked as empty.
+        QueuePadded,
+        /// It has noted that it will make a ring.
+        QueueRingNoted,
+        /// A ring is there, and nothing leads to it.
+        QueueRingMade,
+        /// A record leads to the new ring, and producers are in the old one.
+        QueueMovePublished,
+        /// Producers are in the new ring.
+        QueueProducersMoved,
+        /// An item is written, and not there for others.
+        QueueRecordWritten,
+        /// An item is there.
+        QueueRecordPublished,
+        /// An item is counted, and the next one would be written over it.
+        QueuePutCounted,
+        /// An item is put, and nobody told.
+        QueueTailStored,
+        /// It has found an item, and copied it.
+        QueueItemCopied,
+        /// It has looked at the descriptors of an item.
+        QueueDescriptorsSeen,
+        /// It has noted which item it takes.
+        QueueTakeNext,
+        /// The item is taken, and not counted.
+        QueueTaken,
+        /// It is counted, and nobody told.
+        QueueTakeCounted,
+        /// A large item is noted as its own.
+        QueuePieceClaimed,
+        /// A large item is copied, and its memory not given back.
+        QueuePieceCopied,
+        /// It is given back, and noted as its own still.
+        QueuePieceFreed,
+        /// The descriptors of an item that it has taken are out of the socket.
+        QueueDescriptorsTaken,
+        /// It has noted that it leaves a ring.
+        QueueOldRingNoted,
+        /// Consumers are in the next ring, the one before is still there.
+        QueueConsumersMoved,
+        /// The ring before is given back, and noted still.
+        QueueOldRingFreed,
+        }
         /// Those of a user of locks and their kin.
         SYNC {
         /// It has a mutex that was free.

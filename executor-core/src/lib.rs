@@ -68,8 +68,9 @@ pub use future::{
 };
 pub use id::TaskId;
 pub use ipc::{
-    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Listener,
-    Receiver, RecvError, SendError, Sender, Transfer, channel, pipe, wait_any,
+    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Consumer,
+    GetError, JoinableQueue, Listener, Producer, PutError, Queue, Receiver, RecvError, SendError, Sender,
+    SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
 };
 pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;

@@ -111,19 +111,19 @@ pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
 /// message, and what it had begun to send is continued by whoever sends next. The runtime must have its I/O driver on.
 /// To wait for several, see [`wait_any`](crate::wait_any).
 pub struct Connection<S, R> {
-    end: Endpoint,
+    end: Box<Endpoint>,
     types: PhantomData<fn(S) -> R>,
 }
 
 /// The sending end of a [`channel`]. See [`Connection`].
 pub struct Sender<T> {
-    end: Endpoint,
+    end: Box<Endpoint>,
     types: PhantomData<fn(T)>,
 }
 
 /// The receiving end of a [`channel`]. See [`Connection`].
 pub struct Receiver<T> {
-    end: Endpoint,
+    end: Box<Endpoint>,
     types: PhantomData<fn() -> T>,
 }
 
@@ -160,7 +160,7 @@ macro_rules! sends {
         where
             $type: Serialize,
         {
-            Box::pin(futures::sink::unfold(&self.end, |end, value: $type| {
+            Box::pin(futures::sink::unfold(&*self.end, |end, value: $type| {
                 let sent = end.send_value_async(&value);
                 async move { sent.await.map(|()| end) }
             }))
@@ -296,7 +296,7 @@ impl<S, R> Connection<S, R> {
 
     /// The same end for values of other types. What has been sent before is not changed by it.
     pub fn with_types<S2, R2>(self) -> Connection<S2, R2> {
-        Connection::over(self.end)
+        Connection { end: self.end, types: PhantomData }
     }
 }
 
@@ -312,12 +312,7 @@ macro_rules! ends {
     ($name:ident, $role:literal, [$($param:ident),+]) => {
         impl<$($param),+> $name<$($param),+> {
             pub(super) fn over(end: Endpoint) -> Self {
-                $name { end, types: PhantomData }
-            }
-
-            #[allow(dead_code, reason = "not all need it")]
-            pub(super) fn end(&self) -> &Endpoint {
-                &self.end
+                $name { end: Box::new(end), types: PhantomData }
             }
         }
 

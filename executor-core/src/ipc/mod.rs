@@ -32,6 +32,7 @@ mod endpoint;
 mod error;
 mod listener;
 mod message;
+mod queue;
 mod readiness;
 mod transfer;
 
@@ -40,5 +41,8 @@ pub use auth::{AuthError, AuthKey};
 pub use connection::{Connection, Receiver, Sender, channel, pipe};
 pub use error::{RecvError, SendError};
 pub use listener::{AcceptError, Client, ConnectError, Listener};
+pub use queue::{
+    Consumer, GetError, JoinableQueue, Producer, PutError, Queue, SimpleQueue, TaskDoneError, UnfinishedItem,
+};
 pub use readiness::wait_any;
 pub use transfer::Transfer;

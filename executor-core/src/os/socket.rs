@@ -95,6 +95,11 @@ pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<
     recv_with(socket, bytes, RecvFlags::DONTWAIT)
 }
 
+/// As [`recv_short_now`], but the message stays, and its descriptors come once more with it.
+pub(crate) fn peek_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    recv_with(socket, bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
+}
+
 fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

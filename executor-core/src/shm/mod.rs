@@ -26,6 +26,7 @@
 
 mod array;
 mod bytes;
+pub(crate) mod extents;
 pub(crate) mod heap;
 mod list;
 mod memory;

@@ -35,11 +35,11 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(2);
 
 /// Resolves when the word of that block is not `expected` any more, when it was woken, or after [`RECHECK`] at the latest.
-pub(super) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
+pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
     Changed { block: block.clone(), word, expected, place: None }
 }
 
-pub(super) struct Changed<'a> {
+pub(crate) struct Changed<'a> {
     block: Block,
     word: &'a AtomicU32,
     expected: u32,

@@ -89,7 +89,7 @@ macro_rules! travels {
 }
 mod barrier;
 mod cells;
-mod changed;
+pub(crate) mod changed;
 mod condition;
 mod event;
 mod guard;

@@ -1,0 +1,83 @@
+//! Why something was not put, or not got.
+
+use std::{fmt, io};
+
+use super::core::{Missing, Refused};
+
+/// Why an item was not put. It comes back: [`into_inner`](Self::into_inner).
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum PutError<T> {
+    /// There is no room, or there was none within the limit.
+    #[error("the queue is full")]
+    Full(T),
+    /// The queue is closed, or nobody is left who could get it.
+    #[error("the queue is closed")]
+    Closed(T),
+    /// It cannot be encoded, for this reason.
+    #[error("could not encode the item: {1}")]
+    Encode(T, String),
+    /// The system refused: there is no memory, or there are too many descriptors on their way.
+    #[error("could not put the item: {1}")]
+    Io(T, #[source] io::Error),
+}
+
+impl<T> PutError<T> {
+    /// The item.
+    pub fn into_inner(self) -> T {
+        match self {
+            PutError::Full(item)
+            | PutError::Closed(item)
+            | PutError::Encode(item, _)
+            | PutError::Io(item, _) => item,
+        }
+    }
+
+    pub(super) fn new(refused: Refused, item: T) -> Self {
+        match refused {
+            Refused::Full => PutError::Full(item),
+            Refused::Closed => PutError::Closed(item),
+            Refused::Io(error) => PutError::Io(item, error),
+        }
+    }
+}
+
+// Not derived: an item need not be `Debug` for the error to be.
+impl<T> fmt::Debug for PutError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PutError::Full(_) => f.write_str("Full(…)"),
+            PutError::Closed(_) => f.write_str("Closed(…)"),
+            PutError::Encode(_, text) => write!(f, "Encode(…, {text:?})"),
+            PutError::Io(_, error) => write!(f, "Io(…, {error:?})"),
+        }
+    }
+}
+
+/// Why no item was got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// There is none, or there was none within the limit.
+    #[error("the queue is empty")]
+    Empty,
+    /// The queue is closed, or nobody is left who could put anything; and it is empty.
+    #[error("the queue is closed")]
+    Closed,
+    /// The item is no value of this type. It is used up.
+    #[error("could not decode the item: {0}")]
+    Decode(String),
+    /// The system refused, or the queue's memory is not what it should be.
+    #[error("could not get an item: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Missing> for GetError {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Empty => GetError::Empty,
+            Missing::Closed => GetError::Closed,
+            Missing::Io(error) => GetError::Io(error),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! A sparse anonymous file of which pieces are taken, used for a while and given back; and windows through which words of
+//! it are seen.
+//!
+//! Places are given once: what was given back is a hole for ever, and reads as zeros. So a piece that is given back twice,
+//! or by somebody who was interrupted for long, does no harm. The file never shrinks (sealed), so that no access to a
+//! window can hit its end.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    ptr::{self, NonNull},
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    fs::{
+        FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
+        memfd_create,
+    },
+    io::{pread, pwrite},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+use crate::os::{room, socket::retry};
+
+const PAGE: u64 = 4096;
+
+/// Beyond it there is no place: far below what a file can have, so that sums do not overflow.
+const END: u64 = 1 << 60;
+
+/// See the module's opening.
+#[derive(Debug)]
+pub(crate) struct Extents {
+    file: Arc<OwnedFd>,
+}
+
+impl Extents {
+    pub(crate) fn create(name: &str) -> io::Result<Self> {
+        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(Extents { file: Arc::new(file) })
+    }
+
+    /// What another process has made.
+    pub(crate) fn open(file: Arc<OwnedFd>) -> io::Result<Self> {
+        // Other files than memory have no seals, which is an error here.
+        if !fcntl_get_seals(&*file)?.contains(SealFlags::SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory could shrink"));
+        }
+        Ok(Extents { file })
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.file
+    }
+
+    /// How much of the file a piece of so many bytes takes.
+    pub(crate) fn whole(len: u64) -> u64 {
+        len.min(END).next_multiple_of(PAGE)
+    }
+
+    /// Makes sure that this piece is there, zeroed, and has its memory: none of it will be missing later.
+    pub(crate) fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
+        check(at, len)?;
+        Ok(retry(|| fallocate(&self.file, FallocateFlags::empty(), at, len))?)
+    }
+
+    /// Gives a piece back.
+    pub(crate) fn punch(&self, at: u64, len: u64) {
+        if check(at, len).is_ok() && len > 0 {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // It fails only for want of memory to note the hole; then the piece stays until the file goes.
+            let _ = retry(|| fallocate(&self.file, hole, at, Self::whole(len)));
+        }
+    }
+
+    /// Fills a piece that nobody sees yet.
+    pub(crate) fn write(&self, mut at: u64, mut bytes: &[u8]) -> io::Result<()> {
+        check(at, bytes.len() as u64)?;
+        if !room::has_room_for(bytes.len() as u64) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        while !bytes.is_empty() {
+            match retry(|| pwrite(&self.file, bytes, at))? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => {
+                    at += n as u64;
+                    bytes = &bytes[n..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a piece to a vector.
+    pub(crate) fn read(&self, mut at: u64, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
+        check(at, len)?;
+        if at + len > fstat(&self.file)?.st_size as u64 {
+            return Err(garbled());
+        }
+        let len = usize::try_from(len).map_err(|_| garbled())?;
+        out.try_reserve_exact(len)?;
+        let end = out.len() + len;
+        while out.len() < end {
+            // It may read more than that, into room that is there anyway.
+            match retry(|| pread(&self.file, spare_capacity(out), at))? {
+                0 => return Err(garbled()),
+                n => at += n as u64,
+            }
+        }
+        out.truncate(end);
+        Ok(())
+    }
+
+    /// Sees a piece that was allocated.
+    pub(crate) fn window(&self, at: u64, len: u64) -> io::Result<Window> {
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
+        check(at, len)?;
+        if len == 0
+            || !len.is_multiple_of(PAGE)
+            || !at.is_multiple_of(PAGE)
+            || at + len > fstat(&self.file)?.st_size as u64
+        {
+            return Err(garbled());
+        }
+        let len = usize::try_from(len).map_err(|_| garbled())?;
+        Window::map(&self.file, at, len)
+    }
+}
+
+fn check(at: u64, len: u64) -> io::Result<()> {
+    match at <= END && len <= END {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory")),
+    }
+}
+
+/// Words of shared memory, and the bytes that lie in them.
+#[derive(Debug)]
+pub(crate) struct Window {
+    at: NonNull<u64>,
+    words: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; its content is atomics, or bytes that are only copied.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    fn map(file: impl AsFd, at: u64, len: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // All of it now: a fault for each page costs more.
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: a fresh mapping where the kernel chooses.
+        let at = unsafe { mmap(ptr::null_mut(), len, protection, flags, file, at)? };
+        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        Ok(Window { at, words: len / 8 })
+    }
+
+    pub(crate) fn words(&self) -> usize {
+        self.words
+    }
+
+    /// # Panics
+    /// If it is beyond the window: an error of the caller's, whatever another process writes.
+    #[inline]
+    pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.words, "beyond the window");
+        // SAFETY: within the mapping, aligned, an atomic; and the file does not shrink.
+        unsafe { self.at.cast::<AtomicU64>().add(index).as_ref() }
+    }
+
+    /// Copies bytes in, from this word on.
+    ///
+    /// # Panics
+    /// As [`word`](Self::word).
+    #[inline]
+    pub(crate) fn write(&self, index: usize, bytes: &[u8]) {
+        assert!(index <= self.words && bytes.len() <= (self.words - index) * 8, "beyond the window");
+        // SAFETY: within the mapping. There is no reference to these bytes: words of them are looked at by nobody before they
+        // are published. A process that breaks the protocol may read or write them meanwhile, and gets, or leaves, any bytes.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(index).cast().as_ptr(), bytes.len()) }
+    }
+
+    /// Appends bytes from this word on to a vector.
+    ///
+    /// # Panics
+    /// As [`word`](Self::word).
+    #[inline]
+    pub(crate) fn read(&self, index: usize, len: usize, out: &mut Vec<u8>) {
+        assert!(index <= self.words && len <= (self.words - index) * 8, "beyond the window");
+        out.reserve(len);
+        // SAFETY: within the mapping, and `out` has room behind its end, which is no part of the mapping. Nobody writes to them
+        // who keeps to the protocol; if somebody does, what is copied is any bytes, and it is looked at in `out` only.
+        unsafe {
+            let end = out.as_mut_ptr().add(out.len());
+            ptr::copy_nonoverlapping(self.at.add(index).cast::<u8>().as_ptr().cast_const(), end, len);
+            out.set_len(out.len() + len);
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+        let _ = unsafe { munmap(self.at.as_ptr().cast(), self.words * 8) };
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn pieces_are_written_read_and_given_back() {
+        let extents = Extents::create("x").unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
+        extents.write(8192, &bytes).unwrap();
+        let mut out = vec![9];
+        extents.read(8192, 100_000, &mut out).unwrap();
+        assert!(out[0] == 9 && out[1..] == bytes);
+        let used = || fstat(extents.descriptor()).unwrap().st_blocks * 512;
+        assert!(used() >= 100_000);
+        extents.punch(8192, 100_000);
+        assert_eq!(used(), 0);
+        extents.punch(8192, 100_000);
+        out.clear();
+        extents.read(8192, 10, &mut out).unwrap();
+        assert_eq!(out, [0; 10]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_an_error() {
+        let extents = Extents::create("x").unwrap();
+        assert!(extents.window(0, 4096).is_err());
+        assert!(extents.read(0, 1, &mut Vec::new()).is_err());
+        assert!(extents.read(u64::MAX, u64::MAX, &mut Vec::new()).is_err());
+        extents.allocate(4096, 8192).unwrap();
+        for (at, len) in
+            [(4096, 0), (4096, 12_288), (4097, 4096), (4096, 100), (u64::MAX, 4096), (4096, u64::MAX)]
+        {
+            assert!(extents.window(at, len).is_err(), "{at} {len}");
+        }
+        let one = extents.window(4096, 8192).unwrap();
+        let other = Extents::open(Arc::clone(extents.descriptor())).unwrap().window(4096, 4096).unwrap();
+        one.word(3).store(7, Ordering::Relaxed);
+        assert_eq!((other.word(3).load(Ordering::Relaxed), one.words()), (7, 1024));
+        one.write(10, b"hello");
+        let mut out = Vec::new();
+        other.read(10, 5, &mut out);
+        assert_eq!(out, b"hello");
+        assert!(Extents::open(Arc::new(tempfile::tempfile().unwrap().into())).is_err());
+    }
+}

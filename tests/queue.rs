@@ -1,0 +1,743 @@
+//! Queues between processes.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{
+    Connection, Consumer, GetError, JoinableQueue, Lock, ProcessPoolExecutor, Producer, PutError, Queue,
+    SharedBytes, SimpleQueue, TaskError, Transfer, pipe, prelude::*,
+};
+use futures::{SinkExt, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use support::{Gate, LONG, come_to, eventually, pool, watchdog, watchdog_of};
+
+executor::test_support!();
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn qu01_put_in_all_forms_until_it_is_full() {
+    let _watchdog = watchdog();
+    let queue = Queue::bounded(6).unwrap();
+    queue.put(1).unwrap();
+    queue.put_timeout(2, LONG).unwrap();
+    queue.put_timeout(3, Duration::ZERO).unwrap();
+    queue.try_put(4).unwrap();
+    queue.clone().put(5).unwrap();
+    assert!(!queue.is_full());
+    futures::executor::block_on(queue.put_async(6)).unwrap();
+    assert!(queue.is_full() && queue.len() == 6 && queue.capacity() == Some(6));
+    for limit in [None, Some(Duration::ZERO), Some(SHORT)] {
+        let started = Instant::now();
+        let error = match limit {
+            None => queue.try_put(7),
+            Some(limit) => queue.put_timeout(7, limit),
+        };
+        assert!(matches!(&error, Err(PutError::Full(7))), "{error:?}");
+        assert_eq!(error.unwrap_err().into_inner(), 7);
+        assert!(started.elapsed() >= limit.unwrap_or_default());
+    }
+    let all: Vec<i32> = (0..6).map(|_| queue.get().unwrap()).collect();
+    assert_eq!(all, [1, 2, 3, 4, 5, 6]);
+    assert!(Queue::<u32>::bounded(0).is_err());
+}
+
+#[task]
+fn put_all(queue: Queue<u32>, items: Vec<u32>) {
+    for item in items {
+        queue.put(item).unwrap();
+    }
+}
+
+#[test]
+fn qu02_get_in_all_forms_what_a_child_has_put() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = Queue::unbounded().unwrap();
+    pool.submit(put_all::task(queue.clone(), vec![1, 2, 3, 4])).result().unwrap();
+    assert_eq!(queue.get().unwrap(), 1);
+    assert_eq!(queue.get_timeout(LONG).unwrap(), 2);
+    assert_eq!(queue.try_get().unwrap(), 3);
+    assert_eq!(queue.get_timeout(Duration::ZERO).unwrap(), 4);
+    for limit in [None, Some(Duration::ZERO), Some(SHORT)] {
+        let started = Instant::now();
+        let error = match limit {
+            None => queue.try_get(),
+            Some(limit) => queue.get_timeout(limit),
+        };
+        assert!(matches!(error, Err(GetError::Empty)), "{error:?}");
+        assert!(started.elapsed() >= limit.unwrap_or_default());
+    }
+}
+
+#[test]
+fn qu04_the_size_follows_exactly() {
+    let queue = Queue::unbounded().unwrap();
+    assert!(queue.is_empty() && queue.capacity().is_none());
+    for size in 1..=100 {
+        queue.put(vec![0_u8; size * 100]).unwrap();
+        assert_eq!((queue.len(), queue.is_empty()), (size, false));
+    }
+    for size in (0..100).rev() {
+        queue.get().unwrap();
+        assert_eq!(queue.len(), size);
+    }
+    assert!(queue.is_empty() && !queue.is_full());
+}
+
+static AT_INIT: LazyLock<(Queue<u32>, u32)> = LazyLock::new(|| {
+    let queue = Queue::unbounded().unwrap();
+    queue.put(7).unwrap();
+    let got = queue.get().unwrap();
+    (queue, got)
+});
+
+#[test]
+fn qu06_a_queue_is_used_while_a_static_is_initialised() {
+    let _watchdog = watchdog();
+    assert_eq!(AT_INIT.1, 7);
+    assert!(AT_INIT.0.is_empty());
+}
+
+#[test]
+fn qu07_get_waits_no_shorter_than_its_limit() {
+    let _watchdog = watchdog();
+    let queue = Queue::<u32>::unbounded().unwrap();
+    let limit = Duration::from_millis(200);
+    let started = Instant::now();
+    assert!(matches!(queue.get_timeout(limit), Err(GetError::Empty)));
+    assert!(started.elapsed() >= limit);
+}
+
+/// Does not want to be sent if it is odd.
+#[derive(Debug, Deserialize)]
+struct Fussy(u32);
+
+impl Serialize for Fussy {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 % 2 {
+            0 => self.0.serialize(serializer),
+            _ => Err(serde::ser::Error::custom("odd")),
+        }
+    }
+}
+
+#[test]
+fn qu09_what_cannot_be_encoded_is_an_error_of_put_that_has_the_item() {
+    let queue = Queue::unbounded().unwrap();
+    match queue.put(Fussy(3)) {
+        Err(PutError::Encode(Fussy(3), text)) => assert_eq!(text, "odd"),
+        other => panic!("{other:?}"),
+    }
+    assert!(queue.is_empty());
+    queue.put(Fussy(4)).unwrap();
+    assert_eq!(queue.get().unwrap().0, 4);
+}
+
+#[test]
+fn qu10_a_closed_queue_takes_nothing_and_gives_what_it_has() {
+    let _watchdog = watchdog();
+    let queue = Queue::unbounded().unwrap();
+    queue.put(1).unwrap();
+    queue.close();
+    queue.close();
+    assert!(queue.is_closed());
+    assert!(matches!(queue.put(2), Err(PutError::Closed(2))));
+    assert!(matches!(queue.try_put(2), Err(PutError::Closed(2))));
+    assert_eq!(queue.get().unwrap(), 1);
+    assert!(matches!(queue.get(), Err(GetError::Closed)));
+    assert!(matches!(queue.try_get(), Err(GetError::Closed)));
+    assert!(matches!(queue.get_timeout(LONG), Err(GetError::Closed)));
+    // And who waits is told.
+    let (full, empty) = (Queue::bounded(1).unwrap(), Queue::<u32>::unbounded().unwrap());
+    full.put(1).unwrap();
+    thread::scope(|scope| {
+        let putting = scope.spawn(|| full.put(2));
+        let getting = scope.spawn(|| empty.get());
+        full.close();
+        empty.close();
+        assert!(matches!(putting.join().unwrap(), Err(PutError::Closed(2))));
+        assert!(matches!(getting.join().unwrap(), Err(GetError::Closed)));
+    });
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn qu11_a_closed_simple_queue_and_its_descriptors() {
+    let _watchdog = watchdog();
+    let queue = SimpleQueue::new().unwrap();
+    queue.put(1).unwrap();
+    queue.close();
+    queue.close();
+    assert!(matches!(queue.is_empty(), Err(GetError::Closed)));
+    assert!(queue.put(2).is_err());
+    assert_eq!(queue.get().unwrap(), 1);
+    drop(queue);
+    // Other tests open and close descriptors meanwhile: a thousand queues would be three thousand of them.
+    let before = open_descriptors();
+    for _ in 0..1000 {
+        let queue = SimpleQueue::new().unwrap();
+        queue.put(1).unwrap();
+        assert_eq!(queue.get().unwrap(), 1);
+    }
+    assert!(open_descriptors() < before + 1000);
+}
+
+#[task]
+fn put_emptiness(queue: SimpleQueue<bool>) {
+    for _ in 0..2 {
+        let empty = queue.is_empty().unwrap();
+        queue.put(empty).unwrap();
+    }
+}
+
+#[test]
+fn qu12_emptiness_is_right_at_each_step() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = SimpleQueue::new().unwrap();
+    assert!(queue.is_empty().unwrap());
+    pool.submit(put_emptiness::task(queue.clone())).result().unwrap();
+    assert!(!queue.is_empty().unwrap());
+    assert!(queue.get().unwrap());
+    assert!(!queue.get().unwrap());
+    assert!(queue.is_empty().unwrap());
+}
+
+#[test]
+fn qu14_more_done_than_put_is_an_error() {
+    let queue = JoinableQueue::unbounded().unwrap();
+    assert!(queue.task_done().is_err());
+    queue.put(1).unwrap();
+    assert_eq!((queue.get().unwrap(), queue.unfinished()), (1, 1));
+    queue.task_done().unwrap();
+    assert!(queue.task_done().is_err());
+    assert_eq!(queue.unfinished(), 0);
+}
+
+#[task]
+fn work_off(queue: JoinableQueue<u32>, sums: Queue<u32>) {
+    let mut sum = 0;
+    while let Ok(item) = queue.get_unfinished() {
+        sum += *item;
+    }
+    sums.put(sum).unwrap();
+}
+
+#[test]
+fn join_returns_when_all_is_worked_off_and_not_before() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let (queue, sums) = (JoinableQueue::bounded(3).unwrap(), Queue::unbounded().unwrap());
+    assert!(queue.join_timeout(Duration::ZERO));
+    queue.put(1).unwrap();
+    assert!(!queue.join_timeout(SHORT));
+    let workers: Vec<_> = (0..2).map(|_| pool.submit(work_off::task(queue.clone(), sums.clone()))).collect();
+    for item in 2..=100 {
+        queue.put(item).unwrap();
+    }
+    queue.join();
+    assert!(queue.is_empty() && queue.unfinished() == 0);
+    futures::executor::block_on(queue.join_async());
+    queue.close();
+    workers.into_iter().for_each(|worker| worker.result().unwrap());
+    assert_eq!(sums.get().unwrap() + sums.get().unwrap(), 5050);
+}
+
+#[test]
+fn qu18_a_task_of_a_running_pool_puts_and_the_parent_gets() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    // It runs.
+    pool.submit(support::pid::task()).result().unwrap();
+    let queue = Queue::unbounded().unwrap();
+    let tasks: Vec<_> =
+        (0..10).map(|i| pool.submit(put_all::task(queue.clone(), vec![10 * i, 10 * i + 1]))).collect();
+    let mut all: Vec<u32> = (0..20).map(|_| queue.get().unwrap()).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..10).flat_map(|i| [10 * i, 10 * i + 1]).collect::<Vec<_>>());
+    tasks.into_iter().for_each(|task| task.result().unwrap());
+}
+
+#[test]
+fn qu19_after_put_it_is_not_empty() {
+    for _ in 0..1000 {
+        let queue = Queue::unbounded().unwrap();
+        queue.put(1).unwrap();
+        assert!(!queue.is_empty() && queue.try_get().unwrap() == 1);
+    }
+}
+
+#[task]
+fn put_and_nest(queue: Queue<u32>, depth: u32) {
+    queue.put(depth).unwrap();
+    if depth > 0 {
+        let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+        pool.submit(put_and_nest::task(queue, depth - 1)).result().unwrap();
+    }
+}
+
+#[test]
+fn qu20_child_and_grandchild_put_into_the_same_queue() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = Queue::unbounded().unwrap();
+    pool.submit(put_and_nest::task(queue.clone(), 2)).result().unwrap();
+    assert_eq!([queue.get().unwrap(), queue.get().unwrap(), queue.get().unwrap()], [2, 1, 0]);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Office {
+    inbox: Queue<String>,
+    trays: Vec<Option<Queue<String>>>,
+    by_name: HashMap<String, JoinableQueue<u8>>,
+}
+
+#[task]
+fn answer_mail(office: Office) -> Office {
+    let letter = office.inbox.get().unwrap();
+    office.trays[1].as_ref().unwrap().put(letter.to_uppercase()).unwrap();
+    office.by_name["x"].put(1).unwrap();
+    office
+}
+
+#[test]
+fn handles_nest_in_arguments_and_results_and_are_of_the_same_queue() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (inbox, tray, joinable) =
+        (Queue::unbounded().unwrap(), Queue::unbounded().unwrap(), JoinableQueue::unbounded().unwrap());
+    inbox.put("letter".to_owned()).unwrap();
+    let office = Office {
+        inbox: inbox.clone(),
+        trays: vec![None, Some(tray.clone()), Some(inbox.clone())],
+        by_name: [("x".to_owned(), joinable.clone())].into(),
+    };
+    let back = pool.submit(answer_mail::task(office)).result().unwrap();
+    assert!(
+        back.inbox == inbox && back.trays[1] == Some(tray.clone()) && back.trays[2] == Some(inbox.clone())
+    );
+    assert!(back.inbox != tray);
+    assert!(back.by_name["x"] == joinable);
+    assert_eq!(tray.get().unwrap(), "LETTER");
+    assert_eq!(joinable.len(), 1);
+    // Its own is what it got.
+    back.inbox.put("again".to_owned()).unwrap();
+    assert_eq!(inbox.get().unwrap(), "again");
+    let error = serde_json::to_string(&inbox).unwrap_err().to_string();
+    assert!(error.contains("a Queue:") && error.contains("serde_json"), "{error}");
+}
+
+#[test]
+fn a_queue_that_is_not_told_of_is_an_error() {
+    let _watchdog = watchdog();
+    let queue = Queue::unbounded().unwrap();
+    queue.put("text".to_owned()).unwrap();
+    let (one, other) = pipe::<Queue<String>, Queue<u32>>().unwrap();
+    let other = other.with_types::<(), Queue<u32>>();
+    one.send(&queue).unwrap();
+    let of_numbers = other.recv().unwrap();
+    assert!(matches!(of_numbers.get(), Err(GetError::Decode(_))), "the types are the sender's to keep");
+    assert!(queue.is_empty());
+}
+
+#[task]
+fn produce(queue: Queue<(u32, u32, Vec<u8>)>, producer: u32, count: u32) {
+    for number in 0..count {
+        let len = (number as usize * 37) % 3000;
+        queue.put((producer, number, vec![number as u8; len])).unwrap();
+    }
+}
+
+#[task]
+fn consume(queue: Queue<(u32, u32, Vec<u8>)>) -> BTreeMap<u32, Vec<u32>> {
+    let mut got = BTreeMap::<u32, Vec<u32>>::new();
+    loop {
+        match queue.get() {
+            Ok((producer, number, bytes)) => {
+                assert!(bytes.iter().all(|byte| *byte == number as u8));
+                got.entry(producer).or_default().push(number);
+            }
+            Err(GetError::Closed) => return got,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn many_producers_and_consumers_each_item_once_and_in_the_order_of_its_producer() {
+    let _watchdog = watchdog();
+    let pool = pool(8);
+    for queue in [Queue::bounded(5).unwrap(), Queue::unbounded().unwrap()] {
+        let consumers: Vec<_> = (0..4).map(|_| pool.submit(consume::task(queue.clone()))).collect();
+        let producers: Vec<_> = (0..4).map(|i| pool.submit(produce::task(queue.clone(), i, 500))).collect();
+        producers.into_iter().for_each(|producer| producer.result().unwrap());
+        queue.close();
+        let mut all = BTreeMap::<u32, Vec<u32>>::new();
+        for consumer in consumers {
+            for (producer, numbers) in consumer.result().unwrap() {
+                assert!(numbers.is_sorted(), "{numbers:?}");
+                all.entry(producer).or_default().extend(numbers);
+            }
+        }
+        assert_eq!(all.len(), 4);
+        for (_, mut numbers) in all {
+            numbers.sort_unstable();
+            assert_eq!(numbers, (0..500).collect::<Vec<_>>());
+        }
+        assert!(queue.is_empty());
+    }
+}
+
+#[task]
+fn put_large(queue: Queue<SharedOr>, len: usize) {
+    queue.put(SharedOr::Bytes(serde_bytes_of(len))).unwrap();
+}
+
+/// Bytes as one string of them, as a task's argument is.
+#[derive(Serialize, Deserialize)]
+enum SharedOr {
+    Bytes(String),
+}
+
+fn serde_bytes_of(len: usize) -> String {
+    "0123456789abcdef".repeat(len.div_ceil(16))
+}
+
+#[test]
+fn items_larger_than_any_buffer_pass() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let queue = Queue::unbounded().unwrap();
+    let lens = [1, 60_000, 70_000, 262_000, 262_100, 262_144, 300_000, 5 << 20, 64 << 20];
+    for len in lens {
+        let put = pool.submit(put_large::task(queue.clone(), len));
+        let SharedOr::Bytes(text) = queue.get().unwrap();
+        assert!(text == serde_bytes_of(len), "{len}");
+        put.result().unwrap();
+    }
+    // Nobody has to get anything for put to return.
+    pool.submit(put_large::task(queue.clone(), 64 << 20)).result().unwrap();
+    assert_eq!(queue.len(), 1);
+}
+
+#[test]
+#[ignore = "takes 8 GiB of memory: `cargo test --release --test queue -- --ignored`"]
+fn past_two_gigabytes() {
+    let _watchdog = watchdog_of(Duration::from_secs(900));
+    let queue = Queue::unbounded().unwrap();
+    let len = (2_usize << 30) + 12_352;
+    queue.put(serde_bytes_of(len)).unwrap();
+    queue.put("after".to_owned()).unwrap();
+    assert_eq!(queue.get().unwrap().len(), len);
+    assert_eq!(queue.get().unwrap(), "after");
+}
+
+#[test]
+fn a_backlog_goes_through_many_rings_and_its_memory_back() {
+    let _watchdog = watchdog();
+    let queue = Queue::unbounded().unwrap();
+    for round in 0..3_u64 {
+        for number in 0..100_000_u64 {
+            queue.put((round, number)).unwrap();
+        }
+        assert_eq!(queue.len(), 100_000);
+        for number in 0..100_000_u64 {
+            assert_eq!(queue.get().unwrap(), (round, number));
+        }
+    }
+    assert!(matches!(queue.try_get(), Err(GetError::Empty)));
+}
+
+#[task]
+fn put_and_die(queue: Queue<String>, gate: &Path) {
+    for len in [10, 100_000, 1_000_000] {
+        queue.put(serde_bytes_of(len)).unwrap();
+    }
+    come_to(gate);
+}
+
+#[test]
+fn items_survive_their_producer() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = Queue::unbounded().unwrap();
+    let gate = Gate::new();
+    let pid = pool.submit(support::pid::task()).result().unwrap();
+    let lost = pool.submit(put_and_die::task(queue.clone(), gate.path()));
+    gate.wait_for(1);
+    kill(pid);
+    assert!(matches!(lost.result(), Err(TaskError::WorkerLost { .. })));
+    for len in [10, 100_000, 1_000_000] {
+        assert!(queue.get().unwrap() == serde_bytes_of(len));
+    }
+    assert!(queue.is_empty());
+}
+
+#[task]
+fn wait_in_get(queue: Queue<u32>) -> u32 {
+    queue.get().unwrap()
+}
+
+#[test]
+fn a_consumer_that_is_killed_while_it_waits_harms_nobody() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let queue = Queue::unbounded().unwrap();
+    for _ in 0..20 {
+        let victim = pool.submit(wait_in_get::task(queue.clone()));
+        eventually("it runs", || victim.running());
+        victim.cancel_running();
+        let other = pool.submit(wait_in_get::task(queue.clone()));
+        assert!(victim.result().is_err());
+        queue.put(7).unwrap();
+        assert_eq!(other.result().unwrap(), 7);
+    }
+}
+
+#[task]
+fn produce_through(queue: Producer<u32>, count: u32, then_die: bool) {
+    for number in 0..count {
+        queue.put(number).unwrap();
+    }
+    if then_die {
+        std::process::abort();
+    }
+}
+
+#[test]
+fn a_split_queue_is_closed_when_the_last_producer_is_gone_however() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    for then_die in [false, true] {
+        let (producer, consumer) = Queue::bounded(3).unwrap().split().unwrap();
+        let tasks: Vec<_> =
+            (0..2).map(|_| pool.submit(produce_through::task(producer.clone(), 50, then_die))).collect();
+        drop(producer);
+        let mut count = 0;
+        loop {
+            match consumer.get() {
+                Ok(_) => count += 1,
+                Err(GetError::Closed) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(count, 100);
+        assert!(matches!(consumer.try_get(), Err(GetError::Closed)));
+        for task in tasks {
+            assert_eq!(task.result().is_err(), then_die);
+        }
+    }
+}
+
+#[task]
+fn consume_one_and_die(queue: Consumer<u32>) {
+    queue.get().unwrap();
+    std::process::abort();
+}
+
+#[test]
+fn a_producer_is_told_when_the_last_consumer_is_gone() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (producer, consumer) = Queue::bounded(1).unwrap().split().unwrap();
+    let task = pool.submit(consume_one_and_die::task(consumer));
+    let mut put = 0;
+    let error = loop {
+        match producer.put(put) {
+            Ok(()) => put += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, PutError::Closed(_)) && put >= 1);
+    assert!(task.result().is_err());
+}
+
+#[derive(Serialize, Deserialize)]
+enum Parcel {
+    Socket(Transfer<TcpStream>),
+    File(Transfer<File>),
+    Connection(Connection<u32, u32>),
+    Bytes(SharedBytes),
+    Back(Queue<u64>, Lock),
+}
+
+#[task]
+fn open_parcels(queue: Queue<Parcel>) -> u32 {
+    let mut count = 0;
+    while let Ok(parcel) = queue.get() {
+        match parcel {
+            Parcel::Socket(socket) => (&*socket).write_all(b"over tcp").unwrap(),
+            Parcel::File(mut file) => file.write_all(b"into the file").unwrap(),
+            Parcel::Connection(connection) => connection.send(&(connection.recv().unwrap() + 1)).unwrap(),
+            Parcel::Bytes(bytes) => assert_eq!(*bytes, *b"shared"),
+            Parcel::Back(queue, lock) => {
+                let _guard = lock.acquire();
+                queue.put(u64::from(count)).unwrap();
+            }
+        }
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn mx13_sockets_files_connections_and_shared_objects_through_a_queue() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = Queue::unbounded().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    queue.put(Parcel::Socket(listener.accept().unwrap().0.into())).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    queue.put(Parcel::File(file.try_clone().unwrap().into())).unwrap();
+    let (ours, theirs) = pipe().unwrap();
+    queue.put(Parcel::Connection(theirs)).unwrap();
+    queue.put(Parcel::Bytes(SharedBytes::copy_from_slice(b"shared"))).unwrap();
+    let (back, lock) = (Queue::unbounded().unwrap(), Lock::new().unwrap());
+    queue.put(Parcel::Back(back.clone(), lock)).unwrap();
+    queue.close();
+    let opened = pool.submit(open_parcels::task(queue));
+    ours.send(&1).unwrap();
+    assert_eq!(ours.recv().unwrap(), 2);
+    assert!(ours.recv().is_err(), "an end of it was left somewhere");
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "over tcp");
+    assert_eq!(back.get().unwrap(), 4);
+    assert_eq!(opened.result().unwrap(), 5);
+    file.seek(SeekFrom::Start(0)).unwrap();
+    text.clear();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "into the file");
+}
+
+#[test]
+fn more_items_with_handles_than_the_system_takes_make_put_wait_and_lose_nothing() {
+    let _watchdog = watchdog();
+    let queue = Queue::unbounded().unwrap();
+    let bytes = SharedBytes::copy_from_slice(b"many");
+    let mut put = 0;
+    let error = loop {
+        match queue.try_put((put, bytes.clone())) {
+            Ok(()) => put += 1,
+            Err(error) => break error,
+        }
+        assert!(put < 100_000);
+    };
+    assert!(matches!(error, PutError::Full(_) | PutError::Io(..)), "{error:?}");
+    assert!(put > 50, "{put}");
+    // What has none goes on.
+    let getting = thread::scope(|scope| {
+        let waiting = scope.spawn(|| queue.put_timeout((put, bytes.clone()), LONG));
+        for number in 0..put {
+            let (got, bytes) = queue.get().unwrap();
+            assert_eq!((got, &*bytes), (number, &b"many"[..]));
+        }
+        waiting.join().unwrap()
+    });
+    getting.unwrap();
+    assert_eq!(queue.get().unwrap().0, put);
+    assert!(queue.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_are_awaited_and_cancelling_loses_nothing() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (queue, back) = (Queue::bounded(2).unwrap(), Queue::bounded(2).unwrap());
+    let task = pool.submit(double::task(queue.clone(), back.clone()));
+    let putting = {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for number in 0..200_u32 {
+                queue.put_async(number).await.unwrap();
+            }
+            queue.close();
+        })
+    };
+    for number in 0..200_u32 {
+        // Dropped again and again.
+        let got = loop {
+            if let Ok(got) = tokio::time::timeout(Duration::from_micros(50), back.get_async()).await {
+                break got.unwrap();
+            }
+        };
+        assert_eq!(got, 2 * number);
+    }
+    putting.await.unwrap();
+    task.await.unwrap();
+    assert!(matches!(queue.get_async().await, Err(GetError::Closed)));
+}
+
+#[task]
+fn double(queue: Queue<u32>, back: Queue<u32>) {
+    while let Ok(number) = queue.get() {
+        back.put(2 * number).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn stream_and_sink() {
+    let _watchdog = watchdog();
+    let (producer, consumer) = Queue::bounded(4).unwrap().split().unwrap();
+    let putting = async move {
+        let items = (0..100_u32).map(Ok);
+        producer.sink().send_all(&mut futures::stream::iter(items)).await.unwrap();
+    };
+    let getting = async { consumer.stream().map(Result::unwrap).collect::<Vec<u32>>().await };
+    let ((), all) = tokio::join!(putting, getting);
+    assert_eq!(all, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn awaited_without_tokio() {
+    let _watchdog = watchdog();
+    let queue = Queue::bounded(1).unwrap();
+    let all = futures::executor::block_on(async {
+        let putting = async {
+            for number in 0..50_u32 {
+                queue.put_async(number).await.unwrap();
+            }
+        };
+        let getting = async {
+            let mut all = Vec::new();
+            while all.len() < 50 {
+                all.push(queue.get_async().await.unwrap());
+            }
+            all
+        };
+        futures::join!(putting, getting).1
+    });
+    assert_eq!(all, (0..50).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_join_before_a_get_does_not_hang() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = Queue::unbounded().unwrap();
+    // Far more than any pipe takes, and nobody gets while the child is joined.
+    pool.submit(put_large::task(queue.clone(), 10 << 20)).result().unwrap();
+    pool.shutdown(true);
+    let SharedOr::Bytes(text) = queue.get().unwrap();
+    assert_eq!(text.len(), 10 << 20);
+}
