@@ -1,6 +1,7 @@
-//! Workers that die at every step of the protocol: see the program `deaths`.
+//! Workers that die at every step of the protocol, and users of locks at every step of theirs: see the programs `deaths` and
+//! `lock_deaths`.
 //!
-//! It is a program of its own because it is built with the feature `kill-points`, which no other test is to have.
+//! They are programs of their own because they are built with the feature `kill-points`, which no other test is to have.
 //! `EXECUTOR_ROUNDS` and `EXECUTOR_SEED` are its, and `--nocapture` shows how often workers died at each step.
 
 use std::process::Command;
@@ -8,10 +9,10 @@ use std::process::Command;
 #[path = "programs/builder.rs"]
 mod programs;
 
-fn check(transport: &str, rounds: u64) {
+fn check(name: &str, transport: &str, rounds: u64) {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-    let directory = programs::build(profile, &["--bin", "deaths", "--features", "kill-points"]);
-    let mut program = Command::new(directory.join("deaths"));
+    let directory = programs::build(profile, &["--bin", name, "--features", "kill-points"]);
+    let mut program = Command::new(directory.join(name));
     program.env("EXECUTOR_TRANSPORT", transport);
     // One seed is taken once, unless it is asked for more often.
     if std::env::var_os("EXECUTOR_SEED").is_none() {
@@ -19,7 +20,7 @@ fn check(transport: &str, rounds: u64) {
     }
     let output = program.output().expect("it starts");
     let stdout = String::from_utf8_lossy(&output.stdout);
-    println!("over {transport}: {stdout}");
+    println!("{name} over {transport}: {stdout}");
     assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
 }
 
@@ -29,10 +30,15 @@ fn rounds() -> u64 {
 
 #[test]
 fn death_inside_the_ring() {
-    check("ring", rounds());
+    check("deaths", "ring", rounds());
 }
 
 #[test]
 fn death_over_ipc_channel() {
-    check("ipc", rounds().div_ceil(3));
+    check("deaths", "ipc", rounds().div_ceil(3));
+}
+
+#[test]
+fn death_within_locks_and_their_kin() {
+    check("lock_deaths", "ring", rounds());
 }

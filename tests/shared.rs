@@ -81,12 +81,14 @@ struct Particle {
 const STILL: Particle = Particle { position: [1.0, 2.0, 3.0], kind: 4, alive: 1 };
 const MOVED: Particle = Particle { position: [9.0, 8.0, 7.0], kind: 6, alive: 0 };
 
+type Raw = (RawValue<i32>, RawValue<f64>, RawValue<i16>, RawValue<i64>, RawValue<u8>, RawValue<Particle>);
+
 #[task]
 fn change_all(
     (a, b, c, d): (Value<i32>, Value<f64>, Value<i16>, Value<i64>),
     byte: Value<u8>,
     particle: Value<Particle>,
-    raw: (RawValue<i32>, RawValue<f64>, RawValue<i16>, RawValue<i64>, RawValue<u8>, RawValue<Particle>),
+    raw: Raw,
 ) {
     a.set(-7);
     b.set(2.5);
@@ -551,12 +553,10 @@ fn items() -> Vec<ListItem> {
 }
 
 #[task]
-fn change_list(list: ShareableList) -> Vec<ListItemText> {
+fn change_list(list: ShareableList) -> Vec<String> {
     list.set(0, "hello").unwrap();
     list.to_vec().iter().map(|item| format!("{item:?}")).collect()
 }
-
-type ListItemText = String;
 
 #[test]
 fn sh13_a_copy_is_independent_and_another_handle_is_not() {

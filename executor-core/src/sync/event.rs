@@ -86,10 +86,14 @@ impl Flag {
             let Err(word) = self.look(turn) else { return true };
             let Some(limit) = nap(deadline) else { return false };
             kill_point!(EventMarked);
-            // Whoever has set it may have died before it woke anybody: no sleep is long.
-            futex::wait(&self.word, word, Some(limit));
+            self.sleep(word, limit);
             kill_point!(EventWoken);
         }
+    }
+
+    /// Sleeps on what [`look`](Self::look) said. Whoever has set it may have died before it woke anybody: no sleep is long.
+    pub(super) fn sleep(&self, word: u32, limit: Duration) {
+        futex::wait(&self.word, word, Some(limit));
     }
 }
 

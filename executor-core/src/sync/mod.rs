@@ -95,6 +95,8 @@ mod event;
 mod guard;
 pub(crate) mod holders;
 pub(crate) mod lock;
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod models;
 pub(crate) mod raw;
 mod rlock;
 mod semaphore;

@@ -48,6 +48,12 @@ pub(super) struct Head {
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for Head {}
 
+/// Where those sleep who wait for a permit.
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+pub(super) fn sleepers(head: &Head) -> &AtomicU32 {
+    head.bell.word()
+}
+
 /// A semaphore in shared memory; the block's, or a model's.
 pub(super) struct Permits<'a, O> {
     pub(super) head: &'a Head,

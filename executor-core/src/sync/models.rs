@@ -1,0 +1,398 @@
+//! The words of this folder under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//!
+//! Threads play processes: each has a number, and may die, which is to leave everything as it is. Sleeps have no limit
+//! here, so that a wake-up which is lost is a deadlock; what a death leaves to the limit of sleeps is played by
+//! [`time_passes`], which only shuttle can do: for loom, it is a loop without an end. There, deaths come before.
+
+use std::sync::Arc;
+
+use super::{
+    cells::Cell,
+    condition::{self, Waiters},
+    event::Flag,
+    holders::Holding,
+    raw::{Holder, Locked, RECHECK, RobustMutex},
+    semaphore::{self, Permits},
+};
+use crate::{
+    os::{
+        futex,
+        liveness::{OwnerId, Owners},
+        sync::{
+            LOOM,
+            atomic::{AtomicU32, Ordering},
+            thread,
+        },
+    },
+    transport::ring::models::{check, few},
+};
+
+/// A process.
+#[derive(Clone)]
+struct Process {
+    number: u32,
+    /// A bit for each that is dead.
+    dead: Arc<AtomicU32>,
+}
+
+impl Process {
+    fn world(count: u32) -> Vec<Process> {
+        let dead = Arc::new(AtomicU32::new(0));
+        (1..=count).map(|number| Process { number, dead: Arc::clone(&dead) }).collect()
+    }
+
+    fn die(&self) {
+        // The kernel's word is as good as a lock: who asks after a death is told.
+        self.dead.fetch_or(1 << self.number, Ordering::SeqCst);
+    }
+}
+
+impl Owners for Process {
+    fn me(&self) -> OwnerId {
+        OwnerId::from_bits(self.number).unwrap()
+    }
+
+    fn is_me(&self, id: OwnerId) -> bool {
+        id == self.me()
+    }
+
+    fn is_alive(&self, id: OwnerId) -> bool {
+        id != OwnerId::NOBODY && self.dead.load(Ordering::SeqCst) & 1 << id.bits() == 0
+    }
+}
+
+/// All sleeps on this word come to their limit, again and again, until the threads are done.
+fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinHandle<T>>) -> Vec<T> {
+    while !LOOM && done.load(Ordering::SeqCst) < threads.len() as u32 {
+        futex::wake_all(word);
+        thread::yield_now();
+    }
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// A count that is not atomic: two that are in there at the same time lose one.
+fn add_one(count: &AtomicU32) {
+    let value = count.load(Ordering::Relaxed);
+    count.store(value + 1, Ordering::Relaxed);
+}
+
+#[test]
+fn one_at_a_time_holds_a_mutex_and_all_get_it() {
+    let (threads, times) = (few(2, 4) as u32, few(2, 5) as u32);
+    check(3, move || {
+        let shared = Arc::new((RobustMutex::default(), AtomicU32::new(0)));
+        let threads: Vec<_> = Process::world(threads)
+            .into_iter()
+            .map(|process| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    for _ in 0..times {
+                        let guard = shared.0.lock(&process);
+                        assert!(!guard.owner_died());
+                        add_one(&shared.1);
+                    }
+                })
+            })
+            .collect();
+        let count = threads.len() as u32 * times;
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(shared.1.load(Ordering::Relaxed), count);
+        assert_eq!(shared.0.word().load(Ordering::Relaxed), 0, "no mark is left");
+    });
+}
+
+#[test]
+fn of_those_who_come_after_a_death_exactly_one_is_told() {
+    let heirs = few(2, 4) as u32;
+    check(3, move || {
+        let shared = Arc::new((RobustMutex::default(), AtomicU32::new(0), AtomicU32::new(0)));
+        let mut world = Process::world(heirs + 1);
+        let doomed = world.pop().unwrap();
+        let theirs = Arc::clone(&shared);
+        let victim = thread::spawn(move || {
+            std::mem::forget(theirs.0.lock(&doomed));
+            doomed.die();
+        });
+        let victim = if LOOM { victim.join().map(|()| None).unwrap() } else { Some(victim) };
+        let heirs: Vec<_> = world
+            .into_iter()
+            .map(|process| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let guard = shared.0.lock(&process);
+                    add_one(&shared.1);
+                    let told = u32::from(guard.owner_died());
+                    drop(guard);
+                    shared.2.fetch_add(1, Ordering::SeqCst);
+                    told
+                })
+            })
+            .collect();
+        let count = heirs.len() as u32;
+        let told = time_passes(shared.0.word(), &shared.2, heirs).iter().sum::<u32>();
+        if let Some(victim) = victim {
+            victim.join().unwrap();
+        }
+        assert_eq!(shared.1.load(Ordering::Relaxed), count);
+        // The victim may have come last.
+        let left = shared.0.holder(&Process::world(1)[0]) != Holder::Free;
+        assert_eq!(told + u32::from(left), 1);
+    });
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn a_death_between_the_release_and_the_wake_up_holds_nobody_up() {
+    check(3, || {
+        let shared = Arc::new((RobustMutex::default(), AtomicU32::new(0), AtomicU32::new(0)));
+        let mut world = Process::world(3);
+        let doomed = world.pop().unwrap();
+        let guard = shared.0.lock(&doomed);
+        let waiting: Vec<_> = world
+            .into_iter()
+            .map(|process| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let guard = shared.0.lock(&process);
+                    add_one(&shared.1);
+                    assert!(!guard.owner_died());
+                    drop(guard);
+                    shared.2.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        std::mem::forget(guard);
+        shared.0.word().swap(0, Ordering::Release);
+        doomed.die();
+        time_passes(shared.0.word(), &shared.2, waiting);
+        assert_eq!(shared.1.load(Ordering::Relaxed), 2);
+    });
+}
+
+#[test]
+fn what_is_left_locked_is_released_once_and_wakes() {
+    check(3, || {
+        let mutex = Arc::new(RobustMutex::default());
+        let world = Process::world(3);
+        assert_eq!(mutex.acquire(&world[0], world[0].me(), None), Some(Locked::Clean));
+        let waits = {
+            let (mutex, process) = (Arc::clone(&mutex), world[1].clone());
+            thread::spawn(move || mutex.acquire(&process, process.me(), None))
+        };
+        let releases = {
+            let mutex = Arc::clone(&mutex);
+            thread::spawn(move || mutex.release_left())
+        };
+        mutex.leave();
+        let here = mutex.release_left();
+        let there = releases.join().unwrap();
+        assert!(here ^ there, "exactly one");
+        assert_eq!(waits.join().unwrap(), Some(Locked::Clean));
+    });
+}
+
+fn table(count: usize) -> Vec<Holding> {
+    (0..count).map(|_| Holding::default()).collect()
+}
+
+type Semaphore = (semaphore::Head, Vec<Holding>);
+
+fn permits<'a>(shared: &'a Semaphore, owners: &'a Process) -> Permits<'a, Process> {
+    Permits { head: &shared.0, table: &shared.1, owners }
+}
+
+#[test]
+fn no_permit_is_given_twice_and_no_release_unheard() {
+    let (threads, times) = (few(2, 4) as u32, few(1, 4));
+    check(3, move || {
+        let world = Process::world(threads);
+        let shared: Arc<(Semaphore, AtomicU32)> =
+            Arc::new(((Default::default(), table(2)), AtomicU32::new(0)));
+        permits(&shared.0, &world[0]).init(1, u32::MAX);
+        let threads: Vec<_> = world
+            .iter()
+            .cloned()
+            .map(|process| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let permits = permits(&shared.0, &process);
+                    for _ in 0..times {
+                        permits.acquire(None).unwrap();
+                        assert_eq!(shared.1.fetch_add(1, Ordering::Relaxed), 0);
+                        shared.1.fetch_sub(1, Ordering::Relaxed);
+                        permits.give_back();
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(permits(&shared.0, &world[0]).value(), 1);
+    });
+}
+
+#[test]
+fn the_permits_of_the_dead_come_back() {
+    check(2, || {
+        let world = Process::world(3);
+        let shared: Arc<(Semaphore, AtomicU32)> =
+            Arc::new(((Default::default(), table(2)), AtomicU32::new(0)));
+        permits(&shared.0, &world[0]).init(1, u32::MAX);
+        let (theirs, doomed) = (Arc::clone(&shared), world[2].clone());
+        let victim = thread::spawn(move || {
+            permits(&theirs.0, &doomed).acquire(None).unwrap();
+            doomed.die();
+        });
+        victim.join().unwrap();
+        let (theirs, process) = (Arc::clone(&shared), world[1].clone());
+        let other = thread::spawn(move || {
+            let permits = permits(&theirs.0, &process);
+            permits.acquire(None).unwrap();
+            permits.give_back();
+            theirs.1.fetch_add(1, Ordering::SeqCst);
+        });
+        time_passes(semaphore::sleepers(&shared.0.0), &shared.1, vec![other]);
+        assert_eq!(permits(&shared.0, &world[0]).value(), 1);
+    });
+}
+
+struct Condition {
+    lock: RobustMutex,
+    head: condition::Head,
+    cells: Vec<Cell>,
+    ready: AtomicU32,
+}
+
+impl Condition {
+    fn new(cells: usize) -> Arc<Self> {
+        let cells = (0..cells).map(|_| Cell::default()).collect();
+        Arc::new(Condition {
+            lock: RobustMutex::default(),
+            head: condition::Head::default(),
+            cells,
+            ready: AtomicU32::new(0),
+        })
+    }
+
+    fn waiters<'a>(&'a self, owners: &'a Process) -> Waiters<'a, Process> {
+        Waiters { head: &self.head, cells: &self.cells, owners }
+    }
+
+    /// As `Condition::wait_for`.
+    fn take(&self, process: &Process) {
+        let mut guard = self.lock.lock(process);
+        while self.ready.load(Ordering::Relaxed) == 0 {
+            let mut waiting = self.waiters(process).enter();
+            drop(guard);
+            assert!(waiting.sleep(None));
+            guard = self.lock.lock(process);
+            waiting.leave();
+        }
+        self.ready.store(self.ready.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        drop(guard);
+    }
+
+    fn give(&self, process: &Process) {
+        let guard = self.lock.lock(process);
+        add_one(&self.ready);
+        self.waiters(process).notify(1);
+        drop(guard);
+    }
+}
+
+/// With a cell for each, and with none: then all are in the crowd.
+fn no_notification_is_lost(cells: usize) {
+    let takers = few(1, 3) as u32;
+    check(2, move || {
+        let world = Process::world(takers + 1);
+        let condition = Condition::new(cells);
+        let threads: Vec<_> = world[1..]
+            .iter()
+            .cloned()
+            .map(|process| {
+                let condition = Arc::clone(&condition);
+                thread::spawn(move || condition.take(&process))
+            })
+            .collect();
+        for _ in 0..takers {
+            condition.give(&world[0]);
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(condition.ready.load(Ordering::Relaxed), 0);
+        assert!(condition.cells.iter().all(Cell::is_free));
+    });
+}
+
+#[test]
+fn no_notification_is_lost_in_cells() {
+    no_notification_is_lost(3);
+}
+
+#[test]
+fn no_notification_is_lost_in_the_crowd() {
+    no_notification_is_lost(0);
+}
+
+#[test]
+fn a_notification_of_one_that_died_goes_to_another_one() {
+    check(2, || {
+        let world = Process::world(3);
+        let condition = Condition::new(2);
+        // It waits first, is told first, and dies before it has the lock.
+        let mut doomed = {
+            let _guard = condition.lock.lock(&world[2]);
+            condition.waiters(&world[2]).enter()
+        };
+        let (theirs, process) = (Arc::clone(&condition), world[1].clone());
+        let other = thread::spawn(move || {
+            let guard = theirs.lock.lock(&process);
+            let mut waiting = theirs.waiters(&process).enter();
+            drop(guard);
+            theirs.ready.store(1, Ordering::SeqCst);
+            assert!(waiting.sleep(None));
+            waiting.leave();
+        });
+        while condition.ready.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        condition.waiters(&world[0]).notify(1);
+        assert!(doomed.sleep(None));
+        std::mem::forget(doomed);
+        world[2].die();
+        // Whoever notifies next, or looks for itself, hands it on; here a notification of nobody.
+        condition.waiters(&world[0]).notify(0);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_set_event_is_heard_even_if_it_is_cleared_at_once() {
+    let waiters = few(1, 3);
+    check(3, move || {
+        let shared = Arc::new((Flag::default(), AtomicU32::new(0)));
+        let turn = shared.0.turn();
+        let threads: Vec<_> = (0..waiters)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    while let Err(word) = shared.0.look(turn) {
+                        shared.0.sleep(word, RECHECK);
+                    }
+                    // What was done before it was set is to be seen.
+                    assert_eq!(shared.1.load(Ordering::Relaxed), 1);
+                })
+            })
+            .collect();
+        shared.1.store(1, Ordering::Relaxed);
+        shared.0.set();
+        shared.0.clear();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
