@@ -220,3 +220,63 @@ fn d33_five_workers() {
     let distinct: BTreeSet<u32> = pids.iter().copied().collect();
     assert!(distinct.len() <= 5, "seven tasks in five processes: {pids:?}");
 }
+
+#[test]
+fn se03_d03_writer_and_reader() {
+    let lines = run("d03_writer_and_reader");
+    let read: Vec<_> = lines.iter().filter(|line| line.starts_with("Get ")).collect();
+    assert_eq!(read, ["Get A from queue.", "Get B from queue.", "Get C from queue."]);
+    assert!(lines.contains(&"the reader was ended by signal 15 (SIGTERM)".to_owned()), "{lines:?}");
+    assert_eq!(lines.last().unwrap(), "and the queue still gives D");
+}
+
+#[test]
+fn d09_queue_outlives_child() {
+    assert_eq!(run("d09_queue_outlives_child"), ["0", "1", "2", "7 left"]);
+}
+
+#[test]
+fn se07_se08_d11_tickets() {
+    assert_eq!(
+        run("d11_tickets"),
+        ["50 tickets, 20 buyers: 20 sold, 30 left", "5 tickets, 20 buyers: 5 sold, 0 left"]
+    );
+}
+
+#[test]
+fn se10_d15_array_and_value() {
+    assert_eq!(
+        run("d15_array_and_value"),
+        ["in the child:  [1, 4, 9, 16], sum 30", "in the parent: [1, 4, 9, 16], sum 30"]
+    );
+}
+
+#[test]
+fn d17_squares_in_a_queue() {
+    assert_eq!(
+        run("d17_squares_in_a_queue"),
+        ["Queue elements:", "1", "4", "9", "16", "Queue is now empty!"]
+    );
+}
+
+#[test]
+fn se11_d18_pipe_until_end() {
+    let lines = run("d18_pipe_until_end");
+    let received: Vec<_> =
+        lines.iter().filter_map(|line| line.strip_prefix("Received the message: ")).collect();
+    assert_eq!(received, ["hello", "hey", "hru?"]);
+    assert_eq!(lines.last().unwrap(), "the receiver has seen END");
+}
+
+#[test]
+fn se16_d28_queue_in_a_pool() {
+    let all: Vec<(u32, u32)> = (0..10).map(|number| (number, number * number)).collect();
+    assert_eq!(run("d28_queue_in_a_pool"), [format!("{all:?}")]);
+}
+
+#[test]
+fn se16_d29_look_before_get() {
+    let got = (0..5).map(|item| format!("got {item}"));
+    let rest = ["empty: true", "two consumers got 100 items, each once: true"].map(str::to_owned);
+    assert_eq!(run("d29_look_before_get"), got.chain(rest).collect::<Vec<_>>());
+}
