@@ -218,15 +218,30 @@ impl Child {
         }
     }
 
+    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it. What it
+    /// started goes on.
+    pub(crate) fn end_alone_and_reap(&self, limit: std::time::Duration) {
+        self.wait(limit);
+        if !self.has_ended() {
+            let _ = self.signal(Signal::KILL);
+            self.wait(limit);
+        }
+        self.reap_alone();
+    }
+
     /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
     pub(crate) fn kill_and_reap(&self, limit: std::time::Duration) {
         self.signal_group(Signal::KILL);
+        self.wait(limit);
+        self.reap();
+    }
+
+    fn wait(&self, limit: std::time::Duration) {
         if let Some(pidfd) = self.pidfd() {
             let timeout =
                 rustix::event::Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };
             let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
             let _ = retry(|| rustix::event::poll(&mut fds, Some(&timeout)));
         }
-        self.reap();
     }
 }

@@ -42,12 +42,15 @@ struct Running {
     origin: Origin,
 }
 
+/// How long a fork server may take to see that it is not needed any more; it is killed after that.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.origin.forked() {
-            // It ends when this is closed; it holds nothing that needs more care.
+            // It ends when this is closed. Never its group: a child that it has just made may not have left that yet.
             self.socket.take();
-            self.child.kill_and_reap(std::time::Duration::from_secs(1));
+            self.child.end_alone_and_reap(LAST_MOMENT);
         }
     }
 }
