@@ -6,7 +6,7 @@
 //!   types: what its types say ────────────┘            `struct add {}`, `add::task`, the registration
 //! ```
 //!
-//! Above `impl Run for …` it is [`run`], which makes such a function.
+//! Above `impl Run for …` it is `run`, which makes such a function.
 //!
 //! The function's tokens pass through as they are. Everything that depends on what a type *is* (is it a `Result`, is
 //! the error serde, is it a byte string) is decided by the compiler, in `executor_core::__private`; here only spelling
