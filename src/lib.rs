@@ -56,6 +56,13 @@
 //! copied once. [`SharedBytes`] cross without any copy, and are in memory once however many tasks read them.
 //! [`stats`](ProcessPoolExecutor::stats) tells how much memory an executor shares with its workers.
 //!
+//! # What processes share
+//!
+//! [`Lock`], [`RLock`], [`Semaphore`], [`Condition`], [`Event`] and [`Barrier`] work between tasks of any processes, and
+//! [`Value`], [`Array`], [`SharedMemory`] and [`ShareableList`] are memory that all of them see. Handles are arguments and
+//! results like any other, of pools that run already, too. A process that dies holds nobody up: its permits come back, and
+//! whoever gets its lock is told ([`OwnerDied`]). Nothing is left behind, but names that were asked to stay.
+//!
 //! # Limits, per task
 //!
 //! ```

@@ -460,3 +460,91 @@ impl fmt::Debug for Block {
         write!(f, "Block({kind:?}, {len} bytes at {offset})")
     }
 }
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+    use super::*;
+
+    fn any(_: Kind, _: usize) -> bool {
+        true
+    }
+
+    fn open(block: &Block, offset: u64, len: u64) -> Result<Block, &'static str> {
+        Block::open(Arc::clone(&block.inner.segment), offset, len, any, None)
+    }
+
+    #[test]
+    fn a_place_that_is_made_up_is_refused() {
+        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let _next = Block::allocate(Kind::Value, 40).unwrap();
+        let (offset, len) = (block.inner.offset as u64, 40);
+        assert!(open(&block, offset, len).unwrap() == block);
+        let end = block.inner.segment.len() as u64;
+        for (offset, len) in [
+            (0, 40),
+            (offset + 1, 40),
+            (offset, 41),
+            (offset, 0),
+            (offset + 64, 4000),
+            (end, 40),
+            (end - 64, 64),
+            (offset, u64::MAX),
+            (u64::MAX, 40),
+            (u64::MAX - 63, 64),
+        ] {
+            assert!(open(&block, offset, len).is_err(), "{len} at {offset}");
+        }
+        // Another process may write another kind there: what this one has of it stays what it is.
+        block.head().kind.store(Kind::Lock as u32, Ordering::Relaxed);
+        assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
+        block.head().kind.store(Kind::Value as u32, Ordering::Relaxed);
+        let lock = Block::allocate(Kind::Lock, 8).unwrap();
+        let under = Block::open(Arc::clone(&block.inner.segment), offset, len, any, Some(&lock));
+        assert!(under.is_err(), "with another lock than here");
+    }
+
+    #[test]
+    fn a_block_that_lies_across_a_made_up_one_is_not_given_out() {
+        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let segment = &block.inner.segment;
+        let free = segment.len() - 64;
+        assert!(segment.note(free, 64, 7));
+        for _ in 0..2_000 {
+            let other = Block::allocate(Kind::Value, 40).unwrap();
+            other.inner.travelled.store(true, Ordering::Relaxed);
+            assert!(!Arc::ptr_eq(&other.inner.segment, segment) || other.inner.offset != free);
+        }
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let file = |len: u64, seals| {
+            let file = memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+            ftruncate(&file, len).unwrap();
+            fcntl_add_seals(&file, seals).unwrap();
+            Segment::open(Arc::new(file))
+        };
+        assert!(file(8192, SealFlags::empty()).is_err(), "it could shrink");
+        assert!(file(0, SealFlags::SHRINK).is_err());
+        assert!(file(8192, SealFlags::SHRINK).is_err(), "nothing of ours");
+        assert!(file(8192, SealFlags::SHRINK | SealFlags::WRITE).is_err());
+        let (socket, _other) = crate::os::socket::pair().unwrap();
+        assert!(Segment::open(Arc::new(socket)).is_err());
+        assert!(Segment::open(Arc::new(tempfile::tempfile().unwrap().into())).is_err());
+    }
+
+    #[test]
+    fn a_segment_that_is_received_again_is_the_same_one() {
+        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let again = Segment::open(Arc::new(block.descriptor().try_clone().unwrap())).unwrap();
+        assert!(Arc::ptr_eq(&again, &block.inner.segment));
+        let large = Block::allocate(Kind::Array, 1 << 20).unwrap();
+        let file = Arc::new(large.descriptor().try_clone().unwrap());
+        drop(large);
+        // Mapped anew, since nobody here had it any more.
+        let segment = Segment::open(file).unwrap();
+        assert!(segment.len() > 1 << 20);
+    }
+}
