@@ -63,7 +63,7 @@ impl Limits {
             let Some(limit) = limit else { continue };
             let maximum = getrlimit(resource).maximum;
             // The hard limit of processor time ends a process that handles SIGXCPU; a second of grace lets it.
-            let hard = if resource == Resource::Cpu { limit + 1 } else { limit };
+            let hard = if resource == Resource::Cpu { limit.saturating_add(1) } else { limit };
             let maximum = Some(maximum.map_or(hard, |maximum| maximum.min(hard)));
             setrlimit(resource, Rlimit { current: Some(limit), maximum })
                 .map_err(|error| format!("the limit `{what}` of {limit} was refused: {error}"))?;

@@ -60,7 +60,7 @@ pub(super) fn finish() {
 }
 
 /// A forked child starts with nothing of its parent's.
-pub(super) fn begin_anew() {
+pub(crate) fn begin_anew() {
     lock(&HOOKS).clear();
     lock(&THREADS).running.clear();
     FINISHED.store(false, Ordering::SeqCst);
