@@ -811,6 +811,54 @@ fn standard_streams_through_pipes() {
     }
 }
 
+#[test]
+fn a_join_ends_the_input_of_the_child() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let start =
+            || Process::new(read_all_and_say::task("a word")).stdin(Stdio::piped()).stdout(Stdio::null());
+        let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
+        assert!(child.join_timeout(Duration::ZERO).is_none());
+        assert_eq!(child.join().unwrap(), "");
+        let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
+        assert_eq!(futures::executor::block_on(child.wait()).unwrap(), "");
+    }
+}
+
+/// Says, as the library would, that its value is coming and has descriptors, and then says nothing more.
+#[task]
+fn say_half_a_report(gate: &Path) -> u32 {
+    let sockets = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
+        fs::read_link(&path).ok()?.to_str()?.starts_with("socket:").then_some(number)
+    });
+    // The version, the kind of a reply that is done, an empty payload, 64 descriptors.
+    let report = [&2_u32.to_le_bytes()[..], &[5, 0, 64]].concat();
+    for socket in sockets.filter(|number| *number > 2) {
+        // SAFETY: sends bytes over a descriptor that is open.
+        unsafe { libc::send(socket, report.as_ptr().cast(), report.len(), 0) };
+    }
+    come_to(gate);
+    0
+}
+
+#[test]
+fn half_a_report_holds_up_nobody() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(say_half_a_report::task(gate.path())).start_method(method).start().unwrap();
+        gate.wait_for(1);
+        let other = Process::new(echo::task(1)).start_method(method).start().unwrap();
+        assert_eq!(joined(&other).unwrap(), 1);
+        assert!(child.is_alive());
+        child.kill().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert_eq!(status_of(&error), ExitStatus::Signaled(libc::SIGKILL), "half a value is none");
+    }
+}
+
 #[task]
 fn allocate(bytes: usize) -> usize {
     let memory = vec![1_u8; bytes];
@@ -857,6 +905,11 @@ fn limits_are_kept_by_the_system() {
         let small = Limits::default().file_size(1000);
         let child = Process::new(write_much::task(&gate.file("much"))).limits(small).start_method(method);
         assert_eq!(ended(&child.start().unwrap()), signaled(Signal::XFSZ));
+
+        // They concern the body, and not how its value gets home.
+        let small = Limits::default().file_size(1000).open_files(20);
+        let child = Process::new(reversed::task(vec![7; 300_000])).limits(small).start_method(method);
+        assert_eq!(joined(&child.start().unwrap()).unwrap().len(), 300_000);
 
         let brief = Limits::default().cpu_time(Duration::from_millis(1));
         let child = Process::new(spin::task(gate.path())).limits(brief).start_method(method);

@@ -101,7 +101,14 @@ fn say_it(word: &str) {
 
 fn has_hooks() {
     at_exit(-1, || println!("-1"));
-    at_exit(0, || println!("0"));
+    // Waited for between the hooks of 0 and those below.
+    let gate = Gate::new();
+    let _child = Process::new(say_behind::task(gate.path())).start().unwrap();
+    gate.wait_for(1);
+    at_exit(0, move || {
+        println!("0");
+        gate.open();
+    });
     at_exit(5, || {
         println!("5");
         at_exit(0, || println!("0, registered by a hook"));
@@ -114,12 +121,6 @@ fn has_hooks() {
     drop(at_exit(20, || println!("dropped")).on_drop());
     let cancelled = at_exit(20, || println!("cancelled"));
     assert!(cancelled.cancel() && !cancelled.cancel() && !cancelled.call());
-    // Waited for between the hooks of 0 and those below.
-    let gate = Gate::new();
-    let path = gate.path().to_owned();
-    let _child = Process::new(say_behind::task(&path)).start().unwrap();
-    gate.wait_for(1);
-    at_exit(0, move || gate.open());
     println!("main returns");
 }
 

@@ -58,16 +58,21 @@ impl<T> Child<T> {
 
     /// Waits for its end, and returns what its body has returned. As often as asked for: the value is decoded each time.
     ///
+    /// The other end of its standard input is closed before, unless it was [taken](Self::take_stdin): a body that reads to the
+    /// end must come to one.
+    ///
     /// # Errors
     /// The body's `Err` or panic, as from a future; [`TaskError::WorkerLost`] with the exit status if it ended without having
     /// returned: by `std::process::exit` (also with 0: there is no value), by a signal, by [`terminate`](ChildHandle::terminate);
     /// [`TaskError::Invalid`] in a fork of the process that started it.
     pub fn join(&self) -> Result<T, TaskError> {
+        drop(self.take_stdin());
         self.handle.record.wait(None);
         (self.decode)(self.handle.record.outcome())
     }
 
-    /// As [`join`](Self::join), but waits at most so long: then `None`, and the process runs on.
+    /// As [`join`](Self::join), but waits at most so long: then `None`, and the process runs on. Its standard input stays
+    /// open.
     pub fn join_timeout(&self, timeout: Duration) -> Option<Result<T, TaskError>> {
         if self.handle.record.wait(Instant::now().checked_add(timeout)).is_none()
             && !self.handle.record.origin.forked()
@@ -82,6 +87,7 @@ impl<T> Child<T> {
     /// # Cancel safety
     /// Nothing is lost by dropping the future.
     pub async fn wait(&self) -> Result<T, TaskError> {
+        drop(self.take_stdin());
         Ended(&self.handle.record).await;
         (self.decode)(self.handle.record.outcome())
     }

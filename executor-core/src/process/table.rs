@@ -24,6 +24,7 @@ use crate::{
     os::{fork::Origin, memory::Shared, process::Child as Process, signals, socket::retry},
     transport::board::Board,
     wire::{
+        attachment::{ATTACHMENTS_MAX, Attachment},
         frame::Kind,
         handshake::{self, Report},
         payload::Payload,
@@ -50,6 +51,8 @@ struct State {
     /// Over which it reports; closed when it has.
     socket: Option<OwnedFd>,
     report: Option<Outcome>,
+    /// A report whose descriptors are still on their way, and how many there are to be.
+    begun: Option<(Payload, Vec<Attachment>, usize)>,
     /// `None` while it runs.
     status: Option<ExitStatus>,
     /// A SIGKILL was ours.
@@ -249,13 +252,11 @@ impl Record {
         }
         // First asked, then read: what it said before its end is there by then.
         let ended = self.process.has_ended();
-        if let Some(socket) = state.socket.take() {
-            if is_readable(&socket) {
-                // Whatever it was: nothing else is to be read.
-                state.report = read_report(&socket, &self.task);
-            } else if !ended {
-                state.socket = Some(socket);
-            }
+        if let Some(socket) = state.socket.take()
+            && state.read(&socket, &self.task)
+            && !ended
+        {
+            state.socket = Some(socket);
         }
         if !ended {
             return None;
@@ -271,23 +272,57 @@ fn is_readable(socket: &OwnedFd) -> bool {
     matches!(retry(|| poll(&mut fds, Some(&Timespec::default()))), Ok(1..))
 }
 
-/// What a child has said; `None` if that was nothing, or no report.
-fn read_report(socket: &OwnedFd, task: &str) -> Option<Outcome> {
-    let (report, _) = handshake::receive::<Report>(socket).ok()?;
-    let payload = Payload::from(report.payload.into_vec());
-    Some(match Kind::from_u8(report.kind)? {
-        Kind::Done => {
-            let attachments = handshake::receive_attachments(socket, report.attachments).ok()?;
-            Ok(payload.with(attachments))
+impl State {
+    /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
+    fn read(&mut self, socket: &OwnedFd, task: &str) -> bool {
+        while is_readable(socket) {
+            let complete = match &mut self.begun {
+                None => match handshake::receive::<Report>(socket) {
+                    Ok((report, _)) => self.begin(report, task),
+                    // It has hung up, or it is not the library that speaks: nothing else is to be read.
+                    Err(_) => return false,
+                },
+                Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
+                    Ok(some) => {
+                        attachments.extend(some);
+                        attachments.len() >= *count
+                    }
+                    Err(_) => return false,
+                },
+            };
+            if complete {
+                if let Some((payload, attachments, _)) = self.begun.take() {
+                    self.report = Some(Ok(payload.with(attachments)));
+                }
+                return false;
+            }
         }
-        kind @ (Kind::Failed
-        | Kind::Panicked
-        | Kind::DecodeError
-        | Kind::EncodeError
-        | Kind::NotRoundTrip) => Err(reply::failure(task, kind, &payload)),
-        // Nothing that a child of ours says.
-        _ => return None,
-    })
+        true
+    }
+
+    /// Takes in the first part of a report; whether that was all.
+    fn begin(&mut self, report: Report, task: &str) -> bool {
+        let payload = Payload::from(report.payload.into_vec());
+        match Kind::from_u8(report.kind) {
+            Some(Kind::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
+                let count = report.attachments as usize;
+                self.begun = Some((payload, Vec::new(), count));
+                count == 0
+            }
+            Some(
+                kind @ (Kind::Failed
+                | Kind::Panicked
+                | Kind::DecodeError
+                | Kind::EncodeError
+                | Kind::NotRoundTrip),
+            ) => {
+                self.report = Some(Err(reply::failure(task, kind, &payload)));
+                true
+            }
+            // Nothing that a child of ours says.
+            _ => true,
+        }
+    }
 }
 
 /// Adds a process, and sees to it that it is watched.

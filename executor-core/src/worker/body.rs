@@ -64,6 +64,10 @@ pub(crate) fn run(
     let arguments = Arrived { bytes: &setup.arguments, attachments };
     Caller::new(None).call(BODY, setup.function, arguments, setup.check, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
+        // A message takes this much by itself.
+        if bytes.len() + 1024 > socket::MESSAGE_BYTES_MAX {
+            setup.limits.lift();
+        }
         // Nobody may be there any more, where a process outlives its parent.
         let said = report(&socket, kind, bytes, attachments);
         match kind {
