@@ -172,6 +172,9 @@ fn run_hooks(least: i32) {
 /// assert_eq!(thread.join().unwrap(), 42);
 /// ```
 ///
+/// Such a thread must end by returning. If it calls [`std::process::exit`] while the program is ending already, std holds it
+/// for ever, and with it the end.
+///
 /// # Panics
 /// If the system refuses a thread, as std's.
 pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
