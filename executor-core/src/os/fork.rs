@@ -79,7 +79,7 @@ pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
 /// A copy of this process that is its parent's child, not its own: `None` in the copy. Refused where there are other
 /// threads.
 pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
-    if super::process::thread_count() != 1 {
+    if super::process::settled_thread_count(1) > 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     // No exit signal of its own: with CLONE_PARENT it is this process's. No new stack: a copy, as with fork(2).

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 /// What a [`Process`](crate::Process) may use; the system refuses more, or ends it.
 ///
 /// Limits are the kernel's (`setrlimit`), set in the child before its body begins, and inherited by what the body starts.
-/// What is not set stays as it is in the parent. They can only be lowered.
+/// What is not set stays as it is in the parent. They can only be lowered. Memory and processor time are so for good; the
+/// body itself could raise the other two up to what the parent had.
 ///
 /// ```
 /// use executor::Limits;
@@ -51,6 +52,18 @@ impl Limits {
         self
     }
 
+    /// Takes back those that a large result would not get out under: it goes through a file without a name, which has a
+    /// descriptor and a size.
+    pub(crate) fn lift(&self) {
+        for (resource, limit) in [(Resource::Nofile, self.open_files), (Resource::Fsize, self.file_size)] {
+            if limit.is_some() {
+                let maximum = getrlimit(resource).maximum;
+                // Refused: then the result does not get out, and the report says so.
+                let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+            }
+        }
+    }
+
     /// Makes them this process's.
     pub(crate) fn adopt(&self) -> Result<(), String> {
         let seconds = self.cpu_time.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
@@ -63,8 +76,16 @@ impl Limits {
             let Some(limit) = limit else { continue };
             let maximum = getrlimit(resource).maximum;
             // The hard limit of processor time ends a process that handles SIGXCPU; a second of grace lets it.
-            let hard = if resource == Resource::Cpu { limit + 1 } else { limit };
-            let maximum = Some(maximum.map_or(hard, |maximum| maximum.min(hard)));
+            let hard = match resource {
+                Resource::Cpu => limit.saturating_add(1),
+                Resource::Data => limit,
+                // See `lift`.
+                _ => maximum.unwrap_or(u64::MAX),
+            };
+            let maximum = match maximum.unwrap_or(u64::MAX).min(hard) {
+                u64::MAX => None,
+                maximum => Some(maximum),
+            };
             setrlimit(resource, Rlimit { current: Some(limit), maximum })
                 .map_err(|error| format!("the limit `{what}` of {limit} was refused: {error}"))?;
         }

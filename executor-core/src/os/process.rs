@@ -5,10 +5,11 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::Path,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -68,18 +69,23 @@ pub(crate) struct Surrounded {
 }
 
 impl Surrounded {
-    /// Only in a process with one thread.
-    pub(crate) fn adopt(self) -> io::Result<()> {
-        if thread_count() == 1 {
-            for (key, _) in std::env::vars_os() {
-                // SAFETY: no other thread is there that could read the environment meanwhile.
-                unsafe { std::env::remove_var(key) };
-            }
-            for (key, value) in self.environment {
-                // SAFETY: as above.
-                unsafe { std::env::set_var(key, value) };
-            }
+    /// Only in a process where no thread can read the environment meanwhile: one thread, and in a test binary its main thread,
+    /// which waits for it. An error elsewhere.
+    pub(crate) fn adopt(self, threads: usize) -> io::Result<()> {
+        if settled_thread_count(threads) > threads {
+            return Err(io::Error::other("there are other threads, which may read the environment"));
         }
+        // SAFETY: no other thread is there that could read the environment meanwhile. Not one by one: an environment may
+        // contain names that std refuses to take out.
+        unsafe { libc::clearenv() };
+        for (key, value) in self.environment {
+            if key.is_empty() || key.as_bytes().contains(&b'=') {
+                continue;
+            }
+            // SAFETY: as above.
+            unsafe { std::env::set_var(key, value) };
+        }
+
         self.directory.map_or(Ok(()), std::env::set_current_dir)
     }
 }
@@ -87,6 +93,34 @@ impl Surrounded {
 /// All threads of this process, this one included. 0 if the system does not say.
 pub(crate) fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+/// As [`thread_count`], when it has come down to `expected`, or does not: the system counts a thread that has ended, and was
+/// joined, for a moment more.
+pub(crate) fn settled_thread_count(expected: usize) -> usize {
+    /// How long a refusal takes. Shorter would refuse a busy machine's programs whose threads have just ended.
+    const MOMENT: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        let threads = thread_count();
+        if threads <= expected || Instant::now() >= deadline {
+            return threads;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Sees to it that descriptors 0 to 2 are open, as std's runtime does before `main`: what is opened later must not become
+/// somebody's standard output.
+pub(crate) fn fill_stdio() {
+    for number in 0..=2 {
+        // SAFETY: asks for flags, of a number that may be anything.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            // The lowest free number, which is this one. Not close-on-exec: it is to be inherited.
+            // SAFETY: a constant path.
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        }
+    }
 }
 
 /// A child process that leads its own process group.

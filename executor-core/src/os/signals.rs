@@ -1,16 +1,18 @@
-//! What a program started anew does not inherit from us: std starts children with no signal blocked and SIGPIPE at its
-//! default, and std's runtime in the child ignores SIGPIPE again. So both travel with the setup.
+//! What a child does not inherit from whoever starts it: std starts programs with no signal blocked and SIGPIPE at its
+//! default, and std's runtime in the child ignores SIGPIPE again; and the fork server may have been started long before its
+//! parent changed something. So both travel with the setup.
 
 use std::{mem::MaybeUninit, ptr};
 
 use serde::{Deserialize, Serialize};
 
-/// The mask of a thread, and what SIGPIPE does in its process.
+/// The mask of a thread, and what its process ignores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Signals {
     /// One bit for each signal, from 1.
     blocked: u64,
-    ignores_pipe: bool,
+    /// The same for those ignored.
+    ignored: u64,
 }
 
 /// As many as Linux has.
@@ -31,12 +33,10 @@ impl Signals {
                 }
             }
         }
-        let mut action = MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: writes the action, changes nothing.
-        let asked = unsafe { libc::sigaction(libc::SIGPIPE, ptr::null(), action.as_mut_ptr()) };
-        // SAFETY: written where it did not fail.
-        let ignores_pipe = asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN;
-        Signals { blocked, ignores_pipe }
+        let ignored = (1..=SIGNALS)
+            .filter(|signal| is_ignored(*signal))
+            .fold(0, |ignored, signal| ignored | 1 << (signal - 1));
+        Signals { blocked, ignored }
     }
 
     /// Makes the calling thread, and the process, so. Before there are other threads.
@@ -50,10 +50,40 @@ impl Signals {
             }
             libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
         }
-        let pipe = if self.ignores_pipe { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: sets a disposition, no handler.
-        unsafe { libc::signal(libc::SIGPIPE, pipe) };
+        for signal in 1..=SIGNALS {
+            let ignore = self.ignored & (1 << (signal - 1)) != 0;
+            // What is handled here (a stack's overflow, say) stays so.
+            if ignore != is_ignored(signal) {
+                // SAFETY: sets a disposition, no handler; what cannot be changed is refused.
+                unsafe { libc::signal(signal, if ignore { libc::SIG_IGN } else { libc::SIG_DFL }) };
+            }
+        }
     }
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: writes the action, changes nothing; refused for numbers that the C library keeps for itself.
+    let asked = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: written where it did not fail.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Runs `start` with all signals blocked: a thread that it starts takes none that are the program's.
+pub(crate) fn deaf<R>(start: impl FnOnce() -> R) -> R {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initialises the one set and reads it; writes the other.
+    let blocked = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
+    };
+    let result = start();
+    if blocked == 0 {
+        // SAFETY: written above. A panic of `start` would leave signals blocked, and nothing worse.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
+    }
+    result
 }
 
 #[cfg(test)]

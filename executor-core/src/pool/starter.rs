@@ -67,6 +67,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
             name: format!("PoolWorker-{}", nonce >> 32),
             daemon: true,
             worker: true,
+            start_method: Some(crate::process::context::number_for_child(None)),
             ..program
         },
         // Of this thread: it has them from the one that made the pool.

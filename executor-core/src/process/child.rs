@@ -58,17 +58,27 @@ impl<T> Child<T> {
 
     /// Waits for its end, and returns what its body has returned. As often as asked for: the value is decoded each time.
     ///
+    /// The other end of its standard input is closed before, unless it was [taken](Self::take_stdin): a body that reads to the
+    /// end must come to one.
+    ///
     /// # Errors
     /// The body's `Err` or panic, as from a future; [`TaskError::WorkerLost`] with the exit status if it ended without having
-    /// returned: by `std::process::exit` (also with 0: there is no value), by a signal, by [`terminate`](ChildHandle::terminate).
+    /// returned: by `std::process::exit` (also with 0: there is no value), by a signal, by [`terminate`](ChildHandle::terminate);
+    /// [`TaskError::Invalid`] in a fork of the process that started it.
     pub fn join(&self) -> Result<T, TaskError> {
+        drop(self.take_stdin());
         self.handle.record.wait(None);
         (self.decode)(self.handle.record.outcome())
     }
 
-    /// As [`join`](Self::join), but waits at most so long: then `None`, and the process runs on.
+    /// As [`join`](Self::join), but waits at most so long: then `None`, and the process runs on. Its standard input stays
+    /// open.
     pub fn join_timeout(&self, timeout: Duration) -> Option<Result<T, TaskError>> {
-        self.handle.record.wait(Instant::now().checked_add(timeout))?;
+        if self.handle.record.wait(Instant::now().checked_add(timeout)).is_none()
+            && !self.handle.record.origin.forked()
+        {
+            return None;
+        }
         Some((self.decode)(self.handle.record.outcome()))
     }
 
@@ -77,6 +87,7 @@ impl<T> Child<T> {
     /// # Cancel safety
     /// Nothing is lost by dropping the future.
     pub async fn wait(&self) -> Result<T, TaskError> {
+        drop(self.take_stdin());
         Ended(&self.handle.record).await;
         (self.decode)(self.handle.record.outcome())
     }
@@ -136,7 +147,8 @@ impl<T> fmt::Debug for Child<T> {
 
 /// A process, without the type of its value: from [`Child::handle`] and [`active_children`](crate::active_children).
 ///
-/// In a fork of the process that started it, it is inert: nothing is signalled, and it never seems to have ended.
+/// In a fork of the process that started it, it is inert: nothing is signalled, it never seems to have ended, and to wait
+/// for it ends at once, with [`ExitStatus::Unknown`].
 #[derive(Clone)]
 pub struct ChildHandle {
     pub(super) record: Arc<Record>,
@@ -250,9 +262,6 @@ impl Future for Ended<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.0.poll(cx.waker()) {
-            Some(_) => Poll::Ready(()),
-            None => Poll::Pending,
-        }
+        self.0.poll(cx.waker())
     }
 }

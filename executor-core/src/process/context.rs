@@ -87,7 +87,7 @@ pub fn force_start_method(method: StartMethod) {
 }
 
 /// What a child is told of it.
-pub(super) fn number_for_child(own: Option<StartMethod>) -> u8 {
+pub(crate) fn number_for_child(own: Option<StartMethod>) -> u8 {
     own.unwrap_or_else(start_method).number()
 }
 

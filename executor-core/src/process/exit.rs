@@ -60,7 +60,7 @@ pub(super) fn finish() {
 }
 
 /// A forked child starts with nothing of its parent's.
-pub(super) fn begin_anew() {
+pub(crate) fn begin_anew() {
     lock(&HOOKS).clear();
     lock(&THREADS).running.clear();
     FINISHED.store(false, Ordering::SeqCst);
@@ -171,6 +171,9 @@ fn run_hooks(least: i32) {
 /// let thread = executor::spawn_thread(|| 6 * 7);
 /// assert_eq!(thread.join().unwrap(), 42);
 /// ```
+///
+/// Such a thread must end by returning. If it calls [`std::process::exit`] while the program is ending already, std holds it
+/// for ever, and with it the end.
 ///
 /// # Panics
 /// If the system refuses a thread, as std's.

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     future::callback::catch,
-    os::{fork, process::thread_count},
-    worker::entry,
+    os::{fork, process::settled_thread_count},
+    worker::{entry, watcher},
 };
 
 /// Which side of a [`fork`] this is.
@@ -75,7 +75,7 @@ pub unsafe fn fork() -> io::Result<Fork> {
 /// ```
 ///
 /// # Errors
-/// [`StartError::Threads`] if this process has other threads (but for the one that watches processes), [`StartError::Fork`] if the system refuses.
+/// [`StartError::Threads`] if this process has other threads (but for those that watch its processes and its parent), [`StartError::Fork`] if the system refuses.
 pub fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     let pause = table::pause();
     check_threads(&pause)?;
@@ -91,11 +91,12 @@ pub fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     leave(if catch(body).is_ok() { 0 } else { 101 })
 }
 
-/// Whether a copy of this process would be whole.
+/// Whether a copy of this process would be whole. Two threads of ours sleep, and hold nothing that a copy touches: the one
+/// that watches processes, and in a child the one that watches its parent.
 pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
-    let watcher = usize::from(table::has_watcher(pause));
-    match thread_count() {
-        threads if threads <= 1 + watcher => Ok(()),
+    let expected = 1 + usize::from(table::has_watcher(pause)) + watcher::threads();
+    match settled_thread_count(expected) {
+        threads if threads <= expected => Ok(()),
         threads => Err(StartError::Threads { threads }),
     }
 }

@@ -80,25 +80,25 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.id, bytes));
     }
 
-    /// Makes a child whose descriptor this is; its pid.
-    pub(super) fn make(&self, socket: &OwnedFd) -> Result<u32, StartError> {
+    /// Makes a child: its pid, and our end of the socket from which it reads its setup.
+    pub(super) fn make(&self) -> Result<(u32, OwnedFd), StartError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.running.as_ref().is_some_and(|running| running.origin.forked()) {
             state.running = None;
         }
         // One that has died is noticed by asking it; another one is asked then, once.
         let again = state.running.is_some();
-        match ask(&mut state, socket) {
+        match ask(&mut state) {
             Err(StartError::Os { .. }) if again => {
                 state.running = None;
-                ask(&mut state, socket)
+                ask(&mut state)
             }
             other => other,
         }
     }
 }
 
-fn ask(state: &mut State, socket: &OwnedFd) -> Result<u32, StartError> {
+fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
     let os = |error: io::Error| StartError::os("to ask the fork server", error);
     if state.running.is_none() {
         state.running = Some(start(&state.preload)?);
@@ -106,14 +106,20 @@ fn ask(state: &mut State, socket: &OwnedFd) -> Result<u32, StartError> {
     let Some(Running { socket: Some(server), .. }) = &state.running else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };
-    socket::send(server, &[1], &[socket.as_fd()]).map_err(os)?;
+    let (ours, theirs) = socket::pair().map_err(os)?;
+    socket::send(server, &[1], &[theirs.as_fd()]).map_err(os)?;
+    // So that it ends when neither server nor child is there to speak.
+    drop(theirs);
     let mut answer = [0; 8];
-    let (len, _) = socket::recv_short(server, &mut answer).map_err(os)?;
+    let (len, _) = socket::recv_short(&ours, &mut answer).map_err(os)?;
     if len != answer.len() {
         return Err(os(io::ErrorKind::UnexpectedEof.into()));
     }
     match i64::from_le_bytes(answer) {
-        pid @ 1.. => u32::try_from(pid).map_err(|_| os(io::ErrorKind::InvalidData.into())),
+        pid @ 1.. => match u32::try_from(pid) {
+            Ok(pid) => Ok((pid, ours)),
+            Err(_) => Err(os(io::ErrorKind::InvalidData.into())),
+        },
         error => Err(StartError::Fork(Arc::new(io::Error::from_raw_os_error(-error as i32)))),
     }
 }
@@ -127,6 +133,7 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
             Err(error) => Err(StartError::ForkServer(format!("`preload` cannot be encoded: {error}").into())),
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let has_preload = !preload.is_empty();
     let (ours, theirs) = socket::pair().map_err(os)?;
     let program = Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child() };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
@@ -149,6 +156,7 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         Ok((report, _)) => {
             Err(StartError::ForkServer(String::from_utf8_lossy(&report.payload).into_owned().into()))
         }
+        Err(_) if has_preload => Err(StartError::ForkServer("it ended while `preload` ran".into())),
         Err(_) => Err(StartError::NoEntry),
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  a pair of sockets: the setup is written into ours
 //!    Spawn       theirs is descriptor 0 of the program, started anew
-//!    ForkServer  theirs goes to the fork server, whose copy reads from it
+//!    ForkServer  theirs goes to the fork server, whose copy says its pid over it, and is sent the setup then
 //!    Fork        theirs is read by the copy of this process
 //! ```
 //!
@@ -18,6 +18,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -178,7 +179,6 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let stdout = stream(stdout, false).map_err(streams)?;
     let stderr = stream(stderr, false).map_err(streams)?;
     let (board, board_fd) = board::create().map_err(os("memory"))?;
-    let (socket, theirs) = socket::pair().map_err(os("a pair of sockets"))?;
     let forked = method != StartMethod::Spawn;
     let setup = Setup {
         parent: std::process::id(),
@@ -212,32 +212,48 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             descriptors.push(output.as_fd());
         }
     }
-    let sending = os("the setup of a process");
-    handshake::send(&socket, &setup, &descriptors).map_err(sending)?;
-    handshake::send_attachments(&socket, &attachments).map_err(os("descriptors for a process"))?;
-    drop(descriptors);
-    let child = match method {
-        StartMethod::Spawn => process::Child::start(Start {
-            executable: process.executable.as_deref(),
-            marker: entry::MARKER,
-            stdin: theirs,
-            stdout: stdout.theirs,
-            stderr: stderr.theirs,
-            environment: &environment,
-            directory: directory.as_deref(),
-        })
-        .map_err(os("to start a process"))?,
+    let send = |socket: &OwnedFd| {
+        handshake::send(socket, &setup, &descriptors).map_err(os("the setup of a process"))?;
+        handshake::send_attachments(socket, &attachments).map_err(os("descriptors for a process"))
+    };
+    let pair = || socket::pair().map_err(os("a pair of sockets"));
+    let (child, socket) = match method {
+        StartMethod::Spawn => {
+            let (ours, theirs) = pair()?;
+            send(&ours)?;
+            let child = process::Child::start(Start {
+                executable: process.executable.as_deref(),
+                marker: entry::MARKER,
+                stdin: theirs,
+                stdout: stdout.theirs,
+                stderr: stderr.theirs,
+                environment: &environment,
+                directory: directory.as_deref(),
+            })
+            .map_err(os("to start a process"))?;
+            (child, ours)
+        }
         StartMethod::ForkServer => {
-            let server = process.server.unwrap_or_else(Server::of_program);
-            let pid = server.make(&theirs)?;
-            process::Child::adopt(pid).map_err(os("to watch a process"))?
+            let (pid, ours) = process.server.unwrap_or_else(Server::of_program).make()?;
+            let child = process::Child::adopt(pid).map_err(os("to watch a process"))?;
+            // After it exists: should the server die, no other child reads the same setup. If the child has died meanwhile,
+            // its status is going to say so.
+            if let Err(error) = send(&ours)
+                && !child.has_ended()
+            {
+                child.kill_and_reap(Duration::from_secs(5));
+                return Err(error);
+            }
+            (child, ours)
         }
         StartMethod::Fork => {
+            let (ours, theirs) = pair()?;
+            send(&ours)?;
             let pid = match pause {
-                Some(pause) => fork::child(pause, theirs, socket.as_fd())?,
+                Some(pause) => fork::child(pause, theirs, ours.as_fd())?,
                 None => return Err(invalid("no pause before a fork")),
             };
-            process::Child::adopt(pid).map_err(os("to watch a process"))?
+            (process::Child::adopt(pid).map_err(os("to watch a process"))?, ours)
         }
     };
     let record = Record::new(name, process.task, daemon, child, socket, board);

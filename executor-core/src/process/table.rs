@@ -1,13 +1,13 @@
 //! The processes of this program, and the one thread that watches them.
 //!
-//! The thread holds the table's lock whenever it is not asleep in `poll`. Whoever forks takes the lock first: then the
-//! thread is known to hold nothing else either, and does not count as one that could be in the way.
+//! Whoever forks takes the table's lock first. All that the thread can hold then is a record's lock, for a moment, and a
+//! copy of this process never touches those of its parent; so the thread does not count as one that could be in the way.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::Waker,
+    task::{Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -21,9 +21,10 @@ use super::exit;
 use crate::{
     error::{ExitStatus, Failure, LostDetail, RemoteError, TaskError},
     future::cell::Outcome,
-    os::{fork::Origin, memory::Shared, process::Child as Process, socket::retry},
+    os::{fork::Origin, memory::Shared, process::Child as Process, signals, socket::retry},
     transport::board::Board,
     wire::{
+        attachment::{ATTACHMENTS_MAX, Attachment},
         frame::Kind,
         handshake::{self, Report},
         payload::Payload,
@@ -50,6 +51,8 @@ struct State {
     /// Over which it reports; closed when it has.
     socket: Option<OwnedFd>,
     report: Option<Outcome>,
+    /// A report whose descriptors are still on their way, and how many there are to be.
+    begun: Option<(Payload, Vec<Attachment>, usize)>,
     /// `None` while it runs.
     status: Option<ExitStatus>,
     /// A SIGKILL was ours.
@@ -112,8 +115,11 @@ impl Record {
         lock(&self.state).status
     }
 
-    /// Waits for its end; `None` at `deadline`.
+    /// Waits for its end; `None` at `deadline`, and at once where it is not this process's child.
     pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
+        if self.origin.forked() {
+            return None;
+        }
         if !Record::is_watched() {
             return self.wait_alone(deadline);
         }
@@ -136,16 +142,44 @@ impl Record {
     }
 
     /// As a future asks; wakes `waker` at the end.
-    pub(super) fn poll(&self, waker: &Waker) -> Option<ExitStatus> {
+    pub(super) fn poll(&self, waker: &Waker) -> Poll<()> {
+        if self.origin.forked() {
+            return Poll::Ready(());
+        }
         let mut state = lock(&self.state);
-        if state.status.is_none() && !state.wakers.iter().any(|other| other.will_wake(waker)) {
+        if state.status.is_some() {
+            return Poll::Ready(());
+        }
+        if !state.wakers.iter().any(|other| other.will_wake(waker)) {
             state.wakers.push(waker.clone());
         }
-        state.status
+        drop(state);
+        if !Record::is_watched() && !self.rewatch() {
+            // The system refuses a thread: nobody else would look.
+            if self.wait_alone(Some(Instant::now() + Duration::from_millis(1))).is_some() {
+                return Poll::Ready(());
+            }
+            waker.wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Tries once more to have it watched.
+    fn rewatch(&self) -> bool {
+        let mut table = lock(&TABLE);
+        ring(&mut table);
+        table.watcher.is_some()
     }
 
     /// What `join` returns, once it has ended.
     pub(super) fn outcome(&self) -> Outcome {
+        if self.origin.forked() {
+            let text = format!(
+                "process {} was started by another process, which alone can join it",
+                self.process.pid()
+            );
+            return Err(TaskError::Invalid(text.into()));
+        }
         let state = lock(&self.state);
         match (&state.report, state.status) {
             (Some(report), _) => report.clone(),
@@ -177,52 +211,59 @@ impl Record {
 
     /// Sends it a signal. A process that has ended, or is another's, gets none.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        // Before its lock: that may have been held when this process was copied.
+        if self.origin.forked() {
+            return Ok(());
+        }
         let mut state = lock(&self.state);
         state.killed |= signal == Signal::KILL;
         // Under the lock: it is reaped under it, and its number another's after that.
         match state.status {
-            None if !self.origin.forked() => self.process.signal(signal),
-            _ => Ok(()),
+            None => self.process.signal(signal),
+            Some(_) => Ok(()),
         }
     }
 
     /// Kills its process group, while it is not reaped.
     pub(super) fn kill_group(&self) {
+        if self.origin.forked() {
+            return;
+        }
         let mut state = lock(&self.state);
-        state.killed = true;
-        if state.status.is_none() && !self.origin.forked() {
+        if state.status.is_none() {
+            state.killed = true;
             self.process.signal_group(Signal::KILL);
         }
     }
 
-    /// Reads what it has reported, and reaps it if it has ended; whether it has.
-    fn look(&self) -> bool {
-        let mut state = lock(&self.state);
-        if state.status.is_some() {
-            return true;
-        }
-        // First asked, then read: what it said before its end is there by then.
-        let ended = self.process.has_ended();
-        if let Some(socket) = state.socket.take() {
-            if is_readable(&socket) {
-                // Whatever it was: nothing else is to be read.
-                state.report = read_report(&socket, &self.task);
-            } else if !ended {
-                state.socket = Some(socket);
-            }
-        }
-        if !ended {
-            return false;
-        }
-        state.status = Some(self.process.reap_alone());
-        let wakers = std::mem::take(&mut state.wakers);
-        drop(state);
-        self.changed.notify_all();
-        for waker in wakers {
+    /// Reads what it has reported, and reaps it if it has ended. Wakes who waits, so the caller holds no lock.
+    fn look(&self) {
+        for waker in self.look_and_take_wakers().unwrap_or_default() {
             // Of the user; a panic of one must not cost the others their wake-up.
             let _ = crate::future::callback::catch(|| waker.wake());
         }
-        true
+    }
+
+    /// As [`look`](Self::look): whom to wake, if it has ended.
+    fn look_and_take_wakers(&self) -> Option<Vec<Waker>> {
+        let mut state = lock(&self.state);
+        if state.status.is_some() {
+            return Some(Vec::new());
+        }
+        // First asked, then read: what it said before its end is there by then.
+        let ended = self.process.has_ended();
+        if let Some(socket) = state.socket.take()
+            && state.read(&socket, &self.task)
+            && !ended
+        {
+            state.socket = Some(socket);
+        }
+        if !ended {
+            return None;
+        }
+        state.status = Some(self.process.reap_alone());
+        self.changed.notify_all();
+        Some(std::mem::take(&mut state.wakers))
     }
 }
 
@@ -231,23 +272,57 @@ fn is_readable(socket: &OwnedFd) -> bool {
     matches!(retry(|| poll(&mut fds, Some(&Timespec::default()))), Ok(1..))
 }
 
-/// What a child has said; `None` if that was nothing, or no report.
-fn read_report(socket: &OwnedFd, task: &str) -> Option<Outcome> {
-    let (report, _) = handshake::receive::<Report>(socket).ok()?;
-    let payload = Payload::from(report.payload.into_vec());
-    Some(match Kind::from_u8(report.kind)? {
-        Kind::Done => {
-            let attachments = handshake::receive_attachments(socket, report.attachments).ok()?;
-            Ok(payload.with(attachments))
+impl State {
+    /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
+    fn read(&mut self, socket: &OwnedFd, task: &str) -> bool {
+        while is_readable(socket) {
+            let complete = match &mut self.begun {
+                None => match handshake::receive::<Report>(socket) {
+                    Ok((report, _)) => self.begin(report, task),
+                    // It has hung up, or it is not the library that speaks: nothing else is to be read.
+                    Err(_) => return false,
+                },
+                Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
+                    Ok(some) => {
+                        attachments.extend(some);
+                        attachments.len() >= *count
+                    }
+                    Err(_) => return false,
+                },
+            };
+            if complete {
+                if let Some((payload, attachments, _)) = self.begun.take() {
+                    self.report = Some(Ok(payload.with(attachments)));
+                }
+                return false;
+            }
         }
-        kind @ (Kind::Failed
-        | Kind::Panicked
-        | Kind::DecodeError
-        | Kind::EncodeError
-        | Kind::NotRoundTrip) => Err(reply::failure(task, kind, &payload)),
-        // Nothing that a child of ours says.
-        _ => return None,
-    })
+        true
+    }
+
+    /// Takes in the first part of a report; whether that was all.
+    fn begin(&mut self, report: Report, task: &str) -> bool {
+        let payload = Payload::from(report.payload.into_vec());
+        match Kind::from_u8(report.kind) {
+            Some(Kind::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
+                let count = report.attachments as usize;
+                self.begun = Some((payload, Vec::new(), count));
+                count == 0
+            }
+            Some(
+                kind @ (Kind::Failed
+                | Kind::Panicked
+                | Kind::DecodeError
+                | Kind::EncodeError
+                | Kind::NotRoundTrip),
+            ) => {
+                self.report = Some(Err(reply::failure(task, kind, &payload)));
+                true
+            }
+            // Nothing that a child of ours says.
+            _ => true,
+        }
+    }
 }
 
 /// Adds a process, and sees to it that it is watched.
@@ -265,10 +340,12 @@ fn ring(table: &mut Table) {
         let bell = Arc::new(bell);
         let theirs = Arc::clone(&bell);
         // Where the system refuses a thread, whoever joins looks for himself.
-        let made = thread::Builder::new()
-            .name("executor-children".into())
-            .stack_size(128 * 1024)
-            .spawn(move || watch(&theirs));
+        let made = signals::deaf(|| {
+            thread::Builder::new()
+                .name("executor-children".into())
+                .stack_size(128 * 1024)
+                .spawn(move || watch(&theirs))
+        });
         table.watcher = made.is_ok().then_some(bell);
     }
     if let Some(bell) = &table.watcher {
@@ -302,7 +379,22 @@ fn watch(bell: &Arc<OwnedFd>) {
     loop {
         let records = {
             let mut table = lock(&TABLE);
-            table.running.retain(|record| !record.look());
+            let mut ended = Vec::new();
+            table.running.retain(|record| match record.look_and_take_wakers() {
+                Some(wakers) => {
+                    ended.extend(wakers);
+                    false
+                }
+                None => true,
+            });
+            if !ended.is_empty() {
+                // They are the user's, and may ask for `active_children` or start the next process.
+                drop(table);
+                for waker in ended {
+                    let _ = crate::future::callback::catch(|| waker.wake());
+                }
+                continue;
+            }
             if !table.running.is_empty() {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= IDLE {
@@ -370,7 +462,10 @@ impl Record {
             if left.is_zero() {
                 return None;
             }
-            let Some(pidfd) = self.process.pidfd() else { return self.status() };
+            // In a forked copy nobody's end is ever seen.
+            let Some(pidfd) = self.process.pidfd().filter(|_| !self.origin.forked()) else {
+                return self.status();
+            };
             let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
             let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
             let _ = retry(|| poll(&mut fds, Some(&limit)));

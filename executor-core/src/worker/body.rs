@@ -38,12 +38,20 @@ const FAILED: i32 = 1;
 const PANICKED: i32 = 101;
 
 /// Runs the body; the code to exit with.
-pub(crate) fn run(parent: u32, setup: BodySetup, socket: OwnedFd, descriptors: Vec<OwnedFd>) -> i32 {
+///
+/// `threads`: how many this process has, this one included.
+pub(crate) fn run(
+    parent: u32,
+    setup: BodySetup,
+    socket: OwnedFd,
+    descriptors: Vec<OwnedFd>,
+    threads: usize,
+) -> i32 {
     let refuse = |text: String| {
         let _ = report(&socket, Kind::DecodeError, text.as_bytes(), &[]);
         FAILED
     };
-    let prepared = match prepare(parent, &setup, &socket, descriptors) {
+    let prepared = match prepare(parent, &setup, &socket, descriptors, threads) {
         Ok(prepared) => prepared,
         Err(text) => return refuse(text),
     };
@@ -56,6 +64,10 @@ pub(crate) fn run(parent: u32, setup: BodySetup, socket: OwnedFd, descriptors: V
     let arguments = Arrived { bytes: &setup.arguments, attachments };
     Caller::new(None).call(BODY, setup.function, arguments, setup.check, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
+        // A message takes this much by itself.
+        if bytes.len() + 1024 > socket::MESSAGE_BYTES_MAX {
+            setup.limits.lift();
+        }
         // Nobody may be there any more, where a process outlives its parent.
         let said = report(&socket, kind, bytes, attachments);
         match kind {
@@ -84,6 +96,7 @@ fn prepare(
     setup: &BodySetup,
     socket: &OwnedFd,
     descriptors: Vec<OwnedFd>,
+    threads: usize,
 ) -> Result<&'static Board, String> {
     let own = registry::fingerprint();
     if own != setup.tasks {
@@ -112,8 +125,8 @@ fn prepare(
             environment: environment.iter().map(|(key, value)| (text(key), text(value))).collect(),
             directory: directory.as_ref().map(text),
         }
-        .adopt()
-        .map_err(|error| format!("its working directory was refused: {error}"))?;
+        .adopt(threads)
+        .map_err(|error| format!("its environment or working directory was refused: {error}"))?;
     }
     if !setup.outlives_parent {
         watcher::start(parent, None).map_err(|error| format!("it cannot watch its parent: {error}"))?;

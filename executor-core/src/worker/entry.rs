@@ -66,6 +66,9 @@ pub fn init() {
 /// std would have done.
 #[doc(hidden)]
 pub fn init_before_main() {
+    if is_marked() {
+        process::fill_stdio();
+    }
     if let Some(socket) = adopt() {
         // SAFETY: sets a disposition; no other thread exists yet.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
@@ -114,14 +117,17 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                 i32::from(ended.is_err())
             }
             Role::Body(setup) => {
-                let run = move || Ok(body::run(parent, *setup, socket, descriptors));
+                let threads = 1 + usize::from(own_thread);
+                let run = move || Ok(body::run(parent, *setup, socket, descriptors, threads));
                 let ended = if own_thread { on_thread(None, run) } else { run() };
                 ended.unwrap_or(1)
             }
-            Role::ForkServer(setup) => match fork_server::serve(&socket, setup) {
+            Role::ForkServer(setup) => match fork_server::serve(parent, &socket, setup) {
                 // In a child, which is told by its own socket what it is for.
                 Some(own) => {
                     lead_own_group();
+                    // Hooks that `preload` has registered are the server's.
+                    crate::process::exit::begin_anew();
                     socket = own;
                     continue;
                 }
@@ -139,7 +145,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
     program::become_child(setup.program);
     lead_own_group();
     let Ok(()) = empty_stdin() else { return 1 };
-    body::run(setup.parent, *body, socket, descriptors)
+    body::run(setup.parent, *body, socket, descriptors, 1)
 }
 
 fn lead_own_group() {

@@ -24,7 +24,7 @@ mod fork_server;
 mod panics;
 mod serve;
 pub mod state;
-mod watcher;
+pub(crate) mod watcher;
 
 pub(crate) use body::BODY;
 pub(crate) use panics::in_task;
