@@ -249,3 +249,8 @@ macro_rules! test_support {
         };
     };
 }
+
+/// The programs in the README are documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

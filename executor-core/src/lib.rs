@@ -4,7 +4,7 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `error`, `id` | plain vocabulary |
+//! | `error`, `id`, `program` | plain vocabulary, and what this process is |
 //! | `os` | what is asked of the operating system |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
@@ -14,6 +14,7 @@
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
+//! | `process` | processes with one task |
 //! | `pool` | who runs what: scheduler, driver |
 //! | `executor` | what users submit to |
 
