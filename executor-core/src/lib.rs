@@ -11,6 +11,7 @@
 //! | `registry`, `task` | task functions by name, calls as data |
 //! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
 //! | `sync` | locks and their kin, in shared memory |
+//! | `ipc` | connections, listeners, queues |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
