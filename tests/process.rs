@@ -291,14 +291,12 @@ struct Server {
 #[task]
 impl Run for Server {
     fn run(self) -> u64 {
-        let mut served = 0;
-        for line in std::io::stdin().lines() {
+        for (served, line) in (0..).zip(std::io::stdin().lines()) {
             let line = line.unwrap();
             if line == "stop" {
                 return served;
             }
             println!("{}", line.parse::<u64>().unwrap() * self.factor);
-            served += 1;
         }
         panic!("nobody said stop");
     }
@@ -680,7 +678,7 @@ fn pr31_an_exit_hook_of_a_child_runs_at_its_end() {
 #[task]
 fn sums_by_a_pool() -> u64 {
     let pool = pool(4);
-    pool.map(|number| echo::task(number), 0..100_u64).map(|value| value.unwrap()).sum()
+    pool.map(echo::task, 0..100_u64).map(|value| value.unwrap()).sum()
 }
 
 #[test]

@@ -26,7 +26,7 @@ use executor::{
     force_start_method, prelude::*, set_start_method, start_method,
 };
 use plays::{argument, play};
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 use support_b::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
 
 list! { TESTS:
@@ -48,6 +48,8 @@ list! { TESTS:
     preload_that_cannot_be,
     a_storm_of_signals_loses_nothing,
     threads_of_the_library_take_no_signals,
+    few_descriptors_are_errors_and_no_hangs,
+    children_that_others_have_reaped,
 }
 
 list! { PROGRAMS:
@@ -68,6 +70,8 @@ list! { PROGRAMS:
     preloads_in_vain,
     is_in_a_storm,
     waits_for_a_signal,
+    has_few_descriptors,
+    ignores_the_ends_of_children,
 }
 
 fn main() {
@@ -723,5 +727,67 @@ fn is_in_a_storm() {
     }
     signal(storm, Signal::KILL);
     status(storm);
+    fine();
+}
+
+// ---- a system that refuses -----------------------------------------------------------------------------------------
+
+fn few_descriptors_are_errors_and_no_hangs() {
+    with_each("has_few_descriptors");
+}
+
+fn has_few_descriptors() {
+    // What stays open for good is opened.
+    joined(&Process::new(pid::task()).start().unwrap()).unwrap();
+    let before = support_b::descriptors();
+    let normal = getrlimit(Resource::Nofile);
+    let (mut refused, mut worked) = (0, 0);
+    for room in 0..24_usize {
+        let limit = 3 + room as u64;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(limit), ..normal }).unwrap();
+        // A fork server has the limit that was there at its start.
+        let context = Context::new(method());
+        let started = context.process(echo::task(room as u64)).start();
+        let ended = started.map(|child| (joined(&child), child.wait_exit()));
+        setrlimit(Resource::Nofile, normal).unwrap();
+        match ended {
+            Ok((Ok(value), status)) => {
+                assert_eq!((value, status), (room as u64, ExitStatus::Exited(0)));
+                worked += 1;
+            }
+            // The child has the limit, too.
+            Ok((Err(_), status)) => assert_ne!(status, ExitStatus::Exited(0)),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(
+                    text.contains("Too many open files") || matches!(error, StartError::NoEntry),
+                    "{text}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 2 && worked > 2, "{refused} were refused, {worked} worked");
+    eventually("no descriptor stays", || support_b::descriptors() <= before);
+    assert_eq!(children(), []);
+    fine();
+}
+
+fn children_that_others_have_reaped() {
+    with_each("ignores_the_ends_of_children");
+}
+
+fn ignores_the_ends_of_children() {
+    // SAFETY: sets a disposition: the system reaps all children from now on.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    for round in 0..20 {
+        let child = Process::new(echo::task(round)).start_method(method()).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), round, "what it said is there");
+        assert_eq!(child.exit_code(), Some(ExitStatus::Unknown));
+        let child = Process::new(exit::task(3)).start_method(method()).start().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert!(error.is_worker_lost(), "{error}");
+        assert!(!child.is_alive());
+    }
     fine();
 }

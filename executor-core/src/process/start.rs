@@ -108,6 +108,8 @@ struct Stream {
 
 fn stream(place: Stdio, input: bool) -> io::Result<Stream> {
     let (theirs, ours) = match place.0 {
+        // The child has an empty input anyway.
+        Place::Null if input => (None, None),
         Place::Null => (Some(null()?), None),
         Place::Inherit if input => (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None),
         Place::Inherit => (None, None),
@@ -125,9 +127,17 @@ fn null() -> io::Result<OwnedFd> {
     above_stdio(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// A descriptor of this process's own output, for a child that was not started by it. Where that is closed, nothing.
-fn own(stream: io::Result<OwnedFd>) -> io::Result<OwnedFd> {
-    stream.or_else(|_| null())
+/// Standard output and error of a child that does not inherit them. Where this process has closed its own, nothing.
+fn outputs(stdout: &Stream, stderr: &Stream) -> io::Result<Vec<OwnedFd>> {
+    let own = |stream| match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
+        Err(rustix::io::Errno::BADF) => null(),
+        other => Ok(other?),
+    };
+    let of = |stream: &Stream, inherited| match &stream.theirs {
+        Some(theirs) => theirs.try_clone(),
+        None => own(inherited),
+    };
+    Ok(vec![of(stdout, rustix::stdio::stdout())?, of(stderr, rustix::stdio::stderr())?])
 }
 
 fn check() -> Result<(), StartError> {
@@ -200,18 +210,8 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     if has_stdin {
         descriptors.extend(stdin.theirs.as_ref().map(AsFd::as_fd));
     }
-    let outputs;
-    if forked {
-        let dup = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(io::Error::from);
-        outputs = [
-            stdout.theirs.as_ref().map_or_else(|| own(dup(rustix::stdio::stdout())), OwnedFd::try_clone),
-            stderr.theirs.as_ref().map_or_else(|| own(dup(rustix::stdio::stderr())), OwnedFd::try_clone),
-        ];
-        for output in &outputs {
-            let output = output.as_ref().map_err(|error| streams(io::Error::from(error.kind())))?;
-            descriptors.push(output.as_fd());
-        }
-    }
+    let outputs = if forked { outputs(&stdout, &stderr).map_err(streams)? } else { Vec::new() };
+    descriptors.extend(outputs.iter().map(AsFd::as_fd));
     let send = |socket: &OwnedFd| {
         handshake::send(socket, &setup, &descriptors).map_err(os("the setup of a process"))?;
         handshake::send_attachments(socket, &attachments).map_err(os("descriptors for a process"))

@@ -55,7 +55,7 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         if len == 0 {
             return None;
         }
-        let Some(own) = descriptors.into_iter().next() else { return None };
+        let own = descriptors.into_iter().next()?;
         match fork::clone_sibling() {
             // The copy has its own descriptor of the socket, and says who it is.
             Ok(Some(_)) => {}
