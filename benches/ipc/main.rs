@@ -3,6 +3,8 @@
 //! Medians of five runs. `-- NAME` runs the sections whose name contains it. Python is `EXECUTOR_BENCH_PYTHON`, or `python3`;
 //! without one, its column is empty.
 
+mod connection;
+mod queue;
 mod sync;
 
 use std::process::ExitCode;
@@ -27,6 +29,12 @@ fn main() -> ExitCode {
     let is_wanted = |name: &str| wanted.is_none_or(|wanted| name.contains(wanted.as_str()));
     if is_wanted("sync") {
         sync::run(short);
+    }
+    if is_wanted("queue") {
+        queue::run(short);
+    }
+    if is_wanted("connection") {
+        connection::run(short);
     }
     ExitCode::SUCCESS
 }

@@ -433,25 +433,28 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// Puts an item. Under the mutex. If it is an error, nothing was put; descriptors that were sent for it are thrown away.
-    pub(super) fn put(&self, entry: Entry<'_>, claim: Option<Claimed>) -> io::Result<()> {
+    pub(super) fn put(&self, entry: Entry<'_>, claim: &mut Option<Claimed>) -> io::Result<()> {
         let producers = &self.layout.producers;
-        if let (Body::Elsewhere { at, len }, Some(claim)) = (entry.body, claim) {
-            // Whoever repairs knows of it before it is no more the claim's.
-            producers.pending_at.store(at, Ordering::Relaxed);
-            producers.pending_bytes.store(len, Ordering::Release);
-            kill_point!(QueuePendingNoted);
-            self.release(claim);
-            kill_point!(QueueClaimHandedOn);
-        }
+        // If there is no memory, this is where that comes out, and nothing has changed but `sending`: the next one that
+        // sends descriptors, or gets the mutex after a death, says that those are void.
+        self.reserve(words(entry.header()))?;
         let bytes: &[u8] = match &entry.body {
             Body::Inline(bytes) => bytes,
-            Body::Elsewhere { at, len } => &[at.to_ne_bytes(), len.to_ne_bytes()].concat(),
+            Body::Elsewhere { at, len } => {
+                // Whoever repairs knows of it before it is no more the claim's.
+                producers.pending_at.store(*at, Ordering::Relaxed);
+                producers.pending_bytes.store(*len, Ordering::Release);
+                kill_point!(QueuePendingNoted);
+                if let Some(claim) = claim.take() {
+                    self.release(claim);
+                }
+                kill_point!(QueueClaimHandedOn);
+                &[at.to_ne_bytes(), len.to_ne_bytes()].concat()
+            }
         };
         let number = producers.count.load(Ordering::Relaxed);
-        if let Err(error) = self.publish(entry.header(), Some(number), entry.ticket.unwrap_or(0), bytes) {
-            self.undo_put(entry);
-            return Err(error);
-        }
+        // There is room, so it is published.
+        self.publish(entry.header(), Some(number), entry.ticket.unwrap_or(0), bytes)?;
         // All that follows is put right by the next one, if this one dies.
         producers.pending_bytes.store(0, Ordering::Relaxed);
         if entry.ticket.is_some() {
@@ -459,15 +462,6 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
         fence(Ordering::SeqCst);
         Ok(())
-    }
-
-    fn undo_put(&self, entry: Entry<'_>) {
-        let producers = &self.layout.producers;
-        if let Body::Elsewhere { at, len } = entry.body {
-            self.memory.free(at, len);
-            producers.pending_bytes.store(0, Ordering::Relaxed);
-        }
-        // `sending` stays: the next one that gets the mutex after a death, or sends descriptors, says that they are void.
     }
 
     /// Says of descriptors that were sent in vain that they are. Under the mutex.
@@ -481,9 +475,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(())
     }
 
-    /// Writes a record behind the last one.
-    fn publish(&self, header: u64, number: Option<u64>, ticket: u64, bytes: &[u8]) -> io::Result<()> {
-        let need = words(header);
+    /// Makes room for a record of so many words, in this ring or in the next.
+    fn reserve(&self, need: u64) -> io::Result<Cursor<'a, M::Ring>> {
         let mut tail = self.tail()?;
         loop {
             let size = tail.size();
@@ -495,13 +488,21 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             // What is kept free behind it is for a `Moved`, and for the zero until then.
             if need <= size / 4 && used + pad + need + UNIT <= size {
                 if pad > 0 {
-                    self.commit(&mut tail, PAD | (pad * 8) << LEN_SHIFT, pad);
+                    tail.word(pad).store(0, Ordering::Relaxed);
+                    tail.word(0).store(PAD | (pad * 8) << LEN_SHIFT, Ordering::Release);
+                    tail.advance(pad);
                     kill_point!(QueuePadded);
                 }
-                break;
+                return Ok(tail);
             }
             tail = self.move_on(tail, need)?;
         }
+    }
+
+    /// Writes a record behind the last one.
+    fn publish(&self, header: u64, number: Option<u64>, ticket: u64, bytes: &[u8]) -> io::Result<()> {
+        let need = words(header);
+        let mut tail = self.reserve(need)?;
         let attached = u64::from(header & ATTACHED != 0);
         tail.word(1).store(number.unwrap_or(0), Ordering::Relaxed);
         if attached == 1 {
@@ -521,12 +522,6 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(())
     }
 
-    fn commit(&self, tail: &mut Cursor<'a, M::Ring>, header: u64, words: u64) {
-        tail.word(words).store(0, Ordering::Relaxed);
-        tail.word(0).store(header, Ordering::Release);
-        tail.advance(words);
-    }
-
     /// How far consumers have come in this ring, which is the producers'.
     fn taken_of(&self, generation: u64) -> u64 {
         let consumers = &self.layout.consumers;
@@ -543,18 +538,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let fits = need.next_power_of_two() * 8 * 4;
         let bytes = (tail.size() * 8 * 4).min(MOST_BYTES).max(fits);
         let at = self.layout.next.fetch_add(bytes, Ordering::Relaxed);
-        // An item's own piece may be noted already; then this ring is lost if this process dies here, until the queue goes.
-        let noted = producers.pending_bytes.load(Ordering::Relaxed) == 0;
-        if noted {
-            producers.pending_at.store(at, Ordering::Relaxed);
-            producers.pending_bytes.store(bytes, Ordering::Release);
-        }
+        producers.pending_at.store(at, Ordering::Relaxed);
+        producers.pending_bytes.store(bytes, Ordering::Release);
         kill_point!(QueueRingNoted);
         let undo = |error| {
             self.memory.free(at, bytes);
-            if noted {
-                producers.pending_bytes.store(0, Ordering::Relaxed);
-            }
+            producers.pending_bytes.store(0, Ordering::Relaxed);
             error
         };
         self.memory.allocate(at, bytes).map_err(undo)?;
@@ -567,9 +556,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         kill_point!(QueueMovePublished);
         self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
         kill_point!(QueueProducersMoved);
-        if noted {
-            producers.pending_bytes.store(0, Ordering::Relaxed);
-        }
+        producers.pending_bytes.store(0, Ordering::Relaxed);
         self.tail()
     }
 
@@ -756,28 +743,33 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     /// A place to note a piece in, for this process.
     pub(super) fn claim(&self, me: OwnerId) -> io::Result<Claimed> {
+        let mut mine = None;
         for (index, claim) in self.layout.claims.iter().enumerate() {
             let owner = claim.owner.load(Ordering::Relaxed);
             let dead = || OwnerId::from_bits(owner).is_none_or(|owner| !self.owners.is_alive(owner));
-            if (owner == 0 || dead())
-                && claim
-                    .owner
-                    .compare_exchange(owner, me.bits(), Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
-            {
-                let bytes = claim.bytes.load(Ordering::Acquire);
-                if bytes != 0 {
-                    // Of one that died.
-                    self.memory.free(claim.at.load(Ordering::Relaxed), bytes);
-                    claim.bytes.store(0, Ordering::Relaxed);
-                }
-                return Ok(Claimed(index));
+            let wanted = if owner == 0 { mine.is_none() } else { dead() };
+            let take =
+                || claim.owner.compare_exchange(owner, me.bits(), Ordering::Acquire, Ordering::Relaxed);
+            if !wanted || take().is_err() {
+                continue;
+            }
+            let bytes = claim.bytes.load(Ordering::Acquire);
+            if bytes != 0 {
+                // Of one that died.
+                self.memory.free(claim.at.load(Ordering::Relaxed), bytes);
+                claim.bytes.store(0, Ordering::Relaxed);
+            }
+            match mine {
+                None => mine = Some(Claimed(index)),
+                Some(_) => claim.owner.store(0, Ordering::Release),
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "too many large items are being put and got at this moment",
-        ))
+        mine.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "too many large items are being put and got at this moment",
+            )
+        })
     }
 
     fn note(&self, claim: &Claimed, at: u64, bytes: u64) {

@@ -413,11 +413,11 @@ impl Core {
                 Err(heard) => return Ok(Err(heard)),
             },
         };
-        match large.as_mut().map(Large::hand_on) {
-            None => chain.put(Entry { body: Body::Inline(bytes), ticket }, None)?,
-            Some((at, claim)) => {
-                let body = Body::Elsewhere { at, len: bytes.len() as u64 };
-                chain.put(Entry { body, ticket }, claim)?;
+        match large {
+            None => chain.put(Entry { body: Body::Inline(bytes), ticket }, &mut None)?,
+            Some(large) => {
+                let body = Body::Elsewhere { at: large.at, len: large.len };
+                chain.put(Entry { body, ticket }, &mut large.claim)?;
             }
         }
         let rung = self.layout().producers.items.ring();
@@ -649,11 +649,6 @@ impl<'a> Large<'a> {
         core.store.extents.write(at, bytes)?;
         kill_point!(QueuePieceWritten);
         Ok(large)
-    }
-
-    /// It belongs to the queue.
-    fn hand_on(&mut self) -> (u64, Option<Claimed>) {
-        (self.at, self.claim.take())
     }
 }
 

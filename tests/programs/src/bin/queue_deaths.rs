@@ -1,0 +1,390 @@
+//! Users of a queue that die at every step of what it does, and at any moment; whatever happens, no item whose `put` had
+//! returned is lost, none comes twice, none is torn, their order is kept, and everybody else gets on.
+//!
+//! Each round is made from its seed: a queue, two producers and two consumers (forked by hand, so that ten thousand rounds
+//! take no hour), what the items are, and who dies where. What was put and got is noted in memory that the queue knows
+//! nothing of. A consumer that dies takes one item with it at most.
+//!
+//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
+//! end it prints how often somebody has died at each step.
+
+use std::{
+    os::fd::AsRawFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{GetError, Queue, SharedBytes};
+use executor_core::kill_point::{self, Step};
+
+/// Rounds when none are asked for.
+const ROUNDS: u64 = 300;
+/// A step that chance has left out gets this many rounds of its own.
+const EXTRA_ROUNDS_MAX: u64 = 400;
+/// A round takes some milliseconds, or a few tenths of a second after a death. Long after it should have ended.
+const HANGS_AFTER: Duration = Duration::from_secs(30);
+const PRODUCERS: usize = 2;
+const CONSUMERS: usize = 2;
+const ITEMS: usize = 24;
+
+/// Small and seeded: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+// ---- where somebody dies ---------------------------------------------------------------------------------------------
+
+/// Plus one; 0 is nowhere.
+static STEP: AtomicU32 = AtomicU32::new(0);
+static LEFT: AtomicU32 = AtomicU32::new(0);
+
+/// What is written down about a round; a mapping of its own, so that it does not depend on what is tested.
+#[repr(C)]
+struct Record {
+    died: [AtomicU32; PRODUCERS + CONSUMERS],
+    /// How many puts have returned.
+    put: [AtomicU32; PRODUCERS],
+    got: [[AtomicU8; ITEMS]; PRODUCERS],
+}
+
+fn record() -> &'static Record {
+    static RECORD: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    let at = *RECORD.get_or_init(|| {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, never unmapped, zeroed.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        at as usize
+    });
+    // SAFETY: mapped above, large enough, atomics only.
+    unsafe { &*(at as *const Record) }
+}
+
+static ME: AtomicU32 = AtomicU32::new(0);
+
+fn on_step(step: Step) {
+    if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
+        record().died[ME.load(SeqCst) as usize].store(step as u32 + 1, SeqCst);
+        // SAFETY: a signal to this process itself.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        unreachable!("it was killed");
+    }
+}
+
+// ---- what they do ----------------------------------------------------------------------------------------------------
+
+/// Who put it, the how manieth, its bytes, and some of them once more as a handle.
+type Item = (u8, u8, String, Option<SharedBytes>);
+
+/// The length of an item, from all the ways that there are.
+fn len_of(round: u64, producer: usize, number: usize) -> usize {
+    let mut random = Random(round ^ (producer * 1000 + number) as u64);
+    match random.below(12) {
+        0..6 => random.below(100) as usize,
+        6..9 => 15_000 + random.below(5_000) as usize,
+        9 => 100_000,
+        10 => 262_000 + random.below(300) as usize,
+        _ => 300_000,
+    }
+}
+
+fn item(round: u64, producer: usize, number: usize) -> Item {
+    let len = len_of(round, producer, number);
+    let letter = char::from(b'a' + ((producer * 7 + number) % 26) as u8);
+    let mut random = Random(round ^ (producer * 77 + number) as u64);
+    let handle =
+        (random.below(3) == 0).then(|| SharedBytes::copy_from_slice(&[producer as u8, number as u8]));
+    (producer as u8, number as u8, letter.to_string().repeat(len), handle)
+}
+
+fn produce(queue: &Queue<Item>, round: u64, producer: usize) {
+    for number in 0..ITEMS {
+        queue.put(item(round, producer, number)).expect("put");
+        record().put[producer].store(number as u32 + 1, SeqCst);
+    }
+}
+
+/// Notes an item; checks that it is whole, and later than the one before.
+fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: Item) {
+    let (producer, number, text, handle) = item;
+    let place = usize::from(producer);
+    assert!(last[place].is_none_or(|last| last < number), "{number} after {:?} of {producer}", last[place]);
+    last[place] = Some(number);
+    let (_, _, expected, expected_handle) = self::item(round, place, usize::from(number));
+    assert!(text == expected, "item {number} of {producer} is torn: {} bytes", text.len());
+    assert_eq!(handle.is_some(), expected_handle.is_some());
+    if let Some(handle) = handle {
+        assert_eq!(&*handle, &[producer, number], "another item's handle");
+    }
+    let times = record().got[place][usize::from(number)].fetch_add(1, SeqCst);
+    assert_eq!(times, 0, "item {number} of {producer} came twice");
+}
+
+fn consume(queue: &Queue<Item>, round: u64) {
+    let mut last = [None; PRODUCERS];
+    loop {
+        match queue.get() {
+            Ok(item) => note(round, &mut last, item),
+            Err(GetError::Closed) => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+// ---- a round ---------------------------------------------------------------------------------------------------------
+
+/// How somebody dies.
+#[derive(Clone, Copy, Debug)]
+enum Doom {
+    At(Step, u32),
+    After(Duration),
+    Never,
+}
+
+/// Those of the locks that a queue is made of.
+const LOCKS: [Step; 9] = [
+    Step::MutexTaken,
+    Step::MutexTakenSlowly,
+    Step::MutexMarked,
+    Step::MutexWoken,
+    Step::MutexReleased,
+    Step::MutexHandedOn,
+    Step::BellListened,
+    Step::BellWoken,
+    Step::BellRung,
+];
+
+/// Where producers, or consumers, can die.
+fn steps_of(producers: bool) -> Vec<Step> {
+    let own = Step::QUEUE.iter().copied().filter(|step| (*step <= Step::QueueTailStored) == producers);
+    own.chain(LOCKS).collect()
+}
+
+fn steps() -> Vec<Step> {
+    Step::QUEUE.iter().copied().chain(LOCKS).collect()
+}
+
+/// The bytes that the queue's file takes.
+fn file_bytes() -> i64 {
+    let files = std::fs::read_dir("/proc/self/fd").expect("descriptors").filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let is_it = std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
+        is_it.then(|| std::fs::File::open(path).ok()).flatten()
+    });
+    files
+        .map(|file| {
+            // SAFETY: zero is a value of it, and it is filled.
+            unsafe {
+                let mut stat: libc::stat = std::mem::zeroed();
+                assert_eq!(libc::fstat(file.as_raw_fd(), &mut stat), 0);
+                stat.st_blocks * 512
+            }
+        })
+        .sum()
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("descriptors").count()
+}
+
+/// Where those have died who were to die at a step.
+fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
+    let mut random = Random(seed);
+    let mut dooms = [Doom::Never; PRODUCERS + CONSUMERS];
+    let victims = if wanted.is_some() { 2 } else { random.below(3) };
+    for victim in 0..victims {
+        // One of each kind, so that somebody goes on.
+        let place = if victim == 0 { 0 } else { PRODUCERS };
+        dooms[place] = match wanted {
+            Some(step) => Doom::At(step, 1 + random.below(4) as u32),
+            None => match random.below(10) {
+                0..3 => Doom::After(Duration::from_micros(random.below(6_000))),
+                _ => {
+                    let steps = steps_of(place < PRODUCERS);
+                    let step = steps[random.below(steps.len() as u64) as usize];
+                    let most = if random.below(2) == 0 { 3 } else { ITEMS as u64 };
+                    Doom::At(step, 1 + random.below(most) as u32)
+                }
+            },
+        };
+    }
+    for died in &record().died {
+        died.store(0, SeqCst);
+    }
+    for (put, got) in record().put.iter().zip(&record().got) {
+        put.store(0, SeqCst);
+        got.iter().for_each(|got| got.store(0, SeqCst));
+    }
+    let before = open_descriptors();
+    let queue: Queue<Item> = match random.below(3) {
+        0 => Queue::bounded(1 + random.below(5) as usize).expect("a queue"),
+        _ => Queue::unbounded().expect("a queue"),
+    };
+    let mut children = Vec::new();
+    for place in 0..PRODUCERS + CONSUMERS {
+        // SAFETY: there is one thread; the child uses the library and ends without unwinding.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "{}", std::io::Error::last_os_error());
+        if pid == 0 {
+            ME.store(place as u32, SeqCst);
+            if let Doom::At(step, times) = dooms[place] {
+                LEFT.store(times, SeqCst);
+                STEP.store(step as u32 + 1, SeqCst);
+            }
+            let lived = catch_unwind(AssertUnwindSafe(|| match place.checked_sub(PRODUCERS) {
+                None => produce(&queue, seed, place),
+                Some(_) => consume(&queue, seed),
+            }));
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(if lived.is_ok() { 0 } else { 101 }) };
+        }
+        children.push((pid, place));
+    }
+    let began = Instant::now();
+    let mut killed = [false; PRODUCERS + CONSUMERS];
+    let (mut dead_consumers, mut closed) = (0, false);
+    while !children.is_empty() {
+        for (pid, place) in &children {
+            if let Doom::After(moment) = dooms[*place]
+                && !killed[*place]
+                && began.elapsed() >= moment
+            {
+                killed[*place] = true;
+                // SAFETY: a child that was not waited for.
+                unsafe { libc::kill(*pid, libc::SIGKILL) };
+            }
+        }
+        if !closed && children.iter().all(|(_, place)| *place >= PRODUCERS) {
+            closed = true;
+            queue.close();
+        }
+        let mut status = 0;
+        // SAFETY: asks for a child that has ended.
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+        if pid > 0 {
+            let at = children.iter().position(|(child, _)| *child == pid).expect("a child of this round");
+            let (_, place) = children.remove(at);
+            if libc::WIFSIGNALED(status) && !matches!(dooms[place], Doom::Never) {
+                dead_consumers += usize::from(place >= PRODUCERS);
+            } else {
+                assert_eq!(status, 0, "{place} failed: {status:#x}, {dooms:?}");
+            }
+        } else {
+            if began.elapsed() > HANGS_AFTER {
+                for (child, _) in &children {
+                    // SAFETY: a child that was not waited for.
+                    unsafe { libc::kill(*child, libc::SIGKILL) };
+                }
+                panic!("hangs: {children:?} of {dooms:?}, {queue:?}");
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+    // What nobody got who could have: nothing, since one consumer lives.
+    assert!(matches!(queue.try_get(), Err(GetError::Closed)), "{queue:?}");
+    assert_eq!(queue.len(), 0);
+    let mut lost = 0;
+    for (producer, (put, got)) in record().put.iter().zip(&record().got).enumerate() {
+        let put = put.load(SeqCst) as usize;
+        assert!(matches!(dooms[producer], Doom::At(..) | Doom::After(_)) || put == ITEMS);
+        for (number, got) in got.iter().enumerate() {
+            let got = got.load(SeqCst);
+            assert!(got <= 1);
+            // The one that was being put when its producer died may be there.
+            assert!(got == 0 || number <= put, "item {number} of {producer} was never put");
+            lost += usize::from(got == 0 && number < put);
+        }
+    }
+    assert!(lost <= dead_consumers, "{lost} items are lost, and {dead_consumers} consumers died: {dooms:?}");
+    // The ring, and of each that died what it had in its hands: a piece or a ring.
+    let kept = file_bytes();
+    assert!(kept <= (1 + victims as i64) << 20, "{kept} bytes are kept: {dooms:?}");
+    drop(queue);
+    assert_eq!(open_descriptors(), before, "descriptors are kept");
+    let died = record().died.iter().filter_map(|at| (at.load(SeqCst) as usize).checked_sub(1));
+    died.map(|at| all_steps()[at]).collect()
+}
+
+/// By their numbers.
+fn all_steps() -> Vec<Step> {
+    let mut all: Vec<Step> = Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect();
+    all.sort_unstable();
+    all
+}
+
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+fn attempt(seed: u64, wanted: Option<Step>) -> Vec<Step> {
+    match catch_unwind(AssertUnwindSafe(|| round(seed, wanted))) {
+        Ok(steps) => steps,
+        Err(_) => {
+            println!(
+                "EXECUTOR_SEED={seed} failed{}",
+                wanted.map_or(String::new(), |step| format!(" for {step:?}"))
+            );
+            FAILED.store(true, SeqCst);
+            Vec::new()
+        }
+    }
+}
+
+fn main() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    kill_point::set_hook(on_step);
+    // What a process has once is there before descriptors are counted.
+    drop(Queue::<u32>::unbounded());
+    let seeds = match number("EXECUTOR_SEED") {
+        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
+        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
+    };
+    let all = number("EXECUTOR_SEED").is_none();
+    let steps = steps();
+    let mut died = vec![0_u32; steps.len()];
+    let count = |hit: Vec<Step>, died: &mut Vec<u32>| {
+        for step in hit {
+            if let Some(at) = steps.iter().position(|other| *other == step) {
+                died[at] += 1;
+            }
+        }
+    };
+    let began = Instant::now();
+    for seed in seeds.clone() {
+        count(attempt(seed, None), &mut died);
+    }
+    let mut extra = 0;
+    if all && seeds.end >= ROUNDS {
+        for (at, step) in steps.iter().enumerate() {
+            for seed in (0..EXTRA_ROUNDS_MAX).map(|seed| seeds.end + seed) {
+                if died[at] > 0 || FAILED.load(SeqCst) {
+                    break;
+                }
+                count(attempt(seed, Some(*step)), &mut died);
+                extra += 1;
+            }
+        }
+    }
+    println!("{} rounds, and {extra} for steps left out, in {:?}", seeds.end - seeds.start, began.elapsed());
+    for (step, died) in steps.iter().zip(&died) {
+        println!("{died:>8}  {step:?}");
+    }
+    let missing: Vec<_> =
+        steps.iter().zip(&died).filter(|(_, died)| **died == 0).map(|(step, _)| step).collect();
+    assert!(!FAILED.load(SeqCst), "rounds have failed: see above");
+    assert!(!all || seeds.end < ROUNDS || missing.is_empty(), "nobody died at {missing:?}");
+}
