@@ -509,7 +509,6 @@ fn has_an_odd_state() {
 /// Takes a signal by asking for it, as programs do that block it everywhere.
 #[task]
 fn take_a_signal(gate: &Path) -> i32 {
-    come_to(gate);
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let mut got = 0;
     // SAFETY: initialises the set, then waits for what is in it.
@@ -517,7 +516,8 @@ fn take_a_signal(gate: &Path) -> i32 {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
         libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-        File::create(gate.join("blocked")).unwrap();
+        // The signal comes while this thread does not ask for it.
+        come_to(gate);
         libc::sigwait(set.as_ptr(), &mut got);
     }
     got
@@ -530,9 +530,9 @@ fn threads_of_the_library_take_no_signals() {
 fn waits_for_a_signal() {
     let gate = Gate::new();
     let child = Process::new(take_a_signal::task(gate.path())).start_method(method()).start().unwrap();
-    gate.open();
-    eventually("it has blocked the signal", || gate.file("blocked").exists());
+    gate.wait_for(1);
     signal(child.pid(), Signal::USR1);
+    gate.open();
     assert_eq!(joined(&child).unwrap(), libc::SIGUSR1, "no thread beside has taken it, and died of it");
     fine();
 }
@@ -556,7 +556,7 @@ fn kills_its_server() {
     let gate = Gate::new();
     let start =
         || Process::new(hold::task(gate.path())).start_method(StartMethod::ForkServer).start().unwrap();
-    let first = start();
+    let mut started = vec![start()];
     let mut servers = BTreeSet::from([server()]);
     for _ in 0..5 {
         let last = server();
@@ -564,10 +564,14 @@ fn kills_its_server() {
         let child = start();
         assert!(child.is_alive() && servers.insert(server()), "another one");
         assert!(!Path::new(&format!("/proc/{last}")).exists(), "and the last one was reaped");
+        started.push(child);
     }
-    assert!(first.is_alive(), "children do not depend on it");
+    gate.wait_for(started.len());
+    assert!(started.iter().all(|child| child.is_alive()), "children do not depend on it");
     gate.open();
-    assert_eq!(joined(&first).unwrap(), first.pid());
+    for child in &started {
+        assert_eq!(joined(child).unwrap(), child.pid());
+    }
     fine();
 }
 
