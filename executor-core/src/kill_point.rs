@@ -182,6 +182,8 @@ mod hook {
         QueuePieceClaimed,
         /// A large item is copied, and its memory not given back.
         QueuePieceCopied,
+        /// Its memory is kept for the next one.
+        QueuePieceKept,
         /// It is given back, and noted as its own still.
         QueuePieceFreed,
         /// The descriptors of an item that it has taken are out of the socket.

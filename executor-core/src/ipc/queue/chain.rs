@@ -82,9 +82,11 @@ pub(super) struct Producers {
     places: [Place; 2],
     /// Items put so far.
     count: AtomicU64,
-    /// A piece that nothing refers to yet; none if `pending_bytes` is 0.
+    /// A ring to which nothing leads yet; none if `pending_bytes` is 0.
     pending_at: AtomicU64,
     pending_bytes: AtomicU64,
+    /// The claim of a piece that is about to be put, plus one; 0 if there is none.
+    pending_claim: AtomicU64,
     /// The last ticket.
     ticket: AtomicU64,
     /// Descriptors may lie in the socket for which there is no record yet; 0 if not.
@@ -106,22 +108,32 @@ pub(super) struct Consumers {
     taking: AtomicU64,
     /// The ticket of what is being taken, or was last.
     ticket: AtomicU64,
-    /// A piece that nothing refers to any more; none if `pending_bytes` is 0.
+    /// A ring that is being left; none if `pending_bytes` is 0.
     pending_at: AtomicU64,
     pending_bytes: AtomicU64,
+    /// The claim for a piece that is about to be taken, plus one; 0 if there is none.
+    pending_claim: AtomicU64,
 }
 
-/// A piece outside of rings that a process writes or reads, without any mutex.
+/// A piece outside of rings that a process writes or reads, without any mutex; or one that is kept for the next one who needs
+/// any. Where a piece is when it is in the queue, only its record says.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 struct Claim {
-    /// 0: free.
+    /// Who has it; 0 for nobody, or [`STOCK`].
     owner: AtomicU32,
     reserved: AtomicU32,
     at: AtomicU64,
-    /// 0: nothing is claimed (any more).
+    /// 0: it has no piece (any more).
     bytes: AtomicU64,
 }
+
+/// The piece of a claim is kept: pages that were used before are filled several times as fast as new ones.
+const STOCK: u32 = u32::MAX;
+/// Of all that is kept. More: memory that lies idle. Less: larger items come to new pages.
+///
+/// Where processes are made to die at each step, little is kept, so that they come to giving back as well.
+const STOCK_BYTES_MAX: u64 = if cfg!(feature = "kill-points") { 400 << 10 } else { 8 << 20 };
 
 /// All of it. Zero is a queue without a ring: see [`Chain::begin`].
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -151,7 +163,6 @@ pub(super) trait Words {
     fn words(&self) -> usize;
     fn word(&self, index: usize) -> &AtomicU64;
     fn write(&self, index: usize, bytes: &[u8]);
-    fn read(&self, index: usize, len: usize, out: &mut Vec<u8>);
 }
 
 /// Where rings and large items lie, and how descriptors go.
@@ -198,10 +209,30 @@ pub(super) enum Body<'a> {
     Inline(&'a [u8]),
     /// In a piece of its own.
     Elsewhere {
-        at: u64,
+        piece: Piece,
         len: u64,
     },
 }
+
+/// Memory outside of rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+}
+
+impl Piece {
+    fn to_bytes(self, len: u64) -> [u8; PIECE_BYTES] {
+        let mut out = [0; PIECE_BYTES];
+        for (place, number) in out.chunks_exact_mut(8).zip([self.at, len, self.bytes]) {
+            place.copy_from_slice(&number.to_ne_bytes());
+        }
+        out
+    }
+}
+
+/// Of the place of an item that lies elsewhere, in its record.
+const PIECE_BYTES: usize = 24;
 
 /// What can be taken.
 pub(super) struct Found<R> {
@@ -214,7 +245,7 @@ pub(super) struct Found<R> {
 
 pub(super) enum FoundBody<R> {
     Inline { ring: Arc<R>, word: usize, len: usize },
-    Elsewhere { at: u64, len: u64 },
+    Elsewhere { piece: Piece, len: u64 },
 }
 
 pub(super) struct Chain<'a, M, O: Owners> {
@@ -273,7 +304,7 @@ impl Entry<'_> {
         let attached = if self.ticket.is_some() { ATTACHED } else { 0 };
         match self.body {
             Body::Inline(bytes) => ITEM | attached | (bytes.len() as u64) << LEN_SHIFT,
-            Body::Elsewhere { .. } => ITEM | attached | ELSEWHERE | 16 << LEN_SHIFT,
+            Body::Elsewhere { .. } => ITEM | attached | ELSEWHERE | (PIECE_BYTES as u64) << LEN_SHIFT,
         }
     }
 }
@@ -364,52 +395,58 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     fn repair_producers(&self) -> io::Result<()> {
         let producers = &self.layout.producers;
-        let pending = producers.pending_at.load(Ordering::Relaxed);
         let sending = producers.sending.load(Ordering::Relaxed);
-        let (mut found_pending, mut found_sending) = (false, false);
+        let claimed = producers.pending_claim.load(Ordering::Relaxed);
+        let claim = self.layout.claims.get((claimed as usize).wrapping_sub(1));
+        let piece = claim.map(|claim| claim.at.load(Ordering::Relaxed));
         let mut tail = self.tail()?;
-        let mut steps = 0..STEPS_MAX;
-        loop {
-            steps.next().ok_or_else(garbled)?;
+        for step in 0.. {
             let header = tail.word(0).load(Ordering::Acquire);
+            let attached = u64::from(header & ATTACHED != 0);
             match header & 0xff {
                 0 => break,
+                _ if step > STEPS_MAX => return Err(garbled()),
                 MOVED => {
                     let (at, bytes) = moved_to(&tail);
-                    found_pending |= at == pending;
                     self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
                     tail = self.tail()?;
+                    continue;
                 }
-                _ => {
-                    let words = checked_words(header, &tail)?;
-                    if header & 0xff == ITEM {
-                        let number = tail.word(1).load(Ordering::Relaxed);
-                        producers.count.store(number.wrapping_add(1), Ordering::Release);
-                        let attached = u64::from(header & ATTACHED != 0);
-                        found_sending |= attached == 1 && tail.word(2).load(Ordering::Relaxed) == sending;
-                        found_pending |= header & ELSEWHERE != 0
-                            && tail.word(2 + attached).load(Ordering::Relaxed) == pending;
+                ITEM => {
+                    let number = tail.word(1).load(Ordering::Relaxed);
+                    producers.count.store(number.wrapping_add(1), Ordering::Release);
+                    if header & ELSEWHERE != 0
+                        && Some(tail.word(2 + attached).load(Ordering::Relaxed)) == piece
+                        && let Some(claim) = claim
+                    {
+                        // It is the queue's.
+                        claim.bytes.store(0, Ordering::Relaxed);
                     }
-                    tail.advance(words);
                 }
+                _ => {}
             }
+            if attached == 1 && tail.word(2).load(Ordering::Relaxed) == sending {
+                producers.sending.store(0, Ordering::Relaxed);
+            }
+            // Last: as long as this is not stored, the one who repairs after us finds the record, too.
+            let words = checked_words(header, &tail)?;
+            tail.advance(words);
         }
-        let bytes = producers.pending_bytes.load(Ordering::Relaxed);
-        if bytes != 0 && !found_pending {
-            self.memory.free(pending, bytes);
+        let (at, bytes) =
+            (producers.pending_at.load(Ordering::Relaxed), producers.pending_bytes.load(Ordering::Relaxed));
+        if bytes != 0 && tail.place.at.load(Ordering::Relaxed) != at {
+            self.memory.free(at, bytes);
         }
         producers.pending_bytes.store(0, Ordering::Relaxed);
-        if sending != 0 && !found_sending {
-            self.publish(VOID | ATTACHED, None, sending, &[])?;
-        }
-        producers.sending.store(0, Ordering::Relaxed);
-        Ok(())
+        // A piece that is not in the queue stays the dead one's, until somebody who wants one finds it.
+        producers.pending_claim.store(0, Ordering::Release);
+        self.void_what_was_sent()
     }
 
     /// From now on, the descriptors with this ticket are thrown away unless they are put. Under the mutex.
     pub(super) fn new_ticket(&self) -> u64 {
         let producers = &self.layout.producers;
-        let ticket = producers.ticket.load(Ordering::Relaxed) + 1;
+        let ticket = producers.ticket.load(Ordering::Relaxed).wrapping_add(1);
         producers.ticket.store(ticket, Ordering::Relaxed);
         producers.sending.store(ticket, Ordering::Relaxed);
         kill_point!(QueueTicketTaken);
@@ -438,28 +475,36 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         // If there is no memory, this is where that comes out, and nothing has changed but `sending`: the next one that
         // sends descriptors, or gets the mutex after a death, says that those are void.
         self.reserve(words(entry.header()))?;
-        let bytes: &[u8] = match &entry.body {
-            Body::Inline(bytes) => bytes,
-            Body::Elsewhere { at, len } => {
-                // Whoever repairs knows of it before it is no more the claim's.
-                producers.pending_at.store(*at, Ordering::Relaxed);
-                producers.pending_bytes.store(*len, Ordering::Release);
-                kill_point!(QueuePendingNoted);
-                if let Some(claim) = claim.take() {
-                    self.release(claim);
-                }
-                kill_point!(QueueClaimHandedOn);
-                &[at.to_ne_bytes(), len.to_ne_bytes()].concat()
+        let place;
+        let (bytes, claim) = match &entry.body {
+            Body::Inline(bytes) => (*bytes, None),
+            Body::Elsewhere { piece, len } => {
+                place = piece.to_bytes(*len);
+                (&place[..], claim.take())
             }
         };
+        if let Some(Claimed(index)) = &claim {
+            // From now on, whoever repairs says whose it is.
+            producers.pending_claim.store(*index as u64 + 1, Ordering::Release);
+            kill_point!(QueuePendingNoted);
+        }
         let number = producers.count.load(Ordering::Relaxed);
         // There is room, so it is published.
-        self.publish(entry.header(), Some(number), entry.ticket.unwrap_or(0), bytes)?;
-        // All that follows is put right by the next one, if this one dies.
-        producers.pending_bytes.store(0, Ordering::Relaxed);
-        if entry.ticket.is_some() {
-            producers.sending.store(0, Ordering::Relaxed);
-        }
+        self.publish(entry.header(), number, entry.ticket.unwrap_or(0), bytes, || {
+            producers.count.store(number.wrapping_add(1), Ordering::Release);
+            kill_point!(QueuePutCounted);
+            if let Some(claim) = claim {
+                // In this order: a claim that others may take is nobody's pending one.
+                let claim = &self.layout.claims[claim.0];
+                claim.bytes.store(0, Ordering::Relaxed);
+                producers.pending_claim.store(0, Ordering::Release);
+                kill_point!(QueueClaimHandedOn);
+                claim.owner.store(0, Ordering::Release);
+            }
+            if entry.ticket.is_some() {
+                producers.sending.store(0, Ordering::Relaxed);
+            }
+        })?;
         fence(Ordering::SeqCst);
         Ok(())
     }
@@ -469,8 +514,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let producers = &self.layout.producers;
         let sending = producers.sending.load(Ordering::Relaxed);
         if sending != 0 {
-            self.publish(VOID | ATTACHED, None, sending, &[])?;
-            producers.sending.store(0, Ordering::Relaxed);
+            let follow = || producers.sending.store(0, Ordering::Relaxed);
+            self.publish(VOID | ATTACHED, 0, sending, &[], follow)?;
         }
         Ok(())
     }
@@ -499,12 +544,20 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// Writes a record behind the last one.
-    fn publish(&self, header: u64, number: Option<u64>, ticket: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes a record behind the last one. What follows from its being there is to be done by `follow`, or by the one who
+    /// repairs, who finds the record as long as the next one's place is not stored.
+    fn publish(
+        &self,
+        header: u64,
+        number: u64,
+        ticket: u64,
+        bytes: &[u8],
+        follow: impl FnOnce(),
+    ) -> io::Result<()> {
         let need = words(header);
         let mut tail = self.reserve(need)?;
         let attached = u64::from(header & ATTACHED != 0);
-        tail.word(1).store(number.unwrap_or(0), Ordering::Relaxed);
+        tail.word(1).store(number, Ordering::Relaxed);
         if attached == 1 {
             tail.word(2).store(ticket, Ordering::Relaxed);
         }
@@ -513,10 +566,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         tail.word(need).store(0, Ordering::Relaxed);
         tail.word(0).store(header, Ordering::Release);
         kill_point!(QueueRecordPublished);
-        if let Some(number) = number {
-            self.layout.producers.count.store(number.wrapping_add(1), Ordering::Release);
-            kill_point!(QueuePutCounted);
-        }
+        follow();
         tail.advance(need);
         kill_point!(QueueTailStored);
         Ok(())
@@ -598,18 +648,21 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     fn repair_consumers(&self) -> io::Result<()> {
         let consumers = &self.layout.consumers;
-        let bytes = consumers.pending_bytes.load(Ordering::Relaxed);
-        if bytes != 0 {
-            let at = consumers.pending_at.load(Ordering::Relaxed);
-            let head = self.head()?;
-            // A ring that it had not left yet, or an item that it had not taken.
-            let still_needed = head.place.at.load(Ordering::Relaxed) == at
-                || self.item_elsewhere(&head).is_some_and(|item| item == at);
-            if !still_needed {
-                self.memory.free(at, bytes);
-            }
-            consumers.pending_bytes.store(0, Ordering::Relaxed);
+        let (at, bytes) =
+            (consumers.pending_at.load(Ordering::Relaxed), consumers.pending_bytes.load(Ordering::Relaxed));
+        let head = self.head()?;
+        if bytes != 0 && head.place.at.load(Ordering::Relaxed) != at {
+            self.memory.free(at, bytes);
         }
+        consumers.pending_bytes.store(0, Ordering::Relaxed);
+        let claimed = consumers.pending_claim.load(Ordering::Relaxed);
+        if let Some(claim) = self.layout.claims.get((claimed as usize).wrapping_sub(1)) {
+            // Not taken: the piece is the item's still. Otherwise it is the dead one's.
+            if self.item_elsewhere(&head) == Some(claim.at.load(Ordering::Relaxed)) {
+                claim.bytes.store(0, Ordering::Relaxed);
+            }
+        }
+        consumers.pending_claim.store(0, Ordering::Release);
         let found = self.find()?;
         let count = match &found {
             Some(found) => found.number,
@@ -678,12 +731,11 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                         end: head.position + words,
                         ticket: (attached == 1).then(|| head.word(2).load(Ordering::Relaxed)),
                         body: if header & ELSEWHERE != 0 {
-                            let mut place = Vec::new();
-                            head.ring.read(head.index(body), 16, &mut place);
-                            let number = |at: usize| {
-                                place[at..at + 8].try_into().map(u64::from_ne_bytes).unwrap_or_default()
-                            };
-                            FoundBody::Elsewhere { at: number(0), len: number(8) }
+                            let number = |at: u64| head.word(body + at).load(Ordering::Relaxed);
+                            FoundBody::Elsewhere {
+                                piece: Piece { at: number(0), bytes: number(2) },
+                                len: number(1),
+                            }
                         } else {
                             let word = head.index(body);
                             FoundBody::Inline { ring: head.ring, word, len: (header >> LEN_SHIFT) as usize }
@@ -710,13 +762,14 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     /// Takes what was found. Under the same mutex. A piece outside of rings is claimed by this process then.
     pub(super) fn take(&self, found: &Found<M::Ring>, me: OwnerId) -> io::Result<Option<Claimed>> {
         let consumers = &self.layout.consumers;
-        let elsewhere = match found.body {
-            FoundBody::Elsewhere { at, len } => {
+        let claim = match found.body {
+            FoundBody::Elsewhere { piece, .. } => {
                 // Before anything has changed.
-                let claim = self.claim(me)?;
-                consumers.pending_at.store(at, Ordering::Relaxed);
-                consumers.pending_bytes.store(len, Ordering::Release);
-                Some((claim, at, len))
+                let claim = self.claim_for(None, me)?;
+                consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
+                self.note(&claim, piece);
+                kill_point!(QueuePieceClaimed);
+                Some(claim)
             }
             FoundBody::Inline { .. } => None,
         };
@@ -731,67 +784,93 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         consumers.count.store(found.number.wrapping_add(1), Ordering::Release);
         kill_point!(QueueTakeCounted);
         fence(Ordering::SeqCst);
-        Ok(elsewhere.map(|(claim, at, len)| {
-            self.note(&claim, at, len);
-            kill_point!(QueuePieceClaimed);
-            consumers.pending_bytes.store(0, Ordering::Relaxed);
-            claim
-        }))
+        if claim.is_some() {
+            consumers.pending_claim.store(0, Ordering::Release);
+        }
+        Ok(claim)
     }
 
     // Pieces outside of rings.
 
-    /// A place to note a piece in, for this process.
-    pub(super) fn claim(&self, me: OwnerId) -> io::Result<Claimed> {
-        let mut mine = None;
-        for (index, claim) in self.layout.claims.iter().enumerate() {
-            let owner = claim.owner.load(Ordering::Relaxed);
-            let dead = || OwnerId::from_bits(owner).is_none_or(|owner| !self.owners.is_alive(owner));
-            let wanted = if owner == 0 { mine.is_none() } else { dead() };
-            let take =
-                || claim.owner.compare_exchange(owner, me.bits(), Ordering::Acquire, Ordering::Relaxed);
-            if !wanted || take().is_err() {
-                continue;
-            }
-            let bytes = claim.bytes.load(Ordering::Acquire);
-            if bytes != 0 {
-                // Of one that died.
-                self.memory.free(claim.at.load(Ordering::Relaxed), bytes);
-                claim.bytes.store(0, Ordering::Relaxed);
-            }
-            match mine {
-                None => mine = Some(Claimed(index)),
-                Some(_) => claim.owner.store(0, Ordering::Release),
-            }
-        }
-        mine.ok_or_else(|| {
-            io::Error::new(
+    /// A claim for this process: with a piece of so many bytes at least, if there is one, otherwise without any.
+    fn claim_for(&self, bytes: Option<u64>, me: OwnerId) -> io::Result<Claimed> {
+        // Of pieces that are there, those that are neither too small nor far too large.
+        let fits = |claim: &Claim| {
+            let has = claim.bytes.load(Ordering::Acquire);
+            bytes.is_some_and(|bytes| has >= bytes && has / 4 <= bytes)
+        };
+        let claims = || self.layout.claims.iter().enumerate();
+        let found = claims()
+            .find(|(_, claim)| fits(claim) && self.take_claim(claim, STOCK, me))
+            .or_else(|| claims().find(|(index, claim)| self.take_of_dead(*index, claim, me)))
+            .or_else(|| claims().find(|(_, claim)| self.take_claim(claim, 0, me)))
+            .or_else(|| claims().find(|(_, claim)| self.take_claim(claim, STOCK, me)));
+        let Some((index, claim)) = found else {
+            return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 "too many large items are being put and got at this moment",
-            )
-        })
+            ));
+        };
+        let has = claim.bytes.load(Ordering::Acquire);
+        if has != 0 && !fits(claim) {
+            self.memory.free(claim.at.load(Ordering::Relaxed), has);
+            claim.bytes.store(0, Ordering::Relaxed);
+        }
+        Ok(Claimed(index))
     }
 
-    fn note(&self, claim: &Claimed, at: u64, bytes: u64) {
+    fn take_claim(&self, claim: &Claim, from: u32, me: OwnerId) -> bool {
+        claim.owner.load(Ordering::Relaxed) == from
+            && claim.owner.compare_exchange(from, me.bits(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    fn take_of_dead(&self, index: usize, claim: &Claim, me: OwnerId) -> bool {
+        let owner = claim.owner.load(Ordering::Relaxed);
+        let is_dead = || OwnerId::from_bits(owner).is_none_or(|owner| !self.owners.is_alive(owner));
+        // Whose the piece is, is for those to say who repair what it has left.
+        let is_pending = || {
+            let number = index as u64 + 1;
+            self.layout.producers.pending_claim.load(Ordering::Acquire) == number
+                || self.layout.consumers.pending_claim.load(Ordering::Acquire) == number
+        };
+        owner != 0 && owner != STOCK && is_dead() && !is_pending() && self.take_claim(claim, owner, me)
+    }
+
+    fn note(&self, claim: &Claimed, piece: Piece) {
         let claim = &self.layout.claims[claim.0];
-        claim.at.store(at, Ordering::Relaxed);
-        claim.bytes.store(bytes, Ordering::Release);
+        claim.at.store(piece.at, Ordering::Relaxed);
+        claim.bytes.store(piece.bytes, Ordering::Release);
     }
 
     /// A piece for so many bytes, claimed.
-    pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> io::Result<(u64, Claimed)> {
-        let claim = self.claim(me)?;
-        let at = self.layout.next.fetch_add(bytes, Ordering::Relaxed);
-        self.note(&claim, at, bytes);
+    pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> io::Result<(Piece, Claimed)> {
+        let claim = self.claim_for(Some(bytes), me)?;
+        let kept = &self.layout.claims[claim.0];
+        let mut piece =
+            Piece { at: kept.at.load(Ordering::Relaxed), bytes: kept.bytes.load(Ordering::Relaxed) };
+        if piece.bytes == 0 {
+            piece = Piece { at: self.layout.next.fetch_add(bytes, Ordering::Relaxed), bytes };
+            self.note(&claim, piece);
+        }
         kill_point!(QueuePieceMade);
-        Ok((at, claim))
+        Ok((piece, claim))
     }
 
-    /// The piece is not this process's any more; it was handed on or given back.
-    pub(super) fn release(&self, claim: Claimed) {
-        let claim = &self.layout.claims[claim.0];
-        claim.bytes.store(0, Ordering::Relaxed);
-        claim.owner.store(0, Ordering::Release);
+    /// Nobody needs the piece any more: it is kept, or given back.
+    pub(super) fn give_back(&self, claim: Claimed) {
+        let mine = &self.layout.claims[claim.0];
+        let bytes = mine.bytes.load(Ordering::Relaxed);
+        let kept = self.layout.claims.iter().filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
+        let kept = kept.fold(0_u64, |sum, claim| claim.bytes.load(Ordering::Relaxed).saturating_add(sum));
+        if bytes.saturating_add(kept) <= STOCK_BYTES_MAX {
+            mine.owner.store(STOCK, Ordering::Release);
+            kill_point!(QueuePieceKept);
+            return;
+        }
+        self.memory.free(mine.at.load(Ordering::Relaxed), bytes);
+        kill_point!(QueuePieceFreed);
+        mine.bytes.store(0, Ordering::Relaxed);
+        mine.owner.store(0, Ordering::Release);
     }
 
     // Items that are done.
@@ -817,8 +896,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 }
 
-/// A claimed piece. To be [released](Chain::release), or else it is freed when the process has ended.
-#[must_use = "it stays claimed until it is released"]
+/// A claimed piece. To be [given back](Chain::give_back), or else somebody else takes it when this process has ended.
+#[must_use = "it stays claimed until it is given back"]
 #[derive(Debug)]
 pub(super) struct Claimed(usize);
 
@@ -833,7 +912,7 @@ fn checked_words<R: Words>(header: u64, cursor: &Cursor<'_, R>) -> io::Result<u6
         PAD => (header >> LEN_SHIFT) / 8,
         _ => words(header),
     };
-    let least = if header & ELSEWHERE != 0 { 16 } else { 0 };
+    let least = if header & ELSEWHERE != 0 { PIECE_BYTES as u64 } else { 0 };
     let fits = words > 0
         && words.is_multiple_of(UNIT)
         && words <= cursor.to_end()

@@ -17,7 +17,9 @@ use rustix::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::chain::{Body, Chain, Claimed, Entry, Found, FoundBody, INLINE_MAX, Layout, Memory, Side, Words};
+use super::chain::{
+    Body, Chain, Claimed, Entry, Found, FoundBody, INLINE_MAX, Layout, Memory, Piece, Side, Words,
+};
 use crate::{
     os::{
         fork::Origin,
@@ -141,11 +143,6 @@ impl Words for Window {
     #[inline]
     fn write(&self, index: usize, bytes: &[u8]) {
         Window::write(self, index, bytes);
-    }
-
-    #[inline]
-    fn read(&self, index: usize, len: usize, out: &mut Vec<u8>) {
-        Window::read(self, index, len, out);
     }
 }
 
@@ -416,7 +413,7 @@ impl Core {
         match large {
             None => chain.put(Entry { body: Body::Inline(bytes), ticket }, &mut None)?,
             Some(large) => {
-                let body = Body::Elsewhere { at: large.at, len: large.len };
+                let body = Body::Elsewhere { piece: large.piece, len: bytes.len() as u64 };
                 chain.put(Entry { body, ticket }, &mut large.claim)?;
             }
         }
@@ -559,12 +556,13 @@ impl Core {
     }
 
     fn read_large(&self, found: &Found<Window>, claim: Claimed, out: &mut Vec<u8>) -> io::Result<()> {
-        let FoundBody::Elsewhere { at, len } = found.body else { return Ok(()) };
-        let read = self.store.extents.read(at, len, out);
+        let FoundBody::Elsewhere { piece, len } = found.body else { return Ok(()) };
+        let read = match len <= piece.bytes {
+            true => self.store.extents.read(piece.at, len, out),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "the queue's memory is garbled")),
+        };
         kill_point!(QueuePieceCopied);
-        self.store.free(at, len);
-        kill_point!(QueuePieceFreed);
-        self.chain().release(claim);
+        self.chain().give_back(claim);
         read
     }
 
@@ -635,18 +633,16 @@ impl Core {
 /// A large item that is written and not put. Given back, if it is not.
 struct Large<'a> {
     core: &'a Core,
-    at: u64,
-    len: u64,
+    piece: Piece,
     claim: Option<Claimed>,
 }
 
 impl<'a> Large<'a> {
     fn write(core: &'a Core, bytes: &[u8]) -> io::Result<Self> {
-        let len = bytes.len() as u64;
-        let chain = core.chain();
-        let (at, claim) = chain.new_piece(Extents::whole(len), core.block.owners().me())?;
-        let large = Large { core, at, len, claim: Some(claim) };
-        core.store.extents.write(at, bytes)?;
+        let whole = Extents::whole(bytes.len() as u64);
+        let (piece, claim) = core.chain().new_piece(whole, core.block.owners().me())?;
+        let large = Large { core, piece, claim: Some(claim) };
+        core.store.extents.write(piece.at, bytes)?;
         kill_point!(QueuePieceWritten);
         Ok(large)
     }
@@ -655,8 +651,7 @@ impl<'a> Large<'a> {
 impl Drop for Large<'_> {
     fn drop(&mut self) {
         if let Some(claim) = self.claim.take() {
-            self.core.store.free(self.at, self.len);
-            self.core.chain().release(claim);
+            self.core.chain().give_back(claim);
         }
     }
 }
