@@ -405,7 +405,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
 
 /// By their numbers.
 fn all_steps() -> Vec<Step> {
-    Step::ALL.iter().chain(Step::SYNC).copied().collect()
+    Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect()
 }
 
 static FAILED: AtomicBool = AtomicBool::new(false);
@@ -433,7 +433,7 @@ fn main() {
     };
     let all = number("EXECUTOR_SEED").is_none();
     let mut died = vec![0_u32; Step::SYNC.len()];
-    let first = Step::ALL.len();
+    let first = Step::ALL.len() + Step::QUEUE.len();
     let began = Instant::now();
     for seed in seeds.clone() {
         if let Some(step) = attempt(seed, None) {
