@@ -400,6 +400,18 @@ impl Bell {
         Rung(Some(self))
     }
 
+    /// As [`ring`](Self::ring), for what concerns all who sleep: also those for whom somebody else has been woken.
+    pub(crate) fn ring_for_all(&self) -> Rung<'_> {
+        self.listen();
+        self.ring()
+    }
+
+    /// Wakes one that sleeps, of which there may be some though nobody is marked as listening: for one that was woken, has
+    /// taken what it was woken for, and sees that there is more.
+    pub(crate) fn pass_on(&self) {
+        futex::wake_one(&self.word);
+    }
+
     /// Whether somebody listens, as far as one can see without the mutex.
     pub(crate) fn is_listened_to(&self) -> bool {
         self.word.load(Ordering::Relaxed) & SLEEPER != 0

@@ -842,18 +842,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         claim.bytes.store(piece.bytes, Ordering::Release);
     }
 
-    /// A piece for so many bytes, claimed.
-    pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> io::Result<(Piece, Claimed)> {
+    /// A piece for so many bytes, claimed; and whether it has never been used.
+    pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> io::Result<(Piece, Claimed, bool)> {
         let claim = self.claim_for(Some(bytes), me)?;
         let kept = &self.layout.claims[claim.0];
         let mut piece =
             Piece { at: kept.at.load(Ordering::Relaxed), bytes: kept.bytes.load(Ordering::Relaxed) };
-        if piece.bytes == 0 {
+        let is_new = piece.bytes == 0;
+        if is_new {
             piece = Piece { at: self.layout.next.fetch_add(bytes, Ordering::Relaxed), bytes };
             self.note(&claim, piece);
         }
         kill_point!(QueuePieceMade);
-        Ok((piece, claim))
+        Ok((piece, claim, is_new))
     }
 
     /// Nobody needs the piece any more: it is kept, or given back.

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicPtr, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ use crate::{
         liveness::{Liveness, Owners},
         socket::{self, peek_short_now, retry, send_now},
         spin::Spin,
+        sync::atomic::{AtomicU64, fence},
     },
     shm::{
         extents::{Extents, Window},
@@ -135,9 +136,15 @@ impl Words for Window {
         Window::words(self)
     }
 
+    #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
         Window::word(self, index)
+    }
+
+    #[cfg(all(test, any(executor_loom, executor_shuttle)))]
+    fn word(&self, _: usize) -> &AtomicU64 {
+        unreachable!("a model has memory of its own")
     }
 
     #[inline]
@@ -292,7 +299,7 @@ impl Core {
         loop {
             let Some(guard) = chain.lock_producers(None)? else { continue };
             chain.close();
-            let rung = layout.producers.items.ring();
+            let rung = layout.producers.items.ring_for_all();
             drop(guard);
             rung.wake_all();
             break;
@@ -306,7 +313,7 @@ impl Core {
     pub(super) fn ring_items(&self) {
         // Whoever holds the mutex for long, or cannot be repaired: they look by themselves soon.
         if let Ok(Some(guard)) = self.chain().lock_producers(deadline_in(PATIENCE)) {
-            let rung = self.layout().producers.items.ring();
+            let rung = self.layout().producers.items.ring_for_all();
             drop(guard);
             rung.wake_all();
         }
@@ -315,7 +322,7 @@ impl Core {
     /// Has producers look again.
     pub(super) fn ring_room(&self) -> io::Result<()> {
         if let Some(guard) = self.chain().lock_consumers(deadline_in(PATIENCE))? {
-            let rung = self.layout().consumers.room.ring();
+            let rung = self.layout().consumers.room.ring_for_all();
             drop(guard);
             rung.wake_all();
         }
@@ -418,12 +425,13 @@ impl Core {
             }
         }
         let rung = self.layout().producers.items.ring();
-        if slept {
-            // Others may be asleep still, and the one that woke us does not know.
-            self.layout().consumers.room.listen();
-        }
+        let room = &self.layout().consumers.room;
+        let pass_on = slept && listen_for_others(room, || !chain.is_full());
         drop(guard);
         rung.wake_one();
+        if pass_on {
+            room.pass_on();
+        }
         Ok(Ok(()))
     }
 
@@ -451,7 +459,7 @@ impl Core {
                         return Ok(Err(heard));
                     }
                     heard = Some(self.layout().consumers.room.listen());
-                    std::sync::atomic::fence(Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
                 }
                 Err(error) => {
                     chain.forget_ticket();
@@ -544,11 +552,13 @@ impl Core {
             kill_point!(QueueDescriptorsTaken);
         }
         let rung = self.layout().consumers.room.ring();
-        if slept {
-            self.layout().producers.items.listen();
-        }
+        let items = &self.layout().producers.items;
+        let pass_on = slept && listen_for_others(items, || chain.len() > 0);
         drop(guard);
         rung.wake_one();
+        if pass_on {
+            items.pass_on();
+        }
         if let Some(claim) = claim {
             self.read_large(&found, claim, out)?;
         }
@@ -607,7 +617,7 @@ impl Core {
         let all_done: &Bell = &self.layout().all_done;
         loop {
             let heard = all_done.listen();
-            std::sync::atomic::fence(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             if self.chain().all_are_done() {
                 return true;
             }
@@ -621,13 +631,22 @@ impl Core {
         let all_done = &self.layout().all_done;
         loop {
             let heard = all_done.listen();
-            std::sync::atomic::fence(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             if self.chain().all_are_done() {
                 return;
             }
             changed(&self.block, all_done.word(), heard).await;
         }
     }
+}
+
+/// Of one that was woken and has taken what it was woken for: others may be asleep still, for whom nobody is marked as
+/// listening. Whether there is something for one of them as well.
+pub(super) fn listen_for_others(bell: &Bell, more: impl Fn() -> bool) -> bool {
+    bell.listen();
+    // Either whoever rings sees the mark, or we see what it rings for.
+    fence(Ordering::SeqCst);
+    more()
 }
 
 /// A large item that is written and not put. Given back, if it is not.
@@ -640,9 +659,9 @@ struct Large<'a> {
 impl<'a> Large<'a> {
     fn write(core: &'a Core, bytes: &[u8]) -> io::Result<Self> {
         let whole = Extents::whole(bytes.len() as u64);
-        let (piece, claim) = core.chain().new_piece(whole, core.block.owners().me())?;
+        let (piece, claim, is_new) = core.chain().new_piece(whole, core.block.owners().me())?;
         let large = Large { core, piece, claim: Some(claim) };
-        core.store.extents.write(piece.at, bytes)?;
+        core.store.extents.write(piece.at, bytes, is_new)?;
         kill_point!(QueuePieceWritten);
         Ok(large)
     }

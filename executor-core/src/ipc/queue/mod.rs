@@ -34,6 +34,8 @@ mod core;
 mod ends;
 mod error;
 mod joinable;
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod models;
 mod simple;
 
 use std::{cell::Cell, fmt, io, marker::PhantomData, num::NonZeroUsize, sync::Arc, time::Duration};

@@ -237,13 +237,13 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         _ => Queue::unbounded().expect("a queue"),
     };
     let mut children = Vec::new();
-    for place in 0..PRODUCERS + CONSUMERS {
+    for (place, doom) in dooms.iter().enumerate() {
         // SAFETY: there is one thread; the child uses the library and ends without unwinding.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
             ME.store(place as u32, SeqCst);
-            if let Doom::At(step, times) = dooms[place] {
+            if let Doom::At(step, times) = *doom {
                 LEFT.store(times, SeqCst);
                 STEP.store(step as u32 + 1, SeqCst);
             }

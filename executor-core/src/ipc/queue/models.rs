@@ -1,0 +1,309 @@
+//! The words of a queue under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//!
+//! Threads play processes. Rings are of sixteen words here, and records of four, so that the fourth item which nobody has
+//! taken lies in the next ring. A ring that is given back is zeroed, as the kernel does; who still looks at it finds
+//! nothing. Sleeps have no limit: a wake-up that is lost is a deadlock. Deaths are for `queue_deaths`.
+
+use std::{collections::HashMap, io, sync::Arc};
+
+use super::{
+    chain::{Body, Chain, Entry, FoundBody, Layout, Memory, Side, Words},
+    core::listen_for_others,
+};
+use crate::{
+    os::{
+        liveness::{OwnerId, Owners},
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+            thread,
+        },
+    },
+    sync::raw::RECHECK,
+    transport::ring::models::{check, few},
+};
+
+struct Process(u32);
+
+impl Owners for Process {
+    fn me(&self) -> OwnerId {
+        OwnerId::from_bits(self.0).unwrap()
+    }
+
+    fn is_me(&self, id: OwnerId) -> bool {
+        id == self.me()
+    }
+
+    fn is_alive(&self, _: OwnerId) -> bool {
+        true
+    }
+}
+
+struct Ring(Vec<AtomicU64>);
+
+impl Words for Ring {
+    fn words(&self) -> usize {
+        self.0.len()
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0[index]
+    }
+
+    fn write(&self, index: usize, bytes: &[u8]) {
+        for (at, word) in bytes.chunks(8).enumerate() {
+            let word = u64::from_le_bytes(word.try_into().expect("whole words"));
+            self.0[index + at].store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+#[derive(Default)]
+struct File {
+    rings: Mutex<HashMap<u64, Arc<Ring>>>,
+}
+
+impl Memory for File {
+    type Ring = Ring;
+
+    fn allocate(&self, at: u64, bytes: u64) -> io::Result<()> {
+        let ring = Ring((0..bytes / 8).map(|_| AtomicU64::new(0)).collect());
+        self.rings.lock().unwrap().insert(at, Arc::new(ring));
+        Ok(())
+    }
+
+    fn free(&self, at: u64, _: u64) {
+        let ring = Arc::clone(&self.rings.lock().unwrap()[&at]);
+        ring.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    fn ring(&self, _: Side, at: u64, bytes: u64) -> io::Result<Arc<Ring>> {
+        let ring = self.rings.lock().unwrap().get(&at).cloned().ok_or(io::ErrorKind::NotFound)?;
+        assert_eq!(ring.0.len() as u64 * 8, bytes);
+        Ok(ring)
+    }
+
+    fn discard(&self, _: u64) {}
+}
+
+#[derive(Default)]
+struct Queue {
+    layout: Layout,
+    file: File,
+}
+
+impl Queue {
+    fn new(capacity: u64) -> Arc<Self> {
+        let queue = Arc::new(Queue::default());
+        queue.chain(&Process(1)).begin(capacity).unwrap();
+        queue
+    }
+
+    fn chain<'a>(&'a self, process: &'a Process) -> Chain<'a, File, Process> {
+        Chain { layout: &self.layout, memory: &self.file, owners: process }
+    }
+
+    /// As `Core::put`; `false` if it is closed.
+    fn put(&self, process: &Process, item: u64) -> bool {
+        let chain = self.chain(process);
+        let mut slept = false;
+        loop {
+            let Some(guard) = chain.lock_producers(None).unwrap() else { continue };
+            if chain.is_closed() {
+                return false;
+            }
+            let heard = match chain.look_for_room() {
+                Ok(()) => {
+                    let bytes = item.to_le_bytes();
+                    chain.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None).unwrap();
+                    let rung = self.layout.producers.items.ring();
+                    let room = &self.layout.consumers.room;
+                    let pass_on = slept && listen_for_others(room, || !chain.is_full());
+                    drop(guard);
+                    rung.wake_one();
+                    if pass_on {
+                        room.pass_on();
+                    }
+                    return true;
+                }
+                Err(heard) => heard,
+            };
+            drop(guard);
+            self.layout.consumers.room.sleep(heard, RECHECK);
+            slept = true;
+        }
+    }
+
+    /// As `Core::get`; `None` if it is closed and empty.
+    fn get(&self, process: &Process) -> Option<u64> {
+        let chain = self.chain(process);
+        let mut slept = false;
+        loop {
+            let Some(guard) = chain.lock_consumers(None).unwrap() else { continue };
+            let found = match chain.find_or_listen().unwrap() {
+                Ok(found) => found,
+                Err(heard) => match chain.is_closed().then(|| chain.find().unwrap()) {
+                    None => {
+                        drop(guard);
+                        self.layout.producers.items.sleep(heard, RECHECK);
+                        slept = true;
+                        continue;
+                    }
+                    Some(found) => found?,
+                },
+            };
+            let FoundBody::Inline { ring, word, len: 8 } = &found.body else { panic!("another item") };
+            let item = ring.0[*word].load(Ordering::Relaxed);
+            chain.take(&found, guard.me()).unwrap();
+            let rung = self.layout.consumers.room.ring();
+            let items = &self.layout.producers.items;
+            let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+            drop(guard);
+            rung.wake_one();
+            if pass_on {
+                items.pass_on();
+            }
+            return Some(item);
+        }
+    }
+
+    fn close(&self, process: &Process) {
+        let chain = self.chain(process);
+        let guard = chain.lock_producers(None).unwrap();
+        chain.close();
+        let rung = self.layout.producers.items.ring_for_all();
+        drop(guard);
+        rung.wake_all();
+        let guard = chain.lock_consumers(None).unwrap();
+        let rung = self.layout.consumers.room.ring_for_all();
+        drop(guard);
+        rung.wake_all();
+    }
+}
+
+#[test]
+fn items_come_in_order_through_one_ring_after_the_other() {
+    let count = few(4, 20);
+    check(2, move || {
+        let queue = Queue::new(0);
+        let theirs = Arc::clone(&queue);
+        let producer = thread::spawn(move || {
+            (1..=count).for_each(|item| assert!(theirs.put(&Process(1), item)));
+        });
+        let consumer = Process(2);
+        for item in 1..=count {
+            assert_eq!(queue.get(&consumer), Some(item));
+        }
+        producer.join().unwrap();
+        assert_eq!(queue.chain(&consumer).len(), 0);
+    });
+}
+
+#[test]
+fn a_producer_waits_for_room_and_is_woken() {
+    let count = few(3, 20);
+    check(2, move || {
+        let queue = Queue::new(1);
+        let theirs = Arc::clone(&queue);
+        let producer = thread::spawn(move || {
+            for item in 1..=count {
+                assert!(theirs.put(&Process(1), item));
+                assert!(theirs.chain(&Process(1)).len() <= 1);
+            }
+        });
+        for item in 1..=count {
+            assert_eq!(queue.get(&Process(2)), Some(item));
+        }
+        producer.join().unwrap();
+    });
+}
+
+#[test]
+fn several_of_each_put_and_get_all_once() {
+    let (each, threads) = (few(1, 6), few(1, 3) as u32);
+    check(2, move || {
+        let queue = Queue::new(few(0, 2));
+        let producers: Vec<_> = (0..few(2, 3) as u32)
+            .map(|number| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let process = Process(1 + number);
+                    for item in 0..each {
+                        assert!(queue.put(&process, u64::from(number) * 100 + item));
+                    }
+                })
+            })
+            .collect();
+        let consumers: Vec<_> = (0..threads)
+            .map(|number| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let process = Process(10 + number);
+                    let mut got = Vec::new();
+                    while let Some(item) = queue.get(&process) {
+                        got.push(item);
+                    }
+                    got
+                })
+            })
+            .collect();
+        let count = producers.len() as u64 * each;
+        for producer in producers {
+            producer.join().unwrap();
+        }
+        queue.close(&Process(20));
+        let mut all = Vec::new();
+        for consumer in consumers {
+            let got: Vec<u64> = consumer.join().unwrap();
+            for producer in 0..3 {
+                let of_one: Vec<_> = got.iter().filter(|item| *item / 100 == producer).collect();
+                assert!(of_one.is_sorted(), "{got:?}");
+            }
+            all.extend(got);
+        }
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len() as u64, count);
+    });
+}
+
+#[test]
+fn closing_wakes_who_waits_and_loses_nothing() {
+    check(2, || {
+        let queue = Queue::new(1);
+        let theirs = Arc::clone(&queue);
+        let consumer = thread::spawn(move || {
+            let mut got = 0;
+            while theirs.get(&Process(2)).is_some() {
+                got += 1;
+            }
+            got
+        });
+        let theirs = Arc::clone(&queue);
+        let producer = thread::spawn(move || (0..2).filter(|item| theirs.put(&Process(1), *item)).count());
+        queue.close(&Process(3));
+        let put = producer.join().unwrap();
+        assert_eq!(consumer.join().unwrap(), put);
+        assert!(!queue.put(&Process(3), 1));
+        assert_eq!(queue.get(&Process(3)), None);
+    });
+}
+
+#[test]
+fn each_of_several_that_sleep_is_woken_for_an_item_of_its_own() {
+    let consumers = few(2, 3);
+    check(2, move || {
+        let queue = Queue::new(0);
+        let consumers: Vec<_> = (0..consumers as u32)
+            .map(|number| {
+                let queue = Arc::clone(&queue);
+                // It takes one, and never looks again.
+                thread::spawn(move || queue.get(&Process(2 + number)).unwrap())
+            })
+            .collect();
+        (0..consumers.len() as u64).for_each(|item| assert!(queue.put(&Process(1), item)));
+        let mut all: Vec<u64> = consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..all.len() as u64).collect::<Vec<_>>());
+    });
+}
