@@ -1,22 +1,23 @@
 //! Two processes, one longer than the other: `is_alive` before and after `join`; default names and given ones.
 
-use std::{thread::sleep, time::Duration};
-
-use executor::{Process, prelude::*};
+use executor::{Event, Process, prelude::*};
 
 #[task]
-fn work(ms: u64) {
-    sleep(Duration::from_millis(ms));
+fn work(until: Event) {
+    until.wait();
 }
 
 #[executor::main]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let first = Process::new(work::task(10)).start()?;
-    let second = Process::new(work::task(300)).name("worker 2").start()?;
+    let [soon, later] = [Event::new()?, Event::new()?];
+    let first = Process::new(work::task(soon.clone())).start()?;
+    let second = Process::new(work::task(later.clone())).name("worker 2").start()?;
     println!("{} and {}", first.name(), second.name());
+    soon.set();
+    first.join()?;
     println!("alive: {}", second.is_alive());
+    later.set();
     second.join()?;
     println!("alive: {}", second.is_alive());
-    first.join()?;
     Ok(())
 }
