@@ -44,12 +44,24 @@
 //! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
 //! reaps the workers. If the program dies in any other way, its workers and what they have started die too.
 //!
+//! # Coming from Python
+//!
+//! [`guide::coming_from_python`] has each line of a tutorial's program beside ours; [`Pool`] has the methods of
+//! `multiprocessing.Pool`.
+//!
 //! # Large bytes
 //!
 //! Any argument or result may be large: above 32 KiB it goes through shared memory, of which the executor keeps some for
 //! the next one. A task that takes `&[u8]` or `&str` reads its argument where it lies; a `Vec<u8>` that comes back is
 //! copied once. [`SharedBytes`] cross without any copy, and are in memory once however many tasks read them.
 //! [`stats`](ProcessPoolExecutor::stats) tells how much memory an executor shares with its workers.
+//!
+//! # What processes share
+//!
+//! [`Lock`], [`RLock`], [`Semaphore`], [`Condition`], [`Event`] and [`Barrier`] work between tasks of any processes, and
+//! [`Value`], [`Array`], [`SharedMemory`] and [`ShareableList`] are memory that all of them see. Handles are arguments and
+//! results like any other, of pools that run already, too. A process that dies holds nobody up: its permits come back, and
+//! whoever gets its lock is told ([`OwnerDied`]). Nothing is left behind, but names that were asked to stay.
 //!
 //! # Limits, per task
 //!
@@ -194,6 +206,13 @@ pub use executor_macros::main;
 #[doc(hidden)]
 pub use executor_core::__private;
 
+pub mod guide {
+    //! Pages that go further than the tour at the top.
+
+    #[doc = include_str!("guide/coming_from_python.md")]
+    pub mod coming_from_python {}
+}
+
 pub mod prelude {
     //! The few names that most programs want: `use executor::prelude::*;`
 
@@ -230,3 +249,8 @@ macro_rules! test_support {
         };
     };
 }
+
+/// The programs in the README are documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

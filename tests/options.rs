@@ -99,6 +99,15 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     assert_eq!(ask(&mut one), "1 1");
 }
 
+#[test]
+fn mx07_a_malformed_limit_is_ignored() {
+    let all: usize = executor::usable_cpus();
+    for malformed in ["", "0", "-1", "1.5", "max", "1 000", "99999999999999999999"] {
+        let asked = ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", malformed));
+        assert_eq!(asked, format!("{all} {all}"), "{malformed:?}");
+    }
+}
+
 fn allowed() -> rustix::thread::CpuSet {
     rustix::thread::sched_getaffinity(None).unwrap_or_default()
 }

@@ -462,6 +462,31 @@ fn a_killed_waiter_takes_no_notification_with_it() {
 }
 
 #[test]
+fn the_notification_of_one_that_dies_before_it_has_the_lock_goes_to_another_one() {
+    let _watchdog = watchdog();
+    let (victims, others) = (pool(1), pool(1));
+    let condition = Condition::new().unwrap();
+    let [sleeping, woken] = [(); 2].map(|()| Value::new(0_u32).unwrap());
+    let asleep = Event::new().unwrap();
+    let doomed = victims.submit(wait_for_ever::task(condition.clone(), asleep.clone()));
+    assert!(asleep.wait_timeout(LONG));
+    eventually("it waits", || !condition.get_lock().is_locked());
+    let survivor = others.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
+    eventually("the other waits", || sleeping.get() == 1 && !condition.get_lock().is_locked());
+    let pid = victims.worker_pids()[0] as libc::pid_t;
+    // It stands still, is told, and dies.
+    // SAFETY: signals to a child that was not waited for.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    condition.notify_one();
+    assert_eq!(woken.get(), 0);
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    assert!(doomed.result().is_err());
+    survivor.result().unwrap();
+    assert_eq!(woken.get(), 1);
+}
+
+#[test]
 fn more_may_wait_than_there_are_places() {
     let _watchdog = watchdog();
     let condition = Condition::new().unwrap();

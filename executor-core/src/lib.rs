@@ -4,16 +4,18 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `error`, `id` | plain vocabulary |
+//! | `error`, `id`, `program` | plain vocabulary, and what this process is |
 //! | `os` | what is asked of the operating system |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `registry`, `task` | task functions by name, calls as data |
 //! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
 //! | `sync` | locks and their kin, in shared memory |
+//! | `ipc` | connections, listeners, queues |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
 //! | `worker` | the child's side |
+//! | `process` | processes with one task |
 //! | `pool` | who runs what: scheduler, driver |
 //! | `executor` | what users submit to |
 
@@ -43,6 +45,8 @@ mod id;
 mod ipc;
 mod os;
 mod pool;
+mod process;
+mod program;
 #[doc(hidden)]
 pub mod registry;
 mod segment;
@@ -57,7 +61,8 @@ pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LostDetail, Phase, RemoteError, Side, TaskError,
 };
 pub use executor::{
-    Executor, ExecutorExt, Map, MapStream, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
+    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, OnDrop, Pool, PoolBuilder,
+    PoolError, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture, Unfinished,
@@ -69,8 +74,20 @@ pub use ipc::{
     GetError, JoinableQueue, Listener, LostItems, Producer, PutError, Queue, Receiver, RecvError, SendError,
     Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
 };
-pub use os::cpu::usable_cpus;
+pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;
+pub use process::{
+    Child, ChildHandle, Context, IntoBody, Process, Run, StartError, StartMethod, StartMethodSet, Stdio,
+    context::{force_start_method, set_start_method, start_method},
+    current::{
+        CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
+        thread_count,
+    },
+    exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
+    fork::{Fork, fork, fork_with, getpid, getppid},
+    log::{LoggerIsSet, log_level, log_to_stderr},
+};
+pub use program::args;
 pub use shm::{
     Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue, ShareableList,
     SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
@@ -80,8 +97,4 @@ pub use sync::{
     RLock, RLockGuard, ReleaseError, Semaphore,
 };
 pub use task::{Encoded, Task, TaskArgs, TaskFn};
-pub use worker::{
-    entry::{args, init},
-    state as worker_state,
-    state::with as with_worker_state,
-};
+pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

@@ -7,10 +7,13 @@ use syn::{Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_s
 use crate::{
     attr::{self, Codec, TaskAttr},
     check::{self, TaskFunction},
-    types,
+    run, types,
 };
 
 pub(crate) fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
+    if let Some(implementation) = run::parse(&item) {
+        return run::expand(attr, &implementation).unwrap_or_else(|error| error.to_compile_error());
+    }
     // The function itself stays also when it is refused, so that its callers bring no errors of their own.
     let generated = generate(attr, item.clone()).unwrap_or_else(|error| error.to_compile_error());
     quote!(#item #generated)

@@ -6,6 +6,8 @@
 //!   types: what its types say ────────────┘            `struct add {}`, `add::task`, the registration
 //! ```
 //!
+//! Above `impl Run for …` it is `run`, which makes such a function.
+//!
 //! The function's tokens pass through as they are. Everything that depends on what a type *is* (is it a `Result`, is
 //! the error serde, is it a byte string) is decided by the compiler, in `executor_core::__private`; here only spelling
 //! can be seen.
@@ -14,6 +16,7 @@ mod attr;
 mod check;
 mod entry;
 mod expand;
+mod run;
 mod types;
 
 use proc_macro::TokenStream;

@@ -186,6 +186,8 @@ pub enum Phase {
     Run,
     /// A whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
     Map,
+    /// Waiting for the next result, as [`next_timeout`](crate::IMap::next_timeout) does. Nothing was stopped by it.
+    Next,
 }
 
 impl Phase {
@@ -194,6 +196,7 @@ impl Phase {
             Phase::Queue => "the limit on waiting for a worker",
             Phase::Run => "the task's limit",
             Phase::Map => "the limit on the whole map",
+            Phase::Next => "the limit on waiting for the next result",
         }
     }
 }

@@ -88,6 +88,10 @@ struct OpenRun {
     bytes: Buffer,
 }
 
+/// The result that was waited for has not come.
+#[derive(Debug)]
+pub(crate) struct NotInTime;
+
 /// Look-ahead when none is asked for: enough for workers never to wait for the caller, little enough to hold.
 const BUFFER_PER_WORKER: usize = 32;
 /// And while items travel in runs: one that a worker is at, one that waits there, one on each of the two ways.
@@ -210,6 +214,11 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         Ok(())
     }
 
+    /// Takes nothing more from the input.
+    pub(crate) fn close_input(&mut self) {
+        self.input = None;
+    }
+
     fn end(&mut self) {
         self.over = true;
         self.input = None;
@@ -300,6 +309,55 @@ where
         self.submit_run(&feed);
     }
 
+    /// The next result, if it comes before `until`.
+    pub(crate) fn next_until(
+        &mut self,
+        until: Option<Instant>,
+    ) -> Result<Option<Result<F::Output, TaskError>>, NotInTime> {
+        if self.over {
+            return Ok(None);
+        }
+        if self.feed.is_none()
+            && let Err(error) = self.start()
+        {
+            self.end();
+            return Ok(Some(Err(error)));
+        }
+        loop {
+            // Also while results are ready: a slow reader of an endless input comes to an end.
+            if self.is_late() {
+                return Ok(Some(Err(self.timed_out())));
+            }
+            self.fill();
+            if let Some(next) = self.next_ready() {
+                return Ok(Some(next));
+            }
+            if self.pending() == 0 {
+                self.end();
+                return Ok(None);
+            }
+            let feed = self.feed.clone().expect("made above");
+            let deadline = self.deadline.into_iter().chain(until).min();
+            // While items travel in runs, many come together: the reader hands them over in heaps.
+            if !feed.wait(&mut self.ready, deadline, self.chunk == 1) {
+                return match self.is_late() {
+                    true => Ok(Some(Err(self.timed_out()))),
+                    false => Err(NotInTime),
+                };
+            }
+        }
+    }
+
+    /// Submits all items, now. Where their results will come, and how many.
+    pub(crate) fn submit_all(mut self) -> Result<(Arc<Feed>, usize), TaskError> {
+        self.buffer_size = Some(usize::MAX);
+        self.start()?;
+        self.fill();
+        // Its own end would withdraw them.
+        let feed = self.feed.take().expect("made by `start`");
+        Ok((feed, self.taken as usize))
+    }
+
     /// Adds a task to the open run, or submits it alone.
     fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
         let (args, options) = task.into_parts();
@@ -354,34 +412,7 @@ where
     type Item = Result<F::Output, TaskError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
-            return None;
-        }
-        if self.feed.is_none()
-            && let Err(error) = self.start()
-        {
-            self.end();
-            return Some(Err(error));
-        }
-        loop {
-            // Also while results are ready: a slow reader of an endless input comes to an end.
-            if self.is_late() {
-                return Some(Err(self.timed_out()));
-            }
-            self.fill();
-            if let Some(next) = self.next_ready() {
-                return Some(next);
-            }
-            if self.pending() == 0 {
-                self.end();
-                return None;
-            }
-            let feed = self.feed.clone().expect("made above");
-            // While items travel in runs, many come together: the reader hands them over in heaps.
-            if !feed.wait(&mut self.ready, self.deadline, self.chunk == 1) {
-                return Some(Err(self.timed_out()));
-            }
-        }
+        self.next_until(None).unwrap_or_default()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -11,6 +11,7 @@
 //! ```
 
 mod map;
+mod mp_pool;
 mod process;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use map::{Map, MapStream};
+pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
@@ -240,7 +242,7 @@ where
 }
 
 /// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
-fn encode<F: TaskArgs<A>, A>(
+pub(crate) fn encode<F: TaskArgs<A>, A>(
     args: A,
     options: &TaskOptions,
     out: &mut Buffer,
@@ -257,6 +259,6 @@ fn encode<F: TaskArgs<A>, A>(
 }
 
 /// Whether this is a task's first call in a debug build, whose arguments are to be checked.
-fn must_check(entry: &TaskEntry) -> bool {
+pub(crate) fn must_check(entry: &TaskEntry) -> bool {
     entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed)
 }

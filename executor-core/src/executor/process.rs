@@ -185,6 +185,16 @@ impl ProcessPoolExecutor {
         self.handle.pool.end_workers(true);
     }
 
+    /// The inside, for what is built on this.
+    pub(crate) fn inner(&self) -> &Arc<Pool> {
+        &self.handle.pool
+    }
+
+    /// Whether a drop may wait for the end here.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.handle.may_wait()
+    }
+
     /// How many workers there may be.
     pub fn max_workers(&self) -> usize {
         self.handle.pool.workers_max()
@@ -287,14 +297,20 @@ impl Drop for Handle {
             OnDrop::Finish => self.pool.shutdown(false, None),
             OnDrop::CancelPending => self.pool.shutdown(true, None),
         }
-        // Where waiting would block a runtime, other callbacks or the pool's own threads, the driver finishes alone.
-        let must_return = self.pool.callbacks().is_current_thread()
-            || pool::is_own_thread()
-            || worker::in_task()
-            || tokio::runtime::Handle::try_current().is_ok();
-        if !must_return {
+        if self.may_wait() {
             self.pool.join();
         }
+    }
+}
+
+impl Handle {
+    /// Whether a drop may wait here. Where that would block a runtime, other callbacks or the pool's own threads, the
+    /// driver finishes alone.
+    fn may_wait(&self) -> bool {
+        !(self.pool.callbacks().is_current_thread()
+            || pool::is_own_thread()
+            || worker::in_task()
+            || tokio::runtime::Handle::try_current().is_ok())
     }
 }
 
@@ -323,6 +339,8 @@ impl Drop for Handle {
 #[derive(Default)]
 pub struct ProcessPoolBuilder {
     max_workers: Option<usize>,
+    max_tasks_per_worker: Option<usize>,
+    start_at_once: bool,
     initializer: Option<(&'static TaskEntry, Result<Payload, String>)>,
     envs: Vec<(OsString, OsString)>,
     start_timeout: Option<Duration>,
@@ -346,6 +364,33 @@ impl ProcessPoolBuilder {
         let (encoded, attachments) = attachment::collect(|| F::encode_args(task.into_parts().0, &mut bytes));
         let encoded = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         self.initializer = Some((F::entry(), encoded));
+        self
+    }
+
+    /// A worker leaves after so many tasks, and another takes its place: for what leaks, or grows with every call. By
+    /// default workers stay. A task that is cut off by its time limit or dies counts as any other, and the items of a
+    /// `map` count one by one.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).max_tasks_per_worker(2).build().unwrap();
+    ///     let pids = [(); 3].map(|()| pool.submit(pid::task()).result().unwrap());
+    ///     assert!(pids[0] == pids[1] && pids[1] != pids[2]);
+    /// }
+    /// ```
+    pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
+        self.max_tasks_per_worker = Some(tasks);
+        self
+    }
+
+    /// All workers are started at once, and are replaced when they end, whether or not there is work.
+    pub(crate) fn start_at_once(mut self) -> Self {
+        self.start_at_once = true;
         self
     }
 
@@ -386,12 +431,15 @@ impl ProcessPoolBuilder {
         if entry::was_missed() {
             return Err(BuildError::NoEntry);
         }
-        if entry::depth() >= entry::DEPTH_MAX {
-            return Err(BuildError::TooDeep { depth: entry::depth() + 1, max: entry::DEPTH_MAX });
+        if crate::program::depth() >= entry::DEPTH_MAX {
+            return Err(BuildError::TooDeep { depth: crate::program::depth() + 1, max: entry::DEPTH_MAX });
         }
         registry::check().map_err(BuildError::DuplicateTask)?;
         if self.max_workers == Some(0) {
             return invalid("max_workers must be above 0");
+        }
+        if self.max_tasks_per_worker == Some(0) {
+            return invalid("max_tasks_per_worker must be above 0");
         }
         if self.start_timeout == Some(Duration::ZERO) {
             return invalid("start_timeout must be above 0");
@@ -414,11 +462,15 @@ impl ProcessPoolBuilder {
                 ));
             }
         };
+        let workers_max = self.max_workers.unwrap_or_else(usable_cpus);
         let pool = Pool::new(PoolOptions {
-            workers_max: self.max_workers.unwrap_or_else(usable_cpus),
+            workers_max,
+            workers_min: if self.start_at_once { workers_max } else { 0 },
+            // More than a process can do in its life is no limit.
+            tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer,
-            envs: self.envs,
+            envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport: transport(),
         })

@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, ThreadId},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 type Callback = Box<dyn FnOnce() + Send>;
@@ -50,10 +50,15 @@ impl CallbackQueue {
     /// Waits until all callbacks queued so far have run. From a callback it returns at once: it cannot wait for
     /// itself.
     pub(crate) fn flush(&self) {
+        self.flush_until(None);
+    }
+
+    /// As [`flush`](Self::flush), at most until `deadline`; whether they have run.
+    pub(crate) fn flush_until(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.lock();
         while !state.waiting.is_empty() || state.running {
             if state.thread == Some(thread::current().id()) {
-                return;
+                return true;
             }
             if state.thread.is_none() {
                 // The thread could not be started. Nobody else would ever run them.
@@ -64,8 +69,18 @@ impl CallbackQueue {
                     continue;
                 }
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match deadline {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
+        true
     }
 
     /// Whether the caller is a callback of this executor.

@@ -144,7 +144,7 @@ impl Ended {
 type Decoder = Box<dyn FnOnce(Outcome) -> Box<dyn Any> + Send>;
 
 /// Sees the shared copy.
-type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
+pub(crate) type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
 
 /// A callback, still ignorant of the future's type.
 pub(crate) enum DoneCallback {
@@ -311,11 +311,25 @@ impl Cell {
 
     /// Adds a callback; if the end has come it runs at once, here.
     pub(crate) fn add_callback(self: &Arc<Self>, callback: DoneCallback) {
+        if let Some((outcome, callback)) = self.keep_callback(callback) {
+            run_callbacks(outcome, vec![callback]);
+        }
+    }
+
+    /// Adds a callback; if the end has come it runs on the callback thread all the same.
+    pub(crate) fn add_callback_on(self: &Arc<Self>, thread: &Arc<CallbackQueue>, callback: DoneCallback) {
+        if let Some((outcome, callback)) = self.keep_callback(callback) {
+            thread.push(Box::new(move || run_callbacks(outcome, vec![callback])));
+        }
+    }
+
+    /// Keeps a callback until the end, or gives it back with the outcome.
+    fn keep_callback(&self, callback: DoneCallback) -> Option<(Outcome, DoneCallback)> {
         if !self.forked() {
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
                 inner.rest().callbacks.push(callback);
-                return;
+                return None;
             }
         }
         let outcome = match self.forked() {
@@ -329,7 +343,7 @@ impl Cell {
                 }
             },
         };
-        run_callbacks(outcome, vec![callback]);
+        Some((outcome, callback))
     }
 
     pub(crate) fn cancel(&self) -> bool {

@@ -297,7 +297,7 @@ impl Drop for FeedRun {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::future::callback::CallbackQueue;
 
@@ -324,11 +324,11 @@ mod tests {
         fn poke(&self, _: WorkerId) {}
     }
 
-    fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedRun> {
+    pub(crate) fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedRun> {
         feed.open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
     }
 
-    fn value(byte: u8) -> Outcome {
+    pub(crate) fn value(byte: u8) -> Outcome {
         Ok(vec![byte].into())
     }
 

@@ -139,7 +139,8 @@ impl<T> TaskFuture<T> {
         if self.wait_timeout(timeout) { Ok(self.take()) } else { Err(self) }
     }
 
-    fn take(self) -> Result<T, TaskError> {
+    /// Its result; to be called once, when it is done.
+    pub(crate) fn take(&self) -> Result<T, TaskError> {
         let outcome = self.cell.take().expect("waited for the end");
         (self.decode)(outcome)
     }
@@ -228,16 +229,25 @@ impl<T> TaskFuture<T> {
         C: FnOnce(Result<&T, &TaskError>) + Send + 'static,
         T: 'static,
     {
+        self.cell.add_callback(self.done_callback(callback));
+    }
+
+    /// The same without its type.
+    pub(crate) fn done_callback<C>(&self, callback: C) -> DoneCallback
+    where
+        C: FnOnce(Result<&T, &TaskError>) + Send + 'static,
+        T: 'static,
+    {
         let decode = self.decode;
         let typed = move |outcome: &dyn Any| {
             let outcome =
                 outcome.downcast_ref::<Result<T, TaskError>>().expect("decoded by this future's decoder");
             callback(outcome.as_ref());
         };
-        self.cell.add_callback(DoneCallback::Shared(
+        DoneCallback::Shared(
             Box::new(move |outcome| Box::new(decode(outcome)) as Box<dyn Any>),
             Box::new(typed),
-        ));
+        )
     }
 
     /// Calls `callback` with the task's result, by value, when the task has ended; for batch jobs that keep nothing

@@ -12,7 +12,7 @@
 //!            └─ Running is not stored here: the worker's board knows, the cell asks
 //! ```
 //!
-//! The results of a map do not go into cells, but into one [`feed`].
+//! The results of a map do not go into cells, but into one [`feed`]; who wants all of them at once has a [`gather`].
 //!
 //! The cell holds bytes; only the handle knows the type. A completer that is dropped without an outcome completes with
 //! an error: no future stays pending for ever. User code (wakers, callbacks, decoding) never runs under a lock.
@@ -21,9 +21,10 @@ mod as_completed;
 pub(crate) mod callback;
 pub(crate) mod cell;
 pub(crate) mod feed;
+pub(crate) mod gather;
 mod handle;
 pub(crate) mod timer;
-mod wait;
+pub(crate) mod wait;
 
 pub use as_completed::{AsCompleted, AsCompletedStream, AsCompletedTimeout, Unfinished, as_completed};
 pub(crate) use handle::decode;

@@ -107,7 +107,7 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = false;
     }
 

@@ -127,7 +127,7 @@ pub fn failure(data: &[u8]) {
     let kinds =
         [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::NotRoundTrip, Kind::Done];
     for kind in kinds {
-        let _ = crate::pool::failure("task", kind, data).to_string();
+        let _ = crate::wire::reply::failure("task", kind, data).to_string();
     }
     if let Ok(failure) = ::postcard::from_bytes::<Failure>(data) {
         let error = RemoteError::new("task", failure);

@@ -19,11 +19,13 @@ use super::{BOARD, TARGETS, Target};
 use crate::{
     error::Failure,
     id::{FnId, TaskId},
+    os::signals::Signals,
+    program::Program,
     registry::Fingerprint,
     wire::{
         codec::Codec,
         frame::{Header, Items, Kind},
-        handshake::{self, Hello, Setup, Transport},
+        handshake::{self, Hello, Role, Setup, Transport, WorkerSetup},
     },
 };
 
@@ -250,15 +252,21 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
-                handshake::to_bytes(&Setup {
-                    nonce: 1,
-                    parent: 2,
+                let worker = WorkerSetup { nonce: 1, stack_bytes, transport, directory };
+                let program = Program {
                     depth,
                     args,
-                    stack_bytes,
-                    transport,
-                    directory,
-                })
+                    name: "PoolWorker-1".into(),
+                    path: vec![1],
+                    daemon: true,
+                    worker: true,
+                    parent: Some(("MainProcess".into(), 2)),
+                    key: vec![7; 32].into(),
+                    start_method: Some(0),
+                    log_level: None,
+                };
+                let signals = Signals::default();
+                handshake::to_bytes(&Setup { parent: 2, program, signals, role: Role::Worker(worker) })
             })
             .chain([vec![], vec![1], vec![1, 0, 0, 0], vec![9, 9, 9, 9, 9]])
             .collect(),

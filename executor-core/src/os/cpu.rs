@@ -19,6 +19,12 @@ pub fn usable_cpus() -> usize {
     smaller(available, std::env::var(OVERRIDE).ok().as_deref())
 }
 
+/// How many the machine has.
+pub(crate) fn configured() -> usize {
+    // SAFETY: a plain question.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).unwrap_or(1)
+}
+
 fn smaller(available: usize, over: Option<&str>) -> usize {
     match over.and_then(|text| text.trim().parse::<NonZeroUsize>().ok()) {
         Some(over) => available.min(over.get()),

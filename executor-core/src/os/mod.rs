@@ -3,6 +3,8 @@
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! process  start, watch (pidfd), signal (the whole group), reap
+//! signals  the caller's mask and what SIGPIPE does, for children
+//! limits   what the system is to refuse a process
 //! memory   an anonymous, sealed page that parent and child both see
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
@@ -25,6 +27,7 @@ pub(crate) mod fault;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+pub(crate) mod limits;
 pub(crate) mod liveness;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
@@ -32,6 +35,7 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod room;
 pub(crate) mod sealed;
+pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spin;
 pub(crate) mod sync;

@@ -1,13 +1,15 @@
 //! Children: started without `fork`'s costs, watched and reaped by pidfd, signalled as a group.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
+    path::Path,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -19,6 +21,108 @@ use rustix::{
 use super::socket::retry;
 use crate::error::ExitStatus;
 
+/// How a program is started.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    /// `None`: the program of this process, by `/proc/self/exe` itself and not by what it points at: that still works when the
+    /// file was replaced or removed.
+    pub(crate) executable: Option<&'a Path>,
+    pub(crate) marker: &'a str,
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    /// Added to the environment, or taken out of it.
+    pub(crate) environment: &'a [(OsString, Option<OsString>)],
+    pub(crate) directory: Option<&'a Path>,
+}
+
+/// Keeps a descriptor off the numbers of standard input, output and error, which are free where a program has closed
+/// them: what the program prints would go there.
+pub(crate) fn above_stdio(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    if descriptor.as_raw_fd() > 2 {
+        return Ok(descriptor);
+    }
+    Ok(rustix::io::fcntl_dupfd_cloexec(&descriptor, 3)?)
+}
+
+/// Closes every descriptor above 2 that a program started by `exec` has inherited, but for this one. What the program's
+/// own constructors have opened is close-on-exec, or should be, and stays.
+pub(crate) fn close_inherited(but: BorrowedFd<'_>) {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers: Vec<i32> =
+        open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers {
+        // SAFETY: asks for flags, of a number that may be anything.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        if number > 2 && number != but.as_raw_fd() && flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: nobody in this process owns it: it was open before the program began.
+            unsafe { libc::close(number) };
+        }
+    }
+}
+
+/// What a forked child is to have in place of what it was copied with.
+#[derive(Debug)]
+pub(crate) struct Surrounded {
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) directory: Option<OsString>,
+}
+
+impl Surrounded {
+    /// Only in a process where no thread can read the environment meanwhile: one thread, and in a test binary its main thread,
+    /// which waits for it. An error elsewhere.
+    pub(crate) fn adopt(self, threads: usize) -> io::Result<()> {
+        if settled_thread_count(threads) > threads {
+            return Err(io::Error::other("there are other threads, which may read the environment"));
+        }
+        // SAFETY: no other thread is there that could read the environment meanwhile. Not one by one: an environment may
+        // contain names that std refuses to take out.
+        unsafe { libc::clearenv() };
+        for (key, value) in self.environment {
+            if key.is_empty() || key.as_bytes().contains(&b'=') {
+                continue;
+            }
+            // SAFETY: as above.
+            unsafe { std::env::set_var(key, value) };
+        }
+
+        self.directory.map_or(Ok(()), std::env::set_current_dir)
+    }
+}
+
+/// All threads of this process, this one included. 0 if the system does not say.
+pub(crate) fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+/// As [`thread_count`], when it has come down to `expected`, or does not: the system counts a thread that has ended, and was
+/// joined, for a moment more.
+pub(crate) fn settled_thread_count(expected: usize) -> usize {
+    /// How long a refusal takes. Shorter would refuse a busy machine's programs whose threads have just ended.
+    const MOMENT: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        let threads = thread_count();
+        if threads <= expected || Instant::now() >= deadline {
+            return threads;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Sees to it that descriptors 0 to 2 are open, as std's runtime does before `main`: what is opened later must not become
+/// somebody's standard output.
+pub(crate) fn fill_stdio() {
+    for number in 0..=2 {
+        // SAFETY: asks for flags, of a number that may be anything.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            // The lowest free number, which is this one. Not close-on-exec: it is to be inherited.
+            // SAFETY: a constant path.
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        }
+    }
+}
+
 /// A child process that leads its own process group.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -28,35 +132,55 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts the program of this process again, with `stdin` as its descriptor 0.
-    ///
-    /// `/proc/self/exe` itself, not what it points at: it still works when the file was replaced or removed. No
-    /// `pre_exec`, so that std takes its `posix_spawn` path, whose cost does not grow with this process's memory.
-    pub(crate) fn start_self(
-        marker: &str,
-        stdin: OwnedFd,
-        envs: &[(std::ffi::OsString, std::ffi::OsString)],
-    ) -> io::Result<Child> {
-        let mut command = Command::new("/proc/self/exe");
+    /// Starts a program with `stdin` as its descriptor 0. No `pre_exec`, so that std takes its `posix_spawn` path, whose
+    /// cost does not grow with this process's memory.
+    pub(crate) fn start(start: Start<'_>) -> io::Result<Child> {
+        let mut command = Command::new(start.executable.unwrap_or(Path::new("/proc/self/exe")));
         let name = std::env::args_os().next();
         command
             .arg0(name.as_deref().unwrap_or(OsStr::new("executor-worker")))
-            .arg(marker)
-            .envs(envs.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::from(stdin))
+            .arg(start.marker)
+            .stdin(Stdio::from(start.stdin))
             .process_group(0);
+        for (key, value) in start.environment {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        if let Some(directory) = start.directory {
+            command.current_dir(directory);
+        }
+        if let Some(stdout) = start.stdout {
+            command.stdout(stdout);
+        }
+        if let Some(stderr) = start.stderr {
+            command.stderr(stderr);
+        }
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
+        Child::watch(pid).inspect_err(|_| {
+            // A child that cannot be watched is none: it must not go on, nor stay as a zombie.
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = child.wait();
+        })
+    }
+
+    /// A child that was made in another way: by `fork`, here or by the fork server.
+    pub(crate) fn adopt(pid: u32) -> io::Result<Child> {
+        let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+        Child::watch(pid).inspect_err(|_| {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+        })
+    }
+
+    fn watch(pid: Pid) -> io::Result<Child> {
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Child { pid, pidfd: Some(pidfd) }),
+            Ok(pidfd) => Ok(Child { pid, pidfd: Some(above_stdio(pidfd)?) }),
             // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
             Err(Errno::SRCH) => Ok(Child { pid, pidfd: None }),
-            // No descriptor is left. A child that cannot be watched is none: it must not go on, nor stay as a zombie.
-            Err(error) => {
-                let _ = kill_process_group(pid, Signal::KILL);
-                let _ = child.wait();
-                Err(error.into())
-            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -87,16 +211,37 @@ impl Child {
         }
     }
 
+    /// Sends a signal to the child alone. Never to another process, also not after it was reaped.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(pidfd) = self.pidfd() else { return Ok(()) };
+        match rustix::process::pidfd_send_signal(pidfd, signal) {
+            // It has ended.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Takes the exit status of a child that has ended. What is left of its group is killed first: while the child is
     /// not reaped, nobody else can have its number.
     pub(crate) fn reap(&self) -> ExitStatus {
+        self.reap_and(true)
+    }
+
+    /// As [`reap`](Self::reap), but what the child started and left behind may go on.
+    pub(crate) fn reap_alone(&self) -> ExitStatus {
+        self.reap_and(false)
+    }
+
+    fn reap_and(&self, kill_group: bool) -> ExitStatus {
         let Some(pidfd) = self.pidfd() else { return ExitStatus::Unknown };
         let ask = |options| retry(|| waitid(WaitId::PidFd(pidfd), options | WaitIdOptions::NOHANG));
         // Is it still ours to reap? ECHILD: somebody else has done so, and the number may be anybody's.
         if !matches!(ask(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Ok(Some(_))) {
             return ExitStatus::Unknown;
         }
-        let _ = kill_process_group(self.pid, Signal::KILL);
+        if kill_group {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
         match ask(WaitIdOptions::EXITED) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => ExitStatus::Exited(code),
@@ -107,15 +252,30 @@ impl Child {
         }
     }
 
+    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it. What it
+    /// started goes on.
+    pub(crate) fn end_alone_and_reap(&self, limit: std::time::Duration) {
+        self.wait(limit);
+        if !self.has_ended() {
+            let _ = self.signal(Signal::KILL);
+            self.wait(limit);
+        }
+        self.reap_alone();
+    }
+
     /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
     pub(crate) fn kill_and_reap(&self, limit: std::time::Duration) {
         self.signal_group(Signal::KILL);
+        self.wait(limit);
+        self.reap();
+    }
+
+    fn wait(&self, limit: std::time::Duration) {
         if let Some(pidfd) = self.pidfd() {
             let timeout =
                 rustix::event::Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };
             let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
             let _ = retry(|| rustix::event::poll(&mut fds, Some(&timeout)));
         }
-        self.reap();
     }
 }

@@ -14,13 +14,16 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
+use super::process::above_stdio;
+
 /// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Of one message: as many as the system takes.
 const FDS_MAX: usize = 253;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((above_stdio(ours)?, above_stdio(theirs)?))
 }
 
 /// Whether a descriptor is an end of such a pair.

@@ -38,12 +38,15 @@ mod task_table;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    future::Future,
     os::fd::OwnedFd,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
         mpsc,
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -53,11 +56,12 @@ use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
-    error::{BrokenCause, CodecFailure, ExitStatus, Failure, LostDetail, RemoteError, Side, TaskError},
+    error::{BrokenCause, ExitStatus, Failure, LostDetail, RemoteError, TaskError},
     future::{
         callback::CallbackQueue,
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
         feed::{Feed, FeedRun},
+        wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
     os::{cpu::usable_cpus, fork::Origin, memory::Shared, process::Child, wake::Bell},
@@ -69,6 +73,7 @@ use crate::{
         frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
         payload::Payload,
+        reply,
     },
 };
 
@@ -112,9 +117,12 @@ pub(crate) struct RunCall {
 /// What the pool is to be like.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
+    /// Started at once, and kept.
+    pub(crate) workers_min: usize,
+    pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
     pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
-    pub(crate) envs: Vec<(OsString, OsString)>,
+    pub(crate) envs: Vec<(OsString, Option<OsString>)>,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
 }
@@ -240,6 +248,8 @@ pub(crate) struct Pool {
     started: AtomicBool,
     /// All workers have as much as they may: what is submitted waits in the intake until one has answered.
     saturated: AtomicBool,
+    /// Whether the reader may look again for a moment before it sleeps; as it was at the last reply.
+    spare_processor: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
@@ -285,6 +295,9 @@ impl Pool {
         }
         let config = Config {
             workers_max: options.workers_max,
+            workers_min: options.workers_min,
+            initializes: options.initializer.is_some(),
+            tasks_max: options.tasks_max,
             start_timeout: options.start_timeout,
             processors: usable_cpus(),
         };
@@ -302,7 +315,7 @@ impl Pool {
                 .inspect_err(|error| tracing::debug!(%error, "large arguments will go in parts"))
                 .ok(),
         };
-        Ok(Arc::new(Pool {
+        let pool = Arc::new(Pool {
             core: Mutex::new(Core {
                 scheduler: Scheduler::new(config),
                 workers: BTreeMap::new(),
@@ -324,9 +337,17 @@ impl Pool {
             origin: Origin::here(),
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
+            spare_processor: AtomicBool::new(false),
             callbacks: Arc::default(),
             ended: async_channel::bounded(1),
-        }))
+        });
+        if pool.options.workers_min > 0 {
+            pool.event(|core, now, out| {
+                pool.ensure_threads(core, now, out);
+                core.scheduler.on_open(now, out);
+            });
+        }
+        Ok(pool)
     }
 
     pub(crate) fn workers_max(&self) -> usize {
@@ -522,6 +543,30 @@ impl Pool {
         // Only closes, never receives.
         let _ = self.ended.1.recv_blocking();
         self.callbacks.flush();
+    }
+
+    /// Whether every worker is reaped and every thread gone. Never in a fork.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.forked() && self.ended.1.is_closed()
+    }
+
+    /// As [`join`](Self::join), at most until `deadline`; whether all is over.
+    pub(crate) fn join_until(&self, deadline: Instant) -> bool {
+        if self.forked() || is_own_thread() {
+            return true;
+        }
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut end = pin!(self.ended.1.recv());
+        loop {
+            flag.clear();
+            if end.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                return self.callbacks.flush_until(Some(deadline));
+            }
+            if !flag.wait(Some(deadline)) {
+                return false;
+            }
+        }
     }
 
     pub(crate) async fn join_async(&self) {
@@ -736,6 +781,7 @@ impl Pool {
             }
             let Core { scheduler, workers, .. } = core;
             scheduler.after_replies(now, id, &Boards(workers), out);
+            self.spare_processor.store(scheduler.has_spare_processor(), Ordering::Relaxed);
             if let Some(link) = workers.get(&id).and_then(|record| record.link.as_ref()) {
                 link.credit(credit);
             }
@@ -752,12 +798,12 @@ impl Pool {
             completer.complete_into(outcome, &mut wakers);
         }
         for (item, completer, kind, payload) in replies.failures {
-            completer.complete_into(Err(failure(&item, kind, &payload)), &mut wakers);
+            completer.complete_into(Err(reply::failure(&item, kind, &payload)), &mut wakers);
         }
         for (run, name, answers) in replies.runs {
             let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
                 Kind::Done => (item, Ok(payload)),
-                kind => (item, Err(failure(&name, kind, &payload))),
+                kind => (item, Err(reply::failure(&name, kind, &payload))),
             });
             run.deliver(outcomes, &mut wakers);
         }
@@ -799,7 +845,7 @@ impl Pool {
             Kind::Ready => return Obeys::No,
             _ if initializer => match &self.options.initializer {
                 Some((entry, _)) if scheduler.is_initializing(id) => {
-                    let error = failure(entry.name, frame.header.kind, &frame.payload);
+                    let error = reply::failure(entry.name, frame.header.kind, &frame.payload);
                     return Obeys::ButIsBroken(BrokenCause::Initializer(Arc::new(error)));
                 }
                 _ => return Obeys::No,
@@ -983,21 +1029,6 @@ impl Replies {
             Some((last, _, before)) if Arc::ptr_eq(last, run) => before.extend(answers),
             _ => self.runs.push((Arc::clone(run), item.name().to_owned(), answers.collect())),
         }
-    }
-}
-
-/// The error in a reply that is no value.
-pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
-    let text = || String::from_utf8_lossy(payload).into_owned();
-    match kind {
-        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
-            Ok(failure) if kind == Kind::Failed => TaskError::Failed(RemoteError::new(name, failure)),
-            Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
-            Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
-        },
-        Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
-        Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
-        _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
     }
 }
 

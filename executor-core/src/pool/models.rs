@@ -101,6 +101,10 @@ impl Drains for Pool {
         Taken { wakers, in_runs: false }
     }
 
+    fn has_spare_processor(&self) -> bool {
+        false
+    }
+
     fn on_drained(&self, _: WorkerId, closed: Closed) {
         assert_eq!(closed, Closed::Gone);
         assert_eq!(self.ended.fetch_add(1, Ordering::SeqCst), 0, "the end is reported once");

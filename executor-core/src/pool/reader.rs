@@ -26,7 +26,10 @@ use crate::{
         cell::{Awaited, Wakers},
     },
     id::WorkerId,
-    os::sync::atomic::{AtomicBool, Ordering},
+    os::{
+        spin::Spin,
+        sync::atomic::{AtomicBool, Ordering},
+    },
     transport::{
         Closed, Inbox, Link,
         ring::{
@@ -88,6 +91,8 @@ pub(super) trait Drains {
     fn doorbell(&self) -> &Doorbell;
     /// Completes futures, sends what is next; what is to be woken after that.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken;
+    /// Whether there is a processor left when one more task is given out and the reader does not sleep.
+    fn has_spare_processor(&self) -> bool;
     /// Nothing more comes from this worker.
     fn on_drained(&self, id: WorkerId, closed: Closed);
 
@@ -95,6 +100,7 @@ pub(super) trait Drains {
     fn read_rings(&self) {
         let mut frames = Vec::new();
         let mut looked = Instant::now();
+        let mut spin = Spin::patient();
         loop {
             // Asked before anything is looked at, so that no ring falls between.
             let heard = self.doorbell().heard();
@@ -122,7 +128,8 @@ pub(super) trait Drains {
             if in_runs {
                 thread::sleep(NAP);
             } else if !any {
-                self.doorbell().sleep(heard, Some(HEARING));
+                let spin = self.has_spare_processor().then_some(&mut spin);
+                self.doorbell().sleep(heard, spin, Some(HEARING));
             }
         }
     }
@@ -234,6 +241,10 @@ impl Drains for Pool {
 
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
         Pool::on_frames(self, id, frames)
+    }
+
+    fn has_spare_processor(&self) -> bool {
+        self.spare_processor.load(Ordering::Relaxed)
     }
 
     fn on_drained(&self, id: WorkerId, closed: Closed) {

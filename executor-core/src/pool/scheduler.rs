@@ -177,24 +177,41 @@ struct Worker {
     next_seq: u32,
     /// What is in flight should take this long.
     load: u64,
+    /// How many more tasks it may have, if there is a limit.
+    budget: Option<u32>,
     /// When the first one in flight came to be the first: it cannot have begun earlier.
     front_since: Instant,
     doom: Option<Doom>,
 }
 
 impl Worker {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, budget: Option<u32>) -> Self {
         Worker {
             state: WorkerState::Starting { since: now },
             in_flight: VecDeque::new(),
             next_seq: 1,
             load: 0,
+            budget,
             front_since: now,
             doom: None,
         }
     }
 
-    /// Whether the board has room for another sending.
+    /// Whether the board has room for another sending, and the worker may have another task.
+    fn has_room(&self) -> bool {
+        !self.is_spent() && self.has_slot()
+    }
+
+    /// Whether it has had all the tasks that it may have.
+    fn is_spent(&self) -> bool {
+        self.budget == Some(0)
+    }
+
+    /// It does not get this many of the tasks that it was sent.
+    fn gives_back(&mut self, tasks: u32) {
+        self.budget = self.budget.map(|budget| budget + tasks);
+    }
+
     fn has_slot(&self) -> bool {
         self.in_flight.front().is_none_or(|front| self.next_seq.wrapping_sub(front.seq) < SLOTS as u32)
     }
@@ -271,6 +288,13 @@ enum Intake {
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) workers_max: usize,
+    /// So many are started without being asked for, and replaced when they end.
+    pub(crate) workers_min: usize,
+    /// Workers do something of their own before they take tasks. It is not cut short when there is nothing to do after
+    /// all, if they were started without being asked for: somebody may want nothing else.
+    pub(crate) initializes: bool,
+    /// A worker leaves after so many tasks.
+    pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
     /// How many workers can run at the same time.
     pub(crate) processors: usize,
@@ -379,7 +403,7 @@ impl<T: Split> Scheduler<T> {
                 earliest(at.max(front.look_at));
             }
         }
-        if self.queued > 0
+        if (self.queued > 0 || self.lacks_workers())
             && let Some(at) = self.no_start_before
         {
             earliest(at);
@@ -491,10 +515,20 @@ impl<T: Split> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
+        self.retire_if_spent(now, id, out);
         self.rest_if_idle(id);
         self.dispatch(now, out);
         self.balance(now, claims, out);
         self.close_if_drained(now, out);
+    }
+
+    /// Lets a worker go that has done all it may. Its place is free when its process has ended.
+    fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<T>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.is_useful() && worker.is_spent() && worker.in_flight.is_empty() {
+            worker.state = WorkerState::Stopping { since: now };
+            out.push(Action::Stop(id));
+        }
     }
 
     /// Idle workers take over what was sent ahead to others.
@@ -513,8 +547,18 @@ impl<T: Split> Scheduler<T> {
 
     /// Whether more workers would run at a time than there are processors, if another one were woken.
     fn is_crowded(&self) -> bool {
-        self.config.workers_max > self.config.processors
-            && self.workers.len() - self.idle.len() >= self.config.processors
+        let processors = self.config.processors;
+        if self.config.workers_max <= processors || self.workers.len() - self.idle.len() < processors {
+            return false;
+        }
+        // One that starts, initializes or leaves may take long for it, and nothing can wait behind it.
+        let running = self.workers.values().filter(|worker| !worker.in_flight.is_empty());
+        running.take(processors).count() == processors
+    }
+
+    /// Whether a processor is left when one more worker gets a task, for a thread that does not want to sleep.
+    pub(crate) fn has_spare_processor(&self) -> bool {
+        self.workers.len() - self.idle.len() + 2 <= self.config.processors
     }
 
     /// Puts a worker that has nothing to do among the idle.
@@ -614,6 +658,7 @@ impl<T: Split> Scheduler<T> {
         let gone = items.count - from;
         sent.left -= gone;
         worker.load -= u64::from(sent.estimate) * u64::from(gone);
+        worker.gives_back(gone);
         Some(self.split_off(run, from))
     }
 
@@ -643,6 +688,7 @@ impl<T: Split> Scheduler<T> {
         let Some(at) = worker.in_flight.iter().rposition(|sent| sent.run == run) else { return };
         if let Some(sent) = worker.in_flight.remove(at) {
             worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
+            worker.gives_back(sent.left);
         }
         let entry = self.tasks.get_mut(run).expect("what was in flight is in the table");
         self.timed -= usize::from(entry.timeout.is_some());
@@ -792,6 +838,11 @@ impl<T: Split> Scheduler<T> {
     }
 
     // ---- events: workers -------------------------------------------------------------------------------------------
+
+    /// The pool is made: starts the workers that are there from the beginning.
+    pub(crate) fn on_open(&mut self, now: Instant, out: &mut Actions<T>) {
+        self.dispatch(now, out);
+    }
 
     /// A worker has said hello; its initializer comes next. `false` if nobody wants it any more.
     pub(crate) fn on_hello(&mut self, id: WorkerId) -> bool {
@@ -1165,11 +1216,31 @@ impl<T: Split> Scheduler<T> {
 
     // ---- decisions -------------------------------------------------------------------------------------------------
 
-    /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
+    /// Gives queued tasks to workers, and starts those that are always to be there.
     fn dispatch(&mut self, now: Instant, out: &mut Actions<T>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
+        self.give_out(now, out);
+        while self.lacks_workers() && self.no_start_before.is_none_or(|at| at <= now) {
+            self.start(now, out);
+        }
+    }
+
+    /// Whether there are fewer workers than there are always to be.
+    fn lacks_workers(&self) -> bool {
+        self.workers.len() < self.config.workers_min && matches!(self.intake, Intake::Open)
+    }
+
+    fn start(&mut self, now: Instant, out: &mut Actions<T>) {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        self.workers.insert(id, Worker::new(now, self.config.tasks_max));
+        out.push(Action::Start(id));
+    }
+
+    /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
+    fn give_out(&mut self, now: Instant, out: &mut Actions<T>) {
         let mut woken = false;
         while let Some(run) = self.next_queued() {
             if !self.idle.is_empty() && self.is_crowded() && self.is_short(run) {
@@ -1192,10 +1263,7 @@ impl<T: Split> Scheduler<T> {
             } else if let Some(id) = self.idle.pop() {
                 self.send(now, id, 1, out);
             } else if self.may_start(now) {
-                let id = WorkerId(self.next_worker);
-                self.next_worker += 1;
-                self.workers.insert(id, Worker::new(now));
-                out.push(Action::Start(id));
+                self.start(now, out);
             } else if let Some(id) = self.least_ahead(run) {
                 // Several at once when many wait: to look for the next worker costs a look at each.
                 let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
@@ -1217,7 +1285,7 @@ impl<T: Split> Scheduler<T> {
         let estimate = u64::from(*self.estimates.get(&self.tasks[run].function)?);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
-            worker.is_useful() && !worker.in_flight.is_empty() && worker.ahead() <= most && worker.has_slot()
+            worker.is_useful() && !worker.in_flight.is_empty() && worker.ahead() <= most && worker.has_room()
         };
         if let Some(id) = self.favourite
             && self.workers.get(&id).is_some_and(fits)
@@ -1268,7 +1336,7 @@ impl<T: Split> Scheduler<T> {
         let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
         self.workers
             .iter()
-            .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_slot())
+            .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_room())
             .min_by_key(|(_, worker)| worker.load)
             .map(|(id, _)| *id)
     }
@@ -1276,10 +1344,11 @@ impl<T: Split> Scheduler<T> {
     /// Sends the queue's first run, and up to `most` in all as long as they are of the same function and the worker may
     /// have them ahead.
     fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
-        let worker = self.workers.get_mut(&id).expect("chosen among the workers");
         let mut of: Option<(FnId, u32)> = None;
-        for _ in 0..most {
+        let mut sent = 0;
+        while sent < most {
             let Some(&run) = self.queue.front() else { return };
+            let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // One that was cancelled has no entry: `dispatch` goes over it.
             let Some(entry) = self.tasks.get_mut(run).filter(|entry| entry.place == Place::Queued) else {
                 return;
@@ -1288,14 +1357,26 @@ impl<T: Split> Scheduler<T> {
                 None => self.estimates.get(&entry.function).copied().unwrap_or(0),
                 Some((function, estimate)) => {
                     let room = worker.ahead() + u64::from(estimate) <= AHEAD.as_nanos() as u64;
-                    if function != entry.function || !room || !worker.has_slot() {
+                    if function != entry.function || !room || !worker.has_room() {
                         return;
                     }
                     estimate
                 }
             };
-            of = Some((entry.function, estimate));
             let (seq, left) = (worker.next_seq, entry.left());
+            if let Some(budget) = &mut worker.budget {
+                if *budget < left {
+                    // What the worker may not have is the next that somebody else gets.
+                    let beyond = entry.items.first + *budget;
+                    let rest = self.split_off(run, beyond);
+                    self.queue.insert(1, rest);
+                    self.queued += 1;
+                    continue;
+                }
+                *budget -= left;
+            }
+            of = Some((entry.function, estimate));
+            sent += 1;
             worker.next_seq = seq.wrapping_add(1);
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
@@ -1335,6 +1416,8 @@ impl<T: Split> Scheduler<T> {
                 continue;
             }
             match worker.state {
+                // It leaves when it has initialized.
+                WorkerState::Starting { .. } if self.config.initializes && self.config.workers_min > 0 => {}
                 WorkerState::Starting { .. } => {
                     let why = Why::Pool(TaskError::Shutdown);
                     self.doom(id, Doom { why, next: now + KILL_GRACE, killed: true });
@@ -1396,6 +1479,10 @@ impl<T: Split> Scheduler<T> {
             "a worker is idle while work is queued"
         );
         assert!(self.workers.len() <= self.config.workers_max, "too many workers");
+        assert!(
+            !self.lacks_workers() || self.no_start_before.is_some() || self.next_worker == 0,
+            "too few workers"
+        );
     }
 }
 

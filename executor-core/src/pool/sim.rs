@@ -85,6 +85,7 @@ const KINDS: &[&str] = &[
     "dies of a frame, before the claim",
     "dies idle",
     "dies after publishing, unseen",
+    "leaves by its limit",
     "exits as asked",
     "ignores stop",
     "ignores SIGTERM",
@@ -616,7 +617,17 @@ impl World {
                 assert!(process.linked && process.stop_sent.is_none());
                 process.stop_sent = Some(now);
                 process.frames.push_back(ToWorker::Stop);
-                assert!(self.shut_down || self.killed || self.broken, "{id:?} is stopped in an open pool");
+                let spent = self.config.tasks_max.map(|max| max as usize);
+                let process = &self.processes[&id];
+                // Or it says so.
+                let retires = spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
+                if retires && !self.shut_down {
+                    self.note("leaves by its limit", Some(id), None);
+                }
+                assert!(
+                    retires || self.shut_down || self.killed || self.broken,
+                    "{id:?} is stopped in an open pool"
+                );
             }
             Action::Terminate(id) => {
                 assert!(
@@ -1284,6 +1295,7 @@ impl World {
                 let task = item(base, at);
                 let (conduct, takes) = (self.story(task).conduct, self.story(task).takes);
                 let timed = self.story(task).timeout.is_some();
+                let tasks_max = self.config.tasks_max;
                 let process = self.process(id);
                 let words = process.words.get_mut();
                 let word = &mut words.sent.get_mut(&seq).expect("it was sent").0;
@@ -1303,6 +1315,10 @@ impl World {
                 }
                 *word = Word::Begun(at);
                 process.begun.push(task);
+                assert!(
+                    tasks_max.is_none_or(|max| process.begun.len() <= max as usize),
+                    "{id:?} has had enough"
+                );
                 let until = if conduct == Conduct::Hangs { None } else { Some(now + takes) };
                 let rest = Items { first: at + 1, ..items };
                 let rest = (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
@@ -1615,8 +1631,12 @@ impl World {
 
 fn run_seed(seed: u64) -> World {
     let mut dice = Dice(seed);
+    let workers_max = dice.pick(&[1, 1, 2, 2, 3, 4, 8]);
     let config = Config {
-        workers_max: dice.pick(&[1, 1, 2, 2, 3, 4, 8]),
+        workers_max,
+        workers_min: dice.pick(&[0, 0, 1, workers_max]).min(workers_max),
+        initializes: dice.permille(500),
+        tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
         processors: dice.pick(&[1, 2, 64]),
         start_timeout: dice.pick(&[Duration::from_millis(100), Duration::from_secs(10), Duration::MAX]),
     };
@@ -1624,6 +1644,7 @@ fn run_seed(seed: u64) -> World {
     let steps = dice.pick(&[30, 200, 600, 1_200]);
     let mut world = World::new(dice.roll(), config, climate);
     let ran = catch_unwind(AssertUnwindSafe(|| {
+        world.event(|scheduler, now, _, out| scheduler.on_open(now, out));
         for _ in 0..steps {
             if world.closed {
                 break;
@@ -1676,13 +1697,24 @@ fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
 
 // ---- small cases, by hand ------------------------------------------------------------------------------------------
 
+/// As many workers as processors, on demand, without limits.
+fn small(workers_max: usize, start_timeout: Duration) -> Config {
+    Config {
+        workers_max,
+        workers_min: 0,
+        initializes: false,
+        tasks_max: None,
+        processors: workers_max,
+        start_timeout,
+    }
+}
+
 const A_MOMENT: Duration = Duration::from_millis(20);
 
 impl World {
     /// `n` workers that are ready, and know that function 0 takes a microsecond.
     fn ready(n: usize) -> Self {
-        let config = Config { workers_max: n, start_timeout: Duration::from_secs(10), processors: n };
-        let mut world = World::new(1, config, Climate::calm());
+        let mut world = World::new(1, small(n, Duration::from_secs(10)), Climate::calm());
         for _ in 0..n {
             world.submit(0, None, Conduct::Returns);
         }
@@ -1838,8 +1870,7 @@ fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
 
 #[test]
 fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
-    let config = Config { workers_max: 1, start_timeout: Duration::from_secs(1), processors: 1 };
-    let mut world = World::new(1, config, Climate::calm());
+    let mut world = World::new(1, small(1, Duration::from_secs(1)), Climate::calm());
     let task = world.submit(0, None, Conduct::Returns);
     world.process(WorkerId(0)).never_starts = true;
     world.settle();
@@ -1859,4 +1890,51 @@ fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
     world.advance(KILL_GRACE);
     world.tick();
     assert_eq!(world.ending(task), Some(Ending::TimedOut));
+}
+
+#[test]
+fn short_tasks_do_not_wait_for_a_worker_that_starts_or_leaves() {
+    // More workers than processors: there, short tasks wait for one that runs. These do not run.
+    let crowded = |tasks_max| {
+        let config = Config {
+            workers_max: 2,
+            workers_min: 2,
+            processors: 1,
+            tasks_max,
+            ..small(2, Duration::from_secs(10))
+        };
+        let mut world = World::new(1, config, Climate::calm());
+        world.event(|scheduler, now, _, out| scheduler.on_open(now, out));
+        world.settle();
+        let first = world.submit(0, None, Conduct::Returns);
+        world.settle();
+        assert!(world.all_return(&[first]));
+        world
+    };
+    let mut world = crowded(None);
+    world.process(WorkerId(0)).die();
+    world.on_reap(WorkerId(0));
+    world.on_read(WorkerId(0), 1);
+    world.process(WorkerId(2)).never_starts = true;
+    let tasks = world.quick(3);
+    assert!(world.holding(1) > 0, "the idle one has it at once");
+    let since = world.now;
+    while !world.all_return(&tasks) {
+        assert!((world.any_turn() || world.wait()) && world.now - since < Duration::from_secs(1));
+    }
+
+    let mut world = crowded(Some(3));
+    let busy = u32::from(world.processes[&WorkerId(1)].begun.len() == 1);
+    let last = world.quick(2);
+    while world.processes[&WorkerId(busy)].stop_sent.is_none() {
+        assert!(world.any_turn() || world.wait(), "it has had its three");
+    }
+    world.process(WorkerId(busy)).stopped = true;
+    assert!(world.all_return(&last));
+    let next = world.submit(0, None, Conduct::Returns);
+    assert_eq!(world.holding(1 - busy), 1, "the idle one has it at once");
+    let since = world.now;
+    while !world.all_return(&[next]) {
+        assert!((world.any_turn() || world.wait()) && world.now - since < Duration::from_secs(1));
+    }
 }

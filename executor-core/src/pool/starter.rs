@@ -2,7 +2,6 @@
 //! nor the driver should.
 
 use std::{
-    ffi::OsString,
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -18,15 +17,17 @@ use crate::{
     id::WorkerId,
     os::{
         memory::Shared,
-        process::Child,
-        socket::{self, MESSAGE_BYTES_MAX},
+        process::{Child, Start},
+        signals::Signals,
+        socket,
     },
+    program::{self, Program},
     segment::Results,
     transport::{
         ipc,
         ring::{self, Segment},
     },
-    wire::handshake::{self, Setup, Transport},
+    wire::handshake::{self, Role, Setup, Transport, WorkerSetup},
     worker::entry,
 };
 
@@ -45,14 +46,13 @@ pub(super) struct Started {
 
 /// Until nobody can ask for a worker any more.
 pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
-    let args: Vec<OsString> = entry::args().collect();
     while let Ok(id) = orders.recv() {
-        let started = start(pool, &args, u64::from(id.0) << 32 | u64::from(std::process::id()));
+        let started = start(pool, u64::from(id.0) << 32 | u64::from(std::process::id()));
         pool.notify(Notice::Started(id, started));
     }
 }
 
-fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
+fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     let (socket, theirs) = socket::pair()?;
     let (segment, segment_fd) = ring::create()?;
     let directory = match pool.options.transport {
@@ -60,16 +60,25 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
         Transport::Ipc => Some(ipc::directory()?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
-    let setup = handshake::to_bytes(&Setup {
-        nonce,
+    let program = program::for_child();
+    let setup = Setup {
         parent: std::process::id(),
-        depth: entry::depth() + 1,
-        args: args.iter().map(|arg| serde_bytes::ByteBuf::from(arg.as_bytes())).collect(),
-        stack_bytes: pool.options.stack_bytes,
-        transport: pool.options.transport,
-        directory: path.map(Into::into),
-    });
-    let mut file;
+        program: Program {
+            name: format!("PoolWorker-{}", nonce >> 32),
+            daemon: true,
+            worker: true,
+            start_method: Some(crate::process::context::number_for_child(None)),
+            ..program
+        },
+        // Of this thread: it has them from the one that made the pool.
+        signals: Signals::of_this_thread(),
+        role: Role::Worker(WorkerSetup {
+            nonce,
+            stack_bytes: pool.options.stack_bytes,
+            transport: pool.options.transport,
+            directory: path.map(Into::into),
+        }),
+    };
     let mut fds = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes go through the transport.
     let results = match &pool.arguments {
@@ -80,16 +89,15 @@ fn start(pool: &Pool, args: &[OsString], nonce: u64) -> io::Result<Started> {
         fds.extend([arguments.as_fd(), results.descriptor()]);
     }
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
-    if setup.len() <= MESSAGE_BYTES_MAX {
-        socket::send(&socket, &setup, &fds)?;
-    } else {
-        // Arguments may take two megabytes: they go through a file without a name.
-        let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
-        file = std::fs::File::from(memory);
-        io::Write::write_all(&mut file, &setup)?;
-        fds.push(file.as_fd());
-        socket::send(&socket, &handshake::VERSION.to_le_bytes(), &fds)?;
-    }
-    let child = Child::start_self(entry::MARKER, theirs, &pool.options.envs)?;
+    handshake::send(&socket, &setup, &fds)?;
+    let child = Child::start(Start {
+        executable: None,
+        marker: entry::MARKER,
+        stdin: theirs,
+        stdout: None,
+        stderr: None,
+        environment: &pool.options.envs,
+        directory: None,
+    })?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

@@ -16,7 +16,7 @@
 //! For everything in this crate that needs mutual exclusion between processes (the queue, too). What one needs is a block
 //! of shared memory, and a layout of atomics in it:
 //!
-//! ```ignore
+//! ```text
 //! #[repr(C)]
 //! #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 //! struct Layout { mutex: RobustMutex, bell: Bell, head: AtomicU64, tail: AtomicU64 }

@@ -186,8 +186,7 @@ impl Board {
     }
 }
 
-/// A fresh board and the descriptor to send to the worker.
-#[cfg(test)]
+/// A fresh board and the descriptor to send to the child.
 pub(crate) fn create() -> std::io::Result<(crate::os::memory::Shared<Board>, std::os::fd::OwnedFd)> {
     crate::os::memory::Shared::create("executor-board")
 }

@@ -51,7 +51,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn from_u8(byte: u8) -> Option<Kind> {
+    pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
         use Kind::*;
         [Init, Run, Stop, Ready, Done, Failed, Panicked, DecodeError, EncodeError, NotRoundTrip, Credit]
             .into_iter()

@@ -2,38 +2,117 @@
 //!
 //! ```text
 //! parent                                   worker
-//!   Setup { nonce, pid, depth, args, … }  ──►  read at `init()`; the shared segment rides along
+//!   Setup { parent, program, role, … }    ──►  read at `init()`; descriptors ride along
+//!
+//!  a worker:
 //!   Hello { nonce, tasks, server }        ◄──  over ipc-channel only: its server listens under `server`
 //!   connects to `server`, sends its ends  ──►  accepts
 //!                 from now on frames
+//!  a process:
+//!                                              runs its task
+//!   Report { kind, payload }              ◄──  and ends
 //! ```
 //!
 //! The version comes first, alone in its message's first bytes: another version could not decode the rest.
 
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
 use serde::{Deserialize, Serialize};
 
-use crate::registry::Fingerprint;
+use super::attachment::Attachment;
+use crate::{
+    id::FnId,
+    os::{
+        signals::Signals,
+        socket::{self, MESSAGE_BYTES_MAX},
+    },
+    program::Program,
+    registry::Fingerprint,
+};
 
 /// Changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// From the parent: who you are.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    /// To be sent back: proves that the answer belongs to this start.
-    pub(crate) nonce: u64,
     /// The parent's process id, to see whether it is still there.
     pub(crate) parent: u32,
-    /// How deep executors are nested in the worker: 1 for a worker of the main program.
-    pub(crate) depth: u32,
-    /// The caller's own arguments.
-    pub(crate) args: Vec<serde_bytes::ByteBuf>,
+    pub(crate) program: Program,
+    pub(crate) signals: Signals,
+    pub(crate) role: Role,
+}
+
+/// What a child is for.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// A worker of a pool.
+    Worker(WorkerSetup),
+    /// A process that runs one task and ends.
+    Body(Box<BodySetup>),
+    /// Makes other children by `fork`.
+    ForkServer(ForkServerSetup),
+}
+
+/// The worker of a pool: what it needs beside its memory.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WorkerSetup {
+    /// To be sent back: proves that the answer belongs to this start.
+    pub(crate) nonce: u64,
     /// Stack of the thread that runs tasks.
     pub(crate) stack_bytes: Option<u64>,
     /// How frames are going to move.
     pub(crate) transport: Transport,
     /// Over ipc-channel: where the worker's server is to be. Nobody else may look into it, and the parent removes it.
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
+}
+
+/// A process and its only task.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BodySetup {
+    /// The parent's tasks: another build could not read the arguments.
+    pub(crate) tasks: Fingerprint,
+    pub(crate) function: FnId,
+    pub(crate) arguments: serde_bytes::ByteBuf,
+    /// How many descriptors follow that belong to the arguments.
+    pub(crate) attachments: u32,
+    /// Whether to check that the arguments survive encoding and decoding.
+    pub(crate) check: bool,
+    /// Whether it goes on when its parent has died.
+    pub(crate) outlives_parent: bool,
+    /// Whether its standard input came along.
+    pub(crate) stdin: bool,
+    pub(crate) limits: crate::os::limits::Limits,
+    /// Of a child that was forked, and does not have its parent's: environment and working directory.
+    pub(crate) surroundings: Option<Surroundings>,
+}
+
+/// What a program started anew inherits by itself.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Surroundings {
+    pub(crate) environment: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
+    pub(crate) directory: Option<serde_bytes::ByteBuf>,
+}
+
+/// Makes other children.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ForkServerSetup {
+    pub(crate) tasks: Fingerprint,
+    /// Tasks to run before the first child is made.
+    pub(crate) preload: Vec<(FnId, serde_bytes::ByteBuf)>,
+}
+
+/// What a child says last: how its body ended, as in a reply's frame.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) kind: u8,
+    pub(crate) payload: serde_bytes::ByteBuf,
+    /// How many descriptors follow that belong to the result.
+    pub(crate) attachments: u32,
 }
 
 /// How frames move between the pool and a worker.
@@ -58,6 +137,74 @@ pub(crate) struct Hello {
 pub(crate) fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
     let out = VERSION.to_le_bytes().to_vec();
     postcard::to_extend(message, out).expect("messages of the handshake are plain data")
+}
+
+/// Sends such a message. What finds no room in one of the socket's goes through a file without a name, and only the
+/// version here.
+pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = to_bytes(message);
+    if bytes.len() <= MESSAGE_BYTES_MAX {
+        return socket::send(socket, &bytes, fds);
+    }
+    let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(memory);
+    io::Write::write_all(&mut file, &bytes)?;
+    let mut fds = fds.to_vec();
+    fds.push(file.as_fd());
+    socket::send(socket, &VERSION.to_le_bytes(), &fds)
+}
+
+/// Receives such a message, and the descriptors that came with it.
+pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
+    let (mut bytes, mut fds) = socket::recv(socket)?;
+    if bytes.len() == size_of_val(&VERSION)
+        && let Some(large) = fds.pop()
+    {
+        bytes = read_all(large)?;
+    }
+    let message = from_bytes(&bytes).map_err(io::Error::other)?;
+    Ok((message, fds))
+}
+
+/// What the other side has written to a file without a name.
+fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
+    let stat = rustix::fs::fstat(&file)?;
+    let len = usize::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
+    // A length alone is a claim; memory that is there has been paid for by the other side.
+    if stat.st_blocks.cast_unsigned().saturating_mul(512) < len as u64 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a file that is mostly holes"));
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(io::Error::other)?;
+    let mut file = std::fs::File::from(file);
+    io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
+    io::Read::read_to_end(&mut io::Read::take(file, len as u64), &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Of one message; the socket takes a few more.
+const ATTACHMENTS_IN_MESSAGE: usize = 32;
+
+/// Sends descriptors that belong to the message before.
+pub(crate) fn send_attachments(socket: impl AsFd, attachments: &[Attachment]) -> io::Result<()> {
+    for some in attachments.chunks(ATTACHMENTS_IN_MESSAGE) {
+        let fds: Vec<_> = some.iter().map(|descriptor| descriptor.as_fd()).collect();
+        socket::send(&socket, &[some.len() as u8], &fds)?;
+    }
+    Ok(())
+}
+
+/// Receives so many descriptors.
+pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    while attachments.len() < count as usize {
+        let (len, fds) = socket::recv_short(&socket, &mut [0; 1])?;
+        if len == 0 || fds.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "descriptors did not arrive"));
+        }
+        attachments.extend(fds.into_iter().map(Arc::new));
+    }
+    Ok(attachments)
 }
 
 /// Reads a message of the first exchange.

@@ -7,34 +7,30 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStringExt,
     },
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::{beside::Arguments, serve, watcher};
+use super::{beside::Arguments, body, fork_server, serve, watcher};
 use crate::{
-    os::{memory::Shared, socket},
-    registry,
+    os::{memory::Shared, process, socket},
+    program, registry,
     segment::Store,
     transport::{
         ipc,
         ring::{RingWorkerEnd, Segment, doorbell::Doorbell},
     },
-    wire::handshake::{self, Hello, Setup, Transport},
+    wire::handshake::{self, Hello, Role, Setup, Transport, WorkerSetup},
 };
 
 /// A worker's only argument. Not in the environment: that is inherited by everything a task starts.
 pub(crate) const MARKER: &str = "--executor-worker";
 
-/// Pools within tasks within pools; loky's limit. More than this is a task that submits itself without end.
+/// Pools and processes within tasks within pools; loky's limit. More than this is a task that submits itself without end.
 pub(crate) const DEPTH_MAX: u32 = 10;
 
 static PASSED: AtomicBool = AtomicBool::new(false);
-static SETUP: OnceLock<(u32, Vec<OsString>)> = OnceLock::new();
 
 /// Makes this program able to be a worker: call it first thing in `main`, before threads are started and before
 /// anything is printed.
@@ -70,6 +66,9 @@ pub fn init() {
 /// std would have done.
 #[doc(hidden)]
 pub fn init_before_main() {
+    if is_marked() {
+        process::fill_stdio();
+    }
     if let Some(socket) = adopt() {
         // SAFETY: sets a disposition; no other thread exists yet.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
@@ -78,28 +77,9 @@ pub fn init_before_main() {
     PASSED.store(true, Ordering::Release);
 }
 
-/// The arguments of the program that the user started; in a worker, those of its executor's program, however deep.
-///
-/// (`std::env::args()` shows a worker how it was started itself.)
-///
-/// ```
-/// assert!(executor::args().count() >= 1);
-/// ```
-pub fn args() -> impl Iterator<Item = OsString> {
-    match SETUP.get() {
-        Some((_, args)) => args.clone().into_iter(),
-        None => std::env::args_os().collect::<Vec<_>>().into_iter(),
-    }
-}
-
-/// How deep executors are nested around this process: 0 in the program that the user started.
-pub(crate) fn depth() -> u32 {
-    SETUP.get().map_or(0, |(depth, _)| *depth)
-}
-
 /// Whether this process was started as a worker but its program did not ask.
 pub(crate) fn was_missed() -> bool {
-    !PASSED.load(Ordering::Acquire) && SETUP.get().is_none() && is_marked()
+    !PASSED.load(Ordering::Acquire) && program::told().is_none() && is_marked()
 }
 
 fn is_marked() -> bool {
@@ -112,92 +92,135 @@ fn adopt() -> Option<OwnedFd> {
         return None;
     }
     let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).ok()?;
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).ok()?;
-    rustix::stdio::dup2_stdin(null).ok()?;
+    empty_stdin().ok()?;
+    process::close_inherited(socket.as_fd());
     Some(socket)
 }
 
 /// Never returns.
-fn run(socket: OwnedFd, own_thread: bool) {
+fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
     kill_point!(Started);
-    let (setup, segment, doorbell, arenas) = match read_setup(&socket) {
-        Ok(read) => read,
+    loop {
         // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
-        Err(_) => std::process::exit(1),
-    };
-    kill_point!(SetupRead);
-    let segment: &'static Segment = Box::leak(Box::new(segment));
-    let doorbell: &'static Doorbell = Box::leak(Box::new(doorbell));
-    let stack_bytes = setup.stack_bytes;
-    let work = move || -> io::Result<()> {
-        let args = setup.args.into_iter().map(|arg| OsString::from_vec(arg.into_vec())).collect();
-        let _ = SETUP.set((setup.depth, args));
-        let refused = match (own_thread, setup.stack_bytes) {
-            (false, Some(bytes)) => raise_stack_limit(bytes).err(),
-            _ => None,
+        let Ok((setup, descriptors)) = handshake::receive::<Setup>(&socket) else { std::process::exit(1) };
+        kill_point!(SetupRead);
+        let Setup { parent, program, signals, role } = setup;
+        signals.adopt();
+        program::become_child(program);
+        crate::process::log::adopt();
+        let code = match role {
+            Role::Worker(setup) => {
+                let stack_bytes = setup.stack_bytes;
+                let work = move || work(parent, setup, socket, descriptors, own_thread);
+                let ended = if own_thread { on_thread(stack_bytes, work) } else { work() };
+                kill_point!(Exiting);
+                i32::from(ended.is_err())
+            }
+            Role::Body(setup) => {
+                let threads = 1 + usize::from(own_thread);
+                let run = move || Ok(body::run(parent, *setup, socket, descriptors, threads));
+                let ended = if own_thread { on_thread(None, run) } else { run() };
+                ended.unwrap_or(1)
+            }
+            Role::ForkServer(setup) => match fork_server::serve(parent, &socket, setup) {
+                // In a child, which is told by its own socket what it is for.
+                Some(own) => {
+                    lead_own_group();
+                    // Hooks that `preload` has registered are the server's.
+                    crate::process::exit::begin_anew();
+                    socket = own;
+                    continue;
+                }
+                None => 0,
+            },
         };
-        let directory = setup.directory.map(|path| OsString::from_vec(path.into_vec()));
-        let able = refused.map_or_else(registry::check, Err);
-        let server = match setup.transport {
-            Transport::Ipc if able.is_ok() => directory.as_deref().map(listen),
-            _ => None,
-        };
-        let name = match (able, &server) {
-            (Err(error), _) => Err(error),
-            (_, Some(Err(error))) => Err(format!("a worker cannot listen for its executor: {error}")),
-            (_, Some(Ok((_, name)))) => Ok(Some(name.clone())),
-            (_, None) => Ok(None),
-        };
-        // Before anything that waits for the parent.
-        let watched = watcher::start(setup.parent, directory)
-            .map_err(|error| format!("a worker cannot watch its parent: {error}"));
-        let name = watched.and(name);
-        let able = name.is_ok();
-        let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
-        kill_point!(HelloNext);
-        socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
-        kill_point!(HelloSaid);
-        match server {
-            _ if !able => std::process::exit(1),
-            Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket, arenas),
-            None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas),
-        }
-    };
-    let ended = if own_thread {
-        // 8 MiB: what a main thread has.
-        let stack_bytes = stack_bytes.map_or(8 << 20, |bytes| bytes as usize);
-        std::thread::Builder::new()
-            .name("executor-worker".into())
-            .stack_size(stack_bytes)
-            .spawn(work)
-            .and_then(|thread| thread.join().unwrap_or(Ok(())))
-    } else {
-        work()
-    };
-    kill_point!(Exiting);
-    std::process::exit(i32::from(ended.is_err()));
+        std::process::exit(code);
+    }
 }
 
-fn read_setup(socket: &OwnedFd) -> io::Result<(Setup, Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {
-    let (mut bytes, mut fds) = socket::recv(socket)?;
-    // A setup that finds no room in a message lies in the last descriptor, and only its version here.
-    if bytes.len() == size_of_val(&handshake::VERSION)
-        && let Some(large) = fds.pop()
-    {
-        let mut file = std::fs::File::from(large);
-        bytes.clear();
-        io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
-        io::Read::read_to_end(&mut file, &mut bytes)?;
+/// In a copy of a process that has run for a while: the code to end it with.
+pub(crate) fn forked(socket: OwnedFd) -> i32 {
+    let Ok((setup, descriptors)) = handshake::receive::<Setup>(&socket) else { return 1 };
+    let Role::Body(body) = setup.role else { return 1 };
+    program::become_child(setup.program);
+    lead_own_group();
+    let Ok(()) = empty_stdin() else { return 1 };
+    body::run(setup.parent, *body, socket, descriptors, 1)
+}
+
+fn lead_own_group() {
+    let _ = rustix::process::setpgid(None, None);
+}
+
+fn empty_stdin() -> io::Result<()> {
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
+    Ok(rustix::stdio::dup2_stdin(null)?)
+}
+
+/// Where `main` is not ours.
+fn on_thread<R: Send + 'static>(
+    stack_bytes: Option<u64>,
+    work: impl FnOnce() -> io::Result<R> + Send + 'static,
+) -> io::Result<R> {
+    // 8 MiB: what a main thread has.
+    let stack_bytes = stack_bytes.map_or(8 << 20, |bytes| bytes as usize);
+    let thread =
+        std::thread::Builder::new().name("executor-worker".into()).stack_size(stack_bytes).spawn(work)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+}
+
+/// The life of a worker of a pool.
+fn work(
+    parent: u32,
+    setup: WorkerSetup,
+    socket: OwnedFd,
+    descriptors: Vec<OwnedFd>,
+    own_thread: bool,
+) -> io::Result<()> {
+    let (segment, doorbell, arenas) = open(descriptors)?;
+    let segment: &'static Segment = Box::leak(Box::new(segment));
+    let doorbell: &'static Doorbell = Box::leak(Box::new(doorbell));
+    let refused = match (own_thread, setup.stack_bytes) {
+        (false, Some(bytes)) => raise_stack_limit(bytes).err(),
+        _ => None,
+    };
+    let directory = setup.directory.map(|path| OsString::from_vec(path.into_vec()));
+    let able = refused.map_or_else(registry::check, Err);
+    let server = match setup.transport {
+        Transport::Ipc if able.is_ok() => directory.as_deref().map(listen),
+        _ => None,
+    };
+    let name = match (able, &server) {
+        (Err(error), _) => Err(error),
+        (_, Some(Err(error))) => Err(format!("a worker cannot listen for its executor: {error}")),
+        (_, Some(Ok((_, name)))) => Ok(Some(name.clone())),
+        (_, None) => Ok(None),
+    };
+    // Before anything that waits for the parent.
+    let watched = watcher::start(parent, directory)
+        .map_err(|error| format!("a worker cannot watch its parent: {error}"));
+    let name = watched.and(name);
+    let able = name.is_ok();
+    let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
+    kill_point!(HelloNext);
+    socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
+    kill_point!(HelloSaid);
+    match server {
+        _ if !able => std::process::exit(1),
+        Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket, arenas),
+        None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas),
     }
-    let setup = handshake::from_bytes(&bytes).map_err(io::Error::other)?;
-    let mut fds = fds.into_iter();
+}
+
+fn open(descriptors: Vec<OwnedFd>) -> io::Result<(Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {
+    let mut fds = descriptors.into_iter();
     let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     let doorbell = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     let arenas = match (fds.next(), fds.next()) {
         (Some(arguments), Some(results)) => Some((Arguments::open(arguments)?, Store::open(results)?)),
         _ => None,
     };
-    Ok((setup, Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?, arenas))
+    Ok((Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?, arenas))
 }
 
 /// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of

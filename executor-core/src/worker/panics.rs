@@ -19,14 +19,19 @@ thread_local! {
 }
 
 /// From now on, panics of the thread that runs tasks are noted; those of other threads go to the hook before.
-pub(super) fn install(board: &'static Board) {
+///
+/// `aloud`: the hook before gets to know of all of them. What a task's panic says comes home with its future; the panic of
+/// a process's body is that process's end, and its words belong where the last words of any program go.
+pub(super) fn install(board: &'static Board, aloud: bool) {
     let previous = take_hook();
     set_hook(Box::new(move |info| {
         let task = CURRENT.get();
-        if task == 0 {
-            return previous(info);
+        if task != 0 {
+            note(board, TaskId::from_raw(task), info);
         }
-        note(board, TaskId::from_raw(task), info);
+        if task == 0 || aloud {
+            previous(info);
+        }
     }));
 }
 

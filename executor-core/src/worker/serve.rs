@@ -30,7 +30,7 @@ pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas:
     let (mut arguments, results) = arenas.unzip();
     // The panic hook and the fault handler may need it at any time until the process ends.
     let board = end.board();
-    panics::install(board);
+    panics::install(board, false);
     fault::watch_this_stack(&board.stack_overflow);
     let mut caller = Caller::new(results);
     let mut stopwatch = Stopwatch::default();

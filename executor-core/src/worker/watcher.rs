@@ -1,6 +1,12 @@
 //! Ends the worker when its parent is gone, whatever its task is doing.
 
-use std::{ffi::OsString, io, thread, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    sync::atomic::{AtomicI32, Ordering},
+    thread,
+    time::Duration,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -9,7 +15,7 @@ use rustix::{
     },
 };
 
-use crate::os::socket::retry;
+use crate::os::{signals, socket::retry};
 
 /// How often the parent is looked for when no descriptor can be had.
 const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(100);
@@ -32,7 +38,7 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
     if getppid() != pid {
         end_group();
     }
-    thread::Builder::new().name("executor-watcher".into()).stack_size(64 * 1024).spawn(move || {
+    let watch = move || {
         let mut watched = Some(pidfd);
         loop {
             match &watched {
@@ -51,8 +57,21 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
             std::mem::forget(watched.take());
             watched = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         }
+    };
+    // A signal that the task has blocked, to wait for it, must not end the process by way of this thread.
+    signals::deaf(|| {
+        thread::Builder::new().name("executor-watcher".into()).stack_size(64 * 1024).spawn(watch)
     })?;
+    WATCHED.store(getpid().as_raw_nonzero().get(), Ordering::Relaxed);
     Ok(())
+}
+
+/// The process that has such a thread: a copy of it does not.
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+
+/// How many threads of this kind there are. They sleep, and hold no lock.
+pub(crate) fn threads() -> usize {
+    usize::from(WATCHED.load(Ordering::Relaxed) == getpid().as_raw_nonzero().get())
 }
 
 /// Kills this process and the programs that its tasks started.

@@ -10,6 +10,7 @@ use super::full_fence;
 use crate::os::{
     futex,
     memory::SharedLayout,
+    spin::Spin,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -54,8 +55,12 @@ impl Doorbell {
         self.rung.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`.
-    pub(crate) fn sleep(&self, heard: u32, limit: Option<Duration>) {
+    /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`. With a
+    /// `spin` it looks again for a moment first, where that has paid.
+    pub(crate) fn sleep(&self, heard: u32, spin: Option<&mut Spin>, limit: Option<Duration>) {
+        if spin.is_some_and(|spin| spin.wait(u32::MAX, || self.heard() != heard)) {
+            return;
+        }
         self.sleeping.swap(1, Ordering::SeqCst);
         full_fence();
         if self.heard() == heard {

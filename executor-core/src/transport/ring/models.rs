@@ -201,7 +201,7 @@ fn no_ring_of_the_doorbell_is_lost() {
             if done.iter().all(|done| done.load(Ordering::Relaxed) == times) {
                 break;
             }
-            doorbell.sleep(heard, None);
+            doorbell.sleep(heard, None, None);
         }
         for worker in workers {
             worker.join().unwrap();
@@ -237,7 +237,7 @@ fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
                     }
                 }
                 if !any && !replied {
-                    doorbell.sleep(heard, None);
+                    doorbell.sleep(heard, None, None);
                 }
             }
         });

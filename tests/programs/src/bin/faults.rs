@@ -1,6 +1,6 @@
 //! Panics of every kind, in a program built in every way: what comes home is checked here, by the parent.
 
-use executor::prelude::*;
+use executor::{ExitStatus, Process, StartMethod, Stdio, prelude::*};
 
 #[task]
 fn add(a: i64, b: i64) -> i64 {
@@ -73,5 +73,34 @@ fn main() {
     assert!(abort.is_worker_lost() && abort.to_string().contains("SIGABRT"), "{abort}");
     assert_eq!(pool.submit(add::task(1, 2)).result().expect("whole again"), 3);
     pool.shutdown(true);
+    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+        processes(method);
+    }
     println!("all faults came home");
+}
+
+/// The same in processes of their own, whose exit codes say it, too.
+fn processes(method: StartMethod) {
+    let abort = ExitStatus::Signaled(libc::SIGABRT);
+    let unwound = if cfg!(panic = "unwind") { ExitStatus::Exited(101) } else { abort };
+    let (one, other) = (Process::new(panics::task()), Process::new(panics_in_c::task()));
+    for (process, message, status) in [(one, "it broke: 7", unwound), (other, "in a callback", abort)] {
+        let child = process.stderr(Stdio::null()).start_method(method).start().expect("a start");
+        match child.join() {
+            Err(TaskError::Panicked(error)) => {
+                assert_eq!(error.message(), message);
+                assert!(error.location().expect("a place").contains("faults.rs:"), "{error:?}");
+            }
+            other => panic!("{method:?} {message}: {other:?}"),
+        }
+        assert_eq!(child.exit_code(), Some(status), "{method:?} {message}");
+    }
+    let child = Process::new(overflows::task(0)).stderr(Stdio::null()).start_method(method).start();
+    let overflow = child.expect("a start").join().expect_err("an overflow");
+    assert!(overflow.is_worker_lost() && overflow.to_string().contains("stack overflow"), "{overflow}");
+    let child = Process::new(aborts::task()).start_method(method).start().expect("a start");
+    assert!(child.join().expect_err("an abort").is_worker_lost());
+    assert_eq!(child.exit_code(), Some(abort));
+    let child = Process::new(add::task(1, 2)).start_method(method).start().expect("a start");
+    assert_eq!(child.join().expect("a sum"), 3);
 }

@@ -58,7 +58,12 @@ static LEFT: AtomicU32 = AtomicU32::new(0);
 struct Record {
     died: AtomicU32,
     inside: [AtomicU32; 3],
+    /// How often each child has passed the barrier.
+    passed: [AtomicU32; CHILDREN],
 }
+
+/// In a child: which one it is.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 fn record() -> &'static Record {
     static RECORD: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
@@ -100,6 +105,8 @@ struct World {
     many: Semaphore,
     condition: Condition,
     tokens: RawValue<u32>,
+    /// Here the parent gives, one for each time that a child takes, and no more.
+    gifts: (Condition, RawValue<u32>),
     start: Event,
     pulse: Event,
     barrier: Barrier,
@@ -136,6 +143,23 @@ fn count(counts: &RawValue<[u64; 2]>, died: bool) {
     counts.set([a, a]);
 }
 
+/// A token more, and one notification.
+fn give(condition: &Condition, tokens: &RawValue<u32>) {
+    let (guard, _) = recovered(condition.acquire(), OwnerDied::into_guard);
+    tokens.set(tokens.get() + 1);
+    condition.notify_one();
+    drop(guard);
+}
+
+fn take(condition: &Condition, tokens: &RawValue<u32>) {
+    let (mut guard, _) = recovered(condition.acquire(), OwnerDied::into_guard);
+    while tokens.get() == 0 {
+        guard = recovered(condition.wait(guard), OwnerDied::into_guard).0;
+    }
+    tokens.set(tokens.get() - 1);
+    drop(guard);
+}
+
 impl World {
     fn new() -> World {
         World {
@@ -147,6 +171,7 @@ impl World {
             many: Semaphore::new(PERMITS).unwrap(),
             condition: Condition::new().unwrap(),
             tokens: RawValue::new(1).unwrap(),
+            gifts: (Condition::new().unwrap(), RawValue::new(0).unwrap()),
             start: Event::new().unwrap(),
             pulse: Event::new().unwrap(),
             barrier: Barrier::new(CHILDREN).unwrap(),
@@ -182,7 +207,10 @@ impl World {
                 self.give();
             }
             4 => match self.barrier.wait_with(|| _ = self.actions.fetch_add(1)) {
-                Ok(index) => assert!(index < CHILDREN),
+                Ok(index) => {
+                    assert!(index < CHILDREN);
+                    record().passed[NUMBER.load(SeqCst) as usize].fetch_add(1, SeqCst);
+                }
                 Err(BarrierError::Broken) => {}
                 Err(other) => panic!("{other}"),
             },
@@ -198,6 +226,7 @@ impl World {
                 self.many.acquire().forget();
                 self.many.release();
             }
+            8 => take(&self.gifts.0, &self.gifts.1),
             _ => {
                 self.pulse.set();
                 self.pulse.clear();
@@ -206,28 +235,19 @@ impl World {
         }
     }
 
-    /// A token more, and one notification.
     fn give(&self) {
-        let (guard, _) = recovered(self.condition.acquire(), OwnerDied::into_guard);
-        self.tokens.set(self.tokens.get() + 1);
-        self.condition.notify_one();
-        drop(guard);
+        give(&self.condition, &self.tokens);
     }
 
     fn take(&self) {
-        let (mut guard, _) = recovered(self.condition.acquire(), OwnerDied::into_guard);
-        while self.tokens.get() == 0 {
-            guard = recovered(self.condition.wait(guard), OwnerDied::into_guard).0;
-        }
-        self.tokens.set(self.tokens.get() - 1);
-        drop(guard);
+        take(&self.condition, &self.tokens);
     }
 
     /// What a child does from beginning to end.
     fn live(&self, mut random: Random) {
         self.start.wait();
         for _ in 0..TIMES {
-            let mut acts: Vec<u64> = (0..9).collect();
+            let mut acts: Vec<u64> = (0..10).collect();
             while !acts.is_empty() {
                 let next = random.below(acts.len() as u64) as usize;
                 self.act(acts.swap_remove(next));
@@ -289,8 +309,8 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
         },
     };
     record().died.store(0, SeqCst);
-    for inside in &record().inside {
-        inside.store(0, SeqCst);
+    for word in record().inside.iter().chain(&record().passed) {
+        word.store(0, SeqCst);
     }
     let world = World::new();
     let mut children = Vec::new();
@@ -300,6 +320,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
+            NUMBER.store(number as u32, SeqCst);
             if let (0, Doom::At(step, times)) = (number, doom) {
                 LEFT.store(times, SeqCst);
                 STEP.store(step as u32 + 1, SeqCst);
@@ -316,6 +337,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
     }
     world.start.set();
     let victim = children[0];
+    let mut gifts = TIMES * CHILDREN as u32;
     let (mut killed, mut deaths) = (false, 0);
     while !children.is_empty() {
         if let Doom::After(moment) = doom
@@ -326,6 +348,10 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
             // SAFETY: a child that was not waited for.
             unsafe { libc::kill(victim, libc::SIGKILL) };
         }
+        if gifts > 0 && random.below(3) == 0 {
+            gifts -= 1;
+            give(&world.gifts.0, &world.gifts.1);
+        }
         let mut status = 0;
         // SAFETY: asks for a child that has ended.
         let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
@@ -333,6 +359,21 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
             children.retain(|child| *child != pid);
             if libc::WIFSIGNALED(status) && pid == victim {
                 deaths += 1;
+                // If it has begun to let the others pass, they do.
+                let died = record().died.load(SeqCst);
+                if [Step::BarrierReleasing, Step::BarrierTold].map(|step| step as u32 + 1).contains(&died) {
+                    let passed = || {
+                        record().passed[1..].iter().all(|passed| passed.load(SeqCst) >= world.actions.get())
+                    };
+                    let died = Instant::now();
+                    while !passed() {
+                        assert!(
+                            died.elapsed() < HANGS_AFTER / 3,
+                            "they stand at a barrier that was to let them pass"
+                        );
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                }
                 // The others wait for its tokens, and for itself.
                 world.barrier.abort();
                 for _ in 0..TIMES {
@@ -364,7 +405,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
 
 /// By their numbers.
 fn all_steps() -> Vec<Step> {
-    Step::ALL.iter().chain(Step::SYNC).copied().collect()
+    Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect()
 }
 
 static FAILED: AtomicBool = AtomicBool::new(false);
@@ -392,7 +433,7 @@ fn main() {
     };
     let all = number("EXECUTOR_SEED").is_none();
     let mut died = vec![0_u32; Step::SYNC.len()];
-    let first = Step::ALL.len();
+    let first = Step::ALL.len() + Step::QUEUE.len();
     let began = Instant::now();
     for seed in seeds.clone() {
         if let Some(step) = attempt(seed, None) {

@@ -1,0 +1,16 @@
+//! A name given by the parent is the child's; its pid is another one. It has two threads: one runs the body, one watches the parent.
+
+use executor::{Process, current_process, getpid, prelude::*, thread_count};
+
+#[task]
+fn introduce() {
+    let own = current_process();
+    println!("child {} pid {} threads {}", own.name(), own.pid(), thread_count());
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("parent {} pid {}", current_process().name(), getpid());
+    Process::new(introduce::task()).name("subprocess").start()?.join()?;
+    Ok(())
+}

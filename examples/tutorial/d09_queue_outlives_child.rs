@@ -1,0 +1,22 @@
+//! A child fills a queue and ends; the parent takes three items afterwards: first in, first out, and nothing is lost.
+
+use executor::{Process, Queue, prelude::*};
+
+#[task]
+fn fill(queue: Queue<u32>) -> Result<(), String> {
+    for item in 0..10 {
+        queue.put(item).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let queue = Queue::unbounded()?;
+    Process::new(fill::task(queue.clone())).start()?.join()?;
+    for _ in 0..3 {
+        println!("{}", queue.get()?);
+    }
+    println!("{} left", queue.len());
+    Ok(())
+}

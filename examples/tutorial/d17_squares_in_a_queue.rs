@@ -1,0 +1,28 @@
+//! One process puts squares into a queue, another one prints them until there are no more.
+
+use executor::{Process, Queue, prelude::*};
+
+#[task]
+fn square(numbers: Vec<u32>, queue: Queue<u32>) -> Result<(), String> {
+    for number in numbers {
+        queue.put(number * number).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+#[task]
+fn print_all(queue: Queue<u32>) {
+    println!("Queue elements:");
+    while let Ok(element) = queue.try_get() {
+        println!("{element}");
+    }
+    println!("Queue is now empty!");
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let queue = Queue::unbounded()?;
+    Process::new(square::task(vec![1, 2, 3, 4], queue.clone())).start()?.join()?;
+    Process::new(print_all::task(queue)).start()?.join()?;
+    Ok(())
+}

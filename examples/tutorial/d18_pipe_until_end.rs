@@ -1,0 +1,35 @@
+//! A pipe: one process sends messages, the other receives until there is an `END`.
+
+use executor::{Process, Receiver, Sender, channel, prelude::*};
+
+#[task]
+fn send(sender: Sender<String>, messages: Vec<String>) -> Result<(), String> {
+    for message in messages {
+        sender.send(&message).map_err(|error| error.to_string())?;
+        println!("Sent the message: {message}");
+    }
+    Ok(())
+}
+
+#[task]
+fn receive(receiver: Receiver<String>) -> Result<(), String> {
+    loop {
+        let message = receiver.recv().map_err(|error| error.to_string())?;
+        if message == "END" {
+            return Ok(());
+        }
+        println!("Received the message: {message}");
+    }
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let messages = ["hello", "hey", "hru?", "END"].map(str::to_owned).to_vec();
+    let (sender, receiver) = channel()?;
+    let sender = Process::new(send::task(sender, messages)).start()?;
+    let receiver = Process::new(receive::task(receiver)).start()?;
+    sender.join()?;
+    receiver.join()?;
+    println!("the receiver has seen END");
+    Ok(())
+}

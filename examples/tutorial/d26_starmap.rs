@@ -1,0 +1,20 @@
+//! `pool.starmap(f, [(a, b), …])`: several arguments for each call.
+
+use executor::{Pool, prelude::*};
+
+#[task]
+fn multiply(a: i64, b: i64) -> i64 {
+    a * b
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let pool = Pool::new(2)?;
+    println!("{:?}", pool.starmap(multiply::task, [(1, 2), (3, 4), (5, 6)])?);
+    // A closure binds one of them, where Python has `functools.partial`.
+    println!("{:?}", pool.map(|b| multiply::task(10, b), [1, 2, 3])?);
+    println!("{:?}", pool.starmap_async(multiply::task, [(7, 8)]).get()?);
+    pool.close();
+    pool.join()?;
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! `Pool(processes=cpu_count() - 1)`: one CPU is left to others. Where there is only one, the pool has one worker.
+
+use executor::{Pool, prelude::*, usable_cpus};
+
+#[task]
+fn cube(n: u64) -> u64 {
+    n * n * n
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let pool = Pool::builder().all_but(1).build()?;
+    println!("usable CPUs: {}", usable_cpus());
+    println!("processes: {}", pool.processes());
+    println!("{:?}", pool.map(cube::task, 1..=5)?);
+    pool.close();
+    pool.join()?;
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! A plain `Queue` as an argument of tasks of a running pool. In Python that fails, and needs a manager.
+
+use executor::{Pool, Queue, prelude::*};
+
+#[task]
+fn work(number: u32, queue: Queue<(u32, u32)>) -> Result<(), String> {
+    queue.put((number, number * number)).map_err(|error| error.to_string())
+}
+
+#[executor::main]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let queue = Queue::unbounded()?;
+    let pool = Pool::new(3)?;
+    pool.map(|number| work::task(number, queue.clone()), 0..10)?;
+    pool.close();
+    pool.join()?;
+    let mut all = Vec::new();
+    while let Ok(item) = queue.try_get() {
+        all.push(item);
+    }
+    all.sort_unstable();
+    println!("{all:?}");
+    Ok(())
+}

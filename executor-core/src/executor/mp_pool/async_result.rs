@@ -1,0 +1,350 @@
+//! What `apply_async` and its kin return.
+
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use super::unread::{Outlook, Unread, log};
+use crate::{
+    error::TaskError,
+    future::{
+        TaskFuture,
+        cell::{Cell, Outcome},
+        decode,
+        gather::{Gather, ListCallback},
+    },
+    task::TaskFn,
+};
+
+/// The result to come of a [`Pool`](crate::Pool)'s task, or of all tasks of a map.
+///
+/// Block on it with [`get`](Self::get), `.await` it on any runtime, or leave callbacks. Dropping it lets the task run
+/// on; an error that is then read by nobody is logged.
+///
+/// ```
+/// use executor::{AsyncResult, Pool, prelude::*};
+///
+/// #[task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = Pool::new(2)?;
+///     let result: AsyncResult<u64> = pool.apply_async(square::task(7));
+///     assert_eq!(result.get()?, 49);
+///     pool.close();
+///     pool.join()?;
+///     Ok(())
+/// }
+/// ```
+///
+/// # Cancel safety
+///
+/// It may be polled in a `select!` by reference and polled again later. Polling it after it was ready panics.
+pub struct AsyncResult<T> {
+    source: Source<T>,
+    unread: Arc<Unread>,
+    /// Among those that are held unread.
+    key: Option<u64>,
+}
+
+enum Source<T> {
+    One(TaskFuture<T>),
+    All(Arc<Gather>, fn(Vec<Outcome>) -> Result<T, TaskError>),
+    /// Never submitted.
+    None(Option<TaskError>),
+}
+
+/// All values in order, or the first error.
+fn decode_all<F: TaskFn>(outcomes: Vec<Outcome>) -> Result<Vec<F::Output>, TaskError> {
+    outcomes.into_iter().map(decode::<F>).collect()
+}
+
+impl Outlook for Cell {
+    fn failure(&self) -> Option<TaskError> {
+        self.error()
+    }
+}
+
+impl Outlook for Gather {
+    fn failure(&self) -> Option<TaskError> {
+        self.error()
+    }
+}
+
+impl<T> AsyncResult<T> {
+    pub(super) fn of_task(future: TaskFuture<T>, unread: &Arc<Unread>) -> Self {
+        let key = unread.hold(Arc::clone(future.cell()) as Arc<dyn Outlook>);
+        AsyncResult { source: Source::One(future), unread: Arc::clone(unread), key: Some(key) }
+    }
+
+    pub(super) fn refused(error: TaskError, unread: &Arc<Unread>) -> Self {
+        AsyncResult { source: Source::None(Some(error)), unread: Arc::clone(unread), key: None }
+    }
+
+    /// Waits for the end, and returns the value or why there is none.
+    ///
+    /// # Errors
+    /// Whatever ended the task: see [`TaskError`]. Of a map it is the error of the first item, in the order of the
+    /// input, that has one.
+    pub fn get(mut self) -> Result<T, TaskError> {
+        self.wait();
+        self.take()
+    }
+
+    /// Like [`get`](Self::get), but waits at most `timeout`; then the result itself comes back, and the task runs on.
+    ///
+    /// ```
+    /// # use executor::{Pool, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = Pool::new(1).unwrap();
+    ///     let late = pool.apply_async(forever::task()).get_timeout(Duration::from_millis(10)).unwrap_err();
+    ///     assert!(!late.ready());
+    ///     pool.terminate();
+    ///     assert!(late.get().unwrap_err().is_shutdown());
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The result itself when the time has passed.
+    pub fn get_timeout(mut self, timeout: Duration) -> Result<Result<T, TaskError>, Self> {
+        if self.wait_timeout(timeout) { Ok(self.take()) } else { Err(self) }
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) {
+        self.wait_until(None);
+    }
+
+    /// Waits for the end, at most `timeout`; whether it has come.
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        match &self.source {
+            Source::One(future) => future.cell().wait(deadline),
+            Source::All(gather, _) => gather.wait(deadline),
+            Source::None(_) => true,
+        }
+    }
+
+    /// Whether the end has come.
+    pub fn ready(&self) -> bool {
+        match &self.source {
+            Source::One(future) => future.done(),
+            Source::All(gather, _) => gather.is_done(),
+            Source::None(_) => true,
+        }
+    }
+
+    /// Whether it has ended with a value; `None` if it has not ended. The value is not decoded for this.
+    pub fn successful(&self) -> Option<bool> {
+        self.ready().then(|| self.error().is_none())
+    }
+
+    fn error(&self) -> Option<TaskError> {
+        match &self.source {
+            Source::One(future) => future.cell().error(),
+            Source::All(gather, _) => gather.error(),
+            Source::None(error) => error.clone(),
+        }
+    }
+
+    /// When it has ended.
+    fn take(&mut self) -> Result<T, TaskError> {
+        self.notice();
+        match &mut self.source {
+            Source::One(future) => future.take(),
+            Source::All(gather, decode) => gather.take().and_then(*decode),
+            Source::None(error) => Err(error.take().expect("AsyncResult polled after it was ready")),
+        }
+    }
+
+    /// Its error will not go unread.
+    fn notice(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.unread.forget(key);
+        }
+    }
+}
+
+impl<T: 'static> AsyncResult<T> {
+    /// Calls `callback` with the value, if it ends with one: in this process, on the pool's callback thread, one at a
+    /// time, also when the end has come already. Of `callback` and [`error_callback`](Self::error_callback) exactly
+    /// one is called. [`join`](crate::Pool::join) waits for callbacks.
+    ///
+    /// It sees a copy of its own, decoded once for all callbacks of this result. A panic is logged (with `tracing`)
+    /// and swallowed.
+    ///
+    /// ```
+    /// # use executor::{Pool, prelude::*};
+    /// # use std::sync::mpsc;
+    /// #[task]
+    /// fn parse(text: &str) -> Result<u64, std::num::ParseIntError> { text.parse() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = Pool::new(1).unwrap();
+    ///     for text in ["7", "seven"] {
+    ///         pool.apply_async(parse::task(text))
+    ///             .callback(|number: &u64| assert_eq!(*number, 7))
+    ///             .error_callback(|error: &TaskError| assert!(error.to_string().contains("invalid digit")));
+    ///     }
+    ///     pool.close();
+    ///     pool.join().unwrap();
+    /// }
+    /// ```
+    pub fn callback(self, callback: impl FnOnce(&T) + Send + 'static) -> Self {
+        self.add_callback(move |outcome| {
+            if let Ok(value) = outcome {
+                callback(value);
+            }
+        });
+        self
+    }
+
+    /// Calls `callback` with the error, if it ends with one: where and when as with [`callback`](Self::callback). Such
+    /// an error counts as read.
+    pub fn error_callback(mut self, callback: impl FnOnce(&TaskError) + Send + 'static) -> Self {
+        self.notice();
+        self.add_callback(move |outcome| {
+            if let Err(error) = outcome {
+                callback(error);
+            }
+        });
+        self
+    }
+
+    fn add_callback(&self, callback: impl FnOnce(Result<&T, &TaskError>) + Send + 'static) {
+        let thread = &self.unread.callbacks;
+        match &self.source {
+            Source::One(future) if self.unread.forked() => {
+                future.cell().add_callback(future.done_callback(callback));
+            }
+            Source::None(Some(error)) if self.unread.forked() => callback(Err(error)),
+            Source::One(future) => {
+                future.cell().add_callback_on(thread, future.done_callback(callback));
+            }
+            Source::All(gather, decode) => {
+                let decode = *decode;
+                gather.add_callback(ListCallback {
+                    decode: Box::new(move |outcomes| Box::new(decode(outcomes)) as Box<dyn Any>),
+                    run: Box::new(move |list| {
+                        let list = list
+                            .downcast_ref::<Result<T, TaskError>>()
+                            .expect("decoded by this result's decoder");
+                        callback(list.as_ref());
+                    }),
+                });
+            }
+            Source::None(Some(error)) => {
+                let error = error.clone();
+                thread.push(Box::new(move || callback(Err(&error))));
+            }
+            Source::None(None) => {}
+        }
+    }
+}
+
+impl<T> AsyncResult<Vec<T>> {
+    pub(super) fn of_map<F: TaskFn<Output = T>>(gather: Arc<Gather>, unread: &Arc<Unread>) -> Self {
+        let key = unread.hold(Arc::clone(&gather) as Arc<dyn Outlook>);
+        AsyncResult {
+            source: Source::All(gather, decode_all::<F>),
+            unread: Arc::clone(unread),
+            key: Some(key),
+        }
+    }
+}
+
+impl<T> Future for AsyncResult<T> {
+    type Output = Result<T, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let ready = match &mut this.source {
+            Source::One(future) => {
+                let polled = Pin::new(future).poll(cx);
+                if polled.is_ready() {
+                    this.notice();
+                }
+                return polled;
+            }
+            Source::All(gather, _) => gather.poll(cx.waker()),
+            Source::None(_) => true,
+        };
+        if ready { Poll::Ready(this.take()) } else { Poll::Pending }
+    }
+}
+
+/// Looks at the end of what was dropped unread.
+struct Last {
+    result: Arc<dyn Outlook>,
+    key: u64,
+    unread: Arc<Unread>,
+}
+
+impl Last {
+    fn look(&self) -> Option<TaskError> {
+        if self.unread.forget(self.key) { self.result.failure() } else { None }
+    }
+}
+
+impl Wake for Last {
+    fn wake(self: Arc<Self>) {
+        if let Some(error) = self.look() {
+            // Not here, where replies are taken: a subscriber is user code.
+            self.unread.callbacks.push(Box::new(move || log(&error)));
+        }
+    }
+}
+
+impl<T> Drop for AsyncResult<T> {
+    fn drop(&mut self) {
+        let Some(key) = self.key.take() else { return };
+        let (result, pending): (Arc<dyn Outlook>, _) = match &self.source {
+            Source::One(future) => (Arc::clone(future.cell()) as _, !future.done()),
+            Source::All(gather, _) => (Arc::clone(gather) as _, !gather.is_done()),
+            Source::None(_) => return,
+        };
+        let last = Arc::new(Last { result, key, unread: Arc::clone(&self.unread) });
+        if pending {
+            let waker = Waker::from(Arc::clone(&last));
+            // Who completes it drops the waker, and with it the circle.
+            let waits = match &self.source {
+                Source::One(future) => future.cell().observe(Arc::as_ptr(&last) as usize, &waker),
+                Source::All(gather, _) => !gather.poll(&waker),
+                Source::None(_) => false,
+            };
+            if waits {
+                return;
+            }
+        }
+        if let Some(error) = last.look() {
+            log(&error);
+        }
+    }
+}
+
+impl<T> fmt::Debug for AsyncResult<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.successful() {
+            None => "pending",
+            Some(true) => "a value",
+            Some(false) => "an error",
+        };
+        f.debug_struct("AsyncResult").field("state", &format_args!("{state}")).finish_non_exhaustive()
+    }
+}

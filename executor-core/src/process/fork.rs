@@ -1,0 +1,142 @@
+//! Copies of this process.
+
+use std::{
+    fmt, io,
+    io::Write as _,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use super::{
+    StartError, exit,
+    table::{self, Pause},
+};
+use crate::{
+    future::callback::catch,
+    os::{fork, process::settled_thread_count},
+    worker::{entry, watcher},
+};
+
+/// Which side of a [`fork`] this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The process that called it; with the child's pid.
+    Parent(u32),
+    /// The copy.
+    Child,
+}
+
+/// Copies this process: `fork(2)`. Both sides go on behind the call, each with its own copy of every variable.
+///
+/// The child is the caller's to wait for, with `waitpid`; it is not among [`active_children`](crate::active_children).
+/// Executors and processes of this library are inert in it: use them, and they say so. What was printed and not flushed is flushed
+/// before, so that it does not appear twice.
+///
+/// ```
+/// use executor::Fork;
+///
+/// // SAFETY: this program has one thread.
+/// match unsafe { executor::fork() }.unwrap() {
+///     Fork::Parent(pid) => assert!(pid > 0),
+///     Fork::Child => std::process::exit(0),
+/// }
+/// ```
+///
+/// # Safety
+/// In a process with more than one thread, the child may only do what a signal handler may (no allocation, no lock) until it
+/// calls `exec` or ends: whatever another thread had locked at this moment stays locked in it. [`fork_with`] refuses where that is so.
+///
+/// # Errors
+/// If the system refuses.
+pub unsafe fn fork() -> io::Result<Fork> {
+    let _ = io::stdout().flush();
+    let pause = table::pause();
+    // SAFETY: the caller's promise.
+    match unsafe { fork::fork() }? {
+        Some(pid) => Ok(Fork::Parent(pid)),
+        None => {
+            pause.forget_all();
+            exit::begin_anew();
+            Ok(Fork::Child)
+        }
+    }
+}
+
+/// Runs `body` in a copy of this process, which ends with it: exit code 0, or 101 if it panics. Its pid; the child is the
+/// caller's to wait for.
+///
+/// ```
+/// # fn main() -> Result<(), executor::StartError> {
+/// let answer = 6 * 7;
+/// let pid = executor::fork_with(move || assert_eq!(answer, 42))?;
+/// assert!(pid > 0);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`StartError::Threads`] if this process has other threads (but for those that watch its processes and its parent), [`StartError::Fork`] if the system refuses.
+pub fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
+    let pause = table::pause();
+    check_threads(&pause)?;
+    let _ = io::stdout().flush();
+    // SAFETY: there is no other thread but the watcher, which sleeps and holds no lock while the pause lasts; what glibc
+    // locks it makes usable in the child itself.
+    let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
+    if let Some(pid) = forked {
+        return Ok(pid);
+    }
+    pause.forget_all();
+    exit::begin_anew();
+    leave(if catch(body).is_ok() { 0 } else { 101 })
+}
+
+/// Whether a copy of this process would be whole. Two threads of ours sleep, and hold nothing that a copy touches: the one
+/// that watches processes, and in a child the one that watches its parent.
+pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
+    let expected = 1 + usize::from(table::has_watcher(pause)) + watcher::threads();
+    match settled_thread_count(expected) {
+        threads if threads <= expected => Ok(()),
+        threads => Err(StartError::Threads { threads }),
+    }
+}
+
+/// Makes a copy that is told by `socket` what it is for; its pid. `ours` is the parent's end, which it closes.
+pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> Result<u32, StartError> {
+    let _ = io::stdout().flush();
+    // SAFETY: checked by `check_threads` under the same pause; see `fork_with`.
+    let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
+    if let Some(pid) = forked {
+        return Ok(pid);
+    }
+    pause.forget_all();
+    exit::begin_anew();
+    fork::close(ours);
+    leave(entry::forked(socket))
+}
+
+/// Ends a copy: what belongs to it runs, nothing of the program that it was copied from.
+fn leave(code: i32) -> ! {
+    exit::finish();
+    let _ = io::stdout().flush();
+    fork::leave(code)
+}
+
+/// This process's id, `os.getpid`.
+pub fn getpid() -> u32 {
+    std::process::id()
+}
+
+/// The id of this process's parent, `os.getppid`.
+pub fn getppid() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+impl fmt::Display for Fork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fork::Parent(pid) => write!(f, "the parent of {pid}"),
+            Fork::Child => f.write_str("the child"),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The fork server, as its parent sees it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::start::StartError;
+use crate::{
+    id::FnId,
+    os::{
+        fork::Origin,
+        process::{Child, Start},
+        signals::Signals,
+        socket,
+    },
+    program::{self, Program},
+    registry::{self, TaskEntry},
+    task::{Encoded, Task},
+    wire::{
+        buffer::Buffer,
+        frame::Kind,
+        handshake::{self, ForkServerSetup, Report, Role, Setup},
+    },
+    worker::entry,
+};
+
+/// A fork server, started with the first child it is asked for, and again where it has died. Ends with its last handle.
+#[derive(Clone)]
+pub(crate) struct Server(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    preload: Vec<(FnId, Result<Vec<u8>, String>)>,
+    running: Option<Running>,
+}
+
+struct Running {
+    socket: Option<OwnedFd>,
+    child: Child,
+    origin: Origin,
+}
+
+/// How long a fork server may take to see that it is not needed any more; it is killed after that.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.origin.forked() {
+            // It ends when this is closed. Never its group: a child that it has just made may not have left that yet.
+            self.socket.take();
+            self.child.end_alone_and_reap(LAST_MOMENT);
+        }
+    }
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        Server(Arc::default())
+    }
+
+    /// The one of processes without a context.
+    pub(super) fn of_program() -> Self {
+        static OWN: Mutex<Option<Server>> = Mutex::new(None);
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Server::new).clone()
+    }
+
+    pub(super) fn preload<F: crate::task::TaskFn>(&self, entry: &'static TaskEntry, task: Task<F, Encoded>) {
+        let (args, _) = task.into_parts();
+        let mut buffer = Buffer::new();
+        let (encoded, attached) = crate::wire::attachment::collect(|| {
+            <F as crate::task::TaskArgs<Encoded>>::encode_args(args, &mut buffer)
+        });
+        let bytes = match encoded {
+            Err(error) => Err(error.message),
+            Ok(()) if !attached.is_empty() => Err("its arguments carry descriptors".to_owned()),
+            Ok(()) => Ok(buffer.into_vec()),
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.id, bytes));
+    }
+
+    /// Makes a child: its pid, and our end of the socket from which it reads its setup.
+    pub(super) fn make(&self) -> Result<(u32, OwnedFd), StartError> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.running.as_ref().is_some_and(|running| running.origin.forked()) {
+            state.running = None;
+        }
+        // One that has died is noticed by asking it; another one is asked then, once.
+        let again = state.running.is_some();
+        match ask(&mut state) {
+            Err(StartError::Os { .. }) if again => {
+                state.running = None;
+                ask(&mut state)
+            }
+            other => other,
+        }
+    }
+}
+
+fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
+    let os = |error: io::Error| StartError::os("to ask the fork server", error);
+    if state.running.is_none() {
+        state.running = Some(start(&state.preload)?);
+    }
+    let Some(Running { socket: Some(server), .. }) = &state.running else {
+        return Err(os(io::ErrorKind::NotConnected.into()));
+    };
+    let (ours, theirs) = socket::pair().map_err(os)?;
+    socket::send(server, &[1], &[theirs.as_fd()]).map_err(os)?;
+    // So that it ends when neither server nor child is there to speak.
+    drop(theirs);
+    let mut answer = [0; 8];
+    let (len, _) = socket::recv_short(&ours, &mut answer).map_err(os)?;
+    if len != answer.len() {
+        return Err(os(io::ErrorKind::UnexpectedEof.into()));
+    }
+    match i64::from_le_bytes(answer) {
+        pid @ 1.. => match u32::try_from(pid) {
+            Ok(pid) => Ok((pid, ours)),
+            Err(_) => Err(os(io::ErrorKind::InvalidData.into())),
+        },
+        error => Err(StartError::Fork(Arc::new(io::Error::from_raw_os_error(-error as i32)))),
+    }
+}
+
+fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartError> {
+    let os = |error: io::Error| StartError::os("to start the fork server", error);
+    let preload = preload
+        .iter()
+        .map(|(function, bytes)| match bytes {
+            Ok(bytes) => Ok((*function, bytes.clone().into())),
+            Err(error) => Err(StartError::ForkServer(format!("`preload` cannot be encoded: {error}").into())),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let has_preload = !preload.is_empty();
+    let (ours, theirs) = socket::pair().map_err(os)?;
+    let program = Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child() };
+    let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
+    let setup = Setup { parent: std::process::id(), program, signals: Signals::of_this_thread(), role };
+    handshake::send(&ours, &setup, &[]).map_err(os)?;
+    let child = Child::start(Start {
+        executable: None,
+        marker: entry::MARKER,
+        stdin: theirs,
+        stdout: None,
+        stderr: None,
+        environment: &[],
+        directory: None,
+    })
+    .map_err(os)?;
+    let running = Running { socket: Some(ours), child, origin: Origin::here() };
+    let Some(socket) = &running.socket else { return Err(os(io::ErrorKind::NotConnected.into())) };
+    match handshake::receive::<Report>(socket) {
+        Ok((report, _)) if report.kind == Kind::Ready as u8 && report.payload.is_empty() => Ok(running),
+        Ok((report, _)) => {
+            Err(StartError::ForkServer(String::from_utf8_lossy(&report.payload).into_owned().into()))
+        }
+        Err(_) if has_preload => Err(StartError::ForkServer("it ended while `preload` ran".into())),
+        Err(_) => Err(StartError::NoEntry),
+    }
+}

@@ -1,0 +1,480 @@
+//! The processes of this program, and the one thread that watches them.
+//!
+//! Whoever forks takes the table's lock first. All that the thread can hold then is a record's lock, for a moment, and a
+//! copy of this process never touches those of its parent; so the thread does not count as one that could be in the way.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    process::Signal,
+};
+
+use super::exit;
+use crate::{
+    error::{ExitStatus, Failure, LostDetail, RemoteError, TaskError},
+    future::cell::Outcome,
+    os::{fork::Origin, memory::Shared, process::Child as Process, signals, socket::retry},
+    transport::board::Board,
+    wire::{
+        attachment::{ATTACHMENTS_MAX, Attachment},
+        frame::Kind,
+        handshake::{self, Report},
+        payload::Payload,
+        reply,
+    },
+    worker::BODY,
+};
+
+/// What is known of one process; its handles and the table share it.
+pub(crate) struct Record {
+    pub(super) name: String,
+    pub(super) task: String,
+    pub(super) daemon: bool,
+    pub(super) parent: u32,
+    pub(super) process: Process,
+    pub(super) origin: Origin,
+    board: Shared<Board>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Over which it reports; closed when it has.
+    socket: Option<OwnedFd>,
+    report: Option<Outcome>,
+    /// A report whose descriptors are still on their way, and how many there are to be.
+    begun: Option<(Payload, Vec<Attachment>, usize)>,
+    /// `None` while it runs.
+    status: Option<ExitStatus>,
+    /// A SIGKILL was ours.
+    killed: bool,
+    wakers: Vec<Waker>,
+}
+
+/// How long the end of a process is waited for that was terminated because the program ends; killed after that.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the watcher stays with nothing to watch. Longer costs a sleeping thread, shorter a thread for each process of
+/// a series.
+const IDLE: Duration = Duration::from_secs(1);
+
+struct Table {
+    running: Vec<Arc<Record>>,
+    /// Rung to make the watcher look at the table; `None` while there is no watcher.
+    watcher: Option<Arc<OwnedFd>>,
+}
+
+static TABLE: Mutex<Table> = Mutex::new(Table { running: Vec::new(), watcher: None });
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Record {
+    pub(super) fn new(
+        name: String,
+        task: String,
+        daemon: bool,
+        process: Process,
+        socket: OwnedFd,
+        board: Shared<Board>,
+    ) -> Arc<Record> {
+        Arc::new(Record {
+            name,
+            task,
+            daemon,
+            parent: std::process::id(),
+            process,
+            origin: Origin::here(),
+            board,
+            state: Mutex::new(State { socket: Some(socket), ..State::default() }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn status(&self) -> Option<ExitStatus> {
+        if self.origin.forked() {
+            return None;
+        }
+        if let Some(status) = lock(&self.state).status {
+            return Some(status);
+        }
+        // The watcher may not have got to it yet; whoever asks wants to know.
+        if self.process.has_ended() {
+            self.look();
+        }
+        lock(&self.state).status
+    }
+
+    /// Waits for its end; `None` at `deadline`, and at once where it is not this process's child.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
+        if self.origin.forked() {
+            return None;
+        }
+        if !Record::is_watched() {
+            return self.wait_alone(deadline);
+        }
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(status) = state.status {
+                return Some(status);
+            }
+            state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => {
+                    drop(state);
+                    return self.status();
+                }
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// As a future asks; wakes `waker` at the end.
+    pub(super) fn poll(&self, waker: &Waker) -> Poll<()> {
+        if self.origin.forked() {
+            return Poll::Ready(());
+        }
+        let mut state = lock(&self.state);
+        if state.status.is_some() {
+            return Poll::Ready(());
+        }
+        if !state.wakers.iter().any(|other| other.will_wake(waker)) {
+            state.wakers.push(waker.clone());
+        }
+        drop(state);
+        if !Record::is_watched() && !self.rewatch() {
+            // The system refuses a thread: nobody else would look.
+            if self.wait_alone(Some(Instant::now() + Duration::from_millis(1))).is_some() {
+                return Poll::Ready(());
+            }
+            waker.wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Tries once more to have it watched.
+    fn rewatch(&self) -> bool {
+        let mut table = lock(&TABLE);
+        ring(&mut table);
+        table.watcher.is_some()
+    }
+
+    /// What `join` returns, once it has ended.
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.origin.forked() {
+            let text = format!(
+                "process {} was started by another process, which alone can join it",
+                self.process.pid()
+            );
+            return Err(TaskError::Invalid(text.into()));
+        }
+        let state = lock(&self.state);
+        match (&state.report, state.status) {
+            (Some(report), _) => report.clone(),
+            (None, status) => Err(self.lost(status.unwrap_or(ExitStatus::Unknown), state.killed)),
+        }
+    }
+
+    fn lost(&self, status: ExitStatus, killed: bool) -> TaskError {
+        use crate::os::sync::atomic::Ordering;
+        let stack_overflow = self.board.stack_overflow.load(Ordering::Acquire) != 0;
+        if !stack_overflow
+            && status == ExitStatus::Signaled(libc::SIGABRT)
+            && let Some((location, message)) = self.board.panic_of(BODY)
+        {
+            let failure = Failure { message, location: Some(location), ..Failure::default() };
+            return TaskError::Panicked(RemoteError::new(&*self.task, failure));
+        }
+        TaskError::WorkerLost {
+            pid: self.process.pid(),
+            status,
+            detail: Arc::new(LostDetail {
+                task: self.task.clone(),
+                stack_overflow,
+                killed_by_system: status == ExitStatus::Signaled(libc::SIGKILL) && !killed,
+                ..LostDetail::default()
+            }),
+        }
+    }
+
+    /// Sends it a signal. A process that has ended, or is another's, gets none.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        // Before its lock: that may have been held when this process was copied.
+        if self.origin.forked() {
+            return Ok(());
+        }
+        let mut state = lock(&self.state);
+        state.killed |= signal == Signal::KILL;
+        // Under the lock: it is reaped under it, and its number another's after that.
+        match state.status {
+            None => self.process.signal(signal),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Kills its process group, while it is not reaped.
+    pub(super) fn kill_group(&self) {
+        if self.origin.forked() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if state.status.is_none() {
+            state.killed = true;
+            self.process.signal_group(Signal::KILL);
+        }
+    }
+
+    /// Reads what it has reported, and reaps it if it has ended. Wakes who waits, so the caller holds no lock.
+    fn look(&self) {
+        for waker in self.look_and_take_wakers().unwrap_or_default() {
+            // Of the user; a panic of one must not cost the others their wake-up.
+            let _ = crate::future::callback::catch(|| waker.wake());
+        }
+    }
+
+    /// As [`look`](Self::look): whom to wake, if it has ended.
+    fn look_and_take_wakers(&self) -> Option<Vec<Waker>> {
+        let mut state = lock(&self.state);
+        if state.status.is_some() {
+            return Some(Vec::new());
+        }
+        // First asked, then read: what it said before its end is there by then.
+        let ended = self.process.has_ended();
+        if let Some(socket) = state.socket.take()
+            && state.read(&socket, &self.task)
+            && !ended
+        {
+            state.socket = Some(socket);
+        }
+        if !ended {
+            return None;
+        }
+        state.status = Some(self.process.reap_alone());
+        self.changed.notify_all();
+        Some(std::mem::take(&mut state.wakers))
+    }
+}
+
+fn is_readable(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    matches!(retry(|| poll(&mut fds, Some(&Timespec::default()))), Ok(1..))
+}
+
+impl State {
+    /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
+    fn read(&mut self, socket: &OwnedFd, task: &str) -> bool {
+        while is_readable(socket) {
+            let complete = match &mut self.begun {
+                None => match handshake::receive::<Report>(socket) {
+                    Ok((report, _)) => self.begin(report, task),
+                    // It has hung up, or it is not the library that speaks: nothing else is to be read.
+                    Err(_) => return false,
+                },
+                Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
+                    Ok(some) => {
+                        attachments.extend(some);
+                        attachments.len() >= *count
+                    }
+                    Err(_) => return false,
+                },
+            };
+            if complete {
+                if let Some((payload, attachments, _)) = self.begun.take() {
+                    self.report = Some(Ok(payload.with(attachments)));
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes in the first part of a report; whether that was all.
+    fn begin(&mut self, report: Report, task: &str) -> bool {
+        let payload = Payload::from(report.payload.into_vec());
+        match Kind::from_u8(report.kind) {
+            Some(Kind::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
+                let count = report.attachments as usize;
+                self.begun = Some((payload, Vec::new(), count));
+                count == 0
+            }
+            Some(
+                kind @ (Kind::Failed
+                | Kind::Panicked
+                | Kind::DecodeError
+                | Kind::EncodeError
+                | Kind::NotRoundTrip),
+            ) => {
+                self.report = Some(Err(reply::failure(task, kind, &payload)));
+                true
+            }
+            // Nothing that a child of ours says.
+            _ => true,
+        }
+    }
+}
+
+/// Adds a process, and sees to it that it is watched.
+pub(super) fn add(record: &Arc<Record>) {
+    exit::watch_the_end();
+    let mut table = lock(&TABLE);
+    table.running.push(Arc::clone(record));
+    ring(&mut table);
+}
+
+fn ring(table: &mut Table) {
+    if table.watcher.is_none() {
+        let Ok(bell) = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) else { return };
+        let Ok(bell) = crate::os::process::above_stdio(bell) else { return };
+        let bell = Arc::new(bell);
+        let theirs = Arc::clone(&bell);
+        // Where the system refuses a thread, whoever joins looks for himself.
+        let made = signals::deaf(|| {
+            thread::Builder::new()
+                .name("executor-children".into())
+                .stack_size(128 * 1024)
+                .spawn(move || watch(&theirs))
+        });
+        table.watcher = made.is_ok().then_some(bell);
+    }
+    if let Some(bell) = &table.watcher {
+        let _ = retry(|| rustix::io::write(&**bell, &1_u64.to_ne_bytes()));
+    }
+}
+
+/// Whether there is a watcher: a thread that need not be feared by whoever forks while it has the [`pause`].
+pub(super) fn has_watcher(pause: &Pause<'_>) -> bool {
+    pause.0.watcher.is_some()
+}
+
+/// While it lives, the watcher sleeps and holds no lock.
+pub(super) struct Pause<'a>(MutexGuard<'a, Table>);
+
+pub(super) fn pause() -> Pause<'static> {
+    Pause(lock(&TABLE))
+}
+
+impl Pause<'_> {
+    /// In a forked child: nothing of the parent's is ours.
+    pub(super) fn forget_all(mut self) {
+        self.0.running.clear();
+        self.0.watcher = None;
+    }
+}
+
+/// The watcher's life.
+fn watch(bell: &Arc<OwnedFd>) {
+    let mut idle_since = Instant::now();
+    loop {
+        let records = {
+            let mut table = lock(&TABLE);
+            let mut ended = Vec::new();
+            table.running.retain(|record| match record.look_and_take_wakers() {
+                Some(wakers) => {
+                    ended.extend(wakers);
+                    false
+                }
+                None => true,
+            });
+            if !ended.is_empty() {
+                // They are the user's, and may ask for `active_children` or start the next process.
+                drop(table);
+                for waker in ended {
+                    let _ = crate::future::callback::catch(|| waker.wake());
+                }
+                continue;
+            }
+            if !table.running.is_empty() {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() >= IDLE {
+                table.watcher = None;
+                return;
+            }
+            table.running.clone()
+        };
+        // The descriptors stay open as long as the records live, which is until after the sleep. A socket is not among those
+        // that are slept on once it was read: what it says is said before the end.
+        let sockets: Vec<Option<OwnedFd>> = records
+            .iter()
+            .map(|record| lock(&record.state).socket.as_ref().and_then(|socket| socket.try_clone().ok()))
+            .collect();
+        let mut fds = vec![PollFd::new(&**bell, PollFlags::IN)];
+        for (record, socket) in records.iter().zip(&sockets) {
+            fds.extend(record.process.pidfd().map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
+            fds.extend(socket.as_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+        }
+        let limit = Timespec { tv_sec: IDLE.as_secs() as _, tv_nsec: 0 };
+        let limit = records.is_empty().then_some(&limit);
+        let _ = retry(|| poll(&mut fds, limit));
+        let _ = rustix::io::read(&**bell, &mut [0_u8; 8]);
+        // What is dropped here may be the last handle of a record; under no lock.
+        drop(fds);
+        drop((sockets, records));
+    }
+}
+
+/// Those that run, in the order in which they were started.
+pub(super) fn running() -> Vec<Arc<Record>> {
+    let records = lock(&TABLE).running.clone();
+    records.into_iter().filter(|record| record.status().is_none()).collect()
+}
+
+/// At the end of the program: daemons are ended, the others waited for.
+pub(super) fn finish() {
+    let records = running();
+    let daemons: Vec<_> = records.iter().filter(|record| record.daemon).collect();
+    for daemon in &daemons {
+        let _ = daemon.signal(Signal::TERM);
+    }
+    let deadline = Instant::now() + GRACE;
+    for daemon in &daemons {
+        if daemon.wait_alone(Some(deadline)).is_none() {
+            daemon.kill_group();
+            daemon.wait_alone(None);
+        }
+    }
+    for record in records.iter().filter(|record| !record.daemon) {
+        record.wait_alone(None);
+    }
+}
+
+impl Record {
+    /// As [`wait`](Self::wait), where the watcher may be missing: by looking for oneself.
+    pub(super) fn wait_alone(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
+        /// Nobody rings here, so this is how late a report of a child is read that waits for room.
+        const LOOK: Duration = Duration::from_millis(50);
+        loop {
+            if let Some(status) = self.status() {
+                return Some(status);
+            }
+            let left = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            if left.is_zero() {
+                return None;
+            }
+            // In a forked copy nobody's end is ever seen.
+            let Some(pidfd) = self.process.pidfd().filter(|_| !self.origin.forked()) else {
+                return self.status();
+            };
+            let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
+            let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+            let _ = retry(|| poll(&mut fds, Some(&limit)));
+            self.look();
+        }
+    }
+
+    /// Whether somebody watches it.
+    pub(super) fn is_watched() -> bool {
+        lock(&TABLE).watcher.is_some()
+    }
+}

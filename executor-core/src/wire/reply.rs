@@ -1,0 +1,32 @@
+//! What a reply means that is no value.
+
+use crate::{
+    error::{CodecFailure, Failure, RemoteError, Side, TaskError},
+    wire::frame::Kind,
+};
+
+/// The error in a reply that is no value.
+pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
+    let text = || String::from_utf8_lossy(payload).into_owned();
+    match kind {
+        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
+            Ok(failure) if kind == Kind::Failed => TaskError::Failed(RemoteError::new(name, failure)),
+            Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
+            Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
+        },
+        Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
+        Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
+        _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
+    }
+}
+
+/// The same in words, where no task is there to be named.
+pub(crate) fn text(kind: Kind, payload: &[u8]) -> String {
+    match kind {
+        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
+            Ok(failure) => failure.message,
+            Err(error) => error.to_string(),
+        },
+        _ => String::from_utf8_lossy(payload).into_owned(),
+    }
+}

@@ -1,0 +1,138 @@
+//! A child that runs one task, says how it ended, and ends.
+//!
+//! ```text
+//!  setup ─► surroundings, limits, watcher ─► call: decode, run, encode ─► Report ─► the exit code
+//!                                              │ a panic: noted on the board, printed as any program's
+//!                                              ▼
+//!                                 exit, abort, a signal: no report; the parent has the status
+//! ```
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+};
+
+use super::{beside::Arrived, call::Caller, panics, watcher};
+use crate::{
+    id::TaskId,
+    os::{fault, memory::Shared, process::Surrounded, socket},
+    registry,
+    transport::board::Board,
+    wire::{
+        buffer::Contents,
+        frame::Kind,
+        handshake::{self, BodySetup, Report, Surroundings},
+    },
+};
+
+/// The one task of a process has this number on its board.
+pub(crate) const BODY: TaskId = TaskId::from_raw(1);
+
+/// What a program exits with whose `main` has returned an error,
+const FAILED: i32 = 1;
+/// and has panicked.
+const PANICKED: i32 = 101;
+
+/// Runs the body; the code to exit with.
+///
+/// `threads`: how many this process has, this one included.
+pub(crate) fn run(
+    parent: u32,
+    setup: BodySetup,
+    socket: OwnedFd,
+    descriptors: Vec<OwnedFd>,
+    threads: usize,
+) -> i32 {
+    let refuse = |text: String| {
+        let _ = report(&socket, Kind::DecodeError, text.as_bytes(), &[]);
+        FAILED
+    };
+    let prepared = match prepare(parent, &setup, &socket, descriptors, threads) {
+        Ok(prepared) => prepared,
+        Err(text) => return refuse(text),
+    };
+    let attachments = match handshake::receive_attachments(&socket, setup.attachments) {
+        Ok(attachments) => attachments,
+        Err(error) => return refuse(format!("its descriptors did not arrive: {error}")),
+    };
+    panics::install(prepared, true);
+    fault::watch_this_stack(&prepared.stack_overflow);
+    let arguments = Arrived { bytes: &setup.arguments, attachments };
+    Caller::new(None).call(BODY, setup.function, arguments, setup.check, |kind, contents, attachments| {
+        let Contents::Bytes(bytes) = contents else { return FAILED };
+        // A message takes this much by itself.
+        if bytes.len() + 1024 > socket::MESSAGE_BYTES_MAX {
+            setup.limits.lift();
+        }
+        // Nobody may be there any more, where a process outlives its parent.
+        let said = report(&socket, kind, bytes, attachments);
+        match kind {
+            Kind::Done if said.is_ok() || setup.outlives_parent => 0,
+            Kind::Panicked => PANICKED,
+            _ => FAILED,
+        }
+    })
+}
+
+fn report(
+    socket: &OwnedFd,
+    kind: Kind,
+    payload: &[u8],
+    attachments: &[crate::wire::attachment::Attachment],
+) -> io::Result<()> {
+    let report =
+        Report { kind: kind as u8, payload: payload.to_vec().into(), attachments: attachments.len() as u32 };
+    handshake::send(socket, &report, &[])?;
+    handshake::send_attachments(socket, attachments)
+}
+
+/// All that must be so before a byte of the arguments is decoded.
+fn prepare(
+    parent: u32,
+    setup: &BodySetup,
+    socket: &OwnedFd,
+    descriptors: Vec<OwnedFd>,
+    threads: usize,
+) -> Result<&'static Board, String> {
+    let own = registry::fingerprint();
+    if own != setup.tasks {
+        return Err(format!(
+            "the executable that was started has {} task functions, its parent {}, and not the same ones: is it another \
+             build?",
+            own.count, setup.tasks.count
+        ));
+    }
+    registry::check()?;
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().ok_or("a descriptor of the setup did not arrive");
+    let board = next()?;
+    let board = Shared::open(board.as_fd()).map_err(|error| format!("its board cannot be read: {error}"))?;
+    let board: &'static Shared<Board> = Box::leak(Box::new(board));
+    if setup.stdin {
+        rustix::stdio::dup2_stdin(next()?).map_err(|error| format!("standard input was refused: {error}"))?;
+    }
+    if let Some(Surroundings { environment, directory }) = &setup.surroundings {
+        let (stdout, stderr) = (next()?, next()?);
+        rustix::stdio::dup2_stdout(stdout)
+            .map_err(|error| format!("standard output was refused: {error}"))?;
+        rustix::stdio::dup2_stderr(stderr).map_err(|error| format!("standard error was refused: {error}"))?;
+        let text = |bytes: &serde_bytes::ByteBuf| OsString::from_vec(bytes.to_vec());
+        Surrounded {
+            environment: environment.iter().map(|(key, value)| (text(key), text(value))).collect(),
+            directory: directory.as_ref().map(text),
+        }
+        .adopt(threads)
+        .map_err(|error| format!("its environment or working directory was refused: {error}"))?;
+    }
+    if !setup.outlives_parent {
+        watcher::start(parent, None).map_err(|error| format!("it cannot watch its parent: {error}"))?;
+    }
+    // Last: what is above needs descriptors.
+    setup.limits.adopt()?;
+    debug_assert!(socket::is_one(socket.as_fd()));
+    Ok(board)
+}

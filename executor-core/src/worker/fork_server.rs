@@ -1,0 +1,102 @@
+//! A child that makes other children by `fork`: it is small and has one thread, so a copy of it is cheap, and nothing is
+//! locked in it.
+//!
+//! ```text
+//!  parent                                      fork server, one thread
+//!    setup of a child, written into one end of a pair
+//!    the other end  ──── "make one" ────────►  clone(CLONE_PARENT): the child is the parent's own
+//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket, reads its setup, lives
+//!                                                  (no copy: the server says why, over the same socket)
+//!  the server dies meanwhile: the pid, or the end of that socket, and so no child that nobody knows of
+//!  the parent dies (pidfd), or hangs up (end of file): the server ends
+//! ```
+
+use std::os::fd::OwnedFd;
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, getppid, pidfd_open},
+};
+
+use super::{beside::Arrived, call::Caller};
+use crate::{
+    id::TaskId,
+    os::{fork, process::settled_thread_count, socket},
+    registry,
+    wire::{
+        frame::Kind,
+        handshake::{self, ForkServerSetup, Report},
+    },
+};
+
+/// Serves until the parent hangs up: `None`. In a child: the socket that tells it what it is for.
+pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
+    // No thread for this here. The socket alone does not tell: a copy of the parent may hold the other end, too.
+    let parent = Pid::from_raw(parent.cast_signed())?;
+    let pidfd = pidfd_open(parent, PidfdFlags::empty()).ok()?;
+    if getppid() != Some(parent) {
+        return None;
+    }
+    let ready = prepare(setup).err().unwrap_or_default();
+    let report =
+        Report { kind: Kind::Ready as u8, payload: ready.clone().into_bytes().into(), attachments: 0 };
+    handshake::send(socket, &report, &[]).ok()?;
+    if !ready.is_empty() {
+        return None;
+    }
+    loop {
+        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        socket::retry(|| poll(&mut fds, None)).ok()?;
+        if getppid() != Some(parent) {
+            return None;
+        }
+        let mut asked = [0; 1];
+        let (len, descriptors) = socket::recv_short(socket, &mut asked).ok()?;
+        if len == 0 {
+            return None;
+        }
+        let own = descriptors.into_iter().next()?;
+        match fork::clone_sibling() {
+            // The copy has its own descriptor of the socket, and says who it is.
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                socket::send(&own, &i64::from(std::process::id()).to_le_bytes(), &[]).ok()?;
+                return Some(own);
+            }
+            Err(error) => {
+                let answer = -i64::from(error.raw_os_error().unwrap_or(libc::EINVAL));
+                // Whoever asked may have gone.
+                let _ = socket::send(&own, &answer.to_le_bytes(), &[]);
+            }
+        }
+    }
+}
+
+/// Runs what is to be there in every child.
+fn prepare(setup: ForkServerSetup) -> Result<(), String> {
+    registry::check()?;
+    if registry::fingerprint() != setup.tasks {
+        return Err("the fork server runs another build of this program".into());
+    }
+    for (function, arguments) in setup.preload {
+        let arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
+        let task = TaskId::from_raw(1);
+        // Its runtime, if it is async, ends with the caller.
+        Caller::new(None).call(task, function, arguments, false, |kind, contents, _| {
+            match (kind, contents) {
+                (Kind::Done, _) => Ok(()),
+                (_, crate::wire::buffer::Contents::Bytes(bytes)) => {
+                    Err(crate::wire::reply::text(kind, bytes))
+                }
+                (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
+            }
+        })?;
+    }
+    match settled_thread_count(1) {
+        1 => Ok(()),
+        threads => Err(format!(
+            "after `preload` the fork server has {threads} threads; a copy of such a process has only one of them, and what \
+             the others had locked stays so for ever"
+        )),
+    }
+}

@@ -1,0 +1,126 @@
+//! Programs with a `main` of their own, played by the test binary itself: it starts its own file again, with the name of a
+//! program in its environment, and looks at what that says and leaves behind.
+//!
+//! A program has one thread (so it may fork) and its own alarm clock: what hangs is ended by `SIGALRM`.
+
+#![allow(dead_code, unreachable_pub)] // each test crate uses a part
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+#[path = "../support_b/harness.rs"]
+mod harness;
+
+use crate::support_b::{signal, tagged, watchdog};
+
+/// Names the program to be played.
+const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
+/// What it needs to know.
+const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
+/// Marks a program and all that it starts.
+const TAG: &str = "EXECUTOR_TEST_TAG";
+
+/// Functions by their names.
+macro_rules! list {
+    ($list:ident: $($name:ident,)*) => {
+        const $list: &[(&str, fn())] = &[$((stringify!($name), $name),)*];
+    };
+}
+
+/// The `main` of such a test binary.
+pub fn main(tests: &[(&str, fn())], programs: &[(&str, fn())]) {
+    let Ok(program) = std::env::var(PROGRAM) else {
+        harness::run(tests);
+    };
+    executor::init();
+    // SAFETY: sets an alarm.
+    unsafe { libc::alarm(150) };
+    let (_, play) = programs.iter().find(|(name, _)| *name == program).expect("there is such a program");
+    play();
+}
+
+/// A program to be played.
+pub struct Play {
+    pub command: Command,
+    pub tag: String,
+}
+
+pub fn play(program: &str) -> Play {
+    static PLAYS: AtomicU64 = AtomicU64::new(0);
+    let number = format!("{}-{}", std::process::id(), PLAYS.fetch_add(1, Ordering::Relaxed));
+    let mut command = Command::new(std::env::current_exe().expect("this file"));
+    command.env(PROGRAM, program).env(TAG, &number).env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Play { command, tag: format!("{TAG}={number}") }
+}
+
+impl Play {
+    pub fn argument(mut self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(ARGUMENT, argument);
+        self
+    }
+
+    /// Plays it to its end. It complains of nothing and leaves no process behind: how it ended, what it said.
+    #[track_caller]
+    pub fn play_out_to(self, expected: impl Fn(ExitStatus) -> bool) -> String {
+        let _watchdog = watchdog();
+        let Play { mut command, tag } = self;
+        let Output { status, stdout, stderr } = command.output().expect("it starts");
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        assert!(expected(status), "it {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        assert_eq!(stderr, "", "it has nothing to complain of");
+        assert_nothing_left(&tag);
+        stdout.into_owned()
+    }
+
+    /// As [`play_out_to`](Self::play_out_to), with success.
+    #[track_caller]
+    pub fn play_out(self) -> String {
+        self.play_out_to(|status| status.success())
+    }
+
+    /// Starts it and waits until it has said its first line.
+    #[track_caller]
+    pub fn until_it_speaks(mut self) -> (Child, BufReader<ChildStdout>, String) {
+        let mut child = self.command.stderr(Stdio::inherit()).spawn().expect("it starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("it speaks");
+        assert_eq!(line, "ready\n");
+        (child, stdout, self.tag)
+    }
+}
+
+/// One second is promised; a busy machine gets thirty. Without the promise it would be for ever.
+#[track_caller]
+pub fn assert_nothing_left(tag: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let left = tagged(tag);
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline {
+            for (pid, _) in &left {
+                signal(*pid, Signal::KILL);
+            }
+            panic!("left behind: {left:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn argument() -> String {
+    std::env::var(ARGUMENT).expect("this program needs an argument")
+}
+
+pub fn ready() {
+    println!("ready");
+}

@@ -1,0 +1,916 @@
+//! Processes of their own: start, join, signals, values, what they inherit. Those that need a program's own `main` are in
+//! `start_methods.rs` and `program_end.rs`.
+
+mod support_b;
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use executor::{
+    Child, ExitStatus, Limits, Process, Run, SharedBytes, StartError, StartMethod, Stdio, active_children,
+    current_process, parent_process, prelude::*,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::Signal,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use support_b::{Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, runs, spin, watchdog};
+
+executor::test_support!();
+
+/// `Fork` needs a program with one thread: `start_methods.rs`.
+const METHODS: [StartMethod; 2] = [StartMethod::Spawn, StartMethod::ForkServer];
+
+/// Joins, but not for ever.
+#[track_caller]
+fn joined<T>(child: &Child<T>) -> Result<T, TaskError> {
+    child.join_timeout(LONG).expect("it ends")
+}
+
+#[track_caller]
+fn ended<T>(child: &Child<T>) -> ExitStatus {
+    child.wait_exit_timeout(LONG).expect("it ends")
+}
+
+#[track_caller]
+fn status_of(error: &TaskError) -> ExitStatus {
+    match error {
+        TaskError::WorkerLost { status, .. } => *status,
+        other => panic!("{other}"),
+    }
+}
+
+// ---- who is who ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn pr01_the_program_itself() {
+    let own = current_process();
+    assert_eq!(own.name(), "MainProcess");
+    assert!(own.is_alive() && !own.daemon());
+    assert_eq!((own.pid(), own.exit_code()), (std::process::id(), None));
+    assert_eq!(executor::getpid(), std::process::id());
+}
+
+#[task]
+fn relatives() -> (String, u32, bool, Option<(String, u32, bool)>) {
+    let own = current_process();
+    let parent = parent_process().map(|parent| (parent.name().to_owned(), parent.pid(), parent.is_alive()));
+    (own.name().to_owned(), own.pid(), own.daemon(), parent)
+}
+
+#[test]
+fn pr05_the_parent_of_a_child_and_of_none() {
+    let _watchdog = watchdog();
+    assert_eq!(parent_process(), None);
+    for method in METHODS {
+        let child = Process::new(relatives::task()).name("the child").start_method(method).start().unwrap();
+        let (name, pid, daemon, parent) = joined(&child).unwrap();
+        assert_eq!((&*name, pid, daemon), ("the child", child.pid(), false));
+        assert_eq!(parent, Some(("MainProcess".to_owned(), std::process::id(), true)));
+    }
+}
+
+#[task]
+fn daemons() -> (bool, bool, bool, bool) {
+    let started = |process: Process<u64>| {
+        let child = process.start().unwrap();
+        joined(&child).unwrap();
+        child.daemon()
+    };
+    (
+        current_process().daemon(),
+        started(Process::new(echo::task(1))),
+        started(Process::new(echo::task(1)).daemon(false)),
+        started(Process::new(echo::task(1)).daemon(true)),
+    )
+}
+
+#[test]
+fn pr04_a_daemon_if_told_so_or_its_creator_is_one() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        for (given, own) in [(None, false), (Some(false), false), (Some(true), true)] {
+            let mut process = Process::new(daemons::task()).start_method(method);
+            if let Some(given) = given {
+                process = process.daemon(given);
+            }
+            let child = process.start().unwrap();
+            assert_eq!(child.daemon(), own);
+            assert_eq!(joined(&child).unwrap(), (own, own, false, true), "{method:?} {given:?}");
+        }
+    }
+}
+
+#[task]
+fn main_thread() -> (i32, bool) {
+    let own = rustix::thread::gettid().as_raw_nonzero().get();
+    (own, Path::new("/proc/self/task").join(std::process::id().to_string()).exists())
+}
+
+#[test]
+fn pr08_a_child_has_a_thread_of_its_own() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(main_thread::task()).start_method(method).start().unwrap();
+        let (thread, has_main_thread) = joined(&child).unwrap();
+        assert_ne!(thread, rustix::thread::gettid().as_raw_nonzero().get());
+        assert_ne!(thread.cast_unsigned(), std::process::id());
+        assert!(has_main_thread);
+    }
+}
+
+#[test]
+fn pr13_processors() {
+    assert!(executor::cpu_count() >= 1);
+    assert!(executor::cpu_count() >= executor::usable_cpus());
+}
+
+#[task]
+fn names_below(levels: u32) -> Vec<String> {
+    let mut names = vec![current_process().name().to_owned()];
+    if levels > 0 {
+        for _ in 0..2 {
+            let child = Process::new(names_below::task(levels - 1)).start().unwrap();
+            assert!(child.name().starts_with(&names[0]), "{child:?} of {names:?}");
+            names.extend(joined(&child).unwrap());
+        }
+    }
+    names
+}
+
+#[test]
+fn mx12_default_names_show_the_path() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(names_below::task(2)).start_method(method).start().unwrap();
+        let first = child.name().to_owned();
+        assert!(first.strip_prefix("Process-").unwrap().parse::<u32>().unwrap() >= 1);
+        let below = ["", ":1", ":1:1", ":1:2", ":2", ":2:1", ":2:2"];
+        assert_eq!(joined(&child).unwrap(), below.map(|path| format!("{first}{path}")));
+    }
+}
+
+// ---- values --------------------------------------------------------------------------------------------------------
+
+#[task]
+fn look_at(number: i64, text: String, list: Vec<u8>, tuple: (bool, Option<char>)) -> String {
+    format!("{number} {text} {list:?} {tuple:?}")
+}
+
+#[test]
+fn pr03_arguments_arrive_as_they_are() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let task = look_at::task(-5, "a word".to_owned(), vec![1, 2], (true, Some('é')));
+        let child = Process::new(task).start_method(method).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), "-5 a word [1, 2] (true, Some('é'))");
+        assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
+        // As often as asked for.
+        assert_eq!(child.join().unwrap(), "-5 a word [1, 2] (true, Some('é'))");
+    }
+}
+
+#[task]
+fn reversed(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.into_iter().rev().collect()
+}
+
+#[test]
+fn large_arguments_and_values_travel() {
+    let _watchdog = watchdog();
+    let bytes: Vec<u8> = (0..5_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    let expected: Vec<u8> = bytes.iter().rev().copied().collect();
+    for method in METHODS {
+        let child = Process::new(reversed::task(bytes.clone())).start_method(method).start().unwrap();
+        assert!(joined(&child).unwrap() == expected);
+    }
+}
+
+#[task]
+fn same(shared: Vec<SharedBytes>) -> Vec<SharedBytes> {
+    shared
+}
+
+#[test]
+fn many_descriptors_travel_both_ways() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let shared: Vec<_> = (0..60_u8).map(|byte| SharedBytes::from(vec![byte; 5000])).collect();
+        let child = Process::new(same::task(shared.clone())).start_method(method).start().unwrap();
+        let back = joined(&child).unwrap();
+        assert_eq!(back.len(), shared.len());
+        assert!(back.iter().zip(&shared).all(|(back, sent)| back[..] == sent[..]));
+    }
+}
+
+struct Counted(Arc<()>);
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Counted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <()>::deserialize(deserializer).map(|()| Counted(Arc::default()))
+    }
+}
+
+#[task]
+fn count(counted: Counted) -> usize {
+    Arc::strong_count(&counted.0)
+}
+
+#[test]
+fn pr19_what_was_passed_is_not_kept() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let passed = Arc::new(());
+        let child =
+            Process::new(count::task(Counted(Arc::clone(&passed)))).start_method(method).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), 1);
+        assert_eq!(Arc::strong_count(&passed), 1, "the child's handle is still here: {child:?}");
+    }
+}
+
+struct Unencodable;
+
+impl Serialize for Unencodable {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("this one stays at home"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Unencodable {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Ok(Unencodable)
+    }
+}
+
+#[task]
+fn takes(value: Unencodable) -> Unencodable {
+    value
+}
+
+#[task]
+fn makes() -> Unencodable {
+    Unencodable
+}
+
+#[test]
+fn what_does_not_encode_says_so() {
+    let _watchdog = watchdog();
+    let error = Process::new(takes::task(Unencodable)).start().unwrap_err();
+    assert!(matches!(error, StartError::Arguments(TaskError::Encode(_))), "{error:?}");
+    assert!(error.to_string().contains("stays at home"), "{error}");
+    for method in METHODS {
+        let child = Process::new(makes::task()).start_method(method).start().unwrap();
+        match joined(&child) {
+            Err(error @ TaskError::Encode(_)) => {
+                assert!(error.to_string().contains("stays at home"), "{error}")
+            }
+            other => panic!("{:?}", other.map(drop)),
+        }
+        assert_eq!(child.exit_code(), Some(ExitStatus::Exited(1)));
+    }
+}
+
+/// Serves requests, one a line, until told to stop.
+#[derive(Serialize, Deserialize)]
+struct Server {
+    factor: u64,
+}
+
+#[task]
+impl Run for Server {
+    fn run(self) -> u64 {
+        for (served, line) in (0..).zip(std::io::stdin().lines()) {
+            let line = line.unwrap();
+            if line == "stop" {
+                return served;
+            }
+            println!("{}", line.parse::<u64>().unwrap() * self.factor);
+        }
+        panic!("nobody said stop");
+    }
+}
+
+#[test]
+fn pr26_a_type_of_the_users_with_fields_serves_until_told_to_stop() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(Server { factor: 3 })
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .start_method(method)
+            .start()
+            .unwrap();
+        let mut requests = File::from(child.take_stdin().unwrap());
+        let mut answers = BufReader::new(File::from(child.take_stdout().unwrap())).lines();
+        assert!(child.take_stdin().is_none() && child.take_stderr().is_none());
+        for number in 0..20 {
+            writeln!(requests, "{number}").unwrap();
+            assert_eq!(answers.next().unwrap().unwrap(), (number * 3).to_string());
+        }
+        writeln!(requests, "stop").unwrap();
+        assert_eq!(joined(&child).unwrap(), 20);
+        assert!(answers.next().is_none(), "the pipe ends with the child");
+    }
+}
+
+// ---- join, signals, ends -------------------------------------------------------------------------------------------
+
+#[test]
+fn pr09_a_join_without_patience_returns_at_once() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
+        assert!(child.join_timeout(Duration::ZERO).is_none());
+        gate.wait_for(1);
+        assert!(child.join_timeout(Duration::ZERO).is_none());
+        assert!(child.is_alive() && child.exit_code().is_none());
+        gate.open();
+        assert_eq!(joined(&child).unwrap(), child.pid());
+        assert_eq!(child.join_timeout(Duration::ZERO).unwrap().unwrap(), child.pid());
+    }
+}
+
+fn ends_by(send: impl Fn(&Child<u32>), expected: Signal) {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
+        gate.wait_for(1);
+        send(&child);
+        let error = joined(&child).unwrap_err();
+        let status = ExitStatus::Signaled(expected.as_raw());
+        assert_eq!(status_of(&error), status);
+        assert_eq!(child.exit_code(), Some(status));
+        assert!(!child.is_alive());
+        // Nothing happens to what has ended.
+        send(&child);
+        assert_eq!(child.exit_code(), Some(status));
+    }
+}
+
+#[test]
+fn pr10_terminated() {
+    ends_by(|child| child.terminate().unwrap(), Signal::TERM);
+}
+
+#[test]
+fn pr11_killed() {
+    ends_by(|child| child.kill().unwrap(), Signal::KILL);
+}
+
+#[test]
+fn interrupted() {
+    ends_by(|child| child.interrupt().unwrap(), Signal::INT);
+}
+
+#[task]
+fn start_a_program(gate: &Path) {
+    let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    File::create(gate.join(format!("arrival-{}-sleep", sleep.id()))).unwrap();
+    sleep.wait().unwrap();
+}
+
+#[task]
+fn start_below(gate: &Path) {
+    let child = Process::new(start_a_program::task(gate)).start().unwrap();
+    File::create(gate.join(format!("arrival-{}-below", child.pid()))).unwrap();
+    start_a_program(gate);
+}
+
+#[test]
+fn kill_tree_ends_all_that_it_has_started() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(start_below::task(gate.path())).start_method(method).start().unwrap();
+        // Its child, and a program of each of the two.
+        let pids = gate.wait_for(3);
+        assert!(pids.iter().all(|pid| runs(*pid)));
+        child.kill_tree();
+        assert_eq!(ended(&child), ExitStatus::Signaled(Signal::KILL.as_raw()));
+        eventually("all are gone", || !pids.iter().any(|pid| runs(*pid)));
+    }
+}
+
+#[test]
+fn pr14_active_children_are_those_that_run() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let pool = pool(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    let unstarted = Process::new(hold::task(gate.path())).name("unstarted");
+    let running = Process::new(hold::task(gate.path())).name("running").start().unwrap();
+    let ended = Process::new(pid::task()).name("ended").start().unwrap();
+    joined(&ended).unwrap();
+    let active = active_children();
+    let names: Vec<_> = active.iter().map(|child| child.name()).collect();
+    assert!(
+        names.contains(&"running") && !names.contains(&"unstarted") && !names.contains(&"ended"),
+        "{names:?}"
+    );
+    assert!(active.iter().any(|child| child.pid() == running.pid() && child.is_alive()));
+    assert!(!active.iter().any(|child| child.pid() == worker), "workers of pools are not among them");
+    drop(unstarted);
+    gate.open();
+    joined(&running).unwrap();
+    assert!(!active_children().iter().any(|child| child.pid() == running.pid()));
+}
+
+fn is_ready(child: &Child<u32>, wait: &Timespec) -> bool {
+    poll(&mut [PollFd::new(child, PollFlags::IN)], Some(wait)).unwrap() == 1
+}
+
+#[test]
+fn pr16_the_sentinel_is_ready_after_the_end() {
+    let _watchdog = watchdog();
+    let at_once = Timespec::default();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
+        gate.wait_for(1);
+        assert!(child.sentinel().is_some() && !is_ready(&child, &at_once));
+        gate.open();
+        assert!(is_ready(&child, &Timespec { tv_sec: LONG.as_secs() as _, tv_nsec: 0 }));
+        joined(&child).unwrap();
+        assert!(is_ready(&child, &at_once), "also when it was reaped");
+    }
+}
+
+#[test]
+fn pr17_closing_needs_an_end() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let child = Process::new(hold::task(gate.path())).start().unwrap();
+    let child = child.close().expect_err("it runs");
+    gate.open();
+    joined(&child).unwrap();
+    child.close().expect("it has ended");
+}
+
+#[test]
+fn waiting_in_async_code() {
+    let _watchdog = watchdog();
+    let children: Vec<_> = (0..10)
+        .map(|number| {
+            Process::new(echo::task(number)).start_method(METHODS[number as usize % 2]).start().unwrap()
+        })
+        .collect();
+    let all = futures::future::join_all(children.iter().map(Child::wait));
+    let values: Vec<_> = futures::executor::block_on(all).into_iter().map(Result::unwrap).collect();
+    assert_eq!(values, (0..10).collect::<Vec<_>>());
+    let gate = Gate::new();
+    let child = Process::new(hold::task(gate.path())).start().unwrap();
+    // Nothing is lost by dropping.
+    assert!(futures::FutureExt::now_or_never(child.wait()).is_none());
+    gate.open();
+    assert_eq!(futures::executor::block_on(child.wait()).unwrap(), child.pid());
+}
+
+/// A waker of the user's that asks the library.
+struct Asks(std::sync::mpsc::Sender<usize>);
+
+impl std::task::Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(active_children().len());
+    }
+}
+
+#[test]
+fn a_waker_may_ask_for_children() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let child = Process::new(hold::task(gate.path())).start().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let waker = Arc::new(Asks(sender)).into();
+    let mut wait = Box::pin(child.wait());
+    assert!(wait.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    gate.open();
+    receiver.recv_timeout(LONG).expect("it comes to an end");
+}
+
+#[test]
+fn what_debug_says() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let process = Process::new(hold::task(gate.path())).name("talker").daemon(true);
+    assert!(format!("{process:?}").contains("talker") && format!("{process:?}").contains("initial"));
+    let child = process.start().unwrap();
+    let text = format!("{child:?}");
+    let parent = std::process::id();
+    for part in
+        ["talker", "running", "daemon: true", &format!("pid: {}", child.pid()), &format!("parent: {parent}")]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    child.kill().unwrap();
+    ended(&child);
+    assert!(format!("{child:?}").contains("SIGKILL"), "{child:?}");
+}
+
+// ---- how bodies end ------------------------------------------------------------------------------------------------
+
+#[task]
+fn panics() {
+    panic!("it broke: {}", 7)
+}
+
+#[task]
+fn fails() -> Result<u64, String> {
+    Err("it went wrong".to_owned())
+}
+
+#[task]
+fn aborts() {
+    std::process::abort()
+}
+
+#[task]
+fn overflows(depth: u64) -> u64 {
+    if depth == u64::MAX {
+        return 0;
+    }
+    std::hint::black_box([depth; 64])[0] + overflows(std::hint::black_box(depth + 1))
+}
+
+#[test]
+fn panics_and_errors_come_with_their_text_and_exit_code() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(panics::task()).stderr(Stdio::null()).start_method(method).start().unwrap();
+        match joined(&child) {
+            Err(TaskError::Panicked(error)) => {
+                assert_eq!(error.message(), "it broke: 7");
+                assert!(error.location().unwrap().contains("process.rs:"), "{error:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(child.exit_code(), Some(ExitStatus::Exited(101)));
+
+        let child = Process::new(fails::task()).start_method(method).start().unwrap();
+        match joined(&child) {
+            Err(TaskError::Failed(error)) => assert_eq!(error.message(), "it went wrong"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(child.exit_code(), Some(ExitStatus::Exited(1)));
+
+        for code in [0, 7] {
+            let child = Process::new(exit::task(code)).start_method(method).start().unwrap();
+            assert_eq!(status_of(&joined(&child).unwrap_err()), ExitStatus::Exited(code));
+        }
+
+        let child = Process::new(aborts::task()).start_method(method).start().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert_eq!(status_of(&error), ExitStatus::Signaled(Signal::ABORT.as_raw()));
+
+        let child =
+            Process::new(overflows::task(0)).stderr(Stdio::null()).start_method(method).start().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert!(
+            error.is_worker_lost() && error.to_string().contains("stack overflow"),
+            "{method:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn pr27_a_panic_is_in_the_file_that_stderr_goes_to() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("stderr");
+        let child = Process::new(panics::task())
+            .stderr(File::create(&file).unwrap())
+            .start_method(method)
+            .start()
+            .unwrap();
+        assert!(joined(&child).is_err());
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains("it broke: 7") && text.contains("tests/process.rs:"), "{text}");
+    }
+}
+
+#[task]
+fn close_own(descriptors: Vec<i32>) -> u32 {
+    for descriptor in descriptors {
+        // SAFETY: this process's standard output or error, which nobody owns.
+        unsafe { libc::close(descriptor) };
+    }
+    println!("to nowhere");
+    std::process::id()
+}
+
+#[test]
+fn pr23_a_child_may_close_its_output() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        for descriptors in [vec![1], vec![2], vec![1, 2]] {
+            let child = Process::new(close_own::task(descriptors)).stdout(Stdio::null()).start_method(method);
+            let child = child.start().unwrap();
+            assert_eq!(joined(&child).unwrap(), child.pid());
+            assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
+        }
+    }
+}
+
+#[task]
+fn leave_a_thread(gate: PathBuf, mark: PathBuf) {
+    executor::spawn_thread(move || {
+        come_to(&gate);
+        File::create(mark).unwrap();
+    });
+}
+
+#[test]
+fn pr21_a_registered_thread_is_waited_for() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let mark = gate.file("mark");
+        let task = leave_a_thread::task(gate.path().to_owned(), mark.clone());
+        let child = Process::new(task).start_method(method).start().unwrap();
+        gate.wait_for(1);
+        assert!(child.is_alive() && !mark.exists());
+        gate.open();
+        joined(&child).unwrap();
+        assert!(mark.exists());
+    }
+}
+
+#[task]
+fn hook(mark: PathBuf, how: u8) {
+    executor::at_exit(0, move || drop(File::create(mark).unwrap()));
+    match how {
+        0 => {}
+        1 => std::process::exit(0),
+        2 => panic!("a hook is run after a panic"),
+        _ => std::process::abort(),
+    }
+}
+
+#[test]
+fn pr31_an_exit_hook_of_a_child_runs_at_its_end() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        for (how, runs) in [(0, true), (1, true), (2, true), (3, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mark = dir.path().join("mark");
+            let child =
+                Process::new(hook::task(mark.clone(), how)).stderr(Stdio::null()).start_method(method);
+            ended(&child.start().unwrap());
+            assert_eq!(mark.exists(), runs, "{method:?} {how}");
+        }
+    }
+}
+
+#[task]
+fn sums_by_a_pool() -> u64 {
+    let pool = pool(4);
+    pool.map(echo::task, 0..100_u64).map(|value| value.unwrap()).sum()
+}
+
+#[test]
+fn pr30_a_child_has_a_pool_of_its_own() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(sums_by_a_pool::task()).start_method(method).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), 4950);
+    }
+}
+
+#[test]
+fn one_hundred_quick_children_end_with_the_right_code() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let children: Vec<_> = (0..100)
+            .map(|code| Process::new(exit::task(code)).start_method(method).start().unwrap())
+            .collect();
+        for (code, child) in (0..100).zip(&children) {
+            assert_eq!(ended(child), ExitStatus::Exited(code));
+        }
+    }
+}
+
+#[test]
+fn one_hundred_terminated_at_once_end_so() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let children: Vec<_> = (0..100)
+            .map(|_| {
+                let child = Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
+                child.terminate().unwrap();
+                child
+            })
+            .collect();
+        for child in &children {
+            assert_eq!(ended(child), ExitStatus::Signaled(Signal::TERM.as_raw()), "{method:?}");
+        }
+    }
+}
+
+// ---- what they are given -------------------------------------------------------------------------------------------
+
+#[task]
+fn executable() -> PathBuf {
+    fs::read_link("/proc/self/exe").unwrap()
+}
+
+#[test]
+fn pr02_another_path_of_the_program() {
+    let _watchdog = watchdog();
+    let own = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(own.parent().unwrap()).unwrap();
+    let other = dir.path().join("another name");
+    fs::hard_link(&own, &other).unwrap();
+    let child = Process::new(executable::task()).executable(&other).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), other);
+    let error = Process::new(pid::task()).executable(dir.path().join("nothing")).start().unwrap_err();
+    assert!(matches!(error, StartError::Os { .. }), "{error:?}");
+    let error = Process::new(pid::task())
+        .executable(other)
+        .start_method(StartMethod::ForkServer)
+        .start()
+        .unwrap_err();
+    assert!(matches!(error, StartError::Invalid(_)), "{error:?}");
+}
+
+#[task]
+fn surroundings() -> (Option<String>, Option<String>, bool, PathBuf) {
+    let variable = |name: &str| std::env::var(name).ok();
+    (variable("A"), variable("CARGO_PKG_NAME"), variable("PATH").is_some(), std::env::current_dir().unwrap())
+}
+
+#[test]
+fn environment_and_directory_as_told() {
+    let _watchdog = watchdog();
+    let dir = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
+    for method in METHODS {
+        let own = std::env::current_dir().unwrap();
+        let child = Process::new(surroundings::task()).start_method(method).start().unwrap();
+        let inherited = std::env::var("CARGO_PKG_NAME").ok();
+        assert_eq!(joined(&child).unwrap(), (None, inherited, true, own));
+        let child = Process::new(surroundings::task())
+            .env("A", "x=y")
+            .env_remove("CARGO_PKG_NAME")
+            .env("PATH", "/bin")
+            .cwd(&dir)
+            .start_method(method)
+            .start()
+            .unwrap();
+        assert_eq!(joined(&child).unwrap(), (Some("x=y".to_owned()), None, true, dir.clone()));
+        for (key, value) in [("", "a"), ("a=b", "c"), ("a\0", "b"), ("a", "b\0")] {
+            let error = Process::new(pid::task()).env(key, value).start_method(method).start().unwrap_err();
+            assert!(matches!(error, StartError::Invalid(_)), "{key:?}: {error:?}");
+        }
+    }
+    fs::remove_dir(dir).unwrap();
+}
+
+#[task]
+fn read_all_and_say(word: &str) -> String {
+    let mut all = String::new();
+    std::io::stdin().read_to_string(&mut all).unwrap();
+    println!("{word}");
+    eprintln!("{word}!");
+    all
+}
+
+#[test]
+fn standard_streams_through_pipes() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let child = Process::new(read_all_and_say::task("a word"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .start_method(method)
+            .start()
+            .unwrap();
+        let [stdin, stdout, stderr] = [child.take_stdin(), child.take_stdout(), child.take_stderr()]
+            .map(|end| File::from(end.unwrap()));
+        (&stdin).write_all(b"what it reads").unwrap();
+        drop(stdin);
+        assert_eq!(std::io::read_to_string(stdout).unwrap(), "a word\n");
+        assert_eq!(std::io::read_to_string(stderr).unwrap(), "a word!\n");
+        assert_eq!(joined(&child).unwrap(), "what it reads");
+    }
+}
+
+#[test]
+fn a_join_ends_the_input_of_the_child() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let start =
+            || Process::new(read_all_and_say::task("a word")).stdin(Stdio::piped()).stdout(Stdio::null());
+        let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
+        assert!(child.join_timeout(Duration::ZERO).is_none());
+        assert_eq!(child.join().unwrap(), "");
+        let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
+        assert_eq!(futures::executor::block_on(child.wait()).unwrap(), "");
+    }
+}
+
+/// Says, as the library would, that its value is coming and has descriptors, and then says nothing more.
+#[task]
+fn say_half_a_report(gate: &Path) -> u32 {
+    let sockets = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
+        fs::read_link(&path).ok()?.to_str()?.starts_with("socket:").then_some(number)
+    });
+    // The version, the kind of a reply that is done, an empty payload, 64 descriptors.
+    let report = [&2_u32.to_le_bytes()[..], &[5, 0, 64]].concat();
+    for socket in sockets.filter(|number| *number > 2) {
+        // SAFETY: sends bytes over a descriptor that is open.
+        unsafe { libc::send(socket, report.as_ptr().cast(), report.len(), 0) };
+    }
+    come_to(gate);
+    0
+}
+
+#[test]
+fn half_a_report_holds_up_nobody() {
+    let _watchdog = watchdog();
+    for method in METHODS {
+        let gate = Gate::new();
+        let child = Process::new(say_half_a_report::task(gate.path())).start_method(method).start().unwrap();
+        gate.wait_for(1);
+        let other = Process::new(echo::task(1)).start_method(method).start().unwrap();
+        assert_eq!(joined(&other).unwrap(), 1);
+        assert!(child.is_alive());
+        child.kill().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert_eq!(status_of(&error), ExitStatus::Signaled(libc::SIGKILL), "half a value is none");
+    }
+}
+
+#[task]
+fn allocate(bytes: usize) -> usize {
+    let memory = vec![1_u8; bytes];
+    std::hint::black_box(&memory).len()
+}
+
+#[task]
+fn open_many() -> usize {
+    let mut open = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        open.push(file);
+        assert!(open.len() < 10_000);
+    }
+    open.len()
+}
+
+#[task]
+fn write_much(file: &Path) {
+    fs::write(file, vec![0; 100_000]).unwrap();
+}
+
+#[test]
+fn limits_are_kept_by_the_system() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let signaled = |signal: Signal| ExitStatus::Signaled(signal.as_raw());
+    for method in METHODS {
+        let memory = Limits::default().memory(256 << 20);
+        let child = Process::new(allocate::task(1 << 20))
+            .limits(memory.clone())
+            .start_method(method)
+            .start()
+            .unwrap();
+        assert_eq!(joined(&child).unwrap(), 1 << 20);
+        let child =
+            Process::new(allocate::task(512 << 20)).limits(memory).stderr(Stdio::null()).start_method(method);
+        let error = joined(&child.start().unwrap()).unwrap_err();
+        assert_eq!(status_of(&error), signaled(Signal::ABORT), "{error}");
+
+        let child =
+            Process::new(open_many::task()).limits(Limits::default().open_files(20)).start_method(method);
+        assert!((5..20).contains(&joined(&child.start().unwrap()).unwrap()));
+
+        let small = Limits::default().file_size(1000);
+        let child = Process::new(write_much::task(&gate.file("much"))).limits(small).start_method(method);
+        assert_eq!(ended(&child.start().unwrap()), signaled(Signal::XFSZ));
+
+        // They concern the body, and not how its value gets home.
+        let small = Limits::default().file_size(1000).open_files(20);
+        let child = Process::new(reversed::task(vec![7; 300_000])).limits(small).start_method(method);
+        assert_eq!(joined(&child.start().unwrap()).unwrap().len(), 300_000);
+
+        let brief = Limits::default().cpu_time(Duration::from_millis(1));
+        let child = Process::new(spin::task(gate.path())).limits(brief).start_method(method);
+        assert_eq!(ended(&child.start().unwrap()), signaled(Signal::XCPU));
+    }
+}

@@ -1,0 +1,797 @@
+//! The three start methods, and what children have of their parent: in programs with a `main` of their own, since `fork`
+//! wants one thread.
+
+#[macro_use]
+mod plays;
+mod support_b;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions},
+    io::Write,
+    mem::MaybeUninit,
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    ptr,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use executor::{
+    Child, Context, ExitStatus, Fork, Process, StartError, StartMethod, Stdio, active_children,
+    force_start_method, prelude::*, set_start_method, start_method,
+};
+use plays::{argument, play};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
+use support_b::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
+
+list! { TESTS:
+    sm01_a_child_has_the_method_of_its_context,
+    sm02_the_programs_method_is_set_once_or_by_force,
+    sm03_the_methods_of_this_system,
+    sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child,
+    sm08_a_grandchild_and_a_child_deliver_through_one_pipe,
+    sm11_a_program_with_threads_is_not_copied,
+    sm13_eight_threads_that_start_processes,
+    pr22_a_parent_that_has_closed_its_output,
+    pr34_both_sides_of_a_fork_go_on,
+    pr35_nobody_but_the_parent_joins,
+    children_have_all_of_their_parents,
+    fork_again_and_again,
+    the_fork_server_is_started_again,
+    the_fork_server_ends_with_its_parent,
+    preload_runs_once_and_stays,
+    preload_that_cannot_be,
+    a_storm_of_signals_loses_nothing,
+    threads_of_the_library_take_no_signals,
+    few_descriptors_are_errors_and_no_hangs,
+    children_that_others_have_reaped,
+}
+
+list! { PROGRAMS:
+    asks_for_methods,
+    sets_methods,
+    has_a_high_socket,
+    nests_through_a_pipe,
+    forks_with_threads,
+    starts_from_threads,
+    has_closed_its_output,
+    forks,
+    joins_in_a_fork,
+    has_an_odd_state,
+    forks_again,
+    kills_its_server,
+    has_a_fork_that_outlives,
+    preloads,
+    preloads_in_vain,
+    is_in_a_storm,
+    waits_for_a_signal,
+    has_few_descriptors,
+    ignores_the_ends_of_children,
+}
+
+fn main() {
+    plays::main(TESTS, PROGRAMS);
+}
+
+const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
+
+fn method() -> StartMethod {
+    let name = argument();
+    METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
+}
+
+fn with_each(program: &str) {
+    for method in METHODS {
+        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
+    }
+}
+
+fn fine() {
+    println!("fine");
+}
+
+#[track_caller]
+fn joined<T>(child: &Child<T>) -> Result<T, TaskError> {
+    child.join_timeout(LONG).expect("it ends")
+}
+
+// ---- methods -------------------------------------------------------------------------------------------------------
+
+fn number(method: StartMethod) -> usize {
+    METHODS.iter().position(|other| *other == method).unwrap()
+}
+
+#[task]
+fn methods_below(levels: u32) -> Vec<usize> {
+    let mut methods = vec![number(start_method())];
+    if levels > 0 {
+        methods.extend(joined(&Process::new(methods_below::task(levels - 1)).start().unwrap()).unwrap());
+    }
+    methods
+}
+
+fn sm01_a_child_has_the_method_of_its_context() {
+    with_each("asks_for_methods");
+}
+
+fn asks_for_methods() {
+    let context = Context::new(method());
+    assert_eq!(context.start_method(), method());
+    let child = context.process(methods_below::task(2)).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), [number(method()); 3], "a child's children, too");
+    assert_eq!(start_method(), StartMethod::Spawn, "this program's is another matter");
+    fine();
+}
+
+fn sm02_the_programs_method_is_set_once_or_by_force() {
+    with_each("sets_methods");
+}
+
+fn sets_methods() {
+    assert_eq!(start_method(), StartMethod::Spawn);
+    set_start_method(method()).unwrap();
+    assert_eq!(start_method(), method());
+    let child = Process::new(methods_below::task(1)).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), [number(method()); 2]);
+    let error = set_start_method(StartMethod::Spawn).unwrap_err();
+    assert_eq!(error.0, method());
+    assert!(error.to_string().contains("force_start_method"), "{error}");
+    force_start_method(StartMethod::ForkServer);
+    assert_eq!(start_method(), StartMethod::ForkServer);
+    let child = Process::new(methods_below::task(0)).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), [number(StartMethod::ForkServer)]);
+    let pool = support_b::pool(1);
+    assert_eq!(pool.submit(methods_below::task(0)).result().unwrap(), [number(StartMethod::ForkServer)]);
+    fine();
+}
+
+fn sm03_the_methods_of_this_system() {
+    let methods = StartMethod::available();
+    assert_eq!(methods[0], start_method(), "the default is first");
+    assert!(methods.contains(&StartMethod::Spawn));
+    assert_ne!(methods[0], StartMethod::Fork);
+}
+
+// ---- descriptors ---------------------------------------------------------------------------------------------------
+
+/// What is open beyond the standard streams.
+#[task]
+fn open_descriptors() -> BTreeMap<i32, String> {
+    let own = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let number = path.file_name()?.to_str()?.parse().ok()?;
+        // The directory that is being read is gone by now, or names itself.
+        let target = fs::read_link(&path).ok()?.display().to_string();
+        (number > 2 && !target.contains("/fd")).then_some((number, target))
+    });
+    own.collect()
+}
+
+fn sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child() {
+    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+        let said = play("has_a_high_socket").argument(format!("{method:?}")).play_out();
+        assert_eq!(said, "fine\n", "{method:?}");
+    }
+}
+
+fn has_a_high_socket() {
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    // SAFETY: a number that nobody has; not close-on-exec.
+    assert_eq!(unsafe { libc::dup2(socket.as_raw_fd(), 200) }, 200);
+    let child = Process::new(open_descriptors::task()).start_method(method()).start().unwrap();
+    let open = joined(&child).unwrap();
+    assert!(!open.contains_key(&200), "{open:?}");
+    assert!(open.values().filter(|target| target.starts_with("socket:")).count() <= 1, "{open:?}");
+    fine();
+}
+
+fn sm13_eight_threads_that_start_processes() {
+    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+        let said = play("starts_from_threads").argument(format!("{method:?}")).play_out();
+        assert_eq!(said, "fine\n", "{method:?}");
+    }
+}
+
+fn starts_from_threads() {
+    let method = method();
+    let barrier = Arc::new(Barrier::new(8));
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let barrier = Arc::clone(&barrier);
+            thread::spawn(move || {
+                barrier.wait();
+                for _ in 0..10 {
+                    let process = Process::new(open_descriptors::task()).start_method(method);
+                    let process = process.stdin(Stdio::piped()).stdout(Stdio::piped());
+                    let child = process.start().unwrap();
+                    let open = joined(&child).unwrap();
+                    // Its own two pipes are its standard streams. Its socket and the pidfd of its parent are what it has.
+                    let count = |kind: &str| open.values().filter(|target| target.contains(kind)).count();
+                    assert_eq!(count("pipe:"), 0, "{open:?}");
+                    assert!(count("socket:") <= 1 && open.len() <= 2, "{open:?}");
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(active_children().is_empty());
+    // Nothing stays here either, but for what watches and the fork server.
+    eventually("the descriptors are closed", || open_descriptors().len() <= 4);
+    fine();
+}
+
+#[task]
+fn say(word: &str) -> u32 {
+    println!("{word}");
+    std::process::id()
+}
+
+#[task]
+fn say_with_a_child(word: &str) {
+    joined(&Process::new(say::task(&format!("{word} below"))).start().unwrap()).unwrap();
+    say(word);
+}
+
+fn sm08_a_grandchild_and_a_child_deliver_through_one_pipe() {
+    with_each("nests_through_a_pipe");
+}
+
+fn nests_through_a_pipe() {
+    let process = Process::new(say_with_a_child::task("hello")).start_method(method());
+    let child = process.stdout(Stdio::piped()).start().unwrap();
+    let said = std::io::read_to_string(File::from(child.take_stdout().unwrap())).unwrap();
+    assert_eq!(said, "hello below\nhello\n");
+    joined(&child).unwrap();
+    fine();
+}
+
+fn pr22_a_parent_that_has_closed_its_output() {
+    for closed in [vec![1], vec![2], vec![1, 2], vec![0, 1, 2]] {
+        let gate = Gate::new();
+        let mut play = play("has_closed_its_output").argument(gate.path());
+        // SAFETY: closes standard streams in the child, between fork and exec: nothing but system calls.
+        unsafe {
+            play.command.pre_exec(move || {
+                for number in &closed {
+                    libc::close(*number);
+                }
+                Ok(())
+            })
+        };
+        play.play_out();
+        assert!(gate.file("fine").exists());
+    }
+}
+
+fn has_closed_its_output() {
+    for number in [1, 2] {
+        // std has opened /dev/null in its place; here it is closed in earnest.
+        if fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|path| path == Path::new("/dev/null")) {
+            // SAFETY: nobody owns it.
+            unsafe { libc::close(number) };
+        }
+    }
+    for method in METHODS {
+        let child = Process::new(say::task("to nobody")).start_method(method).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), child.pid());
+        assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
+    }
+    File::create(Path::new(&argument()).join("fine")).unwrap();
+}
+
+// ---- fork ----------------------------------------------------------------------------------------------------------
+
+fn status(pid: u32) -> Option<i32> {
+    let (_, status) = waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap()?;
+    status.exit_status()
+}
+
+fn pr34_both_sides_of_a_fork_go_on() {
+    assert_eq!(play("forks").play_out(), "child 3\nparent 2\nwith 42\nfine\n");
+}
+
+fn forks() {
+    let mut variable = 1;
+    // SAFETY: this program has one thread.
+    match unsafe { executor::fork() }.unwrap() {
+        Fork::Child => {
+            variable += 2;
+            println!("child {variable}");
+            std::process::exit(5);
+        }
+        Fork::Parent(child) => {
+            variable += 1;
+            assert_eq!(status(child), Some(5));
+            println!("parent {variable}");
+        }
+    }
+    let answer = 42;
+    let child = executor::fork_with(|| println!("with {answer}")).unwrap();
+    assert_eq!(status(child), Some(0));
+    let child = executor::fork_with(|| std::panic::resume_unwind(Box::new("quiet"))).unwrap();
+    assert_eq!(status(child), Some(101));
+    assert_eq!(children(), []);
+    fine();
+}
+
+fn pr35_nobody_but_the_parent_joins() {
+    assert_eq!(play("joins_in_a_fork").play_out(), "fine\n");
+}
+
+fn joins_in_a_fork() {
+    let gate = Gate::new();
+    let child = Process::new(hold::task(gate.path())).start().unwrap();
+    gate.wait_for(1);
+    let copy = executor::fork_with(|| {
+        let error = child.join().unwrap_err();
+        assert!(matches!(error, TaskError::Invalid(_)), "{error:?}");
+        assert!(error.to_string().contains("another process"), "{error}");
+        assert!(child.join_timeout(Duration::ZERO).unwrap().is_err());
+        assert!(futures::executor::block_on(child.wait()).is_err());
+        assert_eq!(child.wait_exit(), ExitStatus::Unknown);
+        assert_eq!(child.exit_code(), None);
+        child.kill().unwrap();
+        child.kill_tree();
+        assert!(active_children().is_empty());
+        // A copy has children of its own.
+        let own = Process::new(echo::task(5)).start().unwrap();
+        assert_eq!(own.join().unwrap(), 5);
+    })
+    .unwrap();
+    assert_eq!(status(copy), Some(0));
+    assert!(child.is_alive());
+    gate.open();
+    assert_eq!(joined(&child).unwrap(), child.pid());
+    fine();
+}
+
+fn sm11_a_program_with_threads_is_not_copied() {
+    assert_eq!(play("forks_with_threads").play_out(), "fine\n");
+}
+
+fn forks_with_threads() {
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let thread = thread::spawn(move || stopped.recv().is_err());
+    let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
+    assert!(matches!(error, StartError::Threads { threads: 2 }), "{error:?}");
+    assert!(error.to_string().contains("StartMethod::Spawn"), "{error}");
+    let error = executor::fork_with(|| ()).unwrap_err();
+    assert!(matches!(error, StartError::Threads { threads: 2 }), "{error:?}");
+    // Forced, by whoever knows what he does.
+    // SAFETY: the child ends at once.
+    match unsafe { executor::fork() }.unwrap() {
+        // SAFETY: ends the process.
+        Fork::Child => unsafe { libc::_exit(3) },
+        Fork::Parent(child) => assert_eq!(status(child), Some(3)),
+    }
+    drop(stop);
+    thread.join().unwrap();
+    // At once: a thread that has been joined does not count, though the system may list it for a moment.
+    let child = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), child.pid());
+    fine();
+}
+
+fn fork_again_and_again() {
+    assert_eq!(play("forks_again").play_out(), "fine\n");
+}
+
+fn forks_again() {
+    static COUNTED: AtomicU64 = AtomicU64::new(0);
+    #[task]
+    fn counted() -> u64 {
+        COUNTED.fetch_add(1, Ordering::Relaxed)
+    }
+    #[task]
+    fn counted_below() -> u64 {
+        joined(&Process::new(counted::task()).start().unwrap()).unwrap() + 100
+    }
+    let start = || Process::new(counted::task()).start_method(StartMethod::Fork).start().unwrap();
+    let two = [start(), start()];
+    assert_eq!(two.map(|child| joined(&child).unwrap()), [0, 0]);
+    COUNTED.store(7, Ordering::Relaxed);
+    for _ in 0..30 {
+        assert_eq!(joined(&start()).unwrap(), 7, "it has what its parent has");
+    }
+    // Beside others, which the same thread watches.
+    let gate = Gate::new();
+    let other = Process::new(hold::task(gate.path())).start().unwrap();
+    let below = Process::new(counted_below::task()).start_method(StartMethod::Fork).start().unwrap();
+    assert_eq!(joined(&below).unwrap(), 107);
+    gate.open();
+    joined(&other).unwrap();
+    for code in 0..20 {
+        let child = Process::new(exit::task(code)).start_method(StartMethod::Fork).start().unwrap();
+        assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Exited(code)));
+    }
+    // The thread leaves when there is nothing to watch for a while; meanwhile, too, it is not in the way.
+    eventually("the watcher has left", || {
+        let child = executor::fork_with(|| ()).expect("no thread is in the way");
+        status(child);
+        executor::thread_count() == 1
+    });
+    fine();
+}
+
+// ---- what children have of their parent ----------------------------------------------------------------------------
+
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Seen {
+    blocked: Vec<i32>,
+    ignored: Vec<i32>,
+    directory: PathBuf,
+    environment: BTreeSet<(String, String)>,
+    arguments: Vec<String>,
+}
+
+fn see() -> Seen {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let ignores = |signal: &i32| {
+        let mut action = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: writes the action, and is read where it did not fail.
+        unsafe {
+            libc::sigaction(*signal, ptr::null(), action.as_mut_ptr()) == 0
+                && action.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    };
+    // SAFETY: writes the set.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
+    Seen {
+        // SAFETY: written above.
+        blocked: (1..=64).filter(|signal| unsafe { libc::sigismember(set.as_ptr(), *signal) } == 1).collect(),
+        ignored: (1..=64).filter(ignores).collect(),
+        directory: std::env::current_dir().unwrap(),
+        environment: std::env::vars().collect(),
+        arguments: executor::args().map(|argument| argument.into_string().unwrap()).collect(),
+    }
+}
+
+#[task]
+fn seen_below(levels: u32) -> Vec<Seen> {
+    let mut seen = vec![see()];
+    if levels > 0 {
+        seen.extend(joined(&Process::new(seen_below::task(levels - 1)).start().unwrap()).unwrap());
+    }
+    seen
+}
+
+fn children_have_all_of_their_parents() {
+    for method in METHODS {
+        let mut play = play("has_an_odd_state").argument(format!("{method:?}"));
+        play.command.args(["one", "--two", "", "drei ü"]);
+        assert_eq!(play.play_out(), "fine\n", "{method:?}");
+    }
+}
+
+fn has_an_odd_state() {
+    let check = |of: &str| {
+        let own = see();
+        assert_eq!(own.arguments[1..], ["one", "--two", "", "drei ü"]);
+        let child = Process::new(seen_below::task(2)).start_method(method()).start().unwrap();
+        for (level, seen) in joined(&child).unwrap().into_iter().enumerate() {
+            assert_eq!(seen, own, "{of}, level {level}");
+        }
+    };
+    // With the fork server: it is started by now, and the following is news to it.
+    check("at first");
+    let dir = tempfile::tempdir().unwrap();
+    std::env::set_current_dir(dir.path()).unwrap();
+    // SAFETY: one thread at work, and the watcher, which reads no environment.
+    unsafe {
+        std::env::set_var("NEW", "a new one");
+        std::env::remove_var("PATH");
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        libc::sigaddset(set.as_mut_ptr(), 40);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+        libc::signal(libc::SIGUSR2, libc::SIG_IGN);
+        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    let own = see();
+    assert_eq!(own.blocked, [libc::SIGUSR1, 40]);
+    assert_eq!(own.ignored, [libc::SIGHUP, libc::SIGUSR2]);
+    check("changed");
+    // SAFETY: sets a disposition.
+    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_DFL) };
+    check("changed back");
+    fine();
+}
+
+/// Takes a signal by asking for it, as programs do that block it everywhere.
+#[task]
+fn take_a_signal(gate: &Path) -> i32 {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut got = 0;
+    // SAFETY: initialises the set, then waits for what is in it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+        // The signal comes while this thread does not ask for it.
+        come_to(gate);
+        libc::sigwait(set.as_ptr(), &mut got);
+    }
+    got
+}
+
+fn threads_of_the_library_take_no_signals() {
+    with_each("waits_for_a_signal");
+}
+
+fn waits_for_a_signal() {
+    let gate = Gate::new();
+    let child = Process::new(take_a_signal::task(gate.path())).start_method(method()).start().unwrap();
+    gate.wait_for(1);
+    signal(child.pid(), Signal::USR1);
+    gate.open();
+    assert_eq!(joined(&child).unwrap(), libc::SIGUSR1, "no thread beside has taken it, and died of it");
+    fine();
+}
+
+// ---- the fork server -----------------------------------------------------------------------------------------------
+
+/// Our child that is no process of the user's.
+fn server() -> u32 {
+    let known: Vec<_> = active_children().iter().map(|child| child.pid()).collect();
+    let others: Vec<_> =
+        children().into_iter().map(|(pid, ..)| pid).filter(|pid| !known.contains(pid)).collect();
+    assert_eq!(others.len(), 1, "{others:?}");
+    others[0]
+}
+
+fn the_fork_server_is_started_again() {
+    assert_eq!(play("kills_its_server").play_out(), "fine\n");
+}
+
+fn kills_its_server() {
+    let gate = Gate::new();
+    let start =
+        || Process::new(hold::task(gate.path())).start_method(StartMethod::ForkServer).start().unwrap();
+    let mut started = vec![start()];
+    let mut servers = BTreeSet::from([server()]);
+    for _ in 0..5 {
+        let last = server();
+        signal(last, Signal::KILL);
+        let child = start();
+        assert!(child.is_alive() && servers.insert(server()), "another one");
+        assert!(!Path::new(&format!("/proc/{last}")).exists(), "and the last one was reaped");
+        started.push(child);
+    }
+    gate.wait_for(started.len());
+    assert!(started.iter().all(|child| child.is_alive()), "children do not depend on it");
+    gate.open();
+    for child in &started {
+        assert_eq!(joined(child).unwrap(), child.pid());
+    }
+    fine();
+}
+
+fn the_fork_server_ends_with_its_parent() {
+    // Also where a copy of the parent, which holds the other end of its socket, goes on.
+    let gate = Gate::new();
+    let (mut child, _stdout, tag) = play("has_a_fork_that_outlives").argument(gate.path()).until_it_speaks();
+    let servers = || -> Vec<u32> {
+        let marked =
+            support_b::tagged(&tag).into_iter().filter(|(_, line)| line.contains("--executor-worker"));
+        marked.map(|(pid, _)| pid).collect()
+    };
+    assert_eq!(servers().len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the server is gone", || servers().is_empty());
+    assert_eq!(support_b::tagged(&tag).len(), 1, "the copy is still here");
+    gate.open();
+    plays::assert_nothing_left(&tag);
+}
+
+fn has_a_fork_that_outlives() {
+    let gate = PathBuf::from(argument());
+    let child = Process::new(pid::task()).start_method(StartMethod::ForkServer).start().unwrap();
+    joined(&child).unwrap();
+    executor::fork_with(|| come_to(&gate)).unwrap();
+    eventually("it is there", || fs::read_dir(&gate).unwrap().count() == 2);
+    plays::ready();
+    loop {
+        thread::park();
+    }
+}
+
+static LOADED: AtomicU64 = AtomicU64::new(0);
+
+#[task]
+fn load(file: &Path, value: u64) {
+    let mut file = OpenOptions::new().create(true).append(true).open(file).unwrap();
+    writeln!(file, "{}", std::process::id()).unwrap();
+    LOADED.fetch_add(value, Ordering::Relaxed);
+    let hook = file.try_clone().unwrap();
+    executor::at_exit(0, move || writeln!(&hook, "a hook of the server's").unwrap());
+}
+
+#[task]
+fn loaded() -> u64 {
+    LOADED.load(Ordering::Relaxed)
+}
+
+fn preload_runs_once_and_stays() {
+    assert_eq!(play("preloads").play_out(), "fine\n");
+}
+
+fn preloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("loads");
+    let context =
+        Context::new(StartMethod::ForkServer).preload(load::task(&file, 40)).preload(load::task(&file, 2));
+    assert!(!file.exists(), "the server is started with its first child");
+    for _ in 0..5 {
+        assert_eq!(joined(&context.process(loaded::task()).start().unwrap()).unwrap(), 42);
+    }
+    let server = server();
+    let lines = format!("{server}\n{server}\n");
+    assert_eq!(
+        fs::read_to_string(&file).unwrap(),
+        lines,
+        "each once, in the server, and children have not its hooks"
+    );
+    // Other methods, and other contexts, do not know of it.
+    assert_eq!(joined(&Process::new(loaded::task()).start().unwrap()).unwrap(), 0);
+    let other = Context::new(StartMethod::ForkServer);
+    assert_eq!(joined(&other.process(loaded::task()).start().unwrap()).unwrap(), 0);
+    // A server ends with its context.
+    drop((context, other));
+    assert_eq!(children(), []);
+    fine();
+}
+
+#[task]
+fn leave_a_thread() {
+    thread::spawn(|| {
+        loop {
+            thread::park();
+        }
+    });
+}
+
+#[task]
+fn fail_to_load() -> Result<(), String> {
+    Err("there is no such model".to_owned())
+}
+
+#[task]
+fn end_while_loading() {
+    std::process::exit(0)
+}
+
+fn preload_that_cannot_be() {
+    assert_eq!(play("preloads_in_vain").play_out(), "fine\n");
+}
+
+fn preloads_in_vain() {
+    let refused = |context: Context| {
+        // As often as asked, with the same reason.
+        let errors = [(); 2].map(|()| context.process(pid::task()).start().unwrap_err());
+        assert_eq!(errors[0].to_string(), errors[1].to_string());
+        errors[0].to_string()
+    };
+    let context = || Context::new(StartMethod::ForkServer);
+    let text = refused(context().preload(leave_a_thread::task()));
+    assert!(text.contains("2 threads"), "{text}");
+    let text = refused(context().preload(fail_to_load::task()));
+    assert!(text.contains("there is no such model"), "{text}");
+    let text = refused(context().preload(end_while_loading::task()));
+    assert!(text.contains("preload"), "{text}");
+    assert_eq!(children(), [], "no server stays");
+    // Nothing happens with other methods.
+    let child =
+        Context::new(StartMethod::Fork).preload(fail_to_load::task()).process(pid::task()).start().unwrap();
+    joined(&child).unwrap();
+    fine();
+}
+
+// ---- signals -------------------------------------------------------------------------------------------------------
+
+extern "C" fn ignore_loudly(_: i32) {}
+
+fn a_storm_of_signals_loses_nothing() {
+    assert_eq!(play("is_in_a_storm").play_out(), "fine\n");
+}
+
+/// Two processes: one works, the other one never stops signalling it. Handlers without SA_RESTART interrupt each call.
+fn is_in_a_storm() {
+    // SAFETY: a handler that does nothing.
+    unsafe {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = ignore_loudly as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &action, ptr::null_mut());
+    }
+    let target = std::process::id();
+    let storm = executor::fork_with(|| {
+        while support_b::runs(target) && executor::getppid() == target {
+            signal(target, Signal::USR1);
+        }
+    })
+    .unwrap();
+    for round in 0..10_i32 {
+        for method in METHODS {
+            let two =
+                [0, 1].map(|more| Process::new(echo::task(round as u64 + more)).start_method(method).start());
+            let two = two.map(|child| joined(&child.unwrap()).unwrap());
+            assert_eq!(two, [round as u64, round as u64 + 1]);
+            let child = Process::new(exit::task(round)).start_method(method).start().unwrap();
+            assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Exited(round)));
+        }
+    }
+    signal(storm, Signal::KILL);
+    status(storm);
+    fine();
+}
+
+// ---- a system that refuses -----------------------------------------------------------------------------------------
+
+fn few_descriptors_are_errors_and_no_hangs() {
+    with_each("has_few_descriptors");
+}
+
+fn has_few_descriptors() {
+    // What stays open for good is opened.
+    joined(&Process::new(pid::task()).start().unwrap()).unwrap();
+    let before = support_b::descriptors();
+    let normal = getrlimit(Resource::Nofile);
+    let (mut refused, mut worked) = (0, 0);
+    for room in 0..24_usize {
+        let limit = 3 + room as u64;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(limit), ..normal }).unwrap();
+        // A fork server has the limit that was there at its start.
+        let context = Context::new(method());
+        let started = context.process(echo::task(room as u64)).start();
+        let ended = started.map(|child| (joined(&child), child.wait_exit()));
+        setrlimit(Resource::Nofile, normal).unwrap();
+        match ended {
+            Ok((Ok(value), status)) => {
+                assert_eq!((value, status), (room as u64, ExitStatus::Exited(0)));
+                worked += 1;
+            }
+            // The child has the limit, too.
+            Ok((Err(_), status)) => assert_ne!(status, ExitStatus::Exited(0)),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(
+                    text.contains("Too many open files") || matches!(error, StartError::NoEntry),
+                    "{text}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 2 && worked > 2, "{refused} were refused, {worked} worked");
+    eventually("no descriptor stays", || support_b::descriptors() <= before);
+    assert_eq!(children(), []);
+    fine();
+}
+
+fn children_that_others_have_reaped() {
+    with_each("ignores_the_ends_of_children");
+}
+
+fn ignores_the_ends_of_children() {
+    // SAFETY: sets a disposition: the system reaps all children from now on.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    for round in 0..20 {
+        let child = Process::new(echo::task(round)).start_method(method()).start().unwrap();
+        assert_eq!(joined(&child).unwrap(), round, "what it said is there");
+        assert_eq!(child.exit_code(), Some(ExitStatus::Unknown));
+        let child = Process::new(exit::task(3)).start_method(method()).start().unwrap();
+        let error = joined(&child).unwrap_err();
+        assert!(error.is_worker_lost(), "{error}");
+        assert!(!child.is_alive());
+    }
+    fine();
+}
