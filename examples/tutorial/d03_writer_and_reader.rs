@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let reader = Process::new(read::task(queue.clone())).start()?;
     writer.join()?;
     // Everything was read and accounted for. The tutorial terminates the reader at once, and may lose items.
-    queue.join();
+    queue.join()?;
     // It is somewhere within `get`. In Python that may leave the queue locked for ever; here the queue goes on.
     reader.terminate()?;
     println!("the reader {}", reader.wait_exit());
