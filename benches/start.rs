@@ -1,6 +1,7 @@
 //! From start to join: a process that does nothing, by each start method, beside what else starts processes.
 //!
-//! `cargo bench --bench start`. Rounds are interleaved; figures are microseconds, median and range.
+//! `cargo bench --bench start`. Rounds are interleaved, but for those of CPython, which follow; figures are microseconds,
+//! median and range.
 
 use std::{
     process::{Command, Stdio},
@@ -51,9 +52,14 @@ fn python(method: &str, rounds: usize) -> Option<Vec<f64>> {
 
 fn main() {
     executor::init();
+    // A test runner asks what is here: nothing.
+    if std::env::args().any(|arg| arg == "--list") {
+        return;
+    }
     let quick = !std::env::args().any(|arg| arg == "--bench");
     let rounds = if quick { 2 } else { 100 };
-    // Made first, and warm: a fork server is started by its first child. This thread is the only one, so `Fork` is allowed.
+    // Made first, and warm: a fork server is started by its first child. There is no thread beside this one and the library's watcher, so `Fork` is
+    // allowed.
     let contexts = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork].map(Context::new);
     let mut rows: Vec<(String, Vec<f64>)> = contexts
         .iter()
