@@ -7,7 +7,8 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
 use rustix::process::Signal;
 use support_b::{
-    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state, watchdog,
+    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state, stop,
+    watchdog, with_a_limit_long_enough,
 };
 
 executor::test_support!();
@@ -132,32 +133,46 @@ fn a_stack_overflow_is_named() {
 fn a_stopped_worker_is_ended_by_the_time_limit() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
-    let limit = Duration::from_millis(200);
-    let future = pool.submit(hold::task(gate.path()).timeout(limit));
-    let behind = pool.submit(echo::task(1));
-    let worker = gate.wait_for(1)[0];
-    signal(worker, Signal::STOP);
-    let error = future.result().unwrap_err();
+    let (limit, error) = with_a_limit_long_enough("it is stopped", |limit| {
+        let future = pool.submit(hold::task(gate.path()).timeout(limit));
+        let behind = pool.submit(echo::task(1));
+        // Ended before it came to the gate, or before it stood still, it is not what this is about.
+        let arrivals = gate.arrivals();
+        while gate.arrivals().len() == arrivals.len() && !future.done() {
+            std::thread::yield_now();
+        }
+        let worker = gate.arrivals().into_iter().find(|worker| !arrivals.contains(worker))?;
+        let stopped = rustix::process::kill_process(
+            rustix::process::Pid::from_raw(worker as i32).unwrap(),
+            Signal::STOP,
+        );
+        stopped.ok()?;
+        eventually("it stands still or is gone", || matches!(state(worker), Some('T' | 'Z') | None));
+        let stands_still = state(worker) == Some('T');
+        let error = future.result().unwrap_err();
+        assert_eq!(behind.result().unwrap(), 1);
+        assert_eq!(state(worker), None, "dead and reaped");
+        stands_still.then_some((limit, error))
+    });
     assert!(
         matches!(error, TaskError::TimedOut { limit: told, phase: Phase::Run, .. } if told == limit),
         "{error:?}"
     );
-    assert_eq!(behind.result().unwrap(), 1);
-    assert_eq!(state(worker), None, "dead and reaped");
 }
 
 #[test]
 fn a_busy_loop_is_ended_by_the_time_limit_and_by_cancel_running() {
     let _watchdog = watchdog();
-    let (pool, gate) = (pool(1), Gate::new());
-    let late = pool.submit(spin::task(gate.path()).timeout(Duration::from_millis(50)));
+    // The one with the limit may be ended before it comes to its gate.
+    let (pool, early, gate) = (pool(1), Gate::new(), Gate::new());
+    let late = pool.submit(spin::task(early.path()).timeout(Duration::from_millis(50)));
     assert!(late.result().unwrap_err().is_timeout());
     let cancelled = pool.submit(spin::task(gate.path()));
-    gate.wait_for(2);
+    gate.wait_for(1);
     assert!(cancelled.cancel_running());
     assert!(cancelled.result().unwrap_err().is_cancelled());
     assert_whole(&pool);
-    assert!(gate.arrivals().into_iter().all(|worker| !runs(worker)));
+    assert!(early.arrivals().into_iter().chain(gate.arrivals()).all(|worker| !runs(worker)));
 }
 
 #[test]
@@ -166,8 +181,7 @@ fn a_worker_stopped_for_a_while_goes_on() {
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
     let worker = gate.wait_for(1)[0];
-    signal(worker, Signal::STOP);
-    eventually("it stands still", || state(worker) == Some('T'));
+    stop(worker);
     // More than its window takes in; `submit` does not block.
     let more: Vec<_> = (0..10).map(|_| pool.submit(length::task(vec![0; 1 << 20]))).collect();
     gate.open();
@@ -193,30 +207,39 @@ fn start_programs(gate: &Path, wait: bool) {
     }
 }
 
-fn programs(gate: &Gate) -> [u32; 2] {
-    let read = |name| fs::read_to_string(gate.file(name)).ok()?.trim().parse::<u32>().ok();
-    eventually("the programs are there", || read("child").is_some() && read("kin").is_some());
-    [read("child").unwrap(), read("kin").unwrap()]
+/// What `start_programs` has noted of one of its programs.
+fn started(gate: &Gate, name: &str) -> Option<u32> {
+    fs::read_to_string(gate.file(name)).ok()?.trim().parse().ok()
 }
 
 #[test]
 fn programs_that_a_task_has_started_die_with_it() {
     let _watchdog = watchdog();
     for how in ["kill", "timeout", "cancel", "terminate", "shutdown"] {
+        if how == "timeout" {
+            with_a_limit_long_enough("the programs are there", |limit| {
+                let (pool, gate) = (pool(1), Gate::new());
+                let late = pool.submit(start_programs::task(gate.path(), true).timeout(limit));
+                assert!(late.result().unwrap_err().is_timeout());
+                let started = [started(&gate, "child")?, started(&gate, "kin")?];
+                eventually("timeout: the programs are gone", || !started.into_iter().any(runs));
+                Some(())
+            });
+            continue;
+        }
         let (pool, gate) = (pool(1), Gate::new());
-        let task = start_programs::task(gate.path(), how != "shutdown");
-        let future = match how {
-            "timeout" => pool.submit(task.timeout(Duration::from_millis(300))),
-            _ => pool.submit(task),
-        };
-        let started = programs(&gate);
+        let future = pool.submit(start_programs::task(gate.path(), how != "shutdown"));
+        let started = ["child", "kin"].map(|name| {
+            eventually("the programs are there", || started(&gate, name).is_some());
+            started(&gate, name).unwrap()
+        });
         match how {
             "kill" => signal(pool.worker_pids()[0], Signal::KILL),
             "cancel" => assert!(future.cancel_running()),
             "terminate" => pool.terminate_workers(),
             // The task has returned and left them running; they end with the worker.
             "shutdown" => pool.shutdown(true),
-            _ => {}
+            other => unreachable!("{other}"),
         }
         assert_eq!(future.result().is_ok(), how == "shutdown", "{how}");
         eventually(&format!("{how}: the programs are gone"), || !started.into_iter().any(runs));
@@ -375,7 +398,12 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
                                 assert_eq!(status, ExitStatus::Signaled(libc::SIGKILL));
                             }
                             // All replacements were killed before they came up.
-                            Err(TaskError::Broken(BrokenCause::Start(_) | BrokenCause::NoEntry { .. })) => {}
+                            Err(TaskError::Broken(BrokenCause::NoEntry { status })) => {
+                                assert_eq!(status, ExitStatus::Signaled(libc::SIGKILL));
+                            }
+                            Err(TaskError::Broken(BrokenCause::Start(text))) => {
+                                assert!(text.contains("SIGKILL"), "{text}");
+                            }
                             Err(other) => panic!("{other:?}"),
                         }
                     }

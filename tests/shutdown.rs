@@ -9,11 +9,10 @@ use std::{
 };
 
 use executor::{BrokenCause, OnDrop, ShutdownOptions, TaskError, TaskFuture, prelude::*};
-use rustix::process::Signal;
 use serde::{Serialize, Serializer};
 use support_b::{
-    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, signal,
-    spin, state, watchdog,
+    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, spin,
+    state, stop, watchdog,
 };
 
 executor::test_support!();
@@ -240,15 +239,15 @@ fn sd20_a_worker_within_a_task_dies_and_the_rest_of_the_task_never_runs() {
         assert_nothing_left();
     }
     // One that does not listen to SIGTERM, and one that stands still.
-    for stop in [true, false] {
+    for stopped in [true, false] {
         let (pool, gate) = (pool(1), Gate::new());
-        let future = match stop {
+        let future = match stopped {
             true => pool.submit(spin::task(gate.path())),
             false => pool.submit(hold_deaf_to_sigterm::task(gate.path())),
         };
         let worker = gate.wait_for(1)[0];
-        if stop {
-            signal(worker, Signal::STOP);
+        if stopped {
+            stop(worker);
         }
         pool.terminate_workers();
         assert!(matches!(future.result(), Err(TaskError::Shutdown)));
@@ -344,7 +343,7 @@ fn a_later_and_harder_shutdown_overrides_a_softer_one() {
     assert!(queued.result().unwrap_err().is_cancelled());
     assert!(!running.done());
     // Asked to end, stopped so that it cannot, then killed.
-    signal(gate.arrivals()[0], Signal::STOP);
+    stop(gate.arrivals()[0]);
     pool.terminate_workers();
     pool.kill_workers();
     assert!(matches!(running.result(), Err(TaskError::Shutdown)));

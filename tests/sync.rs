@@ -12,8 +12,9 @@ use executor::{
     Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, RLock, RawValue, ReleaseError,
     Semaphore, TaskError, Value, prelude::*,
 };
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use support::{LONG, eventually, pool, watchdog};
+use support::{LONG, eventually, pool, signal, stop, watchdog};
 
 executor::test_support!();
 
@@ -473,14 +474,12 @@ fn the_notification_of_one_that_dies_before_it_has_the_lock_goes_to_another_one(
     eventually("it waits", || !condition.get_lock().is_locked());
     let survivor = others.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
     eventually("the other waits", || sleeping.get() == 1 && !condition.get_lock().is_locked());
-    let pid = victims.worker_pids()[0] as libc::pid_t;
+    let pid = victims.worker_pids()[0];
     // It stands still, is told, and dies.
-    // SAFETY: signals to a child that was not waited for.
-    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    stop(pid);
     condition.notify_one();
     assert_eq!(woken.get(), 0);
-    // SAFETY: as above.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
+    signal(pid, Signal::KILL);
     assert!(doomed.result().is_err());
     survivor.result().unwrap();
     assert_eq!(woken.get(), 1);

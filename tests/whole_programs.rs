@@ -194,7 +194,9 @@ fn ready() {
 fn sd02_a_running_task_is_finished_when_main_returns() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let (child, mut stdout, tag) = play("prints_at_exit").argument(gate.path()).until_it_speaks();
+    let Play { mut command, tag } = play("prints_at_exit").argument(gate.path());
+    let mut child = command.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut said = String::new();
     stdout.read_line(&mut said).unwrap();
     assert_eq!(said, "main returns\n");
@@ -204,6 +206,7 @@ fn sd02_a_running_task_is_finished_when_main_returns() {
     assert_eq!(said, "the task was here\n");
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_nothing_left(&tag);
 }
 
@@ -218,7 +221,6 @@ fn prints_at_exit() {
     let pool = pool(1);
     let future = pool.submit(print_later::task(&gate));
     eventually("it runs", || future.running());
-    ready();
     println!("main returns");
 }
 
@@ -314,7 +316,8 @@ fn parent_killed_while_workers_compute() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("computes").argument(gate.path()).until_it_speaks();
-    assert_eq!(tagged(&tag).len(), 4, "the program, two workers, and what one of them has started");
+    // What is just being started has no environment yet.
+    eventually("a program, two workers, and what one of them has started", || tagged(&tag).len() == 4);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_nothing_left(&tag);
@@ -367,7 +370,7 @@ fn parent_killed_deep_above() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("nests_and_computes").argument(gate.path()).until_it_speaks();
-    assert!(tagged(&tag).len() >= 6, "a program and five workers, one below the other");
+    eventually("a program and five workers, one below the other", || tagged(&tag).len() == 6);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_nothing_left(&tag);

@@ -39,6 +39,50 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Sends a signal.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id");
+    rustix::process::kill_process(pid, signal).expect("the process is there");
+}
+
+/// Stops a process: when this returns it stands still. `kill` alone returns before its effect.
+#[track_caller]
+pub fn stop(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+    eventually("it stands still", || state(pid) == Some('T'));
+}
+
+/// The letter of a process's state, if there is such a process.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may itself contain some.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Tries with a limit that grows, until what has to happen within it had the time: `None` is "it had not". On a busy
+/// machine a moment is a second.
+#[track_caller]
+pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
+    let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
+    limits.into_iter().find_map(|limit| attempt(limit)).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+}
+
+/// Leave for a test that needs so much memory, if the machine has it; says so if not, and the test is not run. One at a
+/// time has it, of all test binaries.
+pub fn memory_to_spare(gib: u64) -> Option<File> {
+    // A lock without a file of its own, which somebody would have to remove.
+    let leave = File::open("/").expect("the root directory");
+    leave.lock().expect("nobody keeps it");
+    let info = fs::read_to_string("/proc/meminfo").expect("/proc");
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("since Linux 3.14");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    if kib < gib << 20 {
+        eprintln!("not run: it needs {gib} GiB of free memory, and there are {}", kib >> 20);
+        return None;
+    }
+    Some(leave)
+}
+
 /// Ends the process if the test that holds it has not ended in time: a hang is a failure, not a wait.
 #[must_use = "it guards until it is dropped"]
 pub struct Watchdog(Option<mpsc::Sender<()>>);

@@ -188,6 +188,21 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("the process is there");
 }
 
+/// Stops a process: when this returns it stands still. `kill` alone returns before its effect.
+#[track_caller]
+pub fn stop(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+    eventually("it stands still", || state(pid) == Some('T'));
+}
+
+/// Tries with a limit that grows, until what has to happen within it had the time: `None` is "it had not". On a busy
+/// machine a moment is a second.
+#[track_caller]
+pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
+    let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
+    limits.into_iter().find_map(|limit| attempt(limit)).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+}
+
 /// The letter of a process's state, if there is such a process.
 pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
