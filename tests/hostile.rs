@@ -14,7 +14,9 @@ use std::{
 
 use executor::{TaskError, prelude::*};
 use serde::{Deserialize, Serialize};
-use support_b::{LONG, alone, descriptors, echo, eventually, pid, pool, rounds, watchdog};
+use support_b::{
+    LONG, alone, descriptors, echo, eventually, pid, pool, rounds, watchdog, with_a_limit_long_enough,
+};
 
 executor::test_support!();
 
@@ -468,18 +470,18 @@ fn replies_twice_early_and_out_of_order() {
     }
 }
 
-/// Writes over the word on which whoever waits for it sleeps, then leaves without a word.
+/// Writes over the word on which whoever waits for it sleeps, says so, then leaves without a word.
 #[task]
-fn garble_who_sleeps(value: u32, how: u8) {
+fn garble_who_sleeps(value: u32, how: u8, said: &Path) {
     let shared = Shared::find();
     let asleep = shared.segment.half(layout::UP + layout::ASLEEP);
-    let waits = Instant::now();
-    // Somebody sleeps there, if anybody is going to.
-    while asleep.load(Ordering::SeqCst) != 1 && waits.elapsed() < Duration::from_millis(300) {
+    // Somebody is going to sleep there: the one who asks for the result.
+    while asleep.load(Ordering::SeqCst) != 1 {
         std::thread::yield_now();
     }
     asleep.store(value, Ordering::SeqCst);
     shared.doorbell.half(4).store(0, Ordering::SeqCst);
+    fs::write(said, "").expect("a note");
     match how {
         0 => std::process::abort(),
         1 => park(),
@@ -495,19 +497,33 @@ fn who_sleeps_on_a_garbled_word_is_woken_all_the_same() {
     }
     for value in [0, 1, 2, 3, u32::MAX] {
         for how in 0..3 {
-            let pool = pool(1);
-            let future = pool.submit(garble_who_sleeps::task(value, how));
-            let behind = pool.submit(echo::task(1));
-            let canceller = future.cancel_handle();
-            let ended = std::thread::spawn(move || future.result());
-            if how == 1 {
-                eventually("it can be killed", || canceller.cancel_running());
-            }
-            let start = Instant::now();
-            let ended = ended.join().unwrap();
-            assert!(start.elapsed() < LONG);
+            // Where the pool's own thread looks at the worker at the moment somebody asks, the latter waits elsewhere.
+            let (pool, ended, behind) = with_a_limit_long_enough("somebody sleeps there", |limit| {
+                let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
+                let said = notes.path().join("garbled");
+                let future = pool.submit(garble_who_sleeps::task(value, how, &said));
+                let behind = pool.submit(echo::task(1));
+                let canceller = future.cancel_handle();
+                // Who asks before a worker has the task waits elsewhere, too.
+                eventually("it runs", || future.running());
+                let ended = std::thread::spawn(move || future.result());
+                let deadline = Instant::now() + limit;
+                while !said.exists() {
+                    if Instant::now() >= deadline {
+                        canceller.cancel_running();
+                        let _ = ended.join().unwrap();
+                        return None;
+                    }
+                    std::thread::yield_now();
+                }
+                if how == 1 {
+                    assert!(canceller.cancel_running());
+                }
+                Some((pool, ended.join().unwrap(), behind))
+            });
             assert_eq!(ended.is_ok(), how == 2, "{value} {how}: {ended:?}");
             assert_eq!(behind.result().unwrap(), 1, "{value} {how}");
+            drop(pool);
         }
     }
 }
