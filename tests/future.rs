@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use executor::{CancelHandle, ProcessPoolExecutor, Side, TaskError, TaskFuture, task};
+use executor::{CancelHandle, Phase, ProcessPoolExecutor, Side, TaskError, TaskFuture, task};
 use futures::{executor::block_on, future::join_all};
 use serde::{Deserialize, Serialize};
 use support::{Gate, LONG, echo, eventually, fail, hold, hold_and_fail, note, notes, pool, watchdog};
@@ -216,6 +216,29 @@ fn a_slow_callback_delays_other_callbacks_but_no_result() {
     assert!(report.try_recv().is_err(), "another callback waits for it");
     go_on.send(()).unwrap();
     assert!(report.recv_timeout(LONG).unwrap().0.is_ok());
+}
+
+#[test]
+fn to04_callbacks_of_a_timed_out_task_see_the_timeout() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let limit = Duration::from_millis(20);
+    let timed_out = |error: &TaskError| {
+        assert!(
+            matches!(error, TaskError::TimedOut { limit: told, phase: Phase::Run, .. } if *told == limit),
+            "{error:?}"
+        );
+    };
+    let (sender, report) = mpsc::channel();
+    let seen = sender.clone();
+    let future = pool.submit(hold::task(gate.path()).timeout(limit));
+    future.add_done_callback(move |outcome| sender.send(outcome.map(|_| ()).map_err(Clone::clone)).unwrap());
+    pool.submit(hold::task(gate.path()).timeout(limit))
+        .on_done(move |outcome| seen.send(outcome.map(|_| ())).unwrap());
+    for _ in 0..2 {
+        timed_out(&report.recv_timeout(LONG).unwrap().unwrap_err());
+    }
+    timed_out(&future.result().unwrap_err());
 }
 
 static DECODED: AtomicUsize = AtomicUsize::new(0);

@@ -59,6 +59,48 @@ fn in01_every_worker_sees_the_initialized_state() {
     assert_eq!(starts(&notes), 2, "once in each");
 }
 
+struct Count(std::cell::Cell<u64>);
+
+#[task]
+fn count_from(start: u64) {
+    executor::worker_state::set(Count(std::cell::Cell::new(start)));
+}
+
+/// One more than at its last call in this worker.
+#[task]
+fn count_on(gate: Option<&Path>) -> (u32, u64) {
+    gate.into_iter().for_each(come_to);
+    let count = executor::with_worker_state::<Count, _>(|count| {
+        count.0.set(count.0.get() + 1);
+        count.0.get()
+    });
+    (std::process::id(), count)
+}
+
+#[test]
+fn to25_state_persists_within_a_worker_and_is_not_shared_among_workers() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(2).initializer(count_from::task(100)).build().unwrap();
+    let both = [(); 2].map(|()| pool.submit(count_on::task(Some(gate.path()))));
+    gate.wait_for(2);
+    gate.open();
+    let [(one, first), (other, second)] = both.map(|future| future.result().unwrap());
+    assert_ne!(one, other, "two workers");
+    assert_eq!((first, second), (101, 101), "each counts for itself");
+    // Each worker's numbers go on without a gap, however the tasks are spread.
+    let futures: Vec<_> = (0..50).map(|_| pool.submit(count_on::task(None))).collect();
+    let mut counts: Vec<_> = futures.into_iter().map(|future| future.result().unwrap()).collect();
+    for worker in [one, other] {
+        let mut own: Vec<u64> =
+            counts.extract_if(.., |(pid, _)| *pid == worker).map(|(_, count)| count).collect();
+        own.sort_unstable();
+        assert_eq!(own, (102..102 + own.len() as u64).collect::<Vec<_>>(), "worker {worker}");
+    }
+    assert!(counts.is_empty(), "nobody else came: {counts:?}");
+}
+
 #[test]
 fn a_replacement_is_initialized_too() {
     let _watchdog = watchdog();

@@ -11,7 +11,7 @@ use std::{
 
 use executor::{Encoded, SharedBytes, TaskError, prelude::*};
 use serde::{Deserialize, Serialize};
-use support::{Gate, eventually, pool, watchdog, watchdog_of};
+use support::{Gate, eventually, memory_to_spare, pool, watchdog, watchdog_of};
 
 executor::test_support!();
 
@@ -102,9 +102,7 @@ fn to14_many_megabytes_arrive_in_both_directions() {
 
 #[test]
 fn ex31_an_argument_of_2_2_gb_arrives() {
-    if std::env::var_os("EXECUTOR_LARGE").is_none() {
-        return;
-    }
+    let Some(_leave) = memory_to_spare(12) else { return };
     let _tests = among_others();
     let _watchdog = watchdog_of(Duration::from_secs(600));
     let pool = pool(1);

@@ -12,8 +12,8 @@ use std::{
 };
 
 use executor::{
-    Child, ExitStatus, Limits, Process, Run, SharedBytes, StartError, StartMethod, Stdio, active_children,
-    current_process, parent_process, prelude::*,
+    Barrier, Child, ExitStatus, Limits, Process, Queue, Run, SharedBytes, StartError, StartMethod, Stdio,
+    active_children, current_process, parent_process, prelude::*,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -676,17 +676,37 @@ fn pr31_an_exit_hook_of_a_child_runs_at_its_end() {
 }
 
 #[task]
-fn sums_by_a_pool() -> u64 {
+fn meet_and_put(together: Barrier, queue: Queue<u64>, value: u64) -> u32 {
+    together.wait_timeout(LONG).expect("the others come");
+    queue.put(value).unwrap();
+    std::process::id()
+}
+
+/// Has a child and a pool of four put into its queue, the four at the same time; who they were, and what came.
+#[task]
+fn has_a_child_and_a_pool(method: usize) -> (Vec<u32>, Vec<u64>) {
+    let (queue, together) = (Queue::unbounded().unwrap(), Barrier::new(5).unwrap());
+    let meets = |value| meet_and_put::task(together.clone(), queue.clone(), value);
+    let child = Process::new(meets(0)).start_method(METHODS[method]).start().unwrap();
     let pool = pool(4);
-    pool.map(echo::task, 0..100_u64).map(|value| value.unwrap()).sum()
+    let futures: Vec<_> = (1..5).map(|value| pool.submit(meets(value))).collect();
+    let mut pids: Vec<u32> = futures.into_iter().map(|future| future.result().unwrap()).collect();
+    pids.extend([child.join().unwrap(), std::process::id()]);
+    let mut values: Vec<u64> = (0..5).map(|_| queue.get().unwrap()).collect();
+    values.sort_unstable();
+    (pids, values)
 }
 
 #[test]
-fn pr30_a_child_has_a_pool_of_its_own() {
+fn pr30_a_child_has_a_queue_a_child_and_a_pool_of_its_own() {
     let _watchdog = watchdog();
-    for method in METHODS {
-        let child = Process::new(sums_by_a_pool::task()).start_method(method).start().unwrap();
-        assert_eq!(joined(&child).unwrap(), 4950);
+    for (number, method) in METHODS.into_iter().enumerate() {
+        let child = Process::new(has_a_child_and_a_pool::task(number)).start_method(method).start().unwrap();
+        let (mut pids, values) = joined(&child).unwrap();
+        assert_eq!(values, [0, 1, 2, 3, 4]);
+        pids.sort_unstable();
+        pids.dedup();
+        assert_eq!(pids.len(), 6, "four workers, a child, and who has started them: {method:?}");
     }
 }
 

@@ -13,7 +13,7 @@ use executor::{
     SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use support::{LONG, eventually, pool, watchdog, watchdog_of};
+use support::{LONG, eventually, memory_to_spare, pool, watchdog, watchdog_of};
 
 executor::test_support!();
 
@@ -334,7 +334,8 @@ fn sum_and_pss(array: Array<u64>, together: Barrier) -> (u64, u64) {
 #[test]
 fn a_large_array_that_eight_tasks_share_is_in_memory_once() {
     let _watchdog = watchdog_of(Duration::from_secs(600));
-    let bytes = if std::env::var_os("EXECUTOR_LARGE").is_some() { 1_usize << 30 } else { 64 << 20 };
+    let leave = memory_to_spare(4);
+    let bytes = if leave.is_some() { 1_usize << 30 } else { 64 << 20 };
     let pool = pool(8);
     let (array, together) = (Array::<u64>::zeroed(bytes / 8).unwrap(), Barrier::new(9).unwrap());
     array.write().unwrap().fill(3);

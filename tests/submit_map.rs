@@ -20,7 +20,7 @@ use std::{
 use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, task};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use support::{Gate, echo, eventually, hold, note, notes, pid, pool, watchdog, watchdog_of};
+use support::{Gate, echo, eventually, hold, memory_to_spare, note, notes, pid, pool, watchdog, watchdog_of};
 
 executor::test_support!();
 
@@ -835,15 +835,10 @@ fn ex31_an_argument_of_300_megabytes_arrives() {
     round_trip(300_000_000, 300_000_000);
 }
 
-/// Takes some 6 GiB of memory, parent and worker together, so it runs only where `EXECUTOR_LARGE=1` says that there
-/// is so much.
+/// Takes some 6 GiB of memory, parent and worker together.
 #[test]
-#[allow(clippy::print_stderr)]
 fn ex31_an_argument_of_2_gigabytes_arrives() {
-    if std::env::var_os("EXECUTOR_LARGE").is_none_or(|value| value != "1") {
-        eprintln!("not run: set EXECUTOR_LARGE=1 on a machine with 8 GiB of free memory");
-        return;
-    }
+    let Some(_leave) = memory_to_spare(10) else { return };
     let _watchdog = watchdog_of(Duration::from_secs(600));
     round_trip(2_200_000_000, 1_000);
 }
