@@ -64,12 +64,16 @@ pub fn state(pid: u32) -> Option<char> {
 #[track_caller]
 pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
     let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
-    limits.into_iter().find_map(|limit| attempt(limit)).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+    limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
-/// Leave for a test that needs so much memory, if the machine has it; says so if not, and the test is not run. One at a
-/// time has it, of all test binaries.
+/// Leave for a test that needs so much memory, if the machine has it and `EXECUTOR_LARGE=0` does not refuse it; says so
+/// if not, and the test is not run. One at a time has it, of all test binaries.
 pub fn memory_to_spare(gib: u64) -> Option<File> {
+    if std::env::var_os("EXECUTOR_LARGE").is_some_and(|value| value == "0") {
+        eprintln!("not run: EXECUTOR_LARGE=0");
+        return None;
+    }
     // A lock without a file of its own, which somebody would have to remove.
     let leave = File::open("/").expect("the root directory");
     leave.lock().expect("nobody keeps it");

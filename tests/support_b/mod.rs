@@ -200,7 +200,7 @@ pub fn stop(pid: u32) {
 #[track_caller]
 pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
     let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
-    limits.into_iter().find_map(|limit| attempt(limit)).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+    limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
 /// The letter of a process's state, if there is such a process.
