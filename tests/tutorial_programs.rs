@@ -105,13 +105,10 @@ fn d02_pool_of_four() {
     assert_eq!(lines.last().unwrap(), "All subprocesses done.");
     assert_eq!(lines.iter().filter(|line| *line == "Waiting for all subprocesses done...").count(), 1);
     let mut running = Running::new();
-    let (mut begun, mut fifth) = (Vec::new(), None);
+    let mut begun = Vec::new();
     for line in &lines {
         if line.starts_with("Run task ") {
             let (task, pid) = (between(line, "Run task ", " ("), between(line, "(", ")"));
-            if begun.len() == 4 {
-                fifth = Some((pid, running.ended.get(&pid).copied()));
-            }
             begun.push(task);
             running.begins(pid, task);
         } else if line.starts_with("Task ") {
@@ -121,7 +118,8 @@ fn d02_pool_of_four() {
     begun.sort_unstable();
     assert_eq!(begun, [0, 1, 2, 3, 4], "each once");
     assert!(running.most <= 4 && running.processes.len() <= 4 && !running.processes.contains(&parent));
-    assert!(fifth.unwrap().1 >= Some(1), "the fifth begins where another has ended: {lines:#?}");
+    // The fifth begins where another has ended, or in a process that comes up late: there were never five at a time.
+    assert!(running.ended.values().any(|ended| *ended > 1), "one has run two: {lines:#?}");
     assert_eq!(running.ended.values().sum::<usize>(), 5, "the join waits for all");
 }
 
