@@ -269,6 +269,10 @@ impl Claims for Boards<'_> {
     fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32> {
         self.link(worker)?.board().take_rest(seq)
     }
+
+    fn taken_in(&self, worker: WorkerId) -> u64 {
+        self.link(worker).map_or(0, Link::taken_in)
+    }
 }
 
 impl Boards<'_> {

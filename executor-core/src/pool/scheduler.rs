@@ -77,6 +77,8 @@ pub(crate) trait Claims {
     fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool;
     /// Takes back what is behind the item that has begun: that item, or `None` if nothing has begun.
     fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32>;
+    /// How much of what it was sent has left for this worker, in any unit: while this grows, the worker takes it in.
+    fn taken_in(&self, worker: WorkerId) -> u64;
 }
 
 /// What the pool keeps of a run: its frame and its completers. When a run is split, both parts need it.
@@ -181,6 +183,8 @@ struct Worker {
     budget: Option<u32>,
     /// When the first one in flight came to be the first: it cannot have begun earlier.
     front_since: Instant,
+    /// How much it had taken in when it was last looked at for that, and when this was.
+    taken_in: Option<(u64, Instant)>,
     doom: Option<Doom>,
 }
 
@@ -193,6 +197,7 @@ impl Worker {
             load: 0,
             budget,
             front_since: now,
+            taken_in: None,
             doom: None,
         }
     }
@@ -1180,8 +1185,16 @@ impl<T: Split> Scheduler<T> {
     fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
-        let deaf = worker.front_since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
+        // A large argument may take longer than that to arrive, and while more of it does nobody is deaf.
+        let since = worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
+        let deaf = since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
         if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
+            let taken_in = claims.taken_in(id);
+            let worker = self.workers.get_mut(&id).expect("looked up above");
+            if taken_in != worker.taken_in.map_or(0, |(before, _)| before) {
+                worker.taken_in = Some((taken_in, now));
+                return;
+            }
             // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
             // stopped it. The task has not begun, so it can go elsewhere.
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });

@@ -248,6 +248,8 @@ struct Process {
     never_starts: bool,
     /// Takes no step until it is continued; dies of SIGKILL all the same.
     stopped: bool,
+    /// What it has taken in of a large argument.
+    taken_in: u64,
     /// No signal reaches it: it works on.
     immortal: bool,
     dies_at: Option<Instant>,
@@ -352,6 +354,10 @@ impl Claims for Boards<'_> {
             Word::Last(at) => Some(at),
             Word::Offered(_) | Word::Taken => None,
         }
+    }
+
+    fn taken_in(&self, worker: WorkerId) -> u64 {
+        self.linked(worker).map_or(0, |process| process.taken_in)
     }
 }
 
@@ -560,6 +566,7 @@ impl World {
                     ordered: self.now,
                     never_starts,
                     stopped: false,
+                    taken_in: 0,
                     immortal: self.dice.permille(self.climate.stops * 10),
                     dies_at: None,
                     frames: VecDeque::new(),
@@ -1772,6 +1779,29 @@ fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
     world.process(WorkerId(0)).stopped = false;
     world.settle();
     assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn a_worker_that_is_still_receiving_is_not_taken_for_a_deaf_one() {
+    let mut world = World::ready(1);
+    let task = world.quick(1)[0];
+    // It begins nothing for longer than a start may last, and more of its argument arrives.
+    world.process(WorkerId(0)).stopped = true;
+    for _ in 0..10 {
+        world.process(WorkerId(0)).taken_in += 1;
+        world.advance(Duration::from_secs(11));
+        world.tick();
+        assert!(world.processes[&WorkerId(0)].killed.is_none());
+    }
+    // Then nothing arrives any more.
+    world.advance(Duration::from_secs(9));
+    world.tick();
+    assert!(world.processes[&WorkerId(0)].killed.is_none(), "it may still");
+    world.advance(Duration::from_secs(2));
+    world.tick();
+    world.settle();
+    assert!(!world.processes.contains_key(&WorkerId(0)), "it was killed");
+    assert_eq!(world.ending(task), Some(Ending::Value), "and another has run the task");
 }
 
 #[test]

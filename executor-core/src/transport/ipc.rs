@@ -257,6 +257,10 @@ impl Link for IpcLink {
         self.pump(|_, window| window.credit(consumed));
     }
 
+    fn taken_in(&self) -> u64 {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner).0.sent()
+    }
+
     fn hang_up(&self) {
         self.pump(|outbox, _| outbox.close());
         self.hung_up.store(true, Ordering::Release);

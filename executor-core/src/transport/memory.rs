@@ -81,6 +81,10 @@ impl Link for MemoryLink {
         self.pump(|_, window| window.credit(consumed));
     }
 
+    fn taken_in(&self) -> u64 {
+        self.sending.lock().unwrap().0.sent()
+    }
+
     fn hang_up(&self) {
         self.pump(|outbox, _| outbox.close());
         self.up.cut();

@@ -51,6 +51,9 @@ pub(crate) trait Link: Send + Sync {
     /// The worker has consumed this much of its window, all in all.
     fn credit(&self, consumed: u64);
 
+    /// How many of the messages that had to wait for room have found some: while this grows, the worker reads.
+    fn taken_in(&self) -> u64;
+
     /// The worker is dead: let receiving come to an end.
     fn hang_up(&self);
 

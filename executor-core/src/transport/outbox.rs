@@ -21,6 +21,8 @@ pub(crate) struct Outbox {
     sent_of_first: Option<usize>,
     /// The next message, once it was put together and found no room.
     buffer: Vec<u8>,
+    /// How many messages have left, all in all.
+    sent: u64,
     closed: bool,
 }
 
@@ -31,6 +33,7 @@ impl Outbox {
             waiting: VecDeque::new(),
             sent_of_first: None,
             buffer: Vec::new(),
+            sent: 0,
             closed: false,
         }
     }
@@ -64,7 +67,13 @@ impl Outbox {
                 return;
             }
             self.buffer.clear();
+            self.sent += 1;
         }
+    }
+
+    /// How many messages have left here, all in all.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Length of the next message; `None` if nothing waits.

@@ -281,6 +281,10 @@ impl Link for RingLink {
         }
     }
 
+    fn taken_in(&self) -> u64 {
+        self.lock_sending().outbox.sent()
+    }
+
     fn hang_up(&self) {
         self.lock_sending().outbox.close();
         self.wants_room.store(false, Ordering::SeqCst);
