@@ -514,6 +514,7 @@ fn scribble_on_the_results() {
             let name = entry.file_name();
             let number: i32 = name.to_str().unwrap().parse().unwrap();
             let garbage = [0xff_u8; 4096];
+            #[expect(clippy::disallowed_methods, reason = "plays a process that breaks the protocol")]
             // SAFETY: a plain write to a descriptor that is open.
             let written = unsafe { libc::pwrite(number, garbage.as_ptr().cast(), garbage.len(), 0) };
             assert_eq!(written, 4096);

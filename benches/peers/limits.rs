@@ -202,6 +202,7 @@ fn attach(descriptor: &str) -> &'static Shared {
 }
 
 /// Memory, and a child that has it too.
+#[expect(clippy::disallowed_methods, reason = "no limit is set here")]
 fn share(kind: &str) -> std::io::Result<(&'static Shared, Other)> {
     // Without CLOEXEC: the child opens it by its number.
     let memory = rustix::fs::memfd_create("ping-pong", MemfdFlags::empty())?;

@@ -21,12 +21,11 @@ use std::{
 };
 
 use rustix::{
-    fs::{
-        FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fchmod, fcntl_add_seals, fstat,
-        ftruncate, memfd_create, open,
-    },
+    fs::{Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fstat, open},
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mremap, munmap},
 };
+
+use super::file;
 
 /// Segments of an arena: a bit each in one word.
 pub(crate) const SEGMENTS: usize = 64;
@@ -60,12 +59,8 @@ pub(crate) enum Access {
 impl Arena {
     /// A new, empty one.
     pub(crate) fn create(name: &str) -> io::Result<Self> {
-        // Asked first: exceeding this limit is a signal that ends the program, not an error.
-        if file_bytes_max().is_some_and(|limit| limit < LENGTH) {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&file, LENGTH)?;
+        let file = file::anonymous(name)?;
+        file::set_len(&file, LENGTH)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         // Nobody else opens it again for writing by way of `/proc`, at least not by mistake.
         fchmod(&file, Mode::RUSR)?;
@@ -98,8 +93,7 @@ impl Arena {
 
     /// Gives the memory of a segment back to the system. Whoever has it mapped sees zeros.
     pub(crate) fn punch(&self, number: u8) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.file, flags, (u64::from(number) + 1) * STRIDE, STRIDE)?)
+        file::punch(&self.file, (u64::from(number) + 1) * STRIDE, STRIDE)
     }
 
     /// Bytes of memory that the whole file takes now.
@@ -111,16 +105,6 @@ impl Arena {
 impl AsFd for Arena {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-}
-
-/// How long this process may make a file; `None` if that is not known, as in a sandbox that forbids to ask.
-fn file_bytes_max() -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: fills the structure that it gets. (rustix's `getrlimit` panics where the question is forbidden.)
-    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {
-        0 => Some(limit.rlim_cur),
-        _ => None,
     }
 }
 

@@ -46,7 +46,8 @@ impl Limits {
         self
     }
 
-    /// Size of a file that is written, in bytes (`RLIMIT_FSIZE`). The process is ended by `SIGXFSZ`.
+    /// Size of a file that is written, in bytes (`RLIMIT_FSIZE`). The process is ended by `SIGXFSZ`, but for shared memory: there
+    /// the limit holds too, and what would be longer is an error.
     pub fn file_size(mut self, bytes: u64) -> Self {
         self.file_size = Some(bytes);
         self

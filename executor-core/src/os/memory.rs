@@ -8,9 +8,11 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create},
+    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals},
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
+
+use super::file;
 
 /// Types for which every bit pattern is a value and all of whose fields are atomics, so that another process may
 /// write at any moment.
@@ -33,8 +35,8 @@ unsafe impl<T: SharedLayout> Sync for Shared<T> {}
 impl<T: SharedLayout> Shared<T> {
     /// New, zeroed memory, and the descriptor by which another process maps it.
     pub(crate) fn create(name: &str) -> io::Result<(Self, OwnedFd)> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&fd, size_of::<T>() as u64)?;
+        let fd = file::anonymous(name)?;
+        file::set_len(&fd, size_of::<T>() as u64)?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Self::map(&fd)?, fd))
     }

@@ -5,6 +5,7 @@
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! signals  the caller's mask and what SIGPIPE does, for children
 //! limits   what the system is to refuse a process
+//! file     files for shared memory: the only place where one grows
 //! memory   an anonymous, sealed page that parent and child both see
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
@@ -24,6 +25,7 @@ pub(crate) mod arena;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod fault;
+pub(crate) mod file;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;

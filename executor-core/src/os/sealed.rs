@@ -12,12 +12,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create},
-    io::{Errno, pwrite},
+    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
+    io::Errno,
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use super::{fork::Origin, socket::retry};
+use super::{file, fork::Origin, socket::retry};
 
 /// What a sealed file does not allow.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
@@ -57,13 +57,7 @@ impl SealedBytes {
     /// A copy. By `write`, which fills fresh pages in half the time that it takes through a mapping.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let descriptor = Arc::new(create(bytes.len())?);
-        let mut written = 0;
-        while written < bytes.len() {
-            match retry(|| pwrite(&*descriptor, &bytes[written..], written as u64))? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => written += n,
-            }
-        }
+        file::write_at(&*descriptor, bytes, 0)?;
         let at = map(&descriptor, bytes.len(), None, State::Writable)?;
         let state = Mutex::new(State::Writable);
         Ok(SealedBytes { descriptor, at, len: bytes.len(), state, origin: Origin::here() })
@@ -139,8 +133,8 @@ impl Drop for SealedBytes {
 }
 
 fn create(len: usize) -> io::Result<OwnedFd> {
-    let descriptor = memfd_create("executor-bytes", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&descriptor, len as u64)?;
+    let descriptor = file::anonymous("executor-bytes")?;
+    file::set_len(&descriptor, len as u64)?;
     fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(descriptor)
 }
@@ -174,7 +168,13 @@ fn map(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tries what others could")]
 mod tests {
+    use rustix::{
+        fs::{MemfdFlags, memfd_create},
+        io::pwrite,
+    };
+
     use super::*;
 
     #[test]

@@ -14,15 +14,12 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{
-        FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
-        memfd_create,
-    },
-    io::{pread, pwrite},
+    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
+    io::pread,
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use crate::os::{room, socket::retry};
+use crate::os::{file, room, socket::retry};
 
 const PAGE: u64 = 4096;
 
@@ -37,7 +34,7 @@ pub(crate) struct Extents {
 
 impl Extents {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
-        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let file = file::anonymous(name)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
         Ok(Extents { file: Arc::new(file) })
     }
@@ -63,33 +60,39 @@ impl Extents {
     /// Makes sure that this piece is there, zeroed, and has its memory: none of it will be missing later.
     pub(crate) fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
         check(at, len)?;
-        Ok(retry(|| fallocate(&self.file, FallocateFlags::empty(), at, len))?)
+        file::allocate(&self.file, at, len)
     }
 
     /// Gives a piece back.
     pub(crate) fn punch(&self, at: u64, len: u64) {
         if check(at, len).is_ok() && len > 0 {
-            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // It fails only for want of memory to note the hole; then the piece stays until the file goes.
-            let _ = retry(|| fallocate(&self.file, hole, at, Self::whole(len)));
+            let _ = file::punch(&self.file, at, Self::whole(len));
         }
     }
 
     /// Fills a piece that nobody sees yet. If it is `new`, it is asked first whether there is memory for it.
-    pub(crate) fn write(&self, mut at: u64, mut bytes: &[u8], new: bool) -> io::Result<()> {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8], new: bool) -> io::Result<()> {
         check(at, bytes.len() as u64)?;
         if new && !room::has_room_for(bytes.len() as u64) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        while !bytes.is_empty() {
-            match retry(|| pwrite(&self.file, bytes, at))? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => {
-                    at += n as u64;
-                    bytes = &bytes[n..];
-                }
-            }
+        match file::write_at(&self.file, bytes, at) {
+            // The limit holds for what is written by a system call, also where the file is long enough already.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => self.write_mapped(at, bytes, error),
+            other => other,
         }
+    }
+
+    /// As [`write`](Self::write), within what the file has; otherwise the error is the caller's.
+    fn write_mapped(&self, at: u64, bytes: &[u8], too_large: io::Error) -> io::Result<()> {
+        let whole = Self::whole(bytes.len() as u64);
+        if !at.is_multiple_of(PAGE) || at + whole > fstat(&self.file)?.st_size.cast_unsigned() {
+            return Err(too_large);
+        }
+        // Its memory first: want of it is an error here, and a signal in the copy.
+        self.allocate(at, whole)?;
+        self.window(at, whole)?.write(0, bytes);
         Ok(())
     }
 

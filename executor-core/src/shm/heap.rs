@@ -463,7 +463,9 @@ impl fmt::Debug for Block {
 
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+
+    use crate::os::file;
 
     use super::*;
 
@@ -521,8 +523,8 @@ mod tests {
     #[test]
     fn other_files_are_refused() {
         let file = |len: u64, seals| {
-            let file = memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-            ftruncate(&file, len).unwrap();
+            let file = file::anonymous("x").unwrap();
+            file::set_len(&file, len).unwrap();
             fcntl_add_seals(&file, seals).unwrap();
             Segment::open(Arc::new(file))
         };

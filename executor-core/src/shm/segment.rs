@@ -25,19 +25,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{
-        FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
-        memfd_create,
-    },
-    io::Errno,
+    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
 use crate::os::{
+    file,
     fork::Origin,
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
-    socket::retry,
 };
 
 /// What blocks are aligned to: a cache line, so that two objects do not slow each other down.
@@ -143,7 +139,7 @@ pub(crate) fn this_process<T: Send + Sync>(
 impl Segment {
     /// A new file with room for blocks of so many bytes together, zeroed.
     pub(super) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
-        let descriptor = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let descriptor = file::anonymous(name)?;
         let len = Self::fill(&descriptor, room)?;
         fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Self::begin(descriptor, len)
@@ -165,10 +161,7 @@ impl Segment {
             return Err(too_large());
         }
         // All its memory now: want of memory is an error here, and nobody is killed by it later.
-        match retry(|| fallocate(descriptor, FallocateFlags::empty(), 0, len as u64)) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => ftruncate(descriptor, len as u64)?,
-            other => other?,
-        }
+        file::allocate(descriptor, 0, len as u64)?;
         Ok(len)
     }
 

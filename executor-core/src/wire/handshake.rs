@@ -27,6 +27,7 @@ use super::attachment::Attachment;
 use crate::{
     id::FnId,
     os::{
+        file,
         signals::Signals,
         socket::{self, MESSAGE_BYTES_MAX},
     },
@@ -146,9 +147,8 @@ pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[Borrowed
     if bytes.len() <= MESSAGE_BYTES_MAX {
         return socket::send(socket, &bytes, fds);
     }
-    let memory = rustix::fs::memfd_create("executor-setup", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = std::fs::File::from(memory);
-    io::Write::write_all(&mut file, &bytes)?;
+    let file = file::anonymous("executor-setup")?;
+    file::write_at(&file, &bytes, 0)?;
     let mut fds = fds.to_vec();
     fds.push(file.as_fd());
     socket::send(socket, &VERSION.to_le_bytes(), &fds)

@@ -69,7 +69,11 @@ pub(crate) fn run(
             setup.limits.lift();
         }
         // Nobody may be there any more, where a process outlives its parent.
-        let said = report(&socket, kind, bytes, attachments);
+        let said = report(&socket, kind, bytes, attachments).inspect_err(|error| {
+            // A result for which the system has no file is no death: the parent is told.
+            let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
+            let _ = report(&socket, Kind::EncodeError, text.as_bytes(), &[]);
+        });
         match kind {
             Kind::Done if said.is_ok() || setup.outlives_parent => 0,
             Kind::Panicked => PANICKED,

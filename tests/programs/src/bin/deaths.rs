@@ -96,11 +96,13 @@ impl Record {
     fn create() -> (&'static Record, OwnedFd) {
         // SAFETY: makes a descriptor, which is ours then.
         let fd = unsafe {
+            #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
             let fd = libc::memfd_create(c"deaths".as_ptr(), libc::MFD_CLOEXEC);
             assert!(fd >= 0, "{}", std::io::Error::last_os_error());
             OwnedFd::from_raw_fd(fd)
         };
         let file = std::fs::File::from(fd.try_clone().expect("a descriptor"));
+        #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
         file.set_len(size_of::<Record>() as u64).expect("memory");
         (map(fd.as_raw_fd()), fd)
     }

@@ -1,0 +1,291 @@
+//! A limit on the size of files (`ulimit -f`: judges, sandboxes, batch systems) makes calls fail; it never ends the program.
+//!
+//! The system answers a file that grows beyond the limit with a signal. All shared memory of the library is such files. So
+//! this program, under several limits, makes each object and calls what makes its memory grow, in itself and in workers.
+
+#[path = "support_b/harness.rs"]
+mod harness;
+
+use std::{
+    fmt::Display,
+    io,
+    os::unix::process::ExitStatusExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use executor::{
+    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Lock, Pool, Process, Queue, RLock,
+    RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue, StartMethod, Value,
+    pipe, prelude::*,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Asks this file to be the program that runs under a limit.
+const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
+
+const TESTS: &[(&str, fn())] = &[
+    ("under_a_limit_on_file_sizes_every_call_is_ok_or_an_error", every_call_is_ok_or_an_error),
+    ("under_a_limit_on_file_sizes_what_fits_works", what_fits_works),
+    ("a_limit_on_file_sizes_lowered_in_a_task_fails_its_calls_only", lowered_in_a_task),
+    ("a_result_that_the_limit_on_file_sizes_keeps_inside_is_an_error", a_result_is_kept_inside),
+    ("a_storm_of_timer_signals_does_not_stop_an_allocation", a_storm_of_timers),
+];
+
+fn main() {
+    executor::init();
+    match std::env::var(PROGRAM).as_deref() {
+        Ok("every call") => tries_every_call(),
+        Ok("timers") => allocates_in_a_storm(),
+        _ => harness::run(TESTS),
+    }
+}
+
+/// Plays this file under a limit of so many blocks of 1024 bytes; the lines that it has printed. A signal is a failure.
+#[track_caller]
+fn play(program: &str, limit: &str, transport: &str) -> Vec<(String, String)> {
+    let file = std::env::current_exe().unwrap();
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("ulimit -f {limit}; exec \"$0\"")]).arg(file);
+    command.env(PROGRAM, program).env("EXECUTOR_TRANSPORT", transport).env("RUST_BACKTRACE", "0");
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.signal(), None, "{limit}\n{stdout}\n{stderr}");
+    assert!(output.status.success(), "{limit}: {}\n{stdout}\n{stderr}", output.status);
+    let lines = stdout.lines().map(|line| line.split_once(" => ").expect("a name and an outcome"));
+    lines.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())).collect()
+}
+
+#[track_caller]
+fn assert_ok_or_told(limit: &str, lines: &[(String, String)]) {
+    for (name, outcome) in lines {
+        let told = outcome.contains("the limit on file sizes is") && outcome.contains("ulimit -f");
+        assert!(outcome == "ok" || told, "under `ulimit -f {limit}`, {name}: {outcome}");
+    }
+}
+
+fn every_call_is_ok_or_an_error() {
+    for limit in ["0", "1", "64", "512", "10000", "unlimited"] {
+        for transport in ["ring", "ipc"] {
+            let lines = play("every call", limit, transport);
+            assert_ok_or_told(limit, &lines);
+            assert!(lines.len() >= 35, "all were tried: {}", lines.len());
+            if limit == "unlimited" {
+                assert!(lines.iter().all(|(_, outcome)| outcome == "ok"), "{lines:?}");
+            }
+        }
+    }
+}
+
+fn what_fits_works() {
+    let worked = |limit: &str, names: &[&str]| {
+        let lines = play("every call", limit, "ring");
+        for name in names {
+            let tried = lines.iter().find(|(other, _)| other == name);
+            let (_, outcome) = tried.unwrap_or_else(|| panic!("{name} was not tried: {lines:#?}"));
+            assert_eq!(outcome, "ok", "under `ulimit -f {limit}`, {name}");
+        }
+    };
+    let pool = ["a pool", "a pool: small", "a pool: large argument", "a pool: large result"];
+    worked("512", &["a lock", "a small queue", "a process", "in a worker: a lock"]);
+    worked("512", &pool);
+    worked("10000", &pool);
+    worked("10000", &["an array", "shared bytes", "a queue: large item", "a process: large result"]);
+}
+
+/// Runs it under the limit, and prints how it ended.
+fn attempt<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Option<T> {
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    let (line, value) = match outcome {
+        Ok(Ok(value)) => ("ok".to_owned(), Some(value)),
+        Ok(Err(error)) => (error.to_string().replace('\n', " "), None),
+        Err(panic) => (format!("panicked: {:?}", panic.downcast_ref::<String>()), None),
+    };
+    println!("{name} => {line}");
+    value
+}
+
+const LARGE: usize = 1_000_000;
+
+/// Encoded at once; each byte for itself takes a second in a build that is not optimised.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Bytes(#[serde(with = "serde_bytes")] Vec<u8>);
+
+fn bytes(len: usize) -> Bytes {
+    Bytes(vec![7; len])
+}
+
+fn objects(place: &str) {
+    let name = |object: &str| format!("{place}{object}");
+    attempt(&name("a lock"), Lock::new);
+    attempt(&name("an rlock"), RLock::new);
+    attempt(&name("a semaphore"), || Semaphore::new(1));
+    attempt(&name("a bounded semaphore"), || BoundedSemaphore::new(1));
+    attempt(&name("a condition"), Condition::new);
+    attempt(&name("an event"), Event::new);
+    attempt(&name("a barrier"), || Barrier::new(2));
+    attempt(&name("a value"), || Value::new(7_u64));
+    attempt(&name("a raw value"), || RawValue::new(7_u64));
+    attempt(&name("a small array"), || Array::<u8>::zeroed(10));
+    attempt(&name("an array"), || Array::<u8>::zeroed(LARGE));
+    attempt(&name("an array of a slice"), || Array::from_slice(&vec![7_u64; LARGE]));
+    attempt(&name("a raw array"), || RawArray::<u8>::zeroed(LARGE));
+    attempt(&name("memory"), || SharedMemory::create(LARGE));
+    let unique = format!("limits-{}-{place}", std::process::id()).replace(' ', "-");
+    attempt(&name("named memory"), || {
+        let memory = SharedMemory::create_named(&unique, LARGE)?;
+        SharedMemory::attach(&unique)?;
+        drop(memory);
+        io::Result::Ok(())
+    });
+    attempt(&name("a list"), || ShareableList::new(["x".repeat(LARGE)]));
+    attempt(&name("a named list"), || ShareableList::create_named(&unique, ["x".repeat(LARGE)]));
+    attempt(&name("shared bytes"), || SharedBytes::try_zeroed(LARGE));
+    attempt(&name("a copy in shared bytes"), || SharedBytes::try_copy_from_slice(&vec![7; LARGE]));
+    attempt(&name("empty shared bytes"), || SharedBytes::try_zeroed(0));
+    let queue = attempt(&name("a queue"), Queue::<Bytes>::unbounded);
+    if let Some(queue) = queue {
+        attempt(&name("a small queue"), || {
+            for _ in 0..100 {
+                queue.put(bytes(100)).map_err(|error| error.to_string())?;
+                queue.get().map_err(|error| error.to_string())?;
+            }
+            Ok::<(), String>(())
+        });
+        attempt(&name("a queue: large item"), || queue.put(bytes(LARGE)));
+        while queue.try_get().is_ok() {}
+        attempt(&name("a queue: a backlog"), || (0..100).try_for_each(|_| queue.put(bytes(10_000))));
+    } else {
+        attempt(&name("a small queue"), Queue::<u8>::unbounded);
+    }
+    attempt(&name("a joinable queue"), || {
+        JoinableQueue::<Bytes>::unbounded()?.put(bytes(LARGE)).map_err(io::Error::other)
+    });
+    attempt(&name("a simple queue"), || {
+        SimpleQueue::<Bytes>::new()?.put(bytes(LARGE)).map_err(io::Error::other)
+    });
+    attempt(&name("a pipe"), || {
+        let (one, other) = pipe::<Bytes, Bytes>()?;
+        let receives = std::thread::spawn(move || other.recv().map(|bytes| bytes.0.len()));
+        one.send(&bytes(LARGE)).map_err(io::Error::other)?;
+        receives.join().unwrap().map_err(io::Error::other)
+    });
+}
+
+#[task]
+fn len(bytes: Bytes) -> usize {
+    bytes.0.len()
+}
+
+#[task]
+fn make(len: usize) -> Bytes {
+    bytes(len)
+}
+
+#[task]
+fn tries_objects(place: String) {
+    objects(&place);
+}
+
+/// All that the library offers; a line for each.
+fn tries_every_call() {
+    objects("");
+    if let Some(pool) = attempt("a pool", || {
+        let pool =
+            ProcessPoolExecutor::builder().max_workers(1).build().map_err(|error| error.to_string())?;
+        pool.submit(len::task(bytes(0))).result().map_err(|error| error.to_string())?;
+        Ok::<_, String>(pool)
+    }) {
+        attempt("a pool: small", || pool.submit(len::task(bytes(10))).result());
+        attempt("a pool: large argument", || pool.submit(len::task(bytes(LARGE))).result());
+        attempt("a pool: large result", || pool.submit(make::task(2 * LARGE)).result());
+        attempt("a pool: map", || pool.map(make::task, [100_000; 20]).collect::<Result<Vec<_>, _>>());
+        attempt("a pool: objects", || pool.submit(tries_objects::task("in a worker: ".into())).result());
+    }
+    attempt("Python's pool", || {
+        let pool = Pool::builder().processes(1).build().map_err(|error| error.to_string())?;
+        pool.apply(len::task(bytes(LARGE))).map_err(|error| error.to_string())
+    });
+    for (method, name) in [(StartMethod::Spawn, "a process"), (StartMethod::ForkServer, "of a fork server")] {
+        let run = |what: &str, run: &dyn Fn() -> Result<(), String>| attempt(&format!("{name}{what}"), run);
+        let context = || executor::Context::new(method);
+        run("", &|| {
+            let child = context().process(len::task(bytes(10))).start().map_err(|error| error.to_string())?;
+            child.join().map(drop).map_err(|error| error.to_string())
+        });
+        run(": large argument", &|| {
+            let child =
+                context().process(len::task(bytes(LARGE))).start().map_err(|error| error.to_string())?;
+            child.join().map(drop).map_err(|error| error.to_string())
+        });
+        run(": large result", &|| {
+            let child = context().process(make::task(LARGE)).start().map_err(|error| error.to_string())?;
+            child.join().map(drop).map_err(|error| error.to_string())
+        });
+        run(": objects", &|| {
+            let body = tries_objects::task(format!("in {name}: "));
+            let child = context().process(body).start().map_err(|error| error.to_string())?;
+            child.join().map_err(|error| error.to_string())
+        });
+    }
+}
+
+#[task]
+fn lowers_its_limit() -> Result<String, String> {
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    setrlimit(Resource::Fsize, Rlimit { current: Some(1000), maximum }).map_err(|error| error.to_string())?;
+    let outcome = Array::<u8>::zeroed(LARGE).map(|array| array.len()).map_err(|error| error.to_string());
+    setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum }).map_err(|error| error.to_string())?;
+    Ok(format!("{outcome:?}"))
+}
+
+#[task]
+fn id() -> u32 {
+    std::process::id()
+}
+
+fn lowered_in_a_task() {
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    let before = pool.submit(id::task()).result().unwrap();
+    let outcome = pool.submit(lowers_its_limit::task()).result().unwrap();
+    assert!(outcome.contains("the limit on file sizes is 1000 bytes"), "{outcome}");
+    assert_eq!(pool.submit(id::task()).result().unwrap(), before, "the same worker goes on");
+}
+
+#[task]
+fn lowers_for_good(len: usize) -> Bytes {
+    setrlimit(Resource::Fsize, Rlimit { current: Some(1000), maximum: Some(1000) }).unwrap();
+    bytes(len)
+}
+
+fn a_result_is_kept_inside() {
+    let error = Process::new(lowers_for_good::task(LARGE)).start().unwrap().join().err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains("the limit on file sizes is 1000 bytes"), "{text}");
+    let small = Process::new(lowers_for_good::task(10)).start().unwrap().join();
+    assert_eq!(small.unwrap().0, [7; 10]);
+}
+
+fn a_storm_of_timers() {
+    assert_eq!(play("timers", "unlimited", "ring"), [("allocated".to_owned(), "ok".to_owned())]);
+}
+
+extern "C" fn on_alarm(_: libc::c_int) {}
+
+/// An allocation of this takes far longer than a timer's period, which undoes what was begun on kernels before 6.
+fn allocates_in_a_storm() {
+    let period = libc::timeval { tv_sec: 0, tv_usec: 1000 };
+    let timer = libc::itimerval { it_interval: period, it_value: period };
+    // SAFETY: a handler that does nothing, and a timer.
+    unsafe {
+        libc::signal(libc::SIGALRM, on_alarm as *const () as libc::sighandler_t);
+        assert_eq!(libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()), 0);
+    }
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = is_done.recv_timeout(Duration::from_secs(60)).map_err(|_| std::process::abort());
+    });
+    attempt("allocated", || Array::<u8>::zeroed(256 << 20));
+    done.send(()).unwrap();
+}
