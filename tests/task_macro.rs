@@ -27,7 +27,7 @@ fn run<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<F::Output, CallResult> {
 fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, CallResult> {
     let (args, _) = task.into_parts();
     let mut bytes = Buffer::new();
-    F::encode_args(args, &mut bytes).unwrap_or_else(|error| panic!("{error}"));
+    F::encode_args(&args, &mut bytes).unwrap_or_else(|error| panic!("{error}"));
     let bytes = bytes.into_vec();
     let mut out = Buffer::new();
     out.extend_from_slice(b"head");
@@ -40,7 +40,7 @@ fn call<F: TaskArgs<A>, A>(task: Task<F, A>, check: bool) -> Result<F::Output, C
     };
     match result {
         CallResult::Done => {
-            assert_eq!(cx.stage, Stage::Encode);
+            assert_eq!(cx.stage(), Stage::Between);
             let out = cx.out.into_vec();
             let reply = out.strip_prefix(b"head").expect("the result is appended");
             Ok(F::decode_output(reply).unwrap_or_else(|error| panic!("{error}")))
@@ -493,7 +493,7 @@ fn panics() {
 #[test]
 fn failing_in_each_stage() {
     let (args, _) = take_moody::task(1, Moody::default()).into_parts();
-    let error = take_moody::encode_args(args, &mut Buffer::new()).unwrap_err();
+    let error = take_moody::encode_args(&args, &mut Buffer::new()).unwrap_err();
     assert_eq!(error.message, "argument `moody`: in no mood");
 
     let encoded = take_moody::task(1, Moody::default()).encode();
@@ -515,7 +515,7 @@ fn a_panic_passes_through_and_the_stage_tells_where() {
         let mut cx = CallContext::new(Buffer::new(), false);
         let Call::Sync(call) = entry.call else { panic!() };
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(bytes, &mut cx))).unwrap_err();
-        cx.stage
+        cx.stage()
     };
     assert_eq!(stage_of(take_moody::entry(), &[1, 1]), Stage::Decode);
     assert_eq!(stage_of(panics::entry(), &[]), Stage::Run);

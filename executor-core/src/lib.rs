@@ -58,7 +58,8 @@ mod wire;
 mod worker;
 
 pub use error::{
-    BrokenCause, BuildError, CodecFailure, ExitStatus, LostDetail, Phase, RemoteError, Side, TaskError,
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError, Side,
+    TaskError, TimedOutDetail,
 };
 pub use executor::{
     AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, OnDrop, Pool, PoolBuilder,

@@ -34,6 +34,7 @@ pub use crate::{
 pub use linkme;
 
 use crate::{
+    future::callback::catch,
     os::arena,
     wire::attachment::{self, Attachment},
 };
@@ -213,23 +214,24 @@ pub fn encode<F: Format, T: ?Sized, D>(
 }
 
 /// Reads the arguments of a call one after the other.
-pub struct Arguments<'de, F: Format> {
+pub struct Arguments<'de, 'cx, F: Format> {
     reader: F::Reader<'de>,
+    stage: &'cx mut Stage,
     sent: usize,
     /// What the decoded arguments encode to, when a check is asked for.
     again: Option<Buffer>,
     attachments: Vec<Attachment>,
 }
 
-impl<'de, F: Format> Arguments<'de, F> {
+impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     #[inline]
-    pub fn new(bytes: &'de [u8], cx: &mut CallContext) -> Self {
-        cx.stage = Stage::Decode;
+    pub fn new(bytes: &'de [u8], cx: &'cx mut CallContext) -> Self {
         Arguments {
             reader: F::reader(bytes),
             sent: bytes.len(),
             again: cx.check.then(Buffer::new),
             attachments: std::mem::take(&mut cx.attachments),
+            stage: cx.stage_mut(),
         }
     }
 
@@ -239,12 +241,16 @@ impl<'de, F: Format> Arguments<'de, F> {
         way: Way<'de, F, T, D>,
         name: &'static str,
     ) -> Result<D, CallResult> {
-        let decoded = match attachment::offer(&self.attachments, || (way.decode)(&mut self.reader)) {
+        let Arguments { reader, stage, attachments, .. } = self;
+        let decode = || attachment::offer(attachments, || (way.decode)(reader));
+        let decoded = match stage.during(Stage::Decode, decode) {
             Ok(decoded) => decoded,
             Err(error) => return Err(self.failed(error.of_argument(name))),
         };
         if let Some(again) = &mut self.again
-            && let (Err(error), _) = attachment::collect(|| (way.encode_again)(&decoded, again))
+            && let (Err(error), _) = self
+                .stage
+                .during(Stage::Check, || attachment::collect(|| (way.encode_again)(&decoded, again)))
         {
             return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&error.of_argument(name).message)));
         }
@@ -297,7 +303,8 @@ fn not_round_trip<F: Format>(what: &str) -> CodecError {
 pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
     kill_point!(Ran);
     let start = cx.out.len();
-    let (encoded, attachments) = attachment::collect(|| (way.encode)(value, &mut cx.out));
+    let (encoded, attachments) =
+        cx.during(Stage::Encode, |cx| attachment::collect(|| (way.encode)(value, &mut cx.out)));
     match encoded {
         Ok(()) => {
             cx.attachments = attachments;
@@ -315,8 +322,14 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
 pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]) -> Result<T, CodecError> {
     let mut reader = F::reader(bytes);
     let value = (way.decode)(&mut reader)?;
-    F::finish(reader)?;
-    Ok(value)
+    match F::finish(reader) {
+        Ok(()) => Ok(value),
+        Err(error) => {
+            // That it panics as well is not what went wrong.
+            let _ = catch(|| drop(value));
+            Err(error)
+        }
+    }
 }
 
 // What is kept of an error.
@@ -377,17 +390,22 @@ pub fn failed<F: Format, E: Display, V: Value<E>>(
     error: &E,
     _: V,
     upcasts: [Option<Upcast<E>>; 4],
+    cx: &mut CallContext,
 ) -> CallResult {
-    let outer = upcasts.into_iter().flatten().next().map(|upcast| upcast(error));
-    let sources = std::iter::successors(
-        outer.and_then(Error::source),
-        |error: &&(dyn Error + 'static)| -> Option<&(dyn Error + 'static)> { (*error).source() },
-    );
+    let (message, sources) = cx.during(Stage::Describe, |_| {
+        let outer = upcasts.into_iter().flatten().next().map(|upcast| upcast(error));
+        let sources = std::iter::successors(
+            outer.and_then(Error::source),
+            |error: &&(dyn Error + 'static)| -> Option<&(dyn Error + 'static)> { (*error).source() },
+        );
+        (error.to_string(), sources.map(ToString::to_string).collect())
+    });
     CallResult::Failed(Failure {
-        message: error.to_string(),
+        message,
         type_name: std::any::type_name::<E>().to_owned(),
-        sources: sources.map(ToString::to_string).collect(),
-        value: V::value::<F>(error),
+        sources,
+        // As where it cannot be encoded: only `downcast` finds nothing.
+        value: catch(|| V::value::<F>(error)).unwrap_or_default(),
         ..Failure::default()
     })
 }

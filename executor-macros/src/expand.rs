@@ -173,10 +173,9 @@ impl Task {
             #[automatically_derived]
             impl #impl_generics __executor::TaskArgs<(#(#types,)*)> for #handle #where_clause {
                 fn encode_args(
-                    (#(#locals,)*): (#(#types,)*),
+                    (#(#locals,)*): &(#(#types,)*),
                     #out: &mut __executor::Buffer,
                 ) -> ::core::result::Result<(), __executor::CodecError> {
-                    #(let #locals = &#locals;)*
                     #(#encode)*
                     ::core::result::Result::Ok(())
                 }
@@ -289,7 +288,7 @@ impl Task {
             __executor::reply(#output_way, &__output, #cx)
         };
         let failed = quote_spanned! {span=>
-            __executor::failed::<#format, __Error, _>(&__error, #value, [#(#upcasts),*])
+            __executor::failed::<#format, __Error, _>(&__error, #value, [#(#upcasts),*], #cx)
         };
         let body = quote! {
             let mut #reader = __executor::Arguments::<#format>::new(#bytes, #cx);
@@ -297,9 +296,9 @@ impl Task {
             if let ::core::result::Result::Err(failed) = #reader.finish() {
                 return failed;
             }
-            #cx.stage = __executor::Stage::Run;
+            #cx.run_begins();
             let #returns: #returned = #ident(#(#pass),*)#dot_await;
-            #cx.stage = __executor::Stage::Encode;
+            #cx.run_ends();
             match __executor::Outcome::<{ <__executor::Probe<#returned>>::IS_RESULT }>::into_result(#returns) {
                 ::core::result::Result::Ok(__output) => #reply,
                 ::core::result::Result::Err(__error) => #failed,

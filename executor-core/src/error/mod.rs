@@ -1,4 +1,8 @@
 //! What can go wrong, in words that answer the next question: what was tried, on what, and what to do.
+//!
+//! `unwrap`, and a `main` that returns an error, print its `Debug`. So that is what people see of an error, and it has to
+//! have the remedy in it: the `Debug` of every error here and in the other folders is its `Display`, by [`debug_is_display!`].
+//! Nobody derives it; a test reads the sources.
 
 mod remote;
 mod status;
@@ -7,6 +11,22 @@ use std::{sync::Arc, time::Duration};
 
 pub use remote::{Failure, RemoteError};
 pub use status::ExitStatus;
+
+/// `Debug` for errors: what their `Display` says.
+macro_rules! debug_is_display {
+    ($([$($generics:tt)*] $error:ty),+ $(,)?) => {$(
+        impl<$($generics)*> std::fmt::Debug for $error {
+            /// As `Display`: it is what `unwrap` and a `main` that returns it print.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+    )+};
+    ($($error:ty),+ $(,)?) => { $crate::error::debug_is_display!($([] $error),+); };
+}
+pub(crate) use debug_is_display;
+
+debug_is_display!(CodecFailure, BrokenCause, BuildError);
 
 /// Why a task has no result.
 ///
@@ -27,7 +47,7 @@ pub use status::ExitStatus;
 ///     }
 /// }
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
     /// The task returned `Err`.
@@ -35,7 +55,10 @@ pub enum TaskError {
     Failed(RemoteError),
 
     /// The task panicked. The worker lives on, unless the program is built with `panic = "abort"`.
-    #[error("task `{task}` panicked{at}: {0}", task = .0.task(), at = at(.0.location()))]
+    ///
+    /// So it is where the panic came when its arguments, its result or its error were dropped, or its error was put into
+    /// words: the text says so.
+    #[error("task `{task}` panicked{when}: {0}{then}", task = .0.task(), when = .0.circumstances(), then = .0.aftermath())]
     Panicked(RemoteError),
 
     /// The worker process ended while it ran this task: a crash, `process::exit`, or a kill from outside.
@@ -51,13 +74,15 @@ pub enum TaskError {
     },
 
     /// The time limit has passed. The worker that ran the task was killed and replaced.
-    #[error("timed out: {what} of {limit:?} has passed", what = phase.describe())]
+    #[error("task `{task}` timed out: {what} of {limit:?} has passed", task = detail.task, what = phase.describe())]
     #[non_exhaustive]
     TimedOut {
         /// The limit that was set.
         limit: Duration,
         /// What was limited.
         phase: Phase,
+        /// Which task, or of a map that of its items.
+        detail: Arc<TimedOutDetail>,
     },
 
     /// The worker used more memory than it may; reported by executors that limit it.
@@ -82,6 +107,11 @@ pub enum TaskError {
     #[error("{0}")]
     Decode(CodecFailure),
 
+    /// The worker could not serve the task, because the system refused it what that takes: a thread for the runtime of async
+    /// tasks, memory, descriptors.
+    #[error("the worker could not serve task `{task}`: {0}", task = .0.task())]
+    Refused(RemoteError),
+
     /// A parameter that makes no sense: a chunk of no items, say.
     #[error("invalid: {0}")]
     Invalid(Arc<str>),
@@ -95,8 +125,15 @@ pub enum TaskError {
     Broken(BrokenCause),
 }
 
-fn at(location: Option<&str>) -> String {
-    location.map(|location| format!(" at {location}")).unwrap_or_default()
+impl std::fmt::Debug for TaskError {
+    /// As `Display`, and the backtrace of a panic, if there is one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)?;
+        match self {
+            TaskError::Panicked(remote) => remote.write_backtrace(f),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl TaskError {
@@ -135,6 +172,28 @@ impl TaskError {
         matches!(self, TaskError::Shutdown)
     }
 
+    /// Whether the worker was refused what the task takes.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, TaskError::Refused(_))
+    }
+
+    /// Of a task whose name is not at hand yet: see [`of_task`](Self::of_task).
+    pub(crate) fn timed_out(limit: Duration, phase: Phase) -> Self {
+        TaskError::TimedOut { limit, phase, detail: Arc::default() }
+    }
+
+    /// The same error, with the task named that ran out of time.
+    pub(crate) fn of_task(self, name: &str) -> Self {
+        match self {
+            TaskError::TimedOut { limit, phase, detail } if detail.task.is_empty() => TaskError::TimedOut {
+                limit,
+                phase,
+                detail: Arc::new(TimedOutDetail { task: name.to_owned() }),
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         TaskError::Invalid(what.into().into())
     }
@@ -150,6 +209,7 @@ impl TaskError {
             TaskError::Cancelled => "Cancelled",
             TaskError::Encode(_) => "Encode",
             TaskError::Decode(_) => "Decode",
+            TaskError::Refused(_) => "Refused",
             TaskError::Invalid(_) => "Invalid",
             TaskError::Shutdown => "Shutdown",
             TaskError::Broken(_) => "Broken",
@@ -201,6 +261,14 @@ impl Phase {
     }
 }
 
+/// What is known of a time limit that has passed, beside the limit.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct TimedOutDetail {
+    /// Name of the task; of a map, of the function that its items are given to.
+    pub task: String,
+}
+
 /// What is known about the end of a worker, beside its exit status.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -213,6 +281,30 @@ pub struct LostDetail {
     pub killed_by_system: bool,
     /// What the worker wrote to the memory that it shares with its pool and that cannot be: it is killed for that.
     pub broke_protocol: Option<String>,
+    /// After `SIGABRT`: the last panic while the task ran. It may have been the cause, or the task may have caught it and
+    /// have ended by something else.
+    pub last_panic: Option<LastPanic>,
+}
+
+/// The last panic before a worker was lost.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LastPanic {
+    /// Its message and place.
+    pub panic: RemoteError,
+    /// It came in another thread than the task's.
+    pub elsewhere: bool,
+}
+
+impl LastPanic {
+    fn describe(&self) -> String {
+        let thread = if self.elsewhere { ", in another thread" } else { "" };
+        let at = self.panic.circumstances();
+        format!(
+            " (the last panic before that, which may have been caught{thread},{at}: {})",
+            self.panic.message()
+        )
+    }
 }
 
 impl LostDetail {
@@ -227,7 +319,7 @@ impl LostDetail {
         } else if self.killed_by_system {
             " (not killed by this program: by somebody else, or by the system, probably out of memory)".into()
         } else {
-            String::new()
+            self.last_panic.as_ref().map(LastPanic::describe).unwrap_or_default()
         }
     }
 }
@@ -299,12 +391,6 @@ impl std::fmt::Display for CodecFailure {
     }
 }
 
-impl std::fmt::Debug for CodecFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// Which value, and in which process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -339,7 +425,7 @@ pub enum Side {
 ///     }
 /// }
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokenCause {
     /// The first worker ended before it said hello: its program does not pass the entry.
@@ -378,7 +464,7 @@ pub enum BrokenCause {
 /// assert!(matches!(error, BuildError::Invalid(_)));
 /// assert_eq!(error.to_string(), "invalid option: max_workers must be above 0");
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// An option has a value that makes no sense.
@@ -410,4 +496,74 @@ pub enum BuildError {
         /// Its answer.
         error: Arc<std::io::Error>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        fs,
+        path::{Path, PathBuf},
+    };
+
+    /// Every Rust file below.
+    fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("the sources are there when they are tested") {
+            let path = entry.expect("as above").path();
+            match path.is_dir() {
+                true => sources(&path, into),
+                false if path.extension().is_some_and(|extension| extension == "rs") => into.push(path),
+                false => {}
+            }
+        }
+    }
+
+    /// `Name` of `pub enum Name<T> {` and of `impl<G> Error for Name<G> {`.
+    fn name_of(text: &str) -> String {
+        text.trim_start().chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+    }
+
+    #[test]
+    fn the_debug_of_every_error_is_its_display() {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let (mut errors, mut shown) = (BTreeSet::new(), BTreeSet::new());
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a source file");
+            // Not this test's own words.
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            for (_, behind) in
+                text.match_indices("debug_is_display!(").map(|(at, found)| (at, &text[at + found.len()..]))
+            {
+                let list = behind.split(')').next().unwrap_or_default();
+                for part in list.split(',') {
+                    shown.insert(name_of(part.split(']').next_back().unwrap_or_default()));
+                }
+            }
+            for (at, found) in text.match_indices("thiserror::Error)]") {
+                let start = text[..at].rfind("#[derive(").expect("it is derived");
+                assert!(!text[start..at].contains("Debug"), "{}: an error derives `Debug`", file.display());
+                let behind = &text[at + found.len()..];
+                let kind = ["enum ", "struct "]
+                    .into_iter()
+                    .filter_map(|kind| Some(behind.find(kind)? + kind.len()))
+                    .min();
+                errors.insert(name_of(&behind[kind.expect("a type")..]));
+            }
+            for start in ["Error for ", "error::Error for "] {
+                for (at, _) in text.match_indices(start) {
+                    let line = &text[text[..at].rfind('\n').map_or(0, |line| line + 1)..];
+                    let line = line.lines().next().unwrap_or_default();
+                    if line.starts_with("impl") && line.ends_with('}') {
+                        errors.insert(name_of(line.split(" for ").nth(1).unwrap_or_default()));
+                    }
+                }
+            }
+        }
+        assert!(errors.len() > 20, "{errors:?}");
+        // Theirs is the same, and the backtrace of a panic.
+        shown.extend(["TaskError", "RemoteError"].map(str::to_owned));
+        let forgotten: Vec<_> = errors.difference(&shown).collect();
+        assert!(forgotten.is_empty(), "write `debug_is_display!({forgotten:?})`");
+    }
 }

@@ -4,6 +4,7 @@ use std::{error::Error, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::ExitStatus;
 use crate::wire::codec::Codec;
 
 /// A task's own error or panic, as told by the process in which it happened.
@@ -27,6 +28,8 @@ pub struct RemoteError(Arc<Inner>);
 struct Inner {
     task: String,
     failure: Failure,
+    /// How the process ended, where the panic was its end.
+    ended: Option<ExitStatus>,
 }
 
 /// The part of a [`RemoteError`] that crosses the wire.
@@ -43,13 +46,47 @@ pub struct Failure {
     pub backtrace: Option<String>,
     /// `Display` of each `source()`, outermost first.
     pub sources: Vec<String>,
+    /// What went on when it panicked, if it was not the function itself that ran.
+    pub during: Option<String>,
     /// The error itself, encoded, when its type is serde.
     pub value: Option<(Codec, serde_bytes::ByteBuf)>,
 }
 
 impl RemoteError {
     pub(crate) fn new(task: impl Into<String>, failure: Failure) -> Self {
-        RemoteError(Arc::new(Inner { task: task.into(), failure }))
+        RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None }))
+    }
+
+    /// The same of a panic by which the process ended.
+    pub(crate) fn ended_by(self, status: ExitStatus) -> Self {
+        let ended = Some(status);
+        RemoteError(Arc::new(match Arc::try_unwrap(self.0) {
+            Ok(inner) => Inner { ended, ..inner },
+            Err(shared) => Inner { task: shared.task.clone(), failure: shared.failure.clone(), ended },
+        }))
+    }
+
+    pub(super) fn write_backtrace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.backtrace() {
+            Some(backtrace) => write!(f, "\n\n{backtrace}"),
+            None => Ok(()),
+        }
+    }
+
+    /// What stands between "panicked" and the message.
+    pub(super) fn circumstances(&self) -> String {
+        let mut text = String::new();
+        for part in self.0.failure.during.iter().cloned().chain(self.location().map(|at| format!("at {at}")))
+        {
+            text.push(' ');
+            text.push_str(&part);
+        }
+        text
+    }
+
+    /// What stands behind it.
+    pub(super) fn aftermath(&self) -> String {
+        self.exit_status().map(|status| format!(" (the process {status})")).unwrap_or_default()
     }
 
     /// The error's or the panic's message.
@@ -67,9 +104,16 @@ impl RemoteError {
         &self.0.failure.type_name
     }
 
-    /// Where a panic happened, as `file:line:column`.
+    /// Where a panic happened, as `file:line:column`. `None` where that is not known: the payload was resumed
+    /// ([`resume_unwind`](std::panic::resume_unwind)), and where it came from cannot be told any more.
     pub fn location(&self) -> Option<&str> {
         self.0.failure.location.as_deref()
+    }
+
+    /// How the process ended, where a panic was its end: in a program that is built with `panic = "abort"`, or where
+    /// unwinding is not possible.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        self.0.ended
     }
 
     /// Backtrace of a panic, if `RUST_BACKTRACE` is set in the worker.
@@ -133,23 +177,10 @@ impl fmt::Display for RemoteError {
 }
 
 impl fmt::Debug for RemoteError {
+    /// As `Display`, and the backtrace, if there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let failure = &self.0.failure;
-        let mut out = f.debug_struct("RemoteError");
-        out.field("task", &self.0.task).field("message", &failure.message);
-        if !failure.type_name.is_empty() {
-            out.field("type", &failure.type_name);
-        }
-        if let Some(location) = &failure.location {
-            out.field("location", location);
-        }
-        if !failure.sources.is_empty() {
-            out.field("sources", &failure.sources);
-        }
-        if let Some(backtrace) = &failure.backtrace {
-            out.field("backtrace", &format_args!("\n{backtrace}"));
-        }
-        out.finish()
+        fmt::Display::fmt(self, f)?;
+        self.write_backtrace(f)
     }
 }
 

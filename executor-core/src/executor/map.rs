@@ -270,7 +270,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     fn timed_out(&mut self) -> TaskError {
         self.end();
-        TaskError::TimedOut { limit: self.timeout.unwrap_or_default(), phase: Phase::Map }
+        TaskError::timed_out(self.timeout.unwrap_or_default(), Phase::Map).of_task(F::NAME)
     }
 }
 

@@ -26,7 +26,7 @@ pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolE
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
-    error::{CodecFailure, Side, TaskError},
+    error::{CodecFailure, Failure, RemoteError, Side, TaskError},
     future::{TaskFuture, callback::catch, cell::Cell},
     pool::{Call, RunCall},
     registry::TaskEntry,
@@ -248,14 +248,23 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     out: &mut Buffer,
 ) -> Result<Vec<Attachment>, TaskError> {
     let start = out.len();
-    let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(args, out)));
-    let message = match encoded {
-        Ok(Ok(())) => return Ok(attachments),
-        Ok(Err(error)) => error.message,
-        Err(panic) => format!("its Serialize panicked: {panic}"),
+    let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(&args, out)));
+    // Apart from the encoding: a panic of `Drop` is not one of `Serialize`.
+    let dropped = catch(|| drop(args));
+    let name = options.called(F::NAME);
+    let refused = |message| TaskError::Encode(CodecFailure::new(Side::Arguments, name, message));
+    let error = match (encoded, dropped) {
+        (Ok(Ok(())), Ok(())) => return Ok(attachments),
+        (Ok(Err(error)), _) => refused(error.message),
+        (Err(panic), _) => refused(format!("its Serialize panicked: {panic}")),
+        (Ok(Ok(())), Err(message)) => {
+            let during = "in the caller, while its arguments were dropped after they had been encoded";
+            let failure = Failure { message, during: Some(during.into()), ..Failure::default() };
+            TaskError::Panicked(RemoteError::new(name, failure))
+        }
     };
     out.truncate(start);
-    Err(TaskError::Encode(CodecFailure::new(Side::Arguments, options.called(F::NAME), message)))
+    Err(error)
 }
 
 /// Whether this is a task's first call in a debug build, whose arguments are to be checked.

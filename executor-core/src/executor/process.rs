@@ -361,7 +361,7 @@ impl ProcessPoolBuilder {
     /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set).
     pub fn initializer<F: TaskArgs<A>, A>(mut self, task: Task<F, A>) -> Self {
         let mut bytes = Buffer::new();
-        let (encoded, attachments) = attachment::collect(|| F::encode_args(task.into_parts().0, &mut bytes));
+        let (encoded, attachments) = attachment::collect(|| F::encode_args(&task.into_parts().0, &mut bytes));
         let encoded = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         self.initializer = Some((F::entry(), encoded));
         self

@@ -158,7 +158,7 @@ impl<T> Iterator for AsCompletedTimeout<T> {
 }
 
 /// The time has passed and some futures are not done. They run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{unfinished} of {total} futures are unfinished")]
 pub struct Unfinished {
     /// How many are not done.
@@ -166,6 +166,8 @@ pub struct Unfinished {
     /// How many there were.
     pub total: usize,
 }
+
+crate::error::debug_is_display!(Unfinished);
 
 /// A set of futures that yields those that are done, in order of completion; it may grow meanwhile.
 struct CompletionSet<T> {

@@ -15,7 +15,7 @@ use crate::{
     os::memory::Shared,
     transport::{
         Link,
-        board::Board,
+        board::{Board, Panic},
         ring::{self, Segment, doorbell::Doorbell},
     },
     wire::frame::{Header, Kind},
@@ -173,7 +173,7 @@ pub fn board(data: &[u8]) {
     let ask = |seq: u32| {
         let _ = (board.begun(seq), board.take_rest(seq), board.take_back(seq, 0));
         for task in [0, 1, u64::MAX] {
-            if let Some((location, message)) = board.panic_of(TaskId::from_raw(task)) {
+            if let Some(Panic { location, message, .. }) = board.panic_of(TaskId::from_raw(task)) {
                 // Bytes that are no text become three each.
                 assert!(location.len() + message.len() <= 3 * size_of::<Board>());
             }

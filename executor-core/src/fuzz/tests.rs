@@ -284,6 +284,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 location: Some("a.rs:1:2".into()),
                 backtrace: Some("0: main".into()),
                 sources: vec!["one".into(), "two".into()],
+                during: Some("while it slept".into()),
                 value: Some((Codec::Postcard, vec![5].into())),
             };
             let messagepack = Failure {

@@ -42,12 +42,14 @@ impl Address {
 }
 
 /// An address of no form that is known here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is no address here: {reason}; write `host:port`, `/path` or `@name`")]
 pub struct AddressError {
     text: String,
     reason: &'static str,
 }
+
+crate::error::debug_is_display!(AddressError);
 
 impl FromStr for Address {
     type Err = AddressError;

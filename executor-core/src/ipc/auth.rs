@@ -102,7 +102,7 @@ enum Side {
 }
 
 /// Why a peer was not believed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
     /// The peer does not know the key.
@@ -123,6 +123,8 @@ pub enum AuthError {
     #[error("the peer closed the connection before it was authenticated")]
     Closed,
 }
+
+crate::error::debug_is_display!(AuthError);
 
 /// What a side says next, and whether it is done then.
 pub(super) enum Step {

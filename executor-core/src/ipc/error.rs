@@ -5,7 +5,7 @@ use std::io;
 use super::message::Disorder;
 
 /// Why nothing was received.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
     /// No message has come yet, or within the limit. Only from `try_recv` and `recv_timeout` and their kin.
@@ -47,6 +47,8 @@ pub enum RecvError {
     Io(#[from] io::Error),
 }
 
+crate::error::debug_is_display!(RecvError, SendError);
+
 impl RecvError {
     /// Whether nothing will come any more.
     pub fn is_end(&self) -> bool {
@@ -61,7 +63,7 @@ impl From<Disorder> for RecvError {
 }
 
 /// Why nothing was sent.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
     /// The peer is gone: nobody would receive it.

@@ -126,7 +126,7 @@ struct File {
 }
 
 /// Why no client was accepted.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptError {
     /// The listener is closed.
@@ -149,8 +149,10 @@ pub enum AcceptError {
     Io(#[from] io::Error),
 }
 
+crate::error::debug_is_display!(AcceptError, ConnectError);
+
 /// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The two sides do not have the same key.

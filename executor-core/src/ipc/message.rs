@@ -78,8 +78,10 @@ impl Head {
     }
 }
 
+crate::error::debug_is_display!(Disorder);
+
 /// What a peer may not send. What comes after it on a stream means nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Disorder {
     #[error("the peer speaks another protocol")]
     NotOurs,

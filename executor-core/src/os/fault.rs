@@ -7,7 +7,7 @@
 use std::{
     mem::MaybeUninit,
     ptr,
-    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering},
 };
 
 use super::sync::atomic::AtomicU8;
@@ -20,6 +20,8 @@ static GUARD_LOW: AtomicUsize = AtomicUsize::new(0);
 static GUARD_HIGH: AtomicUsize = AtomicUsize::new(0);
 /// Where to note an overflow: a flag in the worker's shared page.
 static NOTE: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
+/// The process that watches: a fork of it shares the page, and its faults are its own.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(libc::SIG_DFL), AtomicUsize::new(libc::SIG_DFL)];
 
 fn slot(signal: libc::c_int) -> &'static AtomicUsize {
@@ -33,9 +35,22 @@ pub(crate) fn watch_this_stack(note: &'static AtomicU8) {
     // One page above the bound: the bound of the main thread is where the kernel will stop growing it.
     GUARD_HIGH.store(low + 4096, Ordering::Relaxed);
     NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::Release);
+    PROCESS.store(std::process::id(), Ordering::Release);
     ensure_alternate_stack();
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
         install(signal);
+    }
+}
+
+/// What was noted is of a task that has ended: it has caught the fault, as some interpreters do.
+#[inline]
+pub(crate) fn forget() {
+    // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`, in a mapping that stays.
+    if let Some(note) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() }
+        && note.load(Ordering::Relaxed) != 0
+        && PROCESS.load(Ordering::Relaxed) == std::process::id()
+    {
+        note.store(0, Ordering::Relaxed);
     }
 }
 
@@ -82,7 +97,10 @@ fn install(signal: libc::c_int) {
     // SAFETY: as above.
     let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: both structures are valid; the handler does only what a handler may do.
-    if unsafe { libc::sigaction(signal, &action, &mut previous) } == 0 {
+    if unsafe { libc::sigaction(signal, &action, &mut previous) } == 0
+        // In a fork it is installed already; to hand on to itself would have no end.
+        && previous.sa_sigaction != action.sa_sigaction
+    {
         slot(signal).store(previous.sa_sigaction, Ordering::Release);
     }
 }
@@ -101,8 +119,10 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
         return;
     }
     if (GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed)).contains(&address) {
+        // SAFETY: asks for a number; allowed in a handler.
+        let own = unsafe { libc::getpid() }.cast_unsigned() == PROCESS.load(Ordering::Acquire);
         // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`.
-        if let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
+        if own && let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
             note.store(1, Ordering::Release);
         }
     }

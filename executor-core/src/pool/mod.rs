@@ -56,7 +56,7 @@ use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
-    error::{BrokenCause, ExitStatus, Failure, LostDetail, RemoteError, TaskError},
+    error::{BrokenCause, ExitStatus, TaskError},
     future::{
         callback::CallbackQueue,
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
@@ -68,7 +68,12 @@ use crate::{
     registry::TaskEntry,
     segment::{Results, Store},
     task::TaskOptions,
-    transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
+    transport::{
+        Link,
+        board::{Begun, Death},
+        ipc,
+        ring::doorbell::Doorbell,
+    },
     wire::{
         frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
@@ -700,7 +705,7 @@ impl Pool {
                 Action::Resolve(resolve) => {
                     let (item, items, end) = *resolve;
                     let error = match end {
-                        End::Error(error) => error,
+                        End::Error(error) => error.of_task(item.name()),
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
                             || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
                             |record| record.last_words_to(item.id(items.first), item.name()),
@@ -1061,31 +1066,15 @@ impl Record {
 
     /// What can be said about the end of this worker, to the task that it ran.
     fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
-        let status = self.status.unwrap_or(ExitStatus::Unknown);
-        let board = self.link.as_ref().map(|link| link.board());
-        // Not the word of one that wrote garbage.
-        let stack_overflow = self.broke_protocol.is_none()
-            && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
-        // An overflow is the end of the process, whatever had been caught before; std ends it by SIGABRT as well.
-        if !stack_overflow
-            && status == ExitStatus::Signaled(libc::SIGABRT)
-            && let Some((location, message)) = board.and_then(|board| board.panic_of(task))
-        {
-            // The process was built with `panic = "abort"`, or panicked where unwinding is not possible.
-            let failure = Failure { message, location: Some(location), ..Failure::default() };
-            return TaskError::Panicked(RemoteError::new(name, failure));
-        }
-        let killed_by_system = status == ExitStatus::Signaled(libc::SIGKILL) && !self.killed_by_us;
-        TaskError::WorkerLost {
+        let death = Death {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
-            status,
-            detail: Arc::new(LostDetail {
-                task: name.to_owned(),
-                stack_overflow,
-                killed_by_system,
-                broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
-            }),
-        }
+            status: self.status.unwrap_or(ExitStatus::Unknown),
+            task,
+            name,
+            killed_by_us: self.killed_by_us,
+            broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
+        };
+        death.explain(self.link.as_ref().map(|link| link.board()))
     }
 }
 

@@ -1212,7 +1212,7 @@ impl<T: Split> Scheduler<T> {
             Begun::Unknown => Some(worker.front_since),
         });
         let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
-        let error = TaskError::TimedOut { limit, phase: Phase::Run };
+        let error = TaskError::timed_out(limit, Phase::Run);
         if since.is_some_and(over) && self.condemn(now, front.run, error, claims) {
             out.push(Action::Kill(id));
             return;

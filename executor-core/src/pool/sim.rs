@@ -757,7 +757,7 @@ impl World {
                     Ending::Lost,
                 )
             }
-            End::Error(TaskError::TimedOut { limit, phase: Phase::Run }) => {
+            End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
                 let (_, began) = story.begun.expect("a limit counts from the beginning");
                 assert_eq!(story.timeout, Some(limit));
                 assert!(began + limit <= now, "{task:?} has timed out too early");

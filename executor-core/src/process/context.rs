@@ -48,9 +48,11 @@ impl StartMethod {
 static SET: Mutex<Option<StartMethod>> = Mutex::new(None);
 
 /// The start method was set before: [`set_start_method`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the start method was set to {0:?} before; set it once, or use `force_start_method`")]
 pub struct StartMethodSet(pub StartMethod);
+
+crate::error::debug_is_display!(StartMethodSet);
 
 /// How processes are started where nothing else is said: as was set, else as this process's parent does, else
 /// [`StartMethod::Spawn`].

@@ -26,9 +26,11 @@ static LEVEL: OnceLock<Level> = OnceLock::new();
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
 /// Another subscriber of `tracing` is there, and keeps the log: [`log_to_stderr`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this process has a `tracing` subscriber already: set its level instead")]
 pub struct LoggerIsSet;
+
+crate::error::debug_is_display!(LoggerIsSet);
 
 /// Prints what is logged with `tracing`, by this library and by the program, to standard error: in this process and in all
 /// children that it starts from now on, as `[LEVEL/process name] file:line: message`.

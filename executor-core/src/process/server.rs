@@ -70,7 +70,7 @@ impl Server {
         let (args, _) = task.into_parts();
         let mut buffer = Buffer::new();
         let (encoded, attached) = crate::wire::attachment::collect(|| {
-            <F as crate::task::TaskArgs<Encoded>>::encode_args(args, &mut buffer)
+            <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
         });
         let bytes = match encoded {
             Err(error) => Err(error.message),

@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Why a process was not started.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The arguments of its task cannot be encoded.
@@ -93,6 +93,8 @@ pub enum StartError {
         error: Arc<io::Error>,
     },
 }
+
+crate::error::debug_is_display!(StartError);
 
 impl StartError {
     pub(super) fn os(what: &'static str, error: io::Error) -> Self {

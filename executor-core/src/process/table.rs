@@ -19,10 +19,10 @@ use rustix::{
 
 use super::exit;
 use crate::{
-    error::{ExitStatus, Failure, LostDetail, RemoteError, TaskError},
+    error::{ExitStatus, TaskError},
     future::cell::Outcome,
     os::{fork::Origin, memory::Shared, process::Child as Process, signals, socket::retry},
-    transport::board::Board,
+    transport::board::{Board, Death},
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
         frame::Kind,
@@ -188,25 +188,15 @@ impl Record {
     }
 
     fn lost(&self, status: ExitStatus, killed: bool) -> TaskError {
-        use crate::os::sync::atomic::Ordering;
-        let stack_overflow = self.board.stack_overflow.load(Ordering::Acquire) != 0;
-        if !stack_overflow
-            && status == ExitStatus::Signaled(libc::SIGABRT)
-            && let Some((location, message)) = self.board.panic_of(BODY)
-        {
-            let failure = Failure { message, location: Some(location), ..Failure::default() };
-            return TaskError::Panicked(RemoteError::new(&*self.task, failure));
-        }
-        TaskError::WorkerLost {
+        let death = Death {
             pid: self.process.pid(),
             status,
-            detail: Arc::new(LostDetail {
-                task: self.task.clone(),
-                stack_overflow,
-                killed_by_system: status == ExitStatus::Signaled(libc::SIGKILL) && !killed,
-                ..LostDetail::default()
-            }),
-        }
+            task: BODY,
+            name: &self.task,
+            killed_by_us: killed,
+            broke_protocol: None,
+        };
+        death.explain(Some(&self.board))
     }
 
     /// Sends it a signal. A process that has ended, or is another's, gets none.
@@ -314,7 +304,8 @@ impl State {
                 | Kind::Panicked
                 | Kind::DecodeError
                 | Kind::EncodeError
-                | Kind::NotRoundTrip),
+                | Kind::NotRoundTrip
+                | Kind::Refused),
             ) => {
                 self.report = Some(Err(reply::failure(task, kind, &payload)));
                 true

@@ -76,8 +76,7 @@ pub struct CallContext {
     pub out: Buffer,
     /// Descriptors that came with the arguments; afterwards, those that go with the result.
     pub(crate) attachments: Vec<Attachment>,
-    /// How far the call has come, for whoever catches a panic.
-    pub stage: Stage,
+    stage: Stage,
     /// Whether to check that the arguments survive encoding and decoding.
     pub check: bool,
 }
@@ -85,27 +84,78 @@ pub struct CallContext {
 impl CallContext {
     /// Before the call.
     pub fn new(out: Buffer, check: bool) -> Self {
-        CallContext { out, attachments: Vec::new(), stage: Stage::Decode, check }
+        CallContext { out, attachments: Vec::new(), stage: Stage::default(), check }
     }
 
     /// Before the next call; what the last one wrote has been taken.
     pub(crate) fn begin(&mut self, attachments: Vec<Attachment>, check: bool) {
         self.attachments = attachments;
-        self.stage = Stage::Decode;
+        self.stage = Stage::default();
         self.check = check;
+    }
+
+    /// What is going on, for whoever catches a panic.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// One stage, from its begin to its end.
+    #[inline(always)]
+    pub(crate) fn during<R>(&mut self, stage: Stage, run: impl FnOnce(&mut Self) -> R) -> R {
+        self.stage = stage;
+        let result = run(self);
+        self.stage = Stage::Between;
+        result
+    }
+
+    /// The function is called next.
+    #[inline(always)]
+    pub fn run_begins(&mut self) {
+        self.stage = Stage::Run;
+    }
+
+    /// It has returned.
+    #[inline(always)]
+    pub fn run_ends(&mut self) {
+        self.stage = Stage::Between;
+    }
+
+    pub(crate) fn stage_mut(&mut self) -> &mut Stage {
+        &mut self.stage
     }
 }
 
-/// A step of a call.
+/// What of a call is going on. Each stage ends where it ends, and not where the next one begins: between them values are
+/// dropped, and what goes wrong there is nobody else's.
 #[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stage {
-    /// The arguments are being decoded.
+    /// None of these: arguments, result or error are dropped.
+    #[default]
+    Between,
+    /// The runtime of async tasks is made.
+    Prepare,
+    /// The arguments are decoded.
     Decode,
+    /// The decoded arguments are encoded again, for the check.
+    Check,
     /// The function runs.
     Run,
-    /// Its result, or its error, is being encoded.
+    /// Its result, or its error, is encoded.
     Encode,
+    /// Its error is put into words.
+    Describe,
+}
+
+impl Stage {
+    /// As [`CallContext::during`].
+    #[inline(always)]
+    pub(crate) fn during<R>(&mut self, stage: Stage, run: impl FnOnce() -> R) -> R {
+        *self = stage;
+        let result = run();
+        *self = Stage::Between;
+        result
+    }
 }
 
 /// How a call ended.

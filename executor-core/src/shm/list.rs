@@ -75,7 +75,7 @@ impl<T: Into<ListItem>> From<Option<T>> for ListItem {
 }
 
 /// A value needs more bytes than its place in a [`ShareableList`] has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge {
     /// What it needs.
     pub len: usize,
@@ -90,6 +90,8 @@ impl fmt::Display for TooLarge {
 }
 
 impl std::error::Error for TooLarge {}
+
+crate::error::debug_is_display!(TooLarge);
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]

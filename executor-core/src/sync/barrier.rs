@@ -56,7 +56,7 @@ struct Head {
 unsafe impl SharedLayout for Head {}
 
 /// Why a barrier was not passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BarrierError {
     /// It is broken: another one aborted, came to its time limit, died, or panicked in the action; or it was reset.
@@ -75,6 +75,8 @@ impl fmt::Display for BarrierError {
 }
 
 impl error::Error for BarrierError {}
+
+crate::error::debug_is_display!(BarrierError);
 
 /// Where a number of threads, of any processes, wait for each other.
 ///

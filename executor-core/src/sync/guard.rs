@@ -66,12 +66,6 @@ impl<G: Recover> Recover for (G, bool) {
     }
 }
 
-impl<G> fmt::Debug for OwnerDied<G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OwnerDied")
-    }
-}
-
 impl<G> fmt::Display for OwnerDied<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the process that held the lock has died, and what it protects may be half changed")
@@ -80,8 +74,11 @@ impl<G> fmt::Display for OwnerDied<G> {
 
 impl<G> error::Error for OwnerDied<G> {}
 
+crate::error::debug_is_display!([G] OwnerDied<G>);
+crate::error::debug_is_display!(ReleaseError);
+
 /// Why something could not be released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReleaseError {
     /// Nobody holds it.

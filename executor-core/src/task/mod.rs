@@ -81,14 +81,14 @@ pub trait TaskFn: Sized + 'static {
 )]
 pub trait TaskArgs<A>: TaskFn {
     #[doc(hidden)]
-    fn encode_args(args: A, out: &mut Buffer) -> Result<(), CodecError>;
+    fn encode_args(args: &A, out: &mut Buffer) -> Result<(), CodecError>;
 }
 
 impl<F: TaskFn> TaskArgs<Encoded> for F {
-    fn encode_args(args: Encoded, out: &mut Buffer) -> Result<(), CodecError> {
-        let (bytes, attachments) = args.0?;
+    fn encode_args(args: &Encoded, out: &mut Buffer) -> Result<(), CodecError> {
+        let (bytes, attachments) = args.0.as_ref().map_err(CodecError::clone)?;
         attachment::adopt(attachments);
-        out.extend_from_slice(&bytes);
+        out.extend_from_slice(bytes);
         Ok(())
     }
 }
@@ -181,7 +181,7 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     /// ```
     pub fn encode(self) -> Task<F, Encoded> {
         let mut bytes = Buffer::new();
-        let (encoded, attachments) = attachment::collect(|| F::encode_args(self.args, &mut bytes));
+        let (encoded, attachments) = attachment::collect(|| F::encode_args(&self.args, &mut bytes));
         let encoded = encoded.map(|()| (bytes.into_vec(), attachments));
         Task { args: Encoded(encoded), options: self.options, marker: PhantomData }
     }

@@ -17,9 +17,10 @@
 //! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
 //! and skips the frame.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
+    error::{ExitStatus, Failure, LastPanic, LostDetail, RemoteError, TaskError},
     id::TaskId,
     os::{
         clock,
@@ -52,10 +53,12 @@ pub(crate) struct Board {
     claims: [AtomicU64; SLOTS],
     /// When the last task with a time limit began, in nanoseconds of the machine's monotonic clock.
     began_nanos: AtomicU64,
-    /// The task whose panic is noted below; 0 for none.
+    /// The task whose panic is noted below, [`ELSEWHERE`] for one of another thread; 0 for none.
     panic_task: AtomicU64,
     panic_location_len: AtomicU32,
     panic_message_len: AtomicU32,
+    /// After that panic the process cannot go on.
+    panic_fatal: AtomicU8,
     pub(crate) stack_overflow: AtomicU8,
     panic_text: [AtomicU8; TEXT_BYTES],
 }
@@ -76,6 +79,20 @@ fn parts(word: u64) -> (u32, u32, u64) {
 
 /// Stands for the initializer where a task's id is noted: it has none of its own.
 pub(crate) const INITIALIZER: TaskId = TaskId::from_raw(u64::MAX);
+
+/// Stands for a panic of a thread that runs no task.
+pub(crate) const ELSEWHERE: TaskId = TaskId::from_raw(u64::MAX - 1);
+
+/// A panic that a worker has noted.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Panic {
+    pub(crate) location: String,
+    pub(crate) message: String,
+    /// The process ends by it: it was not, and could not be, caught.
+    pub(crate) fatal: bool,
+    /// Of another thread than the task's.
+    pub(crate) elsewhere: bool,
+}
 
 /// Whether, and when, a worker has begun what was sent to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,8 +170,8 @@ impl Board {
         }
     }
 
-    /// Worker: notes a panic before anything else happens, without allocating.
-    pub(crate) fn note_panic(&self, task: TaskId, location: &str, message: &str) {
+    /// Worker: notes a panic before anything else happens, without allocating. One at a time.
+    pub(crate) fn note_panic(&self, task: TaskId, location: &str, message: &str, fatal: bool) {
         self.panic_task.store(0, Ordering::Release);
         let location = &location.as_bytes()[..location.len().min(TEXT_BYTES / 3)];
         let message = &message.as_bytes()[..message.len().min(TEXT_BYTES - location.len())];
@@ -163,7 +180,18 @@ impl Board {
         }
         self.panic_location_len.store(location.len() as u32, Ordering::Relaxed);
         self.panic_message_len.store(message.len() as u32, Ordering::Relaxed);
+        self.panic_fatal.store(fatal.into(), Ordering::Relaxed);
         self.panic_task.store(task.as_u64(), Ordering::Release);
+    }
+
+    /// Worker: the process ends by the panic that is noted.
+    pub(crate) fn note_fatal(&self) {
+        self.panic_fatal.store(1, Ordering::Relaxed);
+    }
+
+    /// Worker: what was noted is of a task that has ended.
+    pub(crate) fn forget_panic(&self) {
+        self.panic_task.store(0, Ordering::Release);
     }
 
     /// Whether a panic of this task is noted.
@@ -171,9 +199,10 @@ impl Board {
         self.panic_task.load(Ordering::Acquire) == task.as_u64()
     }
 
-    /// Parent: the noted panic of this task, as (location, message).
-    pub(crate) fn panic_of(&self, task: TaskId) -> Option<(String, String)> {
-        if !self.has_panic(task) {
+    /// Parent: the last panic while this task ran.
+    pub(crate) fn panic_of(&self, task: TaskId) -> Option<Panic> {
+        let elsewhere = self.has_panic(ELSEWHERE);
+        if !elsewhere && !self.has_panic(task) {
             return None;
         }
         // Lengths come from the other process: bounded here, whatever they say.
@@ -182,7 +211,64 @@ impl Board {
         let text: Vec<u8> =
             self.panic_text[..location + message].iter().map(|cell| cell.load(Ordering::Relaxed)).collect();
         let (location, message) = text.split_at(location);
-        Some((String::from_utf8_lossy(location).into_owned(), String::from_utf8_lossy(message).into_owned()))
+        Some(Panic {
+            location: String::from_utf8_lossy(location).into_owned(),
+            message: String::from_utf8_lossy(message).into_owned(),
+            fatal: self.panic_fatal.load(Ordering::Relaxed) != 0,
+            elsewhere,
+        })
+    }
+}
+
+/// The end of a process that ran a task and has not answered.
+pub(crate) struct Death<'a> {
+    pub(crate) pid: u32,
+    pub(crate) status: ExitStatus,
+    /// What it ran.
+    pub(crate) task: TaskId,
+    pub(crate) name: &'a str,
+    /// This program has sent it a signal to that end.
+    pub(crate) killed_by_us: bool,
+    /// It was cut off for this: nothing that it noted is believed.
+    pub(crate) broke_protocol: Option<String>,
+}
+
+impl Death<'_> {
+    /// What is said of it: the status, and of what the process had noted as much as can have led to that status. All that
+    /// is on a board was noted since the task has begun, but that it came last does not make it the cause.
+    pub(crate) fn explain(self, board: Option<&Board>) -> TaskError {
+        let Death { pid, status, task, name, killed_by_us, broke_protocol } = self;
+        let board = board.filter(|_| broke_protocol.is_none());
+        let signal = status.signal();
+        // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault happen where it does not.
+        let faulted = matches!(signal, Some(libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT));
+        let stack_overflow =
+            faulted && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        let noted = match signal {
+            Some(libc::SIGABRT) if !stack_overflow => board.and_then(|board| board.panic_of(task)),
+            _ => None,
+        };
+        let noted = noted.map(|Panic { location, message, fatal, elsewhere }| {
+            let location = (!location.is_empty()).then_some(location);
+            (Failure { message, location, ..Failure::default() }, fatal, elsewhere)
+        });
+        if let Some((failure, true, false)) = noted {
+            // Built with `panic = "abort"`, or panicked where unwinding is not possible.
+            return TaskError::Panicked(RemoteError::new(name, failure).ended_by(status));
+        }
+        let last_panic = noted.map(|(failure, _, elsewhere)| {
+            let note = RemoteError::new(name, failure);
+            LastPanic { panic: note, elsewhere }
+        });
+        let killed_by_system = signal == Some(libc::SIGKILL) && !killed_by_us;
+        let detail = LostDetail {
+            task: name.to_owned(),
+            stack_overflow,
+            killed_by_system,
+            broke_protocol,
+            last_panic,
+        };
+        TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }
 }
 
@@ -257,12 +343,17 @@ mod tests {
     #[test]
     fn panic_notes_are_bounded_and_belong_to_one_task() {
         let (board, _fd) = create().unwrap();
-        board.note_panic(A, "src/x.rs:1:2", "boom");
-        assert_eq!(board.panic_of(A), Some(("src/x.rs:1:2".into(), "boom".into())));
+        board.note_panic(A, "src/x.rs:1:2", "boom", false);
+        let boom =
+            Panic { location: "src/x.rs:1:2".into(), message: "boom".into(), fatal: false, elsewhere: false };
+        assert_eq!(board.panic_of(A), Some(boom));
         assert_eq!(board.panic_of(B), None);
-        board.note_panic(B, &"l".repeat(9_000), &"m".repeat(9_000));
-        let (location, message) = board.panic_of(B).unwrap();
+        board.note_panic(B, &"l".repeat(9_000), &"m".repeat(9_000), false);
+        let Panic { location, message, .. } = board.panic_of(B).unwrap();
         assert_eq!(location.len() + message.len(), TEXT_BYTES);
+        board.forget_panic();
+        assert_eq!(board.panic_of(B), None);
+        board.note_panic(B, &"l".repeat(9_000), &"m".repeat(9_000), false);
         // A worker gone wild.
         board.panic_message_len.store(u32::MAX, Ordering::Relaxed);
         board.panic_location_len.store(u32::MAX, Ordering::Relaxed);

@@ -85,8 +85,10 @@ pub(crate) trait WorkerEnd {
     fn board(&self) -> &'static Board;
 }
 
+crate::error::debug_is_display!(Closed);
+
 /// Why no more frames come.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Closed {
     #[error("the other side is gone")]
     Gone,

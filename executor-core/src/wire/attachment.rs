@@ -129,12 +129,14 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
 }
 
 /// Attaches again what belongs to bytes that were encoded before.
-pub(crate) fn adopt(attachments: Vec<Attachment>) {
+pub(crate) fn adopt(attachments: &[Attachment]) {
     if !attachments.is_empty() {
         debug_assert_eq!(COUNT.get(), 0, "indexes would mean other descriptors");
         let depth = DEPTH.get();
         COUNT.set(attachments.len() as u32);
-        LEAVING.with_borrow_mut(|leaving| leaving.extend(attachments.into_iter().map(|one| (depth, one))));
+        LEAVING.with_borrow_mut(|leaving| {
+            leaving.extend(attachments.iter().map(|one| (depth, Arc::clone(one))))
+        });
     }
 }
 

@@ -72,7 +72,7 @@ impl Codec {
 
 /// Why a value could not be encoded or decoded.
 #[doc(hidden)]
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CodecError {
     /// For the user.
     pub message: String,
@@ -105,6 +105,8 @@ impl fmt::Display for CodecError {
 }
 
 impl std::error::Error for CodecError {}
+
+crate::error::debug_is_display!(CodecError);
 
 impl serde::ser::Error for CodecError {
     fn custom<T: fmt::Display>(message: T) -> Self {

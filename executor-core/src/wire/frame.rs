@@ -48,14 +48,29 @@ pub(crate) enum Kind {
     NotRoundTrip = 10,
     /// From the worker: bytes consumed, nothing else.
     Credit = 11,
+    /// From the worker: the system refuses it what the call needs.
+    Refused = 12,
 }
 
 impl Kind {
     pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Init, Run, Stop, Ready, Done, Failed, Panicked, DecodeError, EncodeError, NotRoundTrip, Credit]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            Init,
+            Run,
+            Stop,
+            Ready,
+            Done,
+            Failed,
+            Panicked,
+            DecodeError,
+            EncodeError,
+            NotRoundTrip,
+            Credit,
+            Refused,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 
     const fn is_to_worker(self) -> bool {
@@ -217,8 +232,10 @@ impl Frame {
     }
 }
 
+crate::error::debug_is_display!(WireError);
+
 /// A peer that does not keep to the protocol.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("a message ends within its header")]
     Truncated,

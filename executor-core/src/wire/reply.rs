@@ -14,6 +14,9 @@ pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
             Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
             Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
         },
+        Kind::Refused => {
+            TaskError::Refused(RemoteError::new(name, Failure { message: text(), ..Failure::default() }))
+        }
         Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
         Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
         _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
@@ -24,7 +27,10 @@ pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
 pub(crate) fn text(kind: Kind, payload: &[u8]) -> String {
     match kind {
         Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
-            Ok(failure) => failure.message,
+            Ok(failure) => match failure.during {
+                Some(during) => format!("{} ({during})", failure.message),
+                None => failure.message,
+            },
             Err(error) => error.to_string(),
         },
         _ => String::from_utf8_lossy(payload).into_owned(),

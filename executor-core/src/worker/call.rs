@@ -2,6 +2,7 @@
 
 use std::{
     cell::OnceCell,
+    fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use super::{
     panics::{self, Running},
 };
 use crate::{
+    error::Failure,
     id::{FnId, TaskId},
     registry::{self, Call, CallContext, CallResult, Stage},
     segment::Store,
@@ -55,8 +57,8 @@ impl Caller {
         reply: impl FnOnce(Kind, Contents<'_>, &[Attachment]) -> R,
     ) -> R {
         let Some(entry) = registry::lookup(function) else {
-            let text = "this worker's program has no such task, although its list of tasks was the same";
-            return reply(Kind::DecodeError, Contents::Bytes(text.as_bytes()), &[]);
+            let text = "its program has no such task, although its list of tasks was the same";
+            return reply(Kind::Refused, Contents::Bytes(text.as_bytes()), &[]);
         };
         let Arrived { bytes: arguments, attachments } = arguments;
         let Caller { runtime, context } = self;
@@ -64,9 +66,9 @@ impl Caller {
         let running = Running::task(task);
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
             Call::Sync(call) => Ok(call(arguments, context)),
-            Call::Async(call) => match runtime_in(runtime) {
+            Call::Async(call) => match context.during(Stage::Prepare, |_| runtime_in(runtime)) {
                 Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
-                Err(error) => Err(format!("no runtime for async tasks: {error}")),
+                Err(error) => Err(no_runtime(&error)),
             },
         }));
         drop(running);
@@ -77,11 +79,12 @@ impl Caller {
             Ok(Ok(CallResult::Decode(error))) => Some((Kind::DecodeError, error.message.into_bytes())),
             Ok(Ok(CallResult::Encode(error))) => Some((Kind::EncodeError, error.message.into_bytes())),
             Ok(Ok(CallResult::NotRoundTrip(error))) => Some((Kind::NotRoundTrip, error.message.into_bytes())),
-            Ok(Err(refused)) => Some((Kind::DecodeError, refused.into_bytes())),
+            Ok(Err(refused)) => Some((Kind::Refused, refused.into_bytes())),
             Err(payload) => {
+                let failure = panics::caught(&*payload);
                 // Not dropped: what was thrown may itself panic then.
                 std::mem::forget(payload);
-                Some(panicked(context.stage))
+                Some(panicked(context.stage(), failure))
             }
         };
         match failed {
@@ -116,22 +119,32 @@ fn runtime_in(place: &OnceCell<tokio::runtime::Runtime>) -> std::io::Result<&tok
     place.get().ok_or_else(|| std::io::Error::other("just set"))
 }
 
-fn panicked(stage: Stage) -> (Kind, Vec<u8>) {
-    let failure = panics::last();
-    let at = failure.location.as_deref().unwrap_or("an unknown place");
-    match stage {
-        Stage::Run => (Kind::Panicked, to_bytes(&failure)),
-        Stage::Decode => {
-            let text = format!("a Deserialize panicked at {at}: {}", failure.message);
-            (Kind::DecodeError, text.into_bytes())
-        }
-        Stage::Encode => {
-            let text = format!("a Serialize panicked at {at}: {}", failure.message);
-            (Kind::EncodeError, text.into_bytes())
-        }
-    }
+fn no_runtime(why: &dyn Display) -> String {
+    format!("no runtime for async tasks could be made: {why}")
 }
 
-fn to_bytes(failure: &crate::error::Failure) -> Vec<u8> {
+/// What is told of a panic: whose it was, by what went on when it came.
+fn panicked(stage: Stage, mut failure: Failure) -> (Kind, Vec<u8>) {
+    let serde = |what: &str, when: &str| {
+        let at = failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
+        format!("a {what} panicked{at}{when}: {}", failure.message).into_bytes()
+    };
+    match stage {
+        Stage::Decode => return (Kind::DecodeError, serde("Deserialize", "")),
+        Stage::Encode => return (Kind::EncodeError, serde("Serialize", "")),
+        Stage::Check => {
+            let when = " when the decoded arguments were encoded again, to be checked";
+            return (Kind::NotRoundTrip, serde("Serialize", when));
+        }
+        // tokio panics where the system refuses it a thread.
+        Stage::Prepare => return (Kind::Refused, no_runtime(&failure.message).into_bytes()),
+        Stage::Run => {}
+        Stage::Describe => failure.during = Some("while its error was put into words".into()),
+        Stage::Between => failure.during = Some("while its arguments or its result were dropped".into()),
+    }
+    (Kind::Panicked, to_bytes(&failure))
+}
+
+fn to_bytes(failure: &Failure) -> Vec<u8> {
     postcard::to_stdvec(failure).expect("strings and bytes can be encoded")
 }

@@ -88,7 +88,7 @@ impl<E: WorkerEnd> Run<'_, E> {
         kill_point!(InitBegins);
         let arguments = match arguments {
             Ok(arguments) => arguments,
-            Err(error) => return end.reply(Header::new(Kind::DecodeError), unmapped(&error).as_bytes()),
+            Err(error) => return end.reply(Header::new(Kind::Refused), unmapped(&error).as_bytes()),
         };
         let check = false;
         caller.call(
@@ -159,7 +159,7 @@ impl<E: WorkerEnd> Run<'_, E> {
         let arguments = match arguments {
             Ok(arguments) => arguments,
             Err(error) => {
-                let header = Header { task, ..Header::new(Kind::DecodeError) };
+                let header = Header { task, ..Header::new(Kind::Refused) };
                 return end.reply(header, unmapped(error).as_bytes());
             }
         };
@@ -172,7 +172,7 @@ impl<E: WorkerEnd> Run<'_, E> {
 }
 
 fn unmapped(error: &io::Error) -> String {
-    format!("the memory of the arguments cannot be read by the worker: {error}")
+    format!("the memory of its arguments cannot be read: {error}")
 }
 
 /// Replies with what was encoded, wherever that is.
@@ -186,8 +186,8 @@ fn reply<E: WorkerEnd>(
     if !attachments.is_empty() {
         // First, so that the pool finds them when it sees the frame.
         if let Err(error) = control.send(header.task, attachments) {
-            let text = format!("the descriptors of the result cannot be sent: {error}");
-            return end.reply(Header { kind: Kind::EncodeError, ..header }, text.as_bytes());
+            let text = format!("the descriptors of its result cannot be sent: {error}");
+            return end.reply(Header { kind: Kind::Refused, ..header }, text.as_bytes());
         }
         header.flags |= flag::ATTACHED;
         kill_point!(AttachmentsSent);

@@ -126,8 +126,8 @@ where
     /// [`Phase::Next`], and nothing is lost: ask again.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<F::Output, TaskError>> {
         let until = Instant::now().checked_add(timeout);
-        let late = TaskError::TimedOut { limit: timeout, phase: Phase::Next };
-        self.next_until(until).unwrap_or(Some(Err(late)))
+        let late = || TaskError::timed_out(timeout, Phase::Next).of_task(F::NAME);
+        self.next_until(until).unwrap_or_else(|NotInTime| Some(Err(late())))
     }
 
     fn next_until(

@@ -173,7 +173,7 @@ impl Shared {
 /// assert_eq!(pool.scope(|_| ()), Err(PoolError::NotRunning));
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// It was closed or terminated.
@@ -183,6 +183,8 @@ pub enum PoolError {
     #[error("Pool is still running: `close` or `terminate` it before `join`")]
     StillRunning,
 }
+
+crate::error::debug_is_display!(PoolError);
 
 impl Pool {
     /// A pool of this many workers.

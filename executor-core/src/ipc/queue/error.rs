@@ -1,6 +1,6 @@
 //! Why something was not put, or not got.
 
-use std::{fmt, io};
+use std::io;
 
 use super::core::{Missing, Refused};
 
@@ -42,20 +42,12 @@ impl<T> PutError<T> {
     }
 }
 
-// Not derived: an item need not be `Debug` for the error to be.
-impl<T> fmt::Debug for PutError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PutError::Full(_) => f.write_str("Full(…)"),
-            PutError::Closed(_) => f.write_str("Closed(…)"),
-            PutError::Encode(_, text) => write!(f, "Encode(…, {text:?})"),
-            PutError::Io(_, error) => write!(f, "Io(…, {error:?})"),
-        }
-    }
-}
+// An item need not be `Debug` for the error to be.
+crate::error::debug_is_display!([T] PutError<T>);
+crate::error::debug_is_display!(GetError);
 
 /// Why no item was got.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
     /// There is none, or there was none within the limit.

@@ -55,9 +55,11 @@ pub struct JoinableQueue<T> {
 }
 
 /// More items were said to be done than were put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("task_done was called more often than there were items")]
 pub struct TaskDoneError;
+
+crate::error::debug_is_display!(TaskDoneError, LostItems);
 
 impl<T> JoinableQueue<T> {
     /// As [`Queue::bounded`].
@@ -145,7 +147,7 @@ impl<T> JoinableQueue<T> {
 }
 
 /// Items that were got and never done, because the processes that had got them died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{count} items are lost: the processes that had got them have died")]
 #[non_exhaustive]
 pub struct LostItems {
