@@ -174,11 +174,13 @@ fn forget() {
     NOTED.store(false, Ordering::Relaxed);
     LAST.take();
     lock(&OTHERS).clear();
-    // SAFETY: null, or the `&'static Board` of `install`. In a fork that has installed nothing of its own this is its
-    // parent's board, whose notes are its parent's.
-    if PROCESS.load(Ordering::Acquire) == std::process::id()
-        && let Some(board) = unsafe { BOARD.load(Ordering::Relaxed).as_ref() }
-    {
+    // A fork that has installed nothing of its own has its parent's board, whose notes are its parent's.
+    if PROCESS.load(Ordering::Acquire) != std::process::id() {
+        return;
+    }
+    // SAFETY: null, or the `&'static Board` of `install`.
+    let board = unsafe { BOARD.load(Ordering::Relaxed).as_ref() };
+    if let Some(board) = board {
         let _one = lock(&WRITING);
         board.forget_panic();
     }
