@@ -234,6 +234,7 @@ thread_local! {
 }
 
 #[task]
+#[expect(clippy::disallowed_methods, reason = "a task runs while its thread's locals are there")]
 fn use_a_kept_pool(value: u64) -> u64 {
     KEPT.with_borrow_mut(|kept| {
         kept.get_or_insert_with(|| pool(1)).submit(echo::task(value)).result().unwrap()

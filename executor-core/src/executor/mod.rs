@@ -28,6 +28,7 @@ pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 use crate::{
     error::{CodecFailure, Failure, RemoteError, Side, TaskError},
     future::{TaskFuture, callback::catch, cell::Cell},
+    os::local,
     pool::{Call, RunCall},
     registry::TaskEntry,
     task::{Task, TaskArgs, TaskOptions},
@@ -233,9 +234,9 @@ where
 {
     let (args, options) = task.into_parts();
     // One vector for each thread that submits.
-    let mut buffer = executor.buffer().using(SMALL.take());
+    let mut buffer = executor.buffer().using(local::take(&SMALL));
     let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
-    SMALL.set(buffer.into_small());
+    local::put(&SMALL, buffer.into_small());
     let entry = F::entry();
     let check = must_check(entry);
     TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check })).0)

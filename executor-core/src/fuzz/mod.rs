@@ -5,8 +5,16 @@
 //! than [`Target::bytes_max`] is for whoever runs it to see.
 
 mod codecs;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the thread of a test runs no code while its locals are destroyed"
+)]
 mod shared;
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the thread of a test runs no code while its locals are destroyed"
+)]
 mod tests;
 
 use crate::{

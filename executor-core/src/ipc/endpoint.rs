@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     os::{
+        local,
         socket::{self, recv_short_now, send_parts_now},
         spin::Spin,
     },
@@ -51,7 +52,7 @@ struct Packet(Vec<u8>);
 
 impl Packet {
     fn take() -> Self {
-        let mut room = PACKET.take();
+        let mut room = local::take(&PACKET);
         room.resize(HEAD_BYTES + PART_BYTES, 0);
         Packet(room)
     }
@@ -59,8 +60,7 @@ impl Packet {
 
 impl Drop for Packet {
     fn drop(&mut self) {
-        // Fails while the thread ends.
-        let _ = PACKET.try_with(|place| place.set(std::mem::take(&mut self.0)));
+        local::put(&PACKET, std::mem::take(&mut self.0));
     }
 }
 
@@ -227,7 +227,7 @@ pub(super) struct Encoded {
 
 impl Encoded {
     pub(super) fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, String> {
-        let mut buffer = Buffer::new().using(VALUE.take());
+        let mut buffer = Buffer::new().using(local::take(&VALUE));
         let (encoded, attachments) = attachment::collect(|| Postcard::encode(value, &mut buffer));
         let bytes = buffer.into_vec();
         let this = Encoded { bytes, attachments };
@@ -240,7 +240,7 @@ impl Encoded {
 impl Drop for Encoded {
     fn drop(&mut self) {
         if self.bytes.capacity() <= KEPT_BYTES_MAX {
-            let _ = VALUE.try_with(|place| place.set(std::mem::take(&mut self.bytes)));
+            local::put(&VALUE, std::mem::take(&mut self.bytes));
         }
     }
 }

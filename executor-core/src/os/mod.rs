@@ -13,6 +13,7 @@
 //! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
+//! local    thread-locals that can be used at any moment of a thread's life
 //! liveness who of the users of shared memory is still alive
 //! room     how much memory there is to be had
 //! fault    tells a stack overflow from any other segmentation fault
@@ -31,6 +32,7 @@ pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod limits;
 pub(crate) mod liveness;
+pub(crate) mod local;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod process;

@@ -6,11 +6,11 @@ use super::{
     changed::changed,
     guard::{Acquired, OwnerDied, Recover, ReleaseError},
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
-    this_thread,
 };
 use crate::{
     os::{
         liveness::{Liveness, OwnerId, Owners},
+        local,
         memory::SharedLayout,
         sync::atomic::{AtomicU32, Ordering},
     },
@@ -173,7 +173,7 @@ impl Lock {
 
     #[inline]
     fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<LockGuard<'_>> {
-        self.layout().thread.store(this_thread(), Ordering::Relaxed);
+        self.layout().thread.store(local::this_thread(), Ordering::Relaxed);
         let in_disorder = locked == Locked::OwnerDied;
         let guard = LockGuard { lock: self, me, in_disorder };
         if in_disorder { Err(OwnerDied::new(guard)) } else { Ok(guard) }
@@ -214,7 +214,7 @@ pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'s
         Holder::Dead => "its holder has died",
         Holder::Left => "left locked",
         Holder::Alive(owner) if !owners.is_me(owner) => "held by another process",
-        Holder::Alive(_) if thread != this_thread() => "held by another thread",
+        Holder::Alive(_) if thread != local::this_thread() => "held by another thread",
         Holder::Alive(_) => "held by this thread",
     }
 }

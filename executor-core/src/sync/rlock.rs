@@ -6,11 +6,11 @@ use super::{
     guard::{Acquired, OwnerDied, Recover},
     lock::describe,
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
-    this_thread,
 };
 use crate::{
     os::{
         liveness::{Liveness, OwnerId, Owners},
+        local,
         memory::SharedLayout,
         sync::atomic::{AtomicU32, AtomicU64, Ordering},
     },
@@ -122,7 +122,9 @@ impl RLock {
         let died = locked == Locked::OwnerDied;
         let disorder = if died { IN_DISORDER } else { 0 };
         let layout = self.layout();
-        layout.levels.store(u64::from(this_thread()) << THREAD_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout
+            .levels
+            .store(u64::from(local::this_thread()) << THREAD_SHIFT | disorder | 1, Ordering::Relaxed);
         layout.owner.store(me.bits(), Ordering::Release);
         kill_point!(LevelsWritten);
         let guard = RLockGuard { lock: self, me };
@@ -137,7 +139,7 @@ impl RLock {
             return None;
         }
         let mut levels = layout.levels.load(Ordering::Relaxed);
-        while levels >> THREAD_SHIFT == u64::from(this_thread()) && levels & COUNT > 0 {
+        while levels >> THREAD_SHIFT == u64::from(local::this_thread()) && levels & COUNT > 0 {
             assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
             match layout.levels.compare_exchange(levels, levels + 1, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(RLockGuard { lock: self, me }),

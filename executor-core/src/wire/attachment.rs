@@ -15,9 +15,12 @@
 
 use std::{
     cell::{Cell, RefCell},
+    mem::ManuallyDrop,
     os::fd::OwnedFd,
     sync::Arc,
 };
+
+use crate::os::local;
 
 /// A descriptor that travels.
 pub(crate) type Attachment = Arc<OwnedFd>;
@@ -31,9 +34,20 @@ thread_local! {
     /// What was attached at the innermost of them. Two numbers, because nearly every value has none, and to look at the
     /// list below takes as long as to encode a small one.
     static COUNT: Cell<u32> = const { Cell::new(0) };
-    /// All that was attached and not collected yet, with the depth.
-    static LEAVING: RefCell<Vec<(u32, Attachment)>> = const { RefCell::new(Vec::new()) };
-    static ARRIVED: RefCell<Option<Vec<Attachment>>> = const { RefCell::new(None) };
+    /// All that was attached and not collected yet, with the depth. Outside of all encodings it is empty and has no memory, so
+    /// there is nothing to be dropped when the thread ends; and what is not dropped can be used until then.
+    static LEAVING: RefCell<ManuallyDrop<Vec<(u32, Attachment)>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
+    /// `None` outside of all decodings.
+    static ARRIVED: RefCell<ManuallyDrop<Option<Vec<Attachment>>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
+fn leaving<R>(change: impl FnOnce(&mut Vec<(u32, Attachment)>) -> R) -> R {
+    local::with(&LEAVING, |leaving| change(&mut leaving.borrow_mut()))
+}
+
+/// Sets what is at hand; what was before.
+fn arrive(attachments: Option<Vec<Attachment>>) -> Option<Vec<Attachment>> {
+    local::with(&ARRIVED, |arrived| std::mem::replace(&mut **arrived.borrow_mut(), attachments))
 }
 
 /// One encoding; its end gives the thread back as it was.
@@ -44,22 +58,29 @@ struct Encoding {
 impl Encoding {
     #[inline]
     fn begin() -> Self {
-        DEPTH.set(DEPTH.get() + 1);
-        Encoding { count_before: COUNT.replace(0) }
+        local::set(&DEPTH, local::get(&DEPTH) + 1);
+        let count_before = local::get(&COUNT);
+        local::set(&COUNT, 0);
+        Encoding { count_before }
     }
 
     #[inline]
     fn attached(&self) -> Vec<Attachment> {
-        if COUNT.get() == 0 { Vec::new() } else { self.take() }
+        if local::get(&COUNT) == 0 { Vec::new() } else { self.take() }
     }
 
     #[cold]
     fn take(&self) -> Vec<Attachment> {
-        COUNT.set(0);
-        let depth = DEPTH.get();
-        LEAVING.with_borrow_mut(|leaving| {
+        local::set(&COUNT, 0);
+        let depth = local::get(&DEPTH);
+        leaving(|leaving| {
             let first = leaving.partition_point(|(other, _)| *other < depth);
-            leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect()
+            let own = leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect();
+            if leaving.is_empty() {
+                // With its memory: the thread's end would not free it.
+                *leaving = Vec::new();
+            }
+            own
         })
     }
 }
@@ -69,8 +90,8 @@ impl Drop for Encoding {
     fn drop(&mut self) {
         // Something is left only after a panic.
         drop(self.attached());
-        COUNT.set(self.count_before);
-        DEPTH.set(DEPTH.get() - 1);
+        local::set(&COUNT, self.count_before);
+        local::set(&DEPTH, local::get(&DEPTH) - 1);
     }
 }
 
@@ -87,7 +108,7 @@ struct Restore(Option<Vec<Attachment>>);
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        ARRIVED.set(self.0.take());
+        drop(arrive(self.0.take()));
     }
 }
 
@@ -97,7 +118,7 @@ pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -
     if attachments.is_empty() {
         return decode();
     }
-    let _restore = Restore(ARRIVED.replace(Some(attachments.to_vec())));
+    let _restore = Restore(arrive(Some(attachments.to_vec())));
     decode()
 }
 
@@ -107,13 +128,13 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     // people, but all that hangs on them here is an early error instead of a late one.
     let serializer = std::any::type_name::<S>();
     let ours = serializer.contains("executor_core::wire::codec") || serializer.contains("rmp_serde::");
-    let depth = DEPTH.get();
+    let depth = local::get(&DEPTH);
     if depth == 0 || !ours {
         return Err(format!(
             "it travels in the arguments and results of tasks only, and through connections and queues: its memory cannot be written by `{serializer}`"
         ));
     }
-    LEAVING.with_borrow_mut(|leaving| {
+    leaving(|leaving| {
         let first = leaving.partition_point(|(other, _)| *other < depth);
         let own = &leaving[first..];
         let at = own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
@@ -122,7 +143,7 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
         }
         if at == own.len() {
             leaving.push((depth, Arc::clone(descriptor)));
-            COUNT.set(COUNT.get() + 1);
+            local::set(&COUNT, local::get(&COUNT) + 1);
         }
         u8::try_from(at).map_err(|error| error.to_string())
     })
@@ -131,20 +152,20 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
 /// Attaches again what belongs to bytes that were encoded before.
 pub(crate) fn adopt(attachments: &[Attachment]) {
     if !attachments.is_empty() {
-        debug_assert_eq!(COUNT.get(), 0, "indexes would mean other descriptors");
-        let depth = DEPTH.get();
-        COUNT.set(attachments.len() as u32);
-        LEAVING.with_borrow_mut(|leaving| {
-            leaving.extend(attachments.iter().map(|one| (depth, Arc::clone(one))))
-        });
+        debug_assert_eq!(local::get(&COUNT), 0, "indexes would mean other descriptors");
+        let depth = local::get(&DEPTH);
+        local::set(&COUNT, attachments.len() as u32);
+        leaving(|leaving| leaving.extend(attachments.iter().map(|one| (depth, Arc::clone(one)))));
     }
 }
 
 /// The descriptor of this index, of what is being decoded.
 pub(crate) fn detach(index: u8) -> Result<Attachment, &'static str> {
-    ARRIVED.with_borrow(|arrived| match arrived {
-        None => Err("its descriptor did not come with these bytes; if it should have, the process that received it may \
-                     have too many open files"),
+    local::with(&ARRIVED, |arrived| match &**arrived.borrow() {
+        None => Err(
+            "its descriptor did not come with these bytes; if it should have, the process that received it may \
+                     have too many open files",
+        ),
         Some(list) => list.get(usize::from(index)).cloned().ok_or("no such descriptor came with these bytes"),
     })
 }

@@ -33,15 +33,19 @@ thread_local! {
 }
 
 /// Stores a value for later tasks on this worker; one of each type. The old one, if any, is dropped.
+///
+/// State lives as long as the thread's other locals: in exit hooks, and in the destructors of thread-locals, there may be none
+/// any more. A value that is stored then is dropped.
 pub fn set<T: 'static>(value: T) {
-    let old = STATE.with_borrow_mut(|state| state.insert(TypeId::of::<T>(), Box::new(value)));
+    let mut value: Option<Box<dyn Any>> = Some(Box::new(value));
+    let old = STATE.try_with(|state| state.borrow_mut().insert(TypeId::of::<T>(), value.take()?));
     // Outside the borrow: its drop is user code, and may use the state.
-    drop(old);
+    drop((old, value));
 }
 
 /// Takes a value out.
 pub fn take<T: 'static>() -> Option<T> {
-    let value = STATE.with_borrow_mut(|state| state.remove(&TypeId::of::<T>()))?;
+    let value = STATE.try_with(|state| state.borrow_mut().remove(&TypeId::of::<T>())).ok()??;
     value.downcast().ok().map(|value| *value)
 }
 
@@ -54,16 +58,15 @@ pub fn with<T: 'static, R>(f: impl FnOnce(&mut T) -> R) -> R {
     struct Lent<T: 'static>(Option<T>);
     impl<T: 'static> Drop for Lent<T> {
         fn drop(&mut self) {
-            let Some(value) = self.0.take() else { return };
-            // A new one may have been set meanwhile; then the old one goes, outside the borrow: its drop is user code.
-            let replaced = STATE.with_borrow_mut(|state| match state.entry(TypeId::of::<T>()) {
-                Entry::Occupied(_) => Some(value),
-                Entry::Vacant(vacant) => {
+            // A new one may have been set meanwhile; then the old one goes with `self`, outside the borrow: its drop is user
+            // code.
+            let _ = STATE.try_with(|state| {
+                if let Entry::Vacant(vacant) = state.borrow_mut().entry(TypeId::of::<T>())
+                    && let Some(value) = self.0.take()
+                {
                     vacant.insert(Box::new(value));
-                    None
                 }
             });
-            drop(replaced);
         }
     }
     let Some(value) = take::<T>() else {

@@ -50,6 +50,7 @@ pub use joinable::{JoinableQueue, LostItems, TaskDoneError, UnfinishedItem};
 pub use simple::SimpleQueue;
 
 use super::endpoint::Encoded;
+use crate::os::local;
 use crate::wire::{
     attachment::{self, Attachment},
     codec::{Format, Postcard},
@@ -142,7 +143,7 @@ struct Item {
 
 impl Item {
     fn room() -> Self {
-        Item { bytes: ITEM.take(), attachments: Vec::new() }
+        Item { bytes: local::take(&ITEM), attachments: Vec::new() }
     }
 
     fn decode<T: DeserializeOwned>(&self) -> Result<T, GetError> {
@@ -154,8 +155,7 @@ impl Item {
 impl Drop for Item {
     fn drop(&mut self) {
         if self.bytes.capacity() <= KEPT_BYTES_MAX {
-            // Fails while the thread ends.
-            let _ = ITEM.try_with(|place| place.set(std::mem::take(&mut self.bytes)));
+            local::put(&ITEM, std::mem::take(&mut self.bytes));
         }
     }
 }

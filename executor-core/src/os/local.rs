@@ -1,0 +1,94 @@
+//! What a thread keeps for itself, and how it is reached at any moment of the thread's life.
+//!
+//! A thread-local with a destructor is gone before the program's exit handlers run, and while the destructors of other
+//! thread-locals do: [`LocalKey::with`] and its kin panic then. Exit hooks and destructors are allowed to use every part of
+//! this library, so nothing outside this file calls them (`clippy.toml`). There are two kinds of thread-locals:
+//!
+//! - **spare** memory, kept from one use to the next ([`take`], [`put`]): where it is gone, there is no spare memory;
+//! - a **lasting** fact ([`get`], [`set`], [`with`]): of a type without a destructor, so that it is never gone.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU32, Ordering},
+    thread::LocalKey,
+};
+
+/// Takes the thread's spare value; an empty one where there is none, or none any more.
+#[inline]
+pub(crate) fn take<T: Default>(spare: &'static LocalKey<Cell<T>>) -> T {
+    spare.try_with(Cell::take).unwrap_or_default()
+}
+
+/// Keeps a value for the next [`take`]; drops it where the thread keeps nothing any more.
+#[inline]
+pub(crate) fn put<T>(spare: &'static LocalKey<Cell<T>>, value: T) {
+    let _ = spare.try_with(|place| place.set(value));
+}
+
+/// Lends a lasting value. Does not compile for a type that has a destructor.
+#[inline]
+#[expect(clippy::disallowed_methods, reason = "without a destructor it is never gone")]
+pub(crate) fn with<T, R>(lasting: &'static LocalKey<T>, look: impl FnOnce(&T) -> R) -> R {
+    const { assert!(!std::mem::needs_drop::<T>()) };
+    lasting.with(look)
+}
+
+/// The value of a lasting cell.
+#[inline]
+pub(crate) fn get<T: Copy>(lasting: &'static LocalKey<Cell<T>>) -> T {
+    with(lasting, Cell::get)
+}
+
+/// Sets the value of a lasting cell.
+#[inline]
+pub(crate) fn set<T: Copy>(lasting: &'static LocalKey<Cell<T>>, value: T) {
+    with(lasting, |cell| cell.set(value));
+}
+
+/// A number for this thread that no other thread of this process has or will have; never 0.
+pub(crate) fn this_thread() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    thread_local! {
+        static NUMBER: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    with(&NUMBER, |number| *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    thread_local! {
+        static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+
+    /// Made before the spare vector, so destroyed after it.
+    struct Late(std::sync::mpsc::Sender<(Vec<u8>, u32)>);
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            put(&SPARE, vec![2]);
+            self.0.send((take(&SPARE), this_thread())).unwrap();
+        }
+    }
+
+    thread_local! {
+        static LATE: Cell<Option<Late>> = const { Cell::new(None) };
+    }
+
+    #[test]
+    fn spare_memory_that_is_gone_is_empty_and_a_lasting_number_lasts() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let number = std::thread::spawn(move || {
+            put(&LATE, Some(Late(sender)));
+            put(&SPARE, vec![1]);
+            assert_eq!(take(&SPARE), [1]);
+            this_thread()
+        });
+        let number = number.join().unwrap();
+        let (taken, last) = receiver.recv().unwrap();
+        assert!(taken.is_empty(), "destroyed before: {taken:?}");
+        assert_eq!(last, number);
+        assert_ne!(number, this_thread());
+    }
+}
