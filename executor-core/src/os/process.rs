@@ -90,6 +90,14 @@ impl Surrounded {
     }
 }
 
+/// Writes out what this process has printed, by std and by the C library. In a process with one thread only: another one may
+/// hold a stream's lock for as long as it likes.
+pub(crate) fn flush_output() {
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    // SAFETY: a null pointer stands for all output streams.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
 /// All threads of this process, this one included. 0 if the system does not say.
 pub(crate) fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)

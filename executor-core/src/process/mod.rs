@@ -26,6 +26,7 @@ pub(crate) mod current;
 pub(crate) mod exit;
 pub(crate) mod fork;
 pub(crate) mod log;
+mod output;
 mod server;
 mod start;
 mod table;

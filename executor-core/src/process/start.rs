@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    Child, Place, Process, StartMethod, Stdio, context, fork,
+    Child, Place, Process, StartMethod, Stdio, context, fork, output,
     server::Server,
     table::{self, Record},
 };
@@ -219,6 +219,10 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         handshake::send_attachments(socket, &attachments).map_err(os("descriptors for a process"))
     };
     let pair = || socket::pair().map_err(os("a pair of sockets"));
+    if method != StartMethod::Fork {
+        // A fork does so itself, where no other thread is.
+        output::flush();
+    }
     let (child, socket) = match method {
         StartMethod::Spawn => {
             let (ours, theirs) = pair()?;

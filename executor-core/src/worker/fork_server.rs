@@ -21,7 +21,11 @@ use rustix::{
 use super::{beside::Arrived, call::Caller};
 use crate::{
     id::TaskId,
-    os::{fork, process::settled_thread_count, socket},
+    os::{
+        fork,
+        process::{flush_output, settled_thread_count},
+        socket,
+    },
     registry,
     wire::{
         frame::Kind,
@@ -93,7 +97,11 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         })?;
     }
     match settled_thread_count(1) {
-        1 => Ok(()),
+        // What `preload` has printed without a line's end would be in each copy's buffer.
+        1 => {
+            flush_output();
+            Ok(())
+        }
         threads => Err(format!(
             "after `preload` the fork server has {threads} threads; a copy of such a process has only one of them, and what \
              the others had locked stays so for ever"
