@@ -5,8 +5,9 @@ mod plays;
 mod support_b;
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -15,18 +16,21 @@ use std::{
     process::Stdio,
     ptr,
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use executor::{ExitStatus, Process, StartMethod, at_exit, prelude::*};
-use plays::{argument, assert_nothing_left, play, ready};
+use executor::{
+    Connection, ExitStatus, JoinableQueue, OnDrop, Process, Queue, SharedBytes, StartMethod, TaskError,
+    Value, at_exit, pipe, prelude::*,
+};
+use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
 use support_b::{
-    Gate, LONG, children, come_to, eventually, hold, hold_then_mark, pid, pool, runs, signal, tagged,
+    Gate, LONG, children, come_to, echo, eventually, hold, hold_then_mark, pid, pool, runs, signal, tagged,
 };
 
 list! { TESTS:
@@ -43,9 +47,39 @@ list! { TESTS:
     no_zombies_stay_while_the_parent_runs,
     ctrl_c_at_a_terminal_ends_three_levels,
     a_panic_of_main_ends_as_any_other,
+    accepted_work_is_finished_however_the_program_ends,
+    at_the_end_each_executor_does_what_on_drop_says,
+    a_limit_ends_what_would_hold_up_the_end,
+    accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker,
+    a_callback_that_ends_the_program_loses_no_other_callback,
+    work_that_exit_hooks_submit_is_finished,
+    who_submits_without_end_does_not_hold_up_the_end,
+    exit_hooks_use_every_part_of_the_library,
+    destructors_of_thread_locals_use_every_part_of_the_library,
+    a_copy_that_a_program_has_forked_ends_without_the_programs_hooks_and_threads,
+    a_program_that_takes_orphans_keeps_none_of_its_workers_and_children,
+    what_preload_prints_is_printed_once,
+    what_was_printed_before_a_start_comes_before_what_the_child_prints,
+    a_start_does_not_wait_for_who_holds_standard_output,
+    no_descriptor_of_a_pool_is_open_after_its_shutdown,
 }
 
 list! { PROGRAMS:
+    takes_orphans,
+    prints_in_preload,
+    prints_before_a_start,
+    starts_beside_a_held_output,
+    shuts_a_hundred_pools_down,
+    ends_with_accepted_work,
+    ends_by_policy,
+    ends_by_a_limit,
+    drops_a_pool_in_a_task,
+    ends_in_a_callback,
+    submits_in_hooks,
+    submits_for_ever,
+    has_a_hook_that_uses_everything,
+    has_a_thread_local_that_uses_everything,
+    forks_beside_hooks_and_threads,
     has_hooks,
     stresses_hooks,
     reads_beside_children,
@@ -486,4 +520,650 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
         }
         assert_eq!(String::from_utf8_lossy(&said), "ready\r\n^C", "nothing but the terminal's own `^C`");
     }
+}
+
+// ---- ends with accepted work ---------------------------------------------------------------------------------------
+
+/// How a program ends that has accepted work, and its exit code. In each of them nobody waits for that work.
+const ENDS: [(&str, i32); 12] = [
+    ("tokio", 0),
+    ("tokio-on-one-thread", 0),
+    ("tokio-shut-down", 0),
+    ("runtime-dropped", 0),
+    ("static", 0),
+    ("forgotten", 0),
+    ("thread-local", 0),
+    ("not-waiting", 0),
+    ("exits", 3),
+    ("exits-in-a-thread", 4),
+    ("error", 1),
+    ("panics", 101),
+];
+
+/// A line, in one piece: at the end of a program std's own output comes in several, which mix with those of other processes.
+fn say(line: &str) {
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+#[track_caller]
+fn lines_after_the_gate(program: &str, way: &str) -> (Option<i32>, Vec<String>) {
+    let _watchdog = support_b::watchdog();
+    let gate = Gate::new();
+    let mut play = play(program).argument(to_argument(StartMethod::Spawn, way, gate.path()));
+    let mut child = play.command.stderr(Stdio::null()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "main ends\n", "{way}");
+    gate.open();
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    let code = child.wait().unwrap().code();
+    assert_nothing_left(&play.tag);
+    let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+    lines.sort();
+    (code, lines)
+}
+
+fn accepted_work_is_finished_however_the_program_ends() {
+    for (way, code) in ENDS {
+        let (ended, lines) = lines_after_the_gate("ends_with_accepted_work", way);
+        let expected =
+            ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
+        assert_eq!(lines, expected, "{way}");
+        assert_eq!(ended, Some(code), "{way}");
+    }
+}
+
+#[task]
+fn print_behind(gate: &Path, number: u32) -> u32 {
+    come_to(gate);
+    say(&format!("task {number}"));
+    number
+}
+
+/// Four tasks that wait at the gate, with callbacks; two of them run, two are pending.
+fn accept(pool: &ProcessPoolExecutor, gate: &Path) {
+    for number in 0..4 {
+        let future = pool.submit(print_behind::task(gate, number));
+        future.on_done(|outcome| match outcome {
+            Ok(number) => say(&format!("called {number}")),
+            Err(error) => say(&format!("{error}")),
+        });
+    }
+}
+
+fn kept() -> &'static ProcessPoolExecutor {
+    static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+    POOL.get_or_init(|| pool(2))
+}
+
+thread_local! {
+    static KEPT: RefCell<Option<ProcessPoolExecutor>> = const { RefCell::new(None) };
+}
+
+#[expect(clippy::disallowed_methods, reason = "the locals are made here")]
+fn ends_with_accepted_work() {
+    let (_, way, gate) = arguments();
+    let accepted = || {
+        let pool = pool(2);
+        accept(&pool, &gate);
+        say("main ends");
+        pool
+    };
+    let runtime = |mut builder: tokio::runtime::Builder| builder.build().unwrap();
+    let on = |runtime: &tokio::runtime::Runtime| {
+        runtime.block_on(async { drop(accepted()) });
+    };
+    match &*way {
+        "tokio" => on(&runtime(tokio::runtime::Builder::new_multi_thread())),
+        "tokio-on-one-thread" => on(&runtime(tokio::runtime::Builder::new_current_thread())),
+        "tokio-shut-down" => {
+            let runtime = runtime(tokio::runtime::Builder::new_multi_thread());
+            runtime.spawn({
+                let gate = gate.clone();
+                async move {
+                    let pool = pool(2);
+                    accept(&pool, &gate);
+                    say("main ends");
+                    // Dropped where the runtime drops what it still has.
+                    std::future::pending::<()>().await;
+                    drop(pool);
+                }
+            });
+            eventually("two are at work", || fs::read_dir(&gate).unwrap().count() > 2);
+            runtime.shutdown_background();
+        }
+        "runtime-dropped" => {
+            let runtime = runtime(tokio::runtime::Builder::new_multi_thread());
+            let entered = runtime.enter();
+            drop(accepted());
+            drop(entered);
+            drop(runtime);
+        }
+        "static" => {
+            accept(kept(), &gate);
+            say("main ends");
+        }
+        "forgotten" => std::mem::forget(accepted()),
+        "thread-local" => KEPT.set(Some(accepted())),
+        "not-waiting" => accepted().shutdown(false),
+        "exits" => {
+            let _pool = accepted();
+            std::process::exit(3)
+        }
+        "exits-in-a-thread" => {
+            let _pool = accepted();
+            let _ = thread::spawn(|| std::process::exit(4)).join();
+        }
+        // As `main` does with an `Err`.
+        "error" => {
+            std::mem::forget(accepted());
+            std::process::exit(1)
+        }
+        "panics" => {
+            std::mem::forget(accepted());
+            panic!("main had enough");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn at_the_end_each_executor_does_what_on_drop_says() {
+    let _watchdog = support_b::watchdog();
+    for (way, expected) in [
+        ("kill", &["pending: shut down", "running: shut down"][..]),
+        ("cancel", &["pending: cancelled", "running: let go"]),
+        ("python", &["pending: shut down", "running: shut down"]),
+    ] {
+        let gate = Gate::new();
+        let mut play = play("ends_by_policy").argument(to_argument(StartMethod::Spawn, way, gate.path()));
+        let mut child = play.command.stderr(Stdio::null()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        if way == "cancel" {
+            // The pending one is cancelled while the other one still runs.
+            stdout.read_line(&mut said).unwrap();
+            assert_eq!(said, "pending: cancelled\n");
+            gate.open();
+        }
+        stdout.read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{way}");
+        let mut lines: Vec<_> = said.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, expected, "{way}");
+        assert_nothing_left(&play.tag);
+    }
+}
+
+fn say_how_it_ended(name: &'static str) -> impl FnOnce(Result<u32, TaskError>) + Send {
+    move |outcome| match outcome {
+        Ok(_) => say(&format!("{name}: let go")),
+        Err(error) if error.is_shutdown() => say(&format!("{name}: shut down")),
+        Err(error) if error.is_cancelled() => say(&format!("{name}: cancelled")),
+        Err(error) => say(&format!("{name}: {error}")),
+    }
+}
+
+fn ends_by_policy() {
+    let (_, way, gate) = arguments();
+    let policy = match &*way {
+        "kill" => OnDrop::Kill,
+        "cancel" => OnDrop::CancelPending,
+        "python" => {
+            static POOL: OnceLock<executor::Pool> = OnceLock::new();
+            let pool = POOL.get_or_init(|| executor::Pool::new(1).unwrap());
+            let running = pool.apply_async(hold::task(&gate));
+            let pending = pool.apply_async(hold::task(&gate));
+            eventually("one runs", || fs::read_dir(&gate).unwrap().count() == 2);
+            drop(running.error_callback(|error| say_how_it_ended("running")(Err(error.clone()))));
+            drop(pending.error_callback(|error| say_how_it_ended("pending")(Err(error.clone()))));
+            return;
+        }
+        other => panic!("{other}"),
+    };
+    static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+    let pool =
+        POOL.get_or_init(|| ProcessPoolExecutor::builder().max_workers(1).on_drop(policy).build().unwrap());
+    pool.submit(hold::task(&gate)).on_done(say_how_it_ended("running"));
+    eventually("one runs", || fs::read_dir(&gate).unwrap().count() == 2);
+    pool.submit(hold::task(&gate)).on_done(say_how_it_ended("pending"));
+}
+
+fn a_limit_ends_what_would_hold_up_the_end() {
+    for way in ["static", "tokio"] {
+        let gate = Gate::new();
+        let play = play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
+        assert_eq!(play.play_out(), "running: shut down\n", "{way}");
+    }
+}
+
+fn ends_by_a_limit() {
+    let (_, way, gate) = arguments();
+    let pool = || {
+        let builder = ProcessPoolExecutor::builder().max_workers(1);
+        builder.exit_timeout(Duration::from_millis(50)).build().unwrap()
+    };
+    let accept = |pool: &ProcessPoolExecutor| {
+        pool.submit(hold::task(&gate)).on_done(say_how_it_ended("running"));
+        eventually("it runs", || fs::read_dir(&gate).unwrap().count() == 2);
+    };
+    if way == "static" {
+        static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+        return accept(POOL.get_or_init(pool));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { accept(&pool()) });
+}
+
+fn accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker() {
+    let (code, lines) = lines_after_the_gate("drops_a_pool_in_a_task", "");
+    let expected = ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
+    assert_eq!((code, &lines[..]), (Some(0), &expected.map(str::to_owned)[..]));
+}
+
+/// The pool is dropped inside a task, so that is where nobody waits for it.
+#[task]
+fn accept_and_leave(gate: &Path) {
+    accept(&pool(2), gate);
+}
+
+fn drops_a_pool_in_a_task() {
+    let (.., gate) = arguments();
+    kept().submit(accept_and_leave::task(&gate)).result().unwrap();
+    say("main ends");
+}
+
+fn a_callback_that_ends_the_program_loses_no_other_callback() {
+    let play = play("ends_in_a_callback");
+    let said = play.play_out_to(|status| status.code() == Some(7));
+    let mut lines: Vec<_> = said.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["called 1", "called 2", "called 3"]);
+}
+
+fn ends_in_a_callback() {
+    let pool = kept();
+    pool.submit(echo::task(0)).on_done(|_| std::process::exit(7));
+    for number in 1..4 {
+        pool.submit(echo::task(number)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+    }
+    loop {
+        thread::park();
+    }
+}
+
+fn work_that_exit_hooks_submit_is_finished() {
+    let said = play("submits_in_hooks").play_out();
+    assert_eq!(
+        said, "task 0\ntask 1\nthe work of main is done: 1\ntask 2\ntask 3\n",
+        "work before hooks, and what hooks submit before the end"
+    );
+}
+
+#[task]
+fn say_task(number: u32) -> u32 {
+    say(&format!("task {number}"));
+    number
+}
+
+fn submits_in_hooks() {
+    static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+    let pool = POOL.get_or_init(|| pool(1));
+    at_exit(0, || {
+        let pool = POOL.get().unwrap();
+        say(&format!("the work of main is done: {}", pool.worker_pids().len()));
+        drop(pool.submit(say_task::task(2)));
+    });
+    at_exit(-1, || drop(support_b::pool(1).submit(say_task::task(3))));
+    drop(pool.submit(say_task::task(0)));
+    drop(pool.submit(say_task::task(1)));
+}
+
+fn who_submits_without_end_does_not_hold_up_the_end() {
+    assert_eq!(play("submits_for_ever").play_out(), "");
+}
+
+fn submits_for_ever() {
+    let pool = kept();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        while pool.submit(echo::task(1)).result().is_ok() {
+            let _ = sender.send(());
+        }
+        // Refused, as the program ends.
+        loop {
+            thread::park();
+        }
+    });
+    receiver.recv().unwrap();
+}
+
+// ---- where a thread's locals are gone ------------------------------------------------------------------------------
+
+struct Parts {
+    queue: Queue<String>,
+    joinable: JoinableQueue<u64>,
+    ends: (Connection<u64, u64>, Connection<u64, u64>),
+    pool: ProcessPoolExecutor,
+    lock: executor::RLock,
+    event: executor::Event,
+    value: Value<u64>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (queue, joinable) = (Queue::unbounded().unwrap(), JoinableQueue::unbounded().unwrap());
+        let (pool, lock, event) = (pool(1), executor::RLock::new().unwrap(), executor::Event::new().unwrap());
+        let parts = Parts {
+            queue,
+            joinable,
+            ends: pipe().unwrap(),
+            pool,
+            lock,
+            event,
+            value: Value::new(1).unwrap(),
+        };
+        // So that the thread's locals are made, and are gone then.
+        parts.use_all();
+        parts
+    }
+
+    fn use_all(&self) {
+        self.queue.put("a word".to_owned()).unwrap();
+        assert_eq!(self.queue.get().unwrap(), "a word");
+        self.joinable.put(5).unwrap();
+        assert_eq!(self.joinable.get().unwrap(), 5);
+        self.joinable.task_done().unwrap();
+        let (a, b) = &self.ends;
+        a.send(&6).unwrap();
+        assert_eq!(b.recv().unwrap(), 6);
+        a.send_bytes(b"bytes").unwrap();
+        assert_eq!(b.recv_bytes().unwrap(), b"bytes");
+        assert_eq!(self.pool.submit(echo::task(7)).result().unwrap(), 7);
+        let all: u64 = self.pool.map(echo::task, 0..100).map(Result::unwrap).sum();
+        assert_eq!(all, 4950);
+        let shared = SharedBytes::from(&[8; 100_000][..]);
+        assert_eq!(self.pool.submit(last_byte::task(shared)).result().unwrap(), 8);
+        let echoed = self.pool.submit(put_in::task(self.queue.clone())).result();
+        echoed.unwrap();
+        assert_eq!(self.queue.get().unwrap(), "from a task");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.pool.submit(echo::task(9)).on_done(move |outcome| sender.send(outcome.unwrap()).unwrap());
+        assert_eq!(receiver.recv().unwrap(), 9);
+        {
+            let _outer = self.lock.acquire();
+            let _inner = self.lock.acquire();
+        }
+        self.event.set();
+        assert!(self.event.wait_timeout(LONG));
+        self.value.set(10);
+        assert_eq!(self.value.get(), 10);
+        let child = Process::new(echo::task(11)).start().unwrap();
+        assert_eq!(child.join().unwrap(), 11);
+        executor::worker_state::set(12_u8);
+        executor::worker_state::take::<u8>();
+        let mut done = as_completed([self.pool.submit(echo::task(13))]);
+        assert_eq!(done.next().unwrap().result().unwrap(), 13);
+        let (done, rest) = wait(vec![self.pool.submit(echo::task(14))], ReturnWhen::AllCompleted, None);
+        assert_eq!((done.len(), rest.len()), (1, 0));
+        assert_eq!(executor::spawn_thread(|| 15).join().unwrap(), 15);
+    }
+}
+
+#[task]
+fn last_byte(bytes: SharedBytes) -> u8 {
+    *bytes.last().unwrap()
+}
+
+#[task]
+fn put_in(queue: Queue<String>) {
+    queue.put("from a task".to_owned()).unwrap();
+}
+
+fn exit_hooks_use_every_part_of_the_library() {
+    assert_eq!(play("has_a_hook_that_uses_everything").play_out(), "the last words\n");
+}
+
+fn has_a_hook_that_uses_everything() {
+    let parts = Parts::new();
+    at_exit(0, move || {
+        parts.use_all();
+        say("the last words");
+    });
+}
+
+fn destructors_of_thread_locals_use_every_part_of_the_library() {
+    assert_eq!(
+        play("has_a_thread_local_that_uses_everything").play_out(),
+        "last words of a thread\nlast words of the main thread\n"
+    );
+}
+
+/// Uses everything while its thread's locals are destroyed: those that were made after it are gone by then, and those that
+/// were made before it are not, so it is done in both orders.
+struct Last(&'static str);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        PARTS.get().unwrap().use_all();
+        if !self.0.is_empty() {
+            say(&format!("last words of {}", self.0));
+        }
+    }
+}
+
+static PARTS: OnceLock<Parts> = OnceLock::new();
+
+thread_local! {
+    static EARLY: RefCell<Option<Last>> = const { RefCell::new(None) };
+    static LATE: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+#[expect(clippy::disallowed_methods, reason = "the locals are made here")]
+fn has_a_thread_local_that_uses_everything() {
+    PARTS.set(Parts::new()).ok().unwrap();
+    let keep = |name| {
+        EARLY.set(Some(Last(name)));
+        PARTS.get().unwrap().use_all();
+        LATE.set(Some(Last("")));
+    };
+    thread::spawn(move || keep("a thread")).join().unwrap();
+    keep("the main thread");
+}
+
+fn a_copy_that_a_program_has_forked_ends_without_the_programs_hooks_and_threads() {
+    assert_eq!(play("forks_beside_hooks_and_threads").play_out(), "the copy has ended\nthe hook\n");
+}
+
+fn forks_beside_hooks_and_threads() {
+    let gate = Gate::new();
+    let path = gate.path().to_owned();
+    let _thread = executor::spawn_thread(move || come_to(&path));
+    gate.wait_for(1);
+    at_exit(0, || println!("the hook"));
+    drop(kept().submit(hold::task(gate.path())));
+    gate.wait_for(2);
+    // SAFETY: the copy only ends.
+    match unsafe { libc::fork() } {
+        // Its thread, its pool's driver and the process that it has started are not there.
+        0 => std::process::exit(0),
+        child => {
+            let mut status = 0;
+            // SAFETY: our child; the out-pointer is valid.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+    say("the copy has ended");
+    gate.open();
+}
+
+// ---- orphans -------------------------------------------------------------------------------------------------------
+
+fn a_program_that_takes_orphans_keeps_none_of_its_workers_and_children() {
+    for way in ["recycled", "living", "process", "living-process"] {
+        let argument = to_argument(StartMethod::Spawn, way, Path::new(""));
+        assert_eq!(play("takes_orphans").argument(&argument).play_out(), "no zombie\n", "{way}");
+        // As the first process of a PID namespace.
+        let mut first = std::process::Command::new("unshare");
+        first.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+        if !first.arg("true").output().is_ok_and(|output| output.status.success()) {
+            println!("no PID namespace can be made here: {way} was not tried as process 1");
+            continue;
+        }
+        let Play { command, tag } = play("takes_orphans").argument(&argument);
+        let mut first = std::process::Command::new("unshare");
+        first.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(command.get_program());
+        first.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        first.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        assert_eq!(Play { command: first, tag }.play_out(), "no zombie\n", "{way}, as process 1");
+    }
+}
+
+/// Leaves two programs behind that outlive the shell which has started them.
+#[task]
+fn leave_behind(seconds: &str) {
+    let script = format!("sleep {seconds} & sleep {seconds} &");
+    std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+}
+
+#[task]
+fn leave_behind_and_stay(gate: &Path) {
+    leave_behind("0.01");
+    come_to(gate);
+}
+
+fn takes_orphans() {
+    let (_, way, _) = arguments();
+    if std::process::id() != 1 {
+        // SAFETY: sets a flag of this process.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    }
+    let mut own = std::process::Command::new("sh").args(["-c", "exit 9"]).spawn().unwrap();
+    eventually("the program's own child has ended", || {
+        children().iter().any(|(pid, state, _)| *pid == own.id() && *state == 'Z')
+    });
+    let others = || children().into_iter().filter(|(pid, ..)| *pid != own.id()).collect::<Vec<_>>();
+    let no_zombies = || others().iter().all(|(_, state, _)| *state != 'Z');
+    let gate = Gate::new();
+    match &*way {
+        "recycled" => {
+            let pool = ProcessPoolExecutor::builder().max_workers(1).max_tasks_per_worker(1).build().unwrap();
+            for _ in 0..3 {
+                pool.submit(leave_behind::task("100")).result().unwrap();
+            }
+            pool.shutdown(true);
+            assert_eq!(others(), []);
+        }
+        "living" => {
+            let pool = pool(1);
+            let worker = pool.submit(pid::task()).result().unwrap();
+            for _ in 0..3 {
+                pool.submit(leave_behind::task("0.01")).result().unwrap();
+            }
+            eventually("only the worker is left", || others().iter().all(|(pid, ..)| *pid == worker));
+            assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
+        }
+        "process" => {
+            for _ in 0..3 {
+                Process::new(leave_behind::task("0.3")).start().unwrap().join().unwrap();
+            }
+            eventually("nothing is left", || others().is_empty());
+        }
+        "living-process" => {
+            let child = Process::new(leave_behind_and_stay::task(gate.path())).start().unwrap();
+            gate.wait_for(1);
+            eventually("only the child is left", || others().iter().all(|(pid, ..)| *pid == child.pid()));
+            gate.open();
+            child.join().unwrap();
+        }
+        other => panic!("{other}"),
+    }
+    assert!(no_zombies());
+    assert_eq!(own.wait().unwrap().code(), Some(9), "it is the program's own");
+    println!("no zombie");
+}
+
+// ---- what is printed -----------------------------------------------------------------------------------------------
+
+fn what_preload_prints_is_printed_once() {
+    assert_eq!(play("prints_in_preload").play_out(), "preloaded;");
+}
+
+#[task]
+fn print_preloaded() {
+    print!("preloaded;");
+}
+
+fn prints_in_preload() {
+    let context = executor::Context::new(StartMethod::ForkServer).preload(print_preloaded::task());
+    for _ in 0..3 {
+        context.process(echo::task(1)).start().unwrap().join().unwrap();
+    }
+}
+
+fn what_was_printed_before_a_start_comes_before_what_the_child_prints() {
+    for method in METHODS {
+        let argument = to_argument(method, "", Path::new(""));
+        let said = play("prints_before_a_start").argument(argument).play_out();
+        assert_eq!(said, "[main;the child\n]\n", "{method:?}");
+    }
+}
+
+fn prints_before_a_start() {
+    let (method, ..) = arguments();
+    print!("[main;");
+    Process::new(say_it::task("the child")).start_method(method).start().unwrap().join().unwrap();
+    println!("]");
+}
+
+fn a_start_does_not_wait_for_who_holds_standard_output() {
+    assert_eq!(play("starts_beside_a_held_output").play_out(), "ended\n");
+}
+
+fn starts_beside_a_held_output() {
+    let (holds, held) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        let _lock = std::io::stdout().lock();
+        holds.send(()).unwrap();
+        // It waits for what is only done after the starts.
+        let _ = receiver.recv();
+    });
+    held.recv().unwrap();
+    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+        for _ in 0..3 {
+            let child = Process::new(echo::task(1)).start_method(method).start().unwrap();
+            assert_eq!(child.join().unwrap(), 1);
+        }
+    }
+    drop(sender);
+    thread.join().unwrap();
+    println!("ended");
+}
+
+// ---- descriptors ---------------------------------------------------------------------------------------------------
+
+fn no_descriptor_of_a_pool_is_open_after_its_shutdown() {
+    assert_eq!(play("shuts_a_hundred_pools_down").play_out(), "as many as before\n");
+}
+
+fn shuts_a_hundred_pools_down() {
+    let once = |number: u64| {
+        let pool = pool(2);
+        pool.submit(echo::task(number)).on_done(|outcome| assert!(outcome.is_ok()));
+        let future = pool.submit(echo::task(number));
+        pool.shutdown(true);
+        drop(pool);
+        assert_eq!(future.result().unwrap(), number);
+    };
+    once(0);
+    let before = support_b::descriptors();
+    for number in 0..100 {
+        once(number);
+        assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
+        assert_eq!(support_b::executor_threads(), Vec::<String>::new(), "{number}");
+    }
+    println!("as many as before");
 }

@@ -302,6 +302,8 @@ fn not_round_trip<F: Format>(what: &str) -> CodecError {
 #[inline(always)]
 pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
     kill_point!(Ran);
+    // Before anything is written to memory that the parent shares with the original.
+    cx.origin.end_copy(0);
     let start = cx.out.len();
     let (encoded, attachments) =
         cx.during(Stage::Encode, |cx| attachment::collect(|| (way.encode)(value, &mut cx.out)));

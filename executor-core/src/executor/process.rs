@@ -13,7 +13,7 @@ use crate::{
     error::BuildError,
     future::TaskFuture,
     os::cpu::usable_cpus,
-    pool::{self, Pool, PoolOptions, Stats},
+    pool::{self, AtEnd, Pool, PoolOptions, Stats},
     registry::{self, TaskEntry},
     task::{Task, TaskArgs},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
@@ -35,6 +35,18 @@ const UNWIND_GRACE: Duration = Duration::from_secs(1);
 /// `shutdown(true)` does; on a callback thread, in a tokio context or inside a task, where that would block others, it
 /// returns at once and the work is finished in the background. [`on_drop`](ProcessPoolBuilder::on_drop) changes what
 /// is done.
+///
+/// # The end of the program
+///
+/// What was accepted is finished before the program ends, its callbacks included, whatever has become of the handle: when `main`
+/// returns (also with an error, by a panic, or below `#[tokio::main]`) and when [`std::process::exit`] is called, by whichever
+/// thread. An executor in a static, a forgotten one, and one that was dropped where a drop does not wait do then what
+/// [`on_drop`](ProcessPoolBuilder::on_drop) says. So a task that never ends holds up the end of the program, unless
+/// [`exit_timeout`](ProcessPoolBuilder::exit_timeout) limits that. Exit hooks ([`at_exit`](crate::at_exit)) are called after
+/// that; they may still submit, and what they submit is finished, too. A callback must not call `exit` while the program is
+/// ending already: std would hold its thread for ever, and the end with it.
+///
+/// Nothing is finished after a signal, an abort or `_exit`. The workers end then, too.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -305,7 +317,7 @@ impl Drop for Handle {
 
 impl Handle {
     /// Whether a drop may wait here. Where that would block a runtime, other callbacks or the pool's own threads, the
-    /// driver finishes alone.
+    /// driver finishes alone; the end of the program waits for it.
     fn may_wait(&self) -> bool {
         !(self.pool.callbacks().is_current_thread()
             || pool::is_own_thread()
@@ -345,6 +357,8 @@ pub struct ProcessPoolBuilder {
     envs: Vec<(OsString, OsString)>,
     start_timeout: Option<Duration>,
     on_drop: OnDrop,
+    exit_timeout: Option<Duration>,
+    terminates_at_end: bool,
     stack_size: Option<usize>,
 }
 
@@ -407,9 +421,46 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// What dropping the last handle does with work that is not done.
+    /// What dropping the last handle does with work that is not done; and what the end of the program does, if the executor is
+    /// still there.
     pub fn on_drop(mut self, policy: OnDrop) -> Self {
         self.on_drop = policy;
+        self
+    }
+
+    /// How long the [end of the program](ProcessPoolExecutor#the-end-of-the-program) may wait for what this executor has
+    /// accepted; by default as long as it takes. After that, workers are ended by SIGTERM, and half a second later by SIGKILL;
+    /// what is unresolved fails with [`TaskError::Shutdown`](crate::TaskError::Shutdown), which callbacks get to see. Callbacks that
+    /// have not returned two seconds later are not waited for.
+    ///
+    /// It does not limit a drop that waits, nor [`shutdown`](ProcessPoolExecutor::shutdown).
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::{sync::OnceLock, time::Duration};
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = POOL.get_or_init(|| {
+    ///         let builder = ProcessPoolExecutor::builder().max_workers(1);
+    ///         builder.exit_timeout(Duration::from_millis(10)).build().unwrap()
+    ///     });
+    ///     pool.submit(forever::task()).on_done(|outcome| assert!(outcome.unwrap_err().is_shutdown()));
+    ///     // Nobody shuts the executor down, and the program ends all the same.
+    /// }
+    /// ```
+    pub fn exit_timeout(mut self, limit: Duration) -> Self {
+        self.exit_timeout = Some(limit);
+        self
+    }
+
+    /// The end of the program ends the workers, by SIGTERM first.
+    pub(crate) fn terminate_at_end(mut self) -> Self {
+        self.terminates_at_end = true;
         self
     }
 
@@ -473,6 +524,13 @@ impl ProcessPoolBuilder {
             envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport: transport(),
+            at_end: match self.on_drop {
+                _ if self.terminates_at_end => AtEnd::Terminate,
+                OnDrop::Finish => AtEnd::Finish,
+                OnDrop::CancelPending => AtEnd::CancelPending,
+                OnDrop::Kill => AtEnd::Kill,
+            },
+            exit_timeout: self.exit_timeout,
         })
         .map_err(|error| BuildError::Os { what: "the descriptors of an executor", error: Arc::new(error) })?;
         Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })

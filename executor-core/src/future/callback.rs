@@ -7,9 +7,11 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::{self, ThreadId},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+
+use crate::os::{fork::Origin, local};
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -20,28 +22,56 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(crate) struct CallbackQueue {
     state: Mutex<State>,
     changed: Condvar,
+    /// How long the end of the program waits for callbacks.
+    pub(crate) exit_timeout: Option<Duration>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Callback>,
     running: bool,
-    thread: Option<ThreadId>,
+    /// Whether there is a thread,
+    attended: bool,
+    /// its number, once it runs,
+    thread: u32,
+    /// and its handle, for whoever joins it.
+    handle: Option<JoinHandle<()>>,
+    /// How many callbacks have been queued,
+    queued: u64,
+    /// and how many of them have run.
+    ran: u64,
+    /// The program ends, and has waited for them for long enough.
+    given_up: bool,
     closed: bool,
 }
 
+type Locked<'a> = std::sync::MutexGuard<'a, State>;
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && !self.running
+    }
+
+    fn is_current_thread(&self) -> bool {
+        self.thread == local::this_thread()
+    }
+}
+
 impl CallbackQueue {
+    pub(crate) fn new(exit_timeout: Option<Duration>) -> Self {
+        CallbackQueue { exit_timeout, ..CallbackQueue::default() }
+    }
+
     pub(crate) fn push(self: &Arc<Self>, callback: Callback) {
         let mut state = self.lock();
         state.waiting.push_back(callback);
-        if state.thread.is_none() {
+        state.queued += 1;
+        if !state.attended {
             let queue = Arc::clone(self);
             // Should the system refuse a thread, the callbacks wait for the next push, or for `flush`.
-            if let Ok(thread) =
-                thread::Builder::new().name("executor-callbacks".into()).spawn(move || queue.run())
-            {
-                state.thread = Some(thread.thread().id());
-            }
+            let thread = thread::Builder::new().name("executor-callbacks".into());
+            state.handle = thread.spawn(move || queue.run()).ok();
+            state.attended = state.handle.is_some();
         }
         drop(state);
         self.changed.notify_all();
@@ -56,42 +86,87 @@ impl CallbackQueue {
     /// As [`flush`](Self::flush), at most until `deadline`; whether they have run.
     pub(crate) fn flush_until(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.lock();
-        while !state.waiting.is_empty() || state.running {
-            if state.thread == Some(thread::current().id()) {
+        while !state.is_idle() {
+            if state.is_current_thread() {
                 return true;
             }
-            if state.thread.is_none() {
-                // The thread could not be started. Nobody else would ever run them.
-                if let Some(callback) = state.waiting.pop_front() {
-                    drop(state);
-                    run_one(callback);
-                    state = self.lock();
-                    continue;
-                }
-            }
-            state = match deadline {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
+            state = match self.help_or_wait(state, deadline) {
+                Some(state) => state,
+                None => return false,
             };
         }
         true
     }
 
+    /// At the end of the program: waits until all callbacks that have been queued up to now have run, at most until `deadline`,
+    /// and not a second time where that has passed. From a callback it runs those that wait behind it, here: that callback is not going to return, because the program ends in it.
+    pub(crate) fn finish(&self, deadline: Option<Instant>) {
+        let mut state = self.lock();
+        let last = state.queued;
+        if state.is_current_thread() {
+            while let Some(callback) = state.waiting.pop_front() {
+                drop(state);
+                run_one(callback);
+                state = self.lock();
+            }
+        } else {
+            while state.ran < last && !state.given_up {
+                state = match self.help_or_wait(state, deadline) {
+                    Some(state) => state,
+                    None => {
+                        self.lock().given_up = true;
+                        return;
+                    }
+                };
+            }
+        }
+    }
+
+    /// Runs a callback, where there is no thread that would; else waits for a change. `None` at `deadline`.
+    fn help_or_wait<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Option<Locked<'a>> {
+        if !state.attended
+            && let Some(callback) = state.waiting.pop_front()
+        {
+            // The thread could not be started. Nobody else would ever run it.
+            drop(state);
+            run_one(callback);
+            state = self.lock();
+            state.ran += 1;
+            return Some(state);
+        }
+        let Some(deadline) = deadline else {
+            return Some(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        Some(self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
+    }
+
     /// Whether the caller is a callback of this executor.
     pub(crate) fn is_current_thread(&self) -> bool {
-        self.lock().thread == Some(thread::current().id())
+        self.lock().is_current_thread()
     }
 
     /// Whether somebody runs what is queued.
     pub(crate) fn is_attended(&self) -> bool {
         let state = self.lock();
-        state.thread.is_some() || state.waiting.is_empty()
+        state.attended || state.waiting.is_empty()
+    }
+
+    /// After [`close`](Self::close): waits until the thread is gone, if it has nothing to do any more and is not this one.
+    pub(crate) fn join(&self) {
+        let mut state = self.lock();
+        while state.attended && state.is_idle() && !state.is_current_thread() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.attended
+            && let Some(thread) = state.handle.take()
+        {
+            drop(state);
+            let _ = thread.join();
+        }
     }
 
     /// No idle thread is kept from now on.
@@ -100,19 +175,24 @@ impl CallbackQueue {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> Locked<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self) {
+        let origin = Origin::here();
         let mut state = self.lock();
+        state.thread = local::this_thread();
         loop {
             if let Some(callback) = state.waiting.pop_front() {
                 state.running = true;
                 drop(state);
                 run_one(callback);
+                // A copy of this process that the callback has made has a copy of what waits as well.
+                origin.end_copy(0);
                 state = self.lock();
                 state.running = false;
+                state.ran += 1;
                 self.changed.notify_all();
                 continue;
             }
@@ -124,7 +204,8 @@ impl CallbackQueue {
                     continue;
                 }
             }
-            state.thread = None;
+            state.attended = false;
+            state.thread = 0;
             drop(state);
             self.changed.notify_all();
             return;

@@ -58,6 +58,58 @@ impl Origin {
     pub(crate) fn forked(self) -> bool {
         self.0 != FORKS.load(Ordering::Relaxed)
     }
+
+    /// Ends a copy of the process in which `self` was made, with this exit code. In that process itself it does nothing.
+    ///
+    /// For loops that run code of the user and go on: a copy that such code has made by `fork`, and which returns from it,
+    /// must not go on as the loop, for it shares the original's descriptors and memory, and nobody watches it. Neither exit
+    /// hooks nor destructors run in it, and nothing is flushed: all of that belongs to the original.
+    #[inline]
+    pub(crate) fn end_copy(self, code: i32) {
+        if self.forked() {
+            leave(code);
+        }
+    }
+}
+
+/// A global value of which a forked process has one of its own, made anew: it inherits nothing of its parent's, and no lock
+/// that another thread of its parent held.
+#[derive(Debug)]
+pub(crate) struct PerProcess<T: 'static> {
+    /// Replaced in a fork, and never freed: one small value for each fork that uses it.
+    made: AtomicPtr<Made<T>>,
+    make: fn() -> T,
+}
+
+#[derive(Debug)]
+struct Made<T> {
+    origin: Origin,
+    value: T,
+}
+
+impl<T: Send + Sync> PerProcess<T> {
+    pub(crate) const fn new(make: fn() -> T) -> Self {
+        PerProcess { made: AtomicPtr::new(ptr::null_mut()), make }
+    }
+
+    /// This process's value.
+    pub(crate) fn get(&self) -> &'static T {
+        loop {
+            let old = self.made.load(Ordering::Acquire);
+            // SAFETY: null, or published complete by the exchange below; never freed. In a fork it is the copy of what was
+            // published, which is complete as well.
+            if let Some(made) = unsafe { old.as_ref() }
+                && !made.origin.forked()
+            {
+                return &made.value;
+            }
+            let new = Box::into_raw(Box::new(Made { origin: Origin::here(), value: (self.make)() }));
+            if self.made.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                // SAFETY: made above, and nobody else has seen it.
+                drop(unsafe { Box::from_raw(new) });
+            }
+        }
+    }
 }
 
 /// `fork`: `None` in the child.

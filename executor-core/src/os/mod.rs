@@ -3,6 +3,7 @@
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! process  start, watch (pidfd), signal (the whole group), reap
+//! orphans  what children have left behind, where that becomes ours
 //! signals  the caller's mask and what SIGPIPE does, for children
 //! limits   what the system is to refuse a process
 //! file     files for shared memory: the only place where one grows
@@ -35,6 +36,7 @@ pub(crate) mod liveness;
 pub(crate) mod local;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
+pub(crate) mod orphans;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod room;

@@ -30,7 +30,7 @@ use crate::{
     error::{BrokenCause, ExitStatus},
     future::callback::catch,
     id::WorkerId,
-    os::{memory::Shared, process::Child, socket},
+    os::{local, memory::Shared, orphans::Orphans, process::Child, socket},
     registry,
     segment::Results,
     transport::{
@@ -50,6 +50,10 @@ const LOOK_AROUND: Duration = Duration::from_secs(30);
 
 /// Who drains a dead worker has all that it will ever get; this is for one that hangs in a garbled message.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the end of a pool waits for what workers have left behind, which was killed: a process that hangs in the kernel holds
+/// up nothing for longer.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often segments that nobody has used since are emptied. More often: pages are taken and given back under a load
 /// that comes in waves. Less often: they stay longer.
@@ -72,8 +76,8 @@ impl Pool {
     }
 }
 
-/// Starts driver, reader and starter.
-pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<()> {
+/// Starts driver, reader and starter; the driver joins the others.
+pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<JoinHandle<()>> {
     let starter = {
         let pool = Arc::clone(&pool);
         thread::Builder::new().name("executor-starter".into()).spawn(move || starter::run(&pool, &orders))?
@@ -81,18 +85,22 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
     let reader = {
         let pool = Arc::clone(&pool);
         thread::Builder::new().name("executor-reader".into()).spawn(move || {
-            super::OWN_THREAD.set(true);
+            local::set(&super::OWN_THREAD, true);
             pool.read_rings();
         })?
     };
-    let driver =
-        Driver { pool: Arc::clone(&pool), workers: BTreeMap::new(), trim_at: None, unstick_at: None };
+    let driver = Driver {
+        pool: Arc::clone(&pool),
+        workers: BTreeMap::new(),
+        trim_at: None,
+        unstick_at: None,
+        orphans: Orphans::default(),
+    };
     // Should this one be refused, the starter ends with its sender, which the caller drops.
     thread::Builder::new()
         .name("executor-driver".into())
         .spawn(move || driver.run_guarded(starter, reader))
-        .inspect_err(|_| pool.close_rings())?;
-    Ok(())
+        .inspect_err(|_| pool.close_rings())
 }
 
 /// What the driver watches of one worker.
@@ -134,6 +142,8 @@ struct Driver {
     trim_at: Option<Instant>,
     /// When descriptors that found no room are sent again.
     unstick_at: Option<Instant>,
+    /// What workers have left behind.
+    orphans: Orphans,
 }
 
 #[derive(Clone, Copy)]
@@ -147,7 +157,7 @@ impl Driver {
     /// Nobody else would notice a death or a deadline: should the driver ever panic, everything it drove is ended
     /// here, and every future says so.
     fn run_guarded(mut self, starter: JoinHandle<()>, reader: JoinHandle<()>) {
-        super::OWN_THREAD.set(true);
+        local::set(&super::OWN_THREAD, true);
         if let Err(message) = catch(|| self.run()) {
             tracing::error!(message, "the pool's driver panicked");
             let cause = BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
@@ -158,6 +168,8 @@ impl Driver {
 
     fn run(&mut self) {
         loop {
+            // A waker has copied this process, and has returned in the copy, which would reap nobody and drive nothing.
+            self.pool.origin.end_copy(0);
             let notices =
                 std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
             for notice in notices {
@@ -169,6 +181,8 @@ impl Driver {
             self.give_up_draining();
             self.tick();
             self.attend_memory();
+            self.orphans
+                .look(self.workers.values().filter(|worker| !worker.reaped).map(|worker| worker.child.pid()));
             if self.pool.lock().closed {
                 return;
             }
@@ -192,6 +206,7 @@ impl Driver {
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
                 started.child.kill_and_reap(DRAIN_LIMIT);
+                self.orphans.of(started.child.pid());
             }
         }
         for worker in std::mem::take(&mut self.workers).into_values() {
@@ -210,9 +225,14 @@ impl Driver {
         }
         self.pool.close_rings();
         let _ = reader.join();
+        // They were killed, and are about to end.
+        self.orphans.wait(ORPHANS_LIMIT);
         self.pool.lock().workers.clear();
         self.pool.callbacks.close();
-        self.pool.ended.0.close();
+        // The pool's descriptors are open as long as anybody has it: whoever is told that all is over must be the last.
+        let ended = self.pool.ended.0.clone();
+        drop(self);
+        ended.close();
     }
 
     /// A reader that hangs holds up nothing for ever.
@@ -274,7 +294,9 @@ impl Driver {
             .values()
             .filter(|worker| worker.drain.is_some())
             .filter_map(|worker| worker.drained_by);
-        let armed = drained.chain(self.trim_at).chain(self.unstick_at).fold(armed, Instant::min);
+        let orphans = self.orphans.next_look(!self.workers.is_empty());
+        let armed =
+            drained.chain(self.trim_at).chain(self.unstick_at).chain(orphans).fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
@@ -425,6 +447,9 @@ impl Driver {
             record.reaped = true;
         }
         let status = worker.child.reap();
+        if status != ExitStatus::Unknown {
+            self.orphans.of(worker.child.pid());
+        }
         if let Some(record) = self.pool.lock().workers.get_mut(&id) {
             record.status = Some(status);
         }

@@ -26,6 +26,7 @@
 
 mod beside;
 mod driver;
+mod ending;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
 mod reader;
@@ -47,10 +48,13 @@ use std::{
         mpsc,
     },
     task::{Context, Waker},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use beside::Beside;
+pub(crate) use ending::AtEnd;
+use ending::{Batch, OnTheWay};
 use reader::Drains;
 use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
@@ -64,7 +68,8 @@ use crate::{
         wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
-    os::{cpu::usable_cpus, fork::Origin, memory::Shared, process::Child, wake::Bell},
+    os::{cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, wake::Bell},
+    process::exit,
     registry::TaskEntry,
     segment::{Results, Store},
     task::TaskOptions,
@@ -130,6 +135,9 @@ pub(crate) struct PoolOptions {
     pub(crate) envs: Vec<(OsString, Option<OsString>)>,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
+    /// What becomes of accepted work when the program ends, and how long that may take.
+    pub(crate) at_end: AtEnd,
+    pub(crate) exit_timeout: Option<Duration>,
 }
 
 /// What the pool keeps of an unresolved task.
@@ -256,6 +264,9 @@ pub(crate) struct Pool {
     /// Whether the reader may look again for a moment before it sleeps; as it was at the last reply.
     spare_processor: AtomicBool,
     callbacks: Arc<CallbackQueue>,
+    on_the_way: Arc<OnTheWay>,
+    /// The last thread to end; whoever joins the pool joins it.
+    driver: Mutex<Option<JoinHandle<()>>>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
 }
@@ -294,7 +305,14 @@ pub(crate) fn next_task_ids(count: u32) -> TaskId {
     TaskId::from_raw(NEXT_TASK.fetch_add(u64::from(count), Ordering::Relaxed))
 }
 
-type Resolved = Vec<(Item, Items, TaskError)>;
+/// Items that have ended without a reply.
+#[derive(Default)]
+struct Resolved {
+    items: Vec<(Item, Items, TaskError)>,
+    /// If there are any: they are on their way until this is dropped.
+    batch: Option<Batch>,
+}
+
 type Actions = Vec<Action<Item>>;
 
 impl Pool {
@@ -324,6 +342,7 @@ impl Pool {
                 .inspect_err(|error| tracing::debug!(%error, "large arguments will go in parts"))
                 .ok(),
         };
+        let callbacks = Arc::new(CallbackQueue::new(options.exit_timeout));
         let pool = Arc::new(Pool {
             core: Mutex::new(Core {
                 scheduler: Scheduler::new(config),
@@ -347,7 +366,9 @@ impl Pool {
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
             spare_processor: AtomicBool::new(false),
-            callbacks: Arc::default(),
+            callbacks,
+            on_the_way: Arc::default(),
+            driver: Mutex::default(),
             ended: async_channel::bounded(1),
         });
         if pool.options.workers_min > 0 {
@@ -496,7 +517,7 @@ impl Pool {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
         fence(Ordering::SeqCst);
         if !self.saturated.load(Ordering::Relaxed) {
-            let mut resolved = Resolved::new();
+            let mut resolved = Resolved::default();
             self.attend_intake(&mut resolved);
             complete(resolved);
         }
@@ -512,8 +533,16 @@ impl Pool {
         }
         self.started.store(true, Ordering::Release);
         let (sender, receiver) = mpsc::channel();
+        // With the first use and not with the pool: exit handlers are called in reverse order, so what the program has
+        // registered before is still there when work is finished.
+        let (pool, callbacks) = (Arc::downgrade(self), Arc::downgrade(&self.callbacks));
+        exit::finish_at_the_end(pool);
+        exit::finish_at_the_end(callbacks);
         match driver::start(Arc::clone(self), receiver) {
-            Ok(()) => core.threads = Threads::Running { starter: sender },
+            Ok(driver) => {
+                core.threads = Threads::Running { starter: sender };
+                *self.driver.lock().unwrap_or_else(PoisonError::into_inner) = Some(driver);
+            }
             Err(error) => {
                 core.threads = Threads::Ended;
                 // Nobody would notice the end of a worker.
@@ -549,9 +578,20 @@ impl Pool {
         if self.forked() || is_own_thread() {
             return;
         }
+        self.join_threads();
+        self.callbacks.flush();
+        self.callbacks.join();
+    }
+
+    /// Waits until every worker is reaped and every thread but that of callbacks is gone. Not on one of them.
+    fn join_threads(&self) {
         // Only closes, never receives.
         let _ = self.ended.1.recv_blocking();
-        self.callbacks.flush();
+        // Under the lock, so that whoever comes second finds it gone as well. It waits for nothing any more.
+        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(driver) = driver.take() {
+            let _ = driver.join();
+        }
     }
 
     /// Whether every worker is reaped and every thread gone. Never in a fork.
@@ -570,7 +610,12 @@ impl Pool {
         loop {
             flag.clear();
             if end.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
-                return self.callbacks.flush_until(Some(deadline));
+                self.join_threads();
+                let flushed = self.callbacks.flush_until(Some(deadline));
+                if flushed {
+                    self.callbacks.join();
+                }
+                return flushed;
             }
             if !flag.wait(Some(deadline)) {
                 return false;
@@ -604,7 +649,7 @@ impl Pool {
 
     /// Lets the scheduler decide, does what it says, and after the lock is free completes futures.
     fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
-        let mut resolved = Resolved::new();
+        let mut resolved = Resolved::default();
         let result = self.event_into(&mut resolved, decide);
         complete(resolved);
         result
@@ -711,7 +756,11 @@ impl Pool {
                             |record| record.last_words_to(item.id(items.first), item.name()),
                         ),
                     };
-                    resolved.push((item, items, error));
+                    resolved.batch.get_or_insert_with(|| {
+                        self.on_the_way.leave();
+                        self.on_the_way.batch()
+                    });
+                    resolved.items.push((item, items, error));
                     continue;
                 }
                 Action::Start(id) => {
@@ -756,7 +805,7 @@ impl Pool {
 
     /// Frames that came from one worker together.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
-        let mut resolved = Resolved::new();
+        let mut resolved = Resolved::default();
         let mut replies = Replies::default();
         let mut credit = 0;
         let mut odd = Vec::new();
@@ -788,6 +837,7 @@ impl Pool {
                     }
                 }
             }
+            self.on_the_way.leave();
             let Core { scheduler, workers, .. } = core;
             scheduler.after_replies(now, id, &Boards(workers), out);
             self.spare_processor.store(scheduler.has_spare_processor(), Ordering::Relaxed);
@@ -816,10 +866,14 @@ impl Pool {
             });
             run.deliver(outcomes, &mut wakers);
         }
-        for (item, items, error) in resolved {
+        for (item, items, error) in resolved.items {
             item.resolve(items, error, &mut wakers);
         }
-        Taken { wakers, in_runs: replies.in_runs }
+        let batch = (!wakers.is_empty()).then(|| self.on_the_way.batch());
+        if batch.is_none() {
+            self.on_the_way.arrive();
+        }
+        Taken { wakers, in_runs: replies.in_runs, batch }
     }
 
     fn on_frame(
@@ -902,16 +956,18 @@ thread_local! {
 
 /// Whether the caller is one of a pool's own threads: a waker runs there, and may drop anything.
 pub(crate) fn is_own_thread() -> bool {
-    OWN_THREAD.get()
+    local::get(&OWN_THREAD)
 }
 
 /// Runs wakers, so never under a lock.
 fn complete(resolved: Resolved) {
+    let Resolved { items, batch } = resolved;
     let mut wakers = Wakers::default();
-    for (item, items, error) in resolved {
+    for (item, items, error) in items {
         item.resolve(items, error, &mut wakers);
     }
     wakers.wake();
+    drop(batch);
 }
 
 /// The lock on the core. What was submitted while it was held is taken in when it is freed.
@@ -938,7 +994,7 @@ impl Drop for CoreGuard<'_> {
     fn drop(&mut self) {
         self.core = None;
         if self.pool.intake_waits() {
-            let mut resolved = Resolved::new();
+            let mut resolved = Resolved::default();
             self.pool.attend_intake(&mut resolved);
             complete(resolved);
         }
@@ -986,6 +1042,15 @@ struct Taken {
     wakers: Wakers,
     /// The worker is in the middle of a run: more is to come within the microsecond.
     in_runs: bool,
+    /// What was taken is on its way until this is dropped, which is after the wakers were woken.
+    batch: Option<Batch>,
+}
+
+impl Taken {
+    fn wake(self) {
+        self.wakers.wake();
+        drop(self.batch);
+    }
 }
 
 /// What came from a worker, to be looked at when the lock is free: the text of an error may be long.

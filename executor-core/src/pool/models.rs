@@ -98,7 +98,7 @@ impl Drains for Pool {
             }
         }
         self.ring().credit(0);
-        Taken { wakers, in_runs: false }
+        Taken { wakers, in_runs: false, batch: None }
     }
 
     fn has_spare_processor(&self) -> bool {

@@ -21,12 +21,11 @@ use std::{
 
 use super::{Pool, Taken, driver::Notice};
 use crate::{
-    future::{
-        callback::catch,
-        cell::{Awaited, Wakers},
-    },
+    future::{callback::catch, cell::Awaited},
     id::WorkerId,
     os::{
+        fork::Origin,
+        local,
         spin::Spin,
         sync::atomic::{AtomicBool, Ordering},
     },
@@ -101,7 +100,10 @@ pub(super) trait Drains {
         let mut frames = Vec::new();
         let mut looked = Instant::now();
         let mut spin = Spin::patient();
+        let origin = Origin::here();
         loop {
+            // A waker has copied this process, and has returned in the copy, which has no business with these rings.
+            origin.end_copy(0);
             // Asked before anything is looked at, so that no ring falls between.
             let heard = self.doorbell().heard();
             if self.rings().closed.load(Ordering::SeqCst) {
@@ -148,9 +150,10 @@ pub(super) trait Drains {
         }
         let drained = lease.drain(|frame| frames.push(frame));
         // Given back before anything is woken; what the worker says from here on rings once more.
-        let Taken { wakers, in_runs } = self.take_frames(id, ring, frames);
+        let taken = self.take_frames(id, ring, frames);
+        let in_runs = taken.in_runs;
         drop(lease);
-        wakers.wake();
+        taken.wake();
         frames.shrink_to(FRAMES_KEPT);
         let any = drained.unwrap_or_else(|closed| {
             self.on_drained(id, closed);
@@ -171,6 +174,7 @@ pub(super) trait Drains {
     /// Takes replies until what is awaited has come, where its task is with a worker that nobody drains; returns early when
     /// that is no more so. The caller then waits as anybody does.
     fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
+        let origin = Origin::here();
         let mut frames = Vec::new();
         while let Some(worker) = awaited.worker() {
             let Some(ring) = self.rings().of(worker) else { return };
@@ -178,11 +182,15 @@ pub(super) trait Drains {
             if lease.is_over() {
                 return;
             }
-            let (leave, wakers) = self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
+            let (leave, taken) = self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
             // While the lease is ours: the next holder may wait for the same thing.
             awaited.helper_leaves(worker);
             drop(lease);
-            wakers.wake();
+            taken.wake();
+            if origin.forked() {
+                // A waker has copied this process. Nothing more comes to the copy, and its future says so.
+                return;
+            }
             match leave {
                 Leave::TryAgain => {}
                 Leave::Wait => return,
@@ -200,23 +208,23 @@ pub(super) trait Drains {
         lease: &mut Lease<'_>,
         frames: &mut Vec<Frame>,
         deadline: Option<Instant>,
-    ) -> (Leave, Wakers) {
+    ) -> (Leave, Taken) {
         loop {
             let drained = lease.drain(|frame| frames.push(frame));
-            let Taken { wakers, .. } = self.take_frames(worker, ring, frames);
+            let taken = self.take_frames(worker, ring, frames);
             match drained {
-                Err(closed) => return (Leave::Over(closed), wakers),
-                Ok(_) if !wakers.is_empty() => return (Leave::TryAgain, wakers),
+                Err(closed) => return (Leave::Over(closed), taken),
+                Ok(_) if !taken.wakers.is_empty() => return (Leave::TryAgain, taken),
                 Ok(any) => {
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                     // Also while something keeps coming: none of it need ever be ours.
                     if left == Some(Duration::ZERO) {
-                        return (Leave::Wait, wakers);
+                        return (Leave::Wait, taken);
                     }
                     if !any {
                         // From here on who completes it wakes us, wherever the reply comes from.
                         if !awaited.helper_sleeps_at(worker) {
-                            return (Leave::Wait, wakers);
+                            return (Leave::Wait, taken);
                         }
                         lease.sleep(left, || awaited.worker() != Some(worker));
                     }
@@ -224,7 +232,7 @@ pub(super) trait Drains {
             }
             if awaited.worker() != Some(worker) {
                 // It is done, or its task is elsewhere now.
-                return (Leave::TryAgain, wakers);
+                return (Leave::TryAgain, taken);
             }
         }
     }
@@ -270,13 +278,16 @@ pub(super) enum Leave {
 
 /// Reads the frames of one worker that is connected over ipc-channel, until nothing more can come.
 pub(super) fn read_inbox(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
-    super::OWN_THREAD.set(true);
+    local::set(&super::OWN_THREAD, true);
     // A reader that panics must still be missed: ipc-channel does, when a task writes into its channel by mistake.
+    let origin = Origin::here();
     let read = || {
         let mut frames = Vec::new();
         loop {
+            // See `read_rings`.
+            origin.end_copy(0);
             match inbox.recv(&mut |frame| frames.push(frame)) {
-                Ok(()) => pool.on_frames(id, &mut frames).wakers.wake(),
+                Ok(()) => pool.on_frames(id, &mut frames).wake(),
                 Err(closed) => return closed,
             }
         }

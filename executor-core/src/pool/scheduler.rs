@@ -358,6 +358,11 @@ impl<T: Split> Scheduler<T> {
 
     // ---- what is asked of it ---------------------------------------------------------------------------------------
 
+    /// Whether a run is unresolved whose id is below this one.
+    pub(crate) fn has_before(&self, id: TaskId) -> bool {
+        self.tasks.has_before(id)
+    }
+
     /// What was submitted under this id, while it is unresolved.
     pub(crate) fn run(&self, run: TaskId) -> Option<RunView<'_, T>> {
         let Entry { item, base, items, timeout, .. } = self.tasks.get(run)?;

@@ -42,6 +42,16 @@ impl<V> TaskTable<V> {
         self.len == 0
     }
 
+    /// Whether there is one below this id.
+    pub(super) fn has_before(&self, id: TaskId) -> bool {
+        let (number, at) = place(id);
+        self.pages.iter().any(|(page, Page { used, places })| match page.cmp(&number) {
+            std::cmp::Ordering::Less => *used > 0,
+            std::cmp::Ordering::Equal => places[..at].iter().any(Option::is_some),
+            std::cmp::Ordering::Greater => false,
+        })
+    }
+
     /// `false` if the id was there already; then nothing has changed.
     pub(super) fn insert(&mut self, id: TaskId, value: V) -> bool {
         let (number, at) = place(id);
@@ -116,12 +126,15 @@ mod tests {
         }
         assert_eq!((table.len(), table.values().count()), (2_999, 2_999));
         assert_eq!(table.get(TaskId::from_raw(8)), None);
+        assert!(!table.has_before(TaskId::from_raw(7)) && table.has_before(TaskId::from_raw(8)));
+        assert!(table.has_before(TaskId::from_raw(1_000)));
         for id in ids() {
             assert_eq!(table.get_mut(id).copied(), Some(id.as_u64()));
             assert_eq!(table.remove(id), Some(id.as_u64()));
             assert_eq!(table.remove(id), None);
         }
         assert!(table.is_empty() && table.pages.is_empty() && table.spare.is_some());
+        assert!(!table.has_before(TaskId::from_raw(u64::MAX)));
         assert!(table.insert(TaskId::from_raw(u64::MAX), 1));
         assert_eq!(table.drain().collect::<Vec<_>>(), [1]);
         assert!(table.is_empty());

@@ -2,44 +2,102 @@
 //!
 //! ```text
 //!  main returns, process::exit ─► atexit ─► finish, once:
-//!     1  registered threads are waited for                    spawn_thread
-//!     2  hooks of priority 0 and above, the highest first     at_exit
-//!     3  daemons are terminated, other children waited for    the table of processes
-//!     4  hooks below 0
+//!     1  registered threads are waited for                       spawn_thread
+//!     2  executors finish what they have accepted so far         a list of those that live
+//!     3  hooks of priority 0 and above, the highest first        at_exit
+//!     4  daemons are terminated, other children waited for       the table of processes
+//!     5  hooks below 0
+//!     6  executors are ended: they accept nothing more, and finish what came meanwhile
 //!  a signal, abort, _exit ─► nothing of that; children watch their parent
 //! ```
+//!
+//! An executor that is dropped waits for its work itself, where it may. This is for the others: those that were dropped where
+//! waiting would block others (a tokio runtime, a task), and those that nobody drops (in a static, forgotten, in the frame of a
+//! `main` that has called `exit`). Hooks come after step 2, since they may take away what tasks and callbacks need; until
+//! step 6 executors still work, since hooks may need them.
 
 use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Condvar, Mutex, Once, PoisonError,
+        Condvar, Mutex, Once, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, JoinHandle, ThreadId},
+    thread::{self, JoinHandle},
 };
 
 use super::table;
-use crate::{future::callback::catch, os::fork};
+use crate::{
+    future::callback::catch,
+    os::{
+        fork::{self, Origin, PerProcess},
+        local,
+    },
+};
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// Hooks by (priority, number): run from the end.
-static HOOKS: Mutex<BTreeMap<(i32, u64), Hook>> = Mutex::new(BTreeMap::new());
-static THREADS: Mutex<Threads> = Mutex::new(Threads { running: Vec::new(), made: 0 });
-static ENDED: Condvar = Condvar::new();
-/// Only where this process has not done so already: a forked child finishes for itself.
-static FINISHED: AtomicBool = AtomicBool::new(false);
+/// A forked child has its own: nothing of its parent's is done twice.
+static END: PerProcess<End> = PerProcess::new(End::default);
 
+#[derive(Default)]
+struct End {
+    /// Hooks by (priority, number): run from the end.
+    hooks: Mutex<BTreeMap<(i32, u64), Hook>>,
+    hooks_made: Mutex<u64>,
+    threads: Mutex<Threads>,
+    thread_ended: Condvar,
+    /// All that were used, as long as something of them lives.
+    executors: Mutex<Vec<Weak<dyn Accepts>>>,
+    begun: AtomicBool,
+    /// Step 6 has been taken.
+    over: AtomicBool,
+}
+
+#[derive(Default)]
 struct Threads {
-    /// By number; the thread's id once it runs.
-    running: Vec<(u64, Option<ThreadId>)>,
+    /// By number; the thread's own number once it runs.
+    running: Vec<(u64, Option<u32>)>,
     made: u64,
 }
 
+/// Something that accepts work, and must not lose it when the program ends.
+pub(crate) trait Accepts: Send + Sync {
+    /// Waits until what was accepted up to now is done, callbacks included, or does with it what was asked for instead.
+    fn settle(&self);
+    /// Accepts nothing more; does not wait.
+    fn close(&self);
+    /// After `close`: waits until everything is done.
+    fn join(&self);
+}
+
+/// Has the end of the program finish what is accepted.
+pub(crate) fn finish_at_the_end(executor: Weak<dyn Accepts>) {
+    extern "C" fn at_late_end() {
+        let _ = catch(end_executors);
+    }
+    let end = END.get();
+    {
+        let mut executors = lock(&end.executors);
+        if executors.len() == executors.capacity() {
+            // Before it grows.
+            executors.retain(|other| other.strong_count() > 0);
+        }
+        executors.push(executor);
+    }
+    match end.over.load(Ordering::SeqCst) {
+        false => watch_the_end(),
+        // An exit handler of somebody else uses it. One that is registered by a handler is called, too.
+        true => fork::at_end(at_late_end),
+    }
+}
+
 extern "C" fn at_end() {
+    let origin = Origin::here();
     // A panic must not cross the system's own code.
     let _ = catch(finish);
+    // A hook has copied this process, and has returned in the copy.
+    origin.end_copy(0);
 }
 
 /// Makes the end of the program known.
@@ -50,20 +108,32 @@ pub(super) fn watch_the_end() {
 
 /// All that is to happen when this process ends by itself; once.
 pub(super) fn finish() {
-    if FINISHED.swap(true, Ordering::SeqCst) {
+    if END.get().begun.swap(true, Ordering::SeqCst) {
         return;
     }
     wait_for_threads();
+    each_executor(|executor| executor.settle());
     run_hooks(0);
     table::finish();
     run_hooks(i32::MIN);
+    end_executors();
 }
 
-/// A forked child starts with nothing of its parent's.
-pub(crate) fn begin_anew() {
-    lock(&HOOKS).clear();
-    lock(&THREADS).running.clear();
-    FINISHED.store(false, Ordering::SeqCst);
+fn each_executor(mut act: impl FnMut(&dyn Accepts)) {
+    // A copy of the list: callbacks may make executors. It only grows where that is so.
+    let living: Vec<_> = lock(&END.get().executors).iter().filter_map(Weak::upgrade).collect();
+    for executor in living {
+        let _ = catch(|| act(&*executor));
+    }
+}
+
+fn end_executors() {
+    let end = END.get();
+    // From here on, an executor that is used for the first time sees to it that this is called again.
+    end.over.store(true, Ordering::SeqCst);
+    // First all, so that none of them hands its work to one that goes on.
+    each_executor(|executor| executor.close());
+    each_executor(|executor| executor.join());
 }
 
 /// A function to be called when this process ends by itself: [`at_exit`].
@@ -76,7 +146,9 @@ pub struct ExitHook {
 /// [`Process`](crate::Process) or the last task of a worker is done. Not after a signal or an abort.
 ///
 /// Hooks with a higher priority are called first, of one priority those registered last. Those below 0 are called after the
-/// program's [processes](crate::Process) have ended. Each is called once. A panic of one is swallowed (and logged, with
+/// program's [processes](crate::Process) have ended. All of them are called after executors have finished what they had
+/// accepted before the end began, callbacks included; they may use executors and everything else of this library, and what they
+/// submit is finished, too. Each is called once. A panic of one is swallowed (and logged, with
 /// `tracing`); the others are called all the same. A hook that registers another one has it called as well.
 ///
 /// ```
@@ -85,21 +157,21 @@ pub struct ExitHook {
 /// executor::at_exit(0, || println!("bye"));
 /// ```
 pub fn at_exit(priority: i32, hook: impl FnOnce() + Send + 'static) -> ExitHook {
-    static MADE: Mutex<u64> = Mutex::new(0);
     watch_the_end();
+    let end = END.get();
     let number = {
-        let mut made = lock(&MADE);
+        let mut made = lock(&end.hooks_made);
         *made += 1;
         *made
     };
-    lock(&HOOKS).insert((priority, number), Box::new(hook));
+    lock(&end.hooks).insert((priority, number), Box::new(hook));
     ExitHook { key: (priority, number) }
 }
 
 impl ExitHook {
     /// Calls it now, unless it was called or cancelled; whether it was called by this.
     pub fn call(&self) -> bool {
-        let hook = lock(&HOOKS).remove(&self.key);
+        let hook = lock(&END.get().hooks).remove(&self.key);
         match hook {
             Some(hook) => {
                 hook();
@@ -111,12 +183,12 @@ impl ExitHook {
 
     /// Forgets it; whether it was still to be called.
     pub fn cancel(&self) -> bool {
-        lock(&HOOKS).remove(&self.key).is_some()
+        lock(&END.get().hooks).remove(&self.key).is_some()
     }
 
     /// Whether it is still to be called.
     pub fn is_pending(&self) -> bool {
-        lock(&HOOKS).contains_key(&self.key)
+        lock(&END.get().hooks).contains_key(&self.key)
     }
 
     /// A value whose drop calls it.
@@ -146,7 +218,7 @@ impl Drop for ExitGuard {
 fn run_hooks(least: i32) {
     loop {
         let next = {
-            let mut hooks = lock(&HOOKS);
+            let mut hooks = lock(&END.get().hooks);
             // Looked up each time: a hook may register another one.
             let Some(&(priority, number)) = hooks.range((least, 0)..).next_back().map(|(key, _)| key) else {
                 return;
@@ -179,38 +251,48 @@ fn run_hooks(least: i32) {
 /// If the system refuses a thread, as std's.
 pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     watch_the_end();
+    let end = END.get();
     let number = {
-        let mut threads = lock(&THREADS);
+        let mut threads = lock(&end.threads);
         threads.made += 1;
         let number = threads.made;
         threads.running.push((number, None));
         number
     };
-    let leaves = Leaves(number);
+    let leaves = Leaves { number, origin: Origin::here() };
     thread::spawn(move || {
         let _leaves = leaves;
-        if let Some(entry) = lock(&THREADS).running.iter_mut().find(|(other, _)| *other == number) {
-            entry.1 = Some(thread::current().id());
+        if let Some(entry) = lock(&end.threads).running.iter_mut().find(|(other, _)| *other == number) {
+            entry.1 = Some(local::this_thread());
         }
         body()
     })
 }
 
-struct Leaves(u64);
+struct Leaves {
+    number: u64,
+    origin: Origin,
+}
 
 impl Drop for Leaves {
     fn drop(&mut self) {
-        lock(&THREADS).running.retain(|(other, _)| *other != self.0);
-        ENDED.notify_all();
+        if self.origin.forked() {
+            // A copy that the thread has made of its process. Nothing there waits for it.
+            return;
+        }
+        let end = END.get();
+        lock(&end.threads).running.retain(|(other, _)| *other != self.number);
+        end.thread_ended.notify_all();
     }
 }
 
 fn wait_for_threads() {
     // Where such a thread itself ends the process, it cannot be waited for.
-    let own = Some(thread::current().id());
-    let mut threads = lock(&THREADS);
-    while threads.running.iter().any(|(_, id)| *id != own) {
-        threads = ENDED.wait(threads).unwrap_or_else(PoisonError::into_inner);
+    let own = Some(local::this_thread());
+    let end = END.get();
+    let mut threads = lock(&end.threads);
+    while threads.running.iter().any(|(_, number)| *number != own) {
+        threads = end.thread_ended.wait(threads).unwrap_or_else(PoisonError::into_inner);
     }
 }
 

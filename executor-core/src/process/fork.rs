@@ -56,7 +56,6 @@ pub unsafe fn fork() -> io::Result<Fork> {
         Some(pid) => Ok(Fork::Parent(pid)),
         None => {
             pause.forget_all();
-            exit::begin_anew();
             Ok(Fork::Child)
         }
     }
@@ -87,7 +86,6 @@ pub fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
         return Ok(pid);
     }
     pause.forget_all();
-    exit::begin_anew();
     leave(if catch(body).is_ok() { 0 } else { 101 })
 }
 
@@ -110,7 +108,6 @@ pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> 
         return Ok(pid);
     }
     pause.forget_all();
-    exit::begin_anew();
     fork::close(ours);
     leave(entry::forked(socket))
 }

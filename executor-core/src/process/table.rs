@@ -21,7 +21,14 @@ use super::exit;
 use crate::{
     error::{ExitStatus, TaskError},
     future::cell::Outcome,
-    os::{fork::Origin, memory::Shared, process::Child as Process, signals, socket::retry},
+    os::{
+        fork::{Origin, PerProcess},
+        memory::Shared,
+        orphans::Orphans,
+        process::Child as Process,
+        signals,
+        socket::retry,
+    },
     transport::board::{Board, Death},
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
@@ -72,7 +79,12 @@ struct Table {
     watcher: Option<Arc<OwnedFd>>,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table { running: Vec::new(), watcher: None });
+/// A forked child has its own, empty one.
+static TABLE: PerProcess<Mutex<Table>> =
+    PerProcess::new(|| Mutex::new(Table { running: Vec::new(), watcher: None }));
+
+/// What children have left behind, where that becomes ours.
+static ORPHANS: PerProcess<Mutex<Orphans>> = PerProcess::new(Mutex::default);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,7 +178,7 @@ impl Record {
 
     /// Tries once more to have it watched.
     fn rewatch(&self) -> bool {
-        let mut table = lock(&TABLE);
+        let mut table = lock(TABLE.get());
         ring(&mut table);
         table.watcher.is_some()
     }
@@ -251,7 +263,11 @@ impl Record {
         if !ended {
             return None;
         }
-        state.status = Some(self.process.reap_alone());
+        let status = self.process.reap_alone();
+        if status != ExitStatus::Unknown {
+            lock(ORPHANS.get()).of(self.process.pid());
+        }
+        state.status = Some(status);
         self.changed.notify_all();
         Some(std::mem::take(&mut state.wakers))
     }
@@ -319,7 +335,7 @@ impl State {
 /// Adds a process, and sees to it that it is watched.
 pub(super) fn add(record: &Arc<Record>) {
     exit::watch_the_end();
-    let mut table = lock(&TABLE);
+    let mut table = lock(TABLE.get());
     table.running.push(Arc::clone(record));
     ring(&mut table);
 }
@@ -353,7 +369,7 @@ pub(super) fn has_watcher(pause: &Pause<'_>) -> bool {
 pub(super) struct Pause<'a>(MutexGuard<'a, Table>);
 
 pub(super) fn pause() -> Pause<'static> {
-    Pause(lock(&TABLE))
+    Pause(lock(TABLE.get()))
 }
 
 impl Pause<'_> {
@@ -367,9 +383,12 @@ impl Pause<'_> {
 /// The watcher's life.
 fn watch(bell: &Arc<OwnedFd>) {
     let mut idle_since = Instant::now();
+    let origin = Origin::here();
     loop {
+        // A waker has copied this process, and has returned in the copy, which has no children.
+        origin.end_copy(0);
         let records = {
-            let mut table = lock(&TABLE);
+            let mut table = lock(TABLE.get());
             let mut ended = Vec::new();
             table.running.retain(|record| match record.look_and_take_wakers() {
                 Some(wakers) => {
@@ -388,7 +407,7 @@ fn watch(bell: &Arc<OwnedFd>) {
             }
             if !table.running.is_empty() {
                 idle_since = Instant::now();
-            } else if idle_since.elapsed() >= IDLE {
+            } else if idle_since.elapsed() >= IDLE && lock(ORPHANS.get()).is_empty() {
                 table.watcher = None;
                 return;
             }
@@ -405,9 +424,17 @@ fn watch(bell: &Arc<OwnedFd>) {
             fds.extend(record.process.pidfd().map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
             fds.extend(socket.as_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
         }
-        let limit = Timespec { tv_sec: IDLE.as_secs() as _, tv_nsec: 0 };
-        let limit = records.is_empty().then_some(&limit);
-        let _ = retry(|| poll(&mut fds, limit));
+        let orphans = {
+            let mut orphans = lock(ORPHANS.get());
+            orphans.look(records.iter().map(|record| record.process.pid()));
+            orphans.next_look(!records.is_empty())
+        };
+        let idle = records.is_empty().then(|| Instant::now() + IDLE);
+        let limit = orphans.into_iter().chain(idle).min().map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
+        });
+        let _ = retry(|| poll(&mut fds, limit.as_ref()));
         let _ = rustix::io::read(&**bell, &mut [0_u8; 8]);
         // What is dropped here may be the last handle of a record; under no lock.
         drop(fds);
@@ -417,7 +444,7 @@ fn watch(bell: &Arc<OwnedFd>) {
 
 /// Those that run, in the order in which they were started.
 pub(super) fn running() -> Vec<Arc<Record>> {
-    let records = lock(&TABLE).running.clone();
+    let records = lock(TABLE.get()).running.clone();
     records.into_iter().filter(|record| record.status().is_none()).collect()
 }
 
@@ -466,6 +493,6 @@ impl Record {
 
     /// Whether somebody watches it.
     pub(super) fn is_watched() -> bool {
-        lock(&TABLE).watcher.is_some()
+        lock(TABLE.get()).watcher.is_some()
     }
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::Failure,
     id::FnId,
+    os::fork::Origin,
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
 
@@ -79,12 +80,14 @@ pub struct CallContext {
     stage: Stage,
     /// Whether to check that the arguments survive encoding and decoding.
     pub check: bool,
+    /// The process that runs calls.
+    pub(crate) origin: Origin,
 }
 
 impl CallContext {
     /// Before the call.
     pub fn new(out: Buffer, check: bool) -> Self {
-        CallContext { out, attachments: Vec::new(), stage: Stage::default(), check }
+        CallContext { out, attachments: Vec::new(), stage: Stage::default(), check, origin: Origin::here() }
     }
 
     /// Before the next call; what the last one wrote has been taken.

@@ -35,7 +35,7 @@ pub(crate) const BODY: TaskId = TaskId::from_raw(1);
 /// What a program exits with whose `main` has returned an error,
 const FAILED: i32 = 1;
 /// and has panicked.
-const PANICKED: i32 = 101;
+pub(super) const PANICKED: i32 = 101;
 
 /// Runs the body; the code to exit with.
 ///

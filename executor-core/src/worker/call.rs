@@ -9,11 +9,13 @@ use std::{
 
 use super::{
     beside::Arrived,
+    body::PANICKED,
     panics::{self, Running},
 };
 use crate::{
     error::Failure,
     id::{FnId, TaskId},
+    os::fork::Origin,
     registry::{self, Call, CallContext, CallResult, Stage},
     segment::Store,
     wire::{
@@ -63,14 +65,18 @@ impl Caller {
         let Arrived { bytes: arguments, attachments } = arguments;
         let Caller { runtime, context } = self;
         context.begin(attachments, check);
+        let origin = context.origin;
         let running = Running::task(task);
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
             Call::Sync(call) => Ok(call(arguments, context)),
-            Call::Async(call) => match context.during(Stage::Prepare, |_| runtime_in(runtime)) {
+            Call::Async(call) => match context.during(Stage::Prepare, |_| runtime_in(runtime, origin)) {
                 Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
                 Err(error) => Err(no_runtime(&error)),
             },
         }));
+        // A copy of this process that the task has made by `fork`, and that has come back from the task: it ends here, as a
+        // program's `main` would. What it shares with this process (rings, board, segments, sockets) it has not touched.
+        origin.end_copy(if result.is_ok() { 0 } else { PANICKED });
         drop(running);
         kill_point!(Encoded);
         let failed = match result {
@@ -107,11 +113,16 @@ impl Caller {
 
 /// The worker's own runtime. Multi-threaded, so that `spawn` and `block_in_place` work as under `#[tokio::main]`,
 /// and what an async task has spawned goes on after it.
-fn runtime_in(place: &OnceCell<tokio::runtime::Runtime>) -> std::io::Result<&tokio::runtime::Runtime> {
+fn runtime_in(
+    place: &OnceCell<tokio::runtime::Runtime>,
+    origin: Origin,
+) -> std::io::Result<&tokio::runtime::Runtime> {
     if place.get().is_none() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("executor-tokio")
+            // As behind a call: a copy that something spawned has made must not go on as this runtime.
+            .on_thread_park(move || origin.end_copy(0))
             .enable_all()
             .build()?;
         let _ = place.set(runtime);

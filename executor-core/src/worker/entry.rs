@@ -126,8 +126,6 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                 // In a child, which is told by its own socket what it is for.
                 Some(own) => {
                     lead_own_group();
-                    // Hooks that `preload` has registered are the server's.
-                    crate::process::exit::begin_anew();
                     socket = own;
                     continue;
                 }

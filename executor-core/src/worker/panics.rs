@@ -26,7 +26,7 @@ use std::{
 use crate::{
     error::Failure,
     id::TaskId,
-    os::fault,
+    os::{fault, local},
     transport::board::{Board, ELSEWHERE, INITIALIZER},
 };
 
@@ -96,7 +96,7 @@ pub(super) fn install(board: &'static Board, aloud: bool) {
     set_hook(Box::new(move |info| {
         let ours = INSTALLED.load(Ordering::Relaxed) == number
             && PROCESS.load(Ordering::Acquire) == std::process::id();
-        let task = CURRENT.get();
+        let task = local::get(&CURRENT);
         if ours {
             note(board, task, info);
         }
@@ -136,7 +136,7 @@ fn note(board: &Board, task: u64, info: &PanicHookInfo<'_>) {
         others.push(note);
     } else {
         // A panic while the last one is being looked at cannot be: this thread is here.
-        LAST.with(|last| {
+        let _ = LAST.try_with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
                 *last = Some(note);
             }
@@ -158,21 +158,21 @@ impl Running {
         fault::forget();
         // The initializer has number 0 on the wire; here that means "none".
         let task = if task.as_u64() == 0 { INITIALIZER } else { task };
-        CURRENT.set(task.as_u64());
+        local::set(&CURRENT, task.as_u64());
         Running
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        CURRENT.set(0);
+        local::set(&CURRENT, 0);
     }
 }
 
 #[cold]
 fn forget() {
     NOTED.store(false, Ordering::Relaxed);
-    LAST.take();
+    let _ = LAST.try_with(RefCell::take);
     lock(&OTHERS).clear();
     // A fork that has installed nothing of its own has its parent's board, whose notes are its parent's.
     if PROCESS.load(Ordering::Acquire) != std::process::id() {
@@ -188,7 +188,7 @@ fn forget() {
 
 /// Whether the caller is a task.
 pub(crate) fn in_task() -> bool {
-    CURRENT.get() != 0
+    local::get(&CURRENT) != 0
 }
 
 /// What is to be told of a panic that was caught: its own words, and place and backtrace where they are known to be its.
@@ -196,7 +196,7 @@ pub(super) fn caught(payload: &(dyn Any + Send)) -> Failure {
     let identity = Identity::of(payload);
     let mut failure =
         Failure { message: text_of(payload).unwrap_or(NO_TEXT).to_owned(), ..Failure::default() };
-    let own = LAST.take();
+    let own = LAST.try_with(RefCell::take).ok().flatten();
     let others = std::mem::take(&mut *lock(&OTHERS));
     let mut notes = own.into_iter().chain(others).filter(|note| note.payload == identity);
     let Some(note) = notes.next() else { return failure };

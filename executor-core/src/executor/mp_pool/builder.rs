@@ -103,7 +103,7 @@ impl PoolBuilder {
         if self.processes == 0 {
             return Err(BuildError::Invalid("processes must be above 0".into()));
         }
-        let mut executor = self.executor.max_workers(self.processes).start_at_once();
+        let mut executor = self.executor.max_workers(self.processes).start_at_once().terminate_at_end();
         if let Some(tasks) = self.max_tasks_per_child {
             if tasks == 0 {
                 return Err(BuildError::Invalid("max_tasks_per_child must be above 0".into()));

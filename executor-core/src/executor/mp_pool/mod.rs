@@ -61,7 +61,8 @@ use crate::{
 /// - Results that nobody reads, and errors of any size, hold up nothing.
 ///
 /// **Dropping** a pool terminates it, as the end of Python's `with` does: what is not done is not finished. To finish
-/// it, [`close`](Self::close) and [`join`](Self::join) first. A drop without `close` or `terminate` logs a warning.
+/// it, [`close`](Self::close) and [`join`](Self::join) first. A drop without `close` or `terminate` logs a warning. The end of the
+/// program terminates a pool that is still there, as Python's does; error callbacks of what was not done are called.
 ///
 /// After `close` or `terminate` calls give [`TaskError::Shutdown`]: Python's "Pool not running".
 ///

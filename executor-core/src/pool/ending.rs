@@ -1,0 +1,213 @@
+//! What an executor does when the program ends by itself: see [`exit`](crate::process::exit).
+//!
+//! ```text
+//!  scheduler ──► outcomes on their way ──► futures; the callback queue ──► callbacks
+//!  `settle` waits for all three, in this order: each is empty only after it has filled the next
+//! ```
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{NEXT_TASK, Pool, is_own_thread};
+use crate::{future::callback::CallbackQueue, id::TaskId, process::exit::Accepts};
+
+/// What is done with accepted work that is not done when the program ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum AtEnd {
+    #[default]
+    Finish,
+    CancelPending,
+    Kill,
+    /// By SIGTERM first.
+    Terminate,
+}
+
+/// How long the end waits for what cannot be waited for without a limit: a waker of the user that is being woken, and, after
+/// a limit has passed, processes that were killed. Shorter: a busy machine loses a callback. Longer: a waker that itself ends
+/// the program holds up the end for longer.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How late a change is noticed whose notification has crossed with the waiting.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Counts outcomes that have left the scheduler and have not reached futures and callbacks yet, in batches.
+#[derive(Default)]
+pub(super) struct OnTheWay {
+    /// Written under the pool's lock, so without an atomic addition.
+    left: AtomicU64,
+    arrived: AtomicU64,
+    /// The end of the program waits.
+    awaited: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+/// A batch on its way; arrives when it is dropped.
+pub(super) struct Batch(Arc<OnTheWay>);
+
+impl OnTheWay {
+    /// A batch has left the scheduler. Under the pool's lock only.
+    pub(super) fn leave(&self) {
+        self.left.store(self.left.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// A batch that has left has arrived.
+    pub(super) fn arrive(&self) {
+        self.arrived.fetch_add(1, Ordering::Release);
+        if self.awaited.load(Ordering::Relaxed) {
+            let _lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.changed.notify_all();
+        }
+    }
+
+    /// The same for one that has left already and arrives when this is dropped.
+    pub(super) fn batch(self: &Arc<Self>) -> Batch {
+        Batch(Arc::clone(self))
+    }
+
+    /// Under the pool's lock: nothing leaves meanwhile.
+    fn is_empty(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) == self.left.load(Ordering::Relaxed)
+    }
+
+    fn wait(&self, limit: Duration) {
+        self.awaited.store(true, Ordering::Relaxed);
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout(lock, limit));
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.0.arrive();
+    }
+}
+
+impl Pool {
+    /// Waits until `is_so`, at most until `deadline`; whether it is.
+    fn wait_until(&self, deadline: Option<Instant>, is_so: impl Fn() -> bool) -> bool {
+        while !is_so() {
+            let left = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            if left.is_zero() {
+                return false;
+            }
+            self.on_the_way.wait(left);
+        }
+        true
+    }
+
+    /// Whether a task is unresolved whose id is below this one.
+    fn has_before(&self, id: TaskId) -> bool {
+        self.event(|core, _, _| core.scheduler.has_before(id))
+    }
+
+    fn is_on_the_way(&self) -> bool {
+        let _core = self.lock();
+        !self.on_the_way.is_empty()
+    }
+
+    /// When the end stops waiting for this pool.
+    fn deadline(&self) -> Option<Instant> {
+        self.options.exit_timeout.and_then(|limit| Instant::now().checked_add(limit))
+    }
+
+    /// Whether the end can wait for this pool, here.
+    fn can_be_awaited(&self) -> bool {
+        if self.forked() {
+            return false;
+        }
+        if is_own_thread() {
+            // Its own thread would have to do what it waits for.
+            tracing::warn!(
+                "the program ends within a waker that runs on a thread of an executor, which therefore finishes nothing"
+            );
+            return false;
+        }
+        true
+    }
+
+    /// Begins to end, as is wished for the case that nobody has ended it.
+    fn end_as_wished(&self) {
+        match self.options.at_end {
+            AtEnd::Finish => self.shutdown(false, None),
+            AtEnd::CancelPending => self.shutdown(true, None),
+            AtEnd::Kill => self.end_workers(true),
+            AtEnd::Terminate => self.end_workers(false),
+        }
+    }
+
+    /// Ends what has not ended by its limit, and waits a moment for that.
+    fn cut_short(&self) {
+        tracing::warn!(limit = ?self.options.exit_timeout, "accepted work holds up the end of the program, and is ended");
+        self.shutdown(true, Some(Instant::now()));
+        self.join_until(Instant::now() + GRACE);
+    }
+
+    /// What has left the scheduler is given to callbacks, and callbacks run.
+    fn finish_callbacks(&self, deadline: Option<Instant>) {
+        let moment = Instant::now() + GRACE;
+        self.wait_until(Some(deadline.map_or(moment, |at| at.min(moment))), || !self.is_on_the_way());
+        self.callbacks.finish(deadline);
+    }
+}
+
+impl Accepts for Pool {
+    fn settle(&self) {
+        if !self.can_be_awaited() {
+            return;
+        }
+        // Work that comes later is not waited for here: threads that are not going to end may submit without end.
+        let next = TaskId::from_raw(NEXT_TASK.load(Ordering::SeqCst));
+        let mut deadline = self.deadline();
+        if self.has_before(next) {
+            if self.options.at_end != AtEnd::Finish {
+                self.end_as_wished();
+            }
+            if !self.wait_until(deadline, || !self.has_before(next)) {
+                self.cut_short();
+                deadline = Some(Instant::now() + GRACE);
+            }
+        }
+        self.finish_callbacks(deadline);
+    }
+
+    fn close(&self) {
+        if !self.forked() {
+            self.end_as_wished();
+        }
+    }
+
+    fn join(&self) {
+        if !self.can_be_awaited() {
+            return;
+        }
+        let mut deadline = self.deadline();
+        match deadline {
+            None => self.join_threads(),
+            Some(at) if self.join_until(at) => {}
+            Some(_) => {
+                self.cut_short();
+                deadline = Some(Instant::now() + GRACE);
+            }
+        }
+        self.finish_callbacks(deadline);
+    }
+}
+
+/// Callbacks may be left when the pool is gone: they are also queued for results that were there already.
+impl Accepts for CallbackQueue {
+    fn settle(&self) {
+        self.finish(self.exit_timeout.and_then(|limit| Instant::now().checked_add(limit)));
+    }
+
+    fn close(&self) {}
+
+    fn join(&self) {
+        self.settle();
+    }
+}

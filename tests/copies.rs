@@ -1,0 +1,210 @@
+//! Copies of a process that its tasks, callbacks and hooks make by `fork`, and that come back from them.
+
+mod support_b;
+
+use std::{future::Future as _, sync::mpsc, thread, time::Duration};
+
+use executor::{Context, Fork, Process, StartMethod, prelude::*};
+use support_b::{alone, echo, eventually, pid, pool, runs, watchdog};
+
+executor::test_support!();
+
+/// What the copy does before it comes back.
+const RETURNS: u8 = 0;
+const PANICS: u8 = 1;
+const USES_THE_LIBRARY: u8 = 2;
+
+/// The pid of the worker, and of a copy that comes back from this function as well.
+fn copy(by_library: bool, way: u8) -> (u32, u32) {
+    let in_copy = || {
+        match way {
+            PANICS => std::panic::resume_unwind(Box::new("in a copy")),
+            USES_THE_LIBRARY => {
+                let own = support_b::pool(1);
+                assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
+                let child = Process::new(echo::task(6)).start().unwrap();
+                assert_eq!(child.join().unwrap(), 6);
+                executor::at_exit(0, || unreachable!("a copy has no exit hooks"));
+            }
+            _ => {}
+        }
+        (0, 0)
+    };
+    if by_library {
+        // SAFETY: the copy uses memory and threads of its own; glibc's allocator survives a fork.
+        return match unsafe { executor::fork() }.unwrap() {
+            Fork::Parent(copy) => (std::process::id(), copy),
+            Fork::Child => in_copy(),
+        };
+    }
+    // SAFETY: as above.
+    match unsafe { libc::fork() } {
+        0 => in_copy(),
+        copy => (std::process::id(), copy as u32),
+    }
+}
+
+#[task]
+fn forks(by_library: bool, way: u8) -> (u32, u32) {
+    copy(by_library, way)
+}
+
+/// Its result goes by shared memory, of which the copy must take nothing.
+#[task]
+fn forks_and_returns_much(len: usize) -> Vec<u8> {
+    let (own, _) = copy(false, RETURNS);
+    vec![u8::from(own != 0); len]
+}
+
+#[task]
+fn forks_and_fails() -> Result<(), String> {
+    match copy(false, RETURNS).0 {
+        0 => Err("the copy fails".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+#[task]
+async fn forks_in_async(by_library: bool) -> (u32, u32) {
+    copy(by_library, RETURNS)
+}
+
+/// In a thread of the worker's runtime, which goes on when this has ended.
+#[task]
+async fn forks_in_a_spawned_future() -> (u32, u32) {
+    tokio::spawn(async { copy(false, RETURNS) }).await.unwrap()
+}
+
+#[task]
+fn forks_now_and_then(number: u32) -> u32 {
+    if number % 500 == 7 {
+        copy(false, RETURNS);
+    }
+    number
+}
+
+fn assert_copy_ends(pid: u32) {
+    eventually("the copy ends", || !runs(pid));
+}
+
+#[test]
+fn a_copy_that_comes_back_from_a_task_ends_and_the_worker_goes_on() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    for by_library in [false, true] {
+        for way in [RETURNS, PANICS, USES_THE_LIBRARY] {
+            let (own, copy) = pool.submit(forks::task(by_library, way)).result().unwrap();
+            assert_eq!(own, worker, "the answer is the worker's");
+            assert_copy_ends(copy);
+        }
+        let (own, copy) = pool.submit(forks_in_async::task(by_library)).result().unwrap();
+        assert_eq!(own, worker);
+        assert_copy_ends(copy);
+    }
+    let (own, copy) = pool.submit(forks_in_a_spawned_future::task()).result().unwrap();
+    assert_eq!(own, worker);
+    assert_copy_ends(copy);
+    for _ in 0..100 {
+        pool.submit(forks_and_fails::task()).result().unwrap();
+        // More than the worker may have in shared memory at a time.
+        assert_eq!(pool.submit(forks_and_returns_much::task(100_000)).result().unwrap(), [1; 100_000]);
+    }
+    assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
+}
+
+#[test]
+fn no_task_is_lost_behind_one_that_forks() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let results = pool.map(forks_now_and_then::task, 0..20_000).map(Result::unwrap);
+    assert!(results.eq(0..20_000));
+    let futures: Vec<_> = (0..2_000).map(|number| pool.submit(forks_now_and_then::task(number))).collect();
+    assert!(futures.into_iter().map(|future| future.result().unwrap()).eq(0..2_000));
+}
+
+#[task]
+fn forks_and_aborts() {
+    let mut status = 0;
+    // SAFETY: the copy only ends; glibc's allocator survives a fork.
+    match unsafe { libc::fork() } {
+        0 => panic!("the copy's words"),
+        // SAFETY: our child; the out-pointer is valid.
+        copy => assert_eq!(unsafe { libc::waitpid(copy, &mut status, 0) }, copy),
+    }
+    assert_eq!(libc::WEXITSTATUS(status), 101, "as a program that has panicked");
+    std::process::abort();
+}
+
+#[test]
+fn what_a_copy_panicked_with_is_not_blamed_on_the_worker() {
+    let _watchdog = watchdog();
+    let error = pool(1).submit(forks_and_aborts::task()).result().unwrap_err();
+    assert!(error.is_worker_lost() && !error.to_string().contains("the copy's words"), "{error}");
+}
+
+#[task]
+fn forks_once() {
+    copy(false, RETURNS);
+}
+
+#[test]
+fn a_copy_that_comes_back_from_an_initializer_a_body_or_a_preload_ends() {
+    let _watchdog = watchdog();
+    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(forks_once::task()).build().unwrap();
+    assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+    for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+        let child = Process::new(forks::task(false, RETURNS)).start_method(method).start().unwrap();
+        let pid = child.pid();
+        let (own, copy) = child.join().unwrap();
+        assert_eq!(own, pid, "{method:?}");
+        assert_copy_ends(copy);
+    }
+    let context = Context::new(StartMethod::ForkServer).preload(forks_once::task());
+    for _ in 0..3 {
+        assert_eq!(context.process(echo::task(2)).start().unwrap().join().unwrap(), 2);
+    }
+}
+
+#[test]
+fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (sender, receiver) = mpsc::channel();
+    let other = sender.clone();
+    pool.submit(echo::task(1)).on_done(move |_| sender.send(copy(false, RETURNS)).unwrap());
+    let (own, first) = receiver.recv().unwrap();
+    assert_eq!(own, std::process::id());
+    // It would be called by the copy as well.
+    pool.submit(echo::task(2)).on_done(move |_| other.send((0, std::process::id())).unwrap());
+    assert_eq!(receiver.recv().unwrap(), (0, own));
+
+    struct Forks(mpsc::Sender<(u32, u32)>);
+    impl std::task::Wake for Forks {
+        fn wake(self: std::sync::Arc<Self>) {
+            let _ = self.0.send(copy(false, RETURNS));
+        }
+    }
+    let (sender, receiver) = mpsc::channel();
+    let waker = std::task::Waker::from(std::sync::Arc::new(Forks(sender)));
+    let mut future = pool.submit(naps::task());
+    let polled = std::pin::Pin::new(&mut future).poll(&mut std::task::Context::from_waker(&waker));
+    assert!(polled.is_pending(), "or it was too quick, and the test is none");
+    let (own, second) = receiver.recv().unwrap();
+    assert_eq!(own, std::process::id());
+    for copy in [first, second] {
+        assert_copy_ends(copy);
+        let copy = rustix::process::Pid::from_raw(copy as i32).unwrap();
+        rustix::process::waitpid(Some(copy), rustix::process::WaitOptions::empty()).unwrap();
+    }
+    for number in 0..1000 {
+        assert_eq!(pool.submit(echo::task(number)).result().unwrap(), number);
+    }
+}
+
+/// Long enough for its future to be polled before.
+#[task]
+fn naps() {
+    thread::sleep(Duration::from_millis(200));
+}
