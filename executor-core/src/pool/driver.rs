@@ -112,12 +112,20 @@ struct Watched {
     /// Who takes its replies, until there are no more.
     drain: Option<Drain>,
     reaped: bool,
-    /// Its connection failed: why, and whether for want of something that may come back.
-    failed: Option<(BrokenCause, bool)>,
+    /// Why it cannot work for us, although its process could be started: something that it needs was refused.
+    failed: Option<BrokenCause>,
     /// It has ended; who drains it and has not come to its end by then is given up.
     drained_by: Option<Instant>,
     /// Over ipc-channel, until it is connected: where its server is. Removed when this is dropped.
     directory: Option<tempfile::TempDir>,
+}
+
+impl Watched {
+    /// What this means for the pool is decided when its end is seen: it stays a child of ours until then.
+    fn fail(&mut self, cause: BrokenCause) {
+        self.failed = Some(cause);
+        self.child.signal_group(rustix::process::Signal::KILL);
+    }
 }
 
 /// What is at hand for a worker that has not said hello.
@@ -356,10 +364,10 @@ impl Driver {
 
     fn start_refused(&mut self, id: WorkerId, error: &io::Error) {
         tracing::warn!(%error, "a worker could not be started");
-        let (cause, exhausted) = refusal(error);
+        let cause = refusal(error);
         self.pool.event(|core, now, out| {
             core.workers.remove(&id);
-            core.scheduler.on_start_refused(now, id, cause, exhausted, out);
+            core.scheduler.on_start_refused(now, id, cause, out);
         });
     }
 
@@ -384,7 +392,10 @@ impl Driver {
         });
         let server = match check(hello) {
             Ok(server) => server,
-            Err(cause) => return self.pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out)),
+            Err(cause) => {
+                tracing::warn!(%cause, "a worker cannot work");
+                return worker.fail(cause);
+            }
         };
         let dialed = {
             // Under the lock, so that nobody kills it meanwhile.
@@ -404,10 +415,8 @@ impl Driver {
                 self.on_connected(id, link);
             }
             Err(error) => {
-                // What it means is decided when its end is seen: it stays a child of ours until then.
                 tracing::warn!(%error, "a worker could not be connected");
-                worker.failed = Some(refusal(&error));
-                worker.child.signal_group(rustix::process::Signal::KILL);
+                worker.fail(refusal(&error));
             }
         }
     }
@@ -485,8 +494,8 @@ impl Driver {
         self.pool.rings.remove(id);
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            if let Some((cause, exhausted)) = failed {
-                return scheduler.on_start_refused(now, id, cause, exhausted, out);
+            if let Some(cause) = failed {
+                return scheduler.on_start_refused(now, id, cause, out);
             }
             let record = workers.get(&id);
             let cause = |said_hello: bool| match (&self.pool.options.initializer, record) {
@@ -507,13 +516,9 @@ impl Driver {
     }
 }
 
-/// What a refusal of the system means for the pool; whether it is for want of something that may come back.
-fn refusal(error: &io::Error) -> (BrokenCause, bool) {
-    let exhausted = matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS)
-    );
-    (BrokenCause::Start(error.to_string().into()), exhausted)
+/// What a refusal of the system means for a pool in which nobody works.
+fn refusal(error: &io::Error) -> BrokenCause {
+    BrokenCause::Start(error.to_string().into())
 }
 
 /// Takes up the connection that the worker offers.

@@ -48,6 +48,14 @@ const SHORT: Duration = Duration::from_micros(10);
 /// What waits in this way, and has not begun although it should have, goes to an idle worker after this; one worker at a
 /// time is woken for it. Less: a worker counts as late whose turn on the processor has not come.
 const REBALANCE: Duration = Duration::from_millis(4);
+/// What waits behind another task for longer than this, and for longer than [`FEW`] of its own estimates, goes to
+/// another worker, which is started for it if need be. As long as a start takes: who waits less does not gain by one.
+const START_COST: Duration = Duration::from_millis(1);
+/// A run of several that waits for a worker to come up for longer than this, as for one that initializes, is shared among
+/// more. Less: two workers are started for what one would have done as soon as it had come up.
+const SLOW_START: Duration = Duration::from_millis(10);
+/// So many of its own estimates a task may wait behind another one while somebody else could run it.
+const FEW: u32 = 4;
 /// A worker that was asked to stop is killed after this.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Between SIGTERM and SIGKILL.
@@ -152,6 +160,8 @@ struct Entry<T> {
     /// What is unresolved. At most the first of them has begun.
     items: Items,
     place: Place,
+    /// Since when it is, or its part of a run is, here.
+    at: Instant,
     lost_unbegun: u8,
 }
 
@@ -233,6 +243,21 @@ impl Worker {
         })
     }
 
+    /// Whether what it runs is going to end soon, as far as is known: it is short, and has not run for longer than that.
+    fn ends_soon(&self, now: Instant, floor: Duration) -> bool {
+        self.in_flight.front().is_none_or(|front| {
+            Duration::from_nanos(u64::from(front.estimate)) <= START_COST
+                && now.saturating_duration_since(self.front_since) < front.patience(floor)
+        })
+    }
+
+    /// When what waits behind its first has waited for too long. Later items of a run wait as other tasks do.
+    fn waits_until(&self, floor: Duration) -> Option<Instant> {
+        let front = self.in_flight.front().filter(|front| front.left > 1);
+        let waiting = front.into_iter().chain(self.in_flight.iter().skip(1));
+        waiting.map(|sent| sent.at + sent.patience(floor)).min()
+    }
+
     /// How long what waits behind the one that runs should take.
     fn ahead(&self) -> u64 {
         self.load - self.in_flight.front().map_or(0, |front| u64::from(front.estimate))
@@ -245,12 +270,40 @@ struct InFlight {
     seq: u32,
     /// How long one item should take, in nanoseconds.
     estimate: u32,
+    /// How long one took of those that had ended: what is corrected while it runs makes nobody more patient.
+    ended: u32,
     /// How many items of it the worker has or had.
     left: u32,
+    at: Instant,
     /// Its time limit is not looked at before this.
     look_at: Instant,
     /// When it began, as the worker first told: a worker that tells of another moment later moves nothing.
     began: Option<Instant>,
+}
+
+impl InFlight {
+    /// How long it may wait behind another one.
+    fn patience(&self, floor: Duration) -> Duration {
+        Duration::from_nanos(u64::from(FEW) * u64::from(self.ended)) + floor
+    }
+}
+
+/// How long a call of a function takes, in nanoseconds.
+#[derive(Clone, Copy, Default)]
+struct Estimate {
+    nanos: u32,
+    /// As those calls say that have ended. A call that runs for longer puts `nanos` above it, until the next end.
+    ended: u32,
+}
+
+impl Estimate {
+    fn learn(&mut self, took: u32) {
+        self.ended = match self.nanos > self.ended {
+            true => took,
+            false => ((u64::from(self.ended) * 3 + u64::from(took)) / 4) as u32,
+        };
+        self.nanos = self.ended;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -314,11 +367,11 @@ pub(crate) struct Scheduler<T> {
     workers: BTreeMap<WorkerId, Worker>,
     /// Ready workers with nothing to do, the one that worked last at the end: its caches are warm.
     idle: Vec<WorkerId>,
-    /// Smoothed running time of each function, in nanoseconds.
-    estimates: HashMap<FnId, u32, crate::id::IdHasher>,
+    /// Smoothed running time of each function.
+    estimates: HashMap<FnId, Estimate, crate::id::IdHasher>,
     /// The busy worker that got the last short task ahead.
     favourite: Option<WorkerId>,
-    /// When to look whether short tasks wait where they should not.
+    /// When to look whether tasks wait where they should not.
     rebalance_at: Option<Instant>,
     /// Tasks with a time limit that are with workers.
     timed: usize,
@@ -327,6 +380,8 @@ pub(crate) struct Scheduler<T> {
     shutdown_deadline: Option<Instant>,
     ever_ready: bool,
     start_failures: VecDeque<Instant>,
+    /// Starts that failed, one after the other, while somebody else worked.
+    refusals: u32,
     no_start_before: Option<Instant>,
     closed: bool,
 }
@@ -351,6 +406,7 @@ impl<T: Split> Scheduler<T> {
             shutdown_deadline: None,
             ever_ready: false,
             start_failures: VecDeque::new(),
+            refusals: 0,
             no_start_before: None,
             closed: false,
         }
@@ -375,7 +431,7 @@ impl<T: Split> Scheduler<T> {
 
     /// How long a call of this function takes, as far as is known.
     pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
-        self.estimates.get(&function).map(|nanos| Duration::from_nanos(u64::from(*nanos)))
+        self.estimates.get(&function).map(|estimate| Duration::from_nanos(u64::from(estimate.nanos)))
     }
 
     /// Whether a worker has begun this task.
@@ -436,6 +492,14 @@ impl<T: Split> Scheduler<T> {
         self.workers.contains_key(&worker)
     }
 
+    /// How long calls of this function took that have ended.
+    #[cfg(test)]
+    pub(crate) fn ended_estimate(&self, function: FnId) -> Duration {
+        self.estimates
+            .get(&function)
+            .map_or(Duration::ZERO, |estimate| Duration::from_nanos(u64::from(estimate.ended)))
+    }
+
     /// (queued, with workers).
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
@@ -453,7 +517,7 @@ impl<T: Split> Scheduler<T> {
         }
         let Meta { function, timeout, .. } = meta;
         let entry =
-            Entry { item, function, timeout, base: run, items, place: Place::Queued, lost_unbegun: 0 };
+            Entry { item, function, timeout, base: run, items, place: Place::Queued, at: now, lost_unbegun: 0 };
         let new = self.tasks.insert(run, entry);
         debug_assert!(new, "a task id is used once");
         self.queue.push_back(run);
@@ -461,6 +525,7 @@ impl<T: Split> Scheduler<T> {
         // With others before it in the queue, nobody has room: every event ends with giving out what can be given.
         if self.queued == 1 || self.workers.len() < self.config.workers_max {
             self.dispatch(now, out);
+            self.watch(now);
         }
     }
 
@@ -505,8 +570,8 @@ impl<T: Split> Scheduler<T> {
         worker.front_since = now;
         // A worker that lies here has more or less sent ahead to it, nothing else.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
-        let estimate = self.estimates.entry(entry.function).or_insert(took);
-        *estimate = ((u64::from(*estimate) * 3 + u64::from(took)) / 4) as u32;
+        let new = Estimate { nanos: took, ended: took };
+        self.estimates.entry(entry.function).or_insert(new).learn(took);
         entry.lost_unbegun = 0;
         if entry.left() > 0 {
             return Ok(Replied::Items(&self.tasks[run].item, item, count));
@@ -527,8 +592,14 @@ impl<T: Split> Scheduler<T> {
     ) {
         self.retire_if_spent(now, id, out);
         self.rest_if_idle(id);
+        self.after_changes(now, claims, out);
+    }
+
+    /// What follows from any event: who has nothing to do gets something, or takes it over.
+    fn after_changes(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
         self.dispatch(now, out);
         self.balance(now, claims, out);
+        self.watch(now);
         self.close_if_drained(now, out);
     }
 
@@ -544,25 +615,161 @@ impl<T: Split> Scheduler<T> {
     /// Idle workers take over what was sent ahead to others.
     fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
         while let Some(&idle) = self.idle.last() {
-            let crowded = self.is_crowded();
+            let crowded = self.is_crowded(now);
             if !self.take_over(now, idle, claims, out) || crowded {
                 break;
             }
         }
-        let left = self.is_crowded() && !self.idle.is_empty() && self.idle.len() < self.workers.len();
-        if left && self.rebalance_at.is_none() {
-            self.rebalance_at = Some(now + REBALANCE);
+        let left = self.is_crowded(now) && !self.idle.is_empty() && self.idle.len() < self.workers.len();
+        if left {
+            self.rebalance_by(now + REBALANCE);
         }
     }
 
+    /// Whether somebody else could run what waits behind a task, now or when starts are tried again.
+    fn could_grow(&self) -> bool {
+        !self.idle.is_empty() || self.workers.len() < self.config.workers_max
+    }
+
+    /// What a task may wait behind another one besides its own estimates.
+    fn floor(&self, now: Instant) -> Duration {
+        if !self.idle.is_empty() && self.is_crowded(now) { REBALANCE } else { START_COST }
+    }
+
+    /// Sees to it that what waits behind another task is looked at in time.
+    fn watch(&mut self, now: Instant) {
+        let ends = matches!(self.intake, Intake::Broken(_) | Intake::Killed);
+        // A look that is far away is for what takes long.
+        let soon = self.rebalance_at.is_some_and(|at| at <= now + REBALANCE);
+        if soon || ends || !self.could_grow() {
+            return;
+        }
+        let floor = self.floor(now);
+        let useful = self.workers.values().filter(|worker| worker.is_useful());
+        let sent = useful.filter_map(|worker| worker.waits_until(floor)).min();
+        let Some(at) = sent.into_iter().chain(self.queue_waits_until()).min() else { return };
+        let start_at = self.no_start_before.filter(|_| self.idle.is_empty()).unwrap_or(now);
+        self.rebalance_by(at.max(start_at).max(now + START_COST));
+    }
+
+    fn rebalance_by(&mut self, at: Instant) {
+        self.rebalance_at = Some(self.rebalance_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// When a run of several has waited in the queue for too long: those that come up are fewer than its tasks.
+    fn queue_waits_until(&self) -> Option<Instant> {
+        if self.queued == 0 || self.workers.len() >= self.config.workers_max {
+            return None;
+        }
+        // No more are waiting here than workers come up, or no worker can be started at this moment.
+        let runs = self.queue.iter().take(self.config.workers_max).filter_map(|run| self.tasks.get(*run));
+        let several = runs.filter(|entry| entry.place == Place::Queued && entry.left() > 1);
+        several.map(|entry| entry.at + self.patience_of(entry)).min()
+    }
+
+    fn patience_of(&self, entry: &Entry<T>) -> Duration {
+        let nanos = self.estimates.get(&entry.function).map_or(0, |estimate| estimate.ended);
+        Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START
+    }
+
+    /// What has waited behind another task for too long goes to somebody else: the estimate was wrong.
+    fn relieve(&mut self, now: Instant, claims: &dyn Claims) {
+        if self.idle.is_empty() && !self.has_place(now) {
+            return;
+        }
+        let floor = self.floor(now);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            let worker = &self.workers[&id];
+            if !worker.is_useful() || worker.in_flight.is_empty() {
+                continue;
+            }
+            let waits_until = worker.waits_until(floor);
+            if !worker.ends_soon(now, floor) {
+                self.correct(now, id, claims);
+            }
+            if waits_until.is_none_or(|until| until > now) {
+                continue;
+            }
+            let behind = self.workers[&id].in_flight.len() - 1;
+            if self.take_back_from(id, behind, claims) == behind {
+                self.spread_rest(id, claims);
+            }
+        }
+        if self.queue_waits_until().is_some_and(|until| until <= now) {
+            for run in std::mem::take(&mut self.queue) {
+                match self.tasks.get(run).filter(|entry| entry.place == Place::Queued) {
+                    Some(entry) if entry.left() > 1 && entry.at + self.patience_of(entry) <= now => {
+                        self.queued -= 1;
+                        // One comes up for it already.
+                        let parts = self.parts(run, self.takers() + 1);
+                        self.queued += parts.len();
+                        self.queue.extend(parts);
+                    }
+                    _ => self.queue.push_back(run),
+                }
+            }
+        }
+    }
+
+    /// What a worker runs takes at least as long as it has run by now.
+    fn correct(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims) {
+        let worker = self.workers.get_mut(&id).expect("looked at by the caller");
+        let next = worker.in_flight.get(1).map(|next| next.seq);
+        let Some(front) = worker.in_flight.front_mut() else { return };
+        let Entry { function, items, .. } = &self.tasks[front.run];
+        // Otherwise it waits for its turn, or its answers are on their way: nothing is known about its time.
+        let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= items.first)
+            && next.is_none_or(|next| claims.begun(id, next) == Begun::No);
+        let nanos = now.saturating_duration_since(worker.front_since).as_nanos();
+        let nanos = u32::try_from(nanos).unwrap_or(u32::MAX);
+        if !runs || nanos <= front.estimate {
+            return;
+        }
+        worker.load += u64::from(nanos - front.estimate) * u64::from(front.left);
+        front.estimate = nanos;
+        let estimate = self.estimates.entry(*function).or_default();
+        estimate.nanos = estimate.nanos.max(nanos);
+    }
+
+    /// Takes back what a worker has not begun of the run that it is in, and puts it at the front of the queue in as many
+    /// parts as there are workers that could take one.
+    fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
+        let Some(front) = self.workers[&id].in_flight.front() else { return };
+        let Some(rest) = self.take_rest(id, front.run, claims) else { return };
+        for part in self.parts(rest, self.takers()).into_iter().rev() {
+            self.requeue(part);
+        }
+    }
+
+    /// How many workers could take something.
+    fn takers(&self) -> usize {
+        self.idle.len() + self.config.workers_max.saturating_sub(self.workers.len())
+    }
+
+    /// Splits a run that is in no place into as many parts, if it has so many tasks.
+    fn parts(&mut self, run: TaskId, of: usize) -> Vec<TaskId> {
+        let Items { first, count } = self.tasks[run].items;
+        let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
+        let mut parts = vec![run];
+        for part in (1..of).rev() {
+            let at = u64::from(first) + u64::from(count - first) * u64::from(part) / u64::from(of);
+            parts.insert(1, self.split_off(run, at as u32));
+        }
+        parts
+    }
+
     /// Whether more workers would run at a time than there are processors, if another one were woken.
-    fn is_crowded(&self) -> bool {
+    fn is_crowded(&self, now: Instant) -> bool {
         let processors = self.config.processors;
         if self.config.workers_max <= processors || self.workers.len() - self.idle.len() < processors {
             return false;
         }
-        // One that starts, initializes or leaves may take long for it, and nothing can wait behind it.
-        let running = self.workers.values().filter(|worker| !worker.in_flight.is_empty());
+        // One that starts, initializes or leaves may take long for it, and nothing can wait behind it. One that runs
+        // what takes long may sleep in it, and nothing should wait behind it.
+        let running = self
+            .workers
+            .values()
+            .filter(|worker| !worker.in_flight.is_empty() && worker.ends_soon(now, REBALANCE));
         running.take(processors).count() == processors
     }
 
@@ -582,7 +789,7 @@ impl<T: Split> Scheduler<T> {
 
     /// An idle worker takes over half of what was sent ahead to the one that has most of it.
     fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
-        let spare = if self.is_crowded() { AHEAD.as_nanos() as u64 } else { 0 };
+        let spare = if self.is_crowded(now) { AHEAD.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
             .iter()
@@ -683,6 +890,7 @@ impl<T: Split> Scheduler<T> {
             base: entry.base,
             items: Items { first: at, count: entry.items.count },
             place: Place::Queued,
+            at: entry.at,
             lost_unbegun: 0,
         };
         entry.items.count = at;
@@ -726,8 +934,7 @@ impl<T: Split> Scheduler<T> {
     ) -> bool {
         let cancelled = self.cancel(now, task, claims, out);
         if cancelled {
-            self.dispatch(now, out);
-            self.close_if_drained(now, out);
+            self.after_changes(now, claims, out);
         }
         cancelled
     }
@@ -760,8 +967,7 @@ impl<T: Split> Scheduler<T> {
                 ))));
             }
         }
-        self.dispatch(now, out);
-        self.close_if_drained(now, out);
+        self.after_changes(now, claims, out);
     }
 
     fn cancel(&mut self, now: Instant, run: TaskId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
@@ -818,7 +1024,7 @@ impl<T: Split> Scheduler<T> {
         if condemned {
             out.push(Action::Kill(id));
         }
-        self.dispatch(now, out);
+        self.after_changes(now, claims, out);
         condemned
     }
 
@@ -880,30 +1086,32 @@ impl<T: Split> Scheduler<T> {
         }
         worker.state = WorkerState::Ready;
         self.ever_ready = true;
+        self.refusals = 0;
         self.no_start_before = None;
         self.after_replies(now, id, claims, out);
     }
 
-    /// The system refused to start this worker. `exhausted`: for want of something that may come back.
+    /// This worker could not be started: the system refused it, or something that it needs before it can take a task.
     pub(crate) fn on_start_refused(
         &mut self,
         now: Instant,
         id: WorkerId,
         cause: BrokenCause,
-        exhausted: bool,
         out: &mut Actions<T>,
     ) {
         let unwanted = self.forget(id).is_some_and(|worker| worker.doom.is_some());
-        let others_live = self.workers.values().any(|worker| worker.doom.is_none());
+        // Whatever was refused, the question is whether somebody works, or is coming up. Others do the work meanwhile,
+        // and their end may give back what was missing; the last that could not be started decides.
         if unwanted {
             // Nobody waits for it: the pool is shutting down.
-        } else if exhausted && others_live {
-            // The others do the work meanwhile, and their end may give back what was missing.
+        } else if self.workers.values().any(|worker| worker.doom.is_none()) {
+            self.refusals += 1;
             self.back_off(now);
         } else {
             self.start_failed(now, cause, out);
         }
         self.dispatch(now, out);
+        self.watch(now);
         self.close_if_drained(now, out);
     }
 
@@ -917,8 +1125,7 @@ impl<T: Split> Scheduler<T> {
         out: &mut Actions<T>,
     ) {
         self.on_end(now, id, cause, claims, out);
-        self.dispatch(now, out);
-        self.close_if_drained(now, out);
+        self.after_changes(now, claims, out);
     }
 
     /// A worker is no more, or nobody waits for it any longer.
@@ -945,7 +1152,13 @@ impl<T: Split> Scheduler<T> {
                 }
                 _ => cause(said_hello),
             };
-            self.start_failed(now, cause, out);
+            // One that ended before it said hello met a limit of the system, if others of this program work.
+            if !said_hello && self.workers.values().any(Worker::is_useful) {
+                self.refusals += 1;
+                self.back_off(now);
+            } else {
+                self.start_failed(now, cause, out);
+            }
         }
     }
 
@@ -1037,7 +1250,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     fn back_off(&mut self, now: Instant) {
-        let doublings = self.start_failures.len().min(7) as u32;
+        let doublings = (self.start_failures.len() as u32).max(self.refusals).min(7);
         self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
     }
 
@@ -1103,6 +1316,7 @@ impl<T: Split> Scheduler<T> {
             }
             self.resolve_queue(&TaskError::Cancelled, out);
         }
+        self.watch(now);
         self.close_if_drained(now, out);
     }
 
@@ -1150,9 +1364,19 @@ impl<T: Split> Scheduler<T> {
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
-        self.dispatch(now, out);
-        if self.rebalance_at.take_if(|at| *at <= now).is_some() {
+        let due = self.rebalance_at.take_if(|at| *at <= now).is_some();
+        if due {
+            self.relieve(now, claims);
+        }
+        self.dispatch_to(now, due, out);
+        if due {
             self.balance(now, claims, out);
+            // What waits behind another task may be due before the next look at short ones.
+            let next = self.rebalance_at.take();
+            self.watch(now);
+            self.rebalance_at = self.rebalance_at.into_iter().chain(next).min();
+        } else {
+            self.watch(now);
         }
     }
 
@@ -1236,10 +1460,15 @@ impl<T: Split> Scheduler<T> {
 
     /// Gives queued tasks to workers, and starts those that are always to be there.
     fn dispatch(&mut self, now: Instant, out: &mut Actions<T>) {
+        self.dispatch_to(now, false, out);
+    }
+
+    /// `waited`: what is in the queue has waited for a worker that runs, for long enough.
+    fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<T>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
-        self.give_out(now, out);
+        self.give_out(now, waited, out);
         while self.lacks_workers() && self.no_start_before.is_none_or(|at| at <= now) {
             self.start(now, out);
         }
@@ -1258,31 +1487,28 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
-    fn give_out(&mut self, now: Instant, out: &mut Actions<T>) {
+    fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<T>) {
         let mut woken = false;
         while let Some(run) = self.next_queued() {
-            if !self.idle.is_empty() && self.is_crowded() && self.is_short(run) {
-                match self.busy_with_room(run) {
+            if !self.idle.is_empty() && self.is_short(run) && self.is_crowded(now) {
+                match self.busy_with_room(now, run) {
                     Some(id) => {
                         self.favourite = Some(id);
                         self.send(now, id, SHARE_MAX, out);
                     }
-                    None if !woken && self.workers.values().any(|worker| worker.is_late(now)) => {
+                    None if !woken && (waited || self.workers.values().any(|worker| worker.is_late(now))) => {
                         woken = true;
                         let id = self.idle.pop().expect("looked at above");
                         self.send(now, id, 1, out);
                     }
-                    None => {
-                        self.rebalance_at.get_or_insert(now + REBALANCE);
-                        return;
-                    }
+                    None => return self.rebalance_by(now + REBALANCE),
                 }
-                self.rebalance_at.get_or_insert(now + REBALANCE);
+                self.rebalance_by(now + REBALANCE);
             } else if let Some(id) = self.idle.pop() {
                 self.send(now, id, 1, out);
             } else if self.may_start(now) {
                 self.start(now, out);
-            } else if let Some(id) = self.least_ahead(run) {
+            } else if let Some(id) = self.least_ahead(now, run) {
                 // Several at once when many wait: to look for the next worker costs a look at each.
                 let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
                 self.send(now, id, share, out);
@@ -1295,15 +1521,21 @@ impl<T: Split> Scheduler<T> {
     fn is_short(&self, run: TaskId) -> bool {
         let entry = &self.tasks[run];
         let estimate = self.estimates.get(&entry.function);
-        estimate.is_some_and(|nanos| u128::from(*nanos) * u128::from(entry.left()) <= SHORT.as_nanos())
+        estimate.is_some_and(|estimate| {
+            u128::from(estimate.nanos) * u128::from(entry.left()) <= SHORT.as_nanos()
+        })
     }
 
     /// A busy worker that may have this short run ahead: the one that got the last, so that few are busy.
-    fn busy_with_room(&self, run: TaskId) -> Option<WorkerId> {
-        let estimate = u64::from(*self.estimates.get(&self.tasks[run].function)?);
+    fn busy_with_room(&self, now: Instant, run: TaskId) -> Option<WorkerId> {
+        let estimate = u64::from(self.estimates.get(&self.tasks[run].function)?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
-            worker.is_useful() && !worker.in_flight.is_empty() && worker.ahead() <= most && worker.has_room()
+            worker.is_useful()
+                && !worker.in_flight.is_empty()
+                && worker.ahead() <= most
+                && worker.has_room()
+                && worker.ends_soon(now, REBALANCE)
         };
         if let Some(id) = self.favourite
             && self.workers.get(&id).is_some_and(fits)
@@ -1334,7 +1566,7 @@ impl<T: Split> Scheduler<T> {
 
     /// Another worker is started if there is work for it beyond those that are already coming up.
     fn may_start(&self, now: Instant) -> bool {
-        if self.workers.len() >= self.config.workers_max || self.no_start_before.is_some_and(|at| at > now) {
+        if !self.has_place(now) {
             // The rule in a pool under load, so first: to count costs a look at every worker.
             return false;
         }
@@ -1344,17 +1576,31 @@ impl<T: Split> Scheduler<T> {
             .filter(|worker| matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing))
             .filter(|worker| worker.doom.is_none())
             .count();
-        self.queued > coming
+        // A worker that may have few tasks takes no more of a run.
+        let too_many = |tasks_max: u32| {
+            let runs = self.queue.iter().filter_map(|run| self.tasks.get(*run));
+            let waiting = runs.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
+            waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
+        };
+        self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
+    }
+
+    /// Whether another worker could be started now.
+    fn has_place(&self, now: Instant) -> bool {
+        self.workers.len() < self.config.workers_max && self.no_start_before.is_none_or(|at| at <= now)
     }
 
     /// A busy worker that may have this run ahead: the one that has the least.
-    fn least_ahead(&self, run: TaskId) -> Option<WorkerId> {
+    fn least_ahead(&self, now: Instant, run: TaskId) -> Option<WorkerId> {
         let entry = &self.tasks[run];
-        let estimate = u64::from(*self.estimates.get(&entry.function)?).max(1);
+        let estimate = u64::from(self.estimates.get(&entry.function)?.nanos).max(1);
+        // Where all have been started, and none is idle, it can as well wait there: who is idle first takes it over.
+        let anywhere = !self.could_grow();
         let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
         self.workers
             .iter()
             .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_room())
+            .filter(|(_, worker)| anywhere || worker.ends_soon(now, START_COST))
             .min_by_key(|(_, worker)| worker.load)
             .map(|(id, _)| *id)
     }
@@ -1362,7 +1608,7 @@ impl<T: Split> Scheduler<T> {
     /// Sends the queue's first run, and up to `most` in all as long as they are of the same function and the worker may
     /// have them ahead.
     fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
-        let mut of: Option<(FnId, u32)> = None;
+        let mut of: Option<(FnId, Estimate)> = None;
         let mut sent = 0;
         while sent < most {
             let Some(&run) = self.queue.front() else { return };
@@ -1372,9 +1618,9 @@ impl<T: Split> Scheduler<T> {
                 return;
             };
             let estimate = match of {
-                None => self.estimates.get(&entry.function).copied().unwrap_or(0),
+                None => self.estimates.get(&entry.function).copied().unwrap_or_default(),
                 Some((function, estimate)) => {
-                    let room = worker.ahead() + u64::from(estimate) <= AHEAD.as_nanos() as u64;
+                    let room = worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
                     if function != entry.function || !room || !worker.has_room() {
                         return;
                     }
@@ -1399,12 +1645,14 @@ impl<T: Split> Scheduler<T> {
             if worker.in_flight.is_empty() {
                 worker.front_since = now;
             }
-            worker.load += u64::from(estimate) * u64::from(left);
+            worker.load += u64::from(estimate.nanos) * u64::from(left);
             worker.in_flight.push_back(InFlight {
                 run,
                 seq,
-                estimate,
+                estimate: estimate.nanos,
+                ended: estimate.ended,
                 left,
+                at: now,
                 look_at: now + LOOK_AGAIN,
                 began: None,
             });
@@ -1495,6 +1743,14 @@ impl<T: Split> Scheduler<T> {
         assert!(
             !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
             "a worker is idle while work is queued"
+        );
+        let waits = |worker: &Worker| worker.is_useful() && worker.waits_until(START_COST).is_some();
+        assert!(
+            !working
+                || !self.could_grow()
+                || self.rebalance_at.is_some()
+                || !self.workers.values().any(waits),
+            "a task waits behind another one, and nobody is going to look"
         );
         assert!(self.workers.len() <= self.config.workers_max, "too many workers");
         assert!(

@@ -59,8 +59,7 @@ const KINDS: &[&str] = &[
     "tick: due",
     "tick: early",
     "start: a process",
-    "start: refused for good",
-    "start: refused, exhausted",
+    "start: refused",
     "start: never answers",
     "start: overdue signal",
     "hello",
@@ -150,6 +149,8 @@ enum Conduct {
     Hangs,
     /// Its frame kills the worker before it claims it.
     Poison,
+    /// Returns when as many tasks as there may be workers wait in this way at the same time.
+    Meets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -169,6 +170,10 @@ struct Story {
     timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
+    submitted: Instant,
+    function: FnId,
+    /// How long it would take, as far as was known from calls that had ended when it was submitted.
+    estimate: Duration,
     begun: Option<(WorkerId, Instant)>,
     ending: Option<Ending>,
     /// How often it was the first, unbegun, with a worker that died.
@@ -451,6 +456,14 @@ enum Turn {
     Reap(WorkerId),
 }
 
+/// How long tasks waited although somebody could run them or could be started for them.
+#[derive(Default)]
+struct Neglect {
+    waited: Vec<Duration>,
+    /// The same, in estimates of a millisecond and more.
+    estimates: Vec<f64>,
+}
+
 struct World {
     dice: Dice,
     climate: Climate,
@@ -468,7 +481,16 @@ struct World {
     broken: bool,
     ever_ready: bool,
     start_troubles: Vec<Instant>,
+    /// Whether the last of them came after the hello.
+    trouble_in_initializer: bool,
     closed: bool,
+    /// What a start takes, until the process is there.
+    start_takes: Duration,
+    /// Those that wait for each other.
+    meeting: Vec<WorkerId>,
+    /// Since when tasks have waited although somebody could run them or could be started for them.
+    neglects_since: Option<Instant>,
+    neglect: Neglect,
     trace: VecDeque<Step>,
     counts: BTreeMap<&'static str, u64>,
     events: u64,
@@ -494,7 +516,12 @@ impl World {
             broken: false,
             ever_ready: false,
             start_troubles: Vec::new(),
+            trouble_in_initializer: false,
             closed: false,
+            start_takes: Duration::ZERO,
+            meeting: Vec::new(),
+            neglects_since: None,
+            neglect: Neglect::default(),
             trace: VecDeque::new(),
             counts: KINDS.iter().map(|kind| (*kind, 0)).collect(),
             events: 0,
@@ -548,6 +575,11 @@ impl World {
             let now = self.start_troubles.last() == Some(&self.now);
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
+            let works = |process: &Process| {
+                process.ready && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
+            };
+            let before_hello = !self.trouble_in_initializer;
+            assert!(!before_hello || !self.processes.values().any(works), "broken while a worker works");
         }
         for action in actions {
             self.perform(action);
@@ -808,6 +840,7 @@ impl World {
         const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
         let most = TAKES_MICROS[function as usize];
         let run = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
+        let estimate = self.scheduler.ended_estimate(FnId(function));
         for &conduct in conducts {
             let takes = Duration::from_micros(most / 2) + self.dice.micros(most);
             self.stories.push(Story {
@@ -815,6 +848,9 @@ impl World {
                 timeout,
                 conduct,
                 takes,
+                submitted: self.now,
+                function: FnId(function),
+                estimate,
                 begun: None,
                 ending: None,
                 first_in_line: 0,
@@ -1000,6 +1036,7 @@ impl World {
         if !process.ready && process.terminated.is_none() && process.stop_sent.is_none() {
             let expected = self.killed || self.broken || self.shut_down && self.unresolved() == 0;
             if !expected {
+                self.trouble_in_initializer = process.linked;
                 self.start_troubles.push(self.now);
             }
         }
@@ -1014,10 +1051,8 @@ impl World {
     fn on_starter(&mut self, id: WorkerId) {
         let trouble = self.climate.start_trouble;
         if self.dice.permille(trouble) {
-            let exhausted = self.dice.permille(600);
-            let kind = if exhausted { "start: refused, exhausted" } else { "start: refused for good" };
-            self.note(kind, Some(id), None);
-            self.refuse_start(id, exhausted);
+            self.note("start: refused", Some(id), None);
+            self.refuse_start(id);
             self.processes.remove(&id);
             return;
         }
@@ -1032,17 +1067,18 @@ impl World {
         }
     }
 
-    fn refuse_start(&mut self, id: WorkerId, exhausted: bool) {
+    fn refuse_start(&mut self, id: WorkerId) {
+        self.trouble_in_initializer = false;
         self.start_troubles.push(self.now);
         let cause = BrokenCause::Start("refused".into());
-        self.event(|scheduler, now, _, out| scheduler.on_start_refused(now, id, cause, exhausted, out));
+        self.event(|scheduler, now, _, out| scheduler.on_start_refused(now, id, cause, out));
     }
 
     fn on_hello(&mut self, id: WorkerId) {
         if self.dice.permille(self.climate.start_trouble / 20) {
             self.note("hello: connecting fails", Some(id), None);
             self.process(id).die();
-            self.refuse_start(id, true);
+            self.refuse_start(id);
             return;
         }
         let initializer = self.climate.initializer;
@@ -1326,7 +1362,8 @@ impl World {
                     tasks_max.is_none_or(|max| process.begun.len() <= max as usize),
                     "{id:?} has had enough"
                 );
-                let until = if conduct == Conduct::Hangs { None } else { Some(now + takes) };
+                let waits = matches!(conduct, Conduct::Hangs | Conduct::Meets);
+                let until = if waits { None } else { Some(now + takes) };
                 let rest = Items { first: at + 1, ..items };
                 let rest = (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
                 process.running = Some(Running::Task { task, until, rest });
@@ -1343,6 +1380,23 @@ impl World {
                 assert!(story.ending.is_none() || lied, "{task:?} begins after its end");
                 assert!(story.begun.is_none(), "{task:?} runs twice");
                 story.begun = Some((id, now));
+                let (submitted, estimate, function) = (story.submitted, story.estimate, story.function);
+                self.note_wait(submitted, estimate.max(self.scheduler.ended_estimate(function)));
+                if conduct == Conduct::Meets {
+                    self.meet(id);
+                }
+            }
+        }
+    }
+
+    fn meet(&mut self, id: WorkerId) {
+        self.meeting.push(id);
+        if self.meeting.len() == self.config.workers_max {
+            let now = self.now;
+            for id in std::mem::take(&mut self.meeting) {
+                if let Some(Running::Task { until, .. }) = &mut self.process(id).running {
+                    *until = Some(now);
+                }
             }
         }
     }
@@ -1370,7 +1424,9 @@ impl World {
         let mut turns = Vec::new();
         for (&id, process) in &self.processes {
             match process.life {
-                Life::Ordered if !process.never_starts => turns.push(Turn::Starter(id)),
+                Life::Ordered if !process.never_starts && process.ordered + self.start_takes <= self.now => {
+                    turns.push(Turn::Starter(id));
+                }
                 Life::Booting if !process.stopped => turns.push(Turn::Boot(id)),
                 Life::Greeted => turns.push(Turn::Hello(id)),
                 Life::Connected if !process.stopped => {
@@ -1445,7 +1501,13 @@ impl World {
             };
             [until, process.dies_at]
         });
-        work.flatten().filter(|at| *at > self.now).chain(self.scheduler.next_deadline()).min()
+        let starts = self.processes.values().filter(|process| process.life == Life::Ordered);
+        let starts = starts.map(|process| process.ordered + self.start_takes);
+        work.flatten()
+            .chain(starts)
+            .filter(|at| *at > self.now)
+            .chain(self.scheduler.next_deadline())
+            .min()
     }
 
     fn wait(&mut self) -> bool {
@@ -1699,6 +1761,164 @@ fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
     if rounds >= ROUNDS {
         let missing: Vec<_> = counts.iter().filter(|(_, count)| **count == 0).map(|(kind, _)| kind).collect();
         assert!(missing.is_empty(), "never happened: {missing:?}");
+    }
+}
+
+// ---- nobody waits behind another one for long -------------------------------------------------------------------------
+
+/// Said once more here, so that a change there is seen.
+const START_COST: Duration = Duration::from_millis(1);
+const REBALANCE: Duration = Duration::from_millis(4);
+const SLOW_START: Duration = Duration::from_millis(10);
+const FEW: u32 = 4;
+
+impl World {
+    /// Until `end`, with everything that can happen happening at once.
+    fn go_on_until(&mut self, end: Instant) {
+        loop {
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            } else if !self.any_turn() {
+                self.look_for_neglect();
+                match self.next_moment().filter(|next| *next < end) {
+                    Some(next) => self.advance(next - self.now),
+                    None => return self.advance(end.saturating_duration_since(self.now)),
+                }
+            }
+        }
+    }
+
+    /// Nothing more happens at this moment.
+    fn look_for_neglect(&mut self) {
+        let coming = self.processes.values().filter(|process| !process.ready && process.killed.is_none());
+        let idle = |process: &Process| {
+            process.ready && process.stop_sent.is_none() && process.words.borrow().holding.is_empty()
+        };
+        let could = self.processes.len() < self.config.workers_max || self.processes.values().any(idle);
+        let (now, coming) = (self.now, coming.count());
+        let waiting: Vec<_> =
+            self.stories.iter().filter(|story| story.begun.is_none() && story.ending.is_none()).collect();
+        if !could || waiting.len() <= coming {
+            self.neglects_since = None;
+            return;
+        }
+        let since = *self.neglects_since.get_or_insert(now);
+        for Story { submitted, estimate, function, .. } in waiting {
+            let waited = now - since.max(*submitted);
+            let estimate = self.scheduler.ended_estimate(*function).max(*estimate);
+            assert!(
+                waited <= estimate * FEW + SLOW_START + REBALANCE,
+                "a task of {estimate:?} has waited for {waited:?} while somebody could run it"
+            );
+        }
+    }
+
+    fn note_wait(&mut self, submitted: Instant, estimate: Duration) {
+        let waited = self.neglects_since.map_or(Duration::ZERO, |since| self.now - since.max(submitted));
+        self.neglect.waited.push(waited);
+        if estimate >= Duration::from_millis(1) {
+            self.neglect.estimates.push(waited.as_secs_f64() / estimate.as_secs_f64());
+        }
+    }
+
+    /// Some calls of one function, all of this duration, or all of which meet.
+    fn call(&mut self, function: u64, takes: Duration, conduct: Conduct, count: usize, together: bool) {
+        let first = self.stories.len();
+        if together {
+            self.submit_run(function, None, &vec![conduct; count]);
+        } else {
+            for _ in 0..count {
+                self.submit(function, None, conduct);
+            }
+        }
+        for story in &mut self.stories[first..] {
+            story.takes = takes;
+        }
+    }
+
+    fn wait_for_all(&mut self) {
+        let end = self.now + Duration::from_secs(600);
+        while self.unresolved() > 0 {
+            assert!(self.now < end, "a task has no end");
+            let next = self.next_moment().unwrap_or(end).max(self.now + Duration::from_nanos(1));
+            self.go_on_until(next);
+        }
+    }
+}
+
+fn run_changing_seed(seed: u64) -> World {
+    let mut dice = Dice(seed ^ 0x0c4a_9e5);
+    let workers_max = dice.pick(&[1, 2, 3, 4, 8, 16, 64]);
+    let config = Config {
+        workers_max,
+        workers_min: dice.pick(&[0, 0, 1, workers_max]),
+        initializes: false,
+        tasks_max: dice.pick(&[None, None, None, Some(1), Some(7)]),
+        processors: dice.pick(&[1, 2, 4, 64]),
+        start_timeout: Duration::from_secs(10),
+    };
+    let climate = Climate { initializer: dice.permille(200), ..Climate::calm() };
+    let mut world = World::new(dice.roll(), config, climate);
+    world.start_takes = START_COST;
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        world.event(|scheduler, now, _, out| scheduler.on_open(now, out));
+        for _ in 0..12 {
+            let function = dice.below(3);
+            let takes = Duration::from_micros(dice.pick(&[1, 1, 1, 30, 1_000, 1_000_000]));
+            let together = dice.permille(400);
+            match dice.below(3) {
+                0 => world.call(function, takes, Conduct::Meets, workers_max, together),
+                1 => world.call(function, takes, Conduct::Returns, 20, together),
+                _ => {
+                    let count = 1 + dice.below(workers_max as u64 + 3) as usize;
+                    world.call(function, takes, Conduct::Returns, count, together);
+                }
+            }
+            // Two that meet at the same time could wait for each other for ever.
+            if dice.permille(300) && world.stories.last().is_some_and(|last| last.conduct != Conduct::Meets) {
+                let pause = dice.micros(3_000);
+                world.go_on_until(world.now + pause);
+            } else {
+                world.wait_for_all();
+            }
+        }
+        world.wait_for_all();
+    }));
+    if let Err(panic) = ran {
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        panic!("EXECUTOR_SEED={seed} of changing times: {message}\nwhat happened last:{}", world.describe());
+    }
+    world
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the figures are what `--nocapture` asks for")]
+fn no_task_waits_long_behind_another_one_while_somebody_could_run_it() {
+    let seeds = match number("EXECUTOR_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
+    };
+    let mut all = Neglect::default();
+    for seed in seeds.clone() {
+        let Neglect { waited, estimates } = run_changing_seed(seed).neglect;
+        all.waited.extend(waited);
+        all.estimates.extend(estimates);
+    }
+    all.waited.sort_unstable();
+    all.estimates.sort_unstable_by(f64::total_cmp);
+    let Neglect { waited, estimates } = all;
+    let at = |of: usize, permille: usize| (of * permille / 1_000).min(of - 1);
+    println!("{} seeds, {} tasks begun", seeds.end - seeds.start, waited.len());
+    for (name, permille) in [("p50", 500), ("p99", 990), ("p99.9", 999), ("max", 1_000)] {
+        println!(
+            "{name:>6}: waited {:?} while somebody could run it; {:.3} of its estimates, of those of 1 ms and more",
+            waited[at(waited.len(), permille)],
+            estimates[at(estimates.len(), permille)],
+        );
     }
 }
 
