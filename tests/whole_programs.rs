@@ -65,6 +65,9 @@ list! { TESTS:
     standard_input_belongs_to_the_parent,
     main_above_tokio_main,
     output_of_workers_is_their_tasks_alone,
+    tasks_that_meet_after_quick_calls_get_their_workers,
+    a_pool_outlives_what_its_starting_workers_are_refused,
+    a_program_that_drops_its_privileges_keeps_its_pool,
 }
 
 list! { PROGRAMS:
@@ -89,6 +92,9 @@ list! { PROGRAMS:
     reads_its_input,
     is_async,
     is_quiet,
+    meets_after_quick_calls,
+    may_have_few_processes,
+    drops_its_privileges,
 }
 
 fn main() {
@@ -972,4 +978,99 @@ fn is_quiet() {
     assert!(late.result().unwrap_err().is_timeout());
     let future = pool.submit(echo::task(1));
     future.result().unwrap();
+}
+
+// ---- workers that are missing ------------------------------------------------------------------------------------------
+
+fn tasks_that_meet_after_quick_calls_get_their_workers() {
+    play("meets_after_quick_calls").play_out();
+}
+
+#[task]
+fn meet(barrier: Option<executor::Barrier>) -> bool {
+    barrier.is_none_or(|barrier| barrier.wait_timeout(Duration::from_secs(60)).is_ok())
+}
+
+fn meets_after_quick_calls() {
+    for round in 0..20 {
+        let pool = pool(3);
+        // Now the pool knows: it is quick.
+        for _ in 0..20 {
+            pool.submit(meet::task(None)).result().unwrap();
+        }
+        let barrier = executor::Barrier::new(3).unwrap();
+        let three: Vec<_> = (0..3).map(|_| pool.submit(meet::task(Some(barrier.clone())))).collect();
+        let met: Vec<_> = three.into_iter().map(|future| future.result().unwrap()).collect();
+        assert_eq!((met, pool.worker_pids().len()), (vec![true; 3], 3), "round {round}");
+    }
+}
+
+/// Whether this user may become another one; says so if not.
+fn may_become_another_user() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: only root can become another user");
+    }
+    root
+}
+
+/// In a program of its own: this user from here on, with no way back.
+fn become_user(number: u32) {
+    // SAFETY: changes who this process is; it has one thread that does anything.
+    assert!(unsafe { libc::setgid(number) == 0 && libc::setuid(number) == 0 });
+}
+
+fn a_pool_outlives_what_its_starting_workers_are_refused() {
+    if !may_become_another_user() {
+        return;
+    }
+    // With some of them the process of a second worker is there, and not the threads that it needs.
+    for processes in 7..=14 {
+        play("may_have_few_processes").argument(processes.to_string()).play_out();
+    }
+}
+
+fn may_have_few_processes() {
+    let processes = argument().parse().unwrap();
+    setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) }).unwrap();
+    // Nobody else's processes count.
+    become_user(100_000 + std::process::id());
+    let gate = Gate::new();
+    let pool = pool(4);
+    let long = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    let next: Vec<_> = (0..3).map(|_| pool.submit(pid::task())).collect();
+    // Time in which others can be started, or refused some times.
+    let (done, waiting) = wait(next, ReturnWhen::AllCompleted, Some(Duration::from_millis(300)));
+    gate.open();
+    long.result().unwrap();
+    for future in done.into_iter().chain(waiting) {
+        future.result().unwrap();
+    }
+}
+
+fn a_program_that_drops_its_privileges_keeps_its_pool() {
+    if !may_become_another_user() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+    play_file(&file, "drops_its_privileges").play_out();
+}
+
+#[task]
+fn nap(millis: u64) {
+    thread::sleep(Duration::from_millis(millis));
+}
+
+fn drops_its_privileges() {
+    let pool = pool(2);
+    pool.submit(nap::task(1)).result().unwrap();
+    become_user(65_534);
+    let all: Vec<_> = (0..8).map(|_| pool.submit(nap::task(100))).collect();
+    for future in all {
+        future.result().expect("one worker lives");
+    }
 }

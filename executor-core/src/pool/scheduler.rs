@@ -516,8 +516,16 @@ impl<T: Split> Scheduler<T> {
             return;
         }
         let Meta { function, timeout, .. } = meta;
-        let entry =
-            Entry { item, function, timeout, base: run, items, place: Place::Queued, at: now, lost_unbegun: 0 };
+        let entry = Entry {
+            item,
+            function,
+            timeout,
+            base: run,
+            items,
+            place: Place::Queued,
+            at: now,
+            lost_unbegun: 0,
+        };
         let new = self.tasks.insert(run, entry);
         debug_assert!(new, "a task id is used once");
         self.queue.push_back(run);
@@ -1521,9 +1529,8 @@ impl<T: Split> Scheduler<T> {
     fn is_short(&self, run: TaskId) -> bool {
         let entry = &self.tasks[run];
         let estimate = self.estimates.get(&entry.function);
-        estimate.is_some_and(|estimate| {
-            u128::from(estimate.nanos) * u128::from(entry.left()) <= SHORT.as_nanos()
-        })
+        estimate
+            .is_some_and(|estimate| u128::from(estimate.nanos) * u128::from(entry.left()) <= SHORT.as_nanos())
     }
 
     /// A busy worker that may have this short run ahead: the one that got the last, so that few are busy.
@@ -1579,7 +1586,8 @@ impl<T: Split> Scheduler<T> {
         // A worker that may have few tasks takes no more of a run.
         let too_many = |tasks_max: u32| {
             let runs = self.queue.iter().filter_map(|run| self.tasks.get(*run));
-            let waiting = runs.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
+            let waiting =
+                runs.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
             waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
         };
         self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)

@@ -1503,11 +1503,7 @@ impl World {
         });
         let starts = self.processes.values().filter(|process| process.life == Life::Ordered);
         let starts = starts.map(|process| process.ordered + self.start_takes);
-        work.flatten()
-            .chain(starts)
-            .filter(|at| *at > self.now)
-            .chain(self.scheduler.next_deadline())
-            .min()
+        work.flatten().chain(starts).filter(|at| *at > self.now).chain(self.scheduler.next_deadline()).min()
     }
 
     fn wait(&mut self) -> bool {
