@@ -1843,7 +1843,7 @@ impl World {
 }
 
 fn run_changing_seed(seed: u64) -> World {
-    let mut dice = Dice(seed ^ 0x0c4a_9e5);
+    let mut dice = Dice(seed ^ 0xc4a_9e50);
     let workers_max = dice.pick(&[1, 2, 3, 4, 8, 16, 64]);
     let config = Config {
         workers_max,
