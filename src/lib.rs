@@ -42,7 +42,9 @@
 //! ([`WorkerLost`](TaskError::WorkerLost)), its time limit ([`TimedOut`](TaskError::TimedOut)).
 //!
 //! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
-//! reaps the workers. If the program dies in any other way, its workers and what they have started die too.
+//! reaps the workers. What is not finished by then, because the handle was dropped inside of a runtime or is in a static, is
+//! finished when the program ends by itself: [how](ProcessPoolExecutor#the-end-of-the-program). If the program dies in any other
+//! way, its workers and what they have started die too.
 //!
 //! # Coming from Python
 //!

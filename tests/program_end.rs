@@ -16,7 +16,7 @@ use std::{
     process::Stdio,
     ptr,
     sync::{
-        Mutex, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -52,6 +52,9 @@ list! { TESTS:
     a_limit_ends_what_would_hold_up_the_end,
     accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker,
     a_callback_that_ends_the_program_loses_no_other_callback,
+    callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up,
+    accepted_work_of_a_process_is_finished_by_it,
+    what_a_callback_submits_at_the_end_is_finished_or_refused,
     work_that_exit_hooks_submit_is_finished,
     who_submits_without_end_does_not_hold_up_the_end,
     exit_hooks_use_every_part_of_the_library,
@@ -75,6 +78,9 @@ list! { PROGRAMS:
     ends_by_a_limit,
     drops_a_pool_in_a_task,
     ends_in_a_callback,
+    ends_an_ending_program,
+    has_a_process_with_a_pool,
+    submits_in_callbacks,
     submits_in_hooks,
     submits_for_ever,
     has_a_hook_that_uses_everything,
@@ -134,9 +140,13 @@ fn say_it(word: &str) {
 }
 
 fn has_hooks() {
-    at_exit(-1, || println!("-1"));
-    // Waited for between the hooks of 0 and those below.
-    let gate = Gate::new();
+    // Waited for between the hooks of 0 and those below. Its directory stays until the child has come through.
+    let gate = Arc::new(Gate::new());
+    let kept = Arc::clone(&gate);
+    at_exit(-1, move || {
+        println!("-1");
+        drop(kept);
+    });
     let _child = Process::new(say_behind::task(gate.path())).start().unwrap();
     gate.wait_for(1);
     at_exit(0, move || {
@@ -793,6 +803,75 @@ fn ends_in_a_callback() {
     }
 }
 
+fn callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up() {
+    let (code, lines) = lines_after_the_gate("ends_an_ending_program", "");
+    assert_eq!(
+        (code, &lines[..]),
+        (Some(0), &["called 1", "called 2", "task 1", "task 2"].map(str::to_owned)[..])
+    );
+}
+
+fn ends_an_ending_program() {
+    let (.., gate) = arguments();
+    let (path, pool) = (gate.clone(), kept());
+    pool.submit(hold::task(&gate)).on_done(|_| std::process::exit(9));
+    for number in 1..3 {
+        pool.submit(print_behind::task(&gate, number))
+            .on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+    }
+    let _thread = executor::spawn_thread(move || {
+        come_to(&path);
+        std::process::exit(8)
+    });
+    say("main ends");
+}
+
+fn accepted_work_of_a_process_is_finished_by_it() {
+    for method in METHODS {
+        let argument = to_argument(method, "", Path::new(""));
+        let said = play("has_a_process_with_a_pool").argument(argument).play_out();
+        let mut lines: Vec<_> = said.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["called 5", "task 5", "the end"], "{method:?}");
+    }
+}
+
+#[task]
+fn accept_in_a_static() {
+    kept().submit(say_task::task(5)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+}
+
+fn has_a_process_with_a_pool() {
+    let (method, ..) = arguments();
+    Process::new(accept_in_a_static::task()).start_method(method).start().unwrap().join().unwrap();
+    say("the end");
+}
+
+fn what_a_callback_submits_at_the_end_is_finished_or_refused() {
+    let (code, lines) = lines_after_the_gate("submits_in_callbacks", "");
+    // Each one that was accepted has run, and its callback was called, which submits the next one.
+    let (told, tasks) = lines.split_first().unwrap();
+    assert_eq!((code, &**told), (Some(0), "refused"));
+    let mut numbers: Vec<u32> = tasks.iter().map(|line| line["task ".len()..].parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert!(numbers.len() > 1 && numbers.into_iter().eq(1..=tasks.len() as u32), "{tasks:?}");
+}
+
+fn submits_in_callbacks() {
+    let (.., gate) = arguments();
+    kept().submit(print_behind::task(&gate, 1)).on_done(|outcome| then(outcome.unwrap()));
+    say("main ends");
+}
+
+/// Submits again and again, until it is told that nothing more is accepted.
+fn then(number: u32) {
+    kept().submit(say_task::task(number + 1)).on_done(|outcome| match outcome {
+        Ok(number) => then(number),
+        Err(error) if error.is_shutdown() => say("refused"),
+        Err(error) => say(&error.to_string()),
+    });
+}
+
 fn work_that_exit_hooks_submit_is_finished() {
     let said = play("submits_in_hooks").play_out();
     assert_eq!(
@@ -908,6 +987,46 @@ impl Parts {
         let (done, rest) = wait(vec![self.pool.submit(echo::task(14))], ReturnWhen::AllCompleted, None);
         assert_eq!((done.len(), rest.len()), (1, 0));
         assert_eq!(executor::spawn_thread(|| 15).join().unwrap(), 15);
+        block_on(async {
+            self.queue.put_async("awaited".to_owned()).await.unwrap();
+            assert_eq!(self.queue.get_async().await.unwrap(), "awaited");
+            let (a, b) = &self.ends;
+            // Sent by somebody else, so that it has to be awaited.
+            let sent = self.pool.submit(send_later::task(a));
+            assert_eq!(b.recv_async().await.unwrap(), 16);
+            sent.await.unwrap();
+            self.event.clear();
+            let set = self.pool.submit(set_later::task(self.event.clone()));
+            self.event.wait_async().await;
+            set.await.unwrap();
+        });
+    }
+}
+
+#[task]
+fn send_later(end: &Connection<u64, u64>) {
+    thread::sleep(Duration::from_millis(5));
+    end.send(&16).unwrap();
+}
+
+#[task]
+fn set_later(event: executor::Event) {
+    thread::sleep(Duration::from_millis(5));
+    event.set();
+}
+
+/// As every runtime does it, without a thread-local.
+fn block_on(future: impl Future<Output = ()>) {
+    struct Unparks(thread::Thread);
+    impl std::task::Wake for Unparks {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::task::Waker::from(Arc::new(Unparks(thread::current())));
+    let mut future = std::pin::pin!(future);
+    while future.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending() {
+        thread::park();
     }
 }
 

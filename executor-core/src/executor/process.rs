@@ -43,8 +43,8 @@ const UNWIND_GRACE: Duration = Duration::from_secs(1);
 /// thread. An executor in a static, a forgotten one, and one that was dropped where a drop does not wait do then what
 /// [`on_drop`](ProcessPoolBuilder::on_drop) says. So a task that never ends holds up the end of the program, unless
 /// [`exit_timeout`](ProcessPoolBuilder::exit_timeout) limits that. Exit hooks ([`at_exit`](crate::at_exit)) are called after
-/// that; they may still submit, and what they submit is finished, too. A callback must not call `exit` while the program is
-/// ending already: std would hold its thread for ever, and the end with it.
+/// that; they may still submit, and what they submit is finished, too. A callback that calls `exit` while the
+/// program is ending already never returns from that (std holds its thread); it is left there, and the others are called.
 ///
 /// Nothing is finished after a signal, an abort or `_exit`. The workers end then, too.
 ///

@@ -11,9 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::os::{fork::Origin, local};
+use crate::os::{fork::Origin, local, process};
 
 type Callback = Box<dyn FnOnce() + Send>;
+
+/// How often the end of the program looks at a callback that it waits for: std holds one for ever that has called `exit` as
+/// well.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// An idle thread stays this long: longer costs a sleeping thread, shorter a thread start per burst of callbacks.
 const IDLE: Duration = Duration::from_secs(1);
@@ -32,8 +36,9 @@ struct State {
     running: bool,
     /// Whether there is a thread,
     attended: bool,
-    /// its number, once it runs,
+    /// its number, and the system's, once it runs,
     thread: u32,
+    system_thread: u32,
     /// and its handle, for whoever joins it.
     handle: Option<JoinHandle<()>>,
     /// How many callbacks have been queued,
@@ -111,13 +116,18 @@ impl CallbackQueue {
             }
         } else {
             while state.ran < last && !state.given_up {
-                state = match self.help_or_wait(state, deadline) {
-                    Some(state) => state,
-                    None => {
-                        self.lock().given_up = true;
-                        return;
-                    }
-                };
+                let slice = Instant::now() + LOOK;
+                let until = deadline.map_or(slice, |at| at.min(slice));
+                state = self.help_or_wait(state, Some(until)).unwrap_or_else(|| self.lock());
+                if state.running && state.attended && process::is_paused(state.system_thread) {
+                    tracing::warn!(
+                        "a done-callback has called `exit` while the program ends already, and is left there"
+                    );
+                    // What waits behind it runs here.
+                    (state.attended, state.running) = (false, false);
+                    state.ran += 1;
+                }
+                state.given_up = state.ran < last && deadline.is_some_and(|at| at <= Instant::now());
             }
         }
     }
@@ -182,7 +192,7 @@ impl CallbackQueue {
     fn run(&self) {
         let origin = Origin::here();
         let mut state = self.lock();
-        state.thread = local::this_thread();
+        (state.thread, state.system_thread) = (local::this_thread(), process::this_thread());
         loop {
             if let Some(callback) = state.waiting.pop_front() {
                 state.running = true;

@@ -98,6 +98,25 @@ pub(crate) fn flush_output() {
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
+/// The system's number of this thread.
+pub(crate) fn this_thread() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Whether a thread of this process waits in `pause`, for nothing but a signal. That is where std holds a thread that calls
+/// `exit` while another one is at it. Where the system does not say: no.
+pub(crate) fn is_paused(thread: u32) -> bool {
+    let Ok(call) = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")) else { return false };
+    let mut words = call.split_ascii_whitespace();
+    let number = words.next().and_then(|word| word.parse::<libc::c_long>().ok());
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    if number == Some(libc::SYS_pause) {
+        return true;
+    }
+    // Elsewhere `pause` is a `ppoll` of nothing, without a limit.
+    number == Some(libc::SYS_ppoll) && words.take(3).all(|word| word == "0x0")
+}
+
 /// All threads of this process, this one included. 0 if the system does not say.
 pub(crate) fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)

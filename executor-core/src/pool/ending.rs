@@ -111,9 +111,9 @@ impl Pool {
         !self.on_the_way.is_empty()
     }
 
-    /// When the end stops waiting for this pool.
-    fn deadline(&self) -> Option<Instant> {
-        self.options.exit_timeout.and_then(|limit| Instant::now().checked_add(limit))
+    /// When the end that has begun at `since` stops waiting for this pool.
+    fn deadline(&self, since: Instant) -> Option<Instant> {
+        self.options.exit_timeout.and_then(|limit| since.checked_add(limit))
     }
 
     /// Whether the end can wait for this pool, here.
@@ -157,13 +157,13 @@ impl Pool {
 }
 
 impl Accepts for Pool {
-    fn settle(&self) {
+    fn settle(&self, since: Instant) {
         if !self.can_be_awaited() {
             return;
         }
         // Work that comes later is not waited for here: threads that are not going to end may submit without end.
         let next = TaskId::from_raw(NEXT_TASK.load(Ordering::SeqCst));
-        let mut deadline = self.deadline();
+        let mut deadline = self.deadline(since);
         if self.has_before(next) {
             if self.options.at_end != AtEnd::Finish {
                 self.end_as_wished();
@@ -182,11 +182,11 @@ impl Accepts for Pool {
         }
     }
 
-    fn join(&self) {
+    fn join(&self, since: Instant) {
         if !self.can_be_awaited() {
             return;
         }
-        let mut deadline = self.deadline();
+        let mut deadline = self.deadline(since);
         match deadline {
             None => self.join_threads(),
             Some(at) if self.join_until(at) => {}
@@ -201,13 +201,14 @@ impl Accepts for Pool {
 
 /// Callbacks may be left when the pool is gone: they are also queued for results that were there already.
 impl Accepts for CallbackQueue {
-    fn settle(&self) {
-        self.finish(self.exit_timeout.and_then(|limit| Instant::now().checked_add(limit)));
+    fn settle(&self, since: Instant) {
+        let deadline = self.exit_timeout.and_then(|limit| since.checked_add(limit)?.checked_add(GRACE));
+        self.finish(deadline);
     }
 
     fn close(&self) {}
 
-    fn join(&self) {
-        self.settle();
+    fn join(&self, since: Instant) {
+        self.settle(since);
     }
 }

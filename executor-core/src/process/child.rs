@@ -193,6 +193,9 @@ impl ChildHandle {
     /// Sends `SIGTERM` to it alone: it ends without its exit hooks, unless it handles the signal. Its own children notice its
     /// end. Nothing happens if it has ended.
     ///
+    /// A child has the signal mask of the thread that started it, as with `fork`. Where that had blocked `SIGTERM`, the signal
+    /// waits until the child unblocks it; [`kill`](Self::kill) cannot be blocked.
+    ///
     /// # Errors
     /// If the system refuses: it has become another user's.
     pub fn terminate(&self) -> std::io::Result<()> {

@@ -24,6 +24,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use super::table;
@@ -31,11 +32,14 @@ use crate::{
     future::callback::catch,
     os::{
         fork::{self, Origin, PerProcess},
-        local,
+        local, process,
     },
 };
 
 type Hook = Box<dyn FnOnce() + Send>;
+
+/// How often a thread that is waited for is looked at: it may be held by std for ever, since it has called `exit` as well.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A forked child has its own: nothing of its parent's is done twice.
 static END: PerProcess<End> = PerProcess::new(End::default);
@@ -56,19 +60,26 @@ struct End {
 
 #[derive(Default)]
 struct Threads {
-    /// By number; the thread's own number once it runs.
-    running: Vec<(u64, Option<u32>)>,
+    running: Vec<Registered>,
     made: u64,
+}
+
+/// A thread that is waited for.
+struct Registered {
+    number: u64,
+    /// Once it runs: its number, and the system's.
+    thread: Option<(u32, u32)>,
 }
 
 /// Something that accepts work, and must not lose it when the program ends.
 pub(crate) trait Accepts: Send + Sync {
-    /// Waits until what was accepted up to now is done, callbacks included, or does with it what was asked for instead.
-    fn settle(&self);
+    /// Waits until what was accepted up to now is done, callbacks included, or does with it what was asked for instead. Limits
+    /// count from `since`.
+    fn settle(&self, since: Instant);
     /// Accepts nothing more; does not wait.
     fn close(&self);
     /// After `close`: waits until everything is done.
-    fn join(&self);
+    fn join(&self, since: Instant);
 }
 
 /// Has the end of the program finish what is accepted.
@@ -112,7 +123,8 @@ pub(super) fn finish() {
         return;
     }
     wait_for_threads();
-    each_executor(|executor| executor.settle());
+    let since = Instant::now();
+    each_executor(|executor| executor.settle(since));
     run_hooks(0);
     table::finish();
     run_hooks(i32::MIN);
@@ -133,7 +145,8 @@ fn end_executors() {
     end.over.store(true, Ordering::SeqCst);
     // First all, so that none of them hands its work to one that goes on.
     each_executor(|executor| executor.close());
-    each_executor(|executor| executor.join());
+    let since = Instant::now();
+    each_executor(|executor| executor.join(since));
 }
 
 /// A function to be called when this process ends by itself: [`at_exit`].
@@ -244,8 +257,8 @@ fn run_hooks(least: i32) {
 /// assert_eq!(thread.join().unwrap(), 42);
 /// ```
 ///
-/// Such a thread must end by returning. If it calls [`std::process::exit`] while the program is ending already, std holds it
-/// for ever, and with it the end.
+/// If such a thread calls [`std::process::exit`] while the program is ending already, std holds it for ever (in `pause`), and it
+/// is not waited for any more.
 ///
 /// # Panics
 /// If the system refuses a thread, as std's.
@@ -256,14 +269,14 @@ pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static
         let mut threads = lock(&end.threads);
         threads.made += 1;
         let number = threads.made;
-        threads.running.push((number, None));
+        threads.running.push(Registered { number, thread: None });
         number
     };
     let leaves = Leaves { number, origin: Origin::here() };
     thread::spawn(move || {
         let _leaves = leaves;
-        if let Some(entry) = lock(&end.threads).running.iter_mut().find(|(other, _)| *other == number) {
-            entry.1 = Some(local::this_thread());
+        if let Some(own) = lock(&end.threads).running.iter_mut().find(|other| other.number == number) {
+            own.thread = Some((local::this_thread(), process::this_thread()));
         }
         body()
     })
@@ -281,18 +294,20 @@ impl Drop for Leaves {
             return;
         }
         let end = END.get();
-        lock(&end.threads).running.retain(|(other, _)| *other != self.number);
+        lock(&end.threads).running.retain(|other| other.number != self.number);
         end.thread_ended.notify_all();
     }
 }
 
 fn wait_for_threads() {
     // Where such a thread itself ends the process, it cannot be waited for.
-    let own = Some(local::this_thread());
+    let own = local::this_thread();
     let end = END.get();
     let mut threads = lock(&end.threads);
-    while threads.running.iter().any(|(_, number)| *number != own) {
-        threads = end.thread_ended.wait(threads).unwrap_or_else(PoisonError::into_inner);
+    while threads.running.iter().any(|one| one.thread.is_none_or(|(number, _)| number != own)) {
+        let waited = end.thread_ended.wait_timeout(threads, LOOK);
+        threads = waited.unwrap_or_else(PoisonError::into_inner).0;
+        threads.running.retain(|one| !one.thread.is_some_and(|(_, thread)| process::is_paused(thread)));
     }
 }
 

@@ -28,6 +28,9 @@ pub enum Fork {
 
 /// Copies this process: `fork(2)`. Both sides go on behind the call, each with its own copy of every variable.
 ///
+/// A child that is made within a task, a callback or an exit hook, and that comes back from it, ends there: by `_exit`, so without
+/// exit hooks and destructors, and without a flush; with code 0, or 101 after a panic of the task. The original goes on.
+///
 /// The child is the caller's to wait for, with `waitpid`; it is not among [`active_children`](crate::active_children).
 /// Executors and processes of this library are inert in it: use them, and they say so. What was printed and not flushed is flushed
 /// before, so that it does not appear twice.

@@ -75,6 +75,16 @@ use crate::{
 ///
 /// A process that is no [`daemon`](Self::daemon) is waited for when the program ends by itself. When the program is killed,
 /// its processes are, too, unless they [outlive it](Self::outlive_parent).
+///
+/// # What it has of its parent
+///
+/// The signal mask of the thread that starts it, and what its parent ignores: a thread that has blocked `SIGTERM` starts a child
+/// that [`terminate`](Child::terminate) does not end. It leads a process group of its own, so Ctrl-C and Ctrl-Z at a terminal reach
+/// the parent only: a stopped parent's processes go on.
+///
+/// What the parent has printed is written out before the child starts, so that it comes before what the child prints; unless
+/// another thread holds the lock of standard output for longer than a moment. (Workers of pools are started in the
+/// background, and nothing is flushed for them.)
 #[must_use = "a process does nothing until it is started"]
 pub struct Process<T> {
     entry: &'static TaskEntry,

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::start::StartError;
+use super::{start::StartError, table};
 use crate::{
     id::FnId,
     os::{
@@ -51,6 +51,7 @@ impl Drop for Running {
             // It ends when this is closed. Never its group: a child that it has just made may not have left that yet.
             self.socket.take();
             self.child.end_alone_and_reap(LAST_MOMENT);
+            table::left_behind(&self.child);
         }
     }
 }

@@ -248,6 +248,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
                 && !child.has_ended()
             {
                 child.kill_and_reap(Duration::from_secs(5));
+                table::left_behind(&child);
                 return Err(error);
             }
             (child, ours)

@@ -332,6 +332,14 @@ impl State {
     }
 }
 
+/// What a child has left behind that was reaped elsewhere is waited for, where it becomes ours.
+pub(super) fn left_behind(child: &Process) {
+    lock(ORPHANS.get()).of(child.pid());
+    if !lock(ORPHANS.get()).is_empty() {
+        ring(&mut lock(TABLE.get()));
+    }
+}
+
 /// Adds a process, and sees to it that it is watched.
 pub(super) fn add(record: &Arc<Record>) {
     exit::watch_the_end();
