@@ -235,19 +235,24 @@ pub mod prelude {
 /// ```
 ///
 /// A test binary's `main` belongs to the test harness, so this runs before `main`, from a table that the system's
-/// loader calls. In a process that is no worker it does nothing but look at its arguments. Works with `cargo test` and
-/// `cargo nextest`. Documentation tests need none of it: they have a `main` of their own, which can call
+/// loader calls. In a process that is no worker it does nothing but look at its arguments. In a worker the other constructors of
+/// the program (C++ statics, registries of plugins) have run before a task does. Works with `cargo test` and `cargo nextest`. Documentation tests need none of it: they have a `main` of their own, which can call
 /// [`init`](crate::init).
 #[macro_export]
 macro_rules! test_support {
     () => {
         const _: () = {
-            extern "C" fn executor_init_before_main() {
-                $crate::__private::init_before_main();
+            extern "C" fn executor_init_before_main(
+                argc: ::core::ffi::c_int,
+                argv: *const *const ::core::ffi::c_char,
+                envp: *const *const ::core::ffi::c_char,
+            ) {
+                // SAFETY: only the loader has this function, from the table in which `EXECUTOR_INIT` lies.
+                unsafe { $crate::__private::init_before_main(&raw const EXECUTOR_INIT, argc, argv, envp) };
             }
             #[used]
             #[unsafe(link_section = ".init_array")]
-            static EXECUTOR_INIT: extern "C" fn() = executor_init_before_main;
+            static EXECUTOR_INIT: $crate::__private::Constructor = executor_init_before_main;
         };
     };
 }

@@ -24,6 +24,7 @@ pub use crate::worker::entry::init_before_main;
 pub use crate::{
     error::Failure,
     id::FnId,
+    os::image::Constructor,
     registry::{Call, CallContext, CallResult, Stage, TASKS, TaskEntry},
     task::{Task, TaskArgs, TaskFn},
     wire::{

@@ -125,8 +125,8 @@ pub fn setup(data: &[u8]) {
 
 /// What a worker answers.
 pub fn hello(data: &[u8]) {
-    if let Ok(hello) = handshake::from_bytes::<Hello>(data) {
-        assert_eq!(handshake::from_bytes::<Hello>(&handshake::to_bytes(&hello)), Ok(hello));
+    if let Ok(Ok(hello)) = handshake::answer_from_bytes::<Hello>(data) {
+        assert_eq!(handshake::answer_from_bytes::<Hello>(&handshake::to_bytes(&hello)), Ok(Ok(hello)));
     }
 }
 

@@ -270,12 +270,13 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             })
             .chain([vec![], vec![1], vec![1, 0, 0, 0], vec![9, 9, 9, 9, 9]])
             .collect(),
-        "hello" => [Ok(None), Ok(Some("name".to_owned())), Err("no".to_owned())]
+        "hello" => [None, Some("name".to_owned())]
             .map(|server| {
                 handshake::to_bytes(&Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server })
             })
             .into_iter()
             .chain([vec![], vec![1], vec![1, 0, 0, 0], [&[1, 0, 0, 0][..], &[0xff; 30]].concat()])
+            .chain([[&[0xff; 4][..], b"\x02no"].concat(), [&[0xff; 4][..], &[0xff; 30]].concat()])
             .collect(),
         "failure" => {
             let failure = Failure {

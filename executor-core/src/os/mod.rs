@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
+//! image    what was loaded as this program: its constructors
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! orphans  what children have left behind, where that becomes ours
 //! signals  the caller's mask and what SIGPIPE does, for children
@@ -31,6 +32,7 @@ pub(crate) mod file;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod liveness;
 pub(crate) mod local;

@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
     },
     path::Path,
     process::{Command, Stdio},
@@ -21,11 +21,13 @@ use rustix::{
 use super::socket::retry;
 use crate::error::ExitStatus;
 
+/// The program of this process: not what this points at, which may have been replaced or removed.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
 /// How a program is started.
 #[derive(Debug)]
 pub(crate) struct Start<'a> {
-    /// `None`: the program of this process, by `/proc/self/exe` itself and not by what it points at: that still works when the
-    /// file was replaced or removed.
+    /// `None`: the program of this process, as [`OWN_EXECUTABLE`].
     pub(crate) executable: Option<&'a Path>,
     pub(crate) marker: &'a str,
     pub(crate) stdin: OwnedFd,
@@ -145,9 +147,58 @@ pub(crate) fn fill_stdio() {
         if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
             // The lowest free number, which is this one. Not close-on-exec: it is to be inherited.
             // SAFETY: a constant path.
-            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+            let filled = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+            if filled < 0 {
+                // Without devices, something that can be neither read nor written: as if it were closed, but taken.
+                // SAFETY: a constant path.
+                unsafe { libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_DIRECTORY) };
+            }
         }
     }
+}
+
+/// Puts an empty input in the place of descriptor 0.
+pub(crate) fn empty_stdin() -> io::Result<()> {
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    let empty = null.or_else(|_| {
+        // Some sandboxes have no devices. A pipe that nobody writes is at its end, too.
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(|(read, _write)| read)
+    })?;
+    Ok(rustix::stdio::dup2_stdin(empty)?)
+}
+
+/// Whether this program may do what its starter may not: it, or whoever started it, has changed user or group on the way, or it
+/// has got capabilities from its file. The kernel says so to each program that it starts.
+pub(crate) fn is_privileged() -> bool {
+    // SAFETY: asks for a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Why a program that this process starts from its own file would be [privileged](is_privileged), if it would be: it would take
+/// us for a stranger, and not be a child.
+fn would_be_privileged() -> io::Result<Option<&'static str>> {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    if getuid() != geteuid() || getgid() != getegid() {
+        return Ok(Some(
+            "this process acts as another user or group than its own (its real and effective ids differ)",
+        ));
+    }
+    let file = std::fs::metadata(OWN_EXECUTABLE)?;
+    let has = |bits: u32| file.mode() & bits == bits;
+    let changes = (has(libc::S_ISUID) && file.uid() != geteuid().as_raw())
+        || (has(libc::S_ISGID | libc::S_IXGRP) && file.gid() != getegid().as_raw());
+    let has_capabilities = !geteuid().is_root()
+        && rustix::fs::getxattr(OWN_EXECUTABLE, "security.capability", &mut [0_u8; 64][..]).is_ok();
+    if !changes && !has_capabilities {
+        return Ok(None);
+    }
+    // The kernel may have been told to look at none of this.
+    let ignored = rustix::fs::statvfs(OWN_EXECUTABLE)
+        .is_ok_and(|mount| mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID))
+        || rustix::thread::no_new_privs().unwrap_or(false);
+    Ok((!ignored).then_some(
+        "the program's file gives privileges to whoever starts it (setuid, setgid or capabilities)",
+    ))
 }
 
 /// A child process that leads its own process group.
@@ -162,7 +213,15 @@ impl Child {
     /// Starts a program with `stdin` as its descriptor 0. No `pre_exec`, so that std takes its `posix_spawn` path, whose
     /// cost does not grow with this process's memory.
     pub(crate) fn start(start: Start<'_>) -> io::Result<Child> {
-        let mut command = Command::new(start.executable.unwrap_or(Path::new("/proc/self/exe")));
+        if start.executable.is_none()
+            && let Some(why) = would_be_privileged()?
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{why}; a program with privileges is nobody's worker, so none is started"),
+            ));
+        }
+        let mut command = Command::new(start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)));
         let name = std::env::args_os().next();
         command
             .arg0(name.as_deref().unwrap_or(OsStr::new("executor-worker")))

@@ -4,7 +4,7 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::net::{
@@ -28,8 +28,56 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Whether a descriptor is an end of such a pair.
 pub(crate) fn is_one(fd: BorrowedFd<'_>) -> bool {
-    sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
-        && sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+    matches!(ask_whether_one(fd), Ok(true))
+}
+
+fn ask_whether_one(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sockopt::socket_type(fd)? == SocketType::SEQPACKET
+        && sockopt::socket_domain(fd)? == AddressFamily::UNIX)
+}
+
+/// In whose name (effective user and group) a process acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    user: libc::uid_t,
+    group: libc::gid_t,
+}
+
+impl Credentials {
+    /// Of this process.
+    pub(crate) fn own() -> Self {
+        Credentials { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
+    }
+
+    /// Of whoever made the pair of which `fd` is an end, when that was; so says the kernel, and nobody else can.
+    ///
+    /// # Errors
+    /// If it is no end of such a pair, or the kernel does not say.
+    pub(crate) fn of_maker(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        if !ask_whether_one(fd)? {
+            return Err(io::Error::other("it is another kind of socket"));
+        }
+        // Not rustix's function: the number of a process that lives outside is 0, which its type cannot be.
+        let mut maker = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+        let mut len = size_of_val(&maker) as libc::socklen_t;
+        // SAFETY: writes at most so many bytes of a structure of numbers.
+        let asked = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut maker).cast(),
+                &raw mut len,
+            )
+        };
+        if asked != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if maker.uid == libc::uid_t::MAX {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        Ok(Credentials { user: maker.uid, group: maker.gid })
+    }
 }
 
 /// Sends one message with descriptors. Blocks only when the peer has stopped reading for 200 KiB.
@@ -155,6 +203,18 @@ mod tests {
         drop(theirs);
         assert_eq!(recv(&ours).unwrap().0, b"last");
         assert_eq!(recv(&ours).unwrap().0, b"");
+    }
+
+    #[test]
+    fn who_made_a_pair_is_known() {
+        let (ours, _theirs) = pair().unwrap();
+        assert_eq!(Credentials::of_maker(ours.as_fd()).unwrap(), Credentials::own());
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        assert_eq!(Credentials::of_maker(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(Credentials::of_maker(stream.as_fd()).is_err(), "another kind");
+        let alone = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        assert!(Credentials::of_maker(alone.as_fd()).is_err(), "nobody is at its other end");
     }
 
     #[test]

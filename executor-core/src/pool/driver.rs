@@ -386,11 +386,13 @@ impl Driver {
             // It will exit, or `start_timeout` ends it.
             return;
         }
-        let hello = handshake::from_bytes::<Hello>(&bytes).and_then(|hello| match hello.nonce == nonce {
-            true => Ok(hello),
-            false => Err("the answer of another start".into()),
-        });
-        let server = match check(hello) {
+        let hello = match handshake::answer_from_bytes::<Hello>(&bytes) {
+            Ok(Ok(hello)) if hello.nonce == nonce => check(hello),
+            Ok(Ok(_)) => Err(BrokenCause::OtherBuild("the answer of another start".into())),
+            Ok(Err(refusal)) => Err(BrokenCause::Start(refusal.why.into())),
+            Err(error) => Err(BrokenCause::OtherBuild(error.into())),
+        };
+        let server = match hello {
             Ok(server) => server,
             Err(cause) => {
                 tracing::warn!(%cause, "a worker cannot work");
@@ -542,18 +544,16 @@ fn connect(
 }
 
 /// Whether this worker may work for us; the name of its server, if it has one.
-fn check(hello: Result<Hello, String>) -> Result<Option<String>, BrokenCause> {
-    let hello = hello.map_err(|error| BrokenCause::OtherBuild(error.into()))?;
+fn check(hello: Hello) -> Result<Option<String>, BrokenCause> {
     let ours = registry::fingerprint();
     if hello.tasks != ours {
         let text = format!("its list of tasks is {:?}, this program's is {ours:?}", hello.tasks);
         return Err(BrokenCause::OtherBuild(text.into()));
     }
     match hello.server {
-        Ok(Some(server)) if server.contains('\0') => {
+        Some(server) if server.contains('\0') => {
             Err(BrokenCause::Start("a server's name with a zero byte".into()))
         }
-        Ok(server) => Ok(server),
-        Err(error) => Err(BrokenCause::Start(error.into())),
+        server => Ok(server),
     }
 }

@@ -152,10 +152,12 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
     .map_err(os)?;
     let running = Running { socket: Some(ours), child, origin: Origin::here() };
     let Some(socket) = &running.socket else { return Err(os(io::ErrorKind::NotConnected.into())) };
-    match handshake::receive::<Report>(socket) {
-        Ok((report, _)) if report.kind == Kind::Ready as u8 && report.payload.is_empty() => Ok(running),
-        Ok((report, _)) => {
-            Err(StartError::ForkServer(String::from_utf8_lossy(&report.payload).into_owned().into()))
+    match handshake::receive_answer::<Report>(socket) {
+        Ok(Ok(report)) if report.kind == Kind::Ready as u8 => Ok(running),
+        Ok(Ok(_)) => Err(StartError::ForkServer("it says what a fork server does not".into())),
+        Ok(Err(refusal)) => Err(StartError::ForkServer(refusal.why.into())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(StartError::ForkServer(error.to_string().into()))
         }
         Err(_) if has_preload => Err(StartError::ForkServer("it ended while `preload` ran".into())),
         Err(_) => Err(StartError::NoEntry),

@@ -283,8 +283,13 @@ impl State {
     fn read(&mut self, socket: &OwnedFd, task: &str) -> bool {
         while is_readable(socket) {
             let complete = match &mut self.begun {
-                None => match handshake::receive::<Report>(socket) {
-                    Ok((report, _)) => self.begin(report, task),
+                None => match handshake::receive_answer::<Report>(socket) {
+                    Ok(Ok(report)) => self.begin(report, task),
+                    Ok(Err(refusal)) => self.refused(task, &refusal.why),
+                    // The library speaks, in another version: the only word of it that can be read.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        self.refused(task, &error.to_string())
+                    }
                     // It has hung up, or it is not the library that speaks: nothing else is to be read.
                     Err(_) => return false,
                 },
@@ -303,6 +308,12 @@ impl State {
                 return false;
             }
         }
+        true
+    }
+
+    /// It never came to its task.
+    fn refused(&mut self, task: &str, why: &str) -> bool {
+        self.report = Some(Err(reply::failure(task, Kind::Refused, why.as_bytes())));
         true
     }
 

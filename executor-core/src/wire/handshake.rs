@@ -11,7 +11,12 @@
 //!  a process:
 //!                                              runs its task
 //!   Report { kind, payload }              ◄──  and ends
+//!  whatever it is for, if it cannot be that:
+//!   Refusal { why }                       ◄──  and ends
 //! ```
+//!
+//! What the child says first is an [`Answer`]: a process that knows that it is a child, and cannot work, says why, also where it
+//! could not read its setup. Else the parent could only guess from an exit code.
 //!
 //! The version comes first, alone in its message's first bytes: another version could not decode the rest.
 
@@ -36,7 +41,9 @@ use crate::{
 };
 
 /// Changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
+/// Stands in the place of a version: what follows is a [`Refusal`], which all versions write alike.
+const REFUSED: u32 = u32::MAX;
 
 /// From the parent: who you are.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -130,8 +137,41 @@ pub(crate) enum Transport {
 pub(crate) struct Hello {
     pub(crate) nonce: u64,
     pub(crate) tasks: Fingerprint,
-    /// Name of the worker's ipc-channel server, if frames move that way; or why the worker cannot work.
-    pub(crate) server: Result<Option<String>, String>,
+    /// Name of the worker's ipc-channel server, if frames move that way.
+    pub(crate) server: Option<String>,
+}
+
+/// What a child says first: what it was asked for, or why it cannot be had.
+pub(crate) type Answer<T> = Result<T, Refusal>;
+
+/// Why a child cannot be what it was started for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// In words: what was tried, and on what.
+    pub(crate) why: String,
+}
+
+impl Refusal {
+    /// The system has refused `what`.
+    pub(crate) fn of(what: &str, error: &io::Error) -> Self {
+        Refusal { why: format!("{what}: {error}") }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Refusal { why }
+    }
+}
+
+/// Says why this process cannot be what it was started for. This needs no knowledge of the setup.
+pub(crate) fn refuse(socket: impl AsFd, refusal: &Refusal) -> io::Result<()> {
+    /// A text that came from elsewhere may be long; the message has to fit.
+    const WHY_BYTES_MAX: usize = 16 * 1024;
+    let why = &refusal.why;
+    let refusal = Refusal { why: why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned() };
+    let bytes = postcard::to_extend(&refusal, REFUSED.to_le_bytes().to_vec()).map_err(io::Error::other)?;
+    socket::send(socket, &bytes, &[])
 }
 
 /// Writes a message of the first exchange.
@@ -156,14 +196,31 @@ pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[Borrowed
 
 /// Receives such a message, and the descriptors that came with it.
 pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
+    let (bytes, fds) = receive_bytes(socket)?;
+    Ok((from_bytes(&bytes).map_err(invalid)?, fds))
+}
+
+/// Receives what a child says first.
+pub(crate) fn receive_answer<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<Answer<T>> {
+    let (bytes, _) = receive_bytes(socket)?;
+    answer_from_bytes(&bytes).map_err(invalid)
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn receive_bytes(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (mut bytes, mut fds) = socket::recv(socket)?;
+    if bytes.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, LEFT));
+    }
     if bytes.len() == size_of_val(&VERSION)
         && let Some(large) = fds.pop()
     {
         bytes = read_all(large)?;
     }
-    let message = from_bytes(&bytes).map_err(io::Error::other)?;
-    Ok((message, fds))
+    Ok((bytes, fds))
 }
 
 /// What the other side has written to a file without a name.
@@ -207,16 +264,31 @@ pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<V
     Ok(attachments)
 }
 
+const LEFT: &str = "the other side left during the handshake";
+
 /// Reads a message of the first exchange.
 pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
     let Some((version, rest)) = bytes.split_first_chunk() else {
-        return Err("the other side left during the handshake".into());
+        return Err(LEFT.into());
     };
     let version = u32::from_le_bytes(*version);
     if version != VERSION {
         return Err(format!("the other side speaks version {version} of the protocol, this side {VERSION}"));
     }
-    postcard::from_bytes(rest).map_err(|error| format!("a message of the handshake does not decode: {error}"))
+    decode(rest)
+}
+
+/// Reads what a child says first.
+pub(crate) fn answer_from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Answer<T>, String> {
+    match bytes.strip_prefix(&REFUSED.to_le_bytes()) {
+        Some(refusal) => Ok(Err(decode(refusal)?)),
+        None => Ok(Ok(from_bytes(bytes)?)),
+    }
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    postcard::from_bytes(bytes)
+        .map_err(|error| format!("a message of the handshake does not decode: {error}"))
 }
 
 #[cfg(test)]
@@ -225,13 +297,26 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_told_apart() {
-        let hello =
-            Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server: Ok(Some("name".into())) };
+        let hello = Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server: Some("name".into()) };
         let mut bytes = to_bytes(&hello);
         assert_eq!(from_bytes::<Hello>(&bytes), Ok(hello));
         assert!(from_bytes::<Hello>(&bytes[..6]).unwrap_err().contains("does not decode"));
         assert!(from_bytes::<Hello>(&[]).unwrap_err().contains("left"));
         bytes[0] = 99;
         assert!(from_bytes::<Hello>(&bytes).unwrap_err().contains("version 99"));
+    }
+
+    #[test]
+    fn a_refusal_is_understood_by_whoever_waits_for_an_answer() {
+        let (ours, theirs) = socket::pair().unwrap();
+        for why in ["no".to_owned(), "ü".repeat(MESSAGE_BYTES_MAX)] {
+            refuse(&theirs, &Refusal::from(why.clone())).unwrap();
+            let refusal = receive_answer::<Hello>(&ours).unwrap().unwrap_err();
+            assert!(why.starts_with(&refusal.why) && !refusal.why.is_empty());
+            refuse(&theirs, &Refusal::of("/dev/null", &io::ErrorKind::NotFound.into())).unwrap();
+            let refusal = receive_answer::<Report>(&ours).unwrap();
+            let expected = Refusal::from("/dev/null: entity not found".to_owned());
+            assert_eq!(refusal, Err(expected));
+        }
     }
 }

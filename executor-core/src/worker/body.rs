@@ -48,7 +48,7 @@ pub(crate) fn run(
     threads: usize,
 ) -> i32 {
     let refuse = |text: String| {
-        let _ = report(&socket, Kind::Refused, text.as_bytes(), &[]);
+        let _ = handshake::refuse(&socket, &text.into());
         FAILED
     };
     let prepared = match prepare(parent, &setup, &socket, descriptors, threads) {

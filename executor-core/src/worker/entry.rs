@@ -1,7 +1,7 @@
 //! "Am I a worker?": asked first of all in `main`.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{OsStr, OsString, c_char, c_int},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -14,23 +14,31 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use super::{beside::Arguments, body, fork_server, serve, watcher};
 use crate::{
-    os::{memory::Shared, process, socket},
+    os::{
+        image::{self, Constructor},
+        memory::Shared,
+        process,
+        socket::{self, Credentials},
+    },
     program, registry,
     segment::Store,
     transport::{
         ipc,
         ring::{RingWorkerEnd, Segment, doorbell::Doorbell},
     },
-    wire::handshake::{self, Hello, Role, Setup, Transport, WorkerSetup},
+    wire::handshake::{self, Hello, Refusal, Role, Setup, Transport, WorkerSetup},
 };
 
-/// A worker's only argument. Not in the environment: that is inherited by everything a task starts.
+/// A worker's only argument. It is no secret, and proves nothing: see [`Birth`]. Not in the environment: that is inherited by everything a task starts.
 pub(crate) const MARKER: &str = "--executor-worker";
 
 /// Pools and processes within tasks within pools; loky's limit. More than this is a task that submits itself without end.
 pub(crate) const DEPTH_MAX: u32 = 10;
 
+/// The program goes on as a program: it is no child.
 static PASSED: AtomicBool = AtomicBool::new(false);
+/// This process has seen that it is a child, and is one.
+static ADOPTED: AtomicBool = AtomicBool::new(false);
 
 /// Makes this program able to be a worker: call it first thing in `main`, before threads are started and before
 /// anything is printed.
@@ -52,7 +60,22 @@ static PASSED: AtomicBool = AtomicBool::new(false);
 ///     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
 /// }
 /// ```
+///
+/// # Who can make a worker of a program
+///
+/// A worker is started with the argument `--executor-worker` and a socket as its standard input, over which it is told what to
+/// do. Whoever can start a program can do that too, so before a byte is read the kernel is asked who made the socket. If it was
+/// another user or group than the one in whose name this process acts, or if this process has privileges that its starter has not
+/// (setuid, setgid, capabilities of its file), it is no worker, whatever its arguments say: `init` returns. So a program with
+/// privileges has no workers of its own either; to start one is an error.
+///
+/// Otherwise a process with that argument never comes back from `init`. If it cannot be a worker (there is no socket: somebody
+/// has typed the argument, or started the program by way of a script that takes its input away), it ends with exit code 2 and
+/// a line on standard error.
 pub fn init() {
+    if ADOPTED.load(Ordering::Acquire) {
+        return;
+    }
     if let Some(socket) = adopt() {
         // The main thread: where !Send state and thread-bound libraries expect to be.
         run(socket, false);
@@ -60,17 +83,43 @@ pub fn init() {
     PASSED.store(true, Ordering::Release);
 }
 
-/// The entry of test binaries, whose `main` is not the user's: called from an `.init_array` entry.
+/// The entry of test binaries, whose `main` is not the user's: called from an `.init_array` entry, `own`, with what the loader gives
+/// to each.
 ///
 /// std's runtime is not up yet. A thread of our own gives the worker a name and a stack; SIGPIPE is set by hand, as
-/// std would have done.
+/// std would have done. The constructors of libraries come behind ours in the table, and are run here, since the loader never gets to
+/// them in a worker: a task finds them done, as everything in `main` does.
+///
+/// # Safety
+/// Called by the loader, by way of `own`, with the arguments that it gives to constructors.
 #[doc(hidden)]
-pub fn init_before_main() {
+pub unsafe fn init_before_main(
+    own: *const Constructor,
+    argc: c_int,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) {
+    // There may be several of our entries, if a library has one, too: the first calls the others.
+    if ADOPTED.load(Ordering::Acquire) {
+        return;
+    }
     if is_marked() {
         process::fill_stdio();
     }
     if let Some(socket) = adopt() {
-        // SAFETY: sets a disposition; no other thread exists yet.
+        let Some(behind) = image::constructors_behind(own) else {
+            refuse(
+                &socket,
+                &"the table of the program's constructors (`.init_array`) was not found".to_owned().into(),
+            );
+        };
+        // SAFETY: within the table, which is there, and not written any more, as long as the program.
+        for constructor in unsafe { &*behind } {
+            // SAFETY: as the loader would do next; it does not get to do it, since this never returns.
+            unsafe { constructor(argc, argv, envp) };
+        }
+        // SAFETY: sets a disposition, as std's runtime does after the constructors. That a thread of theirs sets it at the same
+        // moment is no worse than there.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         run(socket, true);
     }
@@ -79,30 +128,94 @@ pub fn init_before_main() {
 
 /// Whether this process was started as a worker but its program did not ask.
 pub(crate) fn was_missed() -> bool {
-    !PASSED.load(Ordering::Acquire) && program::told().is_none() && is_marked()
+    !PASSED.load(Ordering::Acquire) && program::told().is_none() && !matches!(birth(), Birth::Program)
 }
 
+/// What the arguments say, which anybody can write.
 fn is_marked() -> bool {
-    std::env::args_os().nth(1).is_some_and(|arg| arg == MARKER) && socket::is_one(rustix::stdio::stdin())
+    std::env::args_os().nth(1).is_some_and(|arg| arg == MARKER)
 }
 
-/// Takes descriptor 0 away, if it is an executor's socket: tasks and the programs they start see an empty input.
-fn adopt() -> Option<OwnedFd> {
+/// How this process came to be.
+#[derive(Debug)]
+enum Birth {
+    /// As programs do: not marked, or by somebody who has no right to make a child of us.
+    Program,
+    /// As a child: descriptor 0 is its socket.
+    Child,
+    /// Marked, so it must not run as a program, which might start the next such process, and that the next. But it is no child:
+    /// why, and whether descriptor 0 is a socket to say it over.
+    Neither { why: String, has_socket: bool },
+}
+
+fn birth() -> Birth {
     if !is_marked() {
-        return None;
+        return Birth::Program;
     }
-    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).ok()?;
-    empty_stdin().ok()?;
+    let privileged = process::is_privileged();
+    match Credentials::of_maker(rustix::stdio::stdin()) {
+        // A stranger's.
+        Ok(maker) if maker != Credentials::own() => Birth::Program,
+        Ok(_) if privileged => Birth::Neither {
+            why: "this program has privileges that its starter has not (setuid, setgid, or capabilities of its file): it is \
+                  nobody's worker"
+                .to_owned(),
+            has_socket: true,
+        },
+        Ok(_) => Birth::Child,
+        Err(_) if privileged => Birth::Program,
+        Err(error) => Birth::Neither {
+            why: format!("standard input is not the socket by which an executor starts its workers: {error}"),
+            has_socket: false,
+        },
+    }
+}
+
+/// Takes descriptor 0 away, if it is an executor's socket: tasks and the programs they start see an empty input. `None` in a program
+/// that is no child; a child that cannot be one ends here.
+fn adopt() -> Option<OwnedFd> {
+    let stdin = rustix::stdio::stdin();
+    match birth() {
+        Birth::Program => return None,
+        Birth::Child => {}
+        Birth::Neither { why, has_socket: true } => refuse(stdin, &why.into()),
+        Birth::Neither { why, has_socket: false } => end_unasked(&why),
+    }
+    ADOPTED.store(true, Ordering::Release);
+    let socket = match fcntl_dupfd_cloexec(stdin, 3) {
+        Ok(socket) => socket,
+        Err(error) => refuse(stdin, &Refusal::of("to duplicate descriptor 0 (fcntl)", &error.into())),
+    };
+    if let Err(error) = process::empty_stdin() {
+        refuse(&socket, &Refusal::of("to open /dev/null, or a pipe in its place", &error));
+    }
     process::close_inherited(socket.as_fd());
     Some(socket)
+}
+
+/// Ends a child that cannot be what it was started for.
+fn refuse(socket: impl AsFd, refusal: &Refusal) -> ! {
+    // Nobody may be there to hear it.
+    let _ = handshake::refuse(socket, refusal);
+    std::process::exit(1)
+}
+
+/// Ends a process that nobody has started as a worker, and that somebody has told to be one.
+#[allow(clippy::print_stderr, reason = "the user's own terminal; there is nobody else to tell")]
+fn end_unasked(why: &str) -> ! {
+    eprintln!("`{MARKER}` is for an executor that starts its workers, and of no use by hand: {why}");
+    std::process::exit(2)
 }
 
 /// Never returns.
 fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
     kill_point!(Started);
     loop {
-        // The parent is gone, or is another version: it sees our exit and says so. Our own words go nowhere.
-        let Ok((setup, descriptors)) = handshake::receive::<Setup>(&socket) else { std::process::exit(1) };
+        let (setup, descriptors) = match handshake::receive::<Setup>(&socket) {
+            Ok(received) => received,
+            // Another version, say. Where it is the parent that is gone, nobody hears it.
+            Err(error) => refuse(&socket, &Refusal::of("to read its setup", &error)),
+        };
         kill_point!(SetupRead);
         let Setup { parent, program, signals, role } = setup;
         signals.adopt();
@@ -138,21 +251,27 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
 
 /// In a copy of a process that has run for a while: the code to end it with.
 pub(crate) fn forked(socket: OwnedFd) -> i32 {
-    let Ok((setup, descriptors)) = handshake::receive::<Setup>(&socket) else { return 1 };
-    let Role::Body(body) = setup.role else { return 1 };
+    let refuse = |refusal: &Refusal| {
+        let _ = handshake::refuse(&socket, refusal);
+        1
+    };
+    let (setup, descriptors) = match handshake::receive::<Setup>(&socket) {
+        Ok(received) => received,
+        Err(error) => return refuse(&Refusal::of("to read its setup", &error)),
+    };
+    let Role::Body(body) = setup.role else {
+        return refuse(&"a copy can only be a process".to_owned().into());
+    };
     program::become_child(setup.program);
     lead_own_group();
-    let Ok(()) = empty_stdin() else { return 1 };
+    if let Err(error) = process::empty_stdin() {
+        return refuse(&Refusal::of("to open /dev/null, or a pipe in its place", &error));
+    }
     body::run(setup.parent, *body, socket, descriptors, 1)
 }
 
 fn lead_own_group() {
     let _ = rustix::process::setpgid(None, None);
-}
-
-fn empty_stdin() -> io::Result<()> {
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
-    Ok(rustix::stdio::dup2_stdin(null)?)
 }
 
 /// Where `main` is not ours.
@@ -175,39 +294,59 @@ fn work(
     descriptors: Vec<OwnedFd>,
     own_thread: bool,
 ) -> io::Result<()> {
-    let (segment, doorbell, arenas) = open(descriptors)?;
-    let segment: &'static Segment = Box::leak(Box::new(segment));
-    let doorbell: &'static Doorbell = Box::leak(Box::new(doorbell));
-    let refused = match (own_thread, setup.stack_bytes) {
-        (false, Some(bytes)) => raise_stack_limit(bytes).err(),
-        _ => None,
+    let Ready { segment, doorbell, arenas, server } = match prepare(parent, &setup, descriptors, own_thread) {
+        Ok(ready) => ready,
+        Err(refusal) => refuse(&socket, &refusal),
     };
-    let directory = setup.directory.map(|path| OsString::from_vec(path.into_vec()));
-    let able = refused.map_or_else(registry::check, Err);
-    let server = match setup.transport {
-        Transport::Ipc if able.is_ok() => directory.as_deref().map(listen),
-        _ => None,
-    };
-    let name = match (able, &server) {
-        (Err(error), _) => Err(error),
-        (_, Some(Err(error))) => Err(format!("a worker cannot listen for its executor: {error}")),
-        (_, Some(Ok((_, name)))) => Ok(Some(name.clone())),
-        (_, None) => Ok(None),
-    };
-    // Before anything that waits for the parent.
-    let watched = watcher::start(parent, directory)
-        .map_err(|error| format!("a worker cannot watch its parent: {error}"));
-    let name = watched.and(name);
-    let able = name.is_ok();
+    let (server, name) = server.unzip();
     let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
     kill_point!(HelloNext);
     socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
     kill_point!(HelloSaid);
     match server {
-        _ if !able => std::process::exit(1),
-        Some(server) => serve::serve(server?.0.accept(&segment.board)?, socket, arenas),
+        Some(server) => serve::serve(server.accept(&segment.board)?, socket, arenas),
         None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas),
     }
+}
+
+/// What a worker has before it says hello.
+struct Ready {
+    segment: &'static Segment,
+    doorbell: &'static Doorbell,
+    arenas: serve::Arenas,
+    /// Over ipc-channel only, with its name.
+    server: Option<(ipc::Server, String)>,
+}
+
+/// All that the system may refuse, before the parent counts on this worker.
+fn prepare(
+    parent: u32,
+    setup: &WorkerSetup,
+    descriptors: Vec<OwnedFd>,
+    own_thread: bool,
+) -> Result<Ready, Refusal> {
+    let (segment, doorbell, arenas) =
+        open(descriptors).map_err(|error| Refusal::of("to map the memory of its pool", &error))?;
+    if let (false, Some(bytes)) = (own_thread, setup.stack_bytes) {
+        raise_stack_limit(bytes)?;
+    }
+    registry::check()?;
+    let directory = setup.directory.as_ref().map(|path| OsString::from_vec(path.to_vec()));
+    let server = match (setup.transport, &directory) {
+        (Transport::Ipc, Some(directory)) => Some(
+            listen(directory)
+                .map_err(|error| Refusal::of("to listen for its executor (ipc-channel)", &error))?,
+        ),
+        _ => None,
+    };
+    // Before anything that waits for the parent.
+    watcher::start(parent, directory).map_err(|error| Refusal::of("to watch its parent", &error))?;
+    Ok(Ready {
+        segment: Box::leak(Box::new(segment)),
+        doorbell: Box::leak(Box::new(doorbell)),
+        arenas,
+        server,
+    })
 }
 
 fn open(descriptors: Vec<OwnedFd>) -> io::Result<(Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {

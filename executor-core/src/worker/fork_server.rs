@@ -29,7 +29,7 @@ use crate::{
     registry,
     wire::{
         frame::Kind,
-        handshake::{self, ForkServerSetup, Report},
+        handshake::{self, ForkServerSetup, Refusal, Report},
     },
 };
 
@@ -37,17 +37,23 @@ use crate::{
 pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
     // No thread for this here. The socket alone does not tell: a copy of the parent may hold the other end, too.
     let parent = Pid::from_raw(parent.cast_signed())?;
-    let pidfd = pidfd_open(parent, PidfdFlags::empty()).ok()?;
+    let pidfd = match pidfd_open(parent, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(error) => {
+            let _ =
+                handshake::refuse(socket, &Refusal::of("to watch its parent (pidfd_open)", &error.into()));
+            return None;
+        }
+    };
     if getppid() != Some(parent) {
         return None;
     }
-    let ready = prepare(setup).err().unwrap_or_default();
-    let report =
-        Report { kind: Kind::Ready as u8, payload: ready.clone().into_bytes().into(), attachments: 0 };
-    handshake::send(socket, &report, &[]).ok()?;
-    if !ready.is_empty() {
+    if let Err(why) = prepare(setup) {
+        let _ = handshake::refuse(socket, &why.into());
         return None;
     }
+    let report = Report { kind: Kind::Ready as u8, payload: Vec::new().into(), attachments: 0 };
+    handshake::send(socket, &report, &[]).ok()?;
     loop {
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         socket::retry(|| poll(&mut fds, None)).ok()?;

@@ -1,0 +1,352 @@
+//! Who becomes a worker of whom: programs that are started by strangers, by hand, with privileges, without devices.
+
+#[macro_use]
+mod plays;
+mod support_b;
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{PermissionsExt, chown},
+            net::UnixStream,
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use executor::{Process, prelude::*};
+use plays::{Play, argument, play};
+use support_b::{echo, pool, watchdog};
+use tempfile::TempDir;
+
+list! { TESTS:
+    without_devices_main_runs_once_and_tasks_run,
+    who_types_the_marker_gets_a_line_and_no_main,
+    a_start_that_loses_the_socket_is_an_end_and_not_a_program,
+    a_child_that_cannot_be_one_says_what_it_tried,
+    a_privileged_copy_is_a_program_like_any_other,
+    a_socket_that_another_user_has_made_is_not_read,
+    a_privileged_program_is_told_that_it_has_no_workers,
+}
+
+list! { PROGRAMS:
+    adds,
+    tells_that_main_runs,
+    starts_scripts,
+    starts_a_victim,
+    starts_a_pool_with_its_privileges,
+}
+
+fn main() {
+    plays::main(TESTS, PROGRAMS);
+}
+
+/// Nobody in particular: has no rights, and is not us.
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+// ---- without devices -----------------------------------------------------------------------------------------------
+
+fn without_devices_main_runs_once_and_tasks_run() {
+    let Play { command: played, .. } = play("adds");
+    // Namespaces of its own, so that the end of the first process is the end of all.
+    let mut command = Command::new("unshare");
+    command.args(["-mpf", "--kill-child", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\""]);
+    command.arg(played.get_program());
+    command.envs(played.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let trial = Command::new("unshare").args(["-mpf", "mount", "-t", "tmpfs", "none", "/dev"]).output();
+    if !trial.is_ok_and(|output| output.status.success()) {
+        println!("skipped: this user may not make an empty /dev");
+        return;
+    }
+    let _watchdog = watchdog();
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "main\nOk(3)\nOk(3)\nOk(3)\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+}
+
+/// Reads its input, which is to be empty.
+#[task]
+fn add(a: u32, b: u32) -> u32 {
+    assert_eq!(std::io::stdin().read(&mut [0]).unwrap(), 0);
+    a + b
+}
+
+fn adds() {
+    println!("main");
+    let pool = pool(1);
+    println!("{:?}", pool.submit(add::task(1, 2)).result().map_err(|error| error.to_string()));
+    println!(
+        "{:?}",
+        Process::new(add::task(1, 2)).start().unwrap().join().map_err(|error| error.to_string())
+    );
+    let context = executor::Context::new(executor::StartMethod::ForkServer);
+    println!(
+        "{:?}",
+        context.process(add::task(1, 2)).start().unwrap().join().map_err(|error| error.to_string())
+    );
+}
+
+// ---- marked, and no child ------------------------------------------------------------------------------------------
+
+const MARKER: &str = "--executor-worker";
+
+fn tells_that_main_runs() {
+    println!("main of {}", rustix::process::geteuid().as_raw());
+}
+
+fn who_types_the_marker_gets_a_line_and_no_main() {
+    let (stream, _other) = UnixStream::pair().unwrap();
+    let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let alone =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET, None);
+    let inputs: Vec<(&str, Stdio)> = vec![
+        ("nothing", Stdio::null()),
+        ("a pipe", Stdio::piped()),
+        ("a file", File::open("/proc/self/status").unwrap().into()),
+        ("a stream", OwnedFd::from(stream).into()),
+        ("a datagram socket", OwnedFd::from(datagram).into()),
+        ("a socket with nobody behind it", alone.unwrap().into()),
+    ];
+    for (what, input) in inputs {
+        let mut command = play("tells_that_main_runs").command;
+        let output = command.arg(MARKER).stdin(input).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b""[..]), "{what}: {stderr}");
+        assert!(stderr.contains(MARKER) && stderr.lines().count() == 1, "{what}: {stderr}");
+    }
+    let mut command = play("tells_that_main_runs").command;
+    let output = command.args(["first", MARKER]).output().unwrap();
+    assert!(
+        output.stdout.starts_with(b"main of"),
+        "the marker stands first, or it is a program's own argument"
+    );
+}
+
+/// A program that starts this one in its own way.
+fn script(directory: &TempDir, name: &str, line: &str) -> PathBuf {
+    let path = directory.path().join(name);
+    let own = std::env::current_exe().unwrap();
+    fs::write(&path, line.replace("PROGRAM", &format!("'{}'", own.display()))).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn starts_scripts() {
+    println!("main");
+    let child = Process::new(add::task(1, 2)).executable(argument()).start().unwrap();
+    println!("{}", child.join().unwrap_err());
+}
+
+fn a_start_that_loses_the_socket_is_an_end_and_not_a_program() {
+    let directory = tempfile::tempdir().unwrap();
+    // At most three times, should each of them start the next.
+    let line = "#!/bin/sh\necho >>$0.log; [ $(wc -l <$0.log) -gt 3 ] && exit 7\nexec PROGRAM \"$@\" </dev/null 2>/dev/null\n";
+    let loses = script(&directory, "loses", line);
+    let said = play("starts_scripts").argument(loses).play_out();
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some("main"), "{said}");
+    assert!(lines.next().is_some_and(|line| line.contains("exited with code 2")), "{said}");
+    assert_eq!(lines.next(), None, "main runs once");
+}
+
+fn a_child_that_cannot_be_one_says_what_it_tried() {
+    let directory = tempfile::tempdir().unwrap();
+    // Four descriptors, of which the socket takes the last one.
+    let starves = script(&directory, "starves", "#!/bin/sh\nulimit -n 4\nexec PROGRAM \"$@\"\n");
+    let said = play("starts_scripts").argument(starves).play_out();
+    assert!(said.starts_with("main\n") && said.contains("/dev/null"), "{said}");
+    assert!(said.contains("Too many open files"), "{said}");
+}
+
+// ---- privileges ----------------------------------------------------------------------------------------------------
+
+/// Copies of this file in a directory that everybody may enter.
+struct Copies(TempDir);
+
+impl Copies {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Copies(directory)
+    }
+
+    fn make(&self, name: &str, mode: u32) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        chown(&path, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// With a capability that whoever starts it gets; `None` if the file system has none.
+    fn with_capability(&self, name: &str) -> Option<PathBuf> {
+        let path = self.make(name, 0o755);
+        // `struct vfs_cap_data`, revision 2: CAP_NET_RAW (13), permitted and effective.
+        let words: [u32; 5] = [0x0200_0001, 1 << 13, 0, 0, 0];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        rustix::fs::setxattr(&path, "security.capability", &bytes, rustix::fs::XattrFlags::empty()).ok()?;
+        Some(path)
+    }
+
+    /// Each way in which a file gives privileges to those who start it, as far as this system has it.
+    fn privileged(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut all = vec![("setuid", self.make("setuid", 0o4755)), ("setgid", self.make("setgid", 0o2755))];
+        match self.with_capability("capable") {
+            Some(path) => all.push(("capabilities", path)),
+            None => println!("skipped: no capabilities of files here"),
+        }
+        let mut trial = as_nobody(play_file(&self.make("trial", 0o4755), "tells_that_main_runs")).command;
+        if trial.output().unwrap().stdout != b"main of 0\n" {
+            println!("skipped: this file system gives no privileges");
+            all.clear();
+        }
+        all
+    }
+}
+
+fn play_file(file: &Path, program: &str) -> Play {
+    let Play { command, tag } = play(program);
+    let mut other = Command::new(file);
+    other.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    other.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Play { command: other, tag }
+}
+
+fn as_nobody(mut play: Play) -> Play {
+    play.command.uid(NOBODY).gid(NOBODY);
+    play
+}
+
+#[task]
+fn who() -> (u32, u32) {
+    let (own, acting) = (rustix::process::getuid(), rustix::process::geteuid());
+    (own.as_raw(), acting.as_raw())
+}
+
+/// As an attacker would: the argument and the socket are those of a child, the file is another one.
+fn starts_a_victim() {
+    let child =
+        Process::new(who::task()).executable(argument()).env("EXECUTOR_TEST_PROGRAM", "tells_that_main_runs");
+    match child.start().unwrap().join() {
+        Ok((own, acting)) => println!("a task has run as {own}, acting as {acting}"),
+        Err(error) => println!("{error}"),
+    }
+}
+
+fn a_privileged_copy_is_a_program_like_any_other() {
+    if !is_root() {
+        println!("skipped: only root can give privileges to a file");
+        return;
+    }
+    let copies = Copies::new();
+    let plain = copies.make("plain", 0o755);
+    let said = as_nobody(play_file(&plain, "starts_a_victim")).argument(&plain).play_out();
+    assert_eq!(
+        said,
+        format!("a task has run as {NOBODY}, acting as {NOBODY}\n"),
+        "with its own rights it may"
+    );
+    for (how, victim) in copies.privileged() {
+        let said = as_nobody(play_file(&plain, "starts_a_victim")).argument(&victim).play_out();
+        assert!(!said.contains("a task has run"), "{how}: {said}");
+        match how {
+            "setuid" => assert!(said.starts_with("main of 0\n"), "{how}: {said}"),
+            "setgid" => assert!(said.starts_with(&format!("main of {NOBODY}\n")), "{how}: {said}"),
+            // The same user: it might as well be the child of such a program, which must not run its `main`.
+            _ => assert!(said.contains("privileges that its starter has not"), "{how}: {said}"),
+        }
+    }
+}
+
+fn a_socket_that_another_user_has_made_is_not_read() {
+    if !is_root() {
+        println!("skipped: only root has files that act as another user");
+        return;
+    }
+    // As `sudo` starts a program: all of its ids are root's, and its input is the other user's.
+    let maker = std::thread::spawn(|| {
+        // SAFETY: changes what this thread alone acts as (the C library would change all threads); it ends soon.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, i64::from(NOBODY), -1_i64) };
+        assert_eq!(changed, 0);
+        rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap()
+    });
+    let (ours, theirs) = maker.join().unwrap();
+    let mut command = play("tells_that_main_runs").command;
+    let _watchdog = watchdog();
+    let output = command.arg(MARKER).stdin(theirs).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "main of 0\n");
+    drop(ours);
+}
+
+const AGAIN: &str = "EXECUTOR_TEST_AGAIN";
+
+/// With all of its privileges, with none, or acting as somebody else for a while.
+fn starts_a_pool_with_its_privileges() {
+    println!("main");
+    // Inherited by what this starts: should that be this program again, it goes no further.
+    if std::env::var_os(AGAIN).is_some() {
+        std::process::exit(9);
+    }
+    // SAFETY: this program has one thread.
+    unsafe { std::env::set_var(AGAIN, "") };
+    let kept = argument();
+    if kept != "all" {
+        // SAFETY: this program has one thread.
+        let changed = unsafe {
+            match &*kept {
+                "none" => libc::setresuid(NOBODY, NOBODY, NOBODY) | libc::setresgid(NOBODY, NOBODY, NOBODY),
+                "acting" => libc::seteuid(NOBODY),
+                other => panic!("{other}"),
+            }
+        };
+        assert_eq!(changed, 0);
+    }
+    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| error.to_string()));
+    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| error.to_string()));
+    std::io::stdout().flush().unwrap();
+}
+
+fn a_privileged_program_is_told_that_it_has_no_workers() {
+    if !is_root() {
+        println!("skipped: only root can give privileges to a file");
+        return;
+    }
+    let copies = Copies::new();
+    let mut plays = vec![(
+        "an acting user".to_owned(),
+        play_file(&copies.make("plain", 0o755), "starts_a_pool_with_its_privileges").argument("acting"),
+    )];
+    for (how, file) in copies.privileged() {
+        let play =
+            |kept: &str| as_nobody(play_file(&file, "starts_a_pool_with_its_privileges")).argument(kept);
+        plays.push((format!("{how}, with all"), play("all")));
+        if how == "setuid" {
+            // The file would give them to the next one again.
+            plays.push((format!("{how}, dropped"), play("none")));
+        }
+    }
+    for (how, play) in plays {
+        let said = play.play_out();
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!((lines.len(), lines[0]), (3, "main"), "{how}: {said}");
+        for line in &lines[1..] {
+            assert!(line.starts_with("Err") && line.contains("privileges"), "{how}: {said}");
+        }
+    }
+}
