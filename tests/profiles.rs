@@ -39,6 +39,30 @@ fn fat_lto() {
     check("fat");
 }
 
+/// However the mistake is met, what `main` returns names the line to add: in the parent, and in the child.
+#[test]
+fn every_way_to_forget_the_entry_ends_with_the_line_to_add() {
+    let directory = build("dev", &[]);
+    for by in ["executor", "map", "pool", "process", "spawn", "forkserver"] {
+        let log = std::env::temp_dir().join(format!("executor-forgot-{}-{by}", std::process::id()));
+        let mut forgot = Command::new(directory.join("forgot"));
+        let output = forgot.env("FORGOT_LOG", &log).env("FORGOT_BY", by).output().expect("starts");
+        let starts = std::fs::read_to_string(&log).expect("the program wrote it");
+        std::fs::remove_file(&log).expect("just read");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{by}: {stderr}");
+        assert_eq!(starts.lines().count(), 2, "{by}: {stderr}");
+        let told: Vec<_> = stderr.lines().filter(|line| line.starts_with("Error: ")).collect();
+        assert_eq!(told.len(), 2, "{by}: {stderr}");
+        for line in told {
+            assert!(
+                line.contains("#[executor::main]") && line.contains("executor::init()"),
+                "{by}: {stderr}"
+            );
+        }
+    }
+}
+
 /// The child of a program that forgot the entry reaches `main` and makes a pool of its own: it gets an error there,
 /// and starts nothing. So there are two starts, whatever the parent asks for.
 #[test]

@@ -28,6 +28,10 @@ pub(crate) use debug_is_display;
 
 debug_is_display!(CodecFailure, BrokenCause, BuildError);
 
+/// What to do where a child of this program ran its `main` and did not ask what it is: the mistake that everybody makes first.
+pub(crate) const ADD_THE_ENTRY: &str = "add `#[executor::main]` above `fn main`, or call `executor::init()` as its first line; where `fn main` is not yours (a \
+     crate of tests, benches with a harness) write `executor::test_support!();` once";
+
 /// Why a task has no result.
 ///
 /// Cheap to clone, `Send + Sync`, at most 32 bytes.
@@ -284,6 +288,8 @@ pub struct LostDetail {
     /// After `SIGABRT`: the last panic while the task ran. It may have been the cause, or the task may have caught it and
     /// have ended by something else.
     pub last_panic: Option<LastPanic>,
+    /// It is a [`Process`](crate::Process) that ended by itself and had not come to the entry: its program does not pass it.
+    pub no_entry: bool,
 }
 
 /// The last panic before a worker was lost.
@@ -309,7 +315,9 @@ impl LastPanic {
 
 impl LostDetail {
     fn hint(&self) -> String {
-        if self.stack_overflow {
+        if self.no_entry {
+            format!(" and never reached executor's entry point; {ADD_THE_ENTRY}")
+        } else if self.stack_overflow {
             " (stack overflow)".into()
         } else if let Some(what) = &self.broke_protocol {
             format!(
@@ -430,9 +438,8 @@ pub enum Side {
 pub enum BrokenCause {
     /// The first worker ended before it said hello: its program does not pass the entry.
     #[error(
-        "a worker process started ({status}) but never reached executor's entry point; add `#[executor::main]` above \
-         `fn main`, or call `executor::init()` as its first line; in a crate of tests, write \
-         `executor::test_support!();` once"
+        "a worker process started ({status}) but never reached executor's entry point; {remedy}",
+        remedy = ADD_THE_ENTRY
     )]
     NoEntry {
         /// How it ended.
@@ -472,9 +479,8 @@ pub enum BuildError {
     Invalid(String),
     /// This process is itself a worker that never passed the entry; going on would start processes without end.
     #[error(
-        "this process was started as a worker but never reached executor's entry point; add `#[executor::main]` above \
-         `fn main`, or call `executor::init()` as its first line; in a crate of tests, write \
-         `executor::test_support!();` once"
+        "this process was started as a worker but never reached executor's entry point; {remedy}",
+        remedy = ADD_THE_ENTRY
     )]
     NoEntry,
     /// Pools within tasks within pools, too deep.

@@ -1138,6 +1138,7 @@ impl Record {
             name,
             killed_by_us: self.killed_by_us,
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
+            reached: true,
         };
         death.explain(self.link.as_ref().map(|link| link.board()))
     }

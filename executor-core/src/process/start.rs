@@ -52,8 +52,8 @@ pub enum StartError {
     Invalid(Arc<str>),
     /// This process, or the fork server, never passed the entry; going on would start processes without end.
     #[error(
-        "a process was started again but never reached executor's entry point; add `#[executor::main]` above `fn main`, \
-         or call `executor::init()` as its first line; in a crate of tests, write `executor::test_support!();` once"
+        "a process was started again but never reached executor's entry point; {remedy}",
+        remedy = crate::error::ADD_THE_ENTRY
     )]
     NoEntry,
     /// Processes within processes, too deep.

@@ -207,6 +207,7 @@ impl Record {
             name: &self.task,
             killed_by_us: killed,
             broke_protocol: None,
+            reached: self.board.is_reached(),
         };
         death.explain(Some(&self.board))
     }

@@ -59,6 +59,8 @@ pub(crate) struct Board {
     panic_message_len: AtomicU32,
     /// After that panic the process cannot go on.
     panic_fatal: AtomicU8,
+    /// The process has come to the entry, and knows what it is for.
+    reached: AtomicU8,
     pub(crate) stack_overflow: AtomicU8,
     panic_text: [AtomicU8; TEXT_BYTES],
 }
@@ -184,6 +186,16 @@ impl Board {
         self.panic_task.store(task.as_u64(), Ordering::Release);
     }
 
+    /// A process's body: it has come to the entry.
+    pub(crate) fn note_reached(&self) {
+        self.reached.store(1, Ordering::Release);
+    }
+
+    /// Its parent: whether it has.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Acquire) != 0
+    }
+
     /// Worker: the process ends by the panic that is noted.
     pub(crate) fn note_fatal(&self) {
         self.panic_fatal.store(1, Ordering::Relaxed);
@@ -231,13 +243,15 @@ pub(crate) struct Death<'a> {
     pub(crate) killed_by_us: bool,
     /// It was cut off for this: nothing that it noted is believed.
     pub(crate) broke_protocol: Option<String>,
+    /// It had come to the entry.
+    pub(crate) reached: bool,
 }
 
 impl Death<'_> {
     /// What is said of it: the status, and of what the process had noted as much as can have led to that status. All that
     /// is on a board was noted since the task has begun, but that it came last does not make it the cause.
     pub(crate) fn explain(self, board: Option<&Board>) -> TaskError {
-        let Death { pid, status, task, name, killed_by_us, broke_protocol } = self;
+        let Death { pid, status, task, name, killed_by_us, broke_protocol, reached } = self;
         let board = board.filter(|_| broke_protocol.is_none());
         let signal = status.signal();
         // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault happen where it does not.
@@ -267,6 +281,7 @@ impl Death<'_> {
             killed_by_system,
             broke_protocol,
             last_panic,
+            no_entry: !reached && signal.is_none(),
         };
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }

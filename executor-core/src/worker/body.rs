@@ -116,6 +116,7 @@ fn prepare(
     let board = next()?;
     let board = Shared::open(board.as_fd()).map_err(|error| format!("its board cannot be read: {error}"))?;
     let board: &'static Shared<Board> = Box::leak(Box::new(board));
+    board.note_reached();
     if setup.stdin {
         rustix::stdio::dup2_stdin(next()?).map_err(|error| format!("standard input was refused: {error}"))?;
     }
