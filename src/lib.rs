@@ -130,8 +130,9 @@ pub use executor_core::*;
 ///
 /// # What it makes
 ///
-/// Beside the function, and as visible as it, a type of the same name, with the function `task`: the same parameters,
-/// the same documentation. `use path::add` brings both. The type implements [`TaskFn`]; the function is registered when
+/// Beside the function, and as visible as it, a type of the same name, with the function `task` of the same parameters. `use
+/// path::add` brings both. In documentation a link to the function is written ``[`add()`]``, and one to the type
+/// ``[`add`](struct@add)``: without that, rustdoc does not know which is meant. The type implements [`TaskFn`]; the function is registered when
 /// the program is linked, and found by its name in every process of the program. Calls through the function's name
 /// cost nothing.
 ///

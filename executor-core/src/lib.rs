@@ -97,5 +97,5 @@ pub use sync::{
     Acquired, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, OwnerDied, Permit,
     RLock, RLockGuard, ReleaseError, Semaphore,
 };
-pub use task::{Encoded, Task, TaskArgs, TaskFn};
+pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn};
 pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

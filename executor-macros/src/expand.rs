@@ -106,15 +106,12 @@ impl Task {
         let names: Vec<_> = params.iter().map(|param| &param.ident).collect();
         // "Defined here" is the function, for the compiler's notes and for editors.
         let task = Ident::new("task", Span::call_site().located_at(ident.span()));
-        let kept =
-            attrs.iter().filter(|attr| attr.path().is_ident("doc") || attr.path().is_ident("deprecated"));
-        let kept: Vec<_> = kept.collect();
-        let doc = (!kept.iter().any(|attr| attr.path().is_ident("doc")))
-            .then(|| format!("A call of [`{0}`](fn@{0}), to be run somewhere else.", ident.unraw()))
-            .map(|doc| quote!(#[doc = #doc]));
+        let kept = attrs.iter().filter(|attr| attr.path().is_ident("deprecated") || is_doc_hidden(attr));
+        // Not the function's own words: its examples would be tests twice.
+        let doc = format!("A call of [`{0}`](fn@{0}), to be run somewhere else.", ident.unraw());
         quote! {
             impl #handle {
-                #doc
+                #[doc = #doc]
                 #(#kept)*
                 #[inline]
                 #vis fn #task #impl_generics (#(#names: #types),*) -> __executor::Task<#handle, (#(#types,)*)>

@@ -31,7 +31,7 @@ use crate::{
     os::local,
     pool::{Call, RunCall},
     registry::TaskEntry,
-    task::{Task, TaskArgs, TaskOptions},
+    task::{IntoTask, Task, TaskArgs, TaskOptions},
     wire::{
         attachment::{self, Attachment},
         buffer::Buffer,
@@ -161,16 +161,16 @@ impl Default for ShutdownOptions {
 /// ```
 pub trait ExecutorExt: Executor {
     /// Submits a task: see [`ProcessPoolExecutor::submit`].
-    fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
-        submit(self, task)
+    fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
+        submit(self, task.into_task())
     }
 
     /// A task for each item: see [`ProcessPoolExecutor::map`].
-    fn map<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, I::IntoIter, M>
+    fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         Map::new(self.handle(), make, items.into_iter())
     }

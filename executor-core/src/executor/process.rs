@@ -15,7 +15,7 @@ use crate::{
     os::cpu::usable_cpus,
     pool::{self, AtEnd, Pool, PoolOptions, Stats},
     registry::{self, TaskEntry},
-    task::{Task, TaskArgs},
+    task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
     worker::{self, entry},
 };
@@ -120,8 +120,8 @@ impl ProcessPoolExecutor {
     /// Submits a task and returns its future. Never blocks and never fails: errors arrive in the future.
     ///
     /// Arguments are encoded here and now, so they may be borrowed.
-    pub fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
-        submit(self, task)
+    pub fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
+        submit(self, task.into_task())
     }
 
     /// A task for each item; an iterator over the results, in the order of the items.
@@ -150,11 +150,11 @@ impl ProcessPoolExecutor {
     ///     Ok(())
     /// }
     /// ```
-    pub fn map<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, I::IntoIter, M>
+    pub fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         Map::new(Executor::handle(self), make, items.into_iter())
     }
@@ -373,11 +373,12 @@ impl ProcessPoolBuilder {
     /// [`Broken`](crate::TaskError::Broken). Its value is dropped.
     ///
     /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set).
-    pub fn initializer<F: TaskArgs<A>, A>(mut self, task: Task<F, A>) -> Self {
+    pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
+        let (args, _) = task.into_task().into_parts();
         let mut bytes = Buffer::new();
-        let (encoded, attachments) = attachment::collect(|| F::encode_args(&task.into_parts().0, &mut bytes));
+        let (encoded, attachments) = attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
         let encoded = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
-        self.initializer = Some((F::entry(), encoded));
+        self.initializer = Some((T::Function::entry(), encoded));
         self
     }
 

@@ -8,7 +8,7 @@ use std::{
 use super::{IntoBody, Process, server::Server};
 use crate::{
     program,
-    task::{Encoded, Task, TaskArgs, TaskFn},
+    task::{IntoTask, TaskFn},
 };
 
 /// How a process comes into being.
@@ -129,10 +129,9 @@ impl Context {
 
     /// Runs a task in the fork server, once, before it makes its first child; what it sets up (statics, a model in memory) is
     /// there in each of them. It must leave no thread behind: a start then fails and says so. Nothing happens with other methods.
-    pub fn preload<F: TaskArgs<A> + TaskFn, A>(self, task: Task<F, A>) -> Self {
+    pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {
-            let task: Task<F, Encoded> = task.encode();
-            server.preload(F::entry(), task);
+            server.preload(T::Function::entry(), task.into_task().encode());
         }
         self
     }

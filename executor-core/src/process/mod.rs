@@ -109,6 +109,12 @@ pub struct Process<T> {
 }
 
 /// What a [`Process`] can be made of: a [`Task`], or a value whose type has `#[task] impl Run for …`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is neither a task nor a value with `Run`",
+    label = "expected a task",
+    note = "the task of `add(1, 2)` is `add::task(1, 2)`: write `Process::new(add::task(1, 2))`",
+    note = "`#[task]` above a function makes its `::task`, and above `impl Run for …` a body of a value"
+)]
 pub trait IntoBody {
     /// What [`Child::join`] returns.
     type Output;

@@ -187,6 +187,48 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     }
 }
 
+/// What executors take: a [`Task`]. Nothing else is one; the trait is there so that the compiler can say what to write where
+/// something else stands.
+///
+/// ```compile_fail
+/// # use executor::prelude::*;
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// # fn submit(pool: &ProcessPoolExecutor) {
+/// pool.submit(add(1, 2)); // `i64` is not a task … `add::task(1, 2)`
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task",
+    label = "expected a task",
+    note = "the task of `add(1, 2)` is `add::task(1, 2)`: write `pool.submit(add::task(1, 2))`, `pool.map(square::task, 0..4)`, or \
+            for several parameters `pool.map(|(a, b)| add::task(a, b), pairs)`",
+    note = "`#[task]` above a function makes its `::task`"
+)]
+pub trait IntoTask: Sized {
+    /// Its task function.
+    type Function: TaskArgs<Self::Arguments, Output = Self::Output>;
+    /// The arguments of the call.
+    type Arguments;
+    /// What its future yields.
+    type Output: Send + 'static;
+
+    #[doc(hidden)]
+    fn into_task(self) -> Task<Self::Function, Self::Arguments>;
+}
+
+impl<F: TaskArgs<A>, A> IntoTask for Task<F, A> {
+    type Function = F;
+    type Arguments = A;
+    type Output = F::Output;
+
+    #[inline]
+    fn into_task(self) -> Self {
+        self
+    }
+}
+
 impl<F, A: Clone> Clone for Task<F, A> {
     fn clone(&self) -> Self {
         Task { args: self.args.clone(), options: self.options.clone(), marker: PhantomData }

@@ -7,7 +7,7 @@ use crate::{
     error::BuildError,
     executor::{ProcessPoolBuilder, ProcessPoolExecutor},
     os::cpu::usable_cpus,
-    task::{Task, TaskArgs},
+    task::IntoTask,
 };
 
 /// Options of a [`Pool`].
@@ -64,7 +64,7 @@ impl PoolBuilder {
     /// A task that each worker runs once, before any other: see
     /// [`ProcessPoolBuilder::initializer`]. It is not cut short by [`close`](Pool::close). If it fails, the pool is
     /// [`Broken`](crate::TaskError::Broken), where Python starts workers without end.
-    pub fn initializer<F: TaskArgs<A>, A>(mut self, task: Task<F, A>) -> Self {
+    pub fn initializer(mut self, task: impl IntoTask) -> Self {
         self.executor = self.executor.initializer(task);
         self
     }

@@ -43,7 +43,7 @@ use crate::{
     error::{BuildError, TaskError},
     future::{TaskFuture, cell::Cell, feed::Feed, gather::Gather},
     pool::next_task_ids,
-    task::{Task, TaskArgs},
+    task::{IntoTask, Task, TaskArgs},
 };
 
 /// A fixed number of worker processes with the interface of Python's `multiprocessing.Pool`.
@@ -212,21 +212,21 @@ impl Pool {
     ///
     /// # Errors
     /// Whatever ended the task: see [`TaskError`]. [`TaskError::Shutdown`] if the pool is not running.
-    pub fn apply<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> Result<F::Output, TaskError> {
+    pub fn apply<T: IntoTask>(&self, task: T) -> Result<T::Output, TaskError> {
         self.submit(task).result()
     }
 
     /// Submits one call and returns at once.
-    pub fn apply_async<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> AsyncResult<F::Output> {
+    pub fn apply_async<T: IntoTask>(&self, task: T) -> AsyncResult<T::Output> {
         AsyncResult::of_task(self.submit(task), &self.shared.unread)
     }
 
-    fn submit<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> TaskFuture<F::Output> {
+    fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
         if self.shared.is_running() {
             return self.shared.executor.submit(task);
         }
         let control = None;
-        TaskFuture::new::<F>(Cell::done(next_task_ids(1), control, TaskError::Shutdown))
+        TaskFuture::new::<T::Function>(Cell::done(next_task_ids(1), control, TaskError::Shutdown))
     }
 
     /// Runs a task for each item and waits for all of them; the values in the order of the items.
@@ -238,11 +238,11 @@ impl Pool {
     ///
     /// # Errors
     /// That of the first item that has one. [`TaskError::Shutdown`] if the pool is not running.
-    pub fn map<F, A, I, M>(&self, make: M, items: I) -> Result<Vec<F::Output>, TaskError>
+    pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         self.chunked(None).map(make, items)
     }
@@ -265,21 +265,21 @@ impl Pool {
     ///     # pool.terminate();
     /// }
     /// ```
-    pub fn map_collect<F, A, I, M>(&self, make: M, items: I) -> Vec<Result<F::Output, TaskError>>
+    pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         self.chunked(None).map_collect(make, items)
     }
 
     /// As [`map`](Self::map), but returns when all items are submitted.
-    pub fn map_async<F, A, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<F::Output>>
+    pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         self.chunked(None).map_async(make, items)
     }
@@ -354,21 +354,25 @@ impl Pool {
     ///
     /// It reads the input as it goes. After [`close`](Self::close) it goes on to its end, and the workers stay for it;
     /// [`join`](Self::join) ends it, with [`TaskError::Shutdown`] in the place of what has not been submitted by then.
-    pub fn imap<F, A, I, M>(&self, make: M, items: I) -> IMap<F, A, I::IntoIter, M>
+    pub fn imap<T, I, M>(&self, make: M, items: I) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         IMap::new(&self.shared, make, items.into_iter(), false)
     }
 
     /// As [`imap`](Self::imap), with the results as they come.
-    pub fn imap_unordered<F, A, I, M>(&self, make: M, items: I) -> IMap<F, A, I::IntoIter, M>
+    pub fn imap_unordered<T, I, M>(
+        &self,
+        make: M,
+        items: I,
+    ) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         IMap::new(&self.shared, make, items.into_iter(), true)
     }
@@ -475,6 +479,13 @@ pub struct Chunked<'a> {
     chunk_size: Option<usize>,
 }
 
+/// The same, as what a map asks for.
+fn tasks<T: IntoTask, Item>(
+    mut make: impl FnMut(Item) -> T,
+) -> impl FnMut(Item) -> Task<T::Function, T::Arguments> {
+    move |item| make(item).into_task()
+}
+
 impl Chunked<'_> {
     /// All of the input, as a map of which nothing is submitted yet.
     fn start<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, std::vec::IntoIter<I::Item>, M>
@@ -495,17 +506,17 @@ impl Chunked<'_> {
     ///
     /// # Errors
     /// As [`Pool::map`], and [`TaskError::Invalid`] if the chunk size is 0.
-    pub fn map<F, A, I, M>(&self, make: M, items: I) -> Result<Vec<F::Output>, TaskError>
+    pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         if !self.pool.shared.is_running() {
             return Err(TaskError::Shutdown);
         }
         let (mut values, mut first_error) = (Vec::new(), None);
-        for result in self.start(make, items) {
+        for result in self.start(tasks(make), items) {
             match result {
                 Ok(value) if first_error.is_none() => values.push(value),
                 Ok(_) => {}
@@ -518,31 +529,33 @@ impl Chunked<'_> {
     }
 
     /// As [`Pool::map_collect`]. If the chunk size is 0, one [`TaskError::Invalid`] comes.
-    pub fn map_collect<F, A, I, M>(&self, make: M, items: I) -> Vec<Result<F::Output, TaskError>>
+    pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         if !self.pool.shared.is_running() {
             return items.into_iter().map(|_| Err(TaskError::Shutdown)).collect();
         }
-        self.start(make, items).collect()
+        self.start(tasks(make), items).collect()
     }
 
     /// As [`Pool::map_async`].
-    pub fn map_async<F, A, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<F::Output>>
+    pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
-        F: TaskArgs<A>,
+        T: IntoTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         let unread = &self.pool.shared.unread;
         if !self.pool.shared.is_running() {
             return AsyncResult::refused(TaskError::Shutdown, unread);
         }
-        match self.start(make, items).submit_all() {
-            Ok((feed, total)) => AsyncResult::of_map::<F>(self.pool.shared.gather(feed, total), unread),
+        match self.start(tasks(make), items).submit_all() {
+            Ok((feed, total)) => {
+                AsyncResult::of_map::<T::Function>(self.pool.shared.gather(feed, total), unread)
+            }
             Err(error) => AsyncResult::refused(error, unread),
         }
     }

@@ -29,7 +29,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok("spawn") => started(StartMethod::Spawn),
         Ok("forkserver") => started(StartMethod::ForkServer),
         Ok(other) => panic!("no such way: {other}"),
-        Err(_) => return Ok(by_display()),
+        Err(_) => {
+            by_display();
+            return Ok(());
+        }
     };
     println!("{}", sum?);
     Ok(())

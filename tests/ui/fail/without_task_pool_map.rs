@@ -1,0 +1,17 @@
+use executor::prelude::*;
+
+#[task]
+fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+#[task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn run(pool: &ProcessPoolExecutor) {
+    let _ = executor::Pool::new(1).unwrap().map(square, 0..4);
+}
+
+fn main() {}

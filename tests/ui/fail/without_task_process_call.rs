@@ -1,0 +1,17 @@
+use executor::prelude::*;
+
+#[task]
+fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+#[task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn run(pool: &ProcessPoolExecutor) {
+    let _ = executor::Process::new(square(3));
+}
+
+fn main() {}
