@@ -25,3 +25,48 @@ pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
 pub(crate) const MODEL: bool = cfg!(all(test, any(executor_loom, executor_shuttle)));
 /// The same, for the one that tries everything.
 pub(crate) const LOOM: bool = cfg!(all(test, executor_loom));
+
+/// Stands in a model for memory that one side fills, the other one looks at, and the first one fills again.
+///
+/// Shared words are atomics, so no checker reports a race on them, and loom runs each thread in program order: a load that
+/// the processor moves behind the store by which its memory is given back cannot be seen in their values. So a shadow lies
+/// beside each of these words. Loom demands that whoever [fills](Self::fill) it comes after all who [looked](Self::look) at it
+/// before, as the words' orderings say; with one of them weakened, the model fails. Everywhere else it is nothing.
+#[cfg_attr(not(all(test, executor_loom)), derive(Default))]
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Shadow {
+    #[cfg(all(test, executor_loom))]
+    cell: loom::cell::UnsafeCell<()>,
+}
+
+#[cfg(all(test, executor_loom))]
+impl Default for Shadow {
+    fn default() -> Self {
+        Shadow { cell: loom::cell::UnsafeCell::new(()) }
+    }
+}
+
+// SAFETY: there is nothing in it; loom reports who would race.
+#[cfg(all(test, executor_loom))]
+unsafe impl Sync for Shadow {}
+
+impl Shadow {
+    /// Where no model looks.
+    #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+    pub(crate) const NOTHING: &Shadow = &Shadow {};
+
+    /// The memory beside this is being written, by the only one who may.
+    #[inline(always)]
+    pub(crate) fn fill(&self) {
+        #[cfg(all(test, executor_loom))]
+        self.cell.with_mut(|_| ());
+    }
+
+    /// The memory beside this is being read, and not given back yet.
+    #[inline(always)]
+    pub(crate) fn look(&self) {
+        #[cfg(all(test, executor_loom))]
+        self.cell.with(|_| ());
+    }
+}

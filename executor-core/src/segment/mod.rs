@@ -31,6 +31,8 @@
 //! in all of them. A segment that nobody has used for a second or two is punched out, on both sides by the pool's
 //! driver ([`Store::trim`](store::Store::trim)).
 
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod models;
 mod received;
 mod store;
 

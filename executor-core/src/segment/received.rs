@@ -87,6 +87,7 @@ impl Received {
         let len = self.len.saturating_sub(start);
         let mut vec = vec_to_fill(len)?;
         let view = self.results.view(self.number, self.len)?;
+        self.results.ledger.shadow(self.number).look();
         // SAFETY: `start + len` is the segment's length or `len` is 0, and the view has that many bytes, none of which can
         // go away: the pool has sealed the file's length. The vector has room for `len` and is all ours. The worker may
         // write meanwhile if it is broken: bytes are copied without being looked at, by a pointer and not by a
@@ -102,6 +103,7 @@ impl Received {
     pub(crate) fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
         let len = into.len().min(self.len);
         let view = self.results.view(self.number, self.len)?;
+        self.results.ledger.shadow(self.number).look();
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(view.at().as_ptr(), into.as_mut_ptr(), len) };
         Ok(len)

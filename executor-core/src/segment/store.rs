@@ -3,16 +3,17 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::os::{
     arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS},
     fork::Origin,
     memory::{Shared, SharedLayout},
+    sync::{
+        Shadow,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// All segments of an arena together. More: a producer that is faster than its consumer takes more memory that does not
@@ -29,16 +30,17 @@ pub(super) struct Ledger {
     used: AtomicU64,
     /// Bytes that have been written since the segment was last empty. Changed by its owner only.
     resident: [AtomicU64; SEGMENTS],
+    /// One beside each segment's memory.
+    shadows: [Shadow; SEGMENTS],
 }
 
-/// The models' memory is made, not zeroed.
-#[cfg(all(test, any(executor_loom, executor_shuttle)))]
 impl Default for Ledger {
     fn default() -> Self {
         Ledger {
             taken: AtomicU64::default(),
             used: AtomicU64::default(),
             resident: std::array::from_fn(|_| AtomicU64::default()),
+            shadows: std::array::from_fn(|_| Shadow::default()),
         }
     }
 }
@@ -64,12 +66,18 @@ impl Ledger {
     }
 
     /// Sets the bit; whether it was clear. Acquires what the last owner did.
-    fn own(&self, number: u8) -> bool {
+    pub(super) fn own(&self, number: u8) -> bool {
         self.taken.fetch_or(1 << number, Ordering::Acquire) & 1 << number == 0
     }
 
+    /// By whoever has read what the owner wrote, or by the owner if nobody was told of it.
     pub(super) fn release(&self, number: u8) {
         self.taken.fetch_and(!(1 << number), Ordering::Release);
+    }
+
+    /// Beside the memory of a segment: to be filled by its owner, and looked at by whoever reads it.
+    pub(super) fn shadow(&self, number: u8) -> &Shadow {
+        &self.shadows[usize::from(number)]
     }
 
     fn resident(&self, number: u8) -> u64 {
@@ -99,6 +107,7 @@ impl Ledger {
                 left = true;
                 continue;
             }
+            self.shadow(number).fill();
             match arena.punch(number) {
                 Ok(()) => self.resident[usize::from(number)].store(0, Ordering::Relaxed),
                 Err(error) => tracing::warn!(%error, "a segment's memory could not be given back"),
@@ -129,12 +138,7 @@ pub(crate) struct Store {
 impl Store {
     /// The pool's, for arguments.
     pub(crate) fn create() -> io::Result<Arc<Self>> {
-        let ledger = Ledger {
-            taken: AtomicU64::new(0),
-            used: AtomicU64::new(0),
-            resident: [const { AtomicU64::new(0) }; SEGMENTS],
-        };
-        Ok(Arc::new(Self::of(Arena::create("executor-arguments")?, Place::Own(Box::new(ledger)))))
+        Ok(Arc::new(Self::of(Arena::create("executor-arguments")?, Place::Own(Box::default()))))
     }
 
     /// A worker's, for results, in the arena that its parent has made.
@@ -251,6 +255,7 @@ impl Lease {
     #[inline]
     pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
         let mapping = self.mapping();
+        self.store.ledger().shadow(self.number).fill();
         assert!(at + bytes.len() <= mapping.len(), "room was reserved");
         // SAFETY: within the mapping, by the assertion. Nobody else writes there (this is the segment's owner) and nobody
         // reads before he is told of it; `bytes` is not in it, because nothing hands out mutable access besides this.

@@ -14,7 +14,10 @@ use crate::os::{
     futex,
     liveness::{OwnerId, Owners},
     memory::SharedLayout,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Shadow,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// See the module's opening.
@@ -27,6 +30,8 @@ pub(super) struct Cell {
     ticket: AtomicU32,
     /// The ticket that was to be given next when it was told: those who came later were not meant.
     told_at: AtomicU32,
+    /// Beside all but the word.
+    shadow: Shadow,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
@@ -49,6 +54,7 @@ pub(super) enum State {
 impl Cell {
     /// Waits here from now on.
     pub(super) fn enter(&self, owner: OwnerId, ticket: u32) {
+        self.shadow.fill();
         self.owner.store(owner.bits(), Ordering::Relaxed);
         self.ticket.store(ticket, Ordering::Relaxed);
         self.word.store(WAITING, Ordering::Release);
@@ -75,11 +81,13 @@ impl Cell {
 
     /// Does not wait any more. By the one who has it, or for one that is dead.
     pub(super) fn leave(&self) {
+        self.shadow.look();
         self.word.store(FREE, Ordering::Release);
     }
 
     /// To be woken when the mutex is free.
     pub(super) fn tell(&self, next_ticket: u32) {
+        self.shadow.fill();
         self.told_at.store(next_ticket, Ordering::Relaxed);
         self.word.store(TOLD, Ordering::Release);
     }
@@ -90,6 +98,7 @@ impl Cell {
     }
 
     pub(super) fn told_at(&self) -> u32 {
+        self.shadow.look();
         self.told_at.load(Ordering::Relaxed)
     }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::{
-    cells::Cell,
+    cells::{self, Cell},
     condition::{self, Waiters},
     event::Flag,
     holders::Holding,
@@ -336,6 +336,40 @@ fn no_notification_is_lost_in_cells() {
 #[test]
 fn no_notification_is_lost_in_the_crowd() {
     no_notification_is_lost(0);
+}
+
+#[test]
+fn a_cell_is_entered_again_only_after_it_was_left() {
+    check(3, || {
+        let world = Process::world(3);
+        let shared = Arc::new((RobustMutex::default(), Cell::default()));
+        shared.1.enter(world[0].me(), 1);
+        let (theirs, process) = (Arc::clone(&shared), world[1].clone());
+        let teller = thread::spawn(move || {
+            let guard = theirs.0.lock(&process);
+            theirs.1.tell(2);
+            drop(guard);
+            theirs.1.wake();
+        });
+        let (theirs, process) = (Arc::clone(&shared), world[2].clone());
+        let next = thread::spawn(move || {
+            let guard = theirs.0.lock(&process);
+            let enters = theirs.1.is_free();
+            if enters {
+                theirs.1.enter(process.me(), 3);
+            }
+            drop(guard);
+            enters
+        });
+        while shared.1.state() == cells::State::Waiting {
+            shared.1.sleep(RECHECK);
+        }
+        assert_eq!(shared.1.told_at(), 2);
+        // Without the mutex: one store.
+        shared.1.leave();
+        teller.join().unwrap();
+        assert_eq!(next.join().unwrap(), shared.1.is_waiting());
+    });
 }
 
 #[test]

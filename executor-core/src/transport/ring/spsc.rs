@@ -7,7 +7,7 @@ use crate::os::{
     futex,
     spin::{Spin, this_cpu},
     sync::{
-        self,
+        self, Shadow,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -48,6 +48,8 @@ pub(super) struct Ring {
     wanting_room: Line<AtomicU32>,
     closed: Line<AtomicU32>,
     words: [AtomicU64; WORDS],
+    /// One beside each word.
+    shadows: [Shadow; WORDS],
 }
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -186,6 +188,24 @@ impl Ring {
         crate::fuzz::turn();
         &self.words[(position & MASK) as usize]
     }
+
+    fn shadow(&self, position: u64) -> &Shadow {
+        &self.shadows[(position & MASK) as usize]
+    }
+
+    /// By the producer, in memory that the consumer has given back.
+    #[inline]
+    fn fill(&self, position: u64, word: u64) {
+        self.shadow(position).fill();
+        self.word(position).store(word, Ordering::Relaxed);
+    }
+
+    /// By the consumer, in memory that is published.
+    #[inline]
+    fn look(&self, position: u64) -> u64 {
+        self.shadow(position).look();
+        self.word(position).load(Ordering::Relaxed)
+    }
 }
 
 /// Where a ring's words lie: positions, sleepers, and the first messages.
@@ -277,18 +297,18 @@ impl Producer {
         if !self.room(ring, words)? {
             return Ok(false);
         }
-        ring.word(self.head).store(len as u64 | mark, Ordering::Relaxed);
+        ring.fill(self.head, len as u64 | mark);
         let mut at = self.head + 1;
         for part in parts {
             let (whole, rest) = part.as_chunks::<8>();
             for chunk in whole {
-                ring.word(at).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+                ring.fill(at, u64::from_ne_bytes(*chunk));
                 at += 1;
             }
             if !rest.is_empty() {
                 let mut last = [0; 8];
                 last[..rest.len()].copy_from_slice(rest);
-                ring.word(at).store(u64::from_ne_bytes(last), Ordering::Relaxed);
+                ring.fill(at, u64::from_ne_bytes(last));
                 at += 1;
             }
         }
@@ -357,7 +377,7 @@ impl Consumer {
             }
         }
         // Read once: the other side may change it at any time.
-        let first = ring.word(self.tail).load(Ordering::Relaxed);
+        let first = ring.look(self.tail);
         let (len, headless) = (first & !HEADLESS, first & HEADLESS != 0);
         let published = self.head - self.tail;
         if len > (published - 1) * 8 {
@@ -368,7 +388,7 @@ impl Consumer {
         message.resize(len.next_multiple_of(8), 0);
         let mut at = self.tail + 1;
         for chunk in message.as_chunks_mut::<8>().0 {
-            *chunk = ring.word(at).load(Ordering::Relaxed).to_ne_bytes();
+            *chunk = ring.look(at).to_ne_bytes();
             at += 1;
         }
         message.truncate(len);
