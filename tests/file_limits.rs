@@ -9,16 +9,16 @@ mod harness;
 use std::{
     fmt::Display,
     io,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     panic::{AssertUnwindSafe, catch_unwind},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use executor::{
-    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Lock, Pool, Process, Queue, RLock,
-    RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue, StartMethod, Value,
-    pipe, prelude::*,
+    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Limits, Lock, Pool, Process, Queue,
+    RLock, RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue, StartMethod,
+    Value, pipe, prelude::*,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -29,6 +29,9 @@ const TESTS: &[(&str, fn())] = &[
     ("under_a_limit_on_file_sizes_every_call_is_ok_or_an_error", every_call_is_ok_or_an_error),
     ("under_a_limit_on_file_sizes_what_fits_works", what_fits_works),
     ("a_limit_on_file_sizes_lowered_in_a_task_fails_its_calls_only", lowered_in_a_task),
+    ("a_queue_that_much_went_through_takes_items_under_a_limit", much_went_through_a_queue),
+    ("a_queues_file_is_as_long_as_its_content_and_not_its_traffic", as_long_as_its_content),
+    ("what_several_processes_put_and_get_does_not_lengthen_a_queues_file", several_processes_put_and_get),
     ("a_result_that_the_limit_on_file_sizes_keeps_inside_is_an_error", a_result_is_kept_inside),
     ("a_storm_of_timer_signals_does_not_stop_an_allocation", a_storm_of_timers),
 ];
@@ -251,6 +254,129 @@ fn lowered_in_a_task() {
     let outcome = pool.submit(lowers_its_limit::task()).result().unwrap();
     assert!(outcome.contains("the limit on file sizes is 1000 bytes"), "{outcome}");
     assert_eq!(pool.submit(id::task()).result().unwrap(), before, "the same worker goes on");
+}
+
+#[task]
+fn put(queue: Queue<Bytes>) -> String {
+    queue.put(bytes(300_000)).map_or_else(|error| error.to_string(), |()| "put".into())
+}
+
+fn much_went_through_a_queue() {
+    let queue = Queue::<Bytes>::unbounded().unwrap();
+    for _ in 0..12 {
+        queue.put(bytes(10 << 20)).unwrap();
+        queue.get().unwrap();
+    }
+    let limits = Limits::default().file_size(64 << 20);
+    let outcome = Process::new(put::task(queue.clone())).limits(limits).start().unwrap().join();
+    assert_eq!(outcome.unwrap(), "put");
+    assert_eq!(queue.get().unwrap().0.len(), 300_000);
+}
+
+/// How long the only queue's file is, and how much memory it takes.
+fn queue_file() -> (u64, u64) {
+    let mut files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let name = std::fs::read_link(&path).ok()?;
+        name.to_string_lossy().starts_with("/memfd:executor-queue").then(|| std::fs::metadata(path).unwrap())
+    });
+    let file = files.next().expect("a queue");
+    assert!(files.next().is_none(), "only one");
+    (file.len(), file.blocks() * 512)
+}
+
+/// Small and seeded: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit) as usize
+    }
+}
+
+/// Ten items for each; `EXECUTOR_ROUNDS=1000` for ten thousand of them.
+fn rounds() -> usize {
+    std::env::var("EXECUTOR_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+fn as_long_as_its_content() {
+    let kinds: [(&str, fn(&mut Random) -> usize); 4] = [
+        ("one size", |_| 700_000),
+        ("large ones", |random| 270_000 + random.below(5_000_000)),
+        ("small ones in bursts", |random| random.below(20_000)),
+        ("all sizes", |random| [100, 10_000, 300_000, 3_000_000][random.below(4)] + random.below(100)),
+    ];
+    for (name, len) in kinds {
+        let queue = Queue::<Bytes>::unbounded().unwrap();
+        let mut random = Random(7);
+        let (mut inside, mut most, mut longest, mut traffic) = (Vec::new(), 0, 0, 0);
+        let mut sum = 0;
+        for round in 0..rounds() * 10 {
+            // It fills up and becomes empty, again and again.
+            let fills = round / 50 % 2 == 0;
+            if inside.is_empty() || (random.below(10) < if fills { 8 } else { 2 } && inside.len() < 20) {
+                let item = len(&mut random);
+                queue.put(bytes(item)).unwrap();
+                inside.push(item);
+                sum += item;
+                traffic += item;
+            } else {
+                let item = inside.remove(0);
+                assert_eq!(queue.get().unwrap().0.len(), item);
+                sum -= item;
+            }
+            most = most.max(sum);
+            longest = longest.max(queue_file().0);
+        }
+        println!("{name}: {traffic} bytes went through, at most {most} at a time, in a file of {longest}");
+        // Beside what is in it: holes between items, what is kept for the next one, and rings.
+        assert!(longest <= 2 * most as u64 + (12 << 20), "{name}: {longest} for {most}");
+        for item in inside {
+            assert_eq!(queue.get().unwrap().0.len(), item);
+        }
+        assert!(queue_file().1 <= 10 << 20, "{name}: {:?} are kept", queue_file());
+    }
+}
+
+#[task]
+fn puts(queue: Queue<Bytes>, seed: u64, count: usize) {
+    let mut random = Random(seed);
+    for _ in 0..count {
+        queue
+            .put(bytes([1_000, 20_000, 400_000, 1_000_000][random.below(4)] + random.below(100_000)))
+            .unwrap();
+    }
+}
+
+#[task]
+fn gets(queue: Queue<Bytes>) -> u64 {
+    std::iter::from_fn(|| queue.get().ok())
+        .map(|bytes| {
+            assert!(bytes.0.iter().all(|byte| *byte == 7), "another one's memory");
+            1
+        })
+        .sum()
+}
+
+fn several_processes_put_and_get() {
+    let count = rounds() * 3;
+    let queue = Queue::<Bytes>::bounded(8).unwrap();
+    let start = |task| Process::new(task).start().unwrap();
+    let producers: Vec<_> = (0..3).map(|seed| start(puts::task(queue.clone(), seed, count))).collect();
+    let consumers: Vec<_> =
+        (0..3).map(|_| Process::new(gets::task(queue.clone())).start().unwrap()).collect();
+    producers.into_iter().for_each(|producer| producer.join().unwrap());
+    queue.close();
+    let got: u64 = consumers.into_iter().map(|consumer| consumer.join().unwrap()).sum();
+    assert_eq!(got, 3 * count as u64);
+    // Eight in it, and six in hands.
+    let (len, _) = queue_file();
+    println!("{got} items went through a file of {len} bytes");
+    assert!(len <= 2 * 14 * 1_100_000 + (12 << 20), "{len}");
 }
 
 #[task]

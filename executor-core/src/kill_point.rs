@@ -152,10 +152,12 @@ mod hook {
         QueueClaimHandedOn,
         /// The end of a ring is marked as empty.
         QueuePadded,
-        /// It has noted that it will make a ring.
-        QueueRingNoted,
+        /// It has made a hole shorter, and what is left is noted nowhere.
+        QueueHoleSplit,
         /// A ring is there, and nothing leads to it.
         QueueRingMade,
+        /// It has noted that something is about to lead to the ring.
+        QueueRingNoted,
         /// A record leads to the new ring, and producers are in the old one.
         QueueMovePublished,
         /// Producers are in the new ring.
@@ -186,6 +188,12 @@ mod hook {
         QueuePieceKept,
         /// It is given back, and noted as its own still.
         QueuePieceFreed,
+        /// A hole beside it is noted nowhere.
+        QueueHolesMerged,
+        /// The last place of the file is noted nowhere, and not behind the end.
+        QueueEndNoted,
+        /// A hole is left for others.
+        QueueHoleLeft,
         /// The descriptors of an item that it has taken are out of the socket.
         QueueDescriptorsTaken,
         /// It has noted that it will hold an item which is not done, and has not taken it.

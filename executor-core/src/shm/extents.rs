@@ -1,9 +1,8 @@
 //! A sparse anonymous file of which pieces are taken, used for a while and given back; and windows through which words of
 //! it are seen.
 //!
-//! Places are given once: what was given back is a hole for ever, and reads as zeros. So a piece that is given back twice,
-//! or by somebody who was interrupted for long, does no harm. The file never shrinks (sealed), so that no access to a
-//! window can hit its end.
+//! What was given back is a hole, and reads as zeros, until its place is given to somebody else; who has which place is for the
+//! user of this to say. The file never shrinks (sealed), so that no access to a window can hit its end.
 
 use std::{
     io,
@@ -63,12 +62,9 @@ impl Extents {
         file::allocate(&self.file, at, len)
     }
 
-    /// Gives a piece back.
-    pub(crate) fn punch(&self, at: u64, len: u64) {
-        if check(at, len).is_ok() && len > 0 {
-            // It fails only for want of memory to note the hole; then the piece stays until the file goes.
-            let _ = file::punch(&self.file, at, Self::whole(len));
-        }
+    /// Gives the memory of a piece back: it reads as zeros then. Whether it does; the system may have no memory to note the hole.
+    pub(crate) fn punch(&self, at: u64, len: u64) -> bool {
+        check(at, len).is_ok() && len > 0 && file::punch(&self.file, at, Self::whole(len)).is_ok()
     }
 
     /// Fills a piece that nobody sees yet. If it is `new`, it is asked first whether there is memory for it.
@@ -233,9 +229,10 @@ mod tests {
         assert!(out[0] == 9 && out[1..] == bytes);
         let used = || fstat(extents.descriptor()).unwrap().st_blocks * 512;
         assert!(used() >= 100_000);
-        extents.punch(8192, 100_000);
+        assert!(extents.punch(8192, 100_000));
         assert_eq!(used(), 0);
-        extents.punch(8192, 100_000);
+        assert!(extents.punch(8192, 100_000), "again");
+        assert!(!extents.punch(u64::MAX, 1));
         out.clear();
         extents.read(8192, 10, &mut out).unwrap();
         assert_eq!(out, [0; 10]);

@@ -27,6 +27,17 @@
 //! `places[generation & 1]` is what counts. The other one is filled before the generation is stored, and belongs to a
 //! generation that nobody looks at.
 //!
+//! # Places
+//!
+//! Rings and large items have places in the file. A place has one owner at any moment: the queue (a place that a record or
+//! `places` names), or one of the `claims`: of a process that writes or reads there, or of nobody, to be taken by the next one
+//! who needs it, with its memory ([`STOCK`]) or without ([`HOLE`]). It goes from one to the other by one store; around that
+//! store `pending_claim` tells whoever repairs to look which side has it. What is given back is merged with the holes beside it,
+//! and at the end of the file `next` goes down again: so the file is about as long as what was in the queue at a time.
+//!
+//! Where a claim is shrunk or merged, the place is taken out of the one claim before it comes into the other. A process that
+//! dies in between loses a place of a file that is sparse; two never have one.
+//!
 //! # Descriptors
 //!
 //! They go over a socket before the record is published, with a number of their own, the ticket. If the producer dies in
@@ -41,7 +52,7 @@ use crate::{
         liveness::{OwnerId, Owners},
         memory::SharedLayout,
         sync::{
-            MODEL,
+            MODEL, Shadow,
             atomic::{AtomicU32, AtomicU64, Ordering, fence},
         },
     },
@@ -61,9 +72,11 @@ pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { MOST_BYTES as usize /
 /// Records are multiples of so many words, and so are rings: at the end of a ring there is always room for a `Moved`.
 const UNIT: u64 = 4;
 
-/// Pieces outside of rings that are being written or read. More: a look at more when one looks for the dead. Less: so many
-/// large items can be put and got at a time.
-const CLAIMS: usize = if MODEL { 2 } else { 32 };
+/// Places that are being written or read, kept, or holes. More: a look at more when one looks for the dead. Less: so many
+/// large items can be put and got at a time, and holes beyond that are lost.
+const CLAIMS: usize = if MODEL { 4 } else { 64 };
+/// Of those, so many are for rings only, of which each side moves one at a time.
+const CLAIMS_OF_RINGS: usize = 2;
 
 /// Processes that hold items which are not done. More: a larger table to look through. Less: of more processes than that, it is
 /// not known whose items will never be done.
@@ -89,10 +102,7 @@ pub(super) struct Producers {
     places: [Place; 2],
     /// Items put so far.
     count: AtomicU64,
-    /// A ring to which nothing leads yet; none if `pending_bytes` is 0.
-    pending_at: AtomicU64,
-    pending_bytes: AtomicU64,
-    /// The claim of a piece that is about to be put, plus one; 0 if there is none.
+    /// The claim of a piece that is about to be put, or of a ring to which nothing leads yet, plus one; 0 if there is none.
     pending_claim: AtomicU64,
     /// The last ticket.
     ticket: AtomicU64,
@@ -115,19 +125,16 @@ pub(super) struct Consumers {
     taking: AtomicU64,
     /// The ticket of what is being taken, or was last.
     ticket: AtomicU64,
-    /// A ring that is being left; none if `pending_bytes` is 0.
-    pending_at: AtomicU64,
-    pending_bytes: AtomicU64,
-    /// The claim for a piece that is about to be taken, plus one; 0 if there is none.
+    /// The claim for a piece that is about to be taken, or a ring that is about to be left, plus one; 0 if there is none.
     pending_claim: AtomicU64,
 }
 
-/// A piece outside of rings that a process writes or reads, without any mutex; or one that is kept for the next one who needs
-/// any. Where a piece is when it is in the queue, only its record says.
+/// A place in the file that a process has, for a piece that it writes or reads without any mutex, or for a ring on its way in or
+/// out; or one that the next one may have. Where a piece is when it is in the queue, only its record says.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 struct Claim {
-    /// Who has it; 0 for nobody, or [`STOCK`].
+    /// Who has it; 0 for nobody, [`STOCK`], or [`HOLE`].
     owner: AtomicU32,
     reserved: AtomicU32,
     at: AtomicU64,
@@ -137,6 +144,8 @@ struct Claim {
 
 /// The piece of a claim is kept: pages that were used before are filled several times as fast as new ones.
 const STOCK: u32 = u32::MAX;
+/// The place of a claim is nobody's, has no memory and reads as zeros.
+const HOLE: u32 = u32::MAX - 1;
 /// Of all that is kept. More: memory that lies idle. Less: larger items come to new pages.
 ///
 /// Where processes are made to die at each step, little is kept, so that they come to giving back as well.
@@ -150,7 +159,7 @@ pub(super) struct Layout {
     capacity: AtomicU64,
     closed: AtomicU32,
     reserved: AtomicU32,
-    /// The first byte of the file that was never given to anybody.
+    /// Behind all places of the file that somebody has, or that are holes.
     next: AtomicU64,
     /// Items that were [done](Chain::mark_done).
     done: AtomicU64,
@@ -174,6 +183,8 @@ unsafe impl SharedLayout for Layout {}
 pub(super) trait Words {
     fn words(&self) -> usize;
     fn word(&self, index: usize) -> &AtomicU64;
+    /// Beside that word.
+    fn shadow(&self, index: usize) -> &Shadow;
     fn write(&self, index: usize, bytes: &[u8]);
 }
 
@@ -181,10 +192,10 @@ pub(super) trait Words {
 pub(super) trait Memory {
     type Ring: Words;
 
-    /// Makes a piece that was not there before.
+    /// Gives a place that reads as zeros its memory.
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()>;
-    /// Gives it back; more than once does no harm.
-    fn free(&self, at: u64, bytes: u64);
+    /// Takes the memory of a place back, which reads as zeros then. Whether it does.
+    fn free(&self, at: u64, bytes: u64) -> bool;
     /// The ring of producers, and of consumers: each side is often asked for the same one.
     fn ring(&self, side: Side, at: u64, bytes: u64) -> io::Result<Arc<Self::Ring>>;
     /// Throws away descriptors with tickets up to this one.
@@ -298,6 +309,18 @@ impl<R: Words> Cursor<'_, R> {
 
     fn word(&self, ahead: u64) -> &AtomicU64 {
         self.ring.word(((self.position + ahead) % self.size()) as usize)
+    }
+
+    /// A word of a record that is published, and not taken yet.
+    fn look(&self, ahead: u64) -> u64 {
+        self.ring.shadow(((self.position + ahead) % self.size()) as usize).look();
+        self.word(ahead).load(Ordering::Relaxed)
+    }
+
+    /// Writes a word where consumers have given the memory back; they see it when the record is published.
+    fn fill(&self, ahead: u64, word: u64) {
+        self.ring.shadow(((self.position + ahead) % self.size()) as usize).fill();
+        self.word(ahead).store(word, Ordering::Relaxed);
     }
 
     /// Where the words of a record are, none of which lies beyond the end of the ring.
@@ -444,12 +467,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             let words = checked_words(header, &tail)?;
             tail.advance(words);
         }
-        let (at, bytes) =
-            (producers.pending_at.load(Ordering::Relaxed), producers.pending_bytes.load(Ordering::Relaxed));
-        if bytes != 0 && tail.place.at.load(Ordering::Relaxed) != at {
-            self.memory.free(at, bytes);
+        if let Some(claim) = claim
+            && piece == Some(tail.place.at.load(Ordering::Relaxed))
+        {
+            // A ring, and something leads to it.
+            claim.bytes.store(0, Ordering::Relaxed);
         }
-        producers.pending_bytes.store(0, Ordering::Relaxed);
         // A piece that is not in the queue stays the dead one's, until somebody who wants one finds it.
         producers.pending_claim.store(0, Ordering::Release);
         self.void_what_was_sent()
@@ -506,12 +529,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             producers.count.store(number.wrapping_add(1), Ordering::Release);
             kill_point!(QueuePutCounted);
             if let Some(claim) = claim {
-                // In this order: a claim that others may take is nobody's pending one.
-                let claim = &self.layout.claims[claim.0];
-                claim.bytes.store(0, Ordering::Relaxed);
-                producers.pending_claim.store(0, Ordering::Release);
-                kill_point!(QueueClaimHandedOn);
-                claim.owner.store(0, Ordering::Release);
+                self.hand_on(claim);
             }
             if entry.ticket.is_some() {
                 producers.sending.store(0, Ordering::Relaxed);
@@ -519,6 +537,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         })?;
         fence(Ordering::SeqCst);
         Ok(())
+    }
+
+    /// What was claimed is the queue's.
+    fn hand_on(&self, claim: Claimed) {
+        // In this order: a claim that others may take is nobody's pending one.
+        let claim = &self.layout.claims[claim.0];
+        claim.bytes.store(0, Ordering::Relaxed);
+        self.layout.producers.pending_claim.store(0, Ordering::Release);
+        kill_point!(QueueClaimHandedOn);
+        claim.owner.store(0, Ordering::Release);
     }
 
     /// Says of descriptors that were sent in vain that they are. Under the mutex.
@@ -545,7 +573,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             // What is kept free behind it is for a `Moved`, and for the zero until then.
             if need <= size / 4 && used + pad + need + UNIT <= size {
                 if pad > 0 {
-                    tail.word(pad).store(0, Ordering::Relaxed);
+                    tail.fill(pad, 0);
                     tail.word(0).store(PAD | (pad * 8) << LEN_SHIFT, Ordering::Release);
                     tail.advance(pad);
                     kill_point!(QueuePadded);
@@ -569,13 +597,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let need = words(header);
         let mut tail = self.reserve(need)?;
         let attached = u64::from(header & ATTACHED != 0);
-        tail.word(1).store(number, Ordering::Relaxed);
+        tail.fill(1, number);
         if attached == 1 {
-            tail.word(2).store(ticket, Ordering::Relaxed);
+            tail.fill(2, ticket);
         }
         tail.ring.write(tail.index(2 + attached), bytes);
         kill_point!(QueueRecordWritten);
-        tail.word(need).store(0, Ordering::Relaxed);
+        tail.fill(need, 0);
         tail.word(0).store(header, Ordering::Release);
         kill_point!(QueueRecordPublished);
         follow();
@@ -599,26 +627,26 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         // A record is a quarter of it at most.
         let fits = need.next_power_of_two() * 8 * 4;
         let bytes = (tail.size() * 8 * 4).min(MOST_BYTES).max(fits);
-        let at = self.layout.next.fetch_add(bytes, Ordering::Relaxed);
-        producers.pending_at.store(at, Ordering::Relaxed);
-        producers.pending_bytes.store(bytes, Ordering::Release);
+        let (Piece { at, bytes }, claim) = self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
+        let made = self.memory.allocate(at, bytes).and_then(|()| {
+            kill_point!(QueueRingMade);
+            // Mapped before it is published, so that this cannot fail afterwards.
+            self.memory.ring(Side::Producers, at, bytes)
+        });
+        if let Err(error) = made {
+            self.shed(claim);
+            return Err(error);
+        }
+        // From now on, whoever repairs says whose it is.
+        producers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueRingNoted);
-        let undo = |error| {
-            self.memory.free(at, bytes);
-            producers.pending_bytes.store(0, Ordering::Relaxed);
-            error
-        };
-        self.memory.allocate(at, bytes).map_err(undo)?;
-        kill_point!(QueueRingMade);
-        // Mapped before it is published, so that this cannot fail afterwards.
-        self.memory.ring(Side::Producers, at, bytes).map_err(undo)?;
-        tail.word(2).store(at, Ordering::Relaxed);
-        tail.word(3).store(bytes, Ordering::Relaxed);
+        tail.fill(2, at);
+        tail.fill(3, bytes);
         tail.word(0).store(MOVED | 16 << LEN_SHIFT, Ordering::Release);
         kill_point!(QueueMovePublished);
         self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
         kill_point!(QueueProducersMoved);
-        producers.pending_bytes.store(0, Ordering::Relaxed);
+        self.hand_on(claim);
         self.tail()
     }
 
@@ -660,17 +688,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     fn repair_consumers(&self) -> io::Result<()> {
         let consumers = &self.layout.consumers;
-        let (at, bytes) =
-            (consumers.pending_at.load(Ordering::Relaxed), consumers.pending_bytes.load(Ordering::Relaxed));
         let head = self.head()?;
-        if bytes != 0 && head.place.at.load(Ordering::Relaxed) != at {
-            self.memory.free(at, bytes);
-        }
-        consumers.pending_bytes.store(0, Ordering::Relaxed);
         let claimed = consumers.pending_claim.load(Ordering::Relaxed);
         if let Some(claim) = self.layout.claims.get((claimed as usize).wrapping_sub(1)) {
-            // Not taken: the piece is the item's still. Otherwise it is the dead one's.
-            if self.item_elsewhere(&head) == Some(claim.at.load(Ordering::Relaxed)) {
+            let at = claim.at.load(Ordering::Relaxed);
+            // Not taken: the piece is the item's still; not left: the ring is the queue's. Otherwise it is the dead one's.
+            if self.item_elsewhere(&head) == Some(at) || head.place.at.load(Ordering::Relaxed) == at {
                 claim.bytes.store(0, Ordering::Relaxed);
             }
         }
@@ -715,14 +738,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     self.memory.ring(Side::Consumers, at, bytes)?;
                     let old =
                         (head.place.at.load(Ordering::Relaxed), head.place.bytes.load(Ordering::Relaxed));
-                    consumers.pending_at.store(old.0, Ordering::Relaxed);
-                    consumers.pending_bytes.store(old.1, Ordering::Release);
+                    let claim = self.claim(self.owners.me(), &self.layout.claims)?;
+                    consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
+                    self.note(&claim, Piece { at: old.0, bytes: old.1 });
                     kill_point!(QueueOldRingNoted);
                     self.flip(&consumers.places, &consumers.generation, head.generation, at, bytes);
                     kill_point!(QueueConsumersMoved);
-                    self.memory.free(old.0, old.1);
+                    consumers.pending_claim.store(0, Ordering::Release);
+                    self.shed(claim);
                     kill_point!(QueueOldRingFreed);
-                    consumers.pending_bytes.store(0, Ordering::Relaxed);
                     head = self.head()?;
                 }
                 PAD => {
@@ -730,20 +754,21 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     head.advance(words);
                 }
                 VOID => {
-                    self.memory.discard(head.word(2).load(Ordering::Relaxed));
+                    self.memory.discard(head.look(2));
                     let words = checked_words(header, &head)?;
                     head.advance(words);
                 }
                 ITEM => {
+                    head.look(0);
                     let words = checked_words(header, &head)?;
                     let attached = u64::from(header & ATTACHED != 0);
                     let body = 2 + attached;
                     return Ok(Some(Found {
-                        number: head.word(1).load(Ordering::Relaxed),
+                        number: head.look(1),
                         end: head.position + words,
-                        ticket: (attached == 1).then(|| head.word(2).load(Ordering::Relaxed)),
+                        ticket: (attached == 1).then(|| head.look(2)),
                         body: if header & ELSEWHERE != 0 {
-                            let number = |at: u64| head.word(body + at).load(Ordering::Relaxed);
+                            let number = |at: u64| head.look(body + at);
                             FoundBody::Elsewhere {
                                 piece: Piece { at: number(0), bytes: number(2) },
                                 len: number(1),
@@ -777,7 +802,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let claim = match found.body {
             FoundBody::Elsewhere { piece, .. } => {
                 // Before anything has changed.
-                let claim = self.claim_for(None, me)?;
+                let claim = self.claim(me, self.claims_of_pieces())?;
                 consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
                 self.note(&claim, piece);
                 kill_point!(QueuePieceClaimed);
@@ -802,33 +827,152 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(claim)
     }
 
-    // Pieces outside of rings.
+    // Places.
 
-    /// A claim for this process: with a piece of so many bytes at least, if there is one, otherwise without any.
-    fn claim_for(&self, bytes: Option<u64>, me: OwnerId) -> io::Result<Claimed> {
-        // Of pieces that are there, those that are neither too small nor far too large.
-        let fits = |claim: &Claim| {
-            let has = claim.bytes.load(Ordering::Acquire);
-            bytes.is_some_and(|bytes| has >= bytes && has / 4 <= bytes)
-        };
-        let claims = || self.layout.claims.iter().enumerate();
-        let found = claims()
-            .find(|(_, claim)| fits(claim) && self.take_claim(claim, STOCK, me))
-            .or_else(|| claims().find(|(index, claim)| self.take_of_dead(*index, claim, me)))
-            .or_else(|| claims().find(|(_, claim)| self.take_claim(claim, 0, me)))
-            .or_else(|| claims().find(|(_, claim)| self.take_claim(claim, STOCK, me)));
-        let Some((index, claim)) = found else {
-            return Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                "too many large items are being put and got at this moment",
-            ));
-        };
-        let has = claim.bytes.load(Ordering::Acquire);
-        if has != 0 && !fits(claim) {
-            self.memory.free(claim.at.load(Ordering::Relaxed), has);
-            claim.bytes.store(0, Ordering::Relaxed);
+    fn claims_of_pieces(&self) -> &'a [Claim] {
+        &self.layout.claims[CLAIMS_OF_RINGS..]
+    }
+
+    fn index_of(&self, claim: &Claim) -> Claimed {
+        let at = self.layout.claims.iter().position(|other| std::ptr::eq(other, claim));
+        Claimed(at.expect("one of them"))
+    }
+
+    /// A claim without a place, one of these.
+    fn claim(&self, me: OwnerId, claims: &'a [Claim]) -> io::Result<Claimed> {
+        let of = |owner: u32| claims.iter().filter(move |claim| claim.owner.load(Ordering::Relaxed) == owner);
+        let bytes = |claim: &&Claim| claim.bytes.load(Ordering::Relaxed);
+        // Each round makes the claim of a dead one somebody's or nobody's, or loses it to somebody else.
+        for _ in 0..4 * CLAIMS {
+            // First those of the dead: nobody else finds what they had.
+            if let Some(claim) = claims.iter().find(|claim| self.take_of_dead(claim, me)) {
+                let claimed = self.index_of(claim);
+                if claim.bytes.load(Ordering::Acquire) == 0 {
+                    return Ok(claimed);
+                }
+                self.shed(claimed);
+                continue;
+            }
+            if let Some(claim) = claims.iter().find(|claim| self.take_claim(claim, 0, me)) {
+                return Ok(self.index_of(claim));
+            }
+            // There are as many as there can be; the place of one is lost until the file goes. The smallest.
+            let Some(claim) = of(HOLE).min_by_key(bytes).or_else(|| of(STOCK).min_by_key(bytes)) else {
+                break;
+            };
+            let was = claim.owner.load(Ordering::Relaxed);
+            if (was == HOLE || was == STOCK) && self.take_claim(claim, was, me) {
+                if was == STOCK {
+                    let at = claim.at.load(Ordering::Relaxed);
+                    self.memory.free(at, claim.bytes.load(Ordering::Relaxed));
+                }
+                claim.bytes.store(0, Ordering::Relaxed);
+                return Ok(self.index_of(claim));
+            }
         }
-        Ok(Claimed(index))
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "too many large items are being put and got at this moment",
+        ))
+    }
+
+    /// A place for so many bytes, without memory, claimed by one of these or by that of a hole.
+    fn new_place(&self, bytes: u64, me: OwnerId, claims: &'a [Claim]) -> io::Result<(Piece, Claimed)> {
+        let claimed = self.claim(me, claims)?;
+        let claim = &self.layout.claims[claimed.0];
+        let Some(hole) = self.take_hole(bytes, me) else {
+            let at = self.layout.next.fetch_add(bytes, Ordering::AcqRel);
+            let piece = Piece { at, bytes };
+            self.note(&claimed, piece);
+            return Ok((piece, claimed));
+        };
+        let (at, has) = (hole.at.load(Ordering::Relaxed), hole.bytes.load(Ordering::Relaxed));
+        if has > bytes {
+            // The rest becomes a hole of its own. In this order: see the module's opening.
+            hole.bytes.store(bytes, Ordering::Release);
+            kill_point!(QueueHoleSplit);
+            self.note(&claimed, Piece { at: at.wrapping_add(bytes), bytes: has - bytes });
+            claim.owner.store(HOLE, Ordering::Release);
+        } else {
+            claim.owner.store(0, Ordering::Release);
+        }
+        Ok((Piece { at, bytes }, self.index_of(hole)))
+    }
+
+    /// The first hole in the file with so many bytes at least, which is this process's then.
+    fn take_hole(&self, bytes: u64, me: OwnerId) -> Option<&'a Claim> {
+        let fits = |claim: &Claim| claim.bytes.load(Ordering::Acquire) >= bytes;
+        for _ in 0..CLAIMS {
+            let holes = self.layout.claims.iter();
+            let hole = holes
+                .filter(|claim| claim.owner.load(Ordering::Relaxed) == HOLE && fits(claim))
+                .min_by_key(|claim| claim.at.load(Ordering::Relaxed))?;
+            if self.take_claim(hole, HOLE, me) {
+                // It may have become another one meanwhile.
+                if fits(hole) {
+                    return Some(hole);
+                }
+                hole.owner.store(HOLE, Ordering::Release);
+            }
+        }
+        None
+    }
+
+    /// Gives the memory of a place back, and the place to whoever needs one next.
+    fn shed(&self, claimed: Claimed) {
+        let mine = &self.layout.claims[claimed.0];
+        let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
+        if !self.memory.free(at, bytes) {
+            // What lies there would be taken for records. The place is lost.
+            mine.bytes.store(0, Ordering::Relaxed);
+            mine.owner.store(0, Ordering::Release);
+            return;
+        }
+        kill_point!(QueuePieceFreed);
+        self.merge(mine);
+        let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
+        let end = at.wrapping_add(bytes);
+        if self.layout.next.load(Ordering::Relaxed) == end {
+            // The last one: it is no hole, but what was never given to anybody.
+            mine.bytes.store(0, Ordering::Release);
+            kill_point!(QueueEndNoted);
+            if self.layout.next.compare_exchange(end, at, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                mine.owner.store(0, Ordering::Release);
+                return;
+            }
+            mine.bytes.store(bytes, Ordering::Relaxed);
+        }
+        mine.owner.store(HOLE, Ordering::Release);
+        kill_point!(QueueHoleLeft);
+    }
+
+    /// Takes the holes beside a place into its claim, which is this process's.
+    fn merge(&self, mine: &Claim) {
+        let Some(me) = OwnerId::from_bits(mine.owner.load(Ordering::Relaxed)) else { return };
+        for _ in 0..CLAIMS {
+            let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
+            let touches = |other: &Claim| {
+                let (start, len) = (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Acquire));
+                len != 0 && (start.wrapping_add(len) == at || at.wrapping_add(bytes) == start)
+            };
+            let other = self.layout.claims.iter().find(|other| {
+                let is_hole = other.owner.load(Ordering::Relaxed) == HOLE;
+                is_hole && touches(other) && self.take_claim(other, HOLE, me)
+            });
+            let Some(other) = other else { return };
+            // It may have become another one meanwhile.
+            if !touches(other) {
+                other.owner.store(HOLE, Ordering::Release);
+                continue;
+            }
+            let (start, len) = (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Relaxed));
+            other.bytes.store(0, Ordering::Release);
+            kill_point!(QueueHolesMerged);
+            // One that dies between these has claimed a part of both.
+            mine.at.store(at.min(start), Ordering::Release);
+            mine.bytes.store(bytes.wrapping_add(len), Ordering::Release);
+            other.owner.store(0, Ordering::Release);
+        }
     }
 
     fn take_claim(&self, claim: &Claim, from: u32, me: OwnerId) -> bool {
@@ -836,16 +980,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             && claim.owner.compare_exchange(from, me.bits(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    fn take_of_dead(&self, index: usize, claim: &Claim, me: OwnerId) -> bool {
+    fn take_of_dead(&self, claim: &Claim, me: OwnerId) -> bool {
         let owner = claim.owner.load(Ordering::Relaxed);
         let is_dead = || OwnerId::from_bits(owner).is_none_or(|owner| !self.owners.is_alive(owner));
         // Whose the piece is, is for those to say who repair what it has left.
         let is_pending = || {
-            let number = index as u64 + 1;
+            let number = self.index_of(claim).0 as u64 + 1;
             self.layout.producers.pending_claim.load(Ordering::Acquire) == number
                 || self.layout.consumers.pending_claim.load(Ordering::Acquire) == number
         };
-        owner != 0 && owner != STOCK && is_dead() && !is_pending() && self.take_claim(claim, owner, me)
+        ![0, STOCK, HOLE].contains(&owner) && is_dead() && !is_pending() && self.take_claim(claim, owner, me)
     }
 
     fn note(&self, claim: &Claimed, piece: Piece) {
@@ -854,36 +998,48 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         claim.bytes.store(piece.bytes, Ordering::Release);
     }
 
-    /// A piece for so many bytes, claimed; and whether it has never been used.
+    /// A piece for so many bytes, claimed; and whether it has no memory yet.
     pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> io::Result<(Piece, Claimed, bool)> {
-        let claim = self.claim_for(Some(bytes), me)?;
-        let kept = &self.layout.claims[claim.0];
-        let mut piece =
-            Piece { at: kept.at.load(Ordering::Relaxed), bytes: kept.bytes.load(Ordering::Relaxed) };
-        let is_new = piece.bytes == 0;
-        if is_new {
-            piece = Piece { at: self.layout.next.fetch_add(bytes, Ordering::Relaxed), bytes };
-            self.note(&claim, piece);
+        // Of pieces that are kept, those that are neither too small nor far too large.
+        let fits = |claim: &Claim| {
+            let has = claim.bytes.load(Ordering::Acquire);
+            has >= bytes && has / 4 <= bytes
+        };
+        let kept = self.layout.claims.iter().find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
+        if let Some(claim) = kept {
+            // It may have become another one meanwhile.
+            if fits(claim) {
+                let (at, bytes) = (claim.at.load(Ordering::Relaxed), claim.bytes.load(Ordering::Relaxed));
+                kill_point!(QueuePieceMade);
+                return Ok((Piece { at, bytes }, self.index_of(claim), false));
+            }
+            claim.owner.store(STOCK, Ordering::Release);
         }
+        let (piece, claim) = self.new_place(bytes, me, self.claims_of_pieces())?;
         kill_point!(QueuePieceMade);
-        Ok((piece, claim, is_new))
+        Ok((piece, claim, true))
     }
 
     /// Nobody needs the piece any more: it is kept, or given back.
     pub(super) fn give_back(&self, claim: Claimed) {
         let mine = &self.layout.claims[claim.0];
         let bytes = mine.bytes.load(Ordering::Relaxed);
-        let kept = self.layout.claims.iter().filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
-        let kept = kept.fold(0_u64, |sum, claim| claim.bytes.load(Ordering::Relaxed).saturating_add(sum));
-        if bytes.saturating_add(kept) <= STOCK_BYTES_MAX {
+        let stock = || {
+            let kept = self.layout.claims.iter().filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
+            kept.fold(0_u64, |sum, claim| claim.bytes.load(Ordering::Relaxed).saturating_add(sum))
+        };
+        if bytes.saturating_add(stock()) <= STOCK_BYTES_MAX {
+            let me = OwnerId::from_bits(mine.owner.load(Ordering::Relaxed));
             mine.owner.store(STOCK, Ordering::Release);
             kill_point!(QueuePieceKept);
-            return;
+            // Of two that come to this at the same time, one sees both.
+            fence(Ordering::SeqCst);
+            let too_many = stock() > STOCK_BYTES_MAX;
+            if !too_many || !me.is_some_and(|me| self.take_claim(mine, STOCK, me)) {
+                return;
+            }
         }
-        self.memory.free(mine.at.load(Ordering::Relaxed), bytes);
-        kill_point!(QueuePieceFreed);
-        mine.bytes.store(0, Ordering::Relaxed);
-        mine.owner.store(0, Ordering::Release);
+        self.shed(claim);
     }
 
     // Items that are done.
@@ -943,7 +1099,7 @@ pub(super) struct Claimed(usize);
 
 /// Where a `Moved` leads.
 fn moved_to<R: Words>(cursor: &Cursor<'_, R>) -> (u64, u64) {
-    (cursor.word(2).load(Ordering::Relaxed), cursor.word(3).load(Ordering::Relaxed))
+    (cursor.look(2), cursor.look(3))
 }
 
 /// The length of a record; an error if it cannot be one.

@@ -26,7 +26,10 @@ use crate::{
         liveness::{Liveness, Owners},
         socket::{self, peek_short_now, retry, send_now},
         spin::Spin,
-        sync::atomic::{AtomicU64, fence},
+        sync::{
+            Shadow,
+            atomic::{AtomicU64, fence},
+        },
     },
     shm::{
         extents::{Extents, Window},
@@ -147,6 +150,17 @@ impl Words for Window {
         unreachable!("a model has memory of its own")
     }
 
+    #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+    #[inline]
+    fn shadow(&self, _: usize) -> &Shadow {
+        Shadow::NOTHING
+    }
+
+    #[cfg(all(test, any(executor_loom, executor_shuttle)))]
+    fn shadow(&self, _: usize) -> &Shadow {
+        unreachable!("a model has memory of its own")
+    }
+
     #[inline]
     fn write(&self, index: usize, bytes: &[u8]) {
         Window::write(self, index, bytes);
@@ -160,8 +174,8 @@ impl Memory for Store {
         self.extents.allocate(at, bytes)
     }
 
-    fn free(&self, at: u64, bytes: u64) {
-        self.extents.punch(at, bytes);
+    fn free(&self, at: u64, bytes: u64) -> bool {
+        self.extents.punch(at, bytes)
     }
 
     #[inline]

@@ -14,7 +14,7 @@ use crate::{
     os::{
         liveness::{OwnerId, Owners},
         sync::{
-            Mutex,
+            Mutex, Shadow,
             atomic::{AtomicU64, Ordering},
             thread,
         },
@@ -39,7 +39,7 @@ impl Owners for Process {
     }
 }
 
-struct Ring(Vec<AtomicU64>);
+struct Ring(Vec<AtomicU64>, Vec<Shadow>);
 
 impl Words for Ring {
     fn words(&self) -> usize {
@@ -50,9 +50,14 @@ impl Words for Ring {
         &self.0[index]
     }
 
+    fn shadow(&self, index: usize) -> &Shadow {
+        &self.1[index]
+    }
+
     fn write(&self, index: usize, bytes: &[u8]) {
         for (at, word) in bytes.chunks(8).enumerate() {
             let word = u64::from_le_bytes(word.try_into().expect("whole words"));
+            self.1[index + at].fill();
             self.0[index + at].store(word, Ordering::Relaxed);
         }
     }
@@ -67,14 +72,21 @@ impl Memory for File {
     type Ring = Ring;
 
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()> {
-        let ring = Ring((0..bytes / 8).map(|_| AtomicU64::new(0)).collect());
-        self.rings.lock().unwrap().insert(at, Arc::new(ring));
+        let words = 0..bytes / 8;
+        let ring = Ring(
+            words.clone().map(|_| AtomicU64::new(0)).collect(),
+            words.map(|_| Shadow::default()).collect(),
+        );
+        // One that was there before is the same memory.
+        self.rings.lock().unwrap().entry(at).or_insert_with(|| Arc::new(ring));
         Ok(())
     }
 
-    fn free(&self, at: u64, _: u64) {
+    fn free(&self, at: u64, _: u64) -> bool {
         let ring = Arc::clone(&self.rings.lock().unwrap()[&at]);
+        ring.1.iter().for_each(Shadow::fill);
         ring.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        true
     }
 
     fn ring(&self, _: Side, at: u64, bytes: u64) -> io::Result<Arc<Ring>> {
@@ -153,6 +165,7 @@ impl Queue {
                 },
             };
             let FoundBody::Inline { ring, word, len: 8 } = &found.body else { panic!("another item") };
+            ring.1[*word].look();
             let item = ring.0[*word].load(Ordering::Relaxed);
             chain.take(&found, guard.me()).unwrap();
             let rung = self.layout.consumers.room.ring();
@@ -196,6 +209,24 @@ fn items_come_in_order_through_one_ring_after_the_other() {
         }
         producer.join().unwrap();
         assert_eq!(queue.chain(&consumer).len(), 0);
+    });
+}
+
+#[test]
+fn a_place_in_a_ring_is_filled_again_only_after_its_item_was_taken() {
+    // The fourth item ends where the first one began, the fifth lies there: what is put before has been taken or goes elsewhere.
+    check(1, || {
+        let queue = Queue::new(0);
+        let producer = Process(1);
+        (1..=3).for_each(|item| assert!(queue.put(&producer, item)));
+        let theirs = Arc::clone(&queue);
+        let consumer = thread::spawn(move || {
+            let consumer = Process(2);
+            (1..=2).for_each(|item| assert_eq!(theirs.get(&consumer), Some(item)));
+        });
+        (4..=5).for_each(|item| assert!(queue.put(&producer, item)));
+        consumer.join().unwrap();
+        (3..=5).for_each(|item| assert_eq!(queue.get(&producer), Some(item)));
     });
 }
 
