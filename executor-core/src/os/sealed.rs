@@ -14,7 +14,7 @@ use std::{
 use rustix::{
     fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
     io::Errno,
-    mm::{MapFlags, ProtFlags, mmap, munmap},
+    mm::{MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mremap_fixed, msync, munmap},
 };
 
 use super::{file, fork::Origin, socket::retry};
@@ -50,7 +50,7 @@ impl SealedBytes {
     /// So many zeros, writable. Memory is taken as they are written.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let descriptor = Arc::new(create(len)?);
-        let at = map(&descriptor, len, None, State::Writable)?;
+        let at = map(&descriptor, len, State::Writable)?;
         Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Writable), origin: Origin::here() })
     }
 
@@ -58,7 +58,7 @@ impl SealedBytes {
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let descriptor = Arc::new(create(bytes.len())?);
         file::write_at(&*descriptor, bytes, 0)?;
-        let at = map(&descriptor, bytes.len(), None, State::Writable)?;
+        let at = map(&descriptor, bytes.len(), State::Writable)?;
         let state = Mutex::new(State::Writable);
         Ok(SealedBytes { descriptor, at, len: bytes.len(), state, origin: Origin::here() })
     }
@@ -74,7 +74,7 @@ impl SealedBytes {
         }
         // Sealed: it is the length for ever.
         let len = usize::try_from(fstat(&*descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
-        let at = map(&descriptor, len, None, State::Sealed)?;
+        let at = map(&descriptor, len, State::Sealed)?;
         Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Sealed), origin: Origin::here() })
     }
 
@@ -86,8 +86,7 @@ impl SealedBytes {
     pub(crate) fn seal(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if *state == State::Writable {
-            // In the place of the writable one, at once: a reader finds the same bytes at the same address.
-            map(&self.descriptor, self.len, Some(self.at), State::ReadOnly)?;
+            self.replace()?;
             *state = State::ReadOnly;
         }
         if *state == State::ReadOnly {
@@ -102,6 +101,37 @@ impl SealedBytes {
             *state = State::Sealed;
         }
         Ok(())
+    }
+
+    /// Puts a read-only mapping in the place of the writable one, at once: a reader finds the same bytes at the same address.
+    ///
+    /// It is made elsewhere first. What the system may refuse it refuses there, and the old one is still whole; to map in its
+    /// place could take that away and then fail, with readers in the hole, or another thread's memory.
+    fn replace(&self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let fresh = map(&self.descriptor, self.len, State::ReadOnly)?;
+        // SAFETY: both are mappings of this length, and ours; the bytes are the same, so that who borrows them sees no change.
+        let moved = unsafe {
+            mremap_fixed(
+                fresh.as_ptr().cast(),
+                self.len,
+                self.len,
+                MremapFlags::MAYMOVE,
+                self.at.as_ptr().cast(),
+            )
+        };
+        let Err(error) = moved else { return Ok(()) };
+        // SAFETY: it did not move, and nobody has it.
+        let _ = unsafe { munmap(fresh.as_ptr().cast(), self.len) };
+        // SAFETY: asks only.
+        match unsafe { msync(self.at.as_ptr().cast(), self.len, MsyncFlags::ASYNC) } {
+            // The old one is gone all the same, though nothing is known that makes the kernel do that. Nobody may look there
+            // again, and there are those who do.
+            Err(Errno::NOMEM) => std::process::abort(),
+            _ => Err(error.into()),
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -139,31 +169,18 @@ fn create(len: usize) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// `place`: a mapping of the same length that is to be replaced.
-fn map(
-    descriptor: &OwnedFd,
-    len: usize,
-    place: Option<NonNull<u8>>,
-    state: State,
-) -> io::Result<NonNull<u8>> {
+fn map(descriptor: &OwnedFd, len: usize, state: State) -> io::Result<NonNull<u8>> {
     if len == 0 {
         return Ok(NonNull::dangling());
     }
-    let (protection, mut flags) = match state {
+    let (protection, flags) = match state {
         State::Writable => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
         // Never written, so there is no private copy of any page. A shared mapping of a file that is open for writing
         // counts as one that could become writable, and the seal would be refused.
         State::ReadOnly | State::Sealed => (ProtFlags::READ, MapFlags::PRIVATE),
     };
-    let hint = match place {
-        Some(at) => {
-            flags |= MapFlags::FIXED;
-            at.as_ptr().cast()
-        }
-        None => std::ptr::null_mut(),
-    };
-    // SAFETY: a fresh mapping where the kernel chooses, or one of the same bytes in the place of one that is ours.
-    let at = unsafe { mmap(hint, len, protection, flags, descriptor, 0)? };
+    // SAFETY: a fresh mapping where the kernel chooses.
+    let at = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, descriptor, 0)? };
     NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))
 }
 
@@ -189,12 +206,26 @@ mod tests {
         assert!(bytes.bytes_mut().is_none());
         let descriptor = bytes.descriptor();
         assert_eq!(pwrite(&**descriptor, b"x", 0), Err(Errno::PERM));
-        assert!(map(descriptor, 10, None, State::Writable).is_err());
+        assert!(map(descriptor, 10, State::Writable).is_err());
         let other = SealedBytes::open(Arc::clone(descriptor)).unwrap();
         assert!(other.bytes() == bytes.bytes());
         // A new mapping each: one file, many readers.
         drop(bytes);
         assert_eq!(other.bytes()[99_999], 7);
+    }
+
+    #[test]
+    fn readers_see_the_same_bytes_while_it_is_sealed() {
+        for round in 0..200_usize {
+            let mut bytes = SealedBytes::zeroed(4096 * (1 + round % 7)).unwrap();
+            bytes.bytes_mut().unwrap().fill(9);
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| (0..100).all(|_| bytes.bytes().iter().all(|byte| *byte == 9)));
+                bytes.seal().unwrap();
+                assert!(reader.join().unwrap());
+            });
+        }
+        SealedBytes::zeroed(0).unwrap().seal().unwrap();
     }
 
     #[test]
@@ -212,7 +243,7 @@ mod tests {
     #[test]
     fn who_can_still_write_keeps_it_from_being_sealed() {
         let bytes = SealedBytes::zeroed(10).unwrap();
-        let writer = map(bytes.descriptor(), 10, None, State::Writable).unwrap();
+        let writer = map(bytes.descriptor(), 10, State::Writable).unwrap();
         assert!(bytes.seal().unwrap_err().to_string().contains("mapped for writing"));
         // SAFETY: mapped above.
         unsafe { munmap(writer.as_ptr().cast(), 10).unwrap() };
