@@ -9,7 +9,7 @@ use std::{
     ptr,
     sync::{
         Once,
-        atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -19,19 +19,73 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 static CHILDREN: AtomicU32 = AtomicU32::new(0);
 static REGISTER: Once = Once::new();
 
+extern "C" fn before() {
+    // Until the child has its copy, nothing is opened or closed for a [`NotInherited`].
+    HELD_BY_FORK.store(Gate::take(), Ordering::Relaxed);
+}
+
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     close_not_inherited();
+    leave_gate();
 }
 
 extern "C" fn in_parent() {
     CHILDREN.fetch_add(1, Ordering::Relaxed);
+    leave_gate();
+}
+
+fn leave_gate() {
+    if HELD_BY_FORK.swap(false, Ordering::Relaxed) {
+        GATE.store(0, Ordering::Release);
+    }
+}
+
+/// The thread that is at work on the descriptors of [`NotInherited`], or forks; 0 if none is.
+///
+/// The kernel copies a process's descriptors and its memory one after the other. So no order of steps in another thread makes the
+/// two agree in the child: there must be no fork meanwhile. It is held for some system calls, or for a fork.
+static GATE: AtomicUsize = AtomicUsize::new(0);
+/// Whether the fork that is under way has taken it.
+static HELD_BY_FORK: AtomicBool = AtomicBool::new(false);
+
+/// Within it, no other thread forks by way of the C library.
+struct Gate(bool);
+
+impl Gate {
+    fn enter() -> Self {
+        register();
+        Gate(Self::take())
+    }
+
+    /// `false` if this thread has it already: a fork in a signal handler that has interrupted it, or a handler of a fork that
+    /// drops something. There, nobody is to be waited for.
+    fn take() -> bool {
+        // SAFETY: asks which thread this is.
+        let me = unsafe { libc::pthread_self() } as usize;
+        loop {
+            match GATE.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(other) if other == me => return false,
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if self.0 {
+            GATE.store(0, Ordering::Release);
+        }
+    }
 }
 
 fn register() {
     REGISTER.call_once(|| {
-        // SAFETY: the handlers only change atomics and close descriptors, which is allowed between fork and exec.
-        let refused = unsafe { libc::pthread_atfork(None, Some(in_parent), Some(in_child)) };
+        // SAFETY: the handlers only change atomics and close descriptors, which is allowed between fork and exec. The first one
+        // waits for threads that need nothing of this one.
+        let refused = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if refused != 0 {
             // Out of memory for one list entry: forks go unnoticed, as without this module.
             tracing::warn!(
@@ -181,8 +235,7 @@ pub(crate) fn children() -> u32 {
 /// A descriptor that forked children do not keep: the kernel takes what hangs on it (a file lock) back when this process
 /// ends, and not when the last of its children does.
 ///
-/// A child that is forked by another thread between the opening of the descriptor and [`new`](Self::new) does keep it,
-/// as does one that is made by `clone` and without the C library. Programs that are started keep none: all descriptors
+/// A child that is made by `clone` and without the C library does keep it. Programs that are started keep none: all descriptors
 /// are close-on-exec.
 #[derive(Debug)]
 pub(crate) struct NotInherited {
@@ -218,9 +271,12 @@ fn close_not_inherited() {
 }
 
 impl NotInherited {
-    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+    /// What this opens.
+    pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
         let origin = Origin::here();
-        let descriptor = descriptor.into_raw_fd();
+        // No fork in between: its child would keep what no entry names yet.
+        let _gate = Gate::enter();
+        let descriptor = open()?.into_raw_fd();
         let taken = entries().find(|entry| {
             let put =
                 entry.descriptor.compare_exchange(FREE, descriptor, Ordering::AcqRel, Ordering::Relaxed);
@@ -241,7 +297,7 @@ impl NotInherited {
             }
             entry
         });
-        NotInherited { entry, origin }
+        Ok(NotInherited { entry, origin })
     }
 
     /// The descriptor; `None` in a fork.
@@ -259,9 +315,91 @@ impl Drop for NotInherited {
     fn drop(&mut self) {
         if let Some(descriptor) = self.get() {
             let descriptor = descriptor.as_raw_fd();
+            // No fork in between: its child would keep what the entry does not name any more.
+            let _gate = Gate::enter();
             self.entry.descriptor.store(FREE, Ordering::Release);
             // SAFETY: it was the entry's alone.
             unsafe { libc::close(descriptor) };
+        }
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::{
+        os::fd::AsFd,
+        sync::{Arc, atomic::AtomicBool},
+        thread,
+    };
+
+    use rustix::fs::{Mode, OFlags, fstat, open};
+
+    use super::*;
+    use crate::os::file;
+
+    /// How many descriptors of this file the process has, looked for as a fork may: nothing but system calls.
+    fn count(device: u64, inode: u64) -> i32 {
+        let mut found = 0;
+        for descriptor in 0..1024 {
+            // SAFETY: zero is a value of it; `fstat` fills it, or says that there is no such descriptor.
+            unsafe {
+                let mut stat: libc::stat = std::mem::zeroed();
+                let is_it =
+                    libc::fstat(descriptor, &mut stat) == 0 && (stat.st_dev, stat.st_ino) == (device, inode);
+                found += i32::from(is_it);
+            }
+        }
+        found
+    }
+
+    const ALONE: &str = "os::fork::tests::forks_while_descriptors_are_opened_and_dropped";
+
+    #[test]
+    fn a_child_forked_while_a_descriptor_is_opened_or_dropped_does_not_keep_it() {
+        // In a process of its own: other tests do not expect forks of theirs.
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", ALONE, "--ignored", "--test-threads=1"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{}\n{said}", output.status);
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn forks_while_descriptors_are_opened_and_dropped() {
+        let file = Arc::new(file::anonymous("not inherited").unwrap());
+        let stat = fstat(&*file).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let threads = [(); 2].map(|()| {
+            let (file, over) = (Arc::clone(&file), Arc::clone(&over));
+            thread::spawn(move || {
+                let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+                while !over.load(Ordering::Relaxed) {
+                    let reopen = || Ok(open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
+                    drop(NotInherited::open(reopen).unwrap());
+                }
+            })
+        });
+        for _ in 0..500 {
+            // SAFETY: the child makes system calls only, and ends.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let found = count(stat.st_dev, stat.st_ino);
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(found) };
+            }
+            let mut status = 0;
+            // SAFETY: waits for a child of this process.
+            assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+            assert!(
+                libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1,
+                "the file itself: {status:#x}"
+            );
+        }
+        over.store(true, Ordering::Relaxed);
+        for thread in threads {
+            thread.join().unwrap();
         }
     }
 }

@@ -110,8 +110,8 @@ impl Seat {
     fn take(file: &OwnedFd, counter: &OwnerCounter) -> io::Result<Seat> {
         let origin = Origin::here();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let description = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let description = NotInherited::new(description);
+        let description =
+            NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))?;
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
             // Neither 0 nor nobody's.

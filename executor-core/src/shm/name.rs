@@ -61,7 +61,7 @@ fn path(name: &str) -> io::Result<PathBuf> {
 /// The file anew, with locks of its own.
 fn reopen(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(NotInherited::new(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+    NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
 }
 
 /// Becomes an owner.
