@@ -113,7 +113,7 @@ struct BlockHead {
 }
 
 /// Where the body begins.
-const HEAD: usize = size_of::<BlockHead>();
+pub(super) const HEAD: usize = size_of::<BlockHead>();
 
 /// A piece of memory that processes share, and a handle of it. Two are equal if they are the same memory.
 #[derive(Clone)]
@@ -518,6 +518,28 @@ mod tests {
             other.inner.travelled.store(true, Ordering::Relaxed);
             assert!(!Arc::ptr_eq(&other.inner.segment, segment) || other.inner.offset != free);
         }
+    }
+
+    #[test]
+    fn memory_of_another_version_is_refused_with_both_versions() {
+        let block = Block::allocate(Kind::Value, 40).unwrap();
+        // A copy of the file: the same content, and not known here yet.
+        let file = file::anonymous("x").unwrap();
+        let segment = &block.inner.segment;
+        // SAFETY: within the mapping; another test's object may change meanwhile, which is any bytes here.
+        let mut bytes = unsafe { std::slice::from_raw_parts(segment.at().as_ptr(), 4096) }.to_vec();
+        // Behind the magic number.
+        bytes[8..12].copy_from_slice(&77_u32.to_ne_bytes());
+        file::write_at(&file, &bytes, 0).unwrap();
+        let error = Segment::open_named(Arc::new(file)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("another version of this library (layout 77."), "{error}");
+        let file = file::anonymous("x").unwrap();
+        bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+        bytes[0] = b'x';
+        file::write_at(&file, &bytes, 0).unwrap();
+        let error = Segment::open_named(Arc::new(file)).err().unwrap();
+        assert!(error.to_string().contains("no memory of this library"), "{error}");
     }
 
     #[test]

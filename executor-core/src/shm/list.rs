@@ -114,6 +114,9 @@ unsafe impl SharedLayout for Head {}
 // SAFETY: as above.
 unsafe impl SharedLayout for Slot {}
 
+/// The longest text or bytes: lengths and capacities have 32 bits, and a capacity is a multiple of 8.
+const ITEM_BYTES_MAX: usize = (u32::MAX as usize) & !7;
+
 const NONE: u8 = 0;
 const BOOL: u8 = 1;
 const INT: u8 = 2;
@@ -122,6 +125,15 @@ const STR: u8 = 4;
 const BYTES: u8 = 5;
 
 impl ListItem {
+    /// Of a text or bytes.
+    fn len(&self) -> usize {
+        match self {
+            ListItem::Str(value) => value.len(),
+            ListItem::Bytes(value) => value.len(),
+            _ => 0,
+        }
+    }
+
     fn encode(&self) -> (u8, Vec<u8>) {
         match self {
             ListItem::None => (NONE, Vec::new()),
@@ -179,7 +191,8 @@ impl ShareableList {
     /// A list of these, without a name.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text or bytes of 4 GiB and more; the system's, if it has no descriptor,
+    /// no addresses or no memory left.
     pub fn new<I: Into<ListItem>>(items: impl IntoIterator<Item = I>) -> io::Result<Self> {
         Self::make(items.into_iter().map(Into::into).collect(), None)
     }
@@ -207,6 +220,13 @@ impl ShareableList {
 
     fn make(items: Vec<ListItem>, name: Option<&str>) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        // A length has 32 bits in a slot; a longer one would be taken for another one.
+        if let Some(index) = items.iter().position(|item| item.len() > ITEM_BYTES_MAX) {
+            let len = items[index].len();
+            let text =
+                format!("item {index} has {len} bytes, and items of a list have {ITEM_BYTES_MAX} at most");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let encoded: Vec<_> = items.iter().map(ListItem::encode).collect();
         let capacities = encoded.iter().map(|(_, bytes)| bytes.len().max(1).next_multiple_of(8));
         let data = size_of::<Head>() + items.len() * size_of::<Slot>();

@@ -20,7 +20,7 @@ use std::{
     ptr::{self, NonNull},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -40,11 +40,19 @@ use crate::os::{
 pub(super) const LINE: usize = 64;
 const PAGE: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"executor");
+/// Changes whenever anything that lies in a segment does: `Head`, the blocks of `heap.rs`, and the words of every object that
+/// can have a name. Programs of different builds meet in named memory.
+const VERSION: u32 = 1;
+/// What nobody should change without changing `VERSION`; two builds that differ here do not understand each other.
+const LAYOUT: u32 =
+    (size_of::<Head>() | super::heap::HEAD << 8 | super::memory::SharedMemory::START << 16) as u32;
 
 /// At the beginning of each file.
 #[repr(C, align(64))]
 struct Head {
     magic: AtomicU64,
+    version: AtomicU32,
+    layout: AtomicU32,
     users: OwnerCounter,
 }
 
@@ -167,7 +175,10 @@ impl Segment {
 
     fn begin(descriptor: OwnedFd, len: usize) -> io::Result<Arc<Self>> {
         let segment = Self::map(Arc::new(descriptor), len)?;
-        segment.head().magic.store(MAGIC, Ordering::Relaxed);
+        let head = segment.head();
+        head.version.store(VERSION, Ordering::Relaxed);
+        head.layout.store(LAYOUT, Ordering::Relaxed);
+        head.magic.store(MAGIC, Ordering::Relaxed);
         lock(&table().segments).insert(segment.inode, Arc::downgrade(&segment));
         Ok(segment)
     }
@@ -200,8 +211,19 @@ impl Segment {
             return Err(invalid("no memory of this library"));
         }
         let segment = Self::map(descriptor, len)?;
-        if segment.head().magic.load(Ordering::Relaxed) != MAGIC {
+        let head = segment.head();
+        if head.magic.load(Ordering::Relaxed) != MAGIC {
             return Err(invalid("no memory of this library"));
+        }
+        let (version, layout) = (head.version.load(Ordering::Relaxed), head.layout.load(Ordering::Relaxed));
+        if (version, layout) != (VERSION, LAYOUT) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "it was made by another version of this library (layout {version}.{layout:x}, this program's is \
+                     {VERSION}.{LAYOUT:x}): build both programs with the same one"
+                ),
+            ));
         }
         // Another thread may have been quicker. The one that is too much is dropped after the table is free.
         let mut segments = lock(&table().segments);
