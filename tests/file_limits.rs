@@ -304,7 +304,8 @@ fn rounds() -> usize {
 }
 
 fn as_long_as_its_content() {
-    let kinds: [(&str, fn(&mut Random) -> usize); 4] = [
+    type Len = fn(&mut Random) -> usize;
+    let kinds: [(&str, Len); 4] = [
         ("one size", |_| 700_000),
         ("large ones", |random| 270_000 + random.below(5_000_000)),
         ("small ones in bursts", |random| random.below(20_000)),
