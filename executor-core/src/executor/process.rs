@@ -12,7 +12,7 @@ use super::{Executor, Map, RawFuture, RawRun, RawTask, ShutdownOptions, submit};
 use crate::{
     error::BuildError,
     future::TaskFuture,
-    os::cpu::usable_cpus,
+    os::{cpu::usable_cpus, ready},
     pool::{self, AtEnd, Pool, PoolOptions, Stats},
     registry::{self, TaskEntry},
     task::{IntoTask, TaskArgs, TaskFn},
@@ -504,6 +504,10 @@ impl ProcessPoolBuilder {
                 "an environment variable's name is empty or has a `=` or a zero byte, or its value has one",
             );
         }
+        ready::check().map_err(|error| BuildError::Os {
+            what: "to wait for descriptors (`poll`)",
+            error: Arc::new(error),
+        })?;
         let initializer = match self.initializer {
             None => None,
             Some((entry, Ok(arguments))) => Some((entry, arguments)),

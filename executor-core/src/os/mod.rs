@@ -12,6 +12,7 @@
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
 //! sealed   bytes in an anonymous file of their own, sealed against writing
+//! ready    sleeping until a descriptor is ready
 //! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that made an executor
@@ -41,6 +42,7 @@ pub(crate) mod memory;
 pub(crate) mod orphans;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod ready;
 pub(crate) mod room;
 pub(crate) mod sealed;
 pub(crate) mod signals;

@@ -1,17 +1,30 @@
 //! Random numbers of the system.
 
-use std::io;
+use std::{
+    fs::File,
+    io::{self, Read},
+};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::socket::retry;
 
 /// So many random bytes. Waits, early after the machine's start, until there are some.
+///
+/// # Errors
+/// The system has them neither by `getrandom`, which a sandbox may refuse, nor in `/dev/urandom`.
 pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut out = [0; N];
     let mut filled = 0;
     while filled < N {
-        filled += retry(|| getrandom(&mut out[filled..], GetRandomFlags::empty()))?;
+        match retry(|| getrandom(&mut out[filled..], GetRandomFlags::empty())) {
+            Ok(more) => filled += more,
+            Err(refused) => {
+                let file = |error| io::Error::other(format!("getrandom: {refused}; /dev/urandom: {error}"));
+                File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut out)).map_err(file)?;
+                break;
+            }
+        }
     }
     Ok(out)
 }

@@ -6,14 +6,14 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, getppid, pidfd_open},
 };
 
 use super::{ChildHandle, table};
 use crate::{
     ipc::AuthKey,
-    os::{process, socket::retry},
+    os::{process, ready},
     program,
 };
 
@@ -132,7 +132,7 @@ impl ParentProcess {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
             });
-            let _ = retry(|| poll(&mut [PollFd::new(pidfd, PollFlags::IN)], limit.as_ref()));
+            ready::doze(&mut [PollFd::new(pidfd, PollFlags::IN)], limit.as_ref());
         }
         true
     }

@@ -30,6 +30,7 @@ use crate::{
     error::TaskError,
     os::{
         process::{self, Start, above_stdio},
+        ready,
         signals::Signals,
         socket,
     },
@@ -219,6 +220,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         handshake::send_attachments(socket, &attachments).map_err(os("descriptors for a process"))
     };
     let pair = || socket::pair().map_err(os("a pair of sockets"));
+    ready::check().map_err(os("to wait for descriptors (`poll`)"))?;
     if method != StartMethod::Fork {
         // A fork does so itself, where no other thread is.
         output::flush();

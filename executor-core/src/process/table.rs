@@ -26,7 +26,7 @@ use crate::{
         memory::Shared,
         orphans::Orphans,
         process::Child as Process,
-        signals,
+        ready, signals,
         socket::retry,
     },
     transport::board::{Board, Death},
@@ -454,7 +454,7 @@ fn watch(bell: &Arc<OwnedFd>) {
             let left = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
         });
-        let _ = retry(|| poll(&mut fds, limit.as_ref()));
+        ready::doze(&mut fds, limit.as_ref());
         let _ = rustix::io::read(&**bell, &mut [0_u8; 8]);
         // What is dropped here may be the last handle of a record; under no lock.
         drop(fds);
@@ -506,7 +506,7 @@ impl Record {
             };
             let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
             let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-            let _ = retry(|| poll(&mut fds, Some(&limit)));
+            ready::doze(&mut fds, Some(&limit));
             self.look();
         }
     }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags},
     process::{
         Pid, PidfdFlags, Signal, getpgrp, getpid, getppid, kill_process, kill_process_group, pidfd_open,
     },
 };
 
-use crate::os::{signals, socket::retry};
+use crate::os::{ready, signals};
 
 /// How often the parent is looked for when no descriptor can be had.
 const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(100);
@@ -44,7 +44,7 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
             match &watched {
                 Some(pidfd) => {
                     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-                    let _ = retry(|| poll(&mut fds, None));
+                    ready::doze(&mut fds, None);
                 }
                 None => thread::sleep(WITHOUT_DESCRIPTOR),
             }
