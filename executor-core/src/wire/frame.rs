@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_and_reserved_bits_are_refused() {
-        for kind in (0..=255).filter(|kind| !(1..=11).contains(kind)) {
+        for kind in (0..=255).filter(|kind| !(1..=Kind::Refused as u8).contains(kind)) {
             let mut bytes = header(0).to_bytes();
             bytes[0] = kind;
             assert_eq!(Header::from_bytes(&bytes), Err(WireError::Kind(kind)));
