@@ -408,7 +408,7 @@ mod tests {
                     *byte = if state & 3 == 0 {
                         (state >> 8) as u8
                     } else {
-                        (state >> 8) as u8 % 12 * u8::from(state & 12 == 0)
+                        (state >> 8) as u8 % (Kind::Refused as u8 + 1) * u8::from(state & 12 == 0)
                     };
                 }
                 let length = (state >> 20) as usize % bytes.len();
