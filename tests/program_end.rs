@@ -65,6 +65,7 @@ list! { TESTS:
     what_was_printed_before_a_start_comes_before_what_the_child_prints,
     a_start_does_not_wait_for_who_holds_standard_output,
     no_descriptor_of_a_pool_is_open_after_its_shutdown,
+    no_descriptor_of_a_process_is_open_after_it_was_joined,
 }
 
 list! { PROGRAMS:
@@ -73,6 +74,7 @@ list! { PROGRAMS:
     prints_before_a_start,
     starts_beside_a_held_output,
     shuts_a_hundred_pools_down,
+    joins_a_hundred_processes,
     ends_with_accepted_work,
     ends_by_policy,
     ends_by_a_limit,
@@ -1283,6 +1285,26 @@ fn shuts_a_hundred_pools_down() {
         once(number);
         assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
         assert_eq!(support_b::executor_threads(), Vec::<String>::new(), "{number}");
+    }
+    println!("as many as before");
+}
+
+fn no_descriptor_of_a_process_is_open_after_it_was_joined() {
+    assert_eq!(play("joins_a_hundred_processes").play_out(), "as many as before\n");
+}
+
+fn joins_a_hundred_processes() {
+    let once = |number: u64| {
+        for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+            let child = Process::new(echo::task(number)).start_method(method).start().unwrap();
+            assert_eq!(child.join().unwrap(), number);
+        }
+    };
+    once(0);
+    let before = support_b::descriptors();
+    for number in 0..100 {
+        once(number);
+        assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
     }
     println!("as many as before");
 }

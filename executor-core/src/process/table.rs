@@ -138,6 +138,8 @@ impl Record {
         let mut state = lock(&self.state);
         loop {
             if let Some(status) = state.status {
+                drop(state);
+                self.leave_table();
                 return Some(status);
             }
             state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -153,6 +155,12 @@ impl Record {
         }
     }
 
+    /// After its end. The watcher has told that while it still had a handle, and a handle keeps descriptors open; it drops it
+    /// under the table's lock.
+    fn leave_table(&self) {
+        lock(TABLE.get()).running.retain(|other| !std::ptr::eq(&**other, self));
+    }
+
     /// As a future asks; wakes `waker` at the end.
     pub(super) fn poll(&self, waker: &Waker) -> Poll<()> {
         if self.origin.forked() {
@@ -160,6 +168,8 @@ impl Record {
         }
         let mut state = lock(&self.state);
         if state.status.is_some() {
+            drop(state);
+            self.leave_table();
             return Poll::Ready(());
         }
         if !state.wakers.iter().any(|other| other.will_wake(waker)) {
