@@ -152,8 +152,8 @@ pub use executor_core::*;
 /// # Options
 ///
 /// - `#[task(name = "images/resize")]`: the name on the wire and in messages. By default it is the path,
-///   `my_crate::images::resize`. Two tasks of one name are an error when the first executor is made; functions in bodies
-///   of different functions of a module can be such.
+///   `my_crate::images::resize`. Several functions may have one name (functions in bodies of different functions of a
+///   module do, and those of a library and a program of one package): they are told apart, and only people are not.
 /// - `#[task(handle = ResizeTask)]`: the name of the type, where the function's own is taken: `resize::resize` exported
 ///   beside the module `resize`, or a function called `u8`. Then `ResizeTask::task(…)` is the task.
 /// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do

@@ -2,6 +2,8 @@
 
 #[macro_use]
 mod plays;
+#[path = "programs/builder.rs"]
+mod programs;
 mod support_b;
 
 use std::{
@@ -32,6 +34,7 @@ list! { TESTS:
     a_privileged_copy_is_a_program_like_any_other,
     a_socket_that_another_user_has_made_is_not_read,
     a_privileged_program_is_told_that_it_has_no_workers,
+    functions_of_one_name_are_told_apart,
 }
 
 list! { PROGRAMS:
@@ -349,4 +352,15 @@ fn a_privileged_program_is_told_that_it_has_no_workers() {
             assert!(line.starts_with("Err") && line.contains("privileges"), "{how}: {said}");
         }
     }
+}
+
+// ---- names ---------------------------------------------------------------------------------------------------------
+
+fn functions_of_one_name_are_told_apart() {
+    let program = programs::build("dev", &["--bin", "executor-test-programs"]).join("executor-test-programs");
+    let _watchdog = watchdog();
+    let output = Command::new(program).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "told apart\n", "{stderr}");
+    assert!(output.status.success(), "{stderr}");
 }

@@ -25,7 +25,7 @@ pub use crate::{
     error::Failure,
     id::FnId,
     os::image::Constructor,
-    registry::{Call, CallContext, CallResult, Stage, TASKS, TaskEntry},
+    registry::{Call, CallContext, CallResult, Place, Registered, Stage, TASKS, TaskEntry, note},
     task::{Task, TaskArgs, TaskFn},
     wire::{
         buffer::Buffer,

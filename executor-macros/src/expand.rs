@@ -202,6 +202,7 @@ impl Task {
         let travels: Vec<_> = arguments.iter().map(|argument| &argument.travels).collect();
         let place_file = quote_spanned!(ident.span()=> ::core::file!());
         let place_line = quote_spanned!(ident.span()=> ::core::line!());
+        let place_column = quote_spanned!(ident.span()=> ::core::column!());
         let call = self.call(arguments, returned, span);
         let output_way = way(&format, &quote_spanned!(span=> __Output), span);
         let decode_output = quote_spanned! {span=>
@@ -240,13 +241,27 @@ impl Task {
             #[linkme(crate = #krate::__private::linkme)]
             static __ENTRY: __executor::TaskEntry = __executor::TaskEntry {
                 name: <#handle as __executor::TaskFn>::NAME,
-                id: __executor::FnId::of(<#handle as __executor::TaskFn>::NAME),
-                file: #place_file,
-                line: #place_line,
+                place: __executor::Place {
+                    file: #place_file,
+                    line: #place_line,
+                    column: #place_column,
+                    module: ::core::module_path!(),
+                },
                 signature: __signature,
                 call: #call,
                 debug: ::core::cfg!(debug_assertions),
                 checked: ::core::sync::atomic::AtomicBool::new(false),
+                registered: __executor::Registered::new(),
+            };
+
+            // For an image that has this function, and not the library.
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static __NOTE: extern "C" fn() = {
+                extern "C" fn __note() {
+                    __executor::note(&__ENTRY)
+                }
+                __note
             };
         }
     }

@@ -491,9 +491,6 @@ pub enum BuildError {
         /// How deep is allowed.
         max: u32,
     },
-    /// Two task functions have one name.
-    #[error("{0}")]
-    DuplicateTask(String),
     /// The operating system refused something.
     #[error("the operating system refused {what}: {error}")]
     Os {

@@ -248,6 +248,7 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     options: &TaskOptions,
     out: &mut Buffer,
 ) -> Result<Vec<Attachment>, TaskError> {
+    F::entry().known().map_err(|why| TaskError::Invalid(why.into()))?;
     let start = out.len();
     let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(&args, out)));
     // Apart from the encoding: a panic of `Drop` is not one of `Serialize`.

@@ -14,7 +14,7 @@ use crate::{
     future::TaskFuture,
     os::{cpu::usable_cpus, ready},
     pool::{self, AtEnd, Pool, PoolOptions, Stats},
-    registry::{self, TaskEntry},
+    registry::TaskEntry,
     task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
     worker::{self, entry},
@@ -265,7 +265,7 @@ impl Executor for ProcessPoolExecutor {
     }
 
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {
-        self.handle.pool.estimate(entry.id)
+        self.handle.pool.estimate(entry.id()?)
     }
 
     fn buffer(&self) -> Buffer {
@@ -378,7 +378,8 @@ impl ProcessPoolBuilder {
         let mut bytes = Buffer::new();
         let (encoded, attachments) = attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
         let encoded = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
-        self.initializer = Some((T::Function::entry(), encoded));
+        let entry = T::Function::entry();
+        self.initializer = Some((entry, entry.known().and(encoded)));
         self
     }
 
@@ -477,7 +478,7 @@ impl ProcessPoolBuilder {
     /// # Errors
     /// [`BuildError::Invalid`] if an option makes no sense, [`BuildError::NoEntry`] if this process is a worker that
     /// never reached [`init`](crate::init), [`BuildError::TooDeep`] if executors are nested too deep,
-    /// [`BuildError::DuplicateTask`] if two tasks have one name, [`BuildError::Os`] if the system refused.
+    /// [`BuildError::Os`] if the system refused.
     pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
         let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
         if entry::was_missed() {
@@ -486,7 +487,6 @@ impl ProcessPoolBuilder {
         if crate::program::depth() >= entry::DEPTH_MAX {
             return Err(BuildError::TooDeep { depth: crate::program::depth() + 1, max: entry::DEPTH_MAX });
         }
-        registry::check().map_err(BuildError::DuplicateTask)?;
         if self.max_workers == Some(0) {
             return invalid("max_workers must be above 0");
         }
@@ -513,7 +513,7 @@ impl ProcessPoolBuilder {
             Some((entry, Ok(arguments))) => Some((entry, arguments)),
             Some((entry, Err(error))) => {
                 return invalid(&format!(
-                    "the arguments of the initializer `{}` do not encode: {error}",
+                    "the initializer `{}` cannot be sent to workers: {error}",
                     entry.name
                 ));
             }

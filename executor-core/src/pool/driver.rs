@@ -433,7 +433,7 @@ impl Driver {
             }
             match &self.pool.options.initializer {
                 Some((entry, arguments)) => {
-                    let header = Header { function: entry.id, ..Header::new(Kind::Init) };
+                    let header = Header { function: entry.number(), ..Header::new(Kind::Init) };
                     core.stuck |= record.send(header, arguments);
                     link.flush();
                 }

@@ -420,7 +420,7 @@ impl Pool {
         };
         let (cell, completer) = Cell::pending(id, control);
         let TaskOptions { timeout, name } = call.options;
-        let meta = Meta { function: call.entry.id, timeout, count: 1 };
+        let meta = Meta { function: call.entry.number(), timeout, count: 1 };
         let resolver = Resolver::Cell(completer);
         let item = Item { entry: call.entry, name, arguments, check: call.check, several: false, resolver };
         self.take_in(Submission { task: id, item, meta });
@@ -434,7 +434,7 @@ impl Pool {
         if self.forked() {
             return;
         }
-        let meta = Meta { function: entry.id, timeout: options.timeout, count };
+        let meta = Meta { function: entry.number(), timeout: options.timeout, count };
         let (name, resolver) = (options.name, Resolver::Feed(run));
         let item = Item { entry, name, arguments, check, several: count > 1, resolver };
         self.take_in(Submission { task: base, item, meta });
@@ -1019,7 +1019,7 @@ impl Core {
         if item.several {
             flags |= flag::RUN;
         }
-        let (task, items, function) = (run.base, run.items, item.entry.id);
+        let (task, items, function) = (run.base, run.items, item.entry.number());
         match &item.resolver {
             Resolver::Cell(completer) => completer.sent_to(worker),
             Resolver::Feed(run) => run.sent_to(worker),

@@ -73,12 +73,12 @@ impl Server {
         let (encoded, attached) = crate::wire::attachment::collect(|| {
             <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
         });
-        let bytes = match encoded {
-            Err(error) => Err(error.message),
+        let bytes = match entry.known().and(encoded.map_err(|error| error.message)) {
+            Err(error) => Err(error),
             Ok(()) if !attached.is_empty() => Err("its arguments carry descriptors".to_owned()),
             Ok(()) => Ok(buffer.into_vec()),
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.id, bytes));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
     }
 
     /// Makes a child: its pid, and our end of the socket from which it reads its setup.

@@ -67,9 +67,6 @@ pub enum StartError {
         /// How deep is allowed.
         max: u32,
     },
-    /// Two task functions have one name.
-    #[error("{0}")]
-    DuplicateTask(Arc<str>),
     /// [`StartMethod::Fork`] in a process with other threads.
     #[error(
         "this process has {threads} threads, and a copy of it would have one: what the others have locked stays locked in \
@@ -151,7 +148,7 @@ fn check() -> Result<(), StartError> {
     if depth > max {
         return Err(StartError::TooDeep { depth, max });
     }
-    registry::check().map_err(|text| StartError::DuplicateTask(text.into()))
+    Ok(())
 }
 
 pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
@@ -199,7 +196,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         signals: Signals::of_this_thread(),
         role: Role::Body(Box::new(BodySetup {
             tasks: registry::fingerprint(),
-            function: process.entry.id,
+            function: process.entry.number(),
             arguments: arguments.into(),
             attachments: attachments.len() as u32,
             check: process.check,

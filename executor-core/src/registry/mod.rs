@@ -1,20 +1,32 @@
-//! Task functions by name.
+//! The task functions of this program, and the numbers by which they are called across processes.
 //!
 //! ```text
-//!   #[task] fn add  ──►  static TaskEntry in a link section  ──►  TASKS: every entry of the program, in link order
-//!                                                                    │
-//!          parent: TaskFn::entry().id ── FnId on the wire ──►  worker: lookup(id) ──► entry.call
+//!   #[task] fn add  ──►  static TaskEntry ─┬─ in a link section ──►  TASKS: those of the image that this crate is in
+//!                                          └─ `note`, before main ─►  NOTED: those of other images (a program whose `dylib`
+//!                                                                     has this crate)
+//!                                        both, once somebody asks ──►  INDEX: a number for each
+//!
+//!          parent: entry.id() ── FnId on the wire ──►  worker: lookup(id) ──► entry.call
 //! ```
 //!
-//! The list is the linker's, so nothing has to be called to register a function, and its order means nothing: what
-//! crosses the wire is a hash of the name, and the [`fingerprint`] is taken over sorted names. Covered is the program
-//! itself; functions in libraries opened by `dlopen` are not in its list.
+//! The lists are made by linker and loader, so nothing has to be called to register a function, and their order means nothing.
+//! What crosses the wire is a hash of the name; where two functions have one name (a library and a program of one package, a macro
+//! that is used twice), of the place, too. So a name is for people: nobody can break a program by choosing one. The [`fingerprint`]
+//! is taken over all of them, sorted.
+//!
+//! Covered is what the program begins with. A function in a library that is opened later (`dlopen`) is not in its workers; to submit
+//! it is an error that says so.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
+    iter,
     pin::Pin,
-    sync::{LazyLock, OnceLock, atomic::AtomicBool},
+    ptr,
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -26,22 +38,21 @@ use crate::{
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
 
-/// Every task function of the program.
+/// Every task function of the image that this crate is linked into: the program, or a `dylib` that it uses.
 #[linkme::distributed_slice]
 pub static TASKS: [TaskEntry];
+
+/// The task functions of other images; a list through [`Registered::next`].
+static NOTED: AtomicPtr<TaskEntry> = AtomicPtr::new(ptr::null_mut());
 
 /// What the program knows of one task function.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct TaskEntry {
-    /// Its path, or what `#[task(name = "…")]` says.
+    /// Its path, or what `#[task(name = "…")]` says. Others may have the same.
     pub name: &'static str,
-    /// The name's hash.
-    pub id: FnId,
     /// Where it is written.
-    pub file: &'static str,
-    /// Where it is written.
-    pub line: u32,
+    pub place: Place,
     /// Types of parameters and result, name and version of the crate: for the [`fingerprint`].
     pub signature: fn() -> String,
     /// Decodes, runs, encodes.
@@ -50,6 +61,85 @@ pub struct TaskEntry {
     pub debug: bool,
     /// The submitter has asked for the check.
     pub checked: AtomicBool,
+    /// Written by this module.
+    pub registered: Registered,
+}
+
+/// Where a function is written.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Source file.
+    pub file: &'static str,
+    /// From 1.
+    pub line: u32,
+    /// From 1.
+    pub column: u32,
+    /// A macro can write one line into several modules.
+    pub module: &'static str,
+}
+
+/// What becomes of an entry at run time.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Registered {
+    /// Its number; 0 before the numbers are given, and for ever where it came after that.
+    number: AtomicU64,
+    /// In the list of those that other images have brought.
+    next: AtomicPtr<TaskEntry>,
+}
+
+impl Registered {
+    /// Not yet.
+    #[allow(clippy::new_without_default, reason = "in constants")]
+    pub const fn new() -> Self {
+        Registered { number: AtomicU64::new(0), next: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+/// The number of no function.
+const UNKNOWN: u64 = 0;
+
+impl TaskEntry {
+    /// By what the function is called across processes. `None` if it is not in this program's workers.
+    #[inline]
+    pub fn id(&self) -> Option<FnId> {
+        match self.registered.number.load(Ordering::Relaxed) {
+            UNKNOWN => self.ask_for_id(),
+            number => Some(FnId(number)),
+        }
+    }
+
+    #[cold]
+    fn ask_for_id(&self) -> Option<FnId> {
+        // Gives the numbers, if nobody has.
+        LazyLock::force(&INDEX);
+        match self.registered.number.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            number => Some(FnId(number)),
+        }
+    }
+
+    /// Its id, of one that [`known`](Self::known) has let pass. Else the number of no function, which a worker refuses.
+    #[inline]
+    pub(crate) fn number(&self) -> FnId {
+        self.id().unwrap_or(FnId(UNKNOWN))
+    }
+
+    /// Whether workers know it; if not, why not. Asked by whoever encodes arguments, so before any process hears of it.
+    #[inline]
+    pub(crate) fn known(&self) -> Result<(), String> {
+        self.id().map(drop).ok_or_else(|| self.unknown())
+    }
+
+    #[cold]
+    fn unknown(&self) -> String {
+        format!(
+            "the task function `{}` ({}:{}) is in a library that was opened after this program had begun (`dlopen`); workers begin \
+             without it, so it can run in this process only",
+            self.name, self.place.file, self.place.line
+        )
+    }
 }
 
 /// How to run a task function on encoded arguments. A panic of the function, or of a `Deserialize` or `Serialize` of
@@ -178,46 +268,86 @@ pub enum CallResult {
     NotRoundTrip(CodecError),
 }
 
-static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> =
-    LazyLock::new(|| TASKS.iter().map(|entry| (entry.id, entry)).collect());
+/// Called before `main` for each task function, whichever image it is in.
+///
+/// Those of this crate's own image are in [`TASKS`], without doing anything.
+#[doc(hidden)]
+pub fn note(entry: &'static TaskEntry) {
+    if TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry)) {
+        return;
+    }
+    // Whoever walks the list finds entries that are complete, since they are constants but for these words.
+    let mine = ptr::from_ref(entry).cast_mut();
+    let mut first = NOTED.load(Ordering::Relaxed);
+    loop {
+        entry.registered.next.store(first, Ordering::Relaxed);
+        match NOTED.compare_exchange(first, mine, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(other) => first = other,
+        }
+    }
+}
+
+/// All that were there when somebody asked first, which is no sooner than the program's `main`, or what takes its place: before
+/// that there is neither a pool nor a worker.
+static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> = LazyLock::new(|| {
+    let own = TASKS.static_slice().iter();
+    // SAFETY: the list consists of entries that `note` was given, which live for ever.
+    let at = |pointer: &AtomicPtr<TaskEntry>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
+    let noted = iter::successors(at(&NOTED), move |entry: &&TaskEntry| at(&entry.registered.next));
+    let entries: Vec<&'static TaskEntry> = own.chain(noted).collect();
+    number(&entries)
+});
+
+/// Gives each its number: the same in every process of the program, and in another build of it as far as can be.
+fn number<'a>(entries: &[&'a TaskEntry]) -> HashMap<FnId, &'a TaskEntry> {
+    let mut by_name: HashMap<FnId, Vec<&'a TaskEntry>> = HashMap::with_capacity(entries.len());
+    for entry in entries {
+        by_name.entry(FnId::of(entry.name)).or_default().push(entry);
+    }
+    // Not to be given by chance to one of those below.
+    let mut taken: HashSet<FnId> = by_name.keys().copied().chain([FnId(UNKNOWN)]).collect();
+    let mut index = HashMap::with_capacity(entries.len());
+    let mut several = Vec::new();
+    for (id, entries) in by_name {
+        match entries[..] {
+            [only] if id != FnId(UNKNOWN) => drop(index.insert(id, only)),
+            _ => several.extend(entries),
+        }
+    }
+    // Those that differ in nothing stay in the order of linker and loader, which is one for one executable.
+    let position = |entry: &TaskEntry| entries.iter().position(|other| ptr::eq(*other, entry));
+    several.sort_by_cached_key(|entry| (entry.name, entry.place, (entry.signature)(), position(entry)));
+    for entry in several {
+        let Place { file, line, column, module } = entry.place;
+        let text = format!("{}\n{file}:{line}:{column}\n{module}\n{}", entry.name, (entry.signature)());
+        let ids = (0_u32..).map(|ordinal| match ordinal {
+            0 => FnId::of(&text),
+            _ => FnId::of(&format!("{text}\n{ordinal}")),
+        });
+        for id in ids {
+            if taken.insert(id) {
+                index.insert(id, entry);
+                break;
+            }
+        }
+    }
+    for (id, entry) in &index {
+        entry.registered.number.store(id.0, Ordering::Relaxed);
+    }
+    index
+}
 
 /// The task function of this id.
 pub fn lookup(id: FnId) -> Option<&'static TaskEntry> {
     INDEX.get(&id).copied()
 }
 
-/// Whether each name stands for one function. If not, the text says which two and what to do.
-pub fn check() -> Result<(), String> {
-    static CHECKED: OnceLock<Result<(), String>> = OnceLock::new();
-    CHECKED.get_or_init(|| find_duplicate(&TASKS)).clone()
-}
-
-fn find_duplicate(entries: &[TaskEntry]) -> Result<(), String> {
-    let mut by_id: HashMap<FnId, &TaskEntry> = HashMap::with_capacity(entries.len());
-    for entry in entries {
-        let Some(other) = by_id.insert(entry.id, entry) else { continue };
-        // The order is the linker's; a message should be the same in every build.
-        let mut places = [other, entry].map(|e| (e.file, e.line, e.name));
-        places.sort_unstable();
-        let [(file_a, line_a, name_a), (file_b, line_b, name_b)] = places;
-        let what = if name_a == name_b {
-            format!("two task functions have the name `{name_a}`")
-        } else {
-            format!("the task functions `{name_a}` and `{name_b}` have names with one and the same hash")
-        };
-        return Err(format!(
-            "{what}: {file_a}:{line_a} and {file_b}:{line_b}; give one of them a name of its own with \
-             `#[task(name = \"…\")]`"
-        ));
-    }
-    Ok(())
-}
-
 /// What two processes compare before the first task: the same functions with the same types.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Over the sorted names and signatures.
+    /// Over the sorted names, numbers and signatures.
     pub hash: u64,
     /// How many functions.
     pub count: u64,
@@ -226,16 +356,18 @@ pub struct Fingerprint {
 /// The fingerprint of this program.
 pub fn fingerprint() -> Fingerprint {
     static FINGERPRINT: OnceLock<Fingerprint> = OnceLock::new();
-    *FINGERPRINT.get_or_init(|| fingerprint_of(TASKS.iter().map(|entry| (entry.name, (entry.signature)()))))
+    *FINGERPRINT.get_or_init(|| {
+        fingerprint_of(INDEX.iter().map(|(id, entry)| (entry.name, *id, (entry.signature)())))
+    })
 }
 
-fn fingerprint_of(entries: impl Iterator<Item = (&'static str, String)>) -> Fingerprint {
+fn fingerprint_of(entries: impl Iterator<Item = (&'static str, FnId, String)>) -> Fingerprint {
     let mut entries: Vec<_> = entries.collect();
     entries.sort_unstable();
     let mut text = String::new();
-    for (name, signature) in &entries {
-        // Neither contains a line break, so no two lists have one text.
-        text.extend([name, "\n", signature, "\n"]);
+    for (name, id, signature) in &entries {
+        // None contains a line break, so no two lists have one text.
+        text.extend([name, "\n", &id.0.to_string(), "\n", signature, "\n"]);
     }
     Fingerprint { hash: FnId::of(&text).0, count: entries.len() as u64 }
 }
@@ -244,50 +376,62 @@ fn fingerprint_of(entries: impl Iterator<Item = (&'static str, String)>) -> Fing
 mod tests {
     use super::*;
 
-    fn entry(name: &'static str, line: u32) -> TaskEntry {
+    fn entry(name: &'static str, line: u32, module: &'static str) -> TaskEntry {
         TaskEntry {
             name,
-            id: FnId::of(name),
-            file: "src/tasks.rs",
-            line,
+            place: Place { file: "src/tasks.rs", line, column: 5, module },
             signature: String::new,
             call: Call::Sync(|_, _| CallResult::Done),
             debug: false,
             checked: AtomicBool::new(false),
+            registered: Registered::new(),
         }
     }
 
-    #[test]
-    fn two_tasks_of_one_name_are_told_with_place_and_cure() {
-        assert_eq!(find_duplicate(&[entry("a", 1), entry("b", 2)]), Ok(()));
-        let text = find_duplicate(&[entry("a", 9), entry("b", 2), entry("a", 3)]).unwrap_err();
-        assert_eq!(
-            text,
-            "two task functions have the name `a`: src/tasks.rs:3 and src/tasks.rs:9; give one of them a name of its \
-             own with `#[task(name = \"…\")]`"
-        );
+    fn ids(entries: &[&TaskEntry]) -> Vec<u64> {
+        let index = number(entries);
+        assert_eq!(index.len(), entries.len(), "each has a number of its own");
+        let id = |entry: &&TaskEntry| entry.registered.number.load(Ordering::Relaxed);
+        for entry in entries {
+            assert!(ptr::eq(index[&FnId(id(entry))], *entry));
+        }
+        entries.iter().map(id).collect()
     }
 
     #[test]
-    fn two_names_of_one_hash_are_told_too() {
-        let collision = TaskEntry { id: FnId::of("a"), ..entry("b", 2) };
-        let text = find_duplicate(&[entry("a", 1), collision]).unwrap_err();
-        assert!(
-            text.starts_with("the task functions `a` and `b` have names with one and the same hash"),
-            "{text}"
-        );
+    fn functions_of_one_name_have_numbers_of_their_own_in_any_order() {
+        let (a, b) = (entry("a", 1, "x"), entry("b", 2, "x"));
+        let (other_line, other_module) = (entry("a", 9, "x"), entry("a", 1, "y"));
+        assert_eq!(ids(&[&a, &b]), ["a", "b"].map(|name| FnId::of(name).0));
+        let all = ids(&[&a, &b, &other_line, &other_module]);
+        let turned = ids(&[&other_module, &other_line, &b, &a]);
+        assert_eq!(all, turned.into_iter().rev().collect::<Vec<_>>());
+        assert_eq!(all[1], FnId::of("b").0, "a name that is one's own is enough");
+    }
+
+    #[test]
+    fn functions_that_differ_in_nothing_are_told_apart() {
+        let twins: Vec<_> = (0..5).map(|_| entry("twin", 1, "x")).collect();
+        let twins: Vec<_> = twins.iter().collect();
+        let first = ids(&twins);
+        assert_eq!(first.iter().collect::<HashSet<_>>().len(), 5);
+        assert_eq!(ids(&twins), first, "the same in the next process");
     }
 
     #[test]
     fn the_fingerprint_knows_names_and_types_but_not_the_order() {
-        let of = |list: &[(&'static str, &str)]| {
-            fingerprint_of(list.iter().map(|&(name, types)| (name, types.into())))
+        let of = |list: &[(&'static str, u64, &str)]| {
+            fingerprint_of(list.iter().map(|&(name, id, types)| (name, FnId(id), types.into())))
         };
-        let base = of(&[("a", "(u8)"), ("b", "(u16)")]);
-        assert_eq!(base, of(&[("b", "(u16)"), ("a", "(u8)")]));
+        let base = of(&[("a", 1, "(u8)"), ("b", 2, "(u16)")]);
+        assert_eq!(base, of(&[("b", 2, "(u16)"), ("a", 1, "(u8)")]));
         assert_eq!(base.count, 2);
-        for other in [&[("a", "(u8)")][..], &[("a", "(u8)"), ("b", "(u8)")], &[("a", "(u8)"), ("c", "(u16)")]]
-        {
+        for other in [
+            &[("a", 1, "(u8)")][..],
+            &[("a", 1, "(u8)"), ("b", 2, "(u8)")],
+            &[("a", 1, "(u8)"), ("c", 2, "(u16)")],
+            &[("a", 1, "(u8)"), ("b", 3, "(u16)")],
+        ] {
             assert_ne!(base, of(other));
         }
     }

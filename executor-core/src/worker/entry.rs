@@ -330,7 +330,6 @@ fn prepare(
     if let (false, Some(bytes)) = (own_thread, setup.stack_bytes) {
         raise_stack_limit(bytes)?;
     }
-    registry::check()?;
     let directory = setup.directory.as_ref().map(|path| OsString::from_vec(path.to_vec()));
     let server = match (setup.transport, &directory) {
         (Transport::Ipc, Some(directory)) => Some(

@@ -84,7 +84,6 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
 
 /// Runs what is to be there in every child.
 fn prepare(setup: ForkServerSetup) -> Result<(), String> {
-    registry::check()?;
     if registry::fingerprint() != setup.tasks {
         return Err("the fork server runs another build of this program".into());
     }
