@@ -4,10 +4,10 @@ mod support;
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     rc::Rc,
     sync::{
@@ -17,10 +17,12 @@ use std::{
     time::Duration,
 };
 
-use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, task};
+use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, as_completed, task};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use support::{Gate, echo, eventually, hold, memory_to_spare, note, notes, pid, pool, watchdog, watchdog_of};
+use support::{
+    Gate, come_to, echo, eventually, hold, memory_to_spare, note, notes, pid, pool, watchdog, watchdog_of,
+};
 
 executor::test_support!();
 
@@ -1086,4 +1088,106 @@ fn encoding_happens_before_submit_returns() {
     future.result().unwrap();
     pool.submit(encoded).result().unwrap();
     assert_eq!(notes(&dir.path().join("notes")), [1, 2]);
+}
+
+// ---- which result belongs to which input ---------------------------------------------------------------------------
+
+#[task]
+fn triple(x: u32) -> Result<u32, String> {
+    if x == 13 { Err("unlucky".into()) } else { Ok(3 * x) }
+}
+
+#[task]
+fn triple_when_let(gate: Option<&Path>, x: u32) -> u32 {
+    if let Some(gate) = gate {
+        come_to(gate);
+    }
+    3 * x
+}
+
+#[test]
+fn unordered_results_come_with_the_index_of_their_item() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    for chunk_size in [1, 7, 100] {
+        let mut seen = BTreeSet::new();
+        for (index, result) in pool.map(triple::task, 0..300).unordered().chunk_size(chunk_size).with_index()
+        {
+            assert!(seen.insert(index), "{index} came twice");
+            match result {
+                Ok(value) => assert_eq!(value, 3 * index as u32),
+                Err(error) => assert!(index == 13 && error.is_failed(), "{index}: {error}"),
+            }
+        }
+        assert_eq!(seen.len(), 300);
+    }
+    let in_order: Vec<usize> = pool.map(triple::task, 0..50).with_index().map(|(index, _)| index).collect();
+    assert!(in_order.into_iter().eq(0..50));
+}
+
+#[test]
+fn the_first_item_may_be_the_last_to_come_and_is_known_by_its_index() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(2), Gate::new());
+    let path = gate.path().to_owned();
+    let items = (0..20).map(|x| (x == 0).then(|| path.clone())).zip(0..20);
+    let make = |(gate, x): (Option<PathBuf>, u32)| triple_when_let::task(gate.as_deref(), x).encode();
+    let mut results = pool.map(make, items).unordered().chunk_size(1).with_index();
+    let mut early: Vec<usize> = results
+        .by_ref()
+        .take(19)
+        .map(|(index, result)| {
+            assert_eq!(result.unwrap(), 3 * index as u32);
+            index
+        })
+        .collect();
+    early.sort();
+    assert!(early.into_iter().eq(1..20));
+    gate.open();
+    assert!(matches!(results.next(), Some((0, Ok(0)))));
+    assert!(results.next().is_none());
+}
+
+#[test]
+fn an_error_of_the_whole_map_has_an_index_that_no_item_has() {
+    let pool = pool(1);
+    let mut results = pool.map(triple::task, 0..3).chunk_size(0).with_index();
+    assert!(matches!(results.next(), Some((0, Err(TaskError::Invalid(_))))), "nothing was taken");
+    let gate = Gate::new();
+    let path = gate.path().to_owned();
+    let make = |x: u32| triple_when_let::task(Some(path.as_path()), x).encode();
+    let mut results = pool.map(make, 0..3).timeout(Duration::from_millis(50)).with_index();
+    let (index, result) = results.next().unwrap();
+    assert!(index == 3 && result.unwrap_err().is_timeout(), "{index}");
+    assert!(results.next().is_none());
+}
+
+#[test]
+fn indexes_come_with_a_stream_too() {
+    let _watchdog = watchdog();
+    let results = pool(2).map(triple::task, 20..60).unordered().with_index().stream();
+    let results: Vec<_> = futures::executor::block_on_stream(results).collect();
+    assert_eq!(results.len(), 40);
+    assert!(results.iter().all(|(index, result)| *result.as_ref().unwrap() == 3 * (20 + *index as u32)));
+}
+
+#[test]
+fn a_dictionary_of_futures_finds_the_key_of_each_that_is_done() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    // Python: `{pool.submit(triple, x): x for x in …}`.
+    let (mut futures, mut keys) = (Vec::new(), HashMap::new());
+    for x in 0..30 {
+        let future = pool.submit(triple::task(x));
+        keys.insert(future.id(), x);
+        futures.push(future);
+    }
+    for future in as_completed(futures) {
+        let x = keys.remove(&future.id()).expect("each comes once");
+        match future.result() {
+            Ok(value) => assert_eq!(value, 3 * x),
+            Err(error) => assert_eq!(x, 13, "{error}"),
+        }
+    }
+    assert!(keys.is_empty());
 }

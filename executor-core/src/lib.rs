@@ -62,8 +62,9 @@ pub use error::{
     TaskError, TimedOutDetail,
 };
 pub use executor::{
-    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, OnDrop, Pool, PoolBuilder,
-    PoolError, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
+    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, MapStreamWithIndex,
+    MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError, ProcessPoolBuilder, ProcessPoolExecutor,
+    ShutdownOptions,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture, Unfinished,

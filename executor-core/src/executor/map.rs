@@ -22,9 +22,13 @@ use futures::Stream;
 use super::{Executor, RawRun, encode, must_check};
 use crate::{
     error::{BrokenCause, Phase, TaskError},
-    future::{cell::Outcome, decode, feed::Feed, timer::Timer},
+    future::{
+        decode,
+        feed::{Feed, Numbered},
+        timer::Timer,
+    },
     pool::RunCall,
-    task::{Task, TaskArgs, TaskOptions},
+    task::{Task, TaskArgs, TaskFn, TaskOptions},
     transport::board::ITEMS_MAX,
     wire::{
         buffer::{Buffer, Contents},
@@ -71,7 +75,7 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// Made by the first `next`.
     feed: Option<Arc<Feed>>,
     /// What came and is to be yielded next.
-    ready: VecDeque<Outcome>,
+    ready: VecDeque<Numbered>,
     /// Items taken from the input, and items yielded.
     taken: u64,
     yielded: u64,
@@ -87,6 +91,9 @@ struct OpenRun {
     ends: Vec<u32>,
     bytes: Buffer,
 }
+
+/// A result, and the number of its item; of an error of the whole map, the number of items taken.
+type Next<F> = Option<(u64, Result<<F as TaskFn>::Output, TaskError>)>;
 
 /// The result that was waited for has not come.
 #[derive(Debug)]
@@ -157,6 +164,31 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
+    }
+
+    /// Each result with the index of its item in the input: what [`unordered`](Self::unordered) does not tell by itself.
+    ///
+    /// An error of the map as a whole (its time limit, an option that makes no sense) has an index that no item has: the number of
+    /// items that were taken from the input.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    ///
+    /// #[task]
+    /// fn word_count(line: &str) -> usize { line.split(' ').count() }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), TaskError> {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     let lines = ["to be", "or", "not to be"];
+    ///     for (index, count) in pool.map(word_count::task, lines).unordered().with_index() {
+    ///         assert_eq!(count?, word_count(lines[index]));
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn with_index(self) -> MapWithIndex<F, A, I, M> {
+        MapWithIndex { map: self }
     }
 
     /// The same as a [`Stream`], for async code.
@@ -252,16 +284,16 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     }
 
     /// What is to be yielded without waiting.
-    fn next_ready(&mut self) -> Option<Result<F::Output, TaskError>> {
-        let outcome = match self.ready.pop_front() {
+    fn next_ready(&mut self) -> Option<(u64, Result<F::Output, TaskError>)> {
+        let (number, outcome) = match self.ready.pop_front() {
             Some(outcome) => outcome,
             None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
-                Err(TaskError::Broken(BrokenCause::Forked))
+                (self.yielded, Err(TaskError::Broken(BrokenCause::Forked)))
             }
             None => return None,
         };
         self.yielded += 1;
-        Some(decode::<F>(outcome))
+        Some((number, decode::<F>(outcome)))
     }
 
     fn is_late(&self) -> bool {
@@ -314,6 +346,11 @@ where
         &mut self,
         until: Option<Instant>,
     ) -> Result<Option<Result<F::Output, TaskError>>, NotInTime> {
+        Ok(self.next_numbered(until)?.map(|(_, result)| result))
+    }
+
+    /// The same with its number.
+    fn next_numbered(&mut self, until: Option<Instant>) -> Result<Next<F>, NotInTime> {
         if self.over {
             return Ok(None);
         }
@@ -321,12 +358,12 @@ where
             && let Err(error) = self.start()
         {
             self.end();
-            return Ok(Some(Err(error)));
+            return Ok(Some((self.taken, Err(error))));
         }
         loop {
             // Also while results are ready: a slow reader of an endless input comes to an end.
             if self.is_late() {
-                return Ok(Some(Err(self.timed_out())));
+                return Ok(Some((self.taken, Err(self.timed_out()))));
             }
             self.fill();
             if let Some(next) = self.next_ready() {
@@ -341,7 +378,7 @@ where
             // While items travel in runs, many come together: the reader hands them over in heaps.
             if !feed.wait(&mut self.ready, deadline, self.chunk == 1) {
                 return match self.is_late() {
-                    true => Ok(Some(Err(self.timed_out()))),
+                    true => Ok(Some((self.taken, Err(self.timed_out())))),
                     false => Err(NotInTime),
                 };
             }
@@ -429,6 +466,57 @@ impl<F: TaskArgs<A>, A, I, M> Drop for Map<F, A, I, M> {
     }
 }
 
+/// Made by [`Map::with_index`].
+#[must_use = "a map does nothing until it is iterated"]
+pub struct MapWithIndex<F: TaskArgs<A>, A, I, M> {
+    map: Map<F, A, I, M>,
+}
+
+impl<F: TaskArgs<A>, A, I, M> MapWithIndex<F, A, I, M> {
+    /// The same as a [`Stream`], for async code.
+    pub fn stream(self) -> MapStreamWithIndex<F, A, I, M> {
+        MapStreamWithIndex { stream: self.map.stream() }
+    }
+}
+
+impl<F, A, I, M> Iterator for MapWithIndex<F, A, I, M>
+where
+    F: TaskArgs<A>,
+    I: Iterator,
+    M: FnMut(I::Item) -> Task<F, A>,
+{
+    type Item = (usize, Result<F::Output, TaskError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.map.next_numbered(None).unwrap_or_default();
+        next.map(|(number, result)| (number as usize, result))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.map.size_hint()
+    }
+}
+
+/// Made by [`MapWithIndex::stream`].
+#[must_use = "streams do nothing unless polled"]
+pub struct MapStreamWithIndex<F: TaskArgs<A>, A, I, M> {
+    stream: MapStream<F, A, I, M>,
+}
+
+impl<F, A, I, M> Stream for MapStreamWithIndex<F, A, I, M>
+where
+    F: TaskArgs<A>,
+    I: Iterator,
+    M: FnMut(I::Item) -> Task<F, A>,
+{
+    type Item = (usize, Result<F::Output, TaskError>);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.stream.poll_numbered(cx);
+        next.map(|next| next.map(|(number, result)| (number as usize, result)))
+    }
+}
+
 /// Made by [`Map::stream`].
 #[must_use = "streams do nothing unless polled"]
 pub struct MapStream<F: TaskArgs<A>, A, I, M> {
@@ -448,7 +536,19 @@ where
     type Item = Result<F::Output, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let MapStream { map, timer } = self.get_mut();
+        self.get_mut().poll_numbered(cx).map(|next| next.map(|(_, result)| result))
+    }
+}
+
+impl<F, A, I, M> MapStream<F, A, I, M>
+where
+    F: TaskArgs<A>,
+    I: Iterator,
+    M: FnMut(I::Item) -> Task<F, A>,
+{
+    /// As [`Map::next_numbered`].
+    fn poll_numbered(&mut self, cx: &mut Context<'_>) -> Poll<Next<F>> {
+        let MapStream { map, timer } = self;
         if map.over {
             return Poll::Ready(None);
         }
@@ -456,11 +556,11 @@ where
             && let Err(error) = map.start()
         {
             map.end();
-            return Poll::Ready(Some(Err(error)));
+            return Poll::Ready(Some((map.taken, Err(error))));
         }
         loop {
             if map.is_late() {
-                return Poll::Ready(Some(Err(map.timed_out())));
+                return Poll::Ready(Some((map.taken, Err(map.timed_out()))));
             }
             map.fill();
             if let Some(next) = map.next_ready() {
@@ -477,7 +577,7 @@ where
             if let Some(deadline) = map.deadline
                 && timer.get_or_insert_with(|| Timer::new(deadline)).poll(cx.waker()).is_ready()
             {
-                return Poll::Ready(Some(Err(map.timed_out())));
+                return Poll::Ready(Some((map.taken, Err(map.timed_out()))));
             }
             return Poll::Pending;
         }

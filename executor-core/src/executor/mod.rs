@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use map::{Map, MapStream};
+pub use map::{Map, MapStream, MapStreamWithIndex, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 

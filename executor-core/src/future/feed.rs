@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// An outcome, and the number of its item.
+pub(crate) type Numbered = (u64, Outcome);
+
 pub(crate) struct Feed {
     unordered: bool,
     /// Of the executor that the runs were submitted to.
@@ -44,7 +47,7 @@ struct State {
     /// The number of the window's first place.
     first: u64,
     window: VecDeque<Option<Outcome>>,
-    ready: VecDeque<Outcome>,
+    ready: VecDeque<Numbered>,
     /// Runs with items to come: (first task's number, how many tasks) by the number of its first item.
     open: BTreeMap<u64, (TaskId, u32)>,
     waker: Option<Waker>,
@@ -106,7 +109,7 @@ impl Feed {
     pub(crate) fn deliver_error(&self, number: u64, error: TaskError) {
         let mut state = self.lock();
         if self.unordered {
-            state.ready.push_back(Err(error));
+            state.ready.push_back((number, Err(error)));
         } else {
             let at = (number - state.first) as usize;
             if at >= state.window.len() {
@@ -117,15 +120,16 @@ impl Feed {
     }
 
     /// Takes what can be yielded now; whether there was anything.
-    pub(crate) fn take(&self, into: &mut VecDeque<Outcome>) -> bool {
+    pub(crate) fn take(&self, into: &mut VecDeque<Numbered>) -> bool {
         Self::take_from(&mut self.lock(), into)
     }
 
-    fn take_from(state: &mut State, into: &mut VecDeque<Outcome>) -> bool {
+    fn take_from(state: &mut State, into: &mut VecDeque<Numbered>) -> bool {
         let before = into.len();
         into.append(&mut state.ready);
         while let Some(Some(_)) = state.window.front() {
-            into.extend(state.window.pop_front().flatten());
+            let number = state.first;
+            into.extend(state.window.pop_front().flatten().map(|outcome| (number, outcome)));
             state.first += 1;
         }
         into.len() > before
@@ -133,7 +137,7 @@ impl Feed {
 
     /// Waits until something can be yielded, at most until `deadline`, and takes it; whether there was anything. With
     /// `help`, works towards that meanwhile.
-    pub(crate) fn wait(&self, into: &mut VecDeque<Outcome>, deadline: Option<Instant>, help: bool) -> bool {
+    pub(crate) fn wait(&self, into: &mut VecDeque<Numbered>, deadline: Option<Instant>, help: bool) -> bool {
         loop {
             let seen = self.version.load(Ordering::Acquire);
             if self.take(into) {
@@ -170,7 +174,7 @@ impl Feed {
     }
 
     /// Takes what can be yielded now, or leaves the waker; whether there was anything.
-    pub(crate) fn poll(&self, into: &mut VecDeque<Outcome>, waker: &Waker) -> bool {
+    pub(crate) fn poll(&self, into: &mut VecDeque<Numbered>, waker: &Waker) -> bool {
         // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
         let waker = waker.clone();
         let mut state = self.lock();
@@ -244,7 +248,7 @@ impl FeedRun {
         for (item, outcome) in items {
             count += 1;
             if feed.unordered {
-                state.ready.push_back(outcome);
+                state.ready.push_back((self.number + u64::from(item), outcome));
             } else if let Some(place) =
                 (self.number + u64::from(item)).checked_sub(state.first).map(|at| at as usize)
                 && let Some(place) = state.window.get_mut(place)
@@ -332,8 +336,8 @@ pub(crate) mod tests {
         Ok(vec![byte].into())
     }
 
-    fn bytes(taken: &VecDeque<Outcome>) -> Vec<u8> {
-        taken.iter().map(|outcome| outcome.as_ref().map_or(255, |payload| payload[0])).collect()
+    fn bytes(taken: &VecDeque<Numbered>) -> Vec<u8> {
+        taken.iter().map(|(_, outcome)| outcome.as_ref().map_or(255, |payload| payload[0])).collect()
     }
 
     #[test]

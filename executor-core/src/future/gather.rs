@@ -19,7 +19,7 @@ use std::{
 use super::{
     callback::{CallbackQueue, catch},
     cell::{ByReference, Outcome},
-    feed::Feed,
+    feed::{Feed, Numbered},
 };
 use crate::error::{BrokenCause, TaskError};
 
@@ -34,6 +34,8 @@ pub(crate) struct Gather {
 #[derive(Default)]
 struct State {
     outcomes: VecDeque<Outcome>,
+    /// Empty but for a moment, so that its memory is used again.
+    arrived: VecDeque<Numbered>,
     done: bool,
     /// The first error, kept when the outcomes have been taken.
     error: Option<TaskError>,
@@ -148,9 +150,12 @@ impl Wake for Gather {
         let waker = Waker::from(Arc::clone(&self));
         let mut state = self.lock();
         while state.outcomes.len() < self.total {
-            if !self.feed.poll(&mut state.outcomes, &waker) {
+            let State { arrived, outcomes, .. } = &mut *state;
+            if !self.feed.poll(arrived, &waker) {
                 return;
             }
+            // They come in order.
+            outcomes.extend(arrived.drain(..).map(|(_, outcome)| outcome));
         }
         if state.done {
             return;
