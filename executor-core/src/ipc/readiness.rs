@@ -13,7 +13,10 @@ use tokio::{
     runtime,
 };
 
-use crate::os::socket;
+use crate::{
+    future::shield::{shielded, yield_once},
+    os::socket,
+};
 
 /// An end of waiting; `None` is never.
 pub(super) type Deadline = Option<Instant>;
@@ -23,8 +26,12 @@ pub(super) fn deadline_in(limit: Option<Duration>) -> Deadline {
     limit.and_then(|limit| Instant::now().checked_add(limit))
 }
 
+pub(super) fn has_passed(deadline: Deadline) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
+}
+
 /// What is left until then, for the kernel.
-fn left(deadline: Deadline) -> Option<Timespec> {
+pub(super) fn left(deadline: Deadline) -> Option<Timespec> {
     let left = deadline?.saturating_duration_since(Instant::now());
     Some(Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ })
 }
@@ -81,6 +88,18 @@ pub(super) fn wait_for(descriptor: BorrowedFd<'_>, flags: PollFlags, deadline: D
     Ok(poll_until(&mut [PollFd::from_borrowed_fd(descriptor, flags)], deadline)? > 0)
 }
 
+/// What an attempt has come to.
+///
+/// An attempt ends by itself, whatever a peer sends meanwhile: otherwise who sends without end would hold the lock of an end,
+/// a caller past its limit, or a thread of a runtime.
+pub(super) enum Attempt<T> {
+    Done(T),
+    /// Nothing can be done before the descriptor is ready again.
+    NotYet,
+    /// There is more to do at once; a caller may look at its limit first, or let others run.
+    Again,
+}
+
 /// A descriptor as tokio knows it.
 ///
 /// It is registered with the runtime of whoever awaits, so that the thread which learns of a message is the one that goes
@@ -114,24 +133,34 @@ impl Readiness {
         Ok(Arc::clone(&registered.insert(new).descriptor))
     }
 
-    /// Awaits until `step` has a result, trying each time that the descriptor is ready. `None` means: not yet.
+    /// Awaits until `step` has a result, trying each time that the descriptor is ready.
     pub(super) async fn until<T, E: From<io::Error>>(
         &self,
         descriptor: &OwnedFd,
         interest: Interest,
-        mut step: impl FnMut() -> Result<Option<T>, E>,
+        mut step: impl FnMut() -> Result<Attempt<T>, E>,
     ) -> Result<T, E> {
         // Mostly it is ready, and needs no runtime.
-        if let Some(done) = step()? {
-            return Ok(done);
+        loop {
+            match step()? {
+                Attempt::Done(done) => return Ok(done),
+                Attempt::NotYet => break,
+                Attempt::Again => yield_once().await,
+            }
         }
         let registered = self.register(descriptor)?;
-        let tried = registered.async_io(interest, |_| match step() {
-            Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
-            Ok(Some(done)) => Ok(Ok(done)),
-            Err(error) => Ok(Err(error)),
-        });
-        tried.await?
+        loop {
+            let tried = registered.async_io(interest, |_| match step() {
+                Ok(Attempt::NotYet) => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(other) => Ok(Ok(other)),
+                Err(error) => Ok(Err(error)),
+            });
+            match shielded(tried).await?? {
+                Attempt::Done(done) => return Ok(done),
+                // It stays ready for tokio, which is told that it is not by `WouldBlock` alone.
+                _ => yield_once().await,
+            }
+        }
     }
 }
 

@@ -65,6 +65,7 @@ use crate::{
         callback::CallbackQueue,
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
         feed::{Feed, FeedRun},
+        shield::shielded,
         wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
@@ -627,7 +628,7 @@ impl Pool {
         if self.forked() {
             return;
         }
-        let _ = self.ended.1.recv().await;
+        let _ = shielded(self.ended.1.recv()).await;
         if self.callbacks.is_current_thread() {
             return;
         }
@@ -638,7 +639,7 @@ impl Pool {
             // The system refused a thread; nobody else would ever run them.
             self.callbacks.flush();
         }
-        let _ = flushed.recv().await;
+        let _ = shielded(flushed.recv()).await;
     }
 
     // ---- one event at a time ---------------------------------------------------------------------------------------

@@ -166,6 +166,8 @@ impl Record {
         if self.origin.forked() {
             return Poll::Ready(());
         }
+        // Cloned before the lock is taken, and dropped after it is free if it is there already: both are users' code.
+        let mut new = Some(waker.clone());
         let mut state = lock(&self.state);
         if state.status.is_some() {
             drop(state);
@@ -173,9 +175,10 @@ impl Record {
             return Poll::Ready(());
         }
         if !state.wakers.iter().any(|other| other.will_wake(waker)) {
-            state.wakers.push(waker.clone());
+            state.wakers.extend(new.take());
         }
         drop(state);
+        drop(new);
         if !Record::is_watched() && !self.rewatch() {
             // The system refuses a thread: nobody else would look.
             if self.wait_alone(Some(Instant::now() + Duration::from_millis(1))).is_some() {
@@ -405,7 +408,8 @@ pub(super) fn pause() -> Pause<'static> {
 impl Pause<'_> {
     /// In a forked child: nothing of the parent's is ours.
     pub(super) fn forget_all(mut self) {
-        self.0.running.clear();
+        // Not dropped here, under the lock: they have wakers, which are users' code. Nor elsewhere: all of it is copies.
+        std::mem::forget(std::mem::take(&mut self.0.running));
         self.0.watcher = None;
     }
 }

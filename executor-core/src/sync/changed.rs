@@ -8,6 +8,9 @@
 //! A watcher thread has up to 127 places; as many threads as are needed are started, and end when they have had nothing to do
 //! for a while. Whoever is woken looks and, if need be, waits again. A future that was woken and is dropped before it was
 //! polled wakes another sleeper in its place.
+//!
+//! Wakers are users' code in all that can be done with them: they are cloned before a lock is taken, and a place, which has
+//! one, is dropped after it is free. A task's waker may own other futures of this module.
 
 use std::{
     future::Future,
@@ -103,29 +106,31 @@ fn watchers() -> &'static Watchers {
 fn enter(word: &Word, expected: u32, waker: &Waker) -> (Arc<Watcher>, u64) {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
     let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-    let place = || Place { number, word: word.clone(), expected, waker: waker.clone() };
+    let place = Place { number, word: word.clone(), expected, waker: waker.clone() };
     let mut list = lock(&watchers().list);
     for watcher in &*list {
         let mut places = lock(&watcher.places);
         // One word is the watcher's own.
         if !places.over && places.list.len() < WAIT_ANY_MAX - 1 {
-            places.list.push(place());
+            places.list.push(place);
             drop(places);
             watcher.announce();
             return (Arc::clone(watcher), number);
         }
     }
-    let places = Places { list: vec![place()], over: false };
+    let places = Places { list: vec![place], over: false };
     let watcher = Arc::new(Watcher { news: AtomicU32::new(0), places: Mutex::new(places) });
     let theirs = Arc::clone(&watcher);
     let started = thread::Builder::new().name("executor-watcher".into()).spawn(move || theirs.run());
     if started.is_ok() {
         list.push(Arc::clone(&watcher));
-    } else {
-        // No thread is to be had: whoever waits looks again and again, as a runtime does for a task that yields.
-        *lock(&watcher.places) = Places { list: Vec::new(), over: true };
-        waker.wake_by_ref();
+        return (watcher, number);
     }
+    drop(list);
+    // No thread is to be had: whoever waits looks again and again, as a runtime does for a task that yields.
+    let unwatched = std::mem::replace(&mut *lock(&watcher.places), Places { list: Vec::new(), over: true });
+    drop(unwatched);
+    waker.wake_by_ref();
     (watcher, number)
 }
 
@@ -137,16 +142,24 @@ impl Watcher {
 
     /// Whether the place was there still: nobody has been woken.
     fn leave(&self, number: u64) -> bool {
-        let mut places = lock(&self.places);
-        let at = places.list.iter().position(|place| place.number == number);
-        at.map(|at| places.list.swap_remove(at)).is_some()
+        let left = {
+            let mut places = lock(&self.places);
+            let at = places.list.iter().position(|place| place.number == number);
+            at.map(|at| places.list.swap_remove(at))
+        };
+        left.is_some()
     }
 
     /// A new waker for the place; `false` if it is not there any more.
     fn renew(&self, number: u64, waker: &Waker) -> bool {
+        // The new one or, by then, the old one: dropped after the lock is free in any case.
+        let mut other = waker.clone();
         let mut places = lock(&self.places);
         let place = places.list.iter_mut().find(|place| place.number == number);
-        place.map(|place| place.waker.clone_from(waker)).is_some()
+        let is_there = place.map(|place| std::mem::swap(&mut place.waker, &mut other)).is_some();
+        drop(places);
+        drop(other);
+        is_there
     }
 
     fn run(&self) {
@@ -188,7 +201,7 @@ impl Watcher {
                     if differs || all || woken == Some(place.number) {
                         done.push(places.list.swap_remove(at));
                     } else {
-                        at += 1;
+                        at = at.saturating_add(1);
                     }
                 }
             }

@@ -1,0 +1,314 @@
+//! Wakers that call the library in all that can be done with them: each future of the library lives with those.
+//!
+//! A waker is its user's code when it is cloned, dropped and woken. A task's may own futures, also of this library, so that
+//! dropping it drops those. Under a lock of ours, or of a library of ours, that would be a deadlock.
+
+#![allow(clippy::disallowed_methods)] // a thread-local without a destructor
+
+mod support;
+
+use std::{
+    cell::Cell,
+    future::Future,
+    mem::ManuallyDrop,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, RawWaker, RawWakerVTable, Waker},
+    time::Duration,
+};
+
+use executor::{
+    Address, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool, Process, Queue,
+    Semaphore, TaskFuture, as_completed, prelude::*,
+};
+use futures::{FutureExt, SinkExt, StreamExt};
+use support::{eventually, pool, watchdog};
+
+executor::test_support!();
+
+type Subject = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a waker does: makes such a future, polls it, and drops it.
+struct Reentrant {
+    make: Box<dyn Fn() -> Subject + Send + Sync>,
+    entered: AtomicUsize,
+}
+
+thread_local! {
+    /// What it does makes wakers do no more.
+    static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Reentrant {
+    fn enter(&self) {
+        if ENTERED.replace(true) {
+            return;
+        }
+        let mut other = (self.make)();
+        // Left in it, as a task's is: there is something to be taken back when it is dropped.
+        let _ = other.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(other);
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        ENTERED.set(false);
+    }
+
+    fn waker(self: Arc<Self>) -> Waker {
+        // SAFETY: the functions below keep the rules of `RawWaker`: each has its own count, and all of it is `Sync`.
+        unsafe { Waker::from_raw(RawWaker::new(Arc::into_raw(self).cast(), &VTABLE)) }
+    }
+
+    /// # Safety
+    /// `data` is of a waker that is there for as long as what is returned.
+    unsafe fn of(data: *const ()) -> ManuallyDrop<Arc<Self>> {
+        // SAFETY: made by `waker` or `clone`; the count stays the waker's.
+        ManuallyDrop::new(unsafe { Arc::from_raw(data.cast::<Self>()) })
+    }
+}
+
+static VTABLE: RawWakerVTable = RawWakerVTable::new(
+    |data| {
+        // SAFETY: of a waker that is cloned.
+        let this = unsafe { Reentrant::of(data) };
+        this.enter();
+        RawWaker::new(Arc::into_raw(Arc::clone(&this)).cast(), &VTABLE)
+    },
+    |data| {
+        // SAFETY: of a waker that is used up.
+        let this = ManuallyDrop::into_inner(unsafe { Reentrant::of(data) });
+        this.enter();
+    },
+    // SAFETY: of a waker that is there.
+    |data| unsafe { Reentrant::of(data) }.enter(),
+    |data| {
+        // SAFETY: of a waker that is dropped.
+        let this = ManuallyDrop::into_inner(unsafe { Reentrant::of(data) });
+        this.enter();
+    },
+);
+
+fn poll(future: &mut Subject, waker: &Waker) -> Poll<()> {
+    future.as_mut().poll(&mut Context::from_waker(waker))
+}
+
+/// Takes futures of one kind through all that can happen to a waker; each step must come back. `finish` makes one of them
+/// ready; more than once, since a future that a waker has made may have been the one.
+fn lives_with_reentrant_wakers(
+    what: &str,
+    make: impl Fn() -> Subject + Clone + Send + Sync + 'static,
+    mut finish: impl FnMut(),
+) {
+    let reentrant = Arc::new(Reentrant { make: Box::new(make.clone()), entered: AtomicUsize::new(0) });
+    // Of two that differ, each is kept, replaced by the other one, and dropped.
+    let (one, other) = (Arc::clone(&reentrant).waker(), Arc::clone(&reentrant).waker());
+    let apart = Arc::new(Reentrant { make: Box::new(make.clone()), entered: AtomicUsize::new(0) }).waker();
+    let mut future = make();
+    for waker in [&one, &apart, &other, Waker::noop(), &one, &one] {
+        assert!(poll(&mut future, waker).is_pending(), "{what} is not ready");
+    }
+    // Dropped with a waker in it.
+    drop(future);
+    // One waits beside another one, and they end in the order in which they did not begin.
+    let (mut first, mut second) = (make(), make());
+    assert!(poll(&mut first, &one).is_pending() && poll(&mut second, &apart).is_pending(), "{what}");
+    drop(second);
+    // Woken, whoever does it.
+    eventually(what, || {
+        finish();
+        poll(&mut first, &one).is_ready()
+    });
+    drop((first, one, other, apart));
+    assert!(reentrant.entered.load(Ordering::SeqCst) > 3, "{what}: the waker was not used");
+}
+
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+#[task]
+fn waits(event: Event) -> u32 {
+    event.wait();
+    1
+}
+
+#[test]
+fn events_locks_and_their_kin_live_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let event = leak(Event::new().unwrap());
+    lives_with_reentrant_wakers("an event", || Box::pin(event.wait_async()), || event.set());
+
+    let lock = leak(Lock::new().unwrap());
+    let mut held = Some(lock.acquire().unwrap());
+    let acquire = || -> Subject { Box::pin(async { drop(lock.acquire_async().await) }) };
+    lives_with_reentrant_wakers("a lock", acquire, || drop(held.take()));
+
+    let semaphore = leak(Semaphore::new(1).unwrap());
+    let mut permit = Some(semaphore.acquire());
+    let acquire = || -> Subject { Box::pin(async { drop(semaphore.acquire_async().await) }) };
+    lives_with_reentrant_wakers("a semaphore", acquire, || drop(permit.take()));
+
+    let condition = leak(Condition::new().unwrap());
+    let wait = || -> Subject {
+        Box::pin(async {
+            let guard = condition.acquire_async().await.unwrap();
+            drop(condition.wait_async(guard).await);
+        })
+    };
+    lives_with_reentrant_wakers("a condition", wait, || {
+        let _guard = condition.acquire().unwrap();
+        condition.notify_all();
+    });
+
+    // One each: a barrier breaks when somebody who waits at it goes away.
+    let barriers: &Mutex<Vec<&Barrier>> = leak(Mutex::default());
+    let wait = || -> Subject {
+        let barrier = leak(Barrier::new(2).unwrap());
+        barriers.lock().unwrap().push(barrier);
+        Box::pin(async {
+            let _ = barrier.wait_async().await;
+        })
+    };
+    lives_with_reentrant_wakers("a barrier", wait, || {
+        let all = std::mem::take(&mut *barriers.lock().unwrap());
+        all.iter().for_each(|barrier| barrier.abort());
+    });
+}
+
+#[test]
+fn queues_live_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let queue = leak(Queue::<u32>::bounded(8).unwrap());
+    // All of it: futures that wakers make take some.
+    let fill = || while queue.try_put(1).is_ok() {};
+    let drain = || while queue.try_get().is_ok() {};
+    lives_with_reentrant_wakers("get_async", || Box::pin(async { drop(queue.get_async().await) }), fill);
+    drain();
+    lives_with_reentrant_wakers(
+        "a stream of a queue",
+        || Box::pin(async { drop(queue.stream().next().await) }),
+        fill,
+    );
+    fill();
+    lives_with_reentrant_wakers("put_async", || Box::pin(async { drop(queue.put_async(2).await) }), drain);
+    fill();
+    lives_with_reentrant_wakers(
+        "a sink of a queue",
+        || Box::pin(async { drop(queue.sink().send(2).await) }),
+        drain,
+    );
+    let queue = leak(JoinableQueue::<u32>::unbounded().unwrap());
+    queue.put(1).unwrap();
+    queue.get().unwrap();
+    lives_with_reentrant_wakers(
+        "join_async",
+        || {
+            Box::pin(async {
+                let _ = queue.join_async().await;
+            })
+        },
+        || {
+            let _ = queue.task_done();
+        },
+    );
+}
+
+#[test]
+fn connections_and_listeners_live_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let (ours, theirs) = executor::pipe::<Vec<u8>, u32>().unwrap();
+    let ours = leak(ours);
+    lives_with_reentrant_wakers(
+        "recv_async",
+        || Box::pin(async { drop(ours.recv_async().await) }),
+        || theirs.send(&1).unwrap(),
+    );
+    lives_with_reentrant_wakers(
+        "a stream of a connection",
+        || Box::pin(async { drop(ours.stream().next().await) }),
+        || theirs.send(&1).unwrap(),
+    );
+    // Full: the other end does not read.
+    while ours.send_async(&vec![7; 50_000]).now_or_never().is_some() {}
+    lives_with_reentrant_wakers(
+        "send_async",
+        || Box::pin(async { drop(ours.send_async(&vec![7; 50_000]).await) }),
+        || drop(theirs.try_recv()),
+    );
+    let (sender, receiver) = executor::channel::<Vec<u8>>().unwrap();
+    let sender = leak(sender);
+    while sender.send_async(&vec![7; 50_000]).now_or_never().is_some() {}
+    lives_with_reentrant_wakers(
+        "a sink of a connection",
+        || Box::pin(async { drop(sender.sink().send(vec![7; 50_000]).await) }),
+        || drop(receiver.try_recv()),
+    );
+    let listener = leak(Listener::bind(&Address::any()).unwrap().authkey(AuthKey::new("k")));
+    lives_with_reentrant_wakers(
+        "accept_async",
+        || Box::pin(async { drop(listener.accept_async::<(), ()>().await) }),
+        || listener.close(),
+    );
+}
+
+#[test]
+fn futures_of_tasks_live_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let executor = leak(pool(2));
+    let event = leak(Event::new().unwrap());
+    let submit = || executor.submit(waits::task(event.clone()));
+    let set = || {
+        event.set();
+        // Those to come wait again.
+        executor.submit(waits::task(event.clone())).result().unwrap();
+        event.clear();
+    };
+    lives_with_reentrant_wakers("a task's future", move || Box::pin(submit().map(drop)), set);
+    lives_with_reentrant_wakers(
+        "as_completed",
+        move || {
+            let futures: Vec<TaskFuture<u32>> = vec![submit(), submit()];
+            Box::pin(as_completed(futures).stream().collect::<Vec<_>>().map(drop))
+        },
+        set,
+    );
+    for timeout in [None, Some(Duration::from_secs(1000))] {
+        lives_with_reentrant_wakers(
+            "map",
+            move || {
+                let mut map = executor.map(|event: Event| waits::task(event), vec![event.clone(); 3]);
+                if let Some(limit) = timeout {
+                    map = map.timeout(limit);
+                }
+                Box::pin(map.stream().collect::<Vec<_>>().map(drop))
+            },
+            set,
+        );
+    }
+    let stopping = leak(pool(1));
+    let task = stopping.submit(waits::task(event.clone()));
+    lives_with_reentrant_wakers("shutdown_async", || Box::pin(stopping.shutdown_async()), || event.set());
+    task.result().unwrap();
+}
+
+#[test]
+fn processes_and_pools_live_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let event = leak(Event::new().unwrap());
+    let child = leak(Process::new(waits::task(event.clone())).start().unwrap());
+    lives_with_reentrant_wakers("a child", || Box::pin(async { drop(child.wait().await) }), || event.set());
+    event.clear();
+    let pool = leak(Pool::new(2).unwrap());
+    lives_with_reentrant_wakers(
+        "apply_async",
+        || Box::pin(pool.apply_async(waits::task(event.clone())).map(drop)),
+        || event.set(),
+    );
+    event.clear();
+    lives_with_reentrant_wakers(
+        "map_async",
+        || Box::pin(pool.map_async(|event: Event| waits::task(event), vec![event.clone(); 3]).map(drop)),
+        || event.set(),
+    );
+}
