@@ -5,13 +5,15 @@ mod support;
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use executor::{
     AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener, RecvError,
-    SendError, SharedBytes, prelude::*, wait_any,
+    SendError, Sender, SharedBytes, prelude::*, wait_any,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use support::{LONG, pool, watchdog, with_a_limit_long_enough};
@@ -254,7 +256,7 @@ fn slow_and_wild_clients_hold_up_nobody() {
     clients[2].write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     clients[3].write_all(&[head(1, 0, 3), vec![1, 2, 3]].concat()).unwrap();
     clients[4].write_all(&[head(6, 9, 64), vec![1; 64]].concat()).unwrap();
-    clients[5].write_all(&[head(6, 0, 64), vec![1; 64]].concat()).unwrap();
+    clients[5].write_all(&[head(4, 0, 0), head(6, 0, 64), vec![1; 64]].concat()).unwrap();
     clients[6].write_all(&head(6, 0, 64)).unwrap();
     let address = listener.address().clone();
     let client = thread::spawn(move || Client::connect::<u32, u32>(&address, Some(&key)));
@@ -489,4 +491,214 @@ fn a_file_that_a_killed_listener_left_is_taken_over() {
     std::fs::write(&path, "mine").unwrap();
     assert!(Listener::bind(&address).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+}
+
+/// What clients do that never come to an end, over sockets of both kinds: each is begun anew when it is cut off.
+fn hostile_scripts() -> Vec<(&'static str, Vec<u8>)> {
+    let answer = [head(6, 0, 64), vec![1; 64]].concat();
+    vec![
+        ("hello, again and again", head(4, 0, 0)),
+        ("hello and a wrong answer", [head(4, 0, 0), answer.clone()].concat()),
+        ("answers", answer),
+        ("a challenge of its own", [head(5, 0, 32), vec![1; 32]].concat()),
+        ("values", [head(1, 0, 3), vec![1, 2, 3]].concat()),
+        ("the beginning of something long", [head(2, 0, 1 << 40), vec![7; 64 * 1024]].concat()),
+        ("further parts", [head(3, 0, 0), vec![7; 100]].concat()),
+        ("another protocol", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
+        ("half of a head", head(4, 0, 0)[..9].to_vec()),
+    ]
+}
+
+/// Connects without the library, and sends the bytes for as long as they are taken; byte after byte, if it is a slow one.
+fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
+    let rest = || !done.load(Ordering::Relaxed);
+    let gap = || thread::sleep(Duration::from_millis(1));
+    match address {
+        Address::Tcp(host, port) => {
+            let Ok(mut stream) = TcpStream::connect((host.as_str(), *port)) else { return };
+            let block = if slowly { Vec::new() } else { bytes.repeat(1 + 64 * 1024 / bytes.len()) };
+            let _ = stream.set_write_timeout(Some(SHORT));
+            // It also hears when it is cut off, as an attacker would who wants to come again.
+            while rest() {
+                let sent = match slowly {
+                    true => bytes.chunks(1).try_for_each(|byte| {
+                        gap();
+                        if rest() { stream.write_all(byte) } else { Ok(()) }
+                    }),
+                    false => stream.write_all(&block),
+                };
+                if sent.is_err() {
+                    return;
+                }
+            }
+        }
+        Address::Abstract(name) => {
+            let flags = SocketFlags::CLOEXEC;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            let at = rustix::net::SocketAddrUnix::new_abstract_name(name).unwrap();
+            rustix::net::sockopt::set_socket_timeout(
+                &socket,
+                rustix::net::sockopt::Timeout::Send,
+                Some(SHORT),
+            )
+            .unwrap();
+            if rustix::net::connect(&socket, &at).is_err() {
+                return;
+            }
+            while rest() && rustix::net::send(&socket, bytes, rustix::net::SendFlags::NOSIGNAL).is_ok() {
+                if slowly {
+                    gap();
+                }
+            }
+        }
+        _ => unreachable!(),
+    }
+}
+
+#[test]
+fn clients_that_send_for_ever_hold_up_nobody() {
+    const ROUNDS: u32 = 8;
+    let _watchdog = watchdog();
+    for address in ["127.0.0.1:0".parse().unwrap(), Address::any()] {
+        let key = AuthKey::random().unwrap();
+        let listener = Listener::bind(&address).unwrap().authkey(key.clone());
+        let (done, scripts) = (AtomicBool::new(false), hostile_scripts());
+        thread::scope(|scope| {
+            // Two that send as fast as they can and one that sends slowly, each with the next script when it is cut off.
+            for attacker in 0..3 {
+                let (listener, done, scripts) = (&listener, &done, &scripts);
+                scope.spawn(move || {
+                    for (_, bytes) in scripts.iter().cycle().skip(3 * attacker) {
+                        assail(listener.address(), bytes, attacker == 2, done);
+                        if done.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                });
+            }
+            let (listener, key, scripts) = (&listener, &key, scripts.len());
+            let serving = scope.spawn(move || {
+                let (mut served, mut refused) = (0, 0);
+                while served < ROUNDS || refused < 4 * scripts {
+                    // Every call comes back, whoever talks meanwhile.
+                    match listener.accept_timeout::<u32, u32>(Duration::from_secs(2)) {
+                        Ok(client) => {
+                            client.send(&client.recv().unwrap()).unwrap();
+                            served += 1;
+                        }
+                        Err(AcceptError::Refused { .. }) => refused += 1,
+                        Err(AcceptError::TimedOut) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+            let mut met = 0;
+            while !serving.is_finished() {
+                // The last one may come when nobody accepts any more.
+                let limit = Duration::from_secs(5);
+                let client = Client::connect_timeout::<u32, u32>(listener.address(), Some(key), limit);
+                let Ok(client) = client else { continue };
+                if client.send(&met).is_ok() && client.recv_timeout(Duration::from_secs(5)).is_ok() {
+                    met += 1;
+                }
+                if met >= ROUNDS {
+                    break;
+                }
+            }
+            serving.join().unwrap();
+            assert!(met >= ROUNDS, "{met} clients with the key were served");
+            // Nobody is looked after any more, and whoever ends it does not wait for those who talk.
+            listener.close();
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_dropped_after_the_limit_if_accept_is_awaited() {
+    let _watchdog = watchdog();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
+        .unwrap()
+        .authkey(AuthKey::new("k"))
+        .auth_timeout(SHORT);
+    let _silent = raw(&listener);
+    match futures::executor::block_on(listener.accept_async::<(), ()>()) {
+        Err(AcceptError::Refused { error, .. }) => assert_eq!(error, AuthError::TimedOut),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Listens where there is room for a few clients only, and says how many it has refused before one was accepted.
+#[task]
+fn serves_with_few_descriptors(address: &Sender<String>, key: Vec<u8>) -> Result<usize, String> {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
+        .unwrap()
+        .authkey(AuthKey::new(key))
+        .auth_timeout(LONG * 10);
+    // The next one, and six more.
+    let next = rustix::io::dup(listener.as_fd()).unwrap().as_raw_fd() as u64;
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = rustix::process::Rlimit { current: Some(next + 7), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    address.send(&listener.address().to_string()).unwrap();
+    let mut refused = 0;
+    loop {
+        match listener.accept_timeout::<u32, u32>(LONG) {
+            Ok(client) => {
+                client.send(&client.recv().unwrap()).unwrap();
+                return Ok(refused);
+            }
+            Err(AcceptError::Refused { .. }) => refused += 1,
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+#[test]
+fn clients_that_say_nothing_do_not_keep_others_out_by_having_all_descriptors() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let (sender, receiver) = executor::channel().unwrap();
+    let serving = pool.submit(serves_with_few_descriptors::task(&sender, b"k".to_vec()));
+    drop(sender);
+    let Ok(address) = receiver.recv() else { panic!("{:?}", serving.result()) };
+    let address: Address = address.parse().unwrap();
+    let Address::Tcp(host, port) = &address else { panic!() };
+    let _silent: Vec<_> = (0..12).map(|_| TcpStream::connect((host.as_str(), *port)).unwrap()).collect();
+    let client = Client::connect_timeout::<u32, u32>(&address, Some(&AuthKey::new("k")), LONG).unwrap();
+    client.send(&5).unwrap();
+    assert_eq!(client.recv().unwrap(), 5);
+    assert!(serving.result().unwrap() > 0);
+}
+
+/// Sends packets that each begin a long message, and never the rest.
+fn begins_without_end(socket: &OwnedFd, done: &AtomicBool) {
+    let packet = [head(2, 0, 1 << 40), vec![7; 64 * 1024]].concat();
+    while !done.load(Ordering::Relaxed)
+        && rustix::net::send(socket, &packet, rustix::net::SendFlags::NOSIGNAL).is_ok()
+    {}
+}
+
+#[test]
+fn a_peer_that_sends_without_end_does_not_take_a_receiver_beyond_its_limit() {
+    let _watchdog = watchdog();
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    let end: Connection<(), u32> = ours.try_into().unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (peer, done) = (&theirs, &done);
+        scope.spawn(move || begins_without_end(peer, done));
+        assert!(matches!(end.recv_timeout(SHORT), Err(RecvError::Empty)));
+        assert!(matches!(end.try_recv(), Err(RecvError::Empty)));
+        // A future lets the others of its thread run.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            assert!(tokio::time::timeout(SHORT, end.recv_async()).await.is_err());
+        });
+        done.store(true, Ordering::Relaxed);
+        drop(end);
+    });
 }

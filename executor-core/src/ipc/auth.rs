@@ -11,7 +11,8 @@
 //!
 //! HMAC-SHA-256. The digests of the two sides differ in a word, so that none can be sent back to where it came from, and
 //! each depends on both nonces, so that none is of use a second time. They are compared in constant time. Before
-//! that, no byte of the peer's is decoded, and it can take 80 bytes of memory at most.
+//! that, no byte of the peer's is decoded, and it can take 80 bytes of memory at most. Each message is heard once, in this
+//! order: who repeats one, or says another, is cut off.
 //!
 //! What it is not: nothing is encrypted, and who can change packets on the way can do so after it. A client can be
 //! connected through to a listener by someone between, as with every scheme of this kind.
@@ -126,53 +127,77 @@ pub enum AuthError {
 
 crate::error::debug_is_display!(AuthError);
 
-/// What a side says next, and whether it is done then.
+/// What a side says next, and whether it is done then. There is no step that only waits: each message of the peer brings the
+/// handshake nearer to its end, or ends it, so a peer that goes on talking is done with after a fixed number of messages.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// The next message is expected.
+    Listen,
     Say(Kind, Vec<u8>),
     /// The last word, and the peer is believed.
     SayAndBelieve(Kind, Vec<u8>),
     Believe,
     /// The last word, and it is not.
     SayAndFail(Kind, AuthError),
-    Wait,
 }
 
+/// What was said where it does not belong.
+const OUT_OF_TURN: Step = Step::SayAndFail(Kind::Refused, AuthError::NotAsked);
+
 /// The listener's side of a handshake. Pure: messages in, messages out.
-pub(super) struct Listening {
-    nonce: [u8; NONCE],
+///
+/// Each state comes once and in this order. Whatever is said in the wrong one ends it, also what was right before.
+pub(super) enum Listening {
+    /// Expects a hello.
+    Challenged {
+        nonce: [u8; NONCE],
+    },
+    /// Expects an answer.
+    Greeted {
+        nonce: [u8; NONCE],
+    },
+    Over,
 }
 
 impl Listening {
     /// Begins with a challenge.
     pub(super) fn begin() -> io::Result<(Self, (Kind, Vec<u8>))> {
         let nonce = random::bytes()?;
-        Ok((Listening { nonce }, (Kind::Challenge, nonce.to_vec())))
+        Ok((Listening::Challenged { nonce }, (Kind::Challenge, nonce.to_vec())))
     }
 
-    pub(super) fn hear(&self, key: &AuthKey, kind: Kind, said: &[u8]) -> Step {
-        match kind {
-            Kind::Hello if said.is_empty() => Step::Wait,
-            Kind::Answer => {
-                let Some((client, digest)) = nonce_and_digest(said) else {
-                    return Step::SayAndFail(Kind::Refused, AuthError::NotAsked);
-                };
-                match key.digest(Side::Client, &self.nonce, client).verify_slice(digest) {
+    pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> Step {
+        // Over, unless a message takes it to the next state.
+        match (std::mem::replace(self, Listening::Over), kind) {
+            (Listening::Challenged { nonce }, Kind::Hello) if said.is_empty() => {
+                *self = Listening::Greeted { nonce };
+                Step::Listen
+            }
+            (Listening::Greeted { nonce }, Kind::Answer) => {
+                let Some((client, digest)) = nonce_and_digest(said) else { return OUT_OF_TURN };
+                match key.digest(Side::Client, &nonce, client).verify_slice(digest) {
                     Ok(()) => {
-                        let welcome = key.digest(Side::Listener, &self.nonce, client).finalize().into_bytes();
+                        let welcome = key.digest(Side::Listener, &nonce, client).finalize().into_bytes();
                         Step::SayAndBelieve(Kind::Welcome, welcome.to_vec())
                     }
                     Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
                 }
             }
-            _ => Step::SayAndFail(Kind::Refused, AuthError::NotAsked),
+            _ => OUT_OF_TURN,
         }
     }
 }
 
 /// The client's.
 pub(super) enum Asking {
+    /// Expects a challenge.
     Begun,
-    Answered { listener: [u8; NONCE], client: [u8; NONCE] },
+    /// Expects a welcome.
+    Answered {
+        listener: [u8; NONCE],
+        client: [u8; NONCE],
+    },
+    Over,
 }
 
 impl Asking {
@@ -181,24 +206,22 @@ impl Asking {
     }
 
     pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> io::Result<Step> {
-        Ok(match (&*self, kind) {
+        Ok(match (std::mem::replace(self, Asking::Over), kind) {
             (Asking::Begun, Kind::Challenge) => {
-                let Ok(listener) = <[u8; NONCE]>::try_from(said) else {
-                    return Ok(Step::SayAndFail(Kind::Refused, AuthError::NotAsked));
-                };
+                let Ok(listener) = <[u8; NONCE]>::try_from(said) else { return Ok(OUT_OF_TURN) };
                 let client = random::bytes()?;
                 let digest = key.digest(Side::Client, &listener, &client).finalize().into_bytes();
                 *self = Asking::Answered { listener, client };
                 Step::Say(Kind::Answer, [&client[..], &digest[..]].concat())
             }
             (Asking::Answered { listener, client }, Kind::Welcome) => {
-                match key.digest(Side::Listener, listener, client).verify_slice(said) {
+                match key.digest(Side::Listener, &listener, &client).verify_slice(said) {
                     Ok(()) => Step::Believe,
                     Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
                 }
             }
             (Asking::Answered { .. }, Kind::Refused) => Step::SayAndFail(Kind::Refused, AuthError::Refused),
-            _ => Step::SayAndFail(Kind::Refused, AuthError::NotAsked),
+            _ => OUT_OF_TURN,
         })
     }
 }
@@ -214,9 +237,9 @@ mod tests {
 
     /// Both sides, and what each ends with.
     fn meet(listener: &AuthKey, client: &AuthKey) -> (Result<(), AuthError>, Result<(), AuthError>) {
-        let (listening, challenge) = Listening::begin().unwrap();
+        let (mut listening, challenge) = Listening::begin().unwrap();
         let (mut asking, hello) = Asking::begin();
-        assert!(matches!(listening.hear(listener, hello.0, &hello.1), Step::Wait));
+        assert_eq!(listening.hear(listener, hello.0, &hello.1), Step::Listen);
         let Step::Say(kind, answer) = asking.hear(client, challenge.0, &challenge.1).unwrap() else {
             panic!()
         };
@@ -243,27 +266,41 @@ mod tests {
         assert_eq!(meet(&empty, &one).0, Err(AuthError::WrongKey));
     }
 
+    /// One that has heard the hello.
+    fn greeted() -> (Listening, (Kind, Vec<u8>)) {
+        let (mut listening, challenge) = Listening::begin().unwrap();
+        assert_eq!(listening.hear(&AuthKey::new(""), Kind::Hello, &[]), Step::Listen);
+        (listening, challenge)
+    }
+
     #[test]
     fn neither_side_believes_what_it_said_itself_or_what_was_said_before() {
         let key = AuthKey::new("key");
-        let (listening, challenge) = Listening::begin().unwrap();
-        let (mut asking, _) = Asking::begin();
-        let Ok(Step::Say(_, answer)) = asking.hear(&key, challenge.0, &challenge.1) else { panic!() };
+        let (mut listening, challenge) = greeted();
+        let answered = || {
+            let (mut asking, _) = Asking::begin();
+            let Ok(Step::Say(_, answer)) = asking.hear(&key, challenge.0, &challenge.1) else { panic!() };
+            (asking, answer)
+        };
         // The client's own digest, in the place of the listener's.
+        let (mut asking, answer) = answered();
         let own = asking.hear(&key, Kind::Welcome, &answer[NONCE..]).unwrap();
-        assert!(matches!(own, Step::SayAndFail(_, AuthError::WrongKey)));
+        assert_eq!(own, Step::SayAndFail(Kind::Refused, AuthError::WrongKey));
         // An answer to another challenge.
-        let (later, _) = Listening::begin().unwrap();
-        assert!(matches!(later.hear(&key, Kind::Answer, &answer), Step::SayAndFail(_, AuthError::WrongKey)));
+        let (mut later, _) = greeted();
+        let step = later.hear(&key, Kind::Answer, &answer);
+        assert_eq!(step, Step::SayAndFail(Kind::Refused, AuthError::WrongKey));
+        // One that is right is right once.
         assert!(matches!(listening.hear(&key, Kind::Answer, &answer), Step::SayAndBelieve(..)));
+        assert_eq!(listening.hear(&key, Kind::Answer, &answer), OUT_OF_TURN);
     }
 
     #[test]
     fn anything_else_is_refused() {
         let key = AuthKey::new("key");
-        let (listening, _) = Listening::begin().unwrap();
         for (kind, said) in [
-            (Kind::Hello, &[1][..]),
+            (Kind::Hello, &[][..]),
+            (Kind::Hello, &[1]),
             (Kind::Answer, &[0; 63]),
             (Kind::Answer, &[0; 65]),
             (Kind::Answer, &[]),
@@ -271,12 +308,106 @@ mod tests {
             (Kind::Challenge, &[0; 32]),
             (Kind::Refused, &[]),
         ] {
-            let step = listening.hear(&key, kind, said);
-            assert!(matches!(step, Step::SayAndFail(Kind::Refused, AuthError::NotAsked)), "{kind:?}");
+            assert_eq!(greeted().0.hear(&key, kind, said), OUT_OF_TURN, "{kind:?}");
         }
         for (kind, said) in [(Kind::Challenge, &[0; 31][..]), (Kind::Welcome, &[0; 32]), (Kind::Bytes, &[])] {
-            let step = Asking::Begun.hear(&key, kind, said).unwrap();
-            assert!(matches!(step, Step::SayAndFail(Kind::Refused, AuthError::NotAsked)), "{kind:?}");
+            assert_eq!(Asking::Begun.hear(&key, kind, said).unwrap(), OUT_OF_TURN, "{kind:?}");
+        }
+    }
+
+    const KINDS: [Kind; 8] = [
+        Kind::Value,
+        Kind::Bytes,
+        Kind::More,
+        Kind::Hello,
+        Kind::Challenge,
+        Kind::Answer,
+        Kind::Welcome,
+        Kind::Refused,
+    ];
+
+    /// How many messages it still hears before it ends, whatever they are.
+    fn left_of_listening(state: &Listening) -> usize {
+        match state {
+            Listening::Challenged { .. } => 2,
+            Listening::Greeted { .. } => 1,
+            Listening::Over => 0,
+        }
+    }
+
+    fn left_of_asking(state: &Asking) -> usize {
+        match state {
+            Asking::Begun => 2,
+            Asking::Answered { .. } => 1,
+            Asking::Over => 0,
+        }
+    }
+
+    #[test]
+    fn each_message_of_a_peer_brings_the_end_of_a_handshake_nearer() {
+        let key = AuthKey::new("key");
+        let mut random = Sequence(17);
+        let (mut believed, mut failed) = (0, 0);
+        for _ in 0..20_000 {
+            let (mut listening, challenge) = Listening::begin().unwrap();
+            let (mut asking, hello) = Asking::begin();
+            // What an honest peer would say, so that every state is reached; and anything else.
+            let mut honest = vec![hello, challenge];
+            for _ in 0..4 {
+                let pick = |random: &mut Sequence, honest: &[(Kind, Vec<u8>)]| match random.below(4) {
+                    0 => {
+                        let kind = KINDS[random.below(KINDS.len())];
+                        let len = [0, 1, 31, 32, 33, 63, 64, 65][random.below(8)];
+                        (kind, vec![random.below(256) as u8; len])
+                    }
+                    _ => honest[random.below(honest.len())].clone(),
+                };
+                let (kind, said) = pick(&mut random, &honest);
+                let before = left_of_listening(&listening);
+                let step = listening.hear(&key, kind, &said);
+                let after = left_of_listening(&listening);
+                assert!(after < before || before == 0, "{kind:?} {step:?}");
+                match step {
+                    Step::Listen => assert!(after > 0),
+                    Step::Say(..) | Step::Believe => panic!("a listener has one thing to say: {step:?}"),
+                    Step::SayAndBelieve(kind, said) => {
+                        assert_eq!(after, 0);
+                        believed += 1;
+                        honest.push((kind, said));
+                    }
+                    Step::SayAndFail(..) => {
+                        assert_eq!(after, 0);
+                        failed += 1;
+                    }
+                }
+                let (kind, said) = pick(&mut random, &honest);
+                let before = left_of_asking(&asking);
+                let step = asking.hear(&key, kind, &said).unwrap();
+                let after = left_of_asking(&asking);
+                assert!(after < before || before == 0, "{kind:?} {step:?}");
+                match step {
+                    Step::Say(kind, said) => {
+                        assert!(after > 0);
+                        honest.push((kind, said));
+                    }
+                    Step::Listen | Step::SayAndBelieve(..) => panic!("a client does not: {step:?}"),
+                    Step::Believe | Step::SayAndFail(..) => assert_eq!(after, 0),
+                }
+            }
+            assert_eq!((left_of_listening(&listening), left_of_asking(&asking)), (0, 0));
+        }
+        assert!(believed > 100 && failed > 100, "{believed} {failed}");
+    }
+
+    /// Numbers without a pattern.
+    struct Sequence(u64);
+
+    impl Sequence {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % end as u64) as usize
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::io::Interest;
 use super::{
     error::{RecvError, SendError},
     message::{Arrival, Assembler, Disorder, HEAD_BYTES, Head, Kind, Message, PART_BYTES},
-    readiness::{Deadline, Readiness, wait_for},
+    readiness::{Attempt, Deadline, Readiness, has_passed, wait_for},
 };
 use crate::{
     os::{
@@ -36,6 +36,11 @@ use crate::{
         codec::{Format, Postcard},
     },
 };
+
+/// How many times an attempt asks the system, in either direction: some megabytes, which is more than the kernel keeps for
+/// one end. Less: more locking for long messages. More: a peer that sends without end keeps a lock, a runtime's thread, and
+/// a caller beyond its limit, for that long.
+const CALLS_MAX: usize = 128;
 
 /// A vector that grew beyond this is not kept for the next value.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -75,6 +80,20 @@ pub(super) struct Received {
 enum Body {
     InPacket(Range<usize>),
     Owned(Vec<u8>),
+}
+
+/// As [`Received`], whose packet is not here.
+struct Arrived {
+    body: Body,
+    kind: Kind,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Arrived {
+    fn received(self, packet: Packet) -> Received {
+        let Arrived { body, kind, descriptors } = self;
+        Received { packet, body, kind, descriptors }
+    }
 }
 
 impl Received {
@@ -191,11 +210,23 @@ struct Progress {
     begun: bool,
 }
 
+/// How far an attempt has come with what is to be sent.
+enum Pushed {
+    All,
+    /// There is no room.
+    Full,
+    /// There is, but this was enough for one attempt.
+    Enough,
+}
+
 /// How far sending has come.
 enum Sent {
     All,
-    /// Some of it; the rest will be sent before anything else.
-    Part(u64),
+    /// Some of it; the rest will be sent before anything else, at once unless there is no room.
+    Part {
+        number: u64,
+        full: bool,
+    },
     /// Nothing.
     Nothing,
 }
@@ -290,12 +321,17 @@ impl Endpoint {
         let mut packet = Packet::take();
         let mut spun = false;
         loop {
-            packet = match self.receive_now(packet, max)? {
-                Ok(received) => return Ok(received),
-                Err(packet) => packet,
+            let more = match self.receive_now(&mut packet, max)? {
+                Attempt::Done(arrived) => return Ok(arrived.received(packet)),
+                Attempt::NotYet => false,
+                Attempt::Again => true,
             };
-            if !wait {
+            // Asked here and not only by the wait below, which finds that there is input as long as a peer sends.
+            if !wait || has_passed(deadline) {
                 return Err(RecvError::Empty);
+            }
+            if more {
+                continue;
             }
             if !spun {
                 spun = true;
@@ -322,21 +358,25 @@ impl Endpoint {
 
     /// As [`receive`](Self::receive), awaited. A future that is dropped has taken nothing.
     pub(super) async fn receive_async(&self, max: u64) -> Result<Received, RecvError> {
-        let step = || match self.receive_now(Packet::take(), max)? {
-            Ok(received) => Ok(Some(received)),
-            Err(_) => Ok(None),
+        let step = || {
+            let mut packet = Packet::take();
+            Ok(match self.receive_now(&mut packet, max)? {
+                Attempt::Done(arrived) => Attempt::Done(arrived.received(packet)),
+                Attempt::NotYet => Attempt::NotYet,
+                Attempt::Again => Attempt::Again,
+            })
         };
         self.readiness.until(&self.socket, Interest::READABLE, step).await
     }
 
-    /// The message, if the last byte of it is here; otherwise the packet's room back.
-    fn receive_now(&self, mut packet: Packet, max: u64) -> Result<Result<Received, Packet>, RecvError> {
+    /// The message, if the last byte of it is here.
+    fn receive_now(&self, packet: &mut Packet, max: u64) -> Result<Attempt<Arrived>, RecvError> {
         let mut incoming = lock(&self.incoming);
         let Incoming { assembler, end, .. } = &mut *incoming;
         if let Some(end) = *end {
             return Err(end.into());
         }
-        loop {
+        for _ in 0..CALLS_MAX {
             if let Some(len) = assembler.announced()
                 && len > max
             {
@@ -352,7 +392,7 @@ impl Endpoint {
                 };
                 let (len, descriptors) = match recv_short_now(&self.socket, &mut packet.0[..room]) {
                     Ok(came) => came,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Err(packet)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Attempt::NotYet),
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
                     Err(error) => return Err(error.into()),
                 };
@@ -386,12 +426,13 @@ impl Endpoint {
                         Some(bytes) => Body::Owned(bytes),
                         None => Body::InPacket(HEAD_BYTES..received),
                     };
-                    return Ok(Ok(Received { packet, body, kind, descriptors }));
+                    return Ok(Attempt::Done(Arrived { body, kind, descriptors }));
                 }
                 Arrival::TooLong(len) => return Err(RecvError::TooLong { len, max }),
                 Arrival::More => {}
             }
         }
+        Ok(Attempt::Again)
     }
 
     // Sending.
@@ -405,12 +446,16 @@ impl Endpoint {
         deadline: Deadline,
     ) -> Result<(), SendError> {
         let mut ticket = None;
-        while !self.send_some(kind, &mut what, attachments, &mut ticket)? {
-            if !wait_for(self.socket.as_fd(), PollFlags::OUT, deadline)? {
+        loop {
+            let more = match self.send_some(kind, &mut what, attachments, &mut ticket)? {
+                Attempt::Done(()) => return Ok(()),
+                Attempt::NotYet => false,
+                Attempt::Again => true,
+            };
+            if has_passed(deadline) || !more && !wait_for(self.socket.as_fd(), PollFlags::OUT, deadline)? {
                 return Err(SendError::Io(io::ErrorKind::TimedOut.into()));
             }
         }
-        Ok(())
     }
 
     /// As [`send`](Self::send), awaited. A future that is dropped has sent nothing, or has begun, and then whoever sends next
@@ -422,38 +467,42 @@ impl Endpoint {
         attachments: &[Attachment],
     ) -> Result<(), SendError> {
         let mut ticket = None;
-        let step = || Ok(self.send_some(kind, &mut what, attachments, &mut ticket)?.then_some(()));
+        let step = || self.send_some(kind, &mut what, attachments, &mut ticket);
         self.readiness.until(&self.socket, Interest::WRITABLE, step).await
     }
 
-    /// Whether all of it is sent. `ticket` is kept from one attempt to the next.
+    /// Done when all of it is sent. `ticket` is kept from one attempt to the next.
     fn send_some(
         &self,
         kind: Kind,
         what: &mut Outgoings<'_>,
         attachments: &[Attachment],
         ticket: &mut Option<u64>,
-    ) -> Result<bool, SendError> {
+    ) -> Result<Attempt<()>, SendError> {
         let mut outgoing = lock(&self.outgoing);
         let outgoing = &mut *outgoing;
-        self.send_rest(outgoing)?;
+        let not_all = match self.send_rest(outgoing)? {
+            Pushed::Enough => Attempt::Again,
+            _ => Attempt::NotYet,
+        };
         if let Some(ticket) = *ticket {
             if outgoing.given_up == ticket {
                 return Err(SendError::Io(io::Error::other("the system refused a part of the message")));
             }
-            return Ok(outgoing.rest.is_none() || outgoing.begun != ticket);
+            let sent = outgoing.rest.is_none() || outgoing.begun != ticket;
+            return Ok(if sent { Attempt::Done(()) } else { not_all });
         }
         if outgoing.rest.is_some() {
-            return Ok(false);
+            return Ok(not_all);
         }
-        match self.begin(outgoing, kind, what, attachments)? {
-            Sent::All => Ok(true),
-            Sent::Nothing => Ok(false),
-            Sent::Part(begun) => {
-                *ticket = Some(begun);
-                Ok(false)
+        Ok(match self.begin(outgoing, kind, what, attachments)? {
+            Sent::All => Attempt::Done(()),
+            Sent::Nothing => Attempt::NotYet,
+            Sent::Part { number, full } => {
+                *ticket = Some(number);
+                if full { Attempt::NotYet } else { Attempt::Again }
             }
-        }
+        })
     }
 
     fn begin(
@@ -476,9 +525,9 @@ impl Endpoint {
             outgoing.begun += 1;
         }
         match pushed {
-            Ok(true) => Ok(Sent::All),
-            Ok(false) if !progress.begun => Ok(Sent::Nothing),
-            Ok(false) => {
+            Ok(Pushed::All) => Ok(Sent::All),
+            Ok(_) if !progress.begun => Ok(Sent::Nothing),
+            Ok(pushed) => {
                 let (bytes, from) = match what {
                     Outgoings::Owned(bytes) => (std::mem::take(*bytes), 0),
                     Outgoings::Borrowed(bytes) => {
@@ -490,20 +539,20 @@ impl Endpoint {
                     }
                 };
                 outgoing.rest = Some(Rest { progress, bytes, from });
-                Ok(Sent::Part(outgoing.begun))
+                Ok(Sent::Part { number: outgoing.begun, full: matches!(pushed, Pushed::Full) })
             }
             Err(error) => Err(self.refused(outgoing, progress.begun, error)),
         }
     }
 
     /// What is left of the message before.
-    fn send_rest(&self, outgoing: &mut Outgoing) -> Result<(), SendError> {
-        let Some(mut rest) = outgoing.rest.take() else { return Ok(()) };
+    fn send_rest(&self, outgoing: &mut Outgoing) -> Result<Pushed, SendError> {
+        let Some(mut rest) = outgoing.rest.take() else { return Ok(Pushed::All) };
         match self.push(&mut rest.progress, &rest.bytes, rest.from, &[]) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
+            Ok(Pushed::All) => Ok(Pushed::All),
+            Ok(pushed) => {
                 outgoing.rest = Some(rest);
-                Ok(())
+                Ok(pushed)
             }
             Err(error) => Err(self.refused(outgoing, true, error)),
         }
@@ -523,17 +572,20 @@ impl Endpoint {
         SendError::Io(error)
     }
 
-    /// Sends as much as there is room for; whether that is all. `bytes` begins `from` bytes into the message.
+    /// Sends as much as there is room for, within one attempt. `bytes` begins `from` bytes into the message.
     fn push(
         &self,
         progress: &mut Progress,
         bytes: &[u8],
         from: usize,
         attachments: &[Attachment],
-    ) -> io::Result<bool> {
+    ) -> io::Result<Pushed> {
         let whole = from + bytes.len() + if self.packets { 0 } else { HEAD_BYTES };
         let descriptors: Vec<BorrowedFd<'_>> = attachments.iter().map(|one| one.as_fd()).collect();
-        while !progress.begun || progress.at < whole {
+        for _ in 0..CALLS_MAX {
+            if progress.begun && progress.at >= whole {
+                return Ok(Pushed::All);
+            }
             let head = match (self.packets, progress.begun) {
                 (true, true) => {
                     Head { kind: Kind::More, descriptors: 0, len: progress.at as u64, ..progress.head }
@@ -558,11 +610,11 @@ impl Endpoint {
                     progress.begun = true;
                     progress.at += len;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pushed::Full),
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(if progress.at >= whole { Pushed::All } else { Pushed::Enough })
     }
 
     // Values.

@@ -3,11 +3,16 @@
 //! ```text
 //!                ┌─ the listening socket
 //!   epoll set ───┼─ clients in their handshakes, at most 256     accept: looks at all of them, returns the first that
-//!                └─ the bell that `close` rings                          is done; otherwise waits for the set
+//!                ├─ a timer: the first of them has no time left           is done; otherwise waits for the set
+//!                └─ the bell that `close` rings
 //! ```
 //!
 //! No thread stands behind it. Handshakes of many clients go on side by side within whatever calls of `accept` there are,
 //! so a client that says nothing holds up nobody: it is dropped after a limit, or when 256 others have come.
+//!
+//! What clients do is looked at under one lock, which `close` and other calls wait for. So nothing under it waits, and
+//! nothing goes on for as long as clients like: a handshake ends after a number of messages that the client cannot change
+//! (`auth.rs`), a message after a number of bytes, and a call takes in as many new clients as there may be at a time.
 
 use std::{
     fmt, io,
@@ -29,6 +34,10 @@ use rustix::{
         AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind,
         connect, listen, socket_with, sockopt,
     },
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
 };
 use tokio::io::Interest;
 
@@ -39,7 +48,7 @@ use super::{
     endpoint::{Endpoint, Outgoings, Received},
     error::{RecvError, SendError},
     message::Kind,
-    readiness::{Deadline, Readiness, deadline_in, poll_until},
+    readiness::{Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for},
 };
 use crate::os::{fork::Origin, random, socket::retry, wake::Bell};
 
@@ -52,6 +61,9 @@ const HANDSHAKES_MAX: usize = 256;
 
 /// For a handshake, once the other side has begun it.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Instead of a limit that the clock cannot tell.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Waits for clients at an address.
 ///
@@ -82,9 +94,13 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// # What clients can do to it
 ///
-/// A client with a wrong key, half a message or a wild length is an error of the one [`accept`](Self::accept) that finds
-/// out, and the next one goes on. One that says nothing holds up nobody, and is dropped after
-/// [some seconds](Self::auth_timeout).
+/// A client with a wrong key, half a message or a wild length, or one that says something twice, is an error of the one
+/// [`accept`](Self::accept) that finds out, and the next one goes on. One that says nothing, and one that never stops
+/// talking, holds up nobody; it is dropped after [some seconds](Self::auth_timeout), or earlier when 256 others have come or
+/// there is no descriptor left for one that comes.
+///
+/// What is not kept out: who opens 256 connections in less time than a good client needs for its answer crowds it out, and
+/// it has to come again.
 ///
 /// # Its end
 ///
@@ -99,6 +115,8 @@ pub struct Listener {
     key: Option<AuthKey>,
     limit: Duration,
     set: Arc<OwnedFd>,
+    /// In the set, so that who awaits or polls it learns of the time as well.
+    timer: OwnedFd,
     bell: Bell,
     closed: AtomicBool,
     clients: Mutex<Clients>,
@@ -110,7 +128,18 @@ pub struct Listener {
 struct Clients {
     /// The oldest first.
     handshakes: Vec<Handshake>,
+    /// What the timer is set to.
+    alarm: Deadline,
     last_accepted: Option<Address>,
+}
+
+/// What one look at the clients has come to.
+enum Turn {
+    Accepted(Box<Endpoint>),
+    /// Nothing is to be done before the set is ready.
+    Wait,
+    /// There may be more clients than were looked at.
+    Again,
 }
 
 struct Handshake {
@@ -204,7 +233,9 @@ impl Listener {
         };
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = Bell::new()?;
-        for one in [socket.as_fd(), bell.as_fd()] {
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        for one in [socket.as_fd(), timer.as_fd(), bell.as_fd()] {
             epoll::add(&set, one, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         }
         Ok(Listener {
@@ -214,6 +245,7 @@ impl Listener {
             key: None,
             limit: HANDSHAKE_LIMIT,
             set: Arc::new(set),
+            timer,
             bell,
             closed: AtomicBool::new(false),
             clients: Mutex::default(),
@@ -274,7 +306,13 @@ impl Listener {
     /// # Errors
     /// As [`accept`](Self::accept).
     pub async fn accept_async<S, R>(&self) -> Result<Connection<S, R>, AcceptError> {
-        let step = || Ok::<_, AcceptError>(self.accept_now()?.ok());
+        let step = || {
+            Ok::<_, AcceptError>(match self.accept_now()? {
+                Turn::Accepted(end) => Attempt::Done(*end),
+                Turn::Wait => Attempt::NotYet,
+                Turn::Again => Attempt::Again,
+            })
+        };
         Ok(Connection::over(self.readiness.until(&self.set, Interest::READABLE, step).await?))
     }
 
@@ -316,21 +354,22 @@ impl Listener {
 
     fn accept_until<S, R>(&self, deadline: Deadline) -> Result<Connection<S, R>, AcceptError> {
         loop {
-            let next = match self.accept_now()? {
-                Ok(end) => return Ok(Connection::over(end)),
-                Err(next) => next,
+            let more = match self.accept_now()? {
+                Turn::Accepted(end) => return Ok(Connection::over(*end)),
+                Turn::Wait => false,
+                Turn::Again => true,
             };
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if has_passed(deadline) {
                 return Err(AcceptError::TimedOut);
             }
-            let until = deadline.into_iter().chain(next).min();
-            let set = rustix::event::PollFd::new(&self.set, rustix::event::PollFlags::IN);
-            poll_until(&mut [set], until)?;
+            if !more {
+                wait_for(self.set.as_fd(), rustix::event::PollFlags::IN, deadline)?;
+            }
         }
     }
 
-    /// A client, if one is ready; otherwise when to look again, though nothing may have happened.
-    fn accept_now(&self) -> Result<Result<Endpoint, Deadline>, AcceptError> {
+    /// One look at all clients.
+    fn accept_now(&self) -> Result<Turn, AcceptError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if self.closed.load(Ordering::SeqCst) {
             return Err(AcceptError::Closed);
@@ -341,26 +380,40 @@ impl Listener {
             match self.advance(&mut clients.handshakes[at]) {
                 None => at += 1,
                 Some(result) => {
-                    let Handshake { end, peer, .. } = clients.handshakes.remove(at);
-                    // An endpoint outlives its place in the set.
-                    let _ = epoll::delete(&self.set, end.socket());
+                    let (end, peer) = self.remove(&mut clients, at);
                     match result {
                         Ok(()) => {
                             clients.last_accepted = peer;
-                            return Ok(Ok(end));
+                            return Ok(Turn::Accepted(Box::new(end)));
                         }
                         Err(error) => return Err(AcceptError::Refused { peer, error }),
                     }
                 }
             }
         }
-        loop {
+        // Before others come: the system may have no descriptor for them as long as these have theirs.
+        let now = Instant::now();
+        if let Some(at) = clients.handshakes.iter().position(|one| one.deadline <= now) {
+            return Err(self.give_up(&mut clients, at));
+        }
+        for came in 0.. {
+            if came == HANDSHAKES_MAX {
+                return Ok(Turn::Again);
+            }
             let (socket, peer) = match retry(|| acceptfrom_with(&self.socket, SocketFlags::CLOEXEC)) {
                 Ok(client) => client,
                 Err(Errno::AGAIN) => break,
                 // It has gone away already.
                 Err(Errno::CONNABORTED | Errno::PROTO) => continue,
                 Err(_) if self.closed.load(Ordering::SeqCst) => return Err(AcceptError::Closed),
+                // The system looks for a free descriptor before it looks for a client: so is there one?
+                Err(Errno::MFILE | Errno::NFILE) if !clients.handshakes.is_empty() => {
+                    if !wait_for(self.socket.as_fd(), rustix::event::PollFlags::IN, Some(now))? {
+                        break;
+                    }
+                    // Those that say nothing may not keep it out by having all descriptors.
+                    return Err(self.give_up(&mut clients, 0));
+                }
                 Err(error) => return Err(AcceptError::Io(error.into())),
             };
             let peer = peer.and_then(address_of);
@@ -368,7 +421,7 @@ impl Listener {
             let end = Endpoint::new(Arc::new(socket))?;
             let Some(_) = &self.key else {
                 clients.last_accepted = peer;
-                return Ok(Ok(end));
+                return Ok(Turn::Accepted(Box::new(end)));
             };
             let (state, (kind, said)) = Listening::begin()?;
             // The first message of a connection: there is room for it, or the client is gone.
@@ -377,24 +430,52 @@ impl Listener {
             }
             epoll::add(&self.set, end.socket(), epoll::EventData::new_u64(0), epoll::EventFlags::IN)
                 .map_err(io::Error::from)?;
-            let deadline = Instant::now() + self.limit;
+            // Further away than the clock can tell is as far as it can.
+            let deadline = now.checked_add(self.limit).unwrap_or(now + FOREVER);
             clients.handshakes.push(Handshake { end, peer, state, deadline });
             if clients.handshakes.len() > HANDSHAKES_MAX {
-                let peer = clients.handshakes.remove(0).peer;
-                return Err(AcceptError::Refused { peer, error: AuthError::TimedOut });
+                return Err(self.give_up(&mut clients, 0));
             }
         }
-        let now = Instant::now();
-        if let Some(at) = clients.handshakes.iter().position(|one| one.deadline <= now) {
-            let peer = clients.handshakes.remove(at).peer;
-            return Err(AcceptError::Refused { peer, error: AuthError::TimedOut });
+        self.set_alarm(&mut clients)?;
+        Ok(Turn::Wait)
+    }
+
+    /// Drops a client for want of time or room.
+    fn give_up(&self, clients: &mut Clients, at: usize) -> AcceptError {
+        let (_, peer) = self.remove(clients, at);
+        AcceptError::Refused { peer, error: AuthError::TimedOut }
+    }
+
+    fn remove(&self, clients: &mut Clients, at: usize) -> (Endpoint, Option<Address>) {
+        let Handshake { end, peer, .. } = clients.handshakes.remove(at);
+        // Not only because an accepted end lives on: a copy of this process may have the socket as well, and the set would
+        // be ready for ever for one that nobody here can look at.
+        let _ = epoll::delete(&self.set, end.socket());
+        (end, peer)
+    }
+
+    /// Makes the set ready when the first of those that are waited for has no time left.
+    fn set_alarm(&self, clients: &mut Clients) -> io::Result<()> {
+        let first = clients.handshakes.iter().map(|one| one.deadline).min();
+        if first != clients.alarm {
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let it_value = left(first).map_or(zero, |left| match left == zero {
+                // Zero would mean none.
+                true => Timespec { tv_sec: 0, tv_nsec: 1 },
+                false => left,
+            });
+            let time = Itimerspec { it_interval: zero, it_value };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
+            clients.alarm = first;
         }
-        Ok(Err(clients.handshakes.iter().map(|one| one.deadline).min()))
+        Ok(())
     }
 
     /// What has come of a handshake, if it has ended.
     fn advance(&self, handshake: &mut Handshake) -> Option<Result<(), AuthError>> {
         let key = self.key.as_ref()?;
+        // Ends, though the peer may send for ever: no state of the machine comes twice.
         loop {
             let heard = match handshake.end.receive(LEN_MAX, None, false) {
                 Ok(heard) => heard,
@@ -402,19 +483,19 @@ impl Listener {
                 Err(error) => return Some(Err(not_heard(&error))),
             };
             match handshake.state.hear(key, heard.kind, heard.bytes()) {
-                Step::Wait => {}
-                Step::SayAndBelieve(kind, said) => {
-                    return Some(say(&handshake.end, kind, &said).map_err(|_| AuthError::Closed));
-                }
-                Step::SayAndFail(kind, error) => {
-                    let _ = say(&handshake.end, kind, &[]);
-                    return Some(Err(error));
-                }
-                Step::Believe => return Some(Ok(())),
+                Step::Listen => {}
                 Step::Say(kind, said) => {
                     if say(&handshake.end, kind, &said).is_err() {
                         return Some(Err(AuthError::Closed));
                     }
+                }
+                Step::SayAndBelieve(kind, said) => {
+                    return Some(say(&handshake.end, kind, &said).map_err(|_| AuthError::Closed));
+                }
+                Step::Believe => return Some(Ok(())),
+                Step::SayAndFail(kind, error) => {
+                    let _ = say(&handshake.end, kind, &[]);
+                    return Some(Err(error));
                 }
             }
         }
@@ -509,7 +590,7 @@ fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Result<(), Auth
                 let _ = say(end, kind, &[]);
                 return Err(error);
             }
-            Step::SayAndBelieve(..) | Step::Wait => {}
+            Step::SayAndBelieve(..) | Step::Listen => {}
         }
     }
 }
