@@ -9,7 +9,7 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 use executor::{
-    Array, Barrier, Event, ListItem, Lock, RawArray, RawValue, ShareableList, SharedMemory,
+    Array, Barrier, Event, ListItem, Lock, RawArray, RawValue, RecvError, ShareableList, SharedMemory,
     SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -661,4 +661,70 @@ fn objects_that_come_one_by_one_share_descriptors_and_nothing_stays() {
     eventually("all but the current segment is gone", || {
         pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1 <= before + 2
     });
+}
+
+/// Sends a handle through a pipe, and whether it arrives as a handle of another type.
+fn arrives_as<A: Serialize + DeserializeOwned, B: DeserializeOwned>(sent: &A) -> Result<B, RecvError> {
+    let (a, b) = executor::pipe::<A, A>().unwrap();
+    a.send(sent).unwrap();
+    b.with_types::<A, B>().recv()
+}
+
+#[test]
+fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
+    let raw = RawArray::<u64>::zeroed(4).unwrap();
+    assert!(arrives_as::<_, RawArray<[u8; 8]>>(&raw).is_err());
+    assert!(arrives_as::<_, RawArray<[u32; 2]>>(&raw).is_err());
+    // Of the same length and alignment as a whole, in other pieces.
+    let raw = RawArray::<u32>::zeroed(4).unwrap();
+    assert!(arrives_as::<_, RawArray<u64>>(&raw).is_err());
+    assert!(arrives_as::<_, RawArray<[u32; 2]>>(&raw).is_err());
+    assert!(arrives_as::<_, Array<u32>>(&raw).is_err());
+    let array = Array::<u64>::zeroed(4).unwrap();
+    assert!(arrives_as::<_, Array<[u8; 8]>>(&array).is_err());
+    assert!(arrives_as::<_, Array<[u16; 4]>>(&array).is_err());
+    let value = Value::new(7_u64).unwrap();
+    assert!(arrives_as::<_, Value<[u8; 8]>>(&value).is_err());
+    let raw_value = RawValue::new(7_u64).unwrap();
+    assert!(arrives_as::<_, RawValue<[u32; 2]>>(&raw_value).is_err());
+    // In a process that has none of it yet, too.
+    let pool = pool(1);
+    for other in [
+        pool.submit(takes_bytes::task(Mistaken(RawArray::<u64>::zeroed(4).unwrap()))),
+        pool.submit(takes_bytes::task(Mistaken(RawArray::<u64>::zeroed(4000).unwrap()))),
+    ] {
+        let error = other.result().unwrap_err();
+        assert!(error.to_string().contains("something else"), "{error}");
+    }
+    // Kinds of objects, as before.
+    let memory = SharedMemory::create(64).unwrap();
+    assert!(arrives_as::<_, ShareableList>(&memory).is_err());
+    assert!(arrives_as::<_, RawArray<u8>>(&memory).is_err());
+    assert!(arrives_as::<_, Value<u64>>(&Lock::new().unwrap()).is_err());
+    // What is accessed alike is the same to all who have it.
+    let floats =
+        arrives_as::<_, RawArray<f32>>(&RawArray::from_slice(&[1.5_f32.to_bits()]).unwrap()).unwrap();
+    assert_eq!(floats.get(0), 1.5);
+}
+
+/// Says that it is something else when it is sent.
+#[derive(Clone)]
+struct Mistaken(RawArray<u64>);
+
+impl Serialize for Mistaken {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Mistaken {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = RawArray::<[u8; 8]>::deserialize(deserializer)?;
+        panic!("it arrived, with {} elements", bytes.len())
+    }
+}
+
+#[task]
+fn takes_bytes(bytes: Mistaken) -> usize {
+    bytes.0.len()
 }

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::Write,
-    mem::MaybeUninit,
+    mem::{ManuallyDrop, MaybeUninit},
     os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     ptr,
@@ -22,8 +22,9 @@ use std::{
 };
 
 use executor::{
-    Child, Context, ExitStatus, Fork, Process, StartError, StartMethod, Stdio, active_children,
-    force_start_method, prelude::*, set_start_method, start_method,
+    Array, Child, Context, ExitStatus, Fork, Lock, Process, RLock, Semaphore, SharedBytes, StartError,
+    StartMethod, Stdio, Value, active_children, force_start_method, prelude::*, set_start_method,
+    start_method,
 };
 use plays::{argument, play};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
@@ -40,6 +41,7 @@ list! { TESTS:
     pr22_a_parent_that_has_closed_its_output,
     pr34_both_sides_of_a_fork_go_on,
     pr35_nobody_but_the_parent_joins,
+    what_one_process_has_for_itself_its_copies_do_not_have,
     children_have_all_of_their_parents,
     fork_again_and_again,
     the_fork_server_is_started_again,
@@ -62,6 +64,7 @@ list! { PROGRAMS:
     has_closed_its_output,
     forks,
     joins_in_a_fork,
+    has_guards_when_it_forks,
     has_an_odd_state,
     forks_again,
     kills_its_server,
@@ -313,9 +316,11 @@ fn forks() {
         }
     }
     let answer = 42;
-    let child = executor::fork_with(|| println!("with {answer}")).unwrap();
+    // SAFETY: both closures touch no memory that is shared.
+    let child = unsafe { executor::fork_with(|| println!("with {answer}")) }.unwrap();
     assert_eq!(status(child), Some(0));
-    let child = executor::fork_with(|| std::panic::resume_unwind(Box::new("quiet"))).unwrap();
+    // SAFETY: as above.
+    let child = unsafe { executor::fork_with(|| std::panic::resume_unwind(Box::new("quiet"))) }.unwrap();
     assert_eq!(status(child), Some(101));
     assert_eq!(children(), []);
     fine();
@@ -325,11 +330,76 @@ fn pr35_nobody_but_the_parent_joins() {
     assert_eq!(play("joins_in_a_fork").play_out(), "fine\n");
 }
 
+fn what_one_process_has_for_itself_its_copies_do_not_have() {
+    assert_eq!(play("has_guards_when_it_forks").play_out(), "fine\n");
+}
+
+static UNSENT: std::sync::Mutex<Option<SharedBytes>> = std::sync::Mutex::new(None);
+
+/// Whether a copy of its parent, made by the library, can write what the parent has not sent to anybody.
+#[task]
+fn writes_what_its_parent_has() -> bool {
+    UNSENT.lock().unwrap().as_mut().is_some_and(|bytes| bytes.get_mut().is_some())
+}
+
+fn has_guards_when_it_forks() {
+    let mut bytes = SharedBytes::zeroed(16);
+    bytes.get_mut().unwrap()[0] = 1;
+    let (lock, rlock, semaphore) = (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(2).unwrap());
+    let (value, array) = (Value::new(5_u64).unwrap(), Array::from_slice(&[1_u64, 2]).unwrap());
+    let read = Array::from_slice(&[3_u64]).unwrap();
+    // The parent's, who drops them; the copy drops copies of them.
+    let mut guards = ManuallyDrop::new((
+        lock.acquire().unwrap(),
+        rlock.acquire().unwrap(),
+        semaphore.acquire(),
+        value.lock().unwrap(),
+        array.write().unwrap(),
+        read.read().unwrap(),
+    ));
+    let refuses = |act: &mut dyn FnMut()| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).expect_err("it is the parent's");
+    };
+    // SAFETY: no reference that was made before the fork is used in the copy, but such as ask on which side they are.
+    let copy = unsafe {
+        executor::fork_with(|| {
+            std::panic::set_hook(Box::new(|_| ()));
+            assert!(bytes.get_mut().is_none());
+            assert_eq!(bytes[0], 1);
+            refuses(&mut || *guards.3 = 6);
+            refuses(&mut || guards.4[0] = 6);
+            ManuallyDrop::drop(&mut guards);
+            assert!(lock.try_acquire().is_none() && rlock.try_acquire().is_none());
+            assert_eq!(semaphore.value(), 1);
+            assert!(value.get_lock().try_acquire().is_none());
+            assert!(array.try_read().is_none());
+            assert!(read.try_write().is_none());
+        })
+    }
+    .unwrap();
+    assert_eq!(status(copy), Some(0));
+    // And the parent has all of it still.
+    bytes.get_mut().unwrap()[0] = 2;
+    (*guards.3, guards.4[0]) = (6, 6);
+    assert!(lock.is_locked() && rlock.is_locked());
+    assert_eq!(semaphore.value(), 1);
+    drop(ManuallyDrop::into_inner(guards));
+    assert!(lock.try_acquire().is_some() && rlock.try_acquire().is_some());
+    assert!(array.try_write().is_some() && read.try_write().is_some());
+    assert_eq!((value.get(), array.get(0), semaphore.value()), (6, 6, 2));
+    // Whoever is copied by the library: what is in a static.
+    *UNSENT.lock().unwrap() = Some(bytes);
+    let context = Context::new(StartMethod::Fork);
+    assert!(!context.process(writes_what_its_parent_has::task()).start().unwrap().join().unwrap());
+    assert!(UNSENT.lock().unwrap().as_mut().unwrap().get_mut().is_some());
+    fine();
+}
+
 fn joins_in_a_fork() {
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
     gate.wait_for(1);
-    let copy = executor::fork_with(|| {
+    let body = || {
         let error = child.join().unwrap_err();
         assert!(matches!(error, TaskError::Invalid(_)), "{error:?}");
         assert!(error.to_string().contains("another process"), "{error}");
@@ -343,8 +413,9 @@ fn joins_in_a_fork() {
         // A copy has children of its own.
         let own = Process::new(echo::task(5)).start().unwrap();
         assert_eq!(own.join().unwrap(), 5);
-    })
-    .unwrap();
+    };
+    // SAFETY: the closure touches no memory that is shared.
+    let copy = unsafe { executor::fork_with(body) }.unwrap();
     assert_eq!(status(copy), Some(0));
     assert!(child.is_alive());
     gate.open();
@@ -362,7 +433,8 @@ fn forks_with_threads() {
     let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
     assert!(matches!(error, StartError::Threads { threads: 2 }), "{error:?}");
     assert!(error.to_string().contains("StartMethod::Spawn"), "{error}");
-    let error = executor::fork_with(|| ()).unwrap_err();
+    // SAFETY: the closure does nothing.
+    let error = unsafe { executor::fork_with(|| ()) }.unwrap_err();
     assert!(matches!(error, StartError::Threads { threads: 2 }), "{error:?}");
     // Forced, by whoever knows what he does.
     // SAFETY: the child ends at once.
@@ -413,7 +485,8 @@ fn forks_again() {
     }
     // The thread leaves when there is nothing to watch for a while; meanwhile, too, it is not in the way.
     eventually("the watcher has left", || {
-        let child = executor::fork_with(|| ()).expect("no thread is in the way");
+        // SAFETY: the closure does nothing.
+        let child = unsafe { executor::fork_with(|| ()) }.expect("no thread is in the way");
         status(child);
         executor::thread_count() == 1
     });
@@ -597,7 +670,8 @@ fn has_a_fork_that_outlives() {
     let gate = PathBuf::from(argument());
     let child = Process::new(pid::task()).start_method(StartMethod::ForkServer).start().unwrap();
     joined(&child).unwrap();
-    executor::fork_with(|| come_to(&gate)).unwrap();
+    // SAFETY: the closure touches no memory that is shared.
+    unsafe { executor::fork_with(|| come_to(&gate)) }.unwrap();
     eventually("it is there", || fs::read_dir(&gate).unwrap().count() == 2);
     plays::ready();
     loop {
@@ -713,12 +787,13 @@ fn is_in_a_storm() {
         libc::sigaction(libc::SIGUSR1, &action, ptr::null_mut());
     }
     let target = std::process::id();
-    let storm = executor::fork_with(|| {
+    let signals = || {
         while support_b::runs(target) && executor::getppid() == target {
             signal(target, Signal::USR1);
         }
-    })
-    .unwrap();
+    };
+    // SAFETY: the closure touches no memory that is shared.
+    let storm = unsafe { executor::fork_with(signals) }.unwrap();
     for round in 0..10_i32 {
         for method in METHODS {
             let two =

@@ -1,5 +1,5 @@
 //! `os.fork()`: both sides go on, each with its own `index`. It returns twice, and an error is an error, not a negative pid.
-//! (`fork_with(closure)` is the safe one: it refuses where there are other threads.)
+//! (`fork_with(closure)` runs a closure in the copy, and refuses where there are other threads.)
 
 use executor::{Fork, getpid, getppid};
 

@@ -3,20 +3,24 @@
 //!
 //! Descriptors are copied too, and with them what the kernel keeps for whoever has them: see [`NotInherited`].
 
+// What is counted here decides who may touch memory: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
     ptr,
     sync::{
         Once,
-        atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 /// How many forks lie between this process and the first one that used this module.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-/// How many children this process and those before it have forked.
-static CHILDREN: AtomicU32 = AtomicU32::new(0);
+static FORKS: AtomicU64 = AtomicU64::new(0);
+/// How many children this process and those before it have forked. It decides who may reuse memory, so it does not come
+/// round: 64 bits last for longer than machines.
+static CHILDREN: AtomicU64 = AtomicU64::new(0);
 static REGISTER: Once = Once::new();
 
 extern "C" fn before() {
@@ -98,7 +102,7 @@ fn register() {
 
 /// The process in which something was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Origin(u32);
+pub(crate) struct Origin(u64);
 
 impl Origin {
     /// This process.
@@ -227,7 +231,7 @@ pub(crate) fn close(copy: std::os::fd::BorrowedFd<'_>) {
 }
 
 /// How often this process has been forked: what was made before has gone to a child as well, if this has changed.
-pub(crate) fn children() -> u32 {
+pub(crate) fn children() -> u64 {
     register();
     CHILDREN.load(Ordering::Relaxed)
 }

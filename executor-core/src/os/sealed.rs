@@ -137,7 +137,8 @@ impl SealedBytes {
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. Its memory
         // cannot end early: shrinking is sealed from the beginning. Nobody writes: while it is writable only by
-        // `bytes_mut`, which takes `&mut self`, and it is mapped in no other process; afterwards nobody can.
+        // `bytes_mut`, which takes `&mut self`, and it is mapped in no other process but forks of this one, where
+        // `bytes_mut` gives nothing; afterwards nobody can. What was borrowed before a fork is the promise of who forks.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 

@@ -22,6 +22,12 @@ pub enum StartMethod {
     ForkServer,
     /// This process makes a copy of itself. Refused where it has more than one thread, since what other threads had locked
     /// would stay locked for ever in the copy. Descriptors of this process are open in the copy, as everywhere.
+    ///
+    /// The copy runs its task and nothing else of the program, so of what this process has for itself it can reach statics
+    /// only. In those, handles of this library are inert: guards give nothing back and are not written through,
+    /// [`SharedBytes::get_mut`](crate::SharedBytes::get_mut) is `None`. What they cannot know of is a reference that was
+    /// leaked: a program that keeps a `&'static mut` into shared memory in a static and starts processes in this way must
+    /// not use it in their tasks.
     Fork,
 }
 

@@ -70,20 +70,31 @@ pub unsafe fn fork() -> io::Result<Fork> {
 /// ```
 /// # fn main() -> Result<(), executor::StartError> {
 /// let answer = 6 * 7;
-/// let pid = executor::fork_with(move || assert_eq!(answer, 42))?;
+/// // SAFETY: the closure has a copy of a number.
+/// let pid = unsafe { executor::fork_with(move || assert_eq!(answer, 42)) }?;
 /// assert!(pid > 0);
 /// # Ok(())
 /// # }
 /// ```
 ///
+/// # Safety
+/// Nothing that `body` does may rely on its having some memory for itself that the parent has as well. A copy of a process
+/// has copies of its references, and where they lead into memory that processes share, two have what the type says that one
+/// has: a `&mut [u8]` of [`SharedBytes`](crate::SharedBytes) that were not sent yet, the reference behind a guard of a
+/// [`Value`](crate::Value) or an [`Array`](crate::Array), shared mappings of other libraries. This library's own handles ask
+/// on which side they are: in the copy, guards give nothing back when they are dropped and refuse to be written through, and
+/// [`SharedBytes::get_mut`](crate::SharedBytes::get_mut) is `None`. What was borrowed before the fork asks nobody.
+///
+/// Threads are no concern: it refuses where there are others.
+///
 /// # Errors
 /// [`StartError::Threads`] if this process has other threads (but for those that watch its processes and its parent), [`StartError::Fork`] if the system refuses.
-pub fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
+pub unsafe fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     let pause = table::pause();
     check_threads(&pause)?;
     let _ = io::stdout().flush();
     // SAFETY: there is no other thread but the watcher, which sleeps and holds no lock while the pause lasts; what glibc
-    // locks it makes usable in the child itself.
+    // locks it makes usable in the child itself. What `body` makes of memory that is shared is the caller's promise.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
         return Ok(pid);
@@ -105,7 +116,11 @@ pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
 /// Makes a copy that is told by `socket` what it is for; its pid. `ours` is the parent's end, which it closes.
 pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> Result<u32, StartError> {
     let _ = io::stdout().flush();
-    // SAFETY: checked by `check_threads` under the same pause; see `fork_with`.
+    // SAFETY: checked by `check_threads` under the same pause; see `fork_with`. As to shared memory: nothing that was on a
+    // stack of the parent's goes on in the copy. It runs one task, whose arguments came by the socket, and then `leave`s
+    // without dropping anything. What it can reach of the parent's are statics, where handles of this library are inert:
+    // guards are not written through, unsealed bytes are not given out. A reference that was made of one of them and
+    // leaked into a static, as `&'static mut`, is told of in the documentation of `StartMethod::Fork`.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
         return Ok(pid);

@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    heap::{Block, Kind, Place},
+    heap::{Access, Block, Kind, Place},
     readers::{Head, Readers},
     words::{self, Integer},
 };
@@ -129,7 +129,7 @@ impl<T: Pod> Array<T> {
 
     fn new(len: usize, lock: Option<&Lock>) -> io::Result<Self> {
         let (_, end) = range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let block = Block::allocate_under(Kind::Array, end, lock.map(Lock::block))?;
+        let block = Block::allocate_for(Kind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
         let lock = lock.cloned().unwrap_or_else(|| Lock::of(&block));
         Ok(Array { block, lock, len, marker: PhantomData })
     }
@@ -327,7 +327,8 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
         let (shared, place, len) = <(Option<Lock>, Place, u64)>::deserialize(deserializer)?;
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| range::<T>(len).is_some_and(|(_, end)| end == bytes);
-        let block = Block::arrive(place, &[Kind::Array], fits, shared.as_ref().map(Lock::block))?;
+        let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
+        let block = Block::arrive(place, &[Kind::Array], access, fits, lock)?;
         let lock = shared.unwrap_or_else(|| Lock::of(&block));
         Ok(Array { block, lock, len, marker: PhantomData })
     }
@@ -398,7 +399,8 @@ impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
 
 impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and borrowed once.
+        self.held.check_mine();
+        // SAFETY: as above, and borrowed once. In a fork, whose parent has the lock, there is none.
         unsafe { &mut *self.array.slice() }
     }
 }
@@ -448,7 +450,8 @@ impl<T: Pod> RawArray<T> {
     /// The system's, if it has no descriptor, no addresses or no memory left.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let (_, end) = raw_range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(RawArray { block: Block::allocate(Kind::RawArray, end)?, len, marker: PhantomData })
+        let block = Block::allocate_for(Kind::RawArray, Access::of::<T>(), end, None)?;
+        Ok(RawArray { block, len, marker: PhantomData })
     }
 
     /// A copy of these.
@@ -571,7 +574,7 @@ impl<'de, T: Pod> Deserialize<'de> for RawArray<T> {
         let (place, len) = <(Place, u64)>::deserialize(deserializer)?;
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| raw_range::<T>(len).is_some_and(|(_, end)| end == bytes);
-        let block = Block::arrive(place, &[Kind::RawArray], fits, None)?;
+        let block = Block::arrive(place, &[Kind::RawArray], Some(Access::of::<T>()), fits, None)?;
         Ok(RawArray { block, len, marker: PhantomData })
     }
 }

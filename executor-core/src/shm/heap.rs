@@ -15,6 +15,9 @@
 //!
 //! What a process keeps when it has no handle left: its current segment, of which it has two descriptors.
 
+// What is counted here decides who may touch memory: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     collections::HashMap,
     fmt, io,
@@ -104,11 +107,29 @@ impl Kind {
     }
 }
 
+/// How what lies in a block is accessed: by words of which width, in pieces of which size. All who have a handle of it must
+/// agree, for an atomic of eight bytes and eight of one byte at the same place are a race, as if there were no atomics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access(u32);
+
+impl Access {
+    /// Of blocks whose kind says it all.
+    pub(crate) const BY_KIND: Access = Access(0);
+
+    /// Of plain data of this type, or many of it. Types of one size and alignment are accessed alike, so a `u32` may be
+    /// received as an `f32`: any bytes are a value of either.
+    pub(crate) const fn of<T>() -> Self {
+        // Alignments are powers of two up to a line, so these are different numbers up to sizes of 256 MiB, and never 0.
+        let size = size_of::<T>() as u64;
+        Access((size << 3 | align_of::<T>().trailing_zeros() as u64) as u32 | 1 << 31)
+    }
+}
+
 /// Before the body of each block. Written once, by whoever makes it; checked by whoever receives it.
 #[repr(C)]
 struct BlockHead {
     kind: AtomicU32,
-    reserved: AtomicU32,
+    access: AtomicU32,
     len: AtomicU64,
 }
 
@@ -134,7 +155,7 @@ struct Inner {
     /// Another process may have a handle.
     travelled: AtomicBool,
     /// How many children had been forked when it was made: later ones have a handle.
-    children: u32,
+    children: u64,
 }
 
 // SAFETY: the memory is reached through atomics, or in ways whose soundness is argued where it is done; the pointer is as
@@ -171,14 +192,19 @@ fn heap() -> &'static Heap {
     this_process(&HEAP, |origin| Heap { origin, current: Mutex::default() }, |heap| heap.origin)
 }
 
-/// What a process notes of a block that it has: its kind, and of which other block its lock is.
-fn tag(kind: Kind, lock: Option<&Block>) -> u64 {
+/// What a process notes of a block that it has: its kind, how it is accessed, and of which other block its lock is.
+fn tag(kind: Kind, access: Access, lock: Option<&Block>) -> u128 {
     let lock = lock.map_or(0, |lock| {
         let (_, inode) = lock.inner.segment.inode();
         // Any number that is rarely that of another one. A line has 64 bytes.
-        (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64 + 1)
+        (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64).wrapping_add(1)
     });
-    kind as u64 | lock << 8
+    u128::from(kind as u32) | u128::from(access.0) << 32 | u128::from(lock) << 64
+}
+
+/// Of head and body, for those who ask whether that is within the memory: more than there can be is not.
+fn with_head(len: usize) -> usize {
+    len.saturating_add(HEAD)
 }
 
 /// How much a block takes.
@@ -192,27 +218,33 @@ impl Block {
     /// # Errors
     /// The system's, if it has no descriptor, no addresses or no memory left.
     pub(crate) fn allocate(kind: Kind, len: usize) -> io::Result<Self> {
-        Self::allocate_under(kind, len, None)
+        Self::allocate_for(kind, Access::BY_KIND, len, None)
     }
 
-    /// As [`allocate`](Self::allocate), for one whose content another block has the lock of: this process then takes no
+    /// As [`allocate`](Self::allocate), for plain data. Another block may have the lock of it: this process then takes no
     /// handle of it that says otherwise.
-    pub(crate) fn allocate_under(kind: Kind, len: usize, lock: Option<&Block>) -> io::Result<Self> {
-        let tag = tag(kind, lock);
+    pub(crate) fn allocate_for(
+        kind: Kind,
+        access: Access,
+        len: usize,
+        lock: Option<&Block>,
+    ) -> io::Result<Self> {
+        let tag = tag(kind, access, lock);
         let whole = whole(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let children = fork::children();
         let (segment, offset) = if whole > SMALL_MAX {
             let segment = Segment::create("executor-object", whole)?;
-            segment.note(LINE, len + HEAD, tag);
+            segment.note(LINE, with_head(len), tag);
             (segment, LINE)
         } else {
             let heap = heap();
             let mut current = heap.current.lock().unwrap_or_else(PoisonError::into_inner);
-            current.take(whole, len + HEAD, tag)?
+            current.take(whole, with_head(len), tag)?
         };
         let block = Self::at(segment, offset, len, kind, Some(children));
         let head = block.head();
         head.kind.store(kind as u32, Ordering::Relaxed);
+        head.access.store(access.0, Ordering::Relaxed);
         head.len.store(len as u64, Ordering::Relaxed);
         Ok(block)
     }
@@ -220,8 +252,8 @@ impl Block {
     /// As [`allocate`](Self::allocate), alone in a new file of the caller's, which has no bytes yet.
     pub(super) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
-        let tag = tag(kind, None);
-        segment.note(LINE, len + HEAD, tag);
+        let tag = tag(kind, Access::BY_KIND, None);
+        segment.note(LINE, with_head(len), tag);
         let block = Self::at(segment, LINE, len, kind, Some(fork::children()));
         block.head().len.store(len as u64, Ordering::Relaxed);
         block.head().kind.store(kind as u32, Ordering::Relaxed);
@@ -233,13 +265,13 @@ impl Block {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let segment = Segment::open_named(Arc::new(file))?;
         let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
-        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        let fits = |kind, _, len: usize| kinds.contains(&kind) && fits(len);
         Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
     }
 
     /// What the head there says, if there is room for one.
     fn len_at(segment: &Segment, offset: usize) -> Option<u64> {
-        if offset + HEAD > segment.len() {
+        if with_head(offset) > segment.len() {
             return None;
         }
         // SAFETY: within the mapping, aligned as `LINE` is; atomics.
@@ -253,9 +285,9 @@ impl Block {
     }
 
     /// The caller has `note`d it.
-    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind, children: Option<u32>) -> Self {
+    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind, children: Option<u64>) -> Self {
         // SAFETY: head and body lie within the segment's mapping: `note` has said so.
-        let at = unsafe { segment.at().add(offset + HEAD) };
+        let at = unsafe { segment.at().add(offset).add(HEAD) };
         let made_here = children.is_some();
         let (travelled, children) = (AtomicBool::new(false), children.unwrap_or(0));
         Block { inner: Arc::new(Inner { at, len, segment, offset, kind, made_here, travelled, children }) }
@@ -289,11 +321,18 @@ impl Block {
     /// As [`part`](Self::part).
     #[inline]
     pub(crate) fn parts<T: SharedLayout>(&self, at: usize, count: usize) -> &[T] {
-        let start = self.bytes(at, count * size_of::<T>()).cast::<T>();
+        let bytes = count.checked_mul(size_of::<T>()).expect("beyond the block");
+        let start = self.bytes(at, bytes).cast::<T>();
         assert!(start.is_aligned(), "a layout that is not aligned");
         // SAFETY: within the block, aligned, there as long as `self`; by `SharedLayout` every content is a value, and
         // all of it atomics, so that others may write to it. No memory of this process's overlaps it (`note`).
         unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
+    }
+
+    /// As many of a layout as fit behind this byte.
+    pub(crate) fn rest<T: SharedLayout>(&self, at: usize) -> &[T] {
+        let room = self.inner.len.saturating_sub(at);
+        self.parts(at, room.checked_div(size_of::<T>()).unwrap_or(0))
     }
 
     /// Where these bytes lie. They may change at any moment: what is done with them is the caller's argument to make.
@@ -302,12 +341,13 @@ impl Block {
     /// If they are not within the block.
     #[inline]
     pub(crate) fn bytes(&self, at: usize, len: usize) -> NonNull<u8> {
-        assert!(at <= self.inner.len && len <= self.inner.len - at, "beyond the block");
+        assert!(self.inner.len.checked_sub(at).is_some_and(|left| len <= left), "beyond the block");
         // SAFETY: within the mapping.
         unsafe { self.inner.at.add(at) }
     }
 
     /// The first byte from `at` on that is aligned so; `align` is at most a cache line.
+    #[expect(clippy::arithmetic_side_effects, reason = "of what lies before the elements: some kilobytes")]
     pub(crate) const fn aligned(at: usize, align: usize) -> usize {
         assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
         (HEAD + at).next_multiple_of(align) - HEAD
@@ -331,7 +371,7 @@ impl Block {
         kinds: &[Kind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, D::Error> {
-        Self::arrive(Place::deserialize(deserializer)?, kinds, fits, None)
+        Self::arrive(Place::deserialize(deserializer)?, kinds, None, fits, None)
     }
 
     /// Where it is, for those who get what a serialiser of type `S` is writing: its memory goes along.
@@ -344,17 +384,21 @@ impl Block {
     }
 
     /// What is there. The block is of one of these kinds, and where it claims to be; what it contains is anything. So is its
-    /// length: `fits` says which will do. `lock` is that of [`allocate_under`](Self::allocate_under).
+    /// length: `fits` says which will do. `access` is how the receiver accesses its content, if it does; `lock` is that of
+    /// [`allocate_for`](Self::allocate_for).
     pub(crate) fn arrive<E: de::Error>(
         place: Place,
         kinds: &[Kind],
+        access: Option<Access>,
         fits: impl Fn(usize) -> bool,
         lock: Option<&Block>,
     ) -> Result<Self, E> {
         let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
         let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
         let segment = Segment::open(descriptor).map_err(|error| failed(&error))?;
-        let fits = |kind, len: usize| kinds.contains(&kind) && fits(len);
+        let fits = |kind, is: Access, len: usize| {
+            kinds.contains(&kind) && access.is_none_or(|access| access == is) && fits(len)
+        };
         Self::open(segment, place.offset, place.len, fits, lock).map_err(|error| failed(&error))
     }
 
@@ -362,7 +406,7 @@ impl Block {
         segment: Arc<Segment>,
         offset: u64,
         len: u64,
-        fits: impl Fn(Kind, usize) -> bool,
+        fits: impl Fn(Kind, Access, usize) -> bool,
         lock: Option<&Block>,
     ) -> Result<Self, &'static str> {
         const BEYOND: &str = "it is not within its memory";
@@ -376,11 +420,14 @@ impl Block {
         // for longer than until `note` says so; and before, it is only read, as atomics.
         let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
         let number = head.kind.load(Ordering::Relaxed);
+        // Another process may change it at any moment; what this one has noted holds for all its handles.
+        let access = Access(head.access.load(Ordering::Relaxed));
         let kind = Kind::ALL.iter().copied().find(|kind| *kind as u32 == number);
-        let kind = kind.filter(|kind| fits(*kind, len) && head.len.load(Ordering::Relaxed) == len as u64);
+        let kind =
+            kind.filter(|kind| fits(*kind, access, len) && head.len.load(Ordering::Relaxed) == len as u64);
         let kind = kind.ok_or("its memory holds something else")?;
-        let tag = tag(kind, lock);
-        if !segment.note(offset, len + HEAD, tag) {
+        let tag = tag(kind, access, lock);
+        if !segment.note(offset, with_head(len), tag) {
             return Err("it overlaps another object");
         }
         Ok(Self::at(segment, offset, len, kind, None))
@@ -389,7 +436,7 @@ impl Block {
 
 impl Current {
     /// A zeroed block; `len` of the `whole` is used.
-    fn take(&mut self, whole: usize, len: usize, tag: u64) -> io::Result<(Arc<Segment>, usize)> {
+    fn take(&mut self, whole: usize, len: usize, tag: u128) -> io::Result<(Arc<Segment>, usize)> {
         if let Some(segment) = &self.segment {
             while let Some(offset) = self.free.get_mut(&whole).and_then(Vec::pop) {
                 if segment.note(offset, len, tag) {
@@ -399,9 +446,8 @@ impl Current {
                     return Ok((Arc::clone(segment), offset));
                 }
             }
-            while self.next + whole <= segment.len() {
-                let offset = self.next;
-                self.next += whole;
+            while let Some(end) = self.next.checked_add(whole).filter(|end| *end <= segment.len()) {
+                let offset = std::mem::replace(&mut self.next, end);
                 // What a handle that was received lies across is left out: somebody made it up.
                 if segment.note(offset, len, tag) {
                     return Ok((Arc::clone(segment), offset));
@@ -410,7 +456,7 @@ impl Current {
         }
         let segment = Segment::create("executor-objects", SEGMENT_BYTES - LINE)?;
         segment.note(LINE, len, tag);
-        self.next = LINE + whole;
+        self.next = LINE.saturating_add(whole);
         self.free.clear();
         self.segment = Some(Arc::clone(&segment));
         Ok((segment, LINE))
@@ -469,7 +515,7 @@ mod tests {
 
     use super::*;
 
-    fn any(_: Kind, _: usize) -> bool {
+    fn any(_: Kind, _: Access, _: usize) -> bool {
         true
     }
 
@@ -502,6 +548,9 @@ mod tests {
         block.head().kind.store(Kind::Lock as u32, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
         block.head().kind.store(Kind::Value as u32, Ordering::Relaxed);
+        block.head().access.store(Access::of::<u8>().0, Ordering::Relaxed);
+        assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
+        block.head().access.store(Access::BY_KIND.0, Ordering::Relaxed);
         let lock = Block::allocate(Kind::Lock, 8).unwrap();
         let under = Block::open(Arc::clone(&block.inner.segment), offset, len, any, Some(&lock));
         assert!(under.is_err(), "with another lock than here");
@@ -540,6 +589,26 @@ mod tests {
         file::write_at(&file, &bytes, 0).unwrap();
         let error = Segment::open_named(Arc::new(file)).err().unwrap();
         assert!(error.to_string().contains("no memory of this library"), "{error}");
+    }
+
+    #[test]
+    fn types_that_are_accessed_differently_are_told_apart() {
+        let different = [
+            Access::BY_KIND,
+            Access::of::<()>(),
+            Access::of::<u8>(),
+            Access::of::<u16>(),
+            Access::of::<u64>(),
+            Access::of::<[u8; 8]>(),
+            Access::of::<[u16; 4]>(),
+            Access::of::<[u32; 2]>(),
+            Access::of::<[u64; 2]>(),
+            Access::of::<[u8; 1 << 27]>(),
+        ];
+        for (at, one) in different.iter().enumerate() {
+            assert!(different[at + 1..].iter().all(|other| other != one), "{one:?}");
+        }
+        assert_eq!(Access::of::<u32>(), Access::of::<f32>());
     }
 
     #[test]

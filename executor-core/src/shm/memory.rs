@@ -272,7 +272,7 @@ impl SharedMemory {
         kinds: &[Kind],
     ) -> Result<Self, D::Error> {
         match Sent::deserialize(deserializer)? {
-            Sent::Place(place) => Ok(Self::with(Block::arrive(place, kinds, fits, None)?, None)),
+            Sent::Place(place) => Ok(Self::with(Block::arrive(place, kinds, None, fits, None)?, None)),
             Sent::Name(name) => Self::attach_kind(&name, kinds).map_err(|error| {
                 de::Error::custom(format_args!("the shared memory {name:?} cannot be attached: {error}"))
             }),

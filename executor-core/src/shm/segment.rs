@@ -65,7 +65,7 @@ pub(crate) struct Segment {
     origin: Origin,
     /// What this process has in it: offset, length and what it is. No two of them overlap, whatever others send: one could be
     /// seen as atomics, and the other as plain memory.
-    blocks: Mutex<BTreeMap<usize, (usize, u64)>>,
+    blocks: Mutex<BTreeMap<usize, (usize, u128)>>,
     liveness: Liveness,
     /// Last, so that it is dropped after what points into it.
     mapping: Mapping,
@@ -279,7 +279,7 @@ impl Segment {
     }
 
     /// Notes that this process has such a block; `false` if it is not within the file, or overlaps another one.
-    pub(super) fn note(&self, offset: usize, len: usize, tag: u64) -> bool {
+    pub(super) fn note(&self, offset: usize, len: usize, tag: u128) -> bool {
         let within = offset >= LINE
             && offset.is_multiple_of(LINE)
             && offset.checked_add(len).is_some_and(|end| end <= self.len());

@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    heap::{Block, Kind, Place},
+    heap::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
 use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout};
@@ -81,7 +81,8 @@ impl<T: Pod> Value<T> {
     /// # Errors
     /// The system's, if it has no descriptor or no memory left.
     pub fn new(value: T) -> io::Result<Self> {
-        let block = Block::allocate(Kind::Value, offset::<T>() + size_of::<T>())?;
+        let block =
+            Block::allocate_for(Kind::Value, Access::of::<T>(), offset::<T>() + size_of::<T>(), None)?;
         let lock = Lock::of(&block);
         Ok(Self::with(block, lock, value))
     }
@@ -92,7 +93,7 @@ impl<T: Pod> Value<T> {
     /// As [`new`](Self::new).
     pub fn with_lock(value: T, lock: &Lock) -> io::Result<Self> {
         let len = offset::<T>() + size_of::<T>();
-        let block = Block::allocate_under(Kind::Value, len, Some(lock.block()))?;
+        let block = Block::allocate_for(Kind::Value, Access::of::<T>(), len, Some(lock.block()))?;
         Ok(Self::with(block, lock.clone(), value))
     }
 
@@ -210,7 +211,8 @@ impl<'de, T: Pod> Deserialize<'de> for Value<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (shared, place) = <(Option<Lock>, Place)>::deserialize(deserializer)?;
         let fits = |len| len == offset::<T>() + size_of::<T>();
-        let block = Block::arrive(place, &[Kind::Value], fits, shared.as_ref().map(Lock::block))?;
+        let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
+        let block = Block::arrive(place, &[Kind::Value], access, fits, lock)?;
         let lock = shared.unwrap_or_else(|| Lock::of(&block));
         Ok(Value { block, lock, marker: PhantomData })
     }
@@ -235,7 +237,8 @@ impl<T: Pod> Deref for ValueGuard<'_, T> {
 
 impl<T: Pod> DerefMut for ValueGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`, and borrowed once.
+        self.guard.check_mine();
+        // SAFETY: as in `deref`, and borrowed once. In a fork, whose parent has the lock, there is none.
         unsafe { self.value.at().cast().as_mut() }
     }
 }
@@ -281,7 +284,8 @@ impl<T: Pod> RawValue<T> {
     /// # Errors
     /// The system's, if it has no descriptor or no memory left.
     pub fn new(value: T) -> io::Result<Self> {
-        let block = Block::allocate(Kind::RawValue, raw_offset::<T>() + size_of::<T>())?;
+        let len = raw_offset::<T>() + size_of::<T>();
+        let block = Block::allocate_for(Kind::RawValue, Access::of::<T>(), len, None)?;
         let new = RawValue { block, marker: PhantomData };
         new.set(value);
         Ok(new)
@@ -349,7 +353,8 @@ impl<T: Pod> Serialize for RawValue<T> {
 impl<'de, T: Pod> Deserialize<'de> for RawValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let fits = |len| len == raw_offset::<T>() + size_of::<T>();
-        let block = Block::deserialize(deserializer, &[Kind::RawValue], fits)?;
+        let place = Place::deserialize(deserializer)?;
+        let block = Block::arrive(place, &[Kind::RawValue], Some(Access::of::<T>()), fits, None)?;
         Ok(RawValue { block, marker: PhantomData })
     }
 }

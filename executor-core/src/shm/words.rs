@@ -2,7 +2,8 @@
 //! type's alignment allows.
 //!
 //! So a race is no undefined behaviour, whoever takes part in it: at worst a value is half old and half new, which for
-//! plain data is a value too. What fits into one word is never torn.
+//! plain data is a value too. What fits into one word is never torn. That holds as long as all use words of one width, so a
+//! block says how it is accessed (`Access` in `heap.rs`), and a handle of another type is refused.
 
 use std::{
     mem::MaybeUninit,

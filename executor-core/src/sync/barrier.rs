@@ -155,8 +155,9 @@ impl Barrier {
     fn with(parties: usize, limit: u64) -> io::Result<Self> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "a barrier for nobody, or for too many");
         let count = u32::try_from(parties).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
-        let cells = parties.checked_mul(2 * size_of::<Cell>()).ok_or_else(invalid)?;
-        let barrier = Barrier { block: Block::allocate(Kind::Barrier, size_of::<Head>() + cells)? };
+        let cells = parties.checked_mul(2).and_then(|cells| cells.checked_mul(size_of::<Cell>()));
+        let len = cells.and_then(|cells| cells.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
+        let barrier = Barrier { block: Block::allocate(Kind::Barrier, len)? };
         barrier.head().parties.store(count, Ordering::Relaxed);
         barrier.head().limit.store(limit, Ordering::Relaxed);
         Ok(barrier)
@@ -167,7 +168,7 @@ impl Barrier {
     }
 
     fn cells(&self) -> &[Cell] {
-        self.block.parts(size_of::<Head>(), (self.block.len() - size_of::<Head>()) / size_of::<Cell>())
+        self.block.rest(size_of::<Head>())
     }
 
     fn owners(&self) -> &Liveness {
@@ -367,7 +368,7 @@ impl Barrier {
             _ => return Step::Done(Err(BarrierError::Broken)),
         }
         let index = self.waiting().count();
-        if index + 1 >= self.parties() {
+        if index.saturating_add(1) >= self.parties() {
             if acts {
                 self.head().acting.store(guard.me().bits(), Ordering::Relaxed);
                 let turn = self.head().turn.fetch_add(1, Ordering::Relaxed).wrapping_add(1);

@@ -477,6 +477,7 @@ impl serde::Serialize for Condition {
 impl<'de> serde::Deserialize<'de> for Condition {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (place, lock) = <(Place, Lock)>::deserialize(deserializer)?;
-        Ok(Condition { block: Block::arrive(place, &[Kind::Condition], |len| len == LEN, None)?, lock })
+        let block = Block::arrive(place, &[Kind::Condition], None, |len| len == LEN, None)?;
+        Ok(Condition { block, lock })
     }
 }

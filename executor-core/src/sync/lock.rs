@@ -240,6 +240,16 @@ impl<'a> LockGuard<'a> {
     pub(crate) fn lock(&self) -> &'a Lock {
         self.lock
     }
+
+    /// Refuses in a fork, where the lock is the parent's: what is written under it would be written by two.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn check_mine(&self) {
+        assert!(
+            self.lock.owners().is_me(self.me),
+            "this process is a fork of the one that holds the lock, which has the only right to write"
+        );
+    }
 }
 
 impl Recover for LockGuard<'_> {

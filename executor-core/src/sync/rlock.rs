@@ -141,7 +141,9 @@ impl RLock {
         let mut levels = layout.levels.load(Ordering::Relaxed);
         while levels >> THREAD_SHIFT == u64::from(local::this_thread()) && levels & COUNT > 0 {
             assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
-            match layout.levels.compare_exchange(levels, levels + 1, Ordering::Acquire, Ordering::Relaxed) {
+            // There is room for it in the count: the thread above it stays as it is.
+            let more = levels.wrapping_add(1);
+            match layout.levels.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(RLockGuard { lock: self, me }),
                 Err(now) => levels = now,
             }
@@ -176,6 +178,10 @@ pub struct RLockGuard<'a> {
 
 impl Recover for RLockGuard<'_> {
     fn recover(&mut self) {
+        // In a fork it is the parent's.
+        if !self.lock.owners().is_me(self.me) {
+            return;
+        }
         self.lock.layout().levels.fetch_and(!IN_DISORDER, Ordering::Relaxed);
     }
 }

@@ -186,7 +186,8 @@ macro_rules! semaphore {
 
         impl $type {
             fn with(permits: u32, bound: u32) -> io::Result<Self> {
-                let len = size_of::<Head>() + holders_max(permits) * size_of::<Holding>();
+                let table = holders_max(permits).saturating_mul(size_of::<Holding>());
+                let len = table.saturating_add(size_of::<Head>());
                 let semaphore = $type { block: Block::allocate($kind, len)? };
                 semaphore.permits().init(permits, bound);
                 Ok(semaphore)
@@ -252,8 +253,7 @@ macro_rules! semaphore {
 }
 
 fn permits(block: &Block) -> Permits<'_, Liveness> {
-    let room = block.len() - size_of::<Head>();
-    let table = block.parts(size_of::<Head>(), room / size_of::<Holding>());
+    let table = block.rest(size_of::<Head>());
     Permits { head: block.part(0), table, owners: block.owners() }
 }
 

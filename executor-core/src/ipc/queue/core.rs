@@ -735,7 +735,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a Queue: {error}"));
     let Travelling { block, file, to, from } = Travelling::deserialize(deserializer)?;
     let fits = |len| len == START + size_of::<Layout>();
-    let block: Block = Block::arrive(block, &[Kind::Queue], fits, None)?;
+    let block: Block = Block::arrive(block, &[Kind::Queue], None, fits, None)?;
     let detach = |index| attachment::detach(index).map_err(|error| failed(&error));
     let file = detach(file)?;
     let stat = fstat(&file).map_err(|error| failed(&error))?;
