@@ -16,6 +16,9 @@
 //! Process ids would say less: they are reused, and mean something else in each pid namespace. POSIX record locks go
 //! when the process closes *any* descriptor of the file.
 
+// What is counted here decides who may touch memory: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     fmt, io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -103,6 +106,9 @@ impl fmt::Debug for Liveness {
     }
 }
 
+/// How many numbers there are for processes.
+const IDS: u32 = OwnerId::MAX - 1;
+
 /// If so many numbers in a row are taken, somebody garbles the counter.
 const TRIES_MAX: u32 = 1024;
 
@@ -115,7 +121,7 @@ impl Seat {
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
             // Neither 0 nor nobody's.
-            let id = OwnerId(given % (OwnerId::MAX - 1) + 1);
+            let id = OwnerId((given % IDS).saturating_add(1));
             if let Some(descriptor) = description.get()
                 && byte::try_lock(descriptor, u64::from(id.0))?
             {

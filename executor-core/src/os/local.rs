@@ -49,14 +49,33 @@ pub(crate) fn set<T: Copy>(lasting: &'static LocalKey<Cell<T>>, value: T) {
 pub(crate) fn this_thread() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     thread_local! {
-        static NUMBER: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
+        static NUMBER: u32 = next(&NEXT);
     }
     with(&NUMBER, |number| *number)
+}
+
+/// The next number, each once. They do not come round: two threads of one number would both have what one has.
+///
+/// # Panics
+/// When there is none left.
+fn next(numbers: &AtomicU32) -> u32 {
+    let given = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1));
+    given.expect("there have been more threads than can be counted")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_threads_do_not_come_round() {
+        let numbers = AtomicU32::new(u32::MAX - 1);
+        assert_eq!(next(&numbers), u32::MAX - 1);
+        for _ in 0..3 {
+            assert!(std::panic::catch_unwind(|| next(&numbers)).is_err());
+        }
+        assert_eq!(numbers.load(Ordering::Relaxed), u32::MAX);
+    }
 
     thread_local! {
         static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };

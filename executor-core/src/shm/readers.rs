@@ -8,6 +8,9 @@
 //! Whoever writes holds the lock, so nobody new reads meanwhile; readers do not need it to leave. Readers that have died are
 //! looked for while one waits for them.
 
+// What is counted here decides who may touch memory: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use crate::{
     os::{
         liveness::{Liveness, OwnerId, Owners},
@@ -82,5 +85,33 @@ impl<O: Owners> Readers<'_, O> {
             let Some(limit) = nap(deadline) else { return false };
             self.head.bell.sleep(heard, limit);
         }
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::{mem, panic};
+
+    use crate::shm::Array;
+
+    #[test]
+    fn a_count_of_readers_ends_and_does_not_come_round() {
+        let array = Array::<u64>::zeroed(1).unwrap();
+        let lives = array.read().unwrap();
+        // As many as can be counted; fewer in tests than elsewhere.
+        let read = || {
+            let one_more =
+                panic::catch_unwind(panic::AssertUnwindSafe(|| mem::forget(array.read().unwrap())));
+            one_more.is_ok()
+        };
+        let counted = (0..100_000).take_while(|_| read()).count();
+        assert_eq!(counted, 999);
+        for _ in 0..3 {
+            assert!(!read());
+            assert!(array.try_write().is_none(), "beside one that reads");
+        }
+        drop(lives);
+        assert!(array.try_write().is_none(), "those that were leaked are there still");
+        assert!(read(), "there is room for one");
     }
 }

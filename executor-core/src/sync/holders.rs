@@ -9,6 +9,9 @@ use crate::os::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+/// As often as a process can be counted. Few in tests, so that one of them gets there.
+const COUNT_MAX: u32 = if cfg!(test) { 1_000 } else { u32::MAX };
+
 /// An entry; free if it counts nothing.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -32,18 +35,27 @@ impl Holding {
 
 /// The entries from one's own on: there it is found at once, unless several share it.
 fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding> {
-    let (before, after) = table.split_at(owner.bits() as usize % table.len().max(1));
+    let (before, after) = table.split_at((owner.bits() as usize).checked_rem(table.len()).unwrap_or(0));
     after.iter().chain(before)
 }
 
 /// One more for this process; `false` if the table has no room for another process.
+///
+/// # Panics
+/// If this process is counted as often as can be: guards were leaked, billions of them. One more would make it none, and
+/// whoever writes would be let in beside it.
 pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
     let own = from_home(table, owner).find(|entry| entry.is_of(owner));
     let Some(entry) = own.or_else(|| from_home(table, owner).find(|entry| entry.count() == 0)) else {
         return false;
     };
+    let count = entry.count();
+    let more = match count.checked_add(1) {
+        Some(more) if count != COUNT_MAX => more,
+        _ => panic!("this process holds it {count} times: guards were leaked"),
+    };
     entry.owner.store(owner.bits(), Ordering::Relaxed);
-    entry.count.store(entry.count() + 1, Ordering::Relaxed);
+    entry.count.store(more, Ordering::Relaxed);
     kill_point!(HolderCounted);
     true
 }
@@ -51,7 +63,8 @@ pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
 /// One less for this process; `false` if it had none.
 pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
-    entry.count.store(entry.count() - 1, Ordering::Relaxed);
+    // Another process may have changed the word since it was found to be more than nothing.
+    entry.count.store(entry.count().saturating_sub(1), Ordering::Relaxed);
     kill_point!(HolderDiscounted);
     true
 }

@@ -60,6 +60,9 @@
 //!
 //! In a process that was forked by hand, handles are those of a user of its own; guards that came along are inert.
 
+// What is counted here decides who may touch memory: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 /// What handles have in common: they travel, and two are equal if they are of the same object.
 ///
 /// `$field` is their block; `$kinds` what it may be of, and `$fits` how long.
