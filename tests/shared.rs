@@ -728,3 +728,10 @@ impl<'de> serde::Deserialize<'de> for Mistaken {
 fn takes_bytes(bytes: Mistaken) -> usize {
     bytes.0.len()
 }
+
+#[test]
+fn a_list_refuses_an_item_whose_length_does_not_fit_in_its_place() {
+    // Zeros that nobody has looked at take no memory.
+    let error = ShareableList::new([vec![0_u8; 4 << 30]]).unwrap_err().to_string();
+    assert!(error.contains("item 0 has 4294967296 bytes"), "{error}");
+}

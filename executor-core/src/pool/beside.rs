@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -90,13 +90,30 @@ impl Beside {
             {
                 return Err(Impossible);
             }
-            // None, if this process has too many open files: whoever looks for one says so.
-            let attachments = descriptors.into_iter().map(Arc::new).collect();
+            // None, if this process has too many open files: whoever looks for one says so. Then they are closed here.
+            let attachments = match leaves_some_free(&descriptors) {
+                true => descriptors.into_iter().map(Arc::new).collect(),
+                false => Vec::new(),
+            };
             let payload = std::mem::replace(&mut frame.payload, Payload::from(&[][..]));
             frame.payload = payload.with(attachments);
         }
         Ok(())
     }
+}
+
+/// Descriptors that replies leave to the program. More: it could not have as many results with handles that nobody has read. Less:
+/// workers whose results nobody reads keep it from opening files, or starting a worker.
+const LEFT_FREE: u64 = 64;
+
+/// Whether this process can still open files beside these. The system gives the lowest numbers that are free.
+fn leaves_some_free(descriptors: &[OwnedFd]) -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    descriptors.iter().all(|descriptor| is_below(descriptor.as_raw_fd(), limit))
+}
+
+fn is_below(number: RawFd, limit: u64) -> bool {
+    u64::from(number.cast_unsigned()) < limit - LEFT_FREE.min(limit / 8)
 }
 
 /// Whether there will be room: the socket is full, or too many descriptors are on their way in the whole system.
@@ -179,6 +196,14 @@ mod tests {
         assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "a short message");
         drop(theirs);
         assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
+    }
+
+    #[test]
+    fn replies_leave_the_program_some_descriptors() {
+        assert!(is_below(900, 1024) && is_below(959, 1024) && !is_below(960, 1024));
+        // Where there are few, some of them.
+        assert!(is_below(13, 16) && !is_below(14, 16));
+        assert!(is_below(i32::MAX, u64::MAX) && !is_below(3, 0));
     }
 
     #[test]

@@ -13,7 +13,10 @@
 //! One frame may carry a run of tasks, `items` of one function with consecutive ids: see [`Items`].
 
 use super::payload::Payload;
-use crate::id::{FnId, TaskId};
+use crate::{
+    id::{FnId, TaskId},
+    os::room::has_room_for,
+};
 
 /// Bytes of a header on the wire.
 pub(crate) const HEADER_BYTES: usize = 40;
@@ -262,9 +265,20 @@ pub(crate) enum WireError {
 /// Puts frames together from messages: bytes in, frames out, nothing else.
 ///
 /// One message holds one or more frames; only the last may go on in the messages behind it.
-#[derive(Debug, Default)]
+///
+/// What a frame announces costs nothing; memory is taken as its bytes arrive, and before a large one doubles, the system is asked
+/// whether it has that much. So a peer that sends without end is cut off in time. (An allocation would not fail: the system
+/// gives page after page, and then kills somebody.)
+#[derive(Debug)]
 pub(crate) struct Assembler {
     open: Option<(Header, Vec<u8>)>,
+    has_room_for: fn(u64) -> bool,
+}
+
+impl Default for Assembler {
+    fn default() -> Self {
+        Assembler { open: None, has_room_for }
+    }
 }
 
 impl Assembler {
@@ -277,8 +291,14 @@ impl Assembler {
         if let Some((header, mut payload)) = self.open.take() {
             let missing = header.length - payload.len() as u64;
             let (here, rest) = split_at_most(bytes, missing);
-            // A worker that streams without end is cut off, and does not take this process with it.
-            payload.try_reserve(here.len()).map_err(|_| WireError::Memory(payload.len()))?;
+            if payload.capacity() - payload.len() < here.len() {
+                // As much again as there is, while that is copied.
+                let more = payload.capacity().max(here.len());
+                let has_room = (self.has_room_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
+                if !has_room {
+                    return Err(WireError::Memory(payload.len()));
+                }
+            }
             payload.extend_from_slice(here);
             if (here.len() as u64) < missing {
                 self.open = Some((header, payload));
@@ -315,6 +335,8 @@ fn split_at_most(bytes: &[u8], length: u64) -> (&[u8], &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn header(length: u64) -> Header {
@@ -391,6 +413,28 @@ mod tests {
         let short = [&header(4).to_bytes()[..], b"ab"].concat();
         assert_eq!(assemble(&[&short, b"cdX"]), Err(WireError::Surplus));
         assert_eq!(assemble(&[&wild[..39]]), Err(WireError::Truncated));
+    }
+
+    #[test]
+    fn a_frame_that_goes_on_beyond_the_memory_there_is_ends_there() {
+        static ASKED: AtomicU64 = AtomicU64::new(0);
+        let has_room_for = |bytes| {
+            ASKED.fetch_add(bytes, Ordering::Relaxed);
+            bytes < 10_000
+        };
+        let mut assembler = Assembler { has_room_for, ..Assembler::default() };
+        assembler.message(&header(1 << 40).to_bytes(), |_| unreachable!()).unwrap();
+        let mut sent = 0;
+        let error = loop {
+            match assembler.message(&[7; 1000], |_| unreachable!()) {
+                Ok(()) => sent += 1000,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, WireError::Memory(sent));
+        assert!((10_000..40_000).contains(&sent), "{sent}");
+        // A doubling each, and not a question for each message.
+        assert!(ASKED.load(Ordering::Relaxed) < 80_000, "{ASKED:?}");
     }
 
     #[test]

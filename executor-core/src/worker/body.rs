@@ -72,7 +72,7 @@ pub(crate) fn run(
         let said = report(&socket, kind, bytes, attachments).inspect_err(|error| {
             // A result for which the system has no file is no death: the parent is told.
             let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
-            let _ = report(&socket, Kind::EncodeError, text.as_bytes(), &[]);
+            let _ = report(&socket, Kind::Refused, text.as_bytes(), &[]);
         });
         match kind {
             Kind::Done if said.is_ok() || setup.outlives_parent => 0,

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     id::TaskId,
-    os::{clock, fault},
+    os::{clock, fault, room},
     segment::Store,
     transport::{Closed, WorkerEnd},
     wire::{
@@ -175,6 +175,10 @@ fn unmapped(error: &io::Error) -> String {
     format!("the memory of its arguments cannot be read: {error}")
 }
 
+/// Of a result that goes in parts; what it is asked for, see `os/room.rs`. The one who collects them would be cut off later, and
+/// this worker with it.
+const ASKED_FROM: usize = 64 << 20;
+
 /// Replies with what was encoded, wherever that is.
 fn reply<E: WorkerEnd>(
     end: &mut E,
@@ -193,6 +197,13 @@ fn reply<E: WorkerEnd>(
         kill_point!(AttachmentsSent);
     }
     match contents {
+        Contents::Bytes(bytes) if bytes.len() >= ASKED_FROM && !room::has_room_for(bytes.len() as u64) => {
+            let text = format!(
+                "there is no memory to bring its {} bytes to the program that waits for them",
+                bytes.len()
+            );
+            end.reply(Header { kind: Kind::Refused, ..header }, text.as_bytes())
+        }
         Contents::Bytes(bytes) => end.reply(header, bytes),
         Contents::Segment(number, len) => {
             header.flags |= flag::SEGMENT;
