@@ -30,7 +30,7 @@ fn slot(signal: libc::c_int) -> &'static AtomicUsize {
 
 /// Watches the calling thread's stack; an overflow sets `note` before the process ends.
 pub(crate) fn watch_this_stack(note: &'static AtomicU8) {
-    let Some(low) = stack_low() else { return };
+    let Some(low) = super::stack::bounds().map(|bounds| bounds.start) else { return };
     GUARD_LOW.store(low.saturating_sub(GUARD_REACH_BYTES), Ordering::Relaxed);
     // One page above the bound: the bound of the main thread is where the kernel will stop growing it.
     GUARD_HIGH.store(low + 4096, Ordering::Relaxed);
@@ -52,23 +52,6 @@ pub(crate) fn forget() {
     {
         note.store(0, Ordering::Relaxed);
     }
-}
-
-fn stack_low() -> Option<usize> {
-    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: `pthread_getattr_np` initialises what it is given; it is destroyed below.
-    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    let mut low = ptr::null_mut();
-    let mut size = 0;
-    // SAFETY: initialised above; both out-pointers are valid; destroyed exactly once.
-    let found = unsafe {
-        let found = libc::pthread_attr_getstack(attributes.as_ptr(), &mut low, &mut size);
-        libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        found
-    };
-    (found == 0).then_some(low as usize)
 }
 
 /// std gives its own threads an alternate stack; a thread made before `main` has none.

@@ -19,6 +19,7 @@
 //! local    thread-locals that can be used at any moment of a thread's life
 //! liveness who of the users of shared memory is still alive
 //! room     how much memory there is to be had
+//! stack    the bounds of a thread's stack
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
@@ -48,5 +49,6 @@ pub(crate) mod sealed;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spin;
+pub(crate) mod stack;
 pub(crate) mod sync;
 pub(crate) mod wake;

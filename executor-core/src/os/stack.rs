@@ -1,0 +1,65 @@
+//! The bounds of the calling thread's stack, and how much of it is left.
+
+use std::{cell::Cell, mem::MaybeUninit, ops::Range, ptr};
+
+/// The addresses of the calling thread's stack, as far as it may grow. `None` where the system does not tell, for
+/// instance on the main thread of a program without `/proc`.
+pub(crate) fn bounds() -> Option<Range<usize>> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: `pthread_getattr_np` initialises what it is given; it is destroyed below.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let mut low = ptr::null_mut();
+    let mut size = 0;
+    // SAFETY: initialised above; both out-pointers are valid; destroyed exactly once.
+    let found = unsafe {
+        let found = libc::pthread_attr_getstack(attributes.as_ptr(), &mut low, &mut size);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        found
+    };
+    (found == 0).then(|| low as usize..(low as usize).saturating_add(size))
+}
+
+thread_local! {
+    /// The stack's bounds, asked for once. A fork keeps them: its only thread goes on, on the same stack. `(0, 0)`: not
+    /// asked yet; `(1, 1)`: the system does not tell.
+    static BOUNDS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// Bytes left of the calling thread's stack. `None` if that is not known: the system does not tell its bounds, or the
+/// caller runs on a stack of its own, as coroutines do.
+#[inline]
+pub(crate) fn left() -> Option<usize> {
+    let here = 0_u8;
+    let address = ptr::from_ref(&here) as usize;
+    // Without destructor, so it is there until the thread's end; a thread that has lost it asks again.
+    let (mut low, mut high) = BOUNDS.try_with(Cell::get).unwrap_or_default();
+    if high == 0 {
+        (low, high) = bounds().map_or((1, 1), |bounds| (bounds.start, bounds.end));
+        let _ = BOUNDS.try_with(|place| place.set((low, high)));
+    }
+    (low..high).contains(&address).then(|| address - low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn deeper(levels: usize) -> usize {
+        let room = std::hint::black_box([levels as u8; 1024]);
+        match levels {
+            0 => left().expect("the system tells"),
+            _ => deeper(levels - 1).min(usize::from(room[0]) + (1 << 30)),
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_stack_is_less_than_it_is_large_and_shrinks_by_use() {
+        let thread = std::thread::Builder::new().stack_size(1 << 20);
+        let (first, later) = thread.spawn(|| (left().unwrap(), deeper(100))).unwrap().join().unwrap();
+        assert!(first <= (1 << 20) + (64 << 10) && first > 900 << 10, "{first}");
+        assert!(first - later >= 100 << 10, "{first} {later}");
+    }
+}
