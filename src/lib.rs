@@ -158,7 +158,7 @@ pub use executor_core::*;
 ///   beside the module `resize`, or a function called `u8`. Then `ResizeTask::task(…)` is the task.
 /// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do
 ///   `#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]`, `skip_serializing_if`, nor types like
-///   `serde_json::Value`; the error that you get names this option. MessagePack does not tell `Some(None)` from `None`.
+///   `serde_json::Value`; the error that you get names this option.
 /// - `#[task(crate = "my_facade::executor")]`: where the `executor` crate is found.
 ///
 /// # What cannot be a task function

@@ -29,7 +29,7 @@ pub use crate::{
     task::{Task, TaskArgs, TaskFn},
     wire::{
         buffer::Buffer,
-        codec::{Codec, CodecError, Format, MessagePack, Postcard},
+        codec::{Codec, CodecError, Fault, Format, MessagePack, Postcard},
     },
 };
 pub use linkme;
@@ -103,8 +103,6 @@ pub trait Travels<'de, V> {
     type Decoded;
     fn encode<F: Format>(value: &Self, out: &mut Buffer) -> Result<(), CodecError>;
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
-    /// Encodes what was decoded, for the round-trip check.
-    fn encode_again<F: Format>(decoded: &Self::Decoded, out: &mut Buffer) -> Result<(), CodecError>;
 }
 
 /// As the type's serde implementation says.
@@ -141,10 +139,6 @@ impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<T, CodecError> {
         F::next(reader)
     }
-    #[inline]
-    fn encode_again<F: Format>(decoded: &T, out: &mut Buffer) -> Result<(), CodecError> {
-        F::encode(decoded, out)
-    }
 }
 
 /// `$type` is encoded `as` something serde writes, and decoded to something that derefs to it.
@@ -160,10 +154,6 @@ macro_rules! travels {
             #[inline]
             fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<$decoded, CodecError> {
                 F::next::<$wire>(reader).map($decode)
-            }
-            #[inline]
-            fn encode_again<F: Format>(decoded: &$decoded, out: &mut Buffer) -> Result<(), CodecError> {
-                <Self as Travels<'de, $way>>::encode::<F>(decoded, out)
             }
         }
     )*};
@@ -188,13 +178,12 @@ travels! {
 pub struct Way<'de, F: Format, T: ?Sized, D> {
     encode: fn(&T, &mut Buffer) -> Result<(), CodecError>,
     decode: fn(&mut F::Reader<'de>) -> Result<D, CodecError>,
-    encode_again: fn(&D, &mut Buffer) -> Result<(), CodecError>,
 }
 
 // `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
 #[inline(always)]
 pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
-    Way { encode: T::encode::<F>, decode: T::decode::<F>, encode_again: T::encode_again::<F> }
+    Way { encode: T::encode::<F>, decode: T::decode::<F> }
 }
 
 /// The way of a `[T]`, asked for by its items, so that an item type that is not serde is what the compiler points at.
@@ -218,22 +207,14 @@ pub fn encode<F: Format, T: ?Sized, D>(
 pub struct Arguments<'de, 'cx, F: Format> {
     reader: F::Reader<'de>,
     stage: &'cx mut Stage,
-    sent: usize,
-    /// What the decoded arguments encode to, when a check is asked for.
-    again: Option<Buffer>,
     attachments: Vec<Attachment>,
 }
 
 impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     #[inline]
     pub fn new(bytes: &'de [u8], cx: &'cx mut CallContext) -> Self {
-        Arguments {
-            reader: F::reader(bytes),
-            sent: bytes.len(),
-            again: cx.check.then(Buffer::new),
-            attachments: std::mem::take(&mut cx.attachments),
-            stage: cx.stage_mut(),
-        }
+        let attachments = std::mem::take(&mut cx.attachments);
+        Arguments { reader: F::reader(bytes), attachments, stage: cx.stage_mut() }
     }
 
     #[inline(always)]
@@ -244,59 +225,27 @@ impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     ) -> Result<D, CallResult> {
         let Arguments { reader, stage, attachments, .. } = self;
         let decode = || attachment::offer(attachments, || (way.decode)(reader));
-        let decoded = match stage.during(Stage::Decode, decode) {
-            Ok(decoded) => decoded,
-            Err(error) => return Err(self.failed(error.of_argument(name))),
-        };
-        if let Some(again) = &mut self.again
-            && let (Err(error), _) = self
-                .stage
-                .during(Stage::Check, || attachment::collect(|| (way.encode_again)(&decoded, again)))
-        {
-            return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&error.of_argument(name).message)));
-        }
-        Ok(decoded)
+        stage.during(Stage::Decode, decode).map_err(|error| undecodable(error, name))
     }
 
-    /// All of it was read, and it was what had been sent.
+    /// All of it was read.
     #[inline]
-    pub fn finish(mut self) -> Result<(), CallResult> {
-        // Only the lengths are compared: a `HashMap` is written in another order each time.
-        if let Some(again) = self.again.take()
-            && again.len() != self.sent
-        {
-            let what =
-                format!("{} bytes were sent, and they decode to a value of {}", self.sent, again.len());
-            return Err(CallResult::NotRoundTrip(not_round_trip::<F>(&what)));
-        }
+    pub fn finish(self) -> Result<(), CallResult> {
         F::finish(self.reader).map_err(CallResult::Decode)?;
         kill_point!(Decoded);
         Ok(())
     }
-
-    #[cold]
-    fn failed(&self, error: CodecError) -> CallResult {
-        if self.again.is_some() && !error.custom {
-            CallResult::NotRoundTrip(not_round_trip::<F>(&error.message))
-        } else {
-            CallResult::Decode(error)
-        }
-    }
 }
 
+/// Arguments whose `Serialize` and `Deserialize` do not suit each other, or the codec, should not have been sent: that is
+/// an error of encoding, although only the reader can find it.
 #[cold]
-fn not_round_trip<F: Format>(what: &str) -> CodecError {
-    CodecError::new(match F::CODEC {
-        Codec::Postcard => format!(
-            "the arguments do not survive encoding and decoding ({what}): their `Serialize` and `Deserialize` do not \
-             suit the default codec (postcard), or each other; write `#[task(codec = \"messagepack\")]` above the \
-             function"
-        ),
-        Codec::MessagePack => format!(
-            "the arguments do not survive encoding and decoding ({what}): their `Serialize` and `Deserialize` do not \
-             suit each other"
-        ),
-    })
+fn undecodable(error: CodecError, name: &str) -> CallResult {
+    let error = error.of_argument(name);
+    match error.fault {
+        Fault::Unsuited => CallResult::Unsuited(error),
+        Fault::Own | Fault::Bytes => CallResult::Decode(error),
+    }
 }
 
 /// Encodes a result behind what is in `cx.out`.

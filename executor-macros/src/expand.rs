@@ -249,8 +249,6 @@ impl Task {
                 },
                 signature: __signature,
                 call: #call,
-                debug: ::core::cfg!(debug_assertions),
-                checked: ::core::sync::atomic::AtomicBool::new(false),
                 registered: __executor::Registered::new(),
             };
 

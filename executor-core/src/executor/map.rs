@@ -19,7 +19,7 @@ use std::{
 
 use futures::Stream;
 
-use super::{Executor, RawRun, encode, must_check};
+use super::{Executor, RawRun, encode};
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
@@ -277,7 +277,6 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             arguments,
             count,
             options: TaskOptions::default(),
-            check: false,
             feed: Arc::clone(feed),
             number: self.taken - u64::from(count),
         }));
@@ -398,9 +397,7 @@ where
     /// Adds a task to the open run, or submits it alone.
     fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
         let (args, options) = task.into_parts();
-        let entry = F::entry();
-        let check = must_check(entry);
-        let plain = options.timeout.is_none() && options.name.is_none() && !check;
+        let plain = options.timeout.is_none() && options.name.is_none();
         if !plain {
             self.submit_run(feed);
         }
@@ -429,11 +426,10 @@ where
         self.submit_run(feed);
         self.taken += 1;
         self.executor.submit_run(RawRun(RunCall {
-            entry,
+            entry: F::entry(),
             arguments,
             count: 1,
             options,
-            check,
             feed: Arc::clone(feed),
             number,
         }));

@@ -17,7 +17,7 @@ mod process;
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -237,9 +237,8 @@ where
     let mut buffer = executor.buffer().using(local::take(&SMALL));
     let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
     local::put(&SMALL, buffer.into_small());
-    let entry = F::entry();
-    let check = must_check(entry);
-    TaskFuture::new::<F>(executor.submit_raw(RawTask(Call { entry, arguments, options, check })).0)
+    let call = Call { entry: F::entry(), arguments, options };
+    TaskFuture::new::<F>(executor.submit_raw(RawTask(call)).0)
 }
 
 /// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
@@ -267,9 +266,4 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     };
     out.truncate(start);
     Err(error)
-}
-
-/// Whether this is a task's first call in a debug build, whose arguments are to be checked.
-pub(crate) fn must_check(entry: &TaskEntry) -> bool {
-    entry.debug && !entry.checked.load(Ordering::Relaxed) && !entry.checked.swap(true, Ordering::Relaxed)
 }

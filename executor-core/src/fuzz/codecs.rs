@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::Input;
 use crate::wire::{buffer::Buffer, codec::Codec};
@@ -35,6 +35,34 @@ struct Many {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Tree(Vec<Tree>);
 
+/// What its two halves see differently.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Odd {
+    #[serde(alias = "colour", default)]
+    color: u8,
+    #[serde(skip)]
+    cache: u64,
+    #[serde(default)]
+    kinds: Vec<Kinds>,
+    #[serde(skip_deserializing)]
+    length: u32,
+    rest: Option<Option<()>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Kinds {
+    #[serde(skip)]
+    #[expect(dead_code, reason = "it makes the two halves count differently")]
+    Skipped,
+    #[serde(alias = "B")]
+    A(u8),
+    C {
+        x: bool,
+    },
+    #[serde(other)]
+    Other,
+}
+
 /// How deep lists can be nested in so many bytes.
 pub(super) fn levels(len: usize) -> usize {
     4 + len.min(512)
@@ -59,7 +87,7 @@ macro_rules! decode {
 
 fn types(codec: Codec, data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 24 {
+    match which % 28 {
         0 => decode!(u8, codec, bytes),
         1 => decode!((u16, i16, u32, i32), codec, bytes),
         2 => decode!((u64, i64, u128, i128), codec, bytes),
@@ -83,7 +111,11 @@ fn types(codec: Codec, data: &[u8]) {
         20 => decode!(std::time::Duration, codec, bytes),
         21 => decode!(std::path::PathBuf, codec, bytes),
         22 => decode!((), codec, bytes),
-        _ => drop(codec.decode::<Tree>(bytes)),
+        23 => drop(codec.decode::<Tree>(bytes)),
+        24 => drop(codec.decode::<Vec<IgnoredAny>>(bytes)),
+        25 => decode!(Odd, codec, bytes),
+        26 => decode!((Option<Option<()>>, Vec<Odd>), codec, bytes),
+        _ => drop(codec.decode::<HashMap<String, IgnoredAny>>(bytes)),
     }
 }
 
@@ -95,6 +127,30 @@ pub fn postcard(data: &[u8]) {
 /// The first byte chooses the type.
 pub fn messagepack(data: &[u8]) {
     types(Codec::MessagePack, data);
+}
+
+/// Values of every kind, encoded, each behind the number of its type.
+#[cfg(test)]
+pub(super) fn seeds(codec: Codec) -> Vec<Vec<u8>> {
+    fn encoded(codec: Codec, which: u8, value: &impl Serialize) -> Vec<u8> {
+        let mut out = Buffer::new();
+        codec.encode(value, &mut out).expect("it can be encoded");
+        [&[which], out.bytes()].concat()
+    }
+    let bytes: Vec<u8> = (0..200_u8).map(|at| at.wrapping_mul(7)).collect();
+    let value = many(&mut Input(&bytes), 0);
+    let kinds = vec![Kinds::A(1), Kinds::Other, Kinds::C { x: true }, Kinds::A(2)];
+    let odd = Odd { color: 1, cache: 2, kinds, length: 3, rest: Some(None) };
+    let shapes = vec![Shape::Deep(Box::new(Shape::Empty)), Shape::Pair(1, "a".into()), Shape::One(2)];
+    vec![
+        encoded(codec, 14, &shapes[0]),
+        encoded(codec, 15, &value),
+        encoded(codec, 16, &shapes),
+        encoded(codec, 24, &vec![value]),
+        encoded(codec, 25, &odd),
+        encoded(codec, 26, &(Some(None::<()>), vec![odd.clone(), odd])),
+        encoded(codec, 27, &BTreeMap::from([("a", shapes)])),
+    ]
 }
 
 fn text(input: &mut Input<'_>) -> String {

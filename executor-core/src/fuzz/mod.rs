@@ -133,7 +133,7 @@ pub fn hello(data: &[u8]) {
 /// The error in a reply, of any kind, and all that can be asked of it.
 pub fn failure(data: &[u8]) {
     let kinds =
-        [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::NotRoundTrip, Kind::Done];
+        [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::Unsuited, Kind::Done];
     for kind in kinds {
         let _ = crate::wire::reply::failure("task", kind, data).to_string();
     }

@@ -286,7 +286,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 backtrace: Some("0: main".into()),
                 sources: vec!["one".into(), "two".into()],
                 during: Some("while it slept".into()),
-                value: Some((Codec::Postcard, vec![5].into())),
+                value: Some((Codec::Postcard, vec![5, 5].into())),
             };
             let messagepack = Failure {
                 value: Some((Codec::MessagePack, b"\x93\xa1a\xa1b\xa1c".to_vec().into())),
@@ -328,13 +328,17 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 encoded(codec, 19, &("a", ["b", "c"])),
                 encoded(codec, 20, &Duration::new(1, 2)),
                 encoded(codec, 22, &()),
-                nested(&[1]),
+                nested(&[20, 1, 0]),
                 nested(&[0x91]),
                 nested(&[0xdd, 0, 0, 0xff, 0xff]),
-                nested(&[0xff, 0xff, 3]),
+                nested(&[20, 0xff, 0xff, 3, 0]),
+                nested(&[23, 0, 1, 1, b'x']),
             ];
+            out.extend(super::codecs::seeds(codec));
             for which in [6, 8, 9, 12, 13, 16, 23] {
-                out.push([&[which][..], &[0xff; 9], &[1]].concat());
+                for kind in [15, 16, 20, 22] {
+                    out.push([&[which, kind][..], &[0xff; 9], &[1]].concat());
+                }
                 out.push(vec![which, 0xdd, 0xff, 0xff, 0xff, 0xff]);
                 out.push(vec![which, 0xdf, 0xff, 0xff, 0xff, 0xff]);
             }

@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, mem::MaybeUninit, ops::Range, ptr};
 
+use super::local;
+
 /// The addresses of the calling thread's stack, as far as it may grow. `None` where the system does not tell, for
 /// instance on the main thread of a program without `/proc`.
 pub(crate) fn bounds() -> Option<Range<usize>> {
@@ -33,11 +35,10 @@ thread_local! {
 pub(crate) fn left() -> Option<usize> {
     let here = 0_u8;
     let address = ptr::from_ref(&here) as usize;
-    // Without destructor, so it is there until the thread's end; a thread that has lost it asks again.
-    let (mut low, mut high) = BOUNDS.try_with(Cell::get).unwrap_or_default();
+    let (mut low, mut high) = local::get(&BOUNDS);
     if high == 0 {
         (low, high) = bounds().map_or((1, 1), |bounds| (bounds.start, bounds.end));
-        let _ = BOUNDS.try_with(|place| place.set((low, high)));
+        local::set(&BOUNDS, (low, high));
     }
     (low..high).contains(&address).then(|| address - low)
 }
@@ -59,7 +60,8 @@ mod tests {
     fn what_is_left_of_a_stack_is_less_than_it_is_large_and_shrinks_by_use() {
         let thread = std::thread::Builder::new().stack_size(1 << 20);
         let (first, later) = thread.spawn(|| (left().unwrap(), deeper(100))).unwrap().join().unwrap();
-        assert!(first <= (1 << 20) + (64 << 10) && first > 900 << 10, "{first}");
+        // The system may give a thread the larger stack of one that has ended.
+        assert!(first > 900 << 10, "{first}");
         assert!(first - later >= 100 << 10, "{first} {later}");
     }
 }

@@ -171,7 +171,7 @@ mod tests {
         }
         assert!(beside.open(&mut frame(Kind::Done, flag::SEGMENT, b"short")).is_err());
         assert!(beside.open(&mut frame(Kind::Failed, flag::SEGMENT, &reference(0, 1))).is_err());
-        assert!(beside.open(&mut frame(Kind::Done, flag::CHECK, b"")).is_err());
+        assert!(beside.open(&mut frame(Kind::Done, flag::TIMED, b"")).is_err());
         let mut followed = frame(Kind::Done, flag::SEGMENT, &reference(0, 1));
         followed.more.push((&b"headless"[..]).into());
         assert!(beside.open(&mut followed).is_err());

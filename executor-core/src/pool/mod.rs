@@ -108,8 +108,6 @@ pub(crate) struct Call {
     pub(crate) entry: &'static TaskEntry,
     pub(crate) arguments: Result<Payload, TaskError>,
     pub(crate) options: TaskOptions,
-    /// Let the worker check that the arguments survive their codec.
-    pub(crate) check: bool,
 }
 
 /// Tasks of one function on their way to a worker together, as [`Items`](crate::wire::frame::Items) says.
@@ -119,7 +117,6 @@ pub(crate) struct RunCall {
     pub(crate) count: u32,
     /// Of a single one only.
     pub(crate) options: TaskOptions,
-    pub(crate) check: bool,
     pub(crate) feed: Arc<Feed>,
     /// Of its first item, among all of the feed.
     pub(crate) number: u64,
@@ -146,7 +143,6 @@ struct Item {
     entry: &'static TaskEntry,
     name: Option<Box<str>>,
     arguments: Payload,
-    check: bool,
     /// Whether the arguments are those of a run.
     several: bool,
     resolver: Resolver,
@@ -165,7 +161,6 @@ impl Split for Item {
             entry: self.entry,
             name: self.name.clone(),
             arguments: self.arguments.clone(),
-            check: self.check,
             several: self.several,
             resolver: Resolver::Feed(Arc::clone(run)),
         }
@@ -423,13 +418,13 @@ impl Pool {
         let TaskOptions { timeout, name } = call.options;
         let meta = Meta { function: call.entry.number(), timeout, count: 1 };
         let resolver = Resolver::Cell(completer);
-        let item = Item { entry: call.entry, name, arguments, check: call.check, several: false, resolver };
+        let item = Item { entry: call.entry, name, arguments, several: false, resolver };
         self.take_in(Submission { task: id, item, meta });
         cell
     }
 
     pub(crate) fn submit_run(self: &Arc<Self>, call: RunCall) {
-        let RunCall { entry, arguments, count, options, check, feed, number } = call;
+        let RunCall { entry, arguments, count, options, feed, number } = call;
         let base = next_task_ids(count);
         let run = feed.open(base, count, number, || Arc::clone(self) as Arc<dyn Control>);
         if self.forked() {
@@ -437,7 +432,7 @@ impl Pool {
         }
         let meta = Meta { function: entry.number(), timeout: options.timeout, count };
         let (name, resolver) = (options.name, Resolver::Feed(run));
-        let item = Item { entry, name, arguments, check, several: count > 1, resolver };
+        let item = Item { entry, name, arguments, several: count > 1, resolver };
         self.take_in(Submission { task: base, item, meta });
     }
 
@@ -1011,9 +1006,6 @@ impl Core {
         let (Some(run), Some(record)) = (self.scheduler.run(run), self.workers.get(&worker)) else { return };
         let item = run.item;
         let mut flags = 0;
-        if item.check {
-            flags |= flag::CHECK;
-        }
         if run.timed {
             flags |= flag::TIMED;
         }

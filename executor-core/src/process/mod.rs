@@ -39,7 +39,7 @@ pub use start::StartError;
 
 use crate::{
     error::TaskError,
-    executor::{encode, must_check},
+    executor::encode,
     future::cell::Outcome,
     os::limits::Limits,
     registry::TaskEntry,
@@ -89,7 +89,6 @@ use crate::{
 pub struct Process<T> {
     entry: &'static TaskEntry,
     arguments: Result<(Vec<u8>, Vec<Attachment>), TaskError>,
-    check: bool,
     /// What errors call the task.
     task: String,
     name: Option<String>,
@@ -172,13 +171,11 @@ impl<T> Process<T> {
     fn of_task<F: TaskArgs<A> + TaskFn<Output = T>, A>(task: Task<F, A>) -> Self {
         let (args, options) = task.into_parts();
         let mut buffer = Buffer::new();
-        let entry = F::entry();
         let arguments =
             encode::<F, A>(args, &options, &mut buffer).map(|attached| (buffer.into_vec(), attached));
         Process {
-            entry,
+            entry: F::entry(),
             arguments,
-            check: must_check(entry),
             task: options.called(F::NAME).to_owned(),
             name: None,
             daemon: None,

@@ -199,7 +199,6 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             function: process.entry.number(),
             arguments: arguments.into(),
             attachments: attachments.len() as u32,
-            check: process.check,
             outlives_parent: process.outlives_parent,
             stdin: has_stdin,
             limits: process.limits,

@@ -345,7 +345,7 @@ impl State {
                 | Kind::Panicked
                 | Kind::DecodeError
                 | Kind::EncodeError
-                | Kind::NotRoundTrip
+                | Kind::Unsuited
                 | Kind::Refused),
             ) => {
                 self.report = Some(Err(reply::failure(task, kind, &payload)));

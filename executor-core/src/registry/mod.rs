@@ -25,7 +25,7 @@ use std::{
     ptr,
     sync::{
         LazyLock, OnceLock,
-        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicPtr, AtomicU64, Ordering},
     },
 };
 
@@ -57,10 +57,6 @@ pub struct TaskEntry {
     pub signature: fn() -> String,
     /// Decodes, runs, encodes.
     pub call: Call,
-    /// Its crate is built with debug assertions: the first submit asks for the round-trip check.
-    pub debug: bool,
-    /// The submitter has asked for the check.
-    pub checked: AtomicBool,
     /// Written by this module.
     pub registered: Registered,
 }
@@ -168,23 +164,20 @@ pub struct CallContext {
     /// Descriptors that came with the arguments; afterwards, those that go with the result.
     pub(crate) attachments: Vec<Attachment>,
     stage: Stage,
-    /// Whether to check that the arguments survive encoding and decoding.
-    pub check: bool,
     /// The process that runs calls.
     pub(crate) origin: Origin,
 }
 
 impl CallContext {
     /// Before the call.
-    pub fn new(out: Buffer, check: bool) -> Self {
-        CallContext { out, attachments: Vec::new(), stage: Stage::default(), check, origin: Origin::here() }
+    pub fn new(out: Buffer) -> Self {
+        CallContext { out, attachments: Vec::new(), stage: Stage::default(), origin: Origin::here() }
     }
 
     /// Before the next call; what the last one wrote has been taken.
-    pub(crate) fn begin(&mut self, attachments: Vec<Attachment>, check: bool) {
+    pub(crate) fn begin(&mut self, attachments: Vec<Attachment>) {
         self.attachments = attachments;
         self.stage = Stage::default();
-        self.check = check;
     }
 
     /// What is going on, for whoever catches a panic.
@@ -230,8 +223,6 @@ pub enum Stage {
     Prepare,
     /// The arguments are decoded.
     Decode,
-    /// The decoded arguments are encoded again, for the check.
-    Check,
     /// The function runs.
     Run,
     /// Its result, or its error, is encoded.
@@ -263,9 +254,8 @@ pub enum CallResult {
     Decode(CodecError),
     /// The result does not encode.
     Encode(CodecError),
-    /// The arguments decode to another value than was encoded, or not at all: the types and the codec do not suit
-    /// each other. Found by the check.
-    NotRoundTrip(CodecError),
+    /// The arguments do not decode because their `Serialize` and `Deserialize` do not suit each other, or the codec.
+    Unsuited(CodecError),
 }
 
 /// Called before `main` for each task function, whichever image it is in.
@@ -382,8 +372,6 @@ mod tests {
             place: Place { file: "src/tasks.rs", line, column: 5, module },
             signature: String::new,
             call: Call::Sync(|_, _| CallResult::Done),
-            debug: false,
-            checked: AtomicBool::new(false),
             registered: Registered::new(),
         }
     }

@@ -127,7 +127,7 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     // What another serialiser writes goes somewhere else, where the index means nothing. Names of types are made for
     // people, but all that hangs on them here is an early error instead of a late one.
     let serializer = std::any::type_name::<S>();
-    let ours = serializer.contains("executor_core::wire::codec") || serializer.contains("rmp_serde::");
+    let ours = serializer.contains("executor_core::wire::codec");
     let depth = local::get(&DEPTH);
     if depth == 0 || !ours {
         return Err(format!(

@@ -7,32 +7,70 @@
 //! The formats are types ([`Postcard`], [`MessagePack`]), so that a task's generated code instantiates serde for the
 //! one it uses. [`Codec`] is the same choice as a value, for the places that learn it from the wire.
 //!
+//! A value arrives as it was, or not at all. A type's `Serialize` and `Deserialize` may differ: by serde's attributes
+//! (`skip`, `rename` of one side, `serialize_with` alone), or because they are written by hand. So both formats write
+//! what each value is, and the names of fields and variants, and the reader compares all of it with what `Deserialize`
+//! asks for. Where they differ it reads by names, as JSON does, or returns an error that names type and field.
+//!
 //! An error keeps what the user's own `Serialize` or `Deserialize` said. What a format cannot do by design is an
 //! error that names the cure.
 
+mod access;
+mod error;
+mod messagepack;
 mod postcard;
-
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::buffer::Buffer;
+use crate::os::stack;
 
-/// Deeper values are refused: bytes can announce any depth, and each level costs stack. MessagePack's takes more than
-/// 2 KiB in a debug build, so that twice this depth overflowed a thread of 2 MiB. A list of hundreds of nested boxes
-/// is better sent as a `Vec`.
+use error::Error;
+pub use error::{CodecError, Fault};
+
+/// Deeper values are refused: bytes can announce any depth, and each level costs stack. A list of hundreds of nested
+/// boxes is better sent as a `Vec`.
 const DEPTH_MAX: usize = 512;
 
+/// Values that are nested no deeper than this do not ask how much stack is left: any thread has enough for them.
+const UNASKED_DEPTH: usize = 8;
+
+/// So much of the stack must be left for one more level: for the frames of the user's serde implementations, which are
+/// large in debug builds, and for everything that they call. More: threads of 128 KiB would be of no use.
+const STACK_LEFT_MIN: usize = 64 * 1024;
+
 /// At most so many bytes stand before those of a byte string.
-pub(crate) const BYTES_HEAD_MAX: usize = 10;
+pub(crate) const BYTES_HEAD_MAX: usize = 11;
+
+/// Goes one level deeper.
+#[inline]
+fn enter(depth: &mut usize) -> Result<(), Error> {
+    *depth += 1;
+    if *depth > UNASKED_DEPTH { look(*depth) } else { Ok(()) }
+}
+
+fn look(depth: usize) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return Err(Error::new(format!(
+            "the value is nested too deep: the limit is a depth of {DEPTH_MAX}, and a list of nested boxes is better \
+             sent as a `Vec`"
+        )));
+    }
+    match stack::left() {
+        Some(left) if left < STACK_LEFT_MIN => Err(Error::new(format!(
+            "the value is nested too deep for this thread's stack: {left} bytes are left of it at a depth of {depth}"
+        ))),
+        _ => Ok(()),
+    }
+}
 
 /// How the values of a task travel.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Codec {
-    /// postcard: compact, fast, not self-describing.
+    /// postcard's numbers and lengths, with kinds and names: compact and fast. A type must know what comes next.
     Postcard,
-    /// MessagePack with field names: self-describing. It cannot tell `Some(None)` from `None`.
+    /// MessagePack with field names: self-describing.
     MessagePack,
 }
 
@@ -48,15 +86,8 @@ impl Codec {
     /// Where the bytes of a byte string begin that fills `total` bytes exactly, of which `head` are the first.
     pub(crate) fn bytes_head(self, head: &[u8], total: usize) -> Option<usize> {
         let (len, start) = match self {
-            Codec::Postcard => {
-                let (len, rest) = ::postcard::take_from_bytes::<u64>(head).ok()?;
-                (len, head.len() - rest.len())
-            }
-            Codec::MessagePack => match head {
-                [0xc5, a, b, ..] => (u64::from(u16::from_be_bytes([*a, *b])), 3),
-                [0xc6, a, b, c, d, ..] => (u64::from(u32::from_be_bytes([*a, *b, *c, *d])), 5),
-                _ => return None,
-            },
+            Codec::Postcard => postcard::bytes_head(head)?,
+            Codec::MessagePack => messagepack::bytes_head(head)?,
         };
         (total.checked_sub(start)? as u64 == len).then_some(start)
     }
@@ -67,82 +98,6 @@ impl Codec {
             Codec::Postcard => Postcard::decode(bytes),
             Codec::MessagePack => MessagePack::decode(bytes),
         }
-    }
-}
-
-/// Why a value could not be encoded or decoded.
-#[doc(hidden)]
-#[derive(Clone)]
-pub struct CodecError {
-    /// For the user.
-    pub message: String,
-    /// Said by the type's own serde implementation, not by the format.
-    pub custom: bool,
-}
-
-impl CodecError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        CodecError { message: message.into(), custom: false }
-    }
-
-    #[cold]
-    fn custom(message: impl fmt::Display) -> Self {
-        CodecError { message: message.to_string(), custom: true }
-    }
-
-    /// The same error, said of one argument.
-    #[cold]
-    pub(crate) fn of_argument(mut self, name: &str) -> Self {
-        self.message = format!("argument `{name}`: {}", self.message);
-        self
-    }
-}
-
-impl fmt::Display for CodecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for CodecError {}
-
-crate::error::debug_is_display!(CodecError);
-
-impl serde::ser::Error for CodecError {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        CodecError::custom(message)
-    }
-}
-
-// `missing_field` and its like come from derived code that reads what another derived code did not write: that is
-// the format's doing, not the type's own word. `invalid_value` stays custom: a `NonZeroU8` says it of a zero.
-impl serde::de::Error for CodecError {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        CodecError::custom(message)
-    }
-
-    fn invalid_type(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
-        CodecError::new(format!("invalid type: {unexpected}, expected {expected}"))
-    }
-
-    fn invalid_length(len: usize, expected: &dyn serde::de::Expected) -> Self {
-        CodecError::new(format!("invalid length {len}, expected {expected}"))
-    }
-
-    fn unknown_variant(variant: &str, _: &'static [&'static str]) -> Self {
-        CodecError::new(format!("unknown variant `{variant}`"))
-    }
-
-    fn unknown_field(field: &str, _: &'static [&'static str]) -> Self {
-        CodecError::new(format!("unknown field `{field}`"))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        CodecError::new(format!("missing field `{field}`"))
-    }
-
-    fn duplicate_field(field: &'static str) -> Self {
-        CodecError::new(format!("duplicate field `{field}`"))
     }
 }
 
@@ -187,7 +142,7 @@ impl Format for Postcard {
 
     #[inline]
     fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError> {
-        value.serialize(&mut postcard::Writer::new(out))
+        Ok(postcard::encode(value, out)?)
     }
 
     #[inline]
@@ -197,14 +152,14 @@ impl Format for Postcard {
 
     #[inline]
     fn next<'de, T: Deserialize<'de>>(reader: &mut postcard::Reader<'de>) -> Result<T, CodecError> {
-        T::deserialize(reader)
+        Ok(reader.value()?)
     }
 
     #[inline]
     fn finish(reader: postcard::Reader<'_>) -> Result<(), CodecError> {
         match reader.remaining() {
             0 => Ok(()),
-            n => Err(CodecError::new(format!("{n} bytes are left over"))),
+            n => Err(error::left_over(n).into()),
         }
     }
 }
@@ -216,33 +171,24 @@ pub struct MessagePack;
 
 impl Format for MessagePack {
     const CODEC: Codec = Codec::MessagePack;
-    type Reader<'de> = rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'de, [u8]>>;
+    type Reader<'de> = messagepack::Reader<'de>;
 
     fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError> {
-        value.serialize(&mut rmp_serde::Serializer::new(out).with_struct_map()).map_err(|error| match error {
-            rmp_serde::encode::Error::Syntax(message) => CodecError::custom(message),
-            other => CodecError::new(other.to_string()),
-        })
+        Ok(messagepack::encode(value, out)?)
     }
 
-    fn reader(bytes: &[u8]) -> Self::Reader<'_> {
-        let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
-        reader.set_max_depth(DEPTH_MAX);
-        reader
+    fn reader(bytes: &[u8]) -> messagepack::Reader<'_> {
+        messagepack::Reader::new(bytes)
     }
 
-    fn next<'de, T: Deserialize<'de>>(reader: &mut Self::Reader<'de>) -> Result<T, CodecError> {
-        T::deserialize(reader).map_err(|error| match error {
-            rmp_serde::decode::Error::Syntax(message) => CodecError::custom(message),
-            other => CodecError::new(other.to_string()),
-        })
+    fn next<'de, T: Deserialize<'de>>(reader: &mut messagepack::Reader<'de>) -> Result<T, CodecError> {
+        Ok(reader.value()?)
     }
 
-    fn finish(mut reader: Self::Reader<'_>) -> Result<(), CodecError> {
-        // The reader does not tell how much is left; nothing is left if there is not one more value's first byte.
-        match serde::de::IgnoredAny::deserialize(&mut reader) {
-            Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(()),
-            _ => Err(CodecError::new("bytes are left over")),
+    fn finish(reader: messagepack::Reader<'_>) -> Result<(), CodecError> {
+        match reader.remaining() {
+            0 => Ok(()),
+            n => Err(error::left_over(n).into()),
         }
     }
 }

@@ -47,8 +47,9 @@ pub(crate) enum Kind {
     DecodeError = 8,
     /// From the worker: the result does not encode.
     EncodeError = 9,
-    /// From the worker: the arguments do not survive their codec.
-    NotRoundTrip = 10,
+    /// From the worker: the arguments do not decode because their `Serialize` and `Deserialize` do not suit each other,
+    /// or the codec.
+    Unsuited = 10,
     /// From the worker: bytes consumed, nothing else.
     Credit = 11,
     /// From the worker: the system refuses it what the call needs.
@@ -58,22 +59,9 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [
-            Init,
-            Run,
-            Stop,
-            Ready,
-            Done,
-            Failed,
-            Panicked,
-            DecodeError,
-            EncodeError,
-            NotRoundTrip,
-            Credit,
-            Refused,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        [Init, Run, Stop, Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 
     const fn is_to_worker(self) -> bool {
@@ -83,8 +71,6 @@ impl Kind {
 
 /// Flags: of [`Kind::Run`], if nothing else is said.
 pub(crate) mod flag {
-    /// Re-encode the decoded arguments and compare, before running.
-    pub(crate) const CHECK: u8 = 1;
     /// The task has a time limit: note when it begins.
     pub(crate) const TIMED: u8 = 2;
     /// The payload is that of a run.
@@ -93,7 +79,7 @@ pub(crate) mod flag {
     pub(crate) const SEGMENT: u8 = 8;
     /// Of any kind: a message with descriptors lies in the control socket.
     pub(crate) const ATTACHED: u8 = 16;
-    pub(crate) const ALL: u8 = CHECK | TIMED | RUN | SEGMENT | ATTACHED;
+    pub(crate) const ALL: u8 = TIMED | RUN | SEGMENT | ATTACHED;
 }
 
 /// The header of a frame.

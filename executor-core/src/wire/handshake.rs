@@ -88,8 +88,6 @@ pub(crate) struct BodySetup {
     pub(crate) arguments: serde_bytes::ByteBuf,
     /// How many descriptors follow that belong to the arguments.
     pub(crate) attachments: u32,
-    /// Whether to check that the arguments survive encoding and decoding.
-    pub(crate) check: bool,
     /// Whether it goes on when its parent has died.
     pub(crate) outlives_parent: bool,
     /// Whether its standard input came along.

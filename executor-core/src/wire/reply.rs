@@ -18,7 +18,7 @@ pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
             TaskError::Refused(RemoteError::new(name, Failure { message: text(), ..Failure::default() }))
         }
         Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
-        Kind::NotRoundTrip => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
+        Kind::Unsuited => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
         _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn run(
     panics::install(prepared, true);
     fault::watch_this_stack(&prepared.stack_overflow);
     let arguments = Arrived { bytes: &setup.arguments, attachments };
-    Caller::new(None).call(BODY, setup.function, arguments, setup.check, |kind, contents, attachments| {
+    Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
         // A message takes this much by itself.
         if bytes.len() + 1024 > socket::MESSAGE_BYTES_MAX {

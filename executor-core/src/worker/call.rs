@@ -45,7 +45,7 @@ impl Drop for Caller {
 impl Caller {
     /// Large results are to go into segments of this store.
     pub(super) fn new(results: Option<Arc<Store>>) -> Self {
-        let context = CallContext::new(Buffer::with_store(results), false);
+        let context = CallContext::new(Buffer::with_store(results));
         Caller { runtime: OnceCell::new(), context }
     }
 
@@ -55,7 +55,6 @@ impl Caller {
         task: TaskId,
         function: FnId,
         arguments: Arrived<'_>,
-        check: bool,
         reply: impl FnOnce(Kind, Contents<'_>, &[Attachment]) -> R,
     ) -> R {
         let Some(entry) = registry::lookup(function) else {
@@ -64,7 +63,7 @@ impl Caller {
         };
         let Arrived { bytes: arguments, attachments } = arguments;
         let Caller { runtime, context } = self;
-        context.begin(attachments, check);
+        context.begin(attachments);
         let origin = context.origin;
         let running = Running::task(task);
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
@@ -84,7 +83,7 @@ impl Caller {
             Ok(Ok(CallResult::Failed(failure))) => Some((Kind::Failed, to_bytes(&failure))),
             Ok(Ok(CallResult::Decode(error))) => Some((Kind::DecodeError, error.message.into_bytes())),
             Ok(Ok(CallResult::Encode(error))) => Some((Kind::EncodeError, error.message.into_bytes())),
-            Ok(Ok(CallResult::NotRoundTrip(error))) => Some((Kind::NotRoundTrip, error.message.into_bytes())),
+            Ok(Ok(CallResult::Unsuited(error))) => Some((Kind::Unsuited, error.message.into_bytes())),
             Ok(Err(refused)) => Some((Kind::Refused, refused.into_bytes())),
             Err(payload) => {
                 let failure = panics::caught(&*payload);
@@ -136,17 +135,13 @@ fn no_runtime(why: &dyn Display) -> String {
 
 /// What is told of a panic: whose it was, by what went on when it came.
 fn panicked(stage: Stage, mut failure: Failure) -> (Kind, Vec<u8>) {
-    let serde = |what: &str, when: &str| {
+    let serde = |what: &str| {
         let at = failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
-        format!("a {what} panicked{at}{when}: {}", failure.message).into_bytes()
+        format!("a {what} panicked{at}: {}", failure.message).into_bytes()
     };
     match stage {
-        Stage::Decode => return (Kind::DecodeError, serde("Deserialize", "")),
-        Stage::Encode => return (Kind::EncodeError, serde("Serialize", "")),
-        Stage::Check => {
-            let when = " when the decoded arguments were encoded again, to be checked";
-            return (Kind::NotRoundTrip, serde("Serialize", when));
-        }
+        Stage::Decode => return (Kind::DecodeError, serde("Deserialize")),
+        Stage::Encode => return (Kind::EncodeError, serde("Serialize")),
         // tokio panics where the system refuses it a thread.
         Stage::Prepare => return (Kind::Refused, no_runtime(&failure.message).into_bytes()),
         Stage::Run => {}

@@ -91,14 +91,10 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         let arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
         let task = TaskId::from_raw(1);
         // Its runtime, if it is async, ends with the caller.
-        Caller::new(None).call(task, function, arguments, false, |kind, contents, _| {
-            match (kind, contents) {
-                (Kind::Done, _) => Ok(()),
-                (_, crate::wire::buffer::Contents::Bytes(bytes)) => {
-                    Err(crate::wire::reply::text(kind, bytes))
-                }
-                (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
-            }
+        Caller::new(None).call(task, function, arguments, |kind, contents, _| match (kind, contents) {
+            (Kind::Done, _) => Ok(()),
+            (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::wire::reply::text(kind, bytes)),
+            (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
         })?;
     }
     match settled_thread_count(1) {

@@ -90,27 +90,16 @@ impl<E: WorkerEnd> Run<'_, E> {
             Ok(arguments) => arguments,
             Err(error) => return end.reply(Header::new(Kind::Refused), unmapped(&error).as_bytes()),
         };
-        let check = false;
-        caller.call(
-            header.task,
-            header.function,
-            arguments,
-            check,
-            |kind, contents, attachments| match kind {
-                // An initializer's value is nobody's: that it has run is the answer.
-                Kind::Done => {
-                    kill_point!(InitEnds);
-                    end.reply(Header::new(Kind::Ready), &[])
-                }
-                kind => reply(
-                    end,
-                    control,
-                    Header { task: header.task, ..Header::new(kind) },
-                    contents,
-                    attachments,
-                ),
-            },
-        )
+        caller.call(header.task, header.function, arguments, |kind, contents, attachments| match kind {
+            // An initializer's value is nobody's: that it has run is the answer.
+            Kind::Done => {
+                kill_point!(InitEnds);
+                end.reply(Header::new(Kind::Ready), &[])
+            }
+            kind => {
+                reply(end, control, Header { task: header.task, ..Header::new(kind) }, contents, attachments)
+            }
+        })
     }
 
     /// Runs the items one after the other. Each is claimed before a byte of its arguments is looked at.
@@ -163,8 +152,7 @@ impl<E: WorkerEnd> Run<'_, E> {
                 return end.reply(header, unmapped(error).as_bytes());
             }
         };
-        let check = header.flags & flag::CHECK != 0;
-        caller.call(task, header.function, arguments, check, |kind, contents, attachments| {
+        caller.call(task, header.function, arguments, |kind, contents, attachments| {
             let header = Header { task, nanos: stopwatch.lap(), ..Header::new(kind) };
             reply(*end, control, header, contents, attachments)
         })

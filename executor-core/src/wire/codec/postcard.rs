@@ -1,207 +1,598 @@
-//! postcard, with messages.
+//! The default format: postcard's numbers and lengths, and before each value what it is.
 //!
-//! postcard's own `Serializer` and `Deserializer` drop the text of `Error::custom`, so that a user would never read
-//! what his `Serialize` had to say. Here the package writes and reads the primitives, that is every byte; the walk
-//! through sequences, maps, structures and enums, which in postcard writes at most a length or an index, is ours, and
-//! with it the error type. The bytes are the same (tested below).
+//! ```text
+//!   42_u64               U64 42                        numbers as in postcard: varints, zigzag, floats of 4 or 8 bytes
+//!   "ab"                 STR 2 a b
+//!   vec![1_u8, 2]        SEQ 2 U8 1 2                  of numbers: one kind for all elements, in front
+//!   vec!["a"]            SEQ 1 0 STR 1 a               of anything else: 0, and each element has its own
+//!   (1_u8, true)         TUPLE 2 U8 1 BOOL 1
+//!   Point { x: 1 }       STRUCT 0 1 1 x U8 1           the first one of a type: 0, number of fields; a name before each
+//!   another Point        STRUCT 1 U8 2                 the first structure of this message again: fields by position
+//!   Some(E::New(3_u8))   SOME NEWTYPE_VARIANT 0 2 3 N e w U8 3      0, then number and name; 1 the next time
+//! ```
 //!
-//! Walking ourselves also allows to refuse what postcard would encode and then misread: a field left out by
-//! `skip_serializing_if`, a sequence that announces another length than it has, nesting without end.
+//! So the reader knows what was written, and compares it with what it is asked for. Equal kinds are the fast way; the
+//! others are looked at in [`Reader::other`]: what means the same value is handed on, anything else is an error.
+//! A structure whose names are those that `Deserialize` has, in the same order, is read by position; any other by names.
+//!
+//! Numbering is for each message (one [`Writer`], one call of [`Reader::value`]) and costs no allocation for the first
+//! few names. The writer finds what it has numbered by addresses: of the name, and of the name of the Rust type, because
+//! two structures of one name may have different fields. Each field's name is compared as it is written.
+
+use std::{any::type_name, cell::Cell};
 
 use serde::{
-    Deserialize, Serialize, Serializer,
-    de::{self, DeserializeSeed, IntoDeserializer, Visitor},
+    Deserialize, Serialize,
+    de::{self, DeserializeSeed, Visitor},
     ser,
 };
 
-use super::{Buffer, CodecError, DEPTH_MAX};
+use super::{
+    Buffer,
+    access::{Fields as FieldNames, Name, check_variant, is_derived, same_name},
+    enter,
+    error::{self, Error},
+};
+use crate::os::local;
 
-/// The sequences of one value may, all together, have this many elements more than bytes. Elements of no size
-/// (`Vec<()>`) take none, so a wild length, or many lengths, would cost time without end; any other sequence runs out of
-/// bytes at once.
-const ZERO_SIZED_MAX: usize = 1 << 24;
+/// What comes next.
+mod kind {
+    /// In front of a sequence: each element has its own kind.
+    pub(super) const EACH: u8 = 0;
+    pub(super) const BOOL: u8 = 1;
+    pub(super) const U8: u8 = 2;
+    pub(super) const U16: u8 = 3;
+    pub(super) const U32: u8 = 4;
+    pub(super) const U64: u8 = 5;
+    pub(super) const U128: u8 = 6;
+    pub(super) const I8: u8 = 7;
+    pub(super) const I16: u8 = 8;
+    pub(super) const I32: u8 = 9;
+    pub(super) const I64: u8 = 10;
+    pub(super) const I128: u8 = 11;
+    pub(super) const F32: u8 = 12;
+    pub(super) const F64: u8 = 13;
+    pub(super) const CHAR: u8 = 14;
+    pub(super) const STR: u8 = 15;
+    pub(super) const BYTES: u8 = 16;
+    pub(super) const NONE: u8 = 17;
+    pub(super) const SOME: u8 = 18;
+    pub(super) const UNIT: u8 = 19;
+    pub(super) const SEQ: u8 = 20;
+    pub(super) const TUPLE: u8 = 21;
+    pub(super) const MAP: u8 = 22;
+    pub(super) const STRUCT: u8 = 23;
+    pub(super) const UNIT_VARIANT: u8 = 24;
+    pub(super) const NEWTYPE_VARIANT: u8 = 25;
+    pub(super) const TUPLE_VARIANT: u8 = 26;
+    pub(super) const STRUCT_VARIANT: u8 = 27;
 
-fn cannot(what: &str) -> CodecError {
-    CodecError::new(format!(
-        "{what}, which the default codec (postcard) cannot do: write `#[task(codec = \"messagepack\")]` above the function"
-    ))
+    pub(super) const NAMES: [&str; 28] = [
+        "nothing",
+        "a bool",
+        "a u8",
+        "a u16",
+        "a u32",
+        "a u64",
+        "a u128",
+        "an i8",
+        "an i16",
+        "an i32",
+        "an i64",
+        "an i128",
+        "an f32",
+        "an f64",
+        "a char",
+        "a str",
+        "bytes",
+        "a None",
+        "a Some",
+        "a unit",
+        "a sequence",
+        "a tuple",
+        "a map",
+        "a struct",
+        "a unit variant",
+        "a newtype variant",
+        "a tuple variant",
+        "a struct variant",
+    ];
+
+    /// The kind of a number, bool or char, whose elements in a sequence have none of their own. Names of types are made
+    /// for people: with others each element has its own kind.
+    #[inline(always)]
+    pub(super) fn of_elements<T: ?Sized>() -> u8 {
+        match std::any::type_name::<T>() {
+            "bool" | "&bool" => BOOL,
+            "u8" | "&u8" => U8,
+            "u16" | "&u16" => U16,
+            "u32" | "&u32" => U32,
+            "u64" | "&u64" | "usize" | "&usize" => U64,
+            "u128" | "&u128" => U128,
+            "i8" | "&i8" => I8,
+            "i16" | "&i16" => I16,
+            "i32" | "&i32" => I32,
+            "i64" | "&i64" | "isize" | "&isize" => I64,
+            "i128" | "&i128" => I128,
+            "f32" | "&f32" => F32,
+            "f64" | "&f64" => F64,
+            "char" | "&char" => CHAR,
+            _ => EACH,
+        }
+    }
+}
+
+fn name_of(kind: u8) -> &'static str {
+    kind::NAMES.get(usize::from(kind)).copied().unwrap_or("an unknown kind")
 }
 
 #[cold]
-fn too_deep() -> CodecError {
-    CodecError::new(format!("the value is nested more than {DEPTH_MAX} deep"))
+fn unknown_length() -> Error {
+    Error::cannot("the type writes a sequence or map of unknown length (`#[serde(flatten)]` does that)")
 }
 
 #[cold]
-fn wrong_length() -> CodecError {
-    CodecError::new("its `Serialize` announces another number of elements than it writes")
-}
-
-#[cold]
-fn unknown_length() -> CodecError {
-    cannot("the type writes a sequence or map of unknown length (`#[serde(flatten)]` does that)")
-}
-
-#[cold]
-fn self_describing() -> CodecError {
-    cannot(
+fn self_describing() -> Error {
+    Error::cannot(
         "the type asks what comes next in the bytes (`#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]` \
          and types like `serde_json::Value` do that)",
     )
 }
 
 #[cold]
-fn of_encode(error: postcard::Error) -> CodecError {
-    match error {
-        postcard::Error::CollectStrError => CodecError::custom("its `Display` returned an error"),
-        postcard::Error::SerializeSeqLengthUnknown => unknown_length(),
-        other => CodecError::new(other.to_string()),
-    }
+fn mixed() -> Error {
+    Error::cannot("the type writes elements of several types into one sequence, not into a tuple")
 }
 
 #[cold]
-fn of_decode(error: postcard::Error) -> CodecError {
-    match error {
-        postcard::Error::DeserializeUnexpectedEnd => CodecError::new("the bytes end too early"),
-        postcard::Error::WontImplement => self_describing(),
-        other => CodecError::new(format!("the bytes are not such a value: {other}")),
-    }
+fn other_names(name: &str, field: &str, before: &str) -> Error {
+    Error::cannot(&format!(
+        "`{name}` writes a field `{field}` where it wrote `{before}` before (`#[serde(tag = …)]` does that)"
+    ))
 }
 
-/// postcard's output is the caller's buffer.
-struct Out<'a>(&'a mut Buffer);
+/// A vector whose first elements need no allocation.
+struct Small<T, const N: usize> {
+    first: [T; N],
+    len: usize,
+    rest: Vec<T>,
+}
 
-impl postcard::ser_flavors::Flavor for Out<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
+impl<T: Copy + Default, const N: usize> Small<T, N> {
+    fn new() -> Self {
+        Small { first: [T::default(); N], len: 0, rest: Vec::new() }
     }
 
     #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
+    fn get(&mut self, at: usize) -> Option<&mut T> {
+        match at < N {
+            true if at < self.len => Some(&mut self.first[at]),
+            true => None,
+            false => self.rest.get_mut(at - N),
+        }
     }
 
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
+    #[inline]
+    fn push(&mut self, value: T) {
+        match self.len < N {
+            true => self.first[self.len] = value,
+            false => self.rest.push(value),
+        }
+        self.len += 1;
     }
 }
 
-pub struct Writer<'a> {
-    primitives: postcard::Serializer<Out<'a>>,
+// ---- writing -------------------------------------------------------------------------------------------------------
+
+/// A structure that was begun, by the addresses of its names.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    rust_type: usize,
+    name: usize,
+    count: usize,
+    /// Where the names of its fields begin.
+    first: usize,
+    /// All of its names are known.
+    complete: bool,
+}
+
+/// A variant that was written.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct WrittenVariant {
+    name: usize,
+    variant: usize,
+    index: u32,
+}
+
+/// What the message that is being written has numbered.
+#[derive(Default)]
+struct Numbered {
+    structs: Vec<Written>,
+    last_struct: usize,
+    fields: Vec<&'static str>,
+    variants: Vec<WrittenVariant>,
+    last_variant: usize,
+}
+
+/// With more names than this a table is not kept for the next message.
+const KEPT_NAMES_MAX: usize = 1024;
+
+thread_local! {
+    /// The last message's table, empty: most messages with structures need no allocation for their names.
+    static NUMBERED: Cell<Option<Box<Numbered>>> = const { Cell::new(None) };
+}
+
+impl Numbered {
+    #[inline(never)]
+    fn take() -> Box<Self> {
+        local::take(&NUMBERED).unwrap_or_default()
+    }
+
+    #[inline(never)]
+    fn put_back(mut self: Box<Self>) {
+        if self.fields.capacity() + self.structs.capacity() + self.variants.capacity() <= KEPT_NAMES_MAX {
+            self.structs.clear();
+            self.fields.clear();
+            self.variants.clear();
+            local::put(&NUMBERED, Some(self));
+        }
+    }
+}
+
+pub(super) struct Writer<'a> {
+    out: &'a mut Buffer,
     depth: usize,
+    /// The kind of the elements that are being written, if it stands in front of them; else 0.
+    implied: u8,
+    /// An error was returned, and must come out.
+    failed: bool,
+    /// The address of the name of the type that is being written.
+    rust_type: usize,
+    numbered: Option<Box<Numbered>>,
+}
+
+/// Appends `value` to `out`.
+#[inline]
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), Error> {
+    let mut writer = Writer { out, depth: 0, implied: 0, failed: false, rust_type: 0, numbered: None };
+    let result = writer.part(0, value);
+    if let Some(numbered) = writer.numbered {
+        numbered.put_back();
+    }
+    match result {
+        Ok(()) if writer.failed => Err(error::swallowed()),
+        result => result,
+    }
 }
 
 impl<'a> Writer<'a> {
+    /// An error of our own, which must come out.
+    #[cold]
+    fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
+        self.failed = true;
+        Err(error)
+    }
+
+    /// Counts an element that is written.
     #[inline]
-    pub(super) fn new(out: &'a mut Buffer) -> Self {
-        Writer { primitives: postcard::Serializer { output: Out(out) }, depth: 0 }
+    fn count(&mut self, left: &mut usize) -> Result<(), Error> {
+        match left.checked_sub(1) {
+            Some(fewer) => {
+                *left = fewer;
+                Ok(())
+            }
+            None => self.fail(error::wrong_length()),
+        }
+    }
+
+    /// Whether the next value needs no kind of its own.
+    #[inline]
+    fn is_implied(&self, kind: u8) -> Result<bool, Error> {
+        match self.implied {
+            0 => Ok(false),
+            implied if implied == kind => Ok(true),
+            _ => Err(mixed()),
+        }
     }
 
     #[inline]
-    fn enter(&mut self) -> Result<(), CodecError> {
-        self.depth += 1;
-        if self.depth > DEPTH_MAX { Err(too_deep()) } else { Ok(()) }
+    fn varint(&mut self, value: u64) {
+        if value < 0x80 {
+            self.out.push(value as u8);
+        } else {
+            self.long(value);
+        }
     }
 
     #[inline]
-    fn nested<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CodecError> {
-        self.enter()?;
-        value.serialize(&mut *self)?;
-        self.depth -= 1;
+    fn unsigned(&mut self, kind: u8, value: u64) -> Result<(), Error> {
+        if self.is_implied(kind)? {
+            self.varint(value)
+        } else {
+            self.tagged(kind, value)
+        }
         Ok(())
     }
 
     #[inline]
-    fn compound(&mut self, len: usize) -> Result<Compound<'_, 'a>, CodecError> {
-        self.enter()?;
-        Ok(Compound { writer: self, left: len })
+    fn signed(&mut self, kind: u8, value: i64) -> Result<(), Error> {
+        self.unsigned(kind, ((value << 1) ^ (value >> 63)) as u64)
+    }
+
+    fn huge(&mut self, kind: u8, mut value: u128) -> Result<(), Error> {
+        if !self.is_implied(kind)? {
+            self.out.push(kind);
+        }
+        let mut bytes = [0; 19];
+        let mut len = 0;
+        while value >= 0x80 {
+            bytes[len] = value as u8 | 0x80;
+            value >>= 7;
+            len += 1;
+        }
+        bytes[len] = value as u8;
+        self.out.extend_from_slice(&bytes[..=len]);
+        Ok(())
+    }
+
+    fn long(&mut self, mut value: u64) {
+        let mut bytes = [0; 10];
+        let mut len = 0;
+        while value >= 0x80 {
+            bytes[len] = value as u8 | 0x80;
+            value >>= 7;
+            len += 1;
+        }
+        bytes[len] = value as u8;
+        self.out.extend_from_slice(&bytes[..=len]);
     }
 
     #[inline]
-    fn length(&mut self, len: Option<usize>) -> Result<usize, CodecError> {
-        let len = len.ok_or_else(unknown_length)?;
-        self.serialize_u64(len as u64)?;
-        Ok(len)
+    fn fixed<const N: usize>(&mut self, kind: u8, value: [u8; N]) -> Result<(), Error> {
+        if !self.is_implied(kind)? {
+            self.out.push(kind);
+        }
+        self.out.extend_from_slice(&value);
+        Ok(())
+    }
+
+    #[inline]
+    fn not_implied(&self) -> Result<(), Error> {
+        if self.implied == 0 { Ok(()) } else { Err(mixed()) }
+    }
+
+    #[inline]
+    fn kind(&mut self, kind: u8) -> Result<(), Error> {
+        self.not_implied()?;
+        self.out.push(kind);
+        Ok(())
+    }
+
+    /// As [`kind`](Self::kind), with a number behind it.
+    #[inline]
+    fn head(&mut self, kind: u8, number: usize) -> Result<(), Error> {
+        self.not_implied()?;
+        self.tagged(kind, number as u64);
+        Ok(())
+    }
+
+    #[inline]
+    fn text(&mut self, text: &str) {
+        self.varint(text.len() as u64);
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
+    /// A part of the value.
+    #[inline]
+    fn part<T: Serialize + ?Sized>(&mut self, implied: u8, value: &T) -> Result<(), Error> {
+        if kind::of_elements::<T>() == kind::EACH {
+            self.rust_type = type_name::<T>().as_ptr() as usize;
+        }
+        self.implied = implied;
+        let result = value.serialize(&mut *self);
+        self.implied = 0;
+        if result.is_err() {
+            self.failed = true;
+        }
+        result
+    }
+
+    #[inline]
+    fn nested<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+        enter(&mut self.depth)?;
+        let result = self.part(self.implied, value);
+        self.depth -= 1;
+        result
+    }
+
+    #[inline]
+    fn numbered(&mut self) -> &mut Numbered {
+        self.numbered.get_or_insert_with(Numbered::take)
+    }
+
+    /// A kind and a number.
+    #[inline]
+    fn tagged(&mut self, kind: u8, value: u64) {
+        if value < 0x80 {
+            // In one register: an array of two bytes would be stored as two and loaded as one, which stalls.
+            self.out.extend_from_slice(&(u16::from(kind) | (value as u16) << 8).to_le_bytes());
+        } else {
+            self.out.push(kind);
+            self.long(value);
+        }
+    }
+
+    #[inline]
+    fn variant(
+        &mut self,
+        kind: u8,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+    ) -> Result<(), Error> {
+        self.not_implied()?;
+        let this = WrittenVariant { name: name.as_ptr() as usize, variant: variant.as_ptr() as usize, index };
+        let numbered = self.numbered();
+        let last = numbered.last_variant;
+        let known = match numbered.variants.get(last) {
+            Some(other) if *other == this => Some(last),
+            _ => numbered.variants.iter().position(|other| *other == this),
+        };
+        match known {
+            Some(at) => {
+                numbered.last_variant = at;
+                self.tagged(kind, at as u64 + 1);
+            }
+            None => {
+                numbered.last_variant = numbered.variants.len();
+                numbered.variants.push(this);
+                self.tagged(kind, 0);
+                self.varint(index.into());
+                self.text(variant);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a structure; `named` is the name that tells it from others of its type: a variant's, if it is one. `kind` is
+    /// what stands before its number, if anything.
+    #[inline]
+    fn structure(
+        &mut self,
+        kind: Option<u8>,
+        name: &'static str,
+        named: &'static str,
+        count: usize,
+    ) -> Result<Fields<'_, 'a>, Error> {
+        enter(&mut self.depth)?;
+        let (rust_type, address) = (self.rust_type, named.as_ptr() as usize);
+        let same = |other: &Written| {
+            other.rust_type == rust_type && other.name == address && other.count == count && other.complete
+        };
+        let numbered = self.numbered();
+        let last = numbered.last_struct;
+        let known = match numbered.structs.get(last) {
+            Some(other) if same(other) => Some((last, other.first)),
+            _ => numbered.structs.iter().position(same).map(|at| (at, numbered.structs[at].first)),
+        };
+        let is_first = known.is_none();
+        let (at, field) = known.unwrap_or_else(|| {
+            let first = numbered.fields.len();
+            numbered.fields.resize(first + count, "");
+            numbered.structs.push(Written { rust_type, name: address, count, first, complete: false });
+            (numbered.structs.len() - 1, first)
+        });
+        numbered.last_struct = at;
+        let number = if is_first { 0 } else { at as u64 + 1 };
+        match kind {
+            Some(kind) => self.tagged(kind, number),
+            None => self.varint(number),
+        }
+        if is_first {
+            self.varint(count as u64);
+        }
+        Ok(Fields { writer: self, name, left: count, field, of: at, is_first })
+    }
+
+    #[inline]
+    fn elements(&mut self, left: usize, each: bool) -> Result<Elements<'_, 'a>, Error> {
+        enter(&mut self.depth)?;
+        // Tuples have elements of different types; sequences learn theirs from the first.
+        let kind = if each { Some(kind::EACH) } else { None };
+        Ok(Elements { writer: self, left, kind })
     }
 }
 
-macro_rules! write_primitives {
-    ($($method:ident($type:ty)),* $(,)?) => {$(
+macro_rules! write_numbers {
+    ($($method:ident($type:ty) => |$writer:ident, $value:ident| $write:expr;)*) => {$(
         #[inline]
-        fn $method(self, value: $type) -> Result<(), CodecError> {
-            self.primitives.$method(value).map_err(of_encode)
+        fn $method(self, $value: $type) -> Result<(), Error> {
+            let $writer = self;
+            $write
         }
     )*};
 }
 
 impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
     type Ok = ();
-    type Error = CodecError;
-    type SerializeSeq = Compound<'s, 'a>;
-    type SerializeTuple = Compound<'s, 'a>;
-    type SerializeTupleStruct = Compound<'s, 'a>;
-    type SerializeTupleVariant = Compound<'s, 'a>;
-    type SerializeMap = Compound<'s, 'a>;
-    type SerializeStruct = Compound<'s, 'a>;
-    type SerializeStructVariant = Compound<'s, 'a>;
+    type Error = Error;
+    type SerializeSeq = Elements<'s, 'a>;
+    type SerializeTuple = Elements<'s, 'a>;
+    type SerializeTupleStruct = Elements<'s, 'a>;
+    type SerializeTupleVariant = Elements<'s, 'a>;
+    type SerializeMap = Entries<'s, 'a>;
+    type SerializeStruct = Fields<'s, 'a>;
+    type SerializeStructVariant = Fields<'s, 'a>;
 
-    write_primitives!(
-        serialize_bool(bool),
-        serialize_char(char),
-        serialize_str(&str),
-        serialize_bytes(&[u8]),
-        serialize_i8(i8),
-        serialize_i16(i16),
-        serialize_i32(i32),
-        serialize_i64(i64),
-        serialize_i128(i128),
-        serialize_u8(u8),
-        serialize_u16(u16),
-        serialize_u32(u32),
-        serialize_u64(u64),
-        serialize_u128(u128),
-        serialize_f32(f32),
-        serialize_f64(f64),
-    );
+    write_numbers! {
+        serialize_bool(bool) => |writer, value| writer.fixed(kind::BOOL, [value.into()]);
+        serialize_u8(u8) => |writer, value| writer.fixed(kind::U8, [value]);
+        serialize_i8(i8) => |writer, value| writer.fixed(kind::I8, [value as u8]);
+        serialize_f32(f32) => |writer, value| writer.fixed(kind::F32, value.to_le_bytes());
+        serialize_f64(f64) => |writer, value| writer.fixed(kind::F64, value.to_le_bytes());
+        serialize_u16(u16) => |writer, value| writer.unsigned(kind::U16, value.into());
+        serialize_u32(u32) => |writer, value| writer.unsigned(kind::U32, value.into());
+        serialize_u64(u64) => |writer, value| writer.unsigned(kind::U64, value);
+        serialize_u128(u128) => |writer, value| writer.huge(kind::U128, value);
+        serialize_i16(i16) => |writer, value| writer.signed(kind::I16, value.into());
+        serialize_i32(i32) => |writer, value| writer.signed(kind::I32, value.into());
+        serialize_i64(i64) => |writer, value| writer.signed(kind::I64, value);
+        serialize_i128(i128) => |writer, value| writer.huge(kind::I128, ((value << 1) ^ (value >> 127)) as u128);
+        serialize_char(char) => |writer, value| writer.unsigned(kind::CHAR, u32::from(value).into());
+    }
 
     #[inline]
     fn is_human_readable(&self) -> bool {
         false
     }
 
-    fn collect_str<T: std::fmt::Display + ?Sized>(self, value: &T) -> Result<(), CodecError> {
-        self.primitives.collect_str(value).map_err(of_encode)
+    #[inline]
+    fn serialize_str(self, value: &str) -> Result<(), Error> {
+        self.head(kind::STR, value.len())?;
+        self.out.extend_from_slice(value.as_bytes());
+        Ok(())
     }
 
     #[inline]
-    fn serialize_none(self) -> Result<(), CodecError> {
-        self.serialize_u8(0)
+    fn serialize_bytes(self, value: &[u8]) -> Result<(), Error> {
+        self.head(kind::BYTES, value.len())?;
+        self.out.extend_from_slice(value);
+        Ok(())
+    }
+
+    fn collect_str<T: std::fmt::Display + ?Sized>(self, value: &T) -> Result<(), Error> {
+        self.serialize_str(&error::display(value)?)
     }
 
     #[inline]
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), CodecError> {
-        self.serialize_u8(1)?;
+    fn serialize_none(self) -> Result<(), Error> {
+        self.kind(kind::NONE)
+    }
+
+    #[inline]
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
+        self.kind(kind::SOME)?;
         self.nested(value)
     }
 
     #[inline]
-    fn serialize_unit(self) -> Result<(), CodecError> {
-        Ok(())
+    fn serialize_unit(self) -> Result<(), Error> {
+        self.kind(kind::UNIT)
     }
 
     #[inline]
-    fn serialize_unit_struct(self, _: &'static str) -> Result<(), CodecError> {
-        Ok(())
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), Error> {
+        self.kind(kind::UNIT)
     }
 
     #[inline]
-    fn serialize_unit_variant(self, _: &'static str, index: u32, _: &'static str) -> Result<(), CodecError> {
-        self.serialize_u32(index)
+    fn serialize_unit_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+    ) -> Result<(), Error> {
+        self.variant(kind::UNIT_VARIANT, name, index, variant)
     }
 
     #[inline]
@@ -209,107 +600,133 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         self,
         _: &'static str,
         value: &T,
-    ) -> Result<(), CodecError> {
+    ) -> Result<(), Error> {
         self.nested(value)
     }
 
     #[inline]
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,
-        _: &'static str,
+        name: &'static str,
         index: u32,
-        _: &'static str,
+        variant: &'static str,
         value: &T,
-    ) -> Result<(), CodecError> {
-        self.serialize_u32(index)?;
+    ) -> Result<(), Error> {
+        self.variant(kind::NEWTYPE_VARIANT, name, index, variant)?;
         self.nested(value)
     }
 
     #[inline]
-    fn serialize_seq(self, len: Option<usize>) -> Result<Compound<'s, 'a>, CodecError> {
-        let len = self.length(len)?;
-        self.compound(len)
+    fn serialize_seq(self, len: Option<usize>) -> Result<Elements<'s, 'a>, Error> {
+        let len = len.ok_or_else(unknown_length)?;
+        self.head(kind::SEQ, len)?;
+        self.elements(len, false)
     }
 
     #[inline]
-    fn serialize_map(self, len: Option<usize>) -> Result<Compound<'s, 'a>, CodecError> {
-        let len = self.length(len)?;
-        self.compound(len)
+    fn serialize_map(self, len: Option<usize>) -> Result<Entries<'s, 'a>, Error> {
+        let len = len.ok_or_else(unknown_length)?;
+        self.head(kind::MAP, len)?;
+        enter(&mut self.depth)?;
+        Ok(Entries { writer: self, left: len, value_due: false })
     }
 
     #[inline]
-    fn serialize_tuple(self, len: usize) -> Result<Compound<'s, 'a>, CodecError> {
-        self.compound(len)
+    fn serialize_tuple(self, len: usize) -> Result<Elements<'s, 'a>, Error> {
+        self.head(kind::TUPLE, len)?;
+        self.elements(len, true)
     }
 
     #[inline]
-    fn serialize_tuple_struct(self, _: &'static str, len: usize) -> Result<Compound<'s, 'a>, CodecError> {
-        self.compound(len)
+    fn serialize_tuple_struct(self, _: &'static str, len: usize) -> Result<Elements<'s, 'a>, Error> {
+        self.serialize_tuple(len)
     }
 
     #[inline]
     fn serialize_tuple_variant(
         self,
-        _: &'static str,
+        name: &'static str,
         index: u32,
-        _: &'static str,
+        variant: &'static str,
         len: usize,
-    ) -> Result<Compound<'s, 'a>, CodecError> {
-        self.serialize_u32(index)?;
-        self.compound(len)
+    ) -> Result<Elements<'s, 'a>, Error> {
+        self.variant(kind::TUPLE_VARIANT, name, index, variant)?;
+        self.varint(len as u64);
+        self.elements(len, true)
     }
 
     #[inline]
-    fn serialize_struct(self, _: &'static str, len: usize) -> Result<Compound<'s, 'a>, CodecError> {
-        self.compound(len)
+    fn serialize_struct(self, name: &'static str, len: usize) -> Result<Fields<'s, 'a>, Error> {
+        self.not_implied()?;
+        self.structure(Some(kind::STRUCT), name, name, len)
     }
 
     #[inline]
     fn serialize_struct_variant(
         self,
-        _: &'static str,
+        name: &'static str,
         index: u32,
-        _: &'static str,
+        variant: &'static str,
         len: usize,
-    ) -> Result<Compound<'s, 'a>, CodecError> {
-        self.serialize_u32(index)?;
-        self.compound(len)
+    ) -> Result<Fields<'s, 'a>, Error> {
+        self.variant(kind::STRUCT_VARIANT, name, index, variant)?;
+        self.structure(None, name, variant, len)
     }
 }
 
-/// Anything with elements: in postcard nothing stands between them.
-pub struct Compound<'s, 'a> {
+/// A sequence or a tuple.
+pub(super) struct Elements<'s, 'a> {
     writer: &'s mut Writer<'a>,
     left: usize,
+    /// What stands in front of the elements, once it does.
+    kind: Option<u8>,
 }
 
-impl Compound<'_, '_> {
+impl Elements<'_, '_> {
     #[inline]
-    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CodecError> {
-        self.left = self.left.wrapping_sub(1);
-        value.serialize(&mut *self.writer)
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+        self.writer.count(&mut self.left)?;
+        self.writer.part(kind::EACH, value)
+    }
+
+    /// As [`element`](Self::element), of a sequence.
+    #[inline]
+    fn alike<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+        self.writer.count(&mut self.left)?;
+        let kind = kind::of_elements::<T>();
+        match self.kind {
+            Some(other) if other == kind => {}
+            // Each element has its own kind there.
+            Some(kind::EACH) => return self.writer.part(kind::EACH, value),
+            Some(_) => return self.writer.fail(mixed()),
+            None => {
+                self.kind = Some(kind);
+                self.writer.out.push(kind);
+            }
+        }
+        self.writer.part(kind, value)
     }
 
     #[inline]
-    fn finish(self) -> Result<(), CodecError> {
+    fn finish(self) -> Result<(), Error> {
         self.writer.depth -= 1;
-        if self.left == 0 { Ok(()) } else { Err(wrong_length()) }
+        if self.left == 0 { Ok(()) } else { Err(error::wrong_length()) }
     }
 }
 
 macro_rules! write_elements {
-    ($($trait:ident::$method:ident),* $(,)?) => {$(
-        impl ser::$trait for Compound<'_, '_> {
+    ($($trait:ident::$method:ident => $write:ident),* $(,)?) => {$(
+        impl ser::$trait for Elements<'_, '_> {
             type Ok = ();
-            type Error = CodecError;
+            type Error = Error;
 
             #[inline]
-            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CodecError> {
-                self.element(value)
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+                self.$write(value)
             }
 
             #[inline]
-            fn end(self) -> Result<(), CodecError> {
+            fn end(self) -> Result<(), Error> {
                 self.finish()
             }
         }
@@ -317,29 +734,78 @@ macro_rules! write_elements {
 }
 
 write_elements!(
-    SerializeSeq::serialize_element,
-    SerializeTuple::serialize_element,
-    SerializeTupleStruct::serialize_field,
-    SerializeTupleVariant::serialize_field,
+    SerializeSeq::serialize_element => alike,
+    SerializeTuple::serialize_element => element,
+    SerializeTupleStruct::serialize_field => element,
+    SerializeTupleVariant::serialize_field => element,
 );
+
+/// A structure.
+pub(super) struct Fields<'s, 'a> {
+    writer: &'s mut Writer<'a>,
+    name: &'static str,
+    left: usize,
+    /// The next one among all fields.
+    field: usize,
+    /// Among all structures.
+    of: usize,
+    is_first: bool,
+}
+
+impl Fields<'_, '_> {
+    #[inline]
+    fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
+        self.writer.count(&mut self.left).map_err(|error| error.of_type(self.name))?;
+        let at = self.field;
+        self.field += 1;
+        if let Some(known) = self.writer.numbered().fields.get_mut(at) {
+            if self.is_first {
+                *known = name;
+                self.writer.text(name);
+            } else if !same_name(known, name) {
+                let error = other_names(self.name, name, known);
+                return self.writer.fail(error);
+            }
+        }
+        self.writer.part(kind::EACH, value)
+    }
+
+    #[inline]
+    fn finish(self) -> Result<(), Error> {
+        self.writer.depth -= 1;
+        if self.left != 0 {
+            return Err(error::wrong_length().of_type(self.name));
+        }
+        if self.is_first
+            && let Some(this) = self.writer.numbered().structs.get_mut(self.of)
+        {
+            this.complete = true;
+        }
+        Ok(())
+    }
+}
 
 macro_rules! write_fields {
     ($($trait:ident),* $(,)?) => {$(
-        impl ser::$trait for Compound<'_, '_> {
+        impl ser::$trait for Fields<'_, '_> {
             type Ok = ();
-            type Error = CodecError;
+            type Error = Error;
 
             #[inline]
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Result<(), CodecError> {
-                self.element(value)
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
+                self.field(name, value)
             }
 
-            fn skip_field(&mut self, name: &'static str) -> Result<(), CodecError> {
-                Err(cannot(&format!("the type leaves out its field `{name}` (`#[serde(skip_serializing_if = …)]`)")))
+            fn skip_field(&mut self, name: &'static str) -> Result<(), Error> {
+                let error = Error::cannot(&format!(
+                    "the type `{}` leaves out its field `{name}` (`#[serde(skip_serializing_if = …)]`)",
+                    self.name
+                ));
+                self.writer.fail(error)
             }
 
             #[inline]
-            fn end(self) -> Result<(), CodecError> {
+            fn end(self) -> Result<(), Error> {
                 self.finish()
             }
         }
@@ -348,37 +814,102 @@ macro_rules! write_fields {
 
 write_fields!(SerializeStruct, SerializeStructVariant);
 
-impl ser::SerializeMap for Compound<'_, '_> {
+/// A map.
+pub(super) struct Entries<'s, 'a> {
+    writer: &'s mut Writer<'a>,
+    left: usize,
+    value_due: bool,
+}
+
+impl ser::SerializeMap for Entries<'_, '_> {
     type Ok = ();
-    type Error = CodecError;
+    type Error = Error;
 
     #[inline]
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), CodecError> {
-        key.serialize(&mut *self.writer)
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Error> {
+        if self.value_due {
+            return self.writer.fail(error::wrong_length());
+        }
+        self.writer.count(&mut self.left)?;
+        self.value_due = true;
+        self.writer.part(kind::EACH, key)
     }
 
     #[inline]
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CodecError> {
-        self.element(value)
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+        if !self.value_due {
+            return self.writer.fail(error::wrong_length());
+        }
+        self.value_due = false;
+        self.writer.part(kind::EACH, value)
     }
 
     #[inline]
-    fn end(self) -> Result<(), CodecError> {
-        self.finish()
+    fn end(self) -> Result<(), Error> {
+        self.writer.depth -= 1;
+        if self.left == 0 && !self.value_due { Ok(()) } else { Err(error::wrong_length()) }
+    }
+}
+
+// ---- reading -------------------------------------------------------------------------------------------------------
+
+/// A structure that was begun.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    count: usize,
+    /// Where the names of its fields begin.
+    first: usize,
+    /// All of its names are known.
+    complete: bool,
+    /// The list that `Deserialize` had the last time, and whether it is read by position.
+    asked: usize,
+    by_position: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct KnownVariant<'de> {
+    name: &'de str,
+    index: u32,
+    /// The list that `Deserialize` had the last time, in which it is.
+    asked: usize,
+}
+
+struct Names<'de> {
+    structs: Small<Known, 4>,
+    fields: Small<&'de str, 16>,
+    variants: Small<KnownVariant<'de>, 4>,
+    /// So many more fields may be announced: each takes two bytes at least.
+    fields_left: usize,
+}
+
+impl Names<'_> {
+    #[inline(never)]
+    fn new(fields_left: usize) -> Box<Self> {
+        Box::new(Names { structs: Small::new(), fields: Small::new(), variants: Small::new(), fields_left })
     }
 }
 
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
-    /// What is left of [`ZERO_SIZED_MAX`].
-    unpaid: usize,
+    /// The kind of the next value, if it does not stand before it, or was taken already; else 0.
+    pending: u8,
+    /// A value was left in its middle: nothing that follows can be trusted.
+    failed: bool,
+    names: Option<Box<Names<'de>>>,
+}
+
+/// The bytes of a byte string begin here, and it is so long.
+pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
+    let mut reader = Reader::new(head.strip_prefix(&[kind::BYTES])?);
+    let len = reader.varint().ok()?;
+    Some((len, head.len() - reader.input.len()))
 }
 
 impl<'de> Reader<'de> {
     #[inline]
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, unpaid: ZERO_SIZED_MAX }
+        Reader { input, depth: 0, pending: 0, failed: false, names: None }
     }
 
     #[inline]
@@ -386,108 +917,631 @@ impl<'de> Reader<'de> {
         self.input.len()
     }
 
+    /// One value: what one writer wrote.
     #[inline]
-    fn primitive<T: Deserialize<'de>>(&mut self) -> Result<T, CodecError> {
-        let (value, rest) = postcard::take_from_bytes(self.input).map_err(of_decode)?;
-        self.input = rest;
-        Ok(value)
+    pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
+        self.names = None;
+        self.depth = 0;
+        let value = self.part(0, std::marker::PhantomData)?;
+        if self.failed { Err(error::swallowed()) } else { Ok(value) }
+    }
+
+    /// An error in the middle of a value.
+    #[cold]
+    fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
+        self.failed = true;
+        Err(error)
+    }
+
+    /// A part of the value. `kind` is what it is, if that does not stand before it.
+    #[inline]
+    fn part<T: DeserializeSeed<'de>>(&mut self, kind: u8, seed: T) -> Result<T::Value, Error> {
+        let before = self.input.len();
+        self.pending = kind;
+        match seed.deserialize(&mut *self) {
+            // Each value takes a byte at least.
+            Ok(value) if self.pending == 0 && self.input.len() != before => Ok(value),
+            Ok(_) => self.fail(error::reads_nothing().of_value(type_name::<T::Value>())),
+            Err(error) => Err(error.of_value(type_name::<T::Value>())),
+        }
     }
 
     #[inline]
-    fn length(&mut self) -> Result<usize, CodecError> {
-        let len = self.primitive::<u64>()?;
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        match self.input.split_first_chunk() {
+            Some((bytes, rest)) => {
+                self.input = rest;
+                Ok(*bytes)
+            }
+            None => self.fail(error::ends_early()),
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, len: u64) -> Result<&'de [u8], Error> {
+        match usize::try_from(len).ok().and_then(|len| self.input.split_at_checked(len)) {
+            Some((bytes, rest)) => {
+                self.input = rest;
+                Ok(bytes)
+            }
+            None => {
+                let follow = self.input.len();
+                self.fail(error::announced(len, follow))
+            }
+        }
+    }
+
+    /// What the next value is.
+    #[inline]
+    fn kind(&mut self) -> Result<u8, Error> {
+        match std::mem::take(&mut self.pending) {
+            0 => self.array().map(|[kind]| kind),
+            kind => Ok(kind),
+        }
+    }
+
+    #[inline]
+    fn varint(&mut self) -> Result<u64, Error> {
+        match self.input {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.input = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long(),
+        }
+    }
+
+    fn long(&mut self) -> Result<u64, Error> {
+        let mut value = 0;
+        for (at, byte) in self.input.iter().enumerate().take(10) {
+            let bits = u64::from(byte & 0x7f);
+            if at == 9 && bits > 1 {
+                break;
+            }
+            value |= bits << (7 * at);
+            if *byte < 0x80 {
+                self.input = &self.input[at + 1..];
+                return Ok(value);
+            }
+        }
+        match self.input.len() < 10 {
+            true => self.fail(error::ends_early()),
+            false => self.fail(error::no_value("a number is too large")),
+        }
+    }
+
+    fn huge(&mut self) -> Result<u128, Error> {
+        let mut value = 0_u128;
+        for at in 0..19 {
+            let [byte] = self.array()?;
+            let bits = u128::from(byte & 0x7f);
+            let shifted = bits << (7 * at);
+            if shifted >> (7 * at) != bits {
+                break;
+            }
+            value |= shifted;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        self.fail(error::no_value("a number is too large"))
+    }
+
+    #[inline]
+    fn unsigned<T: TryFrom<u64>>(&mut self) -> Result<T, Error> {
+        let value = self.varint()?;
+        T::try_from(value).or_else(|_| self.fail(error::no_value("a number is too large")))
+    }
+
+    #[inline]
+    fn signed<T: TryFrom<i64>>(&mut self) -> Result<T, Error> {
+        let value = self.varint()?;
+        let value = (value >> 1) as i64 ^ -((value & 1) as i64);
+        T::try_from(value).or_else(|_| self.fail(error::no_value("a number is too large")))
+    }
+
+    fn unsigned_huge(&mut self) -> Result<u128, Error> {
+        self.huge()
+    }
+
+    fn signed_huge(&mut self) -> Result<i128, Error> {
+        let value = self.huge()?;
+        Ok((value >> 1) as i128 ^ -((value & 1) as i128))
+    }
+
+    #[inline]
+    fn boolean(&mut self) -> Result<bool, Error> {
+        match self.array()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => self.fail(error::no_value("a bool is 0 or 1")),
+        }
+    }
+
+    #[inline]
+    fn letter(&mut self) -> Result<char, Error> {
+        let value = self.varint()?;
+        match u32::try_from(value).ok().and_then(char::from_u32) {
+            Some(letter) => Ok(letter),
+            None => self.fail(error::no_value("a char is none")),
+        }
+    }
+
+    #[inline]
+    fn bytes(&mut self) -> Result<&'de [u8], Error> {
+        let len = self.varint()?;
+        self.take(len)
+    }
+
+    #[inline]
+    fn text(&mut self) -> Result<&'de str, Error> {
+        let bytes = self.bytes()?;
+        std::str::from_utf8(bytes).or_else(|_| self.fail(error::no_value("a text is not UTF-8")))
+    }
+
+    /// A number of things that take a byte each at least.
+    #[inline]
+    fn count(&mut self) -> Result<usize, Error> {
+        let len = self.varint()?;
+        let follow = self.input.len();
         match usize::try_from(len) {
-            Ok(len) if len.saturating_sub(self.unpaid) <= self.input.len() => Ok(len),
-            _ => Err(CodecError::new(format!(
-                "a length of {len} is announced, {} bytes follow",
-                self.input.len()
-            ))),
+            Ok(len) if len <= follow => Ok(len),
+            _ => self.fail(error::announced(len, follow)),
         }
     }
 
-    /// Counts the elements that took no bytes.
+    /// How many elements a sequence has, and the kind that stands in front of them.
     #[inline]
-    fn pay(&mut self, elements: usize, before: usize) -> Result<(), CodecError> {
-        let unpaid = elements.saturating_sub(before - self.input.len());
-        self.unpaid = self.unpaid.checked_sub(unpaid).ok_or_else(|| {
-            CodecError::new(format!("more than {ZERO_SIZED_MAX} elements of no size are announced"))
-        })?;
-        Ok(())
+    fn sequence(&mut self) -> Result<(usize, u8), Error> {
+        match self.count()? {
+            0 => Ok((0, kind::EACH)),
+            len => match self.array()? {
+                [kind @ ..=kind::CHAR] => Ok((len, kind)),
+                _ => self.fail(error::no_value("a sequence of an unknown kind")),
+            },
+        }
     }
 
     #[inline]
-    fn nested<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, CodecError>) -> Result<T, CodecError> {
-        self.depth += 1;
-        if self.depth > DEPTH_MAX {
-            return Err(too_deep());
+    fn nested<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = enter(&mut self.depth) {
+            return self.fail(error);
         }
-        let value = visit(self)?;
+        let result = visit(self);
         self.depth -= 1;
-        Ok(value)
+        result
     }
 
     #[inline]
-    fn elements<V: Visitor<'de>>(&mut self, len: usize, visitor: V) -> Result<V::Value, CodecError> {
+    fn elements<V: Visitor<'de>>(&mut self, len: usize, kind: u8, visitor: V) -> Result<V::Value, Error> {
         self.nested(|reader| {
-            let mut elements = Elements { reader, left: len };
-            let value = visitor.visit_seq(&mut elements)?;
-            elements.finish(value)
+            let mut parts = Parts { reader, left: len, kind };
+            let result = visitor.visit_seq(&mut parts);
+            match parts.left {
+                0 => result,
+                // What is unread would be taken for the next value.
+                n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
+            }
         })
+    }
+
+    /// Elements for a tuple of this length.
+    fn tuple<V: Visitor<'de>>(&mut self, kind: u8, len: usize, visitor: V) -> Result<V::Value, Error> {
+        let (written, of_elements) = match kind {
+            kind::TUPLE | kind::TUPLE_VARIANT => (self.count()?, kind::EACH),
+            kind::SEQ => self.sequence()?,
+            kind::BYTES => (self.count()?, kind::U8),
+            other => return self.differs(other, "a tuple"),
+        };
+        if written == len {
+            return self.elements(len, of_elements, visitor);
+        }
+        let what = if kind == kind::SEQ { "a sequence" } else { "a tuple" };
+        self.fail(Error::differs(&format!("{what} of {written}"), &format!("a tuple of {len}")))
+    }
+
+    #[inline]
+    fn names(&mut self) -> &mut Names<'de> {
+        let fields_left = self.input.len();
+        self.names.get_or_insert_with(|| Names::new(fields_left))
+    }
+
+    /// The head of a structure.
+    #[inline]
+    fn structure(&mut self) -> Result<Structure, Error> {
+        let number = self.varint()?;
+        if number == 0 {
+            return self.new_structure();
+        }
+        let at = (number - 1) as usize;
+        match self.names().structs.get(at) {
+            Some(Known { count, first, complete: true, .. }) => {
+                Ok(Structure { at, left: *count, field: *first, is_first: false })
+            }
+            _ => self.fail(error::no_value("a structure of an unknown number")),
+        }
+    }
+
+    fn new_structure(&mut self) -> Result<Structure, Error> {
+        let count = self.count()?;
+        let names = self.names();
+        // Otherwise structures in structures would each reserve what one of them can have.
+        let Some(fields_left) = names.fields_left.checked_sub(count) else {
+            return self.fail(error::no_value("too many fields are announced"));
+        };
+        names.fields_left = fields_left;
+        let first = names.fields.len;
+        for _ in 0..count {
+            names.fields.push("");
+        }
+        names.structs.push(Known { count, first, ..Known::default() });
+        let at = names.structs.len - 1;
+        Ok(Structure { at, left: count, field: first, is_first: true })
+    }
+
+    /// The next field's name.
+    #[inline]
+    fn field(&mut self, structure: &mut Structure) -> Result<&'de str, Error> {
+        structure.left -= 1;
+        let at = structure.field;
+        structure.field += 1;
+        if structure.is_first {
+            let name = self.text()?;
+            if let Some(place) = self.names().fields.get(at) {
+                *place = name;
+            }
+            return Ok(name);
+        }
+        match self.names().fields.get(at) {
+            Some(name) => Ok(name),
+            None => self.fail(error::no_value("a field without name")),
+        }
+    }
+
+    /// After the last field.
+    #[inline]
+    fn end(&mut self, structure: &Structure) {
+        if structure.is_first
+            && let Some(known) = self.names().structs.get(structure.at)
+        {
+            known.complete = true;
+        }
+    }
+
+    /// Whether the structure is read by position by this visitor, which asks for these fields.
+    #[inline]
+    fn is_by_position<V>(&mut self, structure: &Structure, list: &'static [&'static str]) -> bool {
+        if structure.is_first {
+            return false;
+        }
+        let names = self.names();
+        let Some(known) = names.structs.get(structure.at) else { return false };
+        if known.asked == list.as_ptr() as usize {
+            return known.by_position && known.count == list.len();
+        }
+        let (first, count) = (known.first, known.count);
+        let mut written = (first..first + count).map(|at| names.fields.get(at).map(|name| *name));
+        // All empty lists have one address, so they would have to share an answer.
+        let by_position = count == list.len()
+            && count > 0
+            && list
+                .iter()
+                .all(|name| written.next().flatten().is_some_and(|written| same_name(written, name)))
+            && is_derived::<V>();
+        if let Some(known) = names.structs.get(structure.at) {
+            (known.asked, known.by_position) = (list.as_ptr() as usize, by_position);
+        }
+        by_position
+    }
+
+    #[inline]
+    fn fields<V: Visitor<'de>>(
+        &mut self,
+        name: &'static str,
+        list: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let result = self.nested(|reader| {
+            let structure = reader.structure()?;
+            if reader.is_by_position::<V>(&structure, list) {
+                let mut parts = Positions { reader, list, at: 0, name };
+                let result = visitor.visit_seq(&mut parts);
+                return match list.len() - parts.at {
+                    0 => result,
+                    n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
+                };
+            }
+            reader.by_name(structure, Some(FieldNames::new(name, list)), visitor)
+        });
+        result.map_err(|error| error.of_type(name))
+    }
+
+    fn by_name<V: Visitor<'de>>(
+        &mut self,
+        structure: Structure,
+        names: Option<FieldNames>,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let mut named = Named { reader: self, structure, names, field: "", value_due: false };
+        let result = visitor.visit_map(&mut named);
+        let unread = named.structure.left + usize::from(named.value_due);
+        if unread != 0 {
+            return named.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
+        }
+        named.reader.end(&named.structure);
+        match &named.names {
+            Some(names) => names.finish().and(result),
+            None => result,
+        }
+    }
+
+    fn entries<V: Visitor<'de>>(&mut self, names: Option<FieldNames>, visitor: V) -> Result<V::Value, Error> {
+        let len = self.count()?;
+        self.nested(|reader| {
+            let mut pairs = Pairs { reader, left: len, value_due: false, names, field: None };
+            let result = visitor.visit_map(&mut pairs);
+            let unread = pairs.left + usize::from(pairs.value_due);
+            if unread != 0 {
+                return pairs.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
+            }
+            match &pairs.names {
+                Some(names) => names.finish().and(result),
+                None => result,
+            }
+        })
+    }
+
+    /// The variant of the next value, which `Deserialize` must have in its list.
+    #[inline]
+    fn variant(
+        &mut self,
+        asked: Option<(&'static str, &'static [&'static str])>,
+    ) -> Result<KnownVariant<'de>, Error> {
+        let number = self.varint()?;
+        let at = match number {
+            0 => {
+                let index = self.unsigned()?;
+                let name = self.text()?;
+                let names = self.names();
+                names.variants.push(KnownVariant { name, index, asked: 0 });
+                names.variants.len - 1
+            }
+            number => (number - 1) as usize,
+        };
+        let Some(known) = self.names().variants.get(at) else {
+            return self.fail(error::no_value("a variant of an unknown number"));
+        };
+        if let Some((name, list)) = asked
+            && known.asked != list.as_ptr() as usize
+        {
+            if let Err(error) = check_variant(known.name, name, list) {
+                return self.fail(error);
+            }
+            known.asked = list.as_ptr() as usize;
+        }
+        Ok(*known)
+    }
+
+    /// Takes the next value and forgets it.
+    fn skip(&mut self) -> Result<(), Error> {
+        let kind = self.kind()?;
+        match kind {
+            kind::BOOL | kind::U8 | kind::I8 => self.take(1).map(drop),
+            kind::U16 | kind::U32 | kind::U64 | kind::I16 | kind::I32 | kind::I64 | kind::CHAR => {
+                self.varint().map(drop)
+            }
+            kind::U128 | kind::I128 => self.huge().map(drop),
+            kind::F32 => self.take(4).map(drop),
+            kind::F64 => self.take(8).map(drop),
+            kind::STR | kind::BYTES => self.bytes().map(drop),
+            kind::NONE | kind::UNIT => Ok(()),
+            kind::SOME => self.skip_all(1, kind::EACH),
+            kind::SEQ => {
+                let (len, kind) = self.sequence()?;
+                self.skip_all(len, kind)
+            }
+            kind::TUPLE => {
+                let len = self.count()?;
+                self.skip_all(len, kind::EACH)
+            }
+            kind::MAP => {
+                let len = self.count()?;
+                self.skip_all(len.saturating_mul(2), kind::EACH)
+            }
+            kind::STRUCT => self.skip_structure(),
+            kind::UNIT_VARIANT => self.variant(None).map(drop),
+            kind::NEWTYPE_VARIANT => {
+                self.variant(None)?;
+                self.skip_all(1, kind::EACH)
+            }
+            kind::TUPLE_VARIANT => {
+                self.variant(None)?;
+                let len = self.count()?;
+                self.skip_all(len, kind::EACH)
+            }
+            kind::STRUCT_VARIANT => {
+                self.variant(None)?;
+                self.skip_structure()
+            }
+            _ => self.unknown_kind(),
+        }
+    }
+
+    fn skip_all(&mut self, len: usize, kind: u8) -> Result<(), Error> {
+        self.nested(|reader| {
+            for _ in 0..len {
+                reader.pending = kind;
+                reader.skip()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn skip_structure(&mut self) -> Result<(), Error> {
+        self.nested(|reader| {
+            let mut structure = reader.structure()?;
+            while structure.left > 0 {
+                reader.field(&mut structure)?;
+                reader.skip()?;
+            }
+            reader.end(&structure);
+            Ok(())
+        })
+    }
+
+    #[cold]
+    fn unknown_kind<T>(&mut self) -> Result<T, Error> {
+        self.fail(error::no_value("an unknown kind"))
+    }
+
+    #[cold]
+    fn differs<T>(&mut self, written: u8, asked: &str) -> Result<T, Error> {
+        match usize::from(written) < kind::NAMES.len() && written != kind::EACH {
+            true => self.fail(Error::differs(name_of(written), asked)),
+            false => self.unknown_kind(),
+        }
+    }
+
+    /// The value is not of the kind that is asked for. What means the same is handed on as what it is, and the visitor
+    /// decides: integers of another width, which visitors compare with their range; texts, characters and byte strings;
+    /// a variant of no content and its name. A float of another width, or an integer for a float, would be rounded.
+    #[cold]
+    #[inline(never)]
+    fn other<V: Visitor<'de>>(&mut self, written: u8, asked: u8, visitor: V) -> Result<V::Value, Error> {
+        let is_integer = |kind: u8| (kind::U8..=kind::I128).contains(&kind);
+        let is_text = matches!(asked, kind::STR | kind::CHAR | kind::BYTES);
+        match written {
+            written if is_integer(asked) && is_integer(written) => self.integer(written, visitor),
+            kind::F32 if asked == kind::F64 => {
+                let value = self.array().map(f32::from_le_bytes)?;
+                visitor.visit_f32(value)
+            }
+            kind::CHAR if is_text => {
+                let letter = self.letter()?;
+                visitor.visit_char(letter)
+            }
+            kind::STR if is_text => {
+                let text = self.text()?;
+                visitor.visit_borrowed_str(text)
+            }
+            kind::BYTES if is_text => {
+                let bytes = self.bytes()?;
+                visitor.visit_borrowed_bytes(bytes)
+            }
+            kind::UNIT_VARIANT if asked == kind::STR => {
+                let name = self.variant(None)?.name;
+                visitor.visit_borrowed_str(name)
+            }
+            // A slice of bytes writes a sequence, and reads a byte string.
+            kind::SEQ if asked == kind::BYTES => match self.sequence()? {
+                (0, _) => visitor.visit_borrowed_bytes(&[]),
+                (len, kind::U8) => {
+                    let bytes = self.take(len as u64)?;
+                    visitor.visit_borrowed_bytes(bytes)
+                }
+                _ => self.differs(written, name_of(asked)),
+            },
+            written => self.differs(written, name_of(asked)),
+        }
+    }
+
+    fn integer<V: Visitor<'de>>(&mut self, written: u8, visitor: V) -> Result<V::Value, Error> {
+        match written {
+            kind::U8 => visitor.visit_u8(self.array().map(|[byte]| byte)?),
+            kind::U16 => visitor.visit_u16(self.unsigned()?),
+            kind::U32 => visitor.visit_u32(self.unsigned()?),
+            kind::U64 => visitor.visit_u64(self.unsigned()?),
+            kind::U128 => visitor.visit_u128(self.unsigned_huge()?),
+            kind::I8 => visitor.visit_i8(self.array().map(|[byte]| byte as i8)?),
+            kind::I16 => visitor.visit_i16(self.signed()?),
+            kind::I32 => visitor.visit_i32(self.signed()?),
+            kind::I64 => visitor.visit_i64(self.signed()?),
+            _ => visitor.visit_i128(self.signed_huge()?),
+        }
     }
 }
 
-macro_rules! read_primitives {
-    ($($method:ident => $visit:ident($type:ty)),* $(,)?) => {$(
+/// What is left of a structure that is being read.
+struct Structure {
+    at: usize,
+    left: usize,
+    field: usize,
+    is_first: bool,
+}
+
+macro_rules! read {
+    ($($method:ident: $kind:ident => $visit:ident(|$reader:ident| $read:expr);)*) => {$(
         #[inline]
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
-            visitor.$visit(self.primitive::<$type>()?)
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            let $reader = self;
+            match $reader.kind()? {
+                kind::$kind => visitor.$visit($read?),
+                other => $reader.other(other, kind::$kind, visitor),
+            }
         }
     )*};
 }
 
 impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
-    type Error = CodecError;
+    type Error = Error;
 
-    read_primitives!(
-        deserialize_bool => visit_bool(bool), deserialize_char => visit_char(char),
-        deserialize_i8 => visit_i8(i8), deserialize_i16 => visit_i16(i16), deserialize_i32 => visit_i32(i32),
-        deserialize_i64 => visit_i64(i64), deserialize_i128 => visit_i128(i128),
-        deserialize_u8 => visit_u8(u8), deserialize_u16 => visit_u16(u16), deserialize_u32 => visit_u32(u32),
-        deserialize_u64 => visit_u64(u64), deserialize_u128 => visit_u128(u128),
-        deserialize_f32 => visit_f32(f32), deserialize_f64 => visit_f64(f64),
-        deserialize_str => visit_borrowed_str(&'de str), deserialize_string => visit_borrowed_str(&'de str),
-        deserialize_bytes => visit_borrowed_bytes(&'de [u8]), deserialize_byte_buf => visit_borrowed_bytes(&'de [u8]),
-    );
+    read! {
+        deserialize_bool: BOOL => visit_bool(|reader| reader.boolean());
+        deserialize_u8: U8 => visit_u8(|reader| reader.array().map(|[byte]| byte));
+        deserialize_u16: U16 => visit_u16(|reader| reader.unsigned());
+        deserialize_u32: U32 => visit_u32(|reader| reader.unsigned());
+        deserialize_u64: U64 => visit_u64(|reader| reader.varint());
+        deserialize_u128: U128 => visit_u128(|reader| reader.unsigned_huge());
+        deserialize_i8: I8 => visit_i8(|reader| reader.array().map(|[byte]| byte as i8));
+        deserialize_i16: I16 => visit_i16(|reader| reader.signed());
+        deserialize_i32: I32 => visit_i32(|reader| reader.signed());
+        deserialize_i64: I64 => visit_i64(|reader| reader.signed());
+        deserialize_i128: I128 => visit_i128(|reader| reader.signed_huge());
+        deserialize_f32: F32 => visit_f32(|reader| reader.array().map(f32::from_le_bytes));
+        deserialize_f64: F64 => visit_f64(|reader| reader.array().map(f64::from_le_bytes));
+        deserialize_char: CHAR => visit_char(|reader| reader.letter());
+        deserialize_str: STR => visit_borrowed_str(|reader| reader.text());
+        deserialize_string: STR => visit_borrowed_str(|reader| reader.text());
+        deserialize_identifier: STR => visit_borrowed_str(|reader| reader.text());
+        deserialize_bytes: BYTES => visit_borrowed_bytes(|reader| reader.bytes());
+        deserialize_byte_buf: BYTES => visit_borrowed_bytes(|reader| reader.bytes());
+    }
 
     #[inline]
     fn is_human_readable(&self) -> bool {
         false
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, CodecError> {
-        Err(self_describing())
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+        self.fail(self_describing())
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, CodecError> {
-        Err(self_describing())
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.skip()?;
+        visitor.visit_unit()
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, CodecError> {
-        Err(self_describing())
-    }
-
+    /// A value that was written without `Some` is one: `with` modules made for JSON do that.
     #[inline]
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
-        match self.primitive::<u8>()? {
-            0 => visitor.visit_none(),
-            1 => self.nested(|reader| visitor.visit_some(reader)),
-            _ => Err(of_decode(postcard::Error::DeserializeBadOption)),
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.kind()? {
+            kind::NONE => visitor.visit_none(),
+            kind::SOME => self.nested(|reader| visitor.visit_some(reader)),
+            // It may be meant as either.
+            kind::UNIT => self.differs(kind::UNIT, "an option"),
+            other => {
+                self.pending = other;
+                self.nested(|reader| visitor.visit_some(reader))
+            }
         }
     }
 
     #[inline]
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
-        visitor.visit_unit()
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.kind()? {
+            kind::UNIT => visitor.visit_unit(),
+            other => self.differs(other, "a unit"),
+        }
     }
 
     #[inline]
@@ -495,8 +1549,8 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
-        visitor.visit_unit()
+    ) -> Result<V::Value, Error> {
+        self.deserialize_unit(visitor)
     }
 
     #[inline]
@@ -504,22 +1558,25 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
+    ) -> Result<V::Value, Error> {
         self.nested(|reader| visitor.visit_newtype_struct(reader))
     }
 
     #[inline]
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
-        let len = self.length()?;
-        let before = self.input.len();
-        let value = self.elements(len, visitor)?;
-        self.pay(len, before)?;
-        Ok(value)
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let (len, kind) = match self.kind()? {
+            kind::SEQ => self.sequence()?,
+            kind::TUPLE => (self.count()?, kind::EACH),
+            kind::BYTES => (self.count()?, kind::U8),
+            other => return self.differs(other, "a sequence"),
+        };
+        self.elements(len, kind, visitor)
     }
 
     #[inline]
-    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, CodecError> {
-        self.elements(len, visitor)
+    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
+        let kind = self.kind()?;
+        self.tuple(kind, len, visitor)
     }
 
     #[inline]
@@ -528,139 +1585,274 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         _: &'static str,
         len: usize,
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
-        self.elements(len, visitor)
+    ) -> Result<V::Value, Error> {
+        self.deserialize_tuple(len, visitor)
     }
 
     #[inline]
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, CodecError> {
-        let len = self.length()?;
-        let before = self.input.len();
-        let value = self.nested(|reader| {
-            let mut elements = Elements { reader, left: len };
-            let value = visitor.visit_map(&mut elements)?;
-            elements.finish(value)
-        })?;
-        self.pay(len, before)?;
-        Ok(value)
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.kind()? {
+            kind::MAP => self.entries(None, visitor),
+            kind::STRUCT => self.nested(|reader| {
+                let structure = reader.structure()?;
+                reader.by_name(structure, None, visitor)
+            }),
+            other => self.differs(other, "a map"),
+        }
     }
 
     #[inline]
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
-        self.elements(fields.len(), visitor)
+    ) -> Result<V::Value, Error> {
+        match self.kind()? {
+            kind::STRUCT => self.fields(name, fields, visitor),
+            kind::MAP => self
+                .entries(Some(FieldNames::new(name, fields)), visitor)
+                .map_err(|error| error.of_type(name)),
+            other => self.differs(other, "a struct").map_err(|error| error.of_type(name)),
+        }
     }
 
     #[inline]
     fn deserialize_enum<V: Visitor<'de>>(
         self,
-        _: &'static str,
-        _: &'static [&'static str],
+        name: &'static str,
+        variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
-        self.nested(|reader| visitor.visit_enum(reader))
+    ) -> Result<V::Value, Error> {
+        match self.kind()? {
+            kind @ kind::UNIT_VARIANT..=kind::STRUCT_VARIANT => self
+                .nested(|reader| {
+                    let variant = reader.variant(Some((name, variants)))?;
+                    visitor.visit_enum(Variant { reader, kind, name, variant })
+                })
+                .map_err(|error| error.of_type(name)),
+            kind::STR => {
+                let variant = Name { name: self.text()?, index: None };
+                de::Deserializer::deserialize_enum(variant, name, variants, visitor)
+            }
+            other => self.differs(other, "an enum").map_err(|error| error.of_type(name)),
+        }
     }
 }
 
-/// Hands out elements, or entries of a map.
-struct Elements<'r, 'de> {
+/// Elements of a sequence or a tuple.
+struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
+    kind: u8,
 }
 
-impl<'de> Elements<'_, 'de> {
-    /// The length hint is bounded by the bytes at hand, for visitors that allocate what it says.
+impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
+    type Error = Error;
+
     #[inline]
-    fn hint(&self) -> Option<usize> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        self.reader.part(self.kind, seed).map(Some)
+    }
+
+    /// No more than bytes are left, for visitors that allocate what it says.
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
         Some(self.left.min(self.reader.input.len()))
     }
-
-    /// A visitor that stops early leaves bytes that the next value would be read from.
-    #[inline]
-    fn finish<T>(self, value: T) -> Result<T, CodecError> {
-        match self.left {
-            0 => Ok(value),
-            n => Err(CodecError::new(format!("its `Deserialize` leaves {n} elements unread"))),
-        }
-    }
 }
 
-impl<'de> de::SeqAccess<'de> for &mut Elements<'_, 'de> {
-    type Error = CodecError;
+/// Fields by position.
+struct Positions<'r, 'de> {
+    reader: &'r mut Reader<'de>,
+    list: &'static [&'static str],
+    at: usize,
+    name: &'static str,
+}
+
+impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
+    type Error = Error;
 
     #[inline]
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, CodecError> {
-        if self.left == 0 {
-            return Ok(None);
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        let Some(field) = self.list.get(self.at) else { return Ok(None) };
+        self.at += 1;
+        match self.reader.part(0, seed) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(error.of_part("field", field, self.name)),
         }
-        self.left -= 1;
-        seed.deserialize(&mut *self.reader).map(Some)
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        self.hint()
+        Some(self.list.len() - self.at)
     }
 }
 
-impl<'de> de::MapAccess<'de> for &mut Elements<'_, 'de> {
-    type Error = CodecError;
+/// Fields by name.
+struct Named<'r, 'de> {
+    reader: &'r mut Reader<'de>,
+    structure: Structure,
+    names: Option<FieldNames>,
+    field: &'de str,
+    value_due: bool,
+}
+
+impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
+    type Error = Error;
 
     #[inline]
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, CodecError> {
-        if self.left == 0 {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        if self.value_due {
+            return self.reader.fail(error::elements_unread(1));
+        }
+        if self.structure.left == 0 {
             return Ok(None);
         }
-        self.left -= 1;
-        seed.deserialize(&mut *self.reader).map(Some)
+        let field = self.reader.field(&mut self.structure)?;
+        (self.field, self.value_due) = (field, true);
+        if let Some(names) = &mut self.names {
+            names.hand(field);
+        }
+        seed.deserialize(Name { name: field, index: None }).map(Some)
     }
 
     #[inline]
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, CodecError> {
-        seed.deserialize(&mut *self.reader)
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        if !std::mem::take(&mut self.value_due) {
+            return self.reader.fail(error::reads_nothing());
+        }
+        match self.reader.part(0, seed) {
+            Ok(value) => Ok(value),
+            Err(error) => Err(match &self.names {
+                Some(names) => error.of_part("field", self.field, names.name),
+                None => error,
+            }),
+        }
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        self.hint()
+        Some(self.structure.left.min(self.reader.input.len()))
     }
 }
 
-impl<'de> de::EnumAccess<'de> for &mut Reader<'de> {
-    type Error = CodecError;
+/// Entries of a map.
+struct Pairs<'r, 'de> {
+    reader: &'r mut Reader<'de>,
+    left: usize,
+    value_due: bool,
+    /// If a structure is asked for.
+    names: Option<FieldNames>,
+    field: Option<&'de str>,
+}
+
+impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        if self.value_due {
+            return self.reader.fail(error::elements_unread(1));
+        }
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        self.value_due = true;
+        if let Some(names) = &mut self.names {
+            // The key as it lies there; read again below.
+            let mut ahead = Reader::new(self.reader.input);
+            self.field = match ahead.kind()? {
+                kind::STR => ahead.text().ok(),
+                _ => None,
+            };
+            if let Some(field) = self.field {
+                names.hand(field);
+            }
+        }
+        self.reader.part(0, seed).map(Some)
+    }
+
+    #[inline]
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        if !std::mem::take(&mut self.value_due) {
+            return self.reader.fail(error::reads_nothing());
+        }
+        match (self.reader.part(0, seed), &self.names, self.field) {
+            (Err(error), Some(names), Some(field)) => Err(error.of_part("field", field, names.name)),
+            (result, ..) => result,
+        }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.min(self.reader.input.len()))
+    }
+}
+
+/// A variant and what is in it.
+struct Variant<'r, 'de> {
+    reader: &'r mut Reader<'de>,
+    kind: u8,
+    name: &'static str,
+    variant: KnownVariant<'de>,
+}
+
+impl<'r, 'de> Variant<'r, 'de> {
+    #[inline]
+    fn of_kind(self, kind: u8) -> Result<&'r mut Reader<'de>, Error> {
+        match self.kind == kind {
+            true => Ok(self.reader),
+            false => {
+                let error = Error::differs(name_of(self.kind), name_of(kind));
+                self.reader.fail(error.of_part("variant", self.variant.name, self.name))
+            }
+        }
+    }
+}
+
+impl<'de> de::EnumAccess<'de> for Variant<'_, 'de> {
+    type Error = Error;
     type Variant = Self;
 
     #[inline]
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), CodecError> {
-        let index = self.primitive::<u32>()?;
-        let value = seed.deserialize(IntoDeserializer::<CodecError>::into_deserializer(index))?;
-        Ok((value, self))
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
+        let KnownVariant { name, index, .. } = self.variant;
+        match seed.deserialize(Name { name, index: Some(index) }) {
+            Ok(value) => Ok((value, self)),
+            // What is in it stays unread.
+            Err(error) => self.reader.fail(error),
+        }
     }
 }
 
-impl<'de> de::VariantAccess<'de> for &mut Reader<'de> {
-    type Error = CodecError;
+impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
+    type Error = Error;
 
     #[inline]
-    fn unit_variant(self) -> Result<(), CodecError> {
-        Ok(())
+    fn unit_variant(self) -> Result<(), Error> {
+        self.of_kind(kind::UNIT_VARIANT).map(drop)
     }
 
     #[inline]
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, CodecError> {
-        seed.deserialize(self)
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        let (name, variant) = (self.name, self.variant.name);
+        let reader = self.of_kind(kind::NEWTYPE_VARIANT)?;
+        reader.part(0, seed).map_err(|error| error.of_part("variant", variant, name))
     }
 
     #[inline]
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, CodecError> {
-        self.elements(len, visitor)
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
+        let (name, variant) = (self.name, self.variant.name);
+        let reader = self.of_kind(kind::TUPLE_VARIANT)?;
+        reader
+            .tuple(kind::TUPLE_VARIANT, len, visitor)
+            .map_err(|error| error.of_part("variant", variant, name))
     }
 
     #[inline]
@@ -668,7 +1860,8 @@ impl<'de> de::VariantAccess<'de> for &mut Reader<'de> {
         self,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, CodecError> {
-        self.elements(fields.len(), visitor)
+    ) -> Result<V::Value, Error> {
+        let name = self.name;
+        self.of_kind(kind::STRUCT_VARIANT)?.fields(name, fields, visitor)
     }
 }

@@ -102,16 +102,25 @@ fn every_kind_of_value_goes_there_and_back() {
 }
 
 #[test]
-fn the_bytes_are_postcards_own() {
-    fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
-        let ours = encoded(Codec::Postcard, &value).unwrap();
-        assert_eq!(ours, ::postcard::to_stdvec(&value).unwrap());
-        assert_eq!(::postcard::from_bytes::<T>(&ours).unwrap(), value);
+fn kinds_and_names_stand_before_numbers_as_postcard_has_them() {
+    #[derive(Serialize, Deserialize)]
+    struct Point {
+        x: u8,
     }
-    same(everything());
-    same((1_u8, "x".to_owned(), vec![None, Some(())]));
-    same(HashMap::from([(1_u64, 2_i8)]));
-    same(serde_bytes::ByteBuf::from(vec![0; 300]));
+    let bytes = |value: &dyn Fn(&mut Buffer)| {
+        let mut out = Buffer::new();
+        value(&mut out);
+        out.into_vec()
+    };
+    let of = |value: u64| bytes(&|out| Codec::Postcard.encode(&value, out).unwrap());
+    for value in [0, 1, 127, 128, 300, u64::MAX] {
+        assert_eq!(of(value), [&[5][..], &::postcard::to_stdvec(&value).unwrap()].concat());
+    }
+    assert_eq!(encoded(Codec::Postcard, &"ab").unwrap(), [15, 2, b'a', b'b']);
+    assert_eq!(encoded(Codec::Postcard, &vec![1_u8, 2]).unwrap(), [20, 2, 2, 1, 2], "one kind for all");
+    assert_eq!(encoded(Codec::Postcard, &vec![1_f64; 100]).unwrap().len(), 803, "one kind for all");
+    let two = encoded(Codec::Postcard, &vec![Point { x: 1 }, Point { x: 2 }]).unwrap();
+    assert_eq!(two, [20, 2, 0, 23, 0, 1, 1, b'x', 2, 1, 23, 1, 2, 2], "the second one has no names");
 }
 
 #[test]
@@ -143,10 +152,10 @@ impl<'de> Deserialize<'de> for Stubborn {
 fn the_types_own_words_are_kept() {
     for codec in BOTH {
         let error = encoded(codec, &Some(vec![Stubborn])).unwrap_err();
-        assert_eq!((error.message.as_str(), error.custom), ("this one stays here", true));
+        assert_eq!((error.message.as_str(), error.fault), ("this one stays here", Fault::Own));
         let bytes = encoded(codec, &Some(vec![1_u8])).unwrap();
         let error = codec.decode::<Option<Vec<Stubborn>>>(&bytes).err().unwrap();
-        assert_eq!((error.message.as_str(), error.custom), ("not in my house", true));
+        assert_eq!((error.message.as_str(), error.fault), ("not in my house", Fault::Own));
     }
 }
 
@@ -185,7 +194,7 @@ fn there_and_back<T: Serialize + DeserializeOwned>(codec: Codec, value: &T) -> R
 fn only_messagepack<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, named: &str) {
     let error = there_and_back(Codec::Postcard, &value).unwrap_err();
     assert!(error.message.contains(CURE) && error.message.contains(named), "{error}");
-    assert!(!error.custom);
+    assert_eq!(error.fault, Fault::Unsuited);
     assert_eq!(there_and_back(Codec::MessagePack, &value).unwrap(), value);
 }
 
@@ -237,14 +246,16 @@ fn every_truncation_is_an_error() {
 
 #[test]
 fn wild_lengths_are_errors_and_allocate_nothing() {
-    // 2^60 elements, for postcard; 2^32 - 1, for MessagePack.
-    let postcard = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
-    let error = Codec::Postcard.decode::<Vec<u64>>(&postcard).unwrap_err();
+    // 2^60 elements, for the default format; 2^32 - 1, for MessagePack.
+    let long = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
+    let wild = |kind: u8| [&[kind][..], &long].concat();
+    let (text, bytes, seq, map) = (wild(15), wild(16), wild(20), wild(22));
+    let error = Codec::Postcard.decode::<Vec<u64>>(&seq).unwrap_err();
     assert!(error.message.contains("1152921504606846976"), "{error}");
-    assert!(Codec::Postcard.decode::<Vec<()>>(&postcard).is_err());
-    assert!(Codec::Postcard.decode::<String>(&postcard).is_err());
-    assert!(Codec::Postcard.decode::<serde_bytes::ByteBuf>(&postcard).is_err());
-    assert!(Codec::Postcard.decode::<HashMap<u64, u64>>(&postcard).is_err());
+    assert!(Codec::Postcard.decode::<Vec<()>>(&seq).is_err());
+    assert!(Codec::Postcard.decode::<String>(&text).is_err());
+    assert!(Codec::Postcard.decode::<serde_bytes::ByteBuf>(&bytes).is_err());
+    assert!(Codec::Postcard.decode::<HashMap<u64, u64>>(&map).is_err());
     for marker in [0xdd, 0xdb, 0xc6, 0xdf] {
         let bytes = [marker, 0xff, 0xff, 0xff, 0xff];
         assert!(Codec::MessagePack.decode::<Vec<u64>>(&bytes).is_err());
@@ -252,10 +263,45 @@ fn wild_lengths_are_errors_and_allocate_nothing() {
         assert!(Codec::MessagePack.decode::<serde_bytes::ByteBuf>(&bytes).is_err());
         assert!(Codec::MessagePack.decode::<HashMap<u64, u64>>(&bytes).is_err());
     }
-    assert_eq!(there_and_back(Codec::Postcard, &vec![(); 1000]).unwrap().len(), 1000);
-    // A thousand times 2^23 elements of no size: hours, if each list were looked at alone.
-    let lists = [&[0xe8, 7][..], &[0x80, 0x80, 0x80, 0x04].repeat(1000)].concat();
-    assert!(Codec::Postcard.decode::<Vec<Vec<()>>>(&lists).is_err());
+    for codec in BOTH {
+        assert_eq!(there_and_back(codec, &vec![(); 1000]).unwrap().len(), 1000);
+    }
+}
+
+/// Takes a kilobyte of memory, and nothing on the wire but that it is there.
+#[derive(Clone, Serialize, Deserialize)]
+struct Hollow {
+    #[serde(skip, default = "cache")]
+    _cache: [u64; 128],
+}
+
+fn cache() -> [u64; 128] {
+    [0; 128]
+}
+
+#[test]
+fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
+    for codec in BOTH {
+        for n in [0, 1, 100] {
+            let hollow = vec![Hollow { _cache: cache() }; n];
+            let bytes = encoded(codec, &hollow).unwrap();
+            assert!(bytes.len() > n, "{codec:?}");
+            assert_eq!(codec.decode::<Vec<Hollow>>(&bytes).unwrap().len(), n);
+            assert_eq!(there_and_back(codec, &vec![((), Some(())); n]).unwrap().len(), n);
+        }
+    }
+    // A length, and nothing behind it, or too little.
+    let length = [20, 0x80, 0x80, 0x80, 0x08];
+    for behind in [&[][..], &[0], &[0, 23, 0, 0], &[19; 100]] {
+        let bytes = [&length[..], behind].concat();
+        assert!(Codec::Postcard.decode::<Vec<Hollow>>(&bytes).is_err());
+        assert!(Codec::Postcard.decode::<Vec<()>>(&bytes).is_err());
+        let map = [&[22][..], &bytes[1..]].concat();
+        assert!(Codec::Postcard.decode::<HashMap<(), Hollow>>(&map).is_err());
+        let bytes = [&[0xdd, 0x01, 0, 0, 0][..], behind].concat();
+        assert!(Codec::MessagePack.decode::<Vec<Hollow>>(&bytes).is_err());
+        assert!(Codec::MessagePack.decode::<Vec<()>>(&bytes).is_err());
+    }
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -269,15 +315,122 @@ impl Node {
     }
 }
 
-#[test]
-fn nesting_without_end_is_an_error() {
-    for codec in BOTH {
-        assert!(there_and_back(codec, &Node::chain(200)).is_ok(), "{codec:?}");
-        assert!(there_and_back(codec, &Node::chain(3000)).is_err(), "{codec:?}");
+/// Nested in every way there is.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Deep {
+    End,
+    Newtype(Box<Deep>),
+    Tuple(Box<Deep>, u8),
+    Struct { deep: Box<Deep> },
+    Option(Option<Box<Deep>>),
+    Seq(Vec<Deep>),
+    Map(BTreeMap<u8, Deep>),
+    Wrapped(Wrapped),
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Wrapped(Box<Deep>);
+
+impl Deep {
+    fn chain(which: usize, len: usize) -> Deep {
+        (0..len).fold(Deep::End, |deep, _| match which {
+            0 => Deep::Newtype(Box::new(deep)),
+            1 => Deep::Tuple(Box::new(deep), 1),
+            2 => Deep::Struct { deep: Box::new(deep) },
+            3 => Deep::Option(Some(Box::new(deep))),
+            4 => Deep::Seq(vec![deep]),
+            5 => Deep::Map(BTreeMap::from([(1, deep)])),
+            _ => Deep::Wrapped(Wrapped(Box::new(deep))),
+        })
     }
-    assert!(encoded(Codec::Postcard, &Node::chain(3000)).is_err(), "in the caller already");
-    assert!(Codec::Postcard.decode::<Node>(&[1; 200_000]).err().unwrap().message.contains("deep"));
-    // {"next": {"next": …
-    let bytes = b"\x81\xa4next".repeat(200_000);
-    assert!(Codec::MessagePack.decode::<Node>(&bytes).is_err());
+
+    /// Not by the recursion of a `Drop`.
+    fn forget(self) {
+        let mut next = vec![self];
+        while let Some(deep) = next.pop() {
+            match deep {
+                Deep::End => {}
+                Deep::Newtype(deep) | Deep::Tuple(deep, _) | Deep::Struct { deep } => next.push(*deep),
+                Deep::Wrapped(Wrapped(deep)) => next.push(*deep),
+                Deep::Option(deep) => next.extend(deep.map(|deep| *deep)),
+                Deep::Seq(all) => next.extend(all),
+                Deep::Map(all) => next.extend(all.into_values()),
+            }
+        }
+    }
+}
+
+/// Asks what comes next, at each level.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Any {
+    Number(u64),
+    List(Vec<Any>),
+    Map(HashMap<String, Any>),
+}
+
+fn on_a_stack_of<T: Send + 'static>(bytes: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::Builder::new().stack_size(bytes).spawn(run).unwrap().join().expect("no panic")
+}
+
+#[test]
+fn nesting_without_end_is_an_error_on_every_path_of_both_codecs_on_both_sides() {
+    for codec in BOTH {
+        assert!(there_and_back(codec, &Node::chain(100)).is_ok(), "{codec:?}");
+        assert!(encoded(codec, &Node::chain(3000)).is_err(), "in the caller already");
+        for which in 0..7 {
+            for stack in [256 << 10, 2 << 20] {
+                on_a_stack_of(stack, move || {
+                    for len in [10, 400, 3000, 100_000] {
+                        let deep = Deep::chain(which, len);
+                        match (encoded(codec, &deep), len) {
+                            (Ok(bytes), _) => match codec.decode::<Deep>(&bytes) {
+                                Ok(back) => back.forget(),
+                                Err(error) => assert!(error.message.contains("nested too deep"), "{error}"),
+                            },
+                            (Err(error), 11..) => assert!(error.message.contains("depth"), "{error}"),
+                            (Err(error), _) => panic!("{codec:?} {which}: {error}"),
+                        }
+                        deep.forget();
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn nested_bytes_of_a_peer_are_an_error_on_a_small_stack() {
+    on_a_stack_of(256 << 10, || {
+        // Some, sequence, tuple, map, structure, variants; and what is only skipped.
+        for levels in [
+            &[18][..],
+            &[20, 1, 0],
+            &[21, 1],
+            &[22, 1],
+            &[23, 0, 1, 1, b'x'],
+            &[23, 0, 1, 4, b'n', b'e', b'x', b't'],
+            &[25, 0, 1, 7, b'N', b'e', b'w', b't', b'y', b'p', b'e'],
+        ] {
+            let bytes = levels.repeat(100_000);
+            let read: [Result<(), CodecError>; 5] = [
+                Codec::Postcard.decode::<Node>(&bytes).map(drop),
+                Codec::Postcard.decode::<Deep>(&bytes).map(Deep::forget),
+                Codec::Postcard.decode::<de::IgnoredAny>(&bytes).map(drop),
+                Codec::Postcard.decode::<Vec<de::IgnoredAny>>(&bytes).map(drop),
+                Codec::Postcard.decode::<HashMap<String, de::IgnoredAny>>(&bytes).map(drop),
+            ];
+            assert!(read.iter().all(Result::is_err), "{read:?}");
+        }
+        for levels in [&b"\x81\xa4next"[..], b"\x81\xa7Newtype", b"\x91", b"\x81\x01", b"\x81\xa3Seq\x91"] {
+            let bytes = levels.repeat(100_000);
+            let read: [Result<(), CodecError>; 4] = [
+                Codec::MessagePack.decode::<Node>(&bytes).map(drop),
+                Codec::MessagePack.decode::<Deep>(&bytes).map(Deep::forget),
+                Codec::MessagePack.decode::<de::IgnoredAny>(&bytes).map(drop),
+                Codec::MessagePack.decode::<Any>(&bytes).map(drop),
+            ];
+            assert!(read.iter().all(Result::is_err), "{read:?}");
+        }
+    });
 }
