@@ -5,7 +5,6 @@ use std::thread;
 use executor::{Queue, TaskError, pipe, prelude::*};
 use serde::{Deserialize, Serialize};
 
-#[allow(dead_code)]
 mod support;
 use support::{pool, watchdog};
 
