@@ -39,12 +39,31 @@
 //!
 //! **Errors.** A [`TaskError`] says what happened: the task's own `Err` ([`Failed`](TaskError::Failed)), its panic with
 //! message and place ([`Panicked`](TaskError::Panicked)), the death of its worker with signal or exit code
-//! ([`WorkerLost`](TaskError::WorkerLost)), its time limit ([`TimedOut`](TaskError::TimedOut)).
+//! ([`WorkerLost`](TaskError::WorkerLost)), its time limit ([`TimedOut`](TaskError::TimedOut)). A pool that cannot go on says so
+//! in each future ([`Broken`](TaskError::Broken)), and when it is asked ([`broken`](ProcessPoolExecutor::broken)). What an error
+//! prints with `{:?}`, as `unwrap` and `main` do, is the same text.
 //!
 //! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
 //! reaps the workers. What is not finished by then, because the handle was dropped inside of a runtime or is in a static, is
 //! finished when the program ends by itself: [how](ProcessPoolExecutor#the-end-of-the-program). If the program dies in any other
 //! way, its workers and what they have started die too.
+//!
+//! # Where is what
+//!
+//! | for | look at |
+//! |---|---|
+//! | tasks and their options | [`#[task]`](macro@task), [`Task`]; [`Encoded`] for those that are kept |
+//! | pools | [`ProcessPoolExecutor`] and its [builder](ProcessPoolBuilder); [`Executor`] for code that takes any; [`Pool`], Python's |
+//! | results | [`TaskFuture`], [`wait`], [`as_completed`], [`Map`], [`Map::with_index`]; [`TaskError`] |
+//! | state in workers | [`initializer`](ProcessPoolBuilder::initializer), [`worker_state`] |
+//! | one process for one call | [`Process`], [`Child`], [`Run`]; [`Context`] and [`StartMethod`]; [`Limits`] |
+//! | this process and its relatives | [`current_process`], [`parent_process`], [`active_children`], [`at_exit`], [`spawn_thread`] |
+//! | queues | [`Queue`], [`JoinableQueue`], [`SimpleQueue`] |
+//! | pipes and connections | [`pipe`], [`channel`], [`Connection`], [`wait_any`]; [`Transfer`] for files and sockets |
+//! | strangers that connect | [`Listener`], [`Client`], [`AuthKey`] |
+//! | locks | [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`], [`Barrier`] |
+//! | shared memory | [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`] |
+//! | pages that go further | [`guide`] |
 //!
 //! # Coming from Python
 //!
@@ -63,7 +82,7 @@
 //! [`Lock`], [`RLock`], [`Semaphore`], [`Condition`], [`Event`] and [`Barrier`] work between tasks of any processes, and
 //! [`Value`], [`Array`], [`SharedMemory`] and [`ShareableList`] are memory that all of them see. Handles are arguments and
 //! results like any other, of pools that run already, too. A process that dies holds nobody up: its permits come back, and
-//! whoever gets its lock is told ([`OwnerDied`]). Nothing is left behind, but names that were asked to stay.
+//! whoever gets its lock is told ([`OwnerDied`]). An `Arc<Mutex<T>>` is not shared that way: what travels is a copy. Nothing is left behind, but names that were asked to stay.
 //!
 //! # Limits, per task
 //!
@@ -89,7 +108,6 @@
 //!
 //! The library writes nothing to stdout or stderr. What nobody else would hear of (a callback that panicked, a worker
 //! that was cut off) it reports with [`tracing`](https://docs.rs/tracing).
-#![doc(html_root_url = "https://docs.rs/executor/0.1.0")]
 
 pub use executor_core::*;
 

@@ -489,3 +489,32 @@ fn no_runtime_is_not_a_decode_error() {
     assert!(error.to_string().contains("no runtime for async tasks"), "{error}");
     assert!(error.to_string().contains("gives_async"), "{error}");
 }
+
+// ---- a pool that cannot go on --------------------------------------------------------------------------------------
+
+/// Fails where it has run before.
+#[task]
+fn only_once(note: std::path::PathBuf) -> Result<(), String> {
+    match std::fs::File::create_new(note) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("it has run before".into()),
+    }
+}
+
+#[test]
+fn an_initializer_that_fails_at_a_later_restart_is_told_and_can_be_asked_for() {
+    let _watchdog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let pool = executor::ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(only_once::task(directory.path().join("note")))
+        .build()
+        .unwrap();
+    assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+    assert!(pool.broken().is_none());
+    assert!(pool.submit(aborts::task()).result().unwrap_err().is_worker_lost());
+    let error = pool.submit(echo::task(2)).result().unwrap_err();
+    assert!(error.is_broken() && error.to_string().contains("it has run before"), "{error}");
+    let cause = pool.broken().unwrap();
+    assert!(matches!(cause, executor::BrokenCause::Initializer(_)), "{cause}");
+}

@@ -96,7 +96,9 @@ impl<T, E> Outcome<true> for Result<T, E> {
     message = "`{Self}` cannot travel to another process",
     label = "needs serde's `Serialize` and `Deserialize`",
     note = "for a type of your own, `#[derive(serde::Serialize, serde::Deserialize)]`; for another crate's, look for \
-            its `serde` feature"
+            its `serde` feature",
+    note = "what processes are to share, as threads share an `Arc<Mutex<…>>`, is an `executor::Value`, `Array` or `Lock`: what \
+            travels by serde is a copy, an `Arc` or `Mutex` with serde's feature `rc` too"
 )]
 pub trait Travels<'de, V> {
     /// What is decoded, for a call to borrow from.

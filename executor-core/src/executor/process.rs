@@ -10,7 +10,7 @@ use std::{
 
 use super::{Executor, Map, RawFuture, RawRun, RawTask, ShutdownOptions, submit};
 use crate::{
-    error::BuildError,
+    error::{BrokenCause, BuildError},
     future::TaskFuture,
     os::{cpu::usable_cpus, ready},
     pool::{self, AtEnd, Pool, PoolOptions, Stats},
@@ -233,6 +233,29 @@ impl ProcessPoolExecutor {
         self.handle.pool.worker_pids()
     }
 
+    /// Why this executor cannot go on, if it cannot: the cause that each of its futures says from then on. It stays so; make another
+    /// executor.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn load(model: &str) -> Result<(), String> { Err(format!("no model `{model}`")) }
+    ///
+    /// #[task]
+    /// fn predict(x: u64) -> u64 { x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(load::task("m")).build().unwrap();
+    ///     assert!(pool.broken().is_none(), "no worker has been started");
+    ///     assert!(pool.submit(predict::task(1)).result().unwrap_err().is_broken());
+    ///     assert!(pool.broken().unwrap().to_string().contains("no model `m`"));
+    /// }
+    /// ```
+    pub fn broken(&self) -> Option<BrokenCause> {
+        self.handle.pool.broken()
+    }
+
     /// How many workers there are, and how much memory the executor shares with them.
     ///
     /// ```
@@ -369,8 +392,9 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// A task that each worker runs once, before any other and on the same thread. If it fails, the pool is
-    /// [`Broken`](crate::TaskError::Broken). Its value is dropped.
+    /// A task that each worker runs once, before any other and on the same thread. If it fails, in the first worker or
+    /// in one that takes another's place, the pool is [`Broken`](crate::TaskError::Broken) from then on: see
+    /// [`broken`](ProcessPoolExecutor::broken). Its value is dropped.
     ///
     /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {

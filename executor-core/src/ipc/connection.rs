@@ -129,7 +129,8 @@ pub struct Receiver<T> {
 
 macro_rules! sends {
     ($type:ty, [$($captured:ident),+]) => {
-        /// Sends a value; waits while there is no room for it.
+        /// Sends a value; waits while there is no room for it. So two peers that both send some hundred KiB before either
+        /// receives wait for each other: receive between, or send from another thread.
         ///
         /// # Errors
         /// If it cannot be encoded (then nothing was sent), or the peer is gone.

@@ -460,6 +460,14 @@ impl Pool {
     }
 
     /// What the pool holds now.
+    /// Why it cannot go on.
+    pub(crate) fn broken(&self) -> Option<BrokenCause> {
+        if self.forked() {
+            return Some(BrokenCause::Forked);
+        }
+        self.lock().scheduler.broken().cloned()
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         if self.forked() {
             return Stats::default();

@@ -546,6 +546,14 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
+    /// Why no worker can be had any more.
+    pub(crate) fn broken(&self) -> Option<&BrokenCause> {
+        match &self.intake {
+            Intake::Broken(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
     /// A worker has answered for a task, which took this long, and for those that follow, up to `count` in all. The
     /// answer says for how many of them this run accounts. After the last answer of several that came together,
     /// [`after_replies`](Self::after_replies) must be called.

@@ -59,7 +59,8 @@ impl<T> Child<T> {
     /// Waits for its end, and returns what its body has returned. As often as asked for: the value is decoded each time.
     ///
     /// The other end of its standard input is closed before, unless it was [taken](Self::take_stdin): a body that reads to the
-    /// end must come to one.
+    /// end must come to one. Its [piped](crate::Stdio::piped) output is to be read before: one that writes more than the 64 KiB that a
+    /// pipe holds waits until somebody does.
     ///
     /// # Errors
     /// The body's `Err` or panic, as from a future; [`TaskError::WorkerLost`] with the exit status if it ended without having

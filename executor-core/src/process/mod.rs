@@ -331,7 +331,8 @@ impl Stdio {
         Stdio(Place::Inherit)
     }
 
-    /// A pipe, whose other end the [`Child`] has.
+    /// A pipe, whose other end the [`Child`] has. It holds 64 KiB: of an output, read all of it before you [`join`](Child::join), since
+    /// a child whose pipe is full waits for its reader, and never ends.
     pub fn piped() -> Self {
         Stdio(Place::Piped)
     }
