@@ -1,6 +1,6 @@
 //! How many CPUs this process may use.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 
 /// Overrides [`usable_cpus`] downwards: `EXECUTOR_CPU_COUNT=1 cargo run …`.
 pub(crate) const OVERRIDE: &str = "EXECUTOR_CPU_COUNT";
@@ -8,15 +8,108 @@ pub(crate) const OVERRIDE: &str = "EXECUTOR_CPU_COUNT";
 /// How many CPUs this process may use: the smallest of its affinity mask, its cgroup's quota and the environment
 /// variable `EXECUTOR_CPU_COUNT`. At least 1. This is the default number of workers.
 ///
-/// Affinity and quota (cgroup v1 and v2) come from [`std::thread::available_parallelism`]. An override that is not a
-/// positive number is ignored.
+/// A quota (`cpu.max` of cgroup v2, `cpu.cfs_quota_us` of v1, of the group itself and of those above it) is rounded up: with
+/// one and a half CPUs there are two workers, or half a CPU would never be used. An override that is not a positive number is
+/// ignored.
 ///
 /// ```
 /// assert!(executor::usable_cpus() >= 1);
 /// ```
 pub fn usable_cpus() -> usize {
-    let available = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let available = quota(&File).map_or(usize::MAX, |quota| quota).min(affinity()).max(1);
     smaller(available, std::env::var(OVERRIDE).ok().as_deref())
+}
+
+/// On how many this thread may run.
+fn affinity() -> usize {
+    // More than the mask has room for, or no such call: std asks in its own ways.
+    let asked = rustix::thread::sched_getaffinity(None).map(|set| set.count() as usize);
+    asked.unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
+/// Where control groups are looked up: the system, or a test's idea of it.
+trait Files {
+    fn read(&self, path: &str) -> Option<String>;
+}
+
+struct File;
+
+impl Files for File {
+    fn read(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(path).ok()
+    }
+}
+
+/// How many CPUs the control groups of this process allow, rounded up; `None` if they set no limit.
+fn quota(files: &impl Files) -> Option<usize> {
+    let mounts = files.read("/proc/self/mountinfo")?;
+    let groups = files.read("/proc/self/cgroup")?;
+    let quotas = groups.lines().filter_map(|line| {
+        // `0::/path` of v2, `4:cpu,cpuacct:/path` of v1.
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let version = match controllers {
+            "" => Version::Two,
+            some if some.split(',').any(|name| name == "cpu") => Version::One,
+            _ => return None,
+        };
+        let (root, point) = mounts.lines().find_map(|mount| version.mounted(mount))?;
+        // In a container the path may begin with what is mounted, or lead out of it.
+        let below = path.strip_prefix(root).filter(|_| root != "/").unwrap_or(path).trim_matches('/');
+        let below = if below.split('/').any(|part| part == "..") { "" } else { below };
+        let parts: Vec<_> = below.split('/').filter(|part| !part.is_empty()).collect();
+        let of = |depth: usize| {
+            let directory = std::iter::once(point).chain(parts[..depth].iter().copied());
+            version.quota(files, &directory.collect::<Vec<_>>().join("/"))
+        };
+        (0..=parts.len()).filter_map(of).min()
+    });
+    quotas.min()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Version {
+    /// If this line of `mountinfo` is where groups of this version are: which of them is there, and where.
+    fn mounted(self, line: &str) -> Option<(&str, &str)> {
+        // `36 35 98:0 /root /mount/point rw,noatime … - type source options`
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, point) = (mount.next()?, mount.next()?);
+        let mut kind = kind.split(' ');
+        let (kind, options) = (kind.next()?, kind.nth(1).unwrap_or_default());
+        let found = match self {
+            Version::Two => kind == "cgroup2",
+            Version::One => kind == "cgroup" && options.split(',').any(|name| name == "cpu"),
+        };
+        found.then_some((root, point))
+    }
+
+    /// The quota of the group in this directory.
+    fn quota(self, files: &impl Files, directory: &str) -> Option<usize> {
+        match self {
+            Version::Two => {
+                let text = files.read(&format!("{directory}/cpu.max"))?;
+                let (quota, period) = text.trim().split_once(' ')?;
+                rounded_up(quota, period)
+            }
+            Version::One => {
+                let quota = files.read(&format!("{directory}/cpu.cfs_quota_us"))?;
+                let period = files.read(&format!("{directory}/cpu.cfs_period_us"))?;
+                rounded_up(quota.trim(), period.trim())
+            }
+        }
+    }
+}
+
+/// `max` and `-1` are no quota.
+fn rounded_up(quota: &str, period: &str) -> Option<usize> {
+    let (quota, period) = (quota.parse::<u64>().ok()?, period.parse::<NonZeroU64>().ok()?);
+    usize::try_from(quota.div_ceil(period.get())).ok().map(|cpus| cpus.max(1))
 }
 
 /// How many the machine has.
@@ -45,5 +138,66 @@ mod tests {
         for nonsense in ["", "0", "-1", "many"] {
             assert_eq!(smaller(8, Some(nonsense)), 8, "{nonsense:?}");
         }
+    }
+
+    struct Fake(Vec<(&'static str, &'static str)>);
+
+    impl Files for Fake {
+        fn read(&self, path: &str) -> Option<String> {
+            self.0.iter().find(|(name, _)| *name == path).map(|(_, text)| (*text).to_owned())
+        }
+    }
+
+    const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V1: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
+
+    fn v2(path: &'static str, limits: &[(&'static str, &'static str)]) -> Option<usize> {
+        let mut files = vec![("/proc/self/mountinfo", V2), ("/proc/self/cgroup", path)];
+        files.extend(limits);
+        quota(&Fake(files))
+    }
+
+    #[test]
+    fn a_fraction_of_a_quota_is_rounded_up() {
+        for (text, cpus) in [
+            ("150000 100000\n", Some(2)),
+            ("50000 100000", Some(1)),
+            ("200000 100000", Some(2)),
+            ("200001 100000", Some(3)),
+            ("1 100000", Some(1)),
+            ("max 100000", None),
+            ("150000 0", None),
+            ("nonsense", None),
+        ] {
+            let limits = [("/sys/fs/cgroup/app/cpu.max", text)];
+            assert_eq!(v2("0::/app\n", &limits), cpus, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_quota_of_the_groups_above_counts() {
+        let limits =
+            [("/sys/fs/cgroup/a/cpu.max", "250000 100000"), ("/sys/fs/cgroup/a/b/cpu.max", "max 100000")];
+        assert_eq!(v2("0::/a/b\n", &limits), Some(3));
+        assert_eq!(v2("0::/\n", &limits), None);
+        // In a container's own namespace the path may lead out of what is mounted.
+        let limits = [("/sys/fs/cgroup/cpu.max", "150000 100000")];
+        assert_eq!(v2("0::/../../elsewhere\n", &limits), Some(2));
+    }
+
+    #[test]
+    fn a_quota_of_the_first_version_counts_as_well() {
+        let with = |quota| {
+            let files = vec![
+                ("/proc/self/mountinfo", V1),
+                ("/proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/x\n0::/\n"),
+                ("/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us", quota),
+                ("/sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us", "100000\n"),
+            ];
+            super::quota(&Fake(files))
+        };
+        assert_eq!((with("150000\n"), with("-1\n"), with("50000")), (Some(2), None, Some(1)));
+        assert_eq!(super::quota(&Fake(Vec::new())), None);
     }
 }
