@@ -55,7 +55,6 @@ list! { TESTS:
 /// What is known to fail, and how; it is played only if asked for by `EXECUTOR_TEST_ONLY`. A cell that works is not to
 /// stand here.
 const EXPECTED_LATER: &[(&str, &str)] = &[
-    ("a terminal with tostop", "a worker that the terminal has stopped is not noticed"),
     ("no /proc", "the error does not say what there is none of"),
     ("no /proc, /dev, /sys, /tmp", "the error does not say what there is none of"),
     ("another root, from inside", "the error does not say what there is none of"),

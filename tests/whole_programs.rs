@@ -68,6 +68,12 @@ list! { TESTS:
     tasks_that_meet_after_quick_calls_get_their_workers,
     a_pool_outlives_what_its_starting_workers_are_refused,
     a_program_that_drops_its_privileges_keeps_its_pool,
+    a_limit_is_told_also_where_the_signal_is_refused,
+    a_worker_that_the_terminal_stops_is_an_error,
+    a_stopped_worker_keeps_neither_its_limit_nor_the_end_waiting,
+    a_time_limit_of_a_process_is_kept,
+    options_of_an_initializer_and_a_preload_count,
+    an_initializer_that_hangs_breaks_the_pool,
 }
 
 list! { PROGRAMS:
@@ -95,6 +101,12 @@ list! { PROGRAMS:
     meets_after_quick_calls,
     may_have_few_processes,
     drops_its_privileges,
+    may_not_signal_its_worker,
+    stops_by_its_terminal,
+    has_its_worker_stopped,
+    limits_a_process,
+    has_options_elsewhere,
+    waits_for_an_initializer,
 }
 
 fn main() {
@@ -1073,4 +1085,174 @@ fn drops_its_privileges() {
     for future in all {
         future.result().expect("one worker lives");
     }
+}
+
+fn a_limit_is_told_also_where_the_signal_is_refused() {
+    if may_become_another_user() {
+        play("may_not_signal_its_worker").play_out();
+    }
+}
+
+fn may_not_signal_its_worker() {
+    let pool = pool(1);
+    let limited = pool.submit(hangs::task().timeout(Duration::from_secs(1)));
+    eventually("it runs", || limited.running());
+    become_user(65_534);
+    // Far less than it would take to give up a worker that was signalled and does not end.
+    match limited.result_timeout(Duration::from_secs(4)) {
+        Ok(Err(TaskError::TimedOut { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+// ---- workers that are stopped ------------------------------------------------------------------------------------------
+
+fn a_worker_that_the_terminal_stops_is_an_error() {
+    play("stops_by_its_terminal").play_out();
+}
+
+/// As a task that unblocks the signal and then writes to a terminal after `stty tostop`.
+#[task]
+fn stop_as_a_terminal_does() {
+    // SAFETY: a fresh set with one signal, for this thread only; then the signal for it.
+    unsafe {
+        let mut set = std::mem::MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+        libc::raise(libc::SIGTTOU);
+    }
+}
+
+fn stops_by_its_terminal() {
+    let pool = pool(1);
+    // Without a time limit.
+    let error = pool.submit(stop_as_a_terminal_does::task()).result().unwrap_err();
+    assert!(error.is_worker_lost(), "{error:?}");
+    assert!(error.to_string().contains("SIGTTOU"), "{error}");
+    // And another worker goes on.
+    pool.submit(pid::task()).result().unwrap();
+}
+
+fn a_stopped_worker_keeps_neither_its_limit_nor_the_end_waiting() {
+    play("has_its_worker_stopped").play_out();
+}
+
+fn has_its_worker_stopped() {
+    let gate = Gate::new();
+    let pool = pool(1);
+    let stop = || {
+        let worker = *pool.worker_pids().last().unwrap();
+        signal(worker, Signal::STOP);
+        eventually("it is stopped", || support_b::state(worker) == Some('T'));
+        worker
+    };
+    let limited = pool.submit(hold::task(gate.path()).timeout(Duration::from_secs(1)));
+    gate.wait_for(1);
+    stop();
+    assert!(limited.result().unwrap_err().is_timeout());
+
+    let held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(2);
+    let worker = stop();
+    // Who goes on soon enough has lost nothing.
+    signal(worker, Signal::CONT);
+    let behind = pool.submit(pid::task());
+    gate.open();
+    assert_eq!((held.result().unwrap(), behind.result().unwrap()), (worker, worker));
+
+    let gate = Gate::new();
+    let held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    stop();
+    pool.shutdown(true);
+    let error = held.result().unwrap_err();
+    assert!(error.is_worker_lost() && error.to_string().contains("stopped by signal 19"), "{error}");
+}
+
+// ---- limits and names that are not a pool's --------------------------------------------------------------------------
+
+fn a_time_limit_of_a_process_is_kept() {
+    play("limits_a_process").play_out();
+}
+
+#[task]
+fn hangs() {
+    loop {
+        thread::park();
+    }
+}
+
+fn limits_a_process() {
+    let limit = Duration::from_millis(200);
+    let child = executor::Process::new(hangs::task().timeout(limit).name("the hanging one")).start().unwrap();
+    assert_eq!(child.name(), "the hanging one");
+    let error = child.join().unwrap_err();
+    assert!(error.is_timeout() && error.to_string().contains("the hanging one"), "{error}");
+    // One that ends in time is not touched.
+    let child = executor::Process::new(pid::task().timeout(Duration::from_secs(60))).start().unwrap();
+    child.join().unwrap();
+}
+
+fn options_of_an_initializer_and_a_preload_count() {
+    play("has_options_elsewhere").play_out();
+}
+
+#[task]
+fn fails() -> Result<(), String> {
+    Err("it fails".into())
+}
+
+fn has_options_elsewhere() {
+    let broken = |task| {
+        let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(task).build().unwrap();
+        match pool.submit(pid::task()).result() {
+            Err(TaskError::Broken(BrokenCause::Initializer(error))) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = broken(hangs::task().timeout(Duration::from_millis(200)).name("to prepare"));
+    assert!(error.is_timeout() && error.to_string().contains("to prepare"), "{error}");
+    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(fails::task().name("to prepare"));
+    let error = pool.build().unwrap().submit(pid::task()).result().unwrap_err();
+    assert!(error.to_string().contains("to prepare"), "{error}");
+
+    let context = executor::Context::new(executor::StartMethod::ForkServer)
+        .preload(hangs::task().timeout(Duration::from_millis(200)).name("to preload"));
+    let error = context.process(pid::task()).start().unwrap_err().to_string();
+    assert!(error.contains("to preload") && error.contains("time limit"), "{error}");
+}
+
+fn an_initializer_that_hangs_breaks_the_pool() {
+    play("waits_for_an_initializer").play_out();
+}
+
+fn waits_for_an_initializer() {
+    let builder = || ProcessPoolExecutor::builder().max_workers(2).initializer(hangs::task());
+    for builder in [
+        builder().start_timeout(Duration::from_millis(300)),
+        builder().initializer_timeout(Duration::from_millis(300)),
+    ] {
+        let pool = builder.build().unwrap();
+        match pool.submit(pid::task().timeout(Duration::from_millis(200))).result() {
+            Err(TaskError::Broken(BrokenCause::Initializer(error))) => {
+                let text = error.to_string();
+                assert!(error.is_timeout() && text.contains("hangs") && text.contains("300ms"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // One that takes longer than a start may, and is allowed to.
+    let gate = Gate::new();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .start_timeout(Duration::from_secs(5))
+        .initializer(hold::task(gate.path()).timeout(Duration::from_secs(600)))
+        .build()
+        .unwrap();
+    let waiting = pool.submit(pid::task());
+    gate.wait_for(1);
+    thread::sleep(Duration::from_secs(6));
+    gate.open();
+    waiting.result().unwrap();
 }

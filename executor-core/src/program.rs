@@ -81,14 +81,14 @@ pub(crate) fn name() -> String {
 }
 
 /// What a child of this process is told, but for its own name, path and daemon flag.
-pub(crate) fn for_child() -> Program {
+pub(crate) fn for_child() -> std::io::Result<Program> {
     let told = told();
     let name = name();
     let (depth, args, path) = match &told {
         Some(told) => (told.depth, told.args.clone(), told.path.clone()),
         None => (0, own_args(), Vec::new()),
     };
-    Program {
+    Ok(Program {
         depth: depth + 1,
         args,
         name: String::new(),
@@ -96,10 +96,10 @@ pub(crate) fn for_child() -> Program {
         daemon: false,
         worker: false,
         parent: Some((name, std::process::id())),
-        key: key::current(),
+        key: key::current()?,
         start_method: None,
         log_level: crate::process::log::number_for_child(),
-    }
+    })
 }
 
 /// The number of the next child: 1, 2, …
@@ -128,7 +128,10 @@ pub fn args() -> impl Iterator<Item = OsString> {
 pub(crate) mod key {
     //! The secret of this program: random in the program that the user started, handed to all of its children.
 
-    use std::sync::{OnceLock, PoisonError, RwLock};
+    use std::{
+        io,
+        sync::{OnceLock, PoisonError, RwLock},
+    };
 
     use serde_bytes::ByteBuf;
 
@@ -138,15 +141,23 @@ pub(crate) mod key {
     static SET: RwLock<Option<ByteBuf>> = RwLock::new(None);
 
     /// This program's, in this process.
-    pub(crate) fn current() -> ByteBuf {
+    pub(crate) fn current() -> io::Result<ByteBuf> {
         if let Some(set) = &*SET.read().unwrap_or_else(PoisonError::into_inner) {
-            return set.clone();
+            return Ok(set.clone());
         }
         if let Some(told) = super::told() {
-            return told.key.clone();
+            return Ok(told.key.clone());
         }
-        let random = || random::bytes::<32>().unwrap_or_else(|error| panic!("no random numbers: {error}"));
-        OWN.get_or_init(|| ByteBuf::from(random().to_vec())).clone()
+        if let Some(own) = OWN.get() {
+            return Ok(own.clone());
+        }
+        let random = random::bytes::<32>().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("no random numbers for the program's key (getrandom): {error}"),
+            )
+        })?;
+        Ok(OWN.get_or_init(|| ByteBuf::from(random.to_vec())).clone())
     }
 
     /// Another one, for this process and the children it starts from now on.

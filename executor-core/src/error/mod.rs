@@ -290,6 +290,8 @@ pub struct LostDetail {
     pub last_panic: Option<LastPanic>,
     /// It is a [`Process`](crate::Process) that ended by itself and had not come to the entry: its program does not pass it.
     pub no_entry: bool,
+    /// The number of the signal that had stopped the worker, which was killed because nobody continued it.
+    pub stopped_by: Option<i32>,
 }
 
 /// The last panic before a worker was lost.
@@ -319,6 +321,17 @@ impl LostDetail {
             format!(" and never reached executor's entry point; {ADD_THE_ENTRY}")
         } else if self.stack_overflow {
             " (stack overflow)".into()
+        } else if let Some(signal @ (libc::SIGTTOU | libc::SIGTTIN)) = self.stopped_by {
+            let (name, why) = match signal {
+                libc::SIGTTIN => ("SIGTTIN", "reads from it"),
+                _ => ("SIGTTOU", "changes its settings, or writes to it after `stty tostop`"),
+            };
+            format!(
+                " (killed, because it was stopped by {name}: the terminal stops a process in the background that {why}, \
+                 and a task that unblocks the signal)"
+            )
+        } else if let Some(signal) = self.stopped_by {
+            format!(" (killed, because it was stopped by signal {signal} and nobody continued it)")
         } else if let Some(what) = &self.broke_protocol {
             format!(
                 " (cut off, because it broke the protocol with its pool: {what}; does the task write to memory that is \

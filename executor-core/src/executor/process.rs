@@ -13,15 +13,17 @@ use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
     os::{cpu::usable_cpus, ready},
-    pool::{self, AtEnd, Pool, PoolOptions, Stats},
+    pool::{self, AtEnd, Initializer, Pool, PoolOptions, Stats},
     registry::TaskEntry,
-    task::{IntoTask, TaskArgs, TaskFn},
+    task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
     worker::{self, entry},
 };
 
 /// From the start of a process to its first word; a busy machine may need seconds for what takes one millisecond.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// An initializer may load what takes minutes. One that hangs keeps tasks waiting for this long.
+const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
 /// While unwinding, running tasks get this long.
 const UNWIND_GRACE: Duration = Duration::from_secs(1);
 
@@ -376,7 +378,8 @@ pub struct ProcessPoolBuilder {
     max_workers: Option<usize>,
     max_tasks_per_worker: Option<usize>,
     start_at_once: bool,
-    initializer: Option<(&'static TaskEntry, Result<Payload, String>)>,
+    initializer: Option<Initializer<Result<Payload, String>>>,
+    initializer_timeout: Option<Duration>,
     envs: Vec<(OsString, OsString)>,
     start_timeout: Option<Duration>,
     on_drop: OnDrop,
@@ -396,14 +399,51 @@ impl ProcessPoolBuilder {
     /// in one that takes another's place, the pool is [`Broken`](crate::TaskError::Broken) from then on: see
     /// [`broken`](ProcessPoolExecutor::broken). Its value is dropped.
     ///
-    /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set).
+    /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set). Its
+    /// [name](crate::Task::name) is what errors call it, its [time limit](crate::Task::timeout) is the
+    /// [`initializer_timeout`](Self::initializer_timeout).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
-        let (args, _) = task.into_task().into_parts();
         let mut bytes = Buffer::new();
+        let (args, TaskOptions { timeout, name }) = task.into_task().into_parts();
         let (encoded, attachments) = attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
-        let encoded = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
+        let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         let entry = T::Function::entry();
-        self.initializer = Some((entry, entry.known().and(encoded)));
+        let name = name.unwrap_or_else(|| entry.name.into());
+        let arguments = entry.known().and(arguments);
+        self.initializer = Some(Initializer { entry, name, timeout, arguments });
+        self
+    }
+
+    /// How long the initializer may take in each worker. If it takes longer the pool is
+    /// [`Broken`](crate::TaskError::Broken), as if it had failed: a worker that does not get ready would keep tasks waiting
+    /// for ever. By default the task's own [time limit](crate::Task::timeout), else the [`start_timeout`](Self::start_timeout) if
+    /// one is set, else 10 minutes. [`Duration::MAX`] is no limit.
+    ///
+    /// ```
+    /// # use executor::{BrokenCause, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn hangs() { loop { std::thread::park() } }
+    /// #[task]
+    /// fn one() -> u32 { 1 }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let limit = Duration::from_millis(200);
+    ///     let pool = ProcessPoolExecutor::builder()
+    ///         .max_workers(1)
+    ///         .initializer(hangs::task())
+    ///         .initializer_timeout(limit)
+    ///         .build()
+    ///         .unwrap();
+    ///     match pool.submit(one::task()).result() {
+    ///         Err(TaskError::Broken(BrokenCause::Initializer(error))) => assert!(error.is_timeout()),
+    ///         other => panic!("{other:?}"),
+    ///     }
+    /// }
+    /// ```
+    pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
+        self.initializer_timeout = Some(timeout);
         self
     }
 
@@ -440,8 +480,8 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// How long a worker may take from its start to its first word; 30 seconds by default. The time of the
-    /// initializer does not count.
+    /// How long a worker may take from its start to its first word; 30 seconds by default. The initializer, which runs after
+    /// that, may take as long once more, unless [`initializer_timeout`](Self::initializer_timeout) says otherwise.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
@@ -520,6 +560,9 @@ impl ProcessPoolBuilder {
         if self.start_timeout == Some(Duration::ZERO) {
             return invalid("start_timeout must be above 0");
         }
+        if self.initializer_timeout == Some(Duration::ZERO) {
+            return invalid("initializer_timeout must be above 0");
+        }
         if self.stack_size.is_some_and(|bytes| !(64 << 10..=120 << 20).contains(&bytes)) {
             return invalid("stack_size must lie between 64 KiB and 120 MiB");
         }
@@ -534,14 +577,18 @@ impl ProcessPoolBuilder {
         })?;
         let initializer = match self.initializer {
             None => None,
-            Some((entry, Ok(arguments))) => Some((entry, arguments)),
-            Some((entry, Err(error))) => {
-                return invalid(&format!(
-                    "the initializer `{}` cannot be sent to workers: {error}",
-                    entry.name
-                ));
+            Some(Initializer { entry, name, timeout, arguments: Ok(arguments) }) => {
+                Some(Initializer { entry, name, timeout, arguments })
+            }
+            Some(Initializer { name, arguments: Err(error), .. }) => {
+                return invalid(&format!("the initializer `{name}` cannot be sent to workers: {error}"));
             }
         };
+        let initializer_timeout = self
+            .initializer_timeout
+            .or_else(|| initializer.as_ref()?.timeout)
+            .or(self.start_timeout)
+            .unwrap_or(INITIALIZER_TIMEOUT);
         let workers_max = self.max_workers.unwrap_or_else(usable_cpus);
         let pool = Pool::new(PoolOptions {
             workers_max,
@@ -549,6 +596,7 @@ impl ProcessPoolBuilder {
             // More than a process can do in its life is no limit.
             tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
+            initializer_timeout,
             initializer,
             envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),

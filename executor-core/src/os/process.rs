@@ -246,9 +246,11 @@ impl Child {
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         Child::watch(pid).inspect_err(|_| {
-            // A child that cannot be watched is none: it must not go on, nor stay as a zombie.
-            let _ = kill_process_group(pid, Signal::KILL);
-            let _ = child.wait();
+            // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
+            // (its file belongs to another user, and says so) finds its socket closed, and is not waited for.
+            if kill_process_group(pid, Signal::KILL).is_ok() {
+                let _ = child.wait();
+            }
         })
     }
 
@@ -256,8 +258,9 @@ impl Child {
     pub(crate) fn adopt(pid: u32) -> io::Result<Child> {
         let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
         Child::watch(pid).inspect_err(|_| {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-            let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+            if rustix::process::kill_process(pid, Signal::KILL).is_ok() {
+                let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+            }
         })
     }
 
@@ -286,15 +289,23 @@ impl Child {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
-    /// Sends a signal to the child and all programs it started, unless they left its group.
+    /// Sends a signal to the child and all programs it started, unless they left its group. An error if the child gets
+    /// none: it is another user's, or this program has become one.
     ///
     /// Not after [`reap`](Self::reap): the number may then be somebody else's.
-    pub(crate) fn signal_group(&self, signal: Signal) {
-        if kill_process_group(self.pid, signal).is_err()
-            && let Some(pidfd) = self.pidfd()
-        {
-            let _ = rustix::process::pidfd_send_signal(pidfd, signal);
+    pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        match kill_process_group(self.pid, signal) {
+            Ok(()) => Ok(()),
+            Err(_) => self.signal(signal),
         }
+    }
+
+    /// By which signal the child is stopped, if it is; a debugger's stops do not count. Takes nothing away from who else
+    /// waits for it.
+    pub(crate) fn stopped_by(&self) -> Option<i32> {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let pidfd = self.pidfd()?;
+        retry(|| waitid(WaitId::PidFd(pidfd), options)).ok()??.stopping_signal()
     }
 
     /// Sends a signal to the child alone. Never to another process, also not after it was reaped.
@@ -326,6 +337,7 @@ impl Child {
             return ExitStatus::Unknown;
         }
         if kill_group {
+            // Most often nobody is left, and the system says so. Who has become another user's may stay.
             let _ = kill_process_group(self.pid, Signal::KILL);
         }
         match ask(WaitIdOptions::EXITED) {
@@ -343,6 +355,7 @@ impl Child {
     pub(crate) fn end_alone_and_reap(&self, limit: std::time::Duration) {
         self.wait(limit);
         if !self.has_ended() {
+            // Where that is refused, nothing else is left to be tried: it is left alone, and is not waited for any longer.
             let _ = self.signal(Signal::KILL);
             self.wait(limit);
         }
@@ -351,7 +364,8 @@ impl Child {
 
     /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
     pub(crate) fn kill_and_reap(&self, limit: std::time::Duration) {
-        self.signal_group(Signal::KILL);
+        // Where that is refused, the end of its socket ends it, which the caller closes.
+        let _ = self.signal_group(Signal::KILL);
         self.wait(limit);
         self.reap();
     }

@@ -40,6 +40,11 @@ impl Signals {
     }
 
     /// Makes the calling thread, and the process, so. Before there are other threads.
+    ///
+    /// SIGTTOU and SIGTTIN are blocked besides. A worker leads a group of its own, which the terminal takes for a job in the
+    /// background: after `stty tostop` it would stop it at its first word, and nobody would continue it. Blocked, what it
+    /// writes and sets is done, and to read is an error. Not ignored: that would survive `exec` into what a task starts,
+    /// while std unblocks all signals there.
     pub(crate) fn adopt(self) {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: initialises the set; then adds numbers of signals to it, those it does not know being refused.
@@ -48,6 +53,8 @@ impl Signals {
             for signal in (1..=SIGNALS).filter(|signal| self.blocked & (1 << (signal - 1)) != 0) {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGTTOU);
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGTTIN);
             libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
         }
         for signal in 1..=SIGNALS {
@@ -110,7 +117,8 @@ mod tests {
         assert_ne!(told, Signals::of_this_thread());
         std::thread::spawn(move || {
             told.adopt();
-            assert_eq!(Signals::of_this_thread(), told);
+            let terminal = 1 << (libc::SIGTTOU - 1) | 1 << (libc::SIGTTIN - 1);
+            assert_eq!(Signals::of_this_thread(), Signals { blocked: told.blocked | terminal, ..told });
         })
         .join()
         .unwrap();

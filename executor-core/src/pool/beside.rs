@@ -35,6 +35,12 @@ impl Beside {
         Beside { control, results, waiting: Mutex::default() }
     }
 
+    /// Closes the worker's control socket, as the end of this program would: the worker ends itself.
+    pub(super) fn hang_up(&self) {
+        // Refused only if the worker has done so.
+        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+    }
+
     pub(super) fn results(&self) -> Option<&Arc<Results>> {
         self.results.as_ref()
     }

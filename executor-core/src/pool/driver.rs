@@ -21,7 +21,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Boards, Core, Pool, Threads,
+    Boards, Core, Initializer, Pool, Threads,
     beside::Beside,
     reader::{self, Drains},
     starter,
@@ -59,6 +59,10 @@ const ORPHANS_LIMIT: Duration = Duration::from_secs(1);
 /// that comes in waves. Less often: they stay longer.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
+/// How often workers are looked at that could be stopped, while there are tasks. More often: the driver runs more often
+/// under load. Less often: later it is seen.
+pub(super) const ATTEND_EVERY: Duration = Duration::from_secs(1);
+
 /// How soon descriptors are sent again that found no room in a worker's socket.
 const STUCK_RETRY: Duration = Duration::from_millis(5);
 
@@ -86,13 +90,19 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
         let pool = Arc::clone(&pool);
         thread::Builder::new().name("executor-reader".into()).spawn(move || {
             local::set(&super::OWN_THREAD, true);
-            pool.read_rings();
+            if let Err(message) = catch(|| pool.read_rings()) {
+                // Nobody else takes the replies of what nobody waits for.
+                tracing::error!(message, "the pool's reader panicked");
+                let cause = BrokenCause::Internal(format!("the pool's reader panicked: {message}").into());
+                pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out));
+            }
         })?
     };
     let driver = Driver {
         pool: Arc::clone(&pool),
         workers: BTreeMap::new(),
         trim_at: None,
+        attend_at: None,
         unstick_at: None,
         orphans: Orphans::default(),
     };
@@ -124,7 +134,8 @@ impl Watched {
     /// What this means for the pool is decided when its end is seen: it stays a child of ours until then.
     fn fail(&mut self, cause: BrokenCause) {
         self.failed = Some(cause);
-        self.child.signal_group(rustix::process::Signal::KILL);
+        // Where that is refused, the end of its socket ends it.
+        let _ = self.child.signal_group(rustix::process::Signal::KILL);
     }
 }
 
@@ -148,6 +159,8 @@ struct Driver {
     workers: BTreeMap<WorkerId, Watched>,
     /// When segments are looked at next.
     trim_at: Option<Instant>,
+    /// When workers are looked at next that could be stopped.
+    attend_at: Option<Instant>,
     /// When descriptors that found no room are sent again.
     unstick_at: Option<Instant>,
     /// What workers have left behind.
@@ -187,6 +200,7 @@ impl Driver {
                 }
             }
             self.give_up_draining();
+            self.attend_workers();
             self.tick();
             self.attend_memory();
             self.orphans
@@ -268,6 +282,52 @@ impl Driver {
         });
     }
 
+    /// Looks whether workers are stopped, while there are tasks. Nobody else tells: a pidfd is readable at the end only, and
+    /// SIGCHLD belongs to the program.
+    fn attend_workers(&mut self) {
+        let now = Instant::now();
+        if self.attend_at.is_some_and(|at| at > now) {
+            return;
+        }
+        let mut core = self.pool.lock();
+        if !core.attended {
+            self.attend_at = None;
+            return;
+        }
+        if self.attend_at.is_some() && !core.scheduler.has_tasks() {
+            // The next task is told by whoever brings it.
+            core.attended = false;
+            self.attend_at = None;
+            return;
+        }
+        drop(core);
+        self.attend_at = Some(now + ATTEND_EVERY);
+        let looked: Vec<_> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.link.is_some() && !worker.reaped)
+            .map(|(id, worker)| (*id, worker.child.stopped_by()))
+            .collect();
+        self.pool.event(|core, now, out| {
+            let Core { scheduler, workers, .. } = core;
+            for (id, stopped_by) in looked {
+                let Some(record) = workers.get_mut(&id) else { continue };
+                let before = std::mem::replace(&mut record.stopped_by, stopped_by);
+                if let (None, Some(signal), Some(child)) = (before, stopped_by, &record.child) {
+                    tracing::warn!(signal, pid = child.pid(), "a worker is stopped");
+                }
+                match stopped_by {
+                    Some(signal) => {
+                        let for_good = matches!(signal, libc::SIGTTOU | libc::SIGTTIN);
+                        scheduler.on_stopped(now, id, for_good, &Boards(workers), out);
+                    }
+                    None if before.is_some() => scheduler.on_continued(now, id, &Boards(workers), out),
+                    None => {}
+                }
+            }
+        });
+    }
+
     /// Empties segments that nobody uses; sends descriptors that found no room.
     fn attend_memory(&mut self) {
         let now = Instant::now();
@@ -303,8 +363,12 @@ impl Driver {
             .filter(|worker| worker.drain.is_some())
             .filter_map(|worker| worker.drained_by);
         let orphans = self.orphans.next_look(!self.workers.is_empty());
-        let armed =
-            drained.chain(self.trim_at).chain(self.unstick_at).chain(orphans).fold(armed, Instant::min);
+        let armed = drained
+            .chain(self.trim_at)
+            .chain(self.attend_at)
+            .chain(self.unstick_at)
+            .chain(orphans)
+            .fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
         let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
@@ -332,10 +396,10 @@ impl Driver {
         let child = started.child;
         let mut core = self.pool.lock();
         let record = core.workers.entry(id).or_default();
-        if let Some(signal) = record.overdue.take() {
-            child.signal_group(signal);
-        }
         record.child = Some(Arc::clone(&child));
+        if let Some(signal) = record.overdue.take() {
+            core.signal(id, signal);
+        }
         drop(core);
         let gone = child.pidfd().is_none();
         let socket = Some(Unheard {
@@ -377,9 +441,12 @@ impl Driver {
         let Some(Unheard { socket, segment, results, nonce }) = worker.socket.take() else { return };
         let (bytes, _fds) = match socket::recv(&socket) {
             Ok(message) => message,
+            // It has ended without reading what it was sent: its exit says more.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
             Err(error) => {
-                tracing::debug!(%error, "a worker's socket broke before its hello");
-                return;
+                tracing::warn!(%error, "a worker cannot be heard");
+                let text = format!("to receive a worker's first word (recvmsg): {error}");
+                return worker.fail(BrokenCause::Start(text.into()));
             }
         };
         if bytes.is_empty() {
@@ -428,11 +495,11 @@ impl Driver {
             let Core { scheduler, workers, .. } = core;
             let Some(record) = workers.get_mut(&id) else { return };
             record.link = Some(Arc::clone(&link));
-            if !scheduler.on_hello(id) {
+            if !scheduler.on_hello(now, id) {
                 return;
             }
             match &self.pool.options.initializer {
-                Some((entry, arguments)) => {
+                Some(Initializer { entry, arguments, .. }) => {
                     let header = Header { function: entry.number(), ..Header::new(Kind::Init) };
                     core.stuck |= record.send(header, arguments);
                     link.flush();
@@ -501,8 +568,8 @@ impl Driver {
             }
             let record = workers.get(&id);
             let cause = |said_hello: bool| match (&self.pool.options.initializer, record) {
-                (Some((entry, _)), Some(record)) if said_hello => {
-                    BrokenCause::Initializer(Arc::new(record.last_words_to(INITIALIZER, entry.name)))
+                (Some(Initializer { name, .. }), Some(record)) if said_hello => {
+                    BrokenCause::Initializer(Arc::new(record.last_words_to(INITIALIZER, name)))
                 }
                 _ => {
                     let status = record.and_then(|record| record.status).unwrap_or(ExitStatus::Unknown);

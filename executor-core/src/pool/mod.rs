@@ -122,6 +122,16 @@ pub(crate) struct RunCall {
     pub(crate) number: u64,
 }
 
+/// What each worker runs before any task.
+pub(crate) struct Initializer<A> {
+    pub(crate) entry: &'static TaskEntry,
+    /// What errors call it.
+    pub(crate) name: Box<str>,
+    /// As the task itself says.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) arguments: A,
+}
+
 /// What the pool is to be like.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
@@ -129,7 +139,8 @@ pub(crate) struct PoolOptions {
     pub(crate) workers_min: usize,
     pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
-    pub(crate) initializer: Option<(&'static TaskEntry, Payload)>,
+    pub(crate) initializer_timeout: Duration,
+    pub(crate) initializer: Option<Initializer<Payload>>,
     pub(crate) envs: Vec<(OsString, Option<OsString>)>,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
@@ -208,6 +219,8 @@ struct Record {
     /// Its number is, or is about to be, somebody else's.
     reaped: bool,
     killed_by_us: bool,
+    /// The signal that has stopped it, while it is stopped.
+    stopped_by: Option<i32>,
     /// How it did not keep to the protocol.
     broke_protocol: Option<WireError>,
     status: Option<ExitStatus>,
@@ -220,6 +233,8 @@ struct Core {
     threads: Threads,
     /// Until when the driver sleeps.
     armed: Option<Instant>,
+    /// Whether the driver looks for workers that are stopped: it does while there are tasks, and for a moment after.
+    attended: bool,
     closed: bool,
     /// Descriptors wait for room in a worker's control socket.
     stuck: bool,
@@ -319,7 +334,8 @@ impl Pool {
         let config = Config {
             workers_max: options.workers_max,
             workers_min: options.workers_min,
-            initializes: options.initializer.is_some(),
+            initializer: options.initializer.as_ref().map(|initializer| initializer.name.clone()),
+            initializer_timeout: options.initializer_timeout,
             tasks_max: options.tasks_max,
             start_timeout: options.start_timeout,
             processors: usable_cpus(),
@@ -345,6 +361,7 @@ impl Pool {
                 workers: BTreeMap::new(),
                 threads: Threads::NotStarted,
                 armed: None,
+                attended: false,
                 closed: false,
                 stuck: false,
                 actions: Actions::new(),
@@ -704,10 +721,18 @@ impl Pool {
             self.saturated.store(saturated, Ordering::Relaxed);
         }
         let rebalance_at = core.scheduler.rebalance_at();
+        if !core.attended && core.scheduler.has_tasks() {
+            core.attended = true;
+            rare = true;
+        }
         let next = match rare || core.scheduler.has_timed() {
             true => core.scheduler.next_deadline(),
             // Comes and goes with ordinary events, and the rest cannot have changed.
             false => rebalance_at,
+        };
+        let next = match core.attended {
+            true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),
+            false => next,
         };
         if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
             core.armed = next;
@@ -780,8 +805,8 @@ impl Pool {
                         link.flush();
                     }
                 }
-                Action::Terminate(id) => core.workers.entry(id).or_default().signal(Signal::TERM),
-                Action::Kill(id) => core.workers.entry(id).or_default().signal(Signal::KILL),
+                Action::Terminate(id) => core.signal(id, Signal::TERM),
+                Action::Kill(id) => core.signal(id, Signal::KILL),
                 Action::Closed => {
                     core.closed = true;
                     match core.threads {
@@ -911,8 +936,8 @@ impl Pool {
             Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
             Kind::Ready => return Obeys::No,
             _ if initializer => match &self.options.initializer {
-                Some((entry, _)) if scheduler.is_initializing(id) => {
-                    let error = reply::failure(entry.name, frame.header.kind, &frame.payload);
+                Some(Initializer { name, .. }) if scheduler.is_initializing(id) => {
+                    let error = reply::failure(name, frame.header.kind, &frame.payload);
                     return Obeys::ButIsBroken(BrokenCause::Initializer(Arc::new(error)));
                 }
                 _ => return Obeys::No,
@@ -1008,6 +1033,12 @@ impl Drop for CoreGuard<'_> {
 impl Core {
     fn link(&self, worker: WorkerId) -> Option<&dyn Link> {
         self.workers.get(&worker)?.link.as_deref()
+    }
+
+    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+        if !self.workers.entry(worker).or_default().signal(signal) {
+            self.scheduler.on_signal_refused(Instant::now(), worker);
+        }
     }
 
     fn send(&mut self, worker: WorkerId, run: TaskId, seq: u32) {
@@ -1121,12 +1152,30 @@ impl Record {
         stuck
     }
 
-    fn signal(&mut self, signal: Signal) {
+    /// Whether it got the signal, or is going to get it.
+    fn signal(&mut self, signal: Signal) -> bool {
         self.killed_by_us = true;
         match &self.child {
-            Some(child) if !self.reaped => child.signal_group(signal),
-            Some(_) => {}
-            None => self.overdue = Some(signal),
+            Some(child) if !self.reaped => match child.signal_group(signal) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, pid = child.pid(), "a worker cannot be signalled, and is asked to end itself");
+                    self.hang_up();
+                    false
+                }
+            },
+            Some(_) => true,
+            None => {
+                self.overdue = Some(signal);
+                true
+            }
+        }
+    }
+
+    /// Lets the worker see what it would see if this program ended.
+    fn hang_up(&self) {
+        if let Some(beside) = &self.beside {
+            beside.hang_up();
         }
     }
 
@@ -1140,6 +1189,7 @@ impl Record {
             killed_by_us: self.killed_by_us,
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
             reached: true,
+            stopped_by: self.stopped_by,
         };
         death.explain(self.link.as_ref().map(|link| link.board()))
     }

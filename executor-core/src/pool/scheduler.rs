@@ -27,6 +27,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,6 +59,11 @@ const SLOW_START: Duration = Duration::from_millis(10);
 const FEW: u32 = 4;
 /// A worker that was asked to stop is killed after this.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// A worker that the terminal has stopped, and one that anybody has stopped while the pool is shutting down, is killed when
+/// it has been so for this long. Less: who stops a worker for a moment loses it.
+const STOPPED_GRACE: Duration = Duration::from_secs(2);
+/// A worker that may not be signalled is asked to end itself, and is given up after this.
+const UNSIGNALLED_GRACE: Duration = Duration::from_millis(500);
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
 /// Runs that are sent to one worker before the next is looked for. More: the first gets all of a short queue. Less: more
@@ -193,6 +199,8 @@ struct Worker {
     budget: Option<u32>,
     /// When the first one in flight came to be the first: it cannot have begun earlier.
     front_since: Instant,
+    /// Since when it has been seen stopped by a signal: it takes no step, and gets nothing to do.
+    stopped: Option<Instant>,
     /// How much it had taken in when it was last looked at for that, and when this was.
     taken_in: Option<(u64, Instant)>,
     doom: Option<Doom>,
@@ -207,6 +215,7 @@ impl Worker {
             load: 0,
             budget,
             front_since: now,
+            stopped: None,
             taken_in: None,
             doom: None,
         }
@@ -232,7 +241,7 @@ impl Worker {
     }
 
     fn is_useful(&self) -> bool {
-        self.state == WorkerState::Ready && self.doom.is_none()
+        self.state == WorkerState::Ready && self.doom.is_none() && self.stopped.is_none()
     }
 
     /// Whether its first should have ended by now.
@@ -309,7 +318,7 @@ impl Estimate {
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum WorkerState {
     Starting { since: Instant },
-    Initializing,
+    Initializing { since: Instant },
     Ready,
     Stopping { since: Instant },
 }
@@ -348,9 +357,10 @@ pub(crate) struct Config {
     pub(crate) workers_max: usize,
     /// So many are started without being asked for, and replaced when they end.
     pub(crate) workers_min: usize,
-    /// Workers do something of their own before they take tasks. It is not cut short when there is nothing to do after
-    /// all, if they were started without being asked for: somebody may want nothing else.
-    pub(crate) initializes: bool,
+    /// What workers do of their own before they take tasks. It is not cut short when there is nothing to do after all, if
+    /// they were started without being asked for: somebody may want nothing else.
+    pub(crate) initializer: Option<Box<str>>,
+    pub(crate) initializer_timeout: Duration,
     /// A worker leaves after so many tasks.
     pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
@@ -456,6 +466,11 @@ impl<T: Split> Scheduler<T> {
                         earliest(at);
                     }
                 }
+                WorkerState::Initializing { since } if worker.doom.is_none() => {
+                    if let Some(at) = since.checked_add(self.config.initializer_timeout) {
+                        earliest(at);
+                    }
+                }
                 WorkerState::Stopping { since } if worker.doom.is_none() => earliest(since + STOP_GRACE),
                 _ => {}
             }
@@ -480,6 +495,11 @@ impl<T: Split> Scheduler<T> {
     /// Whether an event that starts and ends no worker can have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
         self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
+    }
+
+    /// Whether anything is unresolved.
+    pub(crate) fn has_tasks(&self) -> bool {
+        !self.tasks.is_empty()
     }
 
     /// The one deadline that comes and goes with ordinary events.
@@ -797,8 +817,7 @@ impl<T: Split> Scheduler<T> {
     /// Puts a worker that has nothing to do among the idle.
     fn rest_if_idle(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get(&id) else { return };
-        let free = worker.state == WorkerState::Ready && worker.doom.is_none() && worker.in_flight.is_empty();
-        if free && !self.idle.contains(&id) {
+        if worker.is_useful() && worker.in_flight.is_empty() && !self.idle.contains(&id) {
             self.idle.push(id);
         }
     }
@@ -1077,11 +1096,11 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// A worker has said hello; its initializer comes next. `false` if nobody wants it any more.
-    pub(crate) fn on_hello(&mut self, id: WorkerId) -> bool {
+    pub(crate) fn on_hello(&mut self, now: Instant, id: WorkerId) -> bool {
         match self.workers.get_mut(&id) {
             Some(worker) if worker.doom.is_none() => {
                 if let WorkerState::Starting { .. } = worker.state {
-                    worker.state = WorkerState::Initializing;
+                    worker.state = WorkerState::Initializing { since: now };
                 }
                 true
             }
@@ -1091,13 +1110,14 @@ impl<T: Split> Scheduler<T> {
 
     /// Whether a worker runs its initializer.
     pub(crate) fn is_initializing(&self, id: WorkerId) -> bool {
-        self.workers.get(&id).is_some_and(|worker| worker.state == WorkerState::Initializing)
+        let Some(worker) = self.workers.get(&id) else { return false };
+        matches!(worker.state, WorkerState::Initializing { .. })
     }
 
     /// A worker can take tasks.
     pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.state != WorkerState::Initializing || worker.doom.is_some() {
+        if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.doom.is_some() {
             return;
         }
         worker.state = WorkerState::Ready;
@@ -1158,7 +1178,7 @@ impl<T: Split> Scheduler<T> {
         let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
         let expected = matches!(worker.doom, Some(Doom { why: Why::Pool(_) | Why::Task(..), .. }));
         if !was_ready && !expected {
-            let said_hello = worker.state == WorkerState::Initializing;
+            let said_hello = matches!(worker.state, WorkerState::Initializing { .. });
             let cause = match worker.doom {
                 Some(Doom { why: Why::Start, .. }) => {
                     let waited = self.config.start_timeout;
@@ -1268,6 +1288,60 @@ impl<T: Split> Scheduler<T> {
     fn back_off(&mut self, now: Instant) {
         let doublings = (self.start_failures.len() as u32).max(self.refusals).min(7);
         self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
+    }
+
+    /// The system refuses to signal a worker, which was asked to end itself: what it was to be killed for is told soon,
+    /// whether or not it does.
+    pub(crate) fn on_signal_refused(&mut self, now: Instant, id: WorkerId) {
+        if let Some(doom) = self.workers.get_mut(&id).and_then(|worker| worker.doom.as_mut())
+            && doom.killed
+        {
+            doom.next = doom.next.min(now + UNSIGNALLED_GRACE);
+        }
+    }
+
+    /// A worker was looked at, and is stopped by a signal. What it has not begun goes to others. `for_good`: nobody is
+    /// going to continue it.
+    pub(crate) fn on_stopped(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        for_good: bool,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.doom.is_some() {
+            return;
+        }
+        let since = *worker.stopped.get_or_insert(now);
+        self.idle.retain(|idle| *idle != id);
+        self.take_back_from(id, usize::MAX, claims);
+        if let Some(front) = self.workers[&id].in_flight.front()
+            && let Some(rest) = self.take_rest(id, front.run, claims)
+        {
+            self.requeue(rest);
+        }
+        let waited_for = for_good || !matches!(self.intake, Intake::Open);
+        if waited_for && now.saturating_duration_since(since) >= STOPPED_GRACE {
+            self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
+            out.push(Action::Kill(id));
+        }
+        self.after_changes(now, claims, out);
+    }
+
+    /// A worker that was stopped goes on.
+    pub(crate) fn on_continued(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<T>,
+    ) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.stopped = None;
+            self.after_replies(now, id, claims, out);
+        }
     }
 
     /// A worker breaks the protocol: it is killed, and what it had is treated as at any death.
@@ -1417,6 +1491,14 @@ impl<T: Split> Scheduler<T> {
             {
                 self.doom(id, Doom { why: Why::Start, next: now + KILL_GRACE, killed: true });
                 out.push(Action::Kill(id));
+            }
+            WorkerState::Initializing { since }
+                if since.checked_add(self.config.initializer_timeout).is_some_and(|at| at <= now) =>
+            {
+                // As if it had failed: the next worker's would do the same, and tasks would wait for it again.
+                let error = TaskError::timed_out(self.config.initializer_timeout, Phase::Run);
+                let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());
+                self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
             }
             WorkerState::Stopping { since } if since + STOP_GRACE <= now => {
                 self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
@@ -1588,7 +1670,9 @@ impl<T: Split> Scheduler<T> {
         let coming = self
             .workers
             .values()
-            .filter(|worker| matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing))
+            .filter(|worker| {
+                matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing { .. })
+            })
             .filter(|worker| worker.doom.is_none())
             .count();
         // A worker that may have few tasks takes no more of a run.
@@ -1699,13 +1783,14 @@ impl<T: Split> Scheduler<T> {
             }
             match worker.state {
                 // It leaves when it has initialized.
-                WorkerState::Starting { .. } if self.config.initializes && self.config.workers_min > 0 => {}
+                WorkerState::Starting { .. }
+                    if self.config.initializer.is_some() && self.config.workers_min > 0 => {}
                 WorkerState::Starting { .. } => {
                     let why = Why::Pool(TaskError::Shutdown);
                     self.doom(id, Doom { why, next: now + KILL_GRACE, killed: true });
                     out.push(Action::Kill(id));
                 }
-                WorkerState::Initializing | WorkerState::Ready => {
+                WorkerState::Initializing { .. } | WorkerState::Ready => {
                     worker.state = WorkerState::Stopping { since: now };
                     self.idle.retain(|idle| *idle != id);
                     out.push(Action::Stop(id));
@@ -1744,8 +1829,7 @@ impl<T: Split> Scheduler<T> {
             if let (Some(front), Some(back)) = (worker.in_flight.front(), worker.in_flight.back()) {
                 assert!(back.seq.wrapping_sub(front.seq) < SLOTS as u32, "two sendings in one slot");
             }
-            let idle =
-                worker.state == WorkerState::Ready && worker.doom.is_none() && worker.in_flight.is_empty();
+            let idle = worker.is_useful() && worker.in_flight.is_empty();
             assert_eq!(idle, self.idle.contains(id), "{id:?} is idle");
         }
         assert_eq!(sent, self.tasks.len() - queued, "what is sent is in flight once");

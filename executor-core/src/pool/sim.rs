@@ -34,6 +34,7 @@ const TRACE_LEN: usize = 40;
 /// What the scheduler promises to wait; said once more here, so that a change there is seen.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const KILL_GRACE: Duration = Duration::from_secs(5);
+const STOPPED_GRACE: Duration = Duration::from_secs(2);
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 const LOST_UNBEGUN_MAX: u8 = 3;
@@ -70,6 +71,7 @@ const KINDS: &[&str] = &[
     "dies before hello",
     "dies in the initializer",
     "hangs in the initializer",
+    "an initializer takes too long",
     "claims",
     "claims the next of a run",
     "skips what was taken back",
@@ -108,6 +110,9 @@ const KINDS: &[&str] = &[
     "killed: unruly",
     "killed: deaf",
     "killed: did not stop",
+    "killed: stopped",
+    "seen stopped",
+    "seen to go on",
     "end: value",
     "end: lost, begun",
     "end: lost, first in line three times",
@@ -253,6 +258,9 @@ struct Process {
     never_starts: bool,
     /// Takes no step until it is continued; dies of SIGKILL all the same.
     stopped: bool,
+    /// Since when the pool has seen it so.
+    seen_stopped: Option<Instant>,
+    greeted: Option<Instant>,
     /// What it has taken in of a large argument.
     taken_in: u64,
     /// No signal reaches it: it works on.
@@ -570,6 +578,16 @@ impl World {
         if !self.broken && matches!(self.scheduler.refusal(), Some(TaskError::Broken(_))) {
             // Nobody said so from outside: the workers' starts must have been the reason.
             self.broken = true;
+            let limit = self.config.initializer_timeout;
+            let late = |process: &Process| {
+                let over =
+                    process.greeted.and_then(|at| at.checked_add(limit)).is_some_and(|at| at <= self.now);
+                over && !process.ready
+            };
+            if self.processes.values().any(late) {
+                self.note("an initializer takes too long", None, None);
+                return self.perform_all(actions, result);
+            }
             let recent =
                 self.start_troubles.iter().filter(|at| self.now - **at <= START_FAILURES_PERIOD).count();
             let now = self.start_troubles.last() == Some(&self.now);
@@ -581,6 +599,10 @@ impl World {
             let before_hello = !self.trouble_in_initializer;
             assert!(!before_hello || !self.processes.values().any(works), "broken while a worker works");
         }
+        self.perform_all(actions, result)
+    }
+
+    fn perform_all<R>(&mut self, actions: Vec<Action<Ticket>>, result: R) -> R {
         for action in actions {
             self.perform(action);
         }
@@ -598,6 +620,8 @@ impl World {
                     ordered: self.now,
                     never_starts,
                     stopped: false,
+                    seen_stopped: None,
+                    greeted: None,
                     taken_in: 0,
                     immortal: self.dice.permille(self.climate.stops * 10),
                     dies_at: None,
@@ -740,6 +764,9 @@ impl World {
         }
         if since(process.stop_sent, STOP_GRACE) {
             return "killed: did not stop";
+        }
+        if since(process.seen_stopped, STOPPED_GRACE) {
+            return "killed: stopped";
         }
         if !process.linked {
             assert!(over || since(Some(process.ordered), start_timeout), "{id:?} is killed while it starts");
@@ -1030,6 +1057,30 @@ impl World {
         assert!(next.is_none_or(|at| at > self.now), "a tick leaves something due: {next:?}");
     }
 
+    /// The driver looks who is stopped.
+    fn look_at_stopped(&mut self) {
+        let linked = |process: &Process| process.linked && process.alive() && process.killed.is_none();
+        let all = self.processes.iter().filter(|(_, process)| linked(process));
+        for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let (now, for_good) = (self.now, self.dice.permille(500));
+            let Some(process) = self.processes.get_mut(&id) else { continue };
+            if process.stopped {
+                process.seen_stopped.get_or_insert(now);
+                self.note("seen stopped", Some(id), None);
+                self.event(|scheduler, now, claims, out| {
+                    scheduler.on_stopped(now, id, for_good, claims, out);
+                });
+                let holding = self.processes[&id].words.borrow().holding.clone();
+                let begun = |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
+                let lied = self.processes[&id].lied;
+                assert!(lied || holding.iter().all(begun), "{id:?} keeps what it has not begun");
+            } else if process.seen_stopped.take().is_some() {
+                self.note("seen to go on", Some(id), None);
+                self.event(|scheduler, now, claims, out| scheduler.on_continued(now, id, claims, out));
+            }
+        }
+    }
+
     /// Before a worker's end is judged.
     fn count_losses(&mut self, id: WorkerId) {
         let process = &self.processes[&id];
@@ -1081,10 +1132,11 @@ impl World {
             self.refuse_start(id);
             return;
         }
-        let initializer = self.climate.initializer;
+        let (initializer, now) = (self.climate.initializer, self.now);
         let process = self.process(id);
         process.life = Life::Connected;
         process.linked = true;
+        process.greeted = Some(now);
         self.note("hello", Some(id), None);
         let (knows, killed) = (self.scheduler.knows(id), self.processes[&id].killed.is_some());
         // One that has had SIGTERM only is not wanted either.
@@ -1094,7 +1146,7 @@ impl World {
             self.ever_ready = true;
         }
         let welcome = self.event(|scheduler, now, claims, out| {
-            let welcome = scheduler.on_hello(id);
+            let welcome = scheduler.on_hello(now, id);
             if welcome && !initializer {
                 scheduler.on_ready(now, id, claims, out);
             }
@@ -1562,7 +1614,9 @@ impl World {
                     self.cancel_running(task);
                 }
             }
-            11..=12 => self.tick(),
+            11 => self.tick(),
+            12 if self.climate.stops > 0 => self.look_at_stopped(),
+            12 => self.tick(),
             // The driver keeps its time, more or less.
             13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => self.tick(),
             13..=16 => {
@@ -1625,8 +1679,11 @@ impl World {
             if self.closed {
                 break;
             }
+            let goes_on = |process: &Process| process.seen_stopped.is_some() && !process.stopped;
             if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
                 self.tick();
+            } else if self.processes.values().any(goes_on) {
+                self.look_at_stopped();
             } else if step > PATIENCE && !self.killed || !self.any_turn() && !self.wait() {
                 let hopeless = self.processes.values().any(Process::hopeless);
                 assert!(hopeless && !self.killed, "everybody could go on, and nothing happens");
@@ -1700,7 +1757,8 @@ fn run_seed(seed: u64) -> World {
     let config = Config {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]).min(workers_max),
-        initializes: dice.permille(500),
+        initializer: dice.permille(500).then(|| "prepare".into()),
+        initializer_timeout: dice.pick(&[Duration::from_millis(150), Duration::from_secs(30), Duration::MAX]),
         tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
         processors: dice.pick(&[1, 2, 64]),
         start_timeout: dice.pick(&[Duration::from_millis(100), Duration::from_secs(10), Duration::MAX]),
@@ -1848,7 +1906,8 @@ fn run_changing_seed(seed: u64) -> World {
     let config = Config {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]),
-        initializes: false,
+        initializer: None,
+        initializer_timeout: Duration::MAX,
         tasks_max: dice.pick(&[None, None, None, Some(1), Some(7)]),
         processors: dice.pick(&[1, 2, 4, 64]),
         start_timeout: Duration::from_secs(10),
@@ -1925,7 +1984,8 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
     Config {
         workers_max,
         workers_min: 0,
-        initializes: false,
+        initializer: None,
+        initializer_timeout: Duration::MAX,
         tasks_max: None,
         processors: workers_max,
         start_timeout,

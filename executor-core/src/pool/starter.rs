@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::{Pool, driver::Notice};
 use crate::{
+    future::callback::catch,
     id::WorkerId,
     os::{
         memory::Shared,
@@ -47,20 +48,29 @@ pub(super) struct Started {
 /// Until nobody can ask for a worker any more.
 pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
     while let Ok(id) = orders.recv() {
-        let started = start(pool, u64::from(id.0) << 32 | u64::from(std::process::id()));
+        // Whoever waits for the worker must hear of it in any case.
+        let start = || start(pool, u64::from(id.0) << 32 | u64::from(std::process::id()));
+        let started = catch(start).unwrap_or_else(|message| {
+            Err(io::Error::other(format!("the pool's starter panicked: {message}")))
+        });
         pool.notify(Notice::Started(id, started));
     }
 }
 
+/// The same error, which says what was tried.
+fn tried(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
 fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
-    let (socket, theirs) = socket::pair()?;
-    let (segment, segment_fd) = ring::create()?;
+    let (socket, theirs) = socket::pair().map_err(tried("to make a pair of sockets"))?;
+    let (segment, segment_fd) = ring::create().map_err(tried("to make shared memory (memfd_create)"))?;
     let directory = match pool.options.transport {
         Transport::Ring => None,
-        Transport::Ipc => Some(ipc::directory()?),
+        Transport::Ipc => Some(ipc::directory().map_err(tried("to make a directory for its socket"))?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
-    let program = program::for_child();
+    let program = program::for_child()?;
     let setup = Setup {
         parent: std::process::id(),
         program: Program {
@@ -82,14 +92,14 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     let mut fds = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes go through the transport.
     let results = match &pool.arguments {
-        Some(_) => Some(Results::create()?),
+        Some(_) => Some(Results::create().map_err(tried("to make memory for results (memfd_create)"))?),
         None => None,
     };
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
         fds.extend([arguments.as_fd(), results.descriptor()]);
     }
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
-    handshake::send(&socket, &setup, &fds)?;
+    handshake::send(&socket, &setup, &fds).map_err(tried("to send it what it needs"))?;
     let child = Child::start(Start {
         executable: None,
         marker: entry::MARKER,
@@ -98,6 +108,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         stderr: None,
         environment: &pool.options.envs,
         directory: None,
-    })?;
+    })
+    .map_err(tried("to start /proc/self/exe"))?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

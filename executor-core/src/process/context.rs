@@ -134,7 +134,8 @@ impl Context {
     }
 
     /// Runs a task in the fork server, once, before it makes its first child; what it sets up (statics, a model in memory) is
-    /// there in each of them. It must leave no thread behind: a start then fails and says so. Nothing happens with other methods.
+    /// there in each of them. It must leave no thread behind, and cannot have a [time limit](crate::Task::timeout): a start then
+    /// fails and says so. Nothing happens with other methods.
     pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {
             server.preload(T::Function::entry(), task.into_task().encode());

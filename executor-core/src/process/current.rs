@@ -55,8 +55,11 @@ impl CurrentProcess {
 
     /// The secret that all processes of this program share: random in the program that the user started, and handed to its
     /// children. For [`Listener`](crate::Listener) and [`Client`](crate::Client).
+    ///
+    /// # Panics
+    /// In the program that the user started, if the system refuses random numbers.
     pub fn authkey(&self) -> AuthKey {
-        AuthKey::new(program::key::current())
+        AuthKey::new(program::key::current().unwrap_or_else(|error| panic!("{error}")))
     }
 
     /// Sets another one, for this process and the children that it starts from now on.

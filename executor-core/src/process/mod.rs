@@ -31,7 +31,9 @@ mod server;
 mod start;
 mod table;
 
-use std::{ffi::OsString, fmt, fs::File, marker::PhantomData, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    ffi::OsString, fmt, fs::File, marker::PhantomData, os::fd::OwnedFd, path::PathBuf, time::Duration,
+};
 
 pub use child::{Child, ChildHandle};
 pub use context::{Context, StartMethod, StartMethodSet};
@@ -73,6 +75,9 @@ use crate::{
 /// any Rust program. Before that its [exit hooks](crate::at_exit) run, its [registered threads](crate::spawn_thread) and
 /// its own processes are waited for.
 ///
+/// A task with a [time limit](crate::Task::timeout) ends its process when that is over, counted from the start: the process
+/// and its group are killed, and [`join`](Child::join) says [`TimedOut`](crate::TaskError::TimedOut).
+///
 /// A process that is no [`daemon`](Self::daemon) is waited for when the program ends by itself. When the program is killed,
 /// its processes are, too, unless they [outlive it](Self::outlive_parent).
 ///
@@ -91,6 +96,8 @@ pub struct Process<T> {
     arguments: Result<(Vec<u8>, Vec<Attachment>), TaskError>,
     /// What errors call the task.
     task: String,
+    /// The task's time limit.
+    timeout: Option<Duration>,
     name: Option<String>,
     daemon: Option<bool>,
     outlives_parent: bool,
@@ -177,7 +184,8 @@ impl<T> Process<T> {
             entry: F::entry(),
             arguments,
             task: options.called(F::NAME).to_owned(),
-            name: None,
+            timeout: options.timeout,
+            name: options.name.map(String::from),
             daemon: None,
             outlives_parent: false,
             environment: Vec::new(),
@@ -194,8 +202,8 @@ impl<T> Process<T> {
         }
     }
 
-    /// Its name, a label without meaning to the system. By default `Process-1`, `Process-2`, …, and for the second process of the
-    /// first one `Process-1:2`.
+    /// Its name, a label without meaning to the system. By default that of the [task](crate::Task::name), if it has one, else
+    /// `Process-1`, `Process-2`, …, and for the second process of the first one `Process-1:2`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self

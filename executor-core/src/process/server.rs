@@ -68,14 +68,19 @@ impl Server {
     }
 
     pub(super) fn preload<F: crate::task::TaskFn>(&self, entry: &'static TaskEntry, task: Task<F, Encoded>) {
-        let (args, _) = task.into_parts();
+        let (args, options) = task.into_parts();
+        let called = options.called(entry.name).to_owned();
         let mut buffer = Buffer::new();
         let (encoded, attached) = crate::wire::attachment::collect(|| {
             <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
         });
         let bytes = match entry.known().and(encoded.map_err(|error| error.message)) {
-            Err(error) => Err(error),
-            Ok(()) if !attached.is_empty() => Err("its arguments carry descriptors".to_owned()),
+            // Nobody could stop it alone: it runs in the server itself.
+            _ if options.timeout.is_some() => {
+                Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
+            }
+            Err(error) => Err(format!("`{called}` cannot be sent to it: {error}")),
+            Ok(()) if !attached.is_empty() => Err(format!("the arguments of `{called}` carry descriptors")),
             Ok(()) => Ok(buffer.into_vec()),
         };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
@@ -131,12 +136,13 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         .iter()
         .map(|(function, bytes)| match bytes {
             Ok(bytes) => Ok((*function, bytes.clone().into())),
-            Err(error) => Err(StartError::ForkServer(format!("`preload` cannot be encoded: {error}").into())),
+            Err(error) => Err(StartError::ForkServer(format!("`preload` is refused: {error}").into())),
         })
         .collect::<Result<Vec<_>, _>>()?;
     let has_preload = !preload.is_empty();
     let (ours, theirs) = socket::pair().map_err(os)?;
-    let program = Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child() };
+    let program =
+        Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child().map_err(os)? };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
     let setup = Setup { parent: std::process::id(), program, signals: Signals::of_this_thread(), role };
     handshake::send(&ours, &setup, &[]).map_err(os)?;

@@ -170,7 +170,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     }
     let os = |what| move |error: io::Error| StartError::os(what, error);
     let number = program::next_child();
-    let program = program::for_child();
+    let program = program::for_child().map_err(os("what a process is told"))?;
     let path = [&*program.path, &[number]].concat();
     let name = process.name.unwrap_or_else(|| format!("Process-{}", program::path_text(&path)));
     let daemon = process
@@ -261,7 +261,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             (process::Child::adopt(pid).map_err(os("to watch a process"))?, ours)
         }
     };
-    let record = Record::new(name, process.task, daemon, child, socket, board);
+    let record = Record::new(name, process.task, daemon, child, socket, board, process.timeout);
     table::add(&record);
     Ok(Child::new(record, [stdin.ours, stdout.ours, stderr.ours], process.decode))
 }

@@ -19,7 +19,7 @@ use rustix::{
 
 use super::exit;
 use crate::{
-    error::{ExitStatus, TaskError},
+    error::{ExitStatus, Phase, TaskError},
     future::cell::Outcome,
     os::{
         fork::{Origin, PerProcess},
@@ -48,6 +48,8 @@ pub(crate) struct Record {
     pub(super) parent: u32,
     pub(super) process: Process,
     pub(super) origin: Origin,
+    /// The time limit of its task, and when that is over.
+    limit: Option<(Duration, Instant)>,
     board: Shared<Board>,
     state: Mutex<State>,
     changed: Condvar,
@@ -64,6 +66,10 @@ struct State {
     status: Option<ExitStatus>,
     /// A SIGKILL was ours.
     killed: bool,
+    /// Its task's time was over, and it is killed for that.
+    timed_out: bool,
+    /// Whoever watched it is gone.
+    unwatched: bool,
     wakers: Vec<Waker>,
 }
 
@@ -98,6 +104,7 @@ impl Record {
         process: Process,
         socket: OwnedFd,
         board: Shared<Board>,
+        limit: Option<Duration>,
     ) -> Arc<Record> {
         Arc::new(Record {
             name,
@@ -106,6 +113,7 @@ impl Record {
             parent: std::process::id(),
             process,
             origin: Origin::here(),
+            limit: limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
             board,
             state: Mutex::new(State { socket: Some(socket), ..State::default() }),
             changed: Condvar::new(),
@@ -141,6 +149,10 @@ impl Record {
                 drop(state);
                 self.leave_table();
                 return Some(status);
+            }
+            if state.unwatched {
+                drop(state);
+                return self.wait_alone(deadline);
             }
             state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -208,6 +220,12 @@ impl Record {
         let state = lock(&self.state);
         match (&state.report, state.status) {
             (Some(report), _) => report.clone(),
+            (None, _)
+                if state.timed_out
+                    && let Some((limit, _)) = self.limit =>
+            {
+                Err(TaskError::timed_out(limit, Phase::Run).of_task(&self.task))
+            }
             (None, status) => Err(self.lost(status.unwrap_or(ExitStatus::Unknown), state.killed)),
         }
     }
@@ -221,6 +239,7 @@ impl Record {
             killed_by_us: killed,
             broke_protocol: None,
             reached: self.board.is_reached(),
+            stopped_by: None,
         };
         death.explain(Some(&self.board))
     }
@@ -240,16 +259,33 @@ impl Record {
         }
     }
 
-    /// Kills its process group, while it is not reaped.
-    pub(super) fn kill_group(&self) {
+    /// Kills its process group, while it is not reaped; whether it was allowed to. Where not, the child is asked to end
+    /// itself, by the end of its socket.
+    pub(super) fn kill_group(&self) -> bool {
         if self.origin.forked() {
-            return;
+            return true;
         }
-        let mut state = lock(&self.state);
-        if state.status.is_none() {
-            state.killed = true;
-            self.process.signal_group(Signal::KILL);
+        self.kill_group_in(&mut lock(&self.state))
+    }
+
+    /// When its time is over, if it has a limit and that is still to come.
+    fn limit_at(&self) -> Option<Instant> {
+        let (_, at) = self.limit?;
+        let state = lock(&self.state);
+        (!state.timed_out && state.report.is_none() && state.begun.is_none()).then_some(at)
+    }
+
+    fn kill_group_in(&self, state: &mut State) -> bool {
+        if state.status.is_some() {
+            return true;
         }
+        state.killed = true;
+        let sent = self.process.signal_group(Signal::KILL).is_ok();
+        if !sent && let Some(socket) = state.socket.take() {
+            // The watcher may have a copy of the descriptor.
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        }
+        sent
     }
 
     /// Reads what it has reported, and reaps it if it has ended. Wakes who waits, so the caller holds no lock.
@@ -275,6 +311,15 @@ impl Record {
             state.socket = Some(socket);
         }
         if !ended {
+            if let Some((_, at)) = self.limit
+                && !state.timed_out
+                && state.report.is_none()
+                && state.begun.is_none()
+                && at <= Instant::now()
+            {
+                state.timed_out = true;
+                self.kill_group_in(&mut state);
+            }
             return None;
         }
         let status = self.process.reap_alone();
@@ -381,15 +426,36 @@ fn ring(table: &mut Table) {
         let theirs = Arc::clone(&bell);
         // Where the system refuses a thread, whoever joins looks for himself.
         let made = signals::deaf(|| {
-            thread::Builder::new()
-                .name("executor-children".into())
-                .stack_size(128 * 1024)
-                .spawn(move || watch(&theirs))
+            thread::Builder::new().name("executor-children".into()).stack_size(128 * 1024).spawn(move || {
+                if crate::future::callback::catch(|| watch(&theirs)).is_err() {
+                    watcher_is_gone();
+                }
+            })
         });
         table.watcher = made.is_ok().then_some(bell);
     }
     if let Some(bell) = &table.watcher {
         let _ = retry(|| rustix::io::write(&**bell, &1_u64.to_ne_bytes()));
+    }
+}
+
+/// The watcher has panicked: who waits looks for himself from here on.
+fn watcher_is_gone() {
+    let records = {
+        let mut table = lock(TABLE.get());
+        table.watcher = None;
+        table.running.clone()
+    };
+    for record in records {
+        let wakers = {
+            let mut state = lock(&record.state);
+            state.unwatched = true;
+            std::mem::take(&mut state.wakers)
+        };
+        record.changed.notify_all();
+        for waker in wakers {
+            let _ = crate::future::callback::catch(|| waker.wake());
+        }
     }
 }
 
@@ -464,7 +530,8 @@ fn watch(bell: &Arc<OwnedFd>) {
             orphans.next_look(!records.is_empty())
         };
         let idle = records.is_empty().then(|| Instant::now() + IDLE);
-        let limit = orphans.into_iter().chain(idle).min().map(|at| {
+        let over = records.iter().filter_map(|record| record.limit_at());
+        let limit = orphans.into_iter().chain(idle).chain(over).min().map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
         });
@@ -492,8 +559,9 @@ pub(super) fn finish() {
     let deadline = Instant::now() + GRACE;
     for daemon in &daemons {
         if daemon.wait_alone(Some(deadline)).is_none() {
-            daemon.kill_group();
-            daemon.wait_alone(None);
+            // One that may not be killed is not waited for any longer: the end of this program ends it.
+            let killed = daemon.kill_group();
+            daemon.wait_alone((!killed).then(|| Instant::now() + GRACE));
         }
     }
     for record in records.iter().filter(|record| !record.daemon) {

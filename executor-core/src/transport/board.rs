@@ -245,13 +245,15 @@ pub(crate) struct Death<'a> {
     pub(crate) broke_protocol: Option<String>,
     /// It had come to the entry.
     pub(crate) reached: bool,
+    /// The signal by which it was stopped when it was killed.
+    pub(crate) stopped_by: Option<i32>,
 }
 
 impl Death<'_> {
     /// What is said of it: the status, and of what the process had noted as much as can have led to that status. All that
     /// is on a board was noted since the task has begun, but that it came last does not make it the cause.
     pub(crate) fn explain(self, board: Option<&Board>) -> TaskError {
-        let Death { pid, status, task, name, killed_by_us, broke_protocol, reached } = self;
+        let Death { pid, status, task, name, killed_by_us, broke_protocol, reached, stopped_by } = self;
         let board = board.filter(|_| broke_protocol.is_none());
         let signal = status.signal();
         // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault happen where it does not.
@@ -282,6 +284,7 @@ impl Death<'_> {
             broke_protocol,
             last_panic,
             no_entry: !reached && signal.is_none(),
+            stopped_by,
         };
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }

@@ -88,6 +88,12 @@ impl PoolBuilder {
         self
     }
 
+    /// How long the initializer may take in each worker: see [`ProcessPoolBuilder::initializer_timeout`].
+    pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
+        self.executor = self.executor.initializer_timeout(timeout);
+        self
+    }
+
     /// Stack of the thread that runs tasks, in bytes: see [`ProcessPoolBuilder::stack_size`].
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.executor = self.executor.stack_size(bytes);
