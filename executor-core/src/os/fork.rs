@@ -25,12 +25,16 @@ static REGISTER: Once = Once::new();
 
 extern "C" fn before() {
     // Until the child has its copy, nothing is opened or closed for a [`NotInherited`].
+    FORKS_WAIT.fetch_add(1, Ordering::Relaxed);
     HELD_BY_FORK.store(Gate::take(), Ordering::Relaxed);
+    FORKS_WAIT.fetch_sub(1, Ordering::Relaxed);
 }
 
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     close_not_inherited();
+    // Those who wait are threads of the parent.
+    FORKS_WAIT.store(0, Ordering::Relaxed);
     leave_gate();
 }
 
@@ -50,6 +54,8 @@ fn leave_gate() {
 /// The kernel copies a process's descriptors and its memory one after the other. So no order of steps in another thread makes the
 /// two agree in the child: there must be no fork meanwhile. It is held for some system calls, or for a fork.
 static GATE: AtomicUsize = AtomicUsize::new(0);
+/// How many threads wait for it to fork. They go first: those that open and close one after the other would leave them no turn.
+static FORKS_WAIT: AtomicU64 = AtomicU64::new(0);
 /// Whether the fork that is under way has taken it.
 static HELD_BY_FORK: AtomicBool = AtomicBool::new(false);
 
@@ -59,6 +65,9 @@ struct Gate(bool);
 impl Gate {
     fn enter() -> Self {
         register();
+        while FORKS_WAIT.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
         Gate(Self::take())
     }
 
@@ -385,7 +394,7 @@ mod tests {
                 }
             })
         });
-        for _ in 0..500 {
+        for _ in 0..200 {
             // SAFETY: the child makes system calls only, and ends.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
