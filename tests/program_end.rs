@@ -748,6 +748,9 @@ fn a_limit_ends_what_would_hold_up_the_end() {
         let play = play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
         assert_eq!(play.play_out(), "running: shut down\n", "{way}");
     }
+    let argument = to_argument(StartMethod::Spawn, "callback", Path::new(""));
+    let said = play("ends_by_a_limit").argument(argument).play_out();
+    assert_eq!(said, "a callback that never returns\n");
 }
 
 fn ends_by_a_limit() {
@@ -760,6 +763,17 @@ fn ends_by_a_limit() {
         pool.submit(hold::task(&gate)).on_done(say_how_it_ended("running"));
         eventually("it runs", || fs::read_dir(&gate).unwrap().count() == 2);
     };
+    if way == "callback" {
+        let pool = pool();
+        pool.submit(echo::task(1)).on_done(|_| {
+            say("a callback that never returns");
+            loop {
+                thread::park();
+            }
+        });
+        // Its drop would wait for the callback, without a limit.
+        return std::mem::forget(pool);
+    }
     if way == "static" {
         static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
         return accept(POOL.get_or_init(pool));
