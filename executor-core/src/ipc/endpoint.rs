@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     os::{
+        fork::PerProcess,
         local,
         socket::{self, recv_short_now, send_parts_now},
         spin::Spin,
@@ -667,11 +668,9 @@ impl Endpoint {
 
 /// Chance makes parts of two processes that share an end be told apart; the count those of one.
 fn part_number(begun: u64) -> u32 {
-    use std::{
-        hash::{BuildHasher, RandomState},
-        sync::OnceLock,
-    };
-    static PROCESS: OnceLock<u32> = OnceLock::new();
-    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()) as u32);
-    process.wrapping_add((begun as u32).wrapping_mul(0x9e37_79b9))
+    use std::hash::{BuildHasher, RandomState};
+    // A fork goes on counting where its parent was, so it must not have the same number.
+    static PROCESS: PerProcess<u32> =
+        PerProcess::new(|| RandomState::new().hash_one(std::process::id()) as u32);
+    PROCESS.get().wrapping_add((begun as u32).wrapping_mul(0x9e37_79b9))
 }

@@ -15,7 +15,10 @@ use tokio::{
 
 use crate::{
     future::shield::{shielded, yield_once},
-    os::socket,
+    os::{
+        fork::{Origin, PerProcess},
+        socket,
+    },
 };
 
 /// An end of waiting; `None` is never.
@@ -166,14 +169,19 @@ impl Readiness {
 
 /// For those who await without tokio: one thread that waits for descriptors and wakes.
 fn own_runtime() -> io::Result<&'static runtime::Runtime> {
-    static OWN: OnceLock<runtime::Runtime> = OnceLock::new();
-    if let Some(own) = OWN.get() {
+    // A fork has a copy of its parent's, and not the thread.
+    static OWN: PerProcess<OnceLock<runtime::Runtime>> = PerProcess::new(OnceLock::new);
+    let place = OWN.get();
+    if let Some(own) = place.get() {
         return Ok(own);
     }
+    let origin = Origin::here();
     let new = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("executor-io")
         .enable_io()
+        // A waker has copied this process, and has returned in the copy, where nobody waits.
+        .on_thread_park(move || origin.end_copy(0))
         .build()?;
-    Ok(OWN.get_or_init(|| new))
+    Ok(place.get_or_init(|| new))
 }

@@ -10,7 +10,7 @@ use super::{start::StartError, table};
 use crate::{
     id::FnId,
     os::{
-        fork::Origin,
+        fork::{Origin, PerProcess},
         process::{Child, Start},
         signals::Signals,
         socket,
@@ -63,8 +63,8 @@ impl Server {
 
     /// The one of processes without a context.
     pub(super) fn of_program() -> Self {
-        static OWN: Mutex<Option<Server>> = Mutex::new(None);
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Server::new).clone()
+        static OWN: PerProcess<Server> = PerProcess::new(Server::new);
+        OWN.get().clone()
     }
 
     pub(super) fn preload<F: crate::task::TaskFn>(&self, entry: &'static TaskEntry, task: Task<F, Encoded>) {

@@ -25,17 +25,16 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-pub(crate) use super::segment::this_process;
 use super::segment::{LINE, Segment};
 use crate::{
     os::{
-        fork::{self, Origin},
+        fork::{self, PerProcess},
         liveness::Liveness,
         memory::SharedLayout,
     },
@@ -173,8 +172,8 @@ pub(crate) struct Place {
 }
 
 /// Where this process takes small blocks from.
+#[derive(Default)]
 struct Heap {
-    origin: Origin,
     current: Mutex<Current>,
 }
 
@@ -188,8 +187,8 @@ struct Current {
 }
 
 fn heap() -> &'static Heap {
-    static HEAP: AtomicPtr<Heap> = AtomicPtr::new(std::ptr::null_mut());
-    this_process(&HEAP, |origin| Heap { origin, current: Mutex::default() }, |heap| heap.origin)
+    static HEAP: PerProcess<Heap> = PerProcess::new(Heap::default);
+    HEAP.get()
 }
 
 /// What a process notes of a block that it has: its kind, how it is accessed, and of which other block its lock is.

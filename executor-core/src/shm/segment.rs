@@ -20,7 +20,7 @@ use std::{
     ptr::{self, NonNull},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -31,7 +31,7 @@ use rustix::{
 
 use crate::os::{
     file,
-    fork::Origin,
+    fork::{Origin, PerProcess},
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
 };
@@ -106,42 +106,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The segments of this process. A fork begins with none: of those that it has inherited, a lock may be held for ever.
+#[derive(Default)]
 struct Table {
-    origin: Origin,
     segments: Mutex<HashMap<Inode, Weak<Segment>>>,
 }
 
 fn table() -> &'static Table {
-    static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
-    this_process(&TABLE, |origin| Table { origin, segments: Mutex::default() }, |table| table.origin)
-}
-
-/// What there is one of in each process, and another one in each of its forks. It is never freed: the place of the
-/// parent's in a fork is a few words.
-pub(crate) fn this_process<T: Send + Sync>(
-    place: &'static AtomicPtr<T>,
-    new: impl FnOnce(Origin) -> T,
-    origin: impl Fn(&T) -> Origin,
-) -> &'static T {
-    let at = place.load(Ordering::Acquire);
-    // SAFETY: null, or published below and never freed.
-    if let Some(there) = unsafe { at.as_ref() }
-        && !origin(there).forked()
-    {
-        return there;
-    }
-    let made = Box::into_raw(Box::new(new(Origin::here())));
-    match place.compare_exchange(at, made, Ordering::AcqRel, Ordering::Acquire) {
-        // SAFETY: just published, never freed.
-        Ok(_) => unsafe { &*made },
-        Err(other) => {
-            // SAFETY: made above and seen by nobody; the other was published and is never freed.
-            unsafe {
-                drop(Box::from_raw(made));
-                &*other
-            }
-        }
-    }
+    static TABLE: PerProcess<Table> = PerProcess::new(Table::default);
+    TABLE.get()
 }
 
 impl Segment {

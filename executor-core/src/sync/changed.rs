@@ -15,10 +15,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicPtr, AtomicU64},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
@@ -27,11 +24,11 @@ use std::{
 use super::raw::RECHECK;
 use crate::{
     os::{
-        fork::Origin,
+        fork::{Origin, PerProcess},
         futex::{self, WAIT_ANY_MAX},
         sync::atomic::{AtomicU32, Ordering},
     },
-    shm::heap::{Block, this_process},
+    shm::heap::Block,
 };
 
 /// Of a watcher that watches nothing. Less: threads come and go. More: they stay when all is over.
@@ -50,8 +47,8 @@ pub(crate) struct Changed<'a> {
 }
 
 /// All watchers of this process. A fork has none of the parent's threads.
+#[derive(Default)]
 struct Watchers {
-    origin: Origin,
     list: Mutex<Vec<Arc<Watcher>>>,
 }
 
@@ -97,9 +94,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn watchers() -> &'static Watchers {
-    static WATCHERS: AtomicPtr<Watchers> = AtomicPtr::new(std::ptr::null_mut());
-    let new = |origin| Watchers { origin, list: Mutex::default() };
-    this_process(&WATCHERS, new, |watchers| watchers.origin)
+    static WATCHERS: PerProcess<Watchers> = PerProcess::new(Watchers::default);
+    WATCHERS.get()
 }
 
 /// A place on some watcher, which is given back by [`Watcher::leave`].
@@ -164,7 +160,10 @@ impl Watcher {
 
     fn run(&self) {
         let mut idle_since = Instant::now();
+        let origin = Origin::here();
         loop {
+            // A waker has copied this process, and has returned in the copy, where nobody waits.
+            origin.end_copy(0);
             let news = self.news.load(Ordering::Acquire);
             let words: Vec<_> = lock(&self.places)
                 .list

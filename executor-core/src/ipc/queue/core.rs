@@ -4,10 +4,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicPtr, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,7 +19,7 @@ use super::chain::{
 };
 use crate::{
     os::{
-        fork::Origin,
+        fork::PerProcess,
         liveness::{Liveness, Owners},
         socket::{self, peek_short_now, retry, send_now},
         spin::Spin,
@@ -33,7 +30,7 @@ use crate::{
     },
     shm::{
         extents::{Extents, Window},
-        heap::{Block, Kind, Place, this_process},
+        heap::{Block, Kind, Place},
     },
     sync::{
         changed::changed,
@@ -242,14 +239,14 @@ impl Store {
 }
 
 /// The queues of this process, by the number of their file: one that is received again is the same one.
+#[derive(Default)]
 struct Table {
-    origin: Origin,
     queues: Mutex<HashMap<(u64, u64), Weak<Core>>>,
 }
 
 fn table() -> &'static Table {
-    static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
-    this_process(&TABLE, |origin| Table { origin, queues: Mutex::default() }, |table| table.origin)
+    static TABLE: PerProcess<Table> = PerProcess::new(Table::default);
+    TABLE.get()
 }
 
 impl Drop for Core {
