@@ -91,7 +91,8 @@ fn main() {
         Ok(role) => {
             executor::init();
             (cell().inside)();
-            rustix::io::fcntl_setfd(report(), rustix::io::FdFlags::CLOEXEC).expect("it is open");
+            // Not by `fcntl`, which may be refused.
+            rustix::io::ioctl_fioclex(report()).expect("it is open");
             match role {
                 "quickstart" => quickstart(),
                 "death" => death(),
@@ -505,6 +506,22 @@ const CALLS: &[Cell] = refused! {
     SYS_getdents64,
     SYS_umask,
     SYS_ppoll,
+    SYS_clone,
+    SYS_dup3,
+    SYS_pipe2,
+    SYS_fcntl,
+    SYS_flock,
+    SYS_rt_sigprocmask,
+    SYS_getpgid,
+    SYS_clock_nanosleep,
+    SYS_fstat,
+    SYS_lseek,
+    SYS_accept4,
+    SYS_getpeername,
+    SYS_sched_setaffinity,
+    SYS_sysinfo,
+    SYS_unlinkat,
+    SYS_mkdirat,
 };
 
 // ---- containers ----------------------------------------------------------------------------------------------------
@@ -561,6 +578,15 @@ const PROC: &[&str] = &["/proc"];
 const CONTAINERS: &[Cell] = &[
     or_says("no /proc", PROC, || own_mounts().and_then(|()| empty("/proc", 0))),
     works("a read-only /tmp", || own_mounts().and_then(|()| empty("/tmp", libc::MS_RDONLY))),
+    works("a root that is read-only", || {
+        own_mounts()?;
+        let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
+        // SAFETY: the pointers are strings or null, as the call wants them.
+        let mounted = unsafe {
+            libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null())
+        };
+        os_error("mount read-only", mounted)
+    }),
     works("no /sys", || own_mounts().and_then(|()| empty("/sys", 0))),
     or_says("no /proc, /dev, /sys, /tmp", &["/proc", "/dev/null"], || {
         own_mounts()?;
