@@ -453,8 +453,7 @@ fn refuse(call: libc::c_long, error: libc::c_int) -> Result<(), String> {
     }
 }
 
-const REFUSED: &[&str] =
-    &["Operation not permitted", "Function not implemented", "Resource temporarily unavailable"];
+const REFUSED: &[&str] = &["Operation not permitted", "Function not implemented"];
 
 macro_rules! refused {
     ($($call:ident,)*) => {
@@ -989,7 +988,9 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         return Verdict::Wrong(format!("{program} said nothing: {complaint}"));
     }
     let improper = errors.iter().find(|(_, error)| {
-        error.contains("WRONG") || !cell.refusals.iter().any(|refusal| error.contains(refusal))
+        error.contains("WRONG")
+            || !says_what_was_tried(error)
+            || !cell.refusals.iter().any(|refusal| error.contains(refusal))
     });
     if let Some((step, error)) = improper {
         return Verdict::Wrong(format!("{program}, {step}: {error} {complaint}"));
@@ -999,6 +1000,18 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         None => Verdict::Works,
         Some((step, error)) => Verdict::Refused(format!("{step}: {error}")),
     }
+}
+
+/// Whether more stands before an answer of the system than that something went wrong.
+fn says_what_was_tried(error: &str) -> bool {
+    let mut before = None;
+    for part in error.split(": ") {
+        if part.contains("(os error") {
+            return before.is_some_and(|before| before != "no worker could be started");
+        }
+        before = Some(part);
+    }
+    true
 }
 
 /// Control groups that a cell has made; they go once nobody is in them.

@@ -11,6 +11,7 @@
 //! memory   an anonymous, sealed page that parent and child both see
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
+//! asked    what was asked for, in an error
 //! sealed   bytes in an anonymous file of their own, sealed against writing
 //! ready    sleeping until a descriptor is ready
 //! random   random numbers
@@ -27,6 +28,7 @@
 //! `unsafe` lives here and says why it is sound; nothing above this folder has any.
 
 pub(crate) mod arena;
+pub(crate) mod asked;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod fault;

@@ -18,7 +18,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid},
 };
 
-use super::socket::retry;
+use super::{asked::Asked, socket::retry};
 use crate::error::ExitStatus;
 
 /// The program of this process: not what this points at, which may have been replaced or removed.
@@ -243,7 +243,12 @@ impl Child {
         if let Some(stderr) = start.stderr {
             command.stderr(stderr);
         }
-        let mut child = command.spawn()?;
+        let mut child = match start.executable {
+            Some(executable) => command.spawn().asked(&executable.display().to_string()),
+            None => command.spawn().asked(
+                "/proc/self/exe, where a program starts itself again (it needs `/proc`, and its own root)",
+            ),
+        }?;
         let pid = Pid::from_child(&child);
         Child::watch(pid).inspect_err(|_| {
             // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
@@ -269,7 +274,7 @@ impl Child {
             Ok(pidfd) => Ok(Child { pid, pidfd: Some(above_stdio(pidfd)?) }),
             // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
             Err(Errno::SRCH) => Ok(Child { pid, pidfd: None }),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error).asked("to watch a process (pidfd_open)"),
         }
     }
 

@@ -69,7 +69,7 @@ use crate::{
         wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
-    os::{cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, wake::Bell},
+    os::{asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, wake::Bell},
     process::exit,
     registry::TaskEntry,
     segment::{Results, Store},
@@ -340,7 +340,8 @@ impl Pool {
             start_timeout: options.start_timeout,
             processors: usable_cpus(),
         };
-        let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")?;
+        let (doorbell, doorbell_fd) =
+            Shared::create("executor-doorbell").asked("shared memory (memfd_create, ftruncate, mmap)")?;
         let arguments = Store::create().and_then(|store| {
             let descriptor = store.read_only()?;
             Ok((store, descriptor))
@@ -348,7 +349,7 @@ impl Pool {
         let arguments = match arguments {
             // What may be there another time is what the rest of an executor needs too.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                return Err(error);
+                return Err(error).asked("shared memory for arguments");
             }
             arguments => arguments
                 .inspect_err(|error| tracing::debug!(%error, "large arguments will go in parts"))
@@ -372,7 +373,7 @@ impl Pool {
             doorbell: (Arc::new(doorbell), doorbell_fd),
             arguments,
             warm: AtomicBool::new(false),
-            bell: Bell::new()?,
+            bell: Bell::new().asked("an eventfd")?,
             notices: Mutex::default(),
             options,
             origin: Origin::here(),

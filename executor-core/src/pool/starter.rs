@@ -17,6 +17,7 @@ use crate::{
     future::callback::catch,
     id::WorkerId,
     os::{
+        asked::Asked,
         memory::Shared,
         process::{Child, Start},
         signals::Signals,
@@ -57,17 +58,12 @@ pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
     }
 }
 
-/// The same error, which says what was tried.
-fn tried(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
-}
-
 fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
-    let (socket, theirs) = socket::pair().map_err(tried("to make a pair of sockets"))?;
-    let (segment, segment_fd) = ring::create().map_err(tried("to make shared memory (memfd_create)"))?;
+    let (socket, theirs) = socket::pair().asked("to make a pair of sockets")?;
+    let (segment, segment_fd) = ring::create().asked("to make shared memory (memfd_create)")?;
     let directory = match pool.options.transport {
         Transport::Ring => None,
-        Transport::Ipc => Some(ipc::directory().map_err(tried("to make a directory for its socket"))?),
+        Transport::Ipc => Some(ipc::directory().asked("to make a directory for its socket")?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
     let program = program::for_child()?;
@@ -92,14 +88,14 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     let mut fds = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes go through the transport.
     let results = match &pool.arguments {
-        Some(_) => Some(Results::create().map_err(tried("to make memory for results (memfd_create)"))?),
+        Some(_) => Some(Results::create().asked("to make memory for results (memfd_create)")?),
         None => None,
     };
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
         fds.extend([arguments.as_fd(), results.descriptor()]);
     }
     // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
-    handshake::send(&socket, &setup, &fds).map_err(tried("to send it what it needs"))?;
+    handshake::send(&socket, &setup, &fds).asked("to send it what it needs")?;
     let child = Child::start(Start {
         executable: None,
         marker: entry::MARKER,
@@ -109,6 +105,6 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         environment: &pool.options.envs,
         directory: None,
     })
-    .map_err(tried("to start /proc/self/exe"))?;
+    .asked("to start /proc/self/exe")?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }
