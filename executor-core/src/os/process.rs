@@ -23,6 +23,9 @@ use crate::error::ExitStatus;
 
 /// The program of this process: not what this points at, which may have been replaced or removed.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
+/// As an error tells it.
+const OWN_EXECUTABLE_ASKED: &str =
+    "/proc/self/exe, from where a program starts itself again (it needs `/proc` and its own root)";
 
 /// How a program is started.
 #[derive(Debug)]
@@ -183,7 +186,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
             "this process acts as another user or group than its own (its real and effective ids differ)",
         ));
     }
-    let file = std::fs::metadata(OWN_EXECUTABLE)?;
+    let file = std::fs::metadata(OWN_EXECUTABLE).asked(OWN_EXECUTABLE_ASKED)?;
     let has = |bits: u32| file.mode() & bits == bits;
     let changes = (has(libc::S_ISUID) && file.uid() != geteuid().as_raw())
         || (has(libc::S_ISGID | libc::S_IXGRP) && file.gid() != getegid().as_raw());
@@ -245,9 +248,7 @@ impl Child {
         }
         let mut child = match start.executable {
             Some(executable) => command.spawn().asked(&executable.display().to_string()),
-            None => command.spawn().asked(
-                "/proc/self/exe, where a program starts itself again (it needs `/proc`, and its own root)",
-            ),
+            None => command.spawn().asked(OWN_EXECUTABLE_ASKED),
         }?;
         let pid = Pid::from_child(&child);
         Child::watch(pid).inspect_err(|_| {
