@@ -488,7 +488,6 @@ const CALLS: &[Cell] = refused! {
     SYS_socketpair,
     SYS_socket,
     SYS_sendmsg,
-    SYS_recvmsg,
     SYS_setsockopt,
     SYS_timerfd_create,
     SYS_epoll_create1,
@@ -516,14 +515,17 @@ const CALLS: &[Cell] = refused! {
     SYS_mkdirat,
 };
 
-/// Asked before a worker knows whether anybody listens: it says on its standard error why it ends, and its executor what
-/// it ended with.
+/// By which a worker learns whether anybody listens, and what it is for. Without them it can tell by nothing but its code, and
+/// on its standard error.
 const CALLS_OF_A_START: &[Cell] = &[
-    or_says("SYS_getsockopt: EPERM", UNASKED, || refuse(libc::SYS_getsockopt, libc::EPERM)),
-    or_says("SYS_getsockopt: ENOSYS", UNASKED, || refuse(libc::SYS_getsockopt, libc::ENOSYS)),
+    or_says("SYS_getsockopt: EPERM", CODE_2, || refuse(libc::SYS_getsockopt, libc::EPERM)),
+    or_says("SYS_getsockopt: ENOSYS", CODE_2, || refuse(libc::SYS_getsockopt, libc::ENOSYS)),
+    or_says("SYS_recvmsg: EPERM", CODE_1, || refuse(libc::SYS_recvmsg, libc::EPERM)),
+    or_says("SYS_recvmsg: ENOSYS", CODE_1, || refuse(libc::SYS_recvmsg, libc::ENOSYS)),
 ];
 
-const UNASKED: &[&str] = &["a worker process started (exited with code 2)"];
+const CODE_2: &[&str] = &["exited with code 2"];
+const CODE_1: &[&str] = &["exited with code 1", "to hear a worker's answer (recvmsg)"];
 
 // ---- containers ----------------------------------------------------------------------------------------------------
 

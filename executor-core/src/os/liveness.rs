@@ -32,6 +32,7 @@ use std::{
 use rustix::fs::{Mode, OFlags, open};
 
 use super::{
+    asked::Asked,
     fork::{NotInherited, Origin},
     memory::SharedLayout,
     socket::retry,
@@ -117,7 +118,8 @@ impl Seat {
         let origin = Origin::here();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let description =
-            NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))?;
+            NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+                .asked("another descriptor of shared memory (/proc/self/fd)")?;
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
             // Neither 0 nor nobody's.

@@ -23,9 +23,6 @@ use crate::error::ExitStatus;
 
 /// The program of this process: not what this points at, which may have been replaced or removed.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
-/// As an error tells it.
-const OWN_EXECUTABLE_ASKED: &str =
-    "/proc/self/exe, from where a program starts itself again (it needs `/proc` and its own root)";
 
 /// How a program is started.
 #[derive(Debug)]
@@ -177,6 +174,13 @@ pub(crate) fn is_privileged() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// An error of the system about this program's file.
+fn own_executable(error: io::Error) -> io::Error {
+    let missing = error.kind() == io::ErrorKind::NotFound;
+    let hint = if missing { " (a program starts itself again from there: is `/proc` mounted?)" } else { "" };
+    io::Error::new(error.kind(), format!("{OWN_EXECUTABLE}{hint}: {error}"))
+}
+
 /// Why a program that this process starts from its own file would be [privileged](is_privileged), if it would be: it would take
 /// us for a stranger, and not be a child.
 fn would_be_privileged() -> io::Result<Option<&'static str>> {
@@ -186,7 +190,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
             "this process acts as another user or group than its own (its real and effective ids differ)",
         ));
     }
-    let file = std::fs::metadata(OWN_EXECUTABLE).asked(OWN_EXECUTABLE_ASKED)?;
+    let file = std::fs::metadata(OWN_EXECUTABLE).map_err(own_executable)?;
     let has = |bits: u32| file.mode() & bits == bits;
     let changes = (has(libc::S_ISUID) && file.uid() != geteuid().as_raw())
         || (has(libc::S_ISGID | libc::S_IXGRP) && file.gid() != getegid().as_raw());
@@ -248,7 +252,7 @@ impl Child {
         }
         let mut child = match start.executable {
             Some(executable) => command.spawn().asked(&executable.display().to_string()),
-            None => command.spawn().asked(OWN_EXECUTABLE_ASKED),
+            None => command.spawn().map_err(own_executable),
         }?;
         let pid = Pid::from_child(&child);
         Child::watch(pid).inspect_err(|_| {
