@@ -138,7 +138,8 @@ fn refused(error: Errno, len: u64) -> io::Error {
 /// Makes a system call that may be refused with SIGXFSZ, without that signal.
 ///
 /// The kernel sends it to the calling thread, at once and before the call returns: so it is enough to block it here, and there is
-/// no moment in which it could strike. Two system calls more, 0.2 µs; nothing that makes a file longer is as short.
+/// no moment in which it could strike. Two system calls more: a sixth of what it takes
+/// to make an empty file of one page.
 fn unsignalled<T>(call: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     let blocked = Blocked::new();
     let result = call();
