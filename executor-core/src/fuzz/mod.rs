@@ -21,7 +21,7 @@ use crate::{
     error::{Failure, RemoteError},
     wire::{
         frame::{Assembler, HEADER_BYTES, Header, Kind, item_of},
-        handshake::{self, Hello, Setup},
+        handshake::{self as first, Hello, Setup},
     },
 };
 
@@ -44,7 +44,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -54,15 +54,21 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "messagepack", run: messagepack, bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len },
     Target { name: "round_trip", run: round_trip, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "ring", run: ring, bytes_max: shared::ring_bytes_max },
+    Target { name: "message", run: message, bytes_max: crate::ipc::fuzzed::message_bytes_max },
+    Target { name: "handshake", run: handshake, bytes_max: |_| 4096 },
 ];
 
 /// The board has nothing that takes memory but a panic's text; it is run with threads, which do.
 pub const BOARD: Target = Target { name: "board", run: board, bytes_max: |_| 1 << 20 };
 
 /// Takes numbers off the input; zeros when it is at its end.
-struct Input<'a>(&'a [u8]);
+pub(crate) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
+    pub(crate) fn new(data: &'a [u8]) -> Self {
+        Input(data)
+    }
+
     fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut out = [0; N];
         let here = self.bytes(N);
@@ -70,11 +76,11 @@ impl<'a> Input<'a> {
         out
     }
 
-    fn u8(&mut self) -> u8 {
+    pub(crate) fn u8(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    fn u16(&mut self) -> u16 {
+    pub(crate) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
@@ -82,13 +88,13 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    fn bytes(&mut self, len: usize) -> &'a [u8] {
+    pub(crate) fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (here, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         here
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -116,17 +122,27 @@ pub fn frame(data: &[u8]) {
     }
 }
 
+/// What comes through a connection.
+pub fn message(data: &[u8]) {
+    crate::ipc::fuzzed::message(data);
+}
+
+/// What comes before somebody is believed.
+pub fn handshake(data: &[u8]) {
+    crate::ipc::fuzzed::handshake(data);
+}
+
 /// What a worker reads first.
 pub fn setup(data: &[u8]) {
-    if let Ok(setup) = handshake::from_bytes::<Setup>(data) {
-        assert_eq!(handshake::from_bytes::<Setup>(&handshake::to_bytes(&setup)), Ok(setup));
+    if let Ok(setup) = first::from_bytes::<Setup>(data) {
+        assert_eq!(first::from_bytes::<Setup>(&first::to_bytes(&setup)), Ok(setup));
     }
 }
 
 /// What a worker answers.
 pub fn hello(data: &[u8]) {
-    if let Ok(Ok(hello)) = handshake::answer_from_bytes::<Hello>(data) {
-        assert_eq!(handshake::answer_from_bytes::<Hello>(&handshake::to_bytes(&hello)), Ok(Ok(hello)));
+    if let Ok(Ok(hello)) = first::answer_from_bytes::<Hello>(data) {
+        assert_eq!(first::answer_from_bytes::<Hello>(&first::to_bytes(&hello)), Ok(Ok(hello)));
     }
 }
 

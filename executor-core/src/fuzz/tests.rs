@@ -361,6 +361,36 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 255, 8,
             ],
         ],
+        "message" => {
+            // As in `ipc/message.rs`: a mark, kind, descriptors, number, length.
+            let head =
+                |kind: u8, len: u64| [&[b'x', b'q', kind, 0, 9, 0, 0, 0][..], &len.to_le_bytes()].concat();
+            let whole = [head(2, 5), b"bytes".to_vec()].concat();
+            let mut out = Vec::new();
+            for way in [[0, 3], [1, 3], [0, 0], [1, 1]] {
+                let with = |pieces: &[&[u8]]| {
+                    let pieces = pieces.iter().flat_map(|piece| message(piece));
+                    way.iter().copied().chain(pieces).collect::<Vec<u8>>()
+                };
+                out.push(with(&[&whole, &whole]));
+                out.push(with(&[&whole[..7], &whole[7..18], &whole[18..]]));
+                out.push(with(&[&head(2, u64::MAX), &[7; 100], &head(3, 0)]));
+                out.push(with(&[&[head(1, 100), vec![1; 100]].concat(), &head(4, 0)]));
+                out.push(with(&[b"GET / HTTP/1.1\r\n\r\n"]));
+            }
+            out
+        }
+        "handshake" => {
+            let said = |kind: u8, bytes: &[u8]| [&[kind, bytes.len() as u8][..], bytes].concat();
+            let hello = said(0, b"");
+            vec![
+                hello.repeat(5),
+                [hello.clone(), said(2, &[1; 64])].concat(),
+                [said(1, &[7; 32]), said(3, &[1; 32])].concat(),
+                [hello.clone(), said(1, &[7; 32]), said(4, b"")].concat(),
+                [said(2, &[0; 64]), hello, said(2, &[0; 65])].concat(),
+            ]
+        }
         "board" => vec![vec![0; 64], vec![0xff; 64], (0..=255).collect()],
         _ => vec![vec![], vec![0; 100], vec![0xff; 300], (0..=255).collect()],
     };

@@ -30,6 +30,8 @@ mod auth;
 mod connection;
 mod endpoint;
 mod error;
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
+pub(crate) mod fuzzed;
 mod listener;
 mod message;
 mod queue;
