@@ -14,7 +14,7 @@ pub(crate) fn message_bytes_max(len: usize) -> usize {
 /// Packets, or pieces of a stream, each behind its length in two bytes; the first byte says which of the two.
 pub(crate) fn message(data: &[u8]) {
     let mut input = Input::new(data);
-    let packets = input.u8() % 2 == 0;
+    let packets = input.u8().is_multiple_of(2);
     let max = [0, 64, 4096, u64::MAX][usize::from(input.u8() % 4)];
     let (mut assembler, mut arrived) = (Assembler::default(), 0);
     while !input.is_empty() {
@@ -74,7 +74,7 @@ pub(crate) fn handshake(data: &[u8]) {
     let (mut asking, _) = Asking::begin();
     let (mut heard, mut asked) = (0, 0);
     let (mut over, mut done) = (false, false);
-    while !input.is_empty() && !(over && done) {
+    while !(input.is_empty() || over && done) {
         let kinds = [Kind::Hello, Kind::Challenge, Kind::Answer, Kind::Welcome, Kind::Refused, Kind::Value];
         let kind = kinds[usize::from(input.u8()) % kinds.len()];
         let len = usize::from(input.u8()).min(LEN_MAX as usize + 1);
