@@ -1,7 +1,7 @@
 //! What can go wrong, in words that answer the next question: what was tried, on what, and what to do.
 //!
 //! `unwrap`, and a `main` that returns an error, print its `Debug`. So that is what people see of an error, and it has to
-//! have the remedy in it: the `Debug` of every error here and in the other folders is its `Display`, by [`debug_is_display!`].
+//! have the remedy in it: the `Debug` of every error here and in the other folders is its `Display`, by `debug_is_display!`.
 //! Nobody derives it; a test reads the sources.
 
 mod remote;
