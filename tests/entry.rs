@@ -8,7 +8,7 @@ mod support_b;
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{BufRead, Read, Write},
     os::{
         fd::OwnedFd,
         unix::{
@@ -22,8 +22,9 @@ use std::{
 };
 
 use executor::{Process, prelude::*};
-use plays::{Play, argument, play};
-use support_b::{echo, pool, watchdog};
+use plays::{Play, argument, assert_nothing_left, play, ready};
+use rustix::process::Signal;
+use support_b::{Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog};
 use tempfile::TempDir;
 
 list! { TESTS:
@@ -35,6 +36,9 @@ list! { TESTS:
     a_socket_that_another_user_has_made_is_not_read,
     a_privileged_program_is_told_that_it_has_no_workers,
     functions_of_one_name_are_told_apart,
+    a_program_that_replaces_itself_leaves_nobody,
+    stopped_children_end_with_their_parent,
+    who_has_reported_may_take_its_time,
 }
 
 list! { PROGRAMS:
@@ -43,6 +47,9 @@ list! { PROGRAMS:
     starts_scripts,
     starts_a_victim,
     starts_a_pool_with_its_privileges,
+    replaces_itself,
+    has_children_of_all_kinds,
+    joins_who_takes_its_time,
 }
 
 fn main() {
@@ -363,4 +370,132 @@ fn functions_of_one_name_are_told_apart() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "told apart\n", "{stderr}");
     assert!(output.status.success(), "{stderr}");
+}
+
+// ---- whose child is it? --------------------------------------------------------------------------------------------
+
+/// One of each kind that ends with its parent, all at the gate: who they are, and the fork server. Started by a thread that has ended.
+fn children_of_all_kinds(gate: &Path) -> Vec<u32> {
+    let path = gate.to_owned();
+    let start = move || {
+        let pool = pool(1);
+        let future = pool.submit(hold::task(&path));
+        std::mem::forget((pool, future));
+        Process::new(hold::task(&path)).start().unwrap();
+        let context = executor::Context::new(executor::StartMethod::ForkServer);
+        context.process(hold::task(&path)).start().unwrap();
+        std::mem::forget(context);
+    };
+    std::thread::spawn(start).join().unwrap();
+    eventually("all are at the gate", || arrivals_at(gate) == 3);
+    children().into_iter().map(|(pid, ..)| pid).collect()
+}
+
+fn arrivals_at(gate: &Path) -> usize {
+    let names = fs::read_dir(gate).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("arrival-")).count()
+}
+
+fn say(children: &[u32]) {
+    println!("ready");
+    println!("{}", children.iter().map(u32::to_string).collect::<Vec<_>>().join(" "));
+}
+
+fn listen(stdout: &mut impl BufRead) -> Vec<u32> {
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    line.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// A copy of it goes on, and has all that is not closed in copies.
+fn replaces_itself() {
+    let gate = PathBuf::from(argument());
+    let mut children = children_of_all_kinds(&gate);
+    // SAFETY: the child only sleeps.
+    let copy = unsafe { libc::fork() };
+    if copy == 0 {
+        loop {
+            // SAFETY: sleeps.
+            unsafe { libc::pause() };
+        }
+    }
+    children.push(copy as u32);
+    say(&children);
+    panic!("{}", Command::new("sleep").arg("1000").exec());
+}
+
+fn a_program_that_replaces_itself_leaves_nobody() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let (mut program, mut stdout, tag) = play("replaces_itself").argument(gate.path()).until_it_speaks();
+    let mut children = listen(&mut stdout);
+    let copy = children.pop().unwrap();
+    assert_eq!(children.len(), 4, "a worker, a process, a fork server and its process");
+    for child in children {
+        eventually("it notices that nobody knows of it", || !runs(child));
+    }
+    assert!(runs(program.id()) && runs(copy), "they are none of ours");
+    signal(copy, Signal::KILL);
+    program.kill().unwrap();
+    program.wait().unwrap();
+    assert_nothing_left(&tag);
+}
+
+fn has_children_of_all_kinds() {
+    say(&children_of_all_kinds(&PathBuf::from(argument())));
+    loop {
+        std::thread::park();
+    }
+}
+
+fn stopped_children_end_with_their_parent() {
+    let _watchdog = watchdog();
+    // Whoever has no parent any more becomes ours. So its group is not that of an orphan, to whom the kernel sends SIGHUP:
+    // as in a container whose first process is in the session.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let gate = Gate::new();
+    let (mut program, mut stdout, tag) =
+        play("has_children_of_all_kinds").argument(gate.path()).until_it_speaks();
+    let children = listen(&mut stdout);
+    assert_eq!(children.len(), 4, "a worker, a process, a fork server and its process");
+    for child in &children {
+        signal(*child, Signal::STOP);
+        eventually("it is stopped", || state(*child) == Some('T'));
+    }
+    program.kill().unwrap();
+    program.wait().unwrap();
+    assert_nothing_left(&tag);
+    for child in children {
+        let pid = rustix::process::Pid::from_raw(child as i32).unwrap();
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+    }
+    rustix::process::set_child_subreaper(None).unwrap();
+}
+
+/// What it has to do at its end begins when its parent has its value.
+#[task]
+fn leaves_slowly(gate: PathBuf) -> u32 {
+    executor::at_exit(0, move || come_to(&gate));
+    7
+}
+
+fn joins_who_takes_its_time() {
+    let gate = PathBuf::from(argument());
+    let child = Process::new(leaves_slowly::task(gate.clone())).start().unwrap();
+    eventually("it is at its end", || arrivals_at(&gate) == 1);
+    // So that our side has read its value, and would have closed what it is not to close.
+    assert_eq!(Process::new(echo::task(1)).start().unwrap().join().unwrap(), 1);
+    ready();
+    println!("{:?} {:?}", child.join().map_err(|error| error.to_string()), child.wait_exit());
+}
+
+fn who_has_reported_may_take_its_time() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let (program, mut stdout, _) = play("joins_who_takes_its_time").argument(gate.path()).until_it_speaks();
+    gate.open();
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "Ok(7) Exited(0)\n");
+    assert!(program.wait_with_output().unwrap().status.success());
 }

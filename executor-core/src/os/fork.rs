@@ -289,7 +289,18 @@ impl NotInherited {
         let origin = Origin::here();
         // No fork in between: its child would keep what no entry names yet.
         let _gate = Gate::enter();
-        let descriptor = open()?.into_raw_fd();
+        Ok(NotInherited::enlist(open()?, origin))
+    }
+
+    /// What is open already: a child that has been forked since keeps it.
+    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+        let origin = Origin::here();
+        let _gate = Gate::enter();
+        NotInherited::enlist(descriptor, origin)
+    }
+
+    fn enlist(descriptor: OwnedFd, origin: Origin) -> Self {
+        let descriptor = descriptor.into_raw_fd();
         let taken = entries().find(|entry| {
             let put =
                 entry.descriptor.compare_exchange(FREE, descriptor, Ordering::AcqRel, Ordering::Relaxed);
@@ -310,7 +321,7 @@ impl NotInherited {
             }
             entry
         });
-        Ok(NotInherited { entry, origin })
+        NotInherited { entry, origin }
     }
 
     /// The descriptor; `None` in a fork.

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv as recv_bytes, recvmsg, sendmsg,
@@ -34,6 +35,13 @@ pub(crate) fn is_one(fd: BorrowedFd<'_>) -> bool {
 fn ask_whether_one(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(sockopt::socket_type(fd)? == SocketType::SEQPACKET
         && sockopt::socket_domain(fd)? == AddressFamily::UNIX)
+}
+
+/// Whether the other end is closed, in every process that had it.
+pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    let polled = retry(|| poll(&mut fds, Some(&Timespec::default())));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// In whose name (effective user and group) a process acts.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     id::TaskId,
-    os::socket,
+    os::{fork::NotInherited, socket},
     segment::Results,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
@@ -20,8 +20,8 @@ use crate::{
 
 /// One worker's.
 pub(super) struct Beside {
-    /// Kept open while the worker lives: its end tells the worker that we are gone.
-    control: OwnedFd,
+    /// Kept open while the worker lives: its end tells the worker that we are gone. So no copy of this process may keep it.
+    control: NotInherited,
     results: Option<Arc<Results>>,
     /// Found no room in the socket yet. The worker waits for them when it comes to their frames.
     waiting: Mutex<VecDeque<(TaskId, Vec<Attachment>)>>,
@@ -32,7 +32,7 @@ pub(super) struct Impossible;
 
 impl Beside {
     pub(super) fn new(control: OwnedFd, results: Option<Arc<Results>>) -> Self {
-        Beside { control, results, waiting: Mutex::default() }
+        Beside { control: NotInherited::new(control), results, waiting: Mutex::default() }
     }
 
     /// Closes the worker's control socket, as the end of this program would: the worker ends itself.
@@ -58,9 +58,11 @@ impl Beside {
     }
 
     fn pump(&self, waiting: &mut VecDeque<(TaskId, Vec<Attachment>)>) -> bool {
+        // In a copy of this process there is no worker.
+        let Some(control) = self.control.get() else { return false };
         while let Some((task, attachments)) = waiting.front() {
             let descriptors: Vec<_> = attachments.iter().map(|descriptor| descriptor.as_fd()).collect();
-            match socket::send_now(&self.control, &task.as_u64().to_le_bytes(), &descriptors) {
+            match socket::send_now(control, &task.as_u64().to_le_bytes(), &descriptors) {
                 Err(error) if is_passing(&error) => return true,
                 // The worker has gone: its tasks are dealt with where that is noticed.
                 Err(_) => waiting.clear(),
@@ -88,7 +90,8 @@ impl Beside {
         if flags & flag::ATTACHED != 0 {
             // Sent before the frame, so it is there.
             let mut task = [0; 8];
-            let message = socket::recv_short_now(&self.control, &mut task);
+            let control = self.control.get().ok_or(Impossible)?;
+            let message = socket::recv_short_now(control, &mut task);
             let (len, descriptors) = message.map_err(|_| Impossible)?;
             if len != task.len()
                 || u64::from_le_bytes(task) != frame.header.task.as_u64()

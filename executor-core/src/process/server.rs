@@ -10,7 +10,7 @@ use super::{start::StartError, table};
 use crate::{
     id::FnId,
     os::{
-        fork::{Origin, PerProcess},
+        fork::{NotInherited, Origin, PerProcess},
         process::{Child, Start},
         signals::Signals,
         socket,
@@ -37,7 +37,8 @@ struct State {
 }
 
 struct Running {
-    socket: Option<OwnedFd>,
+    /// A copy of this process does not keep it: its end tells the server that it is not needed.
+    socket: Option<NotInherited>,
     child: Child,
     origin: Origin,
 }
@@ -109,7 +110,8 @@ fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
     if state.running.is_none() {
         state.running = Some(start(&state.preload)?);
     }
-    let Some(Running { socket: Some(server), .. }) = &state.running else {
+    let server = state.running.as_ref().and_then(|running| running.socket.as_ref()?.get());
+    let Some(server) = server else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };
     let (ours, theirs) = socket::pair().map_err(os)?;
@@ -156,8 +158,10 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         directory: None,
     })
     .map_err(os)?;
-    let running = Running { socket: Some(ours), child, origin: Origin::here() };
-    let Some(socket) = &running.socket else { return Err(os(io::ErrorKind::NotConnected.into())) };
+    let running = Running { socket: Some(NotInherited::new(ours)), child, origin: Origin::here() };
+    let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
+        return Err(os(io::ErrorKind::NotConnected.into()));
+    };
     match handshake::receive_answer::<Report>(socket) {
         Ok(Ok(report)) if report.kind == Kind::Ready as u8 => Ok(running),
         Ok(Ok(_)) => Err(StartError::ForkServer("it says what a fork server does not".into())),

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
     thread,
@@ -22,7 +22,7 @@ use crate::{
     error::{ExitStatus, Phase, TaskError},
     future::cell::Outcome,
     os::{
-        fork::{Origin, PerProcess},
+        fork::{NotInherited, Origin, PerProcess},
         memory::Shared,
         orphans::Orphans,
         process::Child as Process,
@@ -57,8 +57,10 @@ pub(crate) struct Record {
 
 #[derive(Default)]
 struct State {
-    /// Over which it reports; closed when it has.
-    socket: Option<OwnedFd>,
+    /// Over which it reports. Closed when it has ended, since it takes the end of this for ours; so no copy of this process may keep it.
+    socket: Option<Arc<NotInherited>>,
+    /// Nothing more is to be read from it.
+    heard: bool,
     report: Option<Outcome>,
     /// A report whose descriptors are still on their way, and how many there are to be.
     begun: Option<(Payload, Vec<Attachment>, usize)>,
@@ -115,7 +117,10 @@ impl Record {
             origin: Origin::here(),
             limit: limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
             board,
-            state: Mutex::new(State { socket: Some(socket), ..State::default() }),
+            state: Mutex::new(State {
+                socket: Some(Arc::new(NotInherited::new(socket))),
+                ..State::default()
+            }),
             changed: Condvar::new(),
         })
     }
@@ -304,11 +309,11 @@ impl Record {
         }
         // First asked, then read: what it said before its end is there by then.
         let ended = self.process.has_ended();
-        if let Some(socket) = state.socket.take()
-            && state.read(&socket, &self.task)
-            && !ended
+        if !state.heard
+            && let Some(socket) = state.socket.clone()
+            && let Some(socket) = socket.get()
         {
-            state.socket = Some(socket);
+            state.heard = !state.read(socket, &self.task);
         }
         if !ended {
             if let Some((_, at)) = self.limit
@@ -322,6 +327,7 @@ impl Record {
             }
             return None;
         }
+        state.socket = None;
         let status = self.process.reap_alone();
         if status != ExitStatus::Unknown {
             lock(ORPHANS.get()).of(self.process.pid());
@@ -332,14 +338,14 @@ impl Record {
     }
 }
 
-fn is_readable(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+fn is_readable(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
     matches!(retry(|| poll(&mut fds, Some(&Timespec::default()))), Ok(1..))
 }
 
 impl State {
     /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
-    fn read(&mut self, socket: &OwnedFd, task: &str) -> bool {
+    fn read(&mut self, socket: BorrowedFd<'_>, task: &str) -> bool {
         while is_readable(socket) {
             let complete = match &mut self.begun {
                 None => match handshake::receive_answer::<Report>(socket) {
@@ -515,14 +521,16 @@ fn watch(bell: &Arc<OwnedFd>) {
         };
         // The descriptors stay open as long as the records live, which is until after the sleep. A socket is not among those
         // that are slept on once it was read: what it says is said before the end.
-        let sockets: Vec<Option<OwnedFd>> = records
-            .iter()
-            .map(|record| lock(&record.state).socket.as_ref().and_then(|socket| socket.try_clone().ok()))
-            .collect();
+        let unheard = |record: &Arc<Record>| {
+            let state = lock(&record.state);
+            state.socket.clone().filter(|_| !state.heard)
+        };
+        let sockets: Vec<Option<Arc<NotInherited>>> = records.iter().map(unheard).collect();
         let mut fds = vec![PollFd::new(&**bell, PollFlags::IN)];
         for (record, socket) in records.iter().zip(&sockets) {
             fds.extend(record.process.pidfd().map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
-            fds.extend(socket.as_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+            let socket = socket.as_ref().and_then(|socket| socket.get());
+            fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         }
         let orphans = {
             let mut orphans = lock(ORPHANS.get());

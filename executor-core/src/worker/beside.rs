@@ -80,15 +80,14 @@ pub(super) fn locate<'a>(
 pub(super) struct Control {
     /// Not closed by us: a task that closes what it does not own may have done so, and std ends a process with words of
     /// its own that closes a descriptor twice.
-    socket: ManuallyDrop<OwnedFd>,
+    socket: &'static OwnedFd,
     /// Which socket it was: another file may have its number by now.
     inode: Option<(u64, u64)>,
 }
 
 impl Control {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        let inode = inode(&socket).ok();
-        Control { socket: ManuallyDrop::new(socket), inode }
+    pub(super) fn new(socket: &'static OwnedFd) -> Self {
+        Control { socket, inode: inode(socket).ok() }
     }
 
     fn check(&self) -> io::Result<()> {

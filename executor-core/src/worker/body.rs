@@ -47,15 +47,17 @@ pub(crate) fn run(
     descriptors: Vec<OwnedFd>,
     threads: usize,
 ) -> i32 {
+    // Closed with the process, not before: it is watched, and the parent watches it.
+    let socket: &'static OwnedFd = Box::leak(Box::new(socket));
     let refuse = |text: String| {
-        let _ = handshake::refuse(&socket, &text.into());
+        let _ = handshake::refuse(socket, &text.into());
         FAILED
     };
-    let prepared = match prepare(parent, &setup, &socket, descriptors, threads) {
+    let prepared = match prepare(parent, &setup, socket, descriptors, threads) {
         Ok(prepared) => prepared,
         Err(text) => return refuse(text),
     };
-    let attachments = match handshake::receive_attachments(&socket, setup.attachments) {
+    let attachments = match handshake::receive_attachments(socket, setup.attachments) {
         Ok(attachments) => attachments,
         Err(error) => return refuse(format!("its descriptors did not arrive: {error}")),
     };
@@ -69,10 +71,10 @@ pub(crate) fn run(
             setup.limits.lift();
         }
         // Nobody may be there any more, where a process outlives its parent.
-        let said = report(&socket, kind, bytes, attachments).inspect_err(|error| {
+        let said = report(socket, kind, bytes, attachments).inspect_err(|error| {
             // A result for which the system has no file is no death: the parent is told.
             let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
-            let _ = report(&socket, Kind::Refused, text.as_bytes(), &[]);
+            let _ = report(socket, Kind::Refused, text.as_bytes(), &[]);
         });
         match kind {
             Kind::Done if said.is_ok() || setup.outlives_parent => 0,
@@ -98,7 +100,7 @@ fn report(
 fn prepare(
     parent: u32,
     setup: &BodySetup,
-    socket: &OwnedFd,
+    socket: &'static OwnedFd,
     descriptors: Vec<OwnedFd>,
     threads: usize,
 ) -> Result<&'static Board, String> {
@@ -133,7 +135,8 @@ fn prepare(
         .map_err(|error| format!("its environment or working directory was refused: {error}"))?;
     }
     if !setup.outlives_parent {
-        watcher::start(parent, None).map_err(|error| format!("it cannot watch its parent: {error}"))?;
+        watcher::start(parent, socket, None)
+            .map_err(|error| format!("it cannot watch its parent: {error}"))?;
     }
     // Last: what is above needs descriptors.
     setup.limits.adopt()?;

@@ -294,14 +294,17 @@ fn work(
     descriptors: Vec<OwnedFd>,
     own_thread: bool,
 ) -> io::Result<()> {
-    let Ready { segment, doorbell, arenas, server } = match prepare(parent, &setup, descriptors, own_thread) {
+    // Until the process ends: it is how the parent sees us, and we the parent.
+    let socket: &'static OwnedFd = Box::leak(Box::new(socket));
+    let ready = prepare(parent, &setup, socket, descriptors, own_thread);
+    let Ready { segment, doorbell, arenas, server } = match ready {
         Ok(ready) => ready,
-        Err(refusal) => refuse(&socket, &refusal),
+        Err(refusal) => refuse(socket, &refusal),
     };
     let (server, name) = server.unzip();
     let hello = Hello { nonce: setup.nonce, tasks: registry::fingerprint(), server: name };
     kill_point!(HelloNext);
-    socket::send(&socket, &handshake::to_bytes(&hello), &[])?;
+    socket::send(socket, &handshake::to_bytes(&hello), &[])?;
     kill_point!(HelloSaid);
     match server {
         Some(server) => serve::serve(server.accept(&segment.board)?, socket, arenas),
@@ -322,6 +325,7 @@ struct Ready {
 fn prepare(
     parent: u32,
     setup: &WorkerSetup,
+    socket: &'static OwnedFd,
     descriptors: Vec<OwnedFd>,
     own_thread: bool,
 ) -> Result<Ready, Refusal> {
@@ -339,7 +343,7 @@ fn prepare(
         _ => None,
     };
     // Before anything that waits for the parent.
-    watcher::start(parent, directory).map_err(|error| Refusal::of("to watch its parent", &error))?;
+    watcher::start(parent, socket, directory).map_err(|error| Refusal::of("to watch its parent", &error))?;
     Ok(Ready {
         segment: Box::leak(Box::new(segment)),
         doorbell: Box::leak(Box::new(doorbell)),

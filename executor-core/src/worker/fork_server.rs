@@ -18,7 +18,7 @@ use rustix::{
     process::{Pid, PidfdFlags, getppid, pidfd_open},
 };
 
-use super::{beside::Arrived, call::Caller};
+use super::{beside::Arrived, call::Caller, watcher};
 use crate::{
     id::TaskId,
     os::{
@@ -37,6 +37,7 @@ use crate::{
 pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
     // No thread for this here. The socket alone does not tell: a copy of the parent may hold the other end, too.
     let parent = Pid::from_raw(parent.cast_signed())?;
+    watcher::outlive_no_stop();
     let pidfd = match pidfd_open(parent, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(error) => {

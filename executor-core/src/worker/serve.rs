@@ -25,7 +25,11 @@ pub(super) type Arenas = Option<(Arguments, Arc<Store>)>;
 
 /// Receives, calls, replies, until told to stop. The control socket stays open until the process ends: it is how the
 /// parent sees us.
-pub(super) fn serve(mut end: impl WorkerEnd + 'static, control: OwnedFd, arenas: Arenas) -> io::Result<()> {
+pub(super) fn serve(
+    mut end: impl WorkerEnd + 'static,
+    control: &'static OwnedFd,
+    arenas: Arenas,
+) -> io::Result<()> {
     let control = Control::new(control);
     let (mut arguments, results) = arenas.unzip();
     // The panic hook and the fault handler may need it at any time until the process ends.

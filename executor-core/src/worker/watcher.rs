@@ -1,27 +1,51 @@
-//! Ends the worker when its parent is gone, whatever its task is doing.
+//! Ends the worker when there is nobody any more whose child it is, whatever its task is doing.
+//!
+//! ```text
+//!  the parent ends          its pidfd, and the kernel gives us another parent
+//!  the parent is replaced   (`exec`) its pid stays, and its end of our socket is closed: nobody in it knows of us
+//!  and we are stopped       no thread of ours runs: the kernel continues us when the parent ends
+//! ```
 
 use std::{
     ffi::OsString,
     io,
+    os::fd::{AsFd, OwnedFd},
     sync::atomic::{AtomicI32, Ordering},
     thread,
-    time::Duration,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags},
+    event::{PollFd, PollFlags, Timespec, poll},
     process::{
         Pid, PidfdFlags, Signal, getpgrp, getpid, getppid, kill_process, kill_process_group, pidfd_open,
+        set_parent_process_death_signal,
     },
 };
 
-use crate::os::{ready, signals};
+use crate::os::{
+    arena::inode,
+    signals,
+    socket::{is_hung_up, retry},
+};
 
 /// How often the parent is looked for when no descriptor can be had.
-const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(100);
+const WITHOUT_DESCRIPTOR: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Watches `parent` on a thread of its own. When it is gone, nobody else removes the directory that it made for us.
-pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> {
+/// Has the kernel continue this process, should it be stopped, when its parent ends: what watches the parent is a part of it, and is
+/// stopped as well.
+///
+/// SIGCONT, and not SIGKILL: the group has to be killed, too, which only we can do. So it does no harm that the kernel takes a thread
+/// for the parent, and sends the signal as often as the one that we belong to ends: who runs is not changed by it.
+pub(super) fn outlive_no_stop() {
+    // A system that refuses it is as before.
+    let _ = set_parent_process_death_signal(Some(Signal::CONT));
+}
+
+/// Watches `parent` on a thread of its own, and `socket`, whose other end it has. When it is gone, nobody else removes the directory
+/// that it made for us.
+///
+/// The socket stays open as long as this process lives, unless a task closes what it does not own: then it may be another file.
+pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsString>) -> io::Result<()> {
     let end_group = move || {
         if let Some(directory) = &directory {
             let _ = std::fs::remove_dir_all(directory);
@@ -29,6 +53,7 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
         end_group()
     };
     let pid = Pid::from_raw(parent as i32);
+    outlive_no_stop();
     let pidfd = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
         Some(Ok(pidfd)) => pidfd,
         Some(Err(rustix::io::Errno::SRCH)) | None => end_group(),
@@ -38,18 +63,24 @@ pub(super) fn start(parent: u32, directory: Option<OsString>) -> io::Result<()> 
     if getppid() != pid {
         end_group();
     }
+    let identity = inode(socket)?;
     let watch = move || {
         let mut watched = Some(pidfd);
+        let mut lifeline = Some(socket);
         loop {
-            match &watched {
-                Some(pidfd) => {
-                    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-                    ready::doze(&mut fds, None);
-                }
-                None => thread::sleep(WITHOUT_DESCRIPTOR),
-            }
+            // Of the socket, only its end: the kernel tells of that unasked.
+            let ends = lifeline.iter().map(|socket| PollFd::new(*socket, PollFlags::empty()));
+            let starts = watched.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
+            let mut fds: Vec<_> = ends.chain(starts).collect();
+            let _ = retry(|| poll(&mut fds, watched.is_none().then_some(&WITHOUT_DESCRIPTOR)));
+            drop(fds);
             // The kernel gives us another parent before it lets the poll return.
             if getppid() != pid {
+                end_group();
+            }
+            let is_ours = |socket: &&OwnedFd| inode(socket).is_ok_and(|now| now == identity);
+            lifeline = lifeline.filter(is_ours);
+            if lifeline.is_some_and(|socket| is_hung_up(socket.as_fd())) {
                 end_group();
             }
             // Woken by something else: a task has closed what it does not own. Ours is not closed again, the number may
