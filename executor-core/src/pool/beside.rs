@@ -38,7 +38,9 @@ impl Beside {
     /// Closes the worker's control socket, as the end of this program would: the worker ends itself.
     pub(super) fn hang_up(&self) {
         // Refused only if the worker has done so.
-        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+        if let Some(control) = self.control.get() {
+            let _ = rustix::net::shutdown(control, rustix::net::Shutdown::Both);
+        }
     }
 
     pub(super) fn results(&self) -> Option<&Arc<Results>> {

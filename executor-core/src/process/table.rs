@@ -286,9 +286,8 @@ impl Record {
         }
         state.killed = true;
         let sent = self.process.signal_group(Signal::KILL).is_ok();
-        if !sent && let Some(socket) = state.socket.take() {
-            // The watcher may have a copy of the descriptor.
-            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        if !sent && let Some(socket) = state.socket.as_ref().and_then(|socket| socket.get()) {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         }
         sent
     }

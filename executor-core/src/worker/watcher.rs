@@ -15,18 +15,14 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, Timespec},
     process::{
         Pid, PidfdFlags, Signal, getpgrp, getpid, getppid, kill_process, kill_process_group, pidfd_open,
         set_parent_process_death_signal,
     },
 };
 
-use crate::os::{
-    arena::inode,
-    signals,
-    socket::{is_hung_up, retry},
-};
+use crate::os::{arena::inode, ready, signals, socket::is_hung_up};
 
 /// How often the parent is looked for when no descriptor can be had.
 const WITHOUT_DESCRIPTOR: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -72,7 +68,7 @@ pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsS
             let ends = lifeline.iter().map(|socket| PollFd::new(*socket, PollFlags::empty()));
             let starts = watched.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
             let mut fds: Vec<_> = ends.chain(starts).collect();
-            let _ = retry(|| poll(&mut fds, watched.is_none().then_some(&WITHOUT_DESCRIPTOR)));
+            ready::doze(&mut fds, watched.is_none().then_some(&WITHOUT_DESCRIPTOR));
             drop(fds);
             // The kernel gives us another parent before it lets the poll return.
             if getppid() != pid {
