@@ -821,10 +821,9 @@ fn ends_in_a_callback() {
 
 fn callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up() {
     let (code, lines) = lines_after_the_gate("ends_an_ending_program", "");
-    assert_eq!(
-        (code, &lines[..]),
-        (Some(0), &["called 1", "called 2", "task 1", "task 2"].map(str::to_owned)[..])
-    );
+    // The thread may be the first to end it: between the last word of `main` and its return.
+    assert!(matches!(code, Some(0 | 8)), "{code:?}");
+    assert_eq!(&lines[..], &["called 1", "called 2", "task 1", "task 2"].map(str::to_owned)[..]);
 }
 
 fn ends_an_ending_program() {
