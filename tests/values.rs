@@ -1,9 +1,13 @@
 //! Values arrive as they were, or not at all: what serde's two halves of a type can be told to see differently.
 
-use std::thread;
+use std::{collections::BTreeMap, fmt::Debug, thread};
 
-use executor::{Queue, TaskError, pipe, prelude::*};
-use serde::{Deserialize, Serialize};
+use executor::{
+    __private::{Buffer, Codec},
+    Queue, TaskError, pipe,
+    prelude::*,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 mod support;
 use support::{pool, watchdog};
@@ -233,4 +237,308 @@ fn a_type_that_normalises_when_it_is_read_is_legal_from_the_first_submit_on() {
         assert_eq!(pool.submit(greet::task(Email(" bob".into()))).result().unwrap(), "bob");
         assert_eq!(pool.submit(greet_in_messagepack::task(Email(" bob".into()))).result().unwrap(), "bob");
     }
+}
+
+// ---- everything that serde can be told, seeded ---------------------------------------------------------------------
+
+/// xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        (self.roll() >> 8) % end
+    }
+}
+
+/// A value by chance.
+trait Arbitrary: Sized {
+    fn arbitrary(dice: &mut Dice) -> Self;
+}
+
+macro_rules! arbitrary {
+    ($($type:ty => |$dice:ident| $make:expr;)*) => {$(
+        impl Arbitrary for $type {
+            fn arbitrary($dice: &mut Dice) -> Self {
+                $make
+            }
+        }
+    )*};
+}
+
+arbitrary! {
+    bool => |dice| dice.below(2) == 0;
+    u8 => |dice| dice.roll() as u8;
+    i16 => |dice| dice.roll() as i16;
+    u32 => |dice| (dice.roll() >> dice.below(33)) as u32;
+    i64 => |dice| (dice.roll() as i64) >> dice.below(64);
+    u64 => |dice| dice.roll() >> dice.below(64);
+    // What JSON can carry exactly, too.
+    f32 => |dice| dice.below(1 << 20) as f32 / 8.0;
+    f64 => |dice| dice.below(1 << 40) as f64 / 8.0;
+    char => |dice| char::from_u32(dice.below(0xd000) as u32).unwrap_or('x');
+    () => |_dice| ();
+    String => |dice| (0..dice.below(9)).map(|_| char::arbitrary(dice)).collect();
+}
+
+impl<T: Arbitrary> Arbitrary for Option<T> {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        (dice.below(2) == 0).then(|| T::arbitrary(dice))
+    }
+}
+
+impl<T: Arbitrary> Arbitrary for Vec<T> {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        (0..dice.below(4)).map(|_| T::arbitrary(dice)).collect()
+    }
+}
+
+impl<T: Arbitrary> Arbitrary for Box<T> {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        Box::new(T::arbitrary(dice))
+    }
+}
+
+impl<T: Arbitrary> Arbitrary for BTreeMap<String, T> {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        (0..dice.below(4)).map(|_| (String::arbitrary(dice), T::arbitrary(dice))).collect()
+    }
+}
+
+impl<T: Arbitrary> Arbitrary for [T; 2] {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        [T::arbitrary(dice), T::arbitrary(dice)]
+    }
+}
+
+impl<A: Arbitrary, B: Arbitrary> Arbitrary for (A, B) {
+    fn arbitrary(dice: &mut Dice) -> Self {
+        (A::arbitrary(dice), B::arbitrary(dice))
+    }
+}
+
+/// Pairs of functions that do not suit each other, or do.
+mod with {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn as_text<S: Serializer>(value: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+
+    pub(super) fn as_pair<S: Serializer>(value: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        (*value as u8, *value).serialize(serializer)
+    }
+
+    pub(super) fn from_three<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        <(u8, u8, u8)>::deserialize(deserializer).map(|(_, _, value)| value.into())
+    }
+
+    pub(super) fn as_u8<S: Serializer>(value: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        match u8::try_from(*value) {
+            Ok(value) => value.serialize(serializer),
+            Err(_) => value.serialize(serializer),
+        }
+    }
+
+    pub(super) fn as_f64<S: Serializer>(value: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        f64::from(*value).serialize(serializer)
+    }
+}
+
+/// For each attribute: in a structure, in a variant with names, in a tuple structure, in a tuple variant, at a newtype
+/// and at a variant. `$first` stands before it and `$last` behind, so that whatever slips is seen.
+macro_rules! shapes {
+    ($($module:ident: [$($field:meta)?] [$($variant:meta)?] [$($container:meta)?] $type:ty;)*) => {
+        $(mod $module {
+            use super::*;
+
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            $(#[$container])?
+            pub(super) struct Named {
+                first: u8,
+                $(#[$field])?
+                middle: $type,
+                last: u32,
+            }
+
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            pub(super) struct Tuple(u8, $(#[$field])? $type, #[serde(default)] u32);
+
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            pub(super) enum Variants {
+                Before(u32),
+                $(#[$variant])?
+                Marked(u32),
+                $(#[$variant])?
+                Unit,
+                After(u32),
+                Last,
+                Tuple(u8, $(#[$field])? $type),
+                Newtype($(#[$field])? $type),
+                Named {
+                    first: u8,
+                    $(#[$field])?
+                    middle: $type,
+                    last: Option<u32>,
+                },
+            }
+
+            arbitrary! {
+                Named => |dice| Named {
+                    first: Arbitrary::arbitrary(dice),
+                    middle: Arbitrary::arbitrary(dice),
+                    last: Arbitrary::arbitrary(dice),
+                };
+                Tuple => |dice| Tuple(
+                    Arbitrary::arbitrary(dice),
+                    Arbitrary::arbitrary(dice),
+                    Arbitrary::arbitrary(dice),
+                );
+                Variants => |dice| match dice.below(8) {
+                    0 => Variants::Before(Arbitrary::arbitrary(dice)),
+                    1 => Variants::Marked(Arbitrary::arbitrary(dice)),
+                    2 => Variants::Unit,
+                    3 => Variants::After(Arbitrary::arbitrary(dice)),
+                    4 => Variants::Last,
+                    5 => Variants::Tuple(Arbitrary::arbitrary(dice), Arbitrary::arbitrary(dice)),
+                    6 => Variants::Newtype(Arbitrary::arbitrary(dice)),
+                    _ => Variants::Named {
+                        first: Arbitrary::arbitrary(dice),
+                        middle: Arbitrary::arbitrary(dice),
+                        last: Arbitrary::arbitrary(dice),
+                    },
+                };
+            }
+        })*
+
+        /// One case of each attribute, shape and position.
+        fn cases(dice: &mut Dice, outcomes: &mut Outcomes) {
+            $(
+                positions::<$module::Named>(dice, outcomes);
+                positions::<$module::Tuple>(dice, outcomes);
+                positions::<$module::Variants>(dice, outcomes);
+            )*
+        }
+    };
+}
+
+shapes! {
+    plain: [] [] [] u32;
+    texts: [] [] [] String;
+    floats: [] [] [] (f32, f64);
+    units: [] [] [] Option<()>;
+    options: [] [] [] Option<Option<u8>>;
+    lists: [] [] [] Vec<(char, i16)>;
+    numbers: [] [] [] Vec<i64>;
+    denied: [] [] [serde(deny_unknown_fields)] bool;
+    skipped: [serde(skip)] [serde(skip)] [] u32;
+    skipped_writing: [serde(skip_serializing)] [serde(skip_serializing)] [] u32;
+    skipped_writing_default: [serde(skip_serializing, default)] [serde(skip_serializing)] [] u32;
+    skipped_reading: [serde(skip_deserializing)] [serde(skip_deserializing)] [] u32;
+    skipped_reading_denied: [serde(skip_deserializing)] [] [serde(deny_unknown_fields)] u32;
+    aliased: [serde(alias = "other", alias = "aa")] [serde(alias = "zz")] [] u32;
+    renamed: [serde(rename = "other")] [serde(rename = "Other")] [serde(rename_all = "UPPERCASE")] u32;
+    renamed_writing: [serde(rename(serialize = "other"))] [serde(rename(serialize = "Other"))] [] u32;
+    renamed_reading: [serde(rename(deserialize = "other"), default)] [serde(rename(deserialize = "Z"))] [] u32;
+    renamed_default: [serde(rename(serialize = "other"), default)] [] [serde(rename_all(serialize = "UPPERCASE"))] u32;
+    defaults: [serde(default)] [] [] u32;
+    left_out: [serde(skip_serializing_if = "Option::is_none", default)] [] [] Option<u32>;
+    written_as_text: [serde(serialize_with = "with::as_text")] [] [] u32;
+    read_as_text: [serde(deserialize_with = "with::from_text")] [] [] u32;
+    both_as_text: [serde(serialize_with = "with::as_text", deserialize_with = "with::from_text")] [] [] u32;
+    written_as_pair: [serde(serialize_with = "with::as_pair")] [] [] u32;
+    pair_and_three: [serde(serialize_with = "with::as_pair", deserialize_with = "with::from_three")] [] [] u32;
+    now_small_now_large: [serde(serialize_with = "with::as_u8")] [] [] u32;
+    written_as_float: [serde(serialize_with = "with::as_f64")] [] [] u32;
+}
+
+#[derive(Default, Debug)]
+struct Outcomes {
+    cases: u64,
+    same: u64,
+    as_json: u64,
+    refused: u64,
+}
+
+/// A type as it is, and in whatever can be around it.
+fn positions<T>(dice: &mut Dice, outcomes: &mut Outcomes)
+where
+    T: Arbitrary + Clone + Debug + PartialEq + Serialize + DeserializeOwned,
+{
+    match dice.below(8) {
+        0 => case::<T>(dice, outcomes),
+        1 => case::<Vec<T>>(dice, outcomes),
+        2 => case::<(T, u8)>(dice, outcomes),
+        3 => case::<Option<Option<Box<T>>>>(dice, outcomes),
+        4 => case::<BTreeMap<String, T>>(dice, outcomes),
+        5 => case::<[T; 2]>(dice, outcomes),
+        6 => case::<(Vec<u8>, Vec<(T, u64)>)>(dice, outcomes),
+        _ => case::<(u8, (T, Option<T>))>(dice, outcomes),
+    }
+}
+
+/// The same value arrives, or what JSON makes of it where an attribute says so (`skip`), or an error that is not empty.
+fn case<T>(dice: &mut Dice, outcomes: &mut Outcomes)
+where
+    T: Arbitrary + Debug + PartialEq + Serialize + DeserializeOwned,
+{
+    let value = T::arbitrary(dice);
+    let json = serde_json::to_string(&value).ok().map(|text| serde_json::from_str::<T>(&text).ok());
+    for codec in [Codec::Postcard, Codec::MessagePack] {
+        outcomes.cases += 1;
+        let mut bytes = Buffer::new();
+        let arrived = codec.encode(&value, &mut bytes).and_then(|()| codec.decode::<T>(&bytes.into_vec()));
+        match arrived {
+            Ok(arrived) if arrived == value => outcomes.same += 1,
+            Ok(arrived) => {
+                let expected = json.as_ref().and_then(Option::as_ref);
+                // JSON has one null, and takes a field renamed on one side for its default; we must not.
+                assert!(
+                    expected == Some(&arrived) && std::any::type_name::<T>().contains("skipped"),
+                    "{codec:?}: {value:?} arrived as {arrived:?}, by JSON as {expected:?}"
+                );
+                outcomes.as_json += 1;
+            }
+            Err(error) => {
+                assert!(!error.message.is_empty());
+                // What has no attribute to be refused for arrives.
+                let name = std::any::type_name::<T>();
+                let plain = [
+                    "plain", "texts", "floats", "units", "options", "lists", "numbers", "denied", "defaults",
+                ]
+                .iter()
+                .chain(&["aliased", "values::renamed::", "both_as_text", "now_small_now_large"])
+                .any(|module| name.contains(*module));
+                let plain = plain && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
+                assert!(!plain, "{codec:?}: {value:?}: {error}");
+                outcomes.refused += 1;
+            }
+        }
+    }
+}
+
+/// `EXECUTOR_ROUNDS=700 cargo test --release --test values attribute -- --nocapture` is more than 100,000 cases.
+#[test]
+#[allow(clippy::print_stdout)]
+fn whatever_attribute_a_type_has_the_same_value_arrives_or_an_error() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let nanos = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64 | 1);
+    let seed = number("EXECUTOR_SEED").unwrap_or(nanos);
+    println!("EXECUTOR_SEED={seed}");
+    let (mut dice, mut outcomes) = (Dice(seed), Outcomes::default());
+    for _ in 0..number("EXECUTOR_ROUNDS").unwrap_or(300) {
+        cases(&mut dice, &mut outcomes);
+    }
+    println!("{outcomes:?}");
+    assert!(outcomes.same > outcomes.cases / 4, "{outcomes:?}");
 }
