@@ -359,7 +359,8 @@ mod with {
 /// and at a variant. `$first` stands before it and `$last` behind, so that whatever slips is seen.
 macro_rules! shapes {
     ($($module:ident: [$($field:meta)?] [$($variant:meta)?] [$($container:meta)?] $type:ty;)*) => {
-        $(mod $module {
+        $(#[allow(unreachable_patterns)] // two variants of one name
+        mod $module {
             use super::*;
 
             #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
