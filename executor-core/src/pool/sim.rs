@@ -1679,7 +1679,12 @@ impl World {
             if self.closed {
                 break;
             }
-            let goes_on = |process: &Process| process.seen_stopped.is_some() && !process.stopped;
+            let goes_on = |process: &Process| {
+                process.seen_stopped.is_some()
+                    && !process.stopped
+                    && process.alive()
+                    && process.killed.is_none()
+            };
             if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
                 self.tick();
             } else if self.processes.values().any(goes_on) {
