@@ -868,6 +868,7 @@ fn a_waker_may_drop_the_last_handle_of_the_executor() {
 // ---- results that do not decode ------------------------------------------------------------------------------------
 
 #[derive(Debug, Serialize)]
+#[serde(transparent)]
 struct Undecodable {
     panics: bool,
 }

@@ -12,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use executor::{TaskError, prelude::*};
+use executor::{
+    __private::{Buffer, Format, Postcard},
+    TaskError,
+    prelude::*,
+};
 use serde::{Deserialize, Serialize};
 use support_b::{
     LONG, alone, descriptors, echo, eventually, pid, pool, rounds, watchdog, with_a_limit_long_enough,
@@ -428,6 +432,13 @@ fn length(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
+/// As the worker writes a result.
+fn encoded(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Buffer::new();
+    Postcard::encode(value, &mut bytes).expect("a number");
+    bytes.into_vec()
+}
+
 /// Waits to be told ids of tasks, publishes a reply to each by hand, and returns nothing.
 #[task]
 fn reply_by_hand(notes: &Path) -> u64 {
@@ -439,8 +450,9 @@ fn reply_by_hand(notes: &Path) -> u64 {
     };
     let shared = Shared::find();
     for id in ids.split_whitespace() {
-        // The varint of one byte.
-        shared.publish(&[header(DONE, id.parse().expect("a number"), 1), vec![9]].concat());
+        let value = encoded(&9_u64);
+        let len = value.len() as u64;
+        shared.publish(&[header(DONE, id.parse().expect("a number"), len), value].concat());
     }
     park()
 }

@@ -12,8 +12,11 @@ use std::{
 };
 
 use executor::{
+    __private::{Buffer, Format, Postcard},
     AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener, RecvError,
-    SendError, Sender, SharedBytes, prelude::*, wait_any,
+    SendError, Sender, SharedBytes,
+    prelude::*,
+    wait_any,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use support::{LONG, pool, watchdog, with_a_limit_long_enough};
@@ -343,9 +346,16 @@ fn what_comes_over_a_network_is_an_error_at_worst() {
     assert!(matches!(foreign.recv(), Err(RecvError::Invalid(_))));
     let with_descriptors = meet(&[head(1, 1, 1), vec![0]].concat());
     assert!(matches!(with_descriptors.recv(), Err(RecvError::Invalid(_))));
-    let wrong_text = meet(&[head(1, 0, 3), vec![2, 0xff, 0xfe], head(1, 0, 2), vec![1, b'x']].concat());
+    let mut text = Buffer::new();
+    Postcard::encode("xy", &mut text).unwrap();
+    let text = text.into_vec();
+    let mut wrong = text.clone();
+    wrong.truncate(text.len() - 2);
+    wrong.extend([0xff, 0xfe]);
+    let len = text.len() as u64;
+    let wrong_text = meet(&[head(1, 0, len), wrong, head(1, 0, len), text].concat());
     assert!(matches!(wrong_text.recv(), Err(RecvError::Decode(_))));
-    assert_eq!(wrong_text.recv().unwrap(), "x");
+    assert_eq!(wrong_text.recv().unwrap(), "xy");
 }
 
 #[test]

@@ -722,16 +722,16 @@ impl Pool {
             self.saturated.store(saturated, Ordering::Relaxed);
         }
         let rebalance_at = core.scheduler.rebalance_at();
-        if !core.attended && core.scheduler.has_tasks() {
-            core.attended = true;
-            rare = true;
-        }
         let next = match rare || core.scheduler.has_timed() {
             true => core.scheduler.next_deadline(),
             // Comes and goes with ordinary events, and the rest cannot have changed.
             false => rebalance_at,
         };
-        let next = match core.attended {
+        // Only the first task after a while without tasks wakes the driver for this. From then on the driver looks by its own
+        // clock; if every event asked for a look, its own tick would wake it again and again.
+        let begins = !core.attended && core.scheduler.has_tasks();
+        core.attended |= begins;
+        let next = match begins {
             true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),
             false => next,
         };
