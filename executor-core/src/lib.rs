@@ -22,6 +22,11 @@
 // Not a word of ours in a user's output.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "`executor` needs a target of 64 bit: it shares memory in sizes and addresses that 32 bits cannot hold"
+);
+
 // First: its macro is used by those below.
 #[cfg(not(feature = "kill-points"))]
 #[macro_use]
