@@ -504,6 +504,10 @@ pub enum BuildError {
         /// How deep is allowed.
         max: u32,
     },
+    /// Two task functions have one name. Made by executors that find tasks by name across builds; a pool of this program never
+    /// makes it, as it tells such functions apart.
+    #[error("{0}")]
+    DuplicateTask(String),
     /// The operating system refused something.
     #[error("the operating system refused {what}: {error}")]
     Os {

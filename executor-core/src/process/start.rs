@@ -67,6 +67,10 @@ pub enum StartError {
         /// How deep is allowed.
         max: u32,
     },
+    /// Two task functions have one name. Made where tasks are found by name across builds; a process of this program never makes
+    /// it, as it tells such functions apart.
+    #[error("{0}")]
+    DuplicateTask(Arc<str>),
     /// [`StartMethod::Fork`] in a process with other threads.
     #[error(
         "this process has {threads} threads, and a copy of it would have one: what the others have locked stays locked in \
