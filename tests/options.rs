@@ -1,6 +1,12 @@
 //! What a pool is told, and what it finds out by itself.
 
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::{ffi::OsStringExt, process::CommandExt},
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+};
 
 use executor::prelude::*;
 
@@ -82,10 +88,6 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     let all: usize = executor::usable_cpus();
     assert_eq!(ask(Command::new(asks()).arg("cpus")), format!("{all} {all}"));
     assert_eq!(ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", "1")), "1 1");
-    assert_eq!(
-        ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", "nonsense")),
-        format!("{all} {all}")
-    );
     let mut one = Command::new(asks());
     one.arg("cpus");
     // SAFETY: only a system call on a local value between fork and exec.
@@ -99,12 +101,56 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     assert_eq!(ask(&mut one), "1 1");
 }
 
+/// What the program says of its settings: lines of standard output, and what it has logged.
+fn settings(variable: &str, value: &OsStr) -> (Vec<String>, String) {
+    let output = Command::new(asks()).arg("settings").env(variable, value).output().expect("starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{value:?}: {stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    (stdout.lines().map(str::to_owned).collect(), stderr)
+}
+
+/// No variable of ours has a value that is not UTF-8.
+fn not_utf8() -> OsString {
+    OsString::from_vec(b"1\xff".to_vec())
+}
+
 #[test]
-fn mx07_a_malformed_limit_is_ignored() {
+fn mx07_a_malformed_limit_is_ignored_with_a_warning_and_is_an_error_where_it_is_needed() {
     let all: usize = executor::usable_cpus();
-    for malformed in ["", "0", "-1", "1.5", "max", "1 000", "99999999999999999999"] {
-        let asked = ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", malformed));
-        assert_eq!(asked, format!("{all} {all}"), "{malformed:?}");
+    let malformed = ["0", "-1", "1.5", "max", "1 000", "99999999999999999999"];
+    for value in malformed.into_iter().map(OsString::from).chain([not_utf8()]) {
+        let (lines, log) = settings("EXECUTOR_CPU_COUNT", &value);
+        let problem = format!(
+            "the environment variable EXECUTOR_CPU_COUNT is {value:?}; a positive number is understood"
+        );
+        let expected = [
+            format!("usable: {all} {all}"),
+            format!("executor: invalid option: {problem}"),
+            format!("pool: invalid option: {problem}"),
+            "told: 3 workers".to_owned(),
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(log.matches(&problem).count(), 1, "{log}");
+    }
+    let (lines, log) = settings("EXECUTOR_CPU_COUNT", OsStr::new(""));
+    assert_eq!(lines[..2], [format!("usable: {all} {all}"), format!("executor: {all} workers")]);
+    assert!(!log.contains("EXECUTOR_CPU_COUNT"), "{log}");
+}
+
+#[test]
+fn a_transport_that_is_not_understood_is_an_error_that_names_the_variable() {
+    for value in [OsString::from("nonsense"), "IPC".into(), "ring,ipc".into(), not_utf8()] {
+        let (lines, _) = settings("EXECUTOR_TRANSPORT", &value);
+        let problem = format!(
+            "invalid option: the environment variable EXECUTOR_TRANSPORT is {value:?}; \
+             `ring` (the default) or `ipc` is understood"
+        );
+        assert_eq!(lines[1..], ["executor", "pool", "told"].map(|made| format!("{made}: {problem}")));
+    }
+    for value in ["", "ring", "ipc"] {
+        let (lines, log) = settings("EXECUTOR_TRANSPORT", OsStr::new(value));
+        assert_eq!(lines[3], "told: 3 workers", "{value}: {log}");
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Executor, Map, RawFuture, RawRun, RawTask, ShutdownOptions, submit};
 use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
-    os::{cpu::usable_cpus, ready},
+    os::{cpu::usable_cpus_or_error, ready, setting::Setting},
     pool::{self, AtEnd, Initializer, Pool, PoolOptions, Stats},
     registry::TaskEntry,
     task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
@@ -106,7 +106,7 @@ pub enum OnDrop {
 }
 
 impl ProcessPoolExecutor {
-    /// A pool with one worker for each CPU that this process may use: see [`usable_cpus`].
+    /// A pool with one worker for each CPU that this process may use: see [`usable_cpus`](crate::usable_cpus).
     ///
     /// # Errors
     /// As [`ProcessPoolBuilder::build`].
@@ -389,7 +389,7 @@ pub struct ProcessPoolBuilder {
 }
 
 impl ProcessPoolBuilder {
-    /// How many workers there may be; by default [`usable_cpus`]. They start on demand.
+    /// How many workers there may be; by default [`usable_cpus`](crate::usable_cpus). They start on demand.
     pub fn max_workers(mut self, max_workers: usize) -> Self {
         self.max_workers = Some(max_workers);
         self
@@ -540,8 +540,9 @@ impl ProcessPoolBuilder {
     /// Makes the executor. No process is started yet.
     ///
     /// # Errors
-    /// [`BuildError::Invalid`] if an option makes no sense, [`BuildError::NoEntry`] if this process is a worker that
-    /// never reached [`init`](crate::init), [`BuildError::TooDeep`] if executors are nested too deep,
+    /// [`BuildError::Invalid`] if an option makes no sense, or an environment variable of this library that is needed has a value
+    /// that is not understood (`EXECUTOR_TRANSPORT`; `EXECUTOR_CPU_COUNT` without
+    /// [`max_workers`](Self::max_workers)), [`BuildError::NoEntry`] if this process is a worker that never reached [`init`](crate::init), [`BuildError::TooDeep`] if executors are nested too deep,
     /// [`BuildError::Os`] if the system refused.
     pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
         let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
@@ -589,7 +590,10 @@ impl ProcessPoolBuilder {
             .or_else(|| initializer.as_ref()?.timeout)
             .or(self.start_timeout)
             .unwrap_or(INITIALIZER_TIMEOUT);
-        let workers_max = self.max_workers.unwrap_or_else(usable_cpus);
+        let workers_max =
+            self.max_workers.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
+        // Shared memory, unless the environment asks for the fall-back.
+        let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
         let pool = Pool::new(PoolOptions {
             workers_max,
             workers_min: if self.start_at_once { workers_max } else { 0 },
@@ -600,7 +604,7 @@ impl ProcessPoolBuilder {
             initializer,
             envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
-            transport: transport(),
+            transport,
             at_end: match self.on_drop {
                 _ if self.terminates_at_end => AtEnd::Terminate,
                 OnDrop::Finish => AtEnd::Finish,
@@ -614,13 +618,13 @@ impl ProcessPoolBuilder {
     }
 }
 
-/// Shared memory, unless the environment asks for the fall-back: `EXECUTOR_TRANSPORT=ipc`.
-fn transport() -> Transport {
-    match std::env::var("EXECUTOR_TRANSPORT") {
-        Ok(name) if name == "ipc" => Transport::Ipc,
-        _ => Transport::Ring,
-    }
-}
+/// How frames move between an executor and its workers.
+static TRANSPORT: Setting<Transport> =
+    Setting::new("EXECUTOR_TRANSPORT", "`ring` (the default) or `ipc`", |name| match name {
+        "ring" => Some(Transport::Ring),
+        "ipc" => Some(Transport::Ipc),
+        _ => None,
+    });
 
 fn is_env(key: &OsString, value: &OsString) -> bool {
     let (key, value) = (key.as_encoded_bytes(), value.as_encoded_bytes());

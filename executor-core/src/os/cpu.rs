@@ -2,22 +2,41 @@
 
 use std::num::{NonZeroU64, NonZeroUsize};
 
+use super::setting::Setting;
+
 /// Overrides [`usable_cpus`] downwards: `EXECUTOR_CPU_COUNT=1 cargo run …`.
-pub(crate) const OVERRIDE: &str = "EXECUTOR_CPU_COUNT";
+static OVERRIDE: Setting<NonZeroUsize> =
+    Setting::new("EXECUTOR_CPU_COUNT", "a positive number", |text| text.parse().ok());
 
 /// How many CPUs this process may use: the smallest of its affinity mask, its cgroup's quota and the environment
 /// variable `EXECUTOR_CPU_COUNT`. At least 1. This is the default number of workers.
 ///
 /// A quota (`cpu.max` of cgroup v2, `cpu.cfs_quota_us` of v1, of the group itself and of those above it) is rounded up: with
-/// one and a half CPUs there are two workers, or half a CPU would never be used. An override that is not a positive number is
-/// ignored.
+/// one and a half CPUs there are two workers, or half a CPU would never be used.
+///
+/// `EXECUTOR_CPU_COUNT` may be unset or empty. If it is anything else than a positive number, this function ignores it and logs a
+/// warning, once in a process; an executor whose number of workers depends on it is an error
+/// ([`BuildError::Invalid`](crate::BuildError::Invalid)).
 ///
 /// ```
 /// assert!(executor::usable_cpus() >= 1);
 /// ```
 pub fn usable_cpus() -> usize {
-    let available = quota(&File).map_or(usize::MAX, |quota| quota).min(affinity()).max(1);
-    smaller(available, std::env::var(OVERRIDE).ok().as_deref())
+    smaller(available(), OVERRIDE.read_or_warn())
+}
+
+/// As [`usable_cpus`], where an override that is not understood can be an error.
+pub(crate) fn usable_cpus_or_error() -> Result<usize, String> {
+    Ok(smaller(available(), OVERRIDE.read()?))
+}
+
+/// Whether two threads can run at a time. Logs nothing: it is asked by locks, which what logs may use.
+pub(crate) fn several_usable() -> bool {
+    smaller(available(), OVERRIDE.read().unwrap_or_default()) > 1
+}
+
+fn available() -> usize {
+    quota(&File).unwrap_or(usize::MAX).min(affinity()).max(1)
 }
 
 /// On how many this thread may run.
@@ -118,11 +137,8 @@ pub(crate) fn configured() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).unwrap_or(1)
 }
 
-fn smaller(available: usize, over: Option<&str>) -> usize {
-    match over.and_then(|text| text.trim().parse::<NonZeroUsize>().ok()) {
-        Some(over) => available.min(over.get()),
-        None => available,
-    }
+fn smaller(available: usize, over: Option<NonZeroUsize>) -> usize {
+    over.map_or(available, |over| available.min(over.get()))
 }
 
 #[cfg(test)]
@@ -130,14 +146,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_wins_and_nonsense_is_ignored() {
+    fn an_override_counts_if_it_is_smaller() {
         assert_eq!(smaller(8, None), 8);
-        assert_eq!(smaller(8, Some("3")), 3);
-        assert_eq!(smaller(8, Some(" 3\n")), 3);
-        assert_eq!(smaller(2, Some("64")), 2);
-        for nonsense in ["", "0", "-1", "many"] {
-            assert_eq!(smaller(8, Some(nonsense)), 8, "{nonsense:?}");
-        }
+        assert_eq!(smaller(8, NonZeroUsize::new(3)), 3);
+        assert_eq!(smaller(2, NonZeroUsize::new(64)), 2);
     }
 
     struct Fake(Vec<(&'static str, &'static str)>);

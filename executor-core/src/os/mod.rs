@@ -12,6 +12,7 @@
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
 //! asked    what was asked for, in an error
+//! setting  what users set by the environment
 //! sealed   bytes in an anonymous file of their own, sealed against writing
 //! ready    sleeping until a descriptor is ready
 //! random   random numbers
@@ -48,6 +49,7 @@ pub(crate) mod random;
 pub(crate) mod ready;
 pub(crate) mod room;
 pub(crate) mod sealed;
+pub(crate) mod setting;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spin;

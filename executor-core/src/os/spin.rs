@@ -28,7 +28,7 @@ const SKIP_MAX: u32 = 63;
 fn may_spin() -> bool {
     use std::sync::OnceLock;
     static MAY: OnceLock<bool> = OnceLock::new();
-    !MODEL && *MAY.get_or_init(|| super::cpu::usable_cpus() > 1)
+    !MODEL && *MAY.get_or_init(super::cpu::several_usable)
 }
 
 /// The processor that this thread runs on at the moment.

@@ -101,7 +101,7 @@ pub(crate) fn nap(deadline: Deadline) -> Option<Duration> {
 
 fn spins() -> u32 {
     static COMPANY: OnceLock<bool> = OnceLock::new();
-    if !MODEL && *COMPANY.get_or_init(|| crate::os::cpu::usable_cpus() > 1) { SPINS } else { 0 }
+    if !MODEL && *COMPANY.get_or_init(crate::os::cpu::several_usable) { SPINS } else { 0 }
 }
 
 impl RobustMutex {

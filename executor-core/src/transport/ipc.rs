@@ -18,7 +18,7 @@ use std::{
     fs::Permissions,
     io,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -34,7 +34,7 @@ use tempfile::TempDir;
 
 use super::{Closed, Inbox, Link, WorkerEnd, board::Board, outbox::Outbox, ring::Segment};
 use crate::{
-    os::memory::Shared,
+    os::{memory::Shared, setting},
     wire::{
         frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, PART_BYTES_MAX},
         payload::Payload,
@@ -82,15 +82,15 @@ fn into_io(error: IpcError) -> io::Error {
 /// directory and a socket in it; a path that is too long for a socket's address it cuts without a word, and over one that
 /// is no UTF-8 it panics.
 pub(crate) fn directory() -> io::Result<TempDir> {
-    /// `sun_path` has 108 bytes; `/executor-XXXXXX`, `/.tmpXXXXXX/socket` and a zero come behind it.
-    const BYTES_MAX: usize = 108 - 16 - 19;
-    let own = std::env::var_os("TMPDIR").map(PathBuf::from);
+    let own = setting::temporary_directory().map(PathBuf::from);
+    if let Some(own) = &own
+        && let Some(why) = unfit(own)
+    {
+        setting::temporary_directory_refused(own.as_os_str(), why);
+    }
     let candidates = own.into_iter().chain(["/tmp", "/var/tmp", "/dev/shm"].map(PathBuf::from));
     let mut refused = io::Error::other("no directory for temporary files has a short enough path");
-    for parent in candidates.filter(|parent| parent.is_absolute()) {
-        if parent.to_str().is_none_or(|text| text.len() > BYTES_MAX) {
-            continue;
-        }
+    for parent in candidates.filter(|parent| unfit(parent).is_none()) {
         let mut builder = tempfile::Builder::new();
         match builder.prefix("executor-").permissions(Permissions::from_mode(0o700)).tempdir_in(&parent) {
             Ok(directory) => return Ok(directory),
@@ -98,6 +98,18 @@ pub(crate) fn directory() -> io::Result<TempDir> {
         }
     }
     Err(refused)
+}
+
+/// Why a directory cannot hold the socket of ipc-channel, if it cannot.
+fn unfit(directory: &Path) -> Option<&'static str> {
+    /// `sun_path` has 108 bytes; `/executor-XXXXXX`, `/.tmpXXXXXX/socket` and a zero come behind it.
+    const BYTES_MAX: usize = 108 - 16 - 19;
+    match directory.to_str() {
+        None => Some("which is not UTF-8"),
+        Some(_) if !directory.is_absolute() => Some("which is not absolute"),
+        Some(text) if text.len() > BYTES_MAX => Some("which is too long for the address of a socket"),
+        Some(_) => None,
+    }
 }
 
 /// Lets ipc-channel find out, once in a process, how much a socket takes. It does so with the first message, and if no

@@ -17,7 +17,7 @@ use crate::{
     os::{
         image::{self, Constructor},
         memory::Shared,
-        process,
+        process, setting,
         socket::{self, Credentials},
     },
     program, registry,
@@ -390,7 +390,7 @@ fn listen(directory: &OsStr) -> io::Result<(ipc::Server, String)> {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > THREADS_AT_START) {
         return ipc::Server::new();
     }
-    let own = std::env::var_os("TMPDIR");
+    let own = setting::temporary_directory();
     // SAFETY: no other thread is there that could read the environment meanwhile: counted above.
     unsafe { std::env::set_var("TMPDIR", directory) };
     let server = ipc::Server::new();

@@ -6,7 +6,7 @@ use super::Pool;
 use crate::{
     error::BuildError,
     executor::{ProcessPoolBuilder, ProcessPoolExecutor},
-    os::cpu::usable_cpus,
+    os::cpu::usable_cpus_or_error,
     task::IntoTask,
 };
 
@@ -32,15 +32,22 @@ use crate::{
 /// ```
 #[must_use = "a builder does nothing until `build`"]
 pub struct PoolBuilder {
-    processes: usize,
+    processes: Processes,
     max_tasks_per_child: Option<usize>,
     executor: ProcessPoolBuilder,
+}
+
+/// How many workers a pool has.
+enum Processes {
+    Exactly(usize),
+    /// So many fewer than there are usable CPUs, but at least one.
+    AllBut(usize),
 }
 
 impl Default for PoolBuilder {
     fn default() -> Self {
         PoolBuilder {
-            processes: usable_cpus(),
+            processes: Processes::AllBut(0),
             max_tasks_per_child: None,
             executor: ProcessPoolExecutor::builder(),
         }
@@ -51,14 +58,15 @@ impl PoolBuilder {
     /// How many workers; by default one for each CPU that this process may use: see
     /// [`usable_cpus`](crate::usable_cpus).
     pub fn processes(mut self, processes: usize) -> Self {
-        self.processes = processes;
+        self.processes = Processes::Exactly(processes);
         self
     }
 
     /// As many workers as there are usable CPUs, but for so many that are left to others; at least one worker. Python's
     /// `Pool(cpu_count() - 1)` is `all_but(1)`.
-    pub fn all_but(self, cpus: usize) -> Self {
-        self.processes(usable_cpus().saturating_sub(cpus).max(1))
+    pub fn all_but(mut self, cpus: usize) -> Self {
+        self.processes = Processes::AllBut(cpus);
+        self
     }
 
     /// A task that each worker runs once, before any other: see
@@ -106,10 +114,14 @@ impl PoolBuilder {
     /// [`BuildError::Invalid`] if an option makes no sense, as 0 processes; otherwise as
     /// [`ProcessPoolBuilder::build`].
     pub fn build(self) -> Result<Pool, BuildError> {
-        if self.processes == 0 {
-            return Err(BuildError::Invalid("processes must be above 0".into()));
-        }
-        let mut executor = self.executor.max_workers(self.processes).start_at_once().terminate_at_end();
+        let processes = match self.processes {
+            Processes::Exactly(0) => return Err(BuildError::Invalid("processes must be above 0".into())),
+            Processes::Exactly(processes) => processes,
+            Processes::AllBut(cpus) => {
+                usable_cpus_or_error().map_err(BuildError::Invalid)?.saturating_sub(cpus).max(1)
+            }
+        };
+        let mut executor = self.executor.max_workers(processes).start_at_once().terminate_at_end();
         if let Some(tasks) = self.max_tasks_per_child {
             if tasks == 0 {
                 return Err(BuildError::Invalid("max_tasks_per_child must be above 0".into()));
