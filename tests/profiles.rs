@@ -1,6 +1,7 @@
 //! Programs of users, built as users build them: dev, thin LTO with `panic = "abort"` and stripped, fat LTO.
 
 use std::{
+    fs,
     path::Path,
     process::{Command, Output},
 };
@@ -82,4 +83,80 @@ fn a_forgotten_entry_is_an_error_that_names_the_line_and_no_fork_bomb() {
     }
     assert!(child.starts_with("in the child: "), "{child}");
     assert!(parent.contains("exited with code 0"), "{parent}");
+}
+
+/// A file of a generated package. One that is as it should be stays, so that it need not be compiled again.
+fn write(file: &Path, text: &str) {
+    fs::create_dir_all(file.parent().expect("in a folder")).expect("made");
+    if fs::read_to_string(file).is_ok_and(|old| old == text) {
+        return;
+    }
+    fs::write(file, text).expect("written");
+}
+
+/// A workspace of a program, `app`, and of a library that it is linked to at run time, `plug`, which has this library in it.
+/// Builds and runs it. (Run by cargo, which tells the loader where the libraries are.)
+fn run_with_dylib() -> Output {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linked-dylib");
+    let library = env!("CARGO_MANIFEST_DIR");
+    let package = |name: &str, more: &str| {
+        format!(
+            "[package]\nname = \"linked-dylib-{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n{more}"
+        )
+    };
+    let executor = format!("executor = {{ path = {library:?} }}\n");
+    write(
+        &root.join("Cargo.toml"),
+        "[workspace]\nmembers = [\"plug\", \"app\"]\nresolver = \"3\"\n\n[profile.dev]\ndebug = \"line-tables-only\"\n",
+    );
+    let dylib = "[lib]\nname = \"plug\"\ncrate-type = [\"dylib\"]\n\n[dependencies]\n";
+    write(&root.join("plug/Cargo.toml"), &package("plug", &format!("{dylib}{executor}")));
+    write(
+        &root.join("plug/src/lib.rs"),
+        "pub use executor;\n\n#[executor::task]\npub fn in_dylib(x: u64) -> u64 { x + 1 }\n",
+    );
+    let depends = format!(
+        "[dependencies]\n{executor}plug = {{ package = \"linked-dylib-plug\", path = \"../plug\" }}\n"
+    );
+    write(&root.join("app/Cargo.toml"), &package("app", &depends));
+    write(
+        &root.join("app/src/main.rs"),
+        r#"use executor::{Context, Process, StartMethod, prelude::*};
+
+#[task]
+fn in_app(x: u64) -> u64 { x + 1 }
+
+#[executor::main]
+fn main() {
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    println!("{} {}", pool.submit(in_app::task(1)).result().unwrap(), pool.submit(plug::in_dylib::task(3)).result().unwrap());
+    let (app, dylib) = (Process::new(in_app::task(5)), Process::new(plug::in_dylib::task(7)));
+    println!("{} {}", app.start().unwrap().join().unwrap(), dylib.start().unwrap().join().unwrap());
+    let context = Context::new(StartMethod::ForkServer);
+    println!("{}", context.process(in_app::task(9)).start().unwrap().join().unwrap());
+}
+"#,
+    );
+    // The versions that the outer cargo has downloaded.
+    if !root.join("Cargo.lock").exists() {
+        fs::copy(Path::new(library).join("Cargo.lock"), root.join("Cargo.lock")).expect("copied");
+    }
+    let own = std::env::current_exe().expect("a path");
+    let target = own.ancestors().nth(3).expect("three levels up");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(&root)
+        .args(["run", "--offline", "--quiet", "-p", "linked-dylib-app", "--target-dir"])
+        .arg(target);
+    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
+    cargo.output().expect("cargo starts")
+}
+
+/// The task functions of the program are in another image than the library's own list of them.
+#[test]
+fn a_program_that_has_the_library_by_a_linked_dylib_runs_the_tasks_of_both() {
+    let output = run_with_dylib();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "2 4\n6 8\n10\n", "{stderr}");
+    assert!(output.status.success(), "{stderr}");
 }
