@@ -36,6 +36,8 @@ list! { TESTS:
     a_socket_that_another_user_has_made_is_not_read,
     a_privileged_program_is_told_that_it_has_no_workers,
     functions_of_one_name_are_told_apart,
+    a_program_that_is_started_by_way_of_the_loader_has_workers,
+    a_program_of_the_loader_whose_file_is_gone_says_so,
     a_program_that_replaces_itself_leaves_nobody,
     stopped_children_end_with_their_parent,
     who_has_reported_may_take_its_time,
@@ -47,6 +49,7 @@ list! { PROGRAMS:
     starts_scripts,
     starts_a_victim,
     starts_a_pool_with_its_privileges,
+    starts_a_pool_without_its_file,
     replaces_itself,
     has_children_of_all_kinds,
     joins_who_takes_its_time,
@@ -370,6 +373,61 @@ fn functions_of_one_name_are_told_apart() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "told apart\n", "{stderr}");
     assert!(output.status.success(), "{stderr}");
+}
+
+// ---- by way of the loader ------------------------------------------------------------------------------------------
+
+/// The system's loader, if it is where glibc puts it.
+fn loader() -> Option<&'static str> {
+    let places = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let found = places.into_iter().find(|place| Path::new(place).exists());
+    if found.is_none() {
+        println!("skipped: no loader at {places:?}");
+    }
+    found
+}
+
+/// The same play, started by the loader.
+fn by_loader(play: Play, loader: &str, options: &[&str], program: &Path) -> Play {
+    let mut command = Command::new(loader);
+    command.args(options).arg(program);
+    command.envs(play.command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Play { command, tag: play.tag }
+}
+
+fn a_program_that_is_started_by_way_of_the_loader_has_workers() {
+    let Some(loader) = loader() else { return };
+    let file = std::env::current_exe().unwrap();
+    let (folder, name) = (file.parent().unwrap(), file.file_name().unwrap());
+    let from_folder = Path::new(".").join(name);
+    for options in [&[][..], &["--library-path", "/nowhere"]] {
+        for program in [&file, &from_folder] {
+            let mut play = by_loader(play("adds"), loader, options, program);
+            play.command.current_dir(folder);
+            assert_eq!(play.play_out(), "main\nOk(3)\nOk(3)\nOk(3)\n", "{options:?} {program:?}");
+        }
+    }
+}
+
+fn starts_a_pool_without_its_file() {
+    fs::remove_file(argument()).unwrap();
+    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| error.to_string()));
+    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| error.to_string()));
+}
+
+fn a_program_of_the_loader_whose_file_is_gone_says_so() {
+    let Some(loader) = loader() else { return };
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+    let play = by_loader(play("starts_a_pool_without_its_file").argument(&file), loader, &[], &file);
+    let said = play.play_out();
+    assert_eq!(said.lines().count(), 2, "{said}");
+    for line in said.lines() {
+        assert!(line.starts_with("Err"), "{said}");
+        assert!(line.contains("dynamic loader") && line.contains(file.to_str().unwrap()), "{said}");
+    }
 }
 
 // ---- whose child is it? --------------------------------------------------------------------------------------------

@@ -1,7 +1,14 @@
-//! What the system's loader has put into this process: here, the table of constructors that a program brings.
+//! What the system's loader has put into this process: the table of constructors that a program brings, and the program's file
+//! where the loader itself is what the kernel has started.
 
 use std::{
-    ffi::{c_char, c_int, c_void},
+    ffi::{OsStr, OsString, c_char, c_int, c_void},
+    fs,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
     ptr,
 };
 
@@ -73,4 +80,121 @@ fn end_without_a_loader() -> Option<usize> {
 #[cfg(not(target_feature = "crt-static"))]
 fn end_without_a_loader() -> Option<usize> {
     None
+}
+
+/// A program that was started by way of the dynamic loader: `/lib64/ld-linux-x86-64.so.2 [options] ./program`. Its
+/// `/proc/self/exe` is the loader.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ByLoader {
+    /// What the loader was told before the program.
+    pub(crate) options: Vec<OsString>,
+    /// The program's file, as the kernel names it: an absolute path, with ` (deleted)` behind it when the file is gone.
+    pub(crate) program: PathBuf,
+}
+
+/// How this program was started, if by way of the loader. `None` also where `/proc` does not say.
+pub(crate) fn by_loader() -> Option<ByLoader> {
+    // The kernel says here where it has put the loader of the program that it has started; a loader has none itself. Nor has a
+    // program without one.
+    // SAFETY: asks for a number.
+    if cfg!(target_feature = "crt-static") || unsafe { libc::getauxval(libc::AT_BASE) } != 0 {
+        return None;
+    }
+    // The kernel's is that of what it has started; a loader that is started itself puts the program's in its place.
+    // SAFETY: asks for a number.
+    let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+    let program = file_mapped_at(&fs::read("/proc/self/maps").ok()?, headers)?;
+    let started = fs::read_link("/proc/self/exe").ok()?;
+    // They are one if the kernel has started the program after all, in a way that is not known here.
+    if program == started {
+        return None;
+    }
+    let options = options_of_loader(
+        &fs::read("/proc/self/cmdline").unwrap_or_default(),
+        std::env::args_os().len(),
+        |path| is_same_file(path, &program),
+    );
+    Some(ByLoader { options, program })
+}
+
+/// The file that is mapped at this address.
+fn file_mapped_at(maps: &[u8], address: u64) -> Option<PathBuf> {
+    maps.split(|byte| *byte == b'\n').find_map(|line| {
+        // `55d0c0a00000-55d0c0a01000 r--p 00000000 fd:00 1234       /path`
+        let mut words = line.splitn(6, |byte| *byte == b' ');
+        let (begin, end) = str::from_utf8(words.next()?).ok()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        if !(number(begin)?..number(end)?).contains(&address) {
+            return None;
+        }
+        let path = words.nth(4)?.trim_ascii_start();
+        (path.first() == Some(&b'/')).then(|| PathBuf::from(unescaped(path)))
+    })
+}
+
+/// In `/proc/self/maps` a line break in a path is written as `\012`.
+fn unescaped(path: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [first, behind @ ..] = rest {
+        (plain, rest) = match rest.strip_prefix(br"\012") {
+            Some(behind) => ([&plain[..], b"\n"].concat(), behind),
+            None => {
+                plain.push(*first);
+                (plain, behind)
+            }
+        };
+    }
+    OsString::from_vec(plain)
+}
+
+/// The loader takes its own name and its options off the arguments; the kernel goes on telling them all. `None` of them if what
+/// comes next is not the program: somebody has written over the arguments, to be shown by `ps`.
+fn options_of_loader(all: &[u8], own: usize, is_program: impl Fn(&Path) -> bool) -> Vec<OsString> {
+    let all: Vec<&[u8]> = all.strip_suffix(&[0]).unwrap_or(all).split(|byte| *byte == 0).collect();
+    let taken = all.len().saturating_sub(own);
+    match all.get(taken) {
+        Some(program) if taken > 1 && is_program(Path::new(OsStr::from_bytes(program))) => {
+            all[1..taken].iter().map(|option| OsStr::from_bytes(option).to_owned()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The same file; or one of the same name, if it is relative to where this process is no more.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => one.file_name() == other.file_name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_at_an_address_is_found_whatever_its_name_is() {
+        let maps = b"1000-2000 r--p 00000000 fd:00 1234       /usr/lib/ld.so\n\
+            2000-3000 r-xp 00000000 fd:00 1235       /home/a b\\012c (deleted)\n\
+            3000-4000 rw-p 00000000 00:00 0 \n\
+            4000-5000 rw-p 00000000 00:00 0          [heap]\n";
+        let at = |address| file_mapped_at(maps, address);
+        assert_eq!(at(0x1fff), Some("/usr/lib/ld.so".into()));
+        assert_eq!(at(0x2000), Some("/home/a b\nc (deleted)".into()));
+        for none in [0, 0x3000, 0x4000, 0x5000] {
+            assert_eq!(at(none), None);
+        }
+    }
+
+    #[test]
+    fn the_loaders_options_are_those_before_the_program() {
+        let of = |all: &str, own| options_of_loader(all.as_bytes(), own, |path| path == Path::new("./p"));
+        assert_eq!(of("ld\0./p\0", 1), [""; 0]);
+        assert_eq!(of("ld\0--library-path\0/x\0./p\0one\0\0", 3), ["--library-path", "/x"]);
+        assert_eq!(of("ld\0--argv0\0q\0./p\0", 1), ["--argv0", "q"]);
+        for written_over in ["p: idle", "p: one\0two\0three\0four\0", ""] {
+            assert_eq!(of(written_over, 1), [""; 0], "{written_over:?}");
+        }
+    }
 }

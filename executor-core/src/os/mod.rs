@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
-//! image    what was loaded as this program: its constructors
+//! image    what was loaded as this program: its constructors, its file
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! orphans  what children have left behind, where that becomes ours
 //! signals  the caller's mask and what SIGPIPE does, for children

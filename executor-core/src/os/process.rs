@@ -18,10 +18,15 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid},
 };
 
-use super::{asked::Asked, socket::retry};
+use super::{
+    asked::Asked,
+    image::{self, ByLoader},
+    socket::retry,
+};
 use crate::error::ExitStatus;
 
-/// The program of this process: not what this points at, which may have been replaced or removed.
+/// The program of this process: not what this points at, which may have been replaced or removed. The dynamic loader, where a program
+/// was started by way of it ([`image::by_loader`]).
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// How a program is started.
@@ -230,11 +235,25 @@ impl Child {
         }
         let mut command = Command::new(start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)));
         let name = std::env::args_os().next();
-        command
-            .arg0(name.as_deref().unwrap_or(OsStr::new("executor-worker")))
-            .arg(start.marker)
-            .stdin(Stdio::from(start.stdin))
-            .process_group(0);
+        command.arg0(name.as_deref().unwrap_or(OsStr::new("executor-worker")));
+        if start.executable.is_none()
+            && let Some(by_loader) = image::by_loader()
+        {
+            // That is the loader then, which is told what it was told the first time.
+            let ByLoader { options, program } = by_loader;
+            std::fs::metadata(&program).map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!(
+                        "{}: {error} (this program was started by way of the dynamic loader, so {OWN_EXECUTABLE} is the loader, \
+                         and the program's own file is started by its path)",
+                        program.display()
+                    ),
+                )
+            })?;
+            command.args(options).arg(program);
+        }
+        command.arg(start.marker).stdin(Stdio::from(start.stdin)).process_group(0);
         for (key, value) in start.environment {
             match value {
                 Some(value) => command.env(key, value),
