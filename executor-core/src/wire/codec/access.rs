@@ -22,6 +22,14 @@ pub(super) fn is_derived<V>() -> bool {
     std::any::type_name::<V>().contains("__Visitor")
 }
 
+/// Whether this visitor is one of serde's own that keep a value and try types on it later: for `untagged`, `tag` and
+/// `flatten`. Any other may keep bytes and lists apart. As with [`is_derived`], the name may change with serde's version; a
+/// test reads bytes through all of them.
+pub(super) fn keeps_for_later<V>() -> bool {
+    let name = std::any::type_name::<V>();
+    name.starts_with("serde") && name.contains("::content::")
+}
+
 /// The names of a structure's fields, as its visitor is handed them.
 ///
 /// A name that `Deserialize` does not have in its list is skipped, as JSON does: it is one of `skip_deserializing`, or of

@@ -22,7 +22,7 @@ use serde::{
 
 use super::{
     Buffer,
-    access::{Fields as FieldNames, Name, check_variant},
+    access::{Fields as FieldNames, Name, check_variant, keeps_for_later},
     enter,
     error::{self, Error},
 };
@@ -269,8 +269,10 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         Ok(())
     }
 
+    // As JSON does: an empty list would be one of whatever is tried before it under `untagged`.
     fn serialize_unit_struct(self, _: &'static str) -> Result<(), Error> {
-        self.array(0)
+        self.nil();
+        Ok(())
     }
 
     fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), Error> {
@@ -805,6 +807,8 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
                 let text = self.text(len)?;
                 visitor.visit_borrowed_str(text)
             }
+            // A `String` takes bytes that are UTF-8, and would be tried on them; what takes bytes takes a list of them, too.
+            Head::Bytes(len) if keeps_for_later::<V>() => self.elements(len, true, visitor),
             Head::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)

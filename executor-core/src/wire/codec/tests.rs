@@ -207,6 +207,139 @@ fn what_postcard_cannot_do_names_the_cure() {
     assert_eq!(there_and_back(Codec::Postcard, &Skips { a: Some(1), b: 1 }).unwrap().a, Some(1));
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Gone;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum ListOrGone {
+    List(Vec<u8>),
+    Gone(Gone),
+}
+
+#[test]
+fn a_unit_struct_is_no_empty_list() {
+    for sent in [ListOrGone::Gone(Gone), ListOrGone::List(vec![]), ListOrGone::List(vec![1])] {
+        only_messagepack(sent, "untagged");
+    }
+    for codec in BOTH {
+        assert_eq!(there_and_back(codec, &Gone).unwrap(), Gone);
+        for sent in [None, Some(None), Some(Some(Gone))] {
+            assert_eq!(there_and_back(codec, &sent).unwrap(), sent, "{codec:?}");
+        }
+        for sent in [None, Some(Gone)] {
+            assert_eq!(there_and_back(codec, &vec![sent.clone(); 3]).unwrap(), vec![sent; 3], "{codec:?}");
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum TextOrBytes {
+    Text(String),
+    Raw(serde_bytes::ByteBuf),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+enum BytesWithin {
+    Raw { raw: serde_bytes::ByteBuf, digest: serde_bytes::ByteArray<4> },
+    Either { of: TextOrBytes },
+    Flat(FlatBytes),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "of")]
+enum BytesBeside {
+    Raw(serde_bytes::ByteBuf),
+    Either(TextOrBytes),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct FlatBytes {
+    #[serde(flatten)]
+    within: RawField,
+    #[serde(flatten)]
+    others: BTreeMap<String, TextOrBytes>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct RawField {
+    raw: serde_bytes::ByteBuf,
+    name: std::ffi::CString,
+}
+
+/// What any value can be, as crates of formats have it: it asks what comes, and keeps bytes apart from lists.
+#[derive(Debug, Clone, PartialEq)]
+enum AnyValue {
+    Number(u64),
+    Bytes(Vec<u8>),
+    List(Vec<AnyValue>),
+}
+
+impl Serialize for AnyValue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            AnyValue::Number(number) => number.serialize(serializer),
+            AnyValue::Bytes(bytes) => serializer.serialize_bytes(bytes),
+            AnyValue::List(list) => list.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AnyValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = AnyValue;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<AnyValue, E> {
+                Ok(AnyValue::Number(number))
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<AnyValue, E> {
+                Ok(AnyValue::Bytes(bytes.into()))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<AnyValue, A::Error> {
+                let mut list = Vec::new();
+                while let Some(value) = seq.next_element()? {
+                    list.push(value);
+                }
+                Ok(AnyValue::List(list))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[test]
+fn bytes_that_could_be_a_text_arrive_as_bytes_whatever_asks_what_comes_next() {
+    let raw = || serde_bytes::ByteBuf::from(*b"abc");
+    let either =
+        [TextOrBytes::Raw(raw()), TextOrBytes::Text("abc".into()), TextOrBytes::Raw(b"\xff".to_vec().into())];
+    for of in either.clone() {
+        only_messagepack(of.clone(), "untagged");
+        only_messagepack(BytesWithin::Either { of: of.clone() }, "tag");
+        assert_eq!(
+            there_and_back(Codec::MessagePack, &BytesBeside::Either(of.clone())).unwrap(),
+            BytesBeside::Either(of)
+        );
+    }
+    let flat = FlatBytes {
+        within: RawField { raw: raw(), name: c"abc".into() },
+        others: either.into_iter().enumerate().map(|(at, of)| (at.to_string(), of)).collect(),
+    };
+    only_messagepack(flat.clone(), "flatten");
+    only_messagepack(BytesWithin::Flat(flat), "flatten");
+    only_messagepack(BytesWithin::Raw { raw: raw(), digest: serde_bytes::ByteArray::new(*b"wxyz") }, "tag");
+    let beside = BytesBeside::Raw(raw());
+    assert_eq!(there_and_back(Codec::MessagePack, &beside).unwrap(), beside);
+    let any =
+        AnyValue::List(vec![AnyValue::Bytes(b"abc".into()), AnyValue::List(vec![AnyValue::Number(97)])]);
+    assert_eq!(there_and_back(Codec::MessagePack, &any).unwrap(), any);
+}
+
 struct WrongLength;
 
 impl Serialize for WrongLength {
