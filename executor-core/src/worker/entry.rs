@@ -64,14 +64,18 @@ static ADOPTED: AtomicBool = AtomicBool::new(false);
 /// # Who can make a worker of a program
 ///
 /// A worker is started with the argument `--executor-worker` and a socket as its standard input, over which it is told what to
-/// do. Whoever can start a program can do that too, so before a byte is read the kernel is asked who made the socket. If it was
-/// another user or group than the one in whose name this process acts, or if this process has privileges that its starter has not
-/// (setuid, setgid, capabilities of its file), it is no worker, whatever its arguments say: `init` returns. So a program with
-/// privileges has no workers of its own either; to start one is an error.
+/// do. Whoever can start a program can do that too, so before a byte is read the kernel is asked who made the socket, and whether this
+/// process has privileges that its starter has not (setuid, setgid, capabilities of its file). What a process with the argument is:
 ///
-/// Otherwise a process with that argument never comes back from `init`. If it cannot be a worker (there is no socket: somebody
-/// has typed the argument, or started the program by way of a script that takes its input away), it ends with exit code 2 and
-/// a line on standard error.
+/// | standard input | without such privileges | with them |
+/// |---|---|---|
+/// | a socket that the user and group made as whom this process acts | a worker | it ends with exit code 1, and the socket is told why |
+/// | a socket that others made | a program: `init` returns | a program: `init` returns |
+/// | anything else | it ends with exit code 2 and a line on standard error | a program: `init` returns |
+///
+/// So nobody runs anything with rights that he has not. A program with privileges has no workers of its own either; to start one is
+/// an error. And a process that was started as a worker never runs the program's `main`, which would start the next one: a worker that
+/// the system refuses what it needs ends with exit code 1, and its executor is told why.
 pub fn init() {
     if ADOPTED.load(Ordering::Acquire) {
         return;
