@@ -233,7 +233,7 @@ impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     /// All of it was read.
     #[inline]
     pub fn finish(self) -> Result<(), CallResult> {
-        F::finish(self.reader).map_err(CallResult::Decode)?;
+        F::finish(&self.reader).map_err(CallResult::Decode)?;
         kill_point!(Decoded);
         Ok(())
     }
@@ -276,7 +276,7 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
 pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]) -> Result<T, CodecError> {
     let mut reader = F::reader(bytes);
     let value = (way.decode)(&mut reader)?;
-    match F::finish(reader) {
+    match F::finish(&reader) {
         Ok(()) => Ok(value),
         Err(error) => {
             // That it panics as well is not what went wrong.

@@ -401,25 +401,3 @@ pub(crate) fn pair() -> super::conformance::Pair {
     let worker = IpcWorkerEnd::new(receiver.recv().unwrap(), &mirror.board);
     super::conformance::Pair { link, inbox: Box::new(inbox), worker: Box::new(worker) }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
-
-    use super::*;
-
-    #[test]
-    fn a_directory_that_ipc_channel_cannot_use_is_refused_with_the_reason() {
-        let (long, longer) = (format!("/{}", "x".repeat(72)), format!("/{}", "x".repeat(73)));
-        for (directory, why) in [
-            (Path::new("/tmp"), None),
-            (Path::new(&long), None),
-            (Path::new(&longer), Some("which is too long for the address of a socket")),
-            (Path::new("tmp"), Some("which is not absolute")),
-            (Path::new(""), Some("which is not absolute")),
-            (Path::new(OsStr::from_bytes(b"/tmp/\xff")), Some("which is not UTF-8")),
-        ] {
-            assert_eq!(unfit(directory), why, "{directory:?}");
-        }
-    }
-}

@@ -122,6 +122,17 @@ impl Buffer {
         }
     }
 
+    /// Appends a byte and bytes, at most 15, as one.
+    #[inline]
+    pub(crate) fn extend_after<const N: usize>(&mut self, first: u8, rest: [u8; N]) {
+        const { assert!(N < 16) };
+        // In registers: an array that is stored in parts and loaded as one stalls.
+        let mut wide = [0; 16];
+        wide[..N].copy_from_slice(&rest);
+        let wide = u128::from_le_bytes(wide) << 8 | u128::from(first);
+        self.extend_from_slice(&wide.to_le_bytes()[..=N]);
+    }
+
     fn extend_large(&mut self, bytes: &[u8]) {
         if let Some(filling) = &mut self.segment
             && filling.capacity - filling.len >= bytes.len()

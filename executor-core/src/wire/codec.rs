@@ -120,13 +120,13 @@ pub trait Format {
     fn next<'de, T: Deserialize<'de>>(reader: &mut Self::Reader<'de>) -> Result<T, CodecError>;
 
     /// Bytes left over are an error: the two sides do not agree on what was sent.
-    fn finish(reader: Self::Reader<'_>) -> Result<(), CodecError>;
+    fn finish(reader: &Self::Reader<'_>) -> Result<(), CodecError>;
 
     /// Decodes one value that fills `bytes` exactly.
     fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, CodecError> {
         let mut reader = Self::reader(bytes);
         let value = Self::next(&mut reader)?;
-        Self::finish(reader)?;
+        Self::finish(&reader)?;
         Ok(value)
     }
 }
@@ -156,7 +156,7 @@ impl Format for Postcard {
     }
 
     #[inline]
-    fn finish(reader: postcard::Reader<'_>) -> Result<(), CodecError> {
+    fn finish(reader: &postcard::Reader<'_>) -> Result<(), CodecError> {
         match reader.remaining() {
             0 => Ok(()),
             n => Err(error::left_over(n).into()),
@@ -185,7 +185,7 @@ impl Format for MessagePack {
         Ok(reader.value()?)
     }
 
-    fn finish(reader: messagepack::Reader<'_>) -> Result<(), CodecError> {
+    fn finish(reader: &messagepack::Reader<'_>) -> Result<(), CodecError> {
         match reader.remaining() {
             0 => Ok(()),
             n => Err(error::left_over(n).into()),

@@ -59,6 +59,12 @@ impl Fields {
         Fields { name, list, next: 0, unknown: None }
     }
 
+    /// The name that is handed out next, unless something is missing or new.
+    #[inline]
+    pub(super) fn expected(&self) -> Option<&'static str> {
+        self.list.get(self.next).copied()
+    }
+
     #[inline]
     pub(super) fn hand(&mut self, key: &str) {
         match self.list.get(self.next) {

@@ -15,9 +15,10 @@
 //! others are looked at in [`Reader::other`]: what means the same value is handed on, anything else is an error.
 //! A structure whose names are those that `Deserialize` has, in the same order, is read by position; any other by names.
 //!
-//! Numbering is for each message (one [`Writer`], one call of [`Reader::value`]) and costs no allocation for the first
-//! few names. The writer finds what it has numbered by addresses: of the name, and of the name of the Rust type, because
-//! two structures of one name may have different fields. Each field's name is compared as it is written.
+//! Numbering is for each message (one [`Writer`], one call of [`Reader::value`]). The thread keeps the tables for the next
+//! one, and a message without structures and variants takes none. The writer finds what it has numbered by addresses: of
+//! the name, and of the name of the Rust type, because two structures of one name may have different fields. Each field's
+//! name is compared as it is written.
 
 use std::{any::type_name, cell::Cell};
 
@@ -151,37 +152,6 @@ fn other_names(name: &str, field: &str, before: &str) -> Error {
     ))
 }
 
-/// A vector whose first elements need no allocation.
-struct Small<T, const N: usize> {
-    first: [T; N],
-    len: usize,
-    rest: Vec<T>,
-}
-
-impl<T: Copy + Default, const N: usize> Small<T, N> {
-    fn new() -> Self {
-        Small { first: [T::default(); N], len: 0, rest: Vec::new() }
-    }
-
-    #[inline]
-    fn get(&mut self, at: usize) -> Option<&mut T> {
-        match at < N {
-            true if at < self.len => Some(&mut self.first[at]),
-            true => None,
-            false => self.rest.get_mut(at - N),
-        }
-    }
-
-    #[inline]
-    fn push(&mut self, value: T) {
-        match self.len < N {
-            true => self.first[self.len] = value,
-            false => self.rest.push(value),
-        }
-        self.len += 1;
-    }
-}
-
 // ---- writing -------------------------------------------------------------------------------------------------------
 
 /// A structure that was begun, by the addresses of its names.
@@ -196,6 +166,17 @@ struct Written {
     complete: bool,
 }
 
+impl Written {
+    /// Whether this is a finished structure, with the names of that one.
+    #[inline]
+    fn is(&self, that: &Written) -> bool {
+        self.rust_type == that.rust_type
+            && self.name == that.name
+            && self.count == that.count
+            && self.complete
+    }
+}
+
 /// A variant that was written.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct WrittenVariant {
@@ -208,10 +189,20 @@ struct WrittenVariant {
 #[derive(Default)]
 struct Numbered {
     structs: Vec<Written>,
-    last_struct: usize,
     fields: Vec<&'static str>,
     variants: Vec<WrittenVariant>,
-    last_variant: usize,
+    /// Where those are that were found last, by some bits of their names' addresses. Only a guess: what is found there is
+    /// compared, so it may be left over from another message.
+    struct_guesses: [u32; GUESSES],
+    variant_guesses: [u32; GUESSES],
+}
+
+const GUESSES: usize = 16;
+
+/// Where in the guesses this address has its place.
+#[inline]
+fn place(address: usize) -> usize {
+    (address ^ (address >> 4)) % GUESSES
 }
 
 /// With more names than this a table is not kept for the next message.
@@ -263,6 +254,19 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Resu
         Ok(()) if writer.failed => Err(error::swallowed()),
         result => result,
     }
+}
+
+/// A varint; its length.
+#[inline]
+fn put_long(bytes: &mut [u8], mut value: u64) -> usize {
+    let mut len = 0;
+    while value >= 0x80 {
+        bytes[len] = value as u8 | 0x80;
+        value >>= 7;
+        len += 1;
+    }
+    bytes[len] = value as u8;
+    len + 1
 }
 
 impl<'a> Writer<'a> {
@@ -335,24 +339,27 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn long(&mut self, mut value: u64) {
+    fn long(&mut self, value: u64) {
         let mut bytes = [0; 10];
-        let mut len = 0;
-        while value >= 0x80 {
-            bytes[len] = value as u8 | 0x80;
-            value >>= 7;
-            len += 1;
-        }
-        bytes[len] = value as u8;
+        let len = put_long(&mut bytes, value);
+        self.out.extend_from_slice(&bytes[..len]);
+    }
+
+    #[inline(never)]
+    fn long_tagged(&mut self, kind: u8, value: u64) {
+        let mut bytes = [0; 11];
+        bytes[0] = kind;
+        let len = put_long(&mut bytes[1..], value);
         self.out.extend_from_slice(&bytes[..=len]);
     }
 
     #[inline]
     fn fixed<const N: usize>(&mut self, kind: u8, value: [u8; N]) -> Result<(), Error> {
-        if !self.is_implied(kind)? {
-            self.out.push(kind);
+        if self.is_implied(kind)? {
+            self.out.extend_from_slice(&value);
+        } else {
+            self.out.extend_after(kind, value);
         }
-        self.out.extend_from_slice(&value);
         Ok(())
     }
 
@@ -417,8 +424,7 @@ impl<'a> Writer<'a> {
             // In one register: an array of two bytes would be stored as two and loaded as one, which stalls.
             self.out.extend_from_slice(&(u16::from(kind) | (value as u16) << 8).to_le_bytes());
         } else {
-            self.out.push(kind);
-            self.long(value);
+            self.long_tagged(kind, value);
         }
     }
 
@@ -432,31 +438,65 @@ impl<'a> Writer<'a> {
     ) -> Result<(), Error> {
         self.not_implied()?;
         let this = WrittenVariant { name: name.as_ptr() as usize, variant: variant.as_ptr() as usize, index };
-        let numbered = self.numbered();
-        let last = numbered.last_variant;
-        let known = match numbered.variants.get(last) {
-            Some(other) if *other == this => Some(last),
-            _ => numbered.variants.iter().position(|other| *other == this),
-        };
-        match known {
-            Some(at) => {
-                numbered.last_variant = at;
-                self.tagged(kind, at as u64 + 1);
-            }
-            None => {
-                numbered.last_variant = numbered.variants.len();
-                numbered.variants.push(this);
-                self.tagged(kind, 0);
-                self.varint(index.into());
-                self.text(variant);
+        if let Some(numbered) = &self.numbered {
+            let guess = numbered.variant_guesses[place(this.variant)];
+            if numbered.variants.get(guess as usize) == Some(&this) {
+                self.tagged(kind, u64::from(guess) + 1);
+                return Ok(());
             }
         }
+        self.look_up_variant(kind, this, variant);
         Ok(())
+    }
+
+    #[inline(never)]
+    fn look_up_variant(&mut self, kind: u8, this: WrittenVariant, variant: &'static str) {
+        let numbered = self.numbered();
+        let known = numbered.variants.iter().position(|other| *other == this);
+        let at = known.unwrap_or(numbered.variants.len());
+        numbered.variant_guesses[place(this.variant)] = at as u32;
+        if known.is_some() {
+            self.tagged(kind, at as u64 + 1);
+        } else {
+            numbered.variants.push(this);
+            self.tagged(kind, 0);
+            self.varint(this.index.into());
+            self.text(variant);
+        }
+    }
+
+    /// The name of a field, to be written.
+    #[inline(never)]
+    fn first_name(&mut self, at: usize, name: &'static str) {
+        if let Some(known) = self.numbered().fields.get_mut(at) {
+            *known = name;
+        }
+        self.text(name);
+    }
+
+    /// Whether the name that was written for this field is the same constant.
+    #[inline(always)]
+    fn is_name(&self, at: usize, name: &'static str) -> bool {
+        let numbered = self.numbered.as_ref();
+        numbered
+            .is_some_and(|numbered| numbered.fields.get(at).is_some_and(|known| std::ptr::eq(*known, name)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_name(&mut self, of: &str, at: usize, name: &'static str) -> Result<(), Error> {
+        match self.numbered().fields.get(at) {
+            Some(known) if known != &name => {
+                let error = other_names(of, name, known);
+                self.fail(error)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins a structure; `named` is the name that tells it from others of its type: a variant's, if it is one. `kind` is
     /// what stands before its number, if anything.
-    #[inline]
+    #[inline(always)]
     fn structure(
         &mut self,
         kind: Option<u8>,
@@ -465,33 +505,56 @@ impl<'a> Writer<'a> {
         count: usize,
     ) -> Result<Fields<'_, 'a>, Error> {
         enter(&mut self.depth)?;
-        let (rust_type, address) = (self.rust_type, named.as_ptr() as usize);
-        let same = |other: &Written| {
-            other.rust_type == rust_type && other.name == address && other.count == count && other.complete
+        let this = Written {
+            rust_type: self.rust_type,
+            name: named.as_ptr() as usize,
+            count,
+            first: 0,
+            complete: true,
         };
+        if let Some(numbered) = &self.numbered {
+            let of = numbered.struct_guesses[place(this.name)] as usize;
+            if let Some(known) = numbered.structs.get(of)
+                && known.is(&this)
+            {
+                let field = known.first;
+                self.number(kind, of as u64 + 1);
+                return Ok(Fields { writer: self, name, field, end: field + count, of, is_first: false });
+            }
+        }
+        Ok(self.look_up_structure(kind, name, this))
+    }
+
+    #[inline(never)]
+    fn look_up_structure(&mut self, kind: Option<u8>, name: &'static str, this: Written) -> Fields<'_, 'a> {
         let numbered = self.numbered();
-        let last = numbered.last_struct;
-        let known = match numbered.structs.get(last) {
-            Some(other) if same(other) => Some((last, other.first)),
-            _ => numbered.structs.iter().position(same).map(|at| (at, numbered.structs[at].first)),
+        let known = numbered.structs.iter().position(|other| other.is(&this));
+        let of = known.unwrap_or(numbered.structs.len());
+        numbered.struct_guesses[place(this.name)] = of as u32;
+        let field = match known {
+            Some(at) => numbered.structs[at].first,
+            None => {
+                let first = numbered.fields.len();
+                numbered.fields.resize(first + this.count, "");
+                numbered.structs.push(Written { first, complete: false, ..this });
+                first
+            }
         };
         let is_first = known.is_none();
-        let (at, field) = known.unwrap_or_else(|| {
-            let first = numbered.fields.len();
-            numbered.fields.resize(first + count, "");
-            numbered.structs.push(Written { rust_type, name: address, count, first, complete: false });
-            (numbered.structs.len() - 1, first)
-        });
-        numbered.last_struct = at;
-        let number = if is_first { 0 } else { at as u64 + 1 };
+        self.number(kind, if is_first { 0 } else { of as u64 + 1 });
+        if is_first {
+            self.varint(this.count as u64);
+        }
+        Fields { writer: self, name, field, end: field + this.count, of, is_first }
+    }
+
+    /// A number, with a kind before it where one stands.
+    #[inline(always)]
+    fn number(&mut self, kind: Option<u8>, number: u64) {
         match kind {
             Some(kind) => self.tagged(kind, number),
             None => self.varint(number),
         }
-        if is_first {
-            self.varint(count as u64);
-        }
-        Ok(Fields { writer: self, name, left: count, field, of: at, is_first })
     }
 
     #[inline]
@@ -655,7 +718,7 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         self.elements(len, true)
     }
 
-    #[inline]
+    #[inline(always)]
     fn serialize_struct(self, name: &'static str, len: usize) -> Result<Fields<'s, 'a>, Error> {
         self.not_implied()?;
         self.structure(Some(kind::STRUCT), name, name, len)
@@ -744,28 +807,27 @@ write_elements!(
 pub(super) struct Fields<'s, 'a> {
     writer: &'s mut Writer<'a>,
     name: &'static str,
-    left: usize,
     /// The next one among all fields.
     field: usize,
+    /// Behind the last one.
+    end: usize,
     /// Among all structures.
     of: usize,
     is_first: bool,
 }
 
 impl Fields<'_, '_> {
-    #[inline]
+    #[inline(always)]
     fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
-        self.writer.count(&mut self.left).map_err(|error| error.of_type(self.name))?;
         let at = self.field;
-        self.field += 1;
-        if let Some(known) = self.writer.numbered().fields.get_mut(at) {
-            if self.is_first {
-                *known = name;
-                self.writer.text(name);
-            } else if !same_name(known, name) {
-                let error = other_names(self.name, name, known);
-                return self.writer.fail(error);
-            }
+        if at == self.end {
+            return self.writer.fail(error::wrong_length().of_type(self.name));
+        }
+        self.field = at + 1;
+        if self.is_first {
+            self.writer.first_name(at, name);
+        } else if !self.writer.is_name(at, name) {
+            self.writer.other_name(self.name, at, name)?;
         }
         self.writer.part(kind::EACH, value)
     }
@@ -773,7 +835,7 @@ impl Fields<'_, '_> {
     #[inline]
     fn finish(self) -> Result<(), Error> {
         self.writer.depth -= 1;
-        if self.left != 0 {
+        if self.field != self.end {
             return Err(error::wrong_length().of_type(self.name));
         }
         if self.is_first
@@ -791,7 +853,7 @@ macro_rules! write_fields {
             type Ok = ();
             type Error = Error;
 
-            #[inline]
+            #[inline(always)]
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
                 self.field(name, value)
             }
@@ -874,18 +936,59 @@ struct KnownVariant<'de> {
     asked: usize,
 }
 
+#[derive(Default)]
 struct Names<'de> {
-    structs: Small<Known, 4>,
-    fields: Small<&'de str, 16>,
-    variants: Small<KnownVariant<'de>, 4>,
+    structs: Vec<Known>,
+    fields: Vec<&'de str>,
+    variants: Vec<KnownVariant<'de>>,
     /// So many more fields may be announced: each takes two bytes at least.
     fields_left: usize,
+    /// The number of the structure that was read by position last, if it takes one byte, and the fields that were asked
+    /// for: the next one is likely to be another of it.
+    last_number: u8,
+    last_list: &'static [&'static str],
 }
 
-impl Names<'_> {
+thread_local! {
+    /// As [`NUMBERED`].
+    static NAMES: Cell<Option<Names<'static>>> = const { Cell::new(None) };
+}
+
+/// The names of the message that is being read, once there are some.
+struct Table<'de>(Option<Names<'de>>);
+
+impl<'de> Table<'de> {
+    #[inline]
+    fn get(&mut self, bytes_left: usize) -> &mut Names<'de> {
+        self.0.get_or_insert_with(|| Names::take(bytes_left))
+    }
+}
+
+impl Drop for Table<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(names) = self.0.take() {
+            names.put_back();
+        }
+    }
+}
+
+impl<'de> Names<'de> {
     #[inline(never)]
-    fn new(fields_left: usize) -> Box<Self> {
-        Box::new(Names { structs: Small::new(), fields: Small::new(), variants: Small::new(), fields_left })
+    fn take(fields_left: usize) -> Self {
+        Names { fields_left, ..local::take(&NAMES).unwrap_or_default() }
+    }
+
+    #[inline(never)]
+    fn put_back(self) {
+        let Names { mut structs, fields, variants, .. } = self;
+        if fields.capacity() + structs.capacity() + variants.capacity() <= KEPT_NAMES_MAX {
+            structs.clear();
+            // Empty, they may be names of any bytes; this keeps their memory.
+            let fields = fields.into_iter().take(0).map(|_| "").collect();
+            let variants = variants.into_iter().take(0).map(|_| KnownVariant::default()).collect();
+            local::put(&NAMES, Some(Names { structs, fields, variants, ..Names::default() }));
+        }
     }
 }
 
@@ -896,7 +999,7 @@ pub struct Reader<'de> {
     pending: u8,
     /// A value was left in its middle: nothing that follows can be trusted.
     failed: bool,
-    names: Option<Box<Names<'de>>>,
+    names: Table<'de>,
 }
 
 /// The bytes of a byte string begin here, and it is so long.
@@ -909,7 +1012,7 @@ pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
 impl<'de> Reader<'de> {
     #[inline]
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, pending: 0, failed: false, names: None }
+        Reader { input, depth: 0, pending: 0, failed: false, names: Table(None) }
     }
 
     #[inline]
@@ -920,7 +1023,9 @@ impl<'de> Reader<'de> {
     /// One value: what one writer wrote.
     #[inline]
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
-        self.names = None;
+        if self.names.0.is_some() {
+            self.names = Table(None);
+        }
         self.depth = 0;
         let value = self.part(0, std::marker::PhantomData)?;
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
@@ -968,6 +1073,22 @@ impl<'de> Reader<'de> {
                 let follow = self.input.len();
                 self.fail(error::announced(len, follow))
             }
+        }
+    }
+
+    /// Whether the next value is of this kind; then the kind is taken.
+    #[inline]
+    fn is_next(&mut self, kind: u8) -> bool {
+        match self.input {
+            _ if self.pending == kind => {
+                self.pending = 0;
+                true
+            }
+            [first, rest @ ..] if self.pending == 0 && *first == kind => {
+                self.input = rest;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -1142,8 +1263,7 @@ impl<'de> Reader<'de> {
 
     #[inline]
     fn names(&mut self) -> &mut Names<'de> {
-        let fields_left = self.input.len();
-        self.names.get_or_insert_with(|| Names::new(fields_left))
+        self.names.get(self.input.len())
     }
 
     /// The head of a structure.
@@ -1170,24 +1290,47 @@ impl<'de> Reader<'de> {
             return self.fail(error::no_value("too many fields are announced"));
         };
         names.fields_left = fields_left;
-        let first = names.fields.len;
-        for _ in 0..count {
-            names.fields.push("");
-        }
+        let first = names.fields.len();
+        names.fields.resize(first + count, "");
         names.structs.push(Known { count, first, ..Known::default() });
-        let at = names.structs.len - 1;
+        let at = names.structs.len() - 1;
         Ok(Structure { at, left: count, field: first, is_first: true })
     }
 
-    /// The next field's name.
+    /// Takes a text, if it is the one that is expected.
     #[inline]
-    fn field(&mut self, structure: &mut Structure) -> Result<&'de str, Error> {
+    fn is_text(&mut self, expected: &str) -> bool {
+        match self.input {
+            [len, rest @ ..] if usize::from(*len) == expected.len() && *len < 0x80 => {
+                match rest.strip_prefix(expected.as_bytes()) {
+                    Some(rest) => {
+                        self.input = rest;
+                        true
+                    }
+                    None => false,
+                }
+            }
+            _ => false,
+        }
+    }
+
+    /// The next field's name, probably `expected`.
+    #[inline]
+    fn field(
+        &mut self,
+        structure: &mut Structure,
+        expected: Option<&'static str>,
+    ) -> Result<&'de str, Error> {
         structure.left -= 1;
         let at = structure.field;
         structure.field += 1;
         if structure.is_first {
-            let name = self.text()?;
-            if let Some(place) = self.names().fields.get(at) {
+            let name = match expected {
+                // The same name where it does not have to be looked at again: it is UTF-8, and found equal by its address.
+                Some(expected) if self.is_text(expected) => expected,
+                _ => self.text()?,
+            };
+            if let Some(place) = self.names().fields.get_mut(at) {
                 *place = name;
             }
             return Ok(name);
@@ -1202,7 +1345,7 @@ impl<'de> Reader<'de> {
     #[inline]
     fn end(&mut self, structure: &Structure) {
         if structure.is_first
-            && let Some(known) = self.names().structs.get(structure.at)
+            && let Some(known) = self.names().structs.get_mut(structure.at)
         {
             known.complete = true;
         }
@@ -1215,23 +1358,36 @@ impl<'de> Reader<'de> {
             return false;
         }
         let names = self.names();
-        let Some(known) = names.structs.get(structure.at) else { return false };
+        let Some(known) = names.structs.get_mut(structure.at) else { return false };
         if known.asked == list.as_ptr() as usize {
             return known.by_position && known.count == list.len();
         }
         let (first, count) = (known.first, known.count);
-        let mut written = (first..first + count).map(|at| names.fields.get(at).map(|name| *name));
+        let written = names.fields.get(first..first + count).unwrap_or_default();
         // All empty lists have one address, so they would have to share an answer.
         let by_position = count == list.len()
             && count > 0
-            && list
-                .iter()
-                .all(|name| written.next().flatten().is_some_and(|written| same_name(written, name)))
+            && written.len() == count
+            && written.iter().zip(list).all(|(written, name)| same_name(written, name))
             && is_derived::<V>();
-        if let Some(known) = names.structs.get(structure.at) {
+        if let Some(known) = names.structs.get_mut(structure.at) {
             (known.asked, known.by_position) = (list.as_ptr() as usize, by_position);
         }
         by_position
+    }
+
+    /// Whether the next structure is another of the one that was read last, for the same list; then its number is taken.
+    #[inline]
+    fn is_another(&mut self, list: &'static [&'static str]) -> bool {
+        match (&self.names.0, self.input) {
+            (Some(names), [number, rest @ ..])
+                if *number != 0 && *number == names.last_number && std::ptr::eq(list, names.last_list) =>
+            {
+                self.input = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
     #[inline]
@@ -1242,18 +1398,30 @@ impl<'de> Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let result = self.nested(|reader| {
-            let structure = reader.structure()?;
-            if reader.is_by_position::<V>(&structure, list) {
-                let mut parts = Positions { reader, list, at: 0, name };
-                let result = visitor.visit_seq(&mut parts);
-                return match list.len() - parts.at {
-                    0 => result,
-                    n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
+            if !reader.is_another(list) {
+                let structure = reader.structure()?;
+                if !reader.is_by_position::<V>(&structure, list) {
+                    return reader.by_name(structure, Some(FieldNames::new(name, list)), visitor);
+                }
+                let names = reader.names();
+                names.last_list = list;
+                // 0 is the first one of a type.
+                names.last_number = match structure.at + 1 {
+                    number @ ..0x80 => number as u8,
+                    _ => 0,
                 };
             }
-            reader.by_name(structure, Some(FieldNames::new(name, list)), visitor)
+            let mut parts = Positions { reader, list, at: 0, name };
+            let result = visitor.visit_seq(&mut parts);
+            match list.len() - parts.at {
+                0 => result,
+                n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
+            }
         });
-        result.map_err(|error| error.of_type(name))
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => Err(error.of_type(name)),
+        }
     }
 
     fn by_name<V: Visitor<'de>>(
@@ -1304,11 +1472,11 @@ impl<'de> Reader<'de> {
                 let name = self.text()?;
                 let names = self.names();
                 names.variants.push(KnownVariant { name, index, asked: 0 });
-                names.variants.len - 1
+                names.variants.len() - 1
             }
             number => (number - 1) as usize,
         };
-        let Some(known) = self.names().variants.get(at) else {
+        let Some(known) = self.names().variants.get_mut(at) else {
             return self.fail(error::no_value("a variant of an unknown number"));
         };
         if let Some((name, list)) = asked
@@ -1381,7 +1549,7 @@ impl<'de> Reader<'de> {
         self.nested(|reader| {
             let mut structure = reader.structure()?;
             while structure.left > 0 {
-                reader.field(&mut structure)?;
+                reader.field(&mut structure, None)?;
                 reader.skip()?;
             }
             reader.end(&structure);
@@ -1407,7 +1575,8 @@ impl<'de> Reader<'de> {
     /// a variant of no content and its name. A float of another width, or an integer for a float, would be rounded.
     #[cold]
     #[inline(never)]
-    fn other<V: Visitor<'de>>(&mut self, written: u8, asked: u8, visitor: V) -> Result<V::Value, Error> {
+    fn other<V: Visitor<'de>>(&mut self, asked: u8, visitor: V) -> Result<V::Value, Error> {
+        let written = self.kind()?;
         let is_integer = |kind: u8| (kind::U8..=kind::I128).contains(&kind);
         let is_text = matches!(asked, kind::STR | kind::CHAR | kind::BYTES);
         match written {
@@ -1474,9 +1643,9 @@ macro_rules! read {
         #[inline]
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             let $reader = self;
-            match $reader.kind()? {
-                kind::$kind => visitor.$visit($read?),
-                other => $reader.other(other, kind::$kind, visitor),
+            match $reader.is_next(kind::$kind) {
+                true => visitor.$visit($read?),
+                false => $reader.other(kind::$kind, visitor),
             }
         }
     )*};
@@ -1640,6 +1809,16 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     }
 }
 
+/// The provided method is a call for each element, unless it is told otherwise.
+macro_rules! next_element {
+    () => {
+        #[inline(always)]
+        fn next_element<T: Deserialize<'de>>(&mut self) -> Result<Option<T>, Error> {
+            self.next_element_seed(std::marker::PhantomData)
+        }
+    };
+}
+
 /// Elements of a sequence or a tuple.
 struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
@@ -1650,7 +1829,9 @@ struct Parts<'r, 'de> {
 impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
     type Error = Error;
 
-    #[inline]
+    next_element!();
+
+    #[inline(always)]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         if self.left == 0 {
             return Ok(None);
@@ -1677,7 +1858,9 @@ struct Positions<'r, 'de> {
 impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
     type Error = Error;
 
-    #[inline]
+    next_element!();
+
+    #[inline(always)]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Some(field) = self.list.get(self.at) else { return Ok(None) };
         self.at += 1;
@@ -1713,7 +1896,8 @@ impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
         if self.structure.left == 0 {
             return Ok(None);
         }
-        let field = self.reader.field(&mut self.structure)?;
+        let expected = self.names.as_ref().and_then(FieldNames::expected);
+        let field = self.reader.field(&mut self.structure, expected)?;
         (self.field, self.value_due) = (field, true);
         if let Some(names) = &mut self.names {
             names.hand(field);
@@ -1751,6 +1935,22 @@ struct Pairs<'r, 'de> {
     field: Option<&'de str>,
 }
 
+impl Pairs<'_, '_> {
+    /// Hands the key as it lies there to the names; it is read again.
+    #[inline(never)]
+    fn look_ahead(&mut self) -> Result<(), Error> {
+        let mut ahead = Reader::new(self.reader.input);
+        self.field = match ahead.kind()? {
+            kind::STR => ahead.text().ok(),
+            _ => None,
+        };
+        if let (Some(names), Some(field)) = (&mut self.names, self.field) {
+            names.hand(field);
+        }
+        Ok(())
+    }
+}
+
 impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     type Error = Error;
 
@@ -1764,16 +1964,8 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
         }
         self.left -= 1;
         self.value_due = true;
-        if let Some(names) = &mut self.names {
-            // The key as it lies there; read again below.
-            let mut ahead = Reader::new(self.reader.input);
-            self.field = match ahead.kind()? {
-                kind::STR => ahead.text().ok(),
-                _ => None,
-            };
-            if let Some(field) = self.field {
-                names.hand(field);
-            }
+        if self.names.is_some() {
+            self.look_ahead()?;
         }
         self.reader.part(0, seed).map(Some)
     }
@@ -1783,9 +1975,12 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
         if !std::mem::take(&mut self.value_due) {
             return self.reader.fail(error::reads_nothing());
         }
-        match (self.reader.part(0, seed), &self.names, self.field) {
-            (Err(error), Some(names), Some(field)) => Err(error.of_part("field", field, names.name)),
-            (result, ..) => result,
+        match self.reader.part(0, seed) {
+            Ok(value) => Ok(value),
+            Err(error) => Err(match (&self.names, self.field) {
+                (Some(names), Some(field)) => error.of_part("field", field, names.name),
+                _ => error,
+            }),
         }
     }
 
