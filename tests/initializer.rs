@@ -328,6 +328,34 @@ fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
 }
 
 #[test]
+fn an_initializer_that_hangs_in_one_worker_ends_no_pool_in_which_another_works() {
+    #[task]
+    fn second_hangs(notes: &Path) {
+        if File::create_new(notes.join("first")).is_err() && File::create_new(notes.join("second")).is_ok() {
+            come_to(notes);
+        }
+    }
+
+    let _watchdog = watchdog();
+    let (gate, held) = (Gate::new(), Gate::new());
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .initializer(second_hangs::task(gate.path()))
+        .initializer_timeout(std::time::Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let first = pool.submit(hold::task(held.path()));
+    held.wait_for(1);
+    // For this one the second worker is started, whose initializer hangs; a third one runs it.
+    let second = pool.submit(pid::task());
+    let slow = gate.wait_for(1)[0];
+    assert_ne!(second.result().unwrap(), slow);
+    held.open();
+    assert!(first.result().is_ok());
+    assert!(pool.broken().is_none());
+}
+
+#[test]
 fn initializer_and_tasks_run_on_one_thread() {
     #[task]
     fn set_here() {

@@ -520,7 +520,10 @@ where
                 .iter()
                 .chain(&["aliased", "values::renamed::", "both_as_text", "now_small_now_large"])
                 .any(|module| name.contains(*module));
-                let plain = plain && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
+                // Two variants of its enum have one name, and no format tells them apart.
+                let twins = name.contains("values::renamed::") && name.contains("Variants");
+                let plain =
+                    plain && !twins && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
                 assert!(!plain, "{codec:?}: {value:?}: {error}");
                 outcomes.refused += 1;
             }

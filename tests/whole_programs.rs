@@ -1161,6 +1161,10 @@ fn has_its_worker_stopped() {
     gate.open();
     assert_eq!((held.result().unwrap(), behind.result().unwrap()), (worker, worker));
 
+    // One that is stopped while it has nothing to do takes up the place of a worker that could run what comes.
+    let idle = stop();
+    assert_ne!(pool.submit(pid::task()).result().unwrap(), idle);
+
     let gate = Gate::new();
     let held = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);

@@ -337,6 +337,19 @@ impl Child {
         retry(|| waitid(WaitId::PidFd(pidfd), options)).ok()??.stopping_signal()
     }
 
+    /// How much processor time the child has used.
+    pub(crate) fn computed(&self) -> Option<Duration> {
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: writes a clock's number to where the pointer points.
+        if unsafe { libc::clock_getcpuclockid(self.pid().cast_signed(), &raw mut clock) } != 0 {
+            return None;
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes a time to where the pointer points.
+        let asked = unsafe { libc::clock_gettime(clock, &raw mut time) };
+        (asked == 0).then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
+    }
+
     /// Sends a signal to the child alone. Never to another process, also not after it was reaped.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pidfd) = self.pidfd() else { return Ok(()) };

@@ -39,12 +39,8 @@ impl Signals {
         Signals { blocked, ignored }
     }
 
-    /// Makes the calling thread, and the process, so. Before there are other threads.
-    ///
-    /// SIGTTOU and SIGTTIN are blocked besides. A worker leads a group of its own, which the terminal takes for a job in the
-    /// background: after `stty tostop` it would stop it at its first word, and nobody would continue it. Blocked, what it
-    /// writes and sets is done, and to read is an error. Not ignored: that would survive `exec` into what a task starts,
-    /// while std unblocks all signals there.
+    /// Makes the calling thread, and the process, so, and [blocks what the terminal sends](block_terminal). Before there are
+    /// other threads.
     pub(crate) fn adopt(self) {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: initialises the set; then adds numbers of signals to it, those it does not know being refused.
@@ -53,10 +49,9 @@ impl Signals {
             for signal in (1..=SIGNALS).filter(|signal| self.blocked & (1 << (signal - 1)) != 0) {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGTTOU);
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGTTIN);
             libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
         }
+        block_terminal();
         for signal in 1..=SIGNALS {
             let ignore = self.ignored & (1 << (signal - 1)) != 0;
             // What is handled here (a stack's overflow, say) stays so.
@@ -65,6 +60,23 @@ impl Signals {
                 unsafe { libc::signal(signal, if ignore { libc::SIG_IGN } else { libc::SIG_DFL }) };
             }
         }
+    }
+}
+
+/// Blocks SIGTTOU and SIGTTIN in the calling thread of a child, and in those that it starts.
+///
+/// A child leads a group of its own, which the terminal takes for a job in the background: after `stty tostop` it would stop the
+/// child at its first word, and nobody would continue it. With the signals blocked, the child may write to the terminal and
+/// change its settings, and reading from it is an error. They are not ignored: that would survive `exec` into what a task
+/// starts, while std unblocks all signals there.
+pub(crate) fn block_terminal() {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initialises the set and adds two signals to it, then blocks these.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTTOU);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTTIN);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
     }
 }
 

@@ -306,20 +306,25 @@ impl Driver {
             .workers
             .iter()
             .filter(|(_, worker)| worker.link.is_some() && !worker.reaped)
-            .map(|(id, worker)| (*id, worker.child.stopped_by()))
+            .map(|(id, worker)| {
+                let stopped_by = worker.child.stopped_by();
+                (*id, stopped_by, stopped_by.and_then(|_| worker.child.computed()))
+            })
             .collect();
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            for (id, stopped_by) in looked {
+            for (id, stopped_by, computed) in looked {
                 let Some(record) = workers.get_mut(&id) else { continue };
                 let before = std::mem::replace(&mut record.stopped_by, stopped_by);
+                let computed_before = std::mem::replace(&mut record.computed, computed);
+                let has_run = computed_before.is_some() && computed_before != computed;
                 if let (None, Some(signal), Some(child)) = (before, stopped_by, &record.child) {
                     tracing::warn!(signal, pid = child.pid(), "a worker is stopped");
                 }
                 match stopped_by {
                     Some(signal) => {
                         let for_good = matches!(signal, libc::SIGTTOU | libc::SIGTTIN);
-                        scheduler.on_stopped(now, id, for_good, &Boards(workers), out);
+                        scheduler.on_stopped(now, id, for_good, has_run, &Boards(workers), out);
                     }
                     None if before.is_some() => scheduler.on_continued(now, id, &Boards(workers), out),
                     None => {}

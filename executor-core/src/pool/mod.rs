@@ -221,6 +221,8 @@ struct Record {
     killed_by_us: bool,
     /// The signal that has stopped it, while it is stopped.
     stopped_by: Option<i32>,
+    /// What it had computed when it was last seen stopped.
+    computed: Option<Duration>,
     /// How it did not keep to the protocol.
     broke_protocol: Option<WireError>,
     status: Option<ExitStatus>,

@@ -59,8 +59,9 @@ const SLOW_START: Duration = Duration::from_millis(10);
 const FEW: u32 = 4;
 /// A worker that was asked to stop is killed after this.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// A worker that the terminal has stopped, and one that anybody has stopped while the pool is shutting down, is killed when
-/// it has been so for this long. Less: who stops a worker for a moment loses it.
+/// How long a worker may be stopped before it is killed, where nobody gains by waiting: the terminal has stopped it, the pool is
+/// shutting down, or it has nothing to do and tasks wait. Lower values kill workers that are stopped for a moment. A worker
+/// that runs a task in an open pool may be stopped for as long as a start may last.
 const STOPPED_GRACE: Duration = Duration::from_secs(2);
 /// A worker that may not be signalled is asked to end itself, and is given up after this.
 const UNSIGNALLED_GRACE: Duration = Duration::from_millis(500);
@@ -1179,7 +1180,15 @@ impl<T: Split> Scheduler<T> {
         let expected = matches!(worker.doom, Some(Doom { why: Why::Pool(_) | Why::Task(..), .. }));
         if !was_ready && !expected {
             let said_hello = matches!(worker.state, WorkerState::Initializing { .. });
+            let too_slow = matches!(worker.doom, Some(Doom { why: Why::Start, .. }));
             let cause = match worker.doom {
+                Some(Doom { why: Why::Start, .. }) if said_hello => {
+                    let waited = self.config.initializer_timeout;
+                    BrokenCause::Start(
+                        format!("its initializer did not end within {waited:?} (`initializer_timeout`)")
+                            .into(),
+                    )
+                }
                 Some(Doom { why: Why::Start, .. }) => {
                     let waited = self.config.start_timeout;
                     BrokenCause::Start(
@@ -1188,8 +1197,9 @@ impl<T: Split> Scheduler<T> {
                 }
                 _ => cause(said_hello),
             };
-            // One that ended before it said hello met a limit of the system, if others of this program work.
-            if !said_hello && self.workers.values().any(Worker::is_useful) {
+            // One that ended before it said hello met a limit of the system, if others of this program work; and one that was
+            // too slow is no reason to end those that were not.
+            if (!said_hello || too_slow) && self.workers.values().any(Worker::is_useful) {
                 self.refusals += 1;
                 self.back_off(now);
             } else {
@@ -1301,18 +1311,23 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// A worker was looked at, and is stopped by a signal. What it has not begun goes to others. `for_good`: nobody is
-    /// going to continue it.
+    /// going to continue it. `has_run`: it has computed since it was last seen stopped, because somebody stops and continues it
+    /// in turn.
     pub(crate) fn on_stopped(
         &mut self,
         now: Instant,
         id: WorkerId,
         for_good: bool,
+        has_run: bool,
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if worker.doom.is_some() {
             return;
+        }
+        if has_run {
+            worker.stopped = None;
         }
         let since = *worker.stopped.get_or_insert(now);
         self.idle.retain(|idle| *idle != id);
@@ -1322,8 +1337,11 @@ impl<T: Split> Scheduler<T> {
         {
             self.requeue(rest);
         }
-        let waited_for = for_good || !matches!(self.intake, Intake::Open);
-        if waited_for && now.saturating_duration_since(since) >= STOPPED_GRACE {
+        // One that holds nothing takes up the place of a worker that could run what waits.
+        let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
+        let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
+        let patience = if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
+        if now.saturating_duration_since(since) >= patience {
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
             out.push(Action::Kill(id));
         }
@@ -1495,6 +1513,12 @@ impl<T: Split> Scheduler<T> {
             WorkerState::Initializing { since }
                 if since.checked_add(self.config.initializer_timeout).is_some_and(|at| at <= now) =>
             {
+                if self.workers.values().any(Worker::is_useful) {
+                    // Others have been through it, and do the work: this one was slow, or was stopped.
+                    self.doom(id, Doom { why: Why::Start, next: now + KILL_GRACE, killed: true });
+                    out.push(Action::Kill(id));
+                    return;
+                }
                 // As if it had failed: the next worker's would do the same, and tasks would wait for it again.
                 let error = TaskError::timed_out(self.config.initializer_timeout, Phase::Run);
                 let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());

@@ -107,6 +107,7 @@ const KINDS: &[&str] = &[
     "killed: for a task",
     "killed: pool ends",
     "killed: start timeout",
+    "killed: initializer timeout",
     "killed: unruly",
     "killed: deaf",
     "killed: did not stop",
@@ -594,7 +595,8 @@ impl World {
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
             let works = |process: &Process| {
-                process.ready && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
+                let fit = process.ready && process.seen_stopped.is_none();
+                fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
             };
             let before_hello = !self.trouble_in_initializer;
             assert!(!before_hello || !self.processes.values().any(works), "broken while a worker works");
@@ -771,6 +773,9 @@ impl World {
         if !process.linked {
             assert!(over || since(Some(process.ordered), start_timeout), "{id:?} is killed while it starts");
             return if over { "killed: pool ends" } else { "killed: start timeout" };
+        }
+        if !process.ready && since(process.greeted, self.config.initializer_timeout) {
+            return "killed: initializer timeout";
         }
         // It was given something to do and has not begun it for as long as a start may last.
         let front = process.words.borrow().holding.front().copied();
@@ -1062,18 +1067,23 @@ impl World {
         let linked = |process: &Process| process.linked && process.alive() && process.killed.is_none();
         let all = self.processes.iter().filter(|(_, process)| linked(process));
         for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
-            let (now, for_good) = (self.now, self.dice.permille(500));
+            let (now, for_good, has_run) = (self.now, self.dice.permille(500), self.dice.permille(200));
             let Some(process) = self.processes.get_mut(&id) else { continue };
             if process.stopped {
+                if has_run {
+                    process.seen_stopped = None;
+                }
                 process.seen_stopped.get_or_insert(now);
                 self.note("seen stopped", Some(id), None);
                 self.event(|scheduler, now, claims, out| {
-                    scheduler.on_stopped(now, id, for_good, claims, out);
+                    scheduler.on_stopped(now, id, for_good, has_run, claims, out);
                 });
                 let holding = self.processes[&id].words.borrow().holding.clone();
                 let begun = |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
                 let lied = self.processes[&id].lied;
-                assert!(lied || holding.iter().all(begun), "{id:?} keeps what it has not begun");
+                // One that is going to be dead gives back what it has when it is.
+                let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
+                assert!(doomed || lied || holding.iter().all(begun), "{id:?} keeps what it has not begun");
             } else if process.seen_stopped.take().is_some() {
                 self.note("seen to go on", Some(id), None);
                 self.event(|scheduler, now, claims, out| scheduler.on_continued(now, id, claims, out));

@@ -268,6 +268,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
     };
     program::become_child(setup.program);
     lead_own_group();
+    crate::os::signals::block_terminal();
     if let Err(error) = process::empty_stdin() {
         return refuse(&Refusal::of("to open /dev/null, or a pipe in its place", &error));
     }
