@@ -53,6 +53,7 @@ list! { TESTS:
     accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker,
     a_callback_that_ends_the_program_loses_no_other_callback,
     callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up,
+    a_callback_that_ends_an_ending_program_holds_up_no_shutdown,
     accepted_work_of_a_process_is_finished_by_it,
     what_a_callback_submits_at_the_end_is_finished_or_refused,
     work_that_exit_hooks_submit_is_finished,
@@ -81,6 +82,7 @@ list! { PROGRAMS:
     drops_a_pool_in_a_task,
     ends_in_a_callback,
     ends_an_ending_program,
+    shuts_down_beside_a_callback_that_exits,
     has_a_process_with_a_pool,
     submits_in_callbacks,
     submits_in_hooks,
@@ -838,6 +840,48 @@ fn ends_an_ending_program() {
         come_to(&path);
         std::process::exit(8)
     });
+    say("main ends");
+}
+
+fn a_callback_that_ends_an_ending_program_holds_up_no_shutdown() {
+    for way in ["limit", "shutdown", "drop", "later"] {
+        let (code, lines) = lines_after_the_gate("shuts_down_beside_a_callback_that_exits", way);
+        // The callback may be the first to end it: between the last word of `main` and its return.
+        assert!(matches!(code, Some(0 | 9)), "{way}: {code:?}");
+        assert_eq!(lines, ["called 1"], "{way}");
+    }
+}
+
+fn shuts_down_beside_a_callback_that_exits() {
+    static POOL: Mutex<Option<ProcessPoolExecutor>> = Mutex::new(None);
+    let (_, way, gate) = arguments();
+    let builder = ProcessPoolExecutor::builder().max_workers(1);
+    let pool = match &*way {
+        "limit" => builder.exit_timeout(LONG).build(),
+        _ => builder.build(),
+    }
+    .unwrap();
+    // The end has begun when the callback comes to its `exit`: std holds whoever comes second.
+    pool.submit(hold::task(&gate)).on_done(drop);
+    let exits = move |pool: &ProcessPoolExecutor| {
+        pool.submit(echo::task(0)).on_done(|_| std::process::exit(9));
+        pool.submit(echo::task(1)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+    };
+    if way != "later" {
+        exits(&pool);
+    }
+    *POOL.lock().unwrap() = Some(pool);
+    if way != "limit" {
+        at_exit(0, move || {
+            let pool = POOL.lock().unwrap().take().unwrap();
+            if way == "later" {
+                exits(&pool);
+            }
+            if way != "drop" {
+                pool.shutdown(true);
+            }
+        });
+    }
     say("main ends");
 }
 

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::os::{fork::Origin, local, process};
+use crate::{
+    os::{fork::Origin, local, process},
+    process::exit,
+};
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -95,12 +98,29 @@ impl CallbackQueue {
             if state.is_current_thread() {
                 return true;
             }
-            state = match self.help_or_wait(state, deadline) {
-                Some(state) => state,
-                None => return false,
-            };
+            let look = Instant::now() + LOOK;
+            let until = deadline.map_or(look, |at| at.min(look));
+            state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
+            // Exit hooks and threads that the end waits for are here as well.
+            if exit::has_begun() {
+                self.leave_who_exits(&mut state);
+            }
+            if !state.is_idle() && deadline.is_some_and(|at| at <= Instant::now()) {
+                return false;
+            }
         }
         true
+    }
+
+    /// While the program ends: a thread that std holds for ever, since its callback has called `exit` as well, is left there, and
+    /// nobody waits for it any more or joins it. What waits behind it is run by whoever waits for that.
+    fn leave_who_exits(&self, state: &mut State) {
+        if state.running && state.attended && process::is_paused(state.system_thread) {
+            tracing::warn!("a done-callback has called `exit` while the program ends already, and is left there");
+            (state.attended, state.running, state.handle) = (false, false, None);
+            state.ran += 1;
+            self.changed.notify_all();
+        }
     }
 
     /// At the end of the program: waits until all callbacks that have been queued up to now have run, at most until `deadline`,
@@ -116,24 +136,17 @@ impl CallbackQueue {
             }
         } else {
             while state.ran < last && !state.given_up {
-                let slice = Instant::now() + LOOK;
-                let until = deadline.map_or(slice, |at| at.min(slice));
-                state = self.help_or_wait(state, Some(until)).unwrap_or_else(|| self.lock());
-                if state.running && state.attended && process::is_paused(state.system_thread) {
-                    tracing::warn!(
-                        "a done-callback has called `exit` while the program ends already, and is left there"
-                    );
-                    // What waits behind it runs here.
-                    (state.attended, state.running) = (false, false);
-                    state.ran += 1;
-                }
+                let look = Instant::now() + LOOK;
+                let until = deadline.map_or(look, |at| at.min(look));
+                state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
+                self.leave_who_exits(&mut state);
                 state.given_up = state.ran < last && deadline.is_some_and(|at| at <= Instant::now());
             }
         }
     }
 
     /// Runs a callback, where there is no thread that would; else waits for a change. `None` at `deadline`.
-    fn help_or_wait<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Option<Locked<'a>> {
+    fn help_or_wait<'a>(&'a self, mut state: Locked<'a>, deadline: Instant) -> Option<Locked<'a>> {
         if !state.attended
             && let Some(callback) = state.waiting.pop_front()
         {
@@ -144,9 +157,6 @@ impl CallbackQueue {
             state.ran += 1;
             return Some(state);
         }
-        let Some(deadline) = deadline else {
-            return Some(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
-        };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;

@@ -131,6 +131,11 @@ pub(super) fn finish() {
     end_executors();
 }
 
+/// Whether this process ends by itself.
+pub(crate) fn has_begun() -> bool {
+    END.get().begun.load(Ordering::SeqCst)
+}
+
 fn each_executor(mut act: impl FnMut(&dyn Accepts)) {
     // A copy of the list: callbacks may make executors. It only grows where that is so.
     let living: Vec<_> = lock(&END.get().executors).iter().filter_map(Weak::upgrade).collect();
