@@ -116,7 +116,9 @@ impl CallbackQueue {
     /// nobody waits for it any more or joins it. What waits behind it is run by whoever waits for that.
     fn leave_who_exits(&self, state: &mut State) {
         if state.running && state.attended && process::is_paused(state.system_thread) {
-            tracing::warn!("a done-callback has called `exit` while the program ends already, and is left there");
+            tracing::warn!(
+                "a done-callback has called `exit` while the program ends already, and is left there"
+            );
             (state.attended, state.running, state.handle) = (false, false, None);
             state.ran += 1;
             self.changed.notify_all();

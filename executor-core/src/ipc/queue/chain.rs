@@ -876,10 +876,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         ))
     }
 
-    /// A place for so many bytes, without memory, claimed by one of these or by that of a hole.
+    /// A place for so many bytes, without memory, claimed by one of these.
     fn new_place(&self, bytes: u64, me: OwnerId, claims: &'a [Claim]) -> io::Result<(Piece, Claimed)> {
         let claimed = self.claim(me, claims)?;
-        let claim = &self.layout.claims[claimed.0];
         let Some(hole) = self.take_hole(bytes, me) else {
             let at = self.layout.next.fetch_add(bytes, Ordering::AcqRel);
             let piece = Piece { at, bytes };
@@ -887,16 +886,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             return Ok((piece, claimed));
         };
         let (at, has) = (hole.at.load(Ordering::Relaxed), hole.bytes.load(Ordering::Relaxed));
-        if has > bytes {
-            // The rest becomes a hole of its own. In this order: see the module's opening.
-            hole.bytes.store(bytes, Ordering::Release);
-            kill_point!(QueueHoleSplit);
-            self.note(&claimed, Piece { at: at.wrapping_add(bytes), bytes: has - bytes });
-            claim.owner.store(HOLE, Ordering::Release);
-        } else {
-            claim.owner.store(0, Ordering::Release);
-        }
-        Ok((Piece { at, bytes }, self.index_of(hole)))
+        // The place goes to the claim that was asked for, and what is left of the hole stays where it was: a hole may be one of
+        // the claims of rings, which a piece would keep for as long as it waits for room. In this order: see the module's opening.
+        hole.bytes.store(has - bytes, Ordering::Release);
+        kill_point!(QueueHoleSplit);
+        hole.at.store(at.wrapping_add(bytes), Ordering::Release);
+        let piece = Piece { at, bytes };
+        self.note(&claimed, piece);
+        hole.owner.store(if has > bytes { HOLE } else { 0 }, Ordering::Release);
+        Ok((piece, claimed))
     }
 
     /// The first hole in the file with so many bytes at least, which is this process's then.
@@ -1005,7 +1003,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             let has = claim.bytes.load(Ordering::Acquire);
             has >= bytes && has / 4 <= bytes
         };
-        let kept = self.layout.claims.iter().find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
+        let kept =
+            self.claims_of_pieces().iter().find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
         if let Some(claim) = kept {
             // It may have become another one meanwhile.
             if fits(claim) {
@@ -1115,4 +1114,97 @@ fn checked_words<R: Words>(header: u64, cursor: &Cursor<'_, R>) -> io::Result<u6
         && header >> LEN_SHIFT >= least
         && (header & 0xff != PAD || header & 0xff <= ITEM);
     if fits { Ok(words) } else { Err(garbled()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+
+    use super::*;
+
+    struct Alone;
+
+    impl Owners for Alone {
+        fn me(&self) -> OwnerId {
+            OwnerId::from_bits(1).unwrap()
+        }
+
+        fn is_me(&self, id: OwnerId) -> bool {
+            id == self.me()
+        }
+
+        fn is_alive(&self, _: OwnerId) -> bool {
+            true
+        }
+    }
+
+    /// Only places, nothing in them.
+    struct Places;
+
+    impl Words for Places {
+        fn words(&self) -> usize {
+            0
+        }
+
+        fn word(&self, _: usize) -> &AtomicU64 {
+            unreachable!("there is no ring")
+        }
+
+        fn shadow(&self, _: usize) -> &Shadow {
+            unreachable!("there is no ring")
+        }
+
+        fn write(&self, _: usize, _: &[u8]) {}
+    }
+
+    impl Memory for Places {
+        type Ring = Places;
+
+        fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn free(&self, _: u64, _: u64) -> bool {
+            true
+        }
+
+        fn ring(&self, _: Side, _: u64, _: u64) -> io::Result<Arc<Places>> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn discard(&self, _: u64) {}
+    }
+
+    #[test]
+    fn as_many_pieces_as_there_can_be_leave_each_side_a_claim_for_its_ring() {
+        // SAFETY: zero is a value, says `SharedLayout`.
+        let layout: Layout = unsafe { mem::zeroed() };
+        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let me = Alone.me();
+        chain.begin(0).unwrap();
+        // Two rings that were left, with one between them that is used.
+        let rings: Vec<_> =
+            (0..3).map(|_| chain.new_place(MOST_BYTES, me, &layout.claims).unwrap()).collect();
+        for (number, (_, claim)) in rings.into_iter().enumerate() {
+            match number {
+                1 => layout.claims[claim.0].owner.store(0, Ordering::Release),
+                _ => chain.shed(claim),
+            }
+        }
+        // As of producers that wait for room.
+        let mut pieces = Vec::new();
+        let refusal = loop {
+            match chain.new_piece(MOST_BYTES / 2, me) {
+                Ok((piece, claim, _)) => pieces.push((piece, claim)),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refusal.kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(pieces.len(), CLAIMS - CLAIMS_OF_RINGS);
+        let of_rings: Vec<_> = (0..CLAIMS_OF_RINGS).map(|_| chain.claim(me, &layout.claims)).collect();
+        assert!(of_rings.iter().all(Result::is_ok), "{of_rings:?}");
+        // No byte is in two of them.
+        pieces.sort_by_key(|(piece, _)| piece.at);
+        assert!(pieces.windows(2).all(|two| two[0].0.at + two[0].0.bytes <= two[1].0.at), "{pieces:?}");
+    }
 }
