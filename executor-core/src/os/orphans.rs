@@ -30,6 +30,8 @@ pub(crate) struct Orphans {
     left: Vec<(Pid, Instant, Duration)>,
     /// When to look at those whose leader lives.
     look_at: Option<Instant>,
+    /// What [`takes_orphans`] said then: not asked in each turn of a driver.
+    takes_orphans: bool,
 }
 
 impl Orphans {
@@ -55,7 +57,8 @@ impl Orphans {
         });
         if self.look_at.is_none_or(|at| at <= now) {
             self.look_at = Some(now + EVERY);
-            if takes_orphans() {
+            self.takes_orphans = takes_orphans();
+            if self.takes_orphans {
                 living.filter_map(|leader| Pid::from_raw(leader.cast_signed())).for_each(reap_beside);
             }
         }
@@ -64,7 +67,7 @@ impl Orphans {
     /// When to look next, if there is something to look for; `living`: whether a child is there that leads a group.
     pub(crate) fn next_look(&self, living: bool) -> Option<Instant> {
         let left = self.left.iter().map(|(_, at, _)| *at).min();
-        let beside = self.look_at.filter(|_| living && takes_orphans());
+        let beside = self.look_at.filter(|_| living && self.takes_orphans);
         left.into_iter().chain(beside).min()
     }
 
