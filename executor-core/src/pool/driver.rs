@@ -472,10 +472,11 @@ impl Driver {
             }
         };
         let dialed = {
+            // Before the lock is taken: where a thread forks, this waits until it has.
+            let beside = Arc::new(Beside::new(socket, results));
             // Under the lock, so that nobody kills it meanwhile.
             let mut core = self.pool.lock();
-            let beside = Beside::new(socket, results);
-            core.workers.entry(id).or_default().beside = Some(Arc::new(beside));
+            core.workers.entry(id).or_default().beside = Some(beside);
             if !core.scheduler.is_wanted(id) || worker.child.has_ended() {
                 return;
             }
