@@ -48,6 +48,10 @@ const UNWIND_GRACE: Duration = Duration::from_secs(1);
 /// that; they may still submit, and what they submit is finished, too. A callback that calls `exit` while the
 /// program is ending already never returns from that (std holds its thread); it is left there, and the others are called.
 ///
+/// A worker finishes what its tasks have left in executors of their own, in a static say, when it is asked to stop; the executor
+/// kills a worker that has not ended five seconds later, with a warning, and that work is lost. A task that waits for its own
+/// work loses none.
+///
 /// Nothing is finished after a signal, an abort or `_exit`. The workers end then, too.
 ///
 /// ```

@@ -1525,6 +1525,9 @@ impl<T: Split> Scheduler<T> {
                 self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
             }
             WorkerState::Stopping { since } if since + STOP_GRACE <= now => {
+                let worker = id.0;
+                tracing::warn!(worker, limit = ?STOP_GRACE, "a worker was asked to stop, has not ended, and is killed: \
+                    work that its tasks have left in executors of their own is lost");
                 self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
                 out.push(Action::Kill(id));
             }
