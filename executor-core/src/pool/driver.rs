@@ -249,7 +249,9 @@ impl Driver {
         let _ = reader.join();
         // They were killed, and are about to end.
         self.orphans.wait(ORPHANS_LIMIT);
-        self.pool.lock().workers.clear();
+        // Dropped without the lock: what they have to close waits where a thread forks.
+        let workers = std::mem::take(&mut self.pool.lock().workers);
+        drop(workers);
         self.pool.callbacks.close();
         // The pool's descriptors are open as long as anybody has it: whoever is told that all is over must be the last.
         let ended = self.pool.ended.0.clone();
@@ -587,7 +589,9 @@ impl Driver {
             };
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
-        self.pool.lock().workers.remove(&id);
+        let record = self.pool.lock().workers.remove(&id);
+        // Dropped without the lock: what it has to close waits where a thread forks.
+        drop(record);
     }
 }
 
