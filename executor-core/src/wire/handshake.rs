@@ -222,7 +222,15 @@ fn receive_bytes(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 }
 
 /// What the other side has written to a file without a name.
+///
+/// A file of a file system can have any length, and one whose server does not answer (FUSE, NFS) never ends.
 fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
+    if rustix::fs::fcntl_get_seals(&file).is_err() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a file that is not one of memory (`memfd_create`)",
+        ));
+    }
     let stat = rustix::fs::fstat(&file)?;
     let len = usize::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
     // A length alone is a claim; memory that is there has been paid for by the other side.
@@ -302,6 +310,22 @@ mod tests {
         assert!(from_bytes::<Hello>(&[]).unwrap_err().contains("left"));
         bytes[0] = 99;
         assert!(from_bytes::<Hello>(&bytes).unwrap_err().contains("version 99"));
+    }
+
+    #[test]
+    fn a_long_message_is_read_from_memory_and_from_no_other_file() {
+        let (ours, theirs) = socket::pair().unwrap();
+        let long = Refusal::from("x".repeat(4 * MESSAGE_BYTES_MAX));
+        send(&theirs, &long, &[]).unwrap();
+        assert_eq!(receive::<Refusal>(&ours).unwrap().0, long);
+
+        let path = std::env::temp_dir().join(format!("executor-long-message-{}", std::process::id()));
+        std::fs::write(&path, to_bytes(&long)).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        socket::send(&theirs, &VERSION.to_le_bytes(), &[file.as_fd()]).unwrap();
+        let error = receive::<Refusal>(&ours).unwrap_err().to_string();
+        assert!(error.contains("memfd_create"), "{error}");
     }
 
     #[test]
