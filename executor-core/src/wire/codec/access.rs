@@ -36,24 +36,24 @@ pub(super) fn keeps_for_later<V>() -> bool {
 /// a larger type. But if the list has one that was not written in its place, they are probably the same field, renamed on
 /// one side only, and a `default` would silently make another value of it. Both halves of a derive have the fields in the
 /// order in which they are declared, so the place is between the same neighbours.
-pub(super) struct Fields {
+pub(super) struct Fields<'de> {
     pub(super) name: &'static str,
     list: &'static [&'static str],
     /// Where the next name is expected.
     next: usize,
-    unknown: Option<Box<Unknown>>,
+    unknown: Option<Box<Unknown<'de>>>,
 }
 
 /// For structures with a name that is not in the list.
 #[derive(Default)]
-struct Unknown {
+struct Unknown<'de> {
     /// These were handed out after the first unknown one.
     seen: Vec<usize>,
-    /// Names, and where each would be in the list.
-    names: Vec<(String, Range<usize>)>,
+    /// Names, as they lie in the message, which may have any number of them; and where each would be in the list.
+    names: Vec<(&'de str, Range<usize>)>,
 }
 
-impl Fields {
+impl<'de> Fields<'de> {
     #[inline]
     pub(super) fn new(name: &'static str, list: &'static [&'static str]) -> Self {
         Fields { name, list, next: 0, unknown: None }
@@ -66,18 +66,18 @@ impl Fields {
     }
 
     #[inline]
-    pub(super) fn hand(&mut self, key: &str) {
+    pub(super) fn hand(&mut self, key: &'de str) {
         match self.list.get(self.next) {
             Some(name) if self.unknown.is_none() && same_name(name, key) => self.next += 1,
             _ => self.unexpected(key),
         }
     }
 
-    fn unexpected(&mut self, key: &str) {
+    fn unexpected(&mut self, key: &'de str) {
         let at = self.list.iter().position(|name| *name == key);
         let Some(at) = at else {
             let unknown = self.unknown.get_or_insert_default();
-            return unknown.names.push((key.to_owned(), self.next..self.list.len()));
+            return unknown.names.push((key, self.next..self.list.len()));
         };
         if let Some(unknown) = &mut self.unknown {
             unknown.seen.push(at);
@@ -100,7 +100,7 @@ impl Fields {
     }
 
     #[cold]
-    fn renamed(&self, unknown: &Unknown) -> Result<(), Error> {
+    fn renamed(&self, unknown: &Unknown<'de>) -> Result<(), Error> {
         for (name, place) in &unknown.names {
             let missing = place.clone().find(|at| !unknown.seen.contains(at));
             if let Some(missing) = missing.and_then(|at| self.list.get(at)) {

@@ -268,8 +268,8 @@ pub(super) fn variant_unknown(variant: &str, name: &str, known: &[&str]) -> Erro
 pub(super) fn field_renamed(field: &str, name: &str, missing: &str) -> Error {
     Error::unsuited(format!(
         "its `Serialize` writes the field `{field}`, its `Deserialize` knows `{missing}` in its place: a `rename` of one side \
-         only does that, and a `default` would hide it; one name for both sides, or `#[serde(skip)]` for a field that is not \
-         to be read"
+         only does that, and a `default` would hide it; or it is not to be read, and an `alias` stands before it: one name for \
+         both sides, and `#[serde(skip)]` for a field that is not to be read"
     ))
     .of_type(name)
 }

@@ -504,11 +504,14 @@ pub struct Reader<'de> {
     pending: Option<Head>,
     /// A value was left in its middle: nothing that follows can be trusted.
     failed: bool,
+    /// So many more elements may be hinted at, which visitors allocate before they are there: each takes a byte at least.
+    /// One budget for the value: otherwise lists in lists would each reserve what one of them can have.
+    unhinted: usize,
 }
 
 impl<'de> Reader<'de> {
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, pending: None, failed: false }
+        Reader { input, depth: 0, pending: None, failed: false, unhinted: 0 }
     }
 
     pub(super) fn remaining(&self) -> usize {
@@ -518,8 +521,16 @@ impl<'de> Reader<'de> {
     /// One value: what one writer wrote.
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
         self.depth = 0;
+        self.unhinted = self.input.len();
         let value = self.part(None, std::marker::PhantomData)?;
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
+    }
+
+    /// What visitors of so many elements may allocate before they are there.
+    fn hint(&mut self, len: usize) -> usize {
+        let hint = len.min(self.unhinted);
+        self.unhinted -= hint;
+        hint
     }
 
     /// An error in the middle of a value.
@@ -664,7 +675,7 @@ impl<'de> Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         self.nested(|reader| {
-            let mut parts = Parts { reader, left: len, are_bytes };
+            let mut parts = Parts { hint: reader.hint(len), reader, left: len, are_bytes };
             let result = visitor.visit_seq(&mut parts);
             match parts.left {
                 0 => result,
@@ -692,11 +703,12 @@ impl<'de> Reader<'de> {
     fn entries<V: Visitor<'de>>(
         &mut self,
         len: usize,
-        names: Option<FieldNames>,
+        names: Option<FieldNames<'de>>,
         visitor: V,
     ) -> Result<V::Value, Error> {
         self.nested(|reader| {
-            let mut pairs = Pairs { reader, left: len, value_due: false, names, field: None };
+            let hint = reader.hint(len);
+            let mut pairs = Pairs { reader, left: len, hint, value_due: false, names, field: None };
             let result = visitor.visit_map(&mut pairs);
             let unread = pairs.left + usize::from(pairs.value_due);
             if unread != 0 {
@@ -975,6 +987,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
+    hint: usize,
     /// They are the bytes of a byte string.
     are_bytes: bool,
 }
@@ -994,9 +1007,9 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
         self.reader.part(head, seed).map(Some)
     }
 
-    /// No more than bytes are left, for visitors that allocate what it says.
+    /// For visitors that allocate what it says.
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.input.len()))
+        Some(self.left.min(self.hint))
     }
 }
 
@@ -1004,9 +1017,10 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
 struct Pairs<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
+    hint: usize,
     value_due: bool,
     /// If a structure is asked for.
-    names: Option<FieldNames>,
+    names: Option<FieldNames<'de>>,
     field: Option<&'de str>,
 }
 
@@ -1047,7 +1061,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.input.len()))
+        Some(self.left.min(self.hint))
     }
 }
 

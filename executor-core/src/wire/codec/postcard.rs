@@ -999,6 +999,9 @@ pub struct Reader<'de> {
     pending: u8,
     /// A value was left in its middle: nothing that follows can be trusted.
     failed: bool,
+    /// So many more elements may be hinted at, which visitors allocate before they are there: each takes a byte at least.
+    /// One budget for the value: otherwise lists in lists would each reserve what one of them can have.
+    unhinted: usize,
     names: Table<'de>,
 }
 
@@ -1012,7 +1015,7 @@ pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
 impl<'de> Reader<'de> {
     #[inline]
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, pending: 0, failed: false, names: Table(None) }
+        Reader { input, depth: 0, pending: 0, failed: false, unhinted: 0, names: Table(None) }
     }
 
     #[inline]
@@ -1027,8 +1030,17 @@ impl<'de> Reader<'de> {
             self.names = Table(None);
         }
         self.depth = 0;
+        self.unhinted = self.input.len();
         let value = self.part(0, std::marker::PhantomData)?;
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
+    }
+
+    /// What visitors of so many elements may allocate before they are there.
+    #[inline]
+    fn hint(&mut self, len: usize) -> usize {
+        let hint = len.min(self.unhinted);
+        self.unhinted -= hint;
+        hint
     }
 
     /// An error in the middle of a value.
@@ -1236,7 +1248,7 @@ impl<'de> Reader<'de> {
     #[inline]
     fn elements<V: Visitor<'de>>(&mut self, len: usize, kind: u8, visitor: V) -> Result<V::Value, Error> {
         self.nested(|reader| {
-            let mut parts = Parts { reader, left: len, kind };
+            let mut parts = Parts { hint: reader.hint(len), reader, left: len, kind };
             let result = visitor.visit_seq(&mut parts);
             match parts.left {
                 0 => result,
@@ -1427,10 +1439,11 @@ impl<'de> Reader<'de> {
     fn by_name<V: Visitor<'de>>(
         &mut self,
         structure: Structure,
-        names: Option<FieldNames>,
+        names: Option<FieldNames<'de>>,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let mut named = Named { reader: self, structure, names, field: "", value_due: false };
+        let hint = self.hint(structure.left);
+        let mut named = Named { reader: self, structure, hint, names, field: "", value_due: false };
         let result = visitor.visit_map(&mut named);
         let unread = named.structure.left + usize::from(named.value_due);
         if unread != 0 {
@@ -1443,10 +1456,15 @@ impl<'de> Reader<'de> {
         }
     }
 
-    fn entries<V: Visitor<'de>>(&mut self, names: Option<FieldNames>, visitor: V) -> Result<V::Value, Error> {
+    fn entries<V: Visitor<'de>>(
+        &mut self,
+        names: Option<FieldNames<'de>>,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         let len = self.count()?;
         self.nested(|reader| {
-            let mut pairs = Pairs { reader, left: len, value_due: false, names, field: None };
+            let hint = reader.hint(len);
+            let mut pairs = Pairs { reader, left: len, hint, value_due: false, names, field: None };
             let result = visitor.visit_map(&mut pairs);
             let unread = pairs.left + usize::from(pairs.value_due);
             if unread != 0 {
@@ -1823,6 +1841,7 @@ macro_rules! next_element {
 struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
+    hint: usize,
     kind: u8,
 }
 
@@ -1840,10 +1859,10 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
         self.reader.part(self.kind, seed).map(Some)
     }
 
-    /// No more than bytes are left, for visitors that allocate what it says.
+    /// For visitors that allocate what it says.
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.input.len()))
+        Some(self.left.min(self.hint))
     }
 }
 
@@ -1880,7 +1899,8 @@ impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
 struct Named<'r, 'de> {
     reader: &'r mut Reader<'de>,
     structure: Structure,
-    names: Option<FieldNames>,
+    hint: usize,
+    names: Option<FieldNames<'de>>,
     field: &'de str,
     value_due: bool,
 }
@@ -1921,7 +1941,7 @@ impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some(self.structure.left.min(self.reader.input.len()))
+        Some(self.structure.left.min(self.hint))
     }
 }
 
@@ -1929,9 +1949,10 @@ impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
 struct Pairs<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
+    hint: usize,
     value_due: bool,
     /// If a structure is asked for.
-    names: Option<FieldNames>,
+    names: Option<FieldNames<'de>>,
     field: Option<&'de str>,
 }
 
@@ -1986,7 +2007,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.input.len()))
+        Some(self.left.min(self.hint))
     }
 }
 

@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Debug,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -434,6 +435,86 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
         let bytes = [&[0xdd, 0x01, 0, 0, 0][..], behind].concat();
         assert!(Codec::MessagePack.decode::<Vec<Hollow>>(&bytes).is_err());
         assert!(Codec::MessagePack.decode::<Vec<()>>(&bytes).is_err());
+    }
+}
+
+/// Lists in lists, or maps in maps, which add up what is hinted at.
+struct Hinted<const MAPS: bool>;
+
+impl<'de, const MAPS: bool> Deserialize<'de> for Hinted<MAPS> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<const MAPS: bool>;
+        impl<'de, const MAPS: bool> de::Visitor<'de> for Visitor<MAPS> {
+            type Value = Hinted<MAPS>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("lists in lists")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                HINTED.fetch_add(seq.size_hint().expect("a length that is known"), Ordering::Relaxed);
+                seq.next_element::<Self::Value>()?;
+                Ok(Hinted)
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                HINTED.fetch_add(map.size_hint().expect("a length that is known"), Ordering::Relaxed);
+                map.next_entry::<u8, Self::Value>()?;
+                Ok(Hinted)
+            }
+        }
+        match MAPS {
+            true => deserializer.deserialize_map(Visitor),
+            false => deserializer.deserialize_seq(Visitor),
+        }
+    }
+}
+
+/// By the one test that adds up.
+static HINTED: AtomicUsize = AtomicUsize::new(0);
+
+#[test]
+fn what_is_reserved_for_all_levels_of_lists_in_lists_is_no_more_than_the_bytes() {
+    // Each announces 4096 that are not its own.
+    let levels = [
+        (Codec::Postcard, &[20, 0x80, 0x20, 0][..]),
+        (Codec::Postcard, &[22, 0x80, 0x20, 2, 7]),
+        (Codec::MessagePack, &[0xdd, 0, 0, 0x10, 0]),
+        (Codec::MessagePack, &[0xdf, 0, 0, 0x10, 0, 7]),
+    ];
+    for (codec, level) in levels {
+        let bytes = [level.repeat(100), vec![0xc0; 8192]].concat();
+        HINTED.store(0, Ordering::Relaxed);
+        let refused = match level[0] {
+            22 | 0xdf => codec.decode::<Hinted<true>>(&bytes).is_err(),
+            _ => codec.decode::<Hinted<false>>(&bytes).is_err(),
+        };
+        assert!(refused);
+        assert!(
+            (4096..=bytes.len()).contains(&HINTED.load(Ordering::Relaxed)),
+            "{codec:?}: {} of {}",
+            HINTED.load(Ordering::Relaxed),
+            bytes.len()
+        );
+    }
+    let lists = vec![vec![1_u32; 100]; 100];
+    for codec in BOTH {
+        let back: Vec<Vec<u32>> = there_and_back(codec, &lists).unwrap();
+        assert!(back.iter().all(|list| list.capacity() == 100), "{codec:?}: each is hinted at in full");
+    }
+}
+
+#[test]
+fn a_field_behind_an_alias_that_is_not_read_is_refused_for_a_reason_that_fits() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Aliased {
+        #[serde(alias = "other")]
+        first: u8,
+        #[serde(skip_deserializing)]
+        cache: u8,
+    }
+    for codec in BOTH {
+        match there_and_back(codec, &Aliased { first: 1, cache: 2 }) {
+            Ok(back) => assert_eq!(back, Aliased { first: 1, cache: 0 }),
+            Err(error) => assert!(error.message.contains("`alias` stands before it"), "{error}"),
+        }
     }
 }
 
