@@ -177,6 +177,10 @@ pub use executor_core::*;
 /// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do
 ///   `#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]`, `skip_serializing_if`, nor types like
 ///   `serde_json::Value`; the error that you get names this option.
+///   Both compare kinds and names of what was written with what `Deserialize` asks for, and refuse what differs. Some types say
+///   nothing of a difference, and arrive as another value, as in JSON: fields of a tuple structure that are swapped by `skip`
+///   attributes of one side, names that two `rename`s of one side exchange, and `untagged` variants of which the first takes
+///   what the second wrote (an `f32` before an `f64`, bytes before a text).
 /// - `#[task(crate = "my_facade::executor")]`: where the `executor` crate is found.
 ///
 /// # What cannot be a task function

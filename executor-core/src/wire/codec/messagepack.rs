@@ -21,11 +21,12 @@ use serde::{
 };
 
 use super::{
-    Buffer,
+    Buffer, STACK_LEFT_MIN,
     access::{Fields as FieldNames, Name, check_variant, keeps_for_later},
     enter,
     error::{self, Error},
 };
+use crate::os::stack;
 
 const U128: u8 = 1;
 const I128: u8 = 2;
@@ -497,9 +498,18 @@ impl Head {
     }
 }
 
+/// What asks what comes next is mostly serde, which keeps it and reads it again (`untagged`, `tag`, `flatten`), uncounted, with
+/// larger frames. So it ends at a depth of 128, as in `serde_json`.
+const LEVELS_ASKED: usize = 4;
+
+/// So much of the stack one such level takes when it is read again, in a debug build.
+const STACK_ASKED: usize = 8 * 1024;
+
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
+    /// So many of the levels are of those who asked what comes next.
+    asked: usize,
     /// The next value's, if it was taken already.
     pending: Option<Head>,
     /// A value was left in its middle: nothing that follows can be trusted.
@@ -511,7 +521,7 @@ pub struct Reader<'de> {
 
 impl<'de> Reader<'de> {
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, pending: None, failed: false, unhinted: 0 }
+        Reader { input, depth: 0, asked: 0, pending: None, failed: false, unhinted: 0 }
     }
 
     pub(super) fn remaining(&self) -> usize {
@@ -521,6 +531,7 @@ impl<'de> Reader<'de> {
     /// One value: what one writer wrote.
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
         self.depth = 0;
+        self.asked = 0;
         self.unhinted = self.input.len();
         let value = self.part(None, std::marker::PhantomData)?;
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
@@ -660,6 +671,25 @@ impl<'de> Reader<'de> {
         }
         let result = visit(self);
         self.depth -= 1;
+        result
+    }
+
+    /// A level for one who asks what comes next. It counts as [`LEVELS_ASKED`], and must leave stack for all that are around it.
+    fn asked<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        self.asked += 1;
+        self.depth += LEVELS_ASKED - 1;
+        if let Some(left) = stack::left()
+            && left < STACK_LEFT_MIN + self.asked * STACK_ASKED
+        {
+            return self.fail(Error::new(format!(
+                "the value is nested too deep for this thread's stack: {left} bytes are left of it at a depth of {}, and a type \
+                 with `untagged`, `tag` or `flatten` is read twice",
+                self.depth
+            )));
+        }
+        let result = visit(self);
+        self.depth -= LEVELS_ASKED - 1;
+        self.asked -= 1;
         result
     }
 
@@ -820,16 +850,18 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
                 visitor.visit_borrowed_str(text)
             }
             // A `String` takes bytes that are UTF-8, and would be tried on them; what takes bytes takes a list of them, too.
-            Head::Bytes(len) if keeps_for_later::<V>() => self.elements(len, true, visitor),
+            Head::Bytes(len) if keeps_for_later::<V>() => {
+                self.asked(|reader| reader.elements(len, true, visitor))
+            }
             Head::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)
             }
-            Head::Array(len) => self.elements(len, false, visitor),
-            Head::Map(len) => self.entries(len, None, visitor),
+            Head::Array(len) => self.asked(|reader| reader.elements(len, false, visitor)),
+            Head::Map(len) => self.asked(|reader| reader.entries(len, None, visitor)),
             head @ Head::Somes(_) => {
                 self.pending = Some(head);
-                self.deserialize_option(visitor)
+                self.asked(|reader| de::Deserializer::deserialize_option(reader, visitor))
             }
         }
     }

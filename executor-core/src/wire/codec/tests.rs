@@ -614,6 +614,37 @@ fn nesting_without_end_is_an_error_on_every_path_of_both_codecs_on_both_sides() 
 }
 
 #[test]
+fn what_is_kept_and_read_again_overflows_no_stack_at_any_depth() {
+    #[derive(Deserialize)]
+    #[serde(tag = "t")]
+    #[allow(dead_code)]
+    enum Tagged {
+        T { n: Option<Box<Tagged>> },
+    }
+    for stack in [256 << 10, 2 << 20] {
+        on_a_stack_of(stack, move || {
+            for depth in 1..=512 {
+                let of = |level: &[u8], end: &[u8]| [level.repeat(depth), end.to_vec()].concat();
+                let read = [
+                    Codec::MessagePack.decode::<Any>(&of(b"\x91", b"\x01")).map(drop),
+                    Codec::MessagePack.decode::<Any>(&of(b"\x81\xa1k", b"\x01")).map(drop),
+                    Codec::MessagePack.decode::<Tagged>(&of(b"\x82\xa1t\xa1T\xa1n", b"\xc0")).map(drop),
+                ];
+                for read in read {
+                    match read {
+                        Ok(()) => assert!(depth <= 128),
+                        Err(error) => {
+                            assert!(error.message.contains("nested too deep"), "{depth}: {error}");
+                            assert!(depth > if stack == 256 << 10 { 8 } else { 120 }, "{depth}: {error}");
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn nested_bytes_of_a_peer_are_an_error_on_a_small_stack() {
     on_a_stack_of(256 << 10, || {
         // Some, sequence, tuple, map, structure, variants; and what is only skipped.
