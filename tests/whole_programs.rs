@@ -74,6 +74,7 @@ list! { TESTS:
     a_time_limit_of_a_process_is_kept,
     options_of_an_initializer_and_a_preload_count,
     an_initializer_that_hangs_breaks_the_pool,
+    a_library_that_is_opened_before_the_first_pool_breaks_none,
 }
 
 list! { PROGRAMS:
@@ -107,6 +108,7 @@ list! { PROGRAMS:
     limits_a_process,
     has_options_elsewhere,
     waits_for_an_initializer,
+    opens_a_library,
 }
 
 fn main() {
@@ -1200,6 +1202,24 @@ fn limits_a_process() {
 
 fn options_of_an_initializer_and_a_preload_count() {
     play("has_options_elsewhere").play_out();
+}
+
+fn a_library_that_is_opened_before_the_first_pool_breaks_none() {
+    play("opens_a_library").play_out();
+}
+
+/// Does what the constructors of a library with task functions do.
+fn opens_a_library() {
+    use executor_core::registry::{Call, Registered, TaskEntry, note};
+    let of_ours = <pid as executor::TaskFn>::entry();
+    let &TaskEntry { place, signature, call: Call::Sync(call), .. } = of_ours else { panic!("{of_ours:?}") };
+    let registered = Registered::new();
+    let opened = TaskEntry { name: "opened", place, signature, call: Call::Sync(call), registered };
+    let opened = Box::leak(Box::new(opened));
+    note(opened);
+    assert_eq!(opened.id(), None, "workers begin without it");
+    // Otherwise workers have another list of tasks than this process, and are taken for another program's.
+    pool(1).submit(pid::task()).result().unwrap();
 }
 
 #[task]

@@ -252,7 +252,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
-                let worker = WorkerSetup { nonce: 1, stack_bytes, transport, directory };
+                let worker = WorkerSetup { nonce: 1, stack_bytes, several_cpus: true, transport, directory };
                 let program = Program {
                     depth,
                     args,

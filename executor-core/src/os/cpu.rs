@@ -1,6 +1,10 @@
 //! How many CPUs this process may use.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::{
+    io::Read,
+    num::{NonZeroU64, NonZeroUsize},
+    sync::OnceLock,
+};
 
 use super::setting::Setting;
 
@@ -30,9 +34,18 @@ pub(crate) fn usable_cpus_or_error() -> Result<usize, String> {
     Ok(smaller(available(), OVERRIDE.read()?))
 }
 
-/// Whether two threads can run at a time. Logs nothing: it is asked by locks, which what logs may use.
+static SEVERAL: OnceLock<bool> = OnceLock::new();
+
+/// Whether two threads can run at a time; looked up once in a process, as it is asked at each sleep. Logs nothing: it is asked
+/// by locks, which what logs may use.
+#[inline]
 pub(crate) fn several_usable() -> bool {
-    smaller(available(), OVERRIDE.read().unwrap_or_default()) > 1
+    *SEVERAL.get_or_init(|| smaller(available(), OVERRIDE.read().unwrap_or_default()) > 1)
+}
+
+/// In a child: what its parent has found out.
+pub(crate) fn adopt_several(several: bool) {
+    let _ = SEVERAL.set(several);
 }
 
 fn available() -> usize {
@@ -55,7 +68,10 @@ struct File;
 
 impl Files for File {
     fn read(&self, path: &str) -> Option<String> {
-        std::fs::read_to_string(path).ok()
+        // These files say that they are empty, and each read of one that goes on costs a call.
+        let mut text = String::with_capacity(4096);
+        std::fs::File::open(path).ok()?.read_to_string(&mut text).ok()?;
+        Some(text)
     }
 }
 

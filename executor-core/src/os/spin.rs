@@ -26,9 +26,7 @@ const SKIP_MAX: u32 = 63;
 
 /// Whether this processor has company: on a single one, nothing can change while we look.
 fn may_spin() -> bool {
-    use std::sync::OnceLock;
-    static MAY: OnceLock<bool> = OnceLock::new();
-    !MODEL && *MAY.get_or_init(super::cpu::several_usable)
+    !MODEL && super::cpu::several_usable()
 }
 
 /// The processor that this thread runs on at the moment.

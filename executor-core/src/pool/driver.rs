@@ -200,8 +200,9 @@ impl Driver {
                 }
             }
             self.give_up_draining();
-            self.attend_workers();
+            // First: it says until when to sleep, and whoever brings the first task after that rings.
             self.tick();
+            self.attend_workers();
             self.attend_memory();
             self.orphans
                 .look(self.workers.values().filter(|worker| !worker.reaped).map(|worker| worker.child.pid()));
@@ -528,9 +529,13 @@ impl Driver {
         worker.socket = None;
         worker.directory = None;
         worker.reaped = true;
-        if let Some(record) = self.pool.lock().workers.get_mut(&id) {
-            // From here on nobody signals the number.
-            record.reaped = true;
+        {
+            let mut core = self.pool.lock();
+            if let Some(record) = core.workers.get_mut(&id) {
+                // From here on nobody signals the number.
+                record.reaped = true;
+            }
+            core.scheduler.on_ended(id);
         }
         let status = worker.child.reap();
         if status != ExitStatus::Unknown {

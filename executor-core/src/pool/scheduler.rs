@@ -202,6 +202,10 @@ struct Worker {
     front_since: Instant,
     /// Since when it has been seen stopped by a signal: it takes no step, and gets nothing to do.
     stopped: Option<Instant>,
+    /// Its process has ended; what it had published is still to be read.
+    ended: bool,
+    /// Whether it counts among [`Scheduler::with_waiting`].
+    counted: bool,
     /// How much it had taken in when it was last looked at for that, and when this was.
     taken_in: Option<(u64, Instant)>,
     doom: Option<Doom>,
@@ -217,6 +221,8 @@ impl Worker {
             budget,
             front_since: now,
             stopped: None,
+            ended: false,
+            counted: false,
             taken_in: None,
             doom: None,
         }
@@ -242,7 +248,7 @@ impl Worker {
     }
 
     fn is_useful(&self) -> bool {
-        self.state == WorkerState::Ready && self.doom.is_none() && self.stopped.is_none()
+        self.state == WorkerState::Ready && self.doom.is_none() && self.stopped.is_none() && !self.ended
     }
 
     /// Whether its first should have ended by now.
@@ -261,7 +267,21 @@ impl Worker {
         })
     }
 
-    /// When what waits behind its first has waited for too long. Later items of a run wait as other tasks do.
+    /// Whether a task waits behind another one here. Later items of a run wait as other tasks do.
+    fn has_waiting(&self) -> bool {
+        self.in_flight.len() > 1 || self.in_flight.front().is_some_and(|front| front.left > 1)
+    }
+
+    /// After a change of what is in flight.
+    fn count_waiting(&mut self, workers: &mut usize) {
+        let waiting = self.has_waiting();
+        if waiting != self.counted {
+            self.counted = waiting;
+            *workers = if waiting { *workers + 1 } else { *workers - 1 };
+        }
+    }
+
+    /// When what waits behind its first has waited for too long.
     fn waits_until(&self, floor: Duration) -> Option<Instant> {
         let front = self.in_flight.front().filter(|front| front.left > 1);
         let waiting = front.into_iter().chain(self.in_flight.iter().skip(1));
@@ -382,6 +402,9 @@ pub(crate) struct Scheduler<T> {
     estimates: HashMap<FnId, Estimate, crate::id::IdHasher>,
     /// The busy worker that got the last short task ahead.
     favourite: Option<WorkerId>,
+    /// Workers behind whose first task others wait. Where there are none, as at one call after the other, no event looks at
+    /// each worker.
+    with_waiting: usize,
     /// When to look whether tasks wait where they should not.
     rebalance_at: Option<Instant>,
     /// Tasks with a time limit that are with workers.
@@ -410,6 +433,7 @@ impl<T: Split> Scheduler<T> {
             idle: Vec::new(),
             estimates: HashMap::default(),
             favourite: None,
+            with_waiting: 0,
             rebalance_at: None,
             timed: 0,
             next_worker: 0,
@@ -610,10 +634,14 @@ impl<T: Split> Scheduler<T> {
         let new = Estimate { nanos: took, ended: took };
         self.estimates.entry(entry.function).or_insert(new).learn(took);
         entry.lost_unbegun = 0;
-        if entry.left() > 0 {
+        let left = entry.left();
+        if left == 0 {
+            worker.in_flight.pop_front();
+        }
+        worker.count_waiting(&mut self.with_waiting);
+        if left > 0 {
             return Ok(Replied::Items(&self.tasks[run].item, item, count));
         }
-        worker.in_flight.pop_front();
         let entry = self.tasks.remove(run).expect("looked at above");
         self.timed -= usize::from(entry.timeout.is_some());
         Ok(Replied::Last(entry.item, item, count))
@@ -651,6 +679,9 @@ impl<T: Split> Scheduler<T> {
 
     /// Idle workers take over what was sent ahead to others.
     fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
+        if !self.anything_waits() {
+            return;
+        }
         while let Some(&idle) = self.idle.last() {
             let crowded = self.is_crowded(now);
             if !self.take_over(now, idle, claims, out) || crowded {
@@ -661,6 +692,11 @@ impl<T: Split> Scheduler<T> {
         if left {
             self.rebalance_by(now + REBALANCE);
         }
+    }
+
+    /// Whether a task waits, in the queue or behind another one.
+    fn anything_waits(&self) -> bool {
+        self.queued > 0 || self.with_waiting > 0
     }
 
     /// Whether somebody else could run what waits behind a task, now or when starts are tried again.
@@ -678,7 +714,7 @@ impl<T: Split> Scheduler<T> {
         let ends = matches!(self.intake, Intake::Broken(_) | Intake::Killed);
         // A look that is far away is for what takes long.
         let soon = self.rebalance_at.is_some_and(|at| at <= now + REBALANCE);
-        if soon || ends || !self.could_grow() {
+        if soon || ends || !self.anything_waits() || !self.could_grow() {
             return;
         }
         let floor = self.floor(now);
@@ -830,11 +866,7 @@ impl<T: Split> Scheduler<T> {
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.doom.is_none())
-            .filter(|(_, worker)| {
-                let Some(front) = worker.in_flight.front() else { return false };
-                (worker.in_flight.len() > 1 || front.left > 1)
-                    && (worker.ahead() > spare || worker.is_late(now))
-            })
+            .filter(|(_, worker)| worker.has_waiting() && (worker.ahead() > spare || worker.is_late(now)))
             .max_by_key(|(_, worker)| worker.ahead())
         else {
             return false;
@@ -912,6 +944,7 @@ impl<T: Split> Scheduler<T> {
         sent.left -= gone;
         worker.load -= u64::from(sent.estimate) * u64::from(gone);
         worker.gives_back(gone);
+        worker.count_waiting(&mut self.with_waiting);
         Some(self.split_off(run, from))
     }
 
@@ -944,6 +977,7 @@ impl<T: Split> Scheduler<T> {
             worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
             worker.gives_back(sent.left);
         }
+        worker.count_waiting(&mut self.with_waiting);
         let entry = self.tasks.get_mut(run).expect("what was in flight is in the table");
         self.timed -= usize::from(entry.timeout.is_some());
         entry.place = Place::Queued;
@@ -1136,7 +1170,10 @@ impl<T: Split> Scheduler<T> {
         cause: BrokenCause,
         out: &mut Actions<T>,
     ) {
-        let unwanted = self.forget(id).is_some_and(|worker| worker.doom.is_some());
+        let worker = self.forget(id);
+        let unwanted = worker.is_some_and(|worker| {
+            matches!(worker.doom, Some(Doom { why: Why::Pool(_) | Why::Task(..), .. }))
+        });
         // Whatever was refused, the question is whether somebody works, or is coming up. Others do the work meanwhile,
         // and their end may give back what was missing; the last that could not be started decides.
         if unwanted {
@@ -1210,7 +1247,9 @@ impl<T: Split> Scheduler<T> {
 
     fn forget(&mut self, id: WorkerId) -> Option<Worker> {
         self.idle.retain(|idle| *idle != id);
-        self.workers.remove(&id)
+        let worker = self.workers.remove(&id)?;
+        self.with_waiting -= usize::from(worker.counted);
+        Some(worker)
     }
 
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
@@ -1298,6 +1337,15 @@ impl<T: Split> Scheduler<T> {
     fn back_off(&mut self, now: Instant) {
         let doublings = (self.start_failures.len() as u32).max(self.refusals).min(7);
         self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
+    }
+
+    /// A worker's process has ended. Until all that it had published is read, and [`on_exit`](Self::on_exit) judges, it gets
+    /// nothing: a task that was sent to it now would count one of the deaths that it may be the cause of.
+    pub(crate) fn on_ended(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.ended = true;
+            self.idle.retain(|idle| *idle != id);
+        }
     }
 
     /// The system refuses to signal a worker, which was asked to end itself: what it was to be killed for is told soon,
@@ -1391,7 +1439,7 @@ impl<T: Split> Scheduler<T> {
         self.workers.clear();
         self.idle.clear();
         self.queue.clear();
-        (self.queued, self.timed) = (0, 0);
+        (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
         self.close_if_drained(now, out);
     }
 
@@ -1783,6 +1831,7 @@ impl<T: Split> Scheduler<T> {
                 look_at: now + LOOK_AGAIN,
                 began: None,
             });
+            worker.count_waiting(&mut self.with_waiting);
             entry.place = Place::Sent(id);
             self.timed += usize::from(entry.timeout.is_some());
             self.queue.pop_front();
@@ -1856,6 +1905,7 @@ impl<T: Split> Scheduler<T> {
             if let (Some(front), Some(back)) = (worker.in_flight.front(), worker.in_flight.back()) {
                 assert!(back.seq.wrapping_sub(front.seq) < SLOTS as u32, "two sendings in one slot");
             }
+            assert_eq!(worker.counted, worker.has_waiting(), "{id:?} is counted");
             let idle = worker.is_useful() && worker.in_flight.is_empty();
             assert_eq!(idle, self.idle.contains(id), "{id:?} is idle");
         }

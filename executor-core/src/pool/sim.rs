@@ -1287,6 +1287,8 @@ impl World {
     fn on_reap(&mut self, id: WorkerId) {
         let process = self.process(id);
         process.reaped = true;
+        self.scheduler.on_ended(id);
+        let process = self.process(id);
         if !process.linked || process.unread {
             self.on_exit(id);
         }

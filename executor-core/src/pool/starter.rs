@@ -18,6 +18,7 @@ use crate::{
     id::WorkerId,
     os::{
         asked::Asked,
+        cpu,
         memory::Shared,
         process::{Child, Start},
         signals::Signals,
@@ -81,6 +82,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         role: Role::Worker(WorkerSetup {
             nonce,
             stack_bytes: pool.options.stack_bytes,
+            several_cpus: cpu::several_usable(),
             transport: pool.options.transport,
             directory: path.map(Into::into),
         }),

@@ -25,7 +25,7 @@ use std::{
     ptr,
     sync::{
         LazyLock, OnceLock,
-        atomic::{AtomicPtr, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
     },
 };
 
@@ -44,6 +44,9 @@ pub static TASKS: [TaskEntry];
 
 /// The task functions of other images; a list through [`Registered::next`].
 static NOTED: AtomicPtr<TaskEntry> = AtomicPtr::new(ptr::null_mut());
+
+/// The numbers are given: what comes now is of a library that was opened later, which may be closed again.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// What the program knows of one task function.
 #[doc(hidden)]
@@ -263,7 +266,7 @@ pub enum CallResult {
 /// Those of this crate's own image are in [`TASKS`], without doing anything.
 #[doc(hidden)]
 pub fn note(entry: &'static TaskEntry) {
-    if TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry)) {
+    if CLOSED.load(Ordering::Acquire) || TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry)) {
         return;
     }
     // Whoever walks the list finds entries that are complete, since they are constants but for these words.
@@ -278,11 +281,20 @@ pub fn note(entry: &'static TaskEntry) {
     }
 }
 
-/// All that were there when somebody asked first, which is no sooner than the program's `main`, or what takes its place: before
-/// that there is neither a pool nor a worker.
+/// Gives the numbers now, if nobody has: the program begins, and whatever it opens from here on its workers do not have.
+pub(crate) fn close() {
+    LazyLock::force(&INDEX);
+}
+
+/// All that were there when `init` passed the program on. Where `main` is not the user's (test binaries), constructors of other
+/// images may follow ours, so it is whoever asks first: the first executor, process or task.
 static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> = LazyLock::new(|| {
+    CLOSED.store(true, Ordering::Release);
     let own = TASKS.static_slice().iter();
-    // SAFETY: the list consists of entries that `note` was given, which live for ever.
+    // SAFETY: the list consists of entries that `note` was given by images that the loader has mapped. Those of the program's
+    // begin stay for ever, also over a fork, and after `init` the list is closed. In a program without `init`, a library that was
+    // opened by hand before anybody asked must not have been closed again: closing a library whose functions are known to
+    // others is as unsafe there (`dlclose`). The list is walked this once only.
     let at = |pointer: &AtomicPtr<TaskEntry>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
     let noted = iter::successors(at(&NOTED), move |entry: &&TaskEntry| at(&entry.registered.next));
     let entries: Vec<&'static TaskEntry> = own.chain(noted).collect();

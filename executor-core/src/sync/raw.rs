@@ -19,10 +19,7 @@
 //! takes the lock with `CONTENDED`, because others may be asleep; at worst that is a wake-up for nobody. A garbled word
 //! names somebody who is alive (it waits, as for a holder), or nobody (it takes over).
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::os::{
     futex,
@@ -100,8 +97,7 @@ pub(crate) fn nap(deadline: Deadline) -> Option<Duration> {
 }
 
 fn spins() -> u32 {
-    static COMPANY: OnceLock<bool> = OnceLock::new();
-    if !MODEL && *COMPANY.get_or_init(crate::os::cpu::several_usable) { SPINS } else { 0 }
+    if !MODEL && crate::os::cpu::several_usable() { SPINS } else { 0 }
 }
 
 impl RobustMutex {

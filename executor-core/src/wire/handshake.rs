@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 /// Stands in the place of a version: what follows is a [`Refusal`], which all versions write alike.
 const REFUSED: u32 = u32::MAX;
 
@@ -73,6 +73,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) nonce: u64,
     /// Stack of the thread that runs tasks.
     pub(crate) stack_bytes: Option<u64>,
+    /// Whether two threads can run at a time, as the parent has found out: it takes five files to look.
+    pub(crate) several_cpus: bool,
     /// How frames are going to move.
     pub(crate) transport: Transport,
     /// Over ipc-channel: where the worker's server is to be. Nobody else may look into it, and the parent removes it.

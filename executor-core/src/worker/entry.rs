@@ -15,6 +15,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use super::{beside::Arguments, body, fork_server, serve, watcher};
 use crate::{
     os::{
+        cpu,
         image::{self, Constructor},
         memory::Shared,
         process, setting,
@@ -84,6 +85,7 @@ pub fn init() {
         // The main thread: where !Send state and thread-bound libraries expect to be.
         run(socket, false);
     }
+    registry::close();
     PASSED.store(true, Ordering::Release);
 }
 
@@ -301,6 +303,7 @@ fn work(
 ) -> io::Result<()> {
     // Until the process ends: it is how the parent sees us, and we the parent.
     let socket: &'static OwnedFd = Box::leak(Box::new(socket));
+    cpu::adopt_several(setup.several_cpus);
     let ready = prepare(parent, &setup, socket, descriptors, own_thread);
     let Ready { segment, doorbell, arenas, server } = match ready {
         Ok(ready) => ready,

@@ -888,6 +888,7 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
     // The pool has killed as well: maybe the very worker that was about to die.
     let forced = plan.works.iter().any(Work::forces);
     let mut victims = vec![0_u32; LIVES];
+    let mut bystanders = vec![0_u32; LIVES];
     for (number, outcome) in outcomes.iter().enumerate() {
         let ran = record.tasks[number].times.load(SeqCst);
         assert!(ran <= 1, "task {number} ran {ran} times");
@@ -900,7 +901,6 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
             }
             Outcome::Failed(TaskError::WorkerLost { pid, status, .. }) => {
                 let (at, life) = record.life_of(*pid).expect("it says which worker it was");
-                victims[at] += 1;
                 let by_us = killed.contains(pid);
                 assert!(by_us || life.died_at().is_some(), "task {number} says that {life:?} was lost");
                 if !by_us && !forced {
@@ -908,8 +908,12 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
                 }
                 let runner = record.tasks[number].life.load(SeqCst) as usize;
                 assert!(ran == 0 || runner == at + 1, "task {number} ran in life {runner}, lost by {at}");
-                // Without having begun it is lost only if it was first in line with three that died.
                 let inside = life.inside.load(SeqCst) == 1;
+                // What was first in line with several that died is no victim of this death in what was claimed here.
+                let claimed = ran == 1 || (inside && life.published.load(SeqCst) == 0);
+                victims[at] += u32::from(claimed);
+                bystanders[at] += u32::from(!claimed);
+                // Without having begun it is lost only if it was first in line with three that died.
                 assert!(inside || by_us || deaths >= 3, "task {number} had not begun when {life:?} died");
             }
             Outcome::Failed(TaskError::Broken(cause)) => {
@@ -925,8 +929,13 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
     let broken = outcomes.iter().filter(|outcome| is_broken(outcome)).count();
     let others = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Right)).count();
     assert!(broken == 0 || others == 0, "{broken} tasks say that the pool is broken, {others} have results");
-    for ((at, life), victims) in record.lives().iter().enumerate().zip(victims) {
-        assert!(victims <= 1, "{victims} tasks were lost with life {at}, {life:?}");
+    for (at, (life, (victims, bystanders))) in
+        record.lives().iter().zip(victims.into_iter().zip(bystanders)).enumerate()
+    {
+        assert!(
+            victims + bystanders <= 1,
+            "{victims} + {bystanders} tasks were lost with life {at}, {life:?}"
+        );
         if killed.contains(&life.pid.load(SeqCst)) || life.died_at().is_none() {
             continue;
         }
