@@ -10,8 +10,9 @@ use std::{
 };
 
 use executor::{ExitStatus, Process, StartMethod, TaskError, prelude::*};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use support::{echo, pool, watchdog};
+use support::{Gate, echo, pid, pool, signal, stop, watchdog};
 
 executor::test_support!();
 
@@ -188,6 +189,41 @@ fn an_abort_is_not_explained_by_what_an_earlier_task_caught() {
     assert_eq!(message(&error), "of a thread");
     let error = pool.submit(aborts::task()).result().unwrap_err();
     assert_eq!(assert_aborted(&error), None, "{error}");
+}
+
+#[task]
+fn catches_and_holds(gate: &std::path::Path) {
+    let _ = catch_unwind(|| panic!("caught"));
+    support::come_to(gate);
+}
+
+#[test]
+fn a_worker_that_was_stopped_and_died_of_something_else_is_not_said_to_be_killed_for_it() {
+    let _watchdog = watchdog();
+    for last in [Signal::KILL, Signal::ABORT] {
+        let (gate, pool) = (Gate::new(), pool(2));
+        let held = pool.submit(catches_and_holds::task(gate.path()));
+        gate.wait_for(1);
+        let idle = pool.submit(pid::task()).result().unwrap();
+        let busy = *pool.worker_pids().iter().find(|pid| **pid != idle).expect("it holds the task");
+        stop(busy);
+        stop(idle);
+        // The idle one is replaced when it has been seen stopped for long enough. So the busy one has been seen, too.
+        let other = pool.submit(pid::task()).result().unwrap();
+        assert!(other != idle && other != busy);
+        // Comes first of all when it goes on.
+        signal(busy, last);
+        if last != Signal::KILL {
+            signal(busy, Signal::CONT);
+        }
+        let error = held.result().unwrap_err();
+        let TaskError::WorkerLost { detail, .. } = &error else { panic!("{error}") };
+        assert!(detail.stopped_by.is_none() && !error.to_string().contains("stopped"), "{error}");
+        match last {
+            Signal::KILL => assert!(detail.killed_by_system, "{error}"),
+            _ => assert_eq!(assert_aborted(&error), Some(("caught".into(), false))),
+        }
+    }
 }
 
 #[test]

@@ -327,7 +327,11 @@ impl Driver {
                 match stopped_by {
                     Some(signal) => {
                         let for_good = matches!(signal, libc::SIGTTOU | libc::SIGTTIN);
-                        scheduler.on_stopped(now, id, for_good, has_run, &Boards(workers), out);
+                        if scheduler.on_stopped(now, id, for_good, has_run, &Boards(workers), out)
+                            && let Some(record) = workers.get_mut(&id)
+                        {
+                            record.killed_as_stopped_by = Some(signal);
+                        }
                     }
                     None if before.is_some() => scheduler.on_continued(now, id, &Boards(workers), out),
                     None => {}

@@ -221,6 +221,8 @@ struct Record {
     killed_by_us: bool,
     /// The signal that has stopped it, while it is stopped.
     stopped_by: Option<i32>,
+    /// The same of a worker that is killed for it. It may have died of something else all the same, before that.
+    killed_as_stopped_by: Option<i32>,
     /// What it had computed when it was last seen stopped.
     computed: Option<Duration>,
     /// How it did not keep to the protocol.
@@ -1192,7 +1194,7 @@ impl Record {
             killed_by_us: self.killed_by_us,
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
             reached: true,
-            stopped_by: self.stopped_by,
+            stopped_by: self.killed_as_stopped_by,
         };
         death.explain(self.link.as_ref().map(|link| link.board()))
     }

@@ -1360,7 +1360,7 @@ impl<T: Split> Scheduler<T> {
 
     /// A worker was looked at, and is stopped by a signal. What it has not begun goes to others. `for_good`: nobody is
     /// going to continue it. `has_run`: it has computed since it was last seen stopped, because somebody stops and continues it
-    /// in turn.
+    /// in turn. Whether it is killed for it.
     pub(crate) fn on_stopped(
         &mut self,
         now: Instant,
@@ -1369,11 +1369,10 @@ impl<T: Split> Scheduler<T> {
         has_run: bool,
         claims: &dyn Claims,
         out: &mut Actions<T>,
-    ) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.doom.is_some() {
-            return;
-        }
+    ) -> bool {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.doom.is_none()) else {
+            return false;
+        };
         if has_run {
             worker.stopped = None;
         }
@@ -1389,11 +1388,13 @@ impl<T: Split> Scheduler<T> {
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
         let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
         let patience = if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
-        if now.saturating_duration_since(since) >= patience {
+        let killed = now.saturating_duration_since(since) >= patience;
+        if killed {
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
             out.push(Action::Kill(id));
         }
         self.after_changes(now, claims, out);
+        killed
     }
 
     /// A worker that was stopped goes on.

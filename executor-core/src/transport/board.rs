@@ -245,7 +245,7 @@ pub(crate) struct Death<'a> {
     pub(crate) broke_protocol: Option<String>,
     /// It had come to the entry.
     pub(crate) reached: bool,
-    /// The signal by which it was stopped when it was killed.
+    /// This program has killed it, because this signal had stopped it.
     pub(crate) stopped_by: Option<i32>,
 }
 
@@ -284,7 +284,7 @@ impl Death<'_> {
             broke_protocol,
             last_panic,
             no_entry: !reached && signal.is_none(),
-            stopped_by,
+            stopped_by: stopped_by.filter(|_| signal == Some(libc::SIGKILL)),
         };
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }
