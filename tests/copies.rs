@@ -2,10 +2,17 @@
 
 mod support_b;
 
-use std::{future::Future as _, sync::mpsc, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    future::Future as _,
+    io::Write as _,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use executor::{Context, Fork, Process, StartMethod, prelude::*};
-use support_b::{alone, echo, eventually, pid, pool, runs, watchdog};
+use support_b::{alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
 
@@ -201,6 +208,38 @@ fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
     for number in 0..1000 {
         assert_eq!(pool.submit(echo::task(number)).result().unwrap(), number);
     }
+}
+
+#[test]
+fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let gate = support_b::Gate::new();
+    // All of them of one future, so that the thread of callbacks runs them in one go.
+    let future = pool.submit(hold::task(gate.path()));
+    let (sender, copies) = mpsc::channel();
+    for panics in [false, true] {
+        let sender = sender.clone();
+        future.add_done_callback(move |_| sender.send(copy(false, u8::from(panics)).1).unwrap());
+    }
+    // Shared with copies, as what a callback has sent is.
+    let called = gate.file("called");
+    let note = called.clone();
+    future.add_done_callback(move |_| {
+        let mut notes = File::options().create(true).append(true).open(&note).unwrap();
+        notes.write_all(format!("{}\n", std::process::id()).as_bytes()).unwrap();
+    });
+    let (last, is_last) = mpsc::channel::<()>();
+    future.add_done_callback(move |_| drop(last.clone()));
+    gate.open();
+    assert!(is_last.recv().is_err());
+    for copy in copies.iter().take(2) {
+        assert_copy_ends(copy);
+        let copy = rustix::process::Pid::from_raw(copy as i32).unwrap();
+        rustix::process::waitpid(Some(copy), rustix::process::WaitOptions::empty()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(called).unwrap(), format!("{}\n", std::process::id()));
 }
 
 /// Long enough for its future to be polled before.

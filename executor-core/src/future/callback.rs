@@ -7,6 +7,7 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
+    task::Waker,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -202,7 +203,6 @@ impl CallbackQueue {
     }
 
     fn run(&self) {
-        let origin = Origin::here();
         let mut state = self.lock();
         (state.thread, state.system_thread) = (local::this_thread(), process::this_thread());
         loop {
@@ -210,8 +210,6 @@ impl CallbackQueue {
                 state.running = true;
                 drop(state);
                 run_one(callback);
-                // A copy of this process that the callback has made has a copy of what waits as well.
-                origin.end_copy(0);
                 state = self.lock();
                 state.running = false;
                 state.ran += 1;
@@ -236,8 +234,36 @@ impl CallbackQueue {
 }
 
 fn run_one(callback: Callback) {
-    if let Err(message) = catch(callback) {
-        tracing::error!(message, "a done-callback panicked");
+    run_each("a done-callback", [callback]);
+}
+
+/// Runs callbacks one after the other; a panic of one costs no other its turn.
+///
+/// A callback may `fork` and return in the copy as well. The copy ends there: it has a copy of all that waits behind, and
+/// would run it a second time.
+pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Item = F>) {
+    let origin = Origin::here();
+    for callback in callbacks {
+        let ran = catch(callback);
+        origin.end_copy(0);
+        if let Err(message) = ran {
+            tracing::error!(message, "{what} panicked");
+        }
+    }
+}
+
+/// Wakes each of them; a panic of one costs no other its wake-up. A copy of this process that one of them has made goes on
+/// with its caller and wakes no more: the others wait in threads that it does not have.
+pub(crate) fn wake_each(wakers: impl IntoIterator<Item = Waker>) {
+    let origin = Origin::here();
+    for waker in wakers {
+        let woken = catch(|| waker.wake());
+        if origin.forked() {
+            return;
+        }
+        if let Err(message) = woken {
+            tracing::error!(message, "a waker panicked");
+        }
     }
 }
 

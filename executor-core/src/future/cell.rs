@@ -2,13 +2,14 @@
 
 use std::{
     any::Any,
+    cell::RefCell,
     fmt,
     sync::{Arc, PoisonError},
     task::Waker,
     time::{Duration, Instant},
 };
 
-use super::callback::{CallbackQueue, catch};
+use super::callback::{CallbackQueue, catch, run_each, wake_each};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
@@ -105,11 +106,7 @@ impl Wakers {
 
     /// Wakes them. Their panics go no further.
     pub(crate) fn wake(self) {
-        for waker in self.0 {
-            if let Err(message) = catch(|| waker.wake()) {
-                tracing::error!(message, "a waker panicked");
-            }
-        }
+        wake_each(self.0);
     }
 }
 
@@ -311,8 +308,11 @@ impl Cell {
 
     /// Adds a callback; if the end has come it runs at once, here.
     pub(crate) fn add_callback(self: &Arc<Self>, callback: DoneCallback) {
-        if let Some((outcome, callback)) = self.keep_callback(callback) {
-            run_callbacks(outcome, vec![callback]);
+        if let Some((outcome, callback)) = self.keep_callback(callback)
+            // In the caller's thread: a copy of the process that it makes is the caller's, and goes on with it.
+            && let Err(message) = catch(|| callback.run(&outcome, &mut None))
+        {
+            tracing::error!(message, "a done-callback panicked");
         }
     }
 
@@ -414,16 +414,20 @@ impl Awaited for Cell {
 
 /// In order of registration. Those that share a decoded copy cause one decoding, whatever their number.
 fn run_callbacks(outcome: Outcome, callbacks: Vec<DoneCallback>) {
-    let mut shared: Option<Box<dyn Any>> = None;
-    for callback in callbacks {
-        let run = || match callback {
+    let shared = RefCell::new(None);
+    run_each(
+        "a done-callback",
+        callbacks.into_iter().map(|callback| || callback.run(&outcome, &mut shared.borrow_mut())),
+    );
+}
+
+impl DoneCallback {
+    fn run(self, outcome: &Outcome, shared: &mut Option<Box<dyn Any>>) {
+        match self {
             DoneCallback::Shared(decode, callback) => {
                 callback(&**shared.get_or_insert_with(|| decode(outcome.clone())));
             }
             DoneCallback::Owned(callback) => callback(outcome.clone()),
-        };
-        if let Err(message) = catch(run) {
-            tracing::error!(message, "a done-callback panicked");
         }
     }
 }

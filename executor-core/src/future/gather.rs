@@ -10,6 +10,7 @@
 
 use std::{
     any::Any,
+    cell::{OnceCell, RefCell},
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Wake, Waker},
@@ -17,7 +18,7 @@ use std::{
 };
 
 use super::{
-    callback::{CallbackQueue, catch},
+    callback::{CallbackQueue, catch, run_each},
     cell::{ByReference, Outcome},
     feed::{Feed, Numbered},
 };
@@ -131,7 +132,11 @@ impl Gather {
     /// Adds a callback, which runs on the callback thread whether or not all have come already.
     pub(crate) fn add_callback(&self, callback: ListCallback) {
         if self.forked() {
-            return run_callbacks(vec![Err(TaskError::Broken(BrokenCause::Forked))], vec![callback]);
+            let ListCallback { decode, run } = callback;
+            if let Err(message) = catch(|| run(&*decode(vec![Err(TaskError::Broken(BrokenCause::Forked))]))) {
+                tracing::error!(message, "a callback panicked");
+            }
+            return;
         }
         let mut state = self.lock();
         if !state.done {
@@ -181,17 +186,14 @@ impl Wake for Gather {
 
 /// In order of registration, with one decoding for all of them.
 fn run_callbacks(outcomes: Vec<Outcome>, callbacks: Vec<ListCallback>) {
-    let mut outcomes = Some(outcomes);
-    let mut shared: Option<Box<dyn Any>> = None;
-    for ListCallback { decode, run } in callbacks {
-        let call = || {
-            let list = shared.get_or_insert_with(|| decode(outcomes.take().unwrap_or_default()));
-            run(&**list);
-        };
-        if let Err(message) = catch(call) {
-            tracing::error!(message, "a callback panicked");
-        }
-    }
+    let outcomes = RefCell::new(Some(outcomes));
+    let shared: OnceCell<Box<dyn Any>> = OnceCell::new();
+    run_each(
+        "a callback",
+        callbacks.into_iter().map(|ListCallback { decode, run }| {
+            || run(&**shared.get_or_init(|| decode(outcomes.take().unwrap_or_default())))
+        }),
+    );
 }
 
 #[cfg(test)]

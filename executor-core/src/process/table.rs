@@ -20,7 +20,10 @@ use rustix::{
 use super::exit;
 use crate::{
     error::{ExitStatus, Phase, TaskError},
-    future::cell::Outcome,
+    future::{
+        callback::{catch, wake_each},
+        cell::Outcome,
+    },
     os::{
         fork::{NotInherited, Origin, PerProcess},
         memory::Shared,
@@ -294,10 +297,7 @@ impl Record {
 
     /// Reads what it has reported, and reaps it if it has ended. Wakes who waits, so the caller holds no lock.
     fn look(&self) {
-        for waker in self.look_and_take_wakers().unwrap_or_default() {
-            // Of the user; a panic of one must not cost the others their wake-up.
-            let _ = crate::future::callback::catch(|| waker.wake());
-        }
+        wake_each(self.look_and_take_wakers().unwrap_or_default());
     }
 
     /// As [`look`](Self::look): whom to wake, if it has ended.
@@ -432,7 +432,7 @@ fn ring(table: &mut Table) {
         // Where the system refuses a thread, whoever joins looks for himself.
         let made = signals::deaf(|| {
             thread::Builder::new().name("executor-children".into()).stack_size(128 * 1024).spawn(move || {
-                if crate::future::callback::catch(|| watch(&theirs)).is_err() {
+                if catch(|| watch(&theirs)).is_err() {
                     watcher_is_gone();
                 }
             })
@@ -458,9 +458,7 @@ fn watcher_is_gone() {
             std::mem::take(&mut state.wakers)
         };
         record.changed.notify_all();
-        for waker in wakers {
-            let _ = crate::future::callback::catch(|| waker.wake());
-        }
+        wake_each(wakers);
     }
 }
 
@@ -505,9 +503,7 @@ fn watch(bell: &Arc<OwnedFd>) {
             if !ended.is_empty() {
                 // They are the user's, and may ask for `active_children` or start the next process.
                 drop(table);
-                for waker in ended {
-                    let _ = crate::future::callback::catch(|| waker.wake());
-                }
+                wake_each(ended);
                 continue;
             }
             if !table.running.is_empty() {
