@@ -150,6 +150,10 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Between runs a driver has nothing; one that is in the middle of something is not to go on.
         if let Some(group) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the leader is a child of this process, and not reaped"
+            )]
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
         let _ = self.child.wait();

@@ -4,6 +4,7 @@
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! image    what was loaded as this program: its constructors, its file
 //! process  start, watch (pidfd), signal (the whole group), reap
+//! group    what a child has started, found also when the child is gone
 //! orphans  what children have left behind, where that becomes ours
 //! signals  the caller's mask and what SIGPIPE does, for children
 //! limits   what the system is to refuse a process
@@ -37,6 +38,7 @@ pub(crate) mod file;
 pub(crate) mod fork;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/futex.rs")]
 pub(crate) mod futex;
+mod group;
 pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod liveness;

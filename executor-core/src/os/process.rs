@@ -15,11 +15,12 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid},
 };
 
 use super::{
     asked::Asked,
+    group::{self, Group},
     image::{self, ByLoader},
     socket::retry,
 };
@@ -277,7 +278,7 @@ impl Child {
         Child::watch(pid).inspect_err(|_| {
             // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
             // (its file belongs to another user, and says so) finds its socket closed, and is not waited for.
-            if kill_process_group(pid, Signal::KILL).is_ok() {
+            if group::kill_unwatched(pid) {
                 let _ = child.wait();
             }
         })
@@ -320,13 +321,22 @@ impl Child {
 
     /// Sends a signal to the child and all programs it started, unless they left its group. An error if the child gets
     /// none: it is another user's, or this program has become one.
-    ///
-    /// Not after [`reap`](Self::reap): the number may then be somebody else's.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
-        match kill_process_group(self.pid, signal) {
+        match self.group().signal(signal) {
             Ok(()) => Ok(()),
+            // It does not lead the group yet (a copy of this process does so itself), or has ended.
             Err(_) => self.signal(signal),
         }
+    }
+
+    /// Kills what is left of the group that the child led: what it had started. Also after it was reaped, by whomever.
+    pub(crate) fn kill_rest(&self) {
+        // Most often nobody is left, and the system says so. Who has become another user's may stay.
+        let _ = self.group().signal(Signal::KILL);
+    }
+
+    fn group(&self) -> Group<'_> {
+        Group { leader: self.pid, pidfd: self.pidfd() }
     }
 
     /// By which signal the child is stopped, if it is; a debugger's stops do not count. Takes nothing away from who else
@@ -360,48 +370,51 @@ impl Child {
         }
     }
 
-    /// Takes the exit status of a child that has ended. What is left of its group is killed first: while the child is
-    /// not reaped, nobody else can have its number.
+    /// Takes the exit status of a child that has ended, and kills what it had started.
     pub(crate) fn reap(&self) -> ExitStatus {
-        self.reap_and(true)
+        self.reap_and_keep(|_| false)
     }
 
-    /// As [`reap`](Self::reap), but what the child started and left behind may go on.
-    pub(crate) fn reap_alone(&self) -> ExitStatus {
-        self.reap_and(false)
+    /// Takes the exit status of a child that has ended. What it had started is killed, unless the end was one after which that
+    /// `may_stay`.
+    ///
+    /// Whoever reaps comes by here, whatever the child was for and however it ended.
+    pub(crate) fn reap_and_keep(&self, may_stay: impl FnOnce(ExitStatus) -> bool) -> ExitStatus {
+        let status = self.ask(WaitIdOptions::NOWAIT);
+        // Before the child is reaped, where that is for us to do: its number is nobody else's until then, so that also a kernel
+        // that knows groups by their number only kills the right one.
+        if !may_stay(status) {
+            self.kill_rest();
+        }
+        if status != ExitStatus::Unknown {
+            self.ask(WaitIdOptions::empty());
+        }
+        status
     }
 
-    fn reap_and(&self, kill_group: bool) -> ExitStatus {
+    /// How it has ended. Unknown where somebody else has reaped it: SIGCHLD is ignored, or others wait for any child.
+    fn ask(&self, how: WaitIdOptions) -> ExitStatus {
         let Some(pidfd) = self.pidfd() else { return ExitStatus::Unknown };
-        let ask = |options| retry(|| waitid(WaitId::PidFd(pidfd), options | WaitIdOptions::NOHANG));
-        // Is it still ours to reap? ECHILD: somebody else has done so, and the number may be anybody's.
-        if !matches!(ask(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Ok(Some(_))) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
+        let Ok(Some(status)) = retry(|| waitid(WaitId::PidFd(pidfd), options)) else {
             return ExitStatus::Unknown;
-        }
-        if kill_group {
-            // Most often nobody is left, and the system says so. Who has become another user's may stay.
-            let _ = kill_process_group(self.pid, Signal::KILL);
-        }
-        match ask(WaitIdOptions::EXITED) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => ExitStatus::Exited(code),
-                (None, Some(signal)) => ExitStatus::Signaled(signal),
-                (None, None) => ExitStatus::Unknown,
-            },
-            Ok(None) | Err(_) => ExitStatus::Unknown,
+        };
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => ExitStatus::Exited(code),
+            (None, Some(signal)) => ExitStatus::Signaled(signal),
+            (None, None) => ExitStatus::Unknown,
         }
     }
 
-    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it. What it
-    /// started goes on.
-    pub(crate) fn end_alone_and_reap(&self, limit: std::time::Duration) {
+    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it.
+    pub(crate) fn end_and_reap(&self, limit: std::time::Duration) {
         self.wait(limit);
         if !self.has_ended() {
             // Where that is refused, nothing else is left to be tried: it is left alone, and is not waited for any longer.
             let _ = self.signal(Signal::KILL);
             self.wait(limit);
         }
-        self.reap_alone();
+        self.reap();
     }
 
     /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.

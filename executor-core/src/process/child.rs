@@ -221,6 +221,8 @@ impl ChildHandle {
 
     /// Kills it and its process group: the programs that it started, unless they left the group. Its own
     /// [`Process`](crate::Process)es and workers notice its end, and kill their groups.
+    ///
+    /// After its end, what is left of the group: what it was [allowed to leave](crate::Process::keep_programs).
     pub fn kill_tree(&self) {
         self.record.kill_group();
     }

@@ -78,6 +78,11 @@ use crate::{
 /// A task with a [time limit](crate::Task::timeout) ends its process when that is over, counted from the start: the process
 /// and its group are killed, and [`join`](Child::join) says [`TimedOut`](crate::TaskError::TimedOut).
 ///
+/// The programs that it has started and left in its process group are killed when it has ended, however it did, unless they are
+/// [kept](Self::keep_programs). Its own [`Process`]es and workers notice its end, and end. What has put itself into
+/// another group or session (`setsid`, as daemons do) goes on, and so does what a process leaves that [outlived](Self::outlive_parent)
+/// its parent: there is nobody who would notice.
+///
 /// A process that is no [`daemon`](Self::daemon) is waited for when the program ends by itself. When the program is killed,
 /// its processes are, too, unless they [outlive it](Self::outlive_parent).
 ///
@@ -102,6 +107,7 @@ pub struct Process<T> {
     name: Option<String>,
     daemon: Option<bool>,
     outlives_parent: bool,
+    keeps_programs: bool,
     environment: Vec<(OsString, Option<OsString>)>,
     directory: Option<PathBuf>,
     stdin: Stdio,
@@ -189,6 +195,7 @@ impl<T> Process<T> {
             name: options.name.map(String::from),
             daemon: None,
             outlives_parent: false,
+            keeps_programs: false,
             environment: Vec::new(),
             directory: None,
             stdin: Stdio::null(),
@@ -221,6 +228,33 @@ impl<T> Process<T> {
     /// end by itself the program waits for it all the same, unless it is a daemon.
     pub fn outlive_parent(mut self, outlive: bool) -> Self {
         self.outlives_parent = outlive;
+        self
+    }
+
+    /// Whether the programs that it has started may go on after it has ended with exit code 0: it has returned a value, or called
+    /// `exit(0)`. By default they are killed with its process group, whatever its end was; after any other end they always are.
+    ///
+    /// For a process that starts a server and is done. [`kill_tree`](crate::ChildHandle::kill_tree) ends what it has left.
+    ///
+    /// ```
+    /// use executor::{Process, prelude::*};
+    ///
+    /// #[task]
+    /// fn starts() -> u32 {
+    ///     std::process::Command::new("sleep").arg("600").spawn().unwrap().id()
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let child = Process::new(starts::task()).keep_programs(true).start()?;
+    ///     let program = child.join()?;
+    ///     assert!(std::path::Path::new(&format!("/proc/{program}")).exists());
+    ///     child.kill_tree();
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn keep_programs(mut self, keep: bool) -> Self {
+        self.keeps_programs = keep;
         self
     }
 

@@ -49,9 +49,10 @@ const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.origin.forked() {
-            // It ends when this is closed. Never its group: a child that it has just made may not have left that yet.
+            // It ends when this is closed, and with it what `preload` has started. A child that it has made is not in its group:
+            // it leaves that before it says who it is.
             self.socket.take();
-            self.child.end_alone_and_reap(LAST_MOMENT);
+            self.child.end_and_reap(LAST_MOMENT);
             table::left_behind(&self.child);
         }
     }

@@ -24,7 +24,7 @@ use std::{
 use super::{
     Child, Place, Process, StartMethod, Stdio, context, fork, output,
     server::Server,
-    table::{self, Record},
+    table::{self, Asked, Record},
 };
 use crate::{
     error::TaskError,
@@ -265,7 +265,14 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             (process::Child::adopt(pid).map_err(os("to watch a process"))?, ours)
         }
     };
-    let record = Record::new(name, process.task, daemon, child, socket, board, process.timeout);
+    let asked = Asked {
+        name,
+        task: process.task,
+        daemon,
+        keeps_programs: process.keeps_programs,
+        limit: process.timeout,
+    };
+    let record = Record::new(asked, child, socket, board);
     table::add(&record);
     Ok(Child::new(record, [stdin.ours, stdout.ours, stderr.ours], process.decode))
 }

@@ -48,6 +48,8 @@ pub(crate) struct Record {
     pub(super) name: String,
     pub(super) task: String,
     pub(super) daemon: bool,
+    /// Whether what it has started goes on after it has returned.
+    keeps_programs: bool,
     pub(super) parent: u32,
     pub(super) process: Process,
     pub(super) origin: Origin,
@@ -101,20 +103,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What was asked for of a process.
+pub(super) struct Asked {
+    pub(super) name: String,
+    /// What errors call its task.
+    pub(super) task: String,
+    pub(super) daemon: bool,
+    pub(super) keeps_programs: bool,
+    /// Of its task.
+    pub(super) limit: Option<Duration>,
+}
+
 impl Record {
-    pub(super) fn new(
-        name: String,
-        task: String,
-        daemon: bool,
-        process: Process,
-        socket: OwnedFd,
-        board: Shared<Board>,
-        limit: Option<Duration>,
-    ) -> Arc<Record> {
+    pub(super) fn new(asked: Asked, process: Process, socket: OwnedFd, board: Shared<Board>) -> Arc<Record> {
+        let Asked { name, task, daemon, keeps_programs, limit } = asked;
         Arc::new(Record {
             name,
             task,
             daemon,
+            keeps_programs,
             parent: std::process::id(),
             process,
             origin: Origin::here(),
@@ -267,8 +274,8 @@ impl Record {
         }
     }
 
-    /// Kills its process group, while it is not reaped; whether it was allowed to. Where not, the child is asked to end
-    /// itself, by the end of its socket.
+    /// Kills its process group, what is left of it after its end; whether it was allowed to. Where not, the child is asked to
+    /// end itself, by the end of its socket.
     pub(super) fn kill_group(&self) -> bool {
         if self.origin.forked() {
             return true;
@@ -285,6 +292,7 @@ impl Record {
 
     fn kill_group_in(&self, state: &mut State) -> bool {
         if state.status.is_some() {
+            self.process.kill_rest();
             return true;
         }
         state.killed = true;
@@ -327,7 +335,12 @@ impl Record {
             return None;
         }
         state.socket = None;
-        let status = self.process.reap_alone();
+        // Where its status is lost, its report says whether it has returned.
+        let returned = matches!(state.report, Some(Ok(_)));
+        let status = self.process.reap_and_keep(|status| {
+            let well = status == ExitStatus::Exited(0) || status == ExitStatus::Unknown && returned;
+            self.keeps_programs && well
+        });
         if status != ExitStatus::Unknown {
             lock(ORPHANS.get()).of(self.process.pid());
         }

@@ -244,7 +244,6 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
             Role::ForkServer(setup) => match fork_server::serve(parent, &socket, setup) {
                 // In a child, which is told by its own socket what it is for.
                 Some(own) => {
-                    lead_own_group();
                     socket = own;
                     continue;
                 }
@@ -277,7 +276,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
     body::run(setup.parent, *body, socket, descriptors, 1)
 }
 
-fn lead_own_group() {
+pub(super) fn lead_own_group() {
     let _ = rustix::process::setpgid(None, None);
 }
 

@@ -18,7 +18,7 @@ use rustix::{
     process::{Pid, PidfdFlags, getppid, pidfd_open},
 };
 
-use super::{beside::Arrived, call::Caller, watcher};
+use super::{beside::Arrived, call::Caller, entry::lead_own_group, watcher};
 use crate::{
     id::TaskId,
     os::{
@@ -71,6 +71,8 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
             // The copy has its own descriptor of the socket, and says who it is.
             Ok(Some(_)) => {}
             Ok(None) => {
+                // First: who is known to the parent is not in the server's group, which is killed with the server.
+                lead_own_group();
                 socket::send(&own, &i64::from(std::process::id()).to_le_bytes(), &[]).ok()?;
                 return Some(own);
             }

@@ -102,6 +102,7 @@ pub(crate) fn threads() -> usize {
 }
 
 /// Kills this process and the programs that its tasks started.
+#[expect(clippy::disallowed_methods, reason = "the group of this very process")]
 pub(super) fn end_group() -> ! {
     // A task may have put itself into another group, whose other members are none of ours.
     if getpgrp() == getpid() {

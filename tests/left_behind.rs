@@ -1,0 +1,242 @@
+//! What children start, and what becomes of that when they end, however they do.
+
+#[macro_use]
+mod plays;
+mod support_b;
+
+use std::{fs::File, path::Path, process::Command, thread, time::Duration};
+
+use executor::{Child, Context, ExitStatus, Process, StartMethod, prelude::*};
+use plays::{argument, play};
+use rustix::process::Signal;
+use support_b::{Gate, LONG, eventually, pid, runs};
+
+list! { TESTS:
+    whatever_ends_a_process_its_programs_end_with_it,
+    programs_are_kept_after_a_return_if_that_was_asked_for,
+    the_programs_of_a_daemon_end_with_it,
+    what_a_preload_has_started_ends_with_its_server,
+    programs_end_also_where_the_system_reaps_the_children,
+    a_child_of_a_server_that_is_killed_stays,
+}
+
+list! { PROGRAMS:
+    has_processes_that_end,
+    keeps_programs,
+    has_a_daemon,
+    preloads_a_program,
+    ignores_the_ends_of_its_children,
+    kills_its_server,
+}
+
+fn main() {
+    plays::main(TESTS, PROGRAMS);
+}
+
+const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
+
+fn method() -> StartMethod {
+    let name = argument();
+    METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
+}
+
+fn with_each(program: &str) {
+    for method in METHODS {
+        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
+    }
+}
+
+fn fine() {
+    println!("fine");
+}
+
+/// Starts a program, whose number is noted at the gate.
+#[expect(clippy::zombie_processes, reason = "it is to be left behind")]
+fn start_a_program(gate: &Path) {
+    let program = Command::new("sleep").arg("1000").spawn().expect("`sleep`");
+    File::create(gate.join(format!("arrival-{}-program", program.id()))).expect("a note at the gate");
+}
+
+#[track_caller]
+fn ended<T>(child: &Child<T>) -> ExitStatus {
+    child.wait_exit_timeout(LONG).expect("it ends")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+enum End {
+    Returns,
+    Fails,
+    Panics,
+    Exits(i32),
+    Aborts,
+    Forever,
+}
+
+const ENDS: [End; 7] =
+    [End::Returns, End::Fails, End::Panics, End::Exits(0), End::Exits(3), End::Aborts, End::Forever];
+
+#[task]
+fn starts_and_ends(gate: &Path, end: End) -> Result<(), String> {
+    start_a_program(gate);
+    match end {
+        End::Returns => {}
+        End::Fails => return Err("it failed".into()),
+        End::Panics => std::panic::resume_unwind(Box::new("without a word")),
+        End::Exits(code) => std::process::exit(code),
+        End::Aborts => std::process::abort(),
+        End::Forever => loop {
+            thread::park();
+        },
+    }
+    Ok(())
+}
+
+fn whatever_ends_a_process_its_programs_end_with_it() {
+    with_each("has_processes_that_end");
+}
+
+/// How one that goes on for ever is ended by its parent.
+const SENT: [fn(&Child<()>); 4] = [
+    |child| child.terminate().unwrap(),
+    |child| child.kill().unwrap(),
+    |child| child.interrupt().unwrap(),
+    |child| child.kill_tree(),
+];
+
+fn has_processes_that_end() {
+    for end in ENDS {
+        let sends: &[_] = if end == End::Forever { &SENT } else { &[|_| ()] };
+        for (number, send) in sends.iter().enumerate() {
+            let gate = Gate::new();
+            let task = starts_and_ends::task(gate.path(), end);
+            let child = Process::new(task).start_method(method()).start().unwrap();
+            let program = gate.wait_for(1)[0];
+            send(&child);
+            ended(&child);
+            eventually(&format!("the program is gone: {end:?}, {number}"), || !runs(program));
+        }
+    }
+    // A limit of time is the fifth way.
+    let gate = Gate::new();
+    let task = starts_and_ends::task(gate.path(), End::Forever).timeout(Duration::from_millis(500));
+    let child = Process::new(task).start_method(method()).start().unwrap();
+    ended(&child);
+    eventually("the program is gone", || gate.arrivals().iter().all(|program| !runs(*program)));
+    fine();
+}
+
+fn programs_are_kept_after_a_return_if_that_was_asked_for() {
+    with_each("keeps_programs");
+}
+
+fn keeps_programs() {
+    for end in ENDS {
+        let gate = Gate::new();
+        let task = starts_and_ends::task(gate.path(), end);
+        let child = Process::new(task).keep_programs(true).start_method(method()).start().unwrap();
+        let program = gate.wait_for(1)[0];
+        if end == End::Forever {
+            child.kill().unwrap();
+        }
+        ended(&child);
+        if matches!(end, End::Returns | End::Exits(0)) {
+            // Whoever has joined the child finds that decided.
+            assert!(runs(program), "{end:?}");
+            assert!(!child.is_alive());
+            child.kill_tree();
+        }
+        eventually(&format!("the program is gone: {end:?}"), || !runs(program));
+    }
+    fine();
+}
+
+fn the_programs_of_a_daemon_end_with_it() {
+    with_each("has_a_daemon");
+}
+
+fn has_a_daemon() {
+    let gate = Gate::new();
+    let task = starts_and_ends::task(gate.path(), End::Forever);
+    Process::new(task).daemon(true).start_method(method()).start().unwrap();
+    gate.wait_for(1);
+    // `play_out` finds nothing that is left.
+    fine();
+}
+
+#[task]
+fn starts(gate: &Path) {
+    start_a_program(gate);
+}
+
+fn what_a_preload_has_started_ends_with_its_server() {
+    assert_eq!(play("preloads_a_program").play_out(), "fine\n");
+}
+
+fn preloads_a_program() {
+    let gate = Gate::new();
+    let context = Context::new(StartMethod::ForkServer).preload(starts::task(gate.path()));
+    let child = context.process(pid::task()).start().unwrap();
+    child.join_timeout(LONG).unwrap().unwrap();
+    let program = gate.wait_for(1)[0];
+    assert!(runs(program));
+    drop((child, context));
+    eventually("the program is gone", || !runs(program));
+    fine();
+}
+
+fn a_child_of_a_server_that_is_killed_stays() {
+    assert_eq!(play("kills_its_server").play_out(), "fine\n");
+}
+
+fn kills_its_server() {
+    let gate = Gate::new();
+    let context = Context::new(StartMethod::ForkServer).preload(starts::task(gate.path()));
+    let hold = || context.process(support_b::hold::task(gate.path())).start().unwrap();
+    let mut held = vec![hold()];
+    for _ in 0..20 {
+        let server = support_b::children().into_iter().map(|(pid, ..)| pid);
+        let server = server.filter(|pid| held.iter().all(|child| child.pid() != *pid)).max().unwrap();
+        support_b::signal(server, Signal::KILL);
+        held.push(hold());
+        assert!(held.iter().all(|child| child.is_alive()));
+    }
+    gate.open();
+    for child in &held {
+        assert_eq!(child.join_timeout(LONG).unwrap().unwrap(), child.pid());
+    }
+    fine();
+}
+
+fn programs_end_also_where_the_system_reaps_the_children() {
+    with_each("ignores_the_ends_of_its_children");
+}
+
+fn ignores_the_ends_of_its_children() {
+    // SAFETY: sets a disposition: the system reaps all children from now on.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    if method() == StartMethod::Spawn {
+        let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+        for end in [End::Aborts, End::Exits(0)] {
+            let gate = Gate::new();
+            pool.submit(starts_and_ends::task(gate.path(), end)).result().unwrap_err();
+            let program = gate.wait_for(1)[0];
+            eventually(&format!("the program is gone: {end:?}"), || !runs(program));
+        }
+        drop(pool);
+    }
+    for end in ENDS.into_iter().filter(|end| *end != End::Forever) {
+        for keep in [false, true] {
+            let gate = Gate::new();
+            let task = starts_and_ends::task(gate.path(), end);
+            let child = Process::new(task).keep_programs(keep).start_method(method()).start().unwrap();
+            let program = gate.wait_for(1)[0];
+            ended(&child);
+            if keep && end == End::Returns {
+                assert!(runs(program), "{end:?}");
+                child.kill_tree();
+            }
+            eventually(&format!("the program is gone: {end:?}, {keep}"), || !runs(program));
+        }
+    }
+    fine();
+}
