@@ -31,13 +31,12 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::segment::{LINE, Segment};
+use super::{
+    segment::{BEYOND, LINE, Segment},
+    words,
+};
 use crate::{
-    os::{
-        fork::{self, PerProcess},
-        liveness::Liveness,
-        memory::SharedLayout,
-    },
+    os::{fork::PerProcess, liveness::Liveness, memory::SharedLayout},
     wire::attachment,
 };
 
@@ -149,12 +148,8 @@ struct Inner {
     /// Of the head.
     offset: usize,
     kind: Kind,
-    /// Made by this process, and by no fork of it.
-    made_here: bool,
-    /// Another process may have a handle.
-    travelled: AtomicBool,
-    /// How many children had been forked when it was made: later ones have a handle.
-    children: u64,
+    /// `true` only if its segment has noted that it was sent, so that this is noted once.
+    sent: AtomicBool,
 }
 
 // SAFETY: the memory is reached through atomics, or in ways whose soundness is argued where it is done; the pointer is as
@@ -195,11 +190,14 @@ fn heap() -> &'static Heap {
 fn tag(kind: Kind, access: Access, lock: Option<&Block>) -> u128 {
     let lock = lock.map_or(0, |lock| {
         let (_, inode) = lock.inner.segment.inode();
-        // Any number that is rarely that of another one. A line has 64 bytes.
+        // Any number that is rarely that of another one. A line has 64 bytes. A peer can choose a file's number and a place so
+        // that two locks get the same: then it makes two locks guard one object, as it can write to the object without any.
         (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64).wrapping_add(1)
     });
     u128::from(kind as u32) | u128::from(access.0) << 32 | u128::from(lock) << 64
 }
+
+const SOMETHING_ELSE: &str = "its memory holds something else";
 
 /// Of head and body, for those who ask whether that is within the memory: more than there can be is not.
 fn with_head(len: usize) -> usize {
@@ -230,17 +228,16 @@ impl Block {
     ) -> io::Result<Self> {
         let tag = tag(kind, access, lock);
         let whole = whole(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let children = fork::children();
         let (segment, offset) = if whole > SMALL_MAX {
             let segment = Segment::create("executor-object", whole)?;
-            segment.note(LINE, with_head(len), tag);
+            segment.note_new(LINE, with_head(len), tag, || {});
             (segment, LINE)
         } else {
             let heap = heap();
             let mut current = heap.current.lock().unwrap_or_else(PoisonError::into_inner);
             current.take(whole, with_head(len), tag)?
         };
-        let block = Self::at(segment, offset, len, kind, Some(children));
+        let block = Self::at(segment, offset, len, kind);
         let head = block.head();
         head.kind.store(kind as u32, Ordering::Relaxed);
         head.access.store(access.0, Ordering::Relaxed);
@@ -252,8 +249,10 @@ impl Block {
     pub(super) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let tag = tag(kind, Access::BY_KIND, None);
-        segment.note(LINE, with_head(len), tag);
-        let block = Self::at(segment, LINE, len, kind, Some(fork::children()));
+        segment.note_new(LINE, with_head(len), tag, || {});
+        // Whoever has the file may have the block.
+        segment.note_sent(LINE);
+        let block = Self::at(segment, LINE, len, kind);
         block.head().len.store(len as u64, Ordering::Relaxed);
         block.head().kind.store(kind as u32, Ordering::Relaxed);
         Ok(block)
@@ -283,13 +282,11 @@ impl Block {
         self.inner.segment.descriptor()
     }
 
-    /// The caller has `note`d it.
-    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind, children: Option<u64>) -> Self {
-        // SAFETY: head and body lie within the segment's mapping: `note` has said so.
+    /// The caller has noted it in its segment.
+    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind) -> Self {
+        // SAFETY: head and body lie within the segment's mapping, or they would not have been noted.
         let at = unsafe { segment.at().add(offset).add(HEAD) };
-        let made_here = children.is_some();
-        let (travelled, children) = (AtomicBool::new(false), children.unwrap_or(0));
-        Block { inner: Arc::new(Inner { at, len, segment, offset, kind, made_here, travelled, children }) }
+        Block { inner: Arc::new(Inner { at, len, segment, offset, kind, sent: AtomicBool::new(false) }) }
     }
 
     fn head(&self) -> &BlockHead {
@@ -324,7 +321,8 @@ impl Block {
         let start = self.bytes(at, bytes).cast::<T>();
         assert!(start.is_aligned(), "a layout that is not aligned");
         // SAFETY: within the block, aligned, there as long as `self`; by `SharedLayout` every content is a value, and
-        // all of it atomics, so that others may write to it. No memory of this process's overlaps it (`note`).
+        // all of it atomics, so that others may write to it. No other block of this process overlaps it, whatever others
+        // send (`Segment::note_received`), and its place becomes no other block's as long as a handle is here.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
@@ -376,7 +374,10 @@ impl Block {
     /// Where it is, for those who get what a serialiser of type `S` is writing: its memory goes along.
     pub(crate) fn depart<S: Serializer>(&self) -> Result<Place, S::Error> {
         let inner = &*self.inner;
-        inner.travelled.store(true, Ordering::Relaxed);
+        if !inner.sent.load(Ordering::Relaxed) {
+            inner.segment.note_sent(inner.offset);
+            inner.sent.store(true, Ordering::Relaxed);
+        }
         let index = attachment::attach::<S>(inner.segment.descriptor())
             .map_err(|error| ser::Error::custom(format_args!("{}: {error}", inner.kind.name())))?;
         Ok(Place { index, offset: inner.offset as u64, len: inner.len as u64 })
@@ -408,28 +409,24 @@ impl Block {
         fits: impl Fn(Kind, Access, usize) -> bool,
         lock: Option<&Block>,
     ) -> Result<Self, &'static str> {
-        const BEYOND: &str = "it is not within its memory";
         let offset = usize::try_from(offset).map_err(|_| BEYOND)?;
         let len = usize::try_from(len).map_err(|_| BEYOND)?;
-        let end = len.checked_add(HEAD).and_then(|len| offset.checked_add(len)).ok_or(BEYOND)?;
-        if offset < LINE || !offset.is_multiple_of(LINE) || end > segment.len() {
-            return Err(BEYOND);
-        }
-        // SAFETY: within the mapping, aligned as `LINE` is; atomics. If this process has something else there, then not
-        // for longer than until `note` says so; and before, it is only read, as atomics.
-        let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
-        let number = head.kind.load(Ordering::Relaxed);
-        // Another process may change it at any moment; what this one has noted holds for all its handles.
-        let access = Access(head.access.load(Ordering::Relaxed));
-        let kind = Kind::ALL.iter().copied().find(|kind| *kind as u32 == number);
-        let kind =
-            kind.filter(|kind| fits(*kind, access, len) && head.len.load(Ordering::Relaxed) == len as u64);
-        let kind = kind.ok_or("its memory holds something else")?;
-        let tag = tag(kind, access, lock);
-        if !segment.note(offset, with_head(len), tag) {
-            return Err("it overlaps another object");
-        }
-        Ok(Self::at(segment, offset, len, kind, None))
+        let mut found = None;
+        segment.note_received(offset, with_head(len), || {
+            // SAFETY: within the mapping, aligned as `LINE` is; atomics. Nothing else of this process is there, nor comes
+            // there meanwhile: that is the promise of `note_received`.
+            let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
+            let number = head.kind.load(Ordering::Relaxed);
+            // Another process may change it at any moment; what this one has noted holds for all its handles.
+            let access = Access(head.access.load(Ordering::Relaxed));
+            let kind =
+                Kind::ALL.iter().copied().find(|kind| *kind as u32 == number).filter(|kind| {
+                    fits(*kind, access, len) && head.len.load(Ordering::Relaxed) == len as u64
+                });
+            found = kind;
+            Ok(tag(kind.ok_or(SOMETHING_ELSE)?, access, lock))
+        })?;
+        Ok(Self::at(segment, offset, len, found.ok_or(SOMETHING_ELSE)?))
     }
 }
 
@@ -437,24 +434,28 @@ impl Current {
     /// A zeroed block; `len` of the `whole` is used.
     fn take(&mut self, whole: usize, len: usize, tag: u128) -> io::Result<(Arc<Segment>, usize)> {
         if let Some(segment) = &self.segment {
+            let clear = |offset| {
+                // SAFETY: within the mapping, a whole number of aligned words, there as long as `segment`. This process has
+                // nothing there: no handle was there yet, or the last one is gone and none was ever sent; and none that is
+                // received is taken as long as the segment's table is locked. Other processes' accesses are atomic as well.
+                unsafe { words::zero(segment.at().add(offset), whole) }
+            };
             while let Some(offset) = self.free.get_mut(&whole).and_then(Vec::pop) {
-                if segment.note(offset, len, tag) {
-                    // SAFETY: within the mapping, and nobody else's: its last handle here is gone, and no other process
-                    // ever had one.
-                    unsafe { segment.at().add(offset).write_bytes(0, whole) };
+                if segment.note_new(offset, len, tag, || clear(offset)) {
                     return Ok((Arc::clone(segment), offset));
                 }
             }
             while let Some(end) = self.next.checked_add(whole).filter(|end| *end <= segment.len()) {
                 let offset = std::mem::replace(&mut self.next, end);
-                // What a handle that was received lies across is left out: somebody made it up.
-                if segment.note(offset, len, tag) {
+                // What a handle that was received lies across is left out: somebody made it up. Whoever has another object of
+                // the segment may have written here, too.
+                if segment.note_new(offset, len, tag, || clear(offset)) {
                     return Ok((Arc::clone(segment), offset));
                 }
             }
         }
         let segment = Segment::create("executor-objects", SEGMENT_BYTES - LINE)?;
-        segment.note(LINE, len, tag);
+        segment.note_new(LINE, len, tag, || {});
         self.next = LINE.saturating_add(whole);
         self.free.clear();
         self.segment = Some(Arc::clone(&segment));
@@ -472,17 +473,14 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let Some(whole) = whole(self.len) else { return };
-        let only_ours = self.made_here
-            && whole <= SMALL_MAX
-            && !*self.travelled.get_mut()
-            && !self.segment.forked()
-            && self.children == fork::children();
-        if !only_ours {
+        if whole > SMALL_MAX {
             return;
         }
         // A handle of before is refused from now on.
-        self.head().kind.store(0, Ordering::Relaxed);
-        self.segment.forget(self.offset);
+        let clear = || self.head().kind.store(0, Ordering::Relaxed);
+        if !self.segment.forget_if_only_ours(self.offset, clear) {
+            return;
+        }
         let mut current = heap().current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.segment.as_ref().is_some_and(|segment| Arc::ptr_eq(segment, &self.segment)) {
             current.free.entry(whole).or_default().push(self.offset);
@@ -522,11 +520,18 @@ mod tests {
         Block::open(Arc::clone(&block.inner.segment), offset, len, any, None)
     }
 
+    /// As if a handle were sent to another process.
+    fn send(block: &Block) {
+        block.inner.segment.note_sent(block.inner.offset);
+    }
+
     #[test]
     fn a_place_that_is_made_up_is_refused() {
         let block = Block::allocate(Kind::Value, 40).unwrap();
         let _next = Block::allocate(Kind::Value, 40).unwrap();
         let (offset, len) = (block.inner.offset as u64, 40);
+        assert!(open(&block, offset, len).is_err(), "nobody has got a handle of it");
+        send(&block);
         assert!(open(&block, offset, len).unwrap() == block);
         let end = block.inner.segment.len() as u64;
         for (offset, len) in [
@@ -555,17 +560,215 @@ mod tests {
         assert!(under.is_err(), "with another lock than here");
     }
 
+    /// Runs a test of this file that needs the process's heap for itself.
+    fn alone(name: &str) {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([&format!("shm::heap::tests::{name}"), "--exact", "--ignored", "--nocapture"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{}\n{said}{why}", output.status);
+    }
+
+    const KINDS: [Kind; 4] = [Kind::Value, Kind::RawValue, Kind::Array, Kind::RawArray];
+    const LENS: [usize; 4] = [8, 40, 100, 1_000];
+
+    /// What another process can do that has got one object of a segment: write there, and send places.
+    struct Peer {
+        random: u64,
+    }
+
+    impl Peer {
+        /// A number below this one: xorshift.
+        fn below(&mut self, end: usize) -> usize {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            (self.random % end as u64) as usize
+        }
+
+        fn any<T: Copy>(&mut self, of: &[T]) -> T {
+            of[self.below(of.len())]
+        }
+
+        /// Writes a head that looks like that of an object.
+        fn write_head(&mut self, segment: &Segment, offset: usize) {
+            // SAFETY: within the mapping, aligned as `LINE` is; atomics.
+            let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
+            head.kind.store(self.any(&KINDS) as u32, Ordering::Relaxed);
+            head.access.store(0, Ordering::Relaxed);
+            head.len.store(self.any(&LENS) as u64, Ordering::Relaxed);
+        }
+
+        /// Somewhere in the segment: most often where an object is, was, or comes next.
+        fn place(&mut self, segment: &Segment, near: &[usize]) -> usize {
+            let anywhere = LINE + self.below(segment.len() / LINE - 2) * LINE;
+            match near.is_empty() || self.below(4) == 0 {
+                true => anywhere,
+                false => (self.any(near) + self.below(3) * LINE).min(anywhere.max(segment.len() / 2)),
+            }
+        }
+    }
+
+    /// Two handles are of the same object, or of memory that does not overlap.
+    fn assert_apart(held: &[Block]) {
+        let mut held: Vec<_> = held.iter().map(|block| &*block.inner).collect();
+        held.sort_by_key(|inner| (inner.segment.inode(), inner.offset));
+        for pair in held.windows(2) {
+            let (one, other) = (pair[0], pair[1]);
+            let same = (one.offset, one.len, one.kind) == (other.offset, other.len, other.kind);
+            let before =
+                one.segment.inode() != other.segment.inode() || one.offset + HEAD + one.len <= other.offset;
+            assert!(
+                same || before,
+                "{:?} of {} at {} and {:?} of {} at {}",
+                one.kind,
+                one.len,
+                one.offset,
+                other.kind,
+                other.len,
+                other.offset
+            );
+        }
+    }
+
+    #[test]
+    fn whatever_a_peer_writes_and_sends_no_two_objects_of_a_process_overlap() {
+        alone("objects_beside_a_peer_that_makes_up_handles");
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn objects_beside_a_peer_that_makes_up_handles() {
+        for seed in 1..=60_u64 {
+            let mut peer = Peer { random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) };
+            let first = Block::allocate(Kind::Value, 8).unwrap();
+            let segment = Arc::clone(&first.inner.segment);
+            let mut near = vec![first.inner.offset];
+            let mut held = vec![first];
+            for _ in 0..300 {
+                match peer.below(6) {
+                    0 | 1 => {
+                        let block = Block::allocate(peer.any(&KINDS), peer.any(&LENS)).unwrap();
+                        near.push(block.inner.offset);
+                        let body = block.bytes(0, block.len());
+                        // SAFETY: within the block; nobody writes meanwhile.
+                        let body = unsafe { std::slice::from_raw_parts(body.as_ptr(), block.len()) };
+                        assert!(body.iter().all(|byte| *byte == 0), "not zeroed");
+                        held.push(block);
+                    }
+                    2 => {
+                        let at = peer.below(held.len());
+                        if held.len() > 1 {
+                            held.swap_remove(at);
+                        }
+                    }
+                    3 => send(&held[peer.below(held.len())]),
+                    4 => {
+                        let offset = peer.place(&segment, &near);
+                        peer.write_head(&segment, offset);
+                    }
+                    _ => {
+                        let (offset, len) = (peer.place(&segment, &near), peer.any(&LENS));
+                        held.extend(Block::open(Arc::clone(&segment), offset as u64, len as u64, any, None));
+                    }
+                }
+                assert_apart(&held);
+            }
+        }
+    }
+
+    #[test]
+    fn a_made_up_handle_beside_threads_that_make_and_drop_objects_overlaps_none() {
+        alone("threads_that_make_and_drop_objects_beside_made_up_handles");
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn threads_that_make_and_drop_objects_beside_made_up_handles() {
+        for seed in 1..=20_u64 {
+            let first = Block::allocate(Kind::Value, 8).unwrap();
+            let segment = Arc::clone(&first.inner.segment);
+            let (mut kept, received) = std::thread::scope(|scope| {
+                let makes = |seed: u64| {
+                    let mut choice = Peer { random: seed };
+                    let mut kept = Vec::new();
+                    for _ in 0..400 {
+                        let block = Block::allocate(choice.any(&KINDS), 40).unwrap();
+                        if choice.below(20) == 0 {
+                            kept.push(block);
+                        }
+                    }
+                    kept
+                };
+                let makers = [seed, seed + 1_000].map(|seed| scope.spawn(move || makes(seed)));
+                let forges = scope.spawn(|| {
+                    let mut peer = Peer { random: seed + 2_000 };
+                    let mut received = Vec::new();
+                    for _ in 0..20_000 {
+                        let offset = LINE + peer.below(segment.len() / LINE - 2) * LINE;
+                        received.extend(Block::open(Arc::clone(&segment), offset as u64, 40, any, None));
+                    }
+                    received
+                });
+                let kept: Vec<_> = makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect();
+                (kept, forges.join().unwrap())
+            });
+            kept.extend(received);
+            assert_apart(&kept);
+        }
+    }
+
     #[test]
     fn a_block_that_lies_across_a_made_up_one_is_not_given_out() {
         let block = Block::allocate(Kind::Value, 40).unwrap();
         let segment = &block.inner.segment;
         let free = segment.len() - 64;
-        assert!(segment.note(free, 64, 7));
+        segment.note_received(free, 64, || Ok(7)).unwrap();
         for _ in 0..2_000 {
             let other = Block::allocate(Kind::Value, 40).unwrap();
-            other.inner.travelled.store(true, Ordering::Relaxed);
+            send(&other);
             assert!(!Arc::ptr_eq(&other.inner.segment, segment) || other.inner.offset != free);
         }
+    }
+
+    #[test]
+    fn an_object_that_looks_like_a_made_up_one_is_made_elsewhere() {
+        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let segment = &block.inner.segment;
+        // What comes next, as it will look: everywhere, since other tests make objects, too.
+        let tag = tag(Kind::RawArray, Access::BY_KIND, None);
+        let made_up: Vec<_> = (LINE..segment.len() - LINE)
+            .step_by(LINE)
+            .filter(|offset| segment.note_received(*offset, with_head(48), || Ok(tag)).is_ok())
+            .collect();
+        for _ in 0..made_up.len() + 10 {
+            let made = Block::allocate(Kind::RawArray, 48).unwrap();
+            send(&made);
+            let offset = made.inner.offset;
+            assert!(!Arc::ptr_eq(&made.inner.segment, segment) || !made_up.contains(&offset), "{offset}");
+        }
+    }
+
+    #[test]
+    fn memory_that_could_shrink_is_not_taken_for_sealed_because_it_is_mapped_already() {
+        let file = || file::anonymous("x").unwrap();
+        let named = Block::allocate_in(file(), Kind::Memory, 64).unwrap();
+        let again = || Arc::new(named.descriptor().try_clone().unwrap());
+        assert!(Segment::open_named(again()).is_ok());
+        let error = Segment::open(again()).err().unwrap();
+        assert!(error.to_string().contains("could shrink"), "{error}");
+        let sealed = Block::allocate(Kind::Value, 40).unwrap();
+        assert!(Segment::open(Arc::new(sealed.descriptor().try_clone().unwrap())).is_ok());
+    }
+
+    #[test]
+    fn small_memory_in_a_file_stays_what_it_is_when_its_maker_has_no_handle_left() {
+        let block = Block::allocate_in(file::anonymous("x").unwrap(), Kind::Memory, 64).unwrap();
+        let file = block.descriptor().try_clone().unwrap();
+        drop(block);
+        assert!(Block::open_file(file, &[Kind::Memory], |len| len == 64).is_ok());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use rustix::{
 
 use crate::os::{
     file,
-    fork::{Origin, PerProcess},
+    fork::{self, Origin, PerProcess},
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
 };
@@ -63,13 +63,38 @@ pub(crate) struct Segment {
     descriptor: Arc<OwnedFd>,
     inode: Inode,
     origin: Origin,
-    /// What this process has in it: offset, length and what it is. No two of them overlap, whatever others send: one could be
+    /// The blocks in it that this process has, by their offset. No two of them overlap, whatever others send: one could be
     /// seen as atomics, and the other as plain memory.
-    blocks: Mutex<BTreeMap<usize, (usize, u128)>>,
+    blocks: Mutex<BTreeMap<usize, Noted>>,
+    /// Whether nobody can make the file shorter.
+    sealed: bool,
     liveness: Liveness,
     /// Last, so that it is dropped after what points into it.
     mapping: Mapping,
 }
+
+/// A block that this process has.
+struct Noted {
+    len: usize,
+    /// Its kind, and how it is accessed.
+    tag: u128,
+    /// `Some` of a block that was made here and never sent: how many children had been forked by then. As long as none has
+    /// been forked since, no other process has a handle of it. So a handle that is received is made up, and is refused; if it
+    /// were taken, there would be two that are dropped one after the other, and the first would give the memory away.
+    unsent: Option<u64>,
+}
+
+impl Noted {
+    /// No other process has a handle of it.
+    fn is_only_ours(&self) -> bool {
+        self.unsent == Some(fork::children())
+    }
+}
+
+/// A block that was received: whether it can be what its sender says.
+pub(super) const BEYOND: &str = "it is not within its memory";
+const OVERLAPS: &str = "it overlaps another object";
+const UNSENT: &str = "this process has never sent it";
 
 /// Device and number.
 pub(super) type Inode = (u64, u64);
@@ -122,13 +147,13 @@ impl Segment {
         let descriptor = file::anonymous(name)?;
         let len = Self::fill(&descriptor, room)?;
         fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Self::begin(descriptor, len)
+        Self::begin(descriptor, len, true)
     }
 
     /// As [`create`](Self::create), in a file that has no bytes yet, and that nothing keeps from being made shorter.
     pub(super) fn create_in(descriptor: OwnedFd, room: usize) -> io::Result<Arc<Self>> {
         let len = Self::fill(&descriptor, room)?;
-        Self::begin(descriptor, len)
+        Self::begin(descriptor, len, false)
     }
 
     fn fill(descriptor: &OwnedFd, room: usize) -> io::Result<usize> {
@@ -145,8 +170,8 @@ impl Segment {
         Ok(len)
     }
 
-    fn begin(descriptor: OwnedFd, len: usize) -> io::Result<Arc<Self>> {
-        let segment = Self::map(Arc::new(descriptor), len)?;
+    fn begin(descriptor: OwnedFd, len: usize, sealed: bool) -> io::Result<Arc<Self>> {
+        let segment = Self::map(Arc::new(descriptor), len, sealed)?;
         let head = segment.head();
         head.version.store(VERSION, Ordering::Relaxed);
         head.layout.store(LAYOUT, Ordering::Relaxed);
@@ -169,20 +194,26 @@ impl Segment {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let stat = fstat(&*descriptor)?;
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
-        let known = || lock(&table().segments).get(&inode).and_then(Weak::upgrade);
-        if let Some(segment) = known() {
-            return Ok(segment);
+        let could_shrink = || invalid("its memory could shrink");
+        // It may be here by its name, which asks for no seals.
+        let enough = |segment: Arc<Self>| match segment.sealed || !sealed {
+            true => Ok(segment),
+            false => Err(could_shrink()),
+        };
+        let known = lock(&table().segments).get(&inode).and_then(Weak::upgrade);
+        if let Some(segment) = known {
+            return enough(segment);
         }
         // Other files than memory have no seals, which is an error here.
         if sealed && !fcntl_get_seals(&*descriptor)?.contains(SealFlags::SHRINK) {
-            return Err(invalid("its memory could shrink"));
+            return Err(could_shrink());
         }
         // Sealed: not less than this, for ever.
         let len = usize::try_from(stat.st_size).map_err(|_| invalid("a negative length"))?;
         if len < LINE || isize::try_from(len).is_err() {
             return Err(invalid("no memory of this library"));
         }
-        let segment = Self::map(descriptor, len)?;
+        let segment = Self::map(descriptor, len, sealed)?;
         let head = segment.head();
         if head.magic.load(Ordering::Relaxed) != MAGIC {
             return Err(invalid("no memory of this library"));
@@ -201,14 +232,14 @@ impl Segment {
         let mut segments = lock(&table().segments);
         if let Some(other) = segments.get(&inode).and_then(Weak::upgrade) {
             drop(segments);
-            return Ok(other);
+            return enough(other);
         }
         segments.insert(inode, Arc::downgrade(&segment));
         drop(segments);
         Ok(segment)
     }
 
-    fn map(descriptor: Arc<OwnedFd>, len: usize) -> io::Result<Arc<Self>> {
+    fn map(descriptor: Arc<OwnedFd>, len: usize, sealed: bool) -> io::Result<Arc<Self>> {
         let stat = fstat(&*descriptor)?;
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
         let mapping = Mapping::new(&descriptor, len)?;
@@ -217,7 +248,7 @@ impl Segment {
         // SAFETY: the mapping is dropped after it.
         let liveness = unsafe { Liveness::new(Arc::clone(&descriptor), users)? };
         let blocks = Mutex::default();
-        Ok(Arc::new(Segment { descriptor, inode, origin: Origin::here(), blocks, liveness, mapping }))
+        Ok(Arc::new(Segment { descriptor, inode, origin: Origin::here(), blocks, sealed, liveness, mapping }))
     }
 
     fn head(&self) -> &Head {
@@ -250,32 +281,83 @@ impl Segment {
         self.origin.forked()
     }
 
-    /// Notes that this process has such a block; `false` if it is not within the file, or overlaps another one.
-    pub(super) fn note(&self, offset: usize, len: usize, tag: u128) -> bool {
-        let within = offset >= LINE
+    fn is_within(&self, offset: usize, len: usize) -> bool {
+        offset >= LINE
             && offset.is_multiple_of(LINE)
-            && offset.checked_add(len).is_some_and(|end| end <= self.len());
-        if !within {
+            && offset.checked_add(len).is_some_and(|end| end <= self.len())
+    }
+
+    /// Notes a block that this process makes, and has it zeroed by `clear` before anybody can receive it. `false` if it is not
+    /// within the file, or if anything is noted there: also a block that looks the same, for somebody may have made up a
+    /// handle of what was to come next.
+    pub(super) fn note_new(&self, offset: usize, len: usize, tag: u128, clear: impl FnOnce()) -> bool {
+        if !self.is_within(offset, len) {
             return false;
         }
         let mut blocks = lock(&self.blocks);
-        if blocks.get(&offset) == Some(&(len, tag)) {
-            return true;
-        }
-        let free = blocks
-            .range(..offset + len)
-            .next_back()
-            .is_none_or(|(other, (other_len, _))| other + other_len <= offset);
+        let free = is_free(&blocks, offset, len);
         if free {
-            blocks.insert(offset, (len, tag));
+            clear();
+            blocks.insert(offset, Noted { len, tag, unsent: Some(fork::children()) });
         }
         free
     }
 
-    /// The block is no more.
-    pub(super) fn forget(&self, offset: usize) {
-        lock(&self.blocks).remove(&offset);
+    /// Notes a block that another process has sent, or refuses it. `tag` says what it is, and reads its head for that: not
+    /// before it is certain that nothing else of this process is there, and while nothing comes there.
+    pub(super) fn note_received(
+        &self,
+        offset: usize,
+        len: usize,
+        mut tag: impl FnMut() -> Result<u128, &'static str>,
+    ) -> Result<(), &'static str> {
+        if !self.is_within(offset, len) {
+            return Err(BEYOND);
+        }
+        let mut blocks = lock(&self.blocks);
+        match blocks.get(&offset) {
+            Some(noted) if noted.is_only_ours() => Err(UNSENT),
+            Some(noted) if noted.len == len && noted.tag == tag()? => Ok(()),
+            Some(_) => Err(OVERLAPS),
+            None if is_free(&blocks, offset, len) => {
+                blocks.insert(offset, Noted { len, tag: tag()?, unsent: None });
+                Ok(())
+            }
+            None => Err(OVERLAPS),
+        }
     }
+
+    /// From now on other processes may have the block.
+    pub(super) fn note_sent(&self, offset: usize) {
+        // In a fork the table may be locked for ever, and what it has inherited is the parent's to note: `children`.
+        if self.forked() {
+            return;
+        }
+        if let Some(noted) = lock(&self.blocks).get_mut(&offset) {
+            noted.unsent = None;
+        }
+    }
+
+    /// The last handle of a block goes. If no other process can have one, the block is no more, `clear` makes it none for
+    /// those who look at the memory, and its place may be used again: `true`.
+    pub(super) fn forget_if_only_ours(&self, offset: usize, clear: impl FnOnce()) -> bool {
+        if self.forked() {
+            return false;
+        }
+        let mut blocks = lock(&self.blocks);
+        let only_ours = blocks.get(&offset).is_some_and(Noted::is_only_ours);
+        if only_ours {
+            clear();
+            blocks.remove(&offset);
+        }
+        only_ours
+    }
+}
+
+/// Whether nothing that is noted overlaps these bytes; they are within the file.
+fn is_free(blocks: &BTreeMap<usize, Noted>, offset: usize, len: usize) -> bool {
+    let end = offset.saturating_add(len);
+    blocks.range(..end).next_back().is_none_or(|(other, noted)| other.saturating_add(noted.len) <= offset)
 }
 
 impl Drop for Segment {

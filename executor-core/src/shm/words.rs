@@ -139,6 +139,15 @@ pub(super) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
     }
 }
 
+/// Writes zeros.
+///
+/// # Safety
+/// `at` is aligned to 8 and begins so many bytes, a whole number of words, that live meanwhile, to which this process has no
+/// reference but atomic ones of this width.
+pub(super) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
+    by_words!(at, bytes, AtomicU64, word, |_, word: &AtomicU64| word.store(0, Ordering::Release));
+}
+
 /// The integers of Rust that have atomic operations.
 ///
 /// It is implemented for them, and cannot be for others.
