@@ -105,6 +105,11 @@ pub trait Travels<'de, V> {
     type Decoded;
     fn encode<F: Format>(value: &Self, out: &mut Buffer) -> Result<(), CodecError>;
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
+    /// Decodes a value that fills `bytes` exactly, if it is one that needs no reader.
+    #[inline(always)]
+    fn lone<F: Format>(_bytes: &'de [u8]) -> Option<Self::Decoded> {
+        None
+    }
 }
 
 /// As the type's serde implementation says.
@@ -140,6 +145,10 @@ impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
     #[inline]
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<T, CodecError> {
         F::next(reader)
+    }
+    #[inline(always)]
+    fn lone<F: Format>(bytes: &'de [u8]) -> Option<T> {
+        F::lone(bytes)
     }
 }
 
@@ -180,12 +189,13 @@ travels! {
 pub struct Way<'de, F: Format, T: ?Sized, D> {
     encode: fn(&T, &mut Buffer) -> Result<(), CodecError>,
     decode: fn(&mut F::Reader<'de>) -> Result<D, CodecError>,
+    lone: fn(&'de [u8]) -> Option<D>,
 }
 
 // `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
 #[inline(always)]
 pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
-    Way { encode: T::encode::<F>, decode: T::decode::<F> }
+    Way { encode: T::encode::<F>, decode: T::decode::<F>, lone: T::lone::<F> }
 }
 
 /// The way of a `[T]`, asked for by its items, so that an item type that is not serde is what the compiler points at.
@@ -274,6 +284,9 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
 /// Decodes a result.
 #[inline(always)]
 pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]) -> Result<T, CodecError> {
+    if let Some(value) = (way.lone)(bytes) {
+        return Ok(value);
+    }
     let mut reader = F::reader(bytes);
     let value = (way.decode)(&mut reader)?;
     match F::finish(&reader) {

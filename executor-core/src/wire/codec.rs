@@ -122,8 +122,18 @@ pub trait Format {
     /// Bytes left over are an error: the two sides do not agree on what was sent.
     fn finish(reader: &Self::Reader<'_>) -> Result<(), CodecError>;
 
+    /// Decodes one value that fills `bytes` exactly, if it is one that needs no reader.
+    #[inline(always)]
+    fn lone<'de, T: Deserialize<'de>>(_bytes: &'de [u8]) -> Option<T> {
+        None
+    }
+
     /// Decodes one value that fills `bytes` exactly.
+    #[inline]
     fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, CodecError> {
+        if let Some(value) = Self::lone(bytes) {
+            return Ok(value);
+        }
         let mut reader = Self::reader(bytes);
         let value = Self::next(&mut reader)?;
         Self::finish(&reader)?;
@@ -161,6 +171,11 @@ impl Format for Postcard {
             0 => Ok(()),
             n => Err(error::left_over(n).into()),
         }
+    }
+
+    #[inline(always)]
+    fn lone<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<T> {
+        postcard::lone(bytes)
     }
 }
 

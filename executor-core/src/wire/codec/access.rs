@@ -19,7 +19,9 @@ pub(super) fn same_name(a: &str, b: &str) -> bool {
 /// by hand may know one of the two only. Names of types are made for people: if this one changes, structures are read by
 /// names, which is slower.
 pub(super) fn is_derived<V>() -> bool {
-    std::any::type_name::<V>().contains("__Visitor")
+    let name = std::any::type_name::<V>();
+    // The ends are compared when the program is compiled; a visitor with type parameters has them behind its name.
+    name.ends_with("::__Visitor<'_>") || name.ends_with("::__Visitor") || name.contains("::__Visitor<")
 }
 
 /// Whether this visitor is one of serde's own that keep a value and try types on it later: for `untagged`, `tag` and

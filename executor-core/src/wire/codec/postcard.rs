@@ -24,7 +24,7 @@ use std::{any::type_name, cell::Cell};
 
 use serde::{
     Deserialize, Serialize,
-    de::{self, DeserializeSeed, Visitor},
+    de::{self, DeserializeSeed, Visitor, value as plain},
     ser,
 };
 
@@ -119,6 +119,16 @@ mod kind {
             "f64" | "&f64" => F64,
             "char" | "&char" => CHAR,
             _ => EACH,
+        }
+    }
+
+    /// As [`of_elements`], and the kind of `()`. The type is the one that Rust or its standard library has under this name:
+    /// the name of any other begins with the path of its crate.
+    #[inline(always)]
+    pub(super) fn of_simple<T: ?Sized>() -> u8 {
+        match std::any::type_name::<T>() {
+            "()" => UNIT,
+            _ => of_elements::<T>(),
         }
     }
 }
@@ -1005,6 +1015,33 @@ pub struct Reader<'de> {
     names: Table<'de>,
 }
 
+/// Reads `bytes` if they are a small number or a unit and nothing else, as most results are. A [`Reader`] would take longer
+/// to be made than to read them. What is not read here, a `Reader` reads, or returns the error.
+#[inline(always)]
+pub(super) fn lone<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<T> {
+    let asked = kind::of_simple::<T>();
+    let value: Result<T, Error> = match *bytes {
+        [kind] if kind == asked && kind == kind::UNIT => T::deserialize(plain::UnitDeserializer::new()),
+        [kind, byte @ ..0x80] if kind == asked => match kind {
+            kind::U8 | kind::U16 | kind::U32 | kind::U64 => {
+                T::deserialize(plain::U64Deserializer::new(byte.into()))
+            }
+            kind::I16 | kind::I32 | kind::I64 => {
+                T::deserialize(plain::I64Deserializer::new(unzigzag(byte.into())))
+            }
+            kind::BOOL if byte < 2 => T::deserialize(plain::BoolDeserializer::new(byte == 1)),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    value.ok()
+}
+
+#[inline]
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
 /// The bytes of a byte string begin here, and it is so long.
 pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
     let mut reader = Reader::new(head.strip_prefix(&[kind::BYTES])?);
@@ -1026,6 +1063,12 @@ impl<'de> Reader<'de> {
     /// One value: what one writer wrote.
     #[inline]
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
+        if kind::of_simple::<T>() != kind::EACH {
+            // Rust's own visitor reads one kind, or returns an error: it needs no table, no depth and no hints, and what it
+            // did is not to be checked.
+            debug_assert_eq!(self.pending, kind::EACH, "the value before was read");
+            return T::deserialize(&mut *self).map_err(|error| error.of_value(type_name::<T>()));
+        }
         if self.names.0.is_some() {
             self.names = Table(None);
         }
@@ -1168,8 +1211,7 @@ impl<'de> Reader<'de> {
 
     #[inline]
     fn signed<T: TryFrom<i64>>(&mut self) -> Result<T, Error> {
-        let value = self.varint()?;
-        let value = (value >> 1) as i64 ^ -((value & 1) as i64);
+        let value = self.varint().map(unzigzag)?;
         T::try_from(value).or_else(|_| self.fail(error::no_value("a number is too large")))
     }
 
@@ -1309,21 +1351,12 @@ impl<'de> Reader<'de> {
         Ok(Structure { at, left: count, field: first, is_first: true })
     }
 
-    /// Takes a text, if it is the one that is expected.
+    /// Takes a name, if it is the one that is expected.
     #[inline]
-    fn is_text(&mut self, expected: &str) -> bool {
-        match self.input {
-            [len, rest @ ..] if usize::from(*len) == expected.len() && *len < 0x80 => {
-                match rest.strip_prefix(expected.as_bytes()) {
-                    Some(rest) => {
-                        self.input = rest;
-                        true
-                    }
-                    None => false,
-                }
-            }
-            _ => false,
-        }
+    fn is_name(&mut self, expected: &str) -> bool {
+        let rest = after_name(self.input, expected);
+        self.input = rest.unwrap_or(self.input);
+        rest.is_some()
     }
 
     /// The next field's name, probably `expected`.
@@ -1339,7 +1372,7 @@ impl<'de> Reader<'de> {
         if structure.is_first {
             let name = match expected {
                 // The same name where it does not have to be looked at again: it is UTF-8, and found equal by its address.
-                Some(expected) if self.is_text(expected) => expected,
+                Some(expected) if self.is_name(expected) => expected,
                 _ => self.text()?,
             };
             if let Some(place) = self.names().fields.get_mut(at) {
@@ -1402,6 +1435,23 @@ impl<'de> Reader<'de> {
         }
     }
 
+    /// Whether the next structure is the first one of its type, and has nothing but [`only_simple_fields`], which this visitor
+    /// takes by position; then the number of the structure and that of its fields are taken. It enters no table, which costs
+    /// more than to look at such fields twice: so this is asked for a value that has no other structure.
+    #[inline]
+    fn is_lone<V>(&mut self, list: &'static [&'static str]) -> bool {
+        match self.input {
+            [0, rest @ ..] if !list.is_empty() && is_derived::<V>() => match only_simple_fields(rest, list) {
+                Some(rest) => {
+                    self.input = rest;
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        }
+    }
+
     #[inline]
     fn fields<V: Visitor<'de>>(
         &mut self,
@@ -1411,6 +1461,11 @@ impl<'de> Reader<'de> {
     ) -> Result<V::Value, Error> {
         let result = self.nested(|reader| {
             if !reader.is_another(list) {
+                if reader.depth == 1 && reader.is_lone::<V>(list) {
+                    let mut parts = Lone(Positions { reader, list, at: 0, name });
+                    let result = visitor.visit_seq(&mut parts);
+                    return parts.0.finish(result);
+                }
                 let structure = reader.structure()?;
                 if !reader.is_by_position::<V>(&structure, list) {
                     return reader.by_name(structure, Some(FieldNames::new(name, list)), visitor);
@@ -1425,10 +1480,7 @@ impl<'de> Reader<'de> {
             }
             let mut parts = Positions { reader, list, at: 0, name };
             let result = visitor.visit_seq(&mut parts);
-            match list.len() - parts.at {
-                0 => result,
-                n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
-            }
+            parts.finish(result)
         });
         match result {
             Ok(value) => Ok(value),
@@ -1866,12 +1918,61 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
     }
 }
 
+/// Whether a structure's names and values, of which `input` begins with the number of fields, are those of `list` in this
+/// order, and each value is one that can be stepped over without a table. Then where the first name begins.
+fn only_simple_fields<'de>(input: &'de [u8], list: &[&str]) -> Option<&'de [u8]> {
+    let [count, first @ ..] = input else { return None };
+    if usize::from(*count) != list.len() || list.len() >= 0x80 {
+        return None;
+    }
+    let mut rest = first;
+    for name in list {
+        let (kind, value) = after_name(rest, name)?.split_first()?;
+        rest = match *kind {
+            kind::BOOL | kind::U8 | kind::I8 => value.get(1..)?,
+            kind::U16 | kind::U32 | kind::U64 | kind::I16 | kind::I32 | kind::I64 | kind::CHAR => {
+                let last = value.iter().position(|byte| *byte < 0x80)?;
+                value.get(last + 1..)?
+            }
+            kind::F32 => value.get(4..)?,
+            kind::F64 => value.get(8..)?,
+            kind::STR | kind::BYTES => match value {
+                [len @ ..0x80, bytes @ ..] => bytes.get(usize::from(*len)..)?,
+                _ => return None,
+            },
+            kind::NONE | kind::UNIT => value,
+            _ => return None,
+        };
+    }
+    Some(first)
+}
+
+/// What follows this name, if `input` begins with it.
+#[inline]
+fn after_name<'de>(input: &'de [u8], name: &str) -> Option<&'de [u8]> {
+    match input {
+        [len @ ..0x80, rest @ ..] if usize::from(*len) == name.len() => rest.strip_prefix(name.as_bytes()),
+        _ => None,
+    }
+}
+
 /// Fields by position.
 struct Positions<'r, 'de> {
     reader: &'r mut Reader<'de>,
     list: &'static [&'static str],
     at: usize,
     name: &'static str,
+}
+
+impl<'de> Positions<'_, 'de> {
+    #[inline(always)]
+    fn finish<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        match self.list.len() - self.at {
+            0 => result,
+            // What is unread would be taken for the next value.
+            n => self.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
+        }
+    }
 }
 
 impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
@@ -1892,6 +1993,30 @@ impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
     #[inline]
     fn size_hint(&self) -> Option<usize> {
         Some(self.list.len() - self.at)
+    }
+}
+
+/// Fields by position, with a name before each, of which [`only_simple_fields`] knows that it is the one of the list.
+struct Lone<'r, 'de>(Positions<'r, 'de>);
+
+impl<'de> de::SeqAccess<'de> for &mut Lone<'_, 'de> {
+    type Error = Error;
+
+    next_element!();
+
+    #[inline(always)]
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        let Positions { reader, list, at, .. } = &mut self.0;
+        if let Some(field) = list.get(*at) {
+            // Its length takes one byte.
+            reader.input = reader.input.get(1 + field.len()..).unwrap_or_default();
+        }
+        (&mut self.0).next_element_seed(seed)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.0.list.len() - self.0.at)
     }
 }
 

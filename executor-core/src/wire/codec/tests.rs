@@ -368,6 +368,136 @@ fn bytes_left_over_are_an_error() {
     }
 }
 
+/// `None` is what reads nothing without a reader; else what is read must be the same.
+fn with_and_without_a_reader<T: DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> bool {
+    let lone = super::postcard::lone::<T>(bytes);
+    let mut reader = Postcard::reader(bytes);
+    let read = Postcard::next::<T>(&mut reader).and_then(|value| Postcard::finish(&reader).map(|()| value));
+    if let Some(lone) = &lone {
+        assert_eq!(read.as_ref().ok(), Some(lone), "{bytes:?}");
+    }
+    lone.is_some()
+}
+
+#[test]
+fn a_lone_number_is_the_same_with_and_without_a_reader() {
+    let mut without = 0;
+    for first in 0..=u8::MAX {
+        for second in [0, 1, 2, 0x7f, 0x80, 0xff] {
+            for bytes in [&[first, second][..], &[first], &[], &[first, second, 0]] {
+                without += [
+                    with_and_without_a_reader::<()>,
+                    with_and_without_a_reader::<bool>,
+                    with_and_without_a_reader::<u8>,
+                    with_and_without_a_reader::<u16>,
+                    with_and_without_a_reader::<u32>,
+                    with_and_without_a_reader::<u64>,
+                    with_and_without_a_reader::<usize>,
+                    with_and_without_a_reader::<u128>,
+                    with_and_without_a_reader::<i8>,
+                    with_and_without_a_reader::<i16>,
+                    with_and_without_a_reader::<i32>,
+                    with_and_without_a_reader::<i64>,
+                    with_and_without_a_reader::<isize>,
+                    with_and_without_a_reader::<char>,
+                    with_and_without_a_reader::<Option<u64>>,
+                    with_and_without_a_reader::<named_as_a_number::u64>,
+                ]
+                .iter()
+                .filter(|both| both(bytes))
+                .count();
+            }
+        }
+    }
+    // The one byte of a unit is tried with each second byte.
+    assert_eq!(without, 6 + 2 + 9 * 4);
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Simple {
+    a: u32,
+    b: Option<u64>,
+    c: String,
+    d: (),
+    #[serde(with = "serde_bytes")]
+    e: Vec<u8>,
+    f: f64,
+    g: char,
+    h: i8,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename = "Simple")]
+struct SimpleInAnotherOrder {
+    h: i8,
+    g: char,
+    f: f64,
+    #[serde(default)]
+    not_written: u8,
+    #[serde(with = "serde_bytes")]
+    e: Vec<u8>,
+    d: (),
+    c: String,
+    b: Option<u64>,
+    a: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct WithGenerics<'a, T, U> {
+    text: &'a str,
+    value: T,
+    other: U,
+}
+
+#[test]
+fn a_lone_structure_is_read_whether_its_fields_can_be_stepped_over_or_not() {
+    let long = "x".repeat(200);
+    for c in ["", "text", &long] {
+        for b in [None, Some(u64::MAX)] {
+            for e in [vec![], vec![0; 127], vec![0; 128]] {
+                let sent = Simple { a: 300, b, c: c.into(), d: (), e, f: 0.5, g: '\u{10ffff}', h: -1 };
+                let bytes = encoded(Codec::Postcard, &sent).unwrap();
+                let back: Simple = Postcard::decode(&bytes).unwrap();
+                assert_eq!(back, sent);
+                assert_eq!(there_and_back(Codec::Postcard, &(sent.clone(), 1)).unwrap(), (sent.clone(), 1));
+                let other: SimpleInAnotherOrder = Postcard::decode(&bytes).unwrap();
+                assert_eq!(
+                    (other.a, other.b, other.c, other.g, other.h),
+                    (sent.a, sent.b, sent.c, sent.g, -1)
+                );
+                // Several values in one message: the next one begins where this one ends.
+                let mut two = Buffer::new();
+                Postcard::encode(&back, &mut two).unwrap();
+                Postcard::encode(&7_u8, &mut two).unwrap();
+                let two = two.into_vec();
+                let mut reader = Postcard::reader(&two);
+                assert_eq!(Postcard::next::<Simple>(&mut reader).unwrap(), back);
+                assert_eq!(Postcard::next::<u8>(&mut reader).unwrap(), 7);
+                Postcard::finish(&reader).unwrap();
+                for end in 0..bytes.len() {
+                    assert!(Postcard::decode::<Simple>(&bytes[..end]).is_err(), "{end}");
+                }
+            }
+        }
+    }
+    let sent = WithGenerics { text: "a", value: 1_u8, other: 2_u16 };
+    let bytes = encoded(Codec::Postcard, &sent).unwrap();
+    assert_eq!(Postcard::decode::<WithGenerics<'_, u8, u16>>(&bytes).unwrap(), sent);
+    assert_eq!(
+        Postcard::decode::<WithGenerics<'_, u16, u64>>(&bytes).unwrap(),
+        WithGenerics { text: "a", value: 1, other: 2 }
+    );
+    let error = Postcard::decode::<WithGenerics<'_, bool, u64>>(&bytes).unwrap_err().message;
+    assert!(error.contains("field `value` of `WithGenerics`"), "{error}");
+}
+
+mod named_as_a_number {
+    /// Must not be taken for Rust's own, which would skip all that is checked.
+    #[allow(non_camel_case_types)]
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    pub(super) struct u64(pub(super) std::primitive::u64);
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     for codec in BOTH {
