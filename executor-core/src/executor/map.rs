@@ -168,8 +168,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Each result with the index of its item in the input: what [`unordered`](Self::unordered) does not tell by itself.
     ///
-    /// An error of the map as a whole (its time limit, an option that makes no sense) has an index that no item has: the number of
-    /// items that were taken from the input.
+    /// An error of the map as a whole (its time limit, an option that makes no sense, a fork of the process) has an index that no
+    /// item has: the number of items that were taken from the input.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -287,7 +287,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         let (number, outcome) = match self.ready.pop_front() {
             Some(outcome) => outcome,
             None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
-                (self.yielded, Err(TaskError::Broken(BrokenCause::Forked)))
+                // Of no item: which of those that are left it would have been is not known here.
+                (self.taken, Err(TaskError::Broken(BrokenCause::Forked)))
             }
             None => return None,
         };
