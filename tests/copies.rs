@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     future::Future as _,
     io::Write as _,
+    path::Path,
     sync::mpsc,
     thread,
     time::Duration,
@@ -240,6 +241,42 @@ fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
         rustix::process::waitpid(Some(copy), rustix::process::WaitOptions::empty()).unwrap();
     }
     assert_eq!(fs::read_to_string(called).unwrap(), format!("{}\n", std::process::id()));
+}
+
+#[test]
+fn an_error_of_a_map_in_a_copy_has_the_index_of_no_item() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(2), support_b::Gate::new());
+    // The first item is the last to come: what was yielded before it has other indexes.
+    let path = gate.path().to_owned();
+    let mut map =
+        pool.map(|item: u64| hold_first::task(item, &path), 0..4).chunk_size(1).unordered().with_index();
+    let mut yielded: Vec<_> = (0..3).map(|_| map.next().unwrap().0).collect();
+    yielded.sort_unstable();
+    assert_eq!(yielded, [1, 2, 3]);
+    // SAFETY: the copy takes a step of the map, which touches nothing of other threads there, and ends.
+    match unsafe { libc::fork() } {
+        0 => {
+            let told = matches!(map.next(), Some((4, Err(error))) if error.is_broken());
+            // SAFETY: ends the copy.
+            unsafe { libc::_exit(i32::from(!told)) }
+        }
+        copy => {
+            let copy = rustix::process::Pid::from_raw(copy).unwrap();
+            let ended = rustix::process::waitpid(Some(copy), rustix::process::WaitOptions::empty());
+            assert_eq!(ended.unwrap().unwrap().1.exit_status(), Some(0));
+        }
+    }
+    gate.open();
+    assert_eq!(map.next().unwrap().0, 0);
+}
+
+#[task]
+fn hold_first(item: u64, gate: &Path) {
+    if item == 0 {
+        support_b::come_to(gate);
+    }
 }
 
 /// Long enough for its future to be polled before.

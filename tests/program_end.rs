@@ -54,8 +54,11 @@ list! { TESTS:
     a_callback_that_ends_the_program_loses_no_other_callback,
     callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up,
     a_callback_that_ends_an_ending_program_holds_up_no_shutdown,
+    what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing_of_threads,
     accepted_work_of_a_process_is_finished_by_it,
     what_a_callback_submits_at_the_end_is_finished_or_refused,
+    only_an_executor_that_finishes_its_work_takes_more_from_exit_hooks,
+    an_exit_hook_can_await_the_end_of_an_executor,
     work_that_exit_hooks_submit_is_finished,
     who_submits_without_end_does_not_hold_up_the_end,
     exit_hooks_use_every_part_of_the_library,
@@ -83,9 +86,12 @@ list! { PROGRAMS:
     ends_in_a_callback,
     ends_an_ending_program,
     shuts_down_beside_a_callback_that_exits,
+    ends_an_ending_program_unseen,
     has_a_process_with_a_pool,
     submits_in_callbacks,
     submits_in_hooks,
+    submits_in_hooks_by_policy,
+    awaits_the_end_in_a_hook,
     submits_for_ever,
     has_a_hook_that_uses_everything,
     has_a_thread_local_that_uses_everything,
@@ -885,6 +891,49 @@ fn shuts_down_beside_a_callback_that_exits() {
     say("main ends");
 }
 
+fn what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing_of_threads() {
+    let _watchdog = support_b::watchdog();
+    let mut play = play("ends_an_ending_program_unseen");
+    let mut child = play.command.stdin(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "main ends\n");
+    drop(child.stdin.take());
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "called\n");
+    // Any of the three may be the first.
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(0 | 8 | 9)), "{code:?}");
+    assert_nothing_left(&play.tag);
+}
+
+fn ends_an_ending_program_unseen() {
+    let wait_for_end_of_input = || drop(std::io::read_to_string(std::io::stdin()));
+    let pool = kept();
+    pool.submit(echo::task(1)).on_done(move |_| {
+        wait_for_end_of_input();
+        std::process::exit(9)
+    });
+    pool.submit(echo::task(2)).on_done(|_| say("called"));
+    let _thread = executor::spawn_thread(move || {
+        wait_for_end_of_input();
+        std::process::exit(8)
+    });
+    // As a program that guards secrets: `/proc` is the superuser's alone then.
+    // SAFETY: changes what this process may do, and what others may do to it.
+    unsafe {
+        if libc::geteuid() == 0 {
+            assert_eq!(libc::setuid(65_534), 0);
+        }
+        assert_eq!(libc::prctl(libc::PR_SET_DUMPABLE, 0), 0);
+    }
+    let seen = fs::read_to_string(format!("/proc/self/task/{}/syscall", std::process::id()));
+    assert!(seen.is_err(), "{seen:?}");
+    say("main ends");
+}
+
 fn accepted_work_of_a_process_is_finished_by_it() {
     for method in METHODS {
         let argument = to_argument(method, "", Path::new(""));
@@ -956,6 +1005,69 @@ fn submits_in_hooks() {
     at_exit(-1, || drop(support_b::pool(1).submit(say_task::task(3))));
     drop(pool.submit(say_task::task(0)));
     drop(pool.submit(say_task::task(1)));
+}
+
+fn only_an_executor_that_finishes_its_work_takes_more_from_exit_hooks() {
+    // Whether or not something happened to be pending when the end began.
+    for way in ["idle", "pending"] {
+        let said = play("submits_in_hooks_by_policy").argument(way).play_out();
+        let expected = "Finish: done\nCancelPending: shut down\nKill: shut down\n";
+        assert_eq!(said, expected, "{way}");
+    }
+}
+
+fn submits_in_hooks_by_policy() {
+    static POOLS: OnceLock<[(OnDrop, ProcessPoolExecutor); 3]> = OnceLock::new();
+    let pools = POOLS.get_or_init(|| {
+        [OnDrop::Finish, OnDrop::CancelPending, OnDrop::Kill].map(|policy| {
+            (policy, ProcessPoolExecutor::builder().max_workers(1).on_drop(policy).build().unwrap())
+        })
+    });
+    for (_, pool) in pools {
+        pool.submit(echo::task(1)).result().unwrap();
+    }
+    at_exit(0, || {
+        for (policy, pool) in POOLS.get().unwrap() {
+            match pool.submit(echo::task(2)).result() {
+                Ok(2) => say(&format!("{policy:?}: done")),
+                Err(error) if error.is_shutdown() => say(&format!("{policy:?}: shut down")),
+                other => say(&format!("{policy:?}: {other:?}")),
+            }
+        }
+    });
+    if argument() == "pending" {
+        for (_, pool) in pools {
+            drop(pool.submit(nap::task()));
+        }
+    }
+}
+
+#[task]
+fn nap() {
+    thread::sleep(Duration::from_millis(100));
+}
+
+fn an_exit_hook_can_await_the_end_of_an_executor() {
+    for way in ["idle", "busy", "callback", "held"] {
+        assert_eq!(play("awaits_the_end_in_a_hook").argument(way).play_out(), "task 1\nended\n", "{way}");
+    }
+}
+
+fn awaits_the_end_in_a_hook() {
+    let pool = kept();
+    drop(pool.submit(say_task::task(1)));
+    at_exit(0, || {
+        let pool = kept();
+        match &*argument() {
+            "busy" => drop(pool.submit(nap::task())),
+            "callback" => pool.submit(nap::task()).on_done(drop),
+            // It never returns: the program is ending.
+            "held" => pool.submit(echo::task(1)).on_done(|_| std::process::exit(9)),
+            _ => {}
+        }
+        block_on(pool.shutdown_async());
+        say("ended");
+    });
 }
 
 fn who_submits_without_end_does_not_hold_up_the_end() {

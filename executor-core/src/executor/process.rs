@@ -45,8 +45,12 @@ const UNWIND_GRACE: Duration = Duration::from_secs(1);
 /// thread. An executor in a static, a forgotten one, and one that was dropped where a drop does not wait do then what
 /// [`on_drop`](ProcessPoolBuilder::on_drop) says. So a task that never ends holds up the end of the program, unless
 /// [`exit_timeout`](ProcessPoolBuilder::exit_timeout) limits that. Exit hooks ([`at_exit`](crate::at_exit)) are called after
-/// that; they may still submit, and what they submit is finished, too. A callback that calls `exit` while the
-/// program is ending already never returns from that (std holds its thread); it is left there, and the others are called.
+/// that. They may still submit to an executor that finishes what it has accepted, and what they submit is finished, too; one with
+/// another [`OnDrop`] has been shut down by then, whether or not it had work.
+///
+/// A callback that calls `exit` while the program is ending already never returns from that: std holds its thread, in `pause`. It
+/// is left there, and the others are called. Where the system does not tell in which call a thread waits (there is no `/proc`,
+/// say), a callback that has used no processor time for ten seconds is left in the same way.
 ///
 /// A worker finishes what its tasks have left in executors of their own, in a static say, when it is asked to stop; the executor
 /// kills a worker that has not ended five seconds later, with a warning, and that work is lost. A task that waits for its own
@@ -81,7 +85,10 @@ struct Handle {
     on_drop: OnDrop,
 }
 
-/// What dropping the last handle of an executor does with work that is not done.
+/// What happens to unfinished work when the last handle of an executor is dropped, or when the program ends before that.
+///
+/// At the end of the program, `CancelPending` and `Kill` shut the executor down before exit hooks ([`at_exit`](crate::at_exit)) are
+/// called; with `Finish` a hook may still submit.
 ///
 /// ```
 /// use executor::{OnDrop, prelude::*};

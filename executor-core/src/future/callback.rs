@@ -21,7 +21,7 @@ type Callback = Box<dyn FnOnce() + Send>;
 
 /// How often the end of the program looks at a callback that it waits for: std holds one for ever that has called `exit` as
 /// well.
-const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// An idle thread stays this long: longer costs a sleeping thread, shorter a thread start per burst of callbacks.
 const IDLE: Duration = Duration::from_secs(1);
@@ -52,6 +52,8 @@ struct State {
     /// The program ends, and has waited for them for long enough.
     given_up: bool,
     closed: bool,
+    /// Of the thread, while it runs one callback and the program ends.
+    watch: exit::Watch,
 }
 
 type Locked<'a> = std::sync::MutexGuard<'a, State>;
@@ -104,7 +106,7 @@ impl CallbackQueue {
             state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
             // Exit hooks and threads that the end waits for are here as well.
             if exit::has_begun() {
-                self.leave_who_exits(&mut state);
+                self.abandon_exiting_callback(&mut state);
             }
             if !state.is_idle() && deadline.is_some_and(|at| at <= Instant::now()) {
                 return false;
@@ -115,14 +117,24 @@ impl CallbackQueue {
 
     /// While the program ends: a thread that std holds for ever, since its callback has called `exit` as well, is left there, and
     /// nobody waits for it any more or joins it. What waits behind it is run by whoever waits for that.
-    fn leave_who_exits(&self, state: &mut State) {
-        if state.running && state.attended && process::is_paused(state.system_thread) {
+    fn abandon_exiting_callback(&self, state: &mut State) {
+        let thread = state.system_thread;
+        if state.running && state.attended && state.watch.is_held(thread) {
             tracing::warn!(
                 "a done-callback has called `exit` while the program ends already, and is left there"
             );
             (state.attended, state.running, state.handle) = (false, false, None);
             state.ran += 1;
             self.changed.notify_all();
+        }
+    }
+
+    /// For those who wait in another way than by [`flush`](Self::flush), from time to time while the program ends: nobody waits
+    /// behind a callback that is held in `exit`.
+    pub(crate) fn look_at_the_end(&self) {
+        self.abandon_exiting_callback(&mut self.lock());
+        if !self.is_attended() {
+            self.flush();
         }
     }
 
@@ -142,7 +154,7 @@ impl CallbackQueue {
                 let look = Instant::now() + LOOK;
                 let until = deadline.map_or(look, |at| at.min(look));
                 state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
-                self.leave_who_exits(&mut state);
+                self.abandon_exiting_callback(&mut state);
                 state.given_up = state.ran < last && deadline.is_some_and(|at| at <= Instant::now());
             }
         }
@@ -153,7 +165,7 @@ impl CallbackQueue {
         if !state.attended
             && let Some(callback) = state.waiting.pop_front()
         {
-            // The thread could not be started. Nobody else would ever run it.
+            // There is no thread: the system refused one, or it is held in `exit`.
             drop(state);
             run_one(callback);
             state = self.lock();
@@ -207,7 +219,7 @@ impl CallbackQueue {
         (state.thread, state.system_thread) = (local::this_thread(), process::this_thread());
         loop {
             if let Some(callback) = state.waiting.pop_front() {
-                state.running = true;
+                (state.running, state.watch) = (true, exit::Watch::default());
                 drop(state);
                 run_one(callback);
                 state = self.lock();

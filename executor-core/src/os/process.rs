@@ -112,17 +112,32 @@ pub(crate) fn this_thread() -> u32 {
 }
 
 /// Whether a thread of this process waits in `pause`, for nothing but a signal. That is where std holds a thread that calls
-/// `exit` while another one is at it. Where the system does not say: no.
-pub(crate) fn is_paused(thread: u32) -> bool {
-    let Ok(call) = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")) else { return false };
+/// `exit` while another one is at it. `None` where the system does not say: without `/proc`, and in a program that others may
+/// not look into and that has given up its privileges.
+pub(crate) fn is_paused(thread: u32) -> Option<bool> {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
     let mut words = call.split_ascii_whitespace();
     let number = words.next().and_then(|word| word.parse::<libc::c_long>().ok());
     #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
     if number == Some(libc::SYS_pause) {
-        return true;
+        return Some(true);
     }
     // Elsewhere `pause` is a `ppoll` of nothing, without a limit.
-    number == Some(libc::SYS_ppoll) && words.take(3).all(|word| word == "0x0")
+    Some(number == Some(libc::SYS_ppoll) && words.take(3).all(|word| word == "0x0"))
+}
+
+/// How much processor time a thread of this process has used.
+pub(crate) fn computed_by(thread: u32) -> Option<Duration> {
+    // As the kernel numbers the clocks of threads: the number of the thread, of which all bits are turned, and three bits that
+    // say "of one thread" (4) and "as the scheduler counts it" (2). glibc has it for its own handles of threads only.
+    processor_time((!thread << 3 | 4 | 2).cast_signed())
+}
+
+fn processor_time(clock: libc::clockid_t) -> Option<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes a time to where the pointer points, of whatever clock.
+    let asked = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    (asked == 0).then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
 /// All threads of this process, this one included. 0 if the system does not say.
@@ -354,10 +369,7 @@ impl Child {
         if unsafe { libc::clock_getcpuclockid(self.pid().cast_signed(), &raw mut clock) } != 0 {
             return None;
         }
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: writes a time to where the pointer points.
-        let asked = unsafe { libc::clock_gettime(clock, &raw mut time) };
-        (asked == 0).then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
+        processor_time(clock)
     }
 
     /// Sends a signal to the child alone. Never to another process, also not after it was reaped.

@@ -16,7 +16,7 @@ use std::{
 use super::{NEXT_TASK, Pool, is_own_thread};
 use crate::{future::callback::CallbackQueue, id::TaskId, process::exit::Accepts};
 
-/// What is done with accepted work that is not done when the program ends.
+/// What happens to unfinished work when the program ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum AtEnd {
     #[default]
@@ -32,8 +32,8 @@ pub(crate) enum AtEnd {
 /// the program holds up the end for longer.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How late a change is noticed whose notification has crossed with the waiting.
-const LOOK: Duration = Duration::from_millis(20);
+/// Longest delay when a notification arrives just before the wait begins.
+const RECHECK: Duration = Duration::from_millis(20);
 
 /// Counts outcomes that have left the scheduler and have not reached futures and callbacks yet, in batches.
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl OnTheWay {
         }
     }
 
-    /// The same for one that has left already and arrives when this is dropped.
+    /// A guard for a batch that has left; dropping it calls `arrive`.
     pub(super) fn batch(self: &Arc<Self>) -> Batch {
         Batch(Arc::clone(self))
     }
@@ -92,7 +92,8 @@ impl Pool {
     /// Waits until `is_so`, at most until `deadline`; whether it is.
     fn wait_until(&self, deadline: Option<Instant>, is_so: impl Fn() -> bool) -> bool {
         while !is_so() {
-            let left = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            let left =
+                deadline.map_or(RECHECK, |at| at.saturating_duration_since(Instant::now()).min(RECHECK));
             if left.is_zero() {
                 return false;
             }
@@ -164,14 +165,13 @@ impl Accepts for Pool {
         // Work that comes later is not waited for here: threads that are not going to end may submit without end.
         let next = TaskId::from_raw(NEXT_TASK.load(Ordering::SeqCst));
         let mut deadline = self.deadline(since);
-        if self.has_before(next) {
-            if self.options.at_end != AtEnd::Finish {
-                self.end_as_wished();
-            }
-            if !self.wait_until(deadline, || !self.has_before(next)) {
-                self.cut_short();
-                deadline = Some(Instant::now() + GRACE);
-            }
+        // Also where nothing happens to be pending: whether a hook can use it must not depend on that.
+        if self.options.at_end != AtEnd::Finish {
+            self.end_as_wished();
+        }
+        if !self.wait_until(deadline, || !self.has_before(next)) {
+            self.cut_short();
+            deadline = Some(Instant::now() + GRACE);
         }
         self.finish_callbacks(deadline);
     }

@@ -1,4 +1,4 @@
-//! The workers of one executor, and everything that is with them.
+//! One executor's worker processes, and the state the parent keeps about them.
 //!
 //! ```text
 //!  submit ──► intake ──► Core (one lock) ── Scheduler: event in, actions out (pure) ──┐
@@ -39,7 +39,7 @@ mod task_table;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    future::Future,
+    future::{Future, poll_fn},
     os::fd::OwnedFd,
     pin::pin,
     sync::{
@@ -47,7 +47,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
         mpsc,
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -62,10 +62,11 @@ use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 use crate::{
     error::{BrokenCause, ExitStatus, TaskError},
     future::{
-        callback::CallbackQueue,
+        callback::{self, CallbackQueue},
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
         feed::{Feed, FeedRun},
         shield::shielded,
+        timer::Timer,
         wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
@@ -481,7 +482,6 @@ impl Pool {
         self.warm.load(Ordering::SeqCst)
     }
 
-    /// What the pool holds now.
     /// Why it cannot go on.
     pub(crate) fn broken(&self) -> Option<BrokenCause> {
         if self.forked() {
@@ -490,6 +490,7 @@ impl Pool {
         self.lock().scheduler.broken().cloned()
     }
 
+    /// What the pool holds now.
     pub(crate) fn stats(&self) -> Stats {
         if self.forked() {
             return Stats::default();
@@ -552,7 +553,7 @@ impl Pool {
         }
     }
 
-    /// Starts driver and starter with the first task: a pool that is never used costs no thread.
+    /// Starts the driver, the reader and the starter with the first task: a pool that is never used costs no thread.
     fn ensure_threads(self: &Arc<Self>, core: &mut Core, now: Instant, out: &mut Actions) {
         if !matches!(core.threads, Threads::NotStarted) || core.scheduler.refusal().is_some() {
             return;
@@ -664,7 +665,20 @@ impl Pool {
             // The system refused a thread; nobody else would ever run them.
             self.callbacks.flush();
         }
-        let _ = shielded(flushed.recv()).await;
+        let mut flushed = pin!(shielded(flushed.recv()));
+        loop {
+            // In an exit hook, nobody but the caller notices that a callback before this one is held in `exit`.
+            let mut look = exit::has_begun().then(|| Timer::new(Instant::now() + callback::LOOK));
+            let looks = poll_fn(|context| match (flushed.as_mut().poll(context), &mut look) {
+                (Poll::Ready(_), _) => Poll::Ready(false),
+                (Poll::Pending, Some(look)) => look.poll(context.waker()).map(|()| true),
+                (Poll::Pending, None) => Poll::Pending,
+            });
+            if !looks.await {
+                return;
+            }
+            self.callbacks.look_at_the_end();
+        }
     }
 
     // ---- one event at a time ---------------------------------------------------------------------------------------

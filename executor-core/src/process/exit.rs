@@ -14,7 +14,8 @@
 //! An executor that is dropped waits for its work itself, where it may. This is for the others: those that were dropped where
 //! waiting would block others (a tokio runtime, a task), and those that nobody drops (in a static, forgotten, in the frame of a
 //! `main` that has called `exit`). Hooks come after step 2, since they may take away what tasks and callbacks need; until
-//! step 6 executors still work, since hooks may need them.
+//! step 6 executors still work, since hooks may need them. Those that are to cancel or kill what is not done
+//! ([`OnDrop`](crate::OnDrop)) do so in step 2, and accept nothing more.
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,31 @@ type Hook = Box<dyn FnOnce() + Send>;
 /// How often a thread that is waited for is looked at: it may be held by std for ever, since it has called `exit` as well.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A thread that has used no processor time for this long is taken to be held, where the system does not say where it waits.
+/// Shorter: a thread that waits for a slow disk or network is left behind. Longer: a thread that is held delays the end by as much.
+const HELD_GRACE: Duration = Duration::from_secs(10);
+
+/// Finds out whether std holds a thread for ever, because it has called `exit` while the program was ending.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// What it had computed, and since when it has computed no more.
+    idle: Option<(Duration, Instant)>,
+}
+
+impl Watch {
+    /// To be asked again and again, while the program ends.
+    pub(crate) fn is_held(&mut self, thread: u32) -> bool {
+        process::is_paused(thread).unwrap_or_else(|| {
+            let (now, computed) = (Instant::now(), process::computed_by(thread).unwrap_or_default());
+            let since = match self.idle {
+                Some((before, since)) if before == computed => since,
+                _ => self.idle.insert((computed, now)).1,
+            };
+            now.saturating_duration_since(since) >= HELD_GRACE
+        })
+    }
+}
+
 /// A forked child has its own: nothing of its parent's is done twice.
 static END: PerProcess<End> = PerProcess::new(End::default);
 
@@ -51,7 +77,7 @@ struct End {
     hooks_made: Mutex<u64>,
     threads: Mutex<Threads>,
     thread_ended: Condvar,
-    /// All that were used, as long as something of them lives.
+    /// Every executor that has been used and is still alive.
     executors: Mutex<Vec<Weak<dyn Accepts>>>,
     begun: AtomicBool,
     /// Step 6 has been taken.
@@ -69,6 +95,7 @@ struct Registered {
     number: u64,
     /// Once it runs: its number, and the system's.
     thread: Option<(u32, u32)>,
+    watch: Watch,
 }
 
 /// Something that accepts work, and must not lose it when the program ends.
@@ -166,7 +193,7 @@ pub struct ExitHook {
 /// Hooks with a higher priority are called first, of one priority those registered last. Those below 0 are called after the
 /// program's [processes](crate::Process) have ended. All of them are called after executors have finished what they had
 /// accepted before the end began, callbacks included; they may use executors and everything else of this library, and what they
-/// submit is finished, too. Each is called once. A panic of one is swallowed (and logged, with
+/// submit is finished, too (but an executor with another [`OnDrop`](crate::OnDrop) than `Finish` that was used before has been shut down by then). Each is called once. A panic of one is swallowed (and logged, with
 /// `tracing`); the others are called all the same. A hook that registers another one has it called as well.
 ///
 /// ```
@@ -262,8 +289,10 @@ fn run_hooks(least: i32) {
 /// assert_eq!(thread.join().unwrap(), 42);
 /// ```
 ///
-/// If such a thread calls [`std::process::exit`] while the program is ending already, std holds it for ever (in `pause`), and it
-/// is not waited for any more.
+/// If such a thread calls [`std::process::exit`] while the program is ending already, std holds it for ever, in `pause`. So the
+/// end of the process does not wait for a thread that it finds in `pause`, whoever has called that: wait for signals with
+/// `sigwait` instead. Where the system does not tell in which call a thread waits (there is no `/proc`, say), the end does not
+/// wait any more for a thread that has used no processor time for ten seconds.
 ///
 /// # Panics
 /// If the system refuses a thread, as std's.
@@ -274,7 +303,7 @@ pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static
         let mut threads = lock(&end.threads);
         threads.made += 1;
         let number = threads.made;
-        threads.running.push(Registered { number, thread: None });
+        threads.running.push(Registered { number, thread: None, watch: Watch::default() });
         number
     };
     let leaves = Leaves { number, origin: Origin::here() };
@@ -312,7 +341,15 @@ fn wait_for_threads() {
     while threads.running.iter().any(|one| one.thread.is_none_or(|(number, _)| number != own)) {
         let waited = end.thread_ended.wait_timeout(threads, LOOK);
         threads = waited.unwrap_or_else(PoisonError::into_inner).0;
-        threads.running.retain(|one| !one.thread.is_some_and(|(_, thread)| process::is_paused(thread)));
+        threads.running.retain_mut(|one| {
+            let held = one.thread.is_some_and(|(number, thread)| number != own && one.watch.is_held(thread));
+            if held {
+                tracing::warn!(
+                    "a thread waits for nothing but a signal while the program ends, and is left there"
+                );
+            }
+            !held
+        });
     }
 }
 
