@@ -139,7 +139,9 @@ mod tests {
         let flushes: &'static Flushes = Box::leak(Box::default());
         let (end, ended) = mpsc::channel::<()>();
         let ended = Mutex::new(ended);
-        flushes.ask(Duration::from_millis(1), move || drop(ended.lock().unwrap().recv()));
+        flushes.ask(Duration::from_millis(1), move || {
+            let _ = ended.lock().unwrap().recv();
+        });
         flushes.ask(Duration::from_millis(1), || unreachable!("there is a helper"));
         drop(end);
         // The next one finds the helper at work or makes another.
