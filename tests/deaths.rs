@@ -1,5 +1,5 @@
-//! Workers that die at every step of the protocol, and users of locks at every step of theirs: see the programs `deaths` and
-//! `lock_deaths`.
+//! Workers that die at every step of the protocol, and users of locks that die or are stopped at every step of theirs: see the
+//! programs `deaths` and `lock_deaths`.
 //!
 //! They are programs of their own because they are built with the feature `kill-points`, which no other test is to have.
 //! `EXECUTOR_ROUNDS` and `EXECUTOR_SEED` are its, and `--nocapture` shows how often workers died at each step.
@@ -10,10 +10,17 @@ use std::process::Command;
 mod programs;
 
 fn check(name: &str, transport: &str, rounds: u64) {
+    check_with(name, transport, rounds, "");
+}
+
+fn check_with(name: &str, transport: &str, rounds: u64, stops: &str) {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let directory = programs::build(profile, &["--bin", name, "--features", "kill-points"]);
     let mut program = Command::new(directory.join(name));
     program.env("EXECUTOR_TRANSPORT", transport);
+    if !stops.is_empty() {
+        program.env("EXECUTOR_STOPS", stops);
+    }
     // One seed is taken once, unless it is asked for more often.
     if std::env::var_os("EXECUTOR_SEED").is_none() {
         program.env("EXECUTOR_ROUNDS", rounds.to_string());
@@ -41,4 +48,9 @@ fn death_over_ipc_channel() {
 #[test]
 fn death_within_locks_and_their_kin() {
     check("lock_deaths", "ring", rounds());
+}
+
+#[test]
+fn no_call_with_a_limit_takes_longer_while_a_process_is_stopped_within_locks_and_their_kin() {
+    check_with("lock_deaths", "ring", rounds().div_ceil(10), "1");
 }

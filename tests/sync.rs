@@ -9,7 +9,7 @@ use std::{
 };
 
 use executor::{
-    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, RLock, RawValue, ReleaseError,
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, Process, RLock, RawValue, ReleaseError,
     Semaphore, TaskError, Value, prelude::*,
 };
 use rustix::process::Signal;
@@ -292,6 +292,42 @@ fn permits_of_a_killed_process_come_back_except_those_it_forgot() {
     drop(permits);
     semaphore.release_many(2);
     assert_eq!(semaphore.value(), 5);
+}
+
+#[task]
+fn acquire_without_end(semaphore: Semaphore) {
+    loop {
+        drop(semaphore.acquire());
+    }
+}
+
+#[test]
+fn permits_are_had_within_the_limit_or_not_at_all_while_a_process_is_stopped_at_any_moment() {
+    let _watchdog = watchdog();
+    for round in 0..20 {
+        let semaphore = Semaphore::new(1000).unwrap();
+        let task = acquire_without_end::task(semaphore.clone());
+        let child = Process::new(task).daemon(true).start().unwrap();
+        eventually("it has acquired", || semaphore.value() < 1000);
+        stop(child.pid());
+        // It stands still until they have returned, most often with the semaphore's mutex.
+        let (sender, returned) = std::sync::mpsc::channel();
+        thread::spawn({
+            let semaphore = semaphore.clone();
+            move || {
+                drop(semaphore.acquire_timeout(Duration::from_millis(20)));
+                drop(semaphore.try_acquire());
+                let _ = semaphore.value();
+                sender.send(()).unwrap();
+            }
+        });
+        assert!(returned.recv_timeout(Duration::from_secs(20)).is_ok(), "round {round}: it hangs");
+        child.kill().unwrap();
+        child.wait_exit();
+        // What it held comes back.
+        assert!(semaphore.acquire_timeout(LONG).is_some());
+        eventually("all permits are back", || semaphore.value() == 1000);
+    }
 }
 
 #[task]

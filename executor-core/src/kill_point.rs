@@ -229,6 +229,10 @@ mod hook {
         HolderCounted,
         /// It counts as a holder of one less.
         HolderDiscounted,
+        /// It has given back without the mutex, which another one has.
+        HolderGaveBack,
+        /// A permit is there, and nobody told.
+        PermitReleased,
         /// A permit exists no more, and counts as held.
         PermitForgotten,
         /// It has set an event, and woken nobody.
@@ -239,7 +243,7 @@ mod hook {
         EventWoken,
         /// It has an RLock, and has written who it is.
         LevelsWritten,
-        /// It is written down as waiting, and holds the condition's lock.
+        /// It is written down as waiting, and holds the condition's lock and its mutex.
         ConditionEntered,
         /// It has released the condition's lock.
         ConditionReleased,
@@ -249,7 +253,7 @@ mod hook {
         ConditionReacquired,
         /// It has notified a waiter, and not woken it.
         ConditionTold,
-        /// It has come to a barrier.
+        /// It has come to a barrier, and holds its mutex.
         BarrierEntered,
         /// It does not sleep at a barrier any more.
         BarrierWoken,
@@ -259,6 +263,10 @@ mod hook {
         BarrierReleasing,
         /// It has let one of them pass.
         BarrierTold,
+        /// It has begun to break a barrier, without the mutex.
+        BarrierBreaking,
+        /// It has told one of them that the barrier is broken.
+        BarrierBrokenOff,
         /// It has left a mutex for others to release.
         MutexLeft,
         /// It has said that it listens to a bell, and does not sleep yet.

@@ -277,8 +277,13 @@ impl ShareableList {
     }
 
     fn lock(&self) -> RobustGuard<'_, Liveness> {
-        // A death leaves nothing to repair.
-        self.head().mutex.lock(self.memory.block().owners())
+        let (mutex, owners) = (&self.head().mutex, self.memory.block().owners());
+        loop {
+            // None of its calls has a limit. A death leaves nothing to repair.
+            if let Some(guard) = mutex.lock_until(owners, None) {
+                return guard;
+            }
+        }
     }
 
     /// Where the halves are, and how long each is; `None` if that is garbled.

@@ -5,6 +5,9 @@
 //!  write   lock { wait until the table is empty, write }
 //! ```
 //!
+//! The table's mutex is taken until the caller's deadline only, and not at all by one that leaves if it is not to be had at
+//! once: a process that is stopped within it holds nobody up longer than asked.
+//!
 //! Whoever writes holds the lock, so nobody new reads meanwhile; readers do not need it to leave. Readers that have died are
 //! looked for while one waits for them.
 
@@ -42,45 +45,55 @@ impl<O: Owners> Readers<'_, O> {
     /// Reads from now on; the lock is held. `None` if the table has no room before the deadline.
     pub(super) fn enter(&self, deadline: Deadline) -> Option<OwnerId> {
         loop {
-            let guard = self.head.mutex.lock(self.owners);
+            let guard = self.head.mutex.lock_until(self.owners, deadline)?;
             let me = guard.me();
-            let mut entered = holders::add(self.table, me);
-            if !entered && holders::reclaim(self.table, self.owners) > 0 {
-                entered = holders::add(self.table, me);
-            }
-            if entered {
+            if holders::add(self.table, me) {
                 return Some(me);
             }
             let heard = self.head.bell.listen();
+            // Also for one that has left without the mutex.
+            holders::reclaim(self.table, self.owners);
+            if holders::add(self.table, me) {
+                return Some(me);
+            }
             drop(guard);
             self.head.bell.sleep(heard, nap(deadline)?);
         }
     }
 
-    /// Does not read any more.
+    /// Does not read any more. Waits for nobody.
     pub(super) fn leave(&self, me: OwnerId) {
         // In a fork it is the parent who reads.
-        if self.owners.is_me(me) {
-            let guard = self.head.mutex.lock(self.owners);
-            holders::remove(self.table, me);
-            let rung = self.head.bell.ring();
-            drop(guard);
-            rung.wake_all();
+        if !self.owners.is_me(me) {
+            return;
+        }
+        match self.head.mutex.lock_at_once(self.owners) {
+            Some(guard) => {
+                holders::remove(self.table, me);
+                let rung = self.head.bell.ring();
+                drop(guard);
+                rung.wake_all();
+            }
+            None => {
+                holders::give_back(self.table, me);
+                self.head.bell.ring_alone().wake_all();
+            }
         }
     }
 
     /// Waits until nobody reads; the lock is held. `false` if that was not so before the deadline.
     pub(super) fn wait_for_all(&self, deadline: Deadline) -> bool {
         loop {
-            let guard = self.head.mutex.lock(self.owners);
-            if holders::total(self.table) == 0 {
-                return true;
-            }
-            holders::reclaim(self.table, self.owners);
+            let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
             if holders::total(self.table) == 0 {
                 return true;
             }
             let heard = self.head.bell.listen();
+            // Also for one that has left without the mutex.
+            holders::reclaim(self.table, self.owners);
+            if holders::total(self.table) == 0 {
+                return true;
+            }
             drop(guard);
             let Some(limit) = nap(deadline) else { return false };
             self.head.bell.sleep(heard, limit);

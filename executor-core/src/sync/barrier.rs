@@ -7,8 +7,13 @@
 //! ```
 //!
 //! Each who comes has a cell of its own and learns there how it ended, however late it looks; there are twice as many as
-//! parties, so that the next ones can come while the last ones leave. A mutex protects it all. One that dies under it in
-//! RELEASING or BREAKING has begun something that the next to have the mutex ends; at other moments all is in order.
+//! parties, so that the next ones can come while the last ones leave. A mutex protects coming in and telling. One that dies
+//! under it in RELEASING, BREAKING or RESETTING has begun something that the next one to have the mutex ends.
+//!
+//! The phase is the act, and one change of its word, which also counts turns: from FILLING of a turn it goes to RELEASING or to
+//! BREAKING, whichever is first. So it can be broken without the mutex (a time limit, a future that is dropped,
+//! [`Barrier::abort`]) while somebody is stopped with it; and whoever waits reads the phase, too, and goes on although the one
+//! who lets all pass is stopped in the middle.
 //!
 //! One that dies while it waits breaks the barrier: the others look each 100 ms whether all who have come live.
 
@@ -28,26 +33,30 @@ use crate::{
     shm::heap::{Block, Kind},
 };
 
-const FILLING: u32 = 0;
-const ACTING: u32 = 1;
-const RELEASING: u32 = 2;
-const BREAKING: u32 = 3;
-const BROKEN: u32 = 4;
+const FILLING: u64 = 0;
+const ACTING: u64 = 1;
+const RELEASING: u64 = 2;
+const BREAKING: u64 = 3;
+const BROKEN: u64 = 4;
 /// As `BREAKING`, and back to `FILLING` then.
-const RESETTING: u32 = 5;
+const RESETTING: u64 = 5;
+/// As `RELEASING`, and then `BROKEN`: all pass, and it was aborted meanwhile.
+const RELEASING_LAST: u64 = 6;
+/// The turn is above it: how often all was over, one way or the other. 61 bits do not come round.
+const PHASE_BITS: u32 = 3;
+const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-struct Head {
+pub(super) struct Head {
     mutex: RobustMutex,
     /// For those who cannot come in: someone acts, or leaves.
     door: Bell,
-    phase: AtomicU32,
     /// Who acts.
     acting: AtomicU32,
     parties: AtomicU32,
-    /// How often somebody began to act: an action that ends after a reset is of an earlier turn.
-    turn: AtomicU32,
+    /// The turn, and its phase.
+    phase: AtomicU64,
     /// In nanoseconds; 0 is none.
     limit: AtomicU64,
 }
@@ -117,22 +126,366 @@ pub struct Barrier {
 
 travels!(Barrier, block, &[Kind::Barrier], |len| len > size_of::<Head>());
 
-/// What came of looking at one's cell.
-enum Step<'a> {
+/// What came of coming in.
+pub(super) enum Step<'a> {
     Done(Result<usize, BarrierError>),
-    /// All have come, and this one acts before they go on.
+    /// All have come, and this one acts before they go on; the word of the phase meanwhile.
     Act {
         index: usize,
-        turn: u32,
+        acting: u64,
     },
-    Wait {
-        cell: &'a Cell,
-        index: usize,
-    },
-    /// Nobody can come in at the moment.
+    /// It waits in this cell, as one of that turn.
+    Wait(Place<'a>),
+    /// Nobody can come in until this word is another one.
     Outside {
+        word: &'a AtomicU32,
         heard: u32,
     },
+}
+
+/// Where one waits who has come.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    cell: &'a Cell,
+    index: usize,
+    /// The word of the phase when it came.
+    filling: u64,
+}
+
+/// A barrier in shared memory; the block's, or a model's.
+pub(super) struct Meeting<'a, O> {
+    pub(super) head: &'a Head,
+    pub(super) cells: &'a [Cell],
+    pub(super) owners: &'a O,
+}
+
+impl<O> Clone for Meeting<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for Meeting<'_, O> {}
+
+impl<'a, O: Owners> Meeting<'a, O> {
+    pub(super) fn init(self, parties: u32, limit: u64) {
+        self.head.parties.store(parties, Ordering::Relaxed);
+        self.head.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn lock_until(self, deadline: Deadline) -> Option<RobustGuard<'a, O>> {
+        self.head.mutex.lock_until(self.owners, deadline).inspect(|_| self.end_begun())
+    }
+
+    /// For an async form: what it holds, or on which word it waits.
+    fn lock_or_word(self) -> Result<RobustGuard<'a, O>, u32> {
+        self.head.mutex.lock_or_word(self.owners).inspect(|_| self.end_begun())
+    }
+
+    /// Ends what another one has begun that died, or that had not the mutex. The mutex is held.
+    fn end_begun(self) {
+        let phase = self.phase();
+        match phase & PHASE {
+            RELEASING => self.end_releasing(phase, next_turn(phase)),
+            RELEASING_LAST => self.end_releasing(phase, next_turn(phase) | BROKEN),
+            BREAKING => self.end_breaking(phase, phase & !PHASE | BROKEN),
+            RESETTING => self.end_breaking(phase, next_turn(phase)),
+            _ => {}
+        }
+    }
+
+    /// The turn and its phase.
+    fn phase(self) -> u64 {
+        self.head.phase.load(Ordering::Acquire)
+    }
+
+    /// Goes from one phase to another; `false` if another one was faster.
+    fn change_phase(self, from: u64, to: u64) -> bool {
+        self.head.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn waiting(self) -> impl Iterator<Item = &'a Cell> {
+        self.cells.iter().filter(|cell| cell.is_waiting())
+    }
+
+    /// Those are woken at once, for they do not need the mutex.
+    fn end_releasing(self, releasing: u64, then: u64) {
+        for cell in self.waiting() {
+            cell.tell(0);
+            kill_point!(BarrierTold);
+            cell.wake();
+        }
+        // Where it was aborted meanwhile, another one ends it.
+        self.change_phase(releasing, then);
+        self.head.door.ring_alone().wake_all();
+    }
+
+    fn end_breaking(self, breaking: u64, then: u64) {
+        for cell in self.waiting() {
+            cell.break_off();
+            kill_point!(BarrierBrokenOff);
+            cell.wake();
+        }
+        self.change_phase(breaking, then);
+        self.head.door.ring_alone().wake_all();
+    }
+
+    /// Breaks that turn, unless all of it pass already or it is broken: whether it was this call that did. Waits for nobody.
+    fn break_turn(self, turn: u64) -> bool {
+        let turn = turn & !PHASE;
+        let begun =
+            [FILLING, ACTING].into_iter().any(|phase| self.change_phase(turn | phase, turn | BREAKING));
+        if begun {
+            kill_point!(BarrierBreaking);
+            self.end_or_wake();
+        }
+        begun
+    }
+
+    /// Ends what was begun without the mutex, if that is to be had at once. Whoever waits sees the phase in any case, and
+    /// whoever has the mutex next ends it.
+    fn end_or_wake(self) {
+        if let Some(_guard) = self.head.mutex.lock_at_once(self.owners) {
+            self.end_begun();
+            return;
+        }
+        for cell in self.waiting() {
+            cell.wake();
+        }
+        self.head.door.ring_alone().wake_all();
+    }
+
+    pub(super) fn wait_until(
+        self,
+        deadline: Deadline,
+        mut action: Option<impl FnOnce()>,
+    ) -> Result<usize, BarrierError> {
+        let too_late = || {
+            self.break_turn(self.phase());
+            Err(BarrierError::TimedOut)
+        };
+        loop {
+            let Some(guard) = self.lock_until(deadline) else { return too_late() };
+            match self.come(guard, action.is_some()) {
+                Step::Done(result) => return result,
+                Step::Act { index, acting } => return self.act(index, acting, action.take()),
+                Step::Outside { heard, .. } => {
+                    let Some(limit) = nap(deadline) else { return too_late() };
+                    self.head.door.sleep(heard, limit);
+                }
+                Step::Wait(place) => return self.wait_in(place, deadline),
+            }
+        }
+    }
+
+    fn wait_in(self, place: Place<'a>, deadline: Deadline) -> Result<usize, BarrierError> {
+        loop {
+            if let Some(result) = self.look(place) {
+                return result;
+            }
+            let Some(limit) = nap(deadline) else {
+                if self.break_turn(place.filling) {
+                    self.leave(place.cell);
+                    return Err(BarrierError::TimedOut);
+                }
+                // Another one has ended this turn: the next look says how.
+                continue;
+            };
+            place.cell.sleep(limit);
+            kill_point!(BarrierWoken);
+            if limit == RECHECK && place.cell.is_waiting() {
+                self.look_after_the_dead();
+            }
+        }
+    }
+
+    /// Comes in, if that is possible.
+    fn come(self, guard: RobustGuard<'a, O>, acts: bool) -> Step<'a> {
+        let mut listens = None;
+        loop {
+            let phase = self.phase();
+            match phase & PHASE {
+                FILLING => {
+                    let index = self.waiting().count();
+                    if index.saturating_add(1) >= self.parties() {
+                        return self.complete(&guard, phase, index, acts);
+                    }
+                    let dead = || {
+                        let left = |cell: &&Cell| {
+                            !cell.is_free() && !cell.is_waiting() && !cell.is_alive(self.owners)
+                        };
+                        self.cells.iter().find(left)
+                    };
+                    if let Some(cell) = cells::free(self.cells).or_else(dead) {
+                        cell.enter(guard.me(), index as u64);
+                        kill_point!(BarrierEntered);
+                        return Step::Wait(Place { cell, index, filling: phase });
+                    }
+                }
+                ACTING if self.actor_lives() => {}
+                ACTING => {
+                    drop(guard);
+                    self.break_turn(phase);
+                    return Step::Done(Err(BarrierError::Broken));
+                }
+                // An action has ended.
+                RELEASING | RELEASING_LAST => {
+                    self.end_begun();
+                    continue;
+                }
+                _ => return Step::Done(Err(BarrierError::Broken)),
+            }
+            match listens {
+                Some(heard) => return Step::Outside { word: self.head.door.word(), heard },
+                // After this one looks once more: others leave, and end an action, without the mutex.
+                None => listens = Some(self.head.door.listen()),
+            }
+        }
+    }
+
+    /// All have come, and this one is the last.
+    fn complete(self, guard: &RobustGuard<'a, O>, filling: u64, index: usize, acts: bool) -> Step<'a> {
+        let turn = filling & !PHASE;
+        if acts {
+            self.head.acting.store(guard.me().bits(), Ordering::Relaxed);
+            let acting = turn | ACTING;
+            if self.change_phase(filling, acting) {
+                kill_point!(BarrierActing);
+                return Step::Act { index, acting };
+            }
+        } else if self.change_phase(filling, turn | RELEASING) {
+            kill_point!(BarrierReleasing);
+            self.end_begun();
+            return Step::Done(Ok(index));
+        }
+        // It was broken meanwhile.
+        Step::Done(Err(BarrierError::Broken))
+    }
+
+    /// How it has ended, if it has; the cell is left then.
+    fn look(self, place: Place<'a>) -> Option<Result<usize, BarrierError>> {
+        let Place { cell, index, filling } = place;
+        let result = loop {
+            let state = cell.state();
+            let phase = self.phase();
+            match state {
+                State::Told => break Ok(index),
+                State::Broken => break Err(BarrierError::Broken),
+                // Before a turn is over, all who wait in it are told.
+                State::Waiting if phase & !PHASE != filling & !PHASE => {}
+                // Whoever has begun to tell may be stopped.
+                State::Waiting => match phase & PHASE {
+                    FILLING | ACTING => return None,
+                    RELEASING | RELEASING_LAST => break Ok(index),
+                    _ => break Err(BarrierError::Broken),
+                },
+            }
+            if state == State::Waiting && cell.is_waiting() && self.phase() == phase {
+                // Somebody has garbled it.
+                break Err(BarrierError::Broken);
+            }
+        };
+        self.leave(cell);
+        Some(result)
+    }
+
+    /// Leaves a cell, told or not.
+    fn leave(self, cell: &Cell) {
+        if !cell.withdraw() {
+            cell.leave();
+        }
+        // Somebody may wait for a cell.
+        self.head.door.ring_alone().wake_all();
+    }
+
+    fn actor_lives(self) -> bool {
+        OwnerId::from_bits(self.head.acting.load(Ordering::Relaxed))
+            .is_some_and(|actor| self.owners.is_alive(actor))
+    }
+
+    /// Breaks it, if one of those who have come is dead.
+    pub(super) fn look_after_the_dead(self) {
+        let Some(guard) = self.head.mutex.try_lock(self.owners) else { return };
+        self.end_begun();
+        let phase = self.phase();
+        let dead = match phase & PHASE {
+            FILLING => self.waiting().any(|cell| !cell.is_alive(self.owners)),
+            ACTING => !self.actor_lives(),
+            _ => false,
+        };
+        drop(guard);
+        if dead {
+            self.break_turn(phase);
+        }
+    }
+
+    fn act(self, index: usize, acting: u64, action: Option<impl FnOnce()>) -> Result<usize, BarrierError> {
+        /// Breaks it when the action panics.
+        struct Acting<'a, O: Owners>(Meeting<'a, O>, u64);
+        impl<O: Owners> Drop for Acting<'_, O> {
+            fn drop(&mut self) {
+                self.0.break_turn(self.1);
+            }
+        }
+        let breaks = Acting(self, acting);
+        if let Some(action) = action {
+            action();
+        }
+        std::mem::forget(breaks);
+        // It may have been broken meanwhile, or reset.
+        if !self.change_phase(acting, acting & !PHASE | RELEASING) {
+            return Err(BarrierError::Broken);
+        }
+        kill_point!(BarrierReleasing);
+        self.end_or_wake();
+        Ok(index)
+    }
+
+    /// Waits for nobody.
+    fn abort(self) {
+        self.redirect(|phase| match phase {
+            FILLING | ACTING | RESETTING => Some(BREAKING),
+            // All pass already.
+            RELEASING => Some(RELEASING_LAST),
+            _ => None,
+        });
+    }
+
+    /// Waits for nobody.
+    fn reset(self) {
+        self.redirect(|phase| match phase {
+            FILLING | ACTING | BREAKING | BROKEN => Some(RESETTING),
+            RELEASING_LAST => Some(RELEASING),
+            _ => None,
+        });
+    }
+
+    /// Another phase of the same turn, unless `to` has none.
+    fn redirect(self, to: impl Fn(u64) -> Option<u64>) {
+        let next = |phase: u64| Some(phase & !PHASE | to(phase & PHASE)?);
+        let changed = self.head.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        if changed.is_ok() {
+            kill_point!(BarrierBreaking);
+            self.end_or_wake();
+        }
+    }
+
+    fn parties(self) -> usize {
+        self.head.parties.load(Ordering::Relaxed) as usize
+    }
+
+    pub(super) fn n_waiting(self) -> usize {
+        match self.phase() & PHASE {
+            FILLING | ACTING => self.waiting().count(),
+            // They are about to leave.
+            _ => 0,
+        }
+    }
+}
+
+/// The beginning of the turn after this one.
+fn next_turn(phase: u64) -> u64 {
+    (phase & !PHASE).wrapping_add(1 << PHASE_BITS) | FILLING
 }
 
 impl Barrier {
@@ -158,82 +511,13 @@ impl Barrier {
         let cells = parties.checked_mul(2).and_then(|cells| cells.checked_mul(size_of::<Cell>()));
         let len = cells.and_then(|cells| cells.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
         let barrier = Barrier { block: Block::allocate(Kind::Barrier, len)? };
-        barrier.head().parties.store(count, Ordering::Relaxed);
-        barrier.head().limit.store(limit, Ordering::Relaxed);
+        barrier.meeting().init(count, limit);
         Ok(barrier)
     }
 
-    fn head(&self) -> &Head {
-        self.block.part(0)
-    }
-
-    fn cells(&self) -> &[Cell] {
-        self.block.rest(size_of::<Head>())
-    }
-
-    fn owners(&self) -> &Liveness {
-        self.block.owners()
-    }
-
-    fn lock(&self) -> RobustGuard<'_, Liveness> {
-        let guard = self.head().mutex.lock(self.owners());
-        self.repair(&guard);
-        guard
-    }
-
-    /// Ends what one has begun that died.
-    fn repair(&self, guard: &RobustGuard<'_, Liveness>) {
-        if guard.owner_died() {
-            match self.phase() {
-                RELEASING => self.end_releasing(),
-                BREAKING => self.end_breaking(BROKEN),
-                RESETTING => self.end_breaking(FILLING),
-                _ => {}
-            }
-        }
-    }
-
-    fn phase(&self) -> u32 {
-        self.head().phase.load(Ordering::Relaxed)
-    }
-
-    fn enter_phase(&self, phase: u32) {
-        self.head().phase.store(phase, Ordering::Relaxed);
-    }
-
-    fn waiting(&self) -> impl Iterator<Item = &Cell> {
-        self.cells().iter().filter(|cell| cell.is_waiting())
-    }
-
-    /// Lets all pass. The mutex is held; those are woken at once, for they do not need it.
-    fn release(&self) {
-        self.enter_phase(RELEASING);
-        kill_point!(BarrierReleasing);
-        self.end_releasing();
-    }
-
-    fn end_releasing(&self) {
-        for cell in self.waiting() {
-            cell.tell(0);
-            kill_point!(BarrierTold);
-            cell.wake();
-        }
-        self.enter_phase(FILLING);
-        self.head().door.ring().wake_all();
-    }
-
-    fn end_breaking(&self, then: u32) {
-        for cell in self.waiting() {
-            cell.break_off();
-            cell.wake();
-        }
-        self.enter_phase(then);
-        self.head().door.ring().wake_all();
-    }
-
-    fn break_now(&self) {
-        self.enter_phase(BREAKING);
-        self.end_breaking(BROKEN);
+    fn meeting(&self) -> Meeting<'_, Liveness> {
+        let cells = self.block.rest(size_of::<Head>());
+        Meeting { head: self.block.part(0), cells, owners: self.block.owners() }
     }
 
     /// Waits for all the others: how many were here already.
@@ -243,7 +527,7 @@ impl Barrier {
     /// # Errors
     /// If it is or gets broken, or after the barrier's time limit.
     pub fn wait(&self) -> Result<usize, BarrierError> {
-        self.wait_until(self.own_deadline(), None::<fn()>)
+        self.meeting().wait_until(self.own_deadline(), None::<fn()>)
     }
 
     /// As [`wait`](Self::wait), but no longer than this.
@@ -251,7 +535,7 @@ impl Barrier {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(&self, limit: Duration) -> Result<usize, BarrierError> {
-        self.wait_until(deadline_in(limit), None::<fn()>)
+        self.meeting().wait_until(deadline_in(limit), None::<fn()>)
     }
 
     /// As [`wait`](Self::wait); whoever comes last runs the action, and then all go on.
@@ -264,7 +548,7 @@ impl Barrier {
     /// # Panics
     /// If the action does; the barrier is broken then.
     pub fn wait_with(&self, action: impl FnOnce()) -> Result<usize, BarrierError> {
-        self.wait_until(self.own_deadline(), Some(action))
+        self.meeting().wait_until(self.own_deadline(), Some(action))
     }
 
     /// As [`wait`](Self::wait), on any async runtime.
@@ -275,24 +559,27 @@ impl Barrier {
     /// # Cancel safety
     /// To drop the future of one who has come breaks the barrier: the others would wait for nobody.
     pub async fn wait_async(&self) -> Result<usize, BarrierError> {
+        let meeting = self.meeting();
         loop {
-            match self.come(false) {
+            let step = match meeting.lock_or_word() {
+                Ok(guard) => meeting.come(guard, false),
+                Err(heard) => Step::Outside { word: meeting.head.mutex.word(), heard },
+            };
+            match step {
                 Step::Done(result) => return result,
                 Step::Act { .. } => unreachable!("there is no action"),
-                Step::Outside { heard } => changed(&self.block, self.head().door.word(), heard).await,
-                Step::Wait { cell, index } => {
-                    let presence = Presence { barrier: self, cell, me: self.owners().me() };
+                Step::Outside { word, heard } => changed(&self.block, word, heard).await,
+                Step::Wait(place) => {
+                    let presence = Presence { meeting, place, me: self.block.owners().me() };
                     loop {
-                        match self.look(cell, index) {
-                            Some(result) => {
-                                std::mem::forget(presence);
-                                return result;
-                            }
-                            None => {
-                                let (word, expected) = cell.word();
-                                changed(&self.block, word, expected).await;
-                                self.look_after_the_dead();
-                            }
+                        if let Some(result) = meeting.look(place) {
+                            std::mem::forget(presence);
+                            return result;
+                        }
+                        let (word, expected) = place.cell.word();
+                        changed(&self.block, word, expected).await;
+                        if place.cell.is_waiting() {
+                            meeting.look_after_the_dead();
                         }
                     }
                 }
@@ -301,205 +588,52 @@ impl Barrier {
     }
 
     fn own_deadline(&self) -> Deadline {
-        match self.head().limit.load(Ordering::Relaxed) {
+        match self.meeting().head.limit.load(Ordering::Relaxed) {
             0 => None,
             nanos => deadline_in(Duration::from_nanos(nanos)),
         }
     }
 
-    fn wait_until(
-        &self,
-        deadline: Deadline,
-        mut action: Option<impl FnOnce()>,
-    ) -> Result<usize, BarrierError> {
-        loop {
-            match self.come(action.is_some()) {
-                Step::Done(result) => return result,
-                Step::Act { index, turn } => return self.act(index, turn, action.take()),
-                Step::Outside { heard } => {
-                    let Some(limit) = nap(deadline) else {
-                        let _guard = self.lock();
-                        self.break_now();
-                        return Err(BarrierError::TimedOut);
-                    };
-                    self.head().door.sleep(heard, limit);
-                }
-                Step::Wait { cell, index } => return self.wait_in(cell, index, deadline),
-            }
-        }
-    }
-
-    fn wait_in(&self, cell: &Cell, index: usize, deadline: Deadline) -> Result<usize, BarrierError> {
-        loop {
-            if let Some(result) = self.look(cell, index) {
-                return result;
-            }
-            let Some(limit) = nap(deadline) else {
-                let guard = self.lock();
-                if !cell.is_waiting() {
-                    drop(guard);
-                    continue;
-                }
-                cell.leave();
-                self.break_now();
-                return Err(BarrierError::TimedOut);
-            };
-            cell.sleep(limit);
-            kill_point!(BarrierWoken);
-            if limit == RECHECK && cell.is_waiting() {
-                self.look_after_the_dead();
-            }
-        }
-    }
-
-    /// Comes in, if that is possible.
-    fn come(&self, acts: bool) -> Step<'_> {
-        let guard = self.lock();
-        let outside = || Step::Outside { heard: self.head().door.listen() };
-        match self.phase() {
-            FILLING => {}
-            ACTING => {
-                if self.actor_lives() {
-                    return outside();
-                }
-                self.break_now();
-                return Step::Done(Err(BarrierError::Broken));
-            }
-            _ => return Step::Done(Err(BarrierError::Broken)),
-        }
-        let index = self.waiting().count();
-        if index.saturating_add(1) >= self.parties() {
-            if acts {
-                self.head().acting.store(guard.me().bits(), Ordering::Relaxed);
-                let turn = self.head().turn.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-                self.enter_phase(ACTING);
-                kill_point!(BarrierActing);
-                return Step::Act { index, turn };
-            }
-            self.release();
-            return Step::Done(Ok(index));
-        }
-        let dead = || {
-            let left = |cell: &&Cell| !cell.is_free() && !cell.is_waiting() && !cell.is_alive(self.owners());
-            self.cells().iter().find(left)
-        };
-        let Some(cell) = cells::free(self.cells()).or_else(dead) else { return outside() };
-        cell.enter(guard.me(), index as u32);
-        drop(guard);
-        kill_point!(BarrierEntered);
-        Step::Wait { cell, index }
-    }
-
-    /// How it has ended, if it has; the cell is left then.
-    fn look(&self, cell: &Cell, index: usize) -> Option<Result<usize, BarrierError>> {
-        let result = match cell.state() {
-            State::Waiting => return None,
-            State::Told => Ok(index),
-            State::Broken => Err(BarrierError::Broken),
-        };
-        cell.leave();
-        // Somebody may wait for a cell.
-        if self.head().door.is_listened_to() {
-            let _guard = self.lock();
-            self.head().door.ring().wake_all();
-        }
-        Some(result)
-    }
-
-    fn actor_lives(&self) -> bool {
-        OwnerId::from_bits(self.head().acting.load(Ordering::Relaxed))
-            .is_some_and(|actor| self.owners().is_alive(actor))
-    }
-
-    /// Breaks it, if one of those who have come is dead.
-    fn look_after_the_dead(&self) {
-        let Some(guard) = self.head().mutex.try_lock(self.owners()) else { return };
-        self.repair(&guard);
-        let dead = match self.phase() {
-            FILLING => self.waiting().any(|cell| !cell.is_alive(self.owners())),
-            ACTING => !self.actor_lives(),
-            _ => false,
-        };
-        if dead {
-            self.break_now();
-        }
-    }
-
-    /// Whether this is the action that all wait for; it may have been aborted meanwhile.
-    fn is_acting(&self, turn: u32) -> bool {
-        self.phase() == ACTING && self.head().turn.load(Ordering::Relaxed) == turn
-    }
-
-    fn act(&self, index: usize, turn: u32, action: Option<impl FnOnce()>) -> Result<usize, BarrierError> {
-        /// Breaks it when the action panics.
-        struct Acting<'a>(&'a Barrier, u32);
-        impl Drop for Acting<'_> {
-            fn drop(&mut self) {
-                let _guard = self.0.lock();
-                if self.0.is_acting(self.1) {
-                    self.0.break_now();
-                }
-            }
-        }
-        let acting = Acting(self, turn);
-        if let Some(action) = action {
-            action();
-        }
-        std::mem::forget(acting);
-        let _guard = self.lock();
-        if !self.is_acting(turn) {
-            return Err(BarrierError::Broken);
-        }
-        self.release();
-        Ok(index)
-    }
-
     /// Breaks it: all who wait, and all who come until it is [reset](Self::reset), get [`BarrierError::Broken`].
     pub fn abort(&self) {
-        let _guard = self.lock();
-        self.break_now();
+        self.meeting().abort();
     }
 
     /// Makes it as new: all who wait get [`BarrierError::Broken`], and whoever comes from now on waits.
     pub fn reset(&self) {
-        let _guard = self.lock();
-        self.enter_phase(RESETTING);
-        self.end_breaking(FILLING);
+        self.meeting().reset();
     }
 
     /// For how many it is.
     pub fn parties(&self) -> usize {
-        self.head().parties.load(Ordering::Relaxed) as usize
+        self.meeting().parties()
     }
 
     /// How many wait at this moment.
     pub fn n_waiting(&self) -> usize {
-        self.waiting().count()
+        self.meeting().n_waiting()
     }
 
     /// Whether it is broken.
     pub fn is_broken(&self) -> bool {
-        matches!(self.phase(), BREAKING | BROKEN)
+        matches!(self.meeting().phase() & PHASE, BREAKING | BROKEN | RELEASING_LAST)
     }
 }
 
 /// One who has come and may be dropped.
 struct Presence<'a> {
-    barrier: &'a Barrier,
-    cell: &'a Cell,
+    meeting: Meeting<'a, Liveness>,
+    place: Place<'a>,
     me: OwnerId,
 }
 
 impl Drop for Presence<'_> {
     fn drop(&mut self) {
-        if self.barrier.owners().is_me(self.me) {
-            let _guard = self.barrier.lock();
-            if self.cell.is_waiting() {
-                self.cell.leave();
-                self.barrier.break_now();
-            } else {
-                self.cell.leave();
-            }
+        // In a fork it is the parent's.
+        if self.meeting.owners.is_me(self.me) {
+            // Nothing, if it has ended already.
+            self.meeting.break_turn(self.place.filling);
+            self.meeting.leave(self.place.cell);
         }
     }
 }

@@ -4,8 +4,10 @@
 //!  FREE ──enter──► WAITING ──tell──► TOLD, or BROKEN ──leave──► FREE
 //! ```
 //!
-//! Entering and telling are under a mutex; leaving is one store by the one who has the cell. A cell's word is what one sleeps
-//! on, and the last thing that is written: one that dies in the middle of entering has not entered.
+//! Entering and telling are under a mutex; leaving is one change of the word by the one who has the cell, which waits for nobody:
+//! so one whose time is over leaves, also while somebody is stopped with the mutex. Whether it left first or was told first is
+//! decided by the word. A cell's word is what one sleeps on, and the last thing that is written: one that dies in the middle of
+//! entering has not entered.
 
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use crate::os::{
     memory::SharedLayout,
     sync::{
         Shadow,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -26,10 +28,10 @@ use crate::os::{
 pub(super) struct Cell {
     word: AtomicU32,
     owner: AtomicU32,
-    /// Who came before whom.
-    ticket: AtomicU32,
+    /// Who came before whom. 64 bits, so that one that waits long is not taken for one that has just come.
+    ticket: AtomicU64,
     /// The ticket that was to be given next when it was told: those who came later were not meant.
-    told_at: AtomicU32,
+    told_at: AtomicU64,
     /// Beside all but the word.
     shadow: Shadow,
 }
@@ -53,7 +55,7 @@ pub(super) enum State {
 
 impl Cell {
     /// Waits here from now on.
-    pub(super) fn enter(&self, owner: OwnerId, ticket: u32) {
+    pub(super) fn enter(&self, owner: OwnerId, ticket: u64) {
         self.shadow.fill();
         self.owner.store(owner.bits(), Ordering::Relaxed);
         self.ticket.store(ticket, Ordering::Relaxed);
@@ -79,25 +81,36 @@ impl Cell {
         (&self.word, WAITING)
     }
 
-    /// Does not wait any more. By the one who has it, or for one that is dead.
+    /// Has learnt what it was told, or is dead. By the one who has it; for one that is dead, under the mutex.
     pub(super) fn leave(&self) {
         self.shadow.look();
         self.word.store(FREE, Ordering::Release);
     }
 
-    /// To be woken when the mutex is free.
-    pub(super) fn tell(&self, next_ticket: u32) {
+    /// Does not wait any more; `false` if it was told something first. By the one who has it, without the mutex.
+    pub(super) fn withdraw(&self) -> bool {
+        let left = self.word.compare_exchange(WAITING, FREE, Ordering::AcqRel, Ordering::Acquire);
+        left.is_ok()
+    }
+
+    /// Leaves what it was told to whoever has the mutex next, as if the one who has the cell had died.
+    pub(super) fn bequeath(&self) {
+        self.owner.store(OwnerId::NOBODY.bits(), Ordering::Release);
+    }
+
+    /// To be woken when the mutex is free. `false` if it has withdrawn meanwhile.
+    pub(super) fn tell(&self, next_ticket: u64) -> bool {
         self.shadow.fill();
         self.told_at.store(next_ticket, Ordering::Relaxed);
-        self.word.store(TOLD, Ordering::Release);
+        self.word.compare_exchange(WAITING, TOLD, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// To be woken when the mutex is free.
+    /// To be woken when the mutex is free; it may have withdrawn meanwhile.
     pub(super) fn break_off(&self) {
-        self.word.store(BROKEN, Ordering::Release);
+        let _ = self.word.compare_exchange(WAITING, BROKEN, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    pub(super) fn told_at(&self) -> u32 {
+    pub(super) fn told_at(&self) -> u64 {
         self.shadow.look();
         self.told_at.load(Ordering::Relaxed)
     }
@@ -128,11 +141,9 @@ pub(super) fn free(cells: &[Cell]) -> Option<&Cell> {
     cells.iter().find(|cell| cell.is_free())
 }
 
-/// Of those who wait and came before that ticket, the one who came first; whether it lives was not asked.
-pub(super) fn first(cells: &[Cell], before: u32) -> Option<&Cell> {
-    // Tickets wrap around: of two, that one came first from which it is less far to the other.
-    let precedes = |one: u32, other: u32| (one.wrapping_sub(other) as i32) < 0;
+/// Of those who wait, and came before that ticket if there is one, the one who came first; whether it lives was not asked.
+pub(super) fn first(cells: &[Cell], before: Option<u64>) -> Option<&Cell> {
     let ticket = |cell: &Cell| cell.ticket.load(Ordering::Relaxed);
-    let waiting = cells.iter().filter(|cell| cell.is_waiting() && precedes(ticket(cell), before));
-    waiting.reduce(|one, other| if precedes(ticket(other), ticket(one)) { other } else { one })
+    let meant = |cell: &&Cell| cell.is_waiting() && before.is_none_or(|before| ticket(cell) < before);
+    cells.iter().filter(meant).min_by_key(|cell| ticket(cell))
 }

@@ -10,6 +10,10 @@
 //! cell of a dead one that was told (the next notifier, or another one that waits, each 100 ms) hands it on. One that
 //! dies while it waits is passed over.
 //!
+//! Somebody may be stopped while it has the mutex. To enter then takes until the caller's deadline; to leave, after a time limit
+//! or as a future that is dropped, waits for nobody: a cell is left by one change of its word, and a notification that is not
+//! to be used is left to whoever has the mutex next, as that of a dead one.
+//!
 //! For those who find no cell there is the crowd: a bell, at which all wake with each notification. It is more than they
 //! were promised, never less.
 
@@ -20,13 +24,13 @@ use super::{
     changed::changed,
     guard::{Acquired, OwnerDied},
     lock::{Lock, LockGuard},
-    raw::{Bell, Deadline, RECHECK, RobustMutex, deadline_in, nap},
+    raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
 };
 use crate::{
     os::{
         liveness::{Liveness, Owners},
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, Ordering},
+        sync::atomic::{AtomicU64, Ordering},
     },
     shm::heap::{Block, Kind, Place},
 };
@@ -39,8 +43,7 @@ const CELLS: usize = 62;
 pub(super) struct Head {
     mutex: RobustMutex,
     crowd: Bell,
-    tickets: AtomicU32,
-    reserved: AtomicU32,
+    tickets: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
@@ -69,9 +72,19 @@ enum Standing<'a> {
 }
 
 impl<'a, O: Owners> Waiters<'a, O> {
-    /// Waits from now on; the condition's lock is still held.
-    pub(super) fn enter(self) -> Waiting<'a, O> {
-        let guard = self.head.mutex.lock(self.owners);
+    /// Waits from now on; the condition's lock is still held. `None` if it could not come in before the deadline.
+    pub(super) fn enter(self, deadline: Deadline) -> Option<Waiting<'a, O>> {
+        let guard = self.head.mutex.lock_until(self.owners, deadline)?;
+        Some(self.enter_with(guard))
+    }
+
+    /// One try of an async form; or the word of the mutex, on which to wait.
+    fn enter_or_word(self) -> Result<Waiting<'a, O>, u32> {
+        let guard = self.head.mutex.lock_or_word(self.owners)?;
+        Ok(self.enter_with(guard))
+    }
+
+    fn enter_with(self, guard: RobustGuard<'a, O>) -> Waiting<'a, O> {
         let me = guard.me();
         // All of this is true at any moment, so nothing is to be repaired after a death in here.
         let free = cells::free(self.cells).or_else(|| {
@@ -88,25 +101,25 @@ impl<'a, O: Owners> Waiters<'a, O> {
             }
             None => Standing::Crowd { heard: self.head.crowd.listen() },
         };
-        drop(guard);
         kill_point!(ConditionEntered);
+        drop(guard);
         Waiting { waiters: self, place, me }
     }
 
-    fn next_ticket(&self) -> u32 {
+    fn next_ticket(&self) -> u64 {
         self.head.tickets.load(Ordering::Relaxed)
     }
 
-    /// Tells the first one who lives, of those who came before that ticket; whom to wake.
-    fn tell_first(&self, before: u32) -> Option<&'a Cell> {
+    /// Tells the first one who lives, of those who came before that ticket, if there is one; whom to wake. The mutex is held.
+    fn tell_first(&self, before: Option<u64>) -> Option<&'a Cell> {
         loop {
             let cell = cells::first(self.cells, before)?;
-            if cell.is_alive(self.owners) {
-                cell.tell(before);
+            if !cell.is_alive(self.owners) {
+                cell.leave();
+            } else if cell.tell(before.unwrap_or_else(|| self.next_ticket())) {
                 kill_point!(ConditionTold);
                 return Some(cell);
             }
-            cell.leave();
         }
     }
 
@@ -115,7 +128,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
         for cell in self.cells.iter().filter(|cell| cell.is_told()) {
             if !cell.is_alive(self.owners) {
                 // First the other: one that dies in between has told one too many, not one too few.
-                let other = self.tell_first(cell.told_at());
+                let other = self.tell_first(Some(cell.told_at()));
                 cell.leave();
                 if let Some(other) = other {
                     other.wake();
@@ -124,13 +137,14 @@ impl<'a, O: Owners> Waiters<'a, O> {
         }
     }
 
-    /// Tells so many of those who wait, in the order in which they came.
-    pub(super) fn notify(&self, count: usize) {
-        let guard = self.head.mutex.lock(self.owners);
+    /// Tells so many of those who wait, in the order in which they came. `false` if that could not be begun before the deadline.
+    pub(super) fn notify(&self, count: usize, deadline: Deadline) -> bool {
+        let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
         self.hand_on();
         let mut told = Vec::new();
+        // Nobody can come in meanwhile, so all who wait are meant.
         while told.len() < count
-            && let Some(cell) = self.tell_first(self.next_ticket())
+            && let Some(cell) = self.tell_first(None)
         {
             told.push(cell);
         }
@@ -140,6 +154,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
             cell.wake();
         }
         rung.wake_all();
+        true
     }
 }
 
@@ -178,12 +193,14 @@ impl<O: Owners> Waiting<'_, O> {
         }
     }
 
-    /// Does not wait any more, unless it was told meanwhile: whether it has left.
+    /// Does not wait any more, unless it was told meanwhile: whether it has left. Waits for nobody.
     fn withdraw(&mut self) -> bool {
-        let _guard = self.waiters.head.mutex.lock(self.waiters.owners);
-        let leaves = !self.was_told();
+        let leaves = match self.place {
+            Standing::Cell(cell) => cell.withdraw(),
+            Standing::Crowd { .. } | Standing::Left => !self.was_told(),
+        };
         if leaves {
-            self.leave();
+            self.place = Standing::Left;
         }
         leaves
     }
@@ -203,8 +220,14 @@ impl<O: Owners> Drop for Waiting<'_, O> {
             return;
         }
         // A future that was dropped, or a panic.
-        let guard = self.waiters.head.mutex.lock(self.waiters.owners);
-        let other = if cell.is_told() { self.waiters.tell_first(cell.told_at()) } else { None };
+        if cell.withdraw() {
+            return;
+        }
+        let Some(guard) = self.waiters.head.mutex.lock_at_once(self.waiters.owners) else {
+            cell.bequeath();
+            return;
+        };
+        let other = if cell.is_told() { self.waiters.tell_first(Some(cell.told_at())) } else { None };
         cell.leave();
         drop(guard);
         if let Some(other) = other {
@@ -333,6 +356,9 @@ impl Condition {
     /// As [`wait`](Self::wait), but waits for a notification no longer than this. The second value says whether there was
     /// one.
     ///
+    /// The limit is that of the notification. What comes back is a guard, so this waits for the lock as long as another one
+    /// holds it, as [`acquire`](Self::acquire) does.
+    ///
     /// # Errors
     /// As [`wait`](Self::wait).
     ///
@@ -345,7 +371,7 @@ impl Condition {
     fn wait_until<'a>(&self, guard: LockGuard<'a>, deadline: Deadline) -> (Acquired<LockGuard<'a>>, bool) {
         self.check(&guard);
         let lock = guard.lock();
-        let mut waiting = self.waiters().enter();
+        let Some(mut waiting) = self.waiters().enter(deadline) else { return (Ok(guard), false) };
         drop(guard);
         kill_point!(ConditionReleased);
         let notified = waiting.sleep(deadline);
@@ -413,7 +439,12 @@ impl Condition {
     pub async fn wait_async<'a>(&self, guard: LockGuard<'a>) -> Acquired<LockGuard<'a>> {
         self.check(&guard);
         let lock = guard.lock();
-        let mut waiting = self.waiters().enter();
+        let mut waiting = loop {
+            match self.waiters().enter_or_word() {
+                Ok(waiting) => break waiting,
+                Err(word) => changed(&self.block, self.waiters().head.mutex.word(), word).await,
+            }
+        };
         drop(guard);
         while !waiting.was_told() {
             let (word, expected) = match waiting.place {
@@ -433,7 +464,7 @@ impl Condition {
 
     /// Wakes so many of those who wait, in the order in which they came; all, if there are fewer.
     pub fn notify(&self, count: usize) {
-        self.waiters().notify(count);
+        while !self.waiters().notify(count, None) {}
     }
 
     /// Wakes the one who has waited longest, if there is one.
@@ -479,5 +510,58 @@ impl<'de> serde::Deserialize<'de> for Condition {
         let (place, lock) = <(Place, Lock)>::deserialize(deserializer)?;
         let block = Block::arrive(place, &[Kind::Condition], None, |len| len == LEN, None)?;
         Ok(Condition { block, lock })
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::*;
+
+    /// So many others have come and gone.
+    const GONE: [u64; 4] = [1, 1 << 31, 1 << 32, u64::MAX - 10];
+
+    #[test]
+    fn a_waiter_is_notified_however_many_others_have_come_and_gone_meanwhile() {
+        for gone in GONE {
+            let condition = Condition::new().unwrap();
+            let (one, all) =
+                (condition.waiters().enter(None).unwrap(), condition.waiters().enter(None).unwrap());
+            condition.waiters().head.tickets.store(gone, Ordering::Relaxed);
+            condition.notify_one();
+            assert!(one.was_told() && !all.was_told(), "{gone} have gone");
+            condition.notify_all();
+            assert!(all.was_told(), "{gone} have gone");
+        }
+    }
+
+    #[test]
+    fn an_unused_notification_goes_to_one_who_waited_however_many_others_have_come_and_gone() {
+        for gone in GONE {
+            let condition = Condition::new().unwrap();
+            let first = condition.waiters().enter(None).unwrap();
+            let second = condition.waiters().enter(None).unwrap();
+            condition.waiters().head.tickets.store(gone.max(2), Ordering::Relaxed);
+            condition.notify_one();
+            assert!(first.was_told() && !second.was_told());
+            let came_later = condition.waiters().enter(None).unwrap();
+            drop(first);
+            assert!(second.was_told() && !came_later.was_told(), "{gone} have gone");
+        }
+    }
+
+    #[test]
+    fn a_future_that_is_dropped_waits_for_nobody_and_its_notification_is_handed_on() {
+        let condition = Condition::new().unwrap();
+        let (first, second) =
+            (condition.waiters().enter(None).unwrap(), condition.waiters().enter(None).unwrap());
+        condition.notify_one();
+        let waiters = condition.waiters();
+        let held = waiters.head.mutex.lock_until(waiters.owners, None).unwrap();
+        // As if another process stood still with it.
+        drop(first);
+        drop(held);
+        assert!(!second.was_told());
+        condition.notify(0);
+        assert!(second.was_told());
     }
 }

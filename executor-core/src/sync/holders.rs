@@ -1,7 +1,14 @@
 //! A table in shared memory of which process holds how many of something: permits, or times that it reads.
 //!
-//! All of it is under a mutex. Each change is one store, of a count: one that dies in the middle leaves a table that is
-//! true, and what it held itself comes back when somebody asks whether it lives.
+//! Each change is one store, of a count: one that dies in the middle leaves a table that is true, and what it held itself comes
+//! back when somebody asks whether it lives.
+//!
+//! ```text
+//!  entry:  owner ┊ taken, written under a mutex ┊ returned, counted up by anybody of that process        held = taken − returned
+//! ```
+//!
+//! All but giving back is under a mutex. That is, too, if the mutex is to be had at once; if not ([`give_back`]), it is one
+//! addition to a word of its own, so a drop never waits for one that is stopped with the mutex.
 
 use crate::os::{
     liveness::{OwnerId, Owners},
@@ -17,7 +24,9 @@ const COUNT_MAX: u32 = if cfg!(test) { 1_000 } else { u32::MAX };
 #[repr(C)]
 pub(crate) struct Holding {
     owner: AtomicU32,
-    count: AtomicU32,
+    taken: AtomicU32,
+    /// Of `taken`, what was given back without the mutex. Both come round; their difference is below [`COUNT_MAX`].
+    returned: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
@@ -25,11 +34,22 @@ unsafe impl SharedLayout for Holding {}
 
 impl Holding {
     fn count(&self) -> u32 {
-        self.count.load(Ordering::Relaxed)
+        // Acquire: whoever sees that another process has taken the entry sees whose it is now.
+        self.taken.load(Ordering::Acquire).wrapping_sub(self.returned.load(Ordering::Relaxed))
+    }
+
+    /// The mutex is held.
+    fn set_count(&self, count: u32) {
+        // What is returned meanwhile is subtracted from this, too.
+        self.taken.store(self.returned.load(Ordering::Relaxed).wrapping_add(count), Ordering::Release);
     }
 
     fn is_of(&self, owner: OwnerId) -> bool {
-        self.owner.load(Ordering::Relaxed) == owner.bits() && self.count() > 0
+        self.count() > 0 && self.owner.load(Ordering::Relaxed) == owner.bits()
+    }
+
+    fn is_dead(&self, owners: &impl Owners) -> bool {
+        OwnerId::from_bits(self.owner.load(Ordering::Relaxed)).is_none_or(|owner| !owners.is_alive(owner))
     }
 }
 
@@ -50,22 +70,26 @@ pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
         return false;
     };
     let count = entry.count();
-    let more = match count.checked_add(1) {
-        Some(more) if count != COUNT_MAX => more,
-        _ => panic!("this process holds it {count} times: guards were leaked"),
-    };
+    assert!(count < COUNT_MAX, "this process holds it {count} times: guards were leaked");
     entry.owner.store(owner.bits(), Ordering::Relaxed);
-    entry.count.store(more, Ordering::Relaxed);
+    entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     kill_point!(HolderCounted);
     true
 }
 
-/// One less for this process; `false` if it had none.
+/// One less for this process; `false` if it had none. The mutex is held.
 pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
-    // Another process may have changed the word since it was found to be more than nothing.
-    entry.count.store(entry.count().saturating_sub(1), Ordering::Relaxed);
+    entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
     kill_point!(HolderDiscounted);
+    true
+}
+
+/// As [`remove`], for one whom the mutex would have to wait for; by one that is counted, so its entry is nobody else's.
+pub(crate) fn give_back(table: &[Holding], owner: OwnerId) -> bool {
+    let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
+    entry.returned.fetch_add(1, Ordering::Release);
+    kill_point!(HolderGaveBack);
     true
 }
 
@@ -74,17 +98,19 @@ pub(crate) fn total(table: &[Holding]) -> u32 {
     table.iter().fold(0, |sum, entry| sum.saturating_add(entry.count()))
 }
 
-/// Takes back what the dead hold; how many those were.
+/// How many are held by those who live, for who has not the mutex.
+pub(crate) fn total_of_the_living(table: &[Holding], owners: &impl Owners) -> u32 {
+    let living = table.iter().filter(|entry| entry.count() > 0 && !entry.is_dead(owners));
+    living.fold(0, |sum, entry| sum.saturating_add(entry.count()))
+}
+
+/// Takes back what the dead hold; how many those were. The mutex is held.
 pub(crate) fn reclaim(table: &[Holding], owners: &impl Owners) -> u32 {
     let mut back: u32 = 0;
     for entry in table {
         let count = entry.count();
-        let dead = || {
-            OwnerId::from_bits(entry.owner.load(Ordering::Relaxed))
-                .is_none_or(|owner| !owners.is_alive(owner))
-        };
-        if count > 0 && dead() {
-            entry.count.store(0, Ordering::Relaxed);
+        if count > 0 && entry.is_dead(owners) {
+            entry.set_count(0);
             back = back.saturating_add(count);
         }
     }

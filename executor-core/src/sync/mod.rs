@@ -32,7 +32,7 @@
 //! // Its kind and bounds are checked, also that it overlaps nothing else; its content is anybody's.
 //! let block = Block::deserialize(deserializer, &[Kind::Queue], |len| len >= size_of::<Layout>())?;
 //!
-//! let guard = layout.mutex.lock(block.owners());               // no system call, if free
+//! let guard = layout.mutex.lock_until(block.owners(), deadline)?; // no system call, if free
 //! if guard.owner_died() { /* whoever held it died in there: bring the layout into order */ }
 //! ```
 //!
@@ -57,6 +57,13 @@
 //! | one that released, before it woke a sleeper | the sleeper looks by itself within 100 ms |
 //! | a sleeper that was woken, before it took what it was woken for | the others look by themselves within 100 ms |
 //! | one that waits | it leaves nothing: a mark that says "wake somebody", at worst for nobody |
+//!
+//! # When somebody is stopped
+//!
+//! A stopped process is alive, so nobody takes its lock. Each object has a mutex of its own inside, and a process may be stopped
+//! while it has that. So nobody waits for one of these for longer than the caller wants to wait: there is no way to take it
+//! without a deadline. Who gives something back, leaves, or is dropped does not need it: where it is not to be had at once, a
+//! change of one word says the same, and whoever has the mutex next does the rest.
 //!
 //! In a process that was forked by hand, handles are those of a user of its own; guards that came along are inert.
 

@@ -11,7 +11,7 @@ use super::{
     condition::{self, Waiters},
     event::Flag,
     holders::Holding,
-    raw::{Holder, Locked, RECHECK, RobustMutex},
+    raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
     semaphore::{self, Permits},
 };
 use crate::{
@@ -70,6 +70,11 @@ fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinH
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
+/// Holds it, as a call without a limit does.
+fn held<'a>(mutex: &'a RobustMutex, process: &'a Process) -> RobustGuard<'a, Process> {
+    mutex.lock_until(process, None).unwrap()
+}
+
 /// A count that is not atomic: two that are in there at the same time lose one.
 fn add_one(count: &AtomicU32) {
     let value = count.load(Ordering::Relaxed);
@@ -87,7 +92,7 @@ fn one_at_a_time_holds_a_mutex_and_all_get_it() {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
                     for _ in 0..times {
-                        let guard = shared.0.lock(&process);
+                        let guard = held(&shared.0, &process);
                         assert!(!guard.owner_died());
                         add_one(&shared.1);
                     }
@@ -112,7 +117,7 @@ fn of_those_who_come_after_a_death_exactly_one_is_told() {
         let doomed = world.pop().unwrap();
         let theirs = Arc::clone(&shared);
         let victim = thread::spawn(move || {
-            std::mem::forget(theirs.0.lock(&doomed));
+            std::mem::forget(held(&theirs.0, &doomed));
             doomed.die();
         });
         let victim = if LOOM { victim.join().map(|()| None).unwrap() } else { Some(victim) };
@@ -121,7 +126,7 @@ fn of_those_who_come_after_a_death_exactly_one_is_told() {
             .map(|process| {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
-                    let guard = shared.0.lock(&process);
+                    let guard = held(&shared.0, &process);
                     add_one(&shared.1);
                     let told = u32::from(guard.owner_died());
                     drop(guard);
@@ -149,13 +154,13 @@ fn a_death_between_the_release_and_the_wake_up_holds_nobody_up() {
         let shared = Arc::new((RobustMutex::default(), AtomicU32::new(0), AtomicU32::new(0)));
         let mut world = Process::world(3);
         let doomed = world.pop().unwrap();
-        let guard = shared.0.lock(&doomed);
+        let guard = held(&shared.0, &doomed);
         let waiting: Vec<_> = world
             .into_iter()
             .map(|process| {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
-                    let guard = shared.0.lock(&process);
+                    let guard = held(&shared.0, &process);
                     add_one(&shared.1);
                     assert!(!guard.owner_died());
                     drop(guard);
@@ -222,7 +227,7 @@ fn no_permit_is_given_twice_and_no_release_unheard() {
                         permits.acquire(None).unwrap();
                         assert_eq!(shared.1.fetch_add(1, Ordering::Relaxed), 0);
                         shared.1.fetch_sub(1, Ordering::Relaxed);
-                        permits.give_back();
+                        permits.give_back(process.me());
                     }
                 })
             })
@@ -251,7 +256,7 @@ fn the_permits_of_the_dead_come_back() {
         let other = thread::spawn(move || {
             let permits = permits(&theirs.0, &process);
             permits.acquire(None).unwrap();
-            permits.give_back();
+            permits.give_back(process.me());
             theirs.1.fetch_add(1, Ordering::SeqCst);
         });
         time_passes(semaphore::sleepers(&shared.0.0), &shared.1, vec![other]);
@@ -283,12 +288,12 @@ impl Condition {
 
     /// As `Condition::wait_for`.
     fn take(&self, process: &Process) {
-        let mut guard = self.lock.lock(process);
+        let mut guard = held(&self.lock, process);
         while self.ready.load(Ordering::Relaxed) == 0 {
-            let mut waiting = self.waiters(process).enter();
+            let mut waiting = self.waiters(process).enter(None).unwrap();
             drop(guard);
             assert!(waiting.sleep(None));
-            guard = self.lock.lock(process);
+            guard = held(&self.lock, process);
             waiting.leave();
         }
         self.ready.store(self.ready.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
@@ -296,9 +301,9 @@ impl Condition {
     }
 
     fn give(&self, process: &Process) {
-        let guard = self.lock.lock(process);
+        let guard = held(&self.lock, process);
         add_one(&self.ready);
-        self.waiters(process).notify(1);
+        self.waiters(process).notify(1, None);
         drop(guard);
     }
 }
@@ -346,14 +351,14 @@ fn a_cell_is_entered_again_only_after_it_was_left() {
         shared.1.enter(world[0].me(), 1);
         let (theirs, process) = (Arc::clone(&shared), world[1].clone());
         let teller = thread::spawn(move || {
-            let guard = theirs.0.lock(&process);
-            theirs.1.tell(2);
+            let guard = held(&theirs.0, &process);
+            assert!(theirs.1.tell(2));
             drop(guard);
             theirs.1.wake();
         });
         let (theirs, process) = (Arc::clone(&shared), world[2].clone());
         let next = thread::spawn(move || {
-            let guard = theirs.0.lock(&process);
+            let guard = held(&theirs.0, &process);
             let enters = theirs.1.is_free();
             if enters {
                 theirs.1.enter(process.me(), 3);
@@ -379,13 +384,13 @@ fn a_notification_of_one_that_died_goes_to_another_one() {
         let condition = Condition::new(2);
         // It waits first, is told first, and dies before it has the lock.
         let mut doomed = {
-            let _guard = condition.lock.lock(&world[2]);
-            condition.waiters(&world[2]).enter()
+            let _guard = held(&condition.lock, &world[2]);
+            condition.waiters(&world[2]).enter(None).unwrap()
         };
         let (theirs, process) = (Arc::clone(&condition), world[1].clone());
         let other = thread::spawn(move || {
-            let guard = theirs.lock.lock(&process);
-            let mut waiting = theirs.waiters(&process).enter();
+            let guard = held(&theirs.lock, &process);
+            let mut waiting = theirs.waiters(&process).enter(None).unwrap();
             drop(guard);
             theirs.ready.store(1, Ordering::SeqCst);
             assert!(waiting.sleep(None));
@@ -394,12 +399,12 @@ fn a_notification_of_one_that_died_goes_to_another_one() {
         while condition.ready.load(Ordering::SeqCst) == 0 {
             thread::yield_now();
         }
-        condition.waiters(&world[0]).notify(1);
+        condition.waiters(&world[0]).notify(1, None);
         assert!(doomed.sleep(None));
         std::mem::forget(doomed);
         world[2].die();
         // Whoever notifies next, or looks for itself, hands it on; here a notification of nobody.
-        condition.waiters(&world[0]).notify(0);
+        condition.waiters(&world[0]).notify(0, None);
         other.join().unwrap();
     });
 }

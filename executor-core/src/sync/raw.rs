@@ -27,13 +27,18 @@ use crate::os::{
     memory::SharedLayout,
     sync::{
         MODEL,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering, fence},
     },
 };
 
 /// No sleep is longer: after it, one looks whether those are alive for whom one waits. Less: more looks for nothing while
 /// many wait long. More: what a death leaves behind holds the others up longer.
 pub(crate) const RECHECK: Duration = Duration::from_millis(100);
+
+/// How long a call waits for a mutex inside of an object although its limit has passed, or it has none to give (`try_…`, a
+/// drop). Such a mutex is held for less than a microsecond, unless its holder does not run: with less, a call would say "not
+/// now" because somebody's turn on the processor was over. With more, a stopped holder holds the call up longer.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Looks at a held lock before sleeping, if there is another processor. To sleep and be woken takes some 10 µs, these
 /// about 1 µs: most locks are free again by then.
@@ -101,17 +106,11 @@ fn spins() -> u32 {
 }
 
 impl RobustMutex {
-    /// Waits until it is held, and releases it with the guard.
-    #[inline]
-    pub(crate) fn lock<'a, O: Owners>(&'a self, owners: &'a O) -> RobustGuard<'a, O> {
-        loop {
-            if let Some(guard) = self.lock_until(owners, None) {
-                return guard;
-            }
-        }
-    }
-
-    /// As [`lock`](Self::lock), at most until then.
+    /// Holds it until the guard is dropped; `None` if it was not to be had until the deadline.
+    ///
+    /// For mutexes inside of an object, whose sections are short. There is no form without a deadline: the holder may be
+    /// stopped within its section, and the caller's limit holds nevertheless. So hand down the deadline of the call; `None`
+    /// is that of a call without a limit. It waits for [`PATIENCE`] in any case.
     #[inline]
     pub(crate) fn lock_until<'a, O: Owners>(
         &'a self,
@@ -119,11 +118,52 @@ impl RobustMutex {
         deadline: Deadline,
     ) -> Option<RobustGuard<'a, O>> {
         let me = owners.me();
-        let locked = self.acquire(owners, me, deadline)?;
+        let locked = match self.try_acquire_free(me) {
+            Some(locked) => locked,
+            None => self.acquire_patiently(owners, me, deadline)?,
+        };
         Some(RobustGuard { mutex: self, owners, me, locked })
     }
 
-    /// As [`lock`](Self::lock), if it need not wait.
+    #[cold]
+    fn acquire_patiently<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+        let deadline = deadline.and_then(|deadline| deadline_in(PATIENCE).map(|soon| soon.max(deadline)));
+        self.acquire_slowly(owners, me, deadline)
+    }
+
+    /// As [`lock_until`](Self::lock_until), for a call that is not to wait: for [`PATIENCE`] and no longer.
+    #[inline]
+    pub(crate) fn lock_soon<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
+        let me = owners.me();
+        let locked = match self.try_acquire_free(me) {
+            Some(locked) => locked,
+            None => self.acquire_slowly(owners, me, deadline_in(PATIENCE))?,
+        };
+        Some(RobustGuard { mutex: self, owners, me, locked })
+    }
+
+    /// As [`lock_until`](Self::lock_until), but looks only for about a microsecond: for drops, which have no limit and must
+    /// not wait.
+    #[inline]
+    pub(crate) fn lock_at_once<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
+        self.try_lock(owners).or_else(|| {
+            self.spin();
+            self.try_lock(owners)
+        })
+    }
+
+    /// For async forms, which do not block a thread: holds it, or says on which word to wait for a change.
+    #[inline]
+    pub(crate) fn lock_or_word<'a, O: Owners>(&'a self, owners: &'a O) -> Result<RobustGuard<'a, O>, u32> {
+        if let Some(guard) = self.lock_at_once(owners) {
+            return Ok(guard);
+        }
+        let me = owners.me();
+        let locked = self.try_acquire_slowly(owners, me, CONTENDED)?;
+        Ok(RobustGuard { mutex: self, owners, me, locked })
+    }
+
+    /// Holds it, if it is free now.
     #[inline]
     pub(crate) fn try_lock<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
         let me = owners.me();
@@ -134,19 +174,22 @@ impl RobustMutex {
     /// Waits until `me` holds it, at most until the deadline.
     #[inline]
     pub(crate) fn acquire<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
-        if self
-            .word
-            .compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-        {
-            kill_point!(MutexTaken);
-            return Some(Locked::Clean);
+        if let Some(locked) = self.try_acquire_free(me) {
+            return Some(locked);
         }
         self.acquire_slowly(owners, me, deadline)
     }
 
-    #[cold]
-    fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+    /// Takes it, if it is free.
+    #[inline]
+    fn try_acquire_free(&self, me: OwnerId) -> Option<Locked> {
+        self.word.compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        kill_point!(MutexTaken);
+        Some(Locked::Clean)
+    }
+
+    /// Looks for about a microsecond whether it becomes free.
+    fn spin(&self) {
         for _ in 0..spins() {
             let word = self.word.load(Ordering::Relaxed);
             if word == 0 || word >> OWNER_SHIFT == OwnerId::NOBODY.bits() {
@@ -154,6 +197,11 @@ impl RobustMutex {
             }
             std::hint::spin_loop();
         }
+    }
+
+    #[cold]
+    fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+        self.spin();
         let mut mark = 0;
         // Whom the kernel was asked about last. It is asked again when a sleep was in vain.
         let mut asked = None;
@@ -192,15 +240,10 @@ impl RobustMutex {
     /// Takes it if it is to be had now; otherwise the word on which to wait for a change, which says that somebody does.
     #[inline]
     pub(crate) fn try_acquire<O: Owners>(&self, owners: &O, me: OwnerId) -> Result<Locked, u32> {
-        if self
-            .word
-            .compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-        {
-            kill_point!(MutexTaken);
-            return Ok(Locked::Clean);
+        match self.try_acquire_free(me) {
+            Some(locked) => Ok(locked),
+            None => self.try_acquire_slowly(owners, me, 0),
         }
-        self.try_acquire_slowly(owners, me, 0)
     }
 
     /// As [`try_acquire`](Self::try_acquire), for one that has waited or is going to: it marks the word on which it
@@ -352,9 +395,11 @@ const SLEEPER: u32 = 1;
 ///  other:   mutex { change it; rung = ring() }, rung.wake_…()
 /// ```
 ///
-/// Both `listen` and `ring` are called under the mutex, so a change cannot fall between looking and listening. The lowest
-/// bit says that somebody listens; the rest counts. With `wake_one`, whoever was woken calls `listen` once more when it has
-/// taken what it was woken for: others may be asleep.
+/// Both `listen` and `ring` are called under the mutex, so a change cannot fall between looking and listening. Where the mutex
+/// is not to be had at once, a change is made without it and told by [`ring_alone`](Self::ring_alone); so whoever listens looks
+/// once more afterwards. The lowest bit says that somebody listens; the rest counts, is compared for equality only, and may
+/// come round. With `wake_one`, whoever was woken calls `listen` once more when it has taken what it was woken for: others may
+/// be asleep.
 #[derive(Debug)]
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -373,6 +418,8 @@ impl Bell {
     /// From now on `ring` has to wake; to be given to [`sleep`](Self::sleep).
     pub(crate) fn listen(&self) -> u32 {
         let heard = self.word.fetch_or(SLEEPER, Ordering::Relaxed) | SLEEPER;
+        // Either the one that rings without the mutex sees the mark, or what it has changed is seen by the look after this.
+        fence(Ordering::SeqCst);
         kill_point!(BellListened);
         heard
     }
@@ -386,14 +433,32 @@ impl Bell {
     /// Tells those who listen; they are to be woken when the mutex is free.
     #[inline]
     pub(crate) fn ring(&self) -> Rung<'_> {
-        let word = self.word.load(Ordering::Relaxed);
-        if word & SLEEPER == 0 {
-            return Rung(None);
+        if self.is_listened_to() { self.ring_slowly() } else { Rung(None) }
+    }
+
+    /// Clears the lowest bit and counts.
+    #[cold]
+    fn ring_slowly(&self) -> Rung<'_> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & SLEEPER != 0 {
+            match self.word.compare_exchange(word, word.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) => {
+                    kill_point!(BellRung);
+                    return Rung(Some(self));
+                }
+                Err(now) => word = now,
+            }
         }
-        // Clears the lowest bit and counts. Nobody else writes: the mutex is held. A garbled word is any number.
-        self.word.store((word | SLEEPER).wrapping_add(1), Ordering::Relaxed);
-        kill_point!(BellRung);
-        Rung(Some(self))
+        // Another one has told them, after what is to be told now was there.
+        Rung(None)
+    }
+
+    /// As [`ring`](Self::ring), after a change that was made without the mutex.
+    #[inline]
+    pub(crate) fn ring_alone(&self) -> Rung<'_> {
+        fence(Ordering::SeqCst);
+        self.ring()
     }
 
     /// As [`ring`](Self::ring), for what concerns all who sleep: also those for whom somebody else has been woken.
@@ -409,6 +474,7 @@ impl Bell {
     }
 
     /// Whether somebody listens, as far as one can see without the mutex.
+    #[inline]
     pub(crate) fn is_listened_to(&self) -> bool {
         self.word.load(Ordering::Relaxed) & SLEEPER != 0
     }

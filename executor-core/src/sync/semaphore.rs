@@ -6,12 +6,16 @@
 //!  acquire   free = exist − held > 0:  table[me] += 1          else: listen, sleep
 //!  drop      table[me] −= 1, ring
 //!  forget    exist −= 1, table[me] −= 1                        a permit that nobody holds, and nobody has
-//!  release   exist += 1, ring
+//!  release   exist += 1, ring                                  without the mutex
 //! ```
 //!
 //! Each of these acts by one store; `held` is computed anew when the mutex was a dead one's. In `forget`, one that dies
 //! between the two has forgotten: what it held otherwise comes back. When nothing is free, those who hold are looked at: at
 //! once, and each 100 ms.
+//!
+//! Somebody may be stopped while it has the mutex. To acquire then takes until the caller's deadline and no longer; to give
+//! back or to release waits for nobody: where the mutex is not to be had at once, the table is changed without it
+//! ([`holders::give_back`]), and `held` is marked as [`stale`](Head::stale).
 
 use std::{fmt, io, time::Duration};
 
@@ -42,7 +46,8 @@ pub(super) struct Head {
     held: AtomicU32,
     /// No more than this may exist.
     bound: AtomicU32,
-    reserved: AtomicU32,
+    /// Not 0: the table was changed without the mutex, so `held` may be too much.
+    stale: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
@@ -67,49 +72,102 @@ impl<'a, O: Owners> Permits<'a, O> {
         self.head.bound.store(bound, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> RobustGuard<'a, O> {
-        let guard = self.head.mutex.lock(self.owners);
-        if guard.owner_died() {
-            self.head.held.store(holders::total(self.table), Ordering::Relaxed);
+    fn lock_until(&self, deadline: Deadline) -> Option<RobustGuard<'a, O>> {
+        self.head.mutex.lock_until(self.owners, deadline).map(|guard| self.entered(guard))
+    }
+
+    fn lock_soon(&self) -> Option<RobustGuard<'a, O>> {
+        self.head.mutex.lock_soon(self.owners).map(|guard| self.entered(guard))
+    }
+
+    fn lock_at_once(&self) -> Option<RobustGuard<'a, O>> {
+        self.head.mutex.lock_at_once(self.owners).map(|guard| self.entered(guard))
+    }
+
+    /// For an async form: what it holds, or on which word it waits.
+    fn lock_or_word(&self) -> Result<RobustGuard<'a, O>, u32> {
+        self.head.mutex.lock_or_word(self.owners).map(|guard| self.entered(guard))
+    }
+
+    /// What is to be done first of all by whoever has the mutex.
+    fn entered(&self, guard: RobustGuard<'a, O>) -> RobustGuard<'a, O> {
+        if guard.owner_died() || self.head.stale.load(Ordering::Relaxed) != 0 {
+            self.count_held();
         }
         guard
     }
 
-    /// How many can be acquired. The mutex is held.
-    fn free(&self) -> u32 {
-        self.head.exist.load(Ordering::Relaxed).saturating_sub(self.head.held.load(Ordering::Relaxed))
+    /// Counts those that are held anew. The mutex is held.
+    fn count_held(&self) {
+        // First the mark: what is given back after the look at the table sets it again.
+        self.head.stale.swap(0, Ordering::AcqRel);
+        self.head.held.store(holders::total(self.table), Ordering::Relaxed);
     }
 
-    /// Takes a permit, or says on what to sleep. `look` at the holders if there is none.
-    pub(super) fn try_acquire(&self, slept: bool, look: bool, listen: bool) -> Result<OwnerId, u32> {
-        let guard = self.lock();
+    /// How many can be acquired. The mutex is held.
+    fn free(&self) -> u32 {
+        self.head.exist.load(Ordering::Acquire).saturating_sub(self.head.held.load(Ordering::Relaxed))
+    }
+
+    /// Counts one more as held by this process, if one is free. The mutex is held.
+    fn take(&self, me: OwnerId) -> bool {
+        if self.free() == 0 || !holders::add(self.table, me) {
+            return false;
+        }
         let held = &self.head.held;
-        let take = || {
-            if self.free() == 0 || !holders::add(self.table, guard.me()) {
-                return false;
+        held.store(held.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+        true
+    }
+
+    /// Takes a permit under the mutex, or says on what to sleep. `look` at the holders if there is none.
+    fn take_or_listen(
+        &self,
+        guard: RobustGuard<'a, O>,
+        slept: bool,
+        look: bool,
+        listen: bool,
+    ) -> Result<OwnerId, u32> {
+        let (me, bell) = (guard.me(), &self.head.bell);
+        let mut taken = self.take(me);
+        let mut heard = 0;
+        if !taken {
+            if listen {
+                heard = bell.listen();
             }
-            held.store(held.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
-            true
-        };
-        let mut taken = take();
-        if !taken && look && holders::reclaim(self.table, self.owners) > 0 {
-            held.store(holders::total(self.table), Ordering::Relaxed);
-            taken = take();
-        }
-        if taken {
-            if slept {
-                // Only one was woken: who comes next must know that others may sleep.
-                self.head.bell.listen();
+            let back = if look { holders::reclaim(self.table, self.owners) } else { 0 };
+            // Also for what was given back without the mutex, by one that has not seen that somebody listens.
+            self.count_held();
+            taken = self.take(me);
+            if back > 1 {
+                // The others look only each 100 ms.
+                bell.ring_for_all().wake_all();
             }
-            return Ok(guard.me());
         }
-        Err(if listen { self.head.bell.listen() } else { 0 })
+        if !taken {
+            return Err(heard);
+        }
+        if slept {
+            // Only one was woken: who comes next must know that others may sleep, and if there is more, one of them is due.
+            bell.listen();
+            if self.free() > 0 {
+                drop(guard);
+                bell.pass_on();
+            }
+        }
+        Ok(me)
+    }
+
+    /// Takes a permit, if one is free.
+    pub(super) fn try_acquire(&self) -> Option<OwnerId> {
+        let guard = self.lock_soon()?;
+        self.take_or_listen(guard, false, true, false).ok()
     }
 
     pub(super) fn acquire(&self, deadline: Deadline) -> Option<OwnerId> {
         let (mut slept, mut look) = (false, true);
         loop {
-            let heard = match self.try_acquire(slept, look, true) {
+            let guard = self.lock_until(deadline)?;
+            let heard = match self.take_or_listen(guard, slept, look, true) {
                 Ok(me) => return Some(me),
                 Err(heard) => heard,
             };
@@ -121,36 +179,58 @@ impl<'a, O: Owners> Permits<'a, O> {
         }
     }
 
-    /// Gives back what this process holds.
-    pub(super) fn give_back(&self) {
-        let guard = self.lock();
-        if !holders::remove(self.table, guard.me()) {
-            return;
-        }
-        let held = &self.head.held;
-        held.store(held.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
-        let rung = self.head.bell.ring();
-        drop(guard);
-        rung.wake_one();
+    /// One try of an async form: a permit, or a word on which to wait, and what it is.
+    fn acquire_or_word(&self, slept: bool) -> Result<OwnerId, (&'a AtomicU32, u32)> {
+        let guard = self.lock_or_word().map_err(|word| (self.head.mutex.word(), word))?;
+        self.take_or_listen(guard, slept, true, true).map_err(|heard| (self.head.bell.word(), heard))
     }
 
-    fn forget(&self) {
-        let guard = self.lock();
-        let (exist, held) = (&self.head.exist, &self.head.held);
-        exist.store(exist.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
-        kill_point!(PermitForgotten);
-        if holders::remove(self.table, guard.me()) {
+    /// Gives back what this process holds. Waits for nobody.
+    pub(super) fn give_back(&self, me: OwnerId) {
+        if let Some(guard) = self.lock_at_once() {
+            self.discount(guard.me());
+            let rung = self.head.bell.ring();
+            drop(guard);
+            rung.wake_one();
+        } else {
+            self.give_back_alone(me);
+        }
+    }
+
+    /// Counts one less as held by this process. The mutex is held.
+    fn discount(&self, me: OwnerId) {
+        if holders::remove(self.table, me) {
+            let held = &self.head.held;
             held.store(held.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         }
     }
 
+    /// As [`give_back`](Self::give_back), while somebody else has the mutex.
+    pub(super) fn give_back_alone(&self, me: OwnerId) {
+        holders::give_back(self.table, me);
+        self.head.stale.swap(1, Ordering::AcqRel);
+        self.head.bell.ring_alone().wake_one();
+    }
+
+    fn forget(&self, me: OwnerId) {
+        // Under the mutex nobody sees the moment between the two.
+        let guard = self.lock_soon();
+        let less = |exist: u32| Some(exist.saturating_sub(1));
+        let _ = self.head.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        kill_point!(PermitForgotten);
+        match guard {
+            Some(guard) => self.discount(guard.me()),
+            None => self.give_back_alone(me),
+        }
+    }
+
     pub(super) fn release(&self, permits: u32) -> Result<(), ReleaseError> {
-        let guard = self.lock();
-        let exist = self.head.exist.load(Ordering::Relaxed);
-        let more = exist.checked_add(permits).filter(|more| *more <= self.head.bound.load(Ordering::Relaxed));
-        self.head.exist.store(more.ok_or(ReleaseError::AboveBound)?, Ordering::Relaxed);
-        let rung = self.head.bell.ring();
-        drop(guard);
+        let bound = self.head.bound.load(Ordering::Relaxed);
+        let more = |exist: u32| exist.checked_add(permits).filter(|more| *more <= bound);
+        let added = self.head.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        added.map_err(|_| ReleaseError::AboveBound)?;
+        kill_point!(PermitReleased);
+        let rung = self.head.bell.ring_alone();
         if permits == 1 {
             rung.wake_one()
         } else {
@@ -159,13 +239,10 @@ impl<'a, O: Owners> Permits<'a, O> {
         Ok(())
     }
 
-    /// How many can be acquired, those that the dead held included.
+    /// How many can be acquired, those that the dead held included. Waits for nobody.
     pub(super) fn value(&self) -> u32 {
-        let _guard = self.lock();
-        if holders::reclaim(self.table, self.owners) > 0 {
-            self.head.held.store(holders::total(self.table), Ordering::Relaxed);
-        }
-        self.free()
+        let held = holders::total_of_the_living(self.table, self.owners);
+        self.head.exist.load(Ordering::Acquire).saturating_sub(held)
     }
 }
 
@@ -206,9 +283,10 @@ macro_rules! semaphore {
                 }
             }
 
-            /// Holds a permit, if one is free now; else `None`.
+            /// Holds a permit, if one is free now; else `None`. Also `None` if another process was stopped in the middle of
+            /// acquiring one.
             pub fn try_acquire(&self) -> Option<Permit<'_>> {
-                let me = self.permits().try_acquire(false, true, false).ok()?;
+                let me = self.permits().try_acquire()?;
                 Some(Permit { block: &self.block, me })
             }
 
@@ -229,11 +307,11 @@ macro_rules! semaphore {
             pub async fn acquire_async(&self) -> Permit<'_> {
                 let mut slept = false;
                 loop {
-                    let heard = match self.permits().try_acquire(slept, true, true) {
+                    let (word, expected) = match self.permits().acquire_or_word(slept) {
                         Ok(me) => return Permit { block: &self.block, me },
-                        Err(heard) => heard,
+                        Err(waits) => waits,
                     };
-                    changed(&self.block, self.permits().head.bell.word(), heard).await;
+                    changed(&self.block, word, expected).await;
                     slept = true;
                 }
             }
@@ -364,7 +442,7 @@ impl Permit<'_> {
     /// Does not give it back, nor does the death of this process: who has a handle may `release` it.
     pub fn forget(self) {
         if self.block.owners().is_me(self.me) {
-            permits(self.block).forget();
+            permits(self.block).forget(self.me);
         }
         std::mem::forget(self);
     }
@@ -374,7 +452,7 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         // In a fork it is the parent's.
         if self.block.owners().is_me(self.me) {
-            permits(self.block).give_back();
+            permits(self.block).give_back(self.me);
         }
     }
 }

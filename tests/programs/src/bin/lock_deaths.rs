@@ -5,18 +5,27 @@
 //! hour) that use all of them in an order of their own, and which of them dies where. After that the parent looks: nobody
 //! hangs, nobody was inside with another one, all permits are back, all tokens were taken or are there.
 //!
+//! With `EXECUTOR_STOPS=1` the child is stopped there instead of killed. While it stands still, the parent makes each call that
+//! has a limit, that begins with `try_`, or that is async, of each object ([`limited`]): it returns in time, whatever it says.
+//! After that the child is continued, or killed as it stands, and all ends as ever. Besides the rounds of chance there is one
+//! for each step of each act, so a call meets one that is stopped at each step within the very object.
+//!
 //! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often a child has died at each step.
+//! end it prints how often a child has died, or was stopped, at each step.
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use executor::{
-    Acquired, Barrier, BarrierError, Condition, Event, Lock, OwnerDied, RLock, RawValue, Semaphore, Value,
+    Acquired, Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, OwnerDied, Queue,
+    RLock, RawValue, Semaphore, ShareableList, Value,
 };
 use executor_core::kill_point::{self, Step};
 
@@ -29,6 +38,17 @@ const HANGS_AFTER: Duration = Duration::from_secs(30);
 const CHILDREN: usize = 3;
 const TIMES: u32 = 4;
 const PERMITS: u32 = 100;
+const ACTS: u64 = 15;
+/// Of the calls that are made while a child is stopped.
+const LIMIT: Duration = Duration::from_millis(20);
+/// How long one stands still with a mutex so that another one comes to give back without it.
+const STANDS: Duration = Duration::from_millis(40);
+/// So much longer a call may take than its limit.
+const MARGIN: Duration = Duration::from_millis(50);
+/// The same of a queue's calls, which have a patience of their own.
+const QUEUE_MARGIN: Duration = Duration::from_millis(150);
+/// On a busy machine a call may come late although nothing holds it up: not so often in a row.
+const ATTEMPTS: usize = 8;
 
 /// Small and seeded: splitmix64.
 struct Random(u64);
@@ -52,6 +72,12 @@ impl Random {
 /// Plus one; 0 is nowhere.
 static STEP: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
+/// Only within this act, plus one; 0 is any.
+static WITHIN: AtomicU32 = AtomicU32::new(0);
+/// The act that goes on, plus one.
+static ACT: AtomicU32 = AtomicU32::new(0);
+/// It stands still there, and does not die.
+static STOPS: AtomicBool = AtomicBool::new(false);
 
 /// What parent and children write down about a round; the parent's own mapping, so that it does not depend on what is tested.
 #[repr(C)]
@@ -81,9 +107,17 @@ fn record() -> &'static Record {
 }
 
 fn on_step(step: Step) {
-    if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
-        record().died.store(step as u32 + 1, SeqCst);
-        die();
+    let within = [0, ACT.load(SeqCst)].contains(&WITHIN.load(SeqCst));
+    if STEP.load(SeqCst) == step as u32 + 1 && within && LEFT.fetch_sub(1, SeqCst) == 1 {
+        if NUMBER.load(SeqCst) == 0 {
+            record().died.store(step as u32 + 1, SeqCst);
+        }
+        if STOPS.load(SeqCst) {
+            // SAFETY: a signal to this process itself.
+            unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+        } else {
+            die();
+        }
     }
 }
 
@@ -112,6 +146,12 @@ struct World {
     barrier: Barrier,
     actions: RawValue<u32>,
     sum: Value<u64>,
+    array: Array<u64>,
+    bounded: BoundedSemaphore,
+    list: ShareableList,
+    queue: Queue<u64>,
+    /// For two, who do not wait long for each other.
+    brief: Barrier,
 }
 
 /// Takes what there is, and says whether somebody has died.
@@ -141,6 +181,14 @@ fn count(counts: &RawValue<[u64; 2]>, died: bool) {
     counts.set([a, b]);
     thread::yield_now();
     counts.set([a, a]);
+}
+
+/// Lets others come while one has a permit; longer, where another one is to be stopped meanwhile.
+fn linger() {
+    if STEP.load(SeqCst) == Step::HolderGaveBack as u32 + 1 {
+        thread::sleep(Duration::from_millis(2));
+    }
+    thread::yield_now();
 }
 
 /// A token more, and one notification.
@@ -177,10 +225,16 @@ impl World {
             barrier: Barrier::new(CHILDREN).unwrap(),
             actions: RawValue::new(0).unwrap(),
             sum: Value::new(0).unwrap(),
+            array: Array::zeroed(8).unwrap(),
+            bounded: BoundedSemaphore::new(2).unwrap(),
+            list: ShareableList::new([0_i64, 0]).unwrap(),
+            queue: Queue::bounded(8).unwrap(),
+            brief: Barrier::new(2).unwrap(),
         }
     }
 
     fn act(&self, what: u64) {
+        ACT.store(what as u32 + 1, SeqCst);
         match what {
             0 => {
                 let (guard, died) = recovered(self.lock.acquire(), OwnerDied::into_guard);
@@ -227,6 +281,34 @@ impl World {
                 self.many.release();
             }
             8 => take(&self.gifts.0, &self.gifts.1),
+            9 => {
+                let (mut guard, died) = recovered(self.array.write(), OwnerDied::into_guard);
+                let first = guard[0];
+                assert!(died || guard.iter().all(|element| *element == first), "half written: {guard:?}");
+                guard.fill(first + 1);
+                drop(guard);
+                let (guard, died) = recovered(self.array.read(), OwnerDied::into_guard);
+                assert!(died || guard.iter().all(|element| *element == guard[0]), "half written: {guard:?}");
+            }
+            10 => {
+                let permit = self.bounded.acquire();
+                linger();
+                drop(permit);
+            }
+            11 => {
+                self.list.set(0, i64::from(std::process::id())).unwrap();
+                assert!(self.list.get(0).is_some());
+            }
+            12 => {
+                // The parent puts and gets, too: there may be no room, or nothing.
+                let _ = self.queue.put_timeout(0, Duration::from_millis(1));
+                let _ = self.queue.get_timeout(Duration::from_millis(1));
+            }
+            13 => {
+                // Most often it is broken by the limit.
+                let _ = self.brief.wait_timeout(Duration::from_micros(20));
+                self.brief.reset();
+            }
             _ => {
                 self.pulse.set();
                 self.pulse.clear();
@@ -247,7 +329,7 @@ impl World {
     fn live(&self, mut random: Random) {
         self.start.wait();
         for _ in 0..TIMES {
-            let mut acts: Vec<u64> = (0..10).collect();
+            let mut acts: Vec<u64> = (0..ACTS).collect();
             while !acts.is_empty() {
                 let next = random.below(acts.len() as u64) as usize;
                 self.act(acts.swap_remove(next));
@@ -256,7 +338,7 @@ impl World {
     }
 
     /// What must hold when all children have ended.
-    fn check(&self, deaths: u32) {
+    fn check(&self, deaths: u32, stops: bool) {
         let limit = HANGS_AFTER;
         let (guard, died) = recovered(self.lock.acquire_timeout(limit).expect("free"), OwnerDied::into_guard);
         let [a, b] = self.counts.get();
@@ -279,12 +361,138 @@ impl World {
         assert!((PERMITS - deaths..=PERMITS).contains(&many), "{many} permits, {deaths} died");
         assert_eq!(self.barrier.n_waiting(), 0);
         self.barrier.reset();
-        if deaths == 0 {
+        assert_eq!(self.bounded.value(), 2, "the bounded permits");
+        drop(self.array.write_timeout(limit).expect("nobody reads"));
+        // Where a child was stopped, the barrier was broken meanwhile.
+        if deaths == 0 && !stops {
             assert_eq!((self.tokens.get(), self.actions.get()), (1, TIMES));
         }
         self.take();
         self.give();
     }
+}
+
+// ---- calls with a limit ----------------------------------------------------------------------------------------------
+
+/// Polls it once and drops it: no async form blocks its thread.
+fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// A call and its limit; `try_` and async forms have none.
+type Limited = (&'static str, Duration, fn(&World));
+
+/// Waits under the condition's lock. What it is told was meant for a child.
+fn wait_with_limit(condition: &Condition) {
+    if let Some(acquired) = condition.acquire_timeout(Duration::ZERO) {
+        let (guard, _) = recovered(acquired, OwnerDied::into_guard);
+        let ((guard, notified), _) = recovered(condition.wait_timeout(guard, LIMIT), OwnerDied::into_guard);
+        drop(guard);
+        if notified {
+            condition.notify_one();
+        }
+    }
+}
+
+/// All calls with a limit, all `try_` and all async forms.
+fn limited() -> Vec<Limited> {
+    let now = Duration::ZERO;
+    // What is got is given back at once, also news of a death: a guard that is dropped within them leaves them.
+    vec![
+        ("Lock::acquire_timeout", LIMIT, |world| drop(world.lock.acquire_timeout(LIMIT))),
+        ("Lock::try_acquire", now, |world| drop(world.lock.try_acquire())),
+        ("Lock::acquire_async", now, |world| drop(polled(world.lock.acquire_async()))),
+        ("RLock::acquire_timeout", LIMIT, |world| drop(world.rlock.acquire_timeout(LIMIT))),
+        ("RLock::try_acquire", now, |world| drop(world.rlock.try_acquire())),
+        ("Semaphore::acquire_timeout of one", LIMIT, |world| drop(world.one.acquire_timeout(LIMIT))),
+        ("Semaphore::try_acquire of one", now, |world| drop(world.one.try_acquire())),
+        ("Semaphore::acquire_async of one", now, |world| drop(polled(world.one.acquire_async()))),
+        ("Semaphore::acquire_timeout", LIMIT, |world| drop(world.many.acquire_timeout(LIMIT))),
+        ("Semaphore::try_acquire", now, |world| drop(world.many.try_acquire())),
+        ("Semaphore::acquire_async", now, |world| drop(polled(world.many.acquire_async()))),
+        ("Semaphore::release", now, |world| {
+            if let Some(permit) = world.many.try_acquire() {
+                permit.forget();
+                world.many.release();
+            }
+        }),
+        ("Semaphore::value", now, |world| _ = world.many.value()),
+        ("BoundedSemaphore::acquire_timeout", LIMIT, |world| drop(world.bounded.acquire_timeout(LIMIT))),
+        ("BoundedSemaphore::try_acquire", now, |world| drop(world.bounded.try_acquire())),
+        ("BoundedSemaphore::acquire_async", now, |world| drop(polled(world.bounded.acquire_async()))),
+        ("Condition::acquire_timeout", LIMIT, |world| drop(world.condition.acquire_timeout(LIMIT))),
+        ("Condition::try_acquire", now, |world| drop(world.condition.try_acquire())),
+        ("Condition::acquire_async", now, |world| drop(polled(world.condition.acquire_async()))),
+        ("Condition::wait_timeout", LIMIT, |world| wait_with_limit(&world.condition)),
+        ("Condition::wait_timeout of the gifts", LIMIT, |world| wait_with_limit(&world.gifts.0)),
+        ("Condition::wait_async", now, |world| {
+            if let Some(acquired) = world.condition.try_acquire() {
+                let (guard, _) = recovered(acquired, OwnerDied::into_guard);
+                drop(polled(world.condition.wait_async(guard)));
+            }
+        }),
+        ("Event::wait_timeout", LIMIT, |world| _ = world.pulse.wait_timeout(LIMIT)),
+        ("Event::wait_async", now, |world| _ = polled(world.pulse.wait_async())),
+        ("Barrier::wait_timeout", LIMIT, |world| _ = world.barrier.wait_timeout(LIMIT)),
+        ("Barrier::wait_async", now, |world| _ = polled(world.barrier.wait_async())),
+        ("Barrier::wait_timeout of the brief one", LIMIT, |world| _ = world.brief.wait_timeout(LIMIT)),
+        ("Barrier::abort", now, |world| world.barrier.abort()),
+        ("Value::lock_timeout", LIMIT, |world| drop(world.sum.lock_timeout(LIMIT))),
+        ("Value::try_lock", now, |world| drop(world.sum.try_lock())),
+        ("Array::read_timeout", LIMIT, |world| drop(world.array.read_timeout(LIMIT))),
+        ("Array::try_read", now, |world| drop(world.array.try_read())),
+        ("Array::write_timeout", LIMIT, |world| drop(world.array.write_timeout(LIMIT))),
+        ("Array::try_write", now, |world| drop(world.array.try_write())),
+        ("Queue::put_timeout", LIMIT, |world| _ = world.queue.put_timeout(1, LIMIT)),
+        ("Queue::try_put", now, |world| _ = world.queue.try_put(2)),
+        ("Queue::put_async", now, |world| _ = polled(world.queue.put_async(3))),
+        ("Queue::get_timeout", LIMIT, |world| _ = world.queue.get_timeout(LIMIT)),
+        ("Queue::try_get", now, |world| _ = world.queue.try_get()),
+        ("Queue::get_async", now, |world| _ = polled(world.queue.get_async())),
+    ]
+}
+
+/// Makes all those calls, while the child stands still.
+///
+/// # Panics
+/// If one of them takes too long.
+fn keep_their_limits(world: &World) {
+    for (number, (call, limit, make)) in limited().into_iter().enumerate() {
+        CALL.store(number as u32, SeqCst);
+        let margin = if call.starts_with("Queue") { QUEUE_MARGIN } else { MARGIN };
+        let took = (0..ATTEMPTS).map(|_| {
+            let began = Instant::now();
+            make(world);
+            began.elapsed()
+        });
+        let mut slowest = Duration::ZERO;
+        let in_time = took.into_iter().any(|took| {
+            slowest = slowest.max(took);
+            took <= limit + margin
+        });
+        assert!(in_time, "{call} with a limit of {limit:?} took {slowest:?}");
+    }
+}
+
+/// The call that is being made.
+static CALL: AtomicU32 = AtomicU32::new(0);
+
+/// Ends the program if a call of [`keep_their_limits`] hangs.
+fn with_watchdog(seed: u64, act: impl FnOnce()) {
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        if ended.recv_timeout(HANGS_AFTER) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let call = limited()[CALL.load(SeqCst) as usize].0;
+            println!("EXECUTOR_SEED={seed} failed: {call} hangs while {:?} is stopped", stopped_at());
+            std::process::abort();
+        }
+    });
+    act();
+    drop(done);
+    watchdog.join().unwrap();
 }
 
 // ---- a round ---------------------------------------------------------------------------------------------------------
@@ -297,10 +505,23 @@ enum Doom {
     Never,
 }
 
-fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
+/// What a round is to show.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    /// Where, if not left to chance.
+    step: Option<Step>,
+    /// Within this act, if not in any.
+    act: Option<u64>,
+    /// One is stopped, and not killed at once.
+    stops: bool,
+}
+
+fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     let mut random = Random(seed);
     let steps = Step::SYNC;
-    let doom = match wanted {
+    let doom = match wanted.step {
+        // Once in a round at most.
+        Some(Step::HolderGaveBack) => Doom::At(Step::HolderGaveBack, 1),
         Some(step) => Doom::At(step, 1 + random.below(4) as u32),
         None => match random.below(10) {
             0 => Doom::Never,
@@ -321,9 +542,20 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
             NUMBER.store(number as u32, SeqCst);
-            if let (0, Doom::At(step, times)) = (number, doom) {
-                LEFT.store(times, SeqCst);
-                STEP.store(step as u32 + 1, SeqCst);
+            match (number, doom) {
+                (0, Doom::At(step, times)) => {
+                    WITHIN.store(wanted.act.map_or(0, |act| act as u32 + 1), SeqCst);
+                    STOPS.store(wanted.stops, SeqCst);
+                    LEFT.store(times, SeqCst);
+                    STEP.store(step as u32 + 1, SeqCst);
+                }
+                // Nobody comes there unless another one stands still with a mutex.
+                (1, Doom::At(Step::HolderGaveBack, times)) => {
+                    STOPS.store(true, SeqCst);
+                    LEFT.store(times, SeqCst);
+                    STEP.store(Step::HolderCounted as u32 + 1, SeqCst);
+                }
+                _ => {}
             }
             let lived = catch_unwind(AssertUnwindSafe(|| world.live(own))).is_ok();
             // SAFETY: ends this process.
@@ -331,37 +563,58 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
         }
         children.push(pid);
     }
-    let began = Instant::now();
+    let mut began = Instant::now();
     if random.below(2) == 0 {
         thread::sleep(Duration::from_micros(random.below(500)));
     }
     world.start.set();
     let victim = children[0];
     let mut gifts = TIMES * CHILDREN as u32;
-    let (mut killed, mut deaths) = (false, 0);
+    let (mut killed, mut deaths, mut stopped) = (false, 0, false);
+    // The one that stands still for the victim, and since when.
+    let mut stands: Option<(libc::pid_t, Instant)> = None;
     while !children.is_empty() {
         if let Doom::After(moment) = doom
             && !killed
             && began.elapsed() >= moment
         {
             killed = true;
+            let signal = if wanted.stops { libc::SIGSTOP } else { libc::SIGKILL };
             // SAFETY: a child that was not waited for.
-            unsafe { libc::kill(victim, libc::SIGKILL) };
+            unsafe { libc::kill(victim, signal) };
         }
-        if gifts > 0 && random.below(3) == 0 {
+        if let Some((other, since)) = stands
+            && (stopped || deaths > 0 || since.elapsed() > STANDS)
+        {
+            stands = None;
+            // SAFETY: a child that was not waited for.
+            unsafe { libc::kill(other, libc::SIGCONT) };
+        }
+        if gifts > 0 && stands.is_none() && random.below(3) == 0 {
             gifts -= 1;
             give(&world.gifts.0, &world.gifts.1);
         }
         let mut status = 0;
-        // SAFETY: asks for a child that has ended.
-        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
-        if pid > 0 {
+        // SAFETY: asks for a child that has ended or stands still.
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+        if pid > 0 && libc::WIFSTOPPED(status) && pid != victim {
+            stands = Some((pid, Instant::now()));
+        } else if pid > 0 && libc::WIFSTOPPED(status) {
+            with_watchdog(seed, || keep_their_limits(&world));
+            stopped = true;
+            let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
+            // SAFETY: a child that was not waited for.
+            unsafe { libc::kill(victim, signal) };
+            began = Instant::now();
+        } else if pid > 0 {
             children.retain(|child| *child != pid);
             if libc::WIFSIGNALED(status) && pid == victim {
                 deaths += 1;
                 // If it has begun to let the others pass, they do.
                 let died = record().died.load(SeqCst);
-                if [Step::BarrierReleasing, Step::BarrierTold].map(|step| step as u32 + 1).contains(&died) {
+                if !wanted.stops
+                    && [Step::BarrierReleasing, Step::BarrierTold].map(|step| step as u32 + 1).contains(&died)
+                {
                     let passed = || {
                         record().passed[1..].iter().all(|passed| passed.load(SeqCst) >= world.actions.get())
                     };
@@ -399,7 +652,15 @@ fn round(seed: u64, wanted: Option<Step>) -> Option<Step> {
             thread::sleep(Duration::from_micros(50));
         }
     }
-    world.check(deaths);
+    world.check(deaths, stopped);
+    if wanted.stops && !stopped {
+        return None;
+    }
+    stopped_at()
+}
+
+/// Where the victim is.
+fn stopped_at() -> Option<Step> {
     (record().died.load(SeqCst) as usize).checked_sub(1).map(|at| all_steps()[at])
 }
 
@@ -410,53 +671,64 @@ fn all_steps() -> Vec<Step> {
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-fn attempt(seed: u64, wanted: Option<Step>) -> Option<Step> {
-    match catch_unwind(AssertUnwindSafe(|| round(seed, wanted))) {
-        Ok(step) => step,
-        Err(_) => {
-            println!(
-                "EXECUTOR_SEED={seed} failed{}",
-                wanted.map_or(String::new(), |step| format!(" for {step:?}"))
-            );
-            FAILED.store(true, SeqCst);
-            None
-        }
+fn attempt(seed: u64, wanted: Wanted) -> Option<Step> {
+    let ended = catch_unwind(AssertUnwindSafe(|| round(seed, wanted)));
+    ended.unwrap_or_else(|_| {
+        println!("EXECUTOR_SEED={seed} failed for {wanted:?}");
+        FAILED.store(true, SeqCst);
+        None
+    })
+}
+
+/// Counts at which step something happened, and ends the program if it failed.
+fn count_attempt(counts: &mut BTreeMap<Step, u32>, seed: u64, wanted: Wanted) -> bool {
+    let step = attempt(seed, wanted);
+    assert!(!FAILED.load(SeqCst), "seed {seed}, {wanted:?}");
+    if let Some(step) = step {
+        *counts.entry(step).or_default() += 1;
     }
+    step.is_some()
 }
 
 fn main() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
+    let stops = number("EXECUTOR_STOPS").unwrap_or(0) != 0;
+    let chance = Wanted { stops, ..Wanted::default() };
     let seeds = match number("EXECUTOR_SEED") {
         Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
         None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
     };
     let all = number("EXECUTOR_SEED").is_none();
-    let mut died = vec![0_u32; Step::SYNC.len()];
-    let first = Step::ALL.len() + Step::QUEUE.len();
+    let mut counts: BTreeMap<Step, u32> = Step::SYNC.iter().map(|step| (*step, 0)).collect();
     let began = Instant::now();
     for seed in seeds.clone() {
-        if let Some(step) = attempt(seed, None) {
-            died[step as usize - first] += 1;
-        }
-        assert!(!FAILED.load(SeqCst), "seed {seed}");
+        count_attempt(&mut counts, seed, chance);
     }
     let rounds = seeds.end - seeds.start;
-    if all {
-        for (at, step) in Step::SYNC.iter().enumerate() {
-            let mut tries = 0;
-            while died[at] == 0 {
-                assert!(tries < EXTRA_ROUNDS_MAX, "nobody has died at {step:?}");
-                tries += 1;
-                if attempt(1 << 32 | (at as u64) << 16 | tries, Some(*step)).is_some() {
-                    died[at] += 1;
-                }
-                assert!(!FAILED.load(SeqCst), "{step:?}, try {tries}");
+    let mut places = 0;
+    if all && stops {
+        // At each step of each act that comes to it.
+        for act in 0..ACTS {
+            for (at, step) in Step::SYNC.iter().enumerate() {
+                let wanted = Wanted { step: Some(*step), act: Some(act), stops };
+                places += u32::from(count_attempt(&mut counts, 2 << 32 | act << 16 | at as u64, wanted));
             }
         }
     }
-    println!("{rounds} rounds in {:.1?}", began.elapsed());
-    for (step, times) in Step::SYNC.iter().zip(&died) {
+    if all {
+        for (at, step) in Step::SYNC.iter().enumerate() {
+            let mut tries = 0;
+            while counts[step] == 0 {
+                assert!(tries < EXTRA_ROUNDS_MAX, "nobody was there at {step:?}");
+                tries += 1;
+                let wanted = Wanted { step: Some(*step), ..chance };
+                count_attempt(&mut counts, 1 << 32 | (at as u64) << 16 | tries, wanted);
+            }
+        }
+    }
+    println!("{rounds} rounds, {places} steps of acts in {:.1?}", began.elapsed());
+    for (step, times) in &counts {
         println!("{times:6} {step:?}");
     }
 }
