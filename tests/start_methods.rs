@@ -22,9 +22,9 @@ use std::{
 };
 
 use executor::{
-    Array, Child, Context, ExitStatus, Fork, Lock, Process, RLock, Semaphore, SharedBytes, StartError,
-    StartMethod, Stdio, Value, active_children, force_start_method, prelude::*, set_start_method,
-    start_method,
+    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, RLock,
+    Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard, active_children,
+    force_start_method, prelude::*, set_start_method, start_method,
 };
 use plays::{argument, play};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
@@ -42,6 +42,8 @@ list! { TESTS:
     pr34_both_sides_of_a_fork_go_on,
     pr35_nobody_but_the_parent_joins,
     what_one_process_has_for_itself_its_copies_do_not_have,
+    a_copy_of_a_process_reads_nothing_that_the_process_could_write_meanwhile,
+    a_copy_that_is_made_within_an_update_writes_nothing,
     children_have_all_of_their_parents,
     fork_again_and_again,
     the_fork_server_is_started_again,
@@ -65,6 +67,8 @@ list! { PROGRAMS:
     forks,
     joins_in_a_fork,
     has_guards_when_it_forks,
+    has_statics_when_it_forks,
+    forks_within_an_update,
     has_an_odd_state,
     forks_again,
     kills_its_server,
@@ -342,6 +346,107 @@ fn writes_what_its_parent_has() -> bool {
     UNSENT.lock().unwrap().as_mut().is_some_and(|bytes| bytes.get_mut().is_some())
 }
 
+static FROZEN: std::sync::OnceLock<SharedBytes> = std::sync::OnceLock::new();
+static WRITES: std::sync::OnceLock<(ValueGuard<'static, u64>, ArrayWriteGuard<'static, u64>)> =
+    std::sync::OnceLock::new();
+static READS: std::sync::Mutex<Vec<ArrayReadGuard<'static, u64>>> = std::sync::Mutex::new(Vec::new());
+
+/// What it can read of what its parent has and could change meanwhile.
+#[task]
+fn reads_what_its_parent_has() -> Vec<String> {
+    std::panic::set_hook(Box::new(|_| ()));
+    let mut read = Vec::new();
+    let mut tries = |what: &str, reads: &dyn Fn() -> u64| {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(reads)).is_ok() {
+            read.push(String::from(what));
+        }
+    };
+    let unsent = UNSENT.lock().unwrap();
+    let unsent = unsent.as_ref().unwrap();
+    tries("unsent bytes", &|| u64::from(unsent[0]));
+    tries("their copy", &|| unsent.to_vec().len() as u64);
+    tries("frozen bytes", &|| u64::from(FROZEN.get().unwrap()[0]));
+    let (value, array) = WRITES.get().unwrap();
+    tries("a value", &|| **value);
+    tries("an array, to be written", &|| array[0]);
+    tries("an array", &|| READS.lock().unwrap()[0][0]);
+    read
+}
+
+fn a_copy_of_a_process_reads_nothing_that_the_process_could_write_meanwhile() {
+    assert_eq!(play("has_statics_when_it_forks").play_out(), "fine\n");
+}
+
+fn has_statics_when_it_forks() {
+    fn leaked<T>(value: T) -> &'static T {
+        Box::leak(Box::new(value))
+    }
+    let array = || leaked(Array::from_slice(&[1_u64]).unwrap());
+    *UNSENT.lock().unwrap() = Some(SharedBytes::copy_from_slice(b"abc"));
+    assert!(FROZEN.set(SharedBytes::copy_from_slice(b"abc").freeze().unwrap()).is_ok());
+    let value = leaked(Value::new(5_u64).unwrap()).lock().unwrap();
+    assert!(WRITES.set((value, array().write().unwrap())).is_ok());
+    READS.lock().unwrap().push(array().read().unwrap());
+    let context = Context::new(StartMethod::Fork);
+    let read = context.process(reads_what_its_parent_has::task()).start().unwrap().join().unwrap();
+    assert_eq!(read, ["frozen bytes"]);
+    // The parent has it all.
+    assert_eq!(UNSENT.lock().unwrap().as_ref().unwrap()[0], b'a');
+    assert_eq!(
+        (*WRITES.get().unwrap().0, WRITES.get().unwrap().1[0], READS.lock().unwrap()[0][0]),
+        (5, 1, 1)
+    );
+    fine();
+}
+
+fn a_copy_that_is_made_within_an_update_writes_nothing() {
+    assert_eq!(play("forks_within_an_update").play_out(), "fine\n");
+}
+
+type Change<'a> = &'a mut dyn FnMut(&mut u64);
+
+fn forks_within_an_update() {
+    let (value, array) = (Value::new(1_u64).unwrap(), Array::from_slice(&[1_u64]).unwrap());
+    // Once more after a death: the lock comes with the news.
+    for died in [false, true] {
+        if died {
+            // SAFETY: the copy uses handles, which know on which side they are.
+            let dies = unsafe {
+                executor::fork_with(|| {
+                    std::mem::forget((value.lock(), array.write()));
+                    std::process::abort();
+                })
+            };
+            assert_eq!(status(dies.unwrap()), None);
+        }
+        let updates: [&dyn Fn(Change<'_>); 2] =
+            [&|change| value.update(change), &|change| array.update(0, change)];
+        for update in updates {
+            let own = std::process::id();
+            let changed = || {
+                update(&mut |element| {
+                    // SAFETY: this program has one thread.
+                    match unsafe { executor::fork() }.unwrap() {
+                        Fork::Child => {
+                            std::panic::set_hook(Box::new(|_| ()));
+                            *element = 7;
+                        }
+                        Fork::Parent(copy) => assert_eq!(status(copy), Some(3), "it writes"),
+                    }
+                });
+            };
+            let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(changed));
+            if std::process::id() != own {
+                // SAFETY: ends the copy.
+                unsafe { libc::_exit(if changed.is_err() { 3 } else { 0 }) };
+            }
+            changed.unwrap();
+        }
+        assert_eq!((value.get(), array.get(0)), (1, 1));
+    }
+    fine();
+}
+
 fn has_guards_when_it_forks() {
     let mut bytes = SharedBytes::zeroed(16);
     bytes.get_mut().unwrap()[0] = 1;
@@ -365,9 +470,12 @@ fn has_guards_when_it_forks() {
         executor::fork_with(|| {
             std::panic::set_hook(Box::new(|_| ()));
             assert!(bytes.get_mut().is_none());
-            assert_eq!(bytes[0], 1);
+            refuses(&mut || assert_eq!(bytes[0], 1));
+            refuses(&mut || assert_eq!(*guards.3, 5));
             refuses(&mut || *guards.3 = 6);
+            refuses(&mut || assert_eq!(guards.4[0], 1));
             refuses(&mut || guards.4[0] = 6);
+            refuses(&mut || assert_eq!(guards.5[0], 3));
             ManuallyDrop::drop(&mut guards);
             assert!(lock.try_acquire().is_none() && rlock.try_acquire().is_none());
             assert_eq!(semaphore.value(), 1);

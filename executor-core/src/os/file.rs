@@ -15,7 +15,6 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     ptr,
 };
@@ -25,7 +24,7 @@ use rustix::{
     io::{Errno, pwrite},
 };
 
-use super::socket::retry;
+use super::{signals, socket::retry};
 
 const PAGE: u64 = 4096;
 
@@ -159,8 +158,8 @@ struct Blocked {
 
 impl Blocked {
     fn new() -> Self {
-        let (mut signal, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: `sigemptyset` and `pthread_sigmask` fill the sets that they get. The latter fails for an unknown `how` only.
+        let (mut signal, mut before) = (signals::empty(), signals::empty());
+        // SAFETY: `sigemptyset` and `pthread_sigmask` write to the sets, of which every byte is initialised. The latter fails for an unknown `how` only.
         // In a fork, and in a signal handler, it is this thread's mask all the same.
         unsafe {
             libc::sigemptyset(signal.as_mut_ptr());
@@ -193,7 +192,7 @@ impl Drop for Blocked {
 }
 
 fn is_pending() -> bool {
-    let mut pending = MaybeUninit::uninit();
+    let mut pending = signals::empty();
     // SAFETY: `sigpending` fills the set, which is looked at only if it has.
     unsafe {
         libc::sigemptyset(pending.as_mut_ptr());
@@ -259,7 +258,7 @@ mod tests {
         // In a thread of its own: the mask is changed.
         std::thread::spawn(|| {
             let mask = || {
-                let mut mask = MaybeUninit::uninit();
+                let mut mask = signals::empty();
                 // SAFETY: asks for the mask.
                 unsafe {
                     libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());

@@ -12,13 +12,13 @@ use std::{
     ptr,
     sync::{
         Once,
-        atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 /// How many forks lie between this process and the first one that used this module.
 static FORKS: AtomicU64 = AtomicU64::new(0);
-/// How many children this process and those before it have forked. It decides who may reuse memory, so it does not come
+/// Changes before and after each fork of this process and those before it. It decides who may reuse memory, so it does not come
 /// round: 64 bits last for longer than machines.
 static CHILDREN: AtomicU64 = AtomicU64::new(0);
 static REGISTER: Once = Once::new();
@@ -26,8 +26,15 @@ static REGISTER: Once = Once::new();
 extern "C" fn before() {
     // Until the child has its copy, nothing is opened or closed for a [`NotInherited`].
     FORKS_WAIT.fetch_add(1, Ordering::Relaxed);
-    HELD_BY_FORK.store(Gate::take(), Ordering::Relaxed);
+    match (Gate::take(), HELD_BY_FORKS.load(Ordering::Relaxed)) {
+        (true, _) => HELD_BY_FORKS.store(1, Ordering::Relaxed),
+        // A `Gate` of this thread has it, and a signal handler forks.
+        (false, 0) => {}
+        // A fork of this thread has it, and a signal handler forks: only the outer one gives it back.
+        (false, forks) => HELD_BY_FORKS.store(forks.saturating_add(1), Ordering::Relaxed),
+    }
     FORKS_WAIT.fetch_sub(1, Ordering::Relaxed);
+    count_child();
 }
 
 extern "C" fn in_child() {
@@ -39,12 +46,21 @@ extern "C" fn in_child() {
 }
 
 extern "C" fn in_parent() {
-    CHILDREN.fetch_add(1, Ordering::Relaxed);
+    count_child();
     leave_gate();
 }
 
+/// Before the fork and after it. What another thread drops while the child is being made has to find the count changed, or the
+/// child's handle is not known of; and what it makes meanwhile has to find it changed later, for the same reason.
+fn count_child() {
+    // Ordered with everything: no order of accesses of that thread makes it look unchanged around the copying of its memory.
+    CHILDREN.fetch_add(1, Ordering::SeqCst);
+}
+
 fn leave_gate() {
-    if HELD_BY_FORK.swap(false, Ordering::Relaxed) {
+    let forks = HELD_BY_FORKS.load(Ordering::Relaxed);
+    HELD_BY_FORKS.store(forks.saturating_sub(1), Ordering::Relaxed);
+    if forks == 1 {
         GATE.store(0, Ordering::Release);
     }
 }
@@ -53,11 +69,16 @@ fn leave_gate() {
 ///
 /// The kernel copies a process's descriptors and its memory one after the other. So no order of steps in another thread makes the
 /// two agree in the child: there must be no fork meanwhile. It is held for some system calls, or for a fork.
+///
+/// A handler of the user's (`pthread_atfork`) that runs within that, and waits for a lock, waits for whoever holds the lock. If
+/// that is a thread which waits for the gate, because it drops a pool or makes one, neither goes on. Handlers that were registered
+/// before ours run their `prepare` after ours: so hold no such lock around what opens or closes pools and shared objects.
 static GATE: AtomicUsize = AtomicUsize::new(0);
 /// How many threads wait for it to fork. They go first: those that open and close one after the other would leave them no turn.
 static FORKS_WAIT: AtomicU64 = AtomicU64::new(0);
-/// Whether the fork that is under way has taken it.
-static HELD_BY_FORK: AtomicBool = AtomicBool::new(false);
+/// By how many forks of the thread that has it: more than one if a signal handler forks during a fork. 0 if no fork has it. Only
+/// that thread touches it.
+static HELD_BY_FORKS: AtomicUsize = AtomicUsize::new(0);
 
 /// Within it, no other thread forks by way of the C library.
 struct Gate(bool);
@@ -213,6 +234,7 @@ pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
             Ok(None)
         }
         pid => {
+            // No other thread, so nobody looks in between.
             in_parent();
             Ok(Some(pid as u32))
         }
@@ -239,10 +261,10 @@ pub(crate) fn close(copy: std::os::fd::BorrowedFd<'_>) {
     unsafe { libc::close(copy.as_raw_fd()) };
 }
 
-/// How often this process has been forked: what was made before has gone to a child as well, if this has changed.
+/// Changes whenever this process is forked: what was made before has gone to a child as well, if this has changed.
 pub(crate) fn children() -> u64 {
     register();
-    CHILDREN.load(Ordering::Relaxed)
+    CHILDREN.load(Ordering::SeqCst)
 }
 
 /// A descriptor that forked children do not keep: the kernel takes what hangs on it (a file lock) back when this process
@@ -376,17 +398,61 @@ mod tests {
         found
     }
 
-    const ALONE: &str = "os::fork::tests::forks_while_descriptors_are_opened_and_dropped";
-
-    #[test]
-    fn a_child_forked_while_a_descriptor_is_opened_or_dropped_does_not_keep_it() {
-        // In a process of its own: other tests do not expect forks of theirs.
+    /// Runs a test of this file in a process of its own: other tests do not expect forks of theirs.
+    fn alone(name: &str) {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", ALONE, "--ignored", "--test-threads=1"])
+            .args([&format!("os::fork::tests::{name}"), "--exact", "--ignored", "--test-threads=1"])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && said.contains("1 passed"), "{}\n{said}", output.status);
+    }
+
+    #[test]
+    fn a_fork_in_a_signal_handler_leaves_the_gate_to_the_fork_that_it_interrupts() {
+        alone("a_fork_within_a_fork");
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn a_fork_within_a_fork() {
+        let held = || GATE.load(Ordering::Relaxed) != 0;
+        // The handlers, in the order in which the C library calls them if a signal strikes after the outer one's first.
+        before();
+        before();
+        in_parent();
+        assert!(held(), "the outer fork is still under way");
+        in_parent();
+        assert!(!held());
+        // Where the thread has the gate for itself.
+        let gate = Gate::enter();
+        before();
+        in_parent();
+        assert!(held());
+        drop(gate);
+        assert!(!held());
+    }
+
+    #[test]
+    fn what_is_made_or_dropped_while_a_child_is_forked_counts_as_known_to_it() {
+        alone("counts_around_a_fork");
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn counts_around_a_fork() {
+        let made_before = children();
+        before();
+        // The kernel has not copied anything yet, or has: nobody can tell.
+        let meanwhile = children();
+        assert_ne!(made_before, meanwhile, "dropped meanwhile");
+        in_parent();
+        assert_ne!(meanwhile, children(), "made meanwhile");
+    }
+
+    #[test]
+    fn a_child_forked_while_a_descriptor_is_opened_or_dropped_does_not_keep_it() {
+        alone("forks_while_descriptors_are_opened_and_dropped");
     }
 
     #[test]

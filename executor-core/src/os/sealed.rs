@@ -8,7 +8,10 @@ use std::{
     io,
     os::fd::OwnedFd,
     ptr::NonNull,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -30,6 +33,8 @@ pub(crate) struct SealedBytes {
     at: NonNull<u8>,
     len: usize,
     state: Mutex<State>,
+    /// `true` only if it is sealed. For a fork, where `state` may be locked for ever.
+    known_sealed: AtomicBool,
     origin: Origin,
 }
 
@@ -50,17 +55,14 @@ impl SealedBytes {
     /// So many zeros, writable. Memory is taken as they are written.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let descriptor = Arc::new(create(len)?);
-        let at = map(&descriptor, len, State::Writable)?;
-        Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Writable), origin: Origin::here() })
+        Self::map(descriptor, len, State::Writable)
     }
 
     /// A copy. By `write`, which fills fresh pages in half the time that it takes through a mapping.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let descriptor = Arc::new(create(bytes.len())?);
         file::write_at(&*descriptor, bytes, 0)?;
-        let at = map(&descriptor, bytes.len(), State::Writable)?;
-        let state = Mutex::new(State::Writable);
-        Ok(SealedBytes { descriptor, at, len: bytes.len(), state, origin: Origin::here() })
+        Self::map(descriptor, bytes.len(), State::Writable)
     }
 
     /// What another process has sealed; refuses whatever else that process may have sent.
@@ -74,8 +76,18 @@ impl SealedBytes {
         }
         // Sealed: it is the length for ever.
         let len = usize::try_from(fstat(&*descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
-        let at = map(&descriptor, len, State::Sealed)?;
-        Ok(SealedBytes { descriptor, at, len, state: Mutex::new(State::Sealed), origin: Origin::here() })
+        Self::map(descriptor, len, State::Sealed)
+    }
+
+    fn map(descriptor: Arc<OwnedFd>, len: usize, state: State) -> io::Result<Self> {
+        let at = map(&descriptor, len, state)?;
+        let known_sealed = AtomicBool::new(state == State::Sealed);
+        let (state, origin) = (Mutex::new(state), Origin::here());
+        Ok(SealedBytes { descriptor, at, len, state, known_sealed, origin })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
@@ -99,6 +111,7 @@ impl SealedBytes {
                 },
             )?;
             *state = State::Sealed;
+            self.known_sealed.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -134,12 +147,31 @@ impl SealedBytes {
         }
     }
 
+    /// # Panics
+    /// In a fork of the process that made it, unless it is sealed: the other one could write while this one reads.
+    #[track_caller]
     pub(crate) fn bytes(&self) -> &[u8] {
+        if self.origin.forked() && !self.known_sealed.load(Ordering::Relaxed) {
+            self.check_sealed();
+        }
         // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. Its memory
-        // cannot end early: shrinking is sealed from the beginning. Nobody writes: while it is writable only by
-        // `bytes_mut`, which takes `&mut self`, and it is mapped in no other process but forks of this one, where
-        // `bytes_mut` gives nothing; afterwards nobody can. What was borrowed before a fork is the promise of who forks.
+        // cannot end early: shrinking is sealed from the beginning. Nobody writes: while it is writable, only the process that
+        // made it has references (checked above), and writes by `bytes_mut`, which takes `&mut self`; afterwards nobody can.
+        // What was borrowed before a fork is the promise of whoever forks.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+
+    /// In a fork: asks the kernel, since the process that it was forked from may have sealed it after the fork.
+    #[cold]
+    #[track_caller]
+    fn check_sealed(&self) {
+        let seals = fcntl_get_seals(&*self.descriptor);
+        assert!(
+            self.len == 0 || seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE)),
+            "this process is a fork of the one that made these `SharedBytes`, which can still write to them: \
+             `freeze` them before the fork"
+        );
+        self.known_sealed.store(true, Ordering::Relaxed);
     }
 
     /// To be written, unless it is sealed.

@@ -18,10 +18,16 @@ pub(crate) struct Signals {
 /// As many as Linux has.
 const SIGNALS: i32 = 64;
 
+/// A set of no signals, for the C library to fill. Zeroed, since that writes the first eight of its 128 bytes only, and a set
+/// that is moved or assumed to be initialised has to be so as a whole.
+pub(crate) fn empty() -> MaybeUninit<libc::sigset_t> {
+    MaybeUninit::zeroed()
+}
+
 impl Signals {
     /// Of the calling thread.
     pub(crate) fn of_this_thread() -> Self {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut set = empty();
         // SAFETY: writes the set, changes nothing.
         let asked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
         let mut blocked = 0;
@@ -42,7 +48,7 @@ impl Signals {
     /// Makes the calling thread, and the process, so, and [blocks what the terminal sends](block_terminal). Before there are
     /// other threads.
     pub(crate) fn adopt(self) {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut set = empty();
         // SAFETY: initialises the set; then adds numbers of signals to it, those it does not know being refused.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
@@ -70,7 +76,7 @@ impl Signals {
 /// change its settings, and reading from it is an error. They are not ignored: that would survive `exec` into what a task
 /// starts, while std unblocks all signals there.
 pub(crate) fn block_terminal() {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut set = empty();
     // SAFETY: initialises the set and adds two signals to it, then blocks these.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
@@ -81,7 +87,7 @@ pub(crate) fn block_terminal() {
 }
 
 fn is_ignored(signal: i32) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: writes the action, changes nothing; refused for numbers that the C library keeps for itself.
     let asked = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
     // SAFETY: written where it did not fail.
@@ -90,8 +96,8 @@ fn is_ignored(signal: i32) -> bool {
 
 /// Runs `start` with all signals blocked: a thread that it starts takes none that are the program's.
 pub(crate) fn deaf<R>(start: impl FnOnce() -> R) -> R {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut all = empty();
+    let mut before = empty();
     // SAFETY: initialises the one set and reads it; writes the other.
     let blocked = unsafe {
         libc::sigfillset(all.as_mut_ptr());
@@ -112,7 +118,7 @@ mod tests {
     #[test]
     fn what_one_thread_has_another_can_take_over() {
         let block = |signal| {
-            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+            let mut set = empty();
             // SAFETY: a fresh set with one signal, for this thread only.
             unsafe {
                 libc::sigemptyset(set.as_mut_ptr());

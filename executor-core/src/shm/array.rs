@@ -17,11 +17,11 @@ use super::{
     words::{self, Integer},
 };
 use crate::{
-    os::liveness::OwnerId,
+    os::liveness::{OwnerId, Owners},
     sync::{
         Acquired, Lock, LockGuard, OwnerDied, Recover,
         holders::Holding,
-        lock::LockLayout,
+        lock::{LockLayout, check_mine},
         raw::{Deadline, deadline_in},
     },
 };
@@ -184,14 +184,17 @@ impl<T: Pod> Array<T> {
     /// stays as it was.
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// If there is none of this index. In a copy of this process that the closure has made by `fork`, and that returns from
+    /// it: the lock is the original's.
     pub fn update<R>(&self, index: usize, change: impl FnOnce(&mut T) -> R) -> R {
         self.check(index);
-        let _held = self.lock.acquire();
+        let held = self.lock.acquire();
         while !self.readers().wait_for_all(None) {}
         // SAFETY: `at`, within the array; nobody else has a reference.
         let mut element = unsafe { words::load::<T>(self.at(index)) };
         let result = change(&mut element);
+        // The closure may have forked.
+        check_mine(&held);
         // SAFETY: as above.
         unsafe { words::store(self.at(index), &element) };
         result
@@ -352,9 +355,18 @@ pub struct ArrayReadGuard<'a, T: Pod> {
 impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
     type Target = [T];
 
+    #[track_caller]
     fn deref(&self) -> &[T] {
-        // SAFETY: aligned and within the block (`slice`); any bytes are a `T`. Nobody writes while one is in the table of
-        // readers, or has the lock: see the documentation of `Value`.
+        match &self.hold {
+            Hold::Shared(me) => assert!(
+                self.array.block.owners().is_me(*me),
+                "this process is a fork of the one that reads, and does not keep others from writing"
+            ),
+            Hold::Alone(held) => held.check_mine(),
+        }
+        // SAFETY: aligned and within the block (`slice`); any bytes are a `T`. Nobody writes while this process is in the
+        // table of readers, or has the lock: see the documentation of `Value`. Those are a parent's in a fork, and go when the
+        // parent likes: there, no reference is given out.
         unsafe { &*self.array.slice() }
     }
 }
@@ -391,16 +403,19 @@ pub struct ArrayWriteGuard<'a, T: Pod> {
 impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
     type Target = [T];
 
+    #[track_caller]
     fn deref(&self) -> &[T] {
+        self.held.check_mine();
         // SAFETY: as for one that reads; whoever has the lock, and has waited for those who read, is alone.
         unsafe { &*self.array.slice() }
     }
 }
 
 impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
+    #[track_caller]
     fn deref_mut(&mut self) -> &mut [T] {
         self.held.check_mine();
-        // SAFETY: as above, and borrowed once. In a fork, whose parent has the lock, there is none.
+        // SAFETY: as above, and borrowed once.
         unsafe { &mut *self.array.slice() }
     }
 }

@@ -48,7 +48,8 @@ use crate::{
 /// # Writing
 ///
 /// Whoever makes it writes it, by [`get_mut`](Self::get_mut), until it is sent or [frozen](Self::freeze) for the first
-/// time; then nobody does any more. For memory that several processes write, see the crate's other shared types.
+/// time; then nobody does any more. A process that is a copy of that one, by `fork`, may read it when it is frozen, and not
+/// before. For memory that several processes write, see the crate's other shared types.
 ///
 /// # What it costs
 ///
@@ -137,18 +138,23 @@ impl SharedBytes {
     }
 
     /// The bytes. The same as by deref.
+    ///
+    /// # Panics
+    /// In a copy of the process that made it (`StartMethod::Fork`, a fork server's child, [`fork_with`](crate::fork_with)), if
+    /// it was not [frozen](Self::freeze): the other process could write while this one reads.
+    #[track_caller]
     pub fn as_slice(&self) -> &[u8] {
         self.inner.bytes()
     }
 
     /// How many bytes.
     pub fn len(&self) -> usize {
-        self.as_slice().len()
+        self.inner.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.as_slice().is_empty()
+        self.len() == 0
     }
 
     /// A copy of one's own.
@@ -165,6 +171,7 @@ fn refused(len: usize, error: &io::Error) -> ! {
 impl Deref for SharedBytes {
     type Target = [u8];
 
+    #[track_caller]
     fn deref(&self) -> &[u8] {
         self.as_slice()
     }

@@ -15,7 +15,10 @@ use super::{
     heap::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
-use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout};
+use crate::sync::{
+    Acquired, Lock, LockGuard, OwnerDied, Recover,
+    lock::{LockLayout, check_mine},
+};
 
 /// A value in memory that processes share, with a lock.
 ///
@@ -125,12 +128,17 @@ impl<T: Pod> Value<T> {
     }
 
     /// Changes it under the lock; returns what the closure does. If that panics, the value stays as it was.
+    ///
+    /// # Panics
+    /// In a copy of this process that the closure has made by `fork`, and that returns from it: the lock is the original's.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        let _held = self.lock.acquire();
+        let held = self.lock.acquire();
         // SAFETY: as in `get`.
         let mut value = unsafe { words::load::<T>(self.at()) };
         let result = change(&mut value);
         kill_point!(ValueComputed);
+        // The closure may have forked.
+        check_mine(&held);
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) };
         kill_point!(ValueWritten);
@@ -228,17 +236,20 @@ pub struct ValueGuard<'a, T> {
 impl<T: Pod> Deref for ValueGuard<'_, T> {
     type Target = T;
 
+    #[track_caller]
     fn deref(&self) -> &T {
+        self.guard.check_mine();
         // SAFETY: `at`. Any bytes are a `T`. While the lock is held, nobody else writes or has a reference: see the
-        // documentation of `Value`.
+        // documentation of `Value`. In a fork, whose parent has the lock and may write, there is none.
         unsafe { self.value.at().cast().as_ref() }
     }
 }
 
 impl<T: Pod> DerefMut for ValueGuard<'_, T> {
+    #[track_caller]
     fn deref_mut(&mut self) -> &mut T {
         self.guard.check_mine();
-        // SAFETY: as in `deref`, and borrowed once. In a fork, whose parent has the lock, there is none.
+        // SAFETY: as in `deref`, and borrowed once.
         unsafe { self.value.at().cast().as_mut() }
     }
 }

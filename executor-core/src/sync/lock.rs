@@ -241,15 +241,23 @@ impl<'a> LockGuard<'a> {
         self.lock
     }
 
-    /// Refuses in a fork, where the lock is the parent's: what is written under it would be written by two.
+    /// Refuses in a fork, where the lock is the parent's: what one side writes under it the other one would write, too, or
+    /// see changed behind a reference.
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
         assert!(
             self.lock.owners().is_me(self.me),
-            "this process is a fork of the one that holds the lock, which has the only right to write"
+            "this process is a fork of the one that holds the lock: what the lock protects is the other one's"
         );
     }
+}
+
+/// As [`LockGuard::check_mine`], for one that was just acquired, whether or not its last holder has died.
+#[inline]
+#[track_caller]
+pub(crate) fn check_mine(acquired: &Acquired<LockGuard<'_>>) {
+    acquired.as_ref().unwrap_or_else(OwnerDied::peek).check_mine();
 }
 
 impl Recover for LockGuard<'_> {
