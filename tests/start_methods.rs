@@ -44,6 +44,7 @@ list! { TESTS:
     what_one_process_has_for_itself_its_copies_do_not_have,
     a_copy_of_a_process_reads_nothing_that_the_process_could_write_meanwhile,
     a_copy_that_is_made_within_an_update_writes_nothing,
+    a_process_whose_threads_cannot_be_counted_is_not_copied,
     children_have_all_of_their_parents,
     fork_again_and_again,
     the_fork_server_is_started_again,
@@ -69,6 +70,7 @@ list! { PROGRAMS:
     has_guards_when_it_forks,
     has_statics_when_it_forks,
     forks_within_an_update,
+    forks_without_proc,
     has_an_odd_state,
     forks_again,
     kills_its_server,
@@ -500,6 +502,44 @@ fn has_guards_when_it_forks() {
     let context = Context::new(StartMethod::Fork);
     assert!(!context.process(writes_what_its_parent_has::task()).start().unwrap().join().unwrap());
     assert!(UNSENT.lock().unwrap().as_mut().unwrap().get_mut().is_some());
+    fine();
+}
+
+fn a_process_whose_threads_cannot_be_counted_is_not_copied() {
+    let said = play("forks_without_proc").play_out();
+    match said.strip_prefix("impossible here: ") {
+        Some(why) => println!("`/proc` cannot be taken away here, so this was not tried: {why}"),
+        None => assert_eq!(said, "fine\n"),
+    }
+}
+
+fn forks_without_proc() {
+    let hidden = || {
+        let root = c"/".as_ptr();
+        let own = libc::MS_REC | libc::MS_PRIVATE;
+        // SAFETY: the pointers are strings or null, as the calls want them; the mounts are this process's own.
+        let refused = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) != 0
+                || libc::mount(ptr::null(), root, ptr::null(), own, ptr::null()) != 0
+                || libc::mount(c"none".as_ptr(), c"/proc".as_ptr(), c"tmpfs".as_ptr(), 0, ptr::null()) != 0
+        };
+        if refused { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    if let Err(error) = hidden() {
+        println!("impossible here: {error}");
+        return;
+    }
+    // What this one has locked would stay locked in the copy.
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let other = thread::spawn(move || held.recv().unwrap());
+    // SAFETY: the closure touches nothing.
+    let error = unsafe { executor::fork_with(|| ()) }.expect_err("nobody knows how many threads there are");
+    assert!(error.to_string().contains("threads cannot be counted: is `/proc` mounted?"), "{error}");
+    let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
+    assert!(error.to_string().contains("threads cannot be counted"), "{error}");
+    assert_eq!(executor::thread_count(), 0);
+    hold.send(()).unwrap();
+    other.join().unwrap();
     fine();
 }
 

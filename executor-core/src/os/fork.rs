@@ -219,14 +219,16 @@ pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
 /// A copy of this process that is its parent's child, not its own: `None` in the copy. Refused where there are other
 /// threads.
 pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
-    if super::process::settled_thread_count(1) > 1 {
+    if super::process::settled_thread_count(1)? > 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     // No exit signal of its own: with CLONE_PARENT it is this process's. No new stack: a copy, as with fork(2).
     let flags = libc::CLONE_PARENT as libc::c_long;
-    // SAFETY: like fork(2), in a process with this one thread (counted above), so nothing is locked in the copy. What glibc
-    // does beside the system call is for other threads, but for the thread's number that it remembers: that is used
-    // by mutexes that know their owner, where it stays unique, since this process lives on.
+    // SAFETY: like fork(2), in a process with this one thread (counted above: where that cannot be, nothing is copied), so
+    // nothing is locked in the copy. What glibc does beside the system call is for other threads and for handlers of
+    // `pthread_atfork`, but for the thread's number that it remembers: that is used by mutexes that know their owner, where it
+    // stays unique, since this process lives on. References into shared memory that `preload` has leaked into a static are in
+    // all copies, and are the program's not to use: see `StartMethod::ForkServer`.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         0 => {

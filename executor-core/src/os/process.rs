@@ -80,11 +80,11 @@ impl Surrounded {
     /// Only in a process where no thread can read the environment meanwhile: one thread, and in a test binary its main thread,
     /// which waits for it. An error elsewhere.
     pub(crate) fn adopt(self, threads: usize) -> io::Result<()> {
-        if settled_thread_count(threads) > threads {
+        if settled_thread_count(threads)? > threads {
             return Err(io::Error::other("there are other threads, which may read the environment"));
         }
-        // SAFETY: no other thread is there that could read the environment meanwhile. Not one by one: an environment may
-        // contain names that std refuses to take out.
+        // SAFETY: no other thread is there that could read the environment meanwhile: counted above, and those that are
+        // expected wait for this one. Not one by one: an environment may contain names that std refuses to take out.
         unsafe { libc::clearenv() };
         for (key, value) in self.environment {
             if key.is_empty() || key.as_bytes().contains(&b'=') {
@@ -140,21 +140,31 @@ fn processor_time(clock: libc::clockid_t) -> Option<Duration> {
     (asked == 0).then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
-/// All threads of this process, this one included. 0 if the system does not say.
-pub(crate) fn thread_count() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+/// All threads of this process, this one included; an error if the system does not say. Whoever needs to be alone is not, as far
+/// as is known.
+pub(crate) fn thread_count() -> io::Result<usize> {
+    let threads = std::fs::read_dir("/proc/self/task").and_then(|threads| {
+        let mut count = 0_usize;
+        for thread in threads {
+            thread?;
+            count = count.saturating_add(1);
+        }
+        // This one is there, so nothing at all is no list of threads.
+        if count == 0 { Err(io::ErrorKind::NotFound.into()) } else { Ok(count) }
+    });
+    threads.asked("this process's threads cannot be counted: is `/proc` mounted?")
 }
 
 /// As [`thread_count`], when it has come down to `expected`, or does not: the system counts a thread that has ended, and was
 /// joined, for a moment more.
-pub(crate) fn settled_thread_count(expected: usize) -> usize {
+pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
     /// How long a refusal takes. Shorter would refuse a busy machine's programs whose threads have just ended.
     const MOMENT: Duration = Duration::from_millis(100);
     let deadline = Instant::now() + MOMENT;
     loop {
-        let threads = thread_count();
+        let threads = thread_count()?;
         if threads <= expected || Instant::now() >= deadline {
-            return threads;
+            return Ok(threads);
         }
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -18,16 +18,20 @@ pub enum StartMethod {
     /// The program is started again, from its own executable. It has nothing of its parent but what it is given. The default.
     Spawn,
     /// A small child of this process, itself started by `Spawn`, makes a copy of itself. What its
-    /// [`preload`](Context::preload) has set up is there in each copy, so the start can be much faster.
+    /// [`preload`](Context::preload) has set up is there in each copy, so the start can be much faster. What is said of
+    /// references under [`Fork`](Self::Fork) holds for what `preload` leaves behind: all copies have it.
     ForkServer,
     /// This process makes a copy of itself. Refused where it has more than one thread, since what other threads had locked
     /// would stay locked for ever in the copy. Descriptors of this process are open in the copy, as everywhere.
     ///
     /// The copy runs its task and nothing else of the program, so of what this process has for itself it can reach statics
-    /// only. In those, handles of this library are inert: guards give nothing back and are not written through,
-    /// [`SharedBytes::get_mut`](crate::SharedBytes::get_mut) is `None`. What they cannot know of is a reference that was
-    /// leaked: a program that keeps a `&'static mut` into shared memory in a static and starts processes in this way must
-    /// not use it in their tasks.
+    /// only. In those, handles of this library are inert: guards give nothing back when they are dropped, and panic when they
+    /// are read or written through; so do [`SharedBytes`](crate::SharedBytes) that are not frozen, and their
+    /// [`get_mut`](crate::SharedBytes::get_mut) is `None`. What they cannot know of is a reference that was leaked.
+    ///
+    /// **A program that keeps a reference into shared memory in a static** (a `&'static mut` of a guard or of unsent
+    /// `SharedBytes` that were leaked, or of another library's shared mapping) **must not use it in the task of such a process.**
+    /// Both processes would have the reference that is said to be the only one, and no compiler and no check can tell.
     Fork,
 }
 
@@ -134,7 +138,8 @@ impl Context {
     }
 
     /// Runs a task in the fork server, once, before it makes its first child; what it sets up (statics, a model in memory) is
-    /// there in each of them. It must leave no thread behind, and cannot have a [time limit](crate::Task::timeout): a start then
+    /// there in each of them. A reference into shared memory that it leaves in a static is there in each of them, too, and
+    /// must not be used: see [`StartMethod::Fork`]. It must leave no thread behind, and cannot have a [time limit](crate::Task::timeout): a start then
     /// fails and says so. Nothing happens with other methods.
     pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {

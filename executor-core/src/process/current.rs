@@ -176,7 +176,7 @@ pub fn cpu_count() -> usize {
 }
 
 /// How many threads this process has; `threading.active_count`. A fresh [`Process`](crate::Process) has two: the one that runs its
-/// body, and the one that watches its parent.
+/// body, and the one that watches its parent. 0 if the system does not say: where `/proc` is not mounted.
 pub fn thread_count() -> usize {
-    process::thread_count()
+    process::thread_count().unwrap_or(0)
 }

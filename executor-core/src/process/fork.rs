@@ -49,6 +49,9 @@ pub enum Fork {
 /// In a process with more than one thread, the child may only do what a signal handler may (no allocation, no lock) until it
 /// calls `exec` or ends: whatever another thread had locked at this moment stays locked in it. [`fork_with`] refuses where that is so.
 ///
+/// As for [`fork_with`], nothing that either side does afterwards may rely on its having some memory for itself that was borrowed
+/// before, if that is memory which processes share. Both sides go on with all that is on the stack.
+///
 /// # Errors
 /// If the system refuses.
 pub unsafe fn fork() -> io::Result<Fork> {
@@ -81,9 +84,11 @@ pub unsafe fn fork() -> io::Result<Fork> {
 /// Nothing that `body` does may rely on its having some memory for itself that the parent has as well. A copy of a process
 /// has copies of its references, and where they lead into memory that processes share, two have what the type says that one
 /// has: a `&mut [u8]` of [`SharedBytes`](crate::SharedBytes) that were not sent yet, the reference behind a guard of a
-/// [`Value`](crate::Value) or an [`Array`](crate::Array), shared mappings of other libraries. This library's own handles ask
-/// on which side they are: in the copy, guards give nothing back when they are dropped and refuse to be written through, and
-/// [`SharedBytes::get_mut`](crate::SharedBytes::get_mut) is `None`. What was borrowed before the fork asks nobody.
+/// [`Value`](crate::Value) or an [`Array`](crate::Array), shared mappings of other libraries. In a task the arguments that it
+/// borrows (`&[u8]`, `&str`) are such memory, too: its worker's executor uses it again when the task has ended, whether the copy
+/// has ended or not. This library's own handles ask on which side they are: in the copy, guards give nothing back when they are
+/// dropped, and panic when they are read or written through; so do [`SharedBytes`](crate::SharedBytes) that are not frozen, and
+/// their [`get_mut`](crate::SharedBytes::get_mut) is `None`. What was borrowed before the fork asks nobody.
 ///
 /// Threads are no concern: it refuses where there are others.
 ///
@@ -93,8 +98,8 @@ pub unsafe fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     let pause = table::pause();
     check_threads(&pause)?;
     let _ = io::stdout().flush();
-    // SAFETY: there is no other thread but the watcher, which sleeps and holds no lock while the pause lasts; what glibc
-    // locks it makes usable in the child itself. What `body` makes of memory that is shared is the caller's promise.
+    // SAFETY: there is no other thread but the watchers, of children and of the parent, which sleep and hold no lock while the
+    // pause lasts; what glibc locks it makes usable in the child itself. What `body` makes of memory that is shared is the caller's promise.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
         return Ok(pid);
@@ -107,7 +112,8 @@ pub unsafe fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
 /// that watches processes, and in a child the one that watches its parent.
 pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
     let expected = 1 + usize::from(table::has_watcher(pause)) + watcher::threads();
-    match settled_thread_count(expected) {
+    let counted = settled_thread_count(expected);
+    match counted.map_err(|error| StartError::Fork(Arc::new(error)))? {
         threads if threads <= expected => Ok(()),
         threads => Err(StartError::Threads { threads }),
     }
@@ -116,11 +122,12 @@ pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
 /// Makes a copy that is told by `socket` what it is for; its pid. `ours` is the parent's end, which it closes.
 pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> Result<u32, StartError> {
     let _ = io::stdout().flush();
-    // SAFETY: checked by `check_threads` under the same pause; see `fork_with`. As to shared memory: nothing that was on a
-    // stack of the parent's goes on in the copy. It runs one task, whose arguments came by the socket, and then `leave`s
-    // without dropping anything. What it can reach of the parent's are statics, where handles of this library are inert:
-    // guards are not written through, unsealed bytes are not given out. A reference that was made of one of them and
-    // leaked into a static, as `&'static mut`, is told of in the documentation of `StartMethod::Fork`.
+    // SAFETY: there is no other thread but those of ours that sleep: counted by `check_threads` under the same pause; see
+    // `fork_with`. As to shared memory: nothing that was on a stack of the parent's goes on in the copy. It runs one task, whose
+    // arguments came by the socket, and then `leave`s without dropping anything. What it can reach of the parent's are statics,
+    // where handles of this library are inert: guards are neither read nor written through, and unsealed bytes are not given
+    // out. A reference into shared memory that was leaked into a static is beyond what can be checked. It is the one thing that
+    // this function, which safe code calls, leaves to the program: the documentation of `StartMethod::Fork` says so.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
         return Ok(pid);

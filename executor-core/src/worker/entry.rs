@@ -344,7 +344,7 @@ fn prepare(
     let directory = setup.directory.as_ref().map(|path| OsString::from_vec(path.to_vec()));
     let server = match (setup.transport, &directory) {
         (Transport::Ipc, Some(directory)) => Some(
-            listen(directory)
+            listen(directory, own_thread)
                 .map_err(|error| Refusal::of("to listen for its executor (ipc-channel)", &error))?,
         ),
         _ => None,
@@ -390,15 +390,17 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
 
 /// Opens an ipc-channel server in the parent's directory. ipc-channel asks `TMPDIR` where to make it, so that is changed
 /// for the moment.
-fn listen(directory: &OsStr) -> io::Result<(ipc::Server, String)> {
-    /// The main thread, and in a test binary the one that was just made.
-    const THREADS_AT_START: usize = 2;
-    // A program that calls `init` with threads of its own running gets its environment left alone.
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > THREADS_AT_START) {
+fn listen(directory: &OsStr, own_thread: bool) -> io::Result<(ipc::Server, String)> {
+    // The main thread, and in a test binary the one that was just made.
+    let expected = 1 + usize::from(own_thread);
+    // A program that calls `init` with threads of its own running gets its environment left alone, and so does one of which
+    // nobody can say.
+    if !process::thread_count().is_ok_and(|threads| threads <= expected) {
         return ipc::Server::new();
     }
     let own = setting::temporary_directory();
-    // SAFETY: no other thread is there that could read the environment meanwhile: counted above.
+    // SAFETY: no other thread is there that could read the environment meanwhile: counted above. The main thread of a test binary
+    // waits for this one, and none is started between here and there.
     unsafe { std::env::set_var("TMPDIR", directory) };
     let server = ipc::Server::new();
     match own {

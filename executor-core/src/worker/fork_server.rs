@@ -100,7 +100,7 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
             (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
         })?;
     }
-    match settled_thread_count(1) {
+    match settled_thread_count(1).map_err(|error| format!("after `preload`: {error}"))? {
         // What `preload` has printed without a line's end would be in each copy's buffer.
         1 => {
             flush_output();
