@@ -63,6 +63,16 @@ enum Kinds {
     Other,
 }
 
+/// Contains itself, and is kept before it is read: each level may copy all that is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Any {
+    Number(u64),
+    Text(String),
+    List(Vec<Any>),
+    Map(BTreeMap<String, Any>),
+}
+
 /// How deep lists can be nested in so many bytes.
 pub(super) fn levels(len: usize) -> usize {
     4 + len.min(512)
@@ -87,7 +97,7 @@ macro_rules! decode {
 
 fn types(codec: Codec, data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 28 {
+    match which % 29 {
         0 => decode!(u8, codec, bytes),
         1 => decode!((u16, i16, u32, i32), codec, bytes),
         2 => decode!((u64, i64, u128, i128), codec, bytes),
@@ -115,7 +125,10 @@ fn types(codec: Codec, data: &[u8]) {
         24 => drop(codec.decode::<Vec<IgnoredAny>>(bytes)),
         25 => decode!(Odd, codec, bytes),
         26 => decode!((Option<Option<()>>, Vec<Odd>), codec, bytes),
-        _ => drop(codec.decode::<HashMap<String, IgnoredAny>>(bytes)),
+        27 => drop(codec.decode::<HashMap<String, IgnoredAny>>(bytes)),
+        // Only one of the two codecs reads it.
+        _ if codec == Codec::MessagePack => decode!(Any, codec, bytes),
+        _ => drop(codec.decode::<Any>(bytes)),
     }
 }
 
@@ -141,6 +154,7 @@ pub(super) fn seeds(codec: Codec) -> Vec<Vec<u8>> {
     let value = many(&mut Input(&bytes), 0);
     let kinds = vec![Kinds::A(1), Kinds::Other, Kinds::C { x: true }, Kinds::A(2)];
     let odd = Odd { color: 1, cache: 2, kinds, length: 3, rest: Some(None) };
+    let any = Any::Map(BTreeMap::from([("a".into(), Any::List(vec![]))]));
     let shapes = vec![Shape::Deep(Box::new(Shape::Empty)), Shape::Pair(1, "a".into()), Shape::One(2)];
     vec![
         encoded(codec, 14, &shapes[0]),
@@ -150,6 +164,7 @@ pub(super) fn seeds(codec: Codec) -> Vec<Vec<u8>> {
         encoded(codec, 25, &odd),
         encoded(codec, 26, &(Some(None::<()>), vec![odd.clone(), odd])),
         encoded(codec, 27, &BTreeMap::from([("a", shapes)])),
+        encoded(codec, 28, &[Any::List(vec![Any::Number(1), Any::Text("a".into())]), any]),
     ]
 }
 

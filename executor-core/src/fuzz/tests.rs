@@ -418,3 +418,28 @@ fn the_corpus_is_there() {
         }
     }
 }
+
+#[test]
+fn what_is_kept_of_a_message_at_any_depth_is_a_multiple_of_the_message() {
+    const ELEMENTS: usize = 50_000;
+    let of =
+        |head: &[u8], each: &[u8]| [head, &(ELEMENTS as u32).to_be_bytes(), &each.repeat(ELEMENTS)].concat();
+    for inner in [of(&[0xdd], &[1]), of(&[0xdf], &[0xa0, 1]), of(&[0xc6], &[1]), of(&[0xdd], &[0x90])] {
+        for around in [&b"\x91"[..], b"\x81\xa1k"] {
+            for depth in [0, 1, 5, 30, 120] {
+                let bytes = [&around.repeat(depth)[..], &inner].concat();
+                let before = HAS.get();
+                PEAK.set(before);
+                let read = Codec::MessagePack.decode::<super::codecs::Any>(&bytes);
+                let peak = (PEAK.get() - before) as usize;
+                match read {
+                    Ok(_) => assert!(depth < 30, "{depth}"),
+                    Err(error) => {
+                        assert!(depth > 5 && error.message.contains("memory"), "{depth}: {error}");
+                    }
+                }
+                assert!(peak < 1024 * bytes.len(), "{depth}: {peak} for {}", bytes.len());
+            }
+        }
+    }
+}
