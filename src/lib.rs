@@ -180,7 +180,9 @@ pub use executor_core::*;
 ///   Both compare kinds and names of what was written with what `Deserialize` asks for, and refuse what differs. Some types say
 ///   nothing of a difference, and arrive as another value, as in JSON: fields of a tuple structure that are swapped by `skip`
 ///   attributes of one side, names that two `rename`s of one side exchange, and `untagged` variants of which the first takes
-///   what the second wrote (an `f32` before an `f64`, bytes before a text).
+///   what the second wrote (an `f32` before an `f64`, bytes before a text, an `Option` before a variant without content).
+///   serde reads `tag`, `untagged` and `flatten` from a copy of its own, where nothing is compared: there a field that is renamed
+///   on one side is its `default`, and a variant that is written and not read is the `other` one.
 /// - `#[task(crate = "my_facade::executor")]`: where the `executor` crate is found.
 ///
 /// # What cannot be a task function

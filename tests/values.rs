@@ -239,6 +239,73 @@ fn a_type_that_normalises_when_it_is_read_is_legal_from_the_first_submit_on() {
     }
 }
 
+mod says_nothing {
+    //! Types whose two halves differ where only serde's own copy is read: as the documentation of `#[task]` has them.
+
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(tag = "t")]
+    pub(super) enum Tagged {
+        Renamed {
+            #[serde(rename(serialize = "other"), default)]
+            of: u8,
+        },
+        #[serde(skip_deserializing)]
+        NotRead,
+        #[serde(other)]
+        Other,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    pub(super) enum Untagged {
+        Renamed {
+            #[serde(rename(serialize = "other"), default)]
+            of: u8,
+        },
+        Option(Option<Vec<u8>>),
+        Unit,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    pub(super) struct Flat {
+        #[serde(flatten)]
+        pub(super) within: Within,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    pub(super) struct Within {
+        #[serde(rename(serialize = "other"), default)]
+        pub(super) of: u8,
+    }
+}
+
+#[test]
+fn what_says_nothing_of_a_difference_arrives_as_in_json() {
+    fn arrives_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(sent: T, expected: T) {
+        let json = serde_json::from_str::<T>(&serde_json::to_string(&sent).unwrap()).unwrap();
+        assert_eq!(json, expected);
+        let mut bytes = Buffer::new();
+        Codec::MessagePack.encode(&sent, &mut bytes).unwrap();
+        assert_eq!(Codec::MessagePack.decode::<T>(&bytes.into_vec()).unwrap(), expected);
+        let mut bytes = Buffer::new();
+        let refused = Codec::Postcard
+            .encode(&sent, &mut bytes)
+            .and_then(|()| Codec::Postcard.decode::<T>(&bytes.into_vec()).map(drop));
+        assert!(
+            refused.unwrap_err().to_string().contains("messagepack"),
+            "the default codec makes no other value"
+        );
+    }
+    use says_nothing::{Flat, Tagged, Untagged, Within};
+    arrives_as(Tagged::Renamed { of: 5 }, Tagged::Renamed { of: 0 });
+    arrives_as(Tagged::NotRead, Tagged::Other);
+    arrives_as(Untagged::Renamed { of: 5 }, Untagged::Renamed { of: 0 });
+    arrives_as(Untagged::Unit, Untagged::Option(None));
+    arrives_as(Flat { within: Within { of: 5 } }, Flat { within: Within { of: 0 } });
+}
+
 // ---- everything that serde can be told, seeded ---------------------------------------------------------------------
 
 /// xorshift64*.
