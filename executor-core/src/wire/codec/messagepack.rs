@@ -505,6 +505,14 @@ const LEVELS_ASKED: usize = 4;
 /// So much of the stack one such level takes when it is read again, in a debug build.
 const STACK_ASKED: usize = 8 * 1024;
 
+/// serde keeps an element or entry in 32 or 64 bytes, whatever it takes in the message, and a type that contains itself copies it
+/// once for each level that it is in. So elements are counted times their level, and this many may be kept for each byte of
+/// the message. More: a few kilobytes could claim all memory. Less: lists of lists of numbers would be refused.
+const KEPT_PER_BYTE: usize = 16;
+
+/// So many may be kept of any message: 8 MiB.
+const KEPT_MIN: usize = 1 << 18;
+
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
@@ -517,11 +525,13 @@ pub struct Reader<'de> {
     /// So many more elements may be hinted at, which visitors allocate before they are there: each takes a byte at least.
     /// One budget for the value: otherwise lists in lists would each reserve what one of them can have.
     unhinted: usize,
+    /// So many more may be kept: see [`KEPT_PER_BYTE`].
+    keepable: usize,
 }
 
 impl<'de> Reader<'de> {
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, asked: 0, pending: None, failed: false, unhinted: 0 }
+        Reader { input, depth: 0, asked: 0, pending: None, failed: false, unhinted: 0, keepable: 0 }
     }
 
     pub(super) fn remaining(&self) -> usize {
@@ -533,6 +543,7 @@ impl<'de> Reader<'de> {
         self.depth = 0;
         self.asked = 0;
         self.unhinted = self.input.len();
+        self.keepable = self.input.len().saturating_mul(KEPT_PER_BYTE).max(KEPT_MIN);
         let value = self.part(None, std::marker::PhantomData)?;
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
     }
@@ -693,6 +704,23 @@ impl<'de> Reader<'de> {
         result
     }
 
+    /// Counts elements or entries that are kept for later, at the level that [`asked`](Self::asked) enters.
+    fn keep<V>(&mut self, len: usize) -> Result<(), Error> {
+        if !keeps_for_later::<V>() {
+            return Ok(());
+        }
+        match self.keepable.checked_sub(len.saturating_mul(self.asked + 1)) {
+            Some(left) => {
+                self.keepable = left;
+                Ok(())
+            }
+            None => self.fail(Error::new(format!(
+                "the value would take too much memory: a type with `untagged`, `tag` or `flatten` is kept before it is read, once for                  each level that it is nested in, and it has too many elements at a depth of {}",
+                self.asked + 1
+            ))),
+        }
+    }
+
     #[cold]
     fn differs<T>(&mut self, written: Head, asked: &str) -> Result<T, Error> {
         self.fail(Error::differs(written.name(), asked))
@@ -764,15 +792,28 @@ impl<'de> Reader<'de> {
         result.map_err(|error| error.of_type(name))
     }
 
-    /// Takes the next value and forgets it.
+    /// Takes the next value and forgets it. Needs no depth: a variant of a tuple is one level where it is written, and looks like
+    /// two here.
     fn skip(&mut self) -> Result<(), Error> {
-        let count = match self.head()? {
-            Head::Str(len) | Head::Bytes(len) => return self.take(len).map(drop),
-            Head::Array(len) => len,
-            Head::Map(len) => len.saturating_mul(2),
-            _ => return Ok(()),
-        };
-        self.nested(|reader| (0..count).try_for_each(|_| reader.skip()))
+        let mut left = 1_usize;
+        while left > 0 {
+            left -= 1;
+            match self.head()? {
+                Head::Str(len) | Head::Bytes(len) => drop(self.take(len)?),
+                Head::Array(len) => left = left.saturating_add(len),
+                Head::Map(len) => left = left.saturating_add(len.saturating_mul(2)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in a variant, which is on the variant's own level: the writer counts one for both.
+    fn within<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        self.depth -= 1;
+        let result = visit(self);
+        self.depth += 1;
+        result
     }
 }
 
@@ -851,14 +892,21 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
             }
             // A `String` takes bytes that are UTF-8, and would be tried on them; what takes bytes takes a list of them, too.
             Head::Bytes(len) if keeps_for_later::<V>() => {
+                self.keep::<V>(len)?;
                 self.asked(|reader| reader.elements(len, true, visitor))
             }
             Head::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)
             }
-            Head::Array(len) => self.asked(|reader| reader.elements(len, false, visitor)),
-            Head::Map(len) => self.asked(|reader| reader.entries(len, None, visitor)),
+            Head::Array(len) => {
+                self.keep::<V>(len)?;
+                self.asked(|reader| reader.elements(len, false, visitor))
+            }
+            Head::Map(len) => {
+                self.keep::<V>(len.saturating_mul(2))?;
+                self.asked(|reader| reader.entries(len, None, visitor))
+            }
             head @ Head::Somes(_) => {
                 self.pending = Some(head);
                 self.asked(|reader| de::Deserializer::deserialize_option(reader, visitor))
@@ -1130,7 +1178,8 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
-        self.reader.tuple(len, visitor).map_err(|error| error.of_part("variant", self.variant, self.name))
+        let result = self.reader.within(|reader| reader.tuple(len, visitor));
+        result.map_err(|error| error.of_part("variant", self.variant, self.name))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -1138,6 +1187,6 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        self.reader.fields(self.name, fields, visitor)
+        self.reader.within(|reader| reader.fields(self.name, fields, visitor))
     }
 }

@@ -1287,6 +1287,30 @@ impl<'de> Reader<'de> {
         result
     }
 
+    /// As [`nested`](Self::nested), if there is a level.
+    #[inline]
+    fn nested_if<T>(
+        &mut self,
+        is_level: bool,
+        visit: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if is_level && let Err(error) = enter(&mut self.depth) {
+            return self.fail(error);
+        }
+        let result = visit(self);
+        self.depth -= usize::from(is_level);
+        result
+    }
+
+    /// What is in a variant, which is on the variant's own level: the writer counts one for both.
+    #[inline]
+    fn within<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        self.depth -= 1;
+        let result = visit(self);
+        self.depth += 1;
+        result
+    }
+
     #[inline]
     fn elements<V: Visitor<'de>>(&mut self, len: usize, kind: u8, visitor: V) -> Result<V::Value, Error> {
         self.nested(|reader| {
@@ -1864,12 +1888,14 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self.kind()? {
-            kind @ kind::UNIT_VARIANT..=kind::STRUCT_VARIANT => self
-                .nested(|reader| {
+            kind @ kind::UNIT_VARIANT..=kind::STRUCT_VARIANT => {
+                // As the writer counts: nothing is in a unit variant.
+                let visit = |reader: &mut Reader<'de>| {
                     let variant = reader.variant(Some((name, variants)))?;
                     visitor.visit_enum(Variant { reader, kind, name, variant })
-                })
-                .map_err(|error| error.of_type(name)),
+                };
+                self.nested_if(kind != kind::UNIT_VARIANT, visit).map_err(|error| error.of_type(name))
+            }
             kind::STR => {
                 let variant = Name { name: self.text()?, index: None };
                 de::Deserializer::deserialize_enum(variant, name, variants, visitor)
@@ -2192,7 +2218,7 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
         let (name, variant) = (self.name, self.variant.name);
         let reader = self.of_kind(kind::TUPLE_VARIANT)?;
         reader
-            .tuple(kind::TUPLE_VARIANT, len, visitor)
+            .within(|reader| reader.tuple(kind::TUPLE_VARIANT, len, visitor))
             .map_err(|error| error.of_part("variant", variant, name))
     }
 
@@ -2203,6 +2229,6 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let name = self.name;
-        self.of_kind(kind::STRUCT_VARIANT)?.fields(name, fields, visitor)
+        self.of_kind(kind::STRUCT_VARIANT)?.within(|reader| reader.fields(name, fields, visitor))
     }
 }

@@ -364,7 +364,9 @@ fn bytes_left_over_are_an_error() {
         let mut bytes = encoded(codec, &(1_u8, "x")).unwrap();
         bytes.push(0);
         assert!(codec.decode::<(u8, String)>(&bytes).unwrap_err().message.contains("left over"));
-        assert!(codec.decode::<()>(b"\xc0\xc0").is_err());
+        // Two units.
+        let twice = [encoded(codec, &()).unwrap(), encoded(codec, &()).unwrap()].concat();
+        assert!(codec.decode::<()>(&twice).unwrap_err().message.contains("left over"));
     }
 }
 
@@ -554,7 +556,7 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
             assert_eq!(there_and_back(codec, &vec![((), Some(())); n]).unwrap().len(), n);
         }
     }
-    // A length, and nothing behind it, or too little.
+    // A length, and fewer bytes behind it.
     let length = [20, 0x80, 0x80, 0x80, 0x08];
     for behind in [&[][..], &[0], &[0, 23, 0, 0], &[19; 100]] {
         let bytes = [&length[..], behind].concat();
@@ -566,6 +568,14 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
         assert!(Codec::MessagePack.decode::<Vec<Hollow>>(&bytes).is_err());
         assert!(Codec::MessagePack.decode::<Vec<()>>(&bytes).is_err());
     }
+    // As many bytes as elements, and the last elements have none: they are not made of nothing.
+    let error = Codec::Postcard.decode::<Vec<Hollow>>(&[20, 5, 0, 23, 0, 0, 23, 1]).err().unwrap();
+    assert!(error.message.contains("too early"), "{error}");
+    let error = Codec::Postcard.decode::<Vec<()>>(&[20, 4, 0, 19, 19, 19]).unwrap_err();
+    assert!(error.message.contains("too early"), "{error}");
+    let error = Codec::MessagePack.decode::<Vec<Hollow>>(b"\x93\x81\xa1x").err().unwrap();
+    assert!(error.message.contains("too early"), "{error}");
+    assert_eq!(Codec::MessagePack.decode::<Vec<()>>(b"\x93\xc0\xc0\xc0").unwrap().len(), 3);
 }
 
 /// Lists in lists, or maps in maps, which add up what is hinted at.
@@ -641,10 +651,8 @@ fn a_field_behind_an_alias_that_is_not_read_is_refused_for_a_reason_that_fits() 
         cache: u8,
     }
     for codec in BOTH {
-        match there_and_back(codec, &Aliased { first: 1, cache: 2 }) {
-            Ok(back) => assert_eq!(back, Aliased { first: 1, cache: 0 }),
-            Err(error) => assert!(error.message.contains("`alias` stands before it"), "{error}"),
-        }
+        let error = there_and_back(codec, &Aliased { first: 1, cache: 2 }).unwrap_err();
+        assert!(error.message.contains("`alias` stands before it"), "{error}");
     }
 }
 
@@ -744,6 +752,32 @@ fn nesting_without_end_is_an_error_on_every_path_of_both_codecs_on_both_sides() 
 }
 
 #[test]
+fn what_encodes_decodes_at_every_depth_where_there_is_stack() {
+    on_a_stack_of(256 << 20, || {
+        for codec in BOTH {
+            for which in 0..7 {
+                let mut refused = 0;
+                for len in (100..=520).filter(|len| len % 16 < 3) {
+                    let deep = Deep::chain(which, len);
+                    match encoded(codec, &deep) {
+                        Ok(bytes) => {
+                            assert_eq!(
+                                codec.decode::<Deep>(&bytes).unwrap(),
+                                deep,
+                                "{codec:?} {which} {len}"
+                            );
+                            codec.decode::<de::IgnoredAny>(&bytes).unwrap();
+                        }
+                        Err(_) => refused += 1,
+                    }
+                }
+                assert!((1..=70).contains(&refused), "{codec:?} {which}: there is a limit");
+            }
+        }
+    });
+}
+
+#[test]
 fn what_is_kept_and_read_again_overflows_no_stack_at_any_depth() {
     #[derive(Deserialize)]
     #[serde(tag = "t")]
@@ -775,7 +809,7 @@ fn what_is_kept_and_read_again_overflows_no_stack_at_any_depth() {
 }
 
 #[test]
-fn nested_bytes_of_a_peer_are_an_error_on_a_small_stack() {
+fn bytes_that_nest_without_end_overflow_no_small_stack() {
     on_a_stack_of(256 << 10, || {
         // Some, sequence, tuple, map, structure, variants; and what is only skipped.
         for levels in [
