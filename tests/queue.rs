@@ -14,8 +14,8 @@ use std::{
 };
 
 use executor::{
-    Connection, Consumer, GetError, JoinableQueue, Lock, ProcessPoolExecutor, Producer, PutError, Queue,
-    SharedBytes, SimpleQueue, TaskError, Transfer, pipe, prelude::*,
+    Child, Connection, Consumer, GetError, JoinableQueue, Lock, OnLost, ProcessPoolExecutor, Producer,
+    PutError, Queue, SharedBytes, SimpleQueue, TaskError, Transfer, pipe, prelude::*,
 };
 use futures::{SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
@@ -176,22 +176,71 @@ fn qu10_a_closed_queue_takes_nothing_and_gives_what_it_has() {
     });
 }
 
-/// Makes a queue, uses it, and drops it, a hundred times; how many descriptors this process has before and after. A
-/// worker does nothing else meanwhile, so that one that stays open is seen.
+/// What this process has of queues: descriptors of any kind, and mappings of their memory.
+fn open_and_mapped() -> (usize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = maps.lines().filter(|line| line.contains("/memfd:executor-queue")).count();
+    (std::fs::read_dir("/proc/self/fd").unwrap().count(), mapped)
+}
+
+/// Makes a queue, uses it in some way, and drops it, a hundred times for each way; what this process has before and after. A
+/// worker does nothing else meanwhile, so that one descriptor that stays open is seen.
 #[task]
-fn descriptors_of_queues() -> (usize, usize) {
+fn descriptors_of_queues(way: u8) -> [(usize, usize); 2] {
     let round = || {
         let queue = SimpleQueue::new().unwrap();
-        queue.put(1).unwrap();
-        queue.close();
-        assert_eq!(queue.get().unwrap(), 1);
+        match way {
+            // Used up.
+            0 => {
+                queue.put(SharedBytes::copy_from_slice(b"x")).unwrap();
+                queue.close();
+                queue.get().unwrap();
+                queue.close();
+                assert!(matches!(queue.is_empty(), Err(GetError::Closed)));
+            }
+            // With items in it, handles among them, closed and not closed.
+            1 | 2 => {
+                (0..3).for_each(|_| queue.put(SharedBytes::copy_from_slice(b"x")).unwrap());
+                if way == 1 {
+                    queue.close();
+                }
+            }
+            // Received, by one that has it and by one that has it no more.
+            3 | 4 => {
+                let office = SimpleQueue::new().unwrap();
+                office.put(queue.clone()).unwrap();
+                office.put(queue.clone()).unwrap();
+                let kept = (way == 3).then_some(queue);
+                let received = (office.get().unwrap(), office.get().unwrap());
+                assert!(received.0 == received.1 && kept.is_none_or(|kept| kept == received.0));
+                received.0.put(SharedBytes::copy_from_slice(b"x")).unwrap();
+                received.0.close();
+            }
+            // Large items, of which one is left.
+            _ => {
+                let queue = SimpleQueue::new().unwrap();
+                (0..2).for_each(|_| queue.put(large('a')).unwrap());
+                assert_eq!(queue.get().unwrap().len(), LARGE);
+            }
+        }
     };
-    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     // What the first one makes for all.
     round();
-    let before = open();
+    let before = open_and_mapped();
     (0..100).for_each(|_| round());
-    (before, open())
+    [before, open_and_mapped()]
+}
+
+/// As an argument, which is dropped here; what this process has of queues afterwards is what it had before.
+#[task]
+fn puts_and_closes(queue: SimpleQueue<u32>) {
+    queue.put(1).unwrap();
+    queue.close();
+}
+
+#[task]
+fn what_is_open() -> (usize, usize) {
+    open_and_mapped()
 }
 
 #[test]
@@ -199,13 +248,32 @@ fn qu11_a_closed_simple_queue_and_its_descriptors() {
     let _watchdog = watchdog();
     let queue = SimpleQueue::new().unwrap();
     queue.put(1).unwrap();
+    assert!(!queue.is_empty().unwrap());
     queue.close();
+    assert!(matches!(queue.is_empty(), Err(GetError::Closed)), "with an item in it");
     queue.close();
     assert!(matches!(queue.is_empty(), Err(GetError::Closed)));
-    assert!(queue.put(2).is_err());
+    assert!(matches!(queue.put(2), Err(PutError::Closed(2))));
     assert_eq!(queue.get().unwrap(), 1);
-    let (before, after) = pool(1).submit(descriptors_of_queues::task()).result().unwrap();
-    assert_eq!(before, after);
+    assert!(matches!(queue.is_empty(), Err(GetError::Closed)), "and when it is empty");
+    assert!(matches!(queue.get(), Err(GetError::Closed)));
+    let pool = pool(1);
+    for way in 0..6 {
+        let [before, after] = pool.submit(descriptors_of_queues::task(way)).result().unwrap();
+        assert_eq!(before, after, "way {way}");
+    }
+    // In another process than the one that has made it.
+    let pass = || {
+        let queue = SimpleQueue::new().unwrap();
+        pool.submit(puts_and_closes::task(queue.clone())).result().unwrap();
+        assert_eq!(queue.get().unwrap(), 1);
+        assert!(queue.is_empty().is_err());
+    };
+    let open = || pool.submit(what_is_open::task()).result().unwrap();
+    pass();
+    let before = open();
+    (0..20).for_each(|_| pass());
+    assert_eq!(before, open());
 }
 
 #[task]
@@ -774,4 +842,533 @@ fn a_join_before_a_get_does_not_hang() {
     pool.shutdown(true);
     let SharedOr::Bytes(text) = queue.get().unwrap();
     assert_eq!(text.len(), 10 << 20);
+}
+
+/// Longer than what lies in a ring.
+const LARGE: usize = 300_000;
+
+/// A text, which is encoded as one string of bytes.
+fn large(letter: char) -> String {
+    letter.to_string().repeat(LARGE)
+}
+
+#[test]
+fn consumers_get_on_while_more_producers_of_large_items_wait_than_there_are_places() {
+    let _watchdog = watchdog();
+    const PRODUCERS: usize = 80;
+    for capacity in [1, 70] {
+        let queue = Queue::bounded(capacity).unwrap();
+        for _ in 0..capacity {
+            queue.put((0, large('a'))).unwrap();
+        }
+        thread::scope(|scope| {
+            for number in 1..=PRODUCERS {
+                let queue = &queue;
+                scope.spawn(move || queue.put((number, large('b'))).unwrap());
+            }
+            let mut counts = BTreeMap::new();
+            for _ in 0..PRODUCERS + capacity {
+                let (number, text) = queue.get().unwrap();
+                assert!(text == large(if number == 0 { 'a' } else { 'b' }));
+                *counts.entry(number).or_insert(0) += 1;
+            }
+            assert_eq!(counts.remove(&0), Some(capacity));
+            assert!(counts.len() == PRODUCERS && counts.values().all(|count| *count == 1), "{counts:?}");
+        });
+    }
+}
+
+/// The memory that the files of this process's queues take. A test that asks runs in a worker, where there is one queue.
+fn bytes_of_queues() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let is_it = std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
+        is_it.then(|| File::open(path).ok()).flatten()
+    });
+    files.map(|file| file.metadata().unwrap().blocks() * 512).sum()
+}
+
+/// How many items lie in a queue for one at most, with ten producers.
+#[task]
+fn ten_producers_of_ten_megabytes_at_a_bound_of_one() -> u64 {
+    const LEN: usize = 10 << 20;
+    let queue = Queue::bounded(1).unwrap();
+    let most = thread::scope(|scope| {
+        let producers: Vec<_> =
+            (0..10).map(|_| scope.spawn(|| queue.put_timeout("a".repeat(LEN), LONG))).collect();
+        let mut most = 0;
+        for _ in 0..9 {
+            eventually("the queue is full", || queue.is_full());
+            // All who are to come before the item is got: each has had its turn by then, or never writes.
+            for _ in 0..20 {
+                most = most.max(bytes_of_queues());
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(queue.get().unwrap().len(), LEN);
+        }
+        queue.get().unwrap();
+        producers.into_iter().for_each(|producer| producer.join().unwrap().unwrap());
+        most
+    });
+    most / LEN as u64
+}
+
+#[test]
+fn the_bound_of_a_queue_bounds_the_memory_of_items_that_are_being_put() {
+    let _watchdog = watchdog();
+    // The item, and what is kept for the next one.
+    let items = pool(1).submit(ten_producers_of_ten_megabytes_at_a_bound_of_one::task()).result().unwrap();
+    assert!(items <= 2, "{items} items lie in a queue for one");
+}
+
+#[task]
+fn put_without_end(queue: Queue<u64>) {
+    let mut number = 0;
+    while queue.put(number).is_ok() {
+        number += 1;
+    }
+}
+
+#[task]
+fn get_without_end(queue: Queue<u64>) {
+    loop {
+        let _ = queue.try_get();
+    }
+}
+
+/// Has a process use a queue and stops it, again and again, until that has been somewhere within one of the queue's locks:
+/// then nobody else gets that lock before the process is continued or killed. Which lock is said by what is in the way there.
+fn with_a_process_stopped_within_a_lock(
+    start: impl Fn(Queue<u64>) -> Child<()>,
+    is_in_the_way: impl Fn(&Queue<u64>) -> bool,
+    then: impl FnOnce(&Queue<u64>, Child<()>),
+) {
+    for _ in 0..2_000 {
+        let queue = Queue::unbounded().unwrap();
+        let child = start(queue.clone());
+        // It is there, and somewhere in its loop.
+        eventually("it is at it", || ticks(child.pid()) > 0);
+        support::stop(child.pid());
+        if is_in_the_way(&queue) {
+            return then(&queue, child);
+        }
+        child.kill().unwrap();
+        child.wait_exit();
+    }
+    panic!("it was never stopped within a lock");
+}
+
+/// The processor time that a process has used for itself, in the system's units.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(11)?.parse().ok()).unwrap_or_default()
+}
+
+/// Polls futures made by this ten times: none is ready, and the quickest poll was not held up by anybody.
+fn is_pending_at_once<T>(mut future: impl FnMut() -> std::pin::Pin<Box<dyn Future<Output = T>>>) {
+    let quickest = (0..10).map(|_| {
+        let mut future = future();
+        let began = Instant::now();
+        assert!(futures::FutureExt::now_or_never(future.as_mut()).is_none(), "it is ready");
+        began.elapsed()
+    });
+    let quickest = quickest.min().unwrap();
+    assert!(quickest < SHORT, "the thread was blocked for {quickest:?}");
+}
+
+#[test]
+fn an_awaited_put_waits_without_blocking_while_a_stopped_process_is_in_its_way() {
+    let _watchdog = watchdog();
+    with_a_process_stopped_within_a_lock(
+        |queue| executor::Process::new(put_without_end::task(queue)).daemon(true).start().unwrap(),
+        |queue| queue.put_timeout(7, SHORT).is_err(),
+        |queue, child| {
+            let queue = queue.clone();
+            is_pending_at_once(|| {
+                let queue = queue.clone();
+                Box::pin(async move { queue.put_async(7).await })
+            });
+            // It was asked for now, or within a limit: not that there is no room, which there is.
+            assert!(matches!(queue.try_put(7), Err(PutError::Busy(7))));
+            assert!(matches!(queue.put_timeout(7, SHORT), Err(PutError::Busy(7))));
+            futures::executor::block_on(async {
+                let put = queue.put_async(u64::MAX);
+                let killed = async {
+                    child.kill().unwrap();
+                    child.wait_exit();
+                };
+                futures::join!(put, killed).0
+            })
+            .unwrap();
+            let all: Vec<u64> = std::iter::from_fn(|| queue.try_get().ok()).collect();
+            assert_eq!(all.last(), Some(&u64::MAX));
+        },
+    );
+}
+
+#[test]
+fn an_awaited_get_waits_without_blocking_while_a_stopped_process_is_in_its_way() {
+    let _watchdog = watchdog();
+    with_a_process_stopped_within_a_lock(
+        |queue| executor::Process::new(get_without_end::task(queue)).daemon(true).start().unwrap(),
+        |queue| {
+            queue.put(7).unwrap();
+            queue.get_timeout(SHORT).is_err()
+        },
+        |queue, child| {
+            let queue = queue.clone();
+            is_pending_at_once(|| {
+                let queue = queue.clone();
+                Box::pin(async move { queue.get_async().await })
+            });
+            assert!(matches!(queue.try_get(), Err(GetError::Busy)));
+            assert!(matches!(queue.get_timeout(SHORT), Err(GetError::Busy)));
+            let got = futures::executor::block_on(async {
+                let killed = async {
+                    child.kill().unwrap();
+                    child.wait_exit();
+                };
+                futures::join!(queue.get_async(), killed).0
+            });
+            // It is dead, and has taken nothing.
+            assert_eq!(got.unwrap(), 7);
+        },
+    );
+}
+
+#[task]
+fn get_and_die(queue: JoinableQueue<u32>) {
+    let _ = queue.get();
+    std::process::abort();
+}
+
+#[test]
+fn join_ends_after_more_deaths_one_by_one_than_a_table_has_places() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::unbounded().unwrap();
+    for number in 0..70 {
+        queue.put(number).unwrap();
+        executor::Process::new(get_and_die::task(queue.clone())).start().unwrap().wait_exit();
+    }
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 70);
+    queue.join().unwrap();
+    // And the next one is noticed as well.
+    queue.put(0).unwrap();
+    executor::Process::new(get_and_die::task(queue.clone())).start().unwrap().wait_exit();
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 1);
+    queue.join().unwrap();
+}
+
+#[task]
+fn get_and_wait(queue: JoinableQueue<u32>, gate: &Path) {
+    let _ = queue.get();
+    come_to(gate);
+}
+
+#[test]
+fn join_ends_after_more_deaths_at_once_than_a_table_has_places() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::unbounded().unwrap();
+    let gate = Gate::new();
+    let children: Vec<_> = (0..40)
+        .map(|number| {
+            queue.put(number).unwrap();
+            let body = get_and_wait::task(queue.clone(), gate.path());
+            executor::Process::new(body).start().unwrap()
+        })
+        .collect();
+    gate.wait_for(40);
+    assert_eq!((queue.len(), queue.unfinished()), (0, 40));
+    let joining = thread::spawn({
+        let queue = queue.clone();
+        move || queue.join_timeout(LONG)
+    });
+    children.iter().for_each(|child| child.kill().unwrap());
+    for child in &children {
+        child.wait_exit();
+    }
+    // They die one after the other, so whoever joins may be told of them in parts.
+    let mut lost = joining.join().unwrap().unwrap_err().count;
+    while let Err(more) = queue.join_timeout(LONG) {
+        lost += more.count;
+    }
+    assert_eq!(lost, 40);
+}
+
+#[task]
+fn take_one(queue: JoinableQueue<u32>) -> u32 {
+    queue.get().unwrap()
+}
+
+#[test]
+fn an_item_whose_holder_lives_is_not_lost_when_the_holder_has_no_handle_left() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let queue = JoinableQueue::unbounded().unwrap();
+    queue.put(5).unwrap();
+    let worker = pool.submit(support::pid::task()).result().unwrap();
+    // Handed to us, who work on it.
+    let item = pool.submit(take_one::task(queue.clone())).result().unwrap();
+    // Long enough for those who join to look for the dead more than once.
+    assert!(!queue.join_timeout(Duration::from_millis(350)).unwrap());
+    assert_eq!((item, queue.task_done(), queue.join_timeout(LONG)), (5, Ok(()), Ok(true)));
+    // The item counts for the process that got it, as long as that lives.
+    queue.put(6).unwrap();
+    pool.submit(take_one::task(queue.clone())).result().unwrap();
+    kill(worker);
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 1);
+    assert!(queue.task_done().is_err());
+}
+
+#[task]
+fn get_large_and_die(queue: JoinableQueue<String>) {
+    let _ = queue.get();
+    std::process::abort();
+}
+
+#[test]
+fn a_get_among_many_large_items_leaves_nothing_counted_as_held() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::bounded(2).unwrap();
+    let threads: Vec<_> = (0..40)
+        .map(|_| {
+            let queue = queue.clone();
+            thread::spawn(move || queue.put_timeout(large('a'), Duration::from_secs(1)).is_ok())
+        })
+        .collect();
+    eventually("it is full", || queue.is_full());
+    if queue.try_get().is_ok() {
+        queue.task_done().unwrap();
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    executor::Process::new(get_large_and_die::task(queue.clone())).start().unwrap().wait_exit();
+    while queue.try_get().is_ok() {
+        queue.task_done().unwrap();
+    }
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 1);
+    queue.join().unwrap();
+}
+
+#[derive(Serialize)]
+struct CannotBeDecoded(u8);
+
+impl<'de> Deserialize<'de> for CannotBeDecoded {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("it cannot be decoded")
+    }
+}
+
+#[test]
+fn an_item_whose_decoding_panics_or_fails_is_done() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::unbounded().unwrap();
+    let get = |how: &dyn Fn()| {
+        queue.put(CannotBeDecoded(1)).unwrap();
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(how)).is_err());
+        assert_eq!(queue.join_timeout(Duration::ZERO), Ok(true));
+    };
+    get(&|| drop(queue.get_unfinished()));
+    get(&|| drop(queue.get()));
+    get(&|| drop(queue.get_timeout(LONG)));
+    get(&|| drop(queue.try_get()));
+    get(&|| drop(futures::executor::block_on(queue.get_async())));
+    get(&|| drop(futures::executor::block_on(queue.stream().next())));
+    // What fails is done as well: an error of `get` leaves no trace.
+    let failing = JoinableQueue::unbounded().unwrap();
+    failing.put(NeverDecoded(1)).unwrap();
+    assert!(matches!(failing.get(), Err(GetError::Decode(_))));
+    assert_eq!((failing.join_timeout(Duration::ZERO), failing.unfinished()), (Ok(true), 0));
+    assert!(failing.task_done().is_err());
+}
+
+#[derive(Serialize)]
+struct NeverDecoded(u8);
+
+impl<'de> Deserialize<'de> for NeverDecoded {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom("never"))
+    }
+}
+
+/// As an ordinary user whose processes may have few open files.
+#[task]
+fn fill_queues_with_handles() -> Result<usize, String> {
+    if rustix::process::geteuid().is_root() {
+        // Of a user for whom nobody else is at work. The privileges of root go with it, which are exempt from the limit.
+        // SAFETY: changes who this process is.
+        assert_eq!(unsafe { libc::setuid(54_321) }, 0);
+    }
+    let limit = rustix::process::Rlimit { current: Some(128), maximum: Some(128) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let queues: Vec<Queue<SharedBytes>> = (0..5).map(|_| Queue::unbounded().unwrap()).collect();
+    let bytes = SharedBytes::copy_from_slice(b"x");
+    let mut put = 0;
+    for queue in &queues {
+        for _ in 0..300 {
+            match queue.try_put(bytes.clone()) {
+                Ok(()) => put += 1,
+                Err(PutError::Full(_)) => break,
+                Err(other) => return Err(other.to_string()),
+            }
+        }
+    }
+    // Others of this user can still send theirs.
+    let (here, there) = pipe::<SharedBytes, SharedBytes>().unwrap();
+    here.send(&bytes).map_err(|error| error.to_string())?;
+    assert_eq!(*there.recv().unwrap(), *b"x");
+    // And what was got makes room again.
+    let full = queues.iter().find(|queue| !queue.is_empty()).unwrap();
+    drop((full.get().unwrap(), full.get().unwrap()));
+    full.try_put(bytes).map_err(|error| error.to_string())?;
+    Ok(put)
+}
+
+#[test]
+fn items_with_handles_leave_room_for_descriptors_that_others_of_the_user_send() {
+    let _watchdog = watchdog();
+    let put = executor::Process::new(fill_queues_with_handles::task()).start().unwrap().join().unwrap();
+    assert!((10..128).contains(&put), "{put} items with a handle each lie in queues");
+}
+
+#[task]
+fn get_many_and_die(queue: JoinableQueue<u32>, count: usize) {
+    for _ in 0..count {
+        let _ = queue.get();
+    }
+    std::process::abort();
+}
+
+#[test]
+fn items_of_the_dead_are_got_again_where_that_is_asked() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::bounded(12).unwrap().on_lost(OnLost::Requeue);
+    for number in 0..12 {
+        queue.put(number).unwrap();
+    }
+    for _ in 0..5 {
+        let body = get_many_and_die::task(queue.clone(), 3);
+        executor::Process::new(body).start().unwrap().wait_exit();
+    }
+    let all: Vec<u32> = (0..12).map(|_| *queue.get_unfinished().unwrap()).collect();
+    let mut sorted = all.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..12).collect::<Vec<_>>());
+    // What the last one had comes first.
+    assert_eq!(all[..3], [0, 1, 2]);
+    assert_eq!((queue.join_timeout(LONG), queue.len(), queue.unfinished()), (Ok(true), 0, 0));
+    assert!(queue.lost_items().next().is_none());
+}
+
+#[test]
+fn one_that_waits_gets_what_a_dead_process_had() {
+    let _watchdog = watchdog();
+    for closed in [false, true] {
+        for awaited in [false, true] {
+            let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
+            queue.put(7).unwrap();
+            let gate = Gate::new();
+            let holder =
+                executor::Process::new(get_and_wait::task(queue.clone(), gate.path())).start().unwrap();
+            gate.wait_for(1);
+            if closed {
+                queue.close();
+            }
+            assert!(matches!(queue.try_get(), Err(GetError::Empty)), "it may come back");
+            let waiting = thread::spawn({
+                let queue = queue.clone();
+                move || match awaited {
+                    true => futures::executor::block_on(queue.get_async()),
+                    false => queue.get(),
+                }
+            });
+            holder.kill().unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap(), 7);
+            assert!(!queue.join_timeout(Duration::ZERO).unwrap());
+            queue.task_done().unwrap();
+            queue.join().unwrap();
+            queue.close();
+            assert!(matches!(queue.get(), Err(GetError::Closed)));
+        }
+    }
+}
+
+#[test]
+fn one_that_waits_for_what_may_come_back_is_told_when_it_is_done() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
+    queue.put(7).unwrap();
+    let gate = Gate::new();
+    let holder = executor::Process::new(get_and_wait::task(queue.clone(), gate.path())).start().unwrap();
+    gate.wait_for(1);
+    queue.close();
+    let waiting = thread::spawn({
+        let queue = queue.clone();
+        move || queue.get()
+    });
+    // Handed to us.
+    queue.task_done().unwrap();
+    assert!(matches!(waiting.join().unwrap(), Err(GetError::Closed)));
+    gate.open();
+    holder.wait_exit();
+    assert_eq!(queue.join_timeout(LONG), Ok(true));
+}
+
+#[test]
+fn lost_items_can_be_asked_for_where_they_are_kept() {
+    let _watchdog = watchdog();
+    let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Keep);
+    for number in 0..6 {
+        queue.put(number).unwrap();
+    }
+    let body = get_many_and_die::task(queue.clone(), 4);
+    executor::Process::new(body).start().unwrap().wait_exit();
+    (4..6).for_each(|number| assert_eq!(*queue.get_unfinished().unwrap(), number));
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 4);
+    queue.join().unwrap();
+    let mut lost = queue.lost_items();
+    assert_eq!(lost.next().unwrap().unwrap(), 0);
+    assert_eq!(queue.lost_items().map(Result::unwrap).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(lost.next().is_none() && queue.unfinished() == 0);
+    // They may be put once more.
+    queue.put(8).unwrap();
+    assert_eq!(*queue.get_unfinished().unwrap(), 8);
+}
+
+#[test]
+fn an_item_with_handles_that_cannot_be_kept_is_refused_by_put() {
+    let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
+    let error = queue.put(SharedBytes::copy_from_slice(b"x")).unwrap_err();
+    assert!(matches!(&error, PutError::Io(_, error) if error.to_string().contains("handles")), "{error}");
+    assert_eq!((queue.len(), queue.unfinished()), (0, 0));
+}
+
+#[test]
+fn more_items_are_held_than_the_first_table_has_entries_and_are_done_in_any_order() {
+    let _watchdog = watchdog();
+    const COUNT: u32 = 3_000;
+    let queue = JoinableQueue::unbounded().unwrap();
+    for round in 0..3 {
+        (0..COUNT).for_each(|number| queue.put(number).unwrap());
+        let mut held: Vec<_> = (0..COUNT).map(|_| queue.get_unfinished().unwrap()).collect();
+        assert_eq!((queue.unfinished(), queue.len()), (COUNT as usize, 0));
+        match round {
+            0 => held.reverse(),
+            1 => held.sort_by_key(|item| item.wrapping_mul(0x9e37_79b9)),
+            _ => {}
+        }
+        let last = held.pop();
+        drop(held);
+        assert_eq!((queue.unfinished(), queue.join_timeout(Duration::ZERO)), (1, Ok(false)));
+        drop(last);
+        assert_eq!((queue.unfinished(), queue.join_timeout(LONG)), (0, Ok(true)));
+    }
+    // And are known when their process dies.
+    (0..COUNT).for_each(|number| queue.put(number).unwrap());
+    let body = get_many_and_die::task(queue.clone(), COUNT as usize);
+    executor::Process::new(body).start().unwrap().wait_exit();
+    assert_eq!(queue.join_timeout(LONG).unwrap_err().count, COUNT as usize);
+    queue.join().unwrap();
 }

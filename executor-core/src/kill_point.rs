@@ -144,6 +144,10 @@ mod hook {
         QueueDescriptorsSent,
         /// It has a piece of memory for a large item, and has written nothing.
         QueuePieceMade,
+        /// The claim of a large item says that it has room in the queue.
+        QueueRoomNoted,
+        /// That room is counted.
+        QueueRoomReserved,
         /// A large item is written, and not put.
         QueuePieceWritten,
         /// It has noted that a large item is about to be put.
@@ -198,8 +202,26 @@ mod hook {
         QueueDescriptorsTaken,
         /// It has noted that it will hold an item which is not done, and has not taken it.
         QueueItemHeld,
-        /// An item is counted as done, and noted as in its hands.
-        QueueDoneCounted,
+        /// There is to be one more table of items that are not done, and it is noted.
+        QueueTableNoted,
+        /// There is one, and it is noted still.
+        QueueTableAdded,
+        /// The bytes of an item that is kept are read.
+        QueueHeldCopied,
+        /// An item is done, and nobody told.
+        QueueItemDone,
+        /// The piece of an item that is done is to be given back, and noted.
+        QueueDonePieceNoted,
+        /// It is nobody's item's, and noted still.
+        QueueDoneCleared,
+        /// An item of a dead process is counted as to be got again, and is not.
+        QueueRequeueCounted,
+        /// An item can be got again no more, and is counted still.
+        QueueTakenAgain,
+        /// It is noted that an item of a dead process is lost.
+        QueueLossNoted,
+        /// It is counted as lost, and as in somebody's hands.
+        QueueLossCounted,
         /// It has noted that it leaves a ring.
         QueueOldRingNoted,
         /// Consumers are in the next ring, the one before is still there.

@@ -78,8 +78,8 @@ pub use future::{
 pub use id::TaskId;
 pub use ipc::{
     AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Consumer,
-    GetError, JoinableQueue, Listener, LostItems, Producer, PutError, Queue, Receiver, RecvError, SendError,
-    Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
+    GetError, JoinableQueue, Listener, LostItems, OnLost, Producer, PutError, Queue, Receiver, RecvError,
+    SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
 };
 pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;

@@ -612,7 +612,7 @@ impl Endpoint {
                     progress.at += len;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pushed::Full),
-                Err(error) => return Err(error),
+                Err(error) => return Err(socket::explained(error)),
             }
         }
         Ok(if progress.at >= whole { Pushed::All } else { Pushed::Enough })

@@ -44,8 +44,8 @@ pub use connection::{Connection, Receiver, Sender, channel, pipe};
 pub use error::{RecvError, SendError};
 pub use listener::{AcceptError, Client, ConnectError, Listener};
 pub use queue::{
-    Consumer, GetError, JoinableQueue, LostItems, Producer, PutError, Queue, SimpleQueue, TaskDoneError,
-    UnfinishedItem,
+    Consumer, GetError, JoinableQueue, LostItems, OnLost, Producer, PutError, Queue, SimpleQueue,
+    TaskDoneError, UnfinishedItem,
 };
 pub use readiness::wait_any;
 pub use transfer::Transfer;

@@ -125,6 +125,19 @@ fn send_parts(
     Ok(retry(|| sendmsg(&socket, parts, &mut ancillary, SendFlags::NOSIGNAL | flags))?)
 }
 
+/// The error of a send, for people: of too many descriptors on their way, the system says "too many references: cannot splice".
+pub(crate) fn explained(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(libc::ETOOMANYREFS) {
+        return error;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or("none".to_owned(), |limit| limit.to_string());
+    io::Error::other(format!(
+        "too many descriptors of this user are on their way: those in messages that nobody has received yet, and in items of queues \
+         that nobody has got, of all processes together. As many may be as open files (`ulimit -n`, here {limit})"
+    ))
+}
+
 /// Receives one message and its descriptors; empty bytes mean that the peer is gone.
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     // As much as it needs: a worker would touch, and keep, 64 KiB for a setup of a hundred bytes.

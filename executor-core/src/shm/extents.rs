@@ -96,7 +96,9 @@ impl Extents {
     pub(crate) fn read(&self, mut at: u64, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
-        if at + len > fstat(&self.file)?.st_size as u64 {
+        let stat = fstat(&self.file)?;
+        // A file can be made long for nothing. What lies in it has memory already, so that as much again is no more than twice.
+        if at + len > stat.st_size as u64 || len > (stat.st_blocks as u64).saturating_mul(512) {
             return Err(garbled());
         }
         let len = usize::try_from(len).map_err(|_| garbled())?;

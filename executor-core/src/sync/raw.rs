@@ -277,6 +277,29 @@ impl RobustMutex {
         }
     }
 
+    /// As [`try_lock`](Self::try_lock), after a moment's look; otherwise the word on which to wait for a change. `will_wait`: the
+    /// caller has waited or is going to.
+    #[inline]
+    pub(crate) fn try_guard<'a, O: Owners>(
+        &'a self,
+        owners: &'a O,
+        will_wait: bool,
+    ) -> Result<RobustGuard<'a, O>, u32> {
+        let me = owners.me();
+        let locked = if will_wait {
+            self.try_acquire_slowly(owners, me, CONTENDED)?
+        } else {
+            for _ in 0..spins() {
+                if self.word.load(Ordering::Relaxed) == 0 {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            self.try_acquire(owners, me)?
+        };
+        Ok(RobustGuard { mutex: self, owners, me, locked })
+    }
+
     /// The mark of those who sleep on the word.
     pub(crate) const CONTENDED: u32 = CONTENDED;
 
@@ -465,6 +488,17 @@ impl Bell {
     pub(crate) fn ring_for_all(&self) -> Rung<'_> {
         self.listen();
         self.ring()
+    }
+
+    /// As [`ring_for_all`](Self::ring_for_all), by one that does not have the mutex: nobody is waited for.
+    ///
+    /// Whoever rings under the mutex at the same moment may overwrite this with a number that was there shortly before. Somebody
+    /// who sleeps with that very number sleeps on a word without a listener, until it is woken here, or looks again by itself.
+    pub(crate) fn ring_unlocked(&self) -> Rung<'_> {
+        let next = |word: u32| Some((word | SLEEPER).wrapping_add(1));
+        let _ = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        kill_point!(BellRung);
+        Rung(Some(self))
     }
 
     /// Wakes one that sleeps, of which there may be some though nobody is marked as listening: for one that was woken, has

@@ -185,13 +185,13 @@ pub(crate) fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
 pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = to_bytes(message);
     if bytes.len() <= MESSAGE_BYTES_MAX {
-        return socket::send(socket, &bytes, fds);
+        return socket::send(socket, &bytes, fds).map_err(socket::explained);
     }
     let file = file::anonymous("executor-setup")?;
     file::write_at(&file, &bytes, 0)?;
     let mut fds = fds.to_vec();
     fds.push(file.as_fd());
-    socket::send(socket, &VERSION.to_le_bytes(), &fds)
+    socket::send(socket, &VERSION.to_le_bytes(), &fds).map_err(socket::explained)
 }
 
 /// Receives such a message, and the descriptors that came with it.

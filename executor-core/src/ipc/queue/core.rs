@@ -1,7 +1,7 @@
 //! A queue as this process has it: its words, its file, its socket. Bytes and descriptors in, bytes and descriptors out.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
@@ -11,16 +11,19 @@ use std::{
 use rustix::{
     fs::fstat,
     net::{RecvFlags, recv},
+    process::{Resource, getrlimit},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::chain::{
-    Body, Chain, Claimed, Entry, Found, FoundBody, INLINE_MAX, Layout, Memory, Piece, Side, Words,
+    Body, Chain, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece, Reading,
+    RingPlace, Side, Words, garbled,
 };
 use crate::{
     os::{
+        clock,
         fork::PerProcess,
-        liveness::{Liveness, Owners},
+        liveness::{Liveness, OwnerId, Owners},
         socket::{self, peek_short_now, retry, send_now},
         spin::Spin,
         sync::{
@@ -34,13 +37,24 @@ use crate::{
     },
     sync::{
         changed::changed,
-        raw::{Bell, deadline_in, nap},
+        raw::{Bell, RECHECK, RobustGuard, deadline_in, nap},
     },
     wire::attachment::{self, Attachment},
 };
 
-/// For those who do not want to wait: how long a mutex may be held by somebody else. Its holder does some microseconds' work.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// For calls that are not to wait: how long a mutex may be held by somebody else, who does some microseconds' work and may have to
+/// wait for a processor. More: such a call takes that long while the holder is stopped. Less: it does not know what is in the
+/// queue, and has to say so, where many processes share a processor.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Of the descriptors that the system allows a user to have on their way (as many as open files), the items of one queue may have
+/// one part in so many, and those of all queues of this process one in so many. Less: others who send descriptors are refused.
+/// More: fewer items with handles lie in a queue.
+const IN_FLIGHT_OF_ONE: u64 = 8;
+const IN_FLIGHT_OF_ALL: u64 = 2;
+
+/// Mappings of tables that are kept.
+const TABLES_MAX: usize = 32;
 
 /// Where the words begin in their block.
 const START: usize = Block::aligned(0, align_of::<Layout>());
@@ -51,6 +65,30 @@ pub(super) struct Core {
     store: Store,
     inode: (u64, u64),
     waiting: Mutex<Spin>,
+    own: Mutex<Own>,
+    /// When it was looked last whether somebody has died who has items: see [`looks_for_the_dead`](Core::looks_for_the_dead).
+    looked: AtomicU64,
+    this: Weak<Core>,
+}
+
+/// Items that this process has got and that are not done, the oldest first, but those of an [`Unfinished`].
+#[derive(Default)]
+struct Own {
+    /// A fork has none of its parent's.
+    of: Option<OwnerId>,
+    items: VecDeque<Held>,
+}
+
+/// Queues of which this process has items: it is alive for others as long as it has one of these, whatever becomes of the handle
+/// with which it has got them.
+#[derive(Default)]
+struct Kept {
+    queues: Mutex<HashMap<(u64, u64), Arc<Core>>>,
+}
+
+fn kept() -> &'static Kept {
+    static KEPT: PerProcess<Kept> = PerProcess::new(Kept::default);
+    KEPT.get()
 }
 
 /// What the words of the block speak of.
@@ -61,6 +99,7 @@ struct Store {
     /// and wait here.
     from: Arc<OwnedFd>,
     rings: [Mutex<Option<Mapped>>; 2],
+    tables: Mutex<Vec<Mapped>>,
 }
 
 struct Mapped {
@@ -103,6 +142,7 @@ impl Wait {
 #[derive(Debug)]
 pub(super) enum Refused {
     Full,
+    Busy,
     Closed,
     Io(io::Error),
 }
@@ -111,6 +151,7 @@ pub(super) enum Refused {
 #[derive(Debug)]
 pub(super) enum Missing {
     Empty,
+    Busy,
     Closed,
     Io(io::Error),
 }
@@ -124,6 +165,40 @@ impl From<io::Error> for Refused {
 impl From<io::Error> for Missing {
     fn from(error: io::Error) -> Self {
         Missing::Io(error)
+    }
+}
+
+/// What came of one attempt, under a mutex.
+enum Step<'a, T> {
+    Done(T),
+    /// To be tried once more at once. A large item is to be written before, for which there is room.
+    Again,
+    Wait(Pause<'a>),
+}
+
+/// Of an attempt that was too early.
+#[derive(Clone, Copy)]
+struct Pause<'a> {
+    /// Rung when the next one is due,
+    bell: &'a Bell,
+    /// if it was not since then.
+    heard: u32,
+    /// What there was not.
+    lacks: Lack,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// An item, or room for one.
+    Item,
+    /// A claim. See `chain.rs`.
+    Claim,
+}
+
+impl Pause<'_> {
+    /// Whether nobody has rung meanwhile.
+    fn was_in_vain(&self) -> bool {
+        self.bell.word().load(Ordering::Relaxed) == self.heard
     }
 }
 
@@ -176,7 +251,8 @@ impl Memory for Store {
     }
 
     #[inline]
-    fn ring(&self, side: Side, at: u64, bytes: u64) -> io::Result<Arc<Window>> {
+    fn ring(&self, side: Side, place: RingPlace) -> io::Result<Arc<Window>> {
+        let Piece { at, bytes } = place.piece();
         let mut mapped = lock(&self.rings[side as usize]);
         if let Some(mapped) = &*mapped
             && mapped.at == at
@@ -186,6 +262,21 @@ impl Memory for Store {
         }
         let ring = Arc::new(self.extents.window(at, bytes)?);
         *mapped = Some(Mapped { at, ring: Arc::clone(&ring) });
+        Ok(ring)
+    }
+
+    fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Window>> {
+        let mut tables = lock(&self.tables);
+        let is_it = |mapped: &&Mapped| mapped.at == at && mapped.ring.words() as u64 * 8 == bytes;
+        if let Some(mapped) = tables.iter().find(is_it) {
+            return Ok(Arc::clone(&mapped.ring));
+        }
+        let ring = Arc::new(self.extents.window(at, bytes)?);
+        // There are so many at most, unless somebody garbles where they are.
+        if tables.len() >= TABLES_MAX {
+            tables.clear();
+        }
+        tables.push(Mapped { at, ring: Arc::clone(&ring) });
         Ok(ring)
     }
 
@@ -273,8 +364,17 @@ impl Core {
 
     fn over(block: Block, extents: Extents, to: Arc<OwnedFd>, from: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
         let stat = fstat(extents.descriptor())?;
-        let store = Store { extents, to, from, rings: Default::default() };
-        Ok(Arc::new(Core { block, store, inode: (stat.st_dev, stat.st_ino), waiting: Mutex::default() }))
+        let store = Store { extents, to, from, rings: Default::default(), tables: Mutex::default() };
+        let inode = (stat.st_dev, stat.st_ino);
+        Ok(Arc::new_cyclic(|this| Core {
+            block,
+            store,
+            inode,
+            waiting: Mutex::default(),
+            own: Mutex::default(),
+            looked: AtomicU64::new(0),
+            this: Weak::clone(this),
+        }))
     }
 
     #[inline]
@@ -305,39 +405,79 @@ impl Core {
 
     /// Nothing is put from now on.
     pub(super) fn close(&self) -> io::Result<()> {
-        let chain = self.chain();
-        let layout = self.layout();
-        loop {
-            let Some(guard) = chain.lock_producers(None)? else { continue };
-            chain.close();
-            let rung = layout.producers.items.ring_for_all();
-            drop(guard);
-            rung.wake_all();
-            break;
-        }
-        self.ring_room()?;
-        self.ring_all_done();
+        // Under the mutex: what is being put is put before that, or not at all.
+        let guard = self.lock(Side::Producers, Wait::Until(None))?;
+        self.chain().close();
+        drop(guard);
+        self.ring_items();
+        self.ring_room();
+        self.layout().all_done.ring_unlocked().wake_all();
         Ok(())
     }
 
     /// Has consumers look again.
     pub(super) fn ring_items(&self) {
-        // Whoever holds the mutex for long, or cannot be repaired: they look by themselves soon.
-        if let Ok(Some(guard)) = self.chain().lock_producers(deadline_in(PATIENCE)) {
-            let rung = self.layout().producers.items.ring_for_all();
-            drop(guard);
-            rung.wake_all();
-        }
+        self.layout().producers.items.ring_unlocked().wake_all();
     }
 
     /// Has producers look again.
-    pub(super) fn ring_room(&self) -> io::Result<()> {
-        if let Some(guard) = self.chain().lock_consumers(deadline_in(PATIENCE))? {
-            let rung = self.layout().consumers.room.ring_for_all();
-            drop(guard);
-            rung.wake_all();
+    pub(super) fn ring_room(&self) {
+        self.layout().consumers.room.ring_unlocked().wake_all();
+    }
+
+    /// A mutex; `None` if somebody else has it for as long as that.
+    fn lock(&self, side: Side, wait: Wait) -> io::Result<Option<RobustGuard<'_, Liveness>>> {
+        let chain = self.chain();
+        loop {
+            let locked = match self.with_claims(|| chain.lock(side, wait.for_mutex()))? {
+                Ok(locked) => locked,
+                Err(pause) => match wait.nap() {
+                    Some(limit) => {
+                        pause.bell.sleep(pause.heard, limit);
+                        continue;
+                    }
+                    None => return Ok(None),
+                },
+            };
+            if locked.is_some() || !matches!(wait, Wait::Until(None)) {
+                return Ok(locked);
+            }
         }
-        Ok(())
+    }
+
+    /// As [`lock`](Self::lock), awaited.
+    async fn lock_async(&self, side: Side) -> io::Result<RobustGuard<'_, Liveness>> {
+        let mut will_wait = false;
+        loop {
+            let (word, heard) = match self.with_claims(|| self.chain().try_lock(side, will_wait))? {
+                Ok(Ok(guard)) => return Ok(guard),
+                Ok(Err(_)) if !will_wait => {
+                    will_wait = true;
+                    continue;
+                }
+                Ok(Err(word)) => (self.chain().mutex(side).word(), word),
+                Err(pause) => (pause.bell.word(), pause.heard),
+            };
+            changed(&self.block, word, heard).await;
+        }
+    }
+
+    /// Tries a step that needs a claim. If there is none: until when to wait.
+    fn with_claims<T>(
+        &self,
+        mut step: impl FnMut() -> Result<T, Failed>,
+    ) -> io::Result<Result<T, Pause<'_>>> {
+        let mut heard = None;
+        loop {
+            match (step(), heard) {
+                (Ok(done), _) => return Ok(Ok(done)),
+                (Err(Failed::Io(error)), _) => return Err(error),
+                (Err(Failed::NoClaim), None) => heard = Some(self.chain().listen_for_claims()),
+                (Err(Failed::NoClaim), Some(heard)) => {
+                    return Ok(Err(Pause { bell: self.chain().freed(), heard, lacks: Lack::Claim }));
+                }
+            }
+        }
     }
 
     // Putting.
@@ -350,22 +490,36 @@ impl Core {
         wait: Wait,
         gone: impl Fn() -> bool,
     ) -> Result<(), Refused> {
-        let mut large = None;
-        let mut slept = false;
+        let mut putting = Putting::new(self, bytes, attachments);
+        // Nobody comes back to it who only tries.
+        putting.of_dead = matches!(wait, Wait::Not);
         loop {
-            let heard = match self.try_put(bytes, attachments, wait, &mut large, slept)? {
-                Ok(()) => return Ok(()),
-                Err(heard) => heard,
+            let Some(guard) = self.lock(Side::Producers, wait)? else {
+                if self.is_closed() {
+                    return Err(Refused::Closed);
+                }
+                return Err(if self.is_full() { Refused::Full } else { Refused::Busy });
             };
+            let pause = match putting.step(guard)? {
+                Step::Done(()) => return Ok(()),
+                Step::Again => {
+                    putting.write()?;
+                    continue;
+                }
+                Step::Wait(pause) => pause,
+            };
+            putting.let_go();
             if gone() {
                 return Err(Refused::Closed);
             }
-            let limit = wait.nap().ok_or(Refused::Full)?;
-            let may_have_room = || !self.is_full();
-            if !self.spin(may_have_room) {
-                self.layout().consumers.room.sleep(heard, limit);
+            let Some(limit) = wait.nap() else {
+                return Err(if pause.lacks == Lack::Item { Refused::Full } else { Refused::Busy });
+            };
+            let may_have_room = || self.chain().has_room();
+            if pause.lacks == Lack::Claim || !self.spin(may_have_room) {
+                pause.bell.sleep(pause.heard, limit);
             }
-            slept = true;
+            putting.waited(&pause);
         }
     }
 
@@ -376,82 +530,43 @@ impl Core {
         attachments: &[Attachment],
         gone: impl Fn() -> bool,
     ) -> Result<(), Refused> {
-        let mut large = None;
-        let mut slept = false;
+        let mut putting = Putting::new(self, bytes, attachments);
         loop {
-            let heard = match self.try_put(bytes, attachments, Wait::Not, &mut large, slept)? {
-                Ok(()) => return Ok(()),
-                Err(heard) => heard,
+            let guard = self.lock_async(Side::Producers).await?;
+            let pause = match putting.step(guard)? {
+                Step::Done(()) => return Ok(()),
+                Step::Again => {
+                    putting.write()?;
+                    continue;
+                }
+                Step::Wait(pause) => pause,
             };
+            putting.let_go();
             if gone() {
                 return Err(Refused::Closed);
             }
-            changed(&self.block, self.layout().consumers.room.word(), heard).await;
-            slept = true;
+            changed(&self.block, pause.bell.word(), pause.heard).await;
+            putting.waited(&pause);
         }
     }
 
-    /// One attempt; the number to sleep with, if there is no room.
-    fn try_put<'a>(
-        &'a self,
-        bytes: &[u8],
-        attachments: &[Attachment],
-        wait: Wait,
-        large: &mut Option<Large<'a>>,
-        slept: bool,
-    ) -> Result<Result<(), u32>, Refused> {
+    /// Sends the descriptors of an item that is about to be put. Under the mutex. If there are too many on their way, until when
+    /// to wait.
+    fn send(&self, attachments: &[Attachment]) -> Result<Result<u64, Pause<'_>>, Refused> {
         let chain = self.chain();
-        if bytes.len() > INLINE_MAX && large.is_none() {
-            if chain.is_closed() {
-                return Err(Refused::Closed);
-            }
-            if matches!(wait, Wait::Not) && chain.is_full() {
-                // Not written in vain; listened to under the mutex below, all the same.
-                let Some(_guard) = chain.lock_producers(wait.for_mutex())? else { return Err(Refused::Full) };
-                if let Err(heard) = chain.look_for_room() {
-                    return Ok(Err(heard));
-                }
-            }
-            *large = Some(Large::write(self, bytes)?);
+        if let Err(pause) = self.with_claims(|| chain.void_what_was_sent())? {
+            return Ok(Err(pause));
         }
-        let Some(guard) = chain.lock_producers(wait.for_mutex())? else { return Err(Refused::Full) };
-        if chain.is_closed() {
-            return Err(Refused::Closed);
-        }
-        if let Err(heard) = chain.look_for_room() {
-            return Ok(Err(heard));
-        }
-        let ticket = match attachments {
-            [] => None,
-            attachments => match self.send(attachments)? {
-                Ok(ticket) => Some(ticket),
-                Err(heard) => return Ok(Err(heard)),
-            },
-        };
-        match large {
-            None => chain.put(Entry { body: Body::Inline(bytes), ticket }, &mut None)?,
-            Some(large) => {
-                let body = Body::Elsewhere { piece: large.piece, len: bytes.len() as u64 };
-                chain.put(Entry { body, ticket }, &mut large.claim)?;
+        let count = attachments.len() as u64;
+        if !self.may_send(count) {
+            let bell = &self.layout().consumers.room;
+            let heard = bell.listen();
+            fence(Ordering::SeqCst);
+            if !self.may_send(count) {
+                return Ok(Err(Pause { bell, heard, lacks: Lack::Item }));
             }
         }
-        let rung = self.layout().producers.items.ring();
-        let room = &self.layout().consumers.room;
-        let pass_on = slept && listen_for_others(room, || !chain.is_full());
-        drop(guard);
-        rung.wake_one();
-        if pass_on {
-            room.pass_on();
-        }
-        Ok(Ok(()))
-    }
-
-    /// Sends the descriptors of an item that is about to be put. Under the mutex. If there are too many on their way, the
-    /// number to sleep with until some are taken.
-    fn send(&self, attachments: &[Attachment]) -> Result<Result<u64, u32>, Refused> {
-        let chain = self.chain();
-        chain.void_what_was_sent()?;
-        let ticket = chain.new_ticket();
+        let ticket = chain.new_ticket(count);
         let mut message = [0; 9];
         message[..8].copy_from_slice(&ticket.to_le_bytes());
         message[8] = attachments.len() as u8;
@@ -464,20 +579,39 @@ impl Core {
                     return Ok(Ok(ticket));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let bell = &self.layout().consumers.room;
                     // Once more after that: a consumer may just have made room.
                     if let Some(heard) = heard {
-                        chain.forget_ticket();
-                        return Ok(Err(heard));
+                        chain.forget_ticket(count);
+                        return Ok(Err(Pause { bell, heard, lacks: Lack::Item }));
                     }
-                    heard = Some(self.layout().consumers.room.listen());
+                    heard = Some(bell.listen());
                     fence(Ordering::SeqCst);
                 }
                 Err(error) => {
-                    chain.forget_ticket();
-                    return Err(Refused::Io(error));
+                    chain.forget_ticket(count);
+                    return Err(Refused::Io(socket::explained(error)));
                 }
             }
         }
+    }
+
+    /// Whether so many descriptors more may be on their way. The system counts those of all processes of a user, and refuses
+    /// everybody's at some number, so queues leave some to others; but each may have one item on its way, since to wait for what
+    /// lies in another queue might be to wait for ever.
+    fn may_send(&self, count: u64) -> bool {
+        let in_flight = self.chain().in_flight();
+        if in_flight == 0 {
+            return true;
+        }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        if in_flight.saturating_add(count) > limit / IN_FLIGHT_OF_ONE {
+            return false;
+        }
+        // Dropped when the table is free: one may be the last one by then.
+        let all: Vec<_> = lock(&table().queues).values().filter_map(Weak::upgrade).collect();
+        let sum = all.iter().fold(count, |sum, core| sum.saturating_add(core.chain().in_flight()));
+        sum <= limit / IN_FLIGHT_OF_ALL
     }
 
     // Getting.
@@ -490,21 +624,34 @@ impl Core {
         wait: Wait,
         hold: bool,
         gone: impl Fn() -> bool,
-    ) -> Result<Vec<Attachment>, Missing> {
-        let mut slept = false;
+    ) -> Result<Got<'_>, Missing> {
+        let (mut slept, mut over) = (false, false);
         loop {
-            let heard = match self.try_get(out, wait, hold, slept)? {
-                Ok(attachments) => return Ok(attachments),
-                Err(heard) => heard,
+            let Some(guard) = self.lock(Side::Consumers, wait)? else {
+                let empty = self.len() == 0;
+                return Err(if empty { Missing::Empty } else { Missing::Busy });
             };
-            if gone() {
-                // What the last one put before it went.
-                return self.try_get(out, Wait::Not, hold, slept)?.map_err(|_| Missing::Closed);
+            let pause = match self.try_get(guard, out, hold, slept)? {
+                Step::Done(got) => return Ok(got),
+                Step::Wait(pause) => pause,
+                Step::Again => continue,
+            };
+            if pause.lacks == Lack::Item {
+                if over {
+                    return Err(Missing::Closed);
+                }
+                if gone() {
+                    // What the last one put before it went.
+                    over = true;
+                    continue;
+                }
             }
-            let limit = wait.nap().ok_or(Missing::Empty)?;
+            let Some(limit) = wait.nap() else {
+                return Err(if pause.lacks == Lack::Item { Missing::Empty } else { Missing::Busy });
+            };
             let may_have_item = || self.len() > 0;
-            if !self.spin(may_have_item) {
-                self.layout().producers.items.sleep(heard, limit);
+            if pause.lacks == Lack::Claim || !self.spin(may_have_item) {
+                pause.bell.sleep(pause.heard, limit);
             }
             slept = true;
         }
@@ -516,41 +663,78 @@ impl Core {
         out: &mut Vec<u8>,
         hold: bool,
         gone: impl Fn() -> bool,
-    ) -> Result<Vec<Attachment>, Missing> {
-        let mut slept = false;
+    ) -> Result<Got<'_>, Missing> {
+        let (mut slept, mut over) = (false, false);
         loop {
-            let heard = match self.try_get(out, Wait::Not, hold, slept)? {
-                Ok(attachments) => return Ok(attachments),
-                Err(heard) => heard,
+            let guard = self.lock_async(Side::Consumers).await?;
+            let pause = match self.try_get(guard, out, hold, slept)? {
+                Step::Done(got) => return Ok(got),
+                Step::Wait(pause) => pause,
+                Step::Again => continue,
             };
-            if gone() {
-                return self.try_get(out, Wait::Not, hold, slept)?.map_err(|_| Missing::Closed);
+            if pause.lacks == Lack::Item {
+                if over {
+                    return Err(Missing::Closed);
+                }
+                if gone() {
+                    over = true;
+                    continue;
+                }
             }
-            changed(&self.block, self.layout().producers.items.word(), heard).await;
+            changed(&self.block, pause.bell.word(), pause.heard).await;
             slept = true;
         }
     }
 
-    /// One attempt; the number to sleep with, if there is nothing.
+    /// One attempt, under the mutex of consumers.
     fn try_get(
         &self,
+        guard: RobustGuard<'_, Liveness>,
         out: &mut Vec<u8>,
-        wait: Wait,
         hold: bool,
         slept: bool,
-    ) -> Result<Result<Vec<Attachment>, u32>, Missing> {
-        let chain = self.chain();
-        let Some(guard) = chain.lock_consumers(wait.for_mutex())? else { return Err(Missing::Empty) };
-        let found = match chain.find_or_listen()? {
-            Ok(found) => found,
-            Err(heard) => {
-                // Closed, and then looked once more: what is put before that is got.
-                if !chain.is_closed() {
-                    return Ok(Err(heard));
-                }
-                chain.find()?.ok_or(Missing::Closed)?
+    ) -> Result<Step<'_, Got<'_>>, Missing> {
+        let (chain, me) = (self.chain(), guard.me());
+        let items = &self.layout().producers.items;
+        if hold {
+            if chain.is_to_be_cleared() {
+                chain.clear(me);
             }
+            if chain.requeues() && self.looks_for_the_dead() && chain.reap() > 1 {
+                // There is one for this process, and one for somebody else.
+                self.ring_items();
+            }
+            if let Some((held, piece, len)) = chain.take_again(me, false) {
+                let unfinished = Unfinished { core: self, held: Some(held) };
+                let rung = self.layout().consumers.room.ring();
+                drop(guard);
+                rung.wake_one();
+                return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
+            }
+        }
+        let found = match self.with_claims(|| chain.find_or_listen())? {
+            Err(pause) => return Ok(Step::Wait(pause)),
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) if hold && chain.requeues() && chain.reap() > 0 => {
+                // What the dead had, to be got at once: by this one, or by another that is quicker.
+                drop(guard);
+                self.ring_items();
+                return Ok(Step::Again);
+            }
+            Ok(Err(heard)) if hold && chain.requeues() && chain.others_hold(me) => {
+                // What they have may come back, also when nothing new comes.
+                return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
+            }
+            // Closed, and then looked once more: what is put before that is got.
+            Ok(Err(heard)) if !chain.is_closed() => {
+                return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
+            }
+            Ok(Err(_)) => match self.with_claims(|| chain.find())? {
+                Err(pause) => return Ok(Step::Wait(pause)),
+                Ok(found) => found.ok_or(Missing::Closed)?,
+            },
         };
+        // All that can fail comes before anything changes.
         out.clear();
         if let FoundBody::Inline { ring, word, len } = &found.body {
             ring.read(*word, *len, out);
@@ -561,37 +745,78 @@ impl Core {
             Some(ticket) => self.store.descriptors(ticket)?,
         };
         kill_point!(QueueDescriptorsSeen);
-        if hold {
-            chain.hold(guard.me());
-        }
-        let claim = chain.take(&found, guard.me())?;
+        let entry = match hold.then(|| self.with_claims(|| chain.free_hold(me))).transpose()?.transpose() {
+            Ok(entry) => entry,
+            Err(pause) => return Ok(Step::Wait(pause)),
+        };
+        let reading = match self.with_claims(|| chain.claim_for(&found, me, hold))? {
+            Ok(reading) => reading,
+            Err(pause) => return Ok(Step::Wait(pause)),
+        };
+        let unfinished = Unfinished { core: self, held: chain.take(&found, &reading, entry, me) };
         if let Some(ticket) = found.ticket {
             self.store.discard(ticket);
             kill_point!(QueueDescriptorsTaken);
         }
+        let (piece, len) = match found.body {
+            FoundBody::Elsewhere { piece, len } => (piece, len),
+            FoundBody::Inline { .. } => (Piece { at: 0, bytes: 0 }, 0),
+        };
+        let (read, reading) = match reading {
+            Reading::Now(claim) => (self.read_claimed(piece, len, claim, out), Reading::Nothing),
+            other => (Ok(()), other),
+        };
         let rung = self.layout().consumers.room.ring();
-        let items = &self.layout().producers.items;
         let pass_on = slept && listen_for_others(items, || chain.len() > 0);
         drop(guard);
         rung.wake_one();
         if pass_on {
             items.pass_on();
         }
-        if let Some(claim) = claim {
-            self.read_large(&found, claim, out)?;
+        let got = match reading {
+            Reading::Later(claim) => self.read_claimed(piece, len, claim, out).map(|()| unfinished),
+            Reading::Held => {
+                return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
+            }
+            Reading::Nothing | Reading::Now(_) => read.map(|()| unfinished),
+        };
+        let unfinished = got.map_err(Missing::Io)?;
+        if let Some(held) = unfinished.held {
+            chain.has_read(held, me);
         }
-        Ok(Ok(attachments))
+        Ok(Step::Done(Got { attachments, unfinished }))
     }
 
-    fn read_large(&self, found: &Found<Window>, claim: Claimed, out: &mut Vec<u8>) -> io::Result<()> {
-        let FoundBody::Elsewhere { piece, len } = found.body else { return Ok(()) };
-        let read = match len <= piece.bytes {
-            true => self.store.extents.read(piece.at, len, out),
-            false => Err(io::Error::new(io::ErrorKind::InvalidData, "the queue's memory is garbled")),
-        };
+    fn read_claimed(&self, piece: Piece, len: u64, claim: Claimed, out: &mut Vec<u8>) -> io::Result<()> {
+        let read = self.read_piece(piece, len, out);
         kill_point!(QueuePieceCopied);
         self.chain().give_back(claim);
         read
+    }
+
+    /// Reads an item that an entry of this process's names. If that fails, the item is done.
+    fn read_held<'a>(
+        &'a self,
+        unfinished: Unfinished<'a>,
+        piece: Piece,
+        len: u64,
+        out: &mut Vec<u8>,
+    ) -> io::Result<Got<'a>> {
+        out.clear();
+        self.read_piece(piece, len, out)?;
+        kill_point!(QueueHeldCopied);
+        if let Some(held) = unfinished.held {
+            self.chain().has_read(held, self.block.owners().me());
+        }
+        Ok(Got { attachments: Vec::new(), unfinished })
+    }
+
+    fn read_piece(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
+        match len {
+            0 => Ok(()),
+            _ if len <= piece.bytes => self.store.extents.read(piece.at, len, out),
+            _ => Err(garbled()),
+        }
     }
 
     /// Looks again for a moment before going to sleep, where that pays.
@@ -604,27 +829,103 @@ impl Core {
 
     // Items that are done.
 
-    /// `false` if all were done already.
-    pub(super) fn mark_done(&self) -> io::Result<bool> {
-        let chain = self.chain();
-        let marked = loop {
-            let Some(guard) = chain.lock_consumers(None)? else { continue };
-            break chain.mark_done(guard.me());
-        };
-        fence(Ordering::SeqCst);
-        if chain.unfinished() == 0 {
-            self.ring_all_done();
-        }
-        Ok(marked)
+    /// From now on, what becomes of items whose processes die.
+    pub(super) fn set_on_lost(&self, lost: Lost) {
+        self.chain().set_on_lost(lost);
     }
 
-    fn ring_all_done(&self) {
-        let layout = self.layout();
-        // A death in there leaves nothing to be repaired.
-        if let Some(guard) = layout.done_mutex.lock_until(self.block.owners(), deadline_in(PATIENCE)) {
-            let rung = layout.all_done.ring();
-            drop(guard);
-            rung.wake_all();
+    /// Whether it is time to look whether somebody has died who has items, though there are others to be got: they might never end.
+    fn looks_for_the_dead(&self) -> bool {
+        let now = clock::now_nanos();
+        let due = now.saturating_sub(self.looked.load(Ordering::Relaxed)) > RECHECK.as_nanos() as u64;
+        if due {
+            self.looked.store(now, Ordering::Relaxed);
+        }
+        due
+    }
+
+    /// One item that was got is done: of this process's the oldest, or if it has none, the oldest of all. `false` if there is none.
+    pub(super) fn mark_done(&self) -> bool {
+        let me = self.block.owners().me();
+        while let Some(held) = self.next_of_own(me) {
+            if self.is_done(held, me) {
+                return true;
+            }
+        }
+        match self.chain().is_done_for_another(me) {
+            Some(held) => {
+                self.after_done(held);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The oldest item of this process's, which it does not count as its own any more.
+    fn next_of_own(&self, me: OwnerId) -> Option<Held> {
+        let mut own = lock(&self.own);
+        let held = if own.of == Some(me) { own.items.pop_front() } else { None };
+        // Dropped when the locks are free; and not the last one, since somebody calls this.
+        let _kept = own.items.is_empty().then(|| lock(&kept().queues).remove(&self.inode));
+        drop(own);
+        held
+    }
+
+    /// An item that this process has got is its own until [`mark_done`](Self::mark_done).
+    fn keep(&self, held: Held) {
+        let me = self.block.owners().me();
+        let chain = self.chain();
+        let mut own = lock(&self.own);
+        if own.of != Some(me) {
+            *own = Own { of: Some(me), items: VecDeque::new() };
+        }
+        // Others have said of these that they are done.
+        while own.items.front().is_some_and(|held| !chain.is_held_by(*held, me)) {
+            own.items.pop_front();
+        }
+        own.items.push_back(held);
+        if own.items.len() > 1 {
+            return;
+        }
+        let mut queues = lock(&kept().queues);
+        // So have they of all that this process had of some queues, which are not needed any more.
+        let is_over = |core: &Arc<Core>| core.own.try_lock().is_ok_and(|own| core.has_none(&own));
+        let over: Vec<_> = queues.extract_if(|_, core| is_over(core)).collect();
+        queues.extend(self.this.upgrade().map(|this| (self.inode, this)));
+        drop(queues);
+        drop(own);
+        drop(over);
+    }
+
+    fn has_none(&self, own: &Own) -> bool {
+        let (chain, me) = (self.chain(), self.block.owners().me());
+        own.of != Some(me) || !own.items.iter().any(|held| chain.is_held_by(*held, me))
+    }
+
+    fn is_done(&self, held: Held, me: OwnerId) -> bool {
+        let is_done = self.chain().is_done(held, me);
+        if is_done {
+            self.after_done(held);
+        }
+        is_done
+    }
+
+    /// Tells those who want to know. Nobody is waited for.
+    fn after_done(&self, held: Held) {
+        let chain = self.chain();
+        if chain.is_to_be_cleared()
+            && let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false)
+        {
+            chain.clear(guard.me());
+        }
+        // Either whoever joins sees that it is done, or we see that somebody joins.
+        fence(Ordering::SeqCst);
+        if self.layout().all_done.is_listened_to() && chain.was_last(held) {
+            self.layout().all_done.ring_unlocked().wake_all();
+        }
+        if chain.requeues() && chain.is_closed() {
+            // They may be waiting for what does not come back.
+            self.ring_items();
         }
     }
 
@@ -633,24 +934,42 @@ impl Core {
         self.chain().unfinished()
     }
 
+    /// The oldest item that was lost and kept, into `out`. It is done with that.
+    pub(super) fn take_lost(&self, out: &mut Vec<u8>, wait: Wait) -> io::Result<Option<Unfinished<'_>>> {
+        let chain = self.chain();
+        let Some(guard) = self.lock(Side::Consumers, wait)? else { return Ok(None) };
+        chain.reap();
+        let Some((held, piece, len)) = chain.take_again(guard.me(), true) else { return Ok(None) };
+        drop(guard);
+        let unfinished = Unfinished { core: self, held: Some(held) };
+        self.read_held(unfinished, piece, len, out).map(|got| Some(got.unfinished))
+    }
+
     /// Whether all items are done; if not, the number to sleep with. How many were lost is an error, once.
-    fn look_for_end(&self) -> Result<Option<u32>, Lost> {
+    fn look_for_end(&self) -> Result<Option<u32>, LostCount> {
         let heard = self.layout().all_done.listen();
         fence(Ordering::SeqCst);
         let chain = self.chain();
-        if chain.unfinished() == 0 {
+        if chain.is_finished() {
             return Ok(None);
         }
         // Somebody who dies rings nothing; all sleeps end soon, and then we are here again.
-        let lost = match chain.lock_consumers(deadline_in(PATIENCE)) {
-            Ok(Some(_guard)) => chain.lost(),
-            _ => 0,
-        };
-        if lost > 0 { Err(Lost(lost)) } else { Ok(Some(heard)) }
+        if let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false) {
+            let requeued = chain.reap();
+            let lost = chain.take_lost();
+            drop(guard);
+            if requeued > 0 {
+                self.ring_items();
+            }
+            if lost > 0 {
+                return Err(LostCount(lost));
+            }
+        }
+        Ok(if chain.is_finished() { None } else { Some(heard) })
     }
 
     /// Waits until all items are done; `false` if the deadline has passed.
-    pub(super) fn join(&self, deadline: Option<Instant>) -> Result<bool, Lost> {
+    pub(super) fn join(&self, deadline: Option<Instant>) -> Result<bool, LostCount> {
         loop {
             let Some(heard) = self.look_for_end()? else { return Ok(true) };
             let Some(limit) = nap(deadline) else { return Ok(false) };
@@ -659,7 +978,7 @@ impl Core {
     }
 
     /// As [`join`](Self::join), awaited.
-    pub(super) async fn join_async(&self) -> Result<(), Lost> {
+    pub(super) async fn join_async(&self) -> Result<(), LostCount> {
         while let Some(heard) = self.look_for_end()? {
             changed(&self.block, self.layout().all_done.word(), heard).await;
         }
@@ -668,7 +987,37 @@ impl Core {
 }
 
 /// So many items were held by processes that have died.
-pub(super) struct Lost(pub(super) u64);
+pub(super) struct LostCount(pub(super) u64);
+
+/// What was got, beside its bytes.
+pub(super) struct Got<'a> {
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) unfinished: Unfinished<'a>,
+}
+
+/// An item that was got and is done when this is dropped; so whatever happens between getting it and giving it to somebody, a
+/// failure or a panic, no item stays held for which nobody cares. Nothing, if items of the queue are not held.
+pub(super) struct Unfinished<'a> {
+    core: &'a Core,
+    held: Option<Held>,
+}
+
+impl Unfinished<'_> {
+    /// It is done when this process says so.
+    pub(super) fn keep(mut self) {
+        if let Some(held) = self.held.take() {
+            self.core.keep(held);
+        }
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.core.is_done(held, self.core.block.owners().me());
+        }
+    }
+}
 
 /// Of one that was woken and has taken what it was woken for: others may be asleep still, for whom nobody is marked as
 /// listening. Whether there is something for one of them as well.
@@ -679,28 +1028,112 @@ pub(super) fn listen_for_others(bell: &Bell, more: impl Fn() -> bool) -> bool {
     more()
 }
 
-/// A large item that is written and not put. Given back, if it is not.
+/// An item that is being put.
+struct Putting<'a> {
+    core: &'a Core,
+    bytes: &'a [u8],
+    attachments: &'a [Attachment],
+    /// Between two steps of one attempt, never while it is waited for anything but the mutex.
+    large: Option<Large<'a>>,
+    slept: bool,
+    /// See [`Chain::look_for_room`].
+    of_dead: bool,
+}
+
+impl<'a> Putting<'a> {
+    fn new(core: &'a Core, bytes: &'a [u8], attachments: &'a [Attachment]) -> Self {
+        Putting { core, bytes, attachments, large: None, slept: false, of_dead: false }
+    }
+
+    /// One attempt, under the mutex of producers.
+    fn step(&mut self, guard: RobustGuard<'_, Liveness>) -> Result<Step<'a, ()>, Refused> {
+        let (core, chain) = (self.core, self.core.chain());
+        if chain.is_closed() {
+            return Err(Refused::Closed);
+        }
+        let room = &core.layout().consumers.room;
+        if self.large.is_none() {
+            if let Err(heard) = chain.look_for_room(self.of_dead) {
+                return Ok(Step::Wait(Pause { bell: room, heard, lacks: Lack::Item }));
+            }
+            if self.bytes.len() > INLINE_MAX || chain.keeps_items() {
+                if chain.keeps_items() && !self.attachments.is_empty() {
+                    return Err(Refused::Io(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "an item with handles is lost with the process that gets it: it can be neither kept nor put again, \
+                         which `on_lost` has asked for",
+                    )));
+                }
+                let whole = Extents::whole(self.bytes.len().max(1) as u64);
+                return Ok(match core.with_claims(|| chain.reserve_item(whole, guard.me()))? {
+                    Err(pause) => Step::Wait(pause),
+                    Ok((piece, claim, is_new)) => {
+                        self.large = Some(Large { core, piece, claim: Some(claim), is_new });
+                        Step::Again
+                    }
+                });
+            }
+        }
+        let ticket = match self.attachments {
+            [] => None,
+            attachments => match core.send(attachments)? {
+                Ok(ticket) => Some(ticket),
+                Err(pause) => return Ok(Step::Wait(pause)),
+            },
+        };
+        let (body, claim) = match &mut self.large {
+            None => (Body::Inline(self.bytes), &mut None),
+            Some(large) => {
+                let len = self.bytes.len() as u64;
+                (Body::Elsewhere { piece: large.piece, len }, &mut large.claim)
+            }
+        };
+        if let Err(pause) = core.with_claims(|| chain.put(Entry { body, ticket }, claim))? {
+            return Ok(Step::Wait(pause));
+        }
+        let rung = core.layout().producers.items.ring();
+        let pass_on = self.slept && listen_for_others(room, || chain.has_room());
+        drop(guard);
+        rung.wake_one();
+        if pass_on {
+            room.pass_on();
+        }
+        Ok(Step::Done(()))
+    }
+
+    /// Writes a large item. Without the mutex.
+    fn write(&mut self) -> io::Result<()> {
+        let Some(large) = &self.large else { return Ok(()) };
+        self.core.store.extents.write(large.piece.at, self.bytes, large.is_new)?;
+        kill_point!(QueuePieceWritten);
+        Ok(())
+    }
+
+    /// Gives back what others may need, before it waits for them.
+    fn let_go(&mut self) {
+        self.large = None;
+    }
+
+    fn waited(&mut self, pause: &Pause<'_>) {
+        self.slept = true;
+        self.of_dead |= pause.was_in_vain();
+    }
+}
+
+/// Room for a large item, and its piece. Given back, if it is not put.
 struct Large<'a> {
     core: &'a Core,
     piece: Piece,
     claim: Option<Claimed>,
-}
-
-impl<'a> Large<'a> {
-    fn write(core: &'a Core, bytes: &[u8]) -> io::Result<Self> {
-        let whole = Extents::whole(bytes.len() as u64);
-        let (piece, claim, is_new) = core.chain().new_piece(whole, core.block.owners().me())?;
-        let large = Large { core, piece, claim: Some(claim) };
-        core.store.extents.write(piece.at, bytes, is_new)?;
-        kill_point!(QueuePieceWritten);
-        Ok(large)
-    }
+    is_new: bool,
 }
 
 impl Drop for Large<'_> {
     fn drop(&mut self) {
         if let Some(claim) = self.claim.take() {
             self.core.chain().give_back(claim);
+            // Others may have been waiting for this one's room.
+            self.core.ring_room();
         }
     }
 }
@@ -770,5 +1203,152 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 impl PartialEq for Core {
     fn eq(&self, other: &Self) -> bool {
         self.inode == other.inode
+    }
+}
+
+/// See [`crate::fuzz`].
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
+pub(crate) mod fuzzed {
+    use super::*;
+    use crate::{fuzz::Input, os::memory::SharedLayout};
+
+    /// What is put at a time, and got: no more than has been put, and lies in the file.
+    pub(crate) const BYTES_MAX: usize = 64 << 20;
+    const OPERATIONS_MAX: usize = 64;
+
+    #[repr(C)]
+    pub(super) struct Word(pub(super) AtomicU64);
+
+    // SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+    unsafe impl SharedLayout for Word {}
+
+    impl Core {
+        /// The words in which all of it lies that is not in the file.
+        pub(super) fn words(&self) -> &[Word] {
+            self.block.parts(START, size_of::<Layout>() / 8)
+        }
+    }
+
+    fn word(input: &mut Input<'_>) -> u64 {
+        match input.u8() % 8 {
+            0 => u64::MAX,
+            1 => 1 << (input.u8() % 64),
+            2 | 3 => input.u8().into(),
+            4 => 0_u64.wrapping_sub(input.u8().into()),
+            5 => u64::from(input.u8()) << 12,
+            6 => input.u16().into(),
+            _ => u64::from(input.u16()) << 32 | u64::from(input.u16()),
+        }
+    }
+
+    /// A user of a queue, and another one that writes to the queue's words and to its first ring whatever it likes.
+    pub(crate) fn queue(data: &[u8]) {
+        let mut input = Input::new(data);
+        let kind = input.u8();
+        let core = Core::create(u64::from(kind % 4)).expect("memory");
+        core.set_on_lost([Lost::Counted, Lost::Kept, Lost::Requeued][usize::from(kind / 4 % 3)]);
+        let hold = (kind / 16).is_multiple_of(2);
+        let words = core.words();
+        let ring = core.store.extents.window(0, super::super::chain::FIRST_BYTES).expect("memory");
+        // To wait for who does not let go of them is no fault, and takes its time.
+        let chain = core.chain();
+        let at = |side| (std::ptr::from_ref(chain.mutex(side)).addr() - words.as_ptr().addr()) / 8;
+        let mutexes = [at(Side::Producers), at(Side::Consumers)];
+        let (mut out, mut mutex_is_garbled) = (Vec::new(), false);
+        for _ in 0..OPERATIONS_MAX {
+            if input.is_empty() {
+                break;
+            }
+            match input.u8() % 16 {
+                0 | 1 => {
+                    let len = usize::from(input.u8());
+                    let _ = core.put(input.bytes(len), &[], Wait::Not, || false);
+                }
+                2 => {
+                    drop(core.put(&vec![7; INLINE_MAX + usize::from(input.u16())], &[], Wait::Not, || false))
+                }
+                3..6 => {
+                    if let Ok(got) = core.get(&mut out, Wait::Not, hold, || false)
+                        && input.u8().is_multiple_of(2)
+                    {
+                        got.unfinished.keep();
+                    }
+                }
+                6..10 => {
+                    let place = usize::from(input.u16()) % words.len();
+                    if !mutexes.contains(&place) || !std::mem::replace(&mut mutex_is_garbled, true) {
+                        words[place].0.store(word(&mut input), Ordering::SeqCst);
+                    }
+                }
+                10 | 11 => {
+                    let place = usize::from(input.u16()) % ring.words();
+                    ring.word(place).store(word(&mut input), Ordering::SeqCst);
+                }
+                12 => {
+                    let _ =
+                        (core.len(), core.is_full(), core.capacity(), core.unfinished(), core.is_closed());
+                    let _ = core.mark_done();
+                }
+                13 => drop(core.join(Some(Instant::now()))),
+                14 => drop(core.take_lost(&mut out, Wait::Not)),
+                _ => chain.close(),
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::*;
+    use crate::os::file;
+
+    fn resident_bytes() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0 kB");
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        };
+        of("RssShmem:") + of("RssAnon:")
+    }
+
+    /// A queue with an item in it, and whatever of its words said so many bytes says many more, which the file has.
+    fn with_garbled_lengths(item: &[u8], from: u64) -> Arc<Core> {
+        let core = Core::create(0).unwrap();
+        core.put(item, &[], Wait::Not, || false).unwrap();
+        file::set_len(&**core.store.extents.descriptor(), LONG).unwrap();
+        let ring = core.store.extents.window(0, super::super::chain::FIRST_BYTES).unwrap();
+        let words = core.words().iter().map(|word| &word.0).chain((0..ring.words()).map(|at| ring.word(at)));
+        let mut garbled = 0;
+        for word in words.filter(|word| word.load(Ordering::Relaxed) == from) {
+            word.store(LONG, Ordering::Relaxed);
+            garbled += 1;
+        }
+        assert!(garbled > 0);
+        core
+    }
+
+    const LONG: u64 = 300 << 20;
+
+    #[test]
+    fn a_length_that_another_process_wrote_makes_nobody_take_more_memory_than_it_names() {
+        let large = vec![1; 300_000];
+        for (item, from) in [
+            (&b"small"[..], super::super::chain::FIRST_BYTES),
+            (&large, large.len() as u64),
+            (&large, Extents::whole(large.len() as u64)),
+        ] {
+            let core = with_garbled_lengths(item, from);
+            let before = resident_bytes();
+            let mut out = Vec::new();
+            for _ in 0..3 {
+                let got = core.get(&mut out, Wait::Not, false, || false).map(drop);
+                assert!(got.is_err() || out == item || out == b"another", "{from}: {} bytes", out.len());
+                let put = core.put(b"another", &[], Wait::Not, || false);
+                assert!(matches!(put, Ok(()) | Err(Refused::Io(_))), "{put:?}");
+            }
+            // Other tests take memory as well, and not as much.
+            let more = resident_bytes().saturating_sub(before);
+            assert!(more < LONG / 3, "{from}: {more} bytes more");
+        }
     }
 }

@@ -66,7 +66,7 @@ impl Drop for End {
         if self.produces {
             self.core.ring_items();
         } else {
-            let _ = self.core.ring_room();
+            self.core.ring_room();
         }
     }
 }

@@ -11,6 +11,11 @@ pub enum PutError<T> {
     /// There is no room, or there was none within the limit.
     #[error("the queue is full")]
     Full(T),
+    /// Another process is in the middle of putting an item and has not gone on within the limit, or within some milliseconds if
+    /// none was given; most likely it is stopped. So it is not known whether there is room. Only from what has `try` or `timeout`
+    /// in its name.
+    #[error("the queue is in use by a process that does not go on: whether there is room is not known")]
+    Busy(T),
     /// The queue is closed, or nobody is left who could get it.
     #[error("the queue is closed")]
     Closed(T),
@@ -27,6 +32,7 @@ impl<T> PutError<T> {
     pub fn into_inner(self) -> T {
         match self {
             PutError::Full(item)
+            | PutError::Busy(item)
             | PutError::Closed(item)
             | PutError::Encode(item, _)
             | PutError::Io(item, _) => item,
@@ -36,6 +42,7 @@ impl<T> PutError<T> {
     pub(super) fn new(refused: Refused, item: T) -> Self {
         match refused {
             Refused::Full => PutError::Full(item),
+            Refused::Busy => PutError::Busy(item),
             Refused::Closed => PutError::Closed(item),
             Refused::Io(error) => PutError::Io(item, error),
         }
@@ -53,6 +60,12 @@ pub enum GetError {
     /// There is none, or there was none within the limit.
     #[error("the queue is empty")]
     Empty,
+    /// There are items, and another process is in the middle of getting one and has not gone on within the limit, or within some
+    /// milliseconds if none was given; most likely it is stopped. Only from what has `try` or `timeout` in its name.
+    #[error(
+        "the queue is in use by a process that does not go on: there are items, and they cannot be got now"
+    )]
+    Busy,
     /// The queue is closed, or nobody is left who could put anything; and it is empty.
     #[error("the queue is closed")]
     Closed,
@@ -68,6 +81,7 @@ impl From<Missing> for GetError {
     fn from(missing: Missing) -> Self {
         match missing {
             Missing::Empty => GetError::Empty,
+            Missing::Busy => GetError::Busy,
             Missing::Closed => GetError::Closed,
             Missing::Io(error) => GetError::Io(error),
         }

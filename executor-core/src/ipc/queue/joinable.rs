@@ -11,9 +11,10 @@ use futures::{Sink, Stream};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use super::{
-    GetError, PutError, Queue,
-    core::{Core, Lost},
-    gets, handles, looks, nobody, puts,
+    GetError, Item, PutError, Queue, Wait,
+    chain::Lost,
+    core::{Core, LostCount, Unfinished},
+    decode, gets, handles, looks, nobody, puts,
 };
 use crate::ipc::readiness::deadline_in;
 
@@ -54,9 +55,29 @@ pub struct JoinableQueue<T> {
     types: PhantomData<()>,
 }
 
-/// More items were said to be done than were put.
+/// What becomes of an item of a [`JoinableQueue`] that was got and not done when its process died.
+///
+/// A queue that keeps or requeues has each item in pages of its own: 4 KiB at least, and some microseconds more for each. Its items
+/// cannot contain handles, which die with the process that has got them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnLost {
+    /// It is gone, and counted: those who [join](JoinableQueue::join) are told.
+    #[default]
+    Tell,
+    /// As `Tell`, and it can be asked for: [`JoinableQueue::lost_items`].
+    Keep,
+    /// It is in the queue again, before all others, and gets counted as unfinished. Nobody limits how often: an item that ends
+    /// everybody who gets it does so one after the other.
+    ///
+    /// While others have items, which may come back, `get` waits for them also when the queue is closed, and says that it is closed
+    /// when those are done; except in a process that has items itself, so that those who get many before they work wait for nobody.
+    Requeue,
+}
+
+/// More items were said to be done than were got.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("task_done was called more often than there were items")]
+#[error("task_done was called more often than items were got")]
 pub struct TaskDoneError;
 
 crate::error::debug_is_display!(TaskDoneError, LostItems);
@@ -94,24 +115,93 @@ impl<T> JoinableQueue<T> {
     where
         T: DeserializeOwned,
     {
-        match self.get() {
-            Ok(item) => Ok(UnfinishedItem { queue: self, item }),
-            Err(error) => {
-                if matches!(error, GetError::Decode(_)) {
-                    let _ = self.task_done();
-                }
-                Err(error)
-            }
-        }
+        let mut item = Item::room();
+        let got = self.core().get(&mut item.bytes, Wait::Until(None), true, || false)?;
+        let (item, unfinished) = decode(item, got)?;
+        Ok(UnfinishedItem { unfinished, item })
     }
 
-    /// One item that was got is done.
+    /// One item that was got is done: the oldest of those that this process has got and that are not done. If it has got none, of
+    /// those of all processes, since somebody has then handed an item on.
+    ///
+    /// It waits for nobody.
     ///
     /// # Errors
-    /// If all items that were put are done already.
+    /// If all items that were got are done already.
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
-        // If its memory is garbled, nothing is known of items.
-        if matches!(self.core().mark_done(), Ok(true)) { Ok(()) } else { Err(TaskDoneError) }
+        if self.core().mark_done() { Ok(()) } else { Err(TaskDoneError) }
+    }
+
+    /// What becomes of items whose processes have died; to be said before anything is put.
+    ///
+    /// ```
+    /// use executor::{JoinableQueue, OnLost, Process, prelude::*};
+    ///
+    /// #[task]
+    /// fn dies(queue: JoinableQueue<u32>) {
+    ///     let _item = queue.get_unfinished();
+    ///     std::process::abort();
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let queue = JoinableQueue::unbounded()?.on_lost(OnLost::Requeue);
+    ///     queue.put(1)?;
+    ///     Process::new(dies::task(queue.clone())).start()?.wait_exit();
+    ///     assert_eq!(*queue.get_unfinished()?, 1);
+    ///     queue.join()?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn on_lost(self, on_lost: OnLost) -> Self {
+        self.core().set_on_lost(match on_lost {
+            OnLost::Tell => Lost::Counted,
+            OnLost::Keep => Lost::Kept,
+            OnLost::Requeue => Lost::Requeued,
+        });
+        self
+    }
+
+    /// The items that were lost, the oldest first, of a queue that [keeps](OnLost::Keep) them. Each is given once. There are none in
+    /// any other queue.
+    ///
+    /// ```
+    /// use executor::{JoinableQueue, OnLost, Process, prelude::*};
+    ///
+    /// #[task]
+    /// fn dies(queue: JoinableQueue<u32>) {
+    ///     let _item = queue.get_unfinished();
+    ///     std::process::abort();
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let queue = JoinableQueue::unbounded()?.on_lost(OnLost::Keep);
+    ///     queue.put(1)?;
+    ///     Process::new(dies::task(queue.clone())).start()?.wait_exit();
+    ///     assert_eq!(queue.join().unwrap_err().count, 1);
+    ///     let lost: Vec<u32> = queue.lost_items().collect::<Result<_, _>>()?;
+    ///     assert_eq!(lost, [1]);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Of each item, as [`get`](Self::get).
+    pub fn lost_items(&self) -> impl Iterator<Item = Result<T, GetError>>
+    where
+        T: DeserializeOwned,
+    {
+        std::iter::from_fn(|| {
+            let mut item = Item::room();
+            match self.core().take_lost(&mut item.bytes, Wait::Until(None)) {
+                Ok(None) => None,
+                // It is done when this is dropped, also if it is by a panic.
+                Ok(Some(_unfinished)) => Some(item.decode()),
+                Err(error) => Some(Err(error.into())),
+            }
+        })
     }
 
     /// Items that were put and are not done.
@@ -122,9 +212,9 @@ impl<T> JoinableQueue<T> {
     /// Waits until all items that were put are done.
     ///
     /// # Errors
-    /// If items will never be done, because the processes that had got them have died; it says so within 100 ms, and counts
-    /// them as done: put them once more, if that is what you want, and join again. An item counts for the process that got
-    /// it, whoever says that it is done; of queues that more than 30 processes use at a time, it is not known.
+    /// If items will never be done, because the processes that had got them have died; it says so within 100 ms, once, and counts
+    /// them as done: join again for the others. An item counts for the process that got it, as long as that lives, whoever it was
+    /// handed to. What is to become of such items: [`on_lost`](Self::on_lost).
     pub fn join(&self) -> Result<(), LostItems> {
         self.core().join(None).map(|_| ()).map_err(LostItems::from)
     }
@@ -155,8 +245,8 @@ pub struct LostItems {
     pub count: usize,
 }
 
-impl From<Lost> for LostItems {
-    fn from(Lost(count): Lost) -> Self {
+impl From<LostCount> for LostItems {
+    fn from(LostCount(count): LostCount) -> Self {
         LostItems { count: usize::try_from(count).unwrap_or(usize::MAX) }
     }
 }
@@ -178,7 +268,9 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 /// An item of a [`JoinableQueue`] that is done when this is dropped.
 #[must_use = "the item is done when this is dropped"]
 pub struct UnfinishedItem<'a, T> {
-    queue: &'a JoinableQueue<T>,
+    /// First, so that it is done before the item is dropped, which may panic.
+    #[expect(dead_code, reason = "what it does, it does when it is dropped")]
+    unfinished: Unfinished<'a>,
     item: T,
 }
 
@@ -193,12 +285,6 @@ impl<T> Deref for UnfinishedItem<'_, T> {
 impl<T> DerefMut for UnfinishedItem<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.item
-    }
-}
-
-impl<T> Drop for UnfinishedItem<'_, T> {
-    fn drop(&mut self) {
-        let _ = self.queue.task_done();
     }
 }
 

@@ -30,7 +30,7 @@
 //! | the last one who has a handle | the kernel takes memory and descriptors back |
 
 mod chain;
-mod core;
+pub(crate) mod core;
 mod ends;
 mod error;
 mod joinable;
@@ -43,10 +43,10 @@ use std::{cell::Cell, fmt, io, marker::PhantomData, num::NonZeroUsize, sync::Arc
 use futures::{Sink, Stream};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use self::core::{Core, Wait};
+use self::core::{Core, Got, Unfinished, Wait};
 pub use ends::{Consumer, Producer};
 pub use error::{GetError, PutError};
-pub use joinable::{JoinableQueue, LostItems, TaskDoneError, UnfinishedItem};
+pub use joinable::{JoinableQueue, LostItems, OnLost, TaskDoneError, UnfinishedItem};
 pub use simple::SimpleQueue;
 
 use super::endpoint::Encoded;
@@ -120,8 +120,22 @@ use crate::wire::{
 ///
 /// # What it costs
 ///
-/// Three descriptors, 64 KiB of memory at least, and as much as lies in it. An item with handles needs room in a socket's buffer
-/// until it is got: of those, some hundred fit, and `put` waits as if the queue were full.
+/// Three descriptors, 64 KiB of memory at least, and as much as lies in it; of items above 256 KiB that are being put at the same
+/// time, no more are written than there is room for.
+///
+/// # Items with handles
+///
+/// The descriptors of an item lie in a socket until it is got. The system counts those of all processes of a user, and when
+/// there are as many as a process may have open files (`ulimit -n`), it refuses to send any more: whoever starts a process or sends
+/// a handle is then told so. So the items of one queue have an eighth of that at most, and those of all queues of a process the
+/// half; beyond that, and when the socket's buffer is full (some hundred items), such an item finds the queue full, bounded or not:
+/// `put` waits, `try_put` says [`Full`](PutError::Full). One item may always be on its way.
+///
+/// # Who has a handle is trusted with the queue
+///
+/// All who have a handle can write to its memory, also what this library would not. They can make it lose items, wait for
+/// ever, or say that its memory is garbled; and items are whatever they have written. What they cannot do is to have others read or
+/// write beyond the queue's memory, or take much more memory than they have given to it themselves.
 pub struct Queue<T> {
     core: Arc<Core>,
     types: PhantomData<fn(T) -> T>,
@@ -185,8 +199,17 @@ fn get<T: DeserializeOwned>(
     gone: impl Fn() -> bool,
 ) -> Result<T, GetError> {
     let mut item = Item::room();
-    item.attachments = core.get(&mut item.bytes, wait, hold, gone)?;
-    item.decode()
+    let got = core.get(&mut item.bytes, wait, hold, gone)?;
+    let (value, unfinished) = decode(item, got)?;
+    unfinished.keep();
+    Ok(value)
+}
+
+/// What was got, as a value. If it is none, or to decode it panics, it is done.
+fn decode<T: DeserializeOwned>(mut item: Item, got: Got<'_>) -> Result<(T, Unfinished<'_>), GetError> {
+    let Got { attachments, unfinished } = got;
+    item.attachments = attachments;
+    Ok((item.decode()?, unfinished))
 }
 
 async fn get_async<T: DeserializeOwned>(
@@ -196,8 +219,10 @@ async fn get_async<T: DeserializeOwned>(
 ) -> Result<T, GetError> {
     // Not the thread's room: it would be away while this is awaited.
     let mut item = Item { bytes: Vec::new(), attachments: Vec::new() };
-    item.attachments = core.get_async(&mut item.bytes, hold, gone).await?;
-    item.decode()
+    let got = core.get_async(&mut item.bytes, hold, gone).await?;
+    let (value, unfinished) = decode(item, got)?;
+    unfinished.keep();
+    Ok(value)
 }
 
 /// The methods of whatever puts; `$gone` says, of `self`, whether nobody is left to get.

@@ -1,13 +1,16 @@
 //! The words of a queue under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
 //!
-//! Threads play processes. Rings are of sixteen words here, and records of four, so that the fourth item which nobody has
+//! Threads play processes. The first ring is of sixteen words here, and records of four, so that the fourth item which nobody has
 //! taken lies in the next ring. A ring that is given back is zeroed, as the kernel does; who still looks at it finds
 //! nothing. Sleeps have no limit: a wake-up that is lost is a deadlock. Deaths are for `queue_deaths`.
 
 use std::{collections::HashMap, io, sync::Arc};
 
 use super::{
-    chain::{Body, Chain, Entry, FoundBody, Layout, Memory, Side, Words},
+    chain::{
+        Body, Chain, Claimed, Entry, Failed, FoundBody, Layout, Memory, Piece, Reading, RingPlace, Side,
+        Words,
+    },
     core::listen_for_others,
 };
 use crate::{
@@ -66,6 +69,14 @@ impl Words for Ring {
 #[derive(Default)]
 struct File {
     rings: Mutex<HashMap<u64, Arc<Ring>>>,
+    pieces: Mutex<HashMap<u64, Arc<(AtomicU64, Shadow)>>>,
+}
+
+impl File {
+    /// What lies at a place outside of rings. One that was there before is the same memory.
+    fn piece(&self, piece: Piece) -> Arc<(AtomicU64, Shadow)> {
+        Arc::clone(self.pieces.lock().unwrap().entry(piece.at).or_default())
+    }
 }
 
 impl Memory for File {
@@ -83,13 +94,18 @@ impl Memory for File {
     }
 
     fn free(&self, at: u64, _: u64) -> bool {
-        let ring = Arc::clone(&self.rings.lock().unwrap()[&at]);
+        let Some(ring) = self.rings.lock().unwrap().get(&at).cloned() else { return true };
         ring.1.iter().for_each(Shadow::fill);
         ring.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         true
     }
 
-    fn ring(&self, _: Side, at: u64, bytes: u64) -> io::Result<Arc<Ring>> {
+    fn table(&self, _: u64, _: u64) -> io::Result<Arc<Ring>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn ring(&self, _: Side, place: RingPlace) -> io::Result<Arc<Ring>> {
+        let Piece { at, bytes } = place.piece();
         let ring = self.rings.lock().unwrap().get(&at).cloned().ok_or(io::ErrorKind::NotFound)?;
         assert_eq!(ring.0.len() as u64 * 8, bytes);
         Ok(ring)
@@ -120,17 +136,17 @@ impl Queue {
         let chain = self.chain(process);
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock_producers(None).unwrap() else { continue };
+            let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
             if chain.is_closed() {
                 return false;
             }
-            let heard = match chain.look_for_room() {
+            let heard = match chain.look_for_room(true) {
                 Ok(()) => {
                     let bytes = item.to_le_bytes();
                     chain.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None).unwrap();
                     let rung = self.layout.producers.items.ring();
                     let room = &self.layout.consumers.room;
-                    let pass_on = slept && listen_for_others(room, || !chain.is_full());
+                    let pass_on = slept && listen_for_others(room, || chain.has_room());
                     drop(guard);
                     rung.wake_one();
                     if pass_on {
@@ -151,7 +167,7 @@ impl Queue {
         let chain = self.chain(process);
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock_consumers(None).unwrap() else { continue };
+            let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
             let found = match chain.find_or_listen().unwrap() {
                 Ok(found) => found,
                 Err(heard) => match chain.is_closed().then(|| chain.find().unwrap()) {
@@ -167,7 +183,7 @@ impl Queue {
             let FoundBody::Inline { ring, word, len: 8 } = &found.body else { panic!("another item") };
             ring.1[*word].look();
             let item = ring.0[*word].load(Ordering::Relaxed);
-            chain.take(&found, guard.me()).unwrap();
+            assert!(chain.take(&found, &Reading::Nothing, None, guard.me()).is_none());
             let rung = self.layout.consumers.room.ring();
             let items = &self.layout.producers.items;
             let pass_on = slept && listen_for_others(items, || chain.len() > 0);
@@ -182,16 +198,159 @@ impl Queue {
 
     fn close(&self, process: &Process) {
         let chain = self.chain(process);
-        let guard = chain.lock_producers(None).unwrap();
+        let guard = chain.lock(Side::Producers, None).unwrap();
         chain.close();
-        let rung = self.layout.producers.items.ring_for_all();
         drop(guard);
-        rung.wake_all();
-        let guard = chain.lock_consumers(None).unwrap();
-        let rung = self.layout.consumers.room.ring_for_all();
-        drop(guard);
-        rung.wake_all();
+        self.layout.producers.items.ring_unlocked().wake_all();
+        self.layout.consumers.room.ring_unlocked().wake_all();
     }
+
+    /// As `Core::put` of a large item, which is written when the mutex is free.
+    fn put_large(&self, process: &Process, item: u64) {
+        let chain = self.chain(process);
+        let room = &self.layout.consumers.room;
+        let mut large: Option<(Piece, Option<Claimed>)> = None;
+        let mut slept = false;
+        loop {
+            let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
+            if let Some((piece, claim)) = &mut large {
+                let body = Body::Elsewhere { piece: *piece, len: 8 };
+                chain.put(Entry { body, ticket: None }, claim).unwrap();
+                let rung = self.layout.producers.items.ring();
+                let pass_on = slept && listen_for_others(room, || chain.has_room());
+                drop(guard);
+                rung.wake_one();
+                if pass_on {
+                    room.pass_on();
+                }
+                return;
+            }
+            if let Err(heard) = chain.look_for_room(true) {
+                drop(guard);
+                room.sleep(heard, RECHECK);
+                slept = true;
+                continue;
+            }
+            match with_claims(&chain, || chain.reserve_item(64, guard.me())) {
+                Ok((piece, claim, _)) => {
+                    drop(guard);
+                    let memory = self.file.piece(piece);
+                    memory.1.fill();
+                    memory.0.store(item, Ordering::Relaxed);
+                    large = Some((piece, Some(claim)));
+                }
+                Err(heard) => {
+                    drop(guard);
+                    chain.freed().sleep(heard, RECHECK);
+                    slept = true;
+                }
+            }
+        }
+    }
+
+    /// As `Core::get` of a large item.
+    fn get_large(&self, process: &Process) -> u64 {
+        let chain = self.chain(process);
+        let mut slept = false;
+        loop {
+            let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
+            let found = match chain.find_or_listen().unwrap() {
+                Ok(found) => found,
+                Err(heard) => {
+                    drop(guard);
+                    self.layout.producers.items.sleep(heard, RECHECK);
+                    slept = true;
+                    continue;
+                }
+            };
+            let FoundBody::Elsewhere { piece, len: 8 } = found.body else { panic!("another item") };
+            let reading = match with_claims(&chain, || chain.claim_for(&found, guard.me(), false)) {
+                Ok(reading) => reading,
+                Err(heard) => {
+                    drop(guard);
+                    chain.freed().sleep(heard, RECHECK);
+                    continue;
+                }
+            };
+            chain.take(&found, &reading, None, guard.me());
+            let read = |claim| {
+                let memory = self.file.piece(piece);
+                memory.1.look();
+                let item = memory.0.load(Ordering::Relaxed);
+                chain.give_back(claim);
+                item
+            };
+            let (now, later) = match reading {
+                Reading::Now(claim) => (Some(read(claim)), None),
+                Reading::Later(claim) => (None, Some(claim)),
+                other => panic!("{other:?}"),
+            };
+            let rung = self.layout.consumers.room.ring();
+            let items = &self.layout.producers.items;
+            let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+            drop(guard);
+            rung.wake_one();
+            if pass_on {
+                items.pass_on();
+            }
+            return now.or_else(|| later.map(read)).expect("it was read");
+        }
+    }
+}
+
+/// As `Core::with_claims`.
+fn with_claims<T>(
+    chain: &Chain<'_, File, Process>,
+    mut step: impl FnMut() -> Result<T, Failed>,
+) -> Result<T, u32> {
+    let mut heard = None;
+    loop {
+        match (step(), heard) {
+            (Ok(done), _) => return Ok(done),
+            (Err(Failed::Io(error)), _) => panic!("{error}"),
+            (Err(Failed::NoClaim), None) => heard = Some(chain.listen_for_claims()),
+            (Err(Failed::NoClaim), Some(heard)) => return Err(heard),
+        }
+    }
+}
+
+/// There are two claims for the pieces of large items here, and three producers who need one each.
+fn three_producers_and_two_claims(capacity: u64) {
+    let each = few(1, 5);
+    check(1, move || {
+        let queue = Queue::new(capacity);
+        let producers: Vec<_> = (0..3)
+            .map(|number| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let process = Process(1 + number);
+                    (0..each).for_each(|item| queue.put_large(&process, u64::from(number) * 100 + item));
+                })
+            })
+            .collect();
+        let consumer = Process(10);
+        let mut all: Vec<_> = (0..3 * each).map(|_| queue.get_large(&consumer)).collect();
+        for producer in producers {
+            producer.join().unwrap();
+        }
+        for producer in 0..3 {
+            assert!(all.iter().filter(|item| *item / 100 == producer).is_sorted(), "{all:?}");
+        }
+        all.sort_unstable();
+        let put = (0..3).flat_map(|number| (0..each).map(move |item| number * 100 + item));
+        assert!(all.iter().copied().eq(put), "{all:?}");
+        assert_eq!(queue.chain(&consumer).len(), 0);
+    });
+}
+
+#[test]
+fn more_producers_of_large_items_than_there_are_claims_all_put_theirs_one_at_a_time() {
+    three_producers_and_two_claims(1);
+}
+
+#[test]
+fn more_producers_of_large_items_than_there_are_claims_all_put_theirs_without_a_bound() {
+    three_producers_and_two_claims(0);
 }
 
 #[test]
