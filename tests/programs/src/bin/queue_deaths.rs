@@ -1,9 +1,10 @@
 //! Users of a queue that die at every step of what it does, and at any moment; whatever happens, no item whose `put` had
 //! returned is lost, none comes twice, none is torn, their order is kept, and everybody else gets on.
 //!
-//! Each round is made from its seed: a queue, two producers and two consumers (forked by hand, so that ten thousand rounds
-//! take no hour), what the items are, and who dies where. What was put and got is noted in memory that the queue knows
-//! nothing of. A consumer that dies takes one item with it at most.
+//! Each round is made from its seed: a queue, two producers and three consumers (forked by hand, so that ten thousand rounds
+//! take no hour), what the items are, what becomes of those of the dead, and who dies where. What was put and got is noted in
+//! memory that the queue knows nothing of. A consumer that dies takes with it at most the items that it had not said are done; if
+//! they are requeued, none, and if they are kept, they can all be asked for.
 //!
 //! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
 //! end it prints how often somebody has died at each step.
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use executor::{GetError, JoinableQueue, SharedBytes};
+use executor::{GetError, JoinableQueue, OnLost, SharedBytes};
 use executor_core::kill_point::{self, Step};
 
 /// Rounds when none are asked for.
@@ -26,7 +27,7 @@ const EXTRA_ROUNDS_MAX: u64 = 400;
 /// A round takes some milliseconds, or a few tenths of a second after a death. Long after it should have ended.
 const HANGS_AFTER: Duration = Duration::from_secs(30);
 const PRODUCERS: usize = 2;
-const CONSUMERS: usize = 2;
+const CONSUMERS: usize = 3;
 const ITEMS: usize = 24;
 
 /// Small and seeded: splitmix64.
@@ -59,6 +60,8 @@ struct Record {
     /// How many puts have returned.
     put: [AtomicU32; PRODUCERS],
     got: [[AtomicU8; ITEMS]; PRODUCERS],
+    /// Of how many losses consumers were told.
+    told: AtomicU32,
 }
 
 fn record() -> &'static Record {
@@ -104,12 +107,27 @@ fn len_of(round: u64, producer: usize, number: usize) -> usize {
     }
 }
 
+/// What becomes of items of the dead in this round.
+fn on_lost_of(round: u64) -> OnLost {
+    [OnLost::Tell, OnLost::Keep, OnLost::Requeue][Random(round ^ 0x1057).below(3) as usize]
+}
+
+/// How many items a consumer gets before it says that they are done.
+fn batch_of(round: u64) -> usize {
+    match on_lost_of(round) {
+        OnLost::Requeue => 1,
+        _ if Random(round ^ 0xba7c).below(3) == 0 => 8,
+        _ => 1,
+    }
+}
+
 fn item(round: u64, producer: usize, number: usize) -> Item {
     let len = len_of(round, producer, number);
     let letter = char::from(b'a' + ((producer * 7 + number) % 26) as u8);
     let mut random = Random(round ^ (producer * 77 + number) as u64);
-    let handle =
-        (random.below(3) == 0).then(|| SharedBytes::copy_from_slice(&[producer as u8, number as u8]));
+    let may_have_handle = on_lost_of(round) == OnLost::Tell;
+    let handle = (may_have_handle && random.below(3) == 0)
+        .then(|| SharedBytes::copy_from_slice(&[producer as u8, number as u8]));
     (producer as u8, number as u8, letter.to_string().repeat(len), handle)
 }
 
@@ -120,34 +138,57 @@ fn produce(queue: &JoinableQueue<Item>, round: u64, producer: usize) {
     }
 }
 
-/// Notes an item; checks that it is whole, and later than the one before.
-fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: Item) {
+/// Checks that an item is whole.
+fn check(round: u64, item: &Item) {
     let (producer, number, text, handle) = item;
-    let place = usize::from(producer);
-    assert!(last[place].is_none_or(|last| last < number), "{number} after {:?} of {producer}", last[place]);
-    last[place] = Some(number);
-    let (_, _, expected, expected_handle) = self::item(round, place, usize::from(number));
-    assert!(text == expected, "item {number} of {producer} is torn: {} bytes", text.len());
+    let (_, _, expected, expected_handle) = self::item(round, usize::from(*producer), usize::from(*number));
+    assert!(*text == expected, "item {number} of {producer} is torn: {} bytes", text.len());
     assert_eq!(handle.is_some(), expected_handle.is_some());
     if let Some(handle) = handle {
-        assert_eq!(&*handle, &[producer, number], "another item's handle");
+        assert_eq!(&**handle, &[*producer, *number], "another item's handle");
     }
+}
+
+/// Notes an item; checks that it is whole, and later than the one before, unless it comes again.
+fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: &Item) {
+    check(round, item);
+    let (producer, number, ..) = *item;
+    let place = usize::from(producer);
     let times = record().got[place][usize::from(number)].fetch_add(1, SeqCst);
+    if on_lost_of(round) == OnLost::Requeue {
+        return;
+    }
+    assert!(last[place].is_none_or(|last| last < number), "{number} after {:?} of {producer}", last[place]);
+    last[place] = Some(number);
     assert_eq!(times, 0, "item {number} of {producer} came twice");
 }
 
 fn consume(queue: &JoinableQueue<Item>, round: u64) {
     let mut last = [None; PRODUCERS];
-    loop {
-        match queue.get() {
-            Ok(item) => {
-                note(round, &mut last, item);
-                queue.task_done().expect("it was put");
-            }
-            Err(GetError::Closed) => return,
+    let mut held = 0;
+    let all_are_done = |held: &mut usize| {
+        // One's own first, so they are exactly these.
+        (0..std::mem::take(held)).for_each(|_| queue.task_done().expect("it was got"));
+    };
+    for count in 1.. {
+        let item = match queue.get() {
+            Ok(item) => item,
+            Err(GetError::Closed) => break,
             Err(error) => panic!("{error}"),
+        };
+        note(round, &mut last, &item);
+        held += 1;
+        if held == batch_of(round) {
+            all_are_done(&mut held);
+        }
+        if count % 5 == 0 {
+            // So that they, too, come to look for the dead. What they are told is told to nobody else.
+            if let Err(lost) = queue.join_timeout(Duration::ZERO) {
+                record().told.fetch_add(lost.count as u32, SeqCst);
+            }
         }
     }
+    all_are_done(&mut held);
 }
 
 // ---- a round ---------------------------------------------------------------------------------------------------------
@@ -210,11 +251,13 @@ fn open_descriptors() -> usize {
 fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     let mut random = Random(seed);
     let mut dooms = [Doom::Never; PRODUCERS + CONSUMERS];
-    let victims = if wanted.is_some() { 2 } else { random.below(3) };
+    let victims = if wanted.is_some() { 3 } else { random.below(4) };
     for victim in 0..victims {
-        // One of each kind, so that somebody goes on.
-        let place = if victim == 0 { 0 } else { PRODUCERS };
+        // Some of each kind, so that somebody goes on.
+        let place = [0, PRODUCERS, PRODUCERS + 1][victim as usize];
         dooms[place] = match wanted {
+            // Somebody has to have died before, where it is about what the dead had.
+            Some(_) if victim == 2 => Doom::At(Step::QueueTakeCounted, 1 + random.below(4) as u32),
             Some(step) => Doom::At(step, 1 + random.below(4) as u32),
             None => match random.below(10) {
                 0..3 => Doom::After(Duration::from_micros(random.below(6_000))),
@@ -234,11 +277,14 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         put.store(0, SeqCst);
         got.iter().for_each(|got| got.store(0, SeqCst));
     }
+    record().told.store(0, SeqCst);
     let before = open_descriptors();
     let queue: JoinableQueue<Item> = match random.below(3) {
         0 => JoinableQueue::bounded(1 + random.below(5) as usize).expect("a queue"),
         _ => JoinableQueue::unbounded().expect("a queue"),
     };
+    let on_lost = on_lost_of(seed);
+    let queue = queue.on_lost(on_lost);
     let mut children = Vec::new();
     for (place, doom) in dooms.iter().enumerate() {
         // SAFETY: there is one thread; the child uses the library and ends without unwinding.
@@ -308,26 +354,51 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     assert!(matches!(queue.try_get(), Err(GetError::Closed)), "{queue:?}");
     assert_eq!(queue.len(), 0);
     // What the dead had got is lost for those who join, and told once.
+    let most = if on_lost == OnLost::Requeue { 0 } else { dead_consumers * batch_of(seed) };
+    let mut told = record().told.load(SeqCst) as usize;
     if let Err(lost) = queue.join() {
-        assert!(lost.count <= dead_consumers, "{lost}, and {dead_consumers} consumers died");
+        told += lost.count;
     }
+    assert!(told <= most, "{told} losses are told, and {dead_consumers} consumers died");
     assert!(queue.join_timeout(Duration::ZERO).is_ok_and(|done| done));
+    assert_eq!((queue.unfinished(), queue.task_done().is_err()), (0, true));
+    let mut kept = Vec::new();
+    for item in queue.lost_items() {
+        let item = item.expect("it is whole");
+        check(seed, &item);
+        kept.push((item.0, item.1));
+    }
+    if on_lost == OnLost::Keep {
+        // One that is told of a loss may die before it says so here.
+        assert!(kept.len() >= told, "{kept:?} are kept, and {told} losses told");
+    } else {
+        assert_eq!(kept, []);
+    }
+    let count = kept.len();
+    kept.sort_unstable();
+    kept.dedup();
+    assert_eq!(kept.len(), count, "one is kept twice");
+    assert!(count <= most, "{kept:?} are kept, and {dead_consumers} consumers died");
     let mut lost = 0;
     for (producer, (put, got)) in record().put.iter().zip(&record().got).enumerate() {
         let put = put.load(SeqCst) as usize;
         assert!(matches!(dooms[producer], Doom::At(..) | Doom::After(_)) || put == ITEMS);
         for (number, got) in got.iter().enumerate() {
-            let got = got.load(SeqCst);
-            assert!(got <= 1);
+            let got = usize::from(got.load(SeqCst));
+            let again = if on_lost == OnLost::Requeue { dead_consumers } else { 0 };
+            assert!(got <= 1 + again, "item {number} of {producer} came {got} times");
             // The one that was being put when its producer died may be there.
             assert!(got == 0 || number <= put, "item {number} of {producer} was never put");
-            lost += usize::from(got == 0 && number < put);
+            let is_lost = got == 0 && number < put && !kept.contains(&(producer as u8, number as u8));
+            lost += usize::from(is_lost);
         }
     }
-    assert!(lost <= dead_consumers, "{lost} items are lost, and {dead_consumers} consumers died: {dooms:?}");
+    // Between the store that takes an item and the note of it here; where items are kept or put again, none is lost there.
+    let most = if on_lost == OnLost::Tell { dead_consumers } else { 0 };
+    assert!(lost <= most, "{lost} items are lost, and {dead_consumers} consumers died: {dooms:?}");
     // The ring, what is kept for the next large item, and of each that died what it had in its hands: a piece or a ring.
     let kept = file_bytes();
-    let most = (1 << 20) + (512 << 10) + ((victims as i64) << 20);
+    let most = (1 << 20) + (640 << 10) + ((victims as i64) << 20);
     assert!(kept <= most, "{kept} bytes are kept: {dooms:?}");
     drop(queue);
     assert_eq!(open_descriptors(), before, "descriptors are kept");
