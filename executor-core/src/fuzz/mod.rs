@@ -44,7 +44,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -56,6 +56,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "ring", run: ring, bytes_max: shared::ring_bytes_max },
     Target { name: "message", run: message, bytes_max: crate::ipc::fuzzed::message_bytes_max },
     Target { name: "handshake", run: handshake, bytes_max: |_| 4096 },
+    Target { name: "queue", run: queue, bytes_max: |_| crate::ipc::fuzzed::QUEUE_BYTES_MAX },
 ];
 
 /// The board has nothing that takes memory but a panic's text; it is run with threads, which do.
@@ -130,6 +131,11 @@ pub fn message(data: &[u8]) {
 /// What comes before somebody is believed.
 pub fn handshake(data: &[u8]) {
     crate::ipc::fuzzed::handshake(data);
+}
+
+/// A queue whose words another process writes.
+pub fn queue(data: &[u8]) {
+    crate::ipc::fuzzed::queue(data);
 }
 
 /// What a worker reads first.

@@ -391,6 +391,20 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 [said(2, &[0; 64]), hello, said(2, &[0; 65])].concat(),
             ]
         }
+        "queue" => {
+            // Its kind, then put, get and what lies between.
+            let ways = [
+                vec![0, 3, b'a', b'b', b'c', 3, 0, 12, 13],
+                vec![2, 0, 0, 2, 9, 0, 3, 1, 12, 13],
+                [[0, 1].repeat(20), [3, 1].repeat(20), vec![12; 12]].concat(),
+                vec![6, 1, 7, 0, 1, 200, 1, 2, 3, 3, 0, 15, 3, 0],
+                vec![0, 10, 0, 0, 3, 255, 3, 0, 0, 1, 3],
+            ];
+            [0, 1, 4, 5, 8, 9, 16]
+                .into_iter()
+                .flat_map(|kind| ways.clone().map(|way| [&[kind][..], &way].concat()))
+                .collect()
+        }
         "board" => vec![vec![0; 64], vec![0xff; 64], (0..=255).collect()],
         _ => vec![vec![], vec![0; 100], vec![0xff; 300], (0..=255).collect()],
     };

@@ -1,5 +1,6 @@
 //! What peers of connections and clients of listeners can send, as functions of bytes: see `crate::fuzz`.
 
+pub(crate) use super::queue::core::fuzzed::{BYTES_MAX as QUEUE_BYTES_MAX, queue};
 use super::{
     auth::{Asking, AuthKey, LEN_MAX, Listening, Step},
     message::{Arrival, Assembler, HEAD_BYTES, Head, Kind, PART_BYTES},
