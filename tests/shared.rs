@@ -13,7 +13,7 @@ use executor::{
     SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use support::{LONG, eventually, memory_to_spare, pool, watchdog, watchdog_of};
+use support::{LONG, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of};
 
 executor::test_support!();
 
@@ -376,8 +376,9 @@ fn name(what: &str) -> String {
     format!("test-{}-{what}", std::process::id())
 }
 
-fn path_of(name: &str) -> std::path::PathBuf {
-    format!("/dev/shm/executor.{name}").into()
+
+fn there_is(name: &str) -> bool {
+    named_file(name).is_some()
 }
 
 #[test]
@@ -423,7 +424,7 @@ fn sh03_names_exist_once_and_are_removed_once() {
     drop(memory);
     assert_eq!(SharedMemory::attach(&name).unwrap(), second);
     drop(second);
-    assert!(!path_of(&name).exists());
+    assert!(!there_is(&name));
     assert_eq!(SharedMemory::create(1).unwrap().unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
@@ -463,10 +464,12 @@ fn sh07_a_child_writes_by_name_or_by_handle() {
     pool.submit(write_by_handle::task(unnamed.clone(), 10)).result().unwrap();
     assert_eq!(&named.read_to_vec()[10..25], b"child\0\0\0\0\0child");
     assert_eq!(&unnamed.read_to_vec()[10..15], b"child");
-    // A name is all that travels: after its end there is nothing to attach.
+    // The memory travels, and not the name alone.
     named.unlink().unwrap();
-    let error = pool.submit(write_by_handle::task(named, 0)).result().unwrap_err().to_string();
-    assert!(error.contains("cannot be attached"), "{error}");
+    pool.submit(write_by_handle::task(named.clone(), 30)).result().unwrap();
+    assert_eq!(&named.read_to_vec()[30..35], b"child");
+    let error = pool.submit(write_by_name::task(&name, 0)).result().unwrap_err().to_string();
+    assert!(error.contains("entity not found"), "{error}");
 }
 
 #[test]
@@ -477,10 +480,10 @@ fn sh09_a_scope_removes_all_its_names() {
     memories[0].unlink().unwrap();
     let names: Vec<_> = memories.iter().map(SharedMemory::name).chain([list.name()]).flatten().collect();
     assert_eq!(names.len(), 4);
-    assert!(names[1..].iter().all(|name| path_of(name).exists()));
+    assert!(names[1..].iter().all(|name| there_is(name)));
     assert_eq!(ShareableList::attach(&names[3]).unwrap(), list);
     drop(scope);
-    assert!(!names.iter().any(|name| path_of(name).exists()));
+    assert!(!names.iter().any(|name| there_is(name)));
     // What was shared is there still.
     assert_eq!(list.get(1), Some(2.into()));
 }
@@ -503,10 +506,10 @@ fn sh17_a_block_goes_when_a_second_owner_ends() {
     let owns = pool.submit(attach_and_own::task(&name, owned.clone(), release.clone()));
     assert!(owned.wait_timeout(LONG));
     drop(memory);
-    assert!(path_of(&name).exists(), "the child owns it");
+    assert!(there_is(&name), "the child owns it");
     release.set();
     owns.result().unwrap();
-    assert!(!path_of(&name).exists());
+    assert!(!there_is(&name));
 }
 
 #[task]
@@ -523,7 +526,7 @@ fn rt01_the_names_of_a_killed_process_are_removed_by_whoever_comes_next() {
     let pool = pool(1);
     let names: Vec<_> = ["removed", "left", "persistent"].map(name).into();
     assert!(pool.submit(make_names_and_die::task(names.clone())).result().is_err());
-    let exist = || names.iter().map(|name| path_of(name).exists()).collect::<Vec<_>>();
+    let exist = || names.iter().map(|name| there_is(name)).collect::<Vec<_>>();
     // The kernel lets go of a dead process's locks before it can be reaped; other tests sweep, too.
     assert_eq!(SharedMemory::attach(&names[1]).unwrap_err().kind(), io::ErrorKind::NotFound);
     SharedMemory::sweep();

@@ -4,6 +4,7 @@
 //! without one, its column is empty.
 
 mod connection;
+mod memory;
 mod queue;
 mod sync;
 
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
     }
     if is_wanted("queue") {
         queue::run(short);
+    }
+    if is_wanted("memory") {
+        memory::run(short);
     }
     if is_wanted("connection") {
         connection::run(short);
