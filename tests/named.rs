@@ -212,8 +212,10 @@ fn what_others_have_made_stays_whatever_it_is_called() {
     }
     // In the place of a name, too.
     let taken = ["text", "ours-by-the-first-word", "folder", "nothing"].map(name);
-    let keeps: Vec<_> =
-        taken.iter().map(|name| SharedMemory::create_named(name, 100).unwrap().persistent().unwrap()).collect();
+    let keeps: Vec<_> = taken
+        .iter()
+        .map(|name| SharedMemory::create_named(name, 100).unwrap().persistent().unwrap())
+        .collect();
     let places: Vec<_> = taken.iter().map(|name| named_file(name).unwrap()).collect();
     for (keep, place) in keeps.iter().zip(&places) {
         // The folder is there still, since there is something else in it.
@@ -259,7 +261,9 @@ fn a_link_or_a_pipe_in_the_place_of_a_name_is_not_followed() {
         let place = named_file(&name).unwrap();
         fs::remove_file(&place).unwrap();
         match what {
-            "link" => std::os::unix::fs::symlink(named_file(&target.name().unwrap()).unwrap(), &place).unwrap(),
+            "link" => {
+                std::os::unix::fs::symlink(named_file(&target.name().unwrap()).unwrap(), &place).unwrap()
+            }
             _ => rustix::fs::mknodat(
                 rustix::fs::CWD,
                 &place,

@@ -376,7 +376,6 @@ fn name(what: &str) -> String {
     format!("test-{}-{what}", std::process::id())
 }
 
-
 fn there_is(name: &str) -> bool {
     named_file(name).is_some()
 }

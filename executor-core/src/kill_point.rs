@@ -298,6 +298,27 @@ mod hook {
         /// It has rung a bell, and woken nobody.
         BellRung,
         }
+        /// Those of a user of named memory.
+        NAMED {
+        /// The folder of all names is there, and empty.
+        NameFolderMade,
+        /// It owns a file that has no name yet.
+        NameOwned,
+        /// It has made a folder for a name, which is empty.
+        NameFresh,
+        /// The file is in that folder, which is not the name's yet.
+        NameLinked,
+        /// The name is there.
+        NamePublished,
+        /// It does not own a name any more.
+        NameLeft,
+        /// It has marked a name that nobody needs.
+        NameDoomed,
+        /// It knows which file to remove.
+        NameRemovedNext,
+        /// The file is removed, and its folder is not.
+        NameRemoved,
+        }
     }
 
     static HOOK: OnceLock<fn(Step)> = OnceLock::new();

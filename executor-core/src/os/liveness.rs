@@ -214,10 +214,10 @@ impl Drop for Liveness {
 pub(crate) mod byte {
     use super::*;
 
-    fn flock(at: u64, len: u64) -> libc::flock {
+    fn flock(kind: i32, at: u64, len: u64) -> libc::flock {
         // SAFETY: a C struct of numbers, of which zero is a value.
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = libc::F_WRLCK as _;
+        lock.l_type = kind as _;
         lock.l_whence = libc::SEEK_SET as _;
         lock.l_start = at as _;
         lock.l_len = len as _;
@@ -235,14 +235,31 @@ pub(crate) mod byte {
         }
     }
 
-    /// Locks a byte; `false` if another description has it.
-    pub(crate) fn try_lock(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
+    fn set(file: BorrowedFd<'_>, kind: i32, at: u64) -> io::Result<bool> {
         use rustix::io::Errno;
-        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(at, 1))) {
+        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(kind, at, 1))) {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Locks a byte; `false` if another description has it.
+    pub(crate) fn try_lock(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
+        set(file, libc::F_WRLCK, at)
+    }
+
+    /// Locks a byte, which others may lock in this way, too.
+    pub(crate) fn share(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+        match set(file, libc::F_RDLCK, at)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Gives back what this description has locked there.
+    pub(crate) fn unlock(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+        set(file, libc::F_UNLCK, at).map(drop)
     }
 
     /// Whether another description has locked the byte.
@@ -252,7 +269,7 @@ pub(crate) mod byte {
 
     /// Whether another description has locked one of so many bytes.
     pub(crate) fn any_is_locked(file: BorrowedFd<'_>, at: u64, count: u64) -> io::Result<bool> {
-        let mut lock = flock(at, count);
+        let mut lock = flock(libc::F_WRLCK, at, count);
         retry(|| call(file, libc::F_OFD_GETLK, &mut lock))?;
         Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
     }

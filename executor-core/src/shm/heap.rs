@@ -32,7 +32,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::{
-    segment::{BEYOND, LINE, Segment},
+    segment::{BEYOND, LINE, OwnFile, Segment},
     words,
 };
 use crate::{
@@ -259,9 +259,9 @@ impl Block {
     }
 
     /// The block of a file that was made by [`allocate_in`](Self::allocate_in).
-    pub(super) fn open_file(file: OwnedFd, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
+    pub(super) fn open_file(file: OwnFile, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
-        let segment = Segment::open_named(Arc::new(file))?;
+        let segment = Segment::open_named(file)?;
         let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
         let fits = |kind, _, len: usize| kinds.contains(&kind) && fits(len);
         Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
@@ -400,6 +400,20 @@ impl Block {
             kinds.contains(&kind) && access.is_none_or(|access| access == is) && fits(len)
         };
         Self::open(segment, place.offset, place.len, fits, lock).map_err(|error| failed(&error))
+    }
+
+    /// As [`arrive`](Self::arrive), of memory that has a name: its file is of this user's, and not sealed.
+    pub(super) fn arrive_named<E: de::Error>(
+        place: Place,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<Self, E> {
+        let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
+        let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
+        let segment =
+            OwnFile::check(descriptor).and_then(Segment::open_named).map_err(|error| failed(&error))?;
+        let fits = |kind, _, len: usize| kinds.contains(&kind) && fits(len);
+        Self::open(segment, place.offset, place.len, fits, None).map_err(|error| failed(&error))
     }
 
     fn open(
@@ -756,7 +770,9 @@ mod tests {
         let file = || file::anonymous("x").unwrap();
         let named = Block::allocate_in(file(), Kind::Memory, 64).unwrap();
         let again = || Arc::new(named.descriptor().try_clone().unwrap());
-        assert!(Segment::open_named(again()).is_ok());
+        let by_name = |file| OwnFile::check(file).and_then(Segment::open_named);
+        rustix::fs::fchmod(named.descriptor(), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        assert!(by_name(again()).is_ok());
         let error = Segment::open(again()).err().unwrap();
         assert!(error.to_string().contains("could shrink"), "{error}");
         let sealed = Block::allocate(Kind::Value, 40).unwrap();
@@ -767,7 +783,9 @@ mod tests {
     fn small_memory_in_a_file_stays_what_it_is_when_its_maker_has_no_handle_left() {
         let block = Block::allocate_in(file::anonymous("x").unwrap(), Kind::Memory, 64).unwrap();
         let file = block.descriptor().try_clone().unwrap();
+        rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
         drop(block);
+        let file = OwnFile::check(Arc::new(file)).unwrap();
         assert!(Block::open_file(file, &[Kind::Memory], |len| len == 64).is_ok());
     }
 
@@ -782,15 +800,44 @@ mod tests {
         // Behind the magic number.
         bytes[8..12].copy_from_slice(&77_u32.to_ne_bytes());
         file::write_at(&file, &bytes, 0).unwrap();
-        let error = Segment::open_named(Arc::new(file)).err().unwrap();
+        let open = |file: OwnedFd| {
+            rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR).unwrap();
+            OwnFile::check(Arc::new(file)).and_then(Segment::open_named).err().unwrap()
+        };
+        let error = open(file);
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(error.to_string().contains("another version of this library (layout 77."), "{error}");
         let file = file::anonymous("x").unwrap();
         bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
         bytes[0] = b'x';
         file::write_at(&file, &bytes, 0).unwrap();
-        let error = Segment::open_named(Arc::new(file)).err().unwrap();
+        let error = open(file);
         assert!(error.to_string().contains("no memory of this library"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_another_user_could_make_shorter_is_refused() {
+        use rustix::fs::{Gid, Mode, Uid, fchmod, fchown};
+        let check = |mode, owner: Option<u32>| {
+            let file = file::anonymous("x").unwrap();
+            fchmod(&file, Mode::from_raw_mode(mode)).unwrap();
+            if let Some(owner) = owner {
+                fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner))).unwrap();
+            }
+            OwnFile::check(Arc::new(file)).map(drop).map_err(|error| error.to_string())
+        };
+        let refused = Err("another user could make it shorter".to_owned());
+        assert_eq!(check(0o600, None), Ok(()));
+        assert_eq!(check(0o1600, None), Ok(()), "persistent");
+        assert_eq!(check(0o620, None), refused);
+        assert_eq!(check(0o602, None), refused);
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(check(0o600, Some(65534)), refused);
+        } else {
+            println!("not run: only root can give a file to another user");
+        }
+        let folder = rustix::fs::open("/", rustix::fs::OFlags::RDONLY, Mode::empty()).unwrap();
+        assert!(OwnFile::check(Arc::new(folder)).unwrap_err().to_string().contains("no file"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{
     heap::{Block, Kind},
     memory::{SharedMemory, whole},
-    name::{self, Name},
+    name::Name,
     words,
 };
 use crate::{
@@ -205,7 +205,6 @@ impl ShareableList {
         name: &str,
         items: impl IntoIterator<Item = I>,
     ) -> io::Result<Self> {
-        name::sweep();
         Name::check(name)?;
         Self::make(items.into_iter().map(Into::into).collect(), Some(name))
     }

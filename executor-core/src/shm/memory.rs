@@ -14,6 +14,7 @@ use super::{
     name::{self, Name},
     words,
 };
+use crate::wire::attachment;
 
 /// A block of bytes that processes share.
 ///
@@ -40,14 +41,19 @@ use super::{
 ///
 /// # Names
 ///
-/// A name is a file in `/dev/shm`. Who [creates](Self::create_named) it owns it; who [attaches](Self::attach) may
+/// A name is a file in a folder in `/dev/shm` that belongs to the user of the process: each user has names of their own, and
+/// nobody else can take, open or delay them. Who [creates](Self::create_named) a name owns it; who [attaches](Self::attach) may
 /// [own](Self::own) it, too. It is removed by [`unlink`](Self::unlink), or when the last owner has no handle any more. If
-/// that was killed, whoever next creates or attaches by a name, in any process, removes it, or
-/// [`sweep`](Self::sweep): the kernel knows whether an owner lives. [`persistent`](Self::persistent) ones stay. The memory
-/// itself is there as long as somebody has it.
+/// that was killed (the kernel knows whether an owner lives), the name is free for whoever uses it next. Until somebody does, it
+/// takes memory: whoever makes a name looks at some others and removes those of dead owners, and
+/// [`sweep`](Self::sweep) looks at all. [`persistent`](Self::persistent) ones stay.
+///
+/// The memory itself is there as long as somebody has it: a handle that is given away arrives, also if its name is gone by
+/// then. It does not own the name there: let the receiver [own](Self::own) it before you drop yours, where the name is to stay.
 ///
 /// Any process of the same user can open a name, and could make its file shorter, which is the death of whoever looks at
-/// what is not there any more. Memory without a name cannot be made shorter.
+/// what is not there any more. Memory without a name cannot be made shorter. Memory that another user (but root) could make shorter is
+/// refused, under a name and as a handle that arrives.
 ///
 /// # Access
 ///
@@ -60,11 +66,10 @@ pub struct SharedMemory {
     named: Option<Arc<Named>>,
 }
 
-/// A name, and what has it.
+/// A name, which all clones of a handle have together.
 #[derive(Debug)]
 struct Named {
     name: Mutex<Name>,
-    block: Block,
 }
 
 impl Named {
@@ -76,7 +81,7 @@ impl Named {
 impl Drop for Named {
     fn drop(&mut self) {
         let name = self.name.get_mut().unwrap_or_else(PoisonError::into_inner);
-        name.leave(self.block.descriptor().as_fd());
+        name.leave();
     }
 }
 
@@ -111,7 +116,6 @@ impl SharedMemory {
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for size 0, and a name that is empty, too long, or has a slash or a NUL in
     /// it; [`AlreadyExists`](io::ErrorKind::AlreadyExists); else the system's.
     pub fn create_named(name: &str, size: usize) -> io::Result<Self> {
-        name::sweep();
         Name::check(name)?;
         let file = Name::create_file()?;
         let block = Block::allocate_in(file, Kind::Memory, whole(size)?)?;
@@ -124,7 +128,7 @@ impl SharedMemory {
     /// # Errors
     /// [`NotFound`](io::ErrorKind::NotFound), also if all who owned it are dead;
     /// [`InvalidInput`](io::ErrorKind::InvalidInput), as in [`create_named`](Self::create_named);
-    /// [`InvalidData`](io::ErrorKind::InvalidData), if it is something else; the system's.
+    /// [`InvalidData`](io::ErrorKind::InvalidData), if it is something else, or another user's; the system's.
     pub fn attach(name: &str) -> io::Result<Self> {
         Self::attach_kind(name, KINDS)
     }
@@ -136,7 +140,7 @@ impl SharedMemory {
     }
 
     pub(super) fn with(block: Block, name: Option<Name>) -> Self {
-        let named = name.map(|name| Arc::new(Named { name: Mutex::new(name), block: block.clone() }));
+        let named = name.map(|name| Arc::new(Named { name: Mutex::new(name) }));
         SharedMemory { len: block.len() - START, block, named }
     }
 
@@ -164,7 +168,8 @@ impl SharedMemory {
     /// Owns the name, too: it stays until all owners are gone. Nothing without one.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor left.
+    /// [`NotFound`](io::ErrorKind::NotFound), if the name is gone, or all who owned it have ended by now; the system's, if it has no
+    /// descriptor left.
     pub fn own(&self) -> io::Result<()> {
         match &self.named {
             Some(named) => named.with(|name| name.own(self.block.descriptor().as_fd())),
@@ -175,7 +180,7 @@ impl SharedMemory {
     /// Lets the name stay when all its owners are gone, until somebody [unlinks](Self::unlink) it. Nothing without one.
     ///
     /// # Errors
-    /// The system's.
+    /// As [`own`](Self::own).
     pub fn persistent(self) -> io::Result<Self> {
         if let Some(named) = &self.named {
             named.with(|name| name.persist(self.block.descriptor().as_fd()))?;
@@ -192,7 +197,7 @@ impl SharedMemory {
         named.with(|name| name.unlink(self.block.descriptor().as_fd()))
     }
 
-    /// Removes the names of which all owners are dead; how many those were. Creating and attaching do it, too.
+    /// Removes this user's names of which all owners are dead; how many those were. It looks at each name.
     pub fn sweep() -> usize {
         name::sweep()
     }
@@ -263,7 +268,10 @@ impl fmt::Debug for SharedMemory {
 #[derive(Serialize, Deserialize)]
 enum Sent {
     Place(Place),
+    /// By another serialiser: to be attached.
     Name(String),
+    /// The memory goes along: whether the name is still there when this arrives does not matter.
+    Named(String, Place),
 }
 
 impl SharedMemory {
@@ -273,6 +281,9 @@ impl SharedMemory {
     ) -> Result<Self, D::Error> {
         match Sent::deserialize(deserializer)? {
             Sent::Place(place) => Ok(Self::with(Block::arrive(place, kinds, None, fits, None)?, None)),
+            Sent::Named(name, place) => {
+                Ok(Self::with(Block::arrive_named(place, kinds, fits)?, Some(Name::label(&name))))
+            }
             Sent::Name(name) => Self::attach_kind(&name, kinds).map_err(|error| {
                 de::Error::custom(format_args!("the shared memory {name:?} cannot be attached: {error}"))
             }),
@@ -283,6 +294,7 @@ impl SharedMemory {
 impl Serialize for SharedMemory {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sent = match self.name() {
+            Some(name) if attachment::is_for::<S>() => Sent::Named(name, self.block.depart::<S>()?),
             Some(name) => Sent::Name(name),
             None => Sent::Place(self.block.depart::<S>()?),
         };

@@ -11,7 +11,7 @@
 //!        │ Serialize: place of the block, descriptor  │ Deserialize: the segment that is mapped already, or map it;
 //!        └─► attachment: once for all of a segment      check place, length and kind
 //!
-//!  SharedMemory with a name ──► file in /dev/shm ◄── by its name
+//!  SharedMemory with a name ──► file in a folder of this user's in /dev/shm ◄── by its name, or as above
 //! ```
 //!
 //! - `bytes`: written once, then sealed and read by all.

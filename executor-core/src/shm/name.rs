@@ -1,38 +1,81 @@
 //! Names of shared memory, and who owns them.
 //!
 //! ```text
-//!  create   an unnamed file in /dev/shm, filled; owned; then linked to its name: nobody sees it half made
+//!  /dev/shm/executor-shared-memory.1000    of one user: the folder is that user's, and nobody else writes to it
+//!    └─ 5a                                 names with this hash
+//!        ├─ =prices                        a name: a folder, too
+//!        │    └─ memory                    the file
+//!        └─ +0123456789abcdef              a name that is being made
+//!
+//!  create   an unnamed file, filled; owned; linked into a new folder `+…`; that is renamed to the name: nobody sees it half made
 //!  own      a byte of the file is locked through a description of one's own     (os/liveness.rs: the kernel lets go)
-//!  sweep    for each file of ours: nobody owns it, it is not persistent ─► its name goes
+//!  dead     ours by what it says, nobody owns it, it is not persistent ─► the file goes, then the empty folders
 //! ```
 //!
-//! A name goes with its last owner: by `Drop`, or, if that was killed, by whoever looks next. A name that is removed is removed
-//! under a lock of another byte of the file, with a look whether the name is the file's still: so nobody removes what
-//! another one has made in its place.
+//! **Nobody removes what another one has made in its place.** A folder of a name has one file in its life: it is renamed when it
+//! has it, and to the place of an *empty* folder only. So who removes a file opens its folder, looks whether it is that file, and
+//! removes it there: if the name has been given anew meanwhile, then to another folder. Whoever is late, or stopped in the
+//! middle, harms nobody; no lock is held, and nobody waits for anybody.
+//!
+//! **Whether it is dead** is decided against those who become owners at the same moment by two bytes, each of which is locked before
+//! the other one is looked at: `DOOM` by who wants to remove, one from `OWNERS` on by who wants to own. At least one of the two
+//! sees the other, and gives up.
+//!
+//! A name goes with its last owner, by `Drop`. If that was killed, by whoever uses the name next; and whoever makes a name looks at two
+//! others, chosen by chance, and at more if those were dead ([`Folder::tidy`]): the names of the dead stay fewer than those of
+//! the living, and no step takes longer because there are many.
+//!
+//! **Other users.** All may write to `/dev/shm`. So the folder counts only if it belongs to this user and nobody else may write to it;
+//! where somebody has taken its name, the next number is tried. In it, only files are looked at that begin as this
+//! library's do and belong to this user or to root ([`OwnFile`]).
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, CString},
+    hash::{BuildHasher, RandomState},
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, linkat, open, stat, unlink};
+use rustix::{
+    fs::{
+        AtFlags, CWD, Mode, OFlags, RawDir, Stat, fchmod, fstat, linkat, mkdirat, open, openat, renameat,
+        statat, unlinkat,
+    },
+    io::Errno,
+    process::geteuid,
+};
 
-use crate::os::{fork::NotInherited, liveness::byte};
+use super::segment::OwnFile;
+use crate::os::{asked::Asked, fork::NotInherited, liveness::byte};
 
 const DIRECTORY: &str = "/dev/shm";
-const PREFIX: &str = "executor.";
-/// Of a file's name, by the system.
-const NAME_MAX: usize = 255 - PREFIX.len();
+/// The folder's name, before the user's number.
+const PREFIX: &str = "executor-shared-memory.";
+/// The file in the folder of a name.
+const FILE: &str = "memory";
+/// A folder of a name begins with the first, one that is to become that with the second.
+const NAMED: char = '=';
+const FRESH: char = '+';
+/// The system takes 255 bytes; the rest is for what stands before a name.
+const NAME_MAX: usize = 246;
 /// Bytes that owners lock: far above those of users of the memory.
 const OWNERS: u64 = 1 << 40;
-const OWNERS_MAX: u64 = 1 << 16;
-/// The byte that is locked by whoever removes the name.
-const REMOVAL: u64 = 1 << 41;
-/// Whoever removes a name does so in microseconds.
-const REMOVAL_MAX: Duration = Duration::from_secs(1);
+const OWNERS_MAX: u64 = 1 << 30;
+/// The byte that is locked by whoever is about to remove the name.
+const DOOM: u64 = 1 << 41;
+/// So many folders' names that nobody has, one after the other, are the end of those that somebody has. Another user may take
+/// some, and give them back.
+const GAP: u32 = 8;
+/// How often it is begun anew when somebody has removed an empty folder in between.
+const ATTEMPTS: u32 = 100;
+/// How many other names are looked at when one is made, and how many at most if dead ones are among them.
+const LOOKS: usize = 2;
+const LOOKS_MAX: usize = 32;
 
 /// A name of shared memory.
 #[derive(Debug)]
@@ -45,7 +88,8 @@ fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-fn path(name: &str) -> io::Result<PathBuf> {
+/// The folder of a name, within the user's.
+fn path(name: &str) -> io::Result<String> {
     if name.is_empty() {
         return Err(invalid("no name"));
     }
@@ -55,25 +99,56 @@ fn path(name: &str) -> io::Result<PathBuf> {
     if name.len() > NAME_MAX {
         return Err(invalid("a name of shared memory is not as long"));
     }
-    Ok(PathBuf::from(format!("{DIRECTORY}/{PREFIX}{name}")))
+    Ok(format!("{}/{NAMED}{name}", bucket(name)))
+}
+
+/// FNV-1a, of which a byte is enough: all programs must agree.
+fn bucket(name: &str) -> String {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:02x}", hash >> 56)
+}
+
+/// Some number, differently each time.
+fn chance() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Neither a link nor anything that is no file is followed, and nobody is waited for.
+fn open_file(folder: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    openat(folder, path, flags, Mode::empty())
 }
 
 /// The file anew, with locks of its own.
 fn reopen(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+        .asked("another descriptor of shared memory (/proc/self/fd)")
 }
 
-/// Becomes an owner.
+/// Becomes an owner of a file that nobody removes meanwhile: it has no name yet.
 fn own(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
     let description = reopen(file)?;
     let forked = || io::Error::other("forked meanwhile");
-    for at in OWNERS..OWNERS + OWNERS_MAX {
-        if byte::try_lock(description.get().ok_or_else(forked)?, at)? {
+    for _ in 0..ATTEMPTS {
+        if byte::try_lock(description.get().ok_or_else(forked)?, OWNERS + chance() % OWNERS_MAX)? {
             return Ok(description);
         }
     }
     Err(io::Error::other("too many own it"))
+}
+
+/// Becomes an owner of a file that has a name.
+fn own_named(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
+    let owner = own(file)?;
+    // After the lock: whoever marks it as doomed from now on sees that it is owned.
+    let doomed = owner.get().is_none_or(|file| byte::is_locked(file, DOOM).unwrap_or(true));
+    if doomed || fstat(file)?.st_nlink == 0 {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more"));
+    }
+    Ok(owner)
 }
 
 /// Whether some other description than this one owns it.
@@ -82,37 +157,317 @@ fn is_owned(file: BorrowedFd<'_>) -> bool {
     byte::any_is_locked(file, OWNERS, OWNERS_MAX).unwrap_or(true)
 }
 
-fn is_persistent(file: BorrowedFd<'_>) -> bool {
-    // A mark that lies with the file itself, and means nothing for one that is no directory.
-    fstat(file).is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX))
+/// A mark that lies with the file itself, and means nothing for one that is no directory.
+fn is_persistent(stat: &Stat) -> bool {
+    Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX)
 }
 
-/// Removes a name, if it is that of this file. With `unless_needed`, only if nobody owns it and it is not persistent.
-fn remove(path: &PathBuf, file: BorrowedFd<'_>, unless_needed: bool) -> io::Result<()> {
-    let description = reopen(file)?;
-    let Some(file) = description.get() else { return Ok(()) };
-    let deadline = Instant::now() + REMOVAL_MAX;
-    while !byte::try_lock(file, REMOVAL)? {
-        if Instant::now() > deadline {
-            return Err(io::ErrorKind::TimedOut.into());
+/// Whether nobody needs the name, from now on for ever. The file was opened for this question: it stays marked as long as that
+/// description is open.
+fn is_doomed(file: &OwnFile) -> io::Result<bool> {
+    // What is persistent stays so.
+    if is_persistent(file.stat()) {
+        return Ok(false);
+    }
+    // In this order: an owner makes it persistent, and goes. Whom one cannot ask about may be alive.
+    let is_needed = || is_owned(file.as_fd()) || fstat(file).map_or(true, |stat| is_persistent(&stat));
+    if is_needed() || !file.has_magic() {
+        return Ok(false);
+    }
+    let file = file.as_fd();
+    byte::share(file, DOOM)?;
+    kill_point!(NameDoomed);
+    if is_needed() {
+        byte::unlock(file, DOOM)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// What lies under a name.
+enum Found {
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// Something that is not this library's, or not this user's.
+    Strange,
+    Ours(OwnFile),
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cleared {
+    /// It is not to be removed.
+    Stays,
+    /// Nothing was there but a folder.
+    Empty,
+    Removed,
+}
+
+/// The folder of this user's names.
+struct Folder {
+    descriptor: OwnedFd,
+    path: String,
+    number: u32,
+}
+
+/// The user, and the number of the folder that was found last: strangers can have taken many, and each is looked at once.
+static KNOWN: AtomicU64 = AtomicU64::new(0);
+
+/// Who may have a folder of this name.
+enum Candidate {
+    Absent,
+    Strangers,
+    Ours(Folder),
+}
+
+impl Folder {
+    fn path(user: u32, number: u32) -> String {
+        match number {
+            0 => format!("{DIRECTORY}/{PREFIX}{user}"),
+            _ => format!("{DIRECTORY}/{PREFIX}{user}.{number}"),
         }
-        std::thread::sleep(Duration::from_micros(50));
     }
-    let (ours, there) = (fstat(file)?, stat(path)?);
-    if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) {
-        return Err(io::ErrorKind::NotFound.into());
+
+    fn candidate(user: u32, number: u32) -> io::Result<Candidate> {
+        let path = Self::path(user, number);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor = match open(&path, flags, Mode::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(Errno::NOENT) => return Ok(Candidate::Absent),
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(Candidate::Strangers),
+            Err(error) => return Err(error).asked(&format!("the folder of named memory, {path}")),
+        };
+        let stat = fstat(&descriptor)?;
+        let others_write = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
+        match stat.st_uid == user && !others_write {
+            true => Ok(Candidate::Ours(Folder { descriptor, path, number })),
+            false => Ok(Candidate::Strangers),
+        }
     }
-    if unless_needed && (is_owned(file) || is_persistent(file)) {
-        return Ok(());
+
+    /// The number of the folder that was found last, of this user; 0 at first.
+    fn known(user: u32) -> u32 {
+        let known = KNOWN.load(Ordering::Relaxed);
+        if known >> 32 == u64::from(user) { known as u32 } else { 0 }
     }
-    Ok(unlink(path)?)
+
+    /// Opens it; if it is not there, it is made, or [`NotFound`](io::ErrorKind::NotFound).
+    ///
+    /// It is not kept open: it goes when it is empty, and the process may become another user.
+    fn open(make: bool) -> io::Result<Self> {
+        let user = geteuid().as_raw();
+        for _ in 0..ATTEMPTS {
+            let known = Self::known(user);
+            if known != 0
+                && let Candidate::Ours(folder) = Self::candidate(user, known)?
+            {
+                return Ok(folder);
+            }
+            let (mut absent, mut gap) = (None, 0);
+            for number in 0.. {
+                match Self::candidate(user, number)? {
+                    Candidate::Ours(folder) => {
+                        KNOWN.store(u64::from(user) << 32 | u64::from(number), Ordering::Relaxed);
+                        return Ok(folder);
+                    }
+                    Candidate::Strangers => gap = 0,
+                    Candidate::Absent => {
+                        absent = absent.or(Some(number));
+                        gap += 1;
+                    }
+                }
+                if gap == GAP {
+                    break;
+                }
+            }
+            let Some(number) = absent.filter(|_| make) else { break };
+            let path = Self::path(user, number);
+            match mkdirat(CWD, &path, Mode::RWXU) {
+                // By another process of this user, or by a stranger.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).asked(&format!("a folder for named memory, {path}")),
+            }
+            kill_point!(NameFolderMade);
+        }
+        Err(match make {
+            false => io::ErrorKind::NotFound.into(),
+            true => {
+                io::Error::other(format!("{DIRECTORY}: others take each folder's name that is to be made"))
+            }
+        })
+    }
+
+    /// What lies under a name.
+    fn look(&self, path: &str) -> io::Result<Found> {
+        match open_file(self.descriptor.as_fd(), &format!("{path}/{FILE}")) {
+            Ok(file) => Ok(OwnFile::check(Arc::new(file)).map_or(Found::Strange, Found::Ours)),
+            Err(Errno::NOENT) => Ok(Found::Nothing),
+            Err(
+                Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::ISDIR | Errno::NXIO | Errno::WOULDBLOCK,
+            ) => Ok(Found::Strange),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a name, if it is that of this file.
+    fn remove(&self, path: &str, file: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = openat(&self.descriptor, path, flags, Mode::empty())?;
+        let (ours, there) = (fstat(file)?, statat(&folder, FILE, AtFlags::SYMLINK_NOFOLLOW)?);
+        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        kill_point!(NameRemovedNext);
+        // In this folder there was never another one, nor will there be.
+        unlinkat(&folder, FILE, AtFlags::empty())?;
+        kill_point!(NameRemoved);
+        self.remove_empty(path);
+        Ok(())
+    }
+
+    /// Removes folders as far as they are empty. What others have put there meanwhile keeps them.
+    fn remove_empty(&self, path: &str) {
+        let bucket = path.split('/').next().unwrap_or(path);
+        let removed = unlinkat(&self.descriptor, path, AtFlags::REMOVEDIR)
+            .and_then(|()| unlinkat(&self.descriptor, bucket, AtFlags::REMOVEDIR));
+        // One that was hard to get is kept: who makes it anew has to look at all that strangers have taken.
+        if removed.is_ok() && self.number == 0 {
+            let _ = unlinkat(CWD, &self.path, AtFlags::REMOVEDIR);
+        }
+    }
+
+    /// Removes a name if nobody needs it.
+    fn clear(&self, path: &str) -> io::Result<Cleared> {
+        match self.look(path)? {
+            Found::Ours(file) if is_doomed(&file)? => match self.remove(path, file.as_fd()) {
+                // Another one has removed it.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(Cleared::Removed),
+            },
+            Found::Nothing => {
+                self.remove_empty(path);
+                Ok(Cleared::Empty)
+            }
+            Found::Ours(_) | Found::Strange => Ok(Cleared::Stays),
+        }
+    }
+
+    /// Gives a file its name. [`Errno::NOENT`] if somebody has removed an empty folder meanwhile.
+    fn put(&self, source: &str, path: &str) -> io::Result<()> {
+        let bucket = path.split('/').next().unwrap_or(path);
+        let fresh = format!("{bucket}/{FRESH}{:016x}", chance());
+        let make = || mkdirat(&self.descriptor, &fresh, Mode::RWXU);
+        let made = make().or_else(|error| match error {
+            Errno::NOENT => {
+                let _ = mkdirat(&self.descriptor, bucket, Mode::RWXU);
+                make()
+            }
+            // Another process has drawn the same number; or there is no room, no permission.
+            Errno::EXIST => Err(Errno::NOENT),
+            other => Err(other),
+        });
+        made?;
+        kill_point!(NameFresh);
+        let file = format!("{fresh}/{FILE}");
+        let put = linkat(CWD, source, &self.descriptor, &file, AtFlags::SYMLINK_FOLLOW);
+        kill_point!(NameLinked);
+        let put = put.map_err(io::Error::from).and_then(|()| self.publish(&fresh, path));
+        if put.is_err() {
+            let _ = unlinkat(&self.descriptor, &file, AtFlags::empty());
+            self.remove_empty(&fresh);
+        }
+        put
+    }
+
+    fn publish(&self, fresh: &str, path: &str) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            // Replaces an empty folder, and nothing else.
+            match renameat(&self.descriptor, fresh, &self.descriptor, path) {
+                Ok(()) => {
+                    kill_point!(NamePublished);
+                    return Ok(());
+                }
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    if self.clear(path)? == Cleared::Stays {
+                        break;
+                    }
+                }
+                Err(Errno::NOTDIR) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// The entries of a folder in it; none if that is not there.
+    fn list(&self, path: &str) -> Vec<CString> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(folder) = openat(&self.descriptor, path, flags, Mode::empty()) else { return Vec::new() };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(folder, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(Ok(entry)) = entries.next() {
+            if !entry.file_name().to_bytes().starts_with(b".") {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        names
+    }
+
+    /// Removes what is there, of these entries of a bucket, if nobody needs it.
+    fn clear_entry(&self, bucket: &str, entry: &CStr) -> Cleared {
+        // What is called otherwise was not made here.
+        match entry.to_str() {
+            Ok(name) if name.starts_with([NAMED, FRESH]) => {
+                self.clear(&format!("{bucket}/{name}")).unwrap_or(Cleared::Stays)
+            }
+            _ => Cleared::Stays,
+        }
+    }
+
+    /// Looks at some names, chosen by chance, whether their owners are dead. What that takes does not grow with the number of
+    /// names, but for the listing of a 256th of them; and each name that is made takes away two dead ones, or finds that there
+    /// are few.
+    fn tidy(&self) {
+        // With many names, there are all buckets; with few, it is quick to look which there are.
+        let mut bucket = format!("{:02x}", chance() as u8);
+        let mut entries = self.list(&bucket);
+        if entries.is_empty() {
+            let mut buckets = self.list(".");
+            if buckets.is_empty() {
+                return;
+            }
+            let chosen = buckets.swap_remove(chance() as usize % buckets.len());
+            bucket = chosen.into_string().unwrap_or_default();
+            entries = self.list(&bucket);
+        }
+        let (mut looks, mut looked) = (LOOKS, 0);
+        while looked < looks && !entries.is_empty() {
+            let entry = entries.swap_remove(chance() as usize % entries.len());
+            looked += 1;
+            if self.clear_entry(&bucket, &entry) != Cleared::Stays {
+                looks = (looks + LOOKS).min(LOOKS_MAX);
+            }
+        }
+    }
+
+    /// Looks at all names, whether their owners are dead; how many were.
+    fn sweep(&self) -> usize {
+        let buckets = self.list(".").into_iter().filter_map(|bucket| bucket.into_string().ok());
+        let in_bucket = |bucket: String| {
+            let removed = |entry: &CString| self.clear_entry(&bucket, entry) == Cleared::Removed;
+            self.list(&bucket).iter().filter(|entry| removed(entry)).count()
+        };
+        buckets.map(in_bucket).sum()
+    }
 }
 
 impl Name {
     /// An unnamed file; `link` gives it its name.
     pub(super) fn create_file() -> io::Result<OwnedFd> {
         let mode = Mode::RUSR | Mode::WUSR;
-        Ok(open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode)?)
+        open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode)
+            .asked("a file for named memory in /dev/shm")
     }
 
     /// Checks a name.
@@ -124,73 +479,100 @@ impl Name {
     pub(super) fn link(name: &str, file: BorrowedFd<'_>) -> io::Result<Self> {
         let path = path(name)?;
         let owner = own(file)?;
+        kill_point!(NameOwned);
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(CWD, source.as_str(), CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
-        Ok(Name { name: name.to_owned(), owner: Some(owner) })
+        for _ in 0..ATTEMPTS {
+            let folder = Folder::open(true)?;
+            match folder.put(&source, &path) {
+                Ok(()) => {
+                    folder.tidy();
+                    return Ok(Name { name: name.to_owned(), owner: Some(owner) });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+                Err(error) => {
+                    return Err(error).asked(&format!("a name for shared memory in {}", folder.path));
+                }
+            }
+        }
+        Err(io::Error::other(format!(
+            "{DIRECTORY} or /proc/self/fd: what was made for a name is gone at once"
+        )))
     }
 
     /// The file of that name, which is not owned thereby.
-    pub(super) fn open(name: &str) -> io::Result<(Self, OwnedFd)> {
+    pub(super) fn open(name: &str) -> io::Result<(Self, OwnFile)> {
         let path = path(name)?;
-        let file = open(&path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        if !is_persistent(file.as_fd()) && !is_owned(file.as_fd()) {
-            // What the dead have left is no more.
-            let _ = remove(&path, file.as_fd(), true);
-            return Err(io::ErrorKind::NotFound.into());
+        let user = geteuid().as_raw();
+        // At once, without a look at the folder: a stranger can put no file of this user's into one of his own.
+        let whole = format!("{}/{path}/{FILE}", Folder::path(user, Folder::known(user)));
+        if let Ok(file) = open_file(CWD, &whole)
+            && let Ok(file) = OwnFile::check(Arc::new(file))
+            && (is_persistent(file.stat()) || is_owned(file.as_fd()))
+        {
+            return Ok((Self::label(name), file));
         }
-        Ok((Name { name: name.to_owned(), owner: None }, file))
+        let folder = Folder::open(false)?;
+        match folder.look(&path)? {
+            Found::Nothing => Err(io::ErrorKind::NotFound.into()),
+            Found::Strange => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no memory of this library, or of another user, has that name",
+            )),
+            // What the dead have left is no more.
+            Found::Ours(file) if is_doomed(&file)? => {
+                let _ = folder.remove(&path, file.as_fd());
+                Err(io::ErrorKind::NotFound.into())
+            }
+            Found::Ours(file) => Ok((Self::label(name), file)),
+        }
+    }
+
+    /// A name that came with its file, and is not owned thereby.
+    pub(super) fn label(name: &str) -> Self {
+        Name { name: name.to_owned(), owner: None }
     }
 
     pub(super) fn as_str(&self) -> &str {
         &self.name
     }
 
+    /// In a fork, it is the parent who owns it.
+    fn is_owner(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.get().is_some())
+    }
+
     /// Owns it, too.
     pub(super) fn own(&mut self, file: BorrowedFd<'_>) -> io::Result<()> {
-        if self.owner.is_none() {
-            self.owner = Some(own(file)?);
+        if !self.is_owner() {
+            self.owner = Some(own_named(file)?);
         }
         Ok(())
     }
 
     /// From now on the name stays until it is removed.
     pub(super) fn persist(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        // As an owner: so nobody removes it at the same moment.
+        let _owner = if self.is_owner() { None } else { Some(own_named(file)?) };
         Ok(fchmod(file, Mode::RUSR | Mode::WUSR | Mode::SVTX)?)
     }
 
     pub(super) fn unlink(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        remove(&path(&self.name)?, file, false)
+        Folder::open(false)?.remove(&path(&self.name)?, file)
     }
 
     /// To be called when the last handle here goes; a name that nobody else owns goes too.
-    pub(super) fn leave(&mut self, file: BorrowedFd<'_>) {
-        // In a fork, it is the parent's.
-        if let Some(owner) = self.owner.take()
-            && owner.get().is_some()
-        {
-            drop(owner);
-            if let Ok(path) = path(&self.name) {
-                let _ = remove(&path, file, true);
-            }
+    pub(super) fn leave(&mut self) {
+        let is_owner = self.is_owner();
+        drop(self.owner.take());
+        kill_point!(NameLeft);
+        if is_owner && let (Ok(folder), Ok(path)) = (Folder::open(false), path(&self.name)) {
+            let _ = folder.clear(&path);
         }
     }
 }
 
 /// Removes the names that dead owners have left; how many.
 pub(super) fn sweep() -> usize {
-    let Ok(entries) = std::fs::read_dir(DIRECTORY) else { return 0 };
-    let ours = entries.flatten().filter(|entry| is_ours(&entry.file_name()));
-    ours.filter(|entry| {
-        let path = entry.path();
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        // Of other users there is no opening it, nor removing.
-        let Ok(file) = open(&path, flags, Mode::empty()) else { return false };
-        let file = file.as_fd();
-        !is_persistent(file) && !is_owned(file) && remove(&path, file, true).is_ok() && !path.exists()
-    })
-    .count()
-}
-
-fn is_ours(file_name: &OsStr) -> bool {
-    file_name.to_str().is_some_and(|name| name.starts_with(PREFIX))
+    Folder::open(false).map_or(0, |folder| folder.sweep())
 }

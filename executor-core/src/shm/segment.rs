@@ -16,7 +16,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -25,8 +25,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
+    fs::{FileType, Mode, SealFlags, Stat, fcntl_add_seals, fcntl_get_seals, fstat},
+    io::pread,
     mm::{MapFlags, ProtFlags, mmap, munmap},
+    process::geteuid,
 };
 
 use crate::os::{
@@ -34,12 +36,15 @@ use crate::os::{
     fork::{self, Origin, PerProcess},
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
+    socket::retry,
 };
 
 /// What blocks are aligned to: a cache line, so that two objects do not slow each other down.
 pub(super) const LINE: usize = 64;
 const PAGE: usize = 4096;
-const MAGIC: u64 = u64::from_le_bytes(*b"executor");
+/// No text begins like this, and no file of another program by chance: what has it may be removed when its owners are dead
+/// (`name.rs`).
+const MAGIC: [u8; 8] = *b"\xb1exec\x1a\r\n";
 /// Changes whenever anything that lies in a segment does: `Head`, the blocks of `heap.rs`, and the words of every object that
 /// can have a name. Programs of different builds meet in named memory.
 const VERSION: u32 = 1;
@@ -175,24 +180,24 @@ impl Segment {
         let head = segment.head();
         head.version.store(VERSION, Ordering::Relaxed);
         head.layout.store(LAYOUT, Ordering::Relaxed);
-        head.magic.store(MAGIC, Ordering::Relaxed);
+        head.magic.store(u64::from_ne_bytes(MAGIC), Ordering::Relaxed);
         lock(&table().segments).insert(segment.inode, Arc::downgrade(&segment));
         Ok(segment)
     }
 
     /// What another process has made; the same one as before, if it is here already.
     pub(super) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
-        Self::open_any(descriptor, true)
-    }
-
-    /// As [`open`](Self::open), for a file that has a name: nothing keeps it from being made shorter.
-    pub(super) fn open_named(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
-        Self::open_any(descriptor, false)
-    }
-
-    fn open_any(descriptor: Arc<OwnedFd>, sealed: bool) -> io::Result<Arc<Self>> {
-        let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let stat = fstat(&*descriptor)?;
+        Self::open_any(descriptor, &stat, true)
+    }
+
+    /// As [`open`](Self::open), for a file that has a name: nothing keeps it from being made shorter by this user's programs.
+    pub(super) fn open_named(file: OwnFile) -> io::Result<Arc<Self>> {
+        Self::open_any(file.descriptor, &file.stat, false)
+    }
+
+    fn open_any(descriptor: Arc<OwnedFd>, stat: &Stat, sealed: bool) -> io::Result<Arc<Self>> {
+        let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
         let could_shrink = || invalid("its memory could shrink");
         // It may be here by its name, which asks for no seals.
@@ -215,7 +220,7 @@ impl Segment {
         }
         let segment = Self::map(descriptor, len, sealed)?;
         let head = segment.head();
-        if head.magic.load(Ordering::Relaxed) != MAGIC {
+        if head.magic.load(Ordering::Relaxed) != u64::from_ne_bytes(MAGIC) {
             return Err(invalid("no memory of this library"));
         }
         let (version, layout) = (head.version.load(Ordering::Relaxed), head.layout.load(Ordering::Relaxed));
@@ -358,6 +363,48 @@ impl Segment {
 fn is_free(blocks: &BTreeMap<usize, Noted>, offset: usize, len: usize) -> bool {
     let end = offset.saturating_add(len);
     blocks.range(..end).next_back().is_none_or(|(other, noted)| other.saturating_add(noted.len) <= offset)
+}
+
+/// A file that can be made shorter, which is a signal that ends whoever looks at what is not there any more: so it is one that
+/// nobody can open for writing but this user and root, who can end this process anyway.
+#[derive(Debug)]
+pub(super) struct OwnFile {
+    descriptor: Arc<OwnedFd>,
+    /// When it was looked at.
+    stat: Stat,
+}
+
+impl OwnFile {
+    /// Looks at what was opened, or received: a path says nothing about it.
+    pub(super) fn check(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
+        let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let stat = fstat(&*descriptor)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return refused("no memory of this library: it is no file");
+        }
+        let others_write = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
+        if others_write || ![0, geteuid().as_raw()].contains(&stat.st_uid) {
+            return refused("another user could make it shorter");
+        }
+        Ok(OwnFile { descriptor, stat })
+    }
+
+    /// Whether its content says that this library has made it.
+    pub(super) fn has_magic(&self) -> bool {
+        let mut begin = [0; MAGIC.len()];
+        let read = retry(|| pread(&*self.descriptor, &mut begin, 0));
+        read == Ok(begin.len()) && begin == MAGIC
+    }
+
+    pub(super) fn stat(&self) -> &Stat {
+        &self.stat
+    }
+}
+
+impl AsFd for OwnFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
 }
 
 impl Drop for Segment {

@@ -122,14 +122,18 @@ pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -
     decode()
 }
 
-/// Lets a descriptor travel with what is being encoded by a serialiser of type `S`; its index there.
-pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
+/// Whether descriptors travel with what is being encoded by a serialiser of type `S`.
+pub(crate) fn is_for<S>() -> bool {
     // What another serialiser writes goes somewhere else, where the index means nothing. Names of types are made for
     // people, but all that hangs on them here is an early error instead of a late one.
-    let serializer = std::any::type_name::<S>();
-    let ours = serializer.contains("executor_core::wire::codec");
+    local::get(&DEPTH) > 0 && std::any::type_name::<S>().contains("executor_core::wire::codec")
+}
+
+/// Lets a descriptor travel with what is being encoded by a serialiser of type `S`; its index there.
+pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     let depth = local::get(&DEPTH);
-    if depth == 0 || !ours {
+    if !is_for::<S>() {
+        let serializer = std::any::type_name::<S>();
         return Err(format!(
             "it travels in the arguments and results of tasks only, and through connections and queues: its memory cannot be written by `{serializer}`"
         ));
