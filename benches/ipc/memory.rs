@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     hint::black_box,
+    io::Write,
     time::{Duration, Instant},
 };
 
@@ -39,8 +40,8 @@ fn name(number: u64) -> String {
 /// A file of a page in `/dev/shm`, without anything around it.
 fn file(number: u64) -> File {
     let path = format!("/dev/shm/{}", name(number));
-    let file = File::create_new(&path).expect("a new file");
-    file.set_len(4096).expect("room");
+    let mut file = File::create_new(&path).expect("a new file");
+    file.write_all(&[0; 4096]).expect("room");
     fs::remove_file(path).expect("it is there");
     file
 }

@@ -816,6 +816,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stdout, reason = "says what is not run")]
     fn a_file_that_another_user_could_make_shorter_is_refused() {
         use rustix::fs::{Gid, Mode, Uid, fchmod, fchown};
         let check = |mode, owner: Option<u32>| {

@@ -198,7 +198,7 @@ impl Segment {
 
     fn open_any(descriptor: Arc<OwnedFd>, stat: &Stat, sealed: bool) -> io::Result<Arc<Self>> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
-        let inode = (stat.st_dev as u64, stat.st_ino as u64);
+        let inode = (stat.st_dev, stat.st_ino);
         let could_shrink = || invalid("its memory could shrink");
         // It may be here by its name, which asks for no seals.
         let enough = |segment: Arc<Self>| match segment.sealed || !sealed {
