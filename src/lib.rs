@@ -171,7 +171,7 @@ pub use executor_core::*;
 ///
 /// - `#[task(name = "images/resize")]`: the name on the wire and in messages. By default it is the path,
 ///   `my_crate::images::resize`. Several functions may have one name (functions in bodies of different functions of a
-///   module do, and those of a library and a program of one package): they are told apart, and only people are not.
+///   module do, and those of a library and a program of one package): the library tells them apart; messages show the same name for both.
 /// - `#[task(handle = ResizeTask)]`: the name of the type, where the function's own is taken: `resize::resize` exported
 ///   beside the module `resize`, or a function called `u8`. Then `ResizeTask::task(…)` is the task.
 /// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do
@@ -260,7 +260,7 @@ pub mod prelude {
 /// ```
 ///
 /// A test binary's `main` belongs to the test harness, so this runs before `main`, from a table that the system's
-/// loader calls. In a process that is no worker it does nothing but look at its arguments. In a worker the other constructors of
+/// loader calls. In a process that is not a worker it only looks at the arguments. In a worker the other constructors of
 /// the program (C++ statics, registries of plugins) have run before a task does. Works with `cargo test` and `cargo nextest`. Documentation tests need none of it: they have a `main` of their own, which can call
 /// [`init`](crate::init).
 #[macro_export]

@@ -156,7 +156,7 @@ mod hook {
         QueueClaimHandedOn,
         /// The end of a ring is marked as empty.
         QueuePadded,
-        /// It has made a hole shorter, and what is left is noted nowhere.
+        /// It has shortened a hole, and the part it cut off is in no claim yet.
         QueueHoleSplit,
         /// A ring is there, and nothing leads to it.
         QueueRingMade,

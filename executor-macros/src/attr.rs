@@ -73,7 +73,7 @@ fn default_crate() -> Path {
 fn set<T>(slot: &mut Option<T>, meta: &ParseNestedMeta<'_>, value: T) -> Result<()> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(meta.error("this option stands here twice")),
+        Some(_) => Err(meta.error("duplicate option")),
     }
 }
 

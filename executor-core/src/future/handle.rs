@@ -28,7 +28,7 @@ use crate::{
 
 /// The result to come of a submitted task.
 ///
-/// Block on it with [`result`](Self::result), `.await` it on any runtime, or hang callbacks on it. Dropping it lets
+/// Block on it with [`result`](Self::result), `.await` it on any runtime, or attach callbacks to it. Dropping it lets
 /// the task run on; [`cancel_on_drop`](Self::cancel_on_drop) and [`kill_on_drop`](Self::kill_on_drop) change that.
 ///
 /// ```

@@ -9,7 +9,7 @@ use std::{
     io::{self, IoSlice},
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use rustix::{
@@ -30,6 +30,7 @@ use crate::{
         local,
         socket::{self, recv_short_now, send_parts_now},
         spin::Spin,
+        sync::lock,
     },
     wire::{
         attachment::{self, Attachment},
@@ -245,10 +246,6 @@ impl Outgoings<'_> {
             Outgoings::Owned(bytes) => bytes,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A value, encoded.

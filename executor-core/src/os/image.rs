@@ -1,5 +1,5 @@
-//! What the system's loader has put into this process: the table of constructors that a program brings, and the program's file
-//! where the loader itself is what the kernel has started.
+//! What the loader has mapped: the program's table of constructors, and the program's file where the loader is what the kernel
+//! started.
 
 use std::{
     ffi::{OsStr, OsString, c_char, c_int, c_void},

@@ -1,4 +1,4 @@
-//! What the system is to refuse a process.
+//! Resource limits for a process.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a child of ours had started and has left behind, where that becomes ours.
+//! Processes that our children started and left behind, where the kernel makes them our children.
 //!
 //! ```text
 //!  worker ─► sh ─► sleep        sh ends: sleep goes to the nearest process that takes orphans
@@ -36,7 +36,7 @@ pub(crate) struct Orphans {
 
 impl Orphans {
     /// A child that leads a group was reaped. What is left of the group is waited for from now on.
-    pub(crate) fn of(&mut self, leader: u32) {
+    pub(crate) fn leader_reaped(&mut self, leader: u32) {
         if let Some(leader) = Pid::from_raw(leader.cast_signed())
             && reap_group(leader)
         {

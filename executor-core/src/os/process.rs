@@ -344,8 +344,8 @@ impl Child {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
-    /// Sends a signal to the child and all programs it started, unless they left its group. An error if the child gets
-    /// none: it is another user's, or this program has become one.
+    /// Sends a signal to the child and all programs it started, unless they left its group. An error if no
+    /// process of the group could be signalled, nor the child alone: it is another user's, or this program has become one.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
         match self.group().signal(signal) {
             Ok(()) => Ok(()),

@@ -5,8 +5,8 @@
 
 use std::{fs, path::Path};
 
-/// What is asked for without asking first. More: so much may be wanted in vain. Less: the look (some 30 µs) takes long beside
-/// the filling of the pages.
+/// Requests up to this size are not checked. Larger: more may be asked for in vain. Smaller: the check (about 30 µs) costs as
+/// much as filling the pages.
 const UNASKED: u64 = 1 << 20;
 
 /// Whether there is room for so many bytes now, as far as the system says: the machine's available memory, and the limits

@@ -21,6 +21,11 @@ pub(crate) use shuttle::{
 #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
 
+/// Locks a mutex of std, also after a holder has panicked: its panic was reported where it came, and is not ours.
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Whether this is built for a model: sizes are tiny then, time stands still, nobody spins.
 pub(crate) const MODEL: bool = cfg!(all(test, any(executor_loom, executor_shuttle)));
 /// The same, for the one that tries everything.

@@ -113,8 +113,8 @@ impl Beside {
     }
 }
 
-/// Descriptors that replies leave to the program. More: it could not have as many results with handles that nobody has read. Less:
-/// workers whose results nobody reads keep it from opening files, or starting a worker.
+/// Descriptor numbers kept free for the program. Higher: fewer unread results with handles can be held. Lower: unread results
+/// can keep the program from opening files.
 const LEFT_FREE: u64 = 64;
 
 /// Whether this process can still open files beside these. The system gives the lowest numbers that are free.

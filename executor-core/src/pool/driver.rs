@@ -1,4 +1,5 @@
-//! The one thread that waits for descriptors and for time: handshakes, deaths, deadlines. It runs no user code.
+//! The one thread that waits for descriptors and for time: handshakes, deaths, deadlines. The only user code it runs
+//! is wakers.
 //!
 //! ```text
 //!  notice Started ──► poll its socket and its pidfd
@@ -59,8 +60,8 @@ const ORPHANS_LIMIT: Duration = Duration::from_secs(1);
 /// that comes in waves. Less often: they stay longer.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often workers are looked at that could be stopped, while there are tasks. More often: the driver runs more often
-/// under load. Less often: later it is seen.
+/// How often running workers are checked for having been stopped. More often wakes the driver more under load; less often
+/// notices a stop later.
 pub(super) const ATTEND_EVERY: Duration = Duration::from_secs(1);
 
 /// How soon descriptors are sent again that found no room in a worker's socket.
@@ -229,7 +230,7 @@ impl Driver {
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
                 started.child.kill_and_reap(DRAIN_LIMIT);
-                self.orphans.of(started.child.pid());
+                self.orphans.leader_reaped(started.child.pid());
             }
         }
         for worker in std::mem::take(&mut self.workers).into_values() {
@@ -254,7 +255,8 @@ impl Driver {
         let workers = std::mem::take(&mut self.pool.lock().workers);
         drop(workers);
         self.pool.callbacks.close();
-        // The pool's descriptors are open as long as anybody has it: whoever is told that all is over must be the last.
+        // Whoever still holds the pool keeps its descriptors open, so drop our handle before telling waiters that the pool
+        // has ended.
         let ended = self.pool.ended.0.clone();
         drop(self);
         ended.close();
@@ -543,7 +545,7 @@ impl Driver {
         }
         let status = worker.child.reap();
         if status != ExitStatus::Unknown {
-            self.orphans.of(worker.child.pid());
+            self.orphans.leader_reaped(worker.child.pid());
         }
         if let Some(record) = self.pool.lock().workers.get_mut(&id) {
             record.status = Some(status);

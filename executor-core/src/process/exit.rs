@@ -34,6 +34,7 @@ use crate::{
     os::{
         fork::{self, Origin, PerProcess},
         local, process,
+        sync::lock,
     },
 };
 
@@ -351,8 +352,4 @@ fn wait_for_threads() {
             !held
         });
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -88,9 +88,9 @@ use crate::{
 ///
 /// # What it has of its parent
 ///
-/// The signal mask of the thread that starts it, and what its parent ignores (SIGTTOU and SIGTTIN are blocked besides, by which a
-/// terminal would stop it when it writes): a thread that has blocked `SIGTERM` starts a child
-/// that [`terminate`](crate::ChildHandle::terminate) does not end. It leads a process group of its own, so Ctrl-C and Ctrl-Z at a terminal reach
+/// The signal mask of the thread that starts it, and what its parent ignores: a thread that has blocked `SIGTERM` starts a child
+/// that [`terminate`](crate::ChildHandle::terminate) does not end. SIGTTOU and SIGTTIN are blocked as well; otherwise a terminal
+/// could stop the child when it writes. It leads a process group of its own, so Ctrl-C and Ctrl-Z at a terminal reach
 /// the parent only: a stopped parent's processes go on.
 ///
 /// What the parent has printed is written out before the child starts, so that it comes before what the child prints; unless

@@ -31,6 +31,7 @@ use crate::{
         process::Child as Process,
         ready, signals,
         socket::retry,
+        sync::lock,
     },
     transport::board::{Board, Death},
     wire::{
@@ -98,10 +99,6 @@ static TABLE: PerProcess<Mutex<Table>> =
 
 /// What children have left behind, where that becomes ours.
 static ORPHANS: PerProcess<Mutex<Orphans>> = PerProcess::new(Mutex::default);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What was asked for of a process.
 pub(super) struct Asked {
@@ -342,7 +339,7 @@ impl Record {
             self.keeps_programs && well
         });
         if status != ExitStatus::Unknown {
-            lock(ORPHANS.get()).of(self.process.pid());
+            lock(ORPHANS.get()).leader_reaped(self.process.pid());
         }
         state.status = Some(status);
         self.changed.notify_all();
@@ -422,7 +419,7 @@ impl State {
 
 /// What a child has left behind that was reaped elsewhere is waited for, where it becomes ours.
 pub(super) fn left_behind(child: &Process) {
-    lock(ORPHANS.get()).of(child.pid());
+    lock(ORPHANS.get()).leader_reaped(child.pid());
     if !lock(ORPHANS.get()).is_empty() {
         ring(&mut lock(TABLE.get()));
     }

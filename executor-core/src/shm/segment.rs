@@ -19,7 +19,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -37,6 +37,7 @@ use crate::os::{
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
     socket::retry,
+    sync::lock,
 };
 
 /// What blocks are aligned to: a cache line, so that two objects do not slow each other down.
@@ -129,10 +130,6 @@ impl Drop for Mapping {
         // SAFETY: mapped by `new` with this length; whoever borrows from it has its `Segment`.
         let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The segments of this process. A fork begins with none: of those that it has inherited, a lock may be held for ever.

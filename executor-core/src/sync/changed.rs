@@ -15,7 +15,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
@@ -26,7 +26,10 @@ use crate::{
     os::{
         fork::{Origin, PerProcess},
         futex::{self, WAIT_ANY_MAX},
-        sync::atomic::{AtomicU32, Ordering},
+        sync::{
+            atomic::{AtomicU32, Ordering},
+            lock,
+        },
     },
     shm::heap::Block,
 };
@@ -87,10 +90,6 @@ impl Word {
         // SAFETY: in the block.
         unsafe { &*self.at }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn watchers() -> &'static Watchers {

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A function that `#[task]` stands above, as a type.
+/// The type that `#[task]` generates for a function.
 ///
 /// The attribute implements it for a type that has the function's own name: `#[task] fn add(…)` makes `struct add {}`.
 /// Nobody else implements it. It is what generic code over tasks names:

@@ -1,4 +1,4 @@
-//! What a reply means that is no value.
+//! Converts an error reply into a `TaskError`.
 
 use crate::{
     error::{CodecFailure, Failure, RemoteError, Side, TaskError},

@@ -18,7 +18,7 @@ use std::{
     cell::{Cell, RefCell},
     panic::{PanicHookInfo, set_hook, take_hook},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
     },
 };
@@ -26,7 +26,7 @@ use std::{
 use crate::{
     error::Failure,
     id::TaskId,
-    os::{fault, local},
+    os::{fault, local, sync::lock},
     transport::board::{Board, ELSEWHERE, INITIALIZER},
 };
 
@@ -209,8 +209,4 @@ pub(super) fn caught(payload: &(dyn Any + Send)) -> Failure {
         failure.location = note.location;
     }
     failure
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt, io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,7 @@ use crate::{
         sync::{
             Shadow,
             atomic::{AtomicU64, fence},
+            lock,
         },
     },
     shm::{
@@ -200,10 +201,6 @@ impl Pause<'_> {
     fn was_in_vain(&self) -> bool {
         self.bell.word().load(Ordering::Relaxed) == self.heard
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Words for Window {

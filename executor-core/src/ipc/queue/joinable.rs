@@ -1,4 +1,4 @@
-//! The one that knows when its items are worked off.
+//! A queue that knows when its items have been processed.
 
 use std::{
     fmt, io,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::ipc::readiness::deadline_in;
 
-/// A queue that knows when all its items are done: not only got, but worked off.
+/// A queue that knows when all its items are done: not only got, but processed.
 ///
 /// ```
 /// use executor::{JoinableQueue, prelude::*};

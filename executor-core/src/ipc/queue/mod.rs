@@ -106,7 +106,7 @@ use crate::wire::{
 /// Nobody else is harmed, whatever it was doing. An item is in the queue when `put` has returned, and the death of its
 /// producer changes nothing about that. An item that was being put is there as a whole or not at all. An item that a
 /// consumer had begun to get is there still, up to one moment, after which it is gone with the consumer; what was got and
-/// not worked off is gone too, which a [`JoinableQueue`] notices.
+/// not processed is gone too, which a [`JoinableQueue`] notices.
 ///
 /// # Ends
 ///
