@@ -15,14 +15,14 @@ use std::{
     ptr,
     sync::{
         Arc, Barrier,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI32, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
 };
 
 use executor::{
-    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, RLock,
+    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, Queue, RLock,
     Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard, active_children,
     force_start_method, prelude::*, set_start_method, start_method,
 };
@@ -35,6 +35,7 @@ list! { TESTS:
     sm02_the_programs_method_is_set_once_or_by_force,
     sm03_the_methods_of_this_system,
     sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child,
+    what_a_constructor_has_opened_stays_open,
     sm08_a_grandchild_and_a_child_deliver_through_one_pipe,
     sm11_a_program_with_threads_is_not_copied,
     sm13_eight_threads_that_start_processes,
@@ -61,6 +62,7 @@ list! { PROGRAMS:
     asks_for_methods,
     sets_methods,
     has_a_high_socket,
+    has_a_constructor,
     nests_through_a_pipe,
     forks_with_threads,
     starts_from_threads,
@@ -246,6 +248,66 @@ fn say(word: &str) -> u32 {
 fn say_with_a_child(word: &str) {
     joined(&Process::new(say::task(&format!("{word} below"))).start().unwrap()).unwrap();
     say(word);
+}
+
+/// Names the file that this program's constructor opens.
+const LOG: &str = "EXECUTOR_TEST_LOG";
+static OPENED: AtomicI32 = AtomicI32::new(-1);
+
+/// As a profiler or a preloaded tool does: before `main`, and not close-on-exec.
+extern "C" fn open_a_log() {
+    let Some(path) = std::env::var_os(LOG) else { return };
+    let path = std::ffi::CString::new(path.into_encoded_bytes()).unwrap();
+    let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_APPEND;
+    // SAFETY: opens a file.
+    OPENED.store(unsafe { libc::open(path.as_ptr(), flags, 0o600) }, Ordering::SeqCst);
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static OPEN_A_LOG: extern "C" fn() = open_a_log;
+
+#[task]
+fn log_beside(queue: Queue<u8>) -> isize {
+    // Maps shared memory, whose descriptors take the lowest free numbers.
+    queue.put(1).unwrap();
+    let _bytes = SharedBytes::from(&[1, 2, 3][..]);
+    // SAFETY: writes five bytes that are there.
+    unsafe { libc::write(OPENED.load(Ordering::SeqCst), c"line\n".as_ptr().cast(), 5) }
+}
+
+fn what_a_constructor_has_opened_stays_open() {
+    with_each("has_a_constructor");
+}
+
+fn has_a_constructor() {
+    // This process has opened none, its children do.
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    if method() == StartMethod::Fork {
+        // A copy has what its original has.
+        // SAFETY: there are no threads.
+        unsafe { std::env::set_var(LOG, &log) };
+        open_a_log();
+    }
+    let queue = Queue::unbounded().unwrap();
+    // Of this process, and inheritable: the children have none of it, and may use its number.
+    let (ours, _theirs) = std::io::pipe().unwrap();
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
+    let process = Process::new(log_beside::task(queue.clone())).env(LOG, &log).start_method(method());
+    if method() == StartMethod::ForkServer {
+        // It was started without the variable.
+        assert_eq!(joined(&process.start().unwrap()).unwrap(), -1);
+        return fine();
+    }
+    assert_eq!(joined(&process.start().unwrap()).unwrap(), 5);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "line\n");
+    if method() == StartMethod::Spawn {
+        let pool = ProcessPoolExecutor::builder().max_workers(1).env(LOG, &log).build().unwrap();
+        assert_eq!(pool.submit(log_beside::task(queue)).result().unwrap(), 5);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "line\nline\n");
+    }
+    fine();
 }
 
 fn sm08_a_grandchild_and_a_child_deliver_through_one_pipe() {

@@ -3,6 +3,7 @@
 //! ```text
 //! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
 //! image    what was loaded as this program: its constructors, its file
+//! spawn    starts a program that inherits its standard streams only
 //! process  start, watch (pidfd), signal (the whole group), reap
 //! group    what a child has started, found also when the child is gone
 //! orphans  what children have left behind, where that becomes ours
@@ -54,6 +55,7 @@ pub(crate) mod sealed;
 pub(crate) mod setting;
 pub(crate) mod signals;
 pub(crate) mod socket;
+mod spawn;
 pub(crate) mod spin;
 pub(crate) mod stack;
 pub(crate) mod sync;

@@ -1,14 +1,13 @@
 //! Children: started without `fork`'s costs, watched and reaped by pidfd, signalled as a group.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -23,6 +22,7 @@ use super::{
     group::{self, Group},
     image::{self, ByLoader},
     socket::retry,
+    spawn::Spawn,
 };
 use crate::error::ExitStatus;
 
@@ -51,22 +51,6 @@ pub(crate) fn above_stdio(descriptor: OwnedFd) -> io::Result<OwnedFd> {
         return Ok(descriptor);
     }
     Ok(rustix::io::fcntl_dupfd_cloexec(&descriptor, 3)?)
-}
-
-/// Closes every descriptor above 2 that a program started by `exec` has inherited, but for this one. What the program's
-/// own constructors have opened is close-on-exec, or should be, and stays.
-pub(crate) fn close_inherited(but: BorrowedFd<'_>) {
-    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
-    let numbers: Vec<i32> =
-        open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for number in numbers {
-        // SAFETY: asks for flags, of a number that may be anything.
-        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-        if number > 2 && number != but.as_raw_fd() && flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: nobody in this process owns it: it was open before the program began.
-            unsafe { libc::close(number) };
-        }
-    }
 }
 
 /// What a forked child is to have in place of what it was copied with.
@@ -248,8 +232,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a program with `stdin` as its descriptor 0. No `pre_exec`, so that std takes its `posix_spawn` path, whose
-    /// cost does not grow with this process's memory.
+    /// Starts a program with `stdin` as its descriptor 0, and with no other descriptor but standard output and error.
     pub(crate) fn start(start: Start<'_>) -> io::Result<Child> {
         if start.executable.is_none()
             && let Some(why) = would_be_privileged()?
@@ -259,9 +242,8 @@ impl Child {
                 format!("{why}; a program with privileges is nobody's worker, so none is started"),
             ));
         }
-        let mut command = Command::new(start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)));
-        let name = std::env::args_os().next();
-        command.arg0(name.as_deref().unwrap_or(OsStr::new("executor-worker")));
+        let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
+        let mut arguments = vec![name];
         if start.executable.is_none()
             && let Some(by_loader) = image::by_loader()
         {
@@ -277,34 +259,29 @@ impl Child {
                     ),
                 )
             })?;
-            command.args(options).arg(program);
+            arguments.extend(options);
+            arguments.push(program.into());
         }
-        command.arg(start.marker).stdin(Stdio::from(start.stdin)).process_group(0);
-        for (key, value) in start.environment {
-            match value {
-                Some(value) => command.env(key, value),
-                None => command.env_remove(key),
-            };
+        arguments.push(start.marker.into());
+        let spawned = Spawn {
+            program: start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)),
+            arguments,
+            directory: start.directory,
+            environment: start.environment,
+            stdin: start.stdin,
+            stdout: start.stdout,
+            stderr: start.stderr,
         }
-        if let Some(directory) = start.directory {
-            command.current_dir(directory);
-        }
-        if let Some(stdout) = start.stdout {
-            command.stdout(stdout);
-        }
-        if let Some(stderr) = start.stderr {
-            command.stderr(stderr);
-        }
-        let mut child = match start.executable {
-            Some(executable) => command.spawn().asked(&executable.display().to_string()),
-            None => command.spawn().map_err(own_executable),
+        .spawn();
+        let pid = match start.executable {
+            Some(executable) => spawned.asked(&executable.display().to_string()),
+            None => spawned.map_err(own_executable),
         }?;
-        let pid = Pid::from_child(&child);
         Child::watch(pid).inspect_err(|_| {
             // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
             // (its file belongs to another user, and says so) finds its socket closed, and is not waited for.
             if group::kill_unwatched(pid) {
-                let _ = child.wait();
+                let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
             }
         })
     }

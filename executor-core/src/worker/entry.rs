@@ -195,7 +195,6 @@ fn adopt() -> Option<OwnedFd> {
     if let Err(error) = process::empty_stdin() {
         refuse(&socket, &Refusal::of("to open /dev/null, or a pipe in its place", &error));
     }
-    process::close_inherited(socket.as_fd());
     Some(socket)
 }
 

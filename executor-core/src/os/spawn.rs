@@ -1,0 +1,353 @@
+//! Starts a program that inherits no descriptor but its standard streams.
+//!
+//! The children of this library keep nothing of what their starter has open: a pipe of the program's own would never come to its
+//! end. What a child has inherited can be told for sure only between its `fork` and its `exec`: afterwards constructors run, of
+//! its libraries and of tools that are preloaded, and open files of their own, by the same numbers.
+//!
+//! ```text
+//!  glibc 2.34    posix_spawn, which closes all above 2 in the child (`closefrom`)
+//!  older         std's `Command`; between fork and exec, what was found to be inheritable becomes close-on-exec
+//! ```
+//!
+//! `Command` alone cannot say it, and with a closure for the child it takes `fork`, whose cost grows with this process's memory.
+
+use std::{
+    ffi::{CStr, CString, OsStr, OsString, c_char, c_int},
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt, process::CommandExt},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    ptr,
+    sync::OnceLock,
+};
+
+use rustix::process::Pid;
+
+use super::process::above_stdio;
+
+/// A program to be started, as the leader of a process group of its own.
+#[derive(Debug)]
+pub(super) struct Spawn<'a> {
+    pub(super) program: &'a Path,
+    /// The first one is its own name.
+    pub(super) arguments: Vec<OsString>,
+    pub(super) directory: Option<&'a Path>,
+    /// Added to the environment, or taken out of it.
+    pub(super) environment: &'a [(OsString, Option<OsString>)],
+    pub(super) stdin: OwnedFd,
+    /// As this process's, if there is none.
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+impl Spawn<'_> {
+    pub(super) fn spawn(self) -> io::Result<Pid> {
+        match Extensions::of_this_library() {
+            Some(extensions) => self.by_posix_spawn(extensions),
+            None => self.by_fork(),
+        }
+    }
+
+    fn by_posix_spawn(self, extensions: &Extensions) -> io::Result<Pid> {
+        let program = text(self.program.as_os_str())?;
+        let arguments =
+            self.arguments.iter().map(|argument| text(argument)).collect::<io::Result<Vec<_>>>()?;
+        let environment = environment(self.environment)?;
+        let directory = self.directory.map(|directory| text(directory.as_os_str())).transpose()?;
+        // Not onto itself: that would leave it close-on-exec.
+        let stdin = above_stdio(self.stdin)?;
+        let (stdout, stderr) =
+            (self.stdout.map(above_stdio).transpose()?, self.stderr.map(above_stdio).transpose()?);
+
+        let mut actions = Actions::new()?;
+        actions.duplicate(&stdin, 0)?;
+        if let Some(stdout) = &stdout {
+            actions.duplicate(stdout, 1)?;
+        }
+        if let Some(stderr) = &stderr {
+            actions.duplicate(stderr, 2)?;
+        }
+        if let Some(directory) = &directory {
+            // SAFETY: initialised, and the path is a string that is copied.
+            done(unsafe { (extensions.add_chdir)(actions.get(), directory.as_ptr()) })?;
+        }
+        // SAFETY: initialised.
+        done(unsafe { (extensions.add_closefrom)(actions.get(), 3) })?;
+        let mut attributes = Attributes::new()?;
+
+        let (arguments, environment) = (pointers(&arguments), pointers(&environment));
+        let mut pid = 0;
+        // SAFETY: actions and attributes are initialised; the lists end with a null pointer, and their strings live until it
+        // returns, which is when the child runs the program or has ended.
+        done(unsafe {
+            libc::posix_spawn(
+                &raw mut pid,
+                program.as_ptr(),
+                actions.get(),
+                attributes.get(),
+                arguments.as_ptr(),
+                environment.as_ptr(),
+            )
+        })?;
+        Pid::from_raw(pid).ok_or_else(|| io::Error::other("a process without a number"))
+    }
+
+    fn by_fork(self) -> io::Result<Pid> {
+        let mut command = Command::new(self.program);
+        let mut arguments = self.arguments.into_iter();
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        command.args(arguments).stdin(Stdio::from(self.stdin)).process_group(0);
+        for (key, value) in self.environment {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        if let Some(directory) = self.directory {
+            // As `posix_spawn` takes it: a program with a relative path is looked for there.
+            command.current_dir(directory);
+        }
+        if let Some(stdout) = self.stdout {
+            command.stdout(stdout);
+        }
+        if let Some(stderr) = self.stderr {
+            command.stderr(stderr);
+        }
+        let inheritable = inheritable();
+        let keep_none = move || {
+            for number in &inheritable {
+                // SAFETY: sets a flag in the child's own table of descriptors, and nothing where there is none of this number.
+                unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        };
+        // SAFETY: it makes system calls only, and reads a vector that was made before the fork.
+        unsafe { command.pre_exec(keep_none) };
+        Ok(Pid::from_child(&command.spawn()?))
+    }
+}
+
+/// What this process has open that a program which it starts would inherit, but for the standard streams.
+fn inheritable() -> Vec<RawFd> {
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let numbers = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_inheritable = |number: &RawFd| {
+        // SAFETY: asks for flags, of a number that may be anything.
+        let flags = unsafe { libc::fcntl(*number, libc::F_GETFD) };
+        *number > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    };
+    numbers.filter(is_inheritable).collect()
+}
+
+type AddClosefrom = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, c_int) -> c_int;
+type AddChdir = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, *const c_char) -> c_int;
+
+/// What glibc's `posix_spawn` can do since 2.34, and what POSIX does not know. Looked for at run time: a program runs with the
+/// library of the machine on which it is.
+struct Extensions {
+    add_closefrom: AddClosefrom,
+    add_chdir: AddChdir,
+}
+
+impl Extensions {
+    fn of_this_library() -> Option<&'static Extensions> {
+        static FOUND: OnceLock<Option<Extensions>> = OnceLock::new();
+        FOUND
+            .get_or_init(|| {
+                // SAFETY: looks for a name.
+                let find = |name: &CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+                let closefrom = find(c"posix_spawn_file_actions_addclosefrom_np");
+                let chdir = find(c"posix_spawn_file_actions_addchdir_np");
+                if closefrom.is_null() || chdir.is_null() {
+                    return None;
+                }
+                // SAFETY: functions of the C library with these arguments, by its documentation.
+                Some(unsafe {
+                    Extensions {
+                        add_closefrom: std::mem::transmute::<*mut libc::c_void, AddClosefrom>(closefrom),
+                        add_chdir: std::mem::transmute::<*mut libc::c_void, AddChdir>(chdir),
+                    }
+                })
+            })
+            .as_ref()
+    }
+}
+
+struct Actions(MaybeUninit<libc::posix_spawn_file_actions_t>);
+
+impl Actions {
+    fn new() -> io::Result<Self> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: initialises what the pointer points to. It has memory of its own and no pointer to itself, so it may move.
+        done(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+        Ok(Actions(actions))
+    }
+
+    fn get(&mut self) -> *mut libc::posix_spawn_file_actions_t {
+        self.0.as_mut_ptr()
+    }
+
+    fn duplicate(&mut self, descriptor: &OwnedFd, number: RawFd) -> io::Result<()> {
+        // SAFETY: initialised by `new`.
+        done(unsafe { libc::posix_spawn_file_actions_adddup2(self.get(), descriptor.as_raw_fd(), number) })
+    }
+}
+
+impl Drop for Actions {
+    fn drop(&mut self) {
+        // SAFETY: initialised by `new`, and nobody uses it any more.
+        unsafe { libc::posix_spawn_file_actions_destroy(self.get()) };
+    }
+}
+
+struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
+
+impl Attributes {
+    /// The child leads a group, and SIGPIPE ends it, as std has it for programs that it starts. The mask is that of this thread.
+    fn new() -> io::Result<Self> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: initialises what the pointer points to, which may move.
+        done(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
+        let mut attributes = Attributes(attributes);
+        let mut default = MaybeUninit::uninit();
+        // SAFETY: `attributes` is initialised, and so is the set by the first call.
+        unsafe {
+            libc::sigemptyset(default.as_mut_ptr());
+            libc::sigaddset(default.as_mut_ptr(), libc::SIGPIPE);
+            done(libc::posix_spawnattr_setsigdefault(attributes.get(), default.as_ptr()))?;
+            done(libc::posix_spawnattr_setpgroup(attributes.get(), 0))?;
+            let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGDEF;
+            done(libc::posix_spawnattr_setflags(attributes.get(), flags as libc::c_short))?;
+        }
+        Ok(attributes)
+    }
+
+    fn get(&mut self) -> *mut libc::posix_spawnattr_t {
+        self.0.as_mut_ptr()
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised by `new`, and nobody uses it any more.
+        unsafe { libc::posix_spawnattr_destroy(self.get()) };
+    }
+}
+
+/// These functions return the error, and leave `errno` alone.
+fn done(error: c_int) -> io::Result<()> {
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+fn text(text: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
+}
+
+/// As the system takes a list of strings.
+fn pointers(strings: &[CString]) -> Vec<*mut c_char> {
+    strings.iter().map(|string| string.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+}
+
+/// This process's environment with these changes; the last one of a name counts.
+fn environment(changes: &[(OsString, Option<OsString>)]) -> io::Result<Vec<CString>> {
+    let mut variables: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    for (key, value) in changes {
+        variables.retain(|(other, _)| other != key);
+        variables.extend(value.clone().map(|value| (key.clone(), value)));
+    }
+    let line = |(key, value): (OsString, OsString)| {
+        Ok(CString::new([key.as_bytes(), b"=", value.as_bytes()].concat())?)
+    };
+    variables.into_iter().map(line).collect()
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::{io::Read, path::PathBuf};
+
+    use rustix::{
+        io::{FdFlags, fcntl_setfd},
+        process::{WaitOptions, waitpid},
+    };
+
+    use super::*;
+
+    /// What a shell says that was started in this way.
+    fn said(spawn: impl FnOnce(Spawn<'_>) -> io::Result<Pid>, script: &str) -> String {
+        let (mut read, write) = io::pipe().unwrap();
+        let changes = [
+            (OsString::from("EXECUTOR_SPAWN"), Some(OsString::from("first"))),
+            (OsString::from("EXECUTOR_SPAWN"), Some(OsString::from("last=one"))),
+            (OsString::from("PATH"), None),
+        ];
+        let pid = spawn(Spawn {
+            program: Path::new("/bin/sh"),
+            arguments: ["a shell", "-c", script].map(OsString::from).to_vec(),
+            directory: Some(Path::new("/")),
+            environment: &changes,
+            stdin: std::fs::File::open("/dev/null").unwrap().into(),
+            stdout: Some(write.into()),
+            stderr: None,
+        });
+        let pid = pid.unwrap();
+        let mut said = String::new();
+        read.read_to_string(&mut said).unwrap();
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        said
+    }
+
+    const WAYS: [fn(Spawn<'_>) -> io::Result<Pid>; 2] = [|spawn| spawn.spawn(), |spawn| spawn.by_fork()];
+
+    #[test]
+    fn a_program_inherits_its_streams_and_nothing_else() {
+        let (open, _other) = io::pipe().unwrap();
+        fcntl_setfd(&open, FdFlags::empty()).unwrap();
+        let number = open.as_raw_fd();
+        for spawn in WAYS {
+            let script = format!(
+                "for n in 0 1 2 {number}; do [ -e /proc/$$/fd/$n ] && echo $n; done; echo $0 $EXECUTOR_SPAWN $PWD"
+            );
+            assert_eq!(said(spawn, &script), "0\n1\n2\na shell last=one /\n");
+        }
+        // This process keeps it as it was.
+        assert!(rustix::io::fcntl_getfd(&open).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_program_leads_a_group_and_breaks_with_a_pipe() {
+        for spawn in WAYS {
+            let script = "read -r _ _ _ _ group _ < /proc/$$/stat; [ $group = $$ ] && echo leads; \
+                          while read -r name value; do [ $name = SigIgn: ] && echo $value; done < /proc/$$/status";
+            let said = said(spawn, script);
+            let (first, ignored) = said.trim().split_once('\n').unwrap();
+            let ignored = u64::from_str_radix(ignored, 16).unwrap();
+            assert_eq!((first, ignored & 1 << (libc::SIGPIPE - 1)), ("leads", 0), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        for spawn in WAYS {
+            let spawn = |program: &str| {
+                spawn(Spawn {
+                    program: &PathBuf::from(program),
+                    arguments: vec!["x".into()],
+                    directory: None,
+                    environment: &[],
+                    stdin: std::fs::File::open("/dev/null").unwrap().into(),
+                    stdout: None,
+                    stderr: None,
+                })
+            };
+            assert_eq!(spawn("/no/such/program").unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert_eq!(spawn("/dev/null").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(spawn("a\0b").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+}
