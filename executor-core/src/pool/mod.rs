@@ -177,6 +177,10 @@ impl Split for Item {
             resolver: Resolver::Feed(Arc::clone(run)),
         }
     }
+
+    fn leave_arguments(&self) {
+        self.arguments.leave_segment();
+    }
 }
 
 /// What was submitted and is not with the scheduler yet.

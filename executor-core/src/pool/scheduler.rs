@@ -99,6 +99,10 @@ pub(crate) trait Claims {
 /// What the pool keeps of a run: its frame and its completers. When a run is split, both parts need it.
 pub(crate) trait Split {
     fn split(&self) -> Self;
+
+    /// It is resolved, and a worker that was given up, and may live, may still read its arguments: their memory is not to be
+    /// used again.
+    fn leave_arguments(&self);
 }
 
 /// What is to be done. `T` is what the pool keeps of a run.
@@ -1198,20 +1202,27 @@ impl<T: Split> Scheduler<T> {
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
-        self.on_end(now, id, cause, claims, out);
+        self.on_end(now, id, true, cause, claims, out);
         self.after_changes(now, claims, out);
     }
 
-    /// A worker is no more, or nobody waits for it any longer.
+    /// A worker is no more, or nobody waits for it any longer: then it may live, and `has_ended` is `false`.
     fn on_end(
         &mut self,
         now: Instant,
         id: WorkerId,
+        has_ended: bool,
         cause: impl FnOnce(bool) -> BrokenCause,
         claims: &dyn Claims,
         out: &mut Actions<T>,
     ) {
         let Some(worker) = self.forget(id) else { return };
+        if !has_ended {
+            // Also what goes to others: it may have begun after all, and their end comes before its.
+            for sent in &worker.in_flight {
+                self.tasks.get(sent.run).expect("what is in flight is in the table").item.leave_arguments();
+            }
+        }
         self.settle(id, &worker, claims, out);
         let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
         let expected = matches!(worker.doom, Some(Doom { why: Why::Pool(_) | Why::Task(..), .. }));
@@ -1435,6 +1446,9 @@ impl<T: Split> Scheduler<T> {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
+            if matches!(entry.place, Place::Sent(_)) {
+                entry.item.leave_arguments();
+            }
             out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
         }
         self.workers.clear();
@@ -1547,7 +1561,7 @@ impl<T: Split> Scheduler<T> {
             } else if doom.next <= now {
                 // It hangs in the kernel. Nobody waits for it any longer.
                 let cause = |_| BrokenCause::Start("it was killed and did not end".into());
-                self.on_end(now, id, cause, claims, out);
+                self.on_end(now, id, false, cause, claims, out);
                 self.close_if_drained(now, out);
             }
             return;

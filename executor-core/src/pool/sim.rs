@@ -15,9 +15,10 @@
 //! last events.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -104,6 +105,7 @@ const KINDS: &[&str] = &[
     "exit",
     "exit: of one given up",
     "given up",
+    "a worker that was given up reads on",
     "killed: for a task",
     "killed: pool ends",
     "killed: start timeout",
@@ -130,11 +132,25 @@ const KINDS: &[&str] = &[
 
 /// What was submitted: a run with this first task. Who resolves an item of it has it.
 #[derive(Debug)]
-struct Ticket(TaskId);
+struct Ticket {
+    base: TaskId,
+    /// Its arguments are never used again. The same for all parts of a run.
+    left: Rc<Cell<bool>>,
+}
+
+impl Ticket {
+    fn new(base: TaskId) -> Self {
+        Ticket { base, left: Rc::default() }
+    }
+}
 
 impl Split for Ticket {
     fn split(&self) -> Self {
-        Ticket(self.0)
+        Ticket { base: self.base, left: Rc::clone(&self.left) }
+    }
+
+    fn leave_arguments(&self) {
+        self.left.set(true);
     }
 }
 
@@ -738,7 +754,20 @@ impl World {
                 self.note(kind, Some(id), None);
             }
             Action::Resolve(resolve) => {
-                let (Ticket(base), items, end) = *resolve;
+                let (Ticket { base, left }, items, end) = *resolve;
+                // Whoever cannot be killed may read them for ever.
+                let mut living =
+                    self.processes.values().filter(|process| process.alive() && process.killed.is_some());
+                let is_read = living.any(|process| {
+                    process.begun.last().is_some_and(|last| ids(base, items).any(|task| task == *last))
+                });
+                assert!(
+                    left.get() || !is_read,
+                    "the arguments of {base:?} are used again while they are read"
+                );
+                if is_read {
+                    self.note("a worker that was given up reads on", None, None);
+                }
                 ids(base, items).for_each(|task| self.on_resolve(task, end.clone()));
             }
             Action::Closed => {
@@ -901,7 +930,7 @@ impl World {
             self.note("submit: a run of several", None, Some(task));
         }
         let meta = Meta { function: FnId(function), timeout, count };
-        self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket(task), meta, out));
+        self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket::new(task), meta, out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
         }
@@ -1237,7 +1266,8 @@ impl World {
                     }
                     FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, 1, nanos) {
                         Ok(
-                            Replied::Last(Ticket(base), at, count) | Replied::Items(&Ticket(base), at, count),
+                            Replied::Last(Ticket { base, .. }, at, count)
+                            | Replied::Items(&Ticket { base, .. }, at, count),
                         ) => {
                             assert_eq!(
                                 (item(base, at), count),

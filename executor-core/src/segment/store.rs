@@ -12,7 +12,7 @@ use crate::os::{
     memory::{Shared, SharedLayout},
     sync::{
         Shadow,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -182,7 +182,13 @@ impl Store {
                 }
             },
         };
-        let mut lease = Lease { store: Arc::clone(self), number, mapping: Some(mapping), left: false };
+        let mut lease = Lease {
+            store: Arc::clone(self),
+            number,
+            mapping: Some(mapping),
+            left: false,
+            given_up: AtomicBool::new(false),
+        };
         lease.reserve(bytes).then_some(lease)
     }
 
@@ -209,6 +215,8 @@ pub(crate) struct Lease {
     mapping: Option<Mapping>,
     /// The other side clears the bit.
     left: bool,
+    /// Nobody clears the bit: see [`give_up`](Self::give_up).
+    given_up: AtomicBool,
 }
 
 impl Lease {
@@ -279,6 +287,12 @@ impl Lease {
         self.left = true;
     }
 
+    /// The segment is not used again, though the lease ends: it was lent to a process that may live on, and borrows from it. Its
+    /// memory goes with the store and that process.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
     fn keep_mapping(&mut self) {
         if let Some(mapping) = self.mapping.take() {
             self.store.lock()[usize::from(self.number)] = Some(mapping);
@@ -292,7 +306,7 @@ impl Drop for Lease {
         if self.store.origin.forked() {
             return;
         }
-        if !self.left {
+        if !self.left && !*self.given_up.get_mut() {
             self.keep_mapping();
             self.store.ledger().release(self.number);
         }
@@ -315,6 +329,28 @@ impl std::fmt::Debug for Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::payload::Payload;
+
+    #[test]
+    fn a_segment_that_somebody_may_still_read_is_not_used_again() {
+        let store = Store::create().unwrap();
+        let mut lease = store.take(100_000).unwrap();
+        lease.write(0, &[5; 100_000]);
+        let (number, descriptor) = (lease.number(), store.read_only().unwrap());
+        let payload = Payload::in_segment(lease, 100_000, Vec::new());
+        // With descriptors it is one around another.
+        let payload = payload.with(vec![Arc::new(crate::os::socket::pair().unwrap().0)]);
+        payload.clone().leave_segment();
+        drop(payload);
+        let reader = Arena::open(descriptor).unwrap().map(number, 100_000, Access::Read).unwrap();
+        let others: Vec<_> = std::iter::from_fn(|| store.take(50_000)).collect();
+        assert_eq!(others.len(), SEGMENTS - 1);
+        assert!(others.iter().all(|lease| lease.number() != number));
+        // SAFETY: within the mapping; nobody writes.
+        let read = unsafe { std::slice::from_raw_parts(reader.at().as_ptr(), 100_000) };
+        store.trim();
+        assert!(read.iter().all(|byte| *byte == 5));
+    }
 
     #[test]
     fn a_segment_grows_keeps_its_bytes_and_is_reused() {

@@ -125,6 +125,17 @@ impl Payload {
         matches!(self, Payload::Large(large) if !matches!(large.body, Body::Here(_)))
     }
 
+    /// Somebody may read its segment for as long as he lives: that is never used again.
+    pub(crate) fn leave_segment(&self) {
+        if let Payload::Large(large) = self {
+            match &large.body {
+                Body::Here(inner) => inner.leave_segment(),
+                Body::Segment(lease, _) => lease.give_up(),
+                Body::Received(_) => {}
+            }
+        }
+    }
+
     /// What came or goes with it.
     pub(crate) fn attachments(&self) -> &[Attachment] {
         match self {

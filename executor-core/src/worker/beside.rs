@@ -56,9 +56,11 @@ impl Arguments {
         }
         let view = view.as_ref().ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: within the mapping, which stays as long as `self` is borrowed. The parent wrote these bytes before it
-        // sent the frame and writes them again only when the task is resolved, which for a task that this worker claims
-        // is after its reply, or in a parent that is about to kill this process; nobody else can write to the arena.
-        // The memory cannot end early: the file's length is sealed.
+        // sent the frame. It writes there again only after the task was resolved: which is after this worker's reply, or after its
+        // end, or never again if it was given up without having ended (`Split::leave_arguments`). Nobody else can write to the
+        // arena, unless he reopens this read-only descriptor by way of `/proc`, which a process can do to its own memory anyway.
+        // The memory cannot end early: the file's length is sealed. A fork of this process has no reply to wait for: what it may
+        // read after this one's is told in the documentation of `fork_with`.
         Ok(unsafe { std::slice::from_raw_parts(view.at().as_ptr(), len) })
     }
 }
