@@ -5,15 +5,13 @@ mod support_b;
 use std::{
     fs::{self, File},
     future::Future as _,
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::Path,
     sync::mpsc,
-    thread,
-    time::Duration,
 };
 
 use executor::{Context, Fork, Process, StartMethod, prelude::*};
-use support_b::{alone, echo, eventually, hold, pid, pool, runs, watchdog};
+use support_b::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
 
@@ -24,32 +22,45 @@ const USES_THE_LIBRARY: u8 = 2;
 
 /// The pid of the worker, and of a copy that comes back from this function as well.
 fn copy(by_library: bool, way: u8) -> (u32, u32) {
-    let in_copy = || {
-        match way {
-            PANICS => std::panic::resume_unwind(Box::new("in a copy")),
-            USES_THE_LIBRARY => {
-                let own = support_b::pool(1);
-                assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
-                let child = Process::new(echo::task(6)).start().unwrap();
-                assert_eq!(child.join().unwrap(), 6);
-                executor::at_exit(0, || unreachable!("a copy has no exit hooks"));
-            }
-            _ => {}
-        }
-        (0, 0)
-    };
-    if by_library {
+    // The copy says when it has done all it was to do. Nobody hears of an assertion that fails there: it ends the copy as PANICS does.
+    let (mut hears, mut says) = std::io::pipe().unwrap();
+    let copy = if by_library {
         // SAFETY: the copy uses memory and threads of its own; glibc's allocator survives a fork.
-        return match unsafe { executor::fork() }.unwrap() {
-            Fork::Parent(copy) => (std::process::id(), copy),
-            Fork::Child => in_copy(),
-        };
+        match unsafe { executor::fork() }.unwrap() {
+            Fork::Parent(copy) => copy,
+            Fork::Child => 0,
+        }
+    } else {
+        // SAFETY: as above.
+        u32::try_from(unsafe { libc::fork() }).expect("a copy can be made")
+    };
+    if copy == 0 {
+        if way == USES_THE_LIBRARY {
+            let own = support_b::pool(1);
+            assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
+            let child = Process::new(echo::task(6)).start().unwrap();
+            assert_eq!(child.join().unwrap(), 6);
+            let mut says = says.try_clone().unwrap();
+            executor::at_exit(0, move || says.write_all(b"a copy has no exit hooks").unwrap());
+        }
+        says.write_all(&[way]).unwrap();
+        if way == PANICS {
+            std::panic::resume_unwind(Box::new("in a copy"));
+        }
+        return (0, 0);
     }
-    // SAFETY: as above.
-    match unsafe { libc::fork() } {
-        0 => in_copy(),
-        copy => (std::process::id(), copy as u32),
+    drop(says);
+    let mut said = vec![u8::MAX];
+    if way == USES_THE_LIBRARY {
+        // To its end, which comes after exit hooks.
+        said.clear();
+        hears.read_to_end(&mut said).unwrap();
+    } else {
+        // And no longer: from here on the copy and this process come back at the same time.
+        hears.read_exact(&mut said).expect("the copy has done what it was to do");
     }
+    assert_eq!(said, [way], "{}", said.escape_ascii());
+    (std::process::id(), copy)
 }
 
 #[task]
@@ -151,16 +162,29 @@ fn what_a_copy_panicked_with_is_not_blamed_on_the_worker() {
     assert!(error.is_worker_lost() && !error.to_string().contains("the copy's words"), "{error}");
 }
 
+/// Notes who the copy is, where the result goes to nobody.
 #[task]
-fn forks_once() {
-    copy(false, RETURNS);
+fn forks_and_notes(notes: &Path) {
+    if let (1.., copy) = copy(false, RETURNS) {
+        File::create_new(notes.join(copy.to_string())).expect("a note");
+    }
+}
+
+fn assert_one_copy_was_noted_and_ends(notes: &Path) {
+    let names = fs::read_dir(notes).unwrap().map(|entry| entry.unwrap().file_name());
+    let copies: Vec<u32> = names.map(|name| name.to_str().unwrap().parse().unwrap()).collect();
+    let [copy] = copies[..] else { panic!("one is made where this runs once: {copies:?}") };
+    assert_copy_ends(copy);
 }
 
 #[test]
 fn a_copy_that_comes_back_from_an_initializer_a_body_or_a_preload_ends() {
     let _watchdog = watchdog();
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(forks_once::task()).build().unwrap();
+    let notes = tempfile::tempdir().unwrap();
+    let initializer = forks_and_notes::task(notes.path());
+    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(initializer).build().unwrap();
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+    assert_one_copy_was_noted_and_ends(notes.path());
     for method in [StartMethod::Spawn, StartMethod::ForkServer] {
         let child = Process::new(forks::task(false, RETURNS)).start_method(method).start().unwrap();
         let pid = child.pid();
@@ -168,10 +192,12 @@ fn a_copy_that_comes_back_from_an_initializer_a_body_or_a_preload_ends() {
         assert_eq!(own, pid, "{method:?}");
         assert_copy_ends(copy);
     }
-    let context = Context::new(StartMethod::ForkServer).preload(forks_once::task());
+    let notes = tempfile::tempdir().unwrap();
+    let context = Context::new(StartMethod::ForkServer).preload(forks_and_notes::task(notes.path()));
     for _ in 0..3 {
         assert_eq!(context.process(echo::task(2)).start().unwrap().join().unwrap(), 2);
     }
+    assert_one_copy_was_noted_and_ends(notes.path());
 }
 
 #[test]
@@ -196,9 +222,11 @@ fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
     }
     let (sender, receiver) = mpsc::channel();
     let waker = std::task::Waker::from(std::sync::Arc::new(Forks(sender)));
-    let mut future = pool.submit(naps::task());
+    let gate = Gate::new();
+    let mut future = pool.submit(hold::task(gate.path()));
     let polled = std::pin::Pin::new(&mut future).poll(&mut std::task::Context::from_waker(&waker));
-    assert!(polled.is_pending(), "or it was too quick, and the test is none");
+    assert!(polled.is_pending());
+    gate.open();
     let (own, second) = receiver.recv().unwrap();
     assert_eq!(own, std::process::id());
     for copy in [first, second] {
@@ -216,7 +244,7 @@ fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
     let _alone = alone();
     let _watchdog = watchdog();
     let pool = pool(1);
-    let gate = support_b::Gate::new();
+    let gate = Gate::new();
     // All of them of one future, so that the thread of callbacks runs them in one go.
     let future = pool.submit(hold::task(gate.path()));
     let (sender, copies) = mpsc::channel();
@@ -247,7 +275,7 @@ fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
 fn an_error_of_a_map_in_a_copy_has_the_index_of_no_item() {
     let _alone = alone();
     let _watchdog = watchdog();
-    let (pool, gate) = (pool(2), support_b::Gate::new());
+    let (pool, gate) = (pool(2), Gate::new());
     // The first item is the last to come: what was yielded before it has other indexes.
     let path = gate.path().to_owned();
     let mut map =
@@ -277,10 +305,4 @@ fn hold_first(item: u64, gate: &Path) {
     if item == 0 {
         support_b::come_to(gate);
     }
-}
-
-/// Long enough for its future to be polled before.
-#[task]
-fn naps() {
-    thread::sleep(Duration::from_millis(200));
 }
