@@ -239,8 +239,9 @@ fn begin(number: u32, result_len: usize) {
         life.result_len.store(result_len as u32, SeqCst);
     }
     let task = &record.tasks[number as usize];
-    task.times.fetch_add(1, SeqCst);
+    // By whom, before that it was: one that is killed from outside in between would have run in nobody's life.
     task.life.store(*own as u32 + 1, SeqCst);
+    task.times.fetch_add(1, SeqCst);
     let at = record.begun.fetch_add(1, SeqCst) as usize;
     if let Some(place) = record.order.get(at) {
         place.store(number + 1, SeqCst);
