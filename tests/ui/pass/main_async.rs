@@ -1,4 +1,6 @@
 //! `#[executor::main]` above a runtime's attribute: `init` runs before the runtime exists.
+#![allow(unreachable_pub, clippy::disallowed_methods)] // of this workspace alone
+
 use std::cell::Cell;
 
 thread_local!(static STEPS: Cell<u32> = const { Cell::new(0) });

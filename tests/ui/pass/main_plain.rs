@@ -1,5 +1,6 @@
 //! `#[executor::main]` on a plain `main`.
 #![deny(warnings, missing_docs, unused, clippy::all)]
+#![allow(clippy::disallowed_methods)] // of this workspace alone
 use std::cell::Cell;
 
 thread_local!(static STEPS: Cell<u32> = const { Cell::new(0) });

@@ -18,12 +18,22 @@ mod core {}
 type u8 = ::std::primitive::u16;
 enum Ok {}
 enum Err {}
-macro_rules! concat { () => {} }
+macro_rules! concat {
+    () => {};
+}
 
 mod serde {}
 
 #[task]
-fn add(a: i64, b: &str, task: u8, out: u8, bytes: u8, cx: u8, decoded: u8) -> ::std::result::Result<i64, ::std::fmt::Error> {
+fn add(
+    a: i64,
+    b: &str,
+    task: u8,
+    out: u8,
+    bytes: u8,
+    cx: u8,
+    decoded: u8,
+) -> ::std::result::Result<i64, ::std::fmt::Error> {
     ::std::result::Result::Ok(a + b.len() as i64 + (task + out + bytes + cx + decoded) as i64)
 }
 

@@ -1,8 +1,34 @@
 //! Generated code brings no warning into a crate that denies all of them.
-#![deny(warnings, missing_docs, unused, nonstandard_style, unreachable_pub, rust_2018_idioms, clippy::all, clippy::pedantic)]
-#![deny(single_use_lifetimes, unused_qualifications, unused_lifetimes, elided_lifetimes_in_paths, missing_debug_implementations)]
-#![deny(missing_copy_implementations, explicit_outlives_requirements, let_underscore_drop, trivial_casts, variant_size_differences)]
-#![allow(clippy::missing_errors_doc, clippy::needless_pass_by_value, clippy::unused_async)]
+#![deny(
+    warnings,
+    missing_docs,
+    unused,
+    nonstandard_style,
+    unreachable_pub,
+    rust_2018_idioms,
+    clippy::all,
+    clippy::pedantic
+)]
+#![deny(
+    single_use_lifetimes,
+    unused_qualifications,
+    unused_lifetimes,
+    elided_lifetimes_in_paths,
+    missing_debug_implementations
+)]
+#![deny(
+    missing_copy_implementations,
+    explicit_outlives_requirements,
+    let_underscore_drop,
+    trivial_casts,
+    variant_size_differences
+)]
+#![allow(
+    clippy::missing_errors_doc,
+    clippy::must_use_candidate,
+    clippy::needless_pass_by_value,
+    clippy::unused_async
+)]
 
 use std::borrow::Cow;
 

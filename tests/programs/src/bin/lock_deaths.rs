@@ -33,8 +33,9 @@ use executor_core::kill_point::{self, Step};
 const ROUNDS: u64 = 300;
 /// A step that chance has left out gets this many rounds of its own.
 const EXTRA_ROUNDS_MAX: u64 = 400;
-/// A round takes some milliseconds, or a few tenths of a second after a death. Long after it should have ended.
-const HANGS_AFTER: Duration = Duration::from_secs(30);
+/// A round takes some milliseconds, or a few tenths of a second after a death. Long after it should have ended, also beside
+/// processes that are preferred to it, where sixteen rounds took two minutes.
+const HANGS_AFTER: Duration = Duration::from_secs(120);
 const CHILDREN: usize = 3;
 const TIMES: u32 = 4;
 const PERMITS: u32 = 100;
