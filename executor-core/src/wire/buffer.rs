@@ -122,15 +122,32 @@ impl Buffer {
         }
     }
 
-    /// Appends a byte and bytes, at most 15, as one.
+    /// Appends a byte and bytes: what a number or a head is.
     #[inline]
     pub(crate) fn extend_after<const N: usize>(&mut self, first: u8, rest: [u8; N]) {
-        const { assert!(N < 16) };
-        // In registers: an array that is stored in parts and loaded as one stalls.
-        let mut wide = [0; 16];
-        wide[..N].copy_from_slice(&rest);
-        let wide = u128::from_le_bytes(wide) << 8 | u128::from(first);
-        self.extend_from_slice(&wide.to_le_bytes()[..=N]);
+        let len = self.small.len();
+        if len.saturating_add(N) < self.small_max && self.small.capacity() - len > N {
+            // One after the other into their places: put together before, in an array, they would be stored in parts and loaded
+            // as one, which stalls.
+            //
+            // SAFETY: the vector has room for `N + 1` bytes behind its length, which are initialised before the length says so.
+            // It is this buffer's own, borrowed exclusively; a fork copies it whole, and what does not fit goes another way.
+            unsafe {
+                let end = self.small.as_mut_ptr().add(len);
+                end.write(first);
+                end.add(1).cast::<[u8; N]>().write_unaligned(rest);
+                self.small.set_len(len + 1 + N);
+            }
+        } else {
+            self.extend_elsewhere(first, &rest);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn extend_elsewhere(&mut self, first: u8, rest: &[u8]) {
+        self.push(first);
+        self.extend_from_slice(rest);
     }
 
     fn extend_large(&mut self, bytes: &[u8]) {
@@ -323,6 +340,28 @@ mod tests {
             assert!(*payload == *expected(len), "{len}");
         }
         assert_eq!(store.count().0, 1, "one after the other they used the same segment");
+    }
+
+    #[test]
+    fn a_byte_and_bytes_are_the_same_at_every_length() {
+        let store = Store::create().unwrap();
+        let (mut here, mut there) =
+            (Buffer::with_store(Some(Arc::clone(&store))), Buffer::with_store(Some(store)));
+        here.push(0);
+        there.push(0);
+        here.begin();
+        there.begin();
+        for at in 0..2 * SEGMENT_FROM / 7 {
+            let byte = at as u8;
+            here.extend_after(byte, [1; 0]);
+            here.extend_after(byte, [byte]);
+            here.extend_after(byte, [1, 2, byte]);
+            there.extend_from_slice(&[byte, byte, byte, byte, 1, 2, byte]);
+            assert_eq!(here.len(), there.len());
+        }
+        assert!(matches!(here.contents(), Contents::Segment(..)));
+        assert!(*here.take(Vec::new()) == *there.take(Vec::new()));
+        assert_eq!(here.into_vec(), [0]);
     }
 
     #[test]
