@@ -158,7 +158,8 @@ pub use executor_core::*;
 ///
 /// Any number, of any type that has serde's `Serialize` and `Deserialize`, also as patterns. `&T` is sent as a `T`,
 /// `&[T]` as a `Vec<T>`; `&str`, `&[u8]` and `&Path` are read where they were received, also inside another type
-/// (`Option<&str>`). Types that borrow by serde's rules work too; write their lifetime, as in `Cow<'_, str>`.
+/// (`Option<&str>`; `Option<&[u8]>` with the default codec only). Types that borrow by serde's rules work too; write their
+/// lifetime, as in `Cow<'_, str>`.
 /// Byte strings (`Vec<u8>`, `Box<[u8]>`, `&[u8]`, `[u8; N]`) are copied as a whole, not byte by byte.
 ///
 /// # Result

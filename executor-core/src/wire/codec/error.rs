@@ -90,7 +90,15 @@ impl Error {
 
     #[cold]
     pub(super) fn custom(message: impl fmt::Display) -> Self {
-        Error::of(Fault::Own, message.to_string())
+        let message = message.to_string();
+        match message.as_str() {
+            // serde's own words, of the copy that it keeps for these attributes.
+            "i128 is not supported" | "u128 is not supported" => Error::unsuited(format!(
+                "{message} by serde in `#[serde(untagged)]`, `#[serde(tag = …)]` and `#[serde(flatten)]`: take an integer of 64 bits, \
+                 or a `with` module that writes a text"
+            )),
+            _ => Error::of(Fault::Own, message),
+        }
     }
 
     /// What only the other codec can do.

@@ -527,11 +527,22 @@ pub struct Reader<'de> {
     unhinted: usize,
     /// So many more may be kept: see [`KEPT_PER_BYTE`].
     keepable: usize,
+    /// The next value is a key of a map, not of a structure.
+    any_key: bool,
 }
 
 impl<'de> Reader<'de> {
     pub(super) fn new(input: &'de [u8]) -> Self {
-        Reader { input, depth: 0, asked: 0, pending: None, failed: false, unhinted: 0, keepable: 0 }
+        Reader {
+            input,
+            depth: 0,
+            asked: 0,
+            pending: None,
+            failed: false,
+            unhinted: 0,
+            keepable: 0,
+            any_key: false,
+        }
     }
 
     pub(super) fn remaining(&self) -> usize {
@@ -869,7 +880,26 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         deserialize_char asks "a char";
         deserialize_str asks "a str";
         deserialize_string asks "a str";
-        deserialize_identifier asks "a name";
+    }
+
+    /// Only a structure with `flatten` asks for names in a map: it keeps the keys that it does not know, of any type. A field's
+    /// number is none of its names: `Deserialize` would take it for one.
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.head()? {
+            Head::Str(len) => {
+                let text = self.text(len)?;
+                visitor.visit_borrowed_str(text)
+            }
+            Head::Bytes(len) => {
+                let bytes = self.take(len)?;
+                visitor.visit_borrowed_bytes(bytes)
+            }
+            other if self.any_key => {
+                self.pending = Some(other);
+                self.deserialize_any(visitor)
+            }
+            other => self.differs(other, "a name"),
+        }
     }
 
     fn is_human_readable(&self) -> bool {
@@ -1127,7 +1157,10 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
                 names.hand(field);
             }
         }
-        self.reader.part(None, seed).map(Some)
+        self.reader.any_key = self.names.is_none();
+        let key = self.reader.part(None, seed);
+        self.reader.any_key = false;
+        key.map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {

@@ -177,13 +177,10 @@ struct Written {
 }
 
 impl Written {
-    /// Whether this is a finished structure, with the names of that one.
+    /// Whether this is a finished structure of this type, name and number of fields.
     #[inline]
-    fn is(&self, that: &Written) -> bool {
-        self.rust_type == that.rust_type
-            && self.name == that.name
-            && self.count == that.count
-            && self.complete
+    fn is(&self, rust_type: usize, name: usize, count: usize) -> bool {
+        self.rust_type == rust_type && self.name == name && self.count == count && self.complete
     }
 }
 
@@ -195,8 +192,16 @@ struct WrittenVariant {
     index: u32,
 }
 
+impl WrittenVariant {
+    /// Where in the guesses it is. By its index, so that the variants of one enum never share a place while there are enough:
+    /// with a place for two of them, each would be looked for among all, again and again.
+    #[inline]
+    fn place(&self) -> usize {
+        place(self.name).wrapping_add(self.index as usize) % GUESSES
+    }
+}
+
 /// What the message that is being written has numbered.
-#[derive(Default)]
 struct Numbered {
     structs: Vec<Written>,
     fields: Vec<&'static str>,
@@ -207,7 +212,19 @@ struct Numbered {
     variant_guesses: [u32; GUESSES],
 }
 
-const GUESSES: usize = 16;
+impl Default for Numbered {
+    fn default() -> Self {
+        Numbered {
+            structs: Vec::new(),
+            fields: Vec::new(),
+            variants: Vec::new(),
+            struct_guesses: [0; GUESSES],
+            variant_guesses: [0; GUESSES],
+        }
+    }
+}
+
+const GUESSES: usize = 64;
 
 /// Where in the guesses this address has its place.
 #[inline]
@@ -431,8 +448,7 @@ impl<'a> Writer<'a> {
     #[inline]
     fn tagged(&mut self, kind: u8, value: u64) {
         if value < 0x80 {
-            // In one register: an array of two bytes would be stored as two and loaded as one, which stalls.
-            self.out.extend_from_slice(&(u16::from(kind) | (value as u16) << 8).to_le_bytes());
+            self.out.extend_after(kind, [value as u8]);
         } else {
             self.long_tagged(kind, value);
         }
@@ -449,7 +465,7 @@ impl<'a> Writer<'a> {
         self.not_implied()?;
         let this = WrittenVariant { name: name.as_ptr() as usize, variant: variant.as_ptr() as usize, index };
         if let Some(numbered) = &self.numbered {
-            let guess = numbered.variant_guesses[place(this.variant)];
+            let guess = numbered.variant_guesses[this.place()];
             if numbered.variants.get(guess as usize) == Some(&this) {
                 self.tagged(kind, u64::from(guess) + 1);
                 return Ok(());
@@ -464,7 +480,7 @@ impl<'a> Writer<'a> {
         let numbered = self.numbered();
         let known = numbered.variants.iter().position(|other| *other == this);
         let at = known.unwrap_or(numbered.variants.len());
-        numbered.variant_guesses[place(this.variant)] = at as u32;
+        numbered.variant_guesses[this.place()] = at as u32;
         if known.is_some() {
             self.tagged(kind, at as u64 + 1);
         } else {
@@ -515,47 +531,48 @@ impl<'a> Writer<'a> {
         count: usize,
     ) -> Result<Fields<'_, 'a>, Error> {
         enter(&mut self.depth)?;
-        let this = Written {
-            rust_type: self.rust_type,
-            name: named.as_ptr() as usize,
-            count,
-            first: 0,
-            complete: true,
-        };
+        let address = named.as_ptr() as usize;
         if let Some(numbered) = &self.numbered {
-            let of = numbered.struct_guesses[place(this.name)] as usize;
+            let of = numbered.struct_guesses[place(address)] as usize;
             if let Some(known) = numbered.structs.get(of)
-                && known.is(&this)
+                && known.is(self.rust_type, address, count)
             {
                 let field = known.first;
                 self.number(kind, of as u64 + 1);
                 return Ok(Fields { writer: self, name, field, end: field + count, of, is_first: false });
             }
         }
-        Ok(self.look_up_structure(kind, name, this))
+        Ok(self.look_up_structure(kind, name, address, count))
     }
 
     #[inline(never)]
-    fn look_up_structure(&mut self, kind: Option<u8>, name: &'static str, this: Written) -> Fields<'_, 'a> {
+    fn look_up_structure(
+        &mut self,
+        kind: Option<u8>,
+        name: &'static str,
+        address: usize,
+        count: usize,
+    ) -> Fields<'_, 'a> {
+        let rust_type = self.rust_type;
         let numbered = self.numbered();
-        let known = numbered.structs.iter().position(|other| other.is(&this));
+        let known = numbered.structs.iter().position(|known| known.is(rust_type, address, count));
         let of = known.unwrap_or(numbered.structs.len());
-        numbered.struct_guesses[place(this.name)] = of as u32;
+        numbered.struct_guesses[place(address)] = of as u32;
         let field = match known {
             Some(at) => numbered.structs[at].first,
             None => {
                 let first = numbered.fields.len();
-                numbered.fields.resize(first + this.count, "");
-                numbered.structs.push(Written { first, complete: false, ..this });
+                numbered.fields.resize(first + count, "");
+                numbered.structs.push(Written { rust_type, name: address, count, first, complete: false });
                 first
             }
         };
         let is_first = known.is_none();
         self.number(kind, if is_first { 0 } else { of as u64 + 1 });
         if is_first {
-            self.varint(this.count as u64);
+            self.varint(count as u64);
         }
-        Fields { writer: self, name, field, end: field + this.count, of, is_first }
+        Fields { writer: self, name, field, end: field + count, of, is_first }
     }
 
     /// A number, with a kind before it where one stands.
@@ -933,9 +950,24 @@ struct Known {
     first: usize,
     /// All of its names are known.
     complete: bool,
-    /// The list that `Deserialize` had the last time, and whether it is read by position.
-    asked: usize,
+    /// Who asked the last time, and whether it is read by position.
+    asked: Asking,
     by_position: bool,
+}
+
+/// Who reads a structure: the address of the list of fields, and that of the visitor's name. One list can be that of a derived
+/// visitor and of one that was written by hand, and is then read by position by one of them only.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Asking {
+    list: usize,
+    visitor: usize,
+}
+
+impl Asking {
+    #[inline]
+    fn of<V>(list: &'static [&'static str]) -> Self {
+        Asking { list: list.as_ptr() as usize, visitor: type_name::<V>().as_ptr() as usize }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -953,10 +985,10 @@ struct Names<'de> {
     variants: Vec<KnownVariant<'de>>,
     /// So many more fields may be announced: each takes two bytes at least.
     fields_left: usize,
-    /// The number of the structure that was read by position last, if it takes one byte, and the fields that were asked
-    /// for: the next one is likely to be another of it.
+    /// The number of the structure that was read by position last, if it takes one byte, and who asked: the next one is likely
+    /// to be another of it.
     last_number: u8,
-    last_list: &'static [&'static str],
+    last_asked: Asking,
 }
 
 thread_local! {
@@ -1428,7 +1460,7 @@ impl<'de> Reader<'de> {
         }
         let names = self.names();
         let Some(known) = names.structs.get_mut(structure.at) else { return false };
-        if known.asked == list.as_ptr() as usize {
+        if known.asked == Asking::of::<V>(list) {
             return known.by_position && known.count == list.len();
         }
         let (first, count) = (known.first, known.count);
@@ -1440,17 +1472,19 @@ impl<'de> Reader<'de> {
             && written.iter().zip(list).all(|(written, name)| same_name(written, name))
             && is_derived::<V>();
         if let Some(known) = names.structs.get_mut(structure.at) {
-            (known.asked, known.by_position) = (list.as_ptr() as usize, by_position);
+            (known.asked, known.by_position) = (Asking::of::<V>(list), by_position);
         }
         by_position
     }
 
     /// Whether the next structure is another of the one that was read last, for the same list; then its number is taken.
     #[inline]
-    fn is_another(&mut self, list: &'static [&'static str]) -> bool {
+    fn is_another<V>(&mut self, list: &'static [&'static str]) -> bool {
         match (&self.names.0, self.input) {
             (Some(names), [number, rest @ ..])
-                if *number != 0 && *number == names.last_number && std::ptr::eq(list, names.last_list) =>
+                if *number != 0
+                    && *number == names.last_number
+                    && Asking::of::<V>(list) == names.last_asked =>
             {
                 self.input = rest;
                 true
@@ -1484,7 +1518,7 @@ impl<'de> Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let result = self.nested(|reader| {
-            if !reader.is_another(list) {
+            if !reader.is_another::<V>(list) {
                 if reader.depth == 1 && reader.is_lone::<V>(list) {
                     let mut parts = Lone(Positions { reader, list, at: 0, name });
                     let result = visitor.visit_seq(&mut parts);
@@ -1495,7 +1529,7 @@ impl<'de> Reader<'de> {
                     return reader.by_name(structure, Some(FieldNames::new(name, list)), visitor);
                 }
                 let names = reader.names();
-                names.last_list = list;
+                names.last_asked = Asking::of::<V>(list);
                 // 0 is the first one of a type.
                 names.last_number = match structure.at + 1 {
                     number @ ..0x80 => number as u8,
