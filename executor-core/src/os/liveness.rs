@@ -10,8 +10,8 @@
 //!
 //! A user of the file takes the next number and locks the byte of that number (an open-file-description lock; no byte need
 //! be there), through a description that nobody else has. The kernel takes the lock back when the process ends, in
-//! whatever way, before the process can be waited for. Numbers are not given twice, so a word that still names a dead user
-//! can not be mistaken for one of a living.
+//! whatever way, before the process can be waited for. A number is not given again before 2^30 others, so a word that still
+//! names a dead user is not mistaken for one of a living.
 //!
 //! Process ids would say less: they are reused, and mean something else in each pid namespace. POSIX record locks go
 //! when the process closes *any* descriptor of the file.
@@ -43,8 +43,9 @@ use super::{
 pub(crate) struct OwnerId(u32);
 
 impl OwnerId {
-    /// 30 bits: two are left beside it in a word. So many processes would have to come and go before one number is given
-    /// twice.
+    /// 30 bits: two are left beside it in a word. After so many users of one file the numbers begin again. A word that still names
+    /// one who died that long ago then names a living one, and whoever waits for it waits for that one's end. Nothing worse:
+    /// a number that is taken is not given to a second living user.
     pub(crate) const MAX: u32 = (1 << 30) - 1;
     /// Is nobody's, and so never alive.
     pub(crate) const NOBODY: OwnerId = OwnerId(Self::MAX);

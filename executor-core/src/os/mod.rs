@@ -28,7 +28,8 @@
 //! ```
 //!
 //! Everything is close-on-exec from birth, so nothing leaks into programs that other threads start meanwhile.
-//! `unsafe` lives here and says why it is sound; nothing above this folder has any.
+//! Most `unsafe` lives here. The rest is where shared memory is seen as something (`shm`, `segment`, `sync`, the board), where
+//! arguments are borrowed from it (`worker`, `task`), in `fork` and in the entry. Each block says why it is sound.
 
 pub(crate) mod arena;
 pub(crate) mod asked;

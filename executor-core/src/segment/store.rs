@@ -272,13 +272,20 @@ impl Lease {
         }
     }
 
-    /// What has been written.
-    pub(crate) fn read(&self, len: usize) -> &[u8] {
+    /// Appends what has been written to a vector. There is no way to borrow it: a hostile worker has a read-only descriptor of
+    /// the pool's segments, and could open it anew by way of `/proc/self/fd`, to write.
+    pub(crate) fn copy_to(&self, len: usize, out: &mut Vec<u8>) {
         let mapping = self.mapping();
         assert!(len <= mapping.len(), "what was written");
-        // SAFETY: within the mapping, which lives as long as `self`; only this process writes there, and not while `self`
-        // is borrowed. In the pool no worker can: its descriptor is read-only. In a worker the pool only reads.
-        unsafe { std::slice::from_raw_parts(mapping.at().as_ptr(), len) }
+        out.reserve(len);
+        // SAFETY: within the mapping, which lives as long as `self`; the vector has room for `len` behind its end, and is no part
+        // of the mapping. Only this process writes there, and not while `self` is borrowed. A process that breaks that changes
+        // bytes which are copied by a pointer, without being looked at: what is in the vector is some bytes or others.
+        unsafe {
+            let end = out.as_mut_ptr().add(out.len());
+            std::ptr::copy_nonoverlapping(mapping.at().as_ptr().cast_const(), end, len);
+            out.set_len(out.len() + len);
+        }
     }
 
     /// Leaves the segment to the other side, which clears the bit when it has read.
@@ -359,7 +366,9 @@ mod tests {
         lease.write(0, &[5; 100_000]);
         assert!(lease.reserve(10 << 20));
         lease.write(10 << 20, &[]);
-        assert!(lease.read(100_000).iter().all(|byte| *byte == 5));
+        let mut copy = vec![4];
+        lease.copy_to(100_000, &mut copy);
+        assert!(copy.len() == 100_001 && copy[0] == 4 && copy[1..].iter().all(|byte| *byte == 5));
         let number = lease.number();
         drop(lease);
         assert_eq!(store.take(1 << 20).unwrap().number(), number, "there is memory in it already");

@@ -185,8 +185,10 @@ impl Window {
     #[inline]
     pub(crate) fn write(&self, index: usize, bytes: &[u8]) {
         assert!(index <= self.words && bytes.len() <= (self.words - index) * 8, "beyond the window");
-        // SAFETY: within the mapping. There is no reference to these bytes: words of them are looked at by nobody before they
-        // are published. A process that breaks the protocol may read or write them meanwhile, and gets, or leaves, any bytes.
+        // SAFETY: within the mapping. There is no reference to these bytes, and nobody looks at them before they are published.
+        // That is the protocol's word. Where a hostile process garbles the places, two threads of this one may be led to the same
+        // bytes: formally a race, of two copies by pointer of which no byte is looked at, and not something that a check here
+        // could see. Words would be no cure: the same bytes may be another thread's text.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(index).cast().as_ptr(), bytes.len()) }
     }
 
@@ -199,7 +201,8 @@ impl Window {
         assert!(index <= self.words && len <= (self.words - index) * 8, "beyond the window");
         out.reserve(len);
         // SAFETY: within the mapping, and `out` has room behind its end, which is no part of the mapping. Nobody writes to them
-        // who keeps to the protocol; if somebody does, what is copied is any bytes, and it is looked at in `out` only.
+        // who keeps to the protocol. If somebody does, which may be a thread of this process that garbled places have led here
+        // (see `write`), what is copied is any bytes, and it is looked at in `out` only.
         unsafe {
             let end = out.as_mut_ptr().add(out.len());
             ptr::copy_nonoverlapping(self.at.add(index).cast::<u8>().as_ptr().cast_const(), end, len);

@@ -13,9 +13,9 @@
 //!  leave    me… ─► LEFT…                             nobody's: held until somebody unlocks it, whoever dies
 //! ```
 //!
-//! *What can go wrong, and why it does not.* The holder dies: its number is dead for ever, so the compare-and-swap from the
-//! very word that was looked at takes the lock from it and from nobody else; of several who try, one succeeds. It dies
-//! between "free" and the wake-up, or the one that was woken dies: sleepers look again after `RECHECK`. Whoever has slept
+//! *What can go wrong, and why it does not.* The holder dies: its number stays dead, so the compare-and-swap from the very word
+//! that was looked at takes the lock from it and from nobody else; of several who try, one succeeds. (After 2^30 users of the
+//! file the numbers begin again: then the word may name a living stranger, and one waits for that one's end.) It dies between "free" and the wake-up, or the one that was woken dies: sleepers look again after `RECHECK`. Whoever has slept
 //! takes the lock with `CONTENDED`, because others may be asleep; at worst that is a wake-up for nobody. A garbled word
 //! names somebody who is alive (it waits, as for a holder), or nobody (it takes over).
 

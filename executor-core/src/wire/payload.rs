@@ -156,11 +156,19 @@ impl Payload {
         }
     }
 
-    /// The bytes, copied out if a worker could still write to where they are.
+    /// The bytes, copied out if they are where a worker could write.
     pub(crate) fn bytes(&self) -> io::Result<Cow<'_, [u8]>> {
-        match self.as_received() {
-            Some(received) => received.copy_from(0).map(Cow::Owned),
-            None => Ok(Cow::Borrowed(self)),
+        match self {
+            Payload::Large(large) => match &large.body {
+                Body::Here(inner) => inner.bytes(),
+                Body::Received(received) => received.copy_from(0).map(Cow::Owned),
+                Body::Segment(lease, len) => {
+                    let mut copy = Vec::new();
+                    lease.copy_to(*len, &mut copy);
+                    Ok(Cow::Owned(copy))
+                }
+            },
+            here => Ok(Cow::Borrowed(here)),
         }
     }
 }
@@ -176,15 +184,14 @@ impl Eq for Payload {}
 impl Deref for Payload {
     type Target = [u8];
 
-    /// The bytes, if they are here; what is still in a worker's segment has [`bytes`](Payload::bytes) only.
+    /// The bytes, if they are here; what is in a segment has [`bytes`](Payload::bytes) only, since a worker could write there.
     fn deref(&self) -> &[u8] {
         match self {
             Payload::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Payload::Shared(vec) => vec,
             Payload::Large(large) => match &large.body {
                 Body::Here(bytes) => bytes,
-                Body::Segment(lease, len) => lease.read(*len),
-                Body::Received(_) => &[],
+                Body::Segment(..) | Body::Received(_) => &[],
             },
         }
     }
@@ -192,9 +199,13 @@ impl Deref for Payload {
 
 impl std::fmt::Debug for Payload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.as_received() {
-            Some(received) => write!(f, "Payload({received:?})"),
-            None => write!(f, "Payload({} bytes)", self.len()),
+        match self {
+            Payload::Large(large) => match &large.body {
+                Body::Here(inner) => inner.fmt(f),
+                Body::Segment(lease, len) => write!(f, "Payload({lease:?}, {len} bytes)"),
+                Body::Received(received) => write!(f, "Payload({received:?})"),
+            },
+            here => write!(f, "Payload({} bytes)", here.len()),
         }
     }
 }
