@@ -727,6 +727,190 @@ fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
     assert_eq!(floats.get(0), 1.5);
 }
 
+/// Does it on a thread of its own: whether it panicked. What hangs fails.
+#[track_caller]
+fn panics_soon(what: &str, act: impl FnOnce() + Send + 'static) -> bool {
+    let (sender, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        sender.send(ended.is_err()).unwrap();
+    });
+    ended.recv_timeout(LONG / 3).unwrap_or_else(|_| panic!("it waits for itself: {what}"))
+}
+
+#[test]
+fn the_thread_that_holds_the_lock_of_a_value_uses_the_value() {
+    let own = Value::new(0_i32).unwrap();
+    let given = Value::with_lock(0_i32, &Lock::new().unwrap()).unwrap();
+    for value in [own, given] {
+        let panicked = panics_soon("value", move || {
+            let guard = value.get_lock().acquire().unwrap();
+            value.set(value.get() + 1);
+            assert_eq!(value.fetch_add(1), 1);
+            // Also within a change, and by a guard of its own.
+            value.update(|number| *number += value.get());
+            *value.lock().unwrap() += 1;
+            assert_eq!(value.get(), 5);
+            assert!(value.get_lock().is_locked());
+            let other = value.clone();
+            assert!(thread::spawn(move || other.try_lock().is_none()).join().unwrap());
+            drop(guard);
+            assert!(!value.get_lock().is_locked());
+        });
+        assert!(!panicked);
+    }
+}
+
+#[test]
+fn the_lock_of_a_value_is_acquired_again_and_free_when_all_its_guards_are_gone() {
+    let value = Value::new(0_u64).unwrap();
+    let panicked = panics_soon("lock", move || {
+        let outer = value.get_lock().acquire().unwrap();
+        let inner = value.get_lock().acquire_timeout(LONG).unwrap().unwrap();
+        let last = value.get_lock().try_acquire().unwrap().unwrap();
+        drop(outer);
+        let other = value.clone();
+        let is_free = move || other.get_lock().try_acquire().is_some();
+        // Guards go to other threads; the lock goes with the last one.
+        thread::scope(|scope| {
+            scope.spawn(move || drop(inner));
+        });
+        assert!(!thread::spawn(is_free.clone()).join().unwrap());
+        drop(last);
+        assert!(thread::spawn(is_free).join().unwrap());
+    });
+    assert!(!panicked);
+}
+
+#[test]
+fn a_thread_that_has_a_guard_of_a_value_is_told_that_it_would_wait_for_itself() {
+    let acts: [fn(&Value<u32>); 5] = [
+        |value| _ = value.get(),
+        |value| value.set(1),
+        |value| value.update(|number| *number += 1),
+        |value| drop(value.lock()),
+        |value| value.update(|_| std::mem::forget(value.lock())),
+    ];
+    for (number, act) in acts.into_iter().enumerate() {
+        let value = Value::new(0_u32).unwrap();
+        let panicked = panics_soon("value", move || {
+            let guard = (number < 4).then(|| value.lock().unwrap());
+            act(&value);
+            drop(guard);
+        });
+        assert!(panicked, "act {number}");
+    }
+    let value = Value::new(0_u32).unwrap();
+    let panicked = panics_soon("value", move || {
+        let guard = value.lock().unwrap();
+        assert!(value.try_lock().is_none() && value.lock_timeout(LONG * 10).is_none());
+        drop(guard);
+        value.set(1);
+    });
+    assert!(!panicked);
+}
+
+#[test]
+fn the_thread_that_holds_the_lock_of_an_array_reads_and_writes_it() {
+    let own = Array::<u32>::zeroed(3).unwrap();
+    let given = Array::<u32>::zeroed_with_lock(3, &Lock::new().unwrap()).unwrap();
+    for array in [own, given] {
+        let panicked = panics_soon("array", move || {
+            let guard = array.get_lock().acquire().unwrap();
+            array.set(0, array.get(0) + 1);
+            array.update(1, |element| *element = array.get(0));
+            array.write().unwrap()[2] = 1;
+            assert_eq!(*array.read().unwrap(), [1, 1, 1]);
+            assert_eq!(array.copy_to_vec(), [1, 1, 1]);
+            drop(guard);
+            assert!(!array.get_lock().is_locked());
+        });
+        assert!(!panicked);
+    }
+}
+
+#[test]
+fn a_thread_that_has_a_guard_of_an_array_is_told_that_it_would_wait_for_itself() {
+    let acts: [fn(&Array<u32>); 8] = [
+        |array| drop((array.write().unwrap(), array.get(0))),
+        |array| drop((array.write().unwrap(), array.set(0, 1))),
+        |array| drop((array.write().unwrap(), array.read().is_ok())),
+        |array| drop((array.write().unwrap(), array.write().is_ok())),
+        |array| drop((array.write().unwrap(), array.copy_to_vec())),
+        |array| drop((array.read().unwrap(), array.write().is_ok())),
+        |array| drop((array.read().unwrap(), array.set(0, 1))),
+        |array| array.update(0, |_| std::mem::forget(array.read())),
+    ];
+    for (number, act) in acts.into_iter().enumerate() {
+        let array = Array::zeroed(2).unwrap();
+        assert!(panics_soon("array", move || act(&array)), "act {number}");
+    }
+    let array = Array::<u32>::zeroed(2).unwrap();
+    let panicked = panics_soon("array", move || {
+        let reads = array.read().unwrap();
+        assert!(array.try_write().is_none() && array.write_timeout(Duration::from_millis(5)).is_none());
+        drop(reads);
+        drop(array.write().unwrap());
+    });
+    assert!(!panicked);
+}
+
+#[test]
+fn a_thread_that_reads_reads_again_while_another_one_waits_to_write() {
+    let _watchdog = watchdog();
+    let array = Array::<u32>::zeroed(2).unwrap();
+    let reads = array.read().unwrap();
+    let other = array.clone();
+    let writes = thread::spawn(move || other.set(0, 7));
+    eventually("it waits to write", || array.get_lock().is_locked());
+    let again = [
+        array.read().unwrap(),
+        array.try_read().unwrap().unwrap(),
+        array.read_timeout(LONG).unwrap().unwrap(),
+    ];
+    drop(reads);
+    assert!(!writes.is_finished());
+    assert_eq!(again[2][0], 0);
+    drop(again);
+    writes.join().unwrap();
+    assert_eq!(array.get(0), 7);
+}
+
+#[test]
+fn tasks_that_share_a_thread_exclude_each_other_and_each_uses_the_value_that_it_has_locked() {
+    let _watchdog = watchdog();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let value = Value::new(0_u32).unwrap();
+        let tasks: Vec<_> = (0..10)
+            .map(|_| {
+                let value = value.clone();
+                tokio::spawn(async move {
+                    for _ in 0..10 {
+                        let guard = value.get_lock().acquire_async().await.unwrap();
+                        let before = value.get();
+                        tokio::task::yield_now().await;
+                        value.set(before + 1);
+                        drop(guard);
+                        let mut guard = value.lock_async().await.unwrap();
+                        let before = *guard;
+                        tokio::task::yield_now().await;
+                        *guard = before + 1;
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        // The future that blocks the thread is no task.
+        let guard = value.get_lock().acquire_async().await.unwrap();
+        value.set(value.get() + 1);
+        drop(guard);
+        assert_eq!(value.get(), 201);
+    });
+}
+
 /// Says that it is something else when it is sent.
 #[derive(Clone)]
 struct Mistaken(RawArray<u64>);

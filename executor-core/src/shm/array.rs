@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     heap::{Access, Block, Kind, Place},
-    readers::{Head, Readers},
+    readers::{Head, Readers, Reading},
     words::{self, Integer},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     sync::{
         Acquired, Lock, LockGuard, OwnerDied, Recover,
         holders::Holding,
-        lock::{LockLayout, check_mine},
+        lock::LockLayout,
         raw::{Deadline, deadline_in},
     },
 };
@@ -57,9 +57,10 @@ use crate::{
 /// # Who reads, who writes
 ///
 /// Several processes and threads [`read`](Self::read) at the same time, or one [`write`](Self::write)s; whoever waits to
-/// write goes before those who come later. A thread that reads and wants to write waits for ever, and so may one that reads
-/// twice. Tasks that each write a part of their own, at the same time, take a [`RawArray`], or an array each.
-/// Holding [the lock](Self::get_lock) keeps others from beginning to read or write.
+/// write goes before those who come later, except for a thread that reads already. A thread that reads and wants to write would
+/// wait for itself: that is a panic. Tasks that each write a part of their own, at the same time, take a [`RawArray`], or an array each.
+/// Holding [the lock](Self::get_lock) keeps others from beginning to read or write; it is re-entrant, so the thread that holds it
+/// does both.
 ///
 /// Some thirty processes can read at the same time, or one for each 256 bytes up to 1,000; one more waits.
 ///
@@ -131,6 +132,7 @@ impl<T: Pod> Array<T> {
         let (_, end) = range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let block = Block::allocate_for(Kind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
         let lock = lock.cloned().unwrap_or_else(|| Lock::of(&block));
+        lock.belong_to(&block);
         Ok(Array { block, lock, len, marker: PhantomData })
     }
 
@@ -160,14 +162,25 @@ impl<T: Pod> Array<T> {
         assert!(index < self.len, "index {index} of an array of {}", self.len);
     }
 
+    /// Under the lock: nobody lends references who may write. If so, it is the same thread that holds the lock, or one to whom it
+    /// has given its guard.
+    #[track_caller]
+    fn check_not_lent(&self) {
+        assert!(
+            !Lock::is_lent(&self.block),
+            "this thread has a guard of the array and would wait for itself: use the guard"
+        );
+    }
+
     /// One element now.
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// If there is none of this index, or if this thread writes ([`write`](Self::write)): use that guard.
     pub fn get(&self, index: usize) -> T {
         self.check(index);
         // Whoever writes holds the lock to the end.
-        let _held = self.lock.acquire();
+        let _held = self.lock.hold();
+        self.check_not_lent();
         // SAFETY: `at`, within the array; under the lock nobody has a mutable reference.
         unsafe { words::load(self.at(index)) }
     }
@@ -175,7 +188,7 @@ impl<T: Pod> Array<T> {
     /// Another value for one element.
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// As [`update`](Self::update).
     pub fn set(&self, index: usize, value: T) {
         self.update(index, |element| *element = value);
     }
@@ -184,17 +197,21 @@ impl<T: Pod> Array<T> {
     /// stays as it was.
     ///
     /// # Panics
-    /// If there is none of this index. In a copy of this process that the closure has made by `fork`, and that returns from
-    /// it: the lock is the original's.
+    /// If there is none of this index, or if this thread writes or reads: use that guard, or drop it before. In a copy of this
+    /// process that the closure has made by `fork`, and that returns from it: the lock is the original's.
     pub fn update<R>(&self, index: usize, change: impl FnOnce(&mut T) -> R) -> R {
         self.check(index);
-        let held = self.lock.acquire();
-        while !self.readers().wait_for_all(None) {}
+        let held = self.lock.hold_and_call();
+        self.check_not_lent();
+        while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: `at`, within the array; nobody else has a reference.
         let mut element = unsafe { words::load::<T>(self.at(index)) };
         let result = change(&mut element);
         // The closure may have forked.
-        check_mine(&held);
+        held.check_mine();
+        // A guard that was made by the closure and kept.
+        self.check_not_lent();
+        while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: as above.
         unsafe { words::store(self.at(index), &element) };
         result
@@ -212,9 +229,20 @@ impl<T: Pod> Array<T> {
     ///
     /// # Errors
     /// If one died while it wrote: the error has a guard, which keeps others out as if one wrote.
+    ///
+    /// # Panics
+    /// If this thread writes.
     pub fn read(&self) -> Acquired<ArrayReadGuard<'_, T>> {
         loop {
-            if let Some(acquired) = self.read_until(self.lock.acquire(), None) {
+            let acquired = match self.lock.try_acquire() {
+                Some(acquired) => acquired,
+                None => match self.read_again(None) {
+                    Some(guard) => return Ok(guard),
+                    None => self.lock.acquire_again(),
+                },
+            };
+            self.check_not_lent();
+            if let Some(acquired) = self.read_until(acquired, None) {
                 return acquired;
             }
         }
@@ -222,38 +250,82 @@ impl<T: Pod> Array<T> {
 
     /// As [`read`](Self::read), if it need not wait; else `None`.
     pub fn try_read(&self) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
-        self.read_until(self.lock.try_acquire()?, deadline_in(Duration::ZERO))
+        let now = deadline_in(Duration::ZERO);
+        match self.lock.try_acquire() {
+            Some(acquired) => self.read_until(acquired, now),
+            None => self.read_again(now).map(Ok),
+        }
     }
 
     /// As [`read`](Self::read), but waits no longer than this: then `None`.
     pub fn read_timeout(&self, limit: Duration) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
         let deadline = deadline_in(limit);
-        self.read_until(self.lock.acquire_timeout(limit)?, deadline)
+        if let Some(acquired) = self.lock.try_acquire() {
+            return self.read_until(acquired, deadline);
+        }
+        match self.read_again(deadline) {
+            Some(guard) => Some(Ok(guard)),
+            None => self.read_until(self.lock.acquire_until(deadline)?, deadline),
+        }
     }
 
+    /// `None` also if this thread writes.
     fn read_until<'a>(
         &'a self,
         acquired: Acquired<LockGuard<'a>>,
         deadline: Deadline,
     ) -> Option<Acquired<ArrayReadGuard<'a, T>>> {
-        let guard = |hold| ArrayReadGuard { array: self, hold };
+        if Lock::is_lent(&self.block) {
+            return None;
+        }
         Some(match acquired {
             Ok(held) => {
                 let me = self.readers().enter(deadline)?;
                 drop(held);
-                Ok(guard(Hold::Shared(me)))
+                Ok(self.reading(me))
             }
-            Err(died) => Err(died.map(|held| guard(Hold::Alone(held)))),
+            Err(died) => {
+                Err(died.map(|held| ArrayReadGuard { array: self, hold: Hold::Alone(self.lend(held)) }))
+            }
         })
+    }
+
+    /// Whether this thread, or task, reads already.
+    fn reads(&self) -> bool {
+        Reading::is_noted(self.at(0).addr().get())
+    }
+
+    /// A guard of one that reads from now on, and was let in.
+    fn reading(&self, me: OwnerId) -> ArrayReadGuard<'_, T> {
+        ArrayReadGuard { array: self, hold: Hold::Shared(me, Reading::of(self.at(0).addr().get())) }
+    }
+
+    /// One more for a thread that reads already and cannot have the lock: somebody waits to write, for this thread, too. As long
+    /// as it reads nobody writes.
+    fn read_again(&self, deadline: Deadline) -> Option<ArrayReadGuard<'_, T>> {
+        if !self.reads() {
+            return None;
+        }
+        self.readers().enter(deadline).map(|me| self.reading(me))
+    }
+
+    fn lend<'a>(&'a self, held: LockGuard<'a>) -> Alone<'a> {
+        Lock::lend(&self.block, Some(held.me()));
+        Alone { block: &self.block, held }
     }
 
     /// Waits until nobody reads or writes; the guard derefs to the elements.
     ///
     /// # Errors
     /// If one died while it wrote: the error has the guard.
+    ///
+    /// # Panics
+    /// If this thread reads or writes already: drop that guard first.
     pub fn write(&self) -> Acquired<ArrayWriteGuard<'_, T>> {
         loop {
-            if let Some(acquired) = self.write_until(self.lock.acquire(), None) {
+            let acquired = self.lock.acquire_again();
+            self.check_not_lent();
+            if let Some(acquired) = self.write_until(acquired, None) {
                 return acquired;
             }
         }
@@ -275,10 +347,10 @@ impl<T: Pod> Array<T> {
         acquired: Acquired<LockGuard<'a>>,
         deadline: Deadline,
     ) -> Option<Acquired<ArrayWriteGuard<'a, T>>> {
-        if !self.readers().wait_for_all(deadline) {
+        if Lock::is_lent(&self.block) || !self.readers().wait_for_all(deadline, || self.reads()) {
             return None;
         }
-        let wrap = |held| ArrayWriteGuard { array: self, held };
+        let wrap = |held| ArrayWriteGuard { array: self, alone: self.lend(held) };
         Some(acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap)))
     }
 
@@ -340,9 +412,25 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
 /// How one reads.
 enum Hold<'a> {
     /// With others.
-    Shared(OwnerId),
+    #[allow(dead_code, reason = "the note is dropped")]
+    Shared(OwnerId, Reading),
     /// After a death, until somebody has looked.
-    Alone(LockGuard<'a>),
+    Alone(Alone<'a>),
+}
+
+/// Nobody else reads or writes meanwhile, this thread included.
+struct Alone<'a> {
+    block: &'a Block,
+    held: LockGuard<'a>,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        // In a fork it is the parent's. The lock is released after this.
+        if self.held.is_mine() {
+            Lock::lend(self.block, None);
+        }
+    }
 }
 
 /// Reads an [`Array`], and derefs to its elements in place.
@@ -358,11 +446,11 @@ impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
     #[track_caller]
     fn deref(&self) -> &[T] {
         match &self.hold {
-            Hold::Shared(me) => assert!(
+            Hold::Shared(me, _) => assert!(
                 self.array.block.owners().is_me(*me),
                 "this process is a fork of the one that reads, and does not keep others from writing"
             ),
-            Hold::Alone(held) => held.check_mine(),
+            Hold::Alone(alone) => alone.held.check_mine(),
         }
         // SAFETY: aligned and within the block (`slice`); any bytes are a `T`. Nobody writes while this process is in the
         // table of readers, or has the lock: see the documentation of `Value`. Those are a parent's in a fork, and go when the
@@ -373,7 +461,7 @@ impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
 
 impl<T: Pod> Drop for ArrayReadGuard<'_, T> {
     fn drop(&mut self) {
-        if let Hold::Shared(me) = self.hold {
+        if let Hold::Shared(me, _) = self.hold {
             self.array.readers().leave(me);
         }
     }
@@ -381,8 +469,8 @@ impl<T: Pod> Drop for ArrayReadGuard<'_, T> {
 
 impl<T: Pod> Recover for ArrayReadGuard<'_, T> {
     fn recover(&mut self) {
-        if let Hold::Alone(held) = &mut self.hold {
-            held.recover();
+        if let Hold::Alone(alone) = &mut self.hold {
+            alone.held.recover();
         }
     }
 }
@@ -397,7 +485,7 @@ impl<T: Pod + fmt::Debug> fmt::Debug for ArrayReadGuard<'_, T> {
 #[must_use = "one writes until this is dropped"]
 pub struct ArrayWriteGuard<'a, T: Pod> {
     array: &'a Array<T>,
-    held: LockGuard<'a>,
+    alone: Alone<'a>,
 }
 
 impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
@@ -405,7 +493,7 @@ impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
 
     #[track_caller]
     fn deref(&self) -> &[T] {
-        self.held.check_mine();
+        self.alone.held.check_mine();
         // SAFETY: as for one that reads; whoever has the lock, and has waited for those who read, is alone.
         unsafe { &*self.array.slice() }
     }
@@ -414,7 +502,7 @@ impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
 impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
     #[track_caller]
     fn deref_mut(&mut self) -> &mut [T] {
-        self.held.check_mine();
+        self.alone.held.check_mine();
         // SAFETY: as above, and borrowed once.
         unsafe { &mut *self.array.slice() }
     }
@@ -422,7 +510,7 @@ impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
 
 impl<T: Pod> Recover for ArrayWriteGuard<'_, T> {
     fn recover(&mut self) {
-        self.held.recover();
+        self.alone.held.recover();
     }
 }
 

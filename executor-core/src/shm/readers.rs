@@ -14,13 +14,17 @@
 // What is counted here decides who may touch memory: no sum wraps unseen.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use crate::{
     os::{
+        fork::{Origin, PerProcess},
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
     },
     sync::{
         holders::{self, Holding},
+        lock::holder,
         raw::{Bell, Deadline, RobustMutex, nap},
     },
 };
@@ -81,8 +85,13 @@ impl<O: Owners> Readers<'_, O> {
         }
     }
 
-    /// Waits until nobody reads; the lock is held. `false` if that was not so before the deadline.
-    pub(super) fn wait_for_all(&self, deadline: Deadline) -> bool {
+    /// Waits until nobody reads; the lock is held. `false` if that was not so before the deadline. `reads` may say that this
+    /// thread does, which is a wait without an end.
+    ///
+    /// # Panics
+    /// Without a deadline, if it does.
+    #[track_caller]
+    pub(super) fn wait_for_all(&self, deadline: Deadline, reads: impl Fn() -> bool) -> bool {
         loop {
             let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
             if holders::total(self.table) == 0 {
@@ -95,8 +104,62 @@ impl<O: Owners> Readers<'_, O> {
                 return true;
             }
             drop(guard);
+            assert!(
+                deadline.is_some() || !reads(),
+                "this thread reads the array and would wait for itself: drop that guard first"
+            );
             let Some(limit) = nap(deadline) else { return false };
             self.head.bell.sleep(heard, limit);
+        }
+    }
+}
+
+/// Who of this process reads what, for a thread that would wait for itself.
+#[derive(Default)]
+struct Reads {
+    /// By their holders, so that threads do not meet at one mutex. The block, and the holder.
+    shards: [Mutex<Vec<(usize, u64)>>; SHARDS],
+}
+
+const SHARDS: usize = 16;
+
+impl Reads {
+    fn of(holder: u64) -> MutexGuard<'static, Vec<(usize, u64)>> {
+        static READS: PerProcess<Reads> = PerProcess::new(Reads::default);
+        READS.get().shards[holder as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A note that this thread, or task, reads what lies there. Taken back when it is dropped, wherever.
+pub(super) struct Reading {
+    at: usize,
+    holder: u64,
+    origin: Origin,
+}
+
+impl Reading {
+    pub(super) fn of(at: usize) -> Self {
+        let holder = holder::this();
+        Reads::of(holder).push((at, holder));
+        Reading { at, holder, origin: Origin::here() }
+    }
+
+    /// Whether this thread, or task, reads what lies there.
+    pub(super) fn is_noted(at: usize) -> bool {
+        let holder = holder::this();
+        Reads::of(holder).contains(&(at, holder))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        // A fork has notes of its own.
+        if self.origin.forked() {
+            return;
+        }
+        let mut reads = Reads::of(self.holder);
+        if let Some(index) = reads.iter().position(|note| *note == (self.at, self.holder)) {
+            reads.swap_remove(index);
         }
     }
 }

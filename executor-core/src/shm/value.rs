@@ -15,10 +15,7 @@ use super::{
     heap::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
-use crate::sync::{
-    Acquired, Lock, LockGuard, OwnerDied, Recover,
-    lock::{LockLayout, check_mine},
-};
+use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout};
 
 /// A value in memory that processes share, with a lock.
 ///
@@ -52,7 +49,20 @@ use crate::sync::{
 ///
 /// [`get`](Self::get), [`set`](Self::set) and [`update`](Self::update) hold the lock for as long as they take.
 /// [`lock`](Self::lock) holds it while the guard lives, which derefs to the value in place. `value.set(value.get() + 1)`
-/// is two steps, between which others come in; use `update`.
+/// is two steps, between which others come in; use `update`, or hold [the lock](Self::get_lock), which is re-entrant: the thread
+/// that holds it, or the task of tokio, may do all of these, and acquire it again.
+///
+/// ```
+/// # let value = executor::Value::new(1)?;
+/// let guard = value.get_lock().acquire().unwrap();
+/// value.set(value.get() + 1);
+/// drop(guard);
+/// assert_eq!(value.get(), 2);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// A lock that was [given](Self::with_lock) to the value is not re-entrant by itself, but whoever holds it may do the same.
+/// A thread to which another one has moved its guard does not hold the lock.
 ///
 /// # When the holder of the lock dies
 ///
@@ -101,6 +111,7 @@ impl<T: Pod> Value<T> {
     }
 
     fn with(block: Block, lock: Lock, value: T) -> Self {
+        lock.belong_to(&block);
         let new = Value { block, lock, marker: PhantomData };
         // SAFETY: `at` is what it says; nobody else has it yet.
         unsafe { words::store(new.at(), &value) };
@@ -114,15 +125,21 @@ impl<T: Pod> Value<T> {
     }
 
     /// The value now.
+    ///
+    /// # Panics
+    /// If this thread has a guard of the value ([`lock`](Self::lock)): use that.
     pub fn get(&self) -> T {
-        let _held = self.lock.acquire();
+        let _held = self.not_lent(self.lock.hold());
         // SAFETY: `at`; under the lock there is no other reference.
         unsafe { words::load(self.at()) }
     }
 
     /// Another value.
+    ///
+    /// # Panics
+    /// As [`get`](Self::get).
     pub fn set(&self, value: T) {
-        let _held = self.lock.acquire();
+        let _held = self.not_lent(self.lock.hold());
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) }
     }
@@ -130,19 +147,40 @@ impl<T: Pod> Value<T> {
     /// Changes it under the lock; returns what the closure does. If that panics, the value stays as it was.
     ///
     /// # Panics
-    /// In a copy of this process that the closure has made by `fork`, and that returns from it: the lock is the original's.
+    /// As [`get`](Self::get). In a copy of this process that the closure has made by `fork`, and that returns from it: the lock is
+    /// the original's.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        let held = self.lock.acquire();
+        let held = self.not_lent(self.lock.hold_and_call());
         // SAFETY: as in `get`.
         let mut value = unsafe { words::load::<T>(self.at()) };
         let result = change(&mut value);
         kill_point!(ValueComputed);
         // The closure may have forked.
-        check_mine(&held);
+        held.check_mine();
+        // A guard that was made by the closure and kept.
+        self.check_not_lent();
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) };
         kill_point!(ValueWritten);
         result
+    }
+
+    /// What holds the lock, if no guard lends references: then it is the same thread that holds it, or one to whom it has given
+    /// its guard.
+    #[inline]
+    #[track_caller]
+    fn not_lent<H>(&self, held: H) -> H {
+        self.check_not_lent();
+        held
+    }
+
+    #[inline]
+    #[track_caller]
+    fn check_not_lent(&self) {
+        assert!(
+            !Lock::is_lent(&self.block),
+            "this thread has a guard of the value and would wait for itself: use the guard"
+        );
     }
 
     /// Adds to it, wrapping around at its end; returns what it was before.
@@ -157,22 +195,54 @@ impl<T: Pod> Value<T> {
     ///
     /// # Errors
     /// If the one who held it has died: the error has the guard.
+    ///
+    /// # Panics
+    /// If this thread has such a guard already.
     pub fn lock(&self) -> Acquired<ValueGuard<'_, T>> {
-        self.guard(self.lock.acquire())
+        let acquired = self.lock.acquire_again();
+        self.check_not_lent();
+        self.guard(acquired)
     }
 
     /// As [`lock`](Self::lock), if it is free now; else `None`.
     pub fn try_lock(&self) -> Option<Acquired<ValueGuard<'_, T>>> {
-        Some(self.guard(self.lock.try_acquire()?))
+        self.guard_if_not_lent(self.lock.try_acquire()?)
     }
 
-    /// As [`lock`](Self::lock), but waits no longer than this: then `None`.
+    /// As [`lock`](Self::lock), but waits no longer than this: then `None`. At once, if this thread has such a guard already.
     pub fn lock_timeout(&self, limit: Duration) -> Option<Acquired<ValueGuard<'_, T>>> {
-        Some(self.guard(self.lock.acquire_timeout(limit)?))
+        self.guard_if_not_lent(self.lock.acquire_timeout(limit)?)
     }
 
+    /// As [`lock`](Self::lock), on any async runtime.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    ///
+    /// # Panics
+    /// If this task has such a guard already.
+    ///
+    /// # Cancel safety
+    /// As [`Lock::acquire_async`].
+    pub async fn lock_async(&self) -> Acquired<ValueGuard<'_, T>> {
+        let acquired = self.lock.acquire_again_async().await;
+        self.check_not_lent();
+        self.guard(acquired)
+    }
+
+    fn guard_if_not_lent<'a>(
+        &'a self,
+        acquired: Acquired<LockGuard<'a>>,
+    ) -> Option<Acquired<ValueGuard<'a, T>>> {
+        (!Lock::is_lent(&self.block)).then(|| self.guard(acquired))
+    }
+
+    /// The lock is held, and nothing lent.
     fn guard<'a>(&'a self, acquired: Acquired<LockGuard<'a>>) -> Acquired<ValueGuard<'a, T>> {
-        let wrap = |guard| ValueGuard { value: self, guard };
+        let wrap = |guard: LockGuard<'a>| {
+            Lock::lend(&self.block, Some(guard.me()));
+            ValueGuard { value: self, guard }
+        };
         acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap))
     }
 
@@ -231,6 +301,15 @@ impl<'de, T: Pod> Deserialize<'de> for Value<T> {
 pub struct ValueGuard<'a, T> {
     value: &'a Value<T>,
     guard: LockGuard<'a>,
+}
+
+impl<T> Drop for ValueGuard<'_, T> {
+    fn drop(&mut self) {
+        // In a fork it is the parent's. The lock is released after this.
+        if self.guard.is_mine() {
+            Lock::lend(&self.value.block, None);
+        }
+    }
 }
 
 impl<T: Pod> Deref for ValueGuard<'_, T> {

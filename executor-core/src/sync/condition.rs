@@ -340,6 +340,10 @@ impl Condition {
     #[track_caller]
     fn check(&self, guard: &LockGuard<'_>) {
         assert!(*guard.lock() == self.lock, "the guard is of another lock than the condition's");
+        assert!(
+            guard.is_the_only_one(),
+            "another guard holds the condition's lock meanwhile, so nobody could notify"
+        );
     }
 
     /// Releases the lock, waits to be notified, and acquires the lock again.
@@ -348,7 +352,7 @@ impl Condition {
     /// If somebody died while it held the lock, meanwhile: the error has the guard.
     ///
     /// # Panics
-    /// If the guard is of another lock.
+    /// If the guard is of another lock, or not the only one that holds a re-entrant one.
     pub fn wait<'a>(&self, guard: LockGuard<'a>) -> Acquired<LockGuard<'a>> {
         self.wait_until(guard, None).0
     }

@@ -12,7 +12,7 @@ use crate::{
         liveness::{Liveness, OwnerId, Owners},
         local,
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, Ordering},
+        sync::atomic::{AtomicU32, AtomicU64, Ordering},
     },
     shm::heap::{Block, Kind},
 };
@@ -57,7 +57,8 @@ use crate::{
 /// # Fairness, recursion
 ///
 /// There is none: whoever comes first when it is free gets it. A thread that acquires what it holds waits for ever; see
-/// [`RLock`](crate::RLock).
+/// [`RLock`](crate::RLock). The lock that a [`Value`](crate::Value) or an [`Array`](crate::Array) makes for itself is re-entrant.
+/// One that was given to them is not, but the thread that holds it may use them.
 ///
 /// # What it costs
 ///
@@ -74,16 +75,124 @@ pub struct Lock {
 }
 
 /// At the beginning of each block that has a lock: that of a [`Lock`], a `Value`, an `Array`.
+///
+/// The lock of a value or an array is re-entrant: whoever holds it may use the value, and acquire it again. Of a lock that one of
+/// them was given, the first is true from then on. Guards are counted in `levels` then, as those of an `RLock`.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct LockLayout {
     pub(crate) mutex: RobustMutex,
     /// The thread that holds it, for who asks. It says nothing by itself, and may be out of date.
     thread: AtomicU32,
+    /// [`PLAIN`], [`GIVEN`] or [`REENTRANT`].
+    sort: AtomicU32,
+    /// Whose the levels are; what a dead process has left here is nobody's.
+    owner: AtomicU32,
+    /// Who holds it (a [`Holder`](holder)), whether what it protects may be in disorder, and how many levels deep. In one word,
+    /// because guards are dropped on other threads, too: one goes a level deeper only while it still has one.
+    levels: AtomicU64,
+    /// The process in which a guard lends references into the memory of this block's value; none is 0.
+    lent: AtomicU32,
+    reserved: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for LockLayout {}
+
+/// Nothing but a lock: nobody asks who holds it.
+const PLAIN: u32 = 0;
+/// It was given to a value or an array: what these do, whoever holds it may do.
+const GIVEN: u32 = 1;
+/// Of a value or an array: whoever holds it may acquire it.
+const REENTRANT: u32 = 2;
+
+const HOLDER_SHIFT: u32 = 24;
+const IN_DISORDER: u64 = 1 << 23;
+const COUNT: u64 = IN_DISORDER - 1;
+
+/// Who holds a re-entrant lock, in 40 bits: a thread, or a task of tokio, for tasks share threads and change them.
+pub(crate) mod holder {
+    use std::hash::{Hash, Hasher};
+
+    use crate::os::{liveness::OwnerId, local};
+
+    /// A task. Its number has 38 bits: a guard would have to be kept while so many other tasks are spawned.
+    const TASK: u64 = 1 << 39;
+    /// A task of another runtime, which says nothing about it but the thread.
+    const UNKNOWN_TASK: u64 = 1 << 38;
+    /// A thread in a call of its own, where nobody else can be on it.
+    const IN_CALL: u64 = TASK | UNKNOWN_TASK;
+
+    struct Number(u64);
+
+    impl Hasher for Number {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = self.0.wrapping_mul(257).wrapping_add(u64::from(*byte));
+            }
+        }
+
+        fn write_u64(&mut self, number: u64) {
+            self.0 = number;
+        }
+    }
+
+    /// The task or thread that runs this.
+    pub(crate) fn this() -> u64 {
+        match tokio::task::try_id() {
+            Some(id) => {
+                let mut number = Number(0);
+                id.hash(&mut number);
+                TASK | number.0 & (UNKNOWN_TASK - 1)
+            }
+            None => u64::from(local::this_thread()),
+        }
+    }
+
+    /// As [`this`], in an async form, which may be on any runtime.
+    pub(super) fn this_async() -> u64 {
+        let this = this();
+        // What tokio runs without a number is the one future that blocks its thread.
+        if this & TASK != 0 || tokio::runtime::Handle::try_current().is_ok() {
+            this
+        } else {
+            this | UNKNOWN_TASK
+        }
+    }
+
+    /// Makes the holders of each process others than those of the next. One that asks may have read the owner of the levels, and
+    /// then the levels of another process: it is not to find itself there.
+    pub(super) fn salted(holder: u64, me: OwnerId) -> u64 {
+        holder ^ u64::from(me.bits()) << 8
+    }
+
+    /// This thread, until a call that runs user code returns.
+    pub(super) fn this_call() -> u64 {
+        IN_CALL | u64::from(local::this_thread())
+    }
+
+    /// What is known of whether this is that holder.
+    pub(super) enum Is {
+        Me,
+        Another,
+        /// Another task that shares the thread, or the same.
+        Unknown,
+    }
+
+    pub(super) fn is_this(holder: u64) -> Is {
+        let thread = u64::from(local::this_thread());
+        match holder & IN_CALL {
+            IN_CALL if holder & !IN_CALL == thread => Is::Me,
+            UNKNOWN_TASK if holder & !IN_CALL == thread => Is::Unknown,
+            TASK | 0 if holder == this() => Is::Me,
+            _ => Is::Another,
+        }
+    }
+}
 
 const KINDS: &[Kind] = &[Kind::Lock, Kind::Value, Kind::Array];
 
@@ -102,6 +211,12 @@ impl Lock {
     pub(crate) fn of(block: &Block) -> Self {
         debug_assert!(KINDS.contains(&block.kind()));
         Lock { block: block.clone() }
+    }
+
+    /// From now on it is that of this block, or one that was given to it: whoever holds it may use what is there.
+    pub(crate) fn belong_to(&self, block: &Block) {
+        let sort = if self.block == *block { REENTRANT } else { GIVEN };
+        self.layout().sort.fetch_max(sort, Ordering::Relaxed);
     }
 
     pub(crate) fn block(&self) -> &Block {
@@ -136,8 +251,10 @@ impl Lock {
     pub fn try_acquire(&self) -> Option<Acquired<LockGuard<'_>>> {
         let owners = self.owners();
         let me = owners.me();
-        let locked = self.layout().mutex.try_acquire(owners, me).ok()?;
-        Some(self.guard(me, locked))
+        match self.layout().mutex.try_acquire(owners, me) {
+            Ok(locked) => Some(self.guard(me, locked)),
+            Err(_) => self.deeper(me, REENTRANT).map(Ok),
+        }
     }
 
     /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
@@ -147,9 +264,33 @@ impl Lock {
 
     #[inline]
     pub(crate) fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
-        let owners = self.owners();
-        let me = owners.me();
-        let locked = self.layout().mutex.acquire(owners, me, deadline)?;
+        let me = self.owners().me();
+        match self.layout().mutex.try_acquire_free(me) {
+            Some(locked) => Some(self.guard(me, locked)),
+            None => self.acquire_slowly(me, deadline, REENTRANT),
+        }
+    }
+
+    /// For a value or an array, without a limit: also if this thread holds it, of whatever sort it is.
+    #[inline]
+    pub(crate) fn acquire_again(&self) -> Acquired<LockGuard<'_>> {
+        let me = self.owners().me();
+        if let Some(locked) = self.layout().mutex.try_acquire_free(me) {
+            return self.guard(me, locked);
+        }
+        loop {
+            if let Some(acquired) = self.acquire_slowly(me, None, GIVEN) {
+                return acquired;
+            }
+        }
+    }
+
+    #[cold]
+    fn acquire_slowly(&self, me: OwnerId, deadline: Deadline, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
+        if let Some(guard) = self.deeper(me, sort) {
+            return Some(Ok(guard));
+        }
+        let locked = self.layout().mutex.acquire(self.owners(), me, deadline)?;
         Some(self.guard(me, locked))
     }
 
@@ -158,14 +299,27 @@ impl Lock {
     /// # Cancel safety
     /// To drop the future takes neither the lock nor another's wake-up.
     pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
-        if let Some(acquired) = self.try_acquire() {
-            return acquired;
-        }
+        self.acquire_async_if(REENTRANT).await
+    }
+
+    /// As [`acquire_again`](Self::acquire_again).
+    pub(crate) async fn acquire_again_async(&self) -> Acquired<LockGuard<'_>> {
+        self.acquire_async_if(GIVEN).await
+    }
+
+    async fn acquire_async_if(&self, sort: u32) -> Acquired<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
         loop {
             let me = owners.me();
-            match mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED) {
-                Ok(locked) => return self.guard(me, locked),
+            let word = match mutex.try_acquire(owners, me) {
+                Ok(locked) => return self.guard_of(me, locked, holder::this_async),
+                Err(_) => match self.deeper_async(me, sort) {
+                    Some(guard) => return Ok(guard),
+                    None => mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED),
+                },
+            };
+            match word {
+                Ok(locked) => return self.guard_of(me, locked, holder::this_async),
                 Err(word) => changed(&self.block, mutex.word(), word).await,
             }
         }
@@ -173,10 +327,150 @@ impl Lock {
 
     #[inline]
     fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<LockGuard<'_>> {
-        self.layout().thread.store(local::this_thread(), Ordering::Relaxed);
+        self.guard_of(me, locked, holder::this)
+    }
+
+    #[inline]
+    fn guard_of(&self, me: OwnerId, locked: Locked, holder: impl FnOnce() -> u64) -> Acquired<LockGuard<'_>> {
+        let layout = self.layout();
+        layout.thread.store(local::this_thread(), Ordering::Relaxed);
         let in_disorder = locked == Locked::OwnerDied;
-        let guard = LockGuard { lock: self, me, in_disorder };
+        let counted = layout.sort.load(Ordering::Relaxed) != PLAIN;
+        if counted {
+            self.begin_levels(me, holder(), in_disorder);
+        }
+        let guard = LockGuard { lock: self, me, in_disorder, counted };
         if in_disorder { Err(OwnerDied::new(guard)) } else { Ok(guard) }
+    }
+
+    /// One level; the mutex was just acquired.
+    #[inline]
+    fn begin_levels(&self, me: OwnerId, holder: u64, in_disorder: bool) {
+        let layout = self.layout();
+        let disorder = if in_disorder { IN_DISORDER } else { 0 };
+        layout.levels.store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout.owner.store(me.bits(), Ordering::Release);
+        kill_point!(LevelsWritten);
+    }
+
+    /// The levels of this process, if it has some now.
+    fn levels_of(&self, me: OwnerId) -> Option<u64> {
+        let layout = self.layout();
+        // Acquire: the levels are then those of this process, or newer ones.
+        let mine = layout.owner.load(Ordering::Acquire) == me.bits();
+        let levels = layout.levels.load(Ordering::Relaxed);
+        (mine && levels & COUNT > 0).then_some(levels)
+    }
+
+    /// One level deeper, if this thread or task has one, and the lock is of that sort or a higher one.
+    ///
+    /// # Panics
+    /// If a task of a runtime other than tokio holds it that was on this thread: it may be this task, which would wait for itself.
+    #[cold]
+    fn deeper(&self, me: OwnerId, sort: u32) -> Option<LockGuard<'_>> {
+        if self.layout().sort.load(Ordering::Relaxed) < sort {
+            return None;
+        }
+        while let Some(levels) = self.levels_of(me) {
+            match holder::is_this(holder::salted(levels >> HOLDER_SHIFT, me)) {
+                holder::Is::Another => return None,
+                holder::Is::Me => {}
+                holder::Is::Unknown => panic!(
+                    "an async task holds the lock which was on this thread, and to wait for it here would block that: \
+                     use `acquire_async`"
+                ),
+            }
+            assert!(levels & COUNT < COUNT, "more levels of a lock than can be counted");
+            // There is room for it in the count: the holder above it stays as it is.
+            let more = levels.wrapping_add(1);
+            let word = &self.layout().levels;
+            if word.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return Some(LockGuard { lock: self, me, in_disorder: false, counted: true });
+            }
+        }
+        None
+    }
+
+    /// As [`deeper`](Self::deeper), for a task: who is not known waits.
+    fn deeper_async(&self, me: OwnerId, sort: u32) -> Option<LockGuard<'_>> {
+        let holder = holder::salted(self.levels_of(me)? >> HOLDER_SHIFT, me);
+        if matches!(holder::is_this(holder), holder::Is::Me) { self.deeper(me, sort) } else { None }
+    }
+
+    /// Ends a level of this process: the last one releases.
+    fn end_level(&self) {
+        let layout = self.layout();
+        // Both orderings: what other threads did in their levels comes before the release.
+        let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
+        // The last one: no other guard is there, and one goes deeper only from a level.
+        if before & COUNT == 1 {
+            layout.owner.store(0, Ordering::Relaxed);
+            if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
+        }
+    }
+
+    /// Ends the level of a call, in the thread of that call.
+    #[inline]
+    fn end_call(&self) {
+        let layout = self.layout();
+        let levels = layout.levels.load(Ordering::Relaxed);
+        if levels & (COUNT | IN_DISORDER) != 1 {
+            // A guard was made within the call and kept.
+            return self.end_level();
+        }
+        // Nobody else has a level, and only this thread could go deeper.
+        layout.owner.store(0, Ordering::Relaxed);
+        layout.mutex.release();
+    }
+
+    /// Holds it for a call that runs no code of the user: nobody can come to re-enter it.
+    #[inline]
+    pub(crate) fn hold(&self) -> Held<'_> {
+        let owners = self.owners();
+        let me = owners.me();
+        let mutex = &self.layout().mutex;
+        if let Some(locked) = mutex.try_acquire_free(me) {
+            return Held { lock: self, me, how: How::Plainly(locked) };
+        }
+        self.hold_slowly(me)
+    }
+
+    #[cold]
+    fn hold_slowly(&self, me: OwnerId) -> Held<'_> {
+        if let Some(guard) = self.deeper(me, GIVEN) {
+            return Held { lock: self, me, how: How::Deeper(guard) };
+        }
+        loop {
+            if let Some(locked) = self.layout().mutex.acquire(self.owners(), me, None) {
+                return Held { lock: self, me, how: How::Plainly(locked) };
+            }
+        }
+    }
+
+    /// As [`hold`](Self::hold), for a call that runs code of the user, which may use what the lock protects.
+    #[inline]
+    pub(crate) fn hold_and_call(&self) -> Held<'_> {
+        let mut held = self.hold();
+        if let How::Plainly(locked) = held.how {
+            self.begin_levels(self.owners().me(), holder::this_call(), locked == Locked::OwnerDied);
+            held.how = How::Counted;
+        }
+        held
+    }
+
+    /// References into this block's value are lent from now on, or are not any more. The lock is held.
+    pub(crate) fn lend(block: &Block, me: Option<OwnerId>) {
+        let layout: &LockLayout = block.part(0);
+        layout.lent.store(me.map_or(0, OwnerId::bits), Ordering::Relaxed);
+    }
+
+    /// Whether a guard of this process lends references into this block's value. The lock is held.
+    #[inline]
+    pub(crate) fn is_lent(block: &Block) -> bool {
+        let layout: &LockLayout = block.part(0);
+        let lent = layout.lent.load(Ordering::Relaxed);
+        // What a dead process has left here is nobody's.
+        lent != 0 && OwnerId::from_bits(lent).is_some_and(|owner| block.owners().is_me(owner))
     }
 
     /// Releases what was [left locked](LockGuard::leave_locked), from any thread of any process.
@@ -219,22 +513,99 @@ pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'s
     }
 }
 
+/// Holds a lock for the duration of a call.
+pub(crate) struct Held<'a> {
+    lock: &'a Lock,
+    me: OwnerId,
+    how: How<'a>,
+}
+
+impl Held<'_> {
+    /// As [`LockGuard::check_mine`].
+    #[inline]
+    #[track_caller]
+    pub(crate) fn check_mine(&self) {
+        check_mine(self.lock.owners().is_me(self.me));
+    }
+}
+
+/// Refuses in a fork, where the lock is the parent's: what is written under it would be written by two.
+#[inline]
+#[track_caller]
+fn check_mine(is_mine: bool) {
+    assert!(
+        is_mine,
+        "this process is a fork of the one that holds the lock: what the lock protects is the other one's"
+    );
+}
+
+enum How<'a> {
+    /// Without a word of who it is.
+    Plainly(Locked),
+    /// As one level.
+    Counted,
+    /// By a level more than this thread or task had before.
+    #[allow(dead_code, reason = "it is dropped")]
+    Deeper(LockGuard<'a>),
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // In a fork it is the parent's.
+        if !self.lock.owners().is_me(self.me) {
+            return;
+        }
+        let mutex = &self.lock.layout().mutex;
+        match self.how {
+            How::Plainly(Locked::Clean) => mutex.release(),
+            // The news is for the next one who asks.
+            How::Plainly(Locked::OwnerDied) => mutex.abandon(),
+            How::Counted => self.lock.end_call(),
+            How::Deeper(_) => {}
+        }
+    }
+}
+
 /// Holds a [`Lock`] until it is dropped, on whatever thread.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard<'a> {
     lock: &'a Lock,
     me: OwnerId,
     in_disorder: bool,
+    /// As a level: the lock is re-entrant, and was when it was acquired.
+    counted: bool,
 }
 
 impl<'a> LockGuard<'a> {
     /// Leaves it locked, without a guard: whoever has a handle may [release](Lock::release) it, and it stays locked until
     /// somebody does. That it was this process which held it is forgotten: its death frees nothing.
+    ///
+    /// Where a thread has several guards of the lock of a value or an array, the last one decides.
     pub fn leave_locked(self) {
         if self.lock.owners().is_me(self.me) {
-            self.lock.layout().mutex.leave();
+            let layout = self.lock.layout();
+            let last = !self.counted || layout.levels.fetch_sub(1, Ordering::AcqRel) & COUNT == 1;
+            if last {
+                layout.owner.store(0, Ordering::Relaxed);
+                layout.mutex.leave();
+            }
         }
         std::mem::forget(self);
+    }
+
+    pub(crate) fn me(&self) -> OwnerId {
+        self.me
+    }
+
+    /// Whether this process holds the lock by it, and not one that it was forked from.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.lock.owners().is_me(self.me)
+    }
+
+    /// Whether the lock is free when this is dropped: no other guard holds it, too.
+    pub(crate) fn is_the_only_one(&self) -> bool {
+        !self.counted || self.lock.layout().levels.load(Ordering::Relaxed) & COUNT == 1
     }
 
     pub(crate) fn lock(&self) -> &'a Lock {
@@ -246,23 +617,17 @@ impl<'a> LockGuard<'a> {
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
-        assert!(
-            self.lock.owners().is_me(self.me),
-            "this process is a fork of the one that holds the lock: what the lock protects is the other one's"
-        );
+        check_mine(self.is_mine());
     }
-}
-
-/// As [`LockGuard::check_mine`], for one that was just acquired, whether or not its last holder has died.
-#[inline]
-#[track_caller]
-pub(crate) fn check_mine(acquired: &Acquired<LockGuard<'_>>) {
-    acquired.as_ref().unwrap_or_else(OwnerDied::peek).check_mine();
 }
 
 impl Recover for LockGuard<'_> {
     fn recover(&mut self) {
         self.in_disorder = false;
+        // In a fork it is the parent's.
+        if self.counted && self.lock.owners().is_me(self.me) {
+            self.lock.layout().levels.fetch_and(!IN_DISORDER, Ordering::Relaxed);
+        }
     }
 }
 
@@ -272,7 +637,11 @@ impl Drop for LockGuard<'_> {
         // In a fork it is the parent's.
         if self.lock.owners().is_me(self.me) {
             let mutex = &self.lock.layout().mutex;
-            if self.in_disorder { mutex.abandon() } else { mutex.release() }
+            match self.counted {
+                true => self.lock.end_level(),
+                false if self.in_disorder => mutex.abandon(),
+                false => mutex.release(),
+            }
         }
     }
 }

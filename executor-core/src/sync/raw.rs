@@ -182,7 +182,7 @@ impl RobustMutex {
 
     /// Takes it, if it is free.
     #[inline]
-    fn try_acquire_free(&self, me: OwnerId) -> Option<Locked> {
+    pub(crate) fn try_acquire_free(&self, me: OwnerId) -> Option<Locked> {
         self.word.compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed).ok()?;
         kill_point!(MutexTaken);
         Some(Locked::Clean)

@@ -36,6 +36,12 @@ const THREAD_SHIFT: u32 = 32;
 const IN_DISORDER: u64 = 1 << 31;
 const COUNT: u64 = IN_DISORDER - 1;
 
+/// This thread, in the levels. Threads of other processes have the same numbers, and one that asks may have read the owner of the
+/// levels, and then the levels of another process: it is not to find itself there.
+fn this_thread(me: OwnerId) -> u64 {
+    u64::from(local::this_thread() ^ me.bits() << 8) << THREAD_SHIFT
+}
+
 /// A lock for threads of any processes that the thread which holds it may acquire again.
 ///
 /// It is free when all its guards are gone. Otherwise as [`Lock`](crate::Lock): it travels, and a holder that dies is
@@ -122,9 +128,7 @@ impl RLock {
         let died = locked == Locked::OwnerDied;
         let disorder = if died { IN_DISORDER } else { 0 };
         let layout = self.layout();
-        layout
-            .levels
-            .store(u64::from(local::this_thread()) << THREAD_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout.levels.store(this_thread(me) | disorder | 1, Ordering::Relaxed);
         layout.owner.store(me.bits(), Ordering::Release);
         kill_point!(LevelsWritten);
         let guard = RLockGuard { lock: self, me };
@@ -139,7 +143,7 @@ impl RLock {
             return None;
         }
         let mut levels = layout.levels.load(Ordering::Relaxed);
-        while levels >> THREAD_SHIFT == u64::from(local::this_thread()) && levels & COUNT > 0 {
+        while levels >> THREAD_SHIFT << THREAD_SHIFT == this_thread(me) && levels & COUNT > 0 {
             assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
             // There is room for it in the count: the thread above it stays as it is.
             let more = levels.wrapping_add(1);
@@ -161,7 +165,8 @@ impl fmt::Debug for RLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let levels = self.layout().levels.load(Ordering::Relaxed);
         let holder = self.layout().mutex.holder(self.owners());
-        let what = describe(holder, self.owners(), (levels >> THREAD_SHIFT) as u32);
+        let thread = (levels >> THREAD_SHIFT) as u32 ^ self.owners().me().bits() << 8;
+        let what = describe(holder, self.owners(), thread);
         match holder {
             Holder::Alive(_) => write!(f, "RLock({what}, count {})", levels & COUNT),
             Holder::Free | Holder::Dead | Holder::Left => write!(f, "RLock({what})"),
