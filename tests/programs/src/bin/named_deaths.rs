@@ -1,0 +1,327 @@
+//! Users of named memory that die or are stopped at every step of what they do, and at any moment; whatever happens, those who live
+//! make, find, own and remove names meanwhile, nobody waits for them, and in the end nothing is left.
+//!
+//! Each round is made from its seed: three children (forked by hand, so that ten thousand rounds take no hour) that use the same few
+//! names in an order of their own, and which of them dies or stands still where. What each of them looks at is whole, and is what
+//! it takes it for: the first word of a memory says by whom and under which name it was made. Who stands still does so until the
+//! others have ended, and is then continued or killed; so whoever waits for it, hangs.
+//!
+//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
+//! end it prints how often a child has died, and has stood still, at each step.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::{ShareableList, SharedMemory};
+use executor_core::kill_point::{self, Step};
+
+/// Rounds when none are asked for.
+const ROUNDS: u64 = 300;
+/// A step that chance has left out gets this many rounds of its own.
+const EXTRA_ROUNDS_MAX: u64 = 400;
+/// A round takes some milliseconds. Long after it should have ended.
+const HANGS_AFTER: Duration = Duration::from_secs(30);
+const CHILDREN: usize = 3;
+const NAMES: u64 = 3;
+const TIMES: u32 = 12;
+
+/// Small and seeded: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+// ---- where a child dies ----------------------------------------------------------------------------------------------
+
+/// Plus one; 0 is nowhere.
+static STEP: AtomicU32 = AtomicU32::new(0);
+static LEFT: AtomicU32 = AtomicU32::new(0);
+static SIGNAL: AtomicU32 = AtomicU32::new(0);
+
+/// What a child writes down before it falls; the parent's own mapping, so that it does not depend on what is tested.
+fn fallen() -> &'static AtomicU32 {
+    static RECORD: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    let at = *RECORD.get_or_init(|| {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, never unmapped, zeroed.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        at as usize
+    });
+    // SAFETY: mapped above, large enough, an atomic.
+    unsafe { &*(at as *const AtomicU32) }
+}
+
+fn on_step(step: Step) {
+    if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
+        fallen().store(step as u32 + 1, SeqCst);
+        // SAFETY: a signal to this process itself.
+        unsafe { libc::kill(libc::getpid(), SIGNAL.load(SeqCst) as libc::c_int) };
+    }
+}
+
+// ---- what they do ----------------------------------------------------------------------------------------------------
+
+fn name(round: &str, number: u64) -> String {
+    format!("deaths-{round}-{number}")
+}
+
+/// What is in the memory of that name, whoever has made it.
+fn mark(number: u64) -> [u8; 16] {
+    [b'a' + number as u8; 16]
+}
+
+fn make(name: &str, number: u64, size: usize) -> io::Result<SharedMemory> {
+    // A name is seen with its memory zeroed, so that is what others may find.
+    let memory = SharedMemory::create_named(name, size)?;
+    memory.write(0, &mark(number));
+    Ok(memory)
+}
+
+fn look(memory: &SharedMemory, number: u64, size: usize) {
+    let mut found = [0; 16];
+    memory.read(0, &mut found);
+    let pieces = [&found[..8], &found[8..]].map(|piece| piece == [0; 8] || *piece == mark(number)[..8]);
+    assert!(memory.len() >= size && pieces == [true; 2], "{found:?} in {number}");
+}
+
+/// What may come of a name that others make and remove at the same time.
+fn is_usual(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
+}
+
+fn act(round: &str, random: &mut Random, held: &mut Vec<(u64, SharedMemory)>) {
+    let number = random.below(NAMES);
+    let name = name(round, number);
+    let size = [100, 9_000][number as usize % 2];
+    let result = match random.below(8) {
+        0..3 => make(&name, number, size).map(|memory| held.push((number, memory))),
+        3 => SharedMemory::attach(&name).and_then(|memory| {
+            look(&memory, number, size);
+            memory.own()?;
+            // Owned: so it is found by others, unless one of them removes it.
+            held.push((number, memory));
+            Ok(())
+        }),
+        4 => SharedMemory::attach(&name).map(|memory| look(&memory, number, size)),
+        5 => match held.is_empty() {
+            true => Ok(()),
+            false => {
+                let (_, memory) = held.swap_remove(random.below(held.len() as u64) as usize);
+                if random.below(3) == 0 { memory.unlink() } else { Ok(()) }
+            }
+        },
+        6 => ShareableList::create_named(&format!("{name}-list"), ["x"]).and_then(|list| {
+            assert_eq!(list.get(0), Some("x".into()));
+            list.unlink()
+        }),
+        _ => {
+            if random.below(4) == 0 {
+                SharedMemory::sweep();
+            }
+            Ok(())
+        }
+    };
+    if let Err(error) = result {
+        assert!(is_usual(&error), "{name}: {error}");
+    }
+    for (number, memory) in held {
+        look(memory, *number, [100, 9_000][*number as usize % 2]);
+    }
+}
+
+fn live(round: &str, mut random: Random) {
+    let mut held = Vec::new();
+    for _ in 0..TIMES {
+        act(round, &mut random, &mut held);
+    }
+}
+
+/// What must hold when all children have ended: each name is free, and is what it is made as.
+fn check(round: &str) {
+    for number in 0..NAMES {
+        let name = name(round, number);
+        let gone = SharedMemory::attach(&name).expect_err("its owners have ended");
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound, "{gone}");
+        let memory = make(&name, number, 100).expect("it is free");
+        assert_eq!(SharedMemory::attach(&name).expect("it is there"), memory);
+        drop(memory);
+        drop(ShareableList::create_named(&format!("{name}-list"), ["y"]).expect("it is free"));
+    }
+    SharedMemory::sweep();
+    assert_eq!(left(round), [""; 0], "after a sweep");
+}
+
+/// What there is of these names, under any user's folder.
+fn left(round: &str) -> Vec<String> {
+    let within = |folder: std::path::PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = within("/dev/shm".into())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("executor-shared-memory."));
+    let names = folders.flat_map(|folder| within(folder.path())).flat_map(|bucket| within(bucket.path()));
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(&format!("=deaths-{round}-"))).collect()
+}
+
+// ---- a round ---------------------------------------------------------------------------------------------------------
+
+/// How one of the children falls.
+#[derive(Clone, Copy, Debug)]
+enum Doom {
+    At(Step, u32),
+    After(Duration),
+    Never,
+}
+
+fn wait(pid: libc::pid_t, flags: libc::c_int) -> Option<libc::c_int> {
+    let mut status = 0;
+    // SAFETY: asks for a child of this process.
+    let ended = unsafe { libc::waitpid(pid, &mut status, flags) };
+    assert!(ended >= 0, "{}", io::Error::last_os_error());
+    (ended == pid).then_some(status)
+}
+
+fn kill(pid: libc::pid_t, signal: libc::c_int) {
+    // SAFETY: a child that was not waited for.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Waits until it has ended, or stands still: `true`.
+fn settled(pid: libc::pid_t, children: &[libc::pid_t], what: &dyn std::fmt::Debug) -> (bool, libc::c_int) {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = wait(pid, libc::WNOHANG | libc::WUNTRACED) {
+            return (libc::WIFSTOPPED(status), status);
+        }
+        if began.elapsed() > HANGS_AFTER {
+            children.iter().for_each(|child| kill(*child, libc::SIGKILL));
+            panic!("hangs: {what:?}");
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+fn round(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::c_int)> {
+    let mut random = Random(seed);
+    let signal = match wanted {
+        Some((_, signal)) => signal,
+        None => [libc::SIGKILL, libc::SIGSTOP][random.below(2) as usize],
+    };
+    let steps = Step::NAMED;
+    let doom = match wanted {
+        Some((step, _)) => Doom::At(step, 1 + random.below(3) as u32),
+        None => match random.below(10) {
+            0 => Doom::Never,
+            1..3 => Doom::After(Duration::from_micros(random.below(2_000))),
+            _ => Doom::At(steps[random.below(steps.len() as u64) as usize], 1 + random.below(4) as u32),
+        },
+    };
+    fallen().store(0, SeqCst);
+    let names = format!("{}-{seed:x}", std::process::id());
+    let mut children = Vec::new();
+    for number in 0..CHILDREN {
+        let own = Random(random.next());
+        // SAFETY: there is one thread; the child uses the library and ends without unwinding.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "{}", io::Error::last_os_error());
+        if pid == 0 {
+            if let (0, Doom::At(step, times)) = (number, doom) {
+                SIGNAL.store(signal as u32, SeqCst);
+                LEFT.store(times, SeqCst);
+                STEP.store(step as u32 + 1, SeqCst);
+            }
+            let lived = catch_unwind(AssertUnwindSafe(|| live(&names, own))).is_ok();
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(if lived { 0 } else { 101 }) };
+        }
+        children.push(pid);
+    }
+    if let Doom::After(moment) = doom {
+        thread::sleep(moment);
+        kill(children[0], signal);
+    }
+    let victim = children[0];
+    // The others end while it stands still, if it does.
+    for child in &children[1..] {
+        let (_, status) = settled(*child, &children, &doom);
+        assert_eq!(status, 0, "a child failed: {status:#x}");
+    }
+    let (stands, mut status) = settled(victim, &children, &doom);
+    if stands {
+        // Names are made and found meanwhile: whatever it is in the middle of.
+        let other = name(&names, 77);
+        let memory = make(&other, 7, 100).expect("nobody has that name");
+        assert_eq!(SharedMemory::attach(&other).expect("it is there"), memory);
+        drop(memory);
+        kill(victim, if random.below(2) == 0 { libc::SIGKILL } else { libc::SIGCONT });
+        status = settled(victim, &children, &doom).1;
+    }
+    let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+    assert!(status == 0 || killed, "the first child failed: {status:#x}");
+    check(&names);
+    let at = (fallen().load(SeqCst) as usize).checked_sub(1)?;
+    Some((*steps.iter().find(|step| **step as usize == at)?, signal))
+}
+
+fn attempt(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::c_int)> {
+    match catch_unwind(AssertUnwindSafe(|| round(seed, wanted))) {
+        Ok(step) => step,
+        Err(_) => {
+            let wanted = wanted.map_or(String::new(), |wanted| format!(" for {wanted:?}"));
+            println!("EXECUTOR_SEED={seed} failed{wanted}");
+            std::process::exit(1);
+        }
+    }
+}
+
+fn main() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    kill_point::set_hook(on_step);
+    let seeds = match number("EXECUTOR_SEED") {
+        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
+        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
+    };
+    let signals = [libc::SIGKILL, libc::SIGSTOP];
+    let steps: Vec<_> = Step::NAMED.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
+    let mut fell = vec![0_u32; steps.len()];
+    let mut note = |hit| {
+        let at = steps.iter().position(|step| *step == hit).expect("one of these steps");
+        fell[at] += 1;
+    };
+    let began = Instant::now();
+    seeds.clone().filter_map(|seed| attempt(seed, None)).for_each(&mut note);
+    if number("EXECUTOR_SEED").is_none() {
+        for (at, step) in steps.iter().enumerate() {
+            let mut tries = 0;
+            while fell[at] == 0 {
+                assert!(tries < EXTRA_ROUNDS_MAX, "nobody has come to {step:?}");
+                tries += 1;
+                if attempt(1 << 32 | (at as u64) << 16 | tries, Some(*step)).is_some() {
+                    fell[at] += 1;
+                }
+            }
+        }
+    }
+    println!("{} rounds in {:.1?}", seeds.end - seeds.start, began.elapsed());
+    println!("  died stood");
+    for (both, step) in fell.chunks(2).zip(Step::NAMED) {
+        println!("{:6}{:6} {step:?}", both[0], both[1]);
+    }
+}
