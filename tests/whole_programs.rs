@@ -74,6 +74,7 @@ list! { TESTS:
     a_time_limit_of_a_process_is_kept,
     options_of_an_initializer_and_a_preload_count,
     an_initializer_that_hangs_breaks_the_pool,
+    a_descriptor_that_is_refused_to_an_initializer_is_a_refused_start,
     a_library_that_is_opened_before_the_first_pool_breaks_none,
 }
 
@@ -108,10 +109,12 @@ list! { PROGRAMS:
     limits_a_process,
     has_options_elsewhere,
     waits_for_an_initializer,
+    has_no_room_for_what_its_initializer_needs,
     opens_a_library,
 }
 
 fn main() {
+    take_limit();
     if let Some(child) = std::env::var_os(CHILD) {
         return play_child(&child.into_string().expect("its name is ours"));
     }
@@ -1245,6 +1248,61 @@ fn has_options_elsewhere() {
         .preload(hangs::task().timeout(Duration::from_millis(200)).name("to preload"));
     let error = context.process(pid::task()).start().unwrap_err().to_string();
     assert!(error.contains("to preload") && error.contains("time limit"), "{error}");
+}
+
+/// Names the file that says how many descriptors a worker may have, if it is there.
+const FILES: &str = "EXECUTOR_TEST_FILES";
+
+/// Before the entry: in a worker that is about to take up its work.
+fn take_limit() {
+    let Some(file) = std::env::var_os(FILES) else { return };
+    let Ok(files) = fs::read_to_string(&file) else { return };
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files.parse().unwrap()), ..limit }).unwrap();
+    fs::write(Path::new(&file).with_extension(std::process::id().to_string()), "").unwrap();
+}
+
+fn a_descriptor_that_is_refused_to_an_initializer_is_a_refused_start() {
+    play("has_no_room_for_what_its_initializer_needs").play_out();
+}
+
+#[task]
+fn keeps(ends: Vec<executor::Connection<u8, u8>>) {
+    std::mem::forget(ends);
+}
+
+fn has_no_room_for_what_its_initializer_needs() {
+    let gate = Gate::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("files");
+    let builder = |workers| {
+        let ends = (0..60).map(|_| executor::pipe().unwrap().0).collect();
+        ProcessPoolExecutor::builder().max_workers(workers).initializer(keeps::task(ends)).env(FILES, &file)
+    };
+    let pool = builder(2).build().unwrap();
+    let first = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    // Enough to come up, and not for all that comes then.
+    fs::write(&file, "64").unwrap();
+    let second = pool.submit(hold::task(gate.path()));
+    let refused = || {
+        let notes = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
+        notes.filter_map(|note| note.extension()?.to_str()?.parse().ok()).next()
+    };
+    eventually("a second worker comes up", || refused().is_some());
+    let refused = refused().unwrap();
+    eventually("and ends", || !support_b::runs(refused));
+    gate.open();
+    // One works, so the pool does.
+    assert_eq!(first.result().unwrap(), second.result().unwrap());
+    assert!(pool.broken().is_none());
+    // Where nobody works, it is told what was refused.
+    match builder(1).build().unwrap().submit(pid::task()).result() {
+        Err(TaskError::Broken(BrokenCause::Initializer(error))) => {
+            assert!(error.is_refused() && error.to_string().contains("descriptors"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 fn an_initializer_that_hangs_breaks_the_pool() {

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv as recv_bytes, recvmsg, sendmsg,
     socketpair, sockopt,
 };
@@ -159,6 +159,12 @@ pub(crate) fn recv_short(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usi
     recv_with(socket, bytes, RecvFlags::empty())
 }
 
+/// As [`recv_short`], but an error where this process has no room for all of the descriptors.
+pub(crate) fn recv_short_whole(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let (len, descriptors, whole) = recv_all(socket, bytes, RecvFlags::empty())?;
+    whole.then_some((len, descriptors)).ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))
+}
+
 /// As [`recv_short`], but never blocks: no message is [`io::ErrorKind::WouldBlock`].
 pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::DONTWAIT)
@@ -170,6 +176,15 @@ pub(crate) fn peek_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<
 }
 
 fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
+    recv_all(socket, bytes, flags).map(|(len, descriptors, _)| (len, descriptors))
+}
+
+/// The length, the descriptors, and whether none of those was lost.
+fn recv_all(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut receive = || {
@@ -188,7 +203,7 @@ fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Resul
             fds.extend(rights);
         }
     }
-    Ok((received.bytes, fds))
+    Ok((received.bytes, fds, !received.flags.contains(ReturnFlags::CTRUNC)))
 }
 
 /// Registers a descriptor with the runtime that is current; panics if there is none, or it does no I/O.

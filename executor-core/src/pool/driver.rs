@@ -582,7 +582,8 @@ impl Driver {
         self.pool.rings.remove(id);
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            if let Some(cause) = failed {
+            let refused = workers.get(&id).and_then(|record| record.refused.clone());
+            if let Some(cause) = failed.or(refused) {
                 return scheduler.on_start_refused(now, id, cause, out);
             }
             let record = workers.get(&id);

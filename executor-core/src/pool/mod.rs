@@ -232,6 +232,8 @@ struct Record {
     computed: Option<Duration>,
     /// How it did not keep to the protocol.
     broke_protocol: Option<WireError>,
+    /// What the system has refused it before it was ready.
+    refused: Option<BrokenCause>,
     status: Option<ExitStatus>,
 }
 
@@ -961,7 +963,15 @@ impl Pool {
             _ if initializer => match &self.options.initializer {
                 Some(Initializer { name, .. }) if scheduler.is_initializing(id) => {
                     let error = reply::failure(name, frame.header.kind, &frame.payload);
-                    return Obeys::ButIsBroken(BrokenCause::Initializer(Arc::new(error)));
+                    let cause = BrokenCause::Initializer(Arc::new(error));
+                    if frame.header.kind != Kind::Refused {
+                        return Obeys::ButIsBroken(cause);
+                    }
+                    // Its initializer has not failed: the system has refused what that needs, which is a refused start.
+                    if let Some(record) = workers.get_mut(&id) {
+                        record.refused = Some(cause);
+                    }
+                    scheduler.on_unruly(now, id, out);
                 }
                 _ => return Obeys::No,
             },

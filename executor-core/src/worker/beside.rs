@@ -13,10 +13,9 @@ use crate::{
         arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS, inode},
         socket,
     },
-    transport::Closed,
     wire::{
         attachment::Attachment,
-        frame::{Header, flag},
+        frame::{Header, Kind, flag},
         payload::Reference,
     },
 };
@@ -100,21 +99,24 @@ impl Control {
     }
 
     /// The descriptors that belong to this frame. They are in the socket already, or will be at once.
-    pub(super) fn receive(&self, header: &Header) -> Result<Vec<Attachment>, Closed> {
+    ///
+    /// Those of a task for which this process has no room are missing where its arguments are decoded. For an initializer that is
+    /// an error here: it is not what fails.
+    pub(super) fn receive(&self, header: &Header) -> io::Result<Vec<Attachment>> {
         if header.flags & flag::ATTACHED == 0 {
             return Ok(Vec::new());
         }
-        let receive = || {
-            self.check()?;
-            let mut task = [0; 8];
-            let (len, descriptors) = socket::recv_short(self.socket.as_fd(), &mut task)?;
-            kill_point!(AttachmentsReceived);
-            match len == task.len() && u64::from_le_bytes(task) == header.task.as_u64() {
-                true => Ok(descriptors.into_iter().map(Arc::new).collect()),
-                false => Err(io::Error::from(io::ErrorKind::InvalidData)),
-            }
+        self.check()?;
+        let mut task = [0; 8];
+        let (len, descriptors) = match header.kind {
+            Kind::Init => socket::recv_short_whole(self.socket.as_fd(), &mut task)?,
+            _ => socket::recv_short(self.socket.as_fd(), &mut task)?,
         };
-        receive().map_err(|_: io::Error| Closed::Gone)
+        kill_point!(AttachmentsReceived);
+        match len == task.len() && u64::from_le_bytes(task) == header.task.as_u64() {
+            true => Ok(descriptors.into_iter().map(Arc::new).collect()),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// Sends what goes with a reply, before the reply.

@@ -47,7 +47,18 @@ pub(super) fn serve(
         let header = frame.header;
         // Also of a task that was taken back: each frame has its own message. Without them nothing can be begun here, so
         // what was sent runs elsewhere.
-        let Ok(attachments) = control.receive(&header) else { watcher::end_group() };
+        let attachments = match control.receive(&header) {
+            Ok(attachments) => attachments,
+            Err(error) if header.kind == Kind::Init => {
+                let text = format!("the descriptors of its arguments cannot be received: {error}");
+                if end.reply(Header::new(Kind::Refused), text.as_bytes()).is_err() {
+                    watcher::end_group();
+                }
+                // Nothing but the end comes for a worker that was refused something.
+                continue;
+            }
+            Err(_) => watcher::end_group(),
+        };
         let located = beside::locate(&mut arguments, &header, &frame.payload);
         kill_point!(ArgumentsLocated);
         let run = Run {
