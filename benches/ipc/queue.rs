@@ -119,7 +119,8 @@ pub(crate) fn python(short: bool, section: &str) -> Option<serde_json::Value> {
 }
 
 pub(crate) fn run(short: bool) {
-    let pool = ProcessPoolExecutor::builder().max_workers(8).build().expect("a pool");
+    // As many as are at one queue at the most: each has its task at the same time.
+    let pool = ProcessPoolExecutor::builder().max_workers(44).build().expect("a pool");
     let python = python(short, "queue");
     println!("{:<36} {:>12} {:>16} {:>12}", "items a second", "ours", "multiprocessing", "a pipe");
     for (size, name, count) in
@@ -127,9 +128,11 @@ pub(crate) fn run(short: bool) {
     {
         let count = if short { (count / 1_000).max(8) } else { count };
         let limit = pipe(size, count);
-        for (producers, consumers) in [(1, 1), (4, 1), (4, 4)] {
+        let all: &[_] =
+            if size > 100_000 { &[(1, 1), (4, 1), (4, 4), (40, 1), (40, 4)] } else { &[(1, 1), (4, 1), (4, 4)] };
+        for &(producers, consumers) in all {
             let what = format!("{name}, {producers}:{consumers}");
-            let ours = ours(&pool, producers, consumers, size, count);
+            let ours = ours(&pool, producers, consumers, size, count.max(producers as u64));
             let theirs = python.as_ref().and_then(|figures| figures[&what].as_f64());
             let theirs = theirs.map_or("–".into(), |figure| format!("{figure:.0}"));
             println!("{what:<36} {ours:>12.0} {theirs:>16} {limit:>12.0}");
