@@ -128,8 +128,11 @@ pub(crate) fn run(short: bool) {
     {
         let count = if short { (count / 1_000).max(8) } else { count };
         let limit = pipe(size, count);
-        let all: &[_] =
-            if size > 100_000 { &[(1, 1), (4, 1), (4, 4), (40, 1), (40, 4)] } else { &[(1, 1), (4, 1), (4, 4)] };
+        let all: &[_] = if size > 100_000 {
+            &[(1, 1), (4, 1), (4, 4), (40, 1), (40, 4)]
+        } else {
+            &[(1, 1), (4, 1), (4, 4)]
+        };
         for &(producers, consumers) in all {
             let what = format!("{name}, {producers}:{consumers}");
             let ours = ours(&pool, producers, consumers, size, count.max(producers as u64));

@@ -17,6 +17,13 @@
 //! becomes of its process. Producers have a mutex of their own, and so have consumers: one of each never wait for each
 //! other. Whoever finds nothing looks for some microseconds more, where that has paid, and then sleeps on a word.
 //!
+//! # Who waits
+//!
+//! Whoever waits for room, for an item, or for one of the places in which large items are written and read, has nothing that others
+//! may need: what it had, it has given back before. An awaited call waits for the mutexes, too, without its thread. A call that is
+//! not to wait, or no longer, gives up after some milliseconds where somebody keeps a mutex, and says that it could not look
+//! (`Busy`): that the queue is full or empty, it says only where it has seen that.
+//!
 //! # When somebody dies
 //!
 //! | who dies | then |
@@ -24,7 +31,7 @@
 //! | a producer, before its item is published | the item is not there; its memory and descriptors are given back by the next one |
 //! | a producer, after that | the item is there |
 //! | a consumer, before the store that takes an item | the item is there still, for the next one |
-//! | a consumer, after that | the item is gone with it |
+//! | a consumer, after that | the item is gone with it; in a joinable queue it is told as lost, kept, or to be got again |
 //! | either, with a mutex | the next one has it within 100 ms, and finishes or undoes what was begun |
 //! | either, before it wakes somebody | that one looks by itself within 100 ms |
 //! | the last one who has a handle | the kernel takes memory and descriptors back |
