@@ -1,4 +1,4 @@
-//! What was asked for where the system refuses it.
+//! Names what was asked for in errors of the system.
 
 use std::io;
 

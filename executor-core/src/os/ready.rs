@@ -1,4 +1,4 @@
-//! Waiting until descriptors are ready.
+//! Waits until descriptors are ready.
 
 use std::{io, sync::OnceLock, thread, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the user holds of a process that was started.
+//! The user's handle of a started process.
 
 use std::{
     fmt,

@@ -194,8 +194,9 @@ pub struct ExitHook {
 /// Hooks with a higher priority are called first, of one priority those registered last. Those below 0 are called after the
 /// program's [processes](crate::Process) have ended. All of them are called after executors have finished what they had
 /// accepted before the end began, callbacks included; they may use executors and everything else of this library, and what they
-/// submit is finished, too (but an executor with another [`OnDrop`](crate::OnDrop) than `Finish` that was used before has been shut down by then). Each is called once. A panic of one is swallowed (and logged, with
-/// `tracing`); the others are called all the same. A hook that registers another one has it called as well.
+/// submit is finished, too. Only an executor that was used before, with another [`OnDrop`](crate::OnDrop) than `Finish`, has been
+/// shut down by then. Each hook is called once. A panic of one is swallowed (and logged, with `tracing`); the others are called all
+/// the same. A hook that registers another one has it called as well.
 ///
 /// ```
 /// let hook = executor::at_exit(10, || { /* remove a file */ });

@@ -1,4 +1,4 @@
-//! What is still to be sent to one worker: pure, no I/O.
+//! Frames that wait to be sent to one worker: pure, no I/O.
 
 use std::collections::VecDeque;
 

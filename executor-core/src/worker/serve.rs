@@ -1,4 +1,4 @@
-//! The child's loop.
+//! The worker's loop: receive a frame, call, reply.
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
