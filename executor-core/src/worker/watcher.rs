@@ -1,4 +1,4 @@
-//! Ends the worker when its parent has ended, whatever its task is doing.
+//! Ends the worker when its parent has ended or was replaced, whatever its task is doing.
 //!
 //! ```text
 //!  the parent ends          its pidfd, and the kernel gives us another parent
