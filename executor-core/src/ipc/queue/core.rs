@@ -423,6 +423,7 @@ impl Core {
     }
 
     /// A mutex; `None` if somebody else has it for as long as that.
+    #[inline]
     fn lock(&self, side: Side, wait: Wait) -> io::Result<Option<RobustGuard<'_, Liveness>>> {
         let chain = self.chain();
         loop {
@@ -460,6 +461,7 @@ impl Core {
     }
 
     /// Tries a step that needs a claim. If there is none: until when to wait.
+    #[inline]
     fn with_claims<T>(
         &self,
         mut step: impl FnMut() -> Result<T, Failed>,
@@ -1043,6 +1045,7 @@ impl<'a> Putting<'a> {
     }
 
     /// One attempt, under the mutex of producers.
+    #[inline]
     fn step(&mut self, guard: RobustGuard<'_, Liveness>) -> Result<Step<'a, ()>, Refused> {
         let (core, chain) = (self.core, self.core.chain());
         if chain.is_closed() {

@@ -21,7 +21,7 @@
 //!
 //! # Pieces
 //!
-//! To be got again, or asked for, an item must outlive who has got it. So in a queue of which that is wanted ([`OnLost`]) every
+//! To be got again, or asked for, an item must outlive who has got it. So in a queue of which that is wanted ([`OnLost`](crate::OnLost)) every
 //! item lies in a piece of its own, which its record names, and then its entry. Who reads it marks the entry as being read: others
 //! may say that an item is done which they have not got, but not one that is being read.
 //!
