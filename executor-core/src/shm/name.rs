@@ -70,7 +70,7 @@ const OWNERS_MAX: u64 = 1 << 30;
 const DOOM: u64 = 1 << 41;
 /// So many folders' names that nobody has, one after the other, are the end of those that somebody has. Another user may take
 /// some, and give them back.
-const GAP: u32 = 8;
+const GAP: u32 = 4;
 /// How often it is begun anew when somebody has removed an empty folder in between.
 const ATTEMPTS: u32 = 100;
 /// How many other names are looked at when one is made, and how many at most if dead ones are among them.
@@ -99,15 +99,15 @@ fn path(name: &str) -> io::Result<String> {
     if name.len() > NAME_MAX {
         return Err(invalid("a name of shared memory is not as long"));
     }
-    Ok(format!("{}/{NAMED}{name}", bucket(name)))
+    Ok(format!("{:02x}/{NAMED}{name}", bucket(name)))
 }
 
 /// FNV-1a, of which a byte is enough: all programs must agree.
-fn bucket(name: &str) -> String {
+fn bucket(name: &str) -> u8 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{:02x}", hash >> 56)
+    (hash >> 56) as u8
 }
 
 /// Some number, differently each time.
@@ -169,15 +169,14 @@ fn is_doomed(file: &OwnFile) -> io::Result<bool> {
     if is_persistent(file.stat()) {
         return Ok(false);
     }
-    // In this order: an owner makes it persistent, and goes. Whom one cannot ask about may be alive.
-    let is_needed = || is_owned(file.as_fd()) || fstat(file).map_or(true, |stat| is_persistent(&stat));
-    if is_needed() || !file.has_magic() {
+    if is_owned(file.as_fd()) || !file.has_magic() {
         return Ok(false);
     }
     let file = file.as_fd();
     byte::share(file, DOOM)?;
     kill_point!(NameDoomed);
-    if is_needed() {
+    // In this order: an owner makes it persistent, and goes.
+    if is_owned(file) || fstat(file).map_or(true, |stat| is_persistent(&stat)) {
         byte::unlock(file, DOOM)?;
         return Ok(false);
     }
@@ -208,6 +207,8 @@ struct Folder {
     descriptor: OwnedFd,
     path: String,
     number: u32,
+    /// Nobody else's name is in it, or was when it was made here.
+    is_new: bool,
 }
 
 /// The user, and the number of the folder that was found last: strangers can have taken many, and each is looked at once.
@@ -240,7 +241,7 @@ impl Folder {
         let stat = fstat(&descriptor)?;
         let others_write = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
         match stat.st_uid == user && !others_write {
-            true => Ok(Candidate::Ours(Folder { descriptor, path, number })),
+            true => Ok(Candidate::Ours(Folder { descriptor, path, number, is_new: false })),
             false => Ok(Candidate::Strangers),
         }
     }
@@ -256,19 +257,20 @@ impl Folder {
     /// It is not kept open: it goes when it is empty, and the process may become another user.
     fn open(make: bool) -> io::Result<Self> {
         let user = geteuid().as_raw();
+        let mut is_new = false;
         for _ in 0..ATTEMPTS {
             let known = Self::known(user);
             if known != 0
                 && let Candidate::Ours(folder) = Self::candidate(user, known)?
             {
-                return Ok(folder);
+                return Ok(Folder { is_new, ..folder });
             }
             let (mut absent, mut gap) = (None, 0);
             for number in 0.. {
                 match Self::candidate(user, number)? {
                     Candidate::Ours(folder) => {
                         KNOWN.store(u64::from(user) << 32 | u64::from(number), Ordering::Relaxed);
-                        return Ok(folder);
+                        return Ok(Folder { is_new, ..folder });
                     }
                     Candidate::Strangers => gap = 0,
                     Candidate::Absent => {
@@ -283,8 +285,9 @@ impl Folder {
             let Some(number) = absent.filter(|_| make) else { break };
             let path = Self::path(user, number);
             match mkdirat(CWD, &path, Mode::RWXU) {
+                Ok(()) => is_new = true,
                 // By another process of this user, or by a stranger.
-                Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).asked(&format!("a folder for named memory, {path}")),
             }
             kill_point!(NameFolderMade);
@@ -310,10 +313,10 @@ impl Folder {
     }
 
     /// Removes a name, if it is that of this file.
-    fn remove(&self, path: &str, file: BorrowedFd<'_>) -> io::Result<()> {
+    fn remove(&self, path: &str, ours: &Stat) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = openat(&self.descriptor, path, flags, Mode::empty())?;
-        let (ours, there) = (fstat(file)?, statat(&folder, FILE, AtFlags::SYMLINK_NOFOLLOW)?);
+        let there = statat(&folder, FILE, AtFlags::SYMLINK_NOFOLLOW)?;
         if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -339,7 +342,7 @@ impl Folder {
     /// Removes a name if nobody needs it.
     fn clear(&self, path: &str) -> io::Result<Cleared> {
         match self.look(path)? {
-            Found::Ours(file) if is_doomed(&file)? => match self.remove(path, file.as_fd()) {
+            Found::Ours(file) if is_doomed(&file)? => match self.remove(path, file.stat()) {
                 // Another one has removed it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(Cleared::Removed),
@@ -485,7 +488,9 @@ impl Name {
             let folder = Folder::open(true)?;
             match folder.put(&source, &path) {
                 Ok(()) => {
-                    folder.tidy();
+                    if !folder.is_new {
+                        folder.tidy();
+                    }
                     return Ok(Name { name: name.to_owned(), owner: Some(owner) });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -505,7 +510,10 @@ impl Name {
         let path = path(name)?;
         let user = geteuid().as_raw();
         // At once, without a look at the folder: a stranger can put no file of this user's into one of his own.
-        let whole = format!("{}/{path}/{FILE}", Folder::path(user, Folder::known(user)));
+        let mut whole = Folder::path(user, Folder::known(user));
+        for part in ["/", &path, "/", FILE] {
+            whole.push_str(part);
+        }
         if let Ok(file) = open_file(CWD, &whole)
             && let Ok(file) = OwnFile::check(Arc::new(file))
             && (is_persistent(file.stat()) || is_owned(file.as_fd()))
@@ -521,7 +529,7 @@ impl Name {
             )),
             // What the dead have left is no more.
             Found::Ours(file) if is_doomed(&file)? => {
-                let _ = folder.remove(&path, file.as_fd());
+                let _ = folder.remove(&path, file.stat());
                 Err(io::ErrorKind::NotFound.into())
             }
             Found::Ours(file) => Ok((Self::label(name), file)),
@@ -558,7 +566,7 @@ impl Name {
     }
 
     pub(super) fn unlink(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        Folder::open(false)?.remove(&path(&self.name)?, file)
+        Folder::open(false)?.remove(&path(&self.name)?, &fstat(file)?)
     }
 
     /// To be called when the last handle here goes; a name that nobody else owns goes too.
