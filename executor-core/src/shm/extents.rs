@@ -25,6 +25,10 @@ const PAGE: u64 = 4096;
 /// Beyond it there is no place: far below what a file can have, so that sums do not overflow.
 const END: u64 = 1 << 60;
 
+/// The longest window: what it shows is mapped and filled with pages at once, and how long a place is stands in memory that others
+/// write to.
+const WINDOW_MAX: u64 = 1 << 20;
+
 /// See the module's opening.
 #[derive(Debug)]
 pub(crate) struct Extents {
@@ -88,7 +92,9 @@ impl Extents {
         }
         // Its memory first: want of it is an error here, and a signal in the copy.
         self.allocate(at, whole)?;
-        self.window(at, whole)?.write(0, bytes);
+        for (at, bytes) in (at..).step_by(WINDOW_MAX as usize).zip(bytes.chunks(WINDOW_MAX as usize)) {
+            self.window(at, Self::whole(bytes.len() as u64))?.write(0, bytes);
+        }
         Ok(())
     }
 
@@ -120,6 +126,7 @@ impl Extents {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
         if len == 0
+            || len > WINDOW_MAX
             || !len.is_multiple_of(PAGE)
             || !at.is_multiple_of(PAGE)
             || at + len > fstat(&self.file)?.st_size as u64
@@ -239,8 +246,34 @@ mod tests {
         assert!(extents.punch(8192, 100_000), "again");
         assert!(!extents.punch(u64::MAX, 1));
         out.clear();
+        assert!(extents.read(8192, 10, &mut out).is_err(), "as many bytes are not in the whole file");
+        extents.write(1 << 20, b"x", true).unwrap();
         extents.read(8192, 10, &mut out).unwrap();
         assert_eq!(out, [0; 10]);
+    }
+
+    #[test]
+    fn a_length_that_another_process_wrote_is_not_believed_as_far_as_the_file_goes() {
+        let extents = Extents::create("x").unwrap();
+        file::set_len(extents.descriptor(), 1 << 50).unwrap();
+        assert!(extents.window(0, 300 << 20).is_err());
+        assert!(extents.window(0, WINDOW_MAX + PAGE).is_err());
+        assert_eq!(extents.window(0, PAGE).unwrap().words(), 512);
+        let mut out = Vec::new();
+        let error = extents.read(0, 1 << 49, &mut out).unwrap_err();
+        assert_eq!((error.kind(), out.capacity()), (io::ErrorKind::InvalidData, 0));
+        assert_eq!(fstat(extents.descriptor()).unwrap().st_blocks * 512, 4096, "the one page");
+    }
+
+    #[test]
+    fn a_long_piece_is_written_through_windows() {
+        let extents = Extents::create("x").unwrap();
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
+        extents.allocate(PAGE, Extents::whole(bytes.len() as u64)).unwrap();
+        extents.write_mapped(PAGE, &bytes, io::ErrorKind::FileTooLarge.into()).unwrap();
+        let mut out = Vec::new();
+        extents.read(PAGE, bytes.len() as u64, &mut out).unwrap();
+        assert!(out == bytes);
     }
 
     #[test]
