@@ -5,14 +5,19 @@
 //!                        waker ◄──── woken, changed, or RECHECK is over
 //! ```
 //!
-//! A watcher thread has up to 127 places; as many threads as are needed are started, and end when they have had nothing to do
-//! for a while. Whoever is woken looks and, if need be, waits again. A future that was woken and is dropped before it was
-//! polled wakes another sleeper in its place.
+//! Those who wait for the same change of the same word are one group, and a watcher waits for it once: ten thousand tasks that
+//! await one event are one word of one thread. A watcher has up to 126 words in `futex_waitv`. There are four watchers at most,
+//! which end when they have had nothing to do for a while; words beyond theirs are looked at every 20 ms.
+//!
+//! Whoever is woken looks and, if need be, waits again. A future that was woken and is dropped before it was polled wakes another
+//! sleeper in its place. What a death leaves changes no word, so each 100 ms some of each group are woken to look for it, in turn;
+//! not all, who would see the same.
 //!
 //! Wakers are users' code in all that can be done with them: they are cloned before a lock is taken, and a place, which has
 //! one, is dropped after it is free. A task's waker may own other futures of this module.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, atomic::AtomicU64},
@@ -37,16 +42,40 @@ use crate::{
 /// Of a watcher that watches nothing. Less: threads come and go. More: they stay when all is over.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// Resolves when the word of that block is not `expected` any more, when it was woken, or after [`RECHECK`] at the latest.
+/// At most so many watchers. More: more threads for who awaits very many objects at once. Less: more of those are looked at every
+/// [`GLANCE`] only.
+const WATCHERS_MAX: usize = 4;
+
+/// Words that a watcher sleeps on; one is its own.
+const WORDS_MAX: usize = WAIT_ANY_MAX - 1;
+
+/// How often the words are looked at that a watcher does not sleep on. Less: more processor time (50 µs for ten thousand). More:
+/// their changes are noticed later.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// So many of a group look for what the dead have left, each [`RECHECK`].
+const LOOKS: usize = 16;
+/// So many of all groups of a watcher. Less: where many objects are awaited at once, a death is noticed later. More: these looks
+/// cost more (some 2 µs each).
+const LOOKS_OF_ALL: usize = 512;
+
+/// Resolves when the word of that block is not `expected` any more, when it was woken, or at some time after [`RECHECK`], in turn
+/// with others who wait for the same.
 pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
-    Changed { block: block.clone(), word, expected, place: None }
+    Changed { block: block.clone(), word, expected, looks: true, place: None }
+}
+
+/// As [`changed`], where nobody's death changes anything: it resolves when the word is another one, or when it was woken.
+pub(crate) fn changed_by_the_living<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
+    Changed { block: block.clone(), word, expected, looks: false, place: None }
 }
 
 pub(crate) struct Changed<'a> {
     block: Block,
     word: &'a AtomicU32,
     expected: u32,
-    place: Option<(Arc<Watcher>, u64)>,
+    looks: bool,
+    place: Option<(Arc<Watcher>, Key, u64)>,
 }
 
 /// All watchers of this process. A fork has none of the parent's threads.
@@ -63,16 +92,23 @@ struct Watcher {
 
 #[derive(Default)]
 struct Places {
-    list: Vec<Place>,
+    groups: HashMap<Key, Group>,
+    /// Counts the times at which some have looked. One that comes has looked just now.
+    turn: u64,
     /// The thread has ended, or is about to.
     over: bool,
 }
 
-struct Place {
-    number: u64,
+/// What a group waits for: a word, what it is now, and whether its members look for what the dead have left.
+type Key = (usize, u32, bool);
+
+/// Those who wait for the same.
+struct Group {
     word: Word,
-    expected: u32,
-    waker: Waker,
+    /// By the order in which they came.
+    wakers: BTreeMap<u64, Waker>,
+    /// The turn in which some have looked last.
+    looked: u64,
 }
 
 /// A word in a block, and the block, so that it stays.
@@ -98,35 +134,64 @@ fn watchers() -> &'static Watchers {
 }
 
 /// A place on some watcher, which is given back by [`Watcher::leave`].
-fn enter(word: &Word, expected: u32, waker: &Waker) -> (Arc<Watcher>, u64) {
+fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher>, Key, u64) {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
     let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-    let place = Place { number, word: word.clone(), expected, waker: waker.clone() };
-    let mut list = lock(&watchers().list);
-    for watcher in &*list {
-        let mut places = lock(&watcher.places);
-        // One word is the watcher's own.
-        if !places.over && places.list.len() < WAIT_ANY_MAX - 1 {
-            places.list.push(place);
-            drop(places);
+    let key = (word.at.addr(), expected, looks);
+    let (mut word, mut waker) = (Some(word.clone()), Some(waker.clone()));
+    let mut come_to = |watcher: &Arc<Watcher>, places: &mut Places| {
+        let (is_new, looked) = (!places.groups.contains_key(&key), places.turn);
+        let group = places.groups.entry(key).or_insert_with(|| Group {
+            word: word.take().expect("one comes once"),
+            wakers: BTreeMap::new(),
+            looked,
+        });
+        if let Some(waker) = waker.take() {
+            group.wakers.insert(number, waker);
+        }
+        // The thread sleeps on the word already, otherwise.
+        if is_new {
             watcher.announce();
-            return (Arc::clone(watcher), number);
+        }
+    };
+    let mut list = lock(&watchers().list);
+    let tries: [fn(&Places, &Key) -> bool; 2] =
+        [|places, key| places.groups.contains_key(key), |places, _| places.groups.len() < WORDS_MAX];
+    for fits in tries {
+        for watcher in &*list {
+            let mut places = lock(&watcher.places);
+            if !places.over && fits(&places, &key) {
+                come_to(watcher, &mut places);
+                return (Arc::clone(watcher), key, number);
+            }
         }
     }
-    let places = Places { list: vec![place], over: false };
-    let watcher = Arc::new(Watcher { news: AtomicU32::new(0), places: Mutex::new(places) });
-    let theirs = Arc::clone(&watcher);
-    let started = thread::Builder::new().name("executor-watcher".into()).spawn(move || theirs.run());
-    if started.is_ok() {
-        list.push(Arc::clone(&watcher));
-        return (watcher, number);
+    if list.len() < WATCHERS_MAX {
+        let watcher = Arc::new(Watcher { news: AtomicU32::new(0), places: Mutex::default() });
+        // Before the thread is there, which ends if nobody waits.
+        come_to(&watcher, &mut lock(&watcher.places));
+        let theirs = Arc::clone(&watcher);
+        let started = thread::Builder::new().name("executor-waits".into()).spawn(move || theirs.run());
+        if started.is_ok() {
+            list.push(Arc::clone(&watcher));
+            return (watcher, key, number);
+        }
+        let left = {
+            let mut places = lock(&watcher.places);
+            places.over = true;
+            std::mem::take(&mut places.groups)
+        };
+        drop(list);
+        // No thread is to be had: whoever waits looks again and again, as a runtime does for a task that yields.
+        for waker in left.into_values().flat_map(|group| group.wakers.into_values()) {
+            waker.wake();
+        }
+        return (watcher, key, number);
     }
-    drop(list);
-    // No thread is to be had: whoever waits looks again and again, as a runtime does for a task that yields.
-    let unwatched = std::mem::replace(&mut *lock(&watcher.places), Places { list: Vec::new(), over: true });
-    drop(unwatched);
-    waker.wake_by_ref();
-    (watcher, number)
+    // All have as many words as they can sleep on.
+    let last = list.last().expect("there are some");
+    come_to(last, &mut lock(&last.places));
+    (Arc::clone(last), key, number)
 }
 
 impl Watcher {
@@ -136,44 +201,46 @@ impl Watcher {
     }
 
     /// Whether the place was there still: nobody has been woken.
-    fn leave(&self, number: u64) -> bool {
-        let left = {
-            let mut places = lock(&self.places);
-            let at = places.list.iter().position(|place| place.number == number);
-            at.map(|at| places.list.swap_remove(at))
-        };
-        left.is_some()
+    fn leave(&self, key: Key, number: u64) -> bool {
+        let mut places = lock(&self.places);
+        let Some(group) = places.groups.get_mut(&key) else { return false };
+        let waker = group.wakers.remove(&number);
+        let empty = if group.wakers.is_empty() { places.groups.remove(&key) } else { None };
+        drop(places);
+        drop(empty);
+        waker.is_some()
     }
 
     /// A new waker for the place; `false` if it is not there any more.
-    fn renew(&self, number: u64, waker: &Waker) -> bool {
+    fn renew(&self, key: Key, number: u64, waker: &Waker) -> bool {
         // The new one or, by then, the old one: dropped after the lock is free in any case.
         let mut other = waker.clone();
         let mut places = lock(&self.places);
-        let place = places.list.iter_mut().find(|place| place.number == number);
-        let is_there = place.map(|place| std::mem::swap(&mut place.waker, &mut other)).is_some();
+        let place = places.groups.get_mut(&key).and_then(|group| group.wakers.get_mut(&number));
+        let is_there = place.map(|place| std::mem::swap(place, &mut other)).is_some();
         drop(places);
         drop(other);
         is_there
     }
 
     fn run(&self) {
-        let mut idle_since = Instant::now();
+        let (mut idle_since, mut looked) = (Instant::now(), Instant::now());
         let origin = Origin::here();
         loop {
             // A waker has copied this process, and has returned in the copy, where nobody waits.
             origin.end_copy(0);
             let news = self.news.load(Ordering::Acquire);
-            let words: Vec<_> = lock(&self.places)
-                .list
-                .iter()
-                .map(|place| (place.number, place.word.clone(), place.expected))
-                .collect();
+            let (words, all) = {
+                let places = lock(&self.places);
+                let words = places.groups.iter().take(WORDS_MAX);
+                let words: Vec<_> = words.map(|(key, group)| (*key, group.word.clone())).collect();
+                (words, places.groups.len())
+            };
             if words.is_empty() {
                 if idle_since.elapsed() >= IDLE {
                     let mut list = lock(&watchers().list);
                     let mut places = lock(&self.places);
-                    if places.list.is_empty() {
+                    if places.groups.is_empty() {
                         places.over = true;
                         list.retain(|other| !std::ptr::eq(&**other, self));
                         return;
@@ -183,32 +250,80 @@ impl Watcher {
             } else {
                 idle_since = Instant::now();
             }
-            let started = Instant::now();
-            let limit = if words.is_empty() { IDLE } else { RECHECK };
-            let others = words.iter().map(|(_, word, expected)| (word.get(), *expected));
+            let limit = match words.len() {
+                0 => IDLE,
+                some if some < all => GLANCE,
+                _ => RECHECK.saturating_sub(looked.elapsed()).max(Duration::from_millis(1)),
+            };
+            let others = words.iter().map(|((_, expected, _), word)| (word.get(), *expected));
             let woken = futex::wait_any(std::iter::once((&self.news, news)).chain(others), limit);
             let woken = woken.and_then(|at| Some(words[at.checked_sub(1)?].0));
-            let all = started.elapsed() >= RECHECK;
-            let mut done = Vec::new();
-            {
-                let mut places = lock(&self.places);
-                let mut at = 0;
-                while at < places.list.len() {
-                    let place = &places.list[at];
-                    let differs = place.word.get().load(Ordering::Acquire) != place.expected;
-                    if differs || all || woken == Some(place.number) {
-                        done.push(places.list.swap_remove(at));
-                    } else {
-                        at = at.saturating_add(1);
-                    }
-                }
+            let mut over = self.take_changed();
+            if let Some(key) = woken {
+                self.take_some(key, 1, &mut over);
             }
-            for place in done {
+            if looked.elapsed() >= RECHECK {
+                looked = Instant::now();
+                self.take_lookers(&mut over);
+            }
+            for waker in over.wakers {
                 // Users' code: what panics there is not this thread's end.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place.waker.wake()));
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
             }
         }
     }
+
+    /// All whose words have changed.
+    fn take_changed(&self) -> Over {
+        let mut over = Over::default();
+        let mut places = lock(&self.places);
+        let changed =
+            |(_, expected, _): &Key, group: &mut Group| group.word.get().load(Ordering::Acquire) != *expected;
+        for (_, group) in places.groups.extract_if(changed) {
+            over.wakers.extend(group.wakers.into_values());
+            over.words.push(group.word);
+        }
+        over
+    }
+
+    /// The first ones of a group: how many.
+    fn take_some(&self, key: Key, count: usize, over: &mut Over) -> usize {
+        let mut places = lock(&self.places);
+        let turn = places.turn;
+        let Some(group) = places.groups.get_mut(&key) else { return 0 };
+        group.looked = turn;
+        let first = std::iter::from_fn(|| group.wakers.pop_first()).take(count);
+        let before = over.wakers.len();
+        over.wakers.extend(first.map(|(_, waker)| waker));
+        if group.wakers.is_empty() {
+            over.words.extend(places.groups.remove(&key).map(|group| group.word));
+        }
+        over.wakers.len().saturating_sub(before)
+    }
+
+    /// Some of each group, of those first that have not looked for longest.
+    fn take_lookers(&self, over: &mut Over) {
+        let mut groups: Vec<(u64, Key)> = {
+            let mut places = lock(&self.places);
+            places.turn = places.turn.saturating_add(1);
+            places.groups.iter().filter(|(key, _)| key.2).map(|(key, group)| (group.looked, *key)).collect()
+        };
+        groups.sort_unstable();
+        let mut left = LOOKS_OF_ALL;
+        for (_, key) in groups {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(self.take_some(key, LOOKS.min(left), over));
+        }
+    }
+}
+
+/// What is woken, and dropped, when no lock is held.
+#[derive(Default)]
+struct Over {
+    wakers: Vec<Waker>,
+    words: Vec<Word>,
 }
 
 impl Future for Changed<'_> {
@@ -216,10 +331,10 @@ impl Future for Changed<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let waits = match &self.place {
-            Some((watcher, number)) => watcher.renew(*number, context.waker()),
+            Some((watcher, key, number)) => watcher.renew(*key, *number, context.waker()),
             None => {
                 let word = Word { at: self.word, _block: self.block.clone() };
-                self.place = Some(enter(&word, self.expected, context.waker()));
+                self.place = Some(enter(&word, self.expected, self.looks, context.waker()));
                 true
             }
         };
@@ -233,8 +348,8 @@ impl Future for Changed<'_> {
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        if let Some((watcher, number)) = &self.place
-            && !watcher.leave(*number)
+        if let Some((watcher, key, number)) = &self.place
+            && !watcher.leave(*key, *number)
         {
             // It was woken and does nothing with that.
             futex::wake_one(self.word);

@@ -3,7 +3,7 @@
 use std::{fmt, io, time::Duration};
 
 use super::{
-    changed::changed,
+    changed::changed_by_the_living,
     raw::{Deadline, deadline_in, nap},
 };
 use crate::{
@@ -176,7 +176,7 @@ impl Event {
     pub async fn wait_async(&self) {
         let turn = self.flag().turn();
         while let Err(word) = self.flag().look(turn) {
-            changed(&self.block, &self.flag().word, word).await;
+            changed_by_the_living(&self.block, &self.flag().word, word).await;
         }
     }
 }
