@@ -55,6 +55,12 @@ list! { TESTS:
     a_storm_of_signals_loses_nothing,
     threads_of_the_library_take_no_signals,
     few_descriptors_are_errors_and_no_hangs,
+    a_large_result_arrives_where_no_descriptor_is_left,
+    handles_for_which_no_descriptor_is_left_are_an_error_that_says_so,
+    a_large_result_is_read_by_nobody_but_who_joins,
+    children_own_mutexes_of_the_c_library_each_for_itself,
+    a_signal_of_a_fault_that_is_sent_ends_a_child,
+    children_have_the_name_of_the_program,
     children_that_others_have_reaped,
 }
 
@@ -82,6 +88,12 @@ list! { PROGRAMS:
     is_in_a_storm,
     waits_for_a_signal,
     has_few_descriptors,
+    has_no_descriptor_left,
+    has_no_descriptor_for_handles,
+    leaves_a_large_result,
+    shares_a_mutex,
+    is_sent_a_fault,
+    asks_for_names,
     ignores_the_ends_of_children,
 }
 
@@ -1082,6 +1094,193 @@ fn ignores_the_ends_of_children() {
         let error = joined(&child).unwrap_err();
         assert!(error.is_worker_lost(), "{error}");
         assert!(!child.is_alive());
+    }
+    fine();
+}
+
+// ---- large results, and none to be read ----------------------------------------------------------------------------
+
+#[task]
+fn large(gate: &Path, len: usize) -> Vec<u8> {
+    come_to(gate);
+    vec![7; len]
+}
+
+/// Takes all that the limit leaves.
+fn all_descriptors() -> Vec<File> {
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
+
+fn few_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(128), ..limit }).unwrap();
+}
+
+fn a_large_result_arrives_where_no_descriptor_is_left() {
+    with_each("has_no_descriptor_left");
+}
+
+fn has_no_descriptor_left() {
+    few_descriptors();
+    for _ in 0..6 {
+        let gate = Gate::new();
+        let start =
+            || Process::new(large::task(gate.path(), 200_000)).start_method(method()).start().unwrap();
+        let started = [start(), start(), start()];
+        gate.wait_for(started.len());
+        gate.open();
+        let files = all_descriptors();
+        for child in &started {
+            assert_eq!(joined(child).unwrap(), vec![7; 200_000]);
+            assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
+        }
+        drop(files);
+    }
+    fine();
+}
+
+#[task]
+fn handles(gate: &Path) -> Vec<SharedBytes> {
+    come_to(gate);
+    (0..10).map(|number| SharedBytes::from(&[number][..])).collect()
+}
+
+fn handles_for_which_no_descriptor_is_left_are_an_error_that_says_so() {
+    with_each("has_no_descriptor_for_handles");
+}
+
+fn has_no_descriptor_for_handles() {
+    few_descriptors();
+    let gate = Gate::new();
+    let child = Process::new(handles::task(gate.path())).start_method(method()).start().unwrap();
+    gate.wait_for(1);
+    gate.open();
+    let files = all_descriptors();
+    let error = joined(&child).unwrap_err();
+    assert!(!error.is_worker_lost() && error.to_string().contains("Too many open files"), "{error}");
+    drop(files);
+    let child = Process::new(handles::task(gate.path())).start_method(method()).start().unwrap();
+    assert_eq!(joined(&child).unwrap().len(), 10);
+    fine();
+}
+
+fn a_large_result_is_read_by_nobody_but_who_joins() {
+    with_each("leaves_a_large_result");
+}
+
+/// Kilobytes of its own that this process has touched.
+fn own_memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn leaves_a_large_result() {
+    const LEN: usize = 100 << 20;
+    let gate = Gate::new();
+    gate.open();
+    let before = own_memory();
+    let child = Process::new(large::task(gate.path(), LEN)).start_method(method()).start().unwrap();
+    assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Exited(0)));
+    // What is read for it is read while all other processes wait.
+    let grown = own_memory().saturating_sub(before);
+    assert!(grown < LEN / 1024 / 4, "{grown} kB");
+    assert!(joined(&child).unwrap() == vec![7; LEN]);
+    fine();
+}
+
+// ---- what the C library knows of a child ---------------------------------------------------------------------------
+
+/// A mutex of the C library in a file that processes share.
+fn mutex(file: &Path) -> *mut libc::pthread_mutex_t {
+    let file = OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let (protection, len) = (libc::PROT_READ | libc::PROT_WRITE, size_of::<libc::pthread_mutex_t>());
+    // SAFETY: a mapping where the kernel chooses; it stays.
+    let at = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    at.cast()
+}
+
+#[task]
+fn locks_and_holds(gate: &Path) -> i32 {
+    // SAFETY: initialised by the parent, and mapped for good.
+    let locked = unsafe { libc::pthread_mutex_trylock(mutex(&gate.join("mutex"))) };
+    come_to(gate);
+    locked
+}
+
+#[task]
+fn locks(gate: &Path) -> i32 {
+    // SAFETY: as above.
+    unsafe { libc::pthread_mutex_trylock(mutex(&gate.join("mutex"))) }
+}
+
+fn children_own_mutexes_of_the_c_library_each_for_itself() {
+    with_each("shares_a_mutex");
+}
+
+fn shares_a_mutex() {
+    let gate = Gate::new();
+    fs::write(gate.file("mutex"), [0; size_of::<libc::pthread_mutex_t>()]).unwrap();
+    let shared = mutex(&gate.file("mutex"));
+    let mut attributes = MaybeUninit::uninit();
+    // SAFETY: initialises the attributes first, then the mutex, which is mapped.
+    unsafe {
+        libc::pthread_mutexattr_init(attributes.as_mut_ptr());
+        libc::pthread_mutexattr_setpshared(attributes.as_mut_ptr(), libc::PTHREAD_PROCESS_SHARED);
+        libc::pthread_mutexattr_settype(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_RECURSIVE);
+        libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
+        assert_eq!(libc::pthread_mutex_init(shared, attributes.as_ptr()), 0);
+    }
+    let holder = Process::new(locks_and_holds::task(gate.path())).start_method(method()).start().unwrap();
+    gate.wait_for(1);
+    let other = || joined(&Process::new(locks::task(gate.path())).start_method(method()).start().unwrap());
+    assert_eq!(other().unwrap(), libc::EBUSY, "it is another one's");
+    holder.kill().unwrap();
+    assert!(holder.wait_exit_timeout(LONG).is_some());
+    assert_eq!(other().unwrap(), libc::EOWNERDEAD, "whose death the kernel tells of");
+    fine();
+}
+
+#[task]
+fn raises(number: i32) {
+    // SAFETY: sends a signal to this thread.
+    unsafe { libc::raise(number) };
+    loop {
+        thread::park();
+    }
+}
+
+fn a_signal_of_a_fault_that_is_sent_ends_a_child() {
+    with_each("is_sent_a_fault");
+}
+
+fn is_sent_a_fault() {
+    for round in 0..24 {
+        let number = if round % 2 == 0 { libc::SIGSEGV } else { libc::SIGBUS };
+        let child = Process::new(raises::task(number)).start_method(method()).start().unwrap();
+        assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Signaled(number)), "{round}");
+    }
+    fine();
+}
+
+#[task]
+fn own_name() -> String {
+    fs::read_to_string(format!("/proc/{}/comm", std::process::id())).unwrap().trim().to_owned()
+}
+
+fn children_have_the_name_of_the_program() {
+    with_each("asks_for_names");
+}
+
+fn asks_for_names() {
+    let name = own_name();
+    assert_ne!(name, "exe");
+    let child = Process::new(own_name::task()).start_method(method()).start().unwrap();
+    assert_eq!(joined(&child).unwrap(), name);
+    if method() == StartMethod::Spawn {
+        let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+        assert_eq!(pool.submit(own_name::task()).result().unwrap(), name);
     }
     fine();
 }

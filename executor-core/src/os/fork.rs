@@ -222,16 +222,11 @@ pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
     if super::process::settled_thread_count(1)? > 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
+    let known = KnownToTheLibrary::of_this_thread();
     // No exit signal of its own: with CLONE_PARENT it is this process's. No new stack: a copy, as with fork(2).
-    let flags = libc::CLONE_PARENT as libc::c_long;
-    // SAFETY: like fork(2), in a process with this one thread (counted above: where that cannot be, nothing is copied), so
-    // nothing is locked in the copy. What glibc does beside the system call is for other threads and for handlers of
-    // `pthread_atfork`, but for the thread's number that it remembers: that is used by mutexes that know their owner, where it
-    // stays unique, since this process lives on. References into shared memory that `preload` has leaked into a static are in
-    // all copies, and are the program's not to use: see `StartMethod::ForkServer`.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
-        -1 => Err(io::Error::last_os_error()),
+    match known.clone_with(libc::CLONE_PARENT)? {
         0 => {
+            known.tell_the_kernel();
             in_child();
             Ok(None)
         }
@@ -239,6 +234,66 @@ pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
             // No other thread, so nobody looks in between.
             in_parent();
             Ok(Some(pid as u32))
+        }
+    }
+}
+
+/// What the C library and the kernel have told each other of a thread, and what a copy that is made without the library's `fork` would
+/// not have: the word in which glibc remembers the thread's number (owners of mutexes are told by it, also in memory that processes
+/// share), and the list of its robust mutexes (which the kernel goes through at its end).
+struct KnownToTheLibrary {
+    /// Null if it was not found.
+    number: *mut libc::c_int,
+    /// Head and length; null if there is none.
+    robust: (*mut libc::c_void, usize),
+}
+
+impl KnownToTheLibrary {
+    fn of_this_thread() -> Self {
+        const PR_GET_TID_ADDRESS: libc::c_int = 40;
+        let mut number: *mut libc::c_int = ptr::null_mut();
+        // SAFETY: writes where the kernel clears the number at the thread's end, which is where glibc keeps it.
+        let told = unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut number) } == 0;
+        // A kernel without CONFIG_CHECKPOINT_RESTORE does not say. Then copies keep the number of their original, as before.
+        // SAFETY: the word that the library has told the kernel of, in the memory of this thread.
+        let is_it = told
+            && !number.is_null()
+            && unsafe { number.read() }.cast_unsigned() == super::process::this_thread();
+        let mut robust: (*mut libc::c_void, usize) = (ptr::null_mut(), 0);
+        // SAFETY: writes the two, of this thread.
+        let asked =
+            unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust.0, &raw mut robust.1) };
+        KnownToTheLibrary {
+            number: if is_it { number } else { ptr::null_mut() },
+            robust: if asked == 0 { robust } else { (ptr::null_mut(), 0) },
+        }
+    }
+
+    /// Clones this process: 0 in the copy, where the library knows its number before anything else.
+    fn clone_with(&self, flags: libc::c_int) -> io::Result<libc::c_long> {
+        let flags = match self.number.is_null() {
+            true => flags,
+            false => flags | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID,
+        };
+        // SAFETY: like fork(2), in a process with this one thread (counted by the caller: where that cannot be, nothing is copied),
+        // so nothing is locked in the copy. What glibc does beside the system call is for other threads and for handlers of
+        // `pthread_atfork`, but for what `self` is; the kernel writes the copy's number to the copy's word. References into shared
+        // memory that `preload` has leaked into a static are in all copies, and are the program's not to use: see
+        // `StartMethod::ForkServer`.
+        #[cfg(target_arch = "x86_64")]
+        let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, self.number, 0) };
+        // SAFETY: as above; these have the last two the other way round.
+        #[cfg(not(target_arch = "x86_64"))]
+        let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, 0, self.number) };
+        if cloned < 0 { Err(io::Error::last_os_error()) } else { Ok(cloned) }
+    }
+
+    /// In the copy: the kernel has forgotten its list.
+    fn tell_the_kernel(&self) {
+        let (head, len) = self.robust;
+        if !head.is_null() {
+            // SAFETY: the list's head in the memory of this thread, as it was told for the original.
+            unsafe { libc::syscall(libc::SYS_set_robust_list, head, len) };
         }
     }
 }

@@ -172,6 +172,17 @@ pub(crate) fn fill_stdio() {
     }
 }
 
+/// Gives this process the name that it would have, had it not been started from [`OWN_EXECUTABLE`]: for `ps`, `top`, `pgrep`.
+pub(crate) fn take_programs_name() {
+    let Some(own) = std::env::args_os().next() else { return };
+    if let Some(name) = Path::new(&own).file_name()
+        && let Ok(name) = std::ffi::CString::new(name.as_bytes())
+    {
+        // The system takes as much of it as there is room for, as of any program's.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// Puts an empty input in the place of descriptor 0.
 pub(crate) fn empty_stdin() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());

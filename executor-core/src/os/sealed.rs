@@ -67,15 +67,7 @@ impl SealedBytes {
 
     /// What another process has sealed; refuses whatever else that process may have sent.
     pub(crate) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
-        // Other files than these have no seals, which is an error here.
-        if !fcntl_get_seals(&*descriptor)?.contains(SEALS) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "its memory is not sealed against writing",
-            ));
-        }
-        // Sealed: it is the length for ever.
-        let len = usize::try_from(fstat(&*descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
+        let len = sealed_len(&descriptor)?;
         Self::map(descriptor, len, State::Sealed)
     }
 
@@ -195,6 +187,63 @@ impl Drop for SealedBytes {
     }
 }
 
+/// Sealed bytes that go no further: a mapping, and no descriptor.
+#[derive(Debug)]
+pub(crate) struct SealedView {
+    /// Dangling if `len` is 0.
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: nobody can write to the memory, here or elsewhere, and the mapping belongs to the process.
+unsafe impl Send for SealedView {}
+// SAFETY: as above.
+unsafe impl Sync for SealedView {}
+
+impl SealedView {
+    /// As [`SealedBytes::open`].
+    pub(crate) fn open(descriptor: &OwnedFd) -> io::Result<Self> {
+        let len = sealed_len(descriptor)?;
+        // A length alone is a claim; memory that is there has been paid for by the other side.
+        if fstat(descriptor)?.st_blocks.cast_unsigned().saturating_mul(512) < len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a file that is mostly holes"));
+        }
+        Ok(SealedView { at: map(descriptor, len, State::Sealed)?, len })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. The file is sealed: it
+        // keeps its length, and nobody writes to it. A fork has a mapping of its own, of the same bytes.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for SealedView {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+/// A sealed file with these bytes. Unlike a [`SealedBytes`] it is never mapped here: nothing is copied but into the file.
+pub(crate) fn sealed_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let descriptor = create(bytes.len())?;
+    file::write_at(&descriptor, bytes, 0)?;
+    retry(|| fcntl_add_seals(&descriptor, SEALS | SealFlags::SEAL))?;
+    Ok(descriptor)
+}
+
+/// How long a sealed file is, for ever. An error if it is any other.
+fn sealed_len(descriptor: &OwnedFd) -> io::Result<usize> {
+    // Other files than these have no seals, which is an error here.
+    if !fcntl_get_seals(descriptor)?.contains(SEALS) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory is not sealed against writing"));
+    }
+    Ok(usize::try_from(fstat(descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?)
+}
+
 fn create(len: usize) -> io::Result<OwnedFd> {
     let descriptor = file::anonymous("executor-bytes")?;
     file::set_len(&descriptor, len as u64)?;
@@ -281,6 +330,15 @@ mod tests {
         // SAFETY: mapped above.
         unsafe { munmap(writer.as_ptr().cast(), 10).unwrap() };
         bytes.seal().unwrap();
+    }
+
+    #[test]
+    fn a_sealed_file_is_read_by_a_view_and_another_is_refused() {
+        for len in [0, 1, 100_000] {
+            let view = SealedView::open(&sealed_file(&vec![7; len]).unwrap()).unwrap();
+            assert_eq!(view.bytes(), vec![7; len], "without the descriptor");
+        }
+        assert!(SealedView::open(&create(10).unwrap()).is_err());
     }
 
     #[test]

@@ -153,6 +153,22 @@ pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, fds))
 }
 
+/// Receives one message that is there, with all of its descriptors. Where this process has no room for one of them it is an error
+/// (`EMFILE`), and the message stays, to be received when there is; no message is [`io::ErrorKind::WouldBlock`].
+pub(crate) fn recv_whole_now(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let (len, fds, whole) = recv_all(&socket, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
+    if !whole {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    bytes.truncate(len);
+    if len > 0 {
+        // Without room for descriptors, which are here already.
+        retry(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::DONTWAIT))?;
+    }
+    Ok((bytes, fds))
+}
+
 /// Receives one short message and its descriptors: how long it was. Descriptors for which this process has no room are
 /// lost.
 pub(crate) fn recv_short(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {

@@ -28,8 +28,10 @@ use crate::{
         fork::{NotInherited, Origin, PerProcess},
         memory::Shared,
         orphans::Orphans,
-        process::Child as Process,
-        ready, signals,
+        process::{Child as Process, above_stdio},
+        ready,
+        sealed::SealedView,
+        signals,
         socket::retry,
         sync::lock,
     },
@@ -67,7 +69,10 @@ struct State {
     socket: Option<Arc<NotInherited>>,
     /// Nothing more is to be read from it.
     heard: bool,
-    report: Option<Outcome>,
+    /// Its report is there, and this process has no room for the descriptor that comes with it. Not asked again before its end: the
+    /// socket stays readable, and the watcher would never sleep.
+    starved: bool,
+    report: Option<Said>,
     /// A report whose descriptors are still on their way, and how many there are to be.
     begun: Option<(Payload, Vec<Attachment>, usize)>,
     /// `None` while it runs.
@@ -79,6 +84,39 @@ struct State {
     /// Whoever watched it is gone.
     unwatched: bool,
     wakers: Vec<Waker>,
+}
+
+/// What a process has reported. Decoded by whoever asks for it: how long that takes is the child's choice, and it is kept under locks
+/// that all processes need.
+#[derive(Clone)]
+enum Said {
+    Value(Payload),
+    Failure(Kind, Payload),
+}
+
+impl Said {
+    fn refused(why: &str) -> Self {
+        Said::Failure(Kind::Refused, why.as_bytes().into())
+    }
+
+    fn outcome(self, task: &str) -> Outcome {
+        match self {
+            Said::Value(payload) => Ok(payload),
+            Said::Failure(kind, payload) => Err(reply::failure(task, kind, &payload)),
+        }
+    }
+}
+
+/// A descriptor for the result of a child, where the program has used up all that it may have: it is given up for the moment in which
+/// the result is mapped. There is one while there are processes.
+static SPARE: PerProcess<Mutex<Option<OwnedFd>>> = PerProcess::new(Mutex::default);
+
+/// Sees to it that there is one.
+fn keep_spare() {
+    let mut spare = lock(SPARE.get());
+    if spare.is_none() {
+        *spare = eventfd(0, EventfdFlags::CLOEXEC).ok().and_then(|fd| above_stdio(fd).ok());
+    }
 }
 
 /// How long the end of a process is waited for that was terminated because the program ends; killed after that.
@@ -231,7 +269,11 @@ impl Record {
         }
         let state = lock(&self.state);
         match (&state.report, state.status) {
-            (Some(report), _) => report.clone(),
+            (Some(said), _) => {
+                let said = said.clone();
+                drop(state);
+                said.outcome(&self.task)
+            }
             (None, _)
                 if state.timed_out
                     && let Some((limit, _)) = self.limit =>
@@ -317,7 +359,7 @@ impl Record {
             && let Some(socket) = state.socket.clone()
             && let Some(socket) = socket.get()
         {
-            state.heard = !state.read(socket, &self.task);
+            state.heard = !state.read(socket, ended);
         }
         if !ended {
             if let Some((_, at)) = self.limit
@@ -333,7 +375,7 @@ impl Record {
         }
         state.socket = None;
         // Where its status is lost, its report says whether it has returned.
-        let returned = matches!(state.report, Some(Ok(_)));
+        let returned = matches!(state.report, Some(Said::Value(_)));
         let status = self.process.reap_and_keep(|status| {
             let well = status == ExitStatus::Exited(0) || status == ExitStatus::Unknown && returned;
             self.keeps_programs && well
@@ -354,30 +396,37 @@ fn is_readable(socket: BorrowedFd<'_>) -> bool {
 
 impl State {
     /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
-    fn read(&mut self, socket: BorrowedFd<'_>, task: &str) -> bool {
+    fn read(&mut self, socket: BorrowedFd<'_>, ended: bool) -> bool {
+        if self.starved && !ended {
+            return true;
+        }
         while is_readable(socket) {
             let complete = match &mut self.begun {
-                None => match handshake::receive_answer::<Report>(socket) {
-                    Ok(Ok(report)) => self.begin(report, task),
-                    Ok(Err(refusal)) => self.refused(task, &refusal.why),
-                    // The library speaks, in another version: the only word of it that can be read.
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        self.refused(task, &error.to_string())
+                None => match self.read_first(socket) {
+                    Ok(complete) => complete,
+                    Err(error) if error.raw_os_error() == Some(libc::EMFILE) && !ended => {
+                        self.starved = true;
+                        return true;
                     }
-                    // It has hung up, or it is not the library that speaks: nothing else is to be read.
-                    Err(_) => return false,
+                    // It has hung up: that says nothing more than its end.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
+                    Err(error) => self.refused(&format!("what it reported cannot be received: {error}")),
                 },
                 Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
                     Ok(some) => {
                         attachments.extend(some);
                         attachments.len() >= *count
                     }
-                    Err(_) => return false,
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
+                    Err(error) => {
+                        self.begun = None;
+                        self.refused(&format!("the descriptors of its result cannot be received: {error}"))
+                    }
                 },
             };
             if complete {
                 if let Some((payload, attachments, _)) = self.begun.take() {
-                    self.report = Some(Ok(payload.with(attachments)));
+                    self.report = Some(Said::Value(payload.with(attachments)));
                 }
                 return false;
             }
@@ -385,15 +434,48 @@ impl State {
         true
     }
 
-    /// It never came to its task.
-    fn refused(&mut self, task: &str, why: &str) -> bool {
-        self.report = Some(Err(reply::failure(task, Kind::Refused, why.as_bytes())));
+    /// Reads the first message of a report; whether that was all.
+    fn read_first(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let answer = match handshake::receive_report_now(socket) {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                // Once more, with the one that is kept for this.
+                drop(lock(SPARE.get()).take());
+                let again = handshake::receive_report_now(socket);
+                if again.is_err() {
+                    keep_spare();
+                }
+                again
+            }
+            // The library speaks, in another version: the only word of it that can be read.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Ok(self.refused(&error.to_string()));
+            }
+            other => other,
+        };
+        let complete = match answer? {
+            Ok((report, file)) => self.begin(report, file),
+            Err(refusal) => self.refused(&refusal.why),
+        };
+        keep_spare();
+        Ok(complete)
+    }
+
+    /// There is no value: it never came to its task, or what it said did not come here.
+    fn refused(&mut self, why: &str) -> bool {
+        self.report = Some(Said::refused(why));
         true
     }
 
     /// Takes in the first part of a report; whether that was all.
-    fn begin(&mut self, report: Report, task: &str) -> bool {
-        let payload = Payload::from(report.payload.into_vec());
+    fn begin(&mut self, report: Report, file: Option<OwnedFd>) -> bool {
+        let payload = match file.filter(|_| report.in_file) {
+            None => Payload::from(report.payload.into_vec()),
+            // The descriptor is not kept.
+            Some(file) => match SealedView::open(&file) {
+                Ok(view) => Payload::sealed(view),
+                Err(error) => return self.refused(&format!("its result cannot be mapped: {error}")),
+            },
+        };
         match Kind::from_u8(report.kind) {
             Some(Kind::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
                 let count = report.attachments as usize;
@@ -408,7 +490,7 @@ impl State {
                 | Kind::Unsuited
                 | Kind::Refused),
             ) => {
-                self.report = Some(Err(reply::failure(task, kind, &payload)));
+                self.report = Some(Said::Failure(kind, payload));
                 true
             }
             // Nothing that a child of ours says.
@@ -428,6 +510,7 @@ pub(super) fn left_behind(child: &Process) {
 /// Adds a process, and sees to it that it is watched.
 pub(super) fn add(record: &Arc<Record>) {
     exit::watch_the_end();
+    keep_spare();
     let mut table = lock(TABLE.get());
     table.running.push(Arc::clone(record));
     ring(&mut table);
@@ -436,7 +519,7 @@ pub(super) fn add(record: &Arc<Record>) {
 fn ring(table: &mut Table) {
     if table.watcher.is_none() {
         let Ok(bell) = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) else { return };
-        let Ok(bell) = crate::os::process::above_stdio(bell) else { return };
+        let Ok(bell) = above_stdio(bell) else { return };
         let bell = Arc::new(bell);
         let theirs = Arc::clone(&bell);
         // Where the system refuses a thread, whoever joins looks for himself.
@@ -520,6 +603,7 @@ fn watch(bell: &Arc<OwnedFd>) {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= IDLE && lock(ORPHANS.get()).is_empty() {
                 table.watcher = None;
+                *lock(SPARE.get()) = None;
                 return;
             }
             table.running.clone()
@@ -528,7 +612,7 @@ fn watch(bell: &Arc<OwnedFd>) {
         // that are slept on once it was read: what it says is said before the end.
         let unheard = |record: &Arc<Record>| {
             let state = lock(&record.state);
-            state.socket.clone().filter(|_| !state.heard)
+            state.socket.clone().filter(|_| !state.heard && !state.starved)
         };
         let sockets: Vec<Option<Arc<NotInherited>>> = records.iter().map(unheard).collect();
         let mut fds = vec![PollFd::new(&**bell, PollFlags::IN)];

@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 /// Stands in the place of a version: what follows is a [`Refusal`], which all versions write alike.
 const REFUSED: u32 = u32::MAX;
 
@@ -118,7 +118,10 @@ pub(crate) struct ForkServerSetup {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) kind: u8,
+    /// Where it is in a file, nothing.
     pub(crate) payload: serde_bytes::ByteBuf,
+    /// Whether a sealed file comes along, of which all is payload.
+    pub(crate) in_file: bool,
     /// How many descriptors follow that belong to the result.
     pub(crate) attachments: u32,
 }
@@ -247,6 +250,17 @@ fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// As [`receive_answer`], a report that is there: never waits, and reads nothing that is in a file. Where this process has no room for
+/// its descriptor it is an error (`EMFILE`), and the report stays.
+pub(crate) fn receive_report_now(socket: impl AsFd) -> io::Result<Answer<(Report, Option<OwnedFd>)>> {
+    let (bytes, fds) = socket::recv_whole_now(socket)?;
+    if bytes.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, LEFT));
+    }
+    let answer = answer_from_bytes::<Report>(&bytes).map_err(invalid)?;
+    Ok(answer.map(|report| (report, fds.into_iter().next())))
+}
+
 /// Of one message; the socket takes a few more.
 const ATTACHMENTS_IN_MESSAGE: usize = 32;
 
@@ -263,9 +277,14 @@ pub(crate) fn send_attachments(socket: impl AsFd, attachments: &[Attachment]) ->
 pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<Vec<Attachment>> {
     let mut attachments = Vec::new();
     while attachments.len() < count as usize {
-        let (len, fds) = socket::recv_short(&socket, &mut [0; 1])?;
-        if len == 0 || fds.is_empty() {
+        let mut told = [0; 1];
+        let (len, fds) = socket::recv_short(&socket, &mut told)?;
+        if len == 0 || told[0] == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "descriptors did not arrive"));
+        }
+        if fds.len() < usize::from(told[0]) {
+            // There was no room for the others.
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         attachments.extend(fds.into_iter().map(Arc::new));
     }

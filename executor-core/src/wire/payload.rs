@@ -3,7 +3,10 @@
 use std::{borrow::Cow, io, ops::Deref, sync::Arc};
 
 use super::{attachment::Attachment, frame::flag};
-use crate::segment::{Lease, Received};
+use crate::{
+    os::sealed::SealedView,
+    segment::{Lease, Received},
+};
 
 /// Encoded bytes that are cheap to clone: small ones are stored here, large ones shared.
 ///
@@ -31,6 +34,8 @@ enum Body {
     Segment(Lease, usize),
     /// In a segment that a worker has written.
     Received(Received),
+    /// In a file of their own that a child has sealed.
+    Sealed(SealedView),
 }
 
 /// Where a payload lies, as it is told in a frame with [`flag::SEGMENT`].
@@ -90,6 +95,11 @@ impl Payload {
         Payload::Large(Arc::new(Large { body: Body::Received(received), attachments: Vec::new() }))
     }
 
+    /// Bytes that a child has sealed.
+    pub(crate) fn sealed(view: SealedView) -> Self {
+        Payload::Large(Arc::new(Large { body: Body::Sealed(view), attachments: Vec::new() }))
+    }
+
     /// The same bytes, with descriptors.
     pub(crate) fn with(self, attachments: Vec<Attachment>) -> Self {
         if attachments.is_empty() {
@@ -116,13 +126,13 @@ impl Payload {
                 (attached | flag::SEGMENT, Cow::Owned(Payload::from(&reference.to_bytes()[..])))
             }
             // Results are not sent on.
-            Body::Received(_) => (attached, Cow::Owned(Payload::from(&[][..]))),
+            Body::Received(_) | Body::Sealed(_) => (attached, Cow::Owned(Payload::from(&[][..]))),
         }
     }
 
     /// Whether it takes a segment.
     pub(crate) fn is_in_segment(&self) -> bool {
-        matches!(self, Payload::Large(large) if !matches!(large.body, Body::Here(_)))
+        matches!(self, Payload::Large(large) if matches!(large.body, Body::Segment(..) | Body::Received(_)))
     }
 
     /// Somebody may read its segment for as long as he lives: that is never used again.
@@ -131,7 +141,7 @@ impl Payload {
             match &large.body {
                 Body::Here(inner) => inner.leave_segment(),
                 Body::Segment(lease, _) => lease.give_up(),
-                Body::Received(_) => {}
+                Body::Received(_) | Body::Sealed(_) => {}
             }
         }
     }
@@ -150,7 +160,7 @@ impl Payload {
             Payload::Large(large) => match &large.body {
                 Body::Received(received) => Some(received),
                 Body::Here(inner) => inner.as_received(),
-                Body::Segment(..) => None,
+                Body::Segment(..) | Body::Sealed(_) => None,
             },
             _ => None,
         }
@@ -162,6 +172,7 @@ impl Payload {
             Payload::Large(large) => match &large.body {
                 Body::Here(inner) => inner.bytes(),
                 Body::Received(received) => received.copy_from(0).map(Cow::Owned),
+                Body::Sealed(view) => Ok(Cow::Borrowed(view.bytes())),
                 Body::Segment(lease, len) => {
                     let mut copy = Vec::new();
                     lease.copy_to(*len, &mut copy);
@@ -191,6 +202,7 @@ impl Deref for Payload {
             Payload::Shared(vec) => vec,
             Payload::Large(large) => match &large.body {
                 Body::Here(bytes) => bytes,
+                Body::Sealed(view) => view.bytes(),
                 Body::Segment(..) | Body::Received(_) => &[],
             },
         }
@@ -204,6 +216,7 @@ impl std::fmt::Debug for Payload {
                 Body::Here(inner) => inner.fmt(f),
                 Body::Segment(lease, len) => write!(f, "Payload({lease:?}, {len} bytes)"),
                 Body::Received(received) => write!(f, "Payload({received:?})"),
+                Body::Sealed(view) => write!(f, "Payload({} bytes)", view.bytes().len()),
             },
             here => write!(f, "Payload({} bytes)", here.len()),
         }

@@ -19,7 +19,7 @@ use std::{
 use super::{beside::Arrived, call::Caller, panics, watcher};
 use crate::{
     id::TaskId,
-    os::{fault, memory::Shared, process::Surrounded, socket},
+    os::{fault, memory::Shared, process::Surrounded, sealed, socket},
     registry,
     transport::board::Board,
     wire::{
@@ -36,6 +36,9 @@ pub(crate) const BODY: TaskId = TaskId::from_raw(1);
 const FAILED: i32 = 1;
 /// and has panicked.
 pub(super) const PANICKED: i32 = 101;
+
+/// What a report takes beside its payload, and less than that.
+const REPORT_BYTES_BESIDE: usize = 1024;
 
 /// Runs the body; the code to exit with.
 ///
@@ -66,8 +69,7 @@ pub(crate) fn run(
     let arguments = Arrived { bytes: &setup.arguments, attachments };
     Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
-        // A message takes this much by itself.
-        if bytes.len() + 1024 > socket::MESSAGE_BYTES_MAX {
+        if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
             setup.limits.lift();
         }
         // Nobody may be there any more, where a process outlives its parent.
@@ -90,9 +92,20 @@ fn report(
     payload: &[u8],
     attachments: &[crate::wire::attachment::Attachment],
 ) -> io::Result<()> {
-    let report =
-        Report { kind: kind as u8, payload: payload.to_vec().into(), attachments: attachments.len() as u32 };
-    handshake::send(socket, &report, &[])?;
+    let attached = attachments.len() as u32;
+    let report = |payload: &[u8], in_file| Report {
+        kind: kind as u8,
+        payload: payload.to_vec().into(),
+        in_file,
+        attachments: attached,
+    };
+    if payload.len() + REPORT_BYTES_BESIDE <= socket::MESSAGE_BYTES_MAX {
+        handshake::send(socket, &report(payload, false), &[])?;
+    } else {
+        // The parent maps it, and copies nothing.
+        let file = sealed::sealed_file(payload)?;
+        handshake::send(socket, &report(&[], true), &[file.as_fd()])?;
+    }
     handshake::send_attachments(socket, attachments)
 }
 

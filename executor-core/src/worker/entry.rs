@@ -188,6 +188,7 @@ fn adopt() -> Option<OwnedFd> {
         Birth::Neither { why, has_socket: false } => end_unasked(&why),
     }
     ADOPTED.store(true, Ordering::Release);
+    process::take_programs_name();
     let socket = match fcntl_dupfd_cloexec(stdin, 3) {
         Ok(socket) => socket,
         Err(error) => refuse(stdin, &Refusal::of("to duplicate descriptor 0 (fcntl)", &error.into())),

@@ -53,7 +53,8 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         let _ = handshake::refuse(socket, &why.into());
         return None;
     }
-    let report = Report { kind: Kind::Ready as u8, payload: Vec::new().into(), attachments: 0 };
+    let report =
+        Report { kind: Kind::Ready as u8, payload: Vec::new().into(), in_file: false, attachments: 0 };
     handshake::send(socket, &report, &[]).ok()?;
     loop {
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
