@@ -851,8 +851,8 @@ fn say_half_a_report(gate: &Path) -> u32 {
         let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
         fs::read_link(&path).ok()?.to_str()?.starts_with("socket:").then_some(number)
     });
-    // The version, the kind of a reply that is done, an empty payload, 64 descriptors.
-    let report = [&3_u32.to_le_bytes()[..], &[5, 0, 64]].concat();
+    // The version, the kind of a reply that is done, an empty payload, which is in no file, 64 descriptors.
+    let report = [&5_u32.to_le_bytes()[..], &[5, 0, 0, 64]].concat();
     for socket in sockets.filter(|number| *number > 2) {
         // SAFETY: sends bytes over a descriptor that is open.
         unsafe { libc::send(socket, report.as_ptr().cast(), report.len(), 0) };
