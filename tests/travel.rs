@@ -68,26 +68,46 @@ fn sy29_locks_go_to_children_of_every_start_method() {
     assert_eq!(std::iter::from_fn(|| queue.try_get().ok()).collect::<Vec<_>>(), [200; 12]);
 }
 
-#[task]
-fn put(queue: Queue<String>, word: &str) -> Result<(), String> {
-    queue.put(word.to_owned()).map_err(|error| error.to_string())
-}
+/// What one process puts: its word, who it is, and who has started it.
+type Delivered = (String, u32, u32);
 
 #[task]
-fn put_and_start_another(queue: Queue<String>) -> Result<(), String> {
-    let grandchild = Process::new(put::task(queue.clone(), "grandchild")).start();
-    grandchild.map_err(|error| error.to_string())?.join().map_err(|error| error.to_string())?;
-    queue.put("child".to_owned()).map_err(|error| error.to_string())
+fn put(queue: Queue<Delivered>, word: &str) -> Result<u32, String> {
+    let (pid, parent) = (std::process::id(), std::os::unix::process::parent_id());
+    queue.put((word.to_owned(), pid, parent)).map_err(|error| error.to_string())?;
+    Ok(pid)
+}
+
+/// Both deliver at the same time, and the child tells who they were.
+#[task]
+fn put_and_start_another(queue: Queue<Delivered>, method: usize) -> Result<[u32; 2], String> {
+    let grandchild =
+        Process::new(put::task(queue.clone(), "grandchild")).start_method(METHODS[method]).start();
+    let grandchild = grandchild.map_err(|error| error.to_string())?;
+    queue
+        .put(("child".to_owned(), std::process::id(), std::os::unix::process::parent_id()))
+        .map_err(|error| error.to_string())?;
+    let pid = grandchild.join().map_err(|error| error.to_string())?;
+    Ok([std::process::id(), pid])
 }
 
 #[test]
 fn sm08_a_child_hands_its_queue_to_a_grandchild() {
     for method in METHODS {
-        let queue = Queue::unbounded().unwrap();
-        let child = Process::new(put_and_start_another::task(queue.clone())).start_method(method).start();
-        child.unwrap().join_timeout(LIMIT).unwrap().unwrap();
-        let words = [queue.get_timeout(LIMIT).unwrap(), queue.get_timeout(LIMIT).unwrap()];
-        assert_eq!(words, ["grandchild", "child"], "{method:?}");
+        for nested in 0..METHODS.len() {
+            let queue = Queue::unbounded().unwrap();
+            let child = Process::new(put_and_start_another::task(queue.clone(), nested)).start_method(method);
+            let child = child.start().unwrap();
+            let [child_pid, grandchild_pid] = child.join_timeout(LIMIT).unwrap().unwrap();
+            assert_eq!(child_pid, child.pid());
+            let mut got = [queue.get_timeout(LIMIT).unwrap(), queue.get_timeout(LIMIT).unwrap()];
+            got.sort();
+            let us = std::process::id();
+            let expected =
+                [("child".to_owned(), child_pid, us), ("grandchild".to_owned(), grandchild_pid, child_pid)];
+            assert_eq!(got, expected, "{method:?}, {:?}", METHODS[nested]);
+            assert!(queue.is_empty() && us != child_pid && child_pid != grandchild_pid);
+        }
     }
 }
 
