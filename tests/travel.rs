@@ -94,7 +94,7 @@ fn put_and_start_another(queue: Queue<Delivered>, method: usize) -> Result<[u32;
 #[test]
 fn sm08_a_child_hands_its_queue_to_a_grandchild() {
     for method in METHODS {
-        for nested in 0..METHODS.len() {
+        for (nested, below) in METHODS.iter().enumerate() {
             let queue = Queue::unbounded().unwrap();
             let child = Process::new(put_and_start_another::task(queue.clone(), nested)).start_method(method);
             let child = child.start().unwrap();
@@ -105,7 +105,7 @@ fn sm08_a_child_hands_its_queue_to_a_grandchild() {
             let us = std::process::id();
             let expected =
                 [("child".to_owned(), child_pid, us), ("grandchild".to_owned(), grandchild_pid, child_pid)];
-            assert_eq!(got, expected, "{method:?}, {:?}", METHODS[nested]);
+            assert_eq!(got, expected, "{method:?}, {below:?}");
             assert!(queue.is_empty() && us != child_pid && child_pid != grandchild_pid);
         }
     }
