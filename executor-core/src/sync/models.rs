@@ -4,14 +4,15 @@
 //! here, so that a wake-up which is lost is a deadlock; what a death leaves to the limit of sleeps is played by
 //! [`time_passes`], which only shuttle can do: for loom, it is a loop without an end. There, deaths come before.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
+    barrier::{self, BarrierError, Meeting},
     cells::{self, Cell},
     condition::{self, Waiters},
     event::Flag,
     holders::Holding,
-    raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
+    raw::{Deadline, Holder, Locked, RECHECK, RobustGuard, RobustMutex, deadline_in},
     semaphore::{self, Permits},
 };
 use crate::{
@@ -236,6 +237,70 @@ fn no_permit_is_given_twice_and_no_release_unheard() {
             thread.join().unwrap();
         }
         assert_eq!(permits(&shared.0, &world[0]).value(), 1);
+    });
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn a_permit_that_comes_back_while_another_one_has_the_mutex_is_counted_and_heard() {
+    check(3, || {
+        let world = Process::world(2);
+        let shared: Arc<Semaphore> = Arc::new((Default::default(), table(2)));
+        permits(&shared, &world[0]).init(1, u32::MAX);
+        permits(&shared, &world[1]).acquire(None).unwrap();
+        let (theirs, process) = (Arc::clone(&shared), world[1].clone());
+        let gives = thread::spawn(move || permits(&theirs, &process).give_back_alone(process.me()));
+        let here = permits(&shared, &world[0]);
+        here.acquire(None).unwrap();
+        gives.join().unwrap();
+        assert_eq!(here.value(), 0);
+        here.give_back(world[0].me());
+        assert_eq!(here.value(), 1);
+        assert!(here.try_acquire().is_some() && here.try_acquire().is_none());
+    });
+}
+
+#[cfg(executor_shuttle)]
+type Shared = (barrier::Head, Vec<Cell>);
+
+#[cfg(executor_shuttle)]
+fn meeting<'a>(shared: &'a Shared, owners: &'a Process) -> Meeting<'a, Process> {
+    Meeting { head: &shared.0, cells: &shared.1, owners }
+}
+
+#[cfg(executor_shuttle)]
+/// Two who come to a barrier for two, each until a deadline: how it ended for each.
+fn two_meet(deadlines: [Deadline; 2]) -> (Arc<Shared>, Vec<Process>, [Result<usize, BarrierError>; 2]) {
+    let world = Process::world(2);
+    let shared: Arc<Shared> = Arc::new((Default::default(), (0..4).map(|_| Cell::default()).collect()));
+    meeting(&shared, &world[0]).init(2, 0);
+    let (theirs, process) = (Arc::clone(&shared), world[1].clone());
+    let other = thread::spawn(move || meeting(&theirs, &process).wait_until(deadlines[1], None::<fn()>));
+    let here = meeting(&shared, &world[0]).wait_until(deadlines[0], None::<fn()>);
+    let both = [here, other.join().unwrap()];
+    (shared, world, both)
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn all_who_come_to_a_barrier_pass_it_and_leave_it_as_it_was() {
+    check(2, || {
+        let (shared, world, mut both) = two_meet([None, None]);
+        both.sort_by_key(|passed| passed.clone().ok());
+        assert!(both == [Ok(0), Ok(1)]);
+        assert_eq!(meeting(&shared, &world[0]).n_waiting(), 0);
+        assert!(shared.1.iter().all(Cell::is_free));
+    });
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
+    check(2, || {
+        let over = deadline_in(Duration::ZERO);
+        let (shared, _, both) = two_meet([over, over]);
+        assert!(both[0].is_ok() == both[1].is_ok(), "one passed, and the other one did not");
+        assert!(shared.1.iter().all(Cell::is_free));
     });
 }
 
