@@ -44,7 +44,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -57,6 +57,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "message", run: message, bytes_max: crate::ipc::fuzzed::message_bytes_max },
     Target { name: "handshake", run: handshake, bytes_max: |_| 4096 },
     Target { name: "queue", run: queue, bytes_max: |_| crate::ipc::fuzzed::QUEUE_BYTES_MAX },
+    Target { name: "place", run: place, bytes_max: |len| (1 << 16) + 64 * len },
 ];
 
 /// The board has nothing that takes memory but a panic's text; it is run with threads, which do.
@@ -136,6 +137,11 @@ pub fn handshake(data: &[u8]) {
 /// A queue whose words another process writes.
 pub fn queue(data: &[u8]) {
     crate::ipc::fuzzed::queue(data);
+}
+
+/// Where a peer says that shared objects lie, in memory that it has written.
+pub fn place(data: &[u8]) {
+    crate::shm::heap::fuzzed::place(data);
 }
 
 /// What a worker reads first.

@@ -344,6 +344,13 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             }
             out
         }
+        "place" => vec![
+            // A head at the first line, found; dropped; another kind, refused.
+            vec![3, 1, 4, 40, 0, 0, 8, 0, 3, 1, 4, 40, 0, 3, 3, 1, 4, 40, 0, 2, 3, 1, 4, 40, 0, 3],
+            // Two that lie across each other.
+            vec![3, 1, 4, 200, 0, 0, 8, 0, 3, 2, 4, 40, 0, 0, 1, 0, 3, 1, 4, 200, 0, 3, 3, 2, 4, 40, 0, 3],
+            vec![0, 0, 0, 0, 3, 2, 64, 2, 0, 3, 1, 63, 1, 63, 3],
+        ],
         "ring" => vec![
             // Publish, drain.
             vec![0, 4, 1, 2, 3, 4, 8],

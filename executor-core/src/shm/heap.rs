@@ -518,6 +518,76 @@ impl fmt::Debug for Block {
     }
 }
 
+/// What peers can say of blocks, as a function of bytes: see `crate::fuzz`.
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
+pub(crate) mod fuzzed {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+
+    use super::*;
+    use crate::{fuzz::Input, os::file};
+
+    const BYTES: u64 = 16 * 1024;
+
+    fn number(input: &mut Input<'_>) -> u64 {
+        match input.u8() % 6 {
+            0 => u64::MAX - u64::from(input.u8()),
+            1 => 1 << (input.u8() % 64),
+            2 => BYTES - u64::from(input.u8()),
+            3 => u64::from(input.u8()) * LINE as u64,
+            _ => input.u16().into(),
+        }
+    }
+
+    /// A file that a peer has sent, whose heads say what they like, and places in it.
+    pub(crate) fn place(data: &[u8]) {
+        let mut input = Input::new(data);
+        let Ok(file) = file::anonymous("fuzz") else { return };
+        let made = file::set_len(&file, BYTES).and_then(|()| {
+            let head = Segment::create("fuzz", LINE)?;
+            // SAFETY: the first line of a mapping, of which nobody else knows.
+            let head = unsafe { std::slice::from_raw_parts(head.at().as_ptr(), LINE) }.to_vec();
+            file::write_at(&file, &head, 0)?;
+            Ok(fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?)
+        });
+        let Ok(segment) = made.and_then(|()| Segment::open(Arc::new(file))) else { return };
+        let mut blocks: Vec<Block> = Vec::new();
+        for _ in 0..64 {
+            if input.is_empty() {
+                break;
+            }
+            let (at, len) = (number(&mut input), number(&mut input));
+            match input.u8() % 4 {
+                // The peer writes a head there.
+                0 | 1 => {
+                    let kind = u32::from(input.u8() % 20);
+                    let line = usize::try_from(at).unwrap_or(usize::MAX) / LINE * LINE;
+                    if line >= LINE && with_head(line) <= segment.len() {
+                        // SAFETY: within the mapping, aligned; atomics.
+                        let head = unsafe { segment.at().add(line).cast::<BlockHead>().as_ref() };
+                        head.kind.store(kind, Ordering::Relaxed);
+                        head.access.store(u32::from(input.u8() % 3), Ordering::Relaxed);
+                        head.len.store(len, Ordering::Relaxed);
+                    }
+                }
+                2 => drop(blocks.pop()),
+                _ => {
+                    blocks.extend(Block::open(Arc::clone(&segment), at, len, |_, _, _| true, None));
+                }
+            }
+            for (index, one) in blocks.iter().enumerate() {
+                let (start, end) = (one.inner.offset, one.inner.offset.saturating_add(with_head(one.len())));
+                assert!(start >= LINE && end <= segment.len(), "within the memory");
+                let apart = |other: &Block| {
+                    let from = other.inner.offset;
+                    let same = from == start && other.len() == one.len() && other.kind() == one.kind();
+                    same || from >= end || from.saturating_add(with_head(other.len())) <= start
+                };
+                assert!(blocks[..index].iter().all(apart), "no two lie across each other");
+            }
+        }
+    }
+}
+
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use rustix::fs::{SealFlags, fcntl_add_seals};
