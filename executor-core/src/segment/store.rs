@@ -313,7 +313,7 @@ impl Drop for Lease {
         if self.store.origin.forked() {
             return;
         }
-        if !self.left && !*self.given_up.get_mut() {
+        if !self.left && !self.given_up.load(Ordering::Relaxed) {
             self.keep_mapping();
             self.store.ledger().release(self.number);
         }
