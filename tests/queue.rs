@@ -1372,3 +1372,15 @@ fn more_items_are_held_than_the_first_table_has_entries_and_are_done_in_any_orde
     assert_eq!(queue.join_timeout(LONG).unwrap_err().count, COUNT as usize);
     queue.join().unwrap();
 }
+
+#[test]
+fn more_items_are_held_than_tables_of_a_megabyte_have_entries() {
+    let _watchdog = watchdog();
+    const COUNT: usize = 40_000;
+    let queue = JoinableQueue::unbounded().unwrap();
+    (0..COUNT as u32).for_each(|number| queue.put(number).unwrap());
+    let held: Vec<_> = (0..COUNT).map(|_| queue.get_unfinished().unwrap()).collect();
+    assert_eq!(queue.unfinished(), COUNT);
+    drop(held);
+    assert_eq!((queue.unfinished(), queue.join_timeout(LONG)), (0, Ok(true)));
+}

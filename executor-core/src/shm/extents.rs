@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat},
+    fs::{SealFlags, Stat, fcntl_add_seals, fcntl_get_seals, fstat},
     io::pread,
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
@@ -25,8 +25,8 @@ const PAGE: u64 = 4096;
 /// Beyond it there is no place: far below what a file can have, so that sums do not overflow.
 const END: u64 = 1 << 60;
 
-/// The longest window: what it shows is mapped and filled with pages at once, and how long a place is stands in memory that others
-/// write to.
+/// The longest window on a file that may have less memory than that. All pages of a window are mapped and filled at once, and its
+/// length comes from memory that others write to, so a longer window may show no more than the file has memory already.
 const WINDOW_MAX: u64 = 1 << 20;
 
 /// See the module's opening.
@@ -104,7 +104,7 @@ impl Extents {
         check(at, len)?;
         let stat = fstat(&self.file)?;
         // A file can be made long for nothing. What lies in it has memory already, so that as much again is no more than twice.
-        if at + len > stat.st_size as u64 || len > (stat.st_blocks as u64).saturating_mul(512) {
+        if at + len > stat.st_size as u64 || len > memory_of(&stat) {
             return Err(garbled());
         }
         let len = usize::try_from(len).map_err(|_| garbled())?;
@@ -125,17 +125,23 @@ impl Extents {
     pub(crate) fn window(&self, at: u64, len: u64) -> io::Result<Window> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
+        let stat = fstat(&self.file)?;
         if len == 0
-            || len > WINDOW_MAX
+            || len > WINDOW_MAX && len > memory_of(&stat)
             || !len.is_multiple_of(PAGE)
             || !at.is_multiple_of(PAGE)
-            || at + len > fstat(&self.file)?.st_size as u64
+            || at + len > stat.st_size as u64
         {
             return Err(garbled());
         }
         let len = usize::try_from(len).map_err(|_| garbled())?;
         Window::map(&self.file, at, len)
     }
+}
+
+/// What a file has, whatever its length.
+fn memory_of(stat: &Stat) -> u64 {
+    (stat.st_blocks as u64).saturating_mul(512)
 }
 
 fn check(at: u64, len: u64) -> io::Result<()> {
@@ -263,6 +269,14 @@ mod tests {
         let error = extents.read(0, 1 << 49, &mut out).unwrap_err();
         assert_eq!((error.kind(), out.capacity()), (io::ErrorKind::InvalidData, 0));
         assert_eq!(fstat(extents.descriptor()).unwrap().st_blocks * 512, 4096, "the one page");
+    }
+
+    #[test]
+    fn a_window_may_be_as_long_as_its_file_has_memory() {
+        let extents = Extents::create("x").unwrap();
+        extents.allocate(PAGE, 4 * WINDOW_MAX).unwrap();
+        let window = extents.window(PAGE, 4 * WINDOW_MAX).unwrap();
+        assert_eq!(window.words() as u64, WINDOW_MAX / 2);
     }
 
     #[test]
