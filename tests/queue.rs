@@ -1384,3 +1384,77 @@ fn more_items_are_held_than_tables_of_a_megabyte_have_entries() {
     drop(held);
     assert_eq!((queue.unfinished(), queue.join_timeout(LONG)), (0, Ok(true)));
 }
+
+/// The processor time that this process has used.
+fn processor_time() -> Duration {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(clock).unwrap()
+}
+
+/// Fills a queue with items of so many bytes and a handle, then waits with four producers for room. The processor time of that.
+#[task]
+fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration {
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = rustix::process::Rlimit {
+        current: limits.maximum.map_or(Some(files), |most| Some(most.min(files))),
+        ..limits
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let queue = Queue::unbounded().unwrap();
+    let bytes = SharedBytes::copy_from_slice(b"x");
+    let mut put = 0;
+    while queue.try_put((String::new(), bytes.clone())).is_ok() {
+        put += 1;
+        assert!(put < 100_000);
+    }
+    let item = "a".repeat(len);
+    let waiting = Duration::from_secs(1);
+    let began = processor_time();
+    if awaited {
+        let put = || queue.put_async((item.clone(), bytes.clone()));
+        let puts = futures::future::join_all((0..4).map(|_| put()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(waiting, puts).await.unwrap_err() });
+    } else {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let refused = queue.put_timeout((item.clone(), bytes.clone()), waiting).unwrap_err();
+                    assert!(matches!(refused, PutError::Full(_)), "{refused:?}");
+                });
+            }
+        });
+    }
+    let used = processor_time().saturating_sub(began);
+    // Nobody was refused for good.
+    let all = thread::scope(|scope| {
+        let last = scope.spawn(|| queue.put_timeout((item.clone(), bytes.clone()), LONG).unwrap());
+        let all = (0..=put).map(|_| queue.get().unwrap().0.len()).sum::<usize>();
+        last.join().unwrap();
+        all
+    });
+    assert_eq!((all, queue.len()), (len, 0));
+    used
+}
+
+#[test]
+fn a_producer_sleeps_while_there_is_no_room_for_its_handles() {
+    let _watchdog = watchdog();
+    // With few open files it is their number that refuses, with many the socket that is full.
+    for (len, awaited, files) in [
+        (10, false, 128),
+        (400_000, false, 128),
+        (400_000, true, 128),
+        (10, false, 100_000),
+        (400_000, false, 100_000),
+        (400_000, true, 100_000),
+    ] {
+        let body = waits_for_room_for_handles::task(len, awaited, files);
+        let used = executor::Process::new(body).start().unwrap().join().unwrap();
+        println!("{len} bytes, awaited: {awaited}, {files} files: {used:?}");
+        assert!(
+            used < Duration::from_millis(400),
+            "{len} bytes, awaited: {awaited}, {files} files: {used:?}"
+        );
+    }
+}

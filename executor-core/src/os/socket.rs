@@ -44,6 +44,14 @@ pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
+/// Whether what is sent now finds room: more than for one message, since the system says so below some part of what it takes.
+pub(crate) fn has_room(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
+    let polled = retry(|| poll(&mut fds, Some(&Timespec::default())));
+    // If it cannot be asked, to send will say so.
+    polled.is_err() || fds[0].revents().contains(PollFlags::OUT)
+}
+
 /// In whose name (effective user and group) a process acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Credentials {

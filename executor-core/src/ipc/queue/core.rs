@@ -192,6 +192,8 @@ struct Pause<'a> {
 enum Lack {
     /// An item, or room for one.
     Item,
+    /// Room for descriptors on their way. It is not spun for: whether there is room in the queue says nothing about it.
+    Descriptors,
     /// A claim. See `chain.rs`.
     Claim,
 }
@@ -512,10 +514,10 @@ impl Core {
                 return Err(Refused::Closed);
             }
             let Some(limit) = wait.nap() else {
-                return Err(if pause.lacks == Lack::Item { Refused::Full } else { Refused::Busy });
+                return Err(if pause.lacks == Lack::Claim { Refused::Busy } else { Refused::Full });
             };
             let may_have_room = || self.chain().has_room();
-            if pause.lacks == Lack::Claim || !self.spin(may_have_room) {
+            if pause.lacks != Lack::Item || !self.spin(may_have_room) {
                 pause.bell.sleep(pause.heard, limit);
             }
             putting.waited(&pause);
@@ -557,13 +559,8 @@ impl Core {
             return Ok(Err(pause));
         }
         let count = attachments.len() as u64;
-        if !self.may_send(count) {
-            let bell = &self.layout().consumers.room;
-            let heard = bell.listen();
-            fence(Ordering::SeqCst);
-            if !self.may_send(count) {
-                return Ok(Err(Pause { bell, heard, lacks: Lack::Item }));
-            }
+        if let Err(pause) = self.look_for_room_on_the_way(|| self.may_send(count)) {
+            return Ok(Err(pause));
         }
         let ticket = chain.new_ticket(count);
         let mut message = [0; 9];
@@ -582,7 +579,7 @@ impl Core {
                     // Once more after that: a consumer may just have made room.
                     if let Some(heard) = heard {
                         chain.forget_ticket(count);
-                        return Ok(Err(Pause { bell, heard, lacks: Lack::Item }));
+                        return Ok(Err(Pause { bell, heard, lacks: Lack::Descriptors }));
                     }
                     heard = Some(bell.listen());
                     fence(Ordering::SeqCst);
@@ -593,6 +590,31 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether descriptors may be sent, says `may`; if they may not, until when to wait.
+    fn look_for_room_on_the_way(&self, may: impl Fn() -> bool) -> Result<(), Pause<'_>> {
+        if may() {
+            return Ok(());
+        }
+        let bell = &self.layout().consumers.room;
+        let heard = bell.listen();
+        // Either the consumer sees that we listen, or we see that it has taken some.
+        fence(Ordering::SeqCst);
+        if may() { Ok(()) } else { Err(Pause { bell, heard, lacks: Lack::Descriptors }) }
+    }
+
+    /// Asked before a large item is written, which takes long, and when it was written and its descriptors could not be sent: not
+    /// only whether they may be sent, but whether the socket has room for some more. So nobody writes an item again and again
+    /// that cannot be sent.
+    fn look_for_room_of_large(&self, attachments: &[Attachment]) -> Result<(), Pause<'_>> {
+        if attachments.is_empty() {
+            return Ok(());
+        }
+        let count = attachments.len() as u64;
+        self.look_for_room_on_the_way(|| {
+            self.may_send(count) && (self.chain().in_flight() == 0 || socket::has_room(self.store.to.as_fd()))
+        })
     }
 
     /// Whether so many descriptors more may be on their way. The system counts those of all processes of a user, and refuses
@@ -649,7 +671,7 @@ impl Core {
                 return Err(if pause.lacks == Lack::Item { Missing::Empty } else { Missing::Busy });
             };
             let may_have_item = || self.len() > 0;
-            if pause.lacks == Lack::Claim || !self.spin(may_have_item) {
+            if pause.lacks != Lack::Item || !self.spin(may_have_item) {
                 pause.bell.sleep(pause.heard, limit);
             }
             slept = true;
@@ -1064,6 +1086,9 @@ impl<'a> Putting<'a> {
                          which `on_lost` has asked for",
                     )));
                 }
+                if let Err(pause) = core.look_for_room_of_large(self.attachments) {
+                    return Ok(Step::Wait(pause));
+                }
                 let whole = Extents::whole(self.bytes.len().max(1) as u64);
                 return Ok(match core.with_claims(|| chain.reserve_item(whole, guard.me()))? {
                     Err(pause) => Step::Wait(pause),
@@ -1078,7 +1103,18 @@ impl<'a> Putting<'a> {
             [] => None,
             attachments => match core.send(attachments)? {
                 Ok(ticket) => Some(ticket),
-                Err(pause) => return Ok(Step::Wait(pause)),
+                Err(pause) if self.large.is_none() || pause.lacks == Lack::Claim => {
+                    return Ok(Step::Wait(pause));
+                }
+                Err(_) => {
+                    // Before it is listened: to give it back rings the very bell, and whoever had listened before would be woken by
+                    // that at once, write all of it once more, and so on without end.
+                    self.let_go();
+                    return Ok(match core.look_for_room_of_large(attachments) {
+                        Ok(()) => Step::Again,
+                        Err(pause) => Step::Wait(pause),
+                    });
+                }
             },
         };
         let (body, claim) = match &mut self.large {
