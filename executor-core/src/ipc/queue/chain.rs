@@ -290,6 +290,22 @@ impl<M, O: Owners> Clone for Chain<'_, M, O> {
 
 impl<M, O: Owners> Copy for Chain<'_, M, O> {}
 
+/// How many items were taken and put, ever.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    taken: u64,
+    put: u64,
+}
+
+impl Counts {
+    /// Items that were put and not taken.
+    fn waiting(self) -> u64 {
+        // An item can be taken before its producer has counted it.
+        let waiting = self.put.wrapping_sub(self.taken);
+        if waiting > u64::MAX / 2 { 0 } else { waiting }
+    }
+}
+
 /// Where a ring lies, as shared words say, which anybody who has a handle may have written: no longer than a ring can be, so that
 /// nobody maps more than that for somebody else's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,13 +417,14 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     /// Items that were put and not taken, and those that can be got again.
     pub(super) fn len(&self) -> u64 {
+        self.counts().waiting().saturating_add(self.again())
+    }
+
+    fn counts(&self) -> Counts {
         // In this order: what is taken meanwhile was put before.
         let taken = self.layout.consumers.count.load(Ordering::Acquire);
         let put = self.layout.producers.count.load(Ordering::Acquire);
-        // An item can be taken before its producer has counted it.
-        let len = put.wrapping_sub(taken);
-        let len = if len > u64::MAX / 2 { 0 } else { len };
-        len.saturating_add(self.again())
+        Counts { taken, put }
     }
 
     pub(super) fn capacity(&self) -> Option<u64> {

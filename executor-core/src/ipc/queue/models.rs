@@ -8,8 +8,8 @@ use std::{collections::HashMap, io, sync::Arc};
 
 use super::{
     chain::{
-        Body, Chain, Claimed, Entry, Failed, FoundBody, Layout, Memory, Piece, Reading, RingPlace, Side,
-        Words,
+        Body, Chain, Claimed, Entry, Failed, FoundBody, Held, Layout, Memory, Piece, Reading, RingPlace,
+        Side, Words,
     },
     core::listen_for_others,
 };
@@ -194,6 +194,21 @@ impl Queue {
             }
             return Some(item);
         }
+    }
+
+    /// As `Core::get` of an item that is there, and is to be said to be done. Not read yet.
+    fn take_held(&self, process: &Process) -> Held {
+        let chain = self.chain(process);
+        let guard = chain.lock(Side::Consumers, None).unwrap().unwrap();
+        let found = chain.find().unwrap().expect("there is one");
+        let entry = chain.free_hold(guard.me()).unwrap();
+        chain.take(&found, &Reading::Nothing, Some(entry), guard.me()).expect("it is held")
+    }
+
+    fn get_held(&self, process: &Process) -> Held {
+        let held = self.take_held(process);
+        self.chain(process).has_read(held, process.me());
+        held
     }
 
     fn close(&self, process: &Process) {
@@ -496,5 +511,46 @@ fn each_of_several_that_sleep_is_woken_for_an_item_of_its_own() {
         let mut all: Vec<u64> = consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect();
         all.sort_unstable();
         assert_eq!(all, (0..all.len() as u64).collect::<Vec<_>>());
+    });
+}
+
+/// A queue of which this process has an item, whose entry is not the first one, and the first one is free.
+fn with_one_in_hand(process: &Process) -> (Arc<Queue>, Held) {
+    let queue = Queue::new(0);
+    assert!(queue.put(process, 1) && queue.put(process, 2));
+    let (first, second) = (queue.get_held(process), queue.get_held(process));
+    assert!(queue.chain(process).is_done(first, process.me()));
+    (queue, second)
+}
+
+/// A worker puts what follows from its item before it says that this is done, as one does that visits pages. `more` comes in between.
+fn never_finished(more: impl Fn(&Queue, &Process) + Copy + Send + Sync + 'static) {
+    check(2, move || {
+        let (queue, held) = with_one_in_hand(&Process(1));
+        let theirs = Arc::clone(&queue);
+        let joiner = thread::spawn(move || {
+            let process = Process(2);
+            let chain = theirs.chain(&process);
+            assert!(!chain.is_finished());
+            assert_ne!(chain.unfinished(), 0);
+        });
+        let process = Process(1);
+        assert!(queue.put(&process, 3));
+        more(&queue, &process);
+        assert!(queue.chain(&process).is_done(held, process.me()));
+        joiner.join().unwrap();
+        assert_eq!(queue.chain(&process).unfinished(), 1);
+    });
+}
+
+#[test]
+fn a_queue_is_not_finished_when_each_item_is_put_before_the_last_one_is_done() {
+    never_finished(|_, _| ());
+}
+
+#[test]
+fn a_queue_is_not_finished_when_each_item_is_got_before_the_last_one_is_done() {
+    never_finished(|queue, process| {
+        queue.get_held(process);
     });
 }

@@ -60,6 +60,9 @@ const TABLE: usize = 1024;
 const TABLES: usize = 20;
 /// Entries that are looked at for a free one before another one is used for the first time.
 const LOOKS: u32 = 64;
+/// Looks at all entries for whether all is done, while others put and get. More: who asks is kept by those, and by whoever garbles
+/// their counts. Less: it is asked again for what is finished, after [`RECHECK`](crate::sync::raw::RECHECK).
+const LOOKS_AT_ALL: u32 = 64;
 
 /// Beside the owner's number in `STATE`.
 const READING: u64 = 1 << 32;
@@ -357,19 +360,40 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Whether all is done.
 
-    /// Items that were put and are not done.
+    /// Items that were put and are not done: as many as there were at some moment of this call, or, where others put and get without
+    /// a pause, a number between those of two moments; and never 0 if there always was one.
     pub(in crate::ipc::queue) fn unfinished(&self) -> u64 {
-        // In this order: an item that goes from the queue into somebody's hands meanwhile is seen twice, and not never.
-        let waiting = self.len().saturating_sub(self.again());
-        waiting.saturating_add(self.holds().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64)
+        let mut seen = 0;
+        for _ in 0..LOOKS_AT_ALL {
+            let counts = self.counts();
+            let waiting = counts.waiting();
+            seen = waiting
+                .saturating_add(self.holds().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64);
+            if self.counts() == counts {
+                return seen;
+            }
+        }
+        // What was put or got meanwhile was not done then.
+        seen.max(1)
     }
 
     /// Whether there are none, and no loss that is to be told.
+    ///
+    /// One item after the other may be put and got, each before the one before it is done, so that there always is one: in a ring or
+    /// an entry that was looked at before it came there. So it is looked whether the counts are still the same: no item changes its
+    /// entry, so without one that is put or got those that are not done only become fewer.
     pub(in crate::ipc::queue) fn is_finished(&self) -> bool {
-        // In this order: see above; and a loss is counted before it is nobody's item any more.
-        self.len() == 0
-            && !self.holds().any(|(_, hold)| hold.state().is_unfinished())
-            && self.layout.holds.lost.load(Ordering::Acquire) == 0
+        for _ in 0..LOOKS_AT_ALL {
+            let counts = self.counts();
+            if counts.waiting() > 0 || self.holds().any(|(_, hold)| hold.state().is_unfinished()) {
+                return false;
+            }
+            if self.counts() == counts {
+                // Last: a loss is counted before it is nobody's item any more.
+                return self.layout.holds.lost.load(Ordering::Acquire) == 0;
+            }
+        }
+        false
     }
 
     /// Whether an item is in this process's hands.
@@ -381,7 +405,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     /// As [`is_finished`](Self::is_finished), asked when this one was done: where there are many, the next one is near.
     pub(in crate::ipc::queue) fn was_last(&self, held: Held) -> bool {
-        if self.len() > 0 {
+        // Without those that can be got again, of which one too many is counted while somebody looks for the dead: nobody would ring.
+        if self.counts().waiting() > 0 {
             return false;
         }
         let used = self.used();
