@@ -16,9 +16,9 @@ use std::{
 };
 
 use executor::{
-    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Limits, Lock, Pool, Process, Queue,
-    RLock, RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue, StartMethod,
-    Value, pipe, prelude::*,
+    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Limits, Lock, OnLost, Pool, Process,
+    Queue, RLock, RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue,
+    StartMethod, Value, pipe, prelude::*,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -30,6 +30,7 @@ const TESTS: &[(&str, fn())] = &[
     ("under_a_limit_on_file_sizes_what_fits_works", what_fits_works),
     ("a_limit_on_file_sizes_lowered_in_a_task_fails_its_calls_only", lowered_in_a_task),
     ("a_queue_that_much_went_through_takes_items_under_a_limit", much_went_through_a_queue),
+    ("backlogs_of_a_queue_that_requeues_use_the_same_places_again", backlogs_that_are_requeued),
     ("a_queues_file_is_as_long_as_its_content_and_not_its_traffic", as_long_as_its_content),
     ("what_several_processes_put_and_get_does_not_lengthen_a_queues_file", several_processes_put_and_get),
     ("a_result_that_the_limit_on_file_sizes_keeps_inside_is_an_error", a_result_is_kept_inside),
@@ -271,6 +272,18 @@ fn much_went_through_a_queue() {
     let outcome = Process::new(put::task(queue.clone())).limits(limits).start().unwrap().join();
     assert_eq!(outcome.unwrap(), "put");
     assert_eq!(queue.get().unwrap().0.len(), 300_000);
+}
+
+/// Backlogs of small items that are kept until they are done, each longer than there are claims.
+fn backlogs_that_are_requeued() {
+    let queue = JoinableQueue::<Bytes>::unbounded().unwrap().on_lost(OnLost::Requeue);
+    let lengths = (0..60).map(|_| {
+        (0..500).for_each(|_| queue.put(bytes(100)).unwrap());
+        (0..500).for_each(|_| drop(queue.get_unfinished().unwrap()));
+        queue_file().0
+    });
+    let lengths: Vec<u64> = lengths.collect();
+    assert!(lengths[59] <= 2 * lengths[0], "{lengths:?}");
 }
 
 /// How long the only queue's file is, and how much memory it takes.

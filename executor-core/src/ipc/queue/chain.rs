@@ -158,6 +158,8 @@ const HOLE: u32 = u32::MAX - 1;
 ///
 /// Where processes are made to die at each step, little is kept, so that they come to giving back as well.
 const STOCK_BYTES_MAX: u64 = if cfg!(feature = "kill-points") { 400 << 10 } else { 8 << 20 };
+/// And of how many pieces. More: fewer claims are left for holes, and places of holes are lost. Less: small pieces come to new pages.
+const STOCK_PIECES_MAX: usize = CLAIMS / 2;
 
 /// All of it. Zero is a queue without a ring: see [`Chain::begin`].
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -1029,16 +1031,18 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             if self.bury(me, claims) {
                 continue;
             }
-            // There are as many as there can be; the place of one is lost until the file goes. The smallest.
-            let claim = of(HOLE).min_by_key(bytes).or_else(|| of(STOCK).min_by_key(bytes))?;
-            let was = claim.owner.load(Ordering::Relaxed);
-            if (was == HOLE || was == STOCK) && self.take_claim(claim, was, me) {
-                if was == STOCK {
-                    let at = claim.at.load(Ordering::Relaxed);
-                    self.memory.free(at, claim.bytes.load(Ordering::Relaxed));
+            // What is kept is given back first: beside a hole, or at the end, it needs no claim of its own then.
+            if let Some(kept) = of(STOCK).min_by_key(bytes) {
+                if self.take_claim(kept, STOCK, me) {
+                    self.shed(self.index_of(kept));
                 }
-                claim.bytes.store(0, Ordering::Relaxed);
-                return Some(self.index_of(claim));
+                continue;
+            }
+            // There are as many holes as there can be; the place of one is lost until the file goes. The smallest.
+            let hole = of(HOLE).min_by_key(bytes)?;
+            if self.take_claim(hole, HOLE, me) {
+                hole.bytes.store(0, Ordering::Relaxed);
+                return Some(self.index_of(hole));
             }
         }
         None
@@ -1072,12 +1076,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let (at, has) = (hole.at.load(Ordering::Relaxed), hole.bytes.load(Ordering::Relaxed));
         // The place goes to the claim that was asked for, and what is left of the hole stays where it was: a hole may be one of
         // the claims of rings, which a piece would keep for as long as it waits for room. In this order: see the module's opening.
-        hole.bytes.store(has - bytes, Ordering::Release);
+        let Some(left) = has.checked_sub(bytes) else {
+            // Somebody has written to the words since they were looked at. The place is lost.
+            hole.bytes.store(0, Ordering::Relaxed);
+            self.set_free(hole, 0);
+            self.set_free(&self.layout.claims[claimed.0], 0);
+            return Err(garbled().into());
+        };
+        hole.bytes.store(left, Ordering::Release);
         kill_point!(QueueHoleSplit);
         hole.at.store(at.wrapping_add(bytes), Ordering::Release);
         let piece = Piece { at, bytes };
         self.note(&claimed, piece);
-        self.set_free(hole, if has > bytes { HOLE } else { 0 });
+        self.set_free(hole, if left > 0 { HOLE } else { 0 });
         Ok((piece, claimed))
     }
 
@@ -1209,18 +1220,21 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         // The room that it had: who looks for some counts anew.
         mine.has_room.store(0, Ordering::Relaxed);
         let bytes = mine.bytes.load(Ordering::Relaxed);
-        let stock = || {
+        let is_too_much = |more: usize, bytes: u64| {
             let kept = self.layout.claims.iter().filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
-            kept.fold(0_u64, |sum, claim| claim.bytes.load(Ordering::Relaxed).saturating_add(sum))
+            let sum = |(count, sum): (usize, u64), claim: &Claim| {
+                (count + 1, claim.bytes.load(Ordering::Relaxed).saturating_add(sum))
+            };
+            let (count, sum) = kept.fold((more, bytes), sum);
+            count > STOCK_PIECES_MAX || sum > STOCK_BYTES_MAX
         };
-        if bytes.saturating_add(stock()) <= STOCK_BYTES_MAX {
+        if !is_too_much(1, bytes) {
             let me = OwnerId::from_bits(mine.owner.load(Ordering::Relaxed));
             self.set_free(mine, STOCK);
             kill_point!(QueuePieceKept);
             // Of two that come to this at the same time, one sees both.
             fence(Ordering::SeqCst);
-            let too_many = stock() > STOCK_BYTES_MAX;
-            if !too_many || !me.is_some_and(|me| self.take_claim(mine, STOCK, me)) {
+            if !is_too_much(0, 0) || !me.is_some_and(|me| self.take_claim(mine, STOCK, me)) {
                 return;
             }
         }
@@ -1268,11 +1282,8 @@ fn checked_words<R: Words>(header: u64, cursor: &Cursor<'_, R>) -> io::Result<u6
         _ => words(header),
     };
     let least = if header & ELSEWHERE != 0 { PIECE_BYTES as u64 } else { 0 };
-    let fits = words > 0
-        && words.is_multiple_of(UNIT)
-        && words <= cursor.to_end()
-        && header >> LEN_SHIFT >= least
-        && (header & 0xff != PAD || header & 0xff <= ITEM);
+    let fits =
+        words > 0 && words.is_multiple_of(UNIT) && words <= cursor.to_end() && header >> LEN_SHIFT >= least;
     if fits { Ok(words) } else { Err(garbled()) }
 }
 
