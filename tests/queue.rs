@@ -1458,3 +1458,34 @@ fn a_producer_sleeps_while_there_is_no_room_for_its_handles() {
         );
     }
 }
+
+#[task]
+fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
+    const LEN: usize = 64 << 20;
+    let queue = JoinableQueue::<String>::unbounded().unwrap();
+    let queue = if requeued { queue.on_lost(OnLost::Requeue) } else { queue };
+    queue.put("a".repeat(LEN)).unwrap();
+    if requeued {
+        // Somebody has had it before.
+        executor::Process::new(get_large_and_die::task(queue.clone())).start().unwrap().wait_exit();
+    }
+    let size: u64 =
+        std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+    let none = rustix::process::getrlimit(rustix::process::Resource::As);
+    let limit = rustix::process::Rlimit { current: Some(size * 4096 + (16 << 20)), ..none };
+    rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();
+    let error = queue.get_timeout(LONG).map(|item| item.len()).unwrap_err();
+    rustix::process::setrlimit(rustix::process::Resource::As, none).unwrap();
+    (error.to_string(), queue.get_timeout(LONG).map_or(0, |item| item.len()))
+}
+
+#[test]
+fn an_item_for_which_there_is_no_memory_stays_in_the_queue() {
+    let _watchdog = watchdog();
+    for requeued in [false, true] {
+        let process = executor::Process::new(gets_a_large_item_without_memory::task(requeued));
+        let (error, len) = process.start().unwrap().join().unwrap();
+        assert!(error.contains("memory"), "{error}");
+        assert_eq!(len, 64 << 20, "{requeued}");
+    }
+}

@@ -98,6 +98,11 @@ impl Extents {
         Ok(())
     }
 
+    /// Whether the file has so much memory, unless that is little, which is not asked.
+    pub(crate) fn may_hold(&self, len: u64) -> io::Result<bool> {
+        Ok(len <= WINDOW_MAX || len <= memory_of(&fstat(&self.file)?))
+    }
+
     /// Appends a piece to a vector.
     pub(crate) fn read(&self, mut at: u64, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");

@@ -405,13 +405,14 @@ impl Core {
     /// Nothing is put from now on.
     pub(super) fn close(&self) -> io::Result<()> {
         // Under the mutex: what is being put is put before that, or not at all.
-        let guard = self.lock(Side::Producers, Wait::Until(None))?;
+        let guard = self.lock(Side::Producers, Wait::Until(None));
+        // Also if what a dead process has left cannot be repaired: then nothing is being put.
         self.chain().close();
-        drop(guard);
+        let locked = guard.map(drop);
         self.ring_items();
         self.ring_room();
         self.layout().all_done.ring_unlocked().wake_all();
-        Ok(())
+        locked
     }
 
     /// Has consumers look again.
@@ -725,7 +726,8 @@ impl Core {
                 // There is one for this process, and one for somebody else.
                 self.ring_items();
             }
-            if let Some((held, piece, len)) = chain.take_again(me, false) {
+            let again = chain.take_again(me, false, |piece, len| self.make_room(piece, len, out));
+            if let Some((held, piece, len)) = again.map_err(Missing::Io)? {
                 let unfinished = Unfinished { core: self, held: Some(held) };
                 let rung = self.layout().consumers.room.ring();
                 drop(guard);
@@ -756,9 +758,12 @@ impl Core {
             },
         };
         // All that can fail comes before anything changes.
-        out.clear();
-        if let FoundBody::Inline { ring, word, len } = &found.body {
-            ring.read(*word, *len, out);
+        match &found.body {
+            FoundBody::Inline { ring, word, len } => {
+                out.clear();
+                ring.read(*word, *len, out);
+            }
+            FoundBody::Elsewhere { piece, len } => self.make_room(*piece, *len, out)?,
         }
         kill_point!(QueueItemCopied);
         let attachments = match found.ticket {
@@ -830,6 +835,18 @@ impl Core {
             self.chain().has_read(held, self.block.owners().me());
         }
         Ok(Got { attachments: Vec::new(), unfinished })
+    }
+
+    /// Makes room for an item that lies elsewhere, before it is taken: for want of memory it is not lost. What its memory cannot hold
+    /// is no item; to read it will say so, and then it is gone.
+    fn make_room(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
+        out.clear();
+        match usize::try_from(len) {
+            Ok(size) if len <= piece.bytes && self.store.extents.may_hold(len)? => {
+                Ok(out.try_reserve_exact(size)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read_piece(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
@@ -960,7 +977,8 @@ impl Core {
         let chain = self.chain();
         let Some(guard) = self.lock(Side::Consumers, wait)? else { return Ok(None) };
         chain.reap();
-        let Some((held, piece, len)) = chain.take_again(guard.me(), true) else { return Ok(None) };
+        let lost = chain.take_again(guard.me(), true, |piece, len| self.make_room(piece, len, out));
+        let Some((held, piece, len)) = lost? else { return Ok(None) };
         drop(guard);
         let unfinished = Unfinished { core: self, held: Some(held) };
         self.read_held(unfinished, piece, len, out).map(|got| Some(got.unfinished))
@@ -1074,6 +1092,8 @@ impl<'a> Putting<'a> {
             return Err(Refused::Closed);
         }
         let room = &core.layout().consumers.room;
+        // A future that was copied by a fork has its parent's.
+        drop(self.large.take_if(|large| large.me != guard.me()));
         if self.large.is_none() {
             if let Err(heard) = chain.look_for_room(self.of_dead) {
                 return Ok(Step::Wait(Pause { bell: room, heard, lacks: Lack::Item }));
@@ -1093,7 +1113,7 @@ impl<'a> Putting<'a> {
                 return Ok(match core.with_claims(|| chain.reserve_item(whole, guard.me()))? {
                     Err(pause) => Step::Wait(pause),
                     Ok((piece, claim, is_new)) => {
-                        self.large = Some(Large { core, piece, claim: Some(claim), is_new });
+                        self.large = Some(Large { core, me: guard.me(), piece, claim: Some(claim), is_new });
                         Step::Again
                     }
                 });
@@ -1159,6 +1179,8 @@ impl<'a> Putting<'a> {
 /// Room for a large item, and its piece. Given back, if it is not put.
 struct Large<'a> {
     core: &'a Core,
+    /// Whose the claim is. In a copy of a process it is still the other one's, who writes there, and is not given back.
+    me: OwnerId,
     piece: Piece,
     claim: Option<Claimed>,
     is_new: bool,
@@ -1166,7 +1188,9 @@ struct Large<'a> {
 
 impl Drop for Large<'_> {
     fn drop(&mut self) {
-        if let Some(claim) = self.claim.take() {
+        if let Some(claim) = self.claim.take()
+            && self.core.block.owners().is_me(self.me)
+        {
             self.core.chain().give_back(claim);
             // Others may have been waiting for this one's room.
             self.core.ring_room();
@@ -1364,6 +1388,41 @@ mod tests {
     }
 
     const LONG: u64 = 300 << 20;
+
+    /// What a task that is suspended within a put has, before the mutex is its own for the second time.
+    fn half_put<'a>(core: &'a Core, bytes: &'a [u8]) -> Putting<'a> {
+        let mut putting = Putting::new(core, bytes, &[]);
+        let guard = core.lock(Side::Producers, Wait::Until(None)).unwrap().unwrap();
+        assert!(matches!(putting.step(guard), Ok(Step::Again)));
+        putting.write().unwrap();
+        putting
+    }
+
+    #[test]
+    fn a_put_that_a_fork_has_copied_gives_back_nothing_of_the_other_process() {
+        let core = Core::create(0).unwrap();
+        let (one, two) = (vec![1; 300_000], vec![2; 300_000]);
+        let mut putting = half_put(&core, &one);
+        // SAFETY: the child calls what a copy of a process may, and ends.
+        let child = unsafe { crate::os::fork::fork() }.unwrap();
+        let Some(child) = child else {
+            drop(putting);
+            // SAFETY: nothing of the other process is torn down.
+            unsafe { libc::_exit(0) }
+        };
+        let mut status = 0;
+        // SAFETY: a child of this process, and a place for its status.
+        assert_eq!(unsafe { libc::waitpid(child as i32, &mut status, 0) }, child as i32);
+        assert_eq!(status, 0);
+        core.put(&two, &[], Wait::Not, || false).unwrap();
+        let guard = core.lock(Side::Producers, Wait::Until(None)).unwrap().unwrap();
+        assert!(matches!(putting.step(guard), Ok(Step::Done(()))));
+        let mut out = Vec::new();
+        for expected in [&two, &one] {
+            drop(core.get(&mut out, Wait::Not, false, || false).map_err(|_| "nothing").unwrap());
+            assert!(out == *expected, "{:?}", out.first());
+        }
+    }
 
     #[test]
     fn a_length_that_another_process_wrote_makes_nobody_take_more_memory_than_it_names() {

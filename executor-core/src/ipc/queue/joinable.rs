@@ -49,6 +49,10 @@ use crate::ipc::readiness::deadline_in;
 /// }
 /// ```
 ///
+/// A process that has got items and has not said that they are done keeps the queue, with its three open files, also when it has
+/// dropped all handles: it could still say so. Whoever gets from many queues says `task_done`, or uses
+/// [`get_unfinished`](JoinableQueue::get_unfinished).
+///
 /// Everything else holds as for [`Queue`].
 pub struct JoinableQueue<T> {
     queue: Queue<T>,

@@ -492,25 +492,32 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.layout.holds.lost.swap(0, Ordering::AcqRel)
     }
 
-    /// The oldest item that can be got again, or that was lost and kept: it is this process's then. Under the consumers' mutex.
-    pub(in crate::ipc::queue) fn take_again(&self, me: OwnerId, lost: bool) -> Option<(Held, Piece, u64)> {
+    /// The oldest item that can be got again, or that was lost and kept: it is this process's then, unless `prepare` fails, which is
+    /// told where it lies and how long it is. Under the consumers' mutex.
+    pub(in crate::ipc::queue) fn take_again(
+        &self,
+        me: OwnerId,
+        lost: bool,
+        prepare: impl FnOnce(Piece, u64) -> io::Result<()>,
+    ) -> io::Result<Option<(Held, Piece, u64)>> {
         let holds = &self.layout.holds;
         if !lost && self.again() == 0 {
-            return None;
+            return Ok(None);
         }
         let state = State(if lost { LOST } else { AGAIN });
         let entries = self.holds().filter(|(_, hold)| hold.state() == state);
-        let (entry, hold) = entries.min_by_key(|(_, hold)| hold.get(NUMBER))?;
-        let (piece, len) = hold.piece()?;
+        let Some((entry, hold)) = entries.min_by_key(|(_, hold)| hold.get(NUMBER)) else { return Ok(None) };
+        let Some((piece, len)) = hold.piece() else { return Ok(None) };
+        prepare(piece, len)?;
         if !hold.swap(state, u64::from(me.bits()) | READING) {
-            return None;
+            return Ok(None);
         }
         kill_point!(QueueTakenAgain);
         if !lost {
             let again = holds.again.load(Ordering::Relaxed);
             holds.again.store(again.saturating_sub(1), Ordering::Release);
         }
-        Some((Held { entry, number: hold.get(NUMBER) }, piece, len))
+        Ok(Some((Held { entry, number: hold.get(NUMBER) }, piece, len)))
     }
 
     /// What a consumer that died in the middle has left. `taken`: how many items are taken.
