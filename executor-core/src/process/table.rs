@@ -325,8 +325,7 @@ impl Record {
     /// When its time is over, if it has a limit and that is still to come.
     fn limit_at(&self) -> Option<Instant> {
         let (_, at) = self.limit?;
-        let state = lock(&self.state);
-        (!state.timed_out && state.report.is_none() && state.begun.is_none()).then_some(at)
+        lock(&self.state).has_to_end().then_some(at)
     }
 
     fn kill_group_in(&self, state: &mut State) -> bool {
@@ -363,9 +362,7 @@ impl Record {
         }
         if !ended {
             if let Some((_, at)) = self.limit
-                && !state.timed_out
-                && state.report.is_none()
-                && state.begun.is_none()
+                && state.has_to_end()
                 && at <= Instant::now()
             {
                 state.timed_out = true;
@@ -395,6 +392,12 @@ fn is_readable(socket: BorrowedFd<'_>) -> bool {
 }
 
 impl State {
+    /// Whether it is to be killed when its time is over: it has not reported, all of it, nor was it killed for that. Also one whose
+    /// report has begun: it may be stopped before the rest.
+    fn has_to_end(&self) -> bool {
+        !self.timed_out && self.report.is_none()
+    }
+
     /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
     fn read(&mut self, socket: BorrowedFd<'_>, ended: bool) -> bool {
         if self.starved && !ended {
@@ -693,5 +696,23 @@ impl Record {
     /// Whether somebody watches it.
     pub(super) fn is_watched() -> bool {
         lock(TABLE.get()).watcher.is_some()
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_limit_counts_until_the_whole_report_is_there() {
+        let mut state = State::default();
+        assert!(state.has_to_end());
+        // Stopped after the first part.
+        state.begun = Some((Payload::from(&[][..]), Vec::new(), 1));
+        assert!(state.has_to_end());
+        state.report = Some(Said::Value(Payload::from(&[][..])));
+        assert!(!state.has_to_end());
+        state = State { timed_out: true, ..State::default() };
+        assert!(!state.has_to_end());
     }
 }
