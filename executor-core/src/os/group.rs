@@ -12,9 +12,11 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getsid, kill_process_group, pidfd_open,
@@ -30,6 +32,9 @@ pub(super) struct Group<'a> {
     pub(super) leader: Pid,
     /// `None` if the leader had been reaped before it could be opened.
     pub(super) pidfd: Option<BorrowedFd<'a>>,
+    /// That it was seen without members after its leader was reaped. It never has one again: who has its number later is another
+    /// group, be its leader gone as well.
+    pub(super) is_over: &'a AtomicBool,
 }
 
 impl Group<'_> {
@@ -39,7 +44,7 @@ impl Group<'_> {
             // This kernel does not know the flag.
             Some(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => self.signal_by_number(signal),
             Some(answer) => answer,
-            None => signal_members(self.leader, signal),
+            None => self.signal_members(signal),
         }
     }
 
@@ -49,9 +54,35 @@ impl Group<'_> {
         let is_ours = |pidfd| retry(|| waitid(WaitId::PidFd(pidfd), options)).is_ok();
         match self.pidfd.is_some_and(is_ours) {
             true => Ok(kill_process_group(self.leader, signal)?),
-            false => signal_members(self.leader, signal),
+            false => self.signal_members(signal),
         }
     }
+
+    fn signal_members(&self, signal: Signal) -> io::Result<()> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Err(Errno::SRCH.into());
+        }
+        let (answer, left) = signal_members(self.leader, signal);
+        // One that is not reaped, but is not our child for the kernel, is no stranger.
+        if left == Left::Nobody && self.pidfd.is_none_or(has_ended) {
+            self.is_over.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+fn has_ended(process: BorrowedFd<'_>) -> bool {
+    matches!(
+        poll(&mut [PollFd::from_borrowed_fd(process, PollFlags::IN)], Some(&Timespec::default())),
+        Ok(1..)
+    )
+}
+
+/// What a group had when it was looked at last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Left {
+    Nobody,
+    Members,
 }
 
 /// Kills a child that was just started, and what it may have started; whether it was allowed to. For one that cannot be watched.
@@ -79,20 +110,24 @@ fn by_descriptor(leader: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
 
 /// Signals the members of a group whose leader was reaped. A process that has the leader's number now says that the group
 /// was empty before, and so does a group of another session.
-fn signal_members(leader: Pid, signal: Signal) -> io::Result<()> {
+fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     /// SIGKILL is sent until nobody is left: somebody may have started the next one before it got his.
     const ROUNDS_MAX: usize = 100;
-    let session = getsid(None)?;
+    let session = match getsid(None) {
+        Ok(session) => session,
+        Err(error) => return (Err(error.into()), Left::Members),
+    };
     let mut answer = Err(io::Error::from(Errno::SRCH));
     for _ in 0..ROUNDS_MAX {
         if place(leader).is_some() {
-            break;
+            return (answer, Left::Nobody);
         }
-        let mut found = false;
+        let (mut found, mut left) = (false, Left::Nobody);
         for member in processes() {
             if place(member) != Some((leader, session)) {
                 continue;
             }
+            left = Left::Members;
             let Ok(pidfd) = pidfd_open(member, PidfdFlags::empty()) else { continue };
             // Once more, now that nobody else can get its number: from here on it is that process, or none.
             if place(member) != Some((leader, session)) {
@@ -105,10 +140,10 @@ fn signal_members(leader: Pid, signal: Signal) -> io::Result<()> {
             }
         }
         if !found || signal != Signal::KILL {
-            break;
+            return (answer, left);
         }
     }
-    answer
+    (answer, Left::Members)
 }
 
 /// The group and the session of a process that runs.
@@ -177,7 +212,9 @@ mod tests {
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
             leader.wait().unwrap();
             assert!(programs.iter().all(|program| place(*program).is_some()));
-            kill(Group { leader: pid, pidfd: Some(pidfd.as_fd()) }).unwrap();
+            let is_over = AtomicBool::new(false);
+            let group = Group { leader: pid, pidfd: Some(pidfd.as_fd()), is_over: &is_over };
+            kill(group).unwrap();
             wait_for_the_end_of(&programs);
         }
     }
@@ -188,7 +225,8 @@ mod tests {
         let pid = Pid::from_child(&leader);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         members.push(pid);
-        Group { leader: pid, pidfd: Some(pidfd.as_fd()) }.signal_by_number(Signal::KILL).unwrap();
+        let group = Group { leader: pid, pidfd: Some(pidfd.as_fd()), is_over: &AtomicBool::new(false) };
+        group.signal_by_number(Signal::KILL).unwrap();
         wait_for_the_end_of(&members);
         leader.wait().unwrap();
     }
@@ -197,10 +235,30 @@ mod tests {
     fn who_has_the_number_of_a_leader_that_was_reaped_is_left_alone() {
         let (mut stranger, programs) = shell("wait");
         let pid = Pid::from_child(&stranger);
-        assert!(signal_members(pid, Signal::KILL).is_err(), "it lives, so it is not the one that was reaped");
+        let is_over = AtomicBool::new(false);
+        let group = Group { leader: pid, pidfd: None, is_over: &is_over };
+        assert!(group.signal(Signal::KILL).is_err(), "it lives, so it is not the one that was reaped");
         assert!(programs.iter().chain([&pid]).all(|pid| place(*pid).is_some()));
-        assert!(kill_unwatched(pid));
-        wait_for_the_end_of(&programs);
+        // The stranger ends, and what it has started is now all that has the number.
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
         stranger.wait().unwrap();
+        assert!(group.signal(Signal::KILL).is_err(), "the group was over before");
+        assert!(programs.iter().all(|pid| place(*pid).is_some()));
+        Group { is_over: &AtomicBool::new(false), ..group }.signal(Signal::KILL).unwrap();
+        wait_for_the_end_of(&programs);
+    }
+
+    #[test]
+    fn a_group_that_was_killed_is_over() {
+        let (mut leader, programs) = shell("true");
+        let (pid, is_over) = (Pid::from_child(&leader), AtomicBool::new(false));
+        leader.wait().unwrap();
+        let group = Group { leader: pid, pidfd: None, is_over: &is_over };
+        group.signal(Signal::TERM).unwrap();
+        assert!(!is_over.load(Ordering::Relaxed), "who was asked may go on");
+        let _ = group.signal(Signal::KILL);
+        wait_for_the_end_of(&programs);
+        let _ = group.signal(Signal::KILL);
+        assert!(is_over.load(Ordering::Relaxed));
     }
 }

@@ -8,6 +8,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -240,6 +241,8 @@ pub(crate) struct Child {
     pid: Pid,
     /// `None` if the child had been reaped by others before it could be opened.
     pidfd: Option<OwnedFd>,
+    /// See [`Group::is_over`].
+    group_is_over: AtomicBool,
 }
 
 impl Child {
@@ -309,9 +312,11 @@ impl Child {
 
     fn watch(pid: Pid) -> io::Result<Child> {
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Child { pid, pidfd: Some(above_stdio(pidfd)?) }),
+            Ok(pidfd) => {
+                Ok(Child { pid, pidfd: Some(above_stdio(pidfd)?), group_is_over: AtomicBool::new(false) })
+            }
             // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
-            Err(Errno::SRCH) => Ok(Child { pid, pidfd: None }),
+            Err(Errno::SRCH) => Ok(Child { pid, pidfd: None, group_is_over: AtomicBool::new(false) }),
             Err(error) => Err(error).asked("to watch a process (pidfd_open)"),
         }
     }
@@ -349,7 +354,7 @@ impl Child {
     }
 
     fn group(&self) -> Group<'_> {
-        Group { leader: self.pid, pidfd: self.pidfd() }
+        Group { leader: self.pid, pidfd: self.pidfd(), is_over: &self.group_is_over }
     }
 
     /// By which signal the child is stopped, if it is; a debugger's stops do not count. Takes nothing away from who else
