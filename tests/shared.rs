@@ -139,6 +139,11 @@ fn sv01_a_child_changes_values_of_all_types() {
     assert_eq!((raw.4.get(), raw.5.get()), (255, MOVED));
 }
 
+/// In another thread.
+fn elsewhere<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
 #[test]
 fn sv02_a_value_has_its_own_lock_or_the_one_it_was_given() {
     let (own, other) = (Value::new(1_u32).unwrap(), Value::new(1_u32).unwrap());
@@ -152,7 +157,7 @@ fn sv02_a_value_has_its_own_lock_or_the_one_it_was_given() {
     let (a, b) = (Value::with_lock(1_u32, &shared).unwrap(), Value::with_lock(2_u32, &shared).unwrap());
     assert!(*a.get_lock() == shared && a.get_lock() == b.get_lock() && a != b);
     let guard = a.lock().unwrap();
-    assert!(shared.is_locked() && b.try_lock().is_none());
+    assert!(shared.is_locked() && elsewhere(|| b.try_lock().is_none()));
     drop(guard);
     // A `RawValue` has no lock: there is no method to ask it for one.
 }
@@ -246,7 +251,7 @@ fn sv05_an_array_has_its_own_lock_or_the_one_it_was_given() {
     );
     assert!(*a.get_lock() == shared && a.get_lock() == b.get_lock() && a != b);
     let guard = a.write().unwrap();
-    assert!(shared.is_locked() && b.try_read().is_none());
+    assert!(shared.is_locked() && elsewhere(|| b.try_read().is_none()));
     drop(guard);
 }
 
@@ -909,6 +914,57 @@ fn tasks_that_share_a_thread_exclude_each_other_and_each_uses_the_value_that_it_
         drop(guard);
         assert_eq!(value.get(), 201);
     });
+}
+
+#[test]
+fn the_branches_of_one_task_exclude_each_other() {
+    let _watchdog = watchdog();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let branches = async || {
+        let value = Value::new(0_u32).unwrap();
+        let by_lock = async || {
+            let guard = value.get_lock().acquire_async().await.unwrap();
+            let before = value.get();
+            tokio::task::yield_now().await;
+            value.set(before + 1);
+            drop(guard);
+        };
+        let by_value = async || {
+            let mut guard = value.lock_async().await.unwrap();
+            let before = *guard;
+            tokio::task::yield_now().await;
+            *guard = before + 1;
+        };
+        futures::join!(by_lock(), by_lock(), by_value(), by_value());
+        assert_eq!(value.get(), 4);
+    };
+    runtime.block_on(async {
+        branches().await;
+        tokio::task::LocalSet::new()
+            .run_until(async { tokio::task::spawn_local(branches()).await })
+            .await
+            .unwrap();
+    });
+}
+
+#[test]
+fn who_holds_a_lock_that_was_given_uses_what_it_was_given_to_in_all_forms() {
+    let _watchdog = watchdog();
+    let lock = Lock::new().unwrap();
+    let value = Value::with_lock(0_u32, &lock).unwrap();
+    let array = Array::<u32>::zeroed_with_lock(1, &lock).unwrap();
+    let _held = lock.acquire().unwrap();
+    assert!(lock.try_acquire().is_none(), "of itself it is not re-entrant");
+    *value.lock().unwrap() += 1;
+    *value.try_lock().unwrap().unwrap() += 1;
+    *value.lock_timeout(LONG).unwrap().unwrap() += 1;
+    assert_eq!(value.get(), 3);
+    array.write().unwrap()[0] += 1;
+    array.try_write().unwrap().unwrap()[0] += 1;
+    array.write_timeout(LONG).unwrap().unwrap()[0] += 1;
+    assert_eq!(array.read().unwrap()[0], 3);
+    assert_eq!(array.try_read().unwrap().unwrap()[0], 3);
+    assert_eq!(array.read_timeout(LONG).unwrap().unwrap()[0], 3);
 }
 
 /// Says that it is something else when it is sent.

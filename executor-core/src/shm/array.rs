@@ -109,7 +109,8 @@ impl<T: Pod> Array<T> {
         Self::new(len, None)
     }
 
-    /// As [`zeroed`](Self::zeroed), with a lock that it shares with others.
+    /// As [`zeroed`](Self::zeroed), with a lock that it shares with others. Give it the lock before anybody holds that: a guard from
+    /// before is not known to be this thread's, which would wait for itself.
     ///
     /// # Errors
     /// As there.
@@ -234,7 +235,7 @@ impl<T: Pod> Array<T> {
     /// If this thread writes.
     pub fn read(&self) -> Acquired<ArrayReadGuard<'_, T>> {
         loop {
-            let acquired = match self.lock.try_acquire() {
+            let acquired = match self.lock.try_acquire_again() {
                 Some(acquired) => acquired,
                 None => match self.read_again(None) {
                     Some(guard) => return Ok(guard),
@@ -251,7 +252,7 @@ impl<T: Pod> Array<T> {
     /// As [`read`](Self::read), if it need not wait; else `None`.
     pub fn try_read(&self) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
         let now = deadline_in(Duration::ZERO);
-        match self.lock.try_acquire() {
+        match self.lock.try_acquire_again() {
             Some(acquired) => self.read_until(acquired, now),
             None => self.read_again(now).map(Ok),
         }
@@ -260,12 +261,12 @@ impl<T: Pod> Array<T> {
     /// As [`read`](Self::read), but waits no longer than this: then `None`.
     pub fn read_timeout(&self, limit: Duration) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
         let deadline = deadline_in(limit);
-        if let Some(acquired) = self.lock.try_acquire() {
+        if let Some(acquired) = self.lock.try_acquire_again() {
             return self.read_until(acquired, deadline);
         }
         match self.read_again(deadline) {
             Some(guard) => Some(Ok(guard)),
-            None => self.read_until(self.lock.acquire_until(deadline)?, deadline),
+            None => self.read_until(self.lock.acquire_again_until(deadline)?, deadline),
         }
     }
 
@@ -297,16 +298,16 @@ impl<T: Pod> Array<T> {
 
     /// A guard of one that reads from now on, and was let in.
     fn reading(&self, me: OwnerId) -> ArrayReadGuard<'_, T> {
-        ArrayReadGuard { array: self, hold: Hold::Shared(me, Reading::of(self.at(0).addr().get())) }
+        ArrayReadGuard { array: self, hold: Hold::Shared(me, Some(Reading::of(self.at(0).addr().get()))) }
     }
 
     /// One more for a thread that reads already and cannot have the lock: somebody waits to write, for this thread, too. As long
-    /// as it reads nobody writes.
+    /// as it reads nobody writes; but its guard may be on another thread, which drops it meanwhile.
     fn read_again(&self, deadline: Deadline) -> Option<ArrayReadGuard<'_, T>> {
         if !self.reads() {
             return None;
         }
-        self.readers().enter(deadline).map(|me| self.reading(me))
+        self.readers().enter_beside(deadline).map(|me| self.reading(me))
     }
 
     fn lend<'a>(&'a self, held: LockGuard<'a>) -> Alone<'a> {
@@ -320,7 +321,8 @@ impl<T: Pod> Array<T> {
     /// If one died while it wrote: the error has the guard.
     ///
     /// # Panics
-    /// If this thread reads or writes already: drop that guard first.
+    /// If this thread reads or writes already: drop that guard first. Also if it has given the guard to another thread, which would
+    /// drop it at some time: that cannot be told.
     pub fn write(&self) -> Acquired<ArrayWriteGuard<'_, T>> {
         loop {
             let acquired = self.lock.acquire_again();
@@ -333,13 +335,13 @@ impl<T: Pod> Array<T> {
 
     /// As [`write`](Self::write), if it need not wait; else `None`.
     pub fn try_write(&self) -> Option<Acquired<ArrayWriteGuard<'_, T>>> {
-        self.write_until(self.lock.try_acquire()?, deadline_in(Duration::ZERO))
+        self.write_until(self.lock.try_acquire_again()?, deadline_in(Duration::ZERO))
     }
 
     /// As [`write`](Self::write), but waits no longer than this: then `None`.
     pub fn write_timeout(&self, limit: Duration) -> Option<Acquired<ArrayWriteGuard<'_, T>>> {
         let deadline = deadline_in(limit);
-        self.write_until(self.lock.acquire_timeout(limit)?, deadline)
+        self.write_until(self.lock.acquire_again_until(deadline)?, deadline)
     }
 
     fn write_until<'a>(
@@ -412,8 +414,7 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
 /// How one reads.
 enum Hold<'a> {
     /// With others.
-    #[allow(dead_code, reason = "the note is dropped")]
-    Shared(OwnerId, Reading),
+    Shared(OwnerId, Option<Reading>),
     /// After a death, until somebody has looked.
     Alone(Alone<'a>),
 }
@@ -461,8 +462,10 @@ impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
 
 impl<T: Pod> Drop for ArrayReadGuard<'_, T> {
     fn drop(&mut self) {
-        if let Hold::Shared(me, _) = self.hold {
-            self.array.readers().leave(me);
+        if let Hold::Shared(me, note) = &mut self.hold {
+            // First the note: as long as it is there somebody is counted.
+            drop(note.take());
+            self.array.readers().leave(*me);
         }
     }
 }
@@ -679,5 +682,35 @@ impl<'de, T: Pod> Deserialize<'de> for RawArray<T> {
         let fits = |bytes| raw_range::<T>(len).is_some_and(|(_, end)| end == bytes);
         let block = Block::arrive(place, &[Kind::RawArray], Some(Access::of::<T>()), fits, None)?;
         Ok(RawArray { block, len, marker: PhantomData })
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_whose_guard_another_one_drops_does_not_read_beside_one_that_writes() {
+        let array = Array::<u64>::zeroed(1).unwrap();
+        // The other thread has left the table, and not yet taken back the note.
+        let note = Reading::of(array.at(0).addr().get());
+        std::thread::scope(|scope| {
+            let (writing, begins) = std::sync::mpsc::channel();
+            let (may_end, ends) = std::sync::mpsc::channel::<()>();
+            let array = &array;
+            scope.spawn(move || {
+                let mut guard = array.write().unwrap();
+                writing.send(()).unwrap();
+                let _ = ends.recv();
+                guard[0] = 1;
+            });
+            begins.recv().unwrap();
+            assert!(array.reads());
+            assert!(array.try_read().is_none());
+            assert!(array.read_timeout(Duration::from_millis(1)).is_none());
+            drop(may_end);
+            assert_eq!(array.read().unwrap()[0], 1);
+        });
+        drop(note);
     }
 }

@@ -65,6 +65,16 @@ impl<O: Owners> Readers<'_, O> {
         }
     }
 
+    /// As [`enter`](Self::enter), without the lock, for one that is said to read already. `None` also if nobody is counted: then
+    /// whoever has the lock may have been let in to write. As long as somebody is, that is not so: who writes has seen under the
+    /// mutex that nobody was, and until the lock is released only this adds to the table.
+    pub(super) fn enter_beside(&self, deadline: Deadline) -> Option<OwnerId> {
+        let guard = self.head.mutex.lock_until(self.owners, deadline)?;
+        let me = guard.me();
+        // Of one that reads, the process has an entry, so there is room.
+        (holders::total(self.table) > 0 && holders::add(self.table, me)).then_some(me)
+    }
+
     /// Does not read any more. Waits for nobody.
     pub(super) fn leave(&self, me: OwnerId) {
         // In a fork it is the parent who reads.

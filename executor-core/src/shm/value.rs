@@ -15,7 +15,7 @@ use super::{
     heap::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
-use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout};
+use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout, raw::deadline_in};
 
 /// A value in memory that processes share, with a lock.
 ///
@@ -50,7 +50,8 @@ use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayou
 /// [`get`](Self::get), [`set`](Self::set) and [`update`](Self::update) hold the lock for as long as they take.
 /// [`lock`](Self::lock) holds it while the guard lives, which derefs to the value in place. `value.set(value.get() + 1)`
 /// is two steps, between which others come in; use `update`, or hold [the lock](Self::get_lock), which is re-entrant: the thread
-/// that holds it, or the task of tokio, may do all of these, and acquire it again.
+/// that holds it, or the task of tokio, may do all of these, and acquire it again. The async forms wait until nobody holds it, this
+/// task included.
 ///
 /// ```
 /// # let value = executor::Value::new(1)?;
@@ -100,7 +101,8 @@ impl<T: Pod> Value<T> {
         Ok(Self::with(block, lock, value))
     }
 
-    /// A new one that shares a lock with others.
+    /// A new one that shares a lock with others. Give it the lock before anybody holds that: a guard from before is not known to be
+    /// this thread's, which would wait for itself.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -206,12 +208,12 @@ impl<T: Pod> Value<T> {
 
     /// As [`lock`](Self::lock), if it is free now; else `None`.
     pub fn try_lock(&self) -> Option<Acquired<ValueGuard<'_, T>>> {
-        self.guard_if_not_lent(self.lock.try_acquire()?)
+        self.guard_if_not_lent(self.lock.try_acquire_again()?)
     }
 
     /// As [`lock`](Self::lock), but waits no longer than this: then `None`. At once, if this thread has such a guard already.
     pub fn lock_timeout(&self, limit: Duration) -> Option<Acquired<ValueGuard<'_, T>>> {
-        self.guard_if_not_lent(self.lock.acquire_timeout(limit)?)
+        self.guard_if_not_lent(self.lock.acquire_again_until(deadline_in(limit))?)
     }
 
     /// As [`lock`](Self::lock), on any async runtime.
@@ -219,13 +221,10 @@ impl<T: Pod> Value<T> {
     /// # Errors
     /// As [`lock`](Self::lock).
     ///
-    /// # Panics
-    /// If this task has such a guard already.
-    ///
     /// # Cancel safety
-    /// As [`Lock::acquire_async`].
+    /// As [`Lock::acquire_async`]. As there, it waits also while this task itself holds the lock.
     pub async fn lock_async(&self) -> Acquired<ValueGuard<'_, T>> {
-        let acquired = self.lock.acquire_again_async().await;
+        let acquired = self.lock.acquire_async().await;
         self.check_not_lent();
         self.guard(acquired)
     }

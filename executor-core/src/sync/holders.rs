@@ -34,8 +34,11 @@ unsafe impl SharedLayout for Holding {}
 
 impl Holding {
     fn count(&self) -> u32 {
+        // First what was returned: what is taken and returned between the two looks is then too much, never too little, so one
+        // that is counted finds itself. Acquire: what the one did who has returned it comes before what follows from this.
+        let returned = self.returned.load(Ordering::Acquire);
         // Acquire: whoever sees that another process has taken the entry sees whose it is now.
-        self.taken.load(Ordering::Acquire).wrapping_sub(self.returned.load(Ordering::Relaxed))
+        self.taken.load(Ordering::Acquire).wrapping_sub(returned)
     }
 
     /// The mutex is held.

@@ -57,8 +57,12 @@ use crate::{
 /// # Fairness, recursion
 ///
 /// There is none: whoever comes first when it is free gets it. A thread that acquires what it holds waits for ever; see
-/// [`RLock`](crate::RLock). The lock that a [`Value`](crate::Value) or an [`Array`](crate::Array) makes for itself is re-entrant.
-/// One that was given to them is not, but the thread that holds it may use them.
+/// [`RLock`](crate::RLock). The lock that a [`Value`](crate::Value) or an [`Array`](crate::Array) makes for itself is re-entrant,
+/// but for the async form. One that was given to them is not, but the thread that holds it may use them.
+///
+/// Tasks of tokio are told apart. Of those of other runtimes nothing is known but the thread: if one has awaited such a lock and keeps
+/// it, a form that blocks panics on the thread where that was, because it may be the same task, which would wait for itself.
+/// [`acquire_async`](Lock::acquire_async) waits there.
 ///
 /// # What it costs
 ///
@@ -98,6 +102,20 @@ pub(crate) struct LockLayout {
 
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for LockLayout {}
+
+impl LockLayout {
+    /// Who lends references.
+    pub(super) fn lend_to(&self, me: Option<OwnerId>) {
+        // Release: what was done by way of the references comes before. A guard may be dropped on another thread than the one
+        // that holds the lock, which needs nothing but this to use the value again.
+        self.lent.store(me.map_or(0, OwnerId::bits), Ordering::Release);
+    }
+
+    pub(super) fn lent_to(&self) -> Option<OwnerId> {
+        let lent = self.lent.load(Ordering::Acquire);
+        if lent == 0 { None } else { OwnerId::from_bits(lent) }
+    }
+}
 
 /// Nothing but a lock: nobody asks who holds it.
 const PLAIN: u32 = 0;
@@ -249,11 +267,16 @@ impl Lock {
     /// Holds it, if it is free now; else `None`.
     #[inline]
     pub fn try_acquire(&self) -> Option<Acquired<LockGuard<'_>>> {
+        self.try_acquire_if(REENTRANT)
+    }
+
+    #[inline]
+    fn try_acquire_if(&self, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
         let owners = self.owners();
         let me = owners.me();
         match self.layout().mutex.try_acquire(owners, me) {
             Ok(locked) => Some(self.guard(me, locked)),
-            Err(_) => self.deeper(me, REENTRANT).map(Ok),
+            Err(_) => self.deeper(me, sort).map(Ok),
         }
     }
 
@@ -285,6 +308,17 @@ impl Lock {
         }
     }
 
+    /// As [`acquire_again`](Self::acquire_again), if it need not wait.
+    #[inline]
+    pub(crate) fn try_acquire_again(&self) -> Option<Acquired<LockGuard<'_>>> {
+        self.try_acquire_if(GIVEN)
+    }
+
+    /// As [`acquire_again`](Self::acquire_again), with a limit.
+    pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
+        self.try_acquire_again().or_else(|| self.acquire_slowly(self.owners().me(), deadline, GIVEN))
+    }
+
     #[cold]
     fn acquire_slowly(&self, me: OwnerId, deadline: Deadline, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
         if let Some(guard) = self.deeper(me, sort) {
@@ -296,27 +330,18 @@ impl Lock {
 
     /// As [`acquire`](Self::acquire), on any async runtime.
     ///
+    /// It is never re-entrant: one that is awaited while this task holds the lock waits until that guard is dropped. The branches
+    /// of `join!` or `select!` are one task, and exclude each other.
+    ///
     /// # Cancel safety
     /// To drop the future takes neither the lock nor another's wake-up.
     pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
-        self.acquire_async_if(REENTRANT).await
-    }
-
-    /// As [`acquire_again`](Self::acquire_again).
-    pub(crate) async fn acquire_again_async(&self) -> Acquired<LockGuard<'_>> {
-        self.acquire_async_if(GIVEN).await
-    }
-
-    async fn acquire_async_if(&self, sort: u32) -> Acquired<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
         loop {
             let me = owners.me();
             let word = match mutex.try_acquire(owners, me) {
                 Ok(locked) => return self.guard_of(me, locked, holder::this_async),
-                Err(_) => match self.deeper_async(me, sort) {
-                    Some(guard) => return Ok(guard),
-                    None => mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED),
-                },
+                Err(_) => mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED),
             };
             match word {
                 Ok(locked) => return self.guard_of(me, locked, holder::this_async),
@@ -391,12 +416,6 @@ impl Lock {
         None
     }
 
-    /// As [`deeper`](Self::deeper), for a task: who is not known waits.
-    fn deeper_async(&self, me: OwnerId, sort: u32) -> Option<LockGuard<'_>> {
-        let holder = holder::salted(self.levels_of(me)? >> HOLDER_SHIFT, me);
-        if matches!(holder::is_this(holder), holder::Is::Me) { self.deeper(me, sort) } else { None }
-    }
-
     /// Ends a level of this process: the last one releases.
     fn end_level(&self) {
         let layout = self.layout();
@@ -413,7 +432,8 @@ impl Lock {
     #[inline]
     fn end_call(&self) {
         let layout = self.layout();
-        let levels = layout.levels.load(Ordering::Relaxed);
+        // Acquire: what another thread did in a level that it has ended comes before the release.
+        let levels = layout.levels.load(Ordering::Acquire);
         if levels & (COUNT | IN_DISORDER) != 1 {
             // A guard was made within the call and kept.
             return self.end_level();
@@ -460,17 +480,14 @@ impl Lock {
 
     /// References into this block's value are lent from now on, or are not any more. The lock is held.
     pub(crate) fn lend(block: &Block, me: Option<OwnerId>) {
-        let layout: &LockLayout = block.part(0);
-        layout.lent.store(me.map_or(0, OwnerId::bits), Ordering::Relaxed);
+        block.part::<LockLayout>(0).lend_to(me);
     }
 
     /// Whether a guard of this process lends references into this block's value. The lock is held.
     #[inline]
     pub(crate) fn is_lent(block: &Block) -> bool {
-        let layout: &LockLayout = block.part(0);
-        let lent = layout.lent.load(Ordering::Relaxed);
         // What a dead process has left here is nobody's.
-        lent != 0 && OwnerId::from_bits(lent).is_some_and(|owner| block.owners().is_me(owner))
+        block.part::<LockLayout>(0).lent_to().is_some_and(|owner| block.owners().is_me(owner))
     }
 
     /// Releases what was [left locked](LockGuard::leave_locked), from any thread of any process.

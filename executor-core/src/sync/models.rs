@@ -11,7 +11,8 @@ use super::{
     cells::{self, Cell},
     condition::{self, Waiters},
     event::Flag,
-    holders::Holding,
+    holders::{self, Holding},
+    lock::LockLayout,
     raw::{Deadline, Holder, Locked, RECHECK, RobustGuard, RobustMutex, deadline_in},
     semaphore::{self, Permits},
 };
@@ -237,6 +238,47 @@ fn no_permit_is_given_twice_and_no_release_unheard() {
             thread.join().unwrap();
         }
         assert_eq!(permits(&shared.0, &world[0]).value(), 1);
+    });
+}
+
+#[test]
+fn what_is_given_back_without_the_mutex_is_never_lost() {
+    check(3, || {
+        let me = Process::world(1)[0].me();
+        let shared = Arc::new((table(1), AtomicU32::new(0)));
+        assert!(holders::add(&shared.0, me) && holders::add(&shared.0, me));
+        let theirs = Arc::clone(&shared);
+        let gives = thread::spawn(move || {
+            theirs.1.store(1, Ordering::Relaxed);
+            assert!(holders::give_back(&theirs.0, me));
+        });
+        assert!(holders::give_back(&shared.0, me));
+        assert!(holders::add(&shared.0, me));
+        assert!(holders::give_back(&shared.0, me));
+        if holders::total(&shared.0) == 0 {
+            // Who is let in now comes after all that they did.
+            assert_eq!(shared.1.load(Ordering::Relaxed), 1);
+        }
+        gives.join().unwrap();
+        assert_eq!(holders::total(&shared.0), 0);
+    });
+}
+
+#[test]
+fn what_was_done_in_a_guard_that_another_thread_drops_is_seen_by_the_holder() {
+    check(3, || {
+        let me = Process::world(1)[0].me();
+        let shared = Arc::new((LockLayout::default(), AtomicU32::new(0)));
+        shared.0.lend_to(Some(me));
+        let theirs = Arc::clone(&shared);
+        let drops = thread::spawn(move || {
+            theirs.1.store(1, Ordering::Relaxed);
+            theirs.0.lend_to(None);
+        });
+        if shared.0.lent_to().is_none() {
+            assert_eq!(shared.1.load(Ordering::Relaxed), 1);
+        }
+        drops.join().unwrap();
     });
 }
 
