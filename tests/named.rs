@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    ffi::CStr,
     fs, io,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, Stdio},
@@ -77,6 +78,15 @@ fn who_comes_too_late_to_own_a_name_is_told() {
     assert_eq!(SharedMemory::attach(&name).unwrap(), second);
 }
 
+#[test]
+fn who_comes_too_late_to_make_a_name_persistent_is_told() {
+    let _watchdog = watchdog();
+    let name = name("late-persistent");
+    let owner = SharedMemory::create_named(&name, 1).unwrap();
+    SharedMemory::attach(&name).unwrap().unlink().unwrap();
+    assert_eq!(kind(owner.persistent()), io::ErrorKind::NotFound);
+}
+
 #[task]
 fn len(memory: SharedMemory) -> (usize, Option<String>, Vec<u8>) {
     (memory.len(), memory.name(), memory.read_to_vec()[..5].to_vec())
@@ -134,8 +144,9 @@ fn memory_with_a_name_that_is_given_away_arrives() {
 }
 
 #[task]
-fn make_and_die(names: Vec<String>) {
-    let _memories: Vec<_> = names.iter().map(|name| SharedMemory::create_named(name, 1).unwrap()).collect();
+fn make_and_die(names: Vec<String>, size: usize) {
+    let make = |name: &String| SharedMemory::create_named(name, size).unwrap();
+    let _memories: Vec<_> = names.iter().map(make).collect();
     // SAFETY: a signal to this process itself.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
@@ -144,7 +155,7 @@ fn make_and_die(names: Vec<String>) {
 fn the_names_of_the_dead_go_while_others_are_made() {
     let _watchdog = watchdog();
     let names: Vec<_> = (0..100).map(|number| name(&format!("dead-{number}"))).collect();
-    assert!(pool(1).submit(make_and_die::task(names.clone())).result().is_err());
+    assert!(pool(1).submit(make_and_die::task(names.clone(), 1)).result().is_err());
     let left = || names.iter().filter(|name| named_file(name).is_some()).count();
     let mut made = 0;
     while left() > 0 {
@@ -159,7 +170,7 @@ fn the_names_of_the_dead_go_while_others_are_made() {
 fn a_name_whose_owner_was_killed_is_free_at_once() {
     let _watchdog = watchdog();
     let names = [name("free")];
-    assert!(pool(1).submit(make_and_die::task(names.to_vec())).result().is_err());
+    assert!(pool(1).submit(make_and_die::task(names.to_vec(), 1)).result().is_err());
     let memory = SharedMemory::create_named(&names[0], 1).unwrap();
     assert_eq!(SharedMemory::attach(&names[0]).unwrap(), memory);
 }
@@ -288,6 +299,12 @@ fn a_link_or_a_pipe_in_the_place_of_a_name_is_not_followed() {
 /// Runs a test that is ignored otherwise in a process that has a `/dev/shm` of its own; says so where that cannot be had.
 #[track_caller]
 fn with_own_directory(test: &str) {
+    with_directory(test, c"mode=1777");
+}
+
+/// As [`with_own_directory`], mounted with these options.
+#[track_caller]
+fn with_directory(test: &str, options: &'static CStr) {
     let mut command = Command::new("/proc/self/exe");
     command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null());
@@ -307,7 +324,7 @@ fn with_own_directory(test: &str) {
                 c"/dev/shm".as_ptr(),
                 c"tmpfs".as_ptr(),
                 0,
-                c"mode=1777".as_ptr().cast(),
+                options.as_ptr().cast(),
             ))
         });
     }
@@ -389,6 +406,81 @@ fn names_where_strangers_have_taken_what_they_can() {
     assert_eq!(kind(SharedMemory::attach("prize")), io::ErrorKind::NotFound);
 }
 
+#[task]
+fn is_not_found(name: &str) -> bool {
+    SharedMemory::attach(name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+#[test]
+fn a_link_of_a_stranger_does_not_choose_what_is_attached() {
+    with_own_directory("a_link_in_a_folder_of_a_stranger");
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn a_link_in_a_folder_of_a_stranger() {
+    let _watchdog = watchdog();
+    let folder = only_folder();
+    stranger(&format!("mkdir -m 755 '{folder}'"));
+    let _memory = SharedMemory::create_named("chosen", 100).unwrap();
+    let chosen = named_file("chosen").unwrap().parent().unwrap().to_owned();
+    assert!(chosen.starts_with(format!("{folder}.1")), "{chosen:?}");
+    // Wherever the name may be looked for, it leads to another one of the same user.
+    let chosen = chosen.display();
+    stranger(&format!(
+        "for a in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do for b in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do
+             mkdir '{folder}/'$a$b; ln -s '{chosen}' '{folder}/'$a$b/=asked
+         done; done"
+    ));
+    // In a process that has seen no folder yet.
+    assert!(pool(1).submit(is_not_found::task("asked")).result().unwrap());
+}
+
+/// The folder that names have at first, which is gone again.
+fn only_folder() -> String {
+    drop(SharedMemory::create_named("for-the-folder", 1).unwrap().persistent().unwrap());
+    let [folder] = &entries()[..] else { panic!("{:?}", entries()) };
+    let folder = format!("/dev/shm/{folder}");
+    SharedMemory::attach("for-the-folder").unwrap().unlink().unwrap();
+    assert_eq!(entries(), [""; 0]);
+    folder
+}
+
+#[test]
+fn what_the_dead_have_named_is_in_nobodys_way_where_there_is_little_room() {
+    with_directory("names_where_there_is_little_room", c"mode=1777,size=64m,nr_inodes=100");
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn names_where_there_is_little_room() {
+    const MUCH: usize = 40 << 20;
+    let _watchdog = watchdog();
+    let die =
+        |names: Vec<String>, size| assert!(pool(1).submit(make_and_die::task(names, size)).result().is_err());
+    // Each time anew after a crash.
+    die(vec!["cache".into()], MUCH);
+    die(vec!["cache".into()], MUCH);
+    let memory = SharedMemory::create_named("cache", MUCH).unwrap();
+    // Who lives has it, and there is no room for another one.
+    assert_eq!(kind(SharedMemory::create_named("cache", MUCH)), io::ErrorKind::AlreadyExists);
+    assert_eq!(kind(SharedMemory::create_named("other", MUCH)), io::ErrorKind::StorageFull);
+    drop(memory);
+    die(vec!["third".into()], MUCH);
+    let list = ShareableList::create_named("other", [vec![1_u8; MUCH / 2]]).unwrap();
+    assert_eq!(
+        kind(ShareableList::create_named("other", [vec![1_u8; MUCH / 2]])),
+        io::ErrorKind::AlreadyExists
+    );
+    drop(list);
+    // A name takes folders, too, of which a file system has as many as it says.
+    let make = |number| SharedMemory::create_named(&format!("{number}"), 1).ok();
+    let most = (0..100).map_while(make).collect::<Vec<_>>().len();
+    assert!((20..100).contains(&most), "{most}");
+    die((0..most).map(|number| format!("{number}")).collect(), 1);
+    let _memory = SharedMemory::create_named("last", 1).unwrap();
+}
+
 #[test]
 fn nothing_is_left_where_names_were() {
     with_own_directory("what_is_left_of_names");
@@ -404,7 +496,7 @@ fn what_is_left_of_names() {
     memories[7].unlink().unwrap();
     drop(memories);
     assert_eq!(entries(), [""; 0]);
-    assert!(pool(1).submit(make_and_die::task(names)).result().is_err());
+    assert!(pool(1).submit(make_and_die::task(names, 1)).result().is_err());
     assert_eq!(SharedMemory::sweep(), 50);
     assert_eq!(entries(), [""; 0]);
 }

@@ -238,7 +238,10 @@ impl ShareableList {
         }
         let block = match name {
             None => Block::allocate(Kind::List, whole(size)?)?,
-            Some(_) => Block::allocate_in(Name::create_file()?, Kind::List, whole(size)?)?,
+            Some(name) => {
+                let len = whole(size)?;
+                Name::fill(name, |file| Block::allocate_in(file, Kind::List, len))?
+            }
         };
         let memory = SharedMemory::with(block, None);
         let list = ShareableList { memory };

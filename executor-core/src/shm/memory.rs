@@ -117,8 +117,8 @@ impl SharedMemory {
     /// it; [`AlreadyExists`](io::ErrorKind::AlreadyExists); else the system's.
     pub fn create_named(name: &str, size: usize) -> io::Result<Self> {
         Name::check(name)?;
-        let file = Name::create_file()?;
-        let block = Block::allocate_in(file, Kind::Memory, whole(size)?)?;
+        let len = whole(size)?;
+        let block = Name::fill(name, |file| Block::allocate_in(file, Kind::Memory, len))?;
         let name = Name::link(name, block.descriptor().as_fd())?;
         Ok(Self::with(block, Some(name)))
     }

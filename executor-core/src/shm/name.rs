@@ -43,8 +43,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Mode, OFlags, RawDir, Stat, fchmod, fstat, linkat, mkdirat, open, openat, renameat,
-        statat, unlinkat,
+        AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fstat, linkat, mkdirat, open, openat,
+        openat2, renameat, statat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -115,10 +115,25 @@ fn chance() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
+/// Whether it could be done if there were fewer names.
+fn is_want_of_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory
+    )
+}
+
 /// Neither a link nor anything that is no file is followed, and nobody is waited for.
 fn open_file(folder: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     openat(folder, path, flags, Mode::empty())
+}
+
+/// The same for the whole path of one, which may lead through a folder of a stranger's: no link in it is followed, anywhere. An
+/// error where the system cannot do that.
+fn open_whole(path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
 }
 
 /// The file anew, with locks of its own.
@@ -235,10 +250,14 @@ impl Folder {
         let descriptor = match open(&path, flags, Mode::empty()) {
             Ok(descriptor) => descriptor,
             Err(Errno::NOENT) => return Ok(Candidate::Absent),
-            Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(Candidate::Strangers),
-            Err(error) => return Err(error).asked(&format!("the folder of named memory, {path}")),
+            // What this process or the system lacks.
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                return Err(error).asked(&format!("the folder of named memory, {path}"));
+            }
+            // Whatever else a stranger can make a path answer, which may be a file system of his.
+            Err(_) => return Ok(Candidate::Strangers),
         };
-        let stat = fstat(&descriptor)?;
+        let Ok(stat) = fstat(&descriptor) else { return Ok(Candidate::Strangers) };
         let others_write = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
         match stat.st_uid == user && !others_write {
             true => Ok(Candidate::Ours(Folder { descriptor, path, number, is_new: false })),
@@ -362,8 +381,11 @@ impl Folder {
         let make = || mkdirat(&self.descriptor, &fresh, Mode::RWXU);
         let made = make().or_else(|error| match error {
             Errno::NOENT => {
-                let _ = mkdirat(&self.descriptor, bucket, Mode::RWXU);
-                make()
+                match mkdirat(&self.descriptor, bucket, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => make(),
+                    // No room: to begin anew would not help.
+                    other => other,
+                }
             }
             // Another process has drawn the same number; or there is no room, no permission.
             Errno::EXIST => Err(Errno::NOENT),
@@ -466,11 +488,29 @@ impl Folder {
 }
 
 impl Name {
-    /// An unnamed file; `link` gives it its name.
-    pub(super) fn create_file() -> io::Result<OwnedFd> {
-        let mode = Mode::RUSR | Mode::WUSR;
-        open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode)
-            .asked("a file for named memory in /dev/shm")
+    /// What `fill` makes of an unnamed file that is to have this name; [`link`](Self::link) gives it to it.
+    ///
+    /// Where there is no room, those of the dead give theirs: a program that was killed could else never make its name again, for
+    /// what it has left takes the room of what comes in its place.
+    pub(super) fn fill<R>(name: &str, fill: impl Fn(OwnedFd) -> io::Result<R>) -> io::Result<R> {
+        let path = path(name)?;
+        let attempt = || {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            let file = open(DIRECTORY, flags, Mode::RUSR | Mode::WUSR);
+            fill(file.asked("a file for named memory in /dev/shm")?)
+        };
+        attempt().or_else(|error| {
+            if !is_want_of_room(&error) {
+                return Err(error);
+            }
+            let Ok(folder) = Folder::open(false) else { return Err(error) };
+            // Not "no room": it could not be made in any case.
+            if folder.clear(&path)? == Cleared::Stays {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            folder.sweep();
+            attempt()
+        })
     }
 
     /// Checks a name.
@@ -484,6 +524,7 @@ impl Name {
         let owner = own(file)?;
         kill_point!(NameOwned);
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut swept = false;
         for _ in 0..ATTEMPTS {
             let folder = Folder::open(true)?;
             match folder.put(&source, &path) {
@@ -495,6 +536,11 @@ impl Name {
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+                // The folders of a name take room, too.
+                Err(error) if is_want_of_room(&error) && !swept => {
+                    folder.sweep();
+                    swept = true;
+                }
                 Err(error) => {
                     return Err(error).asked(&format!("a name for shared memory in {}", folder.path));
                 }
@@ -509,12 +555,13 @@ impl Name {
     pub(super) fn open(name: &str) -> io::Result<(Self, OwnFile)> {
         let path = path(name)?;
         let user = geteuid().as_raw();
-        // At once, without a look at the folder: a stranger can put no file of this user's into one of his own.
+        // At once, without a look at the folder: a stranger can put no file of this user's into one of his own, and a link to one
+        // is not followed.
         let mut whole = Folder::path(user, Folder::known(user));
         for part in ["/", &path, "/", FILE] {
             whole.push_str(part);
         }
-        if let Ok(file) = open_file(CWD, &whole)
+        if let Ok(file) = open_whole(&whole)
             && let Ok(file) = OwnFile::check(Arc::new(file))
             && (is_persistent(file.stat()) || is_owned(file.as_fd()))
         {
@@ -562,7 +609,12 @@ impl Name {
     pub(super) fn persist(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         // As an owner: so nobody removes it at the same moment.
         let _owner = if self.is_owner() { None } else { Some(own_named(file)?) };
-        Ok(fchmod(file, Mode::RUSR | Mode::WUSR | Mode::SVTX)?)
+        fchmod(file, Mode::RUSR | Mode::WUSR | Mode::SVTX)?;
+        // After the mark: whoever unlinks it from now on removes what is persistent.
+        if fstat(file)?.st_nlink == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name is gone: somebody has removed it"));
+        }
+        Ok(())
     }
 
     pub(super) fn unlink(&self, file: BorrowedFd<'_>) -> io::Result<()> {
