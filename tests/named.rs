@@ -436,6 +436,32 @@ fn a_link_in_a_folder_of_a_stranger() {
     assert!(pool(1).submit(is_not_found::task("asked")).result().unwrap());
 }
 
+#[test]
+fn what_strangers_give_back_does_not_split_the_names() {
+    with_own_directory("names_after_strangers_have_given_back");
+}
+
+#[task]
+fn make_persistent(name: &str) -> io::Result<()> {
+    SharedMemory::create_named(name, 100)?.persistent().map(drop)
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn names_after_strangers_have_given_back() {
+    let _watchdog = watchdog();
+    let folder = only_folder();
+    stranger(&format!("mkdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do mkdir '{folder}.'$i; done"));
+    let _first = SharedMemory::create_named("first", 100).unwrap();
+    stranger(&format!("rmdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do rmdir '{folder}.'$i; done"));
+    // In a process that has seen no folder yet.
+    let newcomer = pool(1);
+    newcomer.submit(attach_and_write::task("first")).result().unwrap();
+    let newcomer = pool(1);
+    newcomer.submit(make_persistent::task("second")).result().unwrap();
+    SharedMemory::attach("second").unwrap().unlink().unwrap();
+}
+
 /// The folder that names have at first, which is gone again.
 fn only_folder() -> String {
     drop(SharedMemory::create_named("for-the-folder", 1).unwrap().persistent().unwrap());

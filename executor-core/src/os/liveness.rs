@@ -21,7 +21,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{
         Arc,
@@ -94,7 +94,7 @@ pub(crate) struct Liveness {
 struct Seat {
     id: OwnerId,
     origin: Origin,
-    description: NotInherited,
+    description: Description,
 }
 
 // SAFETY: the counter is an atomic that lives as long as `self` (`new`), the seat is replaced by compare-and-swap.
@@ -117,10 +117,7 @@ const TRIES_MAX: u32 = 1024;
 impl Seat {
     fn take(file: &OwnedFd, counter: &OwnerCounter) -> io::Result<Seat> {
         let origin = Origin::here();
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let description =
-            NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
-                .asked("another descriptor of shared memory (/proc/self/fd)")?;
+        let description = Description::open(file.as_fd())?;
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
             // Neither 0 nor nobody's.
@@ -211,6 +208,37 @@ impl Drop for Liveness {
     }
 }
 
+/// A description of a file that nobody else has, for locks. When it is dropped, they are gone.
+///
+/// Closing is not enough for that: a child that another thread has just made by `posix_spawn` or `vfork` has a copy of the
+/// descriptor until it runs its program, and no handler of `pthread_atfork` runs in it.
+#[derive(Debug)]
+pub(crate) struct Description(NotInherited);
+
+impl Description {
+    /// Opens the file anew.
+    pub(crate) fn open(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+            .map(Description)
+            .asked("another descriptor of shared memory (/proc/self/fd)")
+    }
+
+    /// The descriptor; `None` in a fork.
+    pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
+        self.0.get()
+    }
+}
+
+impl Drop for Description {
+    fn drop(&mut self) {
+        // Not in a fork: the description is the parent's.
+        if let Some(file) = self.get() {
+            let _ = byte::unlock_all(file);
+        }
+    }
+}
+
 /// Locks of single bytes of a file, which need not be there, by an open file description.
 pub(crate) mod byte {
     use super::*;
@@ -236,9 +264,9 @@ pub(crate) mod byte {
         }
     }
 
-    fn set(file: BorrowedFd<'_>, kind: i32, at: u64) -> io::Result<bool> {
+    fn set(file: BorrowedFd<'_>, kind: i32, at: u64, len: u64) -> io::Result<bool> {
         use rustix::io::Errno;
-        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(kind, at, 1))) {
+        match retry(|| call(file, libc::F_OFD_SETLK, &mut flock(kind, at, len))) {
             Ok(()) => Ok(true),
             Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
             Err(error) => Err(error.into()),
@@ -247,12 +275,12 @@ pub(crate) mod byte {
 
     /// Locks a byte; `false` if another description has it.
     pub(crate) fn try_lock(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
-        set(file, libc::F_WRLCK, at)
+        set(file, libc::F_WRLCK, at, 1)
     }
 
     /// Locks a byte, which others may lock in this way, too.
     pub(crate) fn share(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
-        match set(file, libc::F_RDLCK, at)? {
+        match set(file, libc::F_RDLCK, at, 1)? {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -260,7 +288,13 @@ pub(crate) mod byte {
 
     /// Gives back what this description has locked there.
     pub(crate) fn unlock(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
-        set(file, libc::F_UNLCK, at).map(drop)
+        set(file, libc::F_UNLCK, at, 1).map(drop)
+    }
+
+    /// Gives back all that this description has locked.
+    pub(super) fn unlock_all(file: BorrowedFd<'_>) -> io::Result<()> {
+        // To the end, wherever that is.
+        set(file, libc::F_UNLCK, 0, 0).map(drop)
     }
 
     /// Whether another description has locked the byte.
@@ -300,6 +334,20 @@ mod tests {
         let c = join();
         assert!(c.is_alive(id_a) && !c.is_alive(id_b));
         assert!(c.me() != id_b);
+    }
+
+    #[test]
+    fn locks_go_with_their_description_whoever_has_a_copy_of_the_descriptor() {
+        let (_counter, file) = Shared::<OwnerCounter>::create("liveness-test").unwrap();
+        let [mine, other] = [(); 2].map(|()| Description::open(file.as_fd()).unwrap());
+        assert!(byte::try_lock(mine.get().unwrap(), 7).unwrap());
+        assert!(byte::try_lock(mine.get().unwrap(), 1 << 40).unwrap());
+        assert!(byte::any_is_locked(other.get().unwrap(), 0, 1 << 41).unwrap());
+        // As a child has it that another thread starts.
+        let copy = mine.get().unwrap().try_clone_to_owned().unwrap();
+        drop(mine);
+        assert!(!byte::any_is_locked(other.get().unwrap(), 0, 1 << 41).unwrap());
+        drop(copy);
     }
 
     #[test]

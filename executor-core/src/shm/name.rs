@@ -26,7 +26,7 @@
 //! the living, and no step takes longer because there are many.
 //!
 //! **Other users.** All may write to `/dev/shm`. So the folder counts only if it belongs to this user and nobody else may write to it;
-//! where somebody has taken its name, the next number is tried. In it, only files are looked at that begin as this
+//! where somebody has taken its name, it has a number, and is found by a look at all that are there. In it, only files are looked at that begin as this
 //! library's do and belong to this user or to root ([`OwnFile`]).
 
 use std::{
@@ -51,7 +51,10 @@ use rustix::{
 };
 
 use super::segment::OwnFile;
-use crate::os::{asked::Asked, fork::NotInherited, liveness::byte};
+use crate::os::{
+    asked::Asked,
+    liveness::{Description, byte},
+};
 
 const DIRECTORY: &str = "/dev/shm";
 /// The folder's name, before the user's number.
@@ -68,9 +71,6 @@ const OWNERS: u64 = 1 << 40;
 const OWNERS_MAX: u64 = 1 << 30;
 /// The byte that is locked by whoever is about to remove the name.
 const DOOM: u64 = 1 << 41;
-/// So many folders' names that nobody has, one after the other, are the end of those that somebody has. Another user may take
-/// some, and give them back.
-const GAP: u32 = 4;
 /// How often it is begun anew when somebody has removed an empty folder in between.
 const ATTEMPTS: u32 = 100;
 /// How many other names are looked at when one is made, and how many at most if dead ones are among them.
@@ -81,7 +81,7 @@ const LOOKS_MAX: usize = 32;
 #[derive(Debug)]
 pub(super) struct Name {
     name: String,
-    owner: Option<NotInherited>,
+    owner: Option<Description>,
 }
 
 fn invalid(text: &'static str) -> io::Error {
@@ -136,16 +136,9 @@ fn open_whole(path: &str) -> rustix::io::Result<OwnedFd> {
     openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
 }
 
-/// The file anew, with locks of its own.
-fn reopen(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    NotInherited::open(|| Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
-        .asked("another descriptor of shared memory (/proc/self/fd)")
-}
-
 /// Becomes an owner of a file that nobody removes meanwhile: it has no name yet.
-fn own(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
-    let description = reopen(file)?;
+fn own(file: BorrowedFd<'_>) -> io::Result<Description> {
+    let description = Description::open(file)?;
     let forked = || io::Error::other("forked meanwhile");
     for _ in 0..ATTEMPTS {
         if byte::try_lock(description.get().ok_or_else(forked)?, OWNERS + chance() % OWNERS_MAX)? {
@@ -156,14 +149,23 @@ fn own(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
 }
 
 /// Becomes an owner of a file that has a name.
-fn own_named(file: BorrowedFd<'_>) -> io::Result<NotInherited> {
+fn own_named(file: BorrowedFd<'_>) -> io::Result<Description> {
     let owner = own(file)?;
-    // After the lock: whoever marks it as doomed from now on sees that it is owned.
-    let doomed = owner.get().is_none_or(|file| byte::is_locked(file, DOOM).unwrap_or(true));
-    if doomed || fstat(file)?.st_nlink == 0 {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more"));
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more");
+    for _ in 0..ATTEMPTS {
+        // After the lock: whoever marks it as doomed from now on sees that it is owned.
+        let doomed = owner.get().is_none_or(|file| byte::is_locked(file, DOOM).unwrap_or(true));
+        if fstat(file)?.st_nlink == 0 {
+            return Err(gone());
+        }
+        if !doomed {
+            return Ok(owner);
+        }
+        // Whoever marked it either has seen this owner and gives up, or removes it. If both gave up, it would stay without an owner.
+        std::thread::yield_now();
     }
-    Ok(owner)
+    // Stopped in between; or not this user's to ask.
+    Err(gone())
 }
 
 /// Whether some other description than this one owns it.
@@ -265,6 +267,26 @@ impl Folder {
         }
     }
 
+    /// The numbers of all folders that are called like this user's, in order.
+    fn numbers(user: u32) -> io::Result<Vec<u32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let list = open(DIRECTORY, flags, Mode::empty()).asked(DIRECTORY)?;
+        let first = format!("{PREFIX}{user}");
+        let number = |name: &CStr| match name.to_str().ok()?.strip_prefix(&first)? {
+            "" => Some(0),
+            rest => rest.strip_prefix('.')?.parse().ok(),
+        };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(list, &mut buffer);
+        let mut numbers = Vec::new();
+        while let Some(entry) = entries.next() {
+            numbers.extend(number(entry.asked(DIRECTORY)?.file_name()));
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(numbers)
+    }
+
     /// The number of the folder that was found last, of this user; 0 at first.
     fn known(user: u32) -> u32 {
         let known = KNOWN.load(Ordering::Relaxed);
@@ -278,30 +300,24 @@ impl Folder {
         let user = geteuid().as_raw();
         let mut is_new = false;
         for _ in 0..ATTEMPTS {
-            let known = Self::known(user);
-            if known != 0
-                && let Candidate::Ours(folder) = Self::candidate(user, known)?
-            {
+            // The first is the usual one.
+            if let Candidate::Ours(folder) = Self::candidate(user, Self::known(user))? {
                 return Ok(Folder { is_new, ..folder });
             }
-            let (mut absent, mut gap) = (None, 0);
-            for number in 0.. {
-                match Self::candidate(user, number)? {
-                    Candidate::Ours(folder) => {
-                        KNOWN.store(u64::from(user) << 32 | u64::from(number), Ordering::Relaxed);
-                        return Ok(Folder { is_new, ..folder });
-                    }
-                    Candidate::Strangers => gap = 0,
-                    Candidate::Absent => {
-                        absent = absent.or(Some(number));
-                        gap += 1;
-                    }
-                }
-                if gap == GAP {
-                    break;
+            // Else those that there are, in order. Not by trying numbers until some are free: strangers give back
+            // what they have taken, and one of this user's may lie beyond.
+            let taken = Self::numbers(user)?;
+            for &number in &taken {
+                if let Candidate::Ours(folder) = Self::candidate(user, number)? {
+                    KNOWN.store(u64::from(user) << 32 | u64::from(number), Ordering::Relaxed);
+                    return Ok(Folder { is_new, ..folder });
                 }
             }
-            let Some(number) = absent.filter(|_| make) else { break };
+            if !make {
+                break;
+            }
+            let free = (0..).zip(&taken).find(|(number, taken)| number != *taken).map(|(number, _)| number);
+            let number = free.unwrap_or(taken.len() as u32);
             let path = Self::path(user, number);
             match mkdirat(CWD, &path, Mode::RWXU) {
                 Ok(()) => is_new = true,
@@ -600,15 +616,24 @@ impl Name {
     /// Owns it, too.
     pub(super) fn own(&mut self, file: BorrowedFd<'_>) -> io::Result<()> {
         if !self.is_owner() {
-            self.owner = Some(own_named(file)?);
+            self.owner = Some(self.own_or_clear(file)?);
         }
         Ok(())
+    }
+
+    /// If the name is too late to be owned, it is gone afterwards: whoever was about to remove it may be stopped.
+    fn own_or_clear(&self, file: BorrowedFd<'_>) -> io::Result<Description> {
+        own_named(file).inspect_err(|_| {
+            if let (Ok(folder), Ok(path)) = (Folder::open(false), path(&self.name)) {
+                let _ = folder.clear(&path);
+            }
+        })
     }
 
     /// From now on the name stays until it is removed.
     pub(super) fn persist(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         // As an owner: so nobody removes it at the same moment.
-        let _owner = if self.is_owner() { None } else { Some(own_named(file)?) };
+        let _owner = if self.is_owner() { None } else { Some(self.own_or_clear(file)?) };
         fchmod(file, Mode::RUSR | Mode::WUSR | Mode::SVTX)?;
         // After the mark: whoever unlinks it from now on removes what is persistent.
         if fstat(file)?.st_nlink == 0 {
@@ -621,12 +646,14 @@ impl Name {
         Folder::open(false)?.remove(&path(&self.name)?, &fstat(file)?)
     }
 
-    /// To be called when the last handle here goes; a name that nobody else owns goes too.
+    /// To be called when the last handle here goes; a name that nobody else owns goes too. Where it cannot be looked at any more
+    /// (no descriptor is free, the process has become another user or changed its root), it goes as those of the dead do.
     pub(super) fn leave(&mut self) {
-        let is_owner = self.is_owner();
+        // Before the owner gives its descriptor back, which another thread may take.
+        let folder = self.is_owner().then(|| Folder::open(false));
         drop(self.owner.take());
         kill_point!(NameLeft);
-        if is_owner && let (Ok(folder), Ok(path)) = (Folder::open(false), path(&self.name)) {
+        if let (Some(Ok(folder)), Ok(path)) = (folder, path(&self.name)) {
             let _ = folder.clear(&path);
         }
     }
