@@ -88,8 +88,11 @@ impl Memory for File {
             words.clone().map(|_| AtomicU64::new(0)).collect(),
             words.map(|_| Shadow::default()).collect(),
         );
-        // One that was there before is the same memory.
-        self.rings.lock().unwrap().entry(at).or_insert_with(|| Arc::new(ring));
+        // One that was there before is the same memory. A place that was merged with the next one is longer now.
+        let mut rings = self.rings.lock().unwrap();
+        if rings.get(&at).is_none_or(|before| before.0.len() != ring.0.len()) {
+            rings.insert(at, Arc::new(ring));
+        }
         Ok(())
     }
 
