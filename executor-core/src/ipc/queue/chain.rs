@@ -1293,7 +1293,7 @@ mod tests {
 
     use super::*;
 
-    struct Alone;
+    pub(super) struct Alone;
 
     impl Owners for Alone {
         fn me(&self) -> OwnerId {
@@ -1310,7 +1310,7 @@ mod tests {
     }
 
     /// Only places, nothing in them.
-    struct Places;
+    pub(super) struct Places;
 
     impl Words for Places {
         fn words(&self) -> usize {

@@ -69,6 +69,9 @@ const READING: u64 = 1 << 32;
 const AGAIN: u64 = 1 << 33;
 const LOST: u64 = 2 << 33;
 const DONE: u64 = 3 << 33;
+/// Above these, the lowest bits of the item's number: so whoever swaps the word swaps it for the item that was looked at, and not for
+/// another one of the same owner, unless that comes 2^29 items later.
+const ITEM_SHIFT: u32 = 35;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -121,13 +124,13 @@ impl<R: Words> Hold<'_, R> {
         (piece.bytes > 0).then(|| (piece, self.get(LEN)))
     }
 
-    fn swap(&self, from: State, to: u64) -> bool {
-        self.word(STATE).compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    fn swap(&self, from: State, to: State) -> bool {
+        self.word(STATE).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// What it is when its item is no more: it is free at once, if there is no piece to give back.
-    fn over(&self) -> u64 {
-        if self.piece().is_some() { DONE } else { 0 }
+    fn over(&self, state: State) -> State {
+        if self.piece().is_some() { state.but(DONE) } else { State::FREE }
     }
 }
 
@@ -135,9 +138,28 @@ impl<R: Words> Hold<'_, R> {
 struct State(u64);
 
 impl State {
+    const FREE: State = State(0);
+
+    fn new(what: u64, item: u64) -> Self {
+        State(what | item << ITEM_SHIFT)
+    }
+
+    /// The same item, with which something else is.
+    fn but(self, what: u64) -> Self {
+        State::new(what, self.0 >> ITEM_SHIFT)
+    }
+
+    fn what(self) -> u64 {
+        self.0 & ((1 << ITEM_SHIFT) - 1)
+    }
+
+    fn is_of(self, item: u64) -> bool {
+        self.0 >> ITEM_SHIFT == item << ITEM_SHIFT >> ITEM_SHIFT
+    }
+
     /// Whose it is, if it is in somebody's hands.
     fn owner(self) -> Option<OwnerId> {
-        let bits = u32::try_from(self.0 & !READING).ok()?;
+        let bits = u32::try_from(self.what() & !READING).ok()?;
         OwnerId::from_bits(bits)
     }
 
@@ -146,7 +168,7 @@ impl State {
     }
 
     fn is_unfinished(self) -> bool {
-        self.is_held() || self.0 == AGAIN
+        self.is_held() || self.what() == AGAIN
     }
 
     fn is_read(self) -> bool {
@@ -280,14 +302,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if used.load(Ordering::Relaxed) == entry {
             used.store(entry.wrapping_add(1), Ordering::Release);
         }
-        hold.word(STATE).store(u64::from(me.bits()) | READING, Ordering::Release);
+        let state = State::new(u64::from(me.bits()) | READING, found.number);
+        hold.word(STATE).store(state.0, Ordering::Release);
         kill_point!(QueueItemHeld);
     }
 
     /// Its bytes have been read, or are not needed.
     pub(in crate::ipc::queue) fn has_read(&self, held: Held, me: OwnerId) {
         if let Some(hold) = self.hold(held.entry) {
-            hold.swap(State(u64::from(me.bits()) | READING), u64::from(me.bits()));
+            let reading = State::new(u64::from(me.bits()) | READING, held.number);
+            hold.swap(reading, reading.but(me.bits().into()));
         }
     }
 
@@ -297,26 +321,34 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     pub(in crate::ipc::queue) fn is_done(&self, held: Held, me: OwnerId) -> bool {
         let Some(hold) = self.hold(held.entry) else { return false };
         let state = hold.state();
-        hold.get(NUMBER) == held.number && state.owner() == Some(me) && self.end(&hold, state)
+        state.is_of(held.number)
+            && hold.get(NUMBER) == held.number
+            && state.owner() == Some(me)
+            && self.end(&hold, state)
     }
 
     /// The oldest item that another process has is done, which it has handed to this one. None if there is none.
     pub(in crate::ipc::queue) fn is_done_for_another(&self, me: OwnerId) -> Option<Held> {
         loop {
-            let is_anothers = |state: State| state.owner().is_some_and(|owner| owner != me);
-            let held = self.holds().filter(|(_, hold)| is_anothers(hold.state()) && !hold.state().is_read());
-            let (entry, hold) = held.min_by_key(|(_, hold)| hold.get(NUMBER))?;
-            let (state, number) = (hold.state(), hold.get(NUMBER));
-            if state.is_held() && self.end(&hold, state) {
+            // Each state is looked at once: what is ended is what was chosen, or nothing.
+            let is_anothers =
+                |state: State| state.owner().is_some_and(|owner| owner != me) && !state.is_read();
+            let seen = self.holds().map(|(entry, hold)| {
+                let state = hold.state();
+                (entry, state, hold.get(NUMBER), hold)
+            });
+            let held = seen.filter(|(_, state, ..)| is_anothers(*state));
+            let (entry, state, number, hold) = held.min_by_key(|(_, _, number, _)| *number)?;
+            if self.end(&hold, state) {
                 return Some(Held { entry, number });
             }
         }
     }
 
     fn end(&self, hold: &Hold<'_, M::Ring>, state: State) -> bool {
-        let over = hold.over();
+        let over = hold.over(state);
         let ended = hold.swap(state, over);
-        if ended && over == DONE {
+        if ended && over != State::FREE {
             self.layout.holds.to_clear.store(1, Ordering::Release);
         }
         kill_point!(QueueItemDone);
@@ -333,7 +365,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if holds.to_clear.swap(0, Ordering::AcqRel) == 0 {
             return;
         }
-        for (_, hold) in self.holds().filter(|(_, hold)| hold.get(STATE) == DONE) {
+        for (_, hold) in self.holds().filter(|(_, hold)| hold.state().what() == DONE) {
             let Some((piece, _)) = hold.piece() else {
                 hold.word(STATE).store(0, Ordering::Release);
                 continue;
@@ -355,7 +387,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     /// Whether a place is that of a table, or of an item that is written down here.
     pub(super) fn is_place_of_holds(&self, at: u64) -> bool {
         self.layout.holds.tables.iter().any(|table| table.load(Ordering::Relaxed) == at.wrapping_add(1))
-            || self.holds().any(|(_, hold)| hold.get(STATE) == DONE && hold.get(AT) == at)
+            || self.holds().any(|(_, hold)| hold.state().what() == DONE && hold.get(AT) == at)
     }
 
     // Whether all is done.
@@ -457,20 +489,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     let again = holds.again.load(Ordering::Relaxed);
                     holds.again.store(again.wrapping_add(1), Ordering::Release);
                     kill_point!(QueueRequeueCounted);
-                    if hold.swap(state, AGAIN) {
+                    if hold.swap(state, state.but(AGAIN)) {
                         requeued += 1;
                     } else {
                         holds.again.store(again, Ordering::Release);
                     }
                 }
-                (Lost::Kept, Some(_)) => self.lose(entry, &hold, state, LOST),
-                _ => self.lose(entry, &hold, state, hold.over()),
+                _ => self.lose(entry, &hold, state),
             }
         }
         requeued
     }
 
-    fn lose(&self, entry: u32, hold: &Hold<'_, M::Ring>, from: State, to: u64) {
+    fn lose(&self, entry: u32, hold: &Hold<'_, M::Ring>, from: State) {
         let holds = &self.layout.holds;
         let lost = holds.lost.load(Ordering::Relaxed);
         holds.lost_then.store(lost.wrapping_add(1), Ordering::Relaxed);
@@ -478,13 +509,26 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         kill_point!(QueueLossNoted);
         holds.lost.store(lost.wrapping_add(1), Ordering::Release);
         kill_point!(QueueLossCounted);
-        if !hold.swap(from, to) {
-            // Somebody has just said that it is done.
+        // Also where it is not kept: whoever repairs tells by this whether it was lost, or somebody has said that it is done.
+        let is_lost = hold.swap(from, from.but(LOST));
+        if !is_lost {
             holds.lost.store(lost, Ordering::Release);
-        } else if to == DONE {
-            holds.to_clear.store(1, Ordering::Release);
         }
         holds.losing.store(0, Ordering::Release);
+        if is_lost {
+            self.forget_unless_kept(hold);
+        }
+    }
+
+    fn forget_unless_kept(&self, hold: &Hold<'_, M::Ring>) {
+        if self.on_lost() == Lost::Kept && hold.piece().is_some() {
+            return;
+        }
+        let over = hold.over(hold.state());
+        hold.word(STATE).store(over.0, Ordering::Release);
+        if over != State::FREE {
+            self.layout.holds.to_clear.store(1, Ordering::Release);
+        }
     }
 
     /// How many items were lost since it was asked last. Under the consumers' mutex.
@@ -504,12 +548,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if !lost && self.again() == 0 {
             return Ok(None);
         }
-        let state = State(if lost { LOST } else { AGAIN });
-        let entries = self.holds().filter(|(_, hold)| hold.state() == state);
+        let what = if lost { LOST } else { AGAIN };
+        let entries = self.holds().filter(|(_, hold)| hold.state().what() == what);
         let Some((entry, hold)) = entries.min_by_key(|(_, hold)| hold.get(NUMBER)) else { return Ok(None) };
         let Some((piece, len)) = hold.piece() else { return Ok(None) };
         prepare(piece, len)?;
-        if !hold.swap(state, u64::from(me.bits()) | READING) {
+        let state = hold.state();
+        if state.what() != what || !hold.swap(state, state.but(u64::from(me.bits()) | READING)) {
             return Ok(None);
         }
         kill_point!(QueueTakenAgain);
@@ -529,18 +574,21 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             if state.is_held() && hold.get(NUMBER) >= taken {
                 // Its item is in the queue still, and so is the piece.
                 hold.word(STATE).store(0, Ordering::Release);
-            } else if state.0 == AGAIN {
+            } else if state.what() == AGAIN {
                 again += 1;
             }
         }
         let losing = holds.losing.load(Ordering::Acquire);
         if let Some(hold) = losing.checked_sub(1).and_then(|entry| self.hold(u32::try_from(entry).ok()?)) {
             let lost = holds.lost_then.load(Ordering::Relaxed);
-            // Not counted, or counted and not gone yet: it is found once more. Gone: it is counted.
-            let is_there = hold.state().is_held();
-            holds.lost.store(if is_there { lost.wrapping_sub(1) } else { lost }, Ordering::Release);
+            // It is lost, and counted. Or it is there still, and found once more; or somebody has said that it is done.
+            let is_lost = hold.state().what() == LOST;
+            holds.lost.store(if is_lost { lost } else { lost.wrapping_sub(1) }, Ordering::Release);
         }
         holds.losing.store(0, Ordering::Release);
+        for (_, hold) in self.holds().filter(|(_, hold)| hold.state().what() == LOST) {
+            self.forget_unless_kept(&hold);
+        }
         holds.again.store(again, Ordering::Release);
         holds.to_clear.store(1, Ordering::Release);
     }
@@ -553,5 +601,61 @@ fn table_bytes(number: usize) -> u64 {
 impl Held {
     pub(super) fn new(entry: u32, number: u64) -> Self {
         Held { entry, number }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+
+    use super::{
+        super::tests::{Alone, Places},
+        *,
+    };
+
+    /// An item that was got by a process that has died while it was counted as lost, with this state: how many are lost, if another
+    /// process says then that an item is done, and somebody repairs.
+    fn lost_of_one(on_lost: Lost, what: u64) -> (bool, u64) {
+        // SAFETY: zero is a value, says `SharedLayout`.
+        let layout: Layout = unsafe { mem::zeroed() };
+        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        chain.set_on_lost(on_lost);
+        let holds = &layout.holds;
+        holds.first[STATE].store(State::new(what, 5).0, Ordering::Relaxed);
+        holds.first[NUMBER].store(5, Ordering::Relaxed);
+        holds.used.store(1, Ordering::Relaxed);
+        for (word, number) in [(&holds.losing, 1), (&holds.lost_then, 1), (&holds.lost, 1)] {
+            word.store(number, Ordering::Relaxed);
+        }
+        let is_done = chain.is_done_for_another(Alone.me()).is_some();
+        chain.repair_holds(6);
+        assert_eq!(holds.first[STATE].load(Ordering::Relaxed), 0);
+        (is_done, chain.take_lost())
+    }
+
+    #[test]
+    fn an_item_is_done_or_lost_and_not_both_also_when_who_counts_it_dies() {
+        assert_eq!(lost_of_one(Lost::Counted, 2), (true, 0));
+        assert_eq!(lost_of_one(Lost::Counted, LOST), (false, 1));
+    }
+
+    #[test]
+    fn what_is_said_of_an_item_is_not_said_of_the_next_one_in_its_entry() {
+        // SAFETY: zero is a value, says `SharedLayout`.
+        let layout: Layout = unsafe { mem::zeroed() };
+        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let (me, hold) = (Alone.me(), Hold::First(&layout.holds.first[..FIELDS]));
+        let of = |item| State::new(me.bits().into(), item);
+        let hold: Hold<'_, Places> = hold;
+        // Somebody has looked at the sixth, and is about to end it. The seventh came there.
+        let (seen, now) = (of(6), of(7));
+        hold.word(STATE).store(now.0, Ordering::Relaxed);
+        hold.word(NUMBER).store(7, Ordering::Relaxed);
+        assert!(!chain.end(&hold, seen));
+        assert!(!chain.is_done(Held::new(0, 6), me));
+        // As many items later as the word has numbers for, the number itself says it.
+        assert!(!chain.is_done(Held::new(0, 7 + (1 << 29)), me));
+        assert!(chain.is_done(Held::new(0, 7), me));
+        assert_eq!(hold.get(STATE), 0);
     }
 }
