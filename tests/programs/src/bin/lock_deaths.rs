@@ -200,6 +200,27 @@ fn give(condition: &Condition, tokens: &RawValue<u32>) {
     drop(guard);
 }
 
+/// As many as are taken, until the round is over.
+fn give_gifts(world: &World, mut random: Random, over: &AtomicBool) {
+    let mut gifts = TIMES * CHILDREN as u32;
+    while gifts > 0 && !over.load(SeqCst) {
+        if random.below(3) == 0 {
+            gifts -= 1;
+            give(&world.gifts.0, &world.gifts.1);
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Also where an assertion fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 fn take(condition: &Condition, tokens: &RawValue<u32>) {
     let (mut guard, _) = recovered(condition.acquire(), OwnerDied::into_guard);
     while tokens.get() == 0 {
@@ -570,89 +591,95 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     }
     world.start.set();
     let victim = children[0];
-    let mut gifts = TIMES * CHILDREN as u32;
+    // By a thread of its own: whoever stands still with that lock goes on only if this one continues it.
+    let gifts_random = Random(random.next());
+    let over = AtomicBool::new(false);
     let (mut killed, mut deaths, mut stopped) = (false, 0, false);
     // The one that stands still for the victim, and since when.
     let mut stands: Option<(libc::pid_t, Instant)> = None;
-    while !children.is_empty() {
-        if let Doom::After(moment) = doom
-            && !killed
-            && began.elapsed() >= moment
-        {
-            killed = true;
-            let signal = if wanted.stops { libc::SIGSTOP } else { libc::SIGKILL };
-            // SAFETY: a child that was not waited for.
-            unsafe { libc::kill(victim, signal) };
-        }
-        if let Some((other, since)) = stands
-            && (stopped || deaths > 0 || since.elapsed() > STANDS)
-        {
-            stands = None;
-            // SAFETY: a child that was not waited for.
-            unsafe { libc::kill(other, libc::SIGCONT) };
-        }
-        if gifts > 0 && stands.is_none() && random.below(3) == 0 {
-            gifts -= 1;
-            give(&world.gifts.0, &world.gifts.1);
-        }
-        let mut status = 0;
-        // SAFETY: asks for a child that has ended or stands still.
-        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
-        if pid > 0 && libc::WIFSTOPPED(status) && pid != victim {
-            stands = Some((pid, Instant::now()));
-        } else if pid > 0 && libc::WIFSTOPPED(status) {
-            with_watchdog(seed, || keep_their_limits(&world));
-            stopped = true;
-            let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
-            // SAFETY: a child that was not waited for.
-            unsafe { libc::kill(victim, signal) };
-            began = Instant::now();
-        } else if pid > 0 {
-            children.retain(|child| *child != pid);
-            if libc::WIFSIGNALED(status) && pid == victim {
-                deaths += 1;
-                // If it has begun to let the others pass, they do.
-                let died = record().died.load(SeqCst);
-                if !wanted.stops
-                    && [Step::BarrierReleasing, Step::BarrierTold].map(|step| step as u32 + 1).contains(&died)
-                {
-                    let passed = || {
-                        record().passed[1..].iter().all(|passed| passed.load(SeqCst) >= world.actions.get())
-                    };
-                    let died = Instant::now();
-                    while !passed() {
-                        assert!(
-                            died.elapsed() < HANGS_AFTER / 3,
-                            "they stand at a barrier that was to let them pass"
-                        );
-                        thread::sleep(Duration::from_micros(50));
+    thread::scope(|scope| {
+        scope.spawn(|| give_gifts(&world, gifts_random, &over));
+        let _over = SetOnDrop(&over);
+        while !children.is_empty() {
+            if let Doom::After(moment) = doom
+                && !killed
+                && began.elapsed() >= moment
+            {
+                killed = true;
+                let signal = if wanted.stops { libc::SIGSTOP } else { libc::SIGKILL };
+                // SAFETY: a child that was not waited for.
+                unsafe { libc::kill(victim, signal) };
+            }
+            if let Some((other, since)) = stands
+                && (stopped || deaths > 0 || since.elapsed() > STANDS)
+            {
+                stands = None;
+                // SAFETY: a child that was not waited for.
+                unsafe { libc::kill(other, libc::SIGCONT) };
+            }
+            let mut status = 0;
+            // SAFETY: asks for a child that has ended or stands still.
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+            if pid > 0 && libc::WIFSTOPPED(status) && pid != victim {
+                stands = Some((pid, Instant::now()));
+            } else if pid > 0 && libc::WIFSTOPPED(status) {
+                with_watchdog(seed, || keep_their_limits(&world));
+                stopped = true;
+                let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
+                // SAFETY: a child that was not waited for.
+                unsafe { libc::kill(victim, signal) };
+                began = Instant::now();
+            } else if pid > 0 {
+                children.retain(|child| *child != pid);
+                if libc::WIFSIGNALED(status) && pid == victim {
+                    deaths += 1;
+                    // If it has begun to let the others pass, they do.
+                    let died = record().died.load(SeqCst);
+                    if !wanted.stops
+                        && [Step::BarrierReleasing, Step::BarrierTold]
+                            .map(|step| step as u32 + 1)
+                            .contains(&died)
+                    {
+                        let passed = || {
+                            record().passed[1..]
+                                .iter()
+                                .all(|passed| passed.load(SeqCst) >= world.actions.get())
+                        };
+                        let died = Instant::now();
+                        while !passed() {
+                            assert!(
+                                died.elapsed() < HANGS_AFTER / 3,
+                                "they stand at a barrier that was to let them pass"
+                            );
+                            thread::sleep(Duration::from_micros(50));
+                        }
                     }
-                }
-                // The others wait for its tokens, and for itself.
-                world.barrier.abort();
-                for _ in 0..TIMES {
-                    world.give();
+                    // The others wait for its tokens, and for itself.
+                    world.barrier.abort();
+                    for _ in 0..TIMES {
+                        world.give();
+                    }
+                } else {
+                    assert_eq!(status, 0, "a child failed: {status:#x}");
                 }
             } else {
-                assert_eq!(status, 0, "a child failed: {status:#x}");
-            }
-        } else {
-            if began.elapsed() > HANGS_AFTER {
-                let state = [
-                    format!("{:?}", world.lock),
-                    format!("{:?}", world.condition),
-                    format!("{:?}", world.barrier),
-                ];
-                let tokens = world.tokens.get();
-                for child in &children {
-                    // SAFETY: a child that was not waited for.
-                    unsafe { libc::kill(*child, libc::SIGKILL) };
+                if began.elapsed() > HANGS_AFTER {
+                    let state = [
+                        format!("{:?}", world.lock),
+                        format!("{:?}", world.condition),
+                        format!("{:?}", world.barrier),
+                    ];
+                    let tokens = world.tokens.get();
+                    for child in &children {
+                        // SAFETY: a child that was not waited for.
+                        unsafe { libc::kill(*child, libc::SIGKILL) };
+                    }
+                    panic!("hangs: {} children, {doom:?}, {state:?}, {tokens} tokens", children.len());
                 }
-                panic!("hangs: {} children, {doom:?}, {state:?}, {tokens} tokens", children.len());
+                thread::sleep(Duration::from_micros(50));
             }
-            thread::sleep(Duration::from_micros(50));
         }
-    }
+    });
     world.check(deaths, stopped);
     if wanted.stops && !stopped {
         return None;
