@@ -413,7 +413,9 @@ impl State {
                     }
                     // It has hung up: that says nothing more than its end.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
-                    Err(error) => self.refused(&format!("what it reported cannot be received: {error}")),
+                    Err(error) => {
+                        self.refused(&format!("what it reported cannot be received (recvmsg): {error}"))
+                    }
                 },
                 Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
                     Ok(some) => {
