@@ -7,7 +7,7 @@ mod support_b;
 use std::{fs::File, path::Path, process::Command, thread, time::Duration};
 
 use executor::{Child, Context, ExitStatus, Process, StartMethod, prelude::*};
-use plays::{argument, play};
+use plays::{fine, method, play, with_each};
 use rustix::process::Signal;
 use support_b::{Gate, LONG, eventually, pid, runs};
 
@@ -31,23 +31,6 @@ list! { PROGRAMS:
 
 fn main() {
     plays::main(TESTS, PROGRAMS);
-}
-
-const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
-
-fn method() -> StartMethod {
-    let name = argument();
-    METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
-}
-
-fn with_each(program: &str) {
-    for method in METHODS {
-        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
-    }
-}
-
-fn fine() {
-    println!("fine");
 }
 
 /// Starts a program, whose number is noted at the gate.

@@ -26,7 +26,7 @@ use executor::{
     Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard, active_children,
     force_start_method, prelude::*, set_start_method, start_method,
 };
-use plays::{argument, play};
+use plays::{METHODS, argument, fine, method, play, with_each};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 use support_b::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
 
@@ -99,23 +99,6 @@ list! { PROGRAMS:
 
 fn main() {
     plays::main(TESTS, PROGRAMS);
-}
-
-const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
-
-fn method() -> StartMethod {
-    let name = argument();
-    METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
-}
-
-fn with_each(program: &str) {
-    for method in METHODS {
-        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
-    }
-}
-
-fn fine() {
-    println!("fine");
 }
 
 #[track_caller]

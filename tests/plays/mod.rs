@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use executor::StartMethod;
 use rustix::process::Signal;
 
 #[path = "../support_b/harness.rs"]
@@ -123,4 +124,25 @@ pub fn argument() -> String {
 
 pub fn ready() {
     println!("ready");
+}
+
+/// All start methods.
+pub const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
+
+/// The one that this program was told to use.
+pub fn method() -> StartMethod {
+    let name = argument();
+    METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
+}
+
+/// Plays a program with each of them; it has to end by saying [`fine`].
+pub fn with_each(program: &str) {
+    for method in METHODS {
+        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
+    }
+}
+
+/// The last word of a program whose assertions have held.
+pub fn fine() {
+    println!("fine");
 }

@@ -9,43 +9,27 @@
 //! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
 //! end it prints how often a child has died, and has stood still, at each step.
 
+#[path = "../dying.rs"]
+mod dying;
+
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
 
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
 use executor::{ShareableList, SharedMemory};
 use executor_core::kill_point::{self, Step};
 
-/// Rounds when none are asked for.
-const ROUNDS: u64 = 300;
-/// A step that chance has left out gets this many rounds of its own.
-const EXTRA_ROUNDS_MAX: u64 = 400;
-/// A round takes some milliseconds. Long after it should have ended.
-const HANGS_AFTER: Duration = Duration::from_secs(30);
 const CHILDREN: usize = 3;
 const NAMES: u64 = 3;
 const TIMES: u32 = 12;
-
-/// Small and seeded: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 // ---- where a child dies ----------------------------------------------------------------------------------------------
 
@@ -56,18 +40,9 @@ static SIGNAL: AtomicU32 = AtomicU32::new(0);
 
 /// What a child writes down before it falls; the parent's own mapping, so that it does not depend on what is tested.
 fn fallen() -> &'static AtomicU32 {
-    static RECORD: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    let at = *RECORD.get_or_init(|| {
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, never unmapped, zeroed.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        at as usize
-    });
-    // SAFETY: mapped above, large enough, an atomic.
-    unsafe { &*(at as *const AtomicU32) }
+    static RECORD: OnceLock<&AtomicU32> = OnceLock::new();
+    // SAFETY: atomics.
+    RECORD.get_or_init(|| unsafe { dying::record() })
 }
 
 fn on_step(step: Step) {
