@@ -726,7 +726,8 @@ impl<'de> Reader<'de> {
                 Ok(())
             }
             None => self.fail(Error::new(format!(
-                "the value would take too much memory: a type with `untagged`, `tag` or `flatten` is kept before it is read, once for                  each level that it is nested in, and it has too many elements at a depth of {}",
+                "the value would take too much memory: a type with `untagged`, `tag` or `flatten` is kept before it is read, \
+                 once for each level that it is nested in, and it has too many elements at a depth of {}",
                 self.asked + 1
             ))),
         }
