@@ -2,12 +2,12 @@
 
 use std::{
     io::{self, Write as _},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use crate::os::{fork::PerProcess, signals};
+use crate::os::{fork::PerProcess, signals, sync::lock};
 
 /// How long a start waits for the flush. Shorter: on a busy machine, earlier output appears after the child's. Longer: a thread
 /// that holds the lock delays each start by as much.
@@ -44,7 +44,7 @@ struct State {
 impl Flushes {
     /// Waits until a flush that begins after this call has ended, at most for `limit`.
     fn ask(&'static self, limit: Duration, flush: impl Fn() + Send + 'static) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.asked += 1;
         let own = state.asked;
         if !state.helps {
@@ -71,20 +71,16 @@ impl Flushes {
     }
 
     fn help(&self, flush: impl Fn()) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while state.done < state.asked {
             let asked = state.asked;
             drop(state);
             flush();
-            state = self.lock();
+            state = lock(&self.state);
             state.done = asked;
             self.changed.notify_all();
         }
         state.helps = false;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,14 +119,14 @@ mod tests {
             flushes.ask(LONG, || unreachable!("there is a helper"));
             seen.load(Ordering::SeqCst)
         });
-        while flushes.lock().asked < 2 {
+        while lock(&flushes.state).asked < 2 {
             thread::yield_now();
         }
         goes_on.send(()).unwrap();
         first.join().unwrap();
         goes_on.send(()).unwrap();
         assert_eq!(second.join().unwrap(), 2);
-        let state = flushes.lock();
+        let state = lock(&flushes.state);
         assert!(!state.helps && state.helper.is_none(), "no thread is left");
     }
 

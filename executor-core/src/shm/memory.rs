@@ -19,7 +19,7 @@ use crate::wire::attachment;
 /// A block of bytes that processes share.
 ///
 /// Without a name by default: it travels as an argument or a result of a task, and is gone with the last handle. One that
-/// has a name is found by it, and travels as its name.
+/// has a name is found by it, too; the memory travels along with its name.
 ///
 /// ```
 /// use executor::{SharedMemory, prelude::*};

@@ -14,13 +14,14 @@
 // What is counted here decides who may touch memory: no sum wraps unseen.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::{
     os::{
         fork::{Origin, PerProcess},
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
+        sync::lock,
     },
     sync::{
         holders::{self, Holding},
@@ -136,7 +137,7 @@ const SHARDS: usize = 16;
 impl Reads {
     fn of(holder: u64) -> MutexGuard<'static, Vec<(usize, u64)>> {
         static READS: PerProcess<Reads> = PerProcess::new(Reads::default);
-        READS.get().shards[holder as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&READS.get().shards[holder as usize % SHARDS])
     }
 }
 
