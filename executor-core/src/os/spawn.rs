@@ -27,7 +27,7 @@ use std::{
 
 use rustix::process::Pid;
 
-use super::process::above_stdio;
+use super::{process::above_stdio, signals};
 
 /// A program to be started, as the leader of a process group of its own.
 #[derive(Debug)]
@@ -215,8 +215,8 @@ impl Attributes {
         // SAFETY: initialises what the pointer points to, which may move.
         done(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
         let mut attributes = Attributes(attributes);
-        let mut default = MaybeUninit::uninit();
-        // SAFETY: `attributes` is initialised, and so is the set by the first call.
+        let mut default = signals::empty();
+        // SAFETY: `attributes` and the set are initialised.
         unsafe {
             libc::sigemptyset(default.as_mut_ptr());
             libc::sigaddset(default.as_mut_ptr(), libc::SIGPIPE);
