@@ -155,26 +155,32 @@ struct Item {
     entry: &'static TaskEntry,
     name: Option<Box<str>>,
     arguments: Payload,
-    /// Whether the arguments are those of a run.
-    several: bool,
     resolver: Resolver,
 }
+
+/// See the entry of the scheduler's table that holds it.
+const _: () = assert!(size_of::<Item>() <= size_of::<[u64; 8]>());
 
 /// To whom the outcomes go.
 enum Resolver {
     Cell(Completer),
-    Feed(Arc<FeedRun>),
+    Feed {
+        run: Arc<FeedRun>,
+        /// Whether the arguments are those of a run.
+        several: bool,
+    },
 }
 
 impl Split for Item {
     fn split(&self) -> Self {
-        let Resolver::Feed(run) = &self.resolver else { unreachable!("a single task is not split") };
+        let Resolver::Feed { run, several } = &self.resolver else {
+            unreachable!("a single task is not split")
+        };
         Item {
             entry: self.entry,
             name: self.name.clone(),
             arguments: self.arguments.clone(),
-            several: self.several,
-            resolver: Resolver::Feed(Arc::clone(run)),
+            resolver: Resolver::Feed { run: Arc::clone(run), several: *several },
         }
     }
 
@@ -198,7 +204,7 @@ impl Item {
     fn id(&self, item: u32) -> TaskId {
         match &self.resolver {
             Resolver::Cell(completer) => completer.id(),
-            Resolver::Feed(run) => run.id(item),
+            Resolver::Feed { run, .. } => run.id(item),
         }
     }
 
@@ -206,7 +212,7 @@ impl Item {
     fn resolve(self, items: Items, error: TaskError, wakers: &mut Wakers) {
         match self.resolver {
             Resolver::Cell(completer) => completer.complete_into(Err(error), wakers),
-            Resolver::Feed(run) => {
+            Resolver::Feed { run, .. } => {
                 run.deliver((items.first..items.count).map(|item| (item, Err(error.clone()))), wakers);
             }
         }
@@ -447,7 +453,7 @@ impl Pool {
         let TaskOptions { timeout, name } = call.options;
         let meta = Meta { function: call.entry.number(), timeout, count: 1 };
         let resolver = Resolver::Cell(completer);
-        let item = Item { entry: call.entry, name, arguments, several: false, resolver };
+        let item = Item { entry: call.entry, name, arguments, resolver };
         self.take_in(Submission { task: id, item, meta });
         cell
     }
@@ -460,8 +466,8 @@ impl Pool {
             return;
         }
         let meta = Meta { function: entry.number(), timeout: options.timeout, count };
-        let (name, resolver) = (options.name, Resolver::Feed(run));
-        let item = Item { entry, name, arguments, several: count > 1, resolver };
+        let (name, resolver) = (options.name, Resolver::Feed { run, several: count > 1 });
+        let item = Item { entry, name, arguments, resolver };
         self.take_in(Submission { task: base, item, meta });
     }
 
@@ -1081,13 +1087,13 @@ impl Core {
         if run.timed {
             flags |= flag::TIMED;
         }
-        if item.several {
+        if matches!(item.resolver, Resolver::Feed { several: true, .. }) {
             flags |= flag::RUN;
         }
         let (task, items, function) = (run.base, run.items, item.entry.number());
         match &item.resolver {
             Resolver::Cell(completer) => completer.sent_to(worker),
-            Resolver::Feed(run) => run.sent_to(worker),
+            Resolver::Feed { run, .. } => run.sent_to(worker),
         }
         let header = Header { flags, seq, task, function, items, ..Header::new(Kind::Run) };
         self.stuck |= record.send(header, &item.arguments);
@@ -1140,7 +1146,7 @@ impl Replies {
         answers: &mut dyn Iterator<Item = Payload>,
     ) {
         match item.resolver {
-            Resolver::Feed(_) => self.take_items(&item, at, count, kind, answers),
+            Resolver::Feed { .. } => self.take_items(&item, at, count, kind, answers),
             Resolver::Cell(completer) => {
                 let Some(payload) = answers.next() else { return };
                 if kind == Kind::Done {
@@ -1161,7 +1167,7 @@ impl Replies {
         kind: Kind,
         answers: &mut dyn Iterator<Item = Payload>,
     ) {
-        let Resolver::Feed(run) = &item.resolver else { return };
+        let Resolver::Feed { run, .. } = &item.resolver else { return };
         let answers = (at..at + count).zip(answers).map(|(at, payload)| (at, kind, payload));
         match self.runs.last_mut() {
             // They come one after the other.
