@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Failure,
-    id::FnId,
+    id::{FnId, IdHasher},
     os::fork::Origin,
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
@@ -288,7 +288,7 @@ pub(crate) fn close() {
 
 /// All that were there when `init` passed the program on. Where `main` is not the user's (test binaries), constructors of other
 /// images may follow ours, so it is whoever asks first: the first executor, process or task.
-static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> = LazyLock::new(|| {
+static INDEX: LazyLock<Index<'static>> = LazyLock::new(|| {
     CLOSED.store(true, Ordering::Release);
     let own = TASKS.static_slice().iter();
     // SAFETY: the list consists of entries that `note` was given by images that the loader has mapped. Those of the program's
@@ -301,15 +301,18 @@ static INDEX: LazyLock<HashMap<FnId, &'static TaskEntry>> = LazyLock::new(|| {
     number(&entries)
 });
 
+/// A worker looks here before each call. The numbers are hashes already.
+type Index<'a> = HashMap<FnId, &'a TaskEntry, IdHasher>;
+
 /// Gives each its number: the same in every process of the program, and in another build of it as far as can be.
-fn number<'a>(entries: &[&'a TaskEntry]) -> HashMap<FnId, &'a TaskEntry> {
+fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
     let mut by_name: HashMap<FnId, Vec<&'a TaskEntry>> = HashMap::with_capacity(entries.len());
     for entry in entries {
         by_name.entry(FnId::of(entry.name)).or_default().push(entry);
     }
     // Not to be given by chance to one of those below.
     let mut taken: HashSet<FnId> = by_name.keys().copied().chain([FnId(UNKNOWN)]).collect();
-    let mut index = HashMap::with_capacity(entries.len());
+    let mut index = Index::with_capacity_and_hasher(entries.len(), IdHasher);
     let mut several = Vec::new();
     for (id, entries) in by_name {
         match entries[..] {
