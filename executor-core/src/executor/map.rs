@@ -28,7 +28,7 @@ use crate::{
         timer::Timer,
     },
     pool::RunCall,
-    task::{Task, TaskArgs, TaskFn, TaskOptions},
+    task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
     wire::{
         buffer::{Buffer, Contents},
@@ -79,6 +79,9 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// Items taken from the input, and items yielded.
     taken: u64,
     yielded: u64,
+    /// Which item the result is of that was yielded last; of an error of the whole map, the number of items taken. Not yielded
+    /// together with the result: moving the pair costs as much as decoding a small one.
+    number: u64,
     /// How many items travel together at the moment.
     chunk: usize,
     run: OpenRun,
@@ -91,9 +94,6 @@ struct OpenRun {
     ends: Vec<u32>,
     bytes: Buffer,
 }
-
-/// A result, and the number of its item; of an error of the whole map, the number of items taken.
-type Next<F> = Option<(u64, Result<<F as TaskFn>::Output, TaskError>)>;
 
 /// The result that was waited for has not come.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             ready: VecDeque::new(),
             taken: 0,
             yielded: 0,
+            number: 0,
             chunk: 1,
             marker: std::marker::PhantomData,
         }
@@ -283,26 +284,37 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     }
 
     /// What is to be yielded without waiting.
-    fn next_ready(&mut self) -> Option<(u64, Result<F::Output, TaskError>)> {
-        let (number, outcome) = match self.ready.pop_front() {
-            Some(outcome) => outcome,
+    fn next_ready(&mut self) -> Option<Result<F::Output, TaskError>> {
+        let outcome = match self.ready.pop_front() {
+            Some((number, outcome)) => {
+                self.number = number;
+                outcome
+            }
             None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
                 // Of no item: which of those that are left it would have been is not known here.
-                (self.taken, Err(TaskError::Broken(BrokenCause::Forked)))
+                self.number = self.taken;
+                Err(TaskError::Broken(BrokenCause::Forked))
             }
             None => return None,
         };
         self.yielded += 1;
-        Some((number, decode::<F>(outcome)))
+        Some(decode::<F>(outcome))
     }
 
     fn is_late(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    fn timed_out(&mut self) -> TaskError {
+    /// The last error: of the map and not of an item.
+    fn fail(&mut self, error: TaskError) -> Option<Result<F::Output, TaskError>> {
         self.end();
-        TaskError::timed_out(self.timeout.unwrap_or_default(), Phase::Map).of_task(F::NAME)
+        self.number = self.taken;
+        Some(Err(error))
+    }
+
+    fn time_out(&mut self) -> Option<Result<F::Output, TaskError>> {
+        let limit = self.timeout.unwrap_or_default();
+        self.fail(TaskError::timed_out(limit, Phase::Map).of_task(F::NAME))
     }
 }
 
@@ -346,24 +358,18 @@ where
         &mut self,
         until: Option<Instant>,
     ) -> Result<Option<Result<F::Output, TaskError>>, NotInTime> {
-        Ok(self.next_numbered(until)?.map(|(_, result)| result))
-    }
-
-    /// The same with its number.
-    fn next_numbered(&mut self, until: Option<Instant>) -> Result<Next<F>, NotInTime> {
         if self.over {
             return Ok(None);
         }
         if self.feed.is_none()
             && let Err(error) = self.start()
         {
-            self.end();
-            return Ok(Some((self.taken, Err(error))));
+            return Ok(self.fail(error));
         }
         loop {
             // Also while results are ready: a slow reader of an endless input comes to an end.
             if self.is_late() {
-                return Ok(Some((self.taken, Err(self.timed_out()))));
+                return Ok(self.time_out());
             }
             self.fill();
             if let Some(next) = self.next_ready() {
@@ -378,7 +384,7 @@ where
             // While items travel in runs, many come together: the reader hands them over in heaps.
             if !feed.wait(&mut self.ready, deadline, self.chunk == 1) {
                 return match self.is_late() {
-                    true => Ok(Some((self.taken, Err(self.timed_out())))),
+                    true => Ok(self.time_out()),
                     false => Err(NotInTime),
                 };
             }
@@ -485,8 +491,8 @@ where
     type Item = (usize, Result<F::Output, TaskError>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.map.next_numbered(None).unwrap_or_default();
-        next.map(|(number, result)| (number as usize, result))
+        let result = self.map.next()?;
+        Some((self.map.number as usize, result))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -509,8 +515,8 @@ where
     type Item = (usize, Result<F::Output, TaskError>);
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = self.stream.poll_numbered(cx);
-        next.map(|next| next.map(|(number, result)| (number as usize, result)))
+        let next = Pin::new(&mut self.stream).poll_next(cx);
+        next.map(|next| next.map(|result| (self.stream.map.number as usize, result)))
     }
 }
 
@@ -533,31 +539,18 @@ where
     type Item = Result<F::Output, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().poll_numbered(cx).map(|next| next.map(|(_, result)| result))
-    }
-}
-
-impl<F, A, I, M> MapStream<F, A, I, M>
-where
-    F: TaskArgs<A>,
-    I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
-{
-    /// As [`Map::next_numbered`].
-    fn poll_numbered(&mut self, cx: &mut Context<'_>) -> Poll<Next<F>> {
-        let MapStream { map, timer } = self;
+        let MapStream { map, timer } = self.get_mut();
         if map.over {
             return Poll::Ready(None);
         }
         if map.feed.is_none()
             && let Err(error) = map.start()
         {
-            map.end();
-            return Poll::Ready(Some((map.taken, Err(error))));
+            return Poll::Ready(map.fail(error));
         }
         loop {
             if map.is_late() {
-                return Poll::Ready(Some((map.taken, Err(map.timed_out()))));
+                return Poll::Ready(map.time_out());
             }
             map.fill();
             if let Some(next) = map.next_ready() {
@@ -574,7 +567,7 @@ where
             if let Some(deadline) = map.deadline
                 && timer.get_or_insert_with(|| Timer::new(deadline)).poll(cx.waker()).is_ready()
             {
-                return Poll::Ready(Some((map.taken, Err(map.timed_out()))));
+                return Poll::Ready(map.time_out());
             }
             return Poll::Pending;
         }
