@@ -21,7 +21,7 @@ use crate::{
     sync::{
         Acquired, Lock, LockGuard, OwnerDied, Recover,
         holders::Holding,
-        lock::LockLayout,
+        lock::{Held, LockLayout},
         raw::{Deadline, deadline_in},
     },
 };
@@ -180,8 +180,7 @@ impl<T: Pod> Array<T> {
     pub fn get(&self, index: usize) -> T {
         self.check(index);
         // Whoever writes holds the lock to the end.
-        let _held = self.lock.hold();
-        self.check_not_lent();
+        let _held = self.hold();
         // SAFETY: `at`, within the array; under the lock nobody has a mutable reference.
         unsafe { words::load(self.at(index)) }
     }
@@ -191,7 +190,22 @@ impl<T: Pod> Array<T> {
     /// # Panics
     /// As [`update`](Self::update).
     pub fn set(&self, index: usize, value: T) {
-        self.update(index, |element| *element = value);
+        self.check(index);
+        let _held = self.hold();
+        while !self.readers().wait_for_all(None, || self.reads()) {}
+        // SAFETY: `at`, within the array; nobody else has a reference.
+        unsafe { words::store(self.at(index), &value) };
+    }
+
+    /// Holds the lock, for a call that has no code of the user.
+    #[inline]
+    #[track_caller]
+    fn hold(&self) -> Held<'_> {
+        let held = self.lock.hold();
+        if held.is_shared() {
+            self.check_not_lent();
+        }
+        held
     }
 
     /// Changes one element while nobody else reads or writes; returns what the closure does. If that panics, the element
@@ -203,15 +217,19 @@ impl<T: Pod> Array<T> {
     pub fn update<R>(&self, index: usize, change: impl FnOnce(&mut T) -> R) -> R {
         self.check(index);
         let held = self.lock.hold_and_call();
-        self.check_not_lent();
+        if held.is_shared() {
+            self.check_not_lent();
+        }
         while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: `at`, within the array; nobody else has a reference.
         let mut element = unsafe { words::load::<T>(self.at(index)) };
         let result = change(&mut element);
         // The closure may have forked.
         held.check_mine();
-        // A guard that was made by the closure and kept.
-        self.check_not_lent();
+        if held.is_shared() {
+            // A guard that was made by the closure and kept.
+            self.check_not_lent();
+        }
         while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: as above.
         unsafe { words::store(self.at(index), &element) };
@@ -234,6 +252,12 @@ impl<T: Pod> Array<T> {
     /// # Panics
     /// If this thread writes.
     pub fn read(&self) -> Acquired<ArrayReadGuard<'_, T>> {
+        if let Some(held) = self.lock.hold_if_free()
+            && let Some(me) = self.readers().enter(None)
+        {
+            drop(held);
+            return Ok(self.reading(me));
+        }
         loop {
             let acquired = match self.lock.try_acquire_again() {
                 Some(acquired) => acquired,
@@ -242,7 +266,9 @@ impl<T: Pod> Array<T> {
                     None => self.lock.acquire_again(),
                 },
             };
-            self.check_not_lent();
+            if acquired.as_ref().is_ok_and(LockGuard::is_deeper) {
+                self.check_not_lent();
+            }
             if let Some(acquired) = self.read_until(acquired, None) {
                 return acquired;
             }
@@ -276,7 +302,7 @@ impl<T: Pod> Array<T> {
         acquired: Acquired<LockGuard<'a>>,
         deadline: Deadline,
     ) -> Option<Acquired<ArrayReadGuard<'a, T>>> {
-        if Lock::is_lent(&self.block) {
+        if self.is_lent_to(&acquired) {
             return None;
         }
         Some(match acquired {
@@ -310,6 +336,11 @@ impl<T: Pod> Array<T> {
         self.readers().enter_beside(deadline).map(|me| self.reading(me))
     }
 
+    /// Whether another guard of the same thread or task lends references.
+    fn is_lent_to(&self, acquired: &Acquired<LockGuard<'_>>) -> bool {
+        acquired.as_ref().is_ok_and(LockGuard::is_deeper) && Lock::is_lent(&self.block)
+    }
+
     fn lend<'a>(&'a self, held: LockGuard<'a>) -> Alone<'a> {
         Lock::lend(&self.block, Some(held.me()));
         Alone { block: &self.block, held }
@@ -324,9 +355,16 @@ impl<T: Pod> Array<T> {
     /// If this thread reads or writes already: drop that guard first. Also if it has given the guard to another thread, which would
     /// drop it at some time: that cannot be told.
     pub fn write(&self) -> Acquired<ArrayWriteGuard<'_, T>> {
+        if let Some(held) = self.lock.acquire_if_free()
+            && self.readers().wait_for_all(None, || self.reads())
+        {
+            return Ok(ArrayWriteGuard { array: self, alone: self.lend(held) });
+        }
         loop {
             let acquired = self.lock.acquire_again();
-            self.check_not_lent();
+            if acquired.as_ref().is_ok_and(LockGuard::is_deeper) {
+                self.check_not_lent();
+            }
             if let Some(acquired) = self.write_until(acquired, None) {
                 return acquired;
             }
@@ -349,7 +387,7 @@ impl<T: Pod> Array<T> {
         acquired: Acquired<LockGuard<'a>>,
         deadline: Deadline,
     ) -> Option<Acquired<ArrayWriteGuard<'a, T>>> {
-        if Lock::is_lent(&self.block) || !self.readers().wait_for_all(deadline, || self.reads()) {
+        if self.is_lent_to(&acquired) || !self.readers().wait_for_all(deadline, || self.reads()) {
             return None;
         }
         let wrap = |held| ArrayWriteGuard { array: self, alone: self.lend(held) };

@@ -345,6 +345,7 @@ impl Block {
 
     /// The first byte from `at` on that is aligned so; `align` is at most a cache line.
     #[expect(clippy::arithmetic_side_effects, reason = "of what lies before the elements: some kilobytes")]
+    #[inline]
     pub(crate) const fn aligned(at: usize, align: usize) -> usize {
         assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
         (HEAD + at).next_multiple_of(align) - HEAD

@@ -15,7 +15,11 @@ use super::{
     heap::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
-use crate::sync::{Acquired, Lock, LockGuard, OwnerDied, Recover, lock::LockLayout, raw::deadline_in};
+use crate::sync::{
+    Acquired, Lock, LockGuard, OwnerDied, Recover,
+    lock::{Held, LockLayout},
+    raw::deadline_in,
+};
 
 /// A value in memory that processes share, with a lock.
 ///
@@ -131,7 +135,7 @@ impl<T: Pod> Value<T> {
     /// # Panics
     /// If this thread has a guard of the value ([`lock`](Self::lock)): use that.
     pub fn get(&self) -> T {
-        let _held = self.not_lent(self.lock.hold());
+        let _held = self.hold();
         // SAFETY: `at`; under the lock there is no other reference.
         unsafe { words::load(self.at()) }
     }
@@ -141,7 +145,7 @@ impl<T: Pod> Value<T> {
     /// # Panics
     /// As [`get`](Self::get).
     pub fn set(&self, value: T) {
-        let _held = self.not_lent(self.lock.hold());
+        let _held = self.hold();
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) }
     }
@@ -152,30 +156,38 @@ impl<T: Pod> Value<T> {
     /// As [`get`](Self::get). In a copy of this process that the closure has made by `fork`, and that returns from it: the lock is
     /// the original's.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        let held = self.not_lent(self.lock.hold_and_call());
+        let held = self.lock.hold_and_call();
+        if held.is_shared() {
+            self.check_not_lent();
+        }
         // SAFETY: as in `get`.
         let mut value = unsafe { words::load::<T>(self.at()) };
         let result = change(&mut value);
         kill_point!(ValueComputed);
         // The closure may have forked.
         held.check_mine();
-        // A guard that was made by the closure and kept.
-        self.check_not_lent();
+        if held.is_shared() {
+            // A guard that was made by the closure and kept.
+            self.check_not_lent();
+        }
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) };
         kill_point!(ValueWritten);
         result
     }
 
-    /// What holds the lock, if no guard lends references: then it is the same thread that holds it, or one to whom it has given
-    /// its guard.
+    /// Holds the lock, for a call that has no code of the user.
     #[inline]
     #[track_caller]
-    fn not_lent<H>(&self, held: H) -> H {
-        self.check_not_lent();
+    fn hold(&self) -> Held<'_> {
+        let held = self.lock.hold();
+        if held.is_shared() {
+            self.check_not_lent();
+        }
         held
     }
 
+    /// That no guard lends references: it would be one of this thread, or one that this thread has given away.
     #[inline]
     #[track_caller]
     fn check_not_lent(&self) {
@@ -201,8 +213,13 @@ impl<T: Pod> Value<T> {
     /// # Panics
     /// If this thread has such a guard already.
     pub fn lock(&self) -> Acquired<ValueGuard<'_, T>> {
+        if let Some(guard) = self.lock.acquire_if_free() {
+            return Ok(self.guard_of(guard));
+        }
         let acquired = self.lock.acquire_again();
-        self.check_not_lent();
+        if acquired.as_ref().is_ok_and(LockGuard::is_deeper) {
+            self.check_not_lent();
+        }
         self.guard(acquired)
     }
 
@@ -224,25 +241,27 @@ impl<T: Pod> Value<T> {
     /// # Cancel safety
     /// As [`Lock::acquire_async`]. As there, it waits also while this task itself holds the lock.
     pub async fn lock_async(&self) -> Acquired<ValueGuard<'_, T>> {
-        let acquired = self.lock.acquire_async().await;
-        self.check_not_lent();
-        self.guard(acquired)
+        self.guard(self.lock.acquire_async().await)
     }
 
     fn guard_if_not_lent<'a>(
         &'a self,
         acquired: Acquired<LockGuard<'a>>,
     ) -> Option<Acquired<ValueGuard<'a, T>>> {
-        (!Lock::is_lent(&self.block)).then(|| self.guard(acquired))
+        let lent = acquired.as_ref().is_ok_and(LockGuard::is_deeper) && Lock::is_lent(&self.block);
+        (!lent).then(|| self.guard(acquired))
     }
 
     /// The lock is held, and nothing lent.
     fn guard<'a>(&'a self, acquired: Acquired<LockGuard<'a>>) -> Acquired<ValueGuard<'a, T>> {
-        let wrap = |guard: LockGuard<'a>| {
-            Lock::lend(&self.block, Some(guard.me()));
-            ValueGuard { value: self, guard }
-        };
+        let wrap = |guard| self.guard_of(guard);
         acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap))
+    }
+
+    #[inline]
+    fn guard_of<'a>(&'a self, guard: LockGuard<'a>) -> ValueGuard<'a, T> {
+        Lock::lend(&self.block, Some(guard.me()));
+        ValueGuard { value: self, guard }
     }
 
     /// Its lock: its own, or the one it shares with others.

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     os::{
+        fork::Origin,
         liveness::{Liveness, OwnerId, Owners},
         local,
         memory::SharedLayout,
@@ -251,12 +252,21 @@ impl Lock {
         self.block.owners()
     }
 
+    #[inline]
+    fn user(&self) -> User<'_> {
+        let (me, origin) = self.owners().me_and_origin();
+        User { lock: self, layout: self.layout(), me, origin }
+    }
+
     /// Waits until it is free, and holds it.
     ///
     /// # Errors
     /// If the one who held it has died: the error has the guard.
     #[inline]
     pub fn acquire(&self) -> Acquired<LockGuard<'_>> {
+        if let Some(guard) = self.acquire_if_free() {
+            return Ok(guard);
+        }
         loop {
             if let Some(acquired) = self.acquire_until(None) {
                 return acquired;
@@ -272,11 +282,10 @@ impl Lock {
 
     #[inline]
     fn try_acquire_if(&self, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
-        let owners = self.owners();
-        let me = owners.me();
-        match self.layout().mutex.try_acquire(owners, me) {
-            Ok(locked) => Some(self.guard(me, locked)),
-            Err(_) => self.deeper(me, sort).map(Ok),
+        let (owners, user) = (self.owners(), self.user());
+        match user.layout.mutex.try_acquire(owners, user.me) {
+            Ok(locked) => Some(user.guard(locked)),
+            Err(_) => user.deeper(sort).map(Ok),
         }
     }
 
@@ -287,25 +296,33 @@ impl Lock {
 
     #[inline]
     pub(crate) fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
-        let me = self.owners().me();
-        match self.layout().mutex.try_acquire_free(me) {
-            Some(locked) => Some(self.guard(me, locked)),
-            None => self.acquire_slowly(me, deadline, REENTRANT),
+        let user = self.user();
+        match user.layout.mutex.try_acquire_free(user.me) {
+            Some(locked) => Some(user.guard(locked)),
+            None => user.acquire_slowly(deadline, REENTRANT),
         }
     }
 
     /// For a value or an array, without a limit: also if this thread holds it, of whatever sort it is.
-    #[inline]
     pub(crate) fn acquire_again(&self) -> Acquired<LockGuard<'_>> {
-        let me = self.owners().me();
-        if let Some(locked) = self.layout().mutex.try_acquire_free(me) {
-            return self.guard(me, locked);
+        if let Some(guard) = self.acquire_if_free() {
+            return Ok(guard);
         }
+        let user = self.user();
         loop {
-            if let Some(acquired) = self.acquire_slowly(me, None, GIVEN) {
+            if let Some(acquired) = user.acquire_slowly(None, GIVEN) {
                 return acquired;
             }
         }
+    }
+
+    /// Acquires it, if it is free and nobody has died with it: the way that is taken nearly always, and made for it. No other guard
+    /// of this process holds it then.
+    #[inline]
+    pub(crate) fn acquire_if_free(&self) -> Option<LockGuard<'_>> {
+        let user = self.user();
+        let _clean = user.layout.mutex.try_acquire_free(user.me)?;
+        Some(user.clean_guard())
     }
 
     /// As [`acquire_again`](Self::acquire_again), if it need not wait.
@@ -316,16 +333,7 @@ impl Lock {
 
     /// As [`acquire_again`](Self::acquire_again), with a limit.
     pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
-        self.try_acquire_again().or_else(|| self.acquire_slowly(self.owners().me(), deadline, GIVEN))
-    }
-
-    #[cold]
-    fn acquire_slowly(&self, me: OwnerId, deadline: Deadline, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
-        if let Some(guard) = self.deeper(me, sort) {
-            return Some(Ok(guard));
-        }
-        let locked = self.layout().mutex.acquire(self.owners(), me, deadline)?;
-        Some(self.guard(me, locked))
+        self.try_acquire_again().or_else(|| self.user().acquire_slowly(deadline, GIVEN))
     }
 
     /// As [`acquire`](Self::acquire), on any async runtime.
@@ -338,147 +346,53 @@ impl Lock {
     pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
         loop {
-            let me = owners.me();
-            let word = match mutex.try_acquire(owners, me) {
-                Ok(locked) => return self.guard_of(me, locked, holder::this_async),
-                Err(_) => mutex.try_acquire_slowly(owners, me, RobustMutex::CONTENDED),
+            let user = self.user();
+            let word = match mutex.try_acquire(owners, user.me) {
+                Ok(locked) => return user.guard_of(locked, holder::this_async),
+                Err(_) => mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED),
             };
             match word {
-                Ok(locked) => return self.guard_of(me, locked, holder::this_async),
+                Ok(locked) => return user.guard_of(locked, holder::this_async),
                 Err(word) => changed(&self.block, mutex.word(), word).await,
             }
         }
     }
 
-    #[inline]
-    fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<LockGuard<'_>> {
-        self.guard_of(me, locked, holder::this)
-    }
-
-    #[inline]
-    fn guard_of(&self, me: OwnerId, locked: Locked, holder: impl FnOnce() -> u64) -> Acquired<LockGuard<'_>> {
-        let layout = self.layout();
-        layout.thread.store(local::this_thread(), Ordering::Relaxed);
-        let in_disorder = locked == Locked::OwnerDied;
-        let counted = layout.sort.load(Ordering::Relaxed) != PLAIN;
-        if counted {
-            self.begin_levels(me, holder(), in_disorder);
-        }
-        let guard = LockGuard { lock: self, me, in_disorder, counted };
-        if in_disorder { Err(OwnerDied::new(guard)) } else { Ok(guard) }
-    }
-
-    /// One level; the mutex was just acquired.
-    #[inline]
-    fn begin_levels(&self, me: OwnerId, holder: u64, in_disorder: bool) {
-        let layout = self.layout();
-        let disorder = if in_disorder { IN_DISORDER } else { 0 };
-        layout.levels.store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
-        layout.owner.store(me.bits(), Ordering::Release);
-        kill_point!(LevelsWritten);
-    }
-
-    /// The levels of this process, if it has some now.
-    fn levels_of(&self, me: OwnerId) -> Option<u64> {
-        let layout = self.layout();
-        // Acquire: the levels are then those of this process, or newer ones.
-        let mine = layout.owner.load(Ordering::Acquire) == me.bits();
-        let levels = layout.levels.load(Ordering::Relaxed);
-        (mine && levels & COUNT > 0).then_some(levels)
-    }
-
-    /// One level deeper, if this thread or task has one, and the lock is of that sort or a higher one.
-    ///
-    /// # Panics
-    /// If a task of a runtime other than tokio holds it that was on this thread: it may be this task, which would wait for itself.
-    #[cold]
-    fn deeper(&self, me: OwnerId, sort: u32) -> Option<LockGuard<'_>> {
-        if self.layout().sort.load(Ordering::Relaxed) < sort {
-            return None;
-        }
-        while let Some(levels) = self.levels_of(me) {
-            match holder::is_this(holder::salted(levels >> HOLDER_SHIFT, me)) {
-                holder::Is::Another => return None,
-                holder::Is::Me => {}
-                holder::Is::Unknown => panic!(
-                    "an async task holds the lock which was on this thread, and to wait for it here would block that: \
-                     use `acquire_async`"
-                ),
-            }
-            assert!(levels & COUNT < COUNT, "more levels of a lock than can be counted");
-            // There is room for it in the count: the holder above it stays as it is.
-            let more = levels.wrapping_add(1);
-            let word = &self.layout().levels;
-            if word.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                return Some(LockGuard { lock: self, me, in_disorder: false, counted: true });
-            }
-        }
-        None
-    }
-
-    /// Ends a level of this process: the last one releases.
-    fn end_level(&self) {
-        let layout = self.layout();
-        // Both orderings: what other threads did in their levels comes before the release.
-        let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
-        // The last one: no other guard is there, and one goes deeper only from a level.
-        if before & COUNT == 1 {
-            layout.owner.store(0, Ordering::Relaxed);
-            if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
-        }
-    }
-
-    /// Ends the level of a call, in the thread of that call.
-    #[inline]
-    fn end_call(&self) {
-        let layout = self.layout();
-        // Acquire: what another thread did in a level that it has ended comes before the release.
-        let levels = layout.levels.load(Ordering::Acquire);
-        if levels & (COUNT | IN_DISORDER) != 1 {
-            // A guard was made within the call and kept.
-            return self.end_level();
-        }
-        // Nobody else has a level, and only this thread could go deeper.
-        layout.owner.store(0, Ordering::Relaxed);
-        layout.mutex.release();
-    }
-
     /// Holds it for a call that runs no code of the user: nobody can come to re-enter it.
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
-        let owners = self.owners();
-        let me = owners.me();
-        let mutex = &self.layout().mutex;
-        if let Some(locked) = mutex.try_acquire_free(me) {
-            return Held { lock: self, me, how: How::Plainly(locked) };
+        let user = self.user();
+        match user.layout.mutex.try_acquire_free(user.me) {
+            Some(_) => Held { user, how: How::Plainly },
+            None => user.hold_slowly(),
         }
-        self.hold_slowly(me)
     }
 
-    #[cold]
-    fn hold_slowly(&self, me: OwnerId) -> Held<'_> {
-        if let Some(guard) = self.deeper(me, GIVEN) {
-            return Held { lock: self, me, how: How::Deeper(guard) };
-        }
-        loop {
-            if let Some(locked) = self.layout().mutex.acquire(self.owners(), me, None) {
-                return Held { lock: self, me, how: How::Plainly(locked) };
-            }
-        }
+    /// As [`hold`](Self::hold), if it is free and nobody has died with it.
+    #[inline]
+    pub(crate) fn hold_if_free(&self) -> Option<Held<'_>> {
+        let user = self.user();
+        let _clean = user.layout.mutex.try_acquire_free(user.me)?;
+        Some(Held { user, how: How::Plainly })
     }
 
     /// As [`hold`](Self::hold), for a call that runs code of the user, which may use what the lock protects.
     #[inline]
     pub(crate) fn hold_and_call(&self) -> Held<'_> {
-        let mut held = self.hold();
-        if let How::Plainly(locked) = held.how {
-            self.begin_levels(self.owners().me(), holder::this_call(), locked == Locked::OwnerDied);
+        let user = self.user();
+        let mut held = match user.layout.mutex.try_acquire_free(user.me) {
+            Some(_) => Held { user, how: How::Plainly },
+            None => user.hold_slowly(),
+        };
+        if !matches!(held.how, How::Deeper) {
+            user.begin_levels(holder::this_call(), matches!(held.how, How::AfterDeath));
             held.how = How::Counted;
         }
         held
     }
 
     /// References into this block's value are lent from now on, or are not any more. The lock is held.
+    #[inline]
     pub(crate) fn lend(block: &Block, me: Option<OwnerId>) {
         block.part::<LockLayout>(0).lend_to(me);
     }
@@ -511,6 +425,179 @@ impl Lock {
     }
 }
 
+/// A lock, and this process as a user of it: what each of its guards needs. Found once, before the lock is acquired: after an
+/// atomic exchange everything would be read again, one pointer after the other.
+#[derive(Clone, Copy)]
+struct User<'a> {
+    lock: &'a Lock,
+    layout: &'a LockLayout,
+    me: OwnerId,
+    origin: Origin,
+}
+
+impl<'a> User<'a> {
+    /// Whether this is the process that acquired it, and not one forked from that.
+    #[inline]
+    fn is_here(self) -> bool {
+        !self.origin.forked()
+    }
+
+    #[cold]
+    fn acquire_slowly(self, deadline: Deadline, sort: u32) -> Option<Acquired<LockGuard<'a>>> {
+        if let Some(guard) = self.deeper(sort) {
+            return Some(Ok(guard));
+        }
+        let locked = self.layout.mutex.acquire(self.lock.owners(), self.me, deadline)?;
+        Some(self.guard(locked))
+    }
+
+    #[inline]
+    fn guard(self, locked: Locked) -> Acquired<LockGuard<'a>> {
+        self.guard_of(locked, holder::this)
+    }
+
+    fn guard_of(self, locked: Locked, holder: impl FnOnce() -> u64) -> Acquired<LockGuard<'a>> {
+        self.layout.thread.store(local::this_thread(), Ordering::Relaxed);
+        let in_disorder = locked == Locked::OwnerDied;
+        let counted = self.layout.sort.load(Ordering::Relaxed) != PLAIN;
+        if counted {
+            self.begin_levels(holder(), in_disorder);
+        }
+        let counted = if counted { By::COUNTED } else { 0 };
+        let disorder = if in_disorder { By::DISORDER } else { 0 };
+        let guard = LockGuard { lock: self.lock, by: By::new(self.me, counted | disorder) };
+        if in_disorder { Err(OwnerDied::new(guard)) } else { Ok(guard) }
+    }
+
+    /// Of a lock that was free.
+    #[inline]
+    fn clean_guard(self) -> LockGuard<'a> {
+        let counted = self.layout.sort.load(Ordering::Relaxed) != PLAIN;
+        match counted {
+            true => self.begin_levels_of_this(),
+            false => self.layout.thread.store(local::this_thread(), Ordering::Relaxed),
+        }
+        LockGuard { lock: self.lock, by: By::new(self.me, if counted { By::COUNTED } else { 0 }) }
+    }
+
+    /// One level of this thread or task.
+    #[inline(never)]
+    fn begin_levels_of_this(self) {
+        self.layout.thread.store(local::this_thread(), Ordering::Relaxed);
+        self.begin_levels(holder::this(), false);
+    }
+
+    /// One level; the mutex was just acquired.
+    #[inline]
+    fn begin_levels(self, holder: u64, in_disorder: bool) {
+        let User { layout, me, .. } = self;
+        let disorder = if in_disorder { IN_DISORDER } else { 0 };
+        layout.levels.store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout.owner.store(me.bits(), Ordering::Release);
+        kill_point!(LevelsWritten);
+    }
+
+    /// The levels of this process, if it has some now.
+    fn levels(self) -> Option<u64> {
+        let User { layout, me, .. } = self;
+        // Acquire: the levels are then those of this process, or newer ones.
+        let mine = layout.owner.load(Ordering::Acquire) == me.bits();
+        let levels = layout.levels.load(Ordering::Relaxed);
+        (mine && levels & COUNT > 0).then_some(levels)
+    }
+
+    /// One level deeper, if this thread or task has one, and the lock is of that sort or a higher one.
+    ///
+    /// # Panics
+    /// If a task of a runtime other than tokio holds it that was on this thread: it may be this task, which would wait for itself.
+    #[cold]
+    fn go_deeper(self, sort: u32) -> bool {
+        if self.layout.sort.load(Ordering::Relaxed) < sort {
+            return false;
+        }
+        while let Some(levels) = self.levels() {
+            match holder::is_this(holder::salted(levels >> HOLDER_SHIFT, self.me)) {
+                holder::Is::Another => return false,
+                holder::Is::Me => {}
+                holder::Is::Unknown => panic!(
+                    "an async task holds the lock which was on this thread, and to wait for it here would block that: \
+                     use `acquire_async`"
+                ),
+            }
+            assert!(levels & COUNT < COUNT, "more levels of a lock than can be counted");
+            // There is room for it in the count: the holder above it stays as it is.
+            let more = levels.wrapping_add(1);
+            let word = &self.layout.levels;
+            if word.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// As [`go_deeper`](Self::go_deeper): a guard of that level.
+    fn deeper(self, sort: u32) -> Option<LockGuard<'a>> {
+        let by = By::new(self.me, By::COUNTED | By::DEEPER);
+        self.go_deeper(sort).then_some(LockGuard { lock: self.lock, by })
+    }
+
+    /// Ends a level of this process: the last one releases.
+    #[inline]
+    fn end_level(self) {
+        let User { layout, me, .. } = self;
+        // Acquire: as below.
+        let levels = layout.levels.load(Ordering::Acquire);
+        let mine = holder::salted(u64::from(local::this_thread()), me);
+        if levels >> HOLDER_SHIFT == mine && levels & (COUNT | IN_DISORDER) == 1 {
+            // The only guard, and nobody but this thread could go deeper.
+            layout.owner.store(0, Ordering::Relaxed);
+            return layout.mutex.release();
+        }
+        self.end_one_of_several();
+    }
+
+    #[cold]
+    fn end_one_of_several(self) {
+        let layout = self.layout;
+        // Both orderings: what other threads did in their levels comes before the release.
+        let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
+        // The last one: no other guard is there, and one goes deeper only from a level.
+        if before & COUNT == 1 {
+            layout.owner.store(0, Ordering::Relaxed);
+            if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
+        }
+    }
+
+    /// Ends the level of a call, in the thread of that call.
+    #[inline]
+    fn end_call(self) {
+        let layout = self.layout;
+        // Acquire: what another thread did in a level that it has ended comes before the release.
+        let levels = layout.levels.load(Ordering::Acquire);
+        if levels & (COUNT | IN_DISORDER) != 1 {
+            // A guard was made within the call and kept.
+            return self.end_one_of_several();
+        }
+        // Nobody else has a level, and only this thread could go deeper.
+        layout.owner.store(0, Ordering::Relaxed);
+        layout.mutex.release();
+    }
+
+    #[cold]
+    fn hold_slowly(self) -> Held<'a> {
+        if self.go_deeper(GIVEN) {
+            return Held { user: self, how: How::Deeper };
+        }
+        loop {
+            match self.layout.mutex.acquire(self.lock.owners(), self.me, None) {
+                Some(Locked::Clean) => return Held { user: self, how: How::Plainly },
+                Some(Locked::OwnerDied) => return Held { user: self, how: How::AfterDeath },
+                None => {}
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let thread = self.layout().thread.load(Ordering::Relaxed);
@@ -530,23 +617,8 @@ pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'s
     }
 }
 
-/// Holds a lock for the duration of a call.
-pub(crate) struct Held<'a> {
-    lock: &'a Lock,
-    me: OwnerId,
-    how: How<'a>,
-}
-
-impl Held<'_> {
-    /// As [`LockGuard::check_mine`].
-    #[inline]
-    #[track_caller]
-    pub(crate) fn check_mine(&self) {
-        check_mine(self.lock.owners().is_me(self.me));
-    }
-}
-
-/// Refuses in a fork, where the lock is the parent's: what is written under it would be written by two.
+/// Refuses in a fork, where the lock is the parent's: what one side writes under it the other one would write, too, or see
+/// changed behind a reference.
 #[inline]
 #[track_caller]
 fn check_mine(is_mine: bool) {
@@ -556,30 +628,57 @@ fn check_mine(is_mine: bool) {
     );
 }
 
-enum How<'a> {
+/// Holds a lock for the duration of a call.
+pub(crate) struct Held<'a> {
+    user: User<'a>,
+    how: How,
+}
+
+impl Held<'_> {
+    /// As [`LockGuard::check_mine`].
+    #[inline]
+    #[track_caller]
+    pub(crate) fn check_mine(&self) {
+        check_mine(self.user.is_here());
+    }
+
+    /// Whether other guards of this thread or task may hold it, too. If not, nobody has references into what it protects: whoever
+    /// has some holds the lock.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        match self.how {
+            How::Plainly | How::AfterDeath => false,
+            // The call may have made one, and kept it.
+            How::Counted => self.user.layout.levels.load(Ordering::Relaxed) & COUNT != 1,
+            How::Deeper => true,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum How {
     /// Without a word of who it is.
-    Plainly(Locked),
+    Plainly,
+    /// The same, after one that died with it. The news is for the next one who asks.
+    AfterDeath,
     /// As one level.
     Counted,
     /// By a level more than this thread or task had before.
-    #[allow(dead_code, reason = "it is dropped")]
-    Deeper(LockGuard<'a>),
+    Deeper,
 }
 
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
         // In a fork it is the parent's.
-        if !self.lock.owners().is_me(self.me) {
+        if !self.user.is_here() {
             return;
         }
-        let mutex = &self.lock.layout().mutex;
         match self.how {
-            How::Plainly(Locked::Clean) => mutex.release(),
-            // The news is for the next one who asks.
-            How::Plainly(Locked::OwnerDied) => mutex.abandon(),
-            How::Counted => self.lock.end_call(),
-            How::Deeper(_) => {}
+            How::Plainly => self.user.layout.mutex.release(),
+            How::AfterDeath => self.user.layout.mutex.abandon(),
+            How::Counted => self.user.end_call(),
+            How::Deeper => self.user.end_one_of_several(),
         }
     }
 }
@@ -588,10 +687,31 @@ impl Drop for Held<'_> {
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard<'a> {
     lock: &'a Lock,
-    me: OwnerId,
-    in_disorder: bool,
+    by: By,
+}
+
+/// Which process a guard is of, and what it is. In one word: a guard is handed on three times before the caller has it, and a word
+/// that is put together from smaller ones in memory makes the processor wait each time.
+#[derive(Clone, Copy)]
+struct By(u64);
+
+impl By {
+    /// The next one is to be told that a holder has died.
+    const DISORDER: u64 = 1 << 32;
     /// As a level: the lock is re-entrant, and was when it was acquired.
-    counted: bool,
+    const COUNTED: u64 = 1 << 33;
+    /// A level beside one that there was.
+    const DEEPER: u64 = 1 << 34;
+
+    #[inline]
+    fn new(me: OwnerId, marks: u64) -> Self {
+        By(u64::from(me.bits()) | marks)
+    }
+
+    #[inline]
+    fn is(self, mark: u64) -> bool {
+        self.0 & mark != 0
+    }
 }
 
 impl<'a> LockGuard<'a> {
@@ -600,9 +720,9 @@ impl<'a> LockGuard<'a> {
     ///
     /// Where a thread has several guards of the lock of a value or an array, the last one decides.
     pub fn leave_locked(self) {
-        if self.lock.owners().is_me(self.me) {
+        if self.is_mine() {
             let layout = self.lock.layout();
-            let last = !self.counted || layout.levels.fetch_sub(1, Ordering::AcqRel) & COUNT == 1;
+            let last = !self.by.is(By::COUNTED) || layout.levels.fetch_sub(1, Ordering::AcqRel) & COUNT == 1;
             if last {
                 layout.owner.store(0, Ordering::Relaxed);
                 layout.mutex.leave();
@@ -611,26 +731,33 @@ impl<'a> LockGuard<'a> {
         std::mem::forget(self);
     }
 
+    #[inline]
     pub(crate) fn me(&self) -> OwnerId {
-        self.me
+        OwnerId::from_bits(self.by.0 as u32).unwrap_or(OwnerId::NOBODY)
     }
 
     /// Whether this process holds the lock by it, and not one that it was forked from.
+    #[inline]
     pub(crate) fn is_mine(&self) -> bool {
-        self.lock.owners().is_me(self.me)
+        self.lock.owners().is_me(self.me())
     }
 
     /// Whether the lock is free when this is dropped: no other guard holds it, too.
     pub(crate) fn is_the_only_one(&self) -> bool {
-        !self.counted || self.lock.layout().levels.load(Ordering::Relaxed) & COUNT == 1
+        !self.by.is(By::COUNTED) || self.lock.layout().levels.load(Ordering::Relaxed) & COUNT == 1
+    }
+
+    /// As [`Held::is_shared`], when it was just acquired.
+    #[inline]
+    pub(crate) fn is_deeper(&self) -> bool {
+        self.by.is(By::DEEPER)
     }
 
     pub(crate) fn lock(&self) -> &'a Lock {
         self.lock
     }
 
-    /// Refuses in a fork, where the lock is the parent's: what one side writes under it the other one would write, too, or
-    /// see changed behind a reference.
+    /// Refuses in a fork, where the lock is the parent's.
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
@@ -640,9 +767,9 @@ impl<'a> LockGuard<'a> {
 
 impl Recover for LockGuard<'_> {
     fn recover(&mut self) {
-        self.in_disorder = false;
+        self.by.0 &= !By::DISORDER;
         // In a fork it is the parent's.
-        if self.counted && self.lock.owners().is_me(self.me) {
+        if self.by.is(By::COUNTED) && self.is_mine() {
             self.lock.layout().levels.fetch_and(!IN_DISORDER, Ordering::Relaxed);
         }
     }
@@ -652,12 +779,12 @@ impl Drop for LockGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         // In a fork it is the parent's.
-        if self.lock.owners().is_me(self.me) {
-            let mutex = &self.lock.layout().mutex;
-            match self.counted {
-                true => self.lock.end_level(),
-                false if self.in_disorder => mutex.abandon(),
-                false => mutex.release(),
+        if self.is_mine() {
+            let user = self.lock.user();
+            match self.by.is(By::COUNTED) {
+                true => user.end_level(),
+                false if self.by.is(By::DISORDER) => user.layout.mutex.abandon(),
+                false => user.layout.mutex.release(),
             }
         }
     }
