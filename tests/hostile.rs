@@ -19,7 +19,8 @@ use executor::{
 };
 use serde::{Deserialize, Serialize};
 use support_b::{
-    LONG, alone, descriptors, echo, eventually, pid, pool, rounds, watchdog, with_a_limit_long_enough,
+    LONG, alone, descriptors, echo, eventually, executor_threads, pid, pool, rounds, watchdog,
+    with_a_limit_long_enough,
 };
 
 executor::test_support!();
@@ -355,7 +356,8 @@ fn mappings() -> usize {
 
 /// Descriptors and mappings when no pool is left; a pool's threads hold it a moment longer than its owner.
 fn at_rest() -> (usize, usize) {
-    eventually("the pools of other tests are gone", || mappings() == 0);
+    // Their threads, too: each closes what it has at its end.
+    eventually("the pools of other tests are gone", || mappings() == 0 && executor_threads().is_empty());
     (descriptors(), 0)
 }
 

@@ -573,7 +573,7 @@ fn clients_that_send_for_ever_hold_up_nobody() {
     for address in ["127.0.0.1:0".parse().unwrap(), Address::any()] {
         let key = AuthKey::random().unwrap();
         let listener = Listener::bind(&address).unwrap().authkey(key.clone());
-        let (done, scripts) = (AtomicBool::new(false), hostile_scripts());
+        let (done, all_met, scripts) = (AtomicBool::new(false), AtomicBool::new(false), hostile_scripts());
         thread::scope(|scope| {
             // Two that send as fast as they can and one that sends slowly, each with the next script when it is cut off.
             for attacker in 0..3 {
@@ -588,15 +588,14 @@ fn clients_that_send_for_ever_hold_up_nobody() {
                 });
             }
             let (listener, key, scripts) = (&listener, &key, scripts.len());
+            let all_met = &all_met;
             let serving = scope.spawn(move || {
-                let (mut served, mut refused) = (0, 0);
-                while served < ROUNDS || refused < 4 * scripts {
+                let mut refused = 0;
+                while !all_met.load(Ordering::Relaxed) || refused < 4 * scripts {
                     // Every call comes back, whoever talks meanwhile.
                     match listener.accept_timeout::<u32, u32>(Duration::from_secs(2)) {
-                        Ok(client) => {
-                            client.send(&client.recv().unwrap()).unwrap();
-                            served += 1;
-                        }
+                        // It may have given up meanwhile, and comes again.
+                        Ok(client) => drop(client.recv().map(|met| client.send(&met))),
                         Err(AcceptError::Refused { .. }) => refused += 1,
                         Err(AcceptError::TimedOut) => {}
                         Err(error) => panic!("{error}"),
@@ -604,20 +603,15 @@ fn clients_that_send_for_ever_hold_up_nobody() {
                 }
             });
             let mut met = 0;
-            while !serving.is_finished() {
-                // The last one may come when nobody accepts any more.
-                let limit = Duration::from_secs(5);
-                let client = Client::connect_timeout::<u32, u32>(listener.address(), Some(key), limit);
+            while met < ROUNDS && !serving.is_finished() {
+                let client = Client::connect_timeout::<u32, u32>(listener.address(), Some(key), LONG);
                 let Ok(client) = client else { continue };
-                if client.send(&met).is_ok() && client.recv_timeout(Duration::from_secs(5)).is_ok() {
+                if client.send(&met).is_ok() && client.recv_timeout(LONG).is_ok() {
                     met += 1;
                 }
-                if met >= ROUNDS {
-                    break;
-                }
             }
+            all_met.store(true, Ordering::Relaxed);
             serving.join().unwrap();
-            assert!(met >= ROUNDS, "{met} clients with the key were served");
             // Nobody is looked after any more, and whoever ends it does not wait for those who talk.
             listener.close();
             done.store(true, Ordering::Relaxed);

@@ -372,26 +372,29 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let done = &std::sync::atomic::AtomicBool::new(false);
+    let kills = &std::sync::atomic::AtomicU32::new(0);
     std::thread::scope(|scope| {
         let killer = scope.spawn({
             let pool = pool.clone();
             move || {
-                let mut kills = 0;
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     for worker in pool.worker_pids() {
                         let pid = rustix::process::Pid::from_raw(worker as i32).unwrap();
                         // It may have ended meanwhile, and is then reaped.
-                        kills += u32::from(rustix::process::kill_process(pid, Signal::KILL).is_ok());
+                        if rustix::process::kill_process(pid, Signal::KILL).is_ok() {
+                            kills.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
                     }
                     std::thread::sleep(Duration::from_millis(3));
                 }
-                kills
             }
         });
         let submitting: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    for value in 0..300 {
+                    // On a busy machine all is done before the first one is killed.
+                    let more = |value| value < 300 || kills.load(std::sync::atomic::Ordering::Relaxed) == 0;
+                    for value in (0..).take_while(|value| more(*value)) {
                         match pool.submit(echo::task(value)).result() {
                             Ok(came) => assert_eq!(came, value),
                             Err(TaskError::WorkerLost { status, .. }) => {
@@ -412,7 +415,7 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
             .collect();
         submitting.into_iter().for_each(|thread| thread.join().unwrap());
         done.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(killer.join().unwrap() > 0);
+        killer.join().unwrap();
     });
     pool.shutdown(true);
 }

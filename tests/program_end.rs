@@ -773,12 +773,16 @@ fn ends_by_a_limit() {
     };
     if way == "callback" {
         let pool = pool();
-        pool.submit(echo::task(1)).on_done(|_| {
+        let (entered, has_entered) = std::sync::mpsc::channel();
+        pool.submit(echo::task(1)).on_done(move |_| {
             say("a callback that never returns");
+            entered.send(()).unwrap();
             loop {
                 thread::park();
             }
         });
+        // Otherwise the limit may end the worker before it has begun, and what is left is a moment.
+        has_entered.recv().unwrap();
         // Its drop would wait for the callback, without a limit.
         return std::mem::forget(pool);
     }
@@ -1453,7 +1457,8 @@ fn shuts_a_hundred_pools_down() {
     for number in 0..100 {
         once(number);
         assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
-        assert_eq!(support_b::executor_threads(), Vec::<String>::new(), "{number}");
+        // The system lists a thread that was joined for a moment.
+        eventually("no thread is left", || support_b::executor_threads().is_empty());
     }
     println!("as many as before");
 }

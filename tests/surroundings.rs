@@ -938,7 +938,7 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     };
     let mut left = tagged(&tag);
     // What the program had started may take a moment to notice that it is gone.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + HANGS_AFTER;
     while status.is_some() && !left.is_empty() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
         left = tagged(&tag);

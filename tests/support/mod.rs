@@ -102,11 +102,17 @@ pub fn watchdog_of(limit: Duration) -> Watchdog {
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
         if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("{test} hangs: nothing for {limit:?}");
+            say_past_the_harness(&format!("{test} hangs: nothing for {limit:?}"));
             std::process::abort();
         }
     });
     Watchdog(Some(sender))
+}
+
+/// The harness keeps what `eprintln!` says until the test has ended, and of a process that aborts no test ends.
+fn say_past_the_harness(words: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{words}");
 }
 
 /// Holds tasks until it is opened, and counts those that have come to it.

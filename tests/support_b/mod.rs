@@ -52,11 +52,17 @@ pub fn watchdog() -> Watchdog {
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
         if receiver.recv_timeout(3 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("{test} hangs");
+            say_past_the_harness(&format!("{test} hangs"));
             std::process::abort();
         }
     });
     Watchdog(sender)
+}
+
+/// The harness keeps what `eprintln!` says until the test has ended, and of a process that aborts no test ends.
+fn say_past_the_harness(words: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{words}");
 }
 
 /// For tests that look at the whole process: its threads, its children.
