@@ -1,5 +1,5 @@
-//! Workers that die at every step of the protocol, and users of locks and of named memory that die or are stopped at every step of
-//! theirs: see the programs `deaths`, `lock_deaths` and `named_deaths`.
+//! Workers that die at every step of the protocol, and processes, users of locks and of named memory that die or are stopped at every
+//! step of theirs: see the programs `deaths`, `process_deaths`, `lock_deaths` and `named_deaths`.
 //!
 //! They are programs of their own because they are built with the feature `kill-points`, which no other test is to have.
 //! `EXECUTOR_ROUNDS` and `EXECUTOR_SEED` are its, and `--nocapture` shows how often workers died at each step.
@@ -53,6 +53,11 @@ fn death_within_locks_and_their_kin() {
 #[test]
 fn no_call_with_a_limit_takes_longer_while_a_process_is_stopped_within_locks_and_their_kin() {
     check_with("lock_deaths", "ring", rounds().div_ceil(10), "1");
+}
+
+#[test]
+fn death_and_standstill_of_processes_their_parents_and_their_fork_server() {
+    check("process_deaths", "ring", rounds());
 }
 
 #[test]

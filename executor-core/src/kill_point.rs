@@ -29,7 +29,7 @@ mod hook {
 
     macro_rules! steps {
         ($($(#[$list_comment:meta])+ $list:ident { $($(#[$comment:meta])+ $step:ident,)+ })+) => {
-            /// A step of a worker's life, or of a user of shared objects, at whose end it can be made to die.
+            /// A step of a worker's or a process's life, or of a user of shared objects, at whose end it can be made to die.
             #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
             #[repr(u32)]
             pub enum Step {
@@ -318,6 +318,35 @@ mod hook {
         NameRemovedNext,
         /// The file is removed, and its folder is not.
         NameRemoved,
+        }
+        /// Those of a process with one task, and of the fork server.
+        PROCESS {
+        /// The fork server has run what is to be there in every child, and has not said so.
+        ServerPrepared,
+        /// The fork server is ready, and has said so.
+        ServerReady,
+        /// The fork server was asked for a child.
+        ServerAsked,
+        /// The fork server has made a child, and has its socket still.
+        ServerCloned,
+        /// A copy of the fork server: nobody knows its number.
+        CopyMade,
+        /// A copy of the fork server whose number is known leads no group yet.
+        CopyNamed,
+        /// It leads a group of its own, and nobody was told.
+        CopyLeads,
+        /// A copy of the fork server has told all that is to be told of it.
+        CopyTold,
+        /// A copy of the program knows what it is for, and leads no group yet.
+        ForkRead,
+        /// It has made ready for its task.
+        BodyPrepared,
+        /// The first message of its report is sent.
+        ReportSent,
+        /// All of its report is sent.
+        Reported,
+        /// It is about to leave.
+        BodyExiting,
         }
     }
 

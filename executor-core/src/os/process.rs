@@ -421,6 +421,12 @@ impl Child {
         }
     }
 
+    /// Waits for its end, at most `limit`; whether it has ended.
+    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
+        self.wait(limit);
+        self.has_ended()
+    }
+
     /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it.
     pub(crate) fn end_and_reap(&self, limit: std::time::Duration) {
         self.wait(limit);

@@ -125,10 +125,13 @@ fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
         return Err(os(io::ErrorKind::UnexpectedEof.into()));
     }
     match i64::from_le_bytes(answer) {
-        pid @ 1.. => match u32::try_from(pid) {
-            Ok(pid) => Ok((pid, ours)),
-            Err(_) => Err(os(io::ErrorKind::InvalidData.into())),
-        },
+        pid @ 1.. => {
+            let pid = u32::try_from(pid).map_err(|_| os(io::ErrorKind::InvalidData.into()))?;
+            // That it has left the server's group, which is killed with the server. If it has ended before, its status says so, and
+            // it is known to us: nobody else would reap it.
+            let _ = socket::recv_short(&ours, &mut answer);
+            Ok((pid, ours))
+        }
         error => Err(StartError::Fork(Arc::new(io::Error::from_raw_os_error(-error as i32)))),
     }
 }

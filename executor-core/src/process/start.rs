@@ -104,6 +104,10 @@ impl StartError {
     }
 }
 
+/// How long a child of the fork server may take to end whose socket does not take its setup. It has closed it, most often because it
+/// dies. It is killed after that, and the start refused.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
 /// Where a stream of the child goes, and our end of it.
 struct Stream {
     theirs: Option<OwnedFd>,
@@ -245,9 +249,9 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             let (pid, ours) = process.server.unwrap_or_else(Server::of_program).make()?;
             let child = process::Child::adopt(pid).map_err(os("to watch a process"))?;
             // After it exists: should the server die, no other child reads the same setup. If the child has died meanwhile,
-            // its status is going to say so.
+            // its status is going to say so; its socket is closed a moment before.
             if let Err(error) = send(&ours)
-                && !child.has_ended()
+                && !child.ends_within(LAST_MOMENT)
             {
                 child.kill_and_reap(Duration::from_secs(5));
                 table::left_behind(&child);

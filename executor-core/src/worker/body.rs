@@ -64,10 +64,11 @@ pub(crate) fn run(
         Ok(attachments) => attachments,
         Err(error) => return refuse(format!("its descriptors did not arrive: {error}")),
     };
+    kill_point!(BodyPrepared);
     panics::install(prepared, true);
     fault::watch_this_stack(&prepared.stack_overflow);
     let arguments = Arrived { bytes: &setup.arguments, attachments };
-    Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
+    let code = Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
         if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
             setup.limits.lift();
@@ -83,7 +84,9 @@ pub(crate) fn run(
             Kind::Panicked => PANICKED,
             _ => FAILED,
         }
-    })
+    });
+    kill_point!(BodyExiting);
+    code
 }
 
 fn report(
@@ -106,7 +109,10 @@ fn report(
         let file = sealed::sealed_file(payload)?;
         handshake::send(socket, &report(&[], true), &[file.as_fd()])?;
     }
-    handshake::send_attachments(socket, attachments)
+    kill_point!(ReportSent);
+    handshake::send_attachments(socket, attachments)?;
+    kill_point!(Reported);
+    Ok(())
 }
 
 /// All that must be so before a byte of the arguments is decoded.

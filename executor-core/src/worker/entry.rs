@@ -268,6 +268,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
         return refuse(&"a copy can only be a process".to_owned().into());
     };
     program::become_child(setup.program);
+    kill_point!(ForkRead);
     lead_own_group();
     crate::os::signals::block_terminal();
     if let Err(error) = process::empty_stdin() {

@@ -5,9 +5,11 @@
 //!  parent                                      fork server, one thread
 //!    setup of a child, written into one end of a pair
 //!    the other end  ──── "make one" ────────►  clone(CLONE_PARENT): the child is the parent's own
-//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket, reads its setup, lives
+//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket, leaves the server's group,
+//!    it has left    ◄────────────────────────────  says so, reads its setup, lives
 //!                                                  (no copy: the server says why, over the same socket)
 //!  the server dies meanwhile: the pid, or the end of that socket, and so no child that nobody knows of
+//!  the child dies before it has said its pid: it is in the server's group, which is ended and reaped then
 //!  the parent dies (pidfd), or hangs up (end of file): the server ends
 //! ```
 
@@ -33,6 +35,9 @@ use crate::{
     },
 };
 
+/// What a copy says that leads a group of its own.
+const LEADS: [u8; 1] = [1];
+
 /// Serves until the parent hangs up: `None`. In a child: the socket that tells it what it is for.
 pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
     // No thread for this here. The socket alone does not tell: a copy of the parent may hold the other end, too.
@@ -53,9 +58,11 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         let _ = handshake::refuse(socket, &why.into());
         return None;
     }
+    kill_point!(ServerPrepared);
     let report =
         Report { kind: Kind::Ready as u8, payload: Vec::new().into(), in_file: false, attachments: 0 };
     handshake::send(socket, &report, &[]).ok()?;
+    kill_point!(ServerReady);
     loop {
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         socket::retry(|| poll(&mut fds, None)).ok()?;
@@ -68,13 +75,20 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
             return None;
         }
         let own = descriptors.into_iter().next()?;
+        kill_point!(ServerAsked);
         match fork::clone_sibling() {
             // The copy has its own descriptor of the socket, and says who it is.
-            Ok(Some(_)) => {}
+            Ok(Some(_)) => kill_point!(ServerCloned),
             Ok(None) => {
-                // First: who is known to the parent is not in the server's group, which is killed with the server.
-                lead_own_group();
+                kill_point!(CopyMade);
+                // First its number: one that dies unknown is reaped with the server's group, in which it is until then.
                 socket::send(&own, &i64::from(std::process::id()).to_le_bytes(), &[]).ok()?;
+                kill_point!(CopyNamed);
+                lead_own_group();
+                kill_point!(CopyLeads);
+                // Now it may be counted on: the server's group is killed with the server.
+                socket::send(&own, &LEADS, &[]).ok()?;
+                kill_point!(CopyTold);
                 return Some(own);
             }
             Err(error) => {

@@ -32,6 +32,7 @@ impl Random {
 ///
 /// # Safety
 /// Zeroes are a `T`, and all of it is atomics.
+#[allow(dead_code, reason = "programs that are started anew find theirs by a name")]
 pub(crate) unsafe fn record<T>() -> &'static T {
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     let bytes = size_of::<T>();
