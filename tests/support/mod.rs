@@ -93,7 +93,7 @@ pub struct Watchdog(Option<mpsc::Sender<()>>);
 
 /// Guards a test against hanging.
 pub fn watchdog() -> Watchdog {
-    watchdog_of(Duration::from_secs(180))
+    watchdog_of(8 * LONG)
 }
 
 /// Guards a test that may take longer than others.

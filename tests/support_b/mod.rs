@@ -51,7 +51,7 @@ pub fn watchdog() -> Watchdog {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if receiver.recv_timeout(3 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if receiver.recv_timeout(8 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
             say_past_the_harness(&format!("{test} hangs"));
             std::process::abort();
         }
