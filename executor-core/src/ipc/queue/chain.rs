@@ -56,7 +56,7 @@ mod holds;
 use std::{io, sync::Arc, time::Instant};
 
 use holds::Holds;
-pub(super) use holds::{Held, Lost};
+pub(super) use holds::{FreeHold, Held, Lost, Returned};
 
 use crate::{
     os::{
@@ -847,7 +847,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             // Otherwise it is the dead one's.
             if self.item_elsewhere(&head) == Some(at)
                 || head.place.at.load(Ordering::Relaxed) == at
-                || self.is_place_of_holds(at)
+                || self.is_place_of_holds(at)?
             {
                 claim.bytes.store(0, Ordering::Relaxed);
             }
@@ -859,7 +859,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             None => consumers.taking.load(Ordering::Relaxed),
         };
         consumers.count.store(count, Ordering::Release);
-        self.repair_holds(count);
+        self.repair_holds(count)?;
         let ticket = consumers.ticket.load(Ordering::Relaxed);
         if ticket != 0 && found.is_none_or(|found| found.ticket != Some(ticket)) {
             self.memory.discard(ticket);
@@ -978,13 +978,11 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         &self,
         found: &Found<M::Ring>,
         reading: &Reading,
-        entry: Option<u32>,
+        free: Option<FreeHold<'_, M::Ring>>,
         me: OwnerId,
     ) -> Option<Held> {
         let consumers = &self.layout.consumers;
-        if let Some(entry) = entry {
-            self.write_hold(entry, me, found);
-        }
+        let held = free.map(|free| self.write_hold(&free, me, found));
         let claim = reading.claim();
         if let (FoundBody::Elsewhere { piece, .. }, Some(claim)) = (&found.body, claim) {
             consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
@@ -1005,7 +1003,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if claim.is_some() {
             consumers.pending_claim.store(0, Ordering::Release);
         }
-        entry.map(|entry| Held::new(entry, found.number))
+        held
     }
 
     // Places.

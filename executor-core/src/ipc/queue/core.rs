@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::chain::{
     Body, Chain, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece, Reading,
-    RingPlace, Side, Words, garbled,
+    Returned, RingPlace, Side, Words, garbled,
 };
 use crate::{
     os::{
@@ -67,6 +67,8 @@ pub(super) struct Core {
     inode: (u64, u64),
     waiting: Mutex<Spin>,
     own: Mutex<Own>,
+    /// Items that can be got again, and those that can be asked for. Of whoever has the consumers' mutex.
+    returned: Mutex<[Returned; 2]>,
     /// When it was looked last whether somebody has died who has items: see [`looks_for_the_dead`](Core::looks_for_the_dead).
     looked: AtomicU64,
     this: Weak<Core>,
@@ -371,6 +373,7 @@ impl Core {
             inode,
             waiting: Mutex::default(),
             own: Mutex::default(),
+            returned: Mutex::default(),
             looked: AtomicU64::new(0),
             this: Weak::clone(this),
         }))
@@ -720,14 +723,13 @@ impl Core {
         let items = &self.layout().producers.items;
         if hold {
             if chain.is_to_be_cleared() {
-                chain.clear(me);
+                chain.clear(me)?;
             }
-            if chain.requeues() && self.looks_for_the_dead() && chain.reap() > 1 {
+            if chain.requeues() && self.looks_for_the_dead() && chain.reap()? > 1 {
                 // There is one for this process, and one for somebody else.
                 self.ring_items();
             }
-            let again = chain.take_again(me, false, |piece, len| self.make_room(piece, len, out));
-            if let Some((held, piece, len)) = again.map_err(Missing::Io)? {
+            if let Some((held, piece, len)) = self.take_again(me, false, out)? {
                 let unfinished = Unfinished { core: self, held: Some(held) };
                 let rung = self.layout().consumers.room.ring();
                 drop(guard);
@@ -738,13 +740,13 @@ impl Core {
         let found = match self.with_claims(|| chain.find_or_listen())? {
             Err(pause) => return Ok(Step::Wait(pause)),
             Ok(Ok(found)) => found,
-            Ok(Err(_)) if hold && chain.requeues() && chain.reap() > 0 => {
+            Ok(Err(_)) if hold && chain.requeues() && chain.reap()? > 0 => {
                 // What the dead had, to be got at once: by this one, or by another that is quicker.
                 drop(guard);
                 self.ring_items();
                 return Ok(Step::Again);
             }
-            Ok(Err(heard)) if hold && chain.requeues() && chain.others_hold(me) => {
+            Ok(Err(heard)) if hold && chain.requeues() && chain.others_hold(me)? => {
                 // What they have may come back, also when nothing new comes.
                 return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
             }
@@ -771,15 +773,15 @@ impl Core {
             Some(ticket) => self.store.descriptors(ticket)?,
         };
         kill_point!(QueueDescriptorsSeen);
-        let entry = match hold.then(|| self.with_claims(|| chain.free_hold(me))).transpose()?.transpose() {
-            Ok(entry) => entry,
+        let free = match hold.then(|| self.with_claims(|| chain.free_hold(me))).transpose()?.transpose() {
+            Ok(free) => free,
             Err(pause) => return Ok(Step::Wait(pause)),
         };
         let reading = match self.with_claims(|| chain.claim_for(&found, me, hold))? {
             Ok(reading) => reading,
             Err(pause) => return Ok(Step::Wait(pause)),
         };
-        let unfinished = Unfinished { core: self, held: chain.take(&found, &reading, entry, me) };
+        let unfinished = Unfinished { core: self, held: chain.take(&found, &reading, free, me) };
         if let Some(ticket) = found.ticket {
             self.store.discard(ticket);
             kill_point!(QueueDescriptorsTaken);
@@ -891,11 +893,12 @@ impl Core {
             }
         }
         match self.chain().is_done_for_another(me) {
-            Some(held) => {
+            Ok(Some(held)) => {
                 self.after_done(held);
                 true
             }
-            None => false,
+            // Who cannot look at what others have says of none of it that it is done.
+            Ok(None) | Err(_) => false,
         }
     }
 
@@ -954,7 +957,8 @@ impl Core {
         if chain.is_to_be_cleared()
             && let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false)
         {
-            chain.clear(guard.me());
+            // If it cannot be looked at here, another process does it.
+            let _ = chain.clear(guard.me());
         }
         // Either whoever joins sees that it is done, or we see that somebody joins.
         fence(Ordering::SeqCst);
@@ -972,16 +976,45 @@ impl Core {
         self.chain().unfinished()
     }
 
-    /// The oldest item that was lost and kept, into `out`. It is done with that.
-    pub(super) fn take_lost(&self, out: &mut Vec<u8>, wait: Wait) -> io::Result<Option<Unfinished<'_>>> {
-        let chain = self.chain();
+    /// The oldest item that was lost and kept, into `out`. It is done with that. `look`: first whether somebody has died, which is
+    /// looked for in any case before there is said to be none.
+    pub(super) fn take_lost(
+        &self,
+        out: &mut Vec<u8>,
+        wait: Wait,
+        mut look: bool,
+    ) -> io::Result<Option<Unfinished<'_>>> {
         let Some(guard) = self.lock(Side::Consumers, wait)? else { return Ok(None) };
-        chain.reap();
-        let lost = chain.take_again(guard.me(), true, |piece, len| self.make_room(piece, len, out));
-        let Some((held, piece, len)) = lost? else { return Ok(None) };
+        let (held, piece, len) = loop {
+            if look {
+                self.chain().reap()?;
+            }
+            match self.take_again(guard.me(), true, out)? {
+                Some(taken) => break taken,
+                None if look => return Ok(None),
+                None => look = true,
+            }
+        };
         drop(guard);
         let unfinished = Unfinished { core: self, held: Some(held) };
         self.read_held(unfinished, piece, len, out).map(|got| Some(got.unfinished))
+    }
+
+    /// See [`Chain::take_again`].
+    fn take_again(
+        &self,
+        me: OwnerId,
+        lost: bool,
+        out: &mut Vec<u8>,
+    ) -> io::Result<Option<(Held, Piece, u64)>> {
+        let mut take = |returned: &mut Returned| {
+            self.chain().take_again(me, lost, returned, |piece, len| self.make_room(piece, len, out))
+        };
+        match self.returned.try_lock() {
+            Ok(mut returned) => take(&mut returned[usize::from(lost)]),
+            // A copy of a process whose other thread had it.
+            Err(_) => take(&mut Returned::default()),
+        }
     }
 
     /// Whether all items are done; if not, the number to sleep with. How many were lost is an error, once.
@@ -994,7 +1027,8 @@ impl Core {
         }
         // Somebody who dies rings nothing; all sleeps end soon, and then we are here again.
         if let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false) {
-            let requeued = chain.reap();
+            // Where entries cannot be looked at, it is not over, and looked again.
+            let requeued = chain.reap().unwrap_or(0);
             let lost = chain.take_lost();
             drop(guard);
             if requeued > 0 {
@@ -1350,7 +1384,7 @@ pub(crate) mod fuzzed {
                     let _ = core.mark_done();
                 }
                 13 => drop(core.join(Some(Instant::now()))),
-                14 => drop(core.take_lost(&mut out, Wait::Not)),
+                14 => drop(core.take_lost(&mut out, Wait::Not, input.u8().is_multiple_of(2))),
                 _ => chain.close(),
             }
         }
