@@ -243,6 +243,11 @@ impl Lock {
     }
 
     #[inline]
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+    pub(super) fn word(&self) -> &AtomicU32 {
+        self.layout().mutex.word()
+    }
+
     fn layout(&self) -> &LockLayout {
         self.block.part(0)
     }
@@ -345,13 +350,14 @@ impl Lock {
     /// To drop the future takes neither the lock nor another's wake-up.
     pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
+        let user = self.user();
+        if let Ok(locked) = mutex.try_acquire(owners, user.me) {
+            return user.guard_of(locked, holder::this_async);
+        }
         loop {
             let user = self.user();
-            let word = match mutex.try_acquire(owners, user.me) {
-                Ok(locked) => return user.guard_of(locked, holder::this_async),
-                Err(_) => mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED),
-            };
-            match word {
+            // With the mark: others may wait as well, who are to be woken when it is released.
+            match mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED) {
                 Ok(locked) => return user.guard_of(locked, holder::this_async),
                 Err(word) => changed(&self.block, mutex.word(), word).await,
             }
