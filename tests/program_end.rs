@@ -921,7 +921,7 @@ fn ends_an_ending_program_unseen() {
     let both = [0, 1].map(|_| pool.submit(hold::task(gate.path())));
     gate.wait_for(both.len());
     gate.open();
-    both.into_iter().for_each(|held| drop(held.result().unwrap()));
+    let _workers = both.map(|held| held.result().unwrap());
     drop(gate);
     pool.submit(echo::task(1)).on_done(move |_| {
         wait_for_end_of_input();
