@@ -495,11 +495,14 @@ fn check_nothing_is_left(base: Option<usize>, children: &[u32], parent_killed: b
         let fell = record.fallen.is(starter) || record.struck.is(starter);
         parent_killed && (ends || fell) && !children.contains(&starter)
     };
-    for program in record.programs.all().filter(is_lost) {
-        // SAFETY: a signal to what was just seen to be one of these programs.
-        unsafe { libc::kill(program as libc::pid_t, libc::SIGKILL) };
-    }
-    eventually("these programs live", || living(&record.programs));
+    eventually("these programs live", || {
+        // Each time: one writes itself down when it runs, which may be after all others have ended.
+        for program in record.programs.all().filter(is_lost) {
+            // SAFETY: a signal to what was just seen to be one of these programs.
+            unsafe { libc::kill(program as libc::pid_t, libc::SIGKILL) };
+        }
+        living(&record.programs)
+    });
     eventually("nobody has reaped this child", || unreaped().into_iter().collect());
     if let Some(base) = base {
         eventually("there are more descriptors", || {
