@@ -62,7 +62,7 @@ impl<O: Owners> Readers<'_, O> {
                 return Some(me);
             }
             drop(guard);
-            self.head.bell.sleep_with_all(heard, nap(deadline)?);
+            self.head.bell.sleep(heard, nap(deadline)?);
         }
     }
 
@@ -120,7 +120,7 @@ impl<O: Owners> Readers<'_, O> {
                 "this thread reads the array and would wait for itself: drop that guard first"
             );
             let Some(limit) = nap(deadline) else { return false };
-            self.head.bell.sleep_with_all(heard, limit);
+            self.head.bell.sleep(heard, limit);
         }
     }
 }
@@ -200,5 +200,117 @@ mod tests {
         drop(lives);
         assert!(array.try_write().is_none(), "those that were leaked are there still");
         assert!(read(), "there is room for one");
+    }
+}
+
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod models {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        os::sync::{
+            Shadow,
+            atomic::{AtomicU32, Ordering},
+            thread,
+        },
+        sync::models::{Process, held, table},
+        transport::ring::models::{check, few},
+    };
+
+    #[derive(Default)]
+    struct Array {
+        lock: RobustMutex,
+        head: Head,
+        table: Vec<Holding>,
+        /// Equal whenever nobody writes.
+        elements: [AtomicU32; 2],
+        shadow: Shadow,
+    }
+
+    impl Array {
+        fn new(processes: usize) -> Arc<Self> {
+            Arc::new(Array { table: table(processes), ..Array::default() })
+        }
+
+        fn readers<'a>(&'a self, owners: &'a Process) -> Readers<'a, Process> {
+            Readers { head: &self.head, table: &self.table, owners }
+        }
+
+        /// As `Array::read`, and what is seen in the guard.
+        fn read(&self, process: &Process) -> u32 {
+            let lock = held(&self.lock, process);
+            let me = self.readers(process).enter(None).unwrap();
+            drop(lock);
+            self.shadow.look();
+            let [first, second] = [0, 1].map(|at: usize| self.elements[at].load(Ordering::Relaxed));
+            assert_eq!(first, second, "somebody writes beside one that reads");
+            self.readers(process).leave(me);
+            first
+        }
+
+        /// As `Array::write`.
+        fn write(&self, process: &Process) {
+            let _lock = held(&self.lock, process);
+            while !self.readers(process).wait_for_all(None, || false) {}
+            self.shadow.fill();
+            for element in &self.elements {
+                element.store(element.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn several_read_and_one_writes(readers: u32, writes: u32, preemptions: usize) {
+        check(preemptions, move || {
+            let world = Process::world(readers + 1);
+            let array = Array::new(readers as usize);
+            let threads: Vec<_> = world[1..]
+                .iter()
+                .cloned()
+                .map(|process| {
+                    let array = Arc::clone(&array);
+                    thread::spawn(move || assert!(array.read(&process) <= writes))
+                })
+                .collect();
+            for _ in 0..writes {
+                array.write(&world[0]);
+            }
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert_eq!(array.read(&world[0]), writes);
+            assert_eq!(holders::total(&array.table), 0);
+        });
+    }
+
+    #[test]
+    fn nobody_writes_beside_one_that_reads() {
+        several_read_and_one_writes(1, few(1, 3) as u32, 3);
+    }
+
+    #[test]
+    fn nobody_writes_beside_several_that_read() {
+        several_read_and_one_writes(few(2, 4) as u32, few(1, 3) as u32, 2);
+    }
+
+    #[test]
+    fn one_that_reads_beside_another_one_reads_no_less() {
+        check(2, || {
+            let world = Process::world(2);
+            let array = Array::new(1);
+            let me = array.readers(&world[1]).enter(None).unwrap();
+            let (theirs, process) = (Arc::clone(&array), world[0].clone());
+            let writes = thread::spawn(move || theirs.write(&process));
+            // The first guard is given to another thread, and this one has a second.
+            let beside = array.readers(&world[1]).enter_beside(None).expect("one reads");
+            let (theirs, process) = (Arc::clone(&array), world[1].clone());
+            let leaves = thread::spawn(move || theirs.readers(&process).leave(me));
+            array.shadow.look();
+            assert_eq!(array.elements[0].load(Ordering::Relaxed), 0);
+            assert_eq!(array.elements[1].load(Ordering::Relaxed), 0);
+            array.readers(&world[1]).leave(beside);
+            leaves.join().unwrap();
+            writes.join().unwrap();
+        });
     }
 }

@@ -106,12 +106,10 @@ mod guard;
 pub(crate) mod holders;
 pub(crate) mod lock;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
-mod models;
+pub(crate) mod models;
 pub(crate) mod raw;
 mod rlock;
 mod semaphore;
-#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
-pub(crate) mod wakes;
 
 pub use barrier::{Barrier, BarrierError};
 pub use condition::Condition;

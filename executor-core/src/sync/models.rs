@@ -4,16 +4,23 @@
 //! here, so that a wake-up which is lost is a deadlock; what a death leaves to the limit of sleeps is played by
 //! [`time_passes`], which only shuttle can do: for loom, it is a loop without an end. There, deaths come before.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+#[cfg(executor_shuttle)]
+use std::time::Duration;
 
+#[cfg(executor_shuttle)]
 use super::{
     barrier::{self, BarrierError, Meeting},
+    raw::{Deadline, deadline_in},
+};
+use super::{
     cells::{self, Cell},
     condition::{self, Waiters},
     event::Flag,
     holders::{self, Holding},
     lock::LockLayout,
-    raw::{Deadline, Holder, Locked, RECHECK, RobustGuard, RobustMutex, deadline_in},
+    raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
+    rlock,
     semaphore::{self, Permits},
 };
 use crate::{
@@ -21,7 +28,7 @@ use crate::{
         futex,
         liveness::{OwnerId, Owners},
         sync::{
-            LOOM,
+            LOOM, Shadow,
             atomic::{AtomicU32, Ordering},
             thread,
         },
@@ -31,14 +38,14 @@ use crate::{
 
 /// A process.
 #[derive(Clone)]
-struct Process {
+pub(crate) struct Process {
     number: u32,
     /// A bit for each that is dead.
     dead: Arc<AtomicU32>,
 }
 
 impl Process {
-    fn world(count: u32) -> Vec<Process> {
+    pub(crate) fn world(count: u32) -> Vec<Process> {
         let dead = Arc::new(AtomicU32::new(0));
         (1..=count).map(|number| Process { number, dead: Arc::clone(&dead) }).collect()
     }
@@ -73,7 +80,7 @@ fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinH
 }
 
 /// Holds it, as a call without a limit does.
-fn held<'a>(mutex: &'a RobustMutex, process: &'a Process) -> RobustGuard<'a, Process> {
+pub(crate) fn held<'a>(mutex: &'a RobustMutex, process: &'a Process) -> RobustGuard<'a, Process> {
     mutex.lock_until(process, None).unwrap()
 }
 
@@ -200,7 +207,7 @@ fn what_is_left_locked_is_released_once_and_wakes() {
     });
 }
 
-fn table(count: usize) -> Vec<Holding> {
+pub(crate) fn table(count: usize) -> Vec<Holding> {
     (0..count).map(|_| Holding::default()).collect()
 }
 
@@ -343,6 +350,125 @@ fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
         let (shared, _, both) = two_meet([over, over]);
         assert!(both[0].is_ok() == both[1].is_ok(), "one passed, and the other one did not");
         assert!(shared.1.iter().all(Cell::is_free));
+    });
+}
+
+/// As many come to a barrier as it is for, and the limit of one of them ever is over.
+#[cfg(executor_shuttle)]
+fn one_leaves(parties: u32) {
+    check(3, move || {
+        let world = Process::world(parties);
+        let shared: Arc<Shared> =
+            Arc::new((Default::default(), (0..2 * parties).map(|_| Cell::default()).collect()));
+        meeting(&shared, &world[0]).init(parties, 0);
+        let others: Vec<_> = world[1..]
+            .iter()
+            .cloned()
+            .map(|process| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || meeting(&shared, &process).wait_until(None, None::<fn()>))
+            })
+            .collect();
+        let over = deadline_in(Duration::ZERO);
+        let left = meeting(&shared, &world[0]).wait_until(over, None::<fn()>);
+        let others: Vec<_> = others.into_iter().map(|other| other.join().unwrap()).collect();
+        match left {
+            // It was the last one to come, or all came before it looked at its limit.
+            Ok(index) => {
+                let mut all: Vec<_> = others.into_iter().map(|passed| passed.unwrap() as u32).collect();
+                all.push(index as u32);
+                all.sort_unstable();
+                assert!(all.into_iter().eq(0..parties));
+            }
+            Err(BarrierError::TimedOut) => {
+                assert!(others.iter().all(|other| *other == Err(BarrierError::Broken)));
+            }
+            Err(BarrierError::Broken) => panic!("nobody else breaks it"),
+        }
+        assert!(shared.1.iter().all(Cell::is_free));
+    });
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn one_who_leaves_a_barrier_for_two_breaks_it_unless_both_pass() {
+    one_leaves(2);
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn one_who_leaves_a_barrier_for_three_breaks_it_unless_all_pass() {
+    one_leaves(3);
+}
+
+#[derive(Default)]
+struct Rooms {
+    lock: rlock::Layout,
+    /// Written in there.
+    count: AtomicU32,
+    shadow: Shadow,
+}
+
+impl Rooms {
+    /// Two levels deep, and out again.
+    fn visit(&self, process: &Process, thread: u32) {
+        let me = process.me();
+        assert_eq!(self.lock.enter(process, me, thread, None), Some(Locked::Clean));
+        self.shadow.fill();
+        add_one(&self.count);
+        assert_eq!(self.lock.try_enter(process, me, thread), Some(Locked::Clean), "it is in there");
+        add_one(&self.count);
+        self.lock.leave();
+        self.shadow.fill();
+        add_one(&self.count);
+        self.lock.leave();
+    }
+}
+
+#[test]
+fn one_thread_at_a_time_is_in_an_rlock_and_finds_only_itself_there() {
+    check(2, || {
+        let world = Process::world(2);
+        let rooms = Arc::new(Rooms::default());
+        // Two of one process, and one of another with the same number as one of them.
+        let others = [(&world[0], 2), (&world[1], 2)].map(|(process, number)| {
+            let (rooms, process) = (Arc::clone(&rooms), process.clone());
+            thread::spawn(move || rooms.visit(&process, number))
+        });
+        rooms.visit(&world[0], 1);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!(rooms.count.load(Ordering::Relaxed), 9);
+    });
+}
+
+#[test]
+fn what_was_done_in_levels_of_an_rlock_that_other_threads_end_is_seen_by_the_next_one() {
+    check(3, || {
+        let world = Process::world(2);
+        let rooms = Arc::new(Rooms::default());
+        let me = world[0].me();
+        for _ in 0..2 {
+            assert_eq!(rooms.lock.enter(&world[0], me, 1, None), Some(Locked::Clean));
+        }
+        // The guard of one level was given to another thread.
+        let theirs = Arc::clone(&rooms);
+        let ends = thread::spawn(move || {
+            theirs.shadow.look();
+            theirs.count.store(1, Ordering::Relaxed);
+            theirs.lock.leave();
+        });
+        let (theirs, process) = (Arc::clone(&rooms), world[1].clone());
+        let next = thread::spawn(move || {
+            assert_eq!(theirs.lock.enter(&process, process.me(), 1, None), Some(Locked::Clean));
+            assert_eq!(theirs.count.load(Ordering::Relaxed), 1);
+            theirs.shadow.fill();
+            theirs.lock.leave();
+        });
+        rooms.lock.leave();
+        ends.join().unwrap();
+        next.join().unwrap();
     });
 }
 

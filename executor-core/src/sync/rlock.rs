@@ -19,7 +19,7 @@ use crate::{
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-struct Layout {
+pub(super) struct Layout {
     /// Held as long as there is a level.
     mutex: RobustMutex,
     /// Whose the levels are; what a dead process has left here is nobody's.
@@ -38,8 +38,74 @@ const COUNT: u64 = IN_DISORDER - 1;
 
 /// This thread, in the levels. Threads of other processes have the same numbers, and one that asks may have read the owner of the
 /// levels, and then the levels of another process: it is not to find itself there.
-fn this_thread(me: OwnerId) -> u64 {
-    u64::from(local::this_thread() ^ me.bits() << 8) << THREAD_SHIFT
+pub(super) fn in_levels(thread: u32, me: OwnerId) -> u64 {
+    u64::from(thread ^ me.bits() << 8) << THREAD_SHIFT
+}
+
+impl Layout {
+    /// One level more for the thread of that number; `None` at the deadline.
+    pub(super) fn enter(
+        &self,
+        owners: &impl Owners,
+        me: OwnerId,
+        thread: u32,
+        deadline: Deadline,
+    ) -> Option<Locked> {
+        if self.deeper(me, thread) {
+            return Some(Locked::Clean);
+        }
+        let locked = self.mutex.acquire(owners, me, deadline)?;
+        self.first(me, thread, locked);
+        Some(locked)
+    }
+
+    /// As [`enter`](Self::enter), if that is possible now.
+    pub(super) fn try_enter(&self, owners: &impl Owners, me: OwnerId, thread: u32) -> Option<Locked> {
+        if self.deeper(me, thread) {
+            return Some(Locked::Clean);
+        }
+        let locked = self.mutex.try_acquire(owners, me).ok()?;
+        self.first(me, thread, locked);
+        Some(locked)
+    }
+
+    fn first(&self, me: OwnerId, thread: u32, locked: Locked) {
+        let disorder = if locked == Locked::OwnerDied { IN_DISORDER } else { 0 };
+        self.levels.store(in_levels(thread, me) | disorder | 1, Ordering::Relaxed);
+        self.owner.store(me.bits(), Ordering::Release);
+        kill_point!(LevelsWritten);
+    }
+
+    /// One level deeper, if this thread has one.
+    fn deeper(&self, me: OwnerId, thread: u32) -> bool {
+        // Acquire: the levels are then those of this process, or newer ones.
+        if self.owner.load(Ordering::Acquire) != me.bits() {
+            return false;
+        }
+        let thread = in_levels(thread, me);
+        let mut levels = self.levels.load(Ordering::Relaxed);
+        while levels >> THREAD_SHIFT << THREAD_SHIFT == thread && levels & COUNT > 0 {
+            assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
+            // There is room for it in the count: the thread above it stays as it is.
+            let more = levels.wrapping_add(1);
+            match self.levels.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => levels = now,
+            }
+        }
+        false
+    }
+
+    /// One level less, of whichever thread; the last one releases it.
+    pub(super) fn leave(&self) {
+        // Both orderings: what other threads did in their levels comes before the release.
+        let before = self.levels.fetch_sub(1, Ordering::AcqRel);
+        // The last one: no other guard is there, and a thread goes deeper only from a level.
+        if before & COUNT == 1 {
+            self.owner.store(0, Ordering::Relaxed);
+            if before & IN_DISORDER != 0 { self.mutex.abandon() } else { self.mutex.release() }
+        }
+    }
 }
 
 /// A lock for threads of any processes that the thread which holds it may acquire again.
@@ -102,12 +168,9 @@ impl RLock {
 
     /// Holds it once more, if it is free now or this thread's; else `None`.
     pub fn try_acquire(&self) -> Option<Acquired<RLockGuard<'_>>> {
-        if let Some(guard) = self.deeper() {
-            return Some(Ok(guard));
-        }
         let me = self.owners().me();
-        let locked = self.layout().mutex.try_acquire(self.owners(), me).ok()?;
-        Some(self.first(me, locked))
+        let locked = self.layout().try_enter(self.owners(), me, local::this_thread())?;
+        Some(self.guard(me, locked))
     }
 
     /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
@@ -116,43 +179,14 @@ impl RLock {
     }
 
     fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<RLockGuard<'_>>> {
-        if let Some(guard) = self.deeper() {
-            return Some(Ok(guard));
-        }
         let me = self.owners().me();
-        let locked = self.layout().mutex.acquire(self.owners(), me, deadline)?;
-        Some(self.first(me, locked))
+        let locked = self.layout().enter(self.owners(), me, local::this_thread(), deadline)?;
+        Some(self.guard(me, locked))
     }
 
-    fn first(&self, me: OwnerId, locked: Locked) -> Acquired<RLockGuard<'_>> {
-        let died = locked == Locked::OwnerDied;
-        let disorder = if died { IN_DISORDER } else { 0 };
-        let layout = self.layout();
-        layout.levels.store(this_thread(me) | disorder | 1, Ordering::Relaxed);
-        layout.owner.store(me.bits(), Ordering::Release);
-        kill_point!(LevelsWritten);
+    fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<RLockGuard<'_>> {
         let guard = RLockGuard { lock: self, me };
-        if died { Err(OwnerDied::new(guard)) } else { Ok(guard) }
-    }
-
-    /// One level deeper, if this thread has one.
-    fn deeper(&self) -> Option<RLockGuard<'_>> {
-        let (layout, me) = (self.layout(), self.owners().me());
-        // Acquire: the levels are then those of this process, or newer ones.
-        if layout.owner.load(Ordering::Acquire) != me.bits() {
-            return None;
-        }
-        let mut levels = layout.levels.load(Ordering::Relaxed);
-        while levels >> THREAD_SHIFT << THREAD_SHIFT == this_thread(me) && levels & COUNT > 0 {
-            assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
-            // There is room for it in the count: the thread above it stays as it is.
-            let more = levels.wrapping_add(1);
-            match layout.levels.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(RLockGuard { lock: self, me }),
-                Err(now) => levels = now,
-            }
-        }
-        None
+        if locked == Locked::OwnerDied { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }
 
     /// Whether somebody holds it at this moment, in whatever process.
@@ -195,14 +229,7 @@ impl Drop for RLockGuard<'_> {
     fn drop(&mut self) {
         // In a fork it is the parent's.
         if self.lock.owners().is_me(self.me) {
-            let layout = self.lock.layout();
-            // Both orderings: what other threads did in their levels comes before the release.
-            let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
-            // The last one: no other guard is there, and a thread goes deeper only from a level.
-            if before & COUNT == 1 {
-                layout.owner.store(0, Ordering::Relaxed);
-                if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
-            }
+            self.lock.layout().leave();
         }
     }
 }

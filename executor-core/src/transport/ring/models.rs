@@ -33,7 +33,10 @@ use crate::{
 /// Shuttle's rounds are the same each time, unless `EXECUTOR_SEED` says otherwise; a failure prints the seed of its
 /// round, which `SHUTTLE_RANDOM_SEED` repeats.
 pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let executions = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = Arc::clone(&executions);
     let model = move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         forget_all();
         model();
     };
@@ -60,6 +63,10 @@ pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static
         Runner::new(RandomScheduler::new_from_seed(seed, rounds), config.clone()).run(move || again());
         Runner::new(PctScheduler::new_from_seed(seed, preemptions + 1, rounds), config).run(move || model());
     }
+    let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
+    println!("{executions} executions");
+    // Its threads do nothing that is the checker's to order, or are not there.
+    assert!(executions > 1, "a model of which there is one execution proves nothing");
 }
 
 /// This many where everything is tried, that many elsewhere.
