@@ -758,7 +758,12 @@ fn results_that_nobody_reads_and_errors_of_any_size_jam_nothing() {
 
 #[test]
 fn two_hundred_workers_and_a_thousand_items() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
     let _watchdog = watchdog();
+    // Each worker takes some descriptors here, and the limit that a program begins with may be too low for so many.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum.map_or(Some(8192), |maximum| Some(maximum.min(8192)));
+    setrlimit(Resource::Nofile, limit).unwrap();
     let pool = Pool::new(200).unwrap();
     assert_eq!(pool.map(square::task, 0..1_000).unwrap(), squares(1_000));
     eventually("200 processes", || pool.worker_pids().len() == 200);

@@ -192,6 +192,33 @@ fn large_arguments_and_values_travel() {
     }
 }
 
+/// The masks of blocked signals: this thread's, and that of a program that it starts.
+#[task]
+fn blocked_here_and_in_a_program() -> [u64; 2] {
+    let blocked = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let own = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let program = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+    [blocked(&own), blocked(&String::from_utf8(program.stdout).unwrap())]
+}
+
+#[test]
+fn a_program_that_a_child_starts_has_the_childs_mask_and_is_not_stopped_by_a_terminal() {
+    let _watchdog = watchdog();
+    let terminal = [Signal::TTIN, Signal::TTOU].map(|signal| 1 << (signal.as_raw() - 1));
+    let terminal: u64 = terminal.into_iter().sum();
+    let mut seen = vec![pool(1).submit(blocked_here_and_in_a_program::task()).result().unwrap()];
+    for method in METHODS {
+        let child = Process::new(blocked_here_and_in_a_program::task()).start_method(method).start().unwrap();
+        seen.push(joined(&child).unwrap());
+    }
+    for [child, program] in seen {
+        assert_eq!((child & terminal, program), (terminal, child));
+    }
+}
+
 #[task]
 fn same(shared: Vec<SharedBytes>) -> Vec<SharedBytes> {
     shared

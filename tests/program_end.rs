@@ -916,6 +916,13 @@ fn what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing
 fn ends_an_ending_program_unseen() {
     let wait_for_end_of_input = || drop(std::io::read_to_string(std::io::stdin()));
     let pool = kept();
+    // Both workers are there before this process becomes another user: who is being started meanwhile has the socket of a stranger.
+    let gate = Gate::new();
+    let both = [0, 1].map(|_| pool.submit(hold::task(gate.path())));
+    gate.wait_for(both.len());
+    gate.open();
+    let _workers = both.map(|held| held.result().unwrap());
+    drop(gate);
     pool.submit(echo::task(1)).on_done(move |_| {
         wait_for_end_of_input();
         std::process::exit(9)

@@ -1199,7 +1199,7 @@ fn fill_queues_with_handles() -> Result<usize, String> {
     if rustix::process::geteuid().is_root() {
         // Of a user for whom nobody else is at work. The privileges of root go with it, which are exempt from the limit.
         // SAFETY: changes who this process is.
-        assert_eq!(unsafe { libc::setuid(54_321) }, 0);
+        assert_eq!(unsafe { libc::setuid(support::user_of_its_own()) }, 0);
     }
     let limit = rustix::process::Rlimit { current: Some(128), maximum: Some(128) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();

@@ -967,6 +967,60 @@ fn who_holds_a_lock_that_was_given_uses_what_it_was_given_to_in_all_forms() {
     assert_eq!(array.read_timeout(LONG).unwrap().unwrap()[0], 3);
 }
 
+#[task]
+fn use_lock(lock: Lock) {
+    drop(lock.acquire().unwrap());
+}
+
+/// Whether a second guard is refused in each form. The array's memory is another file than the lock's.
+#[task]
+fn second_guards_are_refused(lock: Lock, array: Array<u64>) -> [bool; 4] {
+    let refused = |again: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(again)).is_err();
+    let _guard = array.write().unwrap();
+    assert_eq!(array.get_lock(), &lock);
+    [
+        refused(&|| drop(array.write())),
+        refused(&|| array.set(0, 1)),
+        array.try_write().is_none(),
+        array.read_timeout(LONG).is_none(),
+    ]
+}
+
+#[test]
+fn a_guard_keeps_out_its_own_thread_where_lock_and_array_lie_in_different_memory() {
+    let _watchdog = watchdog();
+    let lock = Lock::new().unwrap();
+    // Larger than what lies together with others.
+    let array = Array::<u64>::zeroed_with_lock(4096, &lock).unwrap();
+    // The next process is one user later of the lock's memory than of the array's.
+    pool(1).submit(use_lock::task(lock.clone())).result().unwrap();
+    let refused = pool(1).submit(second_guards_are_refused::task(lock, array)).result().unwrap();
+    assert_eq!(refused, [true; 4]);
+}
+
+#[test]
+fn a_guard_that_a_change_has_made_and_kept_is_that_of_its_task_alone() {
+    let _watchdog = watchdog();
+    let value: &'static Value<u32> = Box::leak(Box::new(Value::new(0).unwrap()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let excluded = runtime.block_on(async {
+        let has = tokio::spawn(async {
+            let mut kept = None;
+            value.update(|_| kept = Some(value.get_lock().acquire().unwrap()));
+            tokio::task::yield_now().await;
+            // Of the task that has it, it is re-entrant.
+            value.set(7);
+            drop(kept);
+        });
+        let has_not = tokio::spawn(async { value.get_lock().try_acquire().is_none() });
+        has.await.unwrap();
+        has_not.await.unwrap()
+    });
+    assert!(excluded, "two tasks of one thread hold the lock");
+    assert_eq!(value.get(), 7);
+    assert!(!value.get_lock().is_locked());
+}
+
 /// Says that it is something else when it is sent.
 #[derive(Clone)]
 struct Mistaken(RawArray<u64>);

@@ -349,7 +349,7 @@ const LIMITS: &[Cell] = &[
 
 /// Another user, of whom nobody else runs anything, with so many processes.
 fn user_with(processes: u64) -> Result<(), String> {
-    const NOBODY_ELSE: u32 = 54_321;
+    let nobody_else = support_b::user_of_its_own();
     if !rustix::process::geteuid().is_root() {
         return Err("only root can become another user".into());
     }
@@ -357,8 +357,8 @@ fn user_with(processes: u64) -> Result<(), String> {
     // SAFETY: changes who this process is, which has one thread.
     unsafe {
         os_error("setgroups", libc::setgroups(0, std::ptr::null()))?;
-        os_error("setgid", libc::setgid(NOBODY_ELSE))?;
-        os_error("setuid", libc::setuid(NOBODY_ELSE))
+        os_error("setgid", libc::setgid(nobody_else))?;
+        os_error("setuid", libc::setuid(nobody_else))
     }
 }
 

@@ -1054,7 +1054,7 @@ fn may_have_few_processes() {
     let processes = argument().parse().unwrap();
     setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) }).unwrap();
     // Nobody else's processes count.
-    become_user(100_000 + std::process::id());
+    become_user(support_b::user_of_its_own());
     let gate = Gate::new();
     let pool = pool(4);
     let long = pool.submit(hold::task(gate.path()));

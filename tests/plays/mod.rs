@@ -19,7 +19,7 @@ use rustix::process::Signal;
 #[path = "../support_b/harness.rs"]
 mod harness;
 
-use crate::support_b::{signal, tagged, watchdog};
+use crate::support_b::{LONG, signal, tagged, watchdog};
 
 /// Names the program to be played.
 const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
@@ -42,7 +42,7 @@ pub fn main(tests: &[(&str, fn())], programs: &[(&str, fn())]) {
     };
     executor::init();
     // SAFETY: sets an alarm.
-    unsafe { libc::alarm(150) };
+    unsafe { libc::alarm(7 * LONG.as_secs() as u32) };
     let (_, play) = programs.iter().find(|(name, _)| *name == program).expect("there is such a program");
     play();
 }
@@ -99,10 +99,10 @@ impl Play {
     }
 }
 
-/// One second is promised; a busy machine gets thirty. Without the promise it would be for ever.
+/// One second is promised; a busy machine gets a minute. Without the promise it would be for ever.
 #[track_caller]
 pub fn assert_nothing_left(tag: &str) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + LONG;
     loop {
         let left = tagged(tag);
         if left.is_empty() {

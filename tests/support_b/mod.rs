@@ -51,7 +51,7 @@ pub fn watchdog() -> Watchdog {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if receiver.recv_timeout(3 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if receiver.recv_timeout(8 * LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
             say_past_the_harness(&format!("{test} hangs"));
             std::process::abort();
         }
@@ -194,11 +194,21 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("the process is there");
 }
 
-/// Stops a process: when this returns it stands still. `kill` alone returns before its effect.
+/// Stops a process: when this returns all its threads stand still. `kill` alone returns before its effect, and the first thread
+/// stops before others.
 #[track_caller]
 pub fn stop(pid: u32) {
     signal(pid, rustix::process::Signal::STOP);
-    eventually("it stands still", || state(pid) == Some('T'));
+    eventually("it stands still", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut states = threads.map(|thread| state_in(&thread.path())).peekable();
+        states.peek().is_some() && states.all(|state| state == Some('T'))
+    });
+}
+
+/// A user for whom nobody else is at work: another one in each process, and one that a container knows as well.
+pub fn user_of_its_own() -> u32 {
+    10_000 + std::process::id() % 50_000
 }
 
 /// Tries with a limit that grows, until what has to happen within it had the time: `None` is "it had not". On a busy
@@ -211,7 +221,12 @@ pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration)
 
 /// The letter of a process's state, if there is such a process.
 pub fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_in(Path::new(&format!("/proc/{pid}")))
+}
+
+/// As [`state`], of what this folder of the system tells of: a process or a thread.
+fn state_in(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
     // The name stands in brackets and may itself contain some.
     stat.rsplit_once(") ")?.1.chars().next()
 }

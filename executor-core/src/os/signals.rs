@@ -1,6 +1,6 @@
-//! What a child does not inherit from whoever starts it: std starts programs with no signal blocked and SIGPIPE at its
-//! default, and std's runtime in the child ignores SIGPIPE again; and the fork server may have been started long before its
-//! parent changed something. So both travel with the setup.
+//! The signal mask of the thread that starts a child, and what its process ignores. A child does not inherit all of it: SIGPIPE
+//! is at its default in what std and this library start, and std's runtime in the child ignores it again; and the fork server
+//! may have been started long before its parent changed something. So both travel with the setup.
 
 use std::{mem::MaybeUninit, ptr};
 
@@ -73,8 +73,12 @@ impl Signals {
 ///
 /// A child leads a group of its own, which the terminal takes for a job in the background: after `stty tostop` it would stop the
 /// child at its first word, and nobody would continue it. With the signals blocked, the child may write to the terminal and
-/// change its settings, and reading from it is an error. They are not ignored: that would survive `exec` into what a task
-/// starts, while std unblocks all signals there.
+/// change its settings, and reading from it is an error.
+///
+/// A program that a task starts inherits the mask, through std's `Command` too, which resets SIGPIPE only. It is in the child's
+/// group unless it leaves it, so the terminal would stop it as well, with nobody to continue it. Ignoring the signals would be
+/// inherited in the same way; and the handler of a signal, which would not be, cannot let the child write: it would write again and
+/// be refused again for ever.
 pub(crate) fn block_terminal() {
     let mut set = empty();
     // SAFETY: initialises the set and adds two signals to it, then blocks these.

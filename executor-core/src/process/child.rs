@@ -62,6 +62,10 @@ impl<T> Child<T> {
     /// end must come to one. Its [piped](crate::Stdio::piped) output is to be read before: one that writes more than the 64 KiB that a
     /// pipe holds waits until somebody does.
     ///
+    /// A result may be of any size. From about 64 KiB on it lies in an anonymous file, which takes memory until the last handle of
+    /// the process is dropped; this process maps the file, and each decoded value takes memory of its own. If the process could
+    /// not make the file (for lack of memory, say), this is an error that says how many bytes there were.
+    ///
     /// # Errors
     /// The body's `Err` or panic, as from a future; [`TaskError::WorkerLost`] with the exit status if it ended without having
     /// returned: by `std::process::exit` (also with 0: there is no value), by a signal, by [`terminate`](ChildHandle::terminate);

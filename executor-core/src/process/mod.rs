@@ -93,6 +93,10 @@ use crate::{
 /// could stop the child when it writes. It leads a process group of its own, so Ctrl-C and Ctrl-Z at a terminal reach
 /// the parent only: a stopped parent's processes go on.
 ///
+/// Programs that it starts inherit the mask of the thread that starts them, these two signals included: a terminal does not stop
+/// them either, and their reading from it is an error. A program that needs them unblocked, such as a shell that is to control
+/// jobs, is given a mask of its own in [`pre_exec`](std::os::unix::process::CommandExt::pre_exec). The same holds in a pool's workers.
+///
 /// What the parent has printed is written out before the child starts, so that it comes before what the child prints; unless
 /// another thread holds the lock of standard output for longer than a moment. (Workers of pools are started in the
 /// background, and nothing is flushed for them.)

@@ -168,7 +168,7 @@ impl<T: Pod> Array<T> {
     #[track_caller]
     fn check_not_lent(&self) {
         assert!(
-            !Lock::is_lent(&self.block),
+            !self.lock.is_lent(&self.block),
             "this thread has a guard of the array and would wait for itself: use the guard"
         );
     }
@@ -191,7 +191,11 @@ impl<T: Pod> Array<T> {
     /// As [`update`](Self::update).
     pub fn set(&self, index: usize, value: T) {
         self.check(index);
-        let _held = self.hold();
+        // As a call that runs code of the user: a panic below runs the program's hook.
+        let held = self.lock.hold_and_call();
+        if held.is_shared() {
+            self.check_not_lent();
+        }
         while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: `at`, within the array; nobody else has a reference.
         unsafe { words::store(self.at(index), &value) };
@@ -252,7 +256,7 @@ impl<T: Pod> Array<T> {
     /// # Panics
     /// If this thread writes.
     pub fn read(&self) -> Acquired<ArrayReadGuard<'_, T>> {
-        if let Some(held) = self.lock.hold_if_free()
+        if let Some(held) = self.lock.acquire_if_free()
             && let Some(me) = self.readers().enter(None)
         {
             drop(held);
@@ -338,7 +342,7 @@ impl<T: Pod> Array<T> {
 
     /// Whether another guard of the same thread or task lends references.
     fn is_lent_to(&self, acquired: &Acquired<LockGuard<'_>>) -> bool {
-        acquired.as_ref().is_ok_and(LockGuard::is_deeper) && Lock::is_lent(&self.block)
+        acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block)
     }
 
     fn lend<'a>(&'a self, held: LockGuard<'a>) -> Alone<'a> {

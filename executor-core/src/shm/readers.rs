@@ -62,7 +62,7 @@ impl<O: Owners> Readers<'_, O> {
                 return Some(me);
             }
             drop(guard);
-            self.head.bell.sleep(heard, nap(deadline)?);
+            self.head.bell.sleep_with_all(heard, nap(deadline)?);
         }
     }
 
@@ -120,7 +120,7 @@ impl<O: Owners> Readers<'_, O> {
                 "this thread reads the array and would wait for itself: drop that guard first"
             );
             let Some(limit) = nap(deadline) else { return false };
-            self.head.bell.sleep(heard, limit);
+            self.head.bell.sleep_with_all(heard, limit);
         }
     }
 }

@@ -192,7 +192,7 @@ impl<T: Pod> Value<T> {
     #[track_caller]
     fn check_not_lent(&self) {
         assert!(
-            !Lock::is_lent(&self.block),
+            !self.lock.is_lent(&self.block),
             "this thread has a guard of the value and would wait for itself: use the guard"
         );
     }
@@ -248,7 +248,7 @@ impl<T: Pod> Value<T> {
         &'a self,
         acquired: Acquired<LockGuard<'a>>,
     ) -> Option<Acquired<ValueGuard<'a, T>>> {
-        let lent = acquired.as_ref().is_ok_and(LockGuard::is_deeper) && Lock::is_lent(&self.block);
+        let lent = acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block);
         (!lent).then(|| self.guard(acquired))
     }
 

@@ -178,8 +178,8 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 
     /// For an async form: what it holds, or on which word it waits.
-    fn lock_or_word(self) -> Result<RobustGuard<'a, O>, u32> {
-        self.head.mutex.lock_or_word(self.owners).inspect(|_| self.end_begun())
+    fn lock_or_word(self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
+        self.head.mutex.lock_or_word(self.owners, waited).inspect(|_| self.end_begun())
     }
 
     /// Ends what another one has begun that died, or that had not the mutex. The mutex is held.
@@ -271,7 +271,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 Step::Act { index, acting } => return self.act(index, acting, action.take()),
                 Step::Outside { heard, .. } => {
                     let Some(limit) = nap(deadline) else { return too_late() };
-                    self.head.door.sleep(heard, limit);
+                    self.head.door.sleep_with_all(heard, limit);
                 }
                 Step::Wait(place) => return self.wait_in(place, deadline),
             }
@@ -560,15 +560,19 @@ impl Barrier {
     /// To drop the future of one who has come breaks the barrier: the others would wait for nobody.
     pub async fn wait_async(&self) -> Result<usize, BarrierError> {
         let meeting = self.meeting();
+        let mut waited = false;
         loop {
-            let step = match meeting.lock_or_word() {
+            let step = match meeting.lock_or_word(waited) {
                 Ok(guard) => meeting.come(guard, false),
                 Err(heard) => Step::Outside { word: meeting.head.mutex.word(), heard },
             };
             match step {
                 Step::Done(result) => return result,
                 Step::Act { .. } => unreachable!("there is no action"),
-                Step::Outside { word, heard } => changed(&self.block, word, heard).await,
+                Step::Outside { word, heard } => {
+                    changed(&self.block, word, heard).await;
+                    waited = true;
+                }
                 Step::Wait(place) => {
                     let presence = Presence { meeting, place, me: self.block.owners().me() };
                     loop {

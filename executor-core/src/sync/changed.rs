@@ -257,10 +257,10 @@ impl Watcher {
             };
             let others = words.iter().map(|((_, expected, _), word)| (word.get(), *expected));
             let woken = futex::wait_any(std::iter::once((&self.news, news)).chain(others), limit);
-            let woken = woken.and_then(|at| Some(words[at.checked_sub(1)?].0));
+            let woken = woken.and_then(|at| words.get(at.checked_sub(1)?));
             let mut over = self.take_changed();
-            if let Some(key) = woken {
-                self.take_some(key, 1, &mut over);
+            if let Some((key, word)) = woken {
+                self.tell_one(*key, word, &mut over);
             }
             if looked.elapsed() >= RECHECK {
                 looked = Instant::now();
@@ -284,6 +284,14 @@ impl Watcher {
             over.words.push(group.word);
         }
         over
+    }
+
+    /// Its thread was woken: the wake-up is for the first one of this group. If all have left meanwhile, it is another sleeper's.
+    fn tell_one(&self, key: Key, word: &Word, over: &mut Over) {
+        let is_told = over.words.iter().any(|other| other.at == word.at);
+        if !is_told && self.take_some(key, 1, over) == 0 {
+            futex::wake_one(word.get());
+        }
     }
 
     /// The first ones of a group: how many.
@@ -324,6 +332,25 @@ impl Watcher {
 struct Over {
     wakers: Vec<Waker>,
     words: Vec<Word>,
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::{
+        super::{raw::Bell, wakes::wakes_a_sleeper},
+        *,
+    };
+    use crate::shm::heap::Kind;
+
+    #[test]
+    fn a_wake_up_for_those_who_have_left_meanwhile_is_another_sleepers() {
+        let block = Block::allocate(Kind::Event, 64).unwrap();
+        let bell: &Bell = block.part(0);
+        let word = Word { at: bell.word(), _block: block.clone() };
+        let watcher = Watcher { news: AtomicU32::new(0), places: Mutex::default() };
+        let key = (word.at.addr(), 0, true);
+        wakes_a_sleeper(word.get(), || watcher.tell_one(key, &word, &mut Over::default()));
+    }
 }
 
 impl Future for Changed<'_> {

@@ -78,9 +78,9 @@ impl<'a, O: Owners> Waiters<'a, O> {
         Some(self.enter_with(guard))
     }
 
-    /// One try of an async form; or the word of the mutex, on which to wait.
-    fn enter_or_word(self) -> Result<Waiting<'a, O>, u32> {
-        let guard = self.head.mutex.lock_or_word(self.owners)?;
+    /// One try of an async form; or the word of the mutex, on which to wait. `waited`: it has done so.
+    fn enter_or_word(self, waited: bool) -> Result<Waiting<'a, O>, u32> {
+        let guard = self.head.mutex.lock_or_word(self.owners, waited)?;
         Ok(self.enter_with(guard))
     }
 
@@ -176,7 +176,7 @@ impl<O: Owners> Waiting<'_, O> {
             let Some(limit) = nap(deadline) else { return !self.withdraw() };
             match self.place {
                 Standing::Cell(cell) => cell.sleep(limit),
-                Standing::Crowd { heard } => self.waiters.head.crowd.sleep(heard, limit),
+                Standing::Crowd { heard } => self.waiters.head.crowd.sleep_with_all(heard, limit),
                 Standing::Left => return false,
             }
             kill_point!(ConditionWoken);
@@ -443,11 +443,13 @@ impl Condition {
     pub async fn wait_async<'a>(&self, guard: LockGuard<'a>) -> Acquired<LockGuard<'a>> {
         self.check(&guard);
         let lock = guard.lock();
+        let mut waited = false;
         let mut waiting = loop {
-            match self.waiters().enter_or_word() {
+            match self.waiters().enter_or_word(waited) {
                 Ok(waiting) => break waiting,
                 Err(word) => changed(&self.block, self.waiters().head.mutex.word(), word).await,
             }
+            waited = true;
         };
         drop(guard);
         while !waiting.was_told() {

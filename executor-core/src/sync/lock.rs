@@ -243,6 +243,11 @@ impl Lock {
     }
 
     #[inline]
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+    pub(super) fn word(&self) -> &AtomicU32 {
+        self.layout().mutex.word()
+    }
+
     fn layout(&self) -> &LockLayout {
         self.block.part(0)
     }
@@ -345,13 +350,14 @@ impl Lock {
     /// To drop the future takes neither the lock nor another's wake-up.
     pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
+        let user = self.user();
+        if let Ok(locked) = mutex.try_acquire(owners, user.me) {
+            return user.guard_of(locked, holder::this_async);
+        }
         loop {
             let user = self.user();
-            let word = match mutex.try_acquire(owners, user.me) {
-                Ok(locked) => return user.guard_of(locked, holder::this_async),
-                Err(_) => mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED),
-            };
-            match word {
+            // With the mark: others may wait as well, who are to be woken when it is released.
+            match mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED) {
                 Ok(locked) => return user.guard_of(locked, holder::this_async),
                 Err(word) => changed(&self.block, mutex.word(), word).await,
             }
@@ -366,14 +372,6 @@ impl Lock {
             Some(_) => Held { user, how: How::Plainly },
             None => user.hold_slowly(),
         }
-    }
-
-    /// As [`hold`](Self::hold), if it is free and nobody has died with it.
-    #[inline]
-    pub(crate) fn hold_if_free(&self) -> Option<Held<'_>> {
-        let user = self.user();
-        let _clean = user.layout.mutex.try_acquire_free(user.me)?;
-        Some(Held { user, how: How::Plainly })
     }
 
     /// As [`hold`](Self::hold), for a call that runs code of the user, which may use what the lock protects.
@@ -399,9 +397,10 @@ impl Lock {
 
     /// Whether a guard of this process lends references into this block's value. The lock is held.
     #[inline]
-    pub(crate) fn is_lent(block: &Block) -> bool {
-        // What a dead process has left here is nobody's.
-        block.part::<LockLayout>(0).lent_to().is_some_and(|owner| block.owners().is_me(owner))
+    pub(crate) fn is_lent(&self, block: &Block) -> bool {
+        // Who lends is noted by its number as a user of the lock's memory, which need not be that of the block's. What a dead
+        // process has left here is nobody's.
+        block.part::<LockLayout>(0).lent_to().is_some_and(|owner| self.owners().is_me(owner))
     }
 
     /// Releases what was [left locked](LockGuard::leave_locked), from any thread of any process.
@@ -575,12 +574,29 @@ impl<'a> User<'a> {
         // Acquire: what another thread did in a level that it has ended comes before the release.
         let levels = layout.levels.load(Ordering::Acquire);
         if levels & (COUNT | IN_DISORDER) != 1 {
-            // A guard was made within the call and kept.
-            return self.end_one_of_several();
+            return self.end_call_and_keep();
         }
         // Nobody else has a level, and only this thread could go deeper.
         layout.owner.store(0, Ordering::Relaxed);
         layout.mutex.release();
+    }
+
+    /// As [`end_call`](Self::end_call), where a guard was made within the call and kept: from now on it is that of this thread or
+    /// task, as if it had been made outside. As part of a call it would be that of whatever else runs on this thread.
+    #[cold]
+    fn end_call_and_keep(self) {
+        let User { layout, me, .. } = self;
+        let holder = holder::salted(holder::this(), me) << HOLDER_SHIFT;
+        let mut levels = layout.levels.load(Ordering::Acquire);
+        while levels & COUNT > 1 {
+            let rest = holder | (levels & (IN_DISORDER | COUNT)).wrapping_sub(1);
+            match layout.levels.compare_exchange(levels, rest, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => levels = now,
+            }
+        }
+        // Dropped meanwhile, on another thread.
+        self.end_one_of_several();
     }
 
     #[cold]
@@ -648,8 +664,8 @@ impl Held<'_> {
     pub(crate) fn is_shared(&self) -> bool {
         match self.how {
             How::Plainly | How::AfterDeath => false,
-            // The call may have made one, and kept it.
-            How::Counted => self.user.layout.levels.load(Ordering::Relaxed) & COUNT != 1,
+            // The call may have made one, and kept it. Acquire: what was done by way of one that has been dropped comes before.
+            How::Counted => self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1,
             How::Deeper => true,
         }
     }

@@ -110,6 +110,8 @@ pub(crate) mod models;
 pub(crate) mod raw;
 mod rlock;
 mod semaphore;
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+pub(crate) mod wakes;
 
 pub use barrier::{Barrier, BarrierError};
 pub use condition::Condition;

@@ -152,10 +152,15 @@ impl RobustMutex {
         })
     }
 
-    /// For async forms, which do not block a thread: holds it, or says on which word to wait for a change.
+    /// For async forms, which do not block a thread: holds it, or says on which word to wait for a change. `waited`: the caller has
+    /// done that, so others may wait as well, whom it is to wake when it releases it.
     #[inline]
-    pub(crate) fn lock_or_word<'a, O: Owners>(&'a self, owners: &'a O) -> Result<RobustGuard<'a, O>, u32> {
-        if let Some(guard) = self.lock_at_once(owners) {
+    pub(crate) fn lock_or_word<'a, O: Owners>(
+        &'a self,
+        owners: &'a O,
+        waited: bool,
+    ) -> Result<RobustGuard<'a, O>, u32> {
+        if !waited && let Some(guard) = self.lock_at_once(owners) {
             return Ok(guard);
         }
         let me = owners.me();
@@ -220,7 +225,12 @@ impl RobustMutex {
                 continue;
             }
             asked = owner;
-            let limit = nap(deadline)?;
+            let limit = nap(deadline);
+            if limit.is_none() && mark == 0 {
+                return None;
+            }
+            // Also when it is too late: it may have been woken in the place of one that sleeps on, and the one who has come first has
+            // come without the mark, so nobody would wake that one.
             let contended = word | CONTENDED;
             if word != contended
                 && self.word.compare_exchange(word, contended, Ordering::Relaxed, Ordering::Relaxed).is_err()
@@ -228,6 +238,7 @@ impl RobustMutex {
                 continue;
             }
             kill_point!(MutexMarked);
+            let limit = limit?;
             mark = CONTENDED;
             futex::wait(&self.word, contended, Some(limit));
             kill_point!(MutexWoken);
@@ -422,7 +433,7 @@ const SLEEPER: u32 = 1;
 /// is not to be had at once, a change is made without it and told by [`ring_alone`](Self::ring_alone); so whoever listens looks
 /// once more afterwards. The lowest bit says that somebody listens; the rest counts, is compared for equality only, and may
 /// come round. With `wake_one`, whoever was woken calls `listen` once more when it has taken what it was woken for: others may
-/// be asleep.
+/// be asleep. One that was woken and goes another way wakes one of them: see [`Woken`].
 #[derive(Debug)]
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -432,6 +443,30 @@ pub(crate) struct Bell {
 
 // SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
 unsafe impl SharedLayout for Bell {}
+
+/// Of one that slept where whoever rings wakes one: maybe it, in the place of others, who sleep on with nobody marked as listening.
+/// So if it goes away, or waits for something else, before it has looked for what it was woken for, another one is woken: when this is
+/// dropped.
+#[derive(Default)]
+#[must_use = "dropped at once, it wakes another sleeper"]
+pub(crate) struct Woken<'a>(Option<&'a Bell>);
+
+impl Woken<'_> {
+    /// It has looked: it has taken what there was and seen to others, or there was nothing and it has listened again.
+    #[inline]
+    pub(crate) fn settle(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Woken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(bell) = self.0 {
+            bell.pass_on();
+        }
+    }
+}
 
 /// Says whether somebody is to be woken.
 #[must_use = "somebody may sleep"]
@@ -448,9 +483,20 @@ impl Bell {
     }
 
     /// Sleeps until it is rung, unless it was since `heard`; at most `limit`, and never longer than [`RECHECK`].
-    pub(crate) fn sleep(&self, heard: u32, limit: Duration) {
+    pub(crate) fn sleep(&self, heard: u32, limit: Duration) -> Woken<'_> {
+        self.sleep_with_all(heard, limit);
+        self.woken()
+    }
+
+    /// As [`sleep`](Self::sleep), where whoever rings wakes all.
+    pub(crate) fn sleep_with_all(&self, heard: u32, limit: Duration) {
         futex::wait(&self.word, heard, Some(limit.min(RECHECK)));
         kill_point!(BellWoken);
+    }
+
+    /// Of one that has slept in another way.
+    pub(crate) fn woken(&self) -> Woken<'_> {
+        Woken(Some(self))
     }
 
     /// Tells those who listen; they are to be woken when the mutex is free.

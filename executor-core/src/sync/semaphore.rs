@@ -23,7 +23,7 @@ use super::{
     changed::changed,
     guard::ReleaseError,
     holders::{self, Holding},
-    raw::{Bell, Deadline, RobustGuard, RobustMutex, deadline_in, nap},
+    raw::{Bell, Deadline, RobustGuard, RobustMutex, Woken, deadline_in, nap},
 };
 use crate::{
     os::{
@@ -85,8 +85,8 @@ impl<'a, O: Owners> Permits<'a, O> {
     }
 
     /// For an async form: what it holds, or on which word it waits.
-    fn lock_or_word(&self) -> Result<RobustGuard<'a, O>, u32> {
-        self.head.mutex.lock_or_word(self.owners).map(|guard| self.entered(guard))
+    fn lock_or_word(&self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
+        self.head.mutex.lock_or_word(self.owners, waited).map(|guard| self.entered(guard))
     }
 
     /// What is to be done first of all by whoever has the mutex.
@@ -165,24 +165,47 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     pub(super) fn acquire(&self, deadline: Deadline) -> Option<OwnerId> {
         let (mut slept, mut look) = (false, true);
+        let mut woken = Woken::default();
         loop {
             let guard = self.lock_until(deadline)?;
-            let heard = match self.take_or_listen(guard, slept, look, true) {
+            let taken = self.take_or_listen(guard, slept, look, true);
+            woken.settle();
+            let heard = match taken {
                 Ok(me) => return Some(me),
                 Err(heard) => heard,
             };
             let limit = nap(deadline)?;
-            self.head.bell.sleep(heard, limit);
+            woken = self.head.bell.sleep(heard, limit);
             slept = true;
             // In vain?
             look = self.head.bell.word().load(Ordering::Relaxed) == heard;
         }
     }
 
-    /// One try of an async form: a permit, or a word on which to wait, and what it is.
-    fn acquire_or_word(&self, slept: bool) -> Result<OwnerId, (&'a AtomicU32, u32)> {
-        let guard = self.lock_or_word().map_err(|word| (self.head.mutex.word(), word))?;
-        self.take_or_listen(guard, slept, true, true).map_err(|heard| (self.head.bell.word(), heard))
+    /// A permit, awaited: `wait` for a change of a word that is this.
+    async fn acquire_async<W: Future<Output = ()>>(&self, wait: impl Fn(&'a AtomicU32, u32) -> W) -> OwnerId {
+        let (mut slept, mut waited) = (false, false);
+        let mut woken = Woken::default();
+        loop {
+            let guard = match self.lock_or_word(waited) {
+                Ok(guard) => guard,
+                Err(word) => {
+                    wait(self.head.mutex.word(), word).await;
+                    waited = true;
+                    continue;
+                }
+            };
+            waited = false;
+            let taken = self.take_or_listen(guard, slept, true, true);
+            woken.settle();
+            let heard = match taken {
+                Ok(me) => return me,
+                Err(heard) => heard,
+            };
+            wait(self.head.bell.word(), heard).await;
+            woken = self.head.bell.woken();
+            slept = true;
+        }
     }
 
     /// Gives back what this process holds. Waits for nobody.
@@ -305,15 +328,8 @@ macro_rules! semaphore {
             /// # Cancel safety
             /// To drop the future takes no permit and no other's wake-up.
             pub async fn acquire_async(&self) -> Permit<'_> {
-                let mut slept = false;
-                loop {
-                    let (word, expected) = match self.permits().acquire_or_word(slept) {
-                        Ok(me) => return Permit { block: &self.block, me },
-                        Err(waits) => waits,
-                    };
-                    changed(&self.block, word, expected).await;
-                    slept = true;
-                }
+                let me = self.permits().acquire_async(|word, heard| changed(&self.block, word, heard)).await;
+                Permit { block: &self.block, me }
             }
 
             /// How many permits can be acquired at this moment.
@@ -368,6 +384,18 @@ semaphore! {
     /// at the same time, or as many as it was made with, up to 1,000; one more waits until one of them has none.
     Semaphore,
     Kind::Semaphore
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+impl Semaphore {
+    /// As somebody who is about to look for a permit, until this is dropped.
+    pub(super) fn inside(&self) -> RobustGuard<'_, Liveness> {
+        self.permits().lock_soon().expect("nobody is in there")
+    }
+
+    pub(super) fn bell(&self) -> &AtomicU32 {
+        self.permits().head.bell.word()
+    }
 }
 
 impl Semaphore {

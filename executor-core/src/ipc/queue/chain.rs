@@ -56,7 +56,7 @@ mod holds;
 use std::{io, sync::Arc, time::Instant};
 
 use holds::Holds;
-pub(super) use holds::{Held, Lost};
+pub(super) use holds::{FreeHold, Held, Lost, Returned};
 
 use crate::{
     os::{
@@ -124,6 +124,9 @@ pub(super) struct Consumers {
     mutex: RobustMutex,
     /// Rung by consumers: there is room.
     pub(super) room: Bell,
+    /// Rung by consumers: descriptors have left the socket. Who waits for that could do nothing with room, and would have been woken in
+    /// the place of one that could.
+    pub(super) descriptors: Bell,
     generation: AtomicU64,
     places: [Place; 2],
     /// Items taken so far.
@@ -847,7 +850,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             // Otherwise it is the dead one's.
             if self.item_elsewhere(&head) == Some(at)
                 || head.place.at.load(Ordering::Relaxed) == at
-                || self.is_place_of_holds(at)
+                || self.is_place_of_holds(at)?
             {
                 claim.bytes.store(0, Ordering::Relaxed);
             }
@@ -859,12 +862,23 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             None => consumers.taking.load(Ordering::Relaxed),
         };
         consumers.count.store(count, Ordering::Release);
-        self.repair_holds(count);
+        self.repair_holds(count)?;
         let ticket = consumers.ticket.load(Ordering::Relaxed);
         if ticket != 0 && found.is_none_or(|found| found.ticket != Some(ticket)) {
-            self.memory.discard(ticket);
+            self.discard(ticket);
         }
         Ok(())
+    }
+
+    /// Throws away descriptors with tickets up to this one, and tells who waits for room for some. Under the consumers' mutex.
+    pub(super) fn discard(&self, ticket: u64) {
+        self.memory.discard(ticket);
+        let descriptors = &self.layout.consumers.descriptors;
+        // Either the producer sees that there is room, or we see that it listens.
+        fence(Ordering::SeqCst);
+        if descriptors.is_listened_to() {
+            descriptors.ring_unlocked().wake_all();
+        }
     }
 
     /// Where the item lies that is next, if that is not in the ring.
@@ -912,7 +926,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 }
                 VOID => {
                     consumers.ticket.store(head.look(2), Ordering::Release);
-                    self.memory.discard(head.look(2));
+                    self.discard(head.look(2));
                     let words = checked_words(header, &head)?;
                     head.advance(words);
                 }
@@ -978,13 +992,11 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         &self,
         found: &Found<M::Ring>,
         reading: &Reading,
-        entry: Option<u32>,
+        free: Option<FreeHold<'_, M::Ring>>,
         me: OwnerId,
     ) -> Option<Held> {
         let consumers = &self.layout.consumers;
-        if let Some(entry) = entry {
-            self.write_hold(entry, me, found);
-        }
+        let held = free.map(|free| self.write_hold(&free, me, found));
         let claim = reading.claim();
         if let (FoundBody::Elsewhere { piece, .. }, Some(claim)) = (&found.body, claim) {
             consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
@@ -1005,13 +1017,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if claim.is_some() {
             consumers.pending_claim.store(0, Ordering::Release);
         }
-        entry.map(|entry| Held::new(entry, found.number))
+        held
     }
 
     // Places.
 
     fn claims_of_pieces(&self) -> &'a [Claim] {
         &self.layout.claims[CLAIMS_OF_RINGS..]
+    }
+
+    /// As somebody who has them all that are to be had.
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+    pub(super) fn take_all_claims(&self) {
+        while self.claim(self.owners.me(), &self.layout.claims).is_some() {}
     }
 
     fn index_of(&self, claim: &Claim) -> Claimed {

@@ -131,7 +131,7 @@ impl<T> JoinableQueue<T> {
     /// It waits for nobody.
     ///
     /// # Errors
-    /// If all items that were got are done already.
+    /// If all items that were got are done already; or if this process has got none and has no memory to look at those of others.
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
         if self.core().mark_done() { Ok(()) } else { Err(TaskDoneError) }
     }
@@ -197,9 +197,11 @@ impl<T> JoinableQueue<T> {
     where
         T: DeserializeOwned,
     {
-        std::iter::from_fn(|| {
+        let mut look = true;
+        std::iter::from_fn(move || {
             let mut item = Item::room();
-            match self.core().take_lost(&mut item.bytes, Wait::Until(None)) {
+            let look = std::mem::take(&mut look);
+            match self.core().take_lost(&mut item.bytes, Wait::Until(None), look) {
                 Ok(None) => None,
                 // It is done when this is dropped, also if it is by a panic.
                 Ok(Some(_unfinished)) => Some(item.decode()),

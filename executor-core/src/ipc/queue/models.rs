@@ -160,7 +160,7 @@ impl Queue {
                 Err(heard) => heard,
             };
             drop(guard);
-            self.layout.consumers.room.sleep(heard, RECHECK);
+            self.layout.consumers.room.sleep(heard, RECHECK).settle();
             slept = true;
         }
     }
@@ -176,7 +176,7 @@ impl Queue {
                 Err(heard) => match chain.is_closed().then(|| chain.find().unwrap()) {
                     None => {
                         drop(guard);
-                        self.layout.producers.items.sleep(heard, RECHECK);
+                        self.layout.producers.items.sleep(heard, RECHECK).settle();
                         slept = true;
                         continue;
                     }
@@ -245,7 +245,7 @@ impl Queue {
             }
             if let Err(heard) = chain.look_for_room(true) {
                 drop(guard);
-                room.sleep(heard, RECHECK);
+                room.sleep(heard, RECHECK).settle();
                 slept = true;
                 continue;
             }
@@ -259,7 +259,7 @@ impl Queue {
                 }
                 Err(heard) => {
                     drop(guard);
-                    chain.freed().sleep(heard, RECHECK);
+                    chain.freed().sleep_with_all(heard, RECHECK);
                     slept = true;
                 }
             }
@@ -276,7 +276,7 @@ impl Queue {
                 Ok(found) => found,
                 Err(heard) => {
                     drop(guard);
-                    self.layout.producers.items.sleep(heard, RECHECK);
+                    self.layout.producers.items.sleep(heard, RECHECK).settle();
                     slept = true;
                     continue;
                 }
@@ -286,7 +286,7 @@ impl Queue {
                 Ok(reading) => reading,
                 Err(heard) => {
                     drop(guard);
-                    chain.freed().sleep(heard, RECHECK);
+                    chain.freed().sleep_with_all(heard, RECHECK);
                     continue;
                 }
             };

@@ -29,6 +29,11 @@
 //!
 //! The first ones lie in the queue's words, more of them in tables in the file, each twice as large as the one before. Before
 //! there is a new table it is looked for those of the dead, so a table is as large as what is held at a time.
+//!
+//! A table that cannot be mapped is not one that is missing: whoever looks at entries maps all tables first ([`Entries`]), and whoever
+//! takes an item has mapped the table of its entry before ([`FreeHold`]).
+
+use std::{cmp::Reverse, collections::BinaryHeap, ops::Deref};
 
 use super::*;
 
@@ -73,6 +78,9 @@ const DONE: u64 = 3 << 33;
 /// another one of the same owner, unless that comes 2^29 items later.
 const ITEM_SHIFT: u32 = 35;
 
+/// In `to_clear`.
+const MANY: u32 = u32::MAX;
+
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Holds {
@@ -82,7 +90,7 @@ pub(super) struct Holds {
     used: AtomicU32,
     /// Where a free one is looked for first.
     from: AtomicU32,
-    /// Not 0: entries may be `DONE`.
+    /// The entry that is `DONE`, plus one; [`MANY`] if there may be several; 0 if there is none.
     to_clear: AtomicU32,
     /// Items of the dead of which nobody has been told.
     lost: AtomicU64,
@@ -92,18 +100,20 @@ pub(super) struct Holds {
     lost_then: AtomicU64,
     /// Entries that are `AGAIN`.
     again: AtomicU64,
+    /// Counts how often entries have become `AGAIN` or `LOST`: as long as it is the same, nobody has to look for more of them.
+    returns: AtomicU64,
     first: [AtomicU64; FIRST * FIELDS],
     /// Where tables lie, plus one; 0 where there is none.
     tables: [AtomicU64; TABLES],
 }
 
-/// An entry.
-enum Hold<'a, R> {
+/// An entry: in the queue's words, or in a table that is mapped, at that word of it.
+enum Hold<'a, T> {
     First(&'a [AtomicU64]),
-    Table(Arc<R>, usize),
+    Table(T, usize),
 }
 
-impl<R: Words> Hold<'_, R> {
+impl<T: Deref<Target: Words>> Hold<'_, T> {
     fn word(&self, field: usize) -> &AtomicU64 {
         match self {
             Hold::First(words) => &words[field],
@@ -176,6 +186,57 @@ impl State {
     }
 }
 
+/// All entries that have been used. Their tables were mapped before the first one is looked at: if that fails, nothing is known of
+/// any of them.
+struct Entries<'a, R> {
+    first: &'a [AtomicU64],
+    tables: [Option<Arc<R>>; TABLES],
+    used: u32,
+}
+
+impl<R: Words> Entries<'_, R> {
+    fn iter(&self) -> impl Iterator<Item = (u32, Hold<'_, &R>)> {
+        let first = self.first.chunks_exact(FIELDS).map(Hold::First);
+        let tables = self.tables.iter().map_while(Option::as_deref).enumerate();
+        let tables = tables.flat_map(|(number, table)| {
+            (0..TABLE << number).map(move |within| Hold::Table(table, within * FIELDS))
+        });
+        (0..self.used).zip(first.chain(tables))
+    }
+
+    fn get(&self, entry: u32) -> Option<Hold<'_, &R>> {
+        if entry >= self.used {
+            return None;
+        }
+        match place_of(entry) {
+            Ok(at) => Some(Hold::First(self.first.get(at..at + FIELDS)?)),
+            Err((number, at)) => Some(Hold::Table(self.tables.get(number)?.as_deref()?, at)),
+        }
+    }
+}
+
+/// The word at which an entry begins: of the queue's, or of that table.
+fn place_of(entry: u32) -> Result<usize, (usize, usize)> {
+    let Some(at) = (entry as usize).checked_sub(FIRST) else { return Ok(entry as usize * FIELDS) };
+    let number = (at / TABLE + 1).ilog2() as usize;
+    Err((number, (at - TABLE * ((1 << number) - 1)) * FIELDS))
+}
+
+/// An entry that nobody has, for an item that is about to be taken. It can be written to.
+pub(in crate::ipc::queue) struct FreeHold<'a, R> {
+    entry: u32,
+    hold: Hold<'a, Arc<R>>,
+}
+
+/// Entries that were to be taken again when this process looked last, the oldest item first, so that it does not look at all of them for
+/// each item. What an entry's word says is so nevertheless: another process may have taken it.
+#[derive(Default)]
+pub(in crate::ipc::queue) struct Returned {
+    /// What [`Holds::returns`] was then.
+    seen: Option<u64>,
+    entries: BinaryHeap<Reverse<(u64, u32)>>,
+}
+
 /// An item in this process's hands: its entry, and which item that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ipc::queue) struct Held {
@@ -213,17 +274,20 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     // Entries.
 
     /// `None` if there is no such entry.
-    fn hold(&self, entry: u32) -> Option<Hold<'a, M::Ring>> {
-        let holds = &self.layout.holds;
-        let Some(at) = (entry as usize).checked_sub(FIRST) else {
-            let at = entry as usize * FIELDS;
-            return Some(Hold::First(&holds.first[at..at + FIELDS]));
-        };
-        let number = (at / TABLE + 1).ilog2() as usize;
-        let within = at - TABLE * ((1 << number) - 1);
-        let table = holds.tables.get(number)?.load(Ordering::Acquire).checked_sub(1)?;
-        let table = self.memory.table(table, table_bytes(number)).ok()?;
-        Some(Hold::Table(table, within * FIELDS))
+    fn hold(&self, entry: u32) -> io::Result<Option<Hold<'a, Arc<M::Ring>>>> {
+        match place_of(entry) {
+            Ok(at) => Ok(Some(Hold::First(&self.layout.holds.first[at..at + FIELDS]))),
+            Err((number, at)) => Ok(self.table(number)?.map(|table| Hold::Table(table, at))),
+        }
+    }
+
+    /// `None` if there is no such table.
+    fn table(&self, number: usize) -> io::Result<Option<Arc<M::Ring>>> {
+        let word = self.layout.holds.tables.get(number).map_or(0, |table| table.load(Ordering::Acquire));
+        match word.checked_sub(1) {
+            None => Ok(None),
+            Some(at) => self.memory.table(at, table_bytes(number)).map(Some),
+        }
     }
 
     /// How many have been used: no more than there are, whatever a word says that anybody may have written.
@@ -235,62 +299,90 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// Those that have been used.
-    fn holds(&self) -> impl Iterator<Item = (u32, Hold<'a, M::Ring>)> {
-        let chain = *self;
-        (0..self.used()).map_while(move |entry| Some((entry, chain.hold(entry)?)))
+    fn entries(&self) -> io::Result<Entries<'a, M::Ring>> {
+        let used = self.used();
+        let mut tables = [const { None }; TABLES];
+        let numbers = (0..TABLES).take_while(|number| FIRST + TABLE * ((1 << number) - 1) < used as usize);
+        for number in numbers {
+            tables[number] = Some(self.table(number)?.ok_or_else(garbled)?);
+        }
+        Ok(Entries { first: &self.layout.holds.first, tables, used })
     }
 
     /// An entry for an item that is about to be taken. Under the consumers' mutex; nothing has changed then but that there may be
     /// one table more.
-    pub(in crate::ipc::queue) fn free_hold(&self, me: OwnerId) -> Result<u32, Failed> {
+    pub(in crate::ipc::queue) fn free_hold(&self, me: OwnerId) -> Result<FreeHold<'a, M::Ring>, Failed> {
         let holds = &self.layout.holds;
         let used = self.used();
         let from = holds.from.load(Ordering::Relaxed);
         let look = |from: u32, looks: u32| {
-            (0..looks.min(used))
-                .map(|step| from.wrapping_add(step) % used)
-                .find(|entry| self.hold(*entry).is_some_and(|hold| hold.get(STATE) == 0))
+            for step in 0..looks.min(used) {
+                let entry = from.wrapping_add(step) % used;
+                let Some(hold) = self.hold(entry)? else { continue };
+                match hold.state() {
+                    State::FREE => return Ok(Some(FreeHold { entry, hold })),
+                    // Who has said so may have died before it said where.
+                    state if state.what() == DONE => holds.to_clear.store(MANY, Ordering::Release),
+                    _ => {}
+                }
+            }
+            io::Result::Ok(None)
         };
-        if let Some(entry) = look(from, LOOKS) {
-            holds.from.store(entry.wrapping_add(1), Ordering::Relaxed);
-            return Ok(entry);
+        if let Some(free) = look(from, LOOKS)? {
+            holds.from.store(free.entry.wrapping_add(1), Ordering::Relaxed);
+            return Ok(free);
         }
         holds.from.store(from.wrapping_add(LOOKS), Ordering::Relaxed);
-        if self.hold(used).is_none() {
-            self.reap();
-            if let Some(entry) = look(0, used) {
-                return Ok(entry);
-            }
-            self.add_table(used, me)?;
+        if let Some(hold) = self.hold(used)? {
+            return Ok(FreeHold { entry: used, hold });
         }
-        Ok(used)
+        self.reap()?;
+        if let Some(free) = look(0, used)? {
+            return Ok(free);
+        }
+        let table = self.add_table(used, me)?;
+        let Err((_, at)) = place_of(used) else { return Err(garbled().into()) };
+        Ok(FreeHold { entry: used, hold: Hold::Table(table, at) })
     }
 
-    fn add_table(&self, entry: u32, me: OwnerId) -> Result<(), Failed> {
+    /// The table in which that entry is, which is the first one that there is not yet.
+    fn add_table(&self, entry: u32, me: OwnerId) -> Result<Arc<M::Ring>, Failed> {
         let consumers = &self.layout.consumers;
-        let number = ((entry as usize).saturating_sub(FIRST) / TABLE + 1).ilog2() as usize;
-        let table = self.layout.holds.tables.get(number);
-        let table = table.ok_or_else(|| io::Error::other("too many items are not done"))?;
+        let Err((number, _)) = place_of(entry) else { return Err(garbled().into()) };
+        let word = self.layout.holds.tables.get(number);
+        let word = word.ok_or_else(|| io::Error::other("too many items are not done"))?;
+        if word.load(Ordering::Acquire) != 0 {
+            // There is one, with entries of items.
+            return Err(garbled().into());
+        }
         let (Piece { at, bytes }, claim) = self.new_place(table_bytes(number), me, &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| self.memory.table(at, bytes));
-        if let Err(error) = made {
-            self.shed(claim);
-            return Err(error.into());
-        }
+        let table = match made {
+            Ok(table) => table,
+            Err(error) => {
+                self.shed(claim);
+                return Err(error.into());
+            }
+        };
         consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueTableNoted);
-        table.store(at.wrapping_add(1), Ordering::Release);
+        word.store(at.wrapping_add(1), Ordering::Release);
         kill_point!(QueueTableAdded);
         let claim = &self.layout.claims[claim.0];
         claim.bytes.store(0, Ordering::Relaxed);
         consumers.pending_claim.store(0, Ordering::Release);
         self.set_free(claim, 0);
-        Ok(())
+        Ok(table)
     }
 
     /// Writes down that this process has an item, which is to be taken at once. Under the consumers' mutex.
-    pub(super) fn write_hold(&self, entry: u32, me: OwnerId, found: &Found<M::Ring>) {
-        let Some(hold) = self.hold(entry) else { return };
+    pub(super) fn write_hold(
+        &self,
+        free: &FreeHold<'_, M::Ring>,
+        me: OwnerId,
+        found: &Found<M::Ring>,
+    ) -> Held {
+        let FreeHold { entry, hold } = free;
         let (piece, len) = match found.body {
             FoundBody::Elsewhere { piece, len } if self.keeps_items() => (piece, len),
             _ => (Piece { at: 0, bytes: 0 }, 0),
@@ -299,17 +391,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             hold.word(field).store(word, Ordering::Relaxed);
         }
         let used = &self.layout.holds.used;
-        if used.load(Ordering::Relaxed) == entry {
+        if used.load(Ordering::Relaxed) == *entry {
             used.store(entry.wrapping_add(1), Ordering::Release);
         }
         let state = State::new(u64::from(me.bits()) | READING, found.number);
         hold.word(STATE).store(state.0, Ordering::Release);
         kill_point!(QueueItemHeld);
+        Held { entry: *entry, number: found.number }
     }
 
     /// Its bytes have been read, or are not needed.
     pub(in crate::ipc::queue) fn has_read(&self, held: Held, me: OwnerId) {
-        if let Some(hold) = self.hold(held.entry) {
+        // The table was mapped when the item was taken, and is kept.
+        if let Ok(Some(hold)) = self.hold(held.entry) {
             let reading = State::new(u64::from(me.bits()) | READING, held.number);
             hold.swap(reading, reading.but(me.bits().into()));
         }
@@ -319,88 +413,118 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     /// An item of this process's is done; `false` if somebody else has said so, or it is not this process's.
     pub(in crate::ipc::queue) fn is_done(&self, held: Held, me: OwnerId) -> bool {
-        let Some(hold) = self.hold(held.entry) else { return false };
+        // The table was mapped when the item was taken, and is kept.
+        let Ok(Some(hold)) = self.hold(held.entry) else { return false };
         let state = hold.state();
         state.is_of(held.number)
             && hold.get(NUMBER) == held.number
             && state.owner() == Some(me)
-            && self.end(&hold, state)
+            && self.end(held.entry, &hold, state)
     }
 
     /// The oldest item that another process has is done, which it has handed to this one. None if there is none.
-    pub(in crate::ipc::queue) fn is_done_for_another(&self, me: OwnerId) -> Option<Held> {
+    pub(in crate::ipc::queue) fn is_done_for_another(&self, me: OwnerId) -> io::Result<Option<Held>> {
+        let entries = self.entries()?;
         loop {
             // Each state is looked at once: what is ended is what was chosen, or nothing.
             let is_anothers =
                 |state: State| state.owner().is_some_and(|owner| owner != me) && !state.is_read();
-            let seen = self.holds().map(|(entry, hold)| {
+            let seen = entries.iter().map(|(entry, hold)| {
                 let state = hold.state();
                 (entry, state, hold.get(NUMBER), hold)
             });
             let held = seen.filter(|(_, state, ..)| is_anothers(*state));
-            let (entry, state, number, hold) = held.min_by_key(|(_, _, number, _)| *number)?;
-            if self.end(&hold, state) {
-                return Some(Held { entry, number });
+            let oldest = held.min_by_key(|(_, _, number, _)| *number);
+            let Some((entry, state, number, hold)) = oldest else { return Ok(None) };
+            if self.end(entry, &hold, state) {
+                return Ok(Some(Held { entry, number }));
             }
         }
     }
 
-    fn end(&self, hold: &Hold<'_, M::Ring>, state: State) -> bool {
+    fn end(&self, entry: u32, hold: &Hold<'_, impl Deref<Target: Words>>, state: State) -> bool {
         let over = hold.over(state);
         let ended = hold.swap(state, over);
         if ended && over != State::FREE {
-            self.layout.holds.to_clear.store(1, Ordering::Release);
+            self.note_to_clear(entry);
         }
         kill_point!(QueueItemDone);
         ended
+    }
+
+    fn note_to_clear(&self, entry: u32) {
+        let (to_clear, this) = (&self.layout.holds.to_clear, entry.saturating_add(1));
+        let noted = to_clear.compare_exchange(0, this, Ordering::AcqRel, Ordering::Relaxed);
+        if noted.is_err_and(|other| other != this) {
+            to_clear.store(MANY, Ordering::Release);
+        }
     }
 
     pub(in crate::ipc::queue) fn is_to_be_cleared(&self) -> bool {
         self.layout.holds.to_clear.load(Ordering::Relaxed) != 0
     }
 
-    /// Gives back the pieces of items that are done. Under the consumers' mutex.
-    pub(in crate::ipc::queue) fn clear(&self, me: OwnerId) {
-        let (holds, consumers) = (&self.layout.holds, &self.layout.consumers);
-        if holds.to_clear.swap(0, Ordering::AcqRel) == 0 {
-            return;
+    /// Gives back the pieces of items that are done. Under the consumers' mutex. If it is an error, they are to be given back still.
+    pub(in crate::ipc::queue) fn clear(&self, me: OwnerId) -> io::Result<()> {
+        let to_clear = &self.layout.holds.to_clear;
+        let noted = to_clear.swap(0, Ordering::AcqRel);
+        let cleared = match noted {
+            0 => Ok(true),
+            // Mapped here, and not among all, so that it costs the same whatever is held beside it.
+            one if one != MANY => {
+                self.hold(one - 1).map(|hold| hold.is_none_or(|hold| self.clear_hold(&hold, me)))
+            }
+            _ => self.entries().map(|entries| entries.iter().all(|(_, hold)| self.clear_hold(&hold, me))),
+        };
+        if !matches!(cleared, Ok(true)) {
+            to_clear.store(MANY, Ordering::Release);
         }
-        for (_, hold) in self.holds().filter(|(_, hold)| hold.state().what() == DONE) {
-            let Some((piece, _)) = hold.piece() else {
-                hold.word(STATE).store(0, Ordering::Release);
-                continue;
-            };
-            let Some(claim) = self.claim(me, self.claims_of_pieces()) else {
-                holds.to_clear.store(1, Ordering::Relaxed);
-                return;
-            };
-            consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
-            self.note(&claim, piece);
-            kill_point!(QueueDonePieceNoted);
+        cleared.map(drop)
+    }
+
+    /// `false` if it is to be cleared and there is no claim for that.
+    fn clear_hold(&self, hold: &Hold<'_, impl Deref<Target: Words>>, me: OwnerId) -> bool {
+        let consumers = &self.layout.consumers;
+        if hold.state().what() != DONE {
+            return true;
+        }
+        let Some((piece, _)) = hold.piece() else {
             hold.word(STATE).store(0, Ordering::Release);
-            kill_point!(QueueDoneCleared);
-            consumers.pending_claim.store(0, Ordering::Release);
-            self.give_back(claim);
-        }
+            return true;
+        };
+        let Some(claim) = self.claim(me, self.claims_of_pieces()) else { return false };
+        consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
+        self.note(&claim, piece);
+        kill_point!(QueueDonePieceNoted);
+        hold.word(STATE).store(0, Ordering::Release);
+        kill_point!(QueueDoneCleared);
+        consumers.pending_claim.store(0, Ordering::Release);
+        self.give_back(claim);
+        true
     }
 
     /// Whether a place is that of a table, or of an item that is written down here.
-    pub(super) fn is_place_of_holds(&self, at: u64) -> bool {
-        self.layout.holds.tables.iter().any(|table| table.load(Ordering::Relaxed) == at.wrapping_add(1))
-            || self.holds().any(|(_, hold)| hold.state().what() == DONE && hold.get(AT) == at)
+    pub(super) fn is_place_of_holds(&self, at: u64) -> io::Result<bool> {
+        let tables = &self.layout.holds.tables;
+        Ok(tables.iter().any(|table| table.load(Ordering::Relaxed) == at.wrapping_add(1))
+            || self.entries()?.iter().any(|(_, hold)| hold.state().what() == DONE && hold.get(AT) == at))
     }
 
     // Whether all is done.
 
     /// Items that were put and are not done: as many as there were at some moment of this call, or, where others put and get without
-    /// a pause, a number between those of two moments; and never 0 if there always was one.
+    /// a pause, a number between those of two moments; and never 0 if there always was one. Where entries cannot be looked at, no
+    /// fewer than there are.
     pub(in crate::ipc::queue) fn unfinished(&self) -> u64 {
         let mut seen = 0;
         for _ in 0..LOOKS_AT_ALL {
             let counts = self.counts();
             let waiting = counts.waiting();
-            seen = waiting
-                .saturating_add(self.holds().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64);
+            let held = match self.entries() {
+                Ok(entries) => entries.iter().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64,
+                Err(_) => self.used().into(),
+            };
+            seen = waiting.saturating_add(held);
             if self.counts() == counts {
                 return seen;
             }
@@ -409,7 +533,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         seen.max(1)
     }
 
-    /// Whether there are none, and no loss that is to be told.
+    /// Whether there are none, and no loss that is to be told. `false` also where entries cannot be looked at: to be asked again.
     ///
     /// One item after the other may be put and got, each before the one before it is done, so that there always is one: in a ring or
     /// an entry that was looked at before it came there. So it is looked whether the counts are still the same: no item changes its
@@ -417,7 +541,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     pub(in crate::ipc::queue) fn is_finished(&self) -> bool {
         for _ in 0..LOOKS_AT_ALL {
             let counts = self.counts();
-            if counts.waiting() > 0 || self.holds().any(|(_, hold)| hold.state().is_unfinished()) {
+            let Ok(entries) = self.entries() else { return false };
+            if counts.waiting() > 0 || entries.iter().any(|(_, hold)| hold.state().is_unfinished()) {
                 return false;
             }
             if self.counts() == counts {
@@ -428,11 +553,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         false
     }
 
-    /// Whether an item is in this process's hands.
+    /// Whether an item is in this process's hands. Its table is mapped then.
     pub(in crate::ipc::queue) fn is_held_by(&self, held: Held, me: OwnerId) -> bool {
-        let is_it =
-            |hold: Hold<'_, M::Ring>| hold.get(NUMBER) == held.number && hold.state().owner() == Some(me);
-        self.hold(held.entry).is_some_and(is_it)
+        let hold = self.hold(held.entry).ok().flatten();
+        hold.is_some_and(|hold| hold.get(NUMBER) == held.number && hold.state().owner() == Some(me))
     }
 
     /// As [`is_finished`](Self::is_finished), asked when this one was done: where there are many, the next one is near.
@@ -441,37 +565,39 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if self.counts().waiting() > 0 {
             return false;
         }
-        let used = self.used();
-        let is_unfinished = |entry: u32| self.hold(entry).is_some_and(|hold| hold.state().is_unfinished());
-        let near = (1..=used.max(1)).any(|step| {
+        // To say it once too often wakes somebody who looks.
+        let Ok(entries) = self.entries() else { return true };
+        let is_unfinished = |entry: u32| entries.get(entry).is_some_and(|hold| hold.state().is_unfinished());
+        let near = (1..=entries.used.max(1)).any(|step| {
             let (before, after) = (held.entry.checked_sub(step), held.entry.saturating_add(step));
-            before.is_some_and(is_unfinished) || after < used && is_unfinished(after)
+            before.is_some_and(is_unfinished) || is_unfinished(after)
         });
         !near
     }
 
     /// Whether other processes have items that may be got again, and this one has none: it is not waited for then.
-    pub(in crate::ipc::queue) fn others_hold(&self, me: OwnerId) -> bool {
+    pub(in crate::ipc::queue) fn others_hold(&self, me: OwnerId) -> io::Result<bool> {
         let mut others = false;
-        for (_, hold) in self.holds() {
+        for (_, hold) in self.entries()?.iter() {
             match hold.state().owner() {
-                Some(owner) if owner == me => return false,
+                Some(owner) if owner == me => return Ok(false),
                 Some(_) => others = true,
                 None => {}
             }
         }
-        others
+        Ok(others)
     }
 
     // The dead.
 
     /// Looks whether processes have died that had items. Under the consumers' mutex. How many can be got again now.
-    pub(in crate::ipc::queue) fn reap(&self) -> u64 {
+    pub(in crate::ipc::queue) fn reap(&self) -> io::Result<u64> {
         let holds = &self.layout.holds;
         let mut requeued = 0;
         // Who was asked about already: a system call for each process, and not for each item.
         let mut asked: Vec<(OwnerId, bool)> = Vec::new();
-        for (entry, hold) in self.holds() {
+        let entries = self.entries()?;
+        for (entry, hold) in entries.iter() {
             let state = hold.state();
             let Some(owner) = state.owner() else { continue };
             let known = asked.iter().find(|(other, _)| *other == owner).map(|(_, alive)| *alive);
@@ -498,10 +624,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 _ => self.lose(entry, &hold, state),
             }
         }
-        requeued
+        if requeued > 0 {
+            holds.returns.fetch_add(1, Ordering::Release);
+        }
+        Ok(requeued)
     }
 
-    fn lose(&self, entry: u32, hold: &Hold<'_, M::Ring>, from: State) {
+    fn lose(&self, entry: u32, hold: &Hold<'_, impl Deref<Target: Words>>, from: State) {
         let holds = &self.layout.holds;
         let lost = holds.lost.load(Ordering::Relaxed);
         holds.lost_then.store(lost.wrapping_add(1), Ordering::Relaxed);
@@ -516,18 +645,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
         holds.losing.store(0, Ordering::Release);
         if is_lost {
-            self.forget_unless_kept(hold);
+            holds.returns.fetch_add(1, Ordering::Release);
+            self.forget_unless_kept(entry, hold);
         }
     }
 
-    fn forget_unless_kept(&self, hold: &Hold<'_, M::Ring>) {
+    fn forget_unless_kept(&self, entry: u32, hold: &Hold<'_, impl Deref<Target: Words>>) {
         if self.on_lost() == Lost::Kept && hold.piece().is_some() {
             return;
         }
         let over = hold.over(hold.state());
         hold.word(STATE).store(over.0, Ordering::Release);
         if over != State::FREE {
-            self.layout.holds.to_clear.store(1, Ordering::Release);
+            self.note_to_clear(entry);
         }
     }
 
@@ -537,39 +667,56 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// The oldest item that can be got again, or that was lost and kept: it is this process's then, unless `prepare` fails, which is
-    /// told where it lies and how long it is. Under the consumers' mutex.
+    /// told where it lies and how long it is. Under the consumers' mutex. `returned`: this process's, of the same kind of items.
     pub(in crate::ipc::queue) fn take_again(
         &self,
         me: OwnerId,
         lost: bool,
-        prepare: impl FnOnce(Piece, u64) -> io::Result<()>,
+        returned: &mut Returned,
+        mut prepare: impl FnMut(Piece, u64) -> io::Result<()>,
     ) -> io::Result<Option<(Held, Piece, u64)>> {
         let holds = &self.layout.holds;
         if !lost && self.again() == 0 {
             return Ok(None);
         }
         let what = if lost { LOST } else { AGAIN };
-        let entries = self.holds().filter(|(_, hold)| hold.state().what() == what);
-        let Some((entry, hold)) = entries.min_by_key(|(_, hold)| hold.get(NUMBER)) else { return Ok(None) };
-        let Some((piece, len)) = hold.piece() else { return Ok(None) };
-        prepare(piece, len)?;
-        let state = hold.state();
-        if state.what() != what || !hold.swap(state, state.but(u64::from(me.bits()) | READING)) {
-            return Ok(None);
+        let now = holds.returns.load(Ordering::Acquire);
+        if returned.seen != Some(now) {
+            let entries = self.entries()?;
+            let those = entries.iter().filter(|(_, hold)| hold.state().what() == what);
+            returned.entries = those.map(|(entry, hold)| Reverse((hold.get(NUMBER), entry))).collect();
+            returned.seen = Some(now);
         }
-        kill_point!(QueueTakenAgain);
-        if !lost {
-            let again = holds.again.load(Ordering::Relaxed);
-            holds.again.store(again.saturating_sub(1), Ordering::Release);
+        while let Some(&Reverse((number, entry))) = returned.entries.peek() {
+            if let Some(hold) = self.hold(entry)?
+                && let state = hold.state()
+                && state.what() == what
+                && hold.get(NUMBER) == number
+                && let Some((piece, len)) = hold.piece()
+            {
+                prepare(piece, len)?;
+                if hold.swap(state, state.but(u64::from(me.bits()) | READING)) {
+                    returned.entries.pop();
+                    kill_point!(QueueTakenAgain);
+                    if !lost {
+                        let again = holds.again.load(Ordering::Relaxed);
+                        holds.again.store(again.saturating_sub(1), Ordering::Release);
+                    }
+                    return Ok(Some((Held { entry, number }, piece, len)));
+                }
+            }
+            // Another process has taken it.
+            returned.entries.pop();
         }
-        Ok(Some((Held { entry, number: hold.get(NUMBER) }, piece, len)))
+        Ok(None)
     }
 
     /// What a consumer that died in the middle has left. `taken`: how many items are taken.
-    pub(super) fn repair_holds(&self, taken: u64) {
+    pub(super) fn repair_holds(&self, taken: u64) -> io::Result<()> {
         let holds = &self.layout.holds;
+        let entries = self.entries()?;
         let mut again: u64 = 0;
-        for (_, hold) in self.holds() {
+        for (_, hold) in entries.iter() {
             let state = hold.state();
             if state.is_held() && hold.get(NUMBER) >= taken {
                 // Its item is in the queue still, and so is the piece.
@@ -579,29 +726,26 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             }
         }
         let losing = holds.losing.load(Ordering::Acquire);
-        if let Some(hold) = losing.checked_sub(1).and_then(|entry| self.hold(u32::try_from(entry).ok()?)) {
+        let losing = losing.checked_sub(1).and_then(|entry| u32::try_from(entry).ok());
+        if let Some(hold) = losing.and_then(|entry| entries.get(entry)) {
             let lost = holds.lost_then.load(Ordering::Relaxed);
             // It is lost, and counted. Or it is there still, and found once more; or somebody has said that it is done.
             let is_lost = hold.state().what() == LOST;
             holds.lost.store(if is_lost { lost } else { lost.wrapping_sub(1) }, Ordering::Release);
         }
         holds.losing.store(0, Ordering::Release);
-        for (_, hold) in self.holds().filter(|(_, hold)| hold.state().what() == LOST) {
-            self.forget_unless_kept(&hold);
+        for (entry, hold) in entries.iter().filter(|(_, hold)| hold.state().what() == LOST) {
+            self.forget_unless_kept(entry, &hold);
         }
         holds.again.store(again, Ordering::Release);
-        holds.to_clear.store(1, Ordering::Release);
+        holds.returns.fetch_add(1, Ordering::Release);
+        holds.to_clear.store(MANY, Ordering::Release);
+        Ok(())
     }
 }
 
 fn table_bytes(number: usize) -> u64 {
     ((TABLE * FIELDS * 8) << number) as u64
-}
-
-impl Held {
-    pub(super) fn new(entry: u32, number: u64) -> Self {
-        Held { entry, number }
-    }
 }
 
 #[cfg(test)]
@@ -627,8 +771,8 @@ mod tests {
         for (word, number) in [(&holds.losing, 1), (&holds.lost_then, 1), (&holds.lost, 1)] {
             word.store(number, Ordering::Relaxed);
         }
-        let is_done = chain.is_done_for_another(Alone.me()).is_some();
-        chain.repair_holds(6);
+        let is_done = chain.is_done_for_another(Alone.me()).unwrap().is_some();
+        chain.repair_holds(6).unwrap();
         assert_eq!(holds.first[STATE].load(Ordering::Relaxed), 0);
         (is_done, chain.take_lost())
     }
@@ -644,18 +788,83 @@ mod tests {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
         let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
-        let (me, hold) = (Alone.me(), Hold::First(&layout.holds.first[..FIELDS]));
+        let me = Alone.me();
         let of = |item| State::new(me.bits().into(), item);
-        let hold: Hold<'_, Places> = hold;
+        let held = |number| Held { entry: 0, number };
+        let hold: Hold<'_, &Places> = Hold::First(&layout.holds.first[..FIELDS]);
         // Somebody has looked at the sixth, and is about to end it. The seventh came there.
         let (seen, now) = (of(6), of(7));
         hold.word(STATE).store(now.0, Ordering::Relaxed);
         hold.word(NUMBER).store(7, Ordering::Relaxed);
-        assert!(!chain.end(&hold, seen));
-        assert!(!chain.is_done(Held::new(0, 6), me));
+        assert!(!chain.end(0, &hold, seen));
+        assert!(!chain.is_done(held(6), me));
         // As many items later as the word has numbers for, the number itself says it.
-        assert!(!chain.is_done(Held::new(0, 7 + (1 << 29)), me));
-        assert!(chain.is_done(Held::new(0, 7), me));
+        assert!(!chain.is_done(held(7 + (1 << 29)), me));
+        assert!(chain.is_done(held(7), me));
         assert_eq!(hold.get(STATE), 0);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_mapped_is_not_one_without_items() {
+        // SAFETY: zero is a value, says `SharedLayout`.
+        let layout: Layout = unsafe { mem::zeroed() };
+        // Of `Places` no table can be mapped.
+        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let (me, holds) = (Alone.me(), &layout.holds);
+        chain.begin(0).unwrap();
+        chain.set_on_lost(Lost::Requeued);
+        holds.tables[0].store((1 << 20) + 1, Ordering::Relaxed);
+        holds.used.store(FIRST as u32 + 3, Ordering::Relaxed);
+        holds.again.store(1, Ordering::Relaxed);
+        holds.to_clear.store(MANY, Ordering::Relaxed);
+        for first in holds.first.chunks(FIELDS) {
+            first[STATE].store(State::new(me.bits().into(), 1).0, Ordering::Relaxed);
+        }
+        assert!(!chain.is_finished());
+        assert!(chain.unfinished() >= FIRST as u64 + 3);
+        assert!(matches!(chain.free_hold(me), Err(Failed::Io(_))));
+        assert!(matches!(chain.add_table(FIRST as u32, me), Err(Failed::Io(_))));
+        assert_eq!(holds.tables[0].load(Ordering::Relaxed), (1 << 20) + 1, "another table is in its place");
+        assert!(chain.take_again(me, false, &mut Returned::default(), |_, _| Ok(())).is_err());
+        assert!(chain.reap().is_err());
+        assert!(chain.others_hold(me).is_err());
+        assert!(chain.is_done_for_another(me).is_err());
+        assert!(chain.clear(me).is_err() && chain.is_to_be_cleared());
+        assert!(chain.repair_holds(0).is_err() && chain.again() == 1);
+        assert!(chain.is_place_of_holds(0).is_err());
+    }
+
+    #[test]
+    fn of_items_that_came_back_the_oldest_is_next_also_when_others_take_some_or_more_come() {
+        // SAFETY: zero is a value, says `SharedLayout`.
+        let layout: Layout = unsafe { mem::zeroed() };
+        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let (me, holds) = (Alone.me(), &layout.holds);
+        let come_back = |entry: usize, number: u64| {
+            let words = &holds.first[entry * FIELDS..];
+            for (field, word) in [(NUMBER, number), (BYTES, 1), (STATE, State::new(AGAIN, number).0)] {
+                words[field].store(word, Ordering::Relaxed);
+            }
+            holds.used.fetch_max(entry as u32 + 1, Ordering::Relaxed);
+            holds.again.fetch_add(1, Ordering::Relaxed);
+            holds.returns.fetch_add(1, Ordering::Relaxed);
+        };
+        let next = |returned: &mut Returned| {
+            let taken = chain.take_again(me, false, returned, |_, _| Ok(())).unwrap();
+            taken.map(|(held, ..)| held.number)
+        };
+        let (mut one, mut other) = Default::default();
+        come_back(0, 7);
+        come_back(1, 5);
+        come_back(2, 6);
+        assert_eq!(next(&mut one), Some(5));
+        assert_eq!(next(&mut other), Some(6));
+        // In the entry of one that was taken, and is done.
+        come_back(1, 4);
+        assert_eq!(next(&mut other), Some(4));
+        let refused = chain.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
+        assert!(refused.is_err());
+        assert_eq!((next(&mut one), next(&mut other), next(&mut one)), (Some(7), None, None));
+        assert_eq!(chain.again(), 0);
     }
 }

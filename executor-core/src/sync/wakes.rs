@@ -1,0 +1,167 @@
+//! Whoever was woken in the place of others, and makes no use of it, does not leave them asleep.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Lock, Semaphore,
+    raw::{RobustMutex, deadline_in},
+};
+use crate::os::{
+    futex,
+    liveness::{OwnerId, Owners},
+};
+
+/// Long after anything here should have happened.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Somebody sleeps on a word, as one that nobody is marked for, while this happens.
+///
+/// # Panics
+/// If it is not woken by that.
+pub(crate) fn wakes_a_sleeper(word: &AtomicU32, act: impl FnOnce()) {
+    let sleeper = AtomicI32::new(0);
+    thread::scope(|scope| {
+        let sleeps = scope.spawn(|| {
+            let heard = word.load(Ordering::SeqCst);
+            // SAFETY: asks for a number.
+            sleeper.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+            let began = Instant::now();
+            futex::wait(word, heard, Some(LONG));
+            began.elapsed()
+        });
+        until(|| {
+            let id = sleeper.load(Ordering::SeqCst);
+            let state = std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap_or_default();
+            state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+        });
+        act();
+        assert!(sleeps.join().unwrap() < LONG, "it slept on");
+    });
+}
+
+pub(crate) fn until(holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < LONG);
+        thread::yield_now();
+    }
+}
+
+/// A future, and whether it is to be polled again.
+pub(crate) struct ByHand<F> {
+    future: Pin<Box<F>>,
+    woken: Arc<Woken>,
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl<F: Future> ByHand<F> {
+    pub(crate) fn new(future: F) -> Self {
+        ByHand { future: Box::pin(future), woken: Arc::default() }
+    }
+
+    pub(crate) fn poll(&mut self) -> Poll<F::Output> {
+        self.woken.0.store(false, Ordering::SeqCst);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+
+    pub(crate) fn until_woken(&self) {
+        until(|| self.woken.0.load(Ordering::SeqCst));
+    }
+}
+
+/// Everybody lives, and who looks whether the last one does takes that long.
+struct Slow(Duration);
+
+impl Owners for Slow {
+    fn me(&self) -> OwnerId {
+        OwnerId::from_bits(1).unwrap()
+    }
+
+    fn is_me(&self, id: OwnerId) -> bool {
+        id == self.me()
+    }
+
+    fn is_alive(&self, id: OwnerId) -> bool {
+        if id.bits() == 3 {
+            thread::sleep(self.0);
+        }
+        true
+    }
+}
+
+fn mutex() -> RobustMutex {
+    // SAFETY: zero is a value, says `SharedLayout`.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The word of a mutex that this one holds.
+fn held_by(owner: u32) -> u32 {
+    owner << 2
+}
+
+#[test]
+fn one_whose_limit_passes_after_it_was_woken_leaves_the_mutex_marked_for_others() {
+    let mutex = mutex();
+    let word = mutex.word();
+    word.store(held_by(2), Ordering::SeqCst);
+    let owners = Slow(Duration::from_millis(400));
+    thread::scope(|scope| {
+        let waits = scope
+            .spawn(|| mutex.acquire(&owners, owners.me(), deadline_in(Duration::from_millis(300))).is_some());
+        until(|| word.load(Ordering::SeqCst) & RobustMutex::CONTENDED != 0);
+        // It is released, another one comes in before the one that is woken, and has not slept.
+        word.store(held_by(3), Ordering::SeqCst);
+        futex::wake_one(word);
+        assert!(!waits.join().unwrap());
+    });
+    assert_ne!(word.load(Ordering::SeqCst) & RobustMutex::CONTENDED, 0, "others would sleep on");
+}
+
+#[test]
+fn who_has_awaited_a_lock_wakes_others_when_it_is_released() {
+    let lock = Lock::new().unwrap();
+    let guard = lock.acquire().unwrap();
+    let mut waits = ByHand::new(lock.acquire_async());
+    assert!(waits.poll().is_pending());
+    drop(guard);
+    waits.until_woken();
+    let Poll::Ready(Ok(guard)) = waits.poll() else { panic!("it is free") };
+    let mutex = mutex();
+    let again = mutex.lock_or_word(&Slow(Duration::ZERO), true).unwrap();
+    assert_ne!(mutex.word().load(Ordering::SeqCst) & RobustMutex::CONTENDED, 0);
+    drop(again);
+    wakes_a_sleeper(lock.word(), || drop(guard));
+}
+
+#[test]
+fn a_semaphores_waiter_that_is_dropped_after_it_was_woken_wakes_another_one() {
+    let semaphore = Semaphore::new(1).unwrap();
+    let permit = semaphore.acquire();
+    let mut waits = ByHand::new(semaphore.acquire_async());
+    assert!(waits.poll().is_pending());
+    drop(permit);
+    waits.until_woken();
+    // It looks, and has to wait for somebody who is in there.
+    let _inside = semaphore.inside();
+    assert!(waits.poll().is_pending());
+    wakes_a_sleeper(semaphore.bell(), || drop(waits));
+}
