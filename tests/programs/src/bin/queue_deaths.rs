@@ -6,8 +6,12 @@
 //! memory that the queue knows nothing of. A consumer that dies takes with it at most the items that it had not said are done; if
 //! they are requeued, none, and if they are kept, they can all be asked for.
 //!
+//! With `EXECUTOR_STOPS=1` they are stopped there instead of killed. While one stands still, the parent makes each call that has a limit,
+//! that begins with `try_`, or that is async ([`keep_their_limits`]): it returns in time, whatever it says. After that the one is
+//! continued, or killed as it stands, and all ends as ever.
+//!
 //! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often somebody has died at each step.
+//! end it prints how often somebody has died, or was stopped, at each step.
 
 #[path = "../dying.rs"]
 mod dying;
@@ -15,35 +19,47 @@ mod dying;
 use std::{
     os::fd::AsRawFd,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering::SeqCst},
     },
+    task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
-use executor::{GetError, JoinableQueue, OnLost, SharedBytes};
+use executor::{GetError, JoinableQueue, OnLost, PutError, SharedBytes};
 use executor_core::kill_point::{self, Step};
 
 const PRODUCERS: usize = 2;
 const CONSUMERS: usize = 3;
 const ITEMS: usize = 24;
+/// Where the parent notes what it puts while somebody is stopped.
+const PARENT: usize = PRODUCERS;
+/// Of the calls that are made then.
+const LIMIT: Duration = Duration::from_millis(20);
+/// So much longer a call may take than its limit, with the patience of queues in it.
+const MARGIN: Duration = Duration::from_millis(150);
+/// On a busy machine a call may come late although nothing holds it up: not so often in a row.
+const ATTEMPTS: usize = 8;
 
 // ---- where somebody dies ---------------------------------------------------------------------------------------------
 
 /// Plus one; 0 is nowhere.
 static STEP: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
+/// It stands still there, and does not die.
+static STOPS: AtomicBool = AtomicBool::new(false);
 
 /// What is written down about a round; a mapping of its own, so that it does not depend on what is tested.
 #[repr(C)]
 struct Record {
     died: [AtomicU32; PRODUCERS + CONSUMERS],
     /// How many puts have returned.
-    put: [AtomicU32; PRODUCERS],
-    got: [[AtomicU8; ITEMS]; PRODUCERS],
+    put: [AtomicU32; PRODUCERS + 1],
+    got: [[AtomicU8; ITEMS]; PRODUCERS + 1],
     /// Of how many losses consumers were told.
     told: AtomicU32,
 }
@@ -59,9 +75,10 @@ static ME: AtomicU32 = AtomicU32::new(0);
 fn on_step(step: Step) {
     if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
         record().died[ME.load(SeqCst) as usize].store(step as u32 + 1, SeqCst);
+        let signal = if STOPS.load(SeqCst) { libc::SIGSTOP } else { libc::SIGKILL };
         // SAFETY: a signal to this process itself.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-        unreachable!("it was killed");
+        unsafe { libc::kill(libc::getpid(), signal) };
+        assert_eq!(signal, libc::SIGSTOP, "it was killed");
     }
 }
 
@@ -125,7 +142,7 @@ fn check(round: u64, item: &Item) {
 }
 
 /// Notes an item; checks that it is whole, and later than the one before, unless it comes again.
-fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: &Item) {
+fn note(round: u64, last: &mut [Option<u8>; PRODUCERS + 1], item: &Item) {
     check(round, item);
     let (producer, number, ..) = *item;
     let place = usize::from(producer);
@@ -139,7 +156,7 @@ fn note(round: u64, last: &mut [Option<u8>; PRODUCERS], item: &Item) {
 }
 
 fn consume(queue: &JoinableQueue<Item>, round: u64) {
-    let mut last = [None; PRODUCERS];
+    let mut last = [None; PRODUCERS + 1];
     let mut held = 0;
     let all_are_done = |held: &mut usize| {
         // One's own first, so they are exactly these.
@@ -164,6 +181,84 @@ fn consume(queue: &JoinableQueue<Item>, round: u64) {
         }
     }
     all_are_done(&mut held);
+}
+
+// ---- calls while somebody is stopped ---------------------------------------------------------------------------------
+
+/// Polls it once and drops it: no async form blocks its thread.
+fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// What the parent puts and gets meanwhile.
+struct Parent<'a> {
+    queue: &'a JoinableQueue<Item>,
+    round: u64,
+    last: [Option<u8>; PRODUCERS + 1],
+}
+
+impl Parent<'_> {
+    /// Whether it was put.
+    fn put(&self, put: impl FnOnce(Item) -> Option<Result<(), PutError<Item>>>) {
+        let number = record().put[PARENT].load(SeqCst) as usize;
+        if number == ITEMS {
+            return;
+        }
+        match put(item(self.round, PARENT, number)) {
+            Some(Ok(())) => record().put[PARENT].store(number as u32 + 1, SeqCst),
+            None | Some(Err(PutError::Full(_) | PutError::Busy(_) | PutError::Closed(_))) => {}
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+
+    fn got(&mut self, got: Option<Result<Item, GetError>>) {
+        match got {
+            Some(Ok(item)) => {
+                note(self.round, &mut self.last, &item);
+                self.queue.task_done().expect("it was got");
+            }
+            None | Some(Err(GetError::Empty | GetError::Busy | GetError::Closed)) => {}
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+}
+
+/// A call and its limit; `try_` and async forms have none.
+type Limited = (&'static str, Duration, fn(&mut Parent<'_>));
+
+const LIMITED: [Limited; 7] = [
+    ("put_timeout", LIMIT, |parent| parent.put(|item| Some(parent.queue.put_timeout(item, LIMIT)))),
+    ("try_put", Duration::ZERO, |parent| parent.put(|item| Some(parent.queue.try_put(item)))),
+    ("put_async", Duration::ZERO, |parent| parent.put(|item| polled(parent.queue.put_async(item)))),
+    ("get_timeout", LIMIT, |parent| parent.got(Some(parent.queue.get_timeout(LIMIT)))),
+    ("try_get", Duration::ZERO, |parent| parent.got(Some(parent.queue.try_get()))),
+    ("get_async", Duration::ZERO, |parent| parent.got(polled(parent.queue.get_async()))),
+    ("join_timeout", LIMIT, |parent| {
+        if let Err(lost) = parent.queue.join_timeout(LIMIT) {
+            record().told.fetch_add(lost.count as u32, SeqCst);
+        }
+    }),
+];
+
+/// Makes all those calls, while a child stands still.
+///
+/// # Panics
+/// If one of them takes too long.
+fn keep_their_limits(parent: &mut Parent<'_>) {
+    for (call, limit, make) in LIMITED {
+        let mut slowest = Duration::ZERO;
+        let in_time = (0..ATTEMPTS).any(|_| {
+            let began = Instant::now();
+            make(parent);
+            let took = began.elapsed();
+            slowest = slowest.max(took);
+            took <= limit + MARGIN
+        });
+        assert!(in_time, "{call} with a limit of {limit:?} took {slowest:?}");
+    }
 }
 
 // ---- a round ---------------------------------------------------------------------------------------------------------
@@ -223,7 +318,7 @@ fn open_descriptors() -> usize {
 }
 
 /// Where those have died who were to die at a step.
-fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
+fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     let mut random = Random(seed);
     let mut dooms = [Doom::Never; PRODUCERS + CONSUMERS];
     let victims = if wanted.is_some() { 3 } else { random.below(4) };
@@ -260,6 +355,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     };
     let on_lost = on_lost_of(seed);
     let queue = queue.on_lost(on_lost);
+    let mut parent = Parent { queue: &queue, round: seed, last: [None; PRODUCERS + 1] };
     let mut children = Vec::new();
     for (place, doom) in dooms.iter().enumerate() {
         // SAFETY: there is one thread; the child uses the library and ends without unwinding.
@@ -271,6 +367,8 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             ME.store(place as u32, SeqCst);
             if let Doom::At(step, times) = *doom {
+                // One dies in any case, where it is about what the dead had.
+                STOPS.store(stops && (wanted.is_none() || place <= PRODUCERS), SeqCst);
                 LEFT.store(times, SeqCst);
                 STEP.store(step as u32 + 1, SeqCst);
             }
@@ -284,7 +382,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         CHILDREN[place].store(pid, SeqCst);
         children.push((pid, place));
     }
-    let began = Instant::now();
+    let mut began = Instant::now();
     let mut killed = [false; PRODUCERS + CONSUMERS];
     let (mut dead_consumers, mut closed) = (0, false);
     while !children.is_empty() {
@@ -295,7 +393,7 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
             {
                 killed[*place] = true;
                 // SAFETY: a child that was not waited for.
-                unsafe { libc::kill(*pid, libc::SIGKILL) };
+                unsafe { libc::kill(*pid, if stops { libc::SIGSTOP } else { libc::SIGKILL }) };
             }
         }
         if !closed && children.iter().all(|(_, place)| *place >= PRODUCERS) {
@@ -304,8 +402,14 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
         }
         let mut status = 0;
         // SAFETY: asks for a child that has ended.
-        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
-        if pid > 0 {
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+        if pid > 0 && libc::WIFSTOPPED(status) {
+            keep_their_limits(&mut parent);
+            let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
+            // SAFETY: a child that was not waited for.
+            unsafe { libc::kill(pid, signal) };
+            began = Instant::now();
+        } else if pid > 0 {
             let at = children.iter().position(|(child, _)| *child == pid).expect("a child of this round");
             let (_, place) = children.remove(at);
             CHILDREN[place].store(0, SeqCst);
@@ -357,7 +461,9 @@ fn round(seed: u64, wanted: Option<Step>) -> Vec<Step> {
     let mut lost = 0;
     for (producer, (put, got)) in record().put.iter().zip(&record().got).enumerate() {
         let put = put.load(SeqCst) as usize;
-        assert!(matches!(dooms[producer], Doom::At(..) | Doom::After(_)) || put == ITEMS);
+        let may_put_less =
+            dooms.get(producer).is_none_or(|doom| !matches!(doom, Doom::Never)) || producer == PARENT;
+        assert!(may_put_less || put == ITEMS);
         for (number, got) in got.iter().enumerate() {
             let got = usize::from(got.load(SeqCst));
             let again = if on_lost == OnLost::Requeue { dead_consumers } else { 0 };
@@ -393,8 +499,8 @@ static FAILED: AtomicBool = AtomicBool::new(false);
 /// Those of this round that were not waited for.
 static CHILDREN: [AtomicI32; PRODUCERS + CONSUMERS] = [const { AtomicI32::new(0) }; PRODUCERS + CONSUMERS];
 
-fn attempt(seed: u64, wanted: Option<Step>) -> Vec<Step> {
-    match catch_unwind(AssertUnwindSafe(|| round(seed, wanted))) {
+fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
+    match catch_unwind(AssertUnwindSafe(|| round(seed, wanted, stops))) {
         Ok(steps) => steps,
         Err(_) => {
             println!(
@@ -424,6 +530,8 @@ fn main() {
         None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
     };
     let all = number("EXECUTOR_SEED").is_none();
+    let stops = number("EXECUTOR_STOPS").unwrap_or(0) != 0;
+    let every_step = all && seeds.end >= ROUNDS;
     let steps = steps();
     let mut died = vec![0_u32; steps.len()];
     let count = |hit: Vec<Step>, died: &mut Vec<u32>| {
@@ -435,16 +543,16 @@ fn main() {
     };
     let began = Instant::now();
     for seed in seeds.clone() {
-        count(attempt(seed, None), &mut died);
+        count(attempt(seed, None, stops), &mut died);
     }
     let mut extra = 0;
-    if all && seeds.end >= ROUNDS {
+    if every_step {
         for (at, step) in steps.iter().enumerate() {
             for seed in (0..EXTRA_ROUNDS_MAX).map(|seed| seeds.end + seed) {
                 if died[at] > 0 || FAILED.load(SeqCst) {
                     break;
                 }
-                count(attempt(seed, Some(*step)), &mut died);
+                count(attempt(seed, Some(*step), stops), &mut died);
                 extra += 1;
             }
         }
@@ -456,5 +564,5 @@ fn main() {
     let missing: Vec<_> =
         steps.iter().zip(&died).filter(|(_, died)| **died == 0).map(|(step, _)| step).collect();
     assert!(!FAILED.load(SeqCst), "rounds have failed: see above");
-    assert!(!all || seeds.end < ROUNDS || missing.is_empty(), "nobody died at {missing:?}");
+    assert!(!every_step || missing.is_empty(), "nobody was there at {missing:?}");
 }
