@@ -316,9 +316,9 @@ fn nest(levels: u32) -> Result<u32, String> {
 }
 
 #[test]
-fn executors_nest_eight_deep() {
+fn executors_nest_ten_deep() {
     let _watchdog = watchdog();
-    assert_eq!(pool(1).submit(nest::task(8)).result().unwrap(), 8);
+    assert_eq!(pool(1).submit(nest::task(9)).result().unwrap(), 9);
 }
 
 #[test]

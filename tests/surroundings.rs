@@ -173,14 +173,13 @@ fn quickstart() {
 }
 
 fn shared_bytes(pool: &ProcessPoolExecutor) -> Result<(), String> {
-    let bytes = SharedBytes::try_copy_from_slice(&[1; 50_000]).map_err(|error| format!("bytes: {error}"))?;
+    let bytes = SharedBytes::try_copy_from_slice(&[1; 50_000]).map_err(text)?;
     expect(pool.submit(sum::task(bytes)).result().map_err(text)?, 50_000)
 }
 
 fn queue_and_lock() -> Result<(), String> {
-    // Who makes one knows what was tried.
-    let queue = Queue::unbounded().map_err(|error| format!("a queue: {error}"))?;
-    let lock = Lock::new().map_err(|error| format!("a lock: {error}"))?;
+    let queue = Queue::unbounded().map_err(text)?;
+    let lock = Lock::new().map_err(text)?;
     queue.put(21).map_err(text)?;
     let child = Process::new(double_in::task(queue.clone(), lock.clone())).start().map_err(text)?;
     expect(child.join().map_err(text)?, 21)?;

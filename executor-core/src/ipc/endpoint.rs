@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     os::{
+        asked::Asked,
         fork::PerProcess,
         local,
         socket::{self, recv_short_now, send_parts_now},
@@ -295,7 +296,7 @@ impl Endpoint {
     }
 
     pub(super) fn pair() -> io::Result<(Self, Self)> {
-        let (one, other) = socket::pair()?;
+        let (one, other) = socket::pair().asked("a pair of sockets (socketpair)")?;
         Ok((Self::new(Arc::new(one))?, Self::new(Arc::new(other))?))
     }
 

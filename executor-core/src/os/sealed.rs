@@ -20,7 +20,7 @@ use rustix::{
     mm::{MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mremap_fixed, msync, munmap},
 };
 
-use super::{file, fork::Origin, socket::retry};
+use super::{asked::Asked, file, fork::Origin, socket::retry};
 
 /// What a sealed file does not allow.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
@@ -245,9 +245,9 @@ fn sealed_len(descriptor: &OwnedFd) -> io::Result<usize> {
 }
 
 fn create(len: usize) -> io::Result<OwnedFd> {
-    let descriptor = file::anonymous("executor-bytes")?;
-    file::set_len(&descriptor, len as u64)?;
-    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW)?;
+    let descriptor = file::anonymous("executor-bytes").asked("shared memory (memfd_create)")?;
+    file::set_len(&descriptor, len as u64).asked("shared memory (ftruncate)")?;
+    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW).asked("shared memory (fcntl)")?;
     Ok(descriptor)
 }
 

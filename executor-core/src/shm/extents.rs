@@ -18,7 +18,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use crate::os::{file, room, socket::retry};
+use crate::os::{asked::Asked, file, room, socket::retry};
 
 const PAGE: u64 = 4096;
 
@@ -37,8 +37,8 @@ pub(crate) struct Extents {
 
 impl Extents {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
-        let file = file::anonymous(name)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
+        let file = file::anonymous(name).asked("shared memory (memfd_create)")?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL).asked("shared memory (fcntl)")?;
         Ok(Extents { file: Arc::new(file) })
     }
 
@@ -87,7 +87,9 @@ impl Extents {
     /// As [`write`](Self::write), within what the file has; otherwise the error is the caller's.
     fn write_mapped(&self, at: u64, bytes: &[u8], too_large: io::Error) -> io::Result<()> {
         let whole = Self::whole(bytes.len() as u64);
-        if !at.is_multiple_of(PAGE) || at + whole > fstat(&self.file)?.st_size.cast_unsigned() {
+        if !at.is_multiple_of(PAGE)
+            || at + whole > fstat(&self.file).asked("shared memory (fstat)")?.st_size.cast_unsigned()
+        {
             return Err(too_large);
         }
         // Its memory first: want of it is an error here, and a signal in the copy.
@@ -107,7 +109,7 @@ impl Extents {
     pub(crate) fn read(&self, mut at: u64, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
-        let stat = fstat(&self.file)?;
+        let stat = fstat(&self.file).asked("shared memory (fstat)")?;
         // A file can be made long for nothing. What lies in it has memory already, so that as much again is no more than twice.
         if at + len > stat.st_size as u64 || len > memory_of(&stat) {
             return Err(garbled());

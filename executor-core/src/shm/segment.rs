@@ -32,6 +32,7 @@ use rustix::{
 };
 
 use crate::os::{
+    asked::Asked,
     file,
     fork::{self, Origin, PerProcess},
     liveness::{Liveness, OwnerCounter},
@@ -146,10 +147,13 @@ fn table() -> &'static Table {
 impl Segment {
     /// A new file with room for blocks of so many bytes together, zeroed.
     pub(super) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
-        let descriptor = file::anonymous(name)?;
-        let len = Self::fill(&descriptor, room)?;
-        fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Self::begin(descriptor, len, true)
+        let create = || {
+            let descriptor = file::anonymous(name)?;
+            let len = Self::fill(&descriptor, room)?;
+            fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            Self::begin(descriptor, len, true)
+        };
+        create().asked("shared memory (memfd_create, fallocate, fcntl, fstat, mmap)")
     }
 
     /// As [`create`](Self::create), in a file that has no bytes yet, and that nothing keeps from being made shorter.

@@ -21,6 +21,7 @@ use super::chain::{
 };
 use crate::{
     os::{
+        asked::Asked,
         clock,
         fork::PerProcess,
         liveness::{Liveness, OwnerId, Owners},
@@ -378,7 +379,7 @@ impl Core {
     pub(super) fn create(capacity: u64) -> io::Result<Arc<Self>> {
         let block = Block::allocate(Kind::Queue, START + size_of::<Layout>())?;
         let extents = Extents::create("executor-queue")?;
-        let (to, from) = socket::pair()?;
+        let (to, from) = socket::pair().asked("a pair of sockets (socketpair)")?;
         let core = Self::over(block, extents, Arc::new(to), Arc::new(from))?;
         core.chain().begin(capacity)?;
         lock(&table().queues).insert(core.inode, Arc::downgrade(&core));
@@ -386,7 +387,7 @@ impl Core {
     }
 
     fn over(block: Block, extents: Extents, to: Arc<OwnedFd>, from: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
-        let stat = fstat(extents.descriptor())?;
+        let stat = fstat(extents.descriptor()).asked("shared memory (fstat)")?;
         let store = Store { extents, to, from, rings: Default::default(), tables: Mutex::default() };
         let inode = (stat.st_dev, stat.st_ino);
         Ok(Arc::new_cyclic(|this| Core {

@@ -28,7 +28,11 @@ use super::{
     core::{self, Core},
     gets, handles, looks, puts,
 };
-use crate::{ipc::readiness::wait_for, os::socket, wire::attachment};
+use crate::{
+    ipc::readiness::wait_for,
+    os::{asked::Asked, socket},
+    wire::attachment,
+};
 
 /// A handle of a queue that only puts. See [`Queue::split`].
 pub struct Producer<T> {
@@ -108,7 +112,7 @@ impl<T> Queue<T> {
     /// # Errors
     /// If the system has no descriptor left.
     pub fn split(self) -> io::Result<(Producer<T>, Consumer<T>)> {
-        let (one, other) = socket::pair()?;
+        let (one, other) = socket::pair().asked("a pair of sockets (socketpair)")?;
         let end = |here, produces| {
             Arc::new(End { core: Arc::clone(&self.core), here: Some(Arc::new(here)), produces })
         };
