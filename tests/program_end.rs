@@ -923,10 +923,14 @@ fn ends_an_ending_program_unseen() {
     gate.open();
     let _workers = both.map(|held| held.result().unwrap());
     drop(gate);
+    let (enters, has_entered) = std::sync::mpsc::channel();
     pool.submit(echo::task(1)).on_done(move |_| {
+        enters.send(()).unwrap();
         wait_for_end_of_input();
         std::process::exit(9)
     });
+    // The other one is called behind it, which is after the last word of this function.
+    has_entered.recv().unwrap();
     pool.submit(echo::task(2)).on_done(|_| say("called"));
     let _thread = executor::spawn_thread(move || {
         wait_for_end_of_input();
