@@ -418,8 +418,10 @@ fn check(started: &Started, steps: &[Step]) {
         *steps.iter().find(|step| **step as u32 == at).expect("one of these")
     });
     let killed = ExitStatus::Signaled(libc::SIGKILL);
-    let is_killed = fell.is_some() && record.fallen.is_killed();
-    let may_be_killed = is_killed || record.struck.is(pid) && record.struck.is_killed();
+    // One that stands still and is struck, too, may be continued by that, and have ended before it is killed.
+    let is_killed = fell.is_some() && record.fallen.is_killed() && !record.struck.is(pid);
+    let may_be_killed =
+        fell.is_some() && record.fallen.is_killed() || record.struck.is(pid) && record.struck.is_killed();
     // By itself, or as it was told to.
     let usual = match (job, ended) {
         (_, Some(signal)) => ExitStatus::Signaled(*signal),
