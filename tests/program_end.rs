@@ -924,14 +924,20 @@ fn ends_an_ending_program_unseen() {
     let _workers = both.map(|held| held.result().unwrap());
     drop(gate);
     let (enters, has_entered) = std::sync::mpsc::channel();
-    pool.submit(echo::task(1)).on_done(move |_| {
+    // Held until it has its callback, which would else be called here.
+    let [first, second] = [(); 2].map(|()| Gate::new());
+    pool.submit(hold::task(first.path())).on_done(move |_| {
         enters.send(()).unwrap();
         wait_for_end_of_input();
         std::process::exit(9)
     });
+    first.open();
     // The other one is called behind it, which is after the last word of this function.
     has_entered.recv().unwrap();
-    pool.submit(echo::task(2)).on_done(|_| say("called"));
+    pool.submit(hold::task(second.path())).on_done(|_| say("called"));
+    second.open();
+    second.wait_for(1);
+    drop((first, second));
     let _thread = executor::spawn_thread(move || {
         wait_for_end_of_input();
         std::process::exit(8)
