@@ -537,7 +537,8 @@ impl<'a> User<'a> {
     /// As [`go_deeper`](Self::go_deeper): a guard of that level.
     fn deeper(self, sort: u32) -> Option<LockGuard<'a>> {
         let by = By::new(self.me, By::COUNTED | By::DEEPER);
-        self.go_deeper(sort).then_some(LockGuard { lock: self.lock, by })
+        // Made only then: dropping one ends a level.
+        if self.go_deeper(sort) { Some(LockGuard { lock: self.lock, by }) } else { None }
     }
 
     /// Ends a level of this process: the last one releases.
