@@ -492,6 +492,10 @@ fn the_permits_of_the_dead_come_back() {
             permits.give_back(process.me());
             theirs.1.fetch_add(1, Ordering::SeqCst);
         });
+        // Two look for it at the same time.
+        let here = permits(&shared.0, &world[0]);
+        here.acquire(None).unwrap();
+        here.give_back(world[0].me());
         time_passes(semaphore::sleepers(&shared.0.0), &shared.1, vec![other]);
         assert_eq!(permits(&shared.0, &world[0]).value(), 1);
     });
