@@ -611,7 +611,9 @@ impl World {
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
             let works = |process: &Process| {
-                let fit = process.ready && process.seen_stopped.is_none();
+                // Also of one whose end is only seen, and not told yet.
+                let lives = process.life != Life::Dead;
+                let fit = lives && process.ready && process.seen_stopped.is_none();
                 fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
             };
             let before_hello = !self.trouble_in_initializer;
