@@ -611,8 +611,8 @@ impl World {
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
             let works = |process: &Process| {
-                // Also of one whose end is only seen, and not told yet.
-                let lives = process.life != Life::Dead;
+                // Neither one whose end is seen and not told yet, nor one that stands still.
+                let lives = process.life != Life::Dead && !process.stopped;
                 let fit = lives && process.ready && process.seen_stopped.is_none();
                 fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
             };

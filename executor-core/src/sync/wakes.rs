@@ -29,24 +29,44 @@ const LONG: Duration = Duration::from_secs(30);
 /// # Panics
 /// If it is not woken by that.
 pub(crate) fn wakes_a_sleeper(word: &AtomicU32, act: impl FnOnce()) {
-    let sleeper = AtomicI32::new(0);
+    assert!(is_woken(word, LONG, act), "it slept on");
+}
+
+/// As [`wakes_a_sleeper`]: whether it is woken before this time has passed.
+pub(crate) fn is_woken(word: &AtomicU32, limit: Duration, act: impl FnOnce()) -> bool {
+    let sleeper = Sleeper::default();
     thread::scope(|scope| {
         let sleeps = scope.spawn(|| {
             let heard = word.load(Ordering::SeqCst);
-            // SAFETY: asks for a number.
-            sleeper.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+            sleeper.is_this_thread();
             let began = Instant::now();
-            futex::wait(word, heard, Some(LONG));
+            futex::wait(word, heard, Some(limit));
             began.elapsed()
         });
+        sleeper.until_it_sleeps();
+        act();
+        sleeps.join().unwrap() < limit
+    })
+}
+
+/// A thread that is going to sleep. A word that it has marked is not enough: until it does sleep, it hears of a change by itself, and
+/// nobody is woken.
+#[derive(Default)]
+pub(crate) struct Sleeper(AtomicI32);
+
+impl Sleeper {
+    pub(crate) fn is_this_thread(&self) {
+        // SAFETY: asks for a number.
+        self.0.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+    }
+
+    pub(crate) fn until_it_sleeps(&self) {
         until(|| {
-            let id = sleeper.load(Ordering::SeqCst);
+            let id = self.0.load(Ordering::SeqCst);
             let state = std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap_or_default();
             state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
         });
-        act();
-        assert!(sleeps.join().unwrap() < LONG, "it slept on");
-    });
+    }
 }
 
 pub(crate) fn until(holds: impl Fn() -> bool) {
