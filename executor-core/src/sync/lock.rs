@@ -378,13 +378,9 @@ impl Lock {
     /// As [`hold`](Self::hold), for a call that runs code of the user, which may use what the lock protects.
     #[inline]
     pub(crate) fn hold_and_call(&self) -> Held<'_> {
-        let user = self.user();
-        let mut held = match user.layout.mutex.try_acquire_free(user.me) {
-            Some(_) => Held { user, how: How::Plainly },
-            None => user.hold_slowly(),
-        };
+        let mut held = self.hold();
         if !matches!(held.how, How::Deeper) {
-            user.begin_levels(holder::this_call(), matches!(held.how, How::AfterDeath));
+            held.user.begin_levels(holder::this_call(), matches!(held.how, How::AfterDeath));
             held.how = How::Counted;
         }
         held
