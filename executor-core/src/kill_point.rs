@@ -333,10 +333,8 @@ mod hook {
         CopyMade,
         /// A copy of the fork server whose number is known leads no group yet.
         CopyNamed,
-        /// It leads a group of its own, and nobody was told.
+        /// It leads a group of its own.
         CopyLeads,
-        /// A copy of the fork server has told all that is to be told of it.
-        CopyTold,
         /// A copy of the program knows what it is for, and leads no group yet.
         ForkRead,
         /// It has made ready for its task.

@@ -235,6 +235,16 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
     ))
 }
 
+/// Makes a copy of a process, a child of this one, lead a process group of its own. It may have ended: until it is reaped it can be
+/// moved from one group to another.
+pub(crate) fn lead_own_group(child: u32) {
+    // No number is this process itself.
+    if let Some(child) = Pid::from_raw(child.cast_signed()) {
+        // Where that is refused the copy does it itself; where it was reaped by others there is nothing to be done.
+        let _ = rustix::process::setpgid(Some(child), Some(child));
+    }
+}
+
 /// A child process that leads its own process group.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -342,7 +352,7 @@ impl Child {
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
         match self.group().signal(signal) {
             Ok(()) => Ok(()),
-            // It does not lead the group yet (a copy of this process does so itself), or has ended.
+            // It does not lead the group (the system has refused that to a copy of this process), or has ended.
             Err(_) => self.signal(signal),
         }
     }

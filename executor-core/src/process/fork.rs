@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     future::callback::catch,
-    os::{fork, process::settled_thread_count},
+    os::{
+        fork,
+        process::{lead_own_group, settled_thread_count},
+    },
     worker::{entry, watcher},
 };
 
@@ -130,6 +133,8 @@ pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> 
     // this function, which safe code calls, leaves to the program: the documentation of `StartMethod::Fork` says so.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
+        // It does so itself, but who ends it may be faster, and means all that it leads.
+        lead_own_group(pid);
         return Ok(pid);
     }
     pause.forget_all();

@@ -11,7 +11,7 @@ use crate::{
     id::FnId,
     os::{
         fork::{NotInherited, Origin, PerProcess},
-        process::{Child, Start},
+        process::{Child, Start, lead_own_group},
         signals::Signals,
         socket,
     },
@@ -50,7 +50,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if !self.origin.forked() {
             // It ends when this is closed, and with it what `preload` has started. A child that it has made is not in its group:
-            // it leaves that before it says who it is.
+            // it has left that when its number is told to anybody (`ask`).
             self.socket.take();
             self.child.end_and_reap(LAST_MOMENT);
             table::left_behind(&self.child);
@@ -127,9 +127,9 @@ fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
     match i64::from_le_bytes(answer) {
         pid @ 1.. => {
             let pid = u32::try_from(pid).map_err(|_| os(io::ErrorKind::InvalidData.into()))?;
-            // That it has left the server's group, which is killed with the server. If it has ended before, its status says so, and
-            // it is known to us: nobody else would reap it.
-            let _ = socket::recv_short(&ours, &mut answer);
+            // It does so itself, but may die or be stopped before. Who is in the server's group is killed, and reaped by
+            // `left_behind`, with the server: its status would be lost.
+            lead_own_group(pid);
             Ok((pid, ours))
         }
         error => Err(StartError::Fork(Arc::new(io::Error::from_raw_os_error(-error as i32)))),

@@ -5,8 +5,8 @@
 //!  parent                                      fork server, one thread
 //!    setup of a child, written into one end of a pair
 //!    the other end  ──── "make one" ────────►  clone(CLONE_PARENT): the child is the parent's own
-//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket, leaves the server's group,
-//!    it has left    ◄────────────────────────────  says so, reads its setup, lives
+//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket,
+//!    makes it leave the server's group               leaves the server's group, reads its setup, lives
 //!                                                  (no copy: the server says why, over the same socket)
 //!  the server dies meanwhile: the pid, or the end of that socket, and so no child that nobody knows of
 //!  the child dies before it has said its pid: it is in the server's group, which is ended and reaped then
@@ -34,9 +34,6 @@ use crate::{
         handshake::{self, ForkServerSetup, Refusal, Report},
     },
 };
-
-/// What a copy says that leads a group of its own.
-const LEADS: [u8; 1] = [1];
 
 /// Serves until the parent hangs up: `None`. In a child: the socket that tells it what it is for.
 pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
@@ -86,9 +83,6 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
                 kill_point!(CopyNamed);
                 lead_own_group();
                 kill_point!(CopyLeads);
-                // Now it may be counted on: the server's group is killed with the server.
-                socket::send(&own, &LEADS, &[]).ok()?;
-                kill_point!(CopyTold);
                 return Some(own);
             }
             Err(error) => {

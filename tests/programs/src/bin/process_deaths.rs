@@ -547,23 +547,29 @@ fn method_of(step: Step) -> Option<StartMethod> {
         Step::ServerPrepared | Step::ServerReady | Step::ServerAsked | Step::ServerCloned => {
             Some(StartMethod::ForkServer)
         }
-        Step::CopyMade | Step::CopyNamed | Step::CopyLeads | Step::CopyTold => Some(StartMethod::ForkServer),
+        Step::CopyMade | Step::CopyNamed | Step::CopyLeads => Some(StartMethod::ForkServer),
         Step::ForkRead => Some(StartMethod::Fork),
         _ => None,
     }
 }
 
-fn round(
-    seed: u64,
-    wanted: Option<(Step, libc::c_int)>,
-    steps: &[Step],
-    base: Option<usize>,
-) -> Option<Step> {
+/// What a round is for, where that is not left to chance.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    step: Step,
+    signal: libc::c_int,
+    /// The fork server is killed as well, at any moment, which is the first process of the round.
+    server: bool,
+}
+
+fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>) -> Option<Step> {
     let (mut random, record) = (Random(seed), record());
     let signals = [libc::SIGKILL, libc::SIGSTOP];
     let any_signal = signals[random.below(2) as usize];
-    let (step, signal) = wanted.unwrap_or((steps[random.below(steps.len() as u64) as usize], any_signal));
+    let any_step = steps[random.below(steps.len() as u64) as usize];
+    let (step, signal) = wanted.map_or((any_step, any_signal), |wanted| (wanted.step, wanted.signal));
     let method = method_of(step).unwrap_or(any_method(&mut random));
+    let with_server = wanted.is_some_and(|wanted| wanted.server);
     // Cleared by the only one who is there.
     // SAFETY: its own size, and zero is a value.
     let (test, before) = (record.test.load(SeqCst), record.round.load(SeqCst));
@@ -583,18 +589,24 @@ fn round(
         let signal = signals[random.below(2) as usize];
         record.struck.doom(&mut random, signal);
         if wanted.is_some() || random.below(4) != 0 {
-            record.left.store(1 + random.below(3) as u32, SeqCst);
+            record.left.store(if with_server { 1 } else { 1 + random.below(3) as u32 }, SeqCst);
             record.step.store(step as u32 + 1, SeqCst);
         }
         if wanted.is_none() && random.below(3) == 0 {
             record.after_micros.store(random.below(4_000) as u32, SeqCst);
             record.aim.store(1 + random.below(4) as u32, SeqCst);
         }
+        if with_server {
+            record.struck.signal.store(libc::SIGKILL as u32, SeqCst);
+            record.struck.then.store(libc::SIGKILL as u32, SeqCst);
+            record.after_micros.store(random.below(4_000) as u32, SeqCst);
+            record.aim.store(1, SeqCst);
+        }
     }
     record.round.store(before + 1, SeqCst);
     let context = Context::new(method);
     let mut started = Vec::new();
-    for number in 0..1 + random.below(3) as u8 {
+    for number in 0..1 + u8::from(with_server) + random.below(3) as u8 {
         let job = Job::ALL[random.below(Job::ALL.len() as u64) as usize];
         let inner = {
             let method = any_method(&mut random);
@@ -615,6 +627,13 @@ fn round(
             }
         };
         started.push(Started { job, number, child, ended: None });
+        if with_server {
+            // The next one is asked of another server.
+            eventually("the server lives", || {
+                let server = record.struck.pid.load(SeqCst);
+                if server == 0 || state(server).is_some() { vec![server] } else { Vec::new() }
+            });
+        }
     }
     for one in &mut started {
         if one.job != Job::Stays && random.below(10) != 0 {
@@ -669,7 +688,7 @@ extern "C" fn on_alarm(_: libc::c_int) {
 
 fn attempt(
     seed: u64,
-    wanted: Option<(Step, libc::c_int)>,
+    wanted: Option<Wanted>,
     steps: &[Step],
     base: Option<usize>,
 ) -> Option<(Step, libc::c_int)> {
@@ -743,10 +762,18 @@ fn main() {
             while fell[at] == 0 {
                 assert!(tries < EXTRA_ROUNDS_MAX, "nobody has come to {step:?}");
                 tries += 1;
-                if attempt(1 << 30 | (at as u64) << 16 | tries, Some(*step), &steps, base).is_some() {
+                let wanted = Wanted { step: step.0, signal: step.1, server: false };
+                if attempt(1 << 30 | (at as u64) << 16 | tries, Some(wanted), &steps, base).is_some() {
                     fell[at] += 1;
                 }
             }
+        }
+    }
+    // Too rare for chance: copies that stand still, and are killed, while their server has died and another one is asked.
+    for (at, step) in [Step::CopyMade, Step::CopyNamed, Step::CopyLeads].into_iter().enumerate() {
+        for seed in 0..seeds.clone().count().min(20) as u64 {
+            let wanted = Wanted { step, signal: libc::SIGSTOP, server: true };
+            let _ = attempt(1 << 31 | (at as u64) << 16 | seed, Some(wanted), &steps, base);
         }
     }
     let (rounds, lost) = (seeds.end - seeds.start, u64::from(LOST.load(SeqCst)));
