@@ -26,6 +26,45 @@ pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, 
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// As [`lock`], of a mutex that is a checker's in a model.
+pub(crate) fn lock_of_model<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Starts a thread that nobody waits for; in a model, [`join_started`] does.
+#[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
+}
+
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+pub(crate) use started::{join_started, start};
+
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+mod started {
+    use std::{cell::RefCell, io};
+
+    use super::thread::{self, JoinHandle};
+
+    thread_local! {
+        /// All threads of a model are one thread of the system.
+        static STARTED: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(crate) fn start(_name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let thread = thread::spawn(run);
+        STARTED.with_borrow_mut(|started| started.push(thread));
+        Ok(())
+    }
+
+    /// What is not over by itself is a deadlock.
+    pub(crate) fn join_started() {
+        while let Some(thread) = STARTED.with_borrow_mut(Vec::pop) {
+            thread.join().unwrap();
+        }
+    }
+}
+
 /// Whether this is built for a model: sizes are tiny then, time stands still, nobody spins.
 pub(crate) const MODEL: bool = cfg!(all(test, any(executor_loom, executor_shuttle)));
 /// The same, for the one that tries everything.

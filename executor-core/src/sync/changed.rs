@@ -10,7 +10,8 @@
 //! which end when they have had nothing to do for a while; words beyond theirs are looked at every 20 ms.
 //!
 //! Whoever is woken looks and, if need be, waits again. A future that was woken and is dropped before it was polled wakes another
-//! sleeper in its place. What a death leaves changes no word, so each 100 ms some of each group are woken to look for it, in turn;
+//! sleeper in its place: the next of its group, by the watcher, which may not sleep on the word at that moment and would not
+//! hear of it through the futex; or whoever sleeps on the word, if its group is empty. What a death leaves changes no word, so each 100 ms some of each group are woken to look for it, in turn;
 //! not all, who would see the same.
 //!
 //! Wakers are users' code in all that can be done with them: they are cloned before a lock is taken, and a place, which has
@@ -20,27 +21,30 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, Waker},
-    thread,
     time::{Duration, Instant},
 };
 
 use super::raw::RECHECK;
 use crate::{
     os::{
-        fork::{Origin, PerProcess},
+        fork::Origin,
         futex::{self, WAIT_ANY_MAX},
         sync::{
+            MODEL, Mutex,
             atomic::{AtomicU32, Ordering},
-            lock,
+            lock_of_model as lock, start,
         },
     },
     shm::heap::Block,
 };
 
+#[cfg(all(test, any(executor_loom, executor_shuttle)))]
+pub(crate) mod models;
+
 /// Of a watcher that watches nothing. Less: threads come and go. More: they stay when all is over.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE: Duration = if MODEL { Duration::ZERO } else { Duration::from_secs(2) };
 
 /// At most so many watchers. More: more threads for who awaits very many objects at once. Less: more of those are looked at every
 /// [`GLANCE`] only.
@@ -62,16 +66,17 @@ const LOOKS_OF_ALL: usize = 512;
 /// Resolves when the word of that block is not `expected` any more, when it was woken, or at some time after [`RECHECK`], in turn
 /// with others who wait for the same.
 pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
-    Changed { block: block.clone(), word, expected, looks: true, place: None }
+    Changed { block: Some(block.clone()), word, expected, looks: true, place: None }
 }
 
 /// As [`changed`], where nobody's death changes anything: it resolves when the word is another one, or when it was woken.
 pub(crate) fn changed_by_the_living<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
-    Changed { block: block.clone(), word, expected, looks: false, place: None }
+    Changed { block: Some(block.clone()), word, expected, looks: false, place: None }
 }
 
 pub(crate) struct Changed<'a> {
-    block: Block,
+    /// Where the word is. None in a model, whose words stay as long as it runs.
+    block: Option<Block>,
     word: &'a AtomicU32,
     expected: u32,
     looks: bool,
@@ -93,6 +98,8 @@ struct Watcher {
 #[derive(Default)]
 struct Places {
     groups: HashMap<Key, Group>,
+    /// Wake-ups of those who were dropped, each for the next of this group.
+    passed_on: Vec<(Key, Word)>,
     /// Counts the times at which some have looked. One that comes has looked just now.
     turn: u64,
     /// The thread has ended, or is about to.
@@ -111,11 +118,11 @@ struct Group {
     looked: u64,
 }
 
-/// A word in a block, and the block, so that it stays.
+/// A word, and the block in which it is, so that it stays.
 #[derive(Clone)]
 struct Word {
     at: *const AtomicU32,
-    _block: Block,
+    _block: Option<Block>,
 }
 
 // SAFETY: it is a pointer to an atomic that lives as long as the block, which goes with it.
@@ -123,14 +130,20 @@ unsafe impl Send for Word {}
 
 impl Word {
     fn get(&self) -> &AtomicU32 {
-        // SAFETY: in the block.
+        // SAFETY: in the block, which goes with it.
         unsafe { &*self.at }
     }
 }
 
 fn watchers() -> &'static Watchers {
-    static WATCHERS: PerProcess<Watchers> = PerProcess::new(Watchers::default);
-    WATCHERS.get()
+    #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+    {
+        static WATCHERS: crate::os::fork::PerProcess<Watchers> =
+            crate::os::fork::PerProcess::new(Watchers::default);
+        WATCHERS.get()
+    }
+    #[cfg(all(test, any(executor_loom, executor_shuttle)))]
+    models::watchers()
 }
 
 /// A place on some watcher, which is given back by [`Watcher::leave`].
@@ -171,7 +184,7 @@ fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher
         // Before the thread is there, which ends if nobody waits.
         come_to(&watcher, &mut lock(&watcher.places));
         let theirs = Arc::clone(&watcher);
-        let started = thread::Builder::new().name("executor-waits".into()).spawn(move || theirs.run());
+        let started = start("executor-waits", move || theirs.run());
         if started.is_ok() {
             list.push(Arc::clone(&watcher));
             return (watcher, key, number);
@@ -200,15 +213,25 @@ impl Watcher {
         futex::wake_one(&self.news);
     }
 
-    /// Whether the place was there still: nobody has been woken.
-    fn leave(&self, key: Key, number: u64) -> bool {
+    /// Gives the place back. One that has been woken, and does nothing with that, wakes another one.
+    fn leave(&self, key: Key, number: u64, word: &AtomicU32) {
         let mut places = lock(&self.places);
-        let Some(group) = places.groups.get_mut(&key) else { return false };
-        let waker = group.wakers.remove(&number);
+        let Some(group) = places.groups.get_mut(&key) else {
+            drop(places);
+            futex::wake_one(word);
+            return;
+        };
+        let Some(waker) = group.wakers.remove(&number) else {
+            let word = group.word.clone();
+            places.passed_on.push((key, word));
+            drop(places);
+            // Not woken here: a waker may own the next future that is dropped, and so on.
+            self.announce();
+            return;
+        };
         let empty = if group.wakers.is_empty() { places.groups.remove(&key) } else { None };
         drop(places);
-        drop(empty);
-        waker.is_some()
+        drop((waker, empty));
     }
 
     /// A new waker for the place; `false` if it is not there any more.
@@ -230,6 +253,7 @@ impl Watcher {
             // A waker has copied this process, and has returned in the copy, where nobody waits.
             origin.end_copy(0);
             let news = self.news.load(Ordering::Acquire);
+            self.take_passed_on().wake();
             let (words, all) = {
                 let places = lock(&self.places);
                 let words = places.groups.iter().take(WORDS_MAX);
@@ -240,7 +264,7 @@ impl Watcher {
                 if idle_since.elapsed() >= IDLE {
                     let mut list = lock(&watchers().list);
                     let mut places = lock(&self.places);
-                    if places.groups.is_empty() {
+                    if places.groups.is_empty() && places.passed_on.is_empty() {
                         places.over = true;
                         list.retain(|other| !std::ptr::eq(&**other, self));
                         return;
@@ -257,19 +281,16 @@ impl Watcher {
             };
             let others = words.iter().map(|((_, expected, _), word)| (word.get(), *expected));
             let woken = futex::wait_any(std::iter::once((&self.news, news)).chain(others), limit);
-            let woken = woken.and_then(|at| words.get(at.checked_sub(1)?));
             let mut over = self.take_changed();
-            if let Some((key, word)) = woken {
-                self.tell_one(*key, word, &mut over);
+            // The first word is `news`.
+            if let Some(words) = woken.and_then(|at| words.get(..at)) {
+                self.tell_one(words, &mut over);
             }
-            if looked.elapsed() >= RECHECK {
+            if !MODEL && looked.elapsed() >= RECHECK {
                 looked = Instant::now();
                 self.take_lookers(&mut over);
             }
-            for waker in over.wakers {
-                // Users' code: what panics there is not this thread's end.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
-            }
+            over.wake();
         }
     }
 
@@ -286,12 +307,37 @@ impl Watcher {
         over
     }
 
-    /// Its thread was woken: the wake-up is for the first one of this group. If all have left meanwhile, it is another sleeper's.
-    fn tell_one(&self, key: Key, word: &Word, over: &mut Over) {
-        let is_told = over.words.iter().any(|other| other.at == word.at);
-        if !is_told && self.take_some(key, 1, over) == 0 {
+    /// Its thread was woken on the last of these words: the wake-up is for the first one of this group. If all have left meanwhile,
+    /// it is another sleeper's. It may have been woken on others of them as well, which the kernel does not say: where all have
+    /// left, another sleeper is woken in any case.
+    fn tell_one(&self, words: &[(Key, Word)], over: &mut Over) {
+        let Some(((key, word), others)) = words.split_last() else { return };
+        let is_told = |over: &Over, word: &Word| over.words.iter().any(|other| other.at == word.at);
+        let left: Vec<&Word> = {
+            let places = lock(&self.places);
+            others.iter().filter(|(key, _)| !places.groups.contains_key(key)).map(|(_, word)| word).collect()
+        };
+        for word in left {
+            if !is_told(over, word) {
+                futex::wake_one(word.get());
+            }
+        }
+        if !is_told(over, word) && self.take_some(*key, 1, over) == 0 {
             futex::wake_one(word.get());
         }
+    }
+
+    /// Those for whom somebody who was dropped has passed a wake-up on.
+    fn take_passed_on(&self) -> Over {
+        let mut over = Over::default();
+        let passed_on = std::mem::take(&mut lock(&self.places).passed_on);
+        for (key, word) in passed_on {
+            if self.take_some(key, 1, &mut over) == 0 {
+                futex::wake_one(word.get());
+            }
+            over.words.push(word);
+        }
+        over
     }
 
     /// The first ones of a group: how many.
@@ -334,6 +380,15 @@ struct Over {
     words: Vec<Word>,
 }
 
+impl Over {
+    fn wake(self) {
+        for waker in self.wakers {
+            // Users' code: what panics there is not this thread's end.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+        }
+    }
+}
+
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use super::{
@@ -346,10 +401,10 @@ mod tests {
     fn a_wake_up_for_those_who_have_left_meanwhile_is_another_sleepers() {
         let block = Block::allocate(Kind::Event, 64).unwrap();
         let bell: &Bell = block.part(0);
-        let word = Word { at: bell.word(), _block: block.clone() };
+        let word = Word { at: bell.word(), _block: Some(block.clone()) };
         let watcher = Watcher { news: AtomicU32::new(0), places: Mutex::default() };
         let key = (word.at.addr(), 0, true);
-        wakes_a_sleeper(word.get(), || watcher.tell_one(key, &word, &mut Over::default()));
+        wakes_a_sleeper(word.get(), || watcher.tell_one(&[(key, word.clone())], &mut Over::default()));
     }
 }
 
@@ -375,11 +430,8 @@ impl Future for Changed<'_> {
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        if let Some((watcher, key, number)) = &self.place
-            && !watcher.leave(*key, *number)
-        {
-            // It was woken and does nothing with that.
-            futex::wake_one(self.word);
+        if let Some((watcher, key, number)) = &self.place {
+            watcher.leave(*key, *number, self.word);
         }
     }
 }

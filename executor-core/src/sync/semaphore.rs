@@ -183,7 +183,10 @@ impl<'a, O: Owners> Permits<'a, O> {
     }
 
     /// A permit, awaited: `wait` for a change of a word that is this.
-    async fn acquire_async<W: Future<Output = ()>>(&self, wait: impl Fn(&'a AtomicU32, u32) -> W) -> OwnerId {
+    pub(super) async fn acquire_async<W: Future<Output = ()>>(
+        &self,
+        wait: impl Fn(&'a AtomicU32, u32) -> W,
+    ) -> OwnerId {
         let (mut slept, mut waited) = (false, false);
         let mut woken = Woken::default();
         loop {

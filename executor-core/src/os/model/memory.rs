@@ -26,6 +26,15 @@ pub(crate) fn forget_all() {
     KEPT.take();
 }
 
+/// Memory that lives as long as the execution.
+pub(crate) fn keep<T: 'static>(value: T) -> &'static T {
+    let kept = Arc::new(value);
+    let at = Arc::as_ptr(&kept);
+    KEPT.with_borrow_mut(|all| all.push(kept));
+    // SAFETY: `KEPT` has it until `forget_all`, when no thread of the execution is left.
+    unsafe { &*at }
+}
+
 impl<T: SharedLayout> Shared<T> {
     pub(crate) fn new() -> Self {
         let shared = Arc::new(T::default());

@@ -1,0 +1,316 @@
+//! Waits of tasks under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//!
+//! All tasks are of one process, so they share its watchers; other threads play other processes. No watcher looks by itself: a
+//! wake-up that is lost, or a place that stays on a watcher, is a deadlock. For loom, all who wait in a model wait for the same: the
+//! order of several groups is another one in each execution.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use super::{Changed, Watchers};
+#[cfg(executor_shuttle)]
+use crate::{
+    os::liveness::{OwnerId, Owners},
+    sync::{
+        models::{Process, held, table},
+        raw::RobustMutex,
+        semaphore::{self, Permits},
+    },
+};
+use crate::{
+    os::{
+        futex,
+        memory::keep,
+        sync::{
+            Condvar, Mutex,
+            atomic::{AtomicU32, Ordering},
+            join_started, lazy_static, lock_of_model as lock, thread,
+        },
+    },
+    transport::ring::models::{check, few},
+};
+
+pub(super) fn watchers() -> &'static Watchers {
+    lazy_static! {
+        static ref WATCHERS: Watchers = Watchers::default();
+    }
+    &WATCHERS
+}
+
+/// As [`changed`](super::changed), of a word that stays as long as the model runs.
+pub(crate) fn changed(word: &'static AtomicU32, expected: u32) -> Changed<'static> {
+    Changed { block: None, word, expected, looks: true, place: None }
+}
+
+/// The end of a model: the watchers see that nobody waits, and are gone.
+pub(crate) fn nobody_waits() {
+    let all = lock(&watchers().list).clone();
+    for watcher in all {
+        watcher.announce();
+    }
+    join_started();
+}
+
+/// How often a task was woken.
+#[derive(Default)]
+pub(crate) struct Task {
+    wakes: Mutex<u32>,
+    woken: Condvar,
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        *lock(&self.wakes) += 1;
+        self.woken.notify_one();
+    }
+}
+
+impl Task {
+    fn poll<F: Future>(self: &Arc<Self>, future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
+    }
+
+    /// Polls it whenever it was woken, and only then. How often that was, too.
+    fn run<F: Future>(self: &Arc<Self>, future: F) -> (F::Output, u32) {
+        let mut future = pin!(future);
+        let mut heard = 0;
+        loop {
+            if let Poll::Ready(output) = self.poll(future.as_mut()) {
+                return (output, *lock(&self.wakes));
+            }
+            let mut wakes = lock(&self.wakes);
+            while *wakes == heard {
+                wakes = self.woken.wait(wakes).unwrap();
+            }
+            heard = *wakes;
+        }
+    }
+}
+
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    Arc::<Task>::default().run(future).0
+}
+
+/// One that waits, and was polled once.
+fn waiting(word: &'static AtomicU32, expected: u32) -> Pin<Box<Changed<'static>>> {
+    let mut waits = Box::pin(changed(word, expected));
+    assert!(Arc::<Task>::default().poll(waits.as_mut()).is_pending());
+    waits
+}
+
+async fn until(word: &'static AtomicU32, value: u32) {
+    loop {
+        match word.load(Ordering::Acquire) {
+            now if now == value => return,
+            now => changed(word, now).await,
+        }
+    }
+}
+
+#[test]
+fn all_who_wait_for_a_word_are_told_by_one_wake_up_that_it_has_changed() {
+    let tasks = few(1, 3);
+    check(2, move || {
+        let word = keep(AtomicU32::new(0));
+        let threads: Vec<_> = (0..tasks).map(|_| thread::spawn(move || block_on(until(word, 1)))).collect();
+        let changes = thread::spawn(move || {
+            word.swap(1, Ordering::AcqRel);
+            futex::wake_one(word);
+        });
+        let ((), wakes) = Arc::<Task>::default().run(until(word, 1));
+        assert!(wakes <= 1, "one wait, and {wakes} wake-ups");
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        changes.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn who_comes_while_a_watcher_ends_is_told_all_the_same() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let last = few(2, 4) as u32;
+        let changes = thread::spawn(move || {
+            for value in 1..=last {
+                word.swap(value, Ordering::AcqRel);
+                futex::wake_one(word);
+            }
+        });
+        block_on(until(word, last));
+        changes.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn a_task_that_is_polled_by_another_one_is_woken_there() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let waits = waiting(word, 0);
+        let changes = thread::spawn(move || {
+            word.swap(1, Ordering::AcqRel);
+            futex::wake_one(word);
+        });
+        block_on(waits);
+        changes.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn a_wake_up_for_one_that_is_dropped_is_the_next_tasks() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let dropped = waiting(word, 0);
+        let other = waiting(word, 0);
+        futex::until_asleep(word, 1);
+        let drops = thread::spawn(move || drop(dropped));
+        // As one that was woken in another process passes it on: nothing changes.
+        futex::wake_one(word);
+        block_on(other);
+        drops.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn a_wake_up_for_one_that_is_dropped_is_a_sleeping_threads_if_no_other_task_waits() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let dropped = waiting(word, 0);
+        futex::until_asleep(word, 1);
+        let sleeps = thread::spawn(move || futex::wait(word, 0, None));
+        futex::until_asleep(word, 2);
+        let drops = thread::spawn(move || drop(dropped));
+        // The watcher is the first one there.
+        futex::wake_one(word);
+        drops.join().unwrap();
+        sleeps.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn one_that_is_dropped_while_its_word_changes_leaves_nothing() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let dropped = waiting(word, 0);
+        let changes = thread::spawn(move || {
+            word.swap(1, Ordering::AcqRel);
+            futex::wake_one(word);
+        });
+        drop(dropped);
+        changes.join().unwrap();
+        nobody_waits();
+    });
+}
+
+/// Two words are woken at the same time, and the kernel tells of one.
+#[cfg(executor_shuttle)]
+#[test]
+fn a_wake_up_on_each_of_two_words_is_another_sleepers_where_nobody_waits_any_more() {
+    check(3, || {
+        let words: [&AtomicU32; 2] = [keep(AtomicU32::new(0)), keep(AtomicU32::new(0))];
+        let waits = words.map(|word| waiting(word, 0));
+        for word in words {
+            futex::until_asleep(word, 1);
+        }
+        let sleep = words.map(|word| thread::spawn(move || futex::wait(word, 0, None)));
+        for word in words {
+            futex::until_asleep(word, 2);
+        }
+        let drops = waits.map(|waits| thread::spawn(move || drop(waits)));
+        for word in words {
+            word.swap(1, Ordering::AcqRel);
+            futex::wake_one(word);
+        }
+        for thread in drops.into_iter().chain(sleep) {
+            thread.join().unwrap();
+        }
+        nobody_waits();
+    });
+}
+
+/// Polled until it is through, but not more often than twice.
+#[cfg(executor_shuttle)]
+fn twice<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let task = Arc::<Task>::default();
+    (0..2).find_map(|_| match task.poll(future.as_mut()) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => {
+            thread::yield_now();
+            None
+        }
+    })
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
+    check(3, || {
+        let shared: &(semaphore::Head, _) = keep((Default::default(), table(2)));
+        let [mine, others] = [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
+        let permits = |owners| Permits { head: &shared.0, table: &shared.1, owners };
+        permits(others).init(1, u32::MAX);
+        permits(others).acquire(None).unwrap();
+        let gives = move |me: OwnerId| permits(mine).give_back(me);
+        let threads = [
+            thread::spawn(move || gives(block_on(permits(mine).acquire_async(changed)))),
+            thread::spawn(move || {
+                twice(permits(mine).acquire_async(changed)).map(gives);
+            }),
+            thread::spawn(move || {
+                let me = permits(others).acquire(None).unwrap();
+                permits(others).give_back(me);
+            }),
+        ];
+        permits(others).give_back(others.me());
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(permits(others).value(), 1);
+        nobody_waits();
+    });
+}
+
+/// As `Lock::acquire_async`.
+#[cfg(executor_shuttle)]
+async fn lock_async(mutex: &'static RobustMutex, process: &Process) {
+    while let Err(word) = mutex.try_acquire_slowly(process, process.me(), RobustMutex::CONTENDED) {
+        changed(mutex.word(), word).await;
+    }
+}
+
+#[cfg(executor_shuttle)]
+#[test]
+fn a_mutex_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
+    check(3, || {
+        let mutex: &RobustMutex = keep(RobustMutex::default());
+        let [mine, others] = [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
+        let first = held(mutex, others);
+        let threads = [
+            thread::spawn(move || {
+                block_on(lock_async(mutex, mine));
+                mutex.release();
+            }),
+            thread::spawn(move || {
+                twice(lock_async(mutex, mine)).map(|()| mutex.release());
+            }),
+            thread::spawn(move || drop(held(mutex, others))),
+        ];
+        drop(first);
+        // It has the same word as before.
+        drop(held(mutex, others));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        nobody_waits();
+    });
+}
