@@ -231,10 +231,19 @@ impl Window {
     }
 }
 
+impl Default for Window {
+    /// Of no length.
+    fn default() -> Self {
+        Window { at: NonNull::dangling(), words: 0 }
+    }
+}
+
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length; no reference outlives `self`.
-        let _ = unsafe { munmap(self.at.as_ptr().cast(), self.words * 8) };
+        if self.words > 0 {
+            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            let _ = unsafe { munmap(self.at.as_ptr().cast(), self.words * 8) };
+        }
     }
 }
 

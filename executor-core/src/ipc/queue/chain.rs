@@ -53,7 +53,7 @@
 
 mod holds;
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, ops::Deref, sync::Arc, time::Instant};
 
 use holds::Holds;
 pub(super) use holds::{FreeHold, Held, Lost, Returned};
@@ -199,13 +199,20 @@ pub(super) trait Words {
 /// Where rings and large items lie, and how descriptors go.
 pub(super) trait Memory {
     type Ring: Words;
+    /// A ring as one has it who is at it.
+    type Mapped<'a>: Deref<Target = Self::Ring>
+    where
+        Self: 'a;
 
     /// Gives a place that reads as zeros its memory.
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()>;
     /// Takes the memory of a place back, which reads as zeros then. Whether it does.
     fn free(&self, at: u64, bytes: u64) -> bool;
-    /// The ring of producers, and of consumers: each side is often asked for the same one.
-    fn ring(&self, side: Side, place: RingPlace) -> io::Result<Arc<Self::Ring>>;
+    /// The ring of producers, and of consumers: each side is often asked for the same one, and quicker if what it had before was
+    /// dropped.
+    fn ring(&self, side: Side, place: RingPlace) -> io::Result<Self::Mapped<'_>>;
+    /// A ring that was mapped while the last one was in use is the last one now.
+    fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Self::Mapped<'a>) -> Self::Mapped<'a>;
     /// A table of entries. See `holds.rs`.
     fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Self::Ring>>;
     /// Throws away descriptors with tickets up to this one.
@@ -268,16 +275,16 @@ impl Piece {
 const PIECE_BYTES: usize = 24;
 
 /// What can be taken.
-pub(super) struct Found<R> {
+pub(super) struct Found<G> {
     number: u64,
     /// Behind it.
     end: u64,
     pub(super) ticket: Option<u64>,
-    pub(super) body: FoundBody<R>,
+    pub(super) body: FoundBody<G>,
 }
 
-pub(super) enum FoundBody<R> {
-    Inline { ring: Arc<R>, word: usize, len: usize },
+pub(super) enum FoundBody<G> {
+    Inline { ring: G, word: usize, len: usize },
     Elsewhere { piece: Piece, len: u64 },
 }
 
@@ -345,14 +352,14 @@ pub(super) fn garbled() -> io::Error {
 }
 
 /// Where a side is.
-struct Cursor<'a, R> {
-    ring: Arc<R>,
+struct Cursor<'a, G> {
+    ring: G,
     place: &'a Place,
     generation: u64,
     position: u64,
 }
 
-impl<R: Words> Cursor<'_, R> {
+impl<G: Deref<Target: Words>> Cursor<'_, G> {
     fn size(&self) -> u64 {
         self.ring.words() as u64
     }
@@ -501,16 +508,29 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(guard)
     }
 
-    fn tail(&self) -> io::Result<Cursor<'a, M::Ring>> {
+    fn tail(&self) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let producers = &self.layout.producers;
         let generation = producers.generation.load(Ordering::Relaxed);
         self.cursor(Side::Producers, &producers.places, generation)
     }
 
-    fn cursor(&self, side: Side, places: &'a [Place; 2], generation: u64) -> io::Result<Cursor<'a, M::Ring>> {
+    fn cursor(
+        &self,
+        side: Side,
+        places: &'a [Place; 2],
+        generation: u64,
+    ) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let place = &places[(generation & 1) as usize];
         let (at, bytes) = (place.at.load(Ordering::Relaxed), place.bytes.load(Ordering::Relaxed));
-        let ring = self.memory.ring(side, RingPlace::new(at, bytes)?)?;
+        self.cursor_in(self.memory.ring(side, RingPlace::new(at, bytes)?)?, place, generation)
+    }
+
+    fn cursor_in(
+        &self,
+        ring: M::Mapped<'a>,
+        place: &'a Place,
+        generation: u64,
+    ) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let position = place.position.load(Ordering::Relaxed);
         if !(ring.words() as u64).is_multiple_of(UNIT)
             || !position.is_multiple_of(UNIT)
@@ -537,6 +557,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 MOVED => {
                     let (at, bytes) = moved_to(&tail);
                     self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
+                    drop(tail);
                     tail = self.tail()?;
                     continue;
                 }
@@ -729,7 +750,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// Makes room for a record of so many words, in this ring or in the next.
-    fn reserve(&self, need: u64) -> Result<Cursor<'a, M::Ring>, Failed> {
+    fn reserve(&self, need: u64) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
         let mut tail = self.tail()?;
         loop {
             let size = tail.size();
@@ -790,7 +811,11 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         consumers.places[(generation & 1) as usize].position.load(Ordering::Acquire)
     }
 
-    fn move_on(&self, tail: Cursor<'a, M::Ring>, need: u64) -> Result<Cursor<'a, M::Ring>, Failed> {
+    fn move_on(
+        &self,
+        tail: Cursor<'a, M::Mapped<'a>>,
+        need: u64,
+    ) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
         let producers = &self.layout.producers;
         // A record is a quarter of it at most.
         let fits = need.next_power_of_two() * 8 * 4;
@@ -799,12 +824,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let made = self.memory.allocate(at, bytes).and_then(|()| {
             kill_point!(QueueRingMade);
             // Mapped before it is published, so that this cannot fail afterwards.
-            self.memory.ring(Side::Producers, RingPlace::new(at, bytes)?)
+            let next = RingPlace::new(at, bytes)?;
+            Ok((next, self.memory.ring(Side::Producers, next)?))
         });
-        if let Err(error) = made {
-            self.shed(claim);
-            return Err(error.into());
-        }
+        let (next, ring) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.shed(claim);
+                return Err(error.into());
+            }
+        };
         // From now on, whoever repairs says whose it is.
         producers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueRingNoted);
@@ -812,18 +841,29 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         tail.fill(3, bytes);
         tail.word(0).store(MOVED | 16 << LEN_SHIFT, Ordering::Release);
         kill_point!(QueueMovePublished);
-        self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
+        let (place, generation) =
+            self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
         kill_point!(QueueProducersMoved);
         self.hand_on(claim);
-        Ok(self.tail()?)
+        drop(tail);
+        Ok(self.cursor_in(self.memory.keep(Side::Producers, next, ring), place, generation)?)
     }
 
-    fn flip(&self, places: &[Place; 2], generation: &AtomicU64, now: u64, at: u64, bytes: u64) {
+    /// Goes to the next ring: its place, and the generation that it has.
+    fn flip<'p>(
+        &self,
+        places: &'p [Place; 2],
+        generation: &AtomicU64,
+        now: u64,
+        at: u64,
+        bytes: u64,
+    ) -> (&'p Place, u64) {
         let other = &places[((now + 1) & 1) as usize];
         other.at.store(at, Ordering::Relaxed);
         other.bytes.store(bytes, Ordering::Relaxed);
         other.position.store(0, Ordering::Relaxed);
         generation.store(now + 1, Ordering::Release);
+        (other, now + 1)
     }
 
     /// Ends it for producers, and for consumers when it is empty. Under the producers' mutex.
@@ -834,7 +874,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Consumers.
 
-    fn head(&self) -> io::Result<Cursor<'a, M::Ring>> {
+    fn head(&self) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let consumers = &self.layout.consumers;
         let generation = consumers.generation.load(Ordering::Relaxed);
         self.cursor(Side::Consumers, &consumers.places, generation)
@@ -882,7 +922,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// Where the item lies that is next, if that is not in the ring.
-    fn item_elsewhere(&self, head: &Cursor<'a, M::Ring>) -> Option<u64> {
+    fn item_elsewhere(&self, head: &Cursor<'a, M::Mapped<'a>>) -> Option<u64> {
         let header = head.word(0).load(Ordering::Acquire);
         let attached = u64::from(header & ATTACHED != 0);
         (header & 0xff == ITEM && header & ELSEWHERE != 0)
@@ -890,7 +930,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// The next item. Under the mutex.
-    pub(super) fn find(&self) -> Result<Option<Found<M::Ring>>, Failed> {
+    pub(super) fn find(&self) -> Result<Option<Found<M::Mapped<'a>>>, Failed> {
         let consumers = &self.layout.consumers;
         let mut head = self.head()?;
         for _ in 0..STEPS_MAX {
@@ -905,7 +945,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     }
                     let (at, bytes) = moved_to(&head);
                     // Mapped before it counts, so that a failure changes nothing.
-                    self.memory.ring(Side::Consumers, RingPlace::new(at, bytes)?)?;
+                    let next = RingPlace::new(at, bytes)?;
+                    let ring = self.memory.ring(Side::Consumers, next)?;
                     let old =
                         (head.place.at.load(Ordering::Relaxed), head.place.bytes.load(Ordering::Relaxed));
                     let me = self.owners.me();
@@ -913,12 +954,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
                     self.note(&claim, Piece { at: old.0, bytes: old.1 });
                     kill_point!(QueueOldRingNoted);
-                    self.flip(&consumers.places, &consumers.generation, head.generation, at, bytes);
+                    let (place, generation) =
+                        self.flip(&consumers.places, &consumers.generation, head.generation, at, bytes);
                     kill_point!(QueueConsumersMoved);
                     consumers.pending_claim.store(0, Ordering::Release);
                     self.shed(claim);
                     kill_point!(QueueOldRingFreed);
-                    head = self.head()?;
+                    drop(head);
+                    let ring = self.memory.keep(Side::Consumers, next, ring);
+                    head = self.cursor_in(ring, place, generation)?;
                 }
                 PAD => {
                     let words = checked_words(header, &head)?;
@@ -958,7 +1002,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 
     /// As [`find`](Self::find); if there is none, the number to sleep with.
-    pub(super) fn find_or_listen(&self) -> Result<Result<Found<M::Ring>, u32>, Failed> {
+    pub(super) fn find_or_listen(&self) -> Result<Result<Found<M::Mapped<'a>>, u32>, Failed> {
         if let Some(found) = self.find()? {
             return Ok(Ok(found));
         }
@@ -972,7 +1016,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     /// then on. Under the mutex.
     pub(super) fn claim_for(
         &self,
-        found: &Found<M::Ring>,
+        found: &Found<M::Mapped<'a>>,
         me: OwnerId,
         hold: bool,
     ) -> Result<Reading, Failed> {
@@ -990,7 +1034,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     /// Takes what was found. Under the same mutex. A piece outside of rings is this process's then, by that claim, or the entry's.
     pub(super) fn take(
         &self,
-        found: &Found<M::Ring>,
+        found: &Found<M::Mapped<'a>>,
         reading: &Reading,
         free: Option<FreeHold<'_, M::Ring>>,
         me: OwnerId,
@@ -1289,12 +1333,12 @@ impl Reading {
 }
 
 /// Where a `Moved` leads.
-fn moved_to<R: Words>(cursor: &Cursor<'_, R>) -> (u64, u64) {
+fn moved_to<G: Deref<Target: Words>>(cursor: &Cursor<'_, G>) -> (u64, u64) {
     (cursor.look(2), cursor.look(3))
 }
 
 /// The length of a record; an error if it cannot be one.
-fn checked_words<R: Words>(header: u64, cursor: &Cursor<'_, R>) -> io::Result<u64> {
+fn checked_words<G: Deref<Target: Words>>(header: u64, cursor: &Cursor<'_, G>) -> io::Result<u64> {
     let words = match header & 0xff {
         PAD => (header >> LEN_SHIFT) / 8,
         _ => words(header),
@@ -1348,6 +1392,7 @@ mod tests {
 
     impl Memory for Places {
         type Ring = Places;
+        type Mapped<'a> = Arc<Places>;
 
         fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
             Ok(())
@@ -1359,6 +1404,10 @@ mod tests {
 
         fn ring(&self, _: Side, _: RingPlace) -> io::Result<Arc<Places>> {
             Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn keep(&self, _: Side, _: RingPlace, ring: Arc<Places>) -> Arc<Places> {
+            ring
         }
 
         fn table(&self, _: u64, _: u64) -> io::Result<Arc<Places>> {

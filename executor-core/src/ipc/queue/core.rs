@@ -1,10 +1,12 @@
 //! A queue as this process has it: its words, its file, its socket. Bytes and descriptors in, bytes and descriptors out.
 
 use std::{
+    borrow::Borrow,
     collections::{HashMap, VecDeque},
     fmt, io,
+    ops::Deref,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, TryLockError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -102,13 +104,43 @@ struct Store {
     to: Arc<OwnedFd>,
     /// and wait here.
     from: Arc<OwnedFd>,
-    rings: [Mutex<Option<Mapped>>; 2],
-    tables: Mutex<Vec<Mapped>>,
+    /// The last ring of each side; at first of no length.
+    rings: [Mutex<Mapped<Window>>; 2],
+    tables: Mutex<Vec<Mapped<Arc<Window>>>>,
 }
 
-struct Mapped {
+/// A piece of the file, mapped.
+#[derive(Default)]
+pub(super) struct Mapped<W> {
     at: u64,
-    ring: Arc<Window>,
+    ring: W,
+}
+
+impl<W: Borrow<Window>> Mapped<W> {
+    fn is(&self, at: u64, bytes: u64) -> bool {
+        self.at == at && self.ring.borrow().words() as u64 * 8 == bytes
+    }
+}
+
+/// A ring for who is at it.
+pub(super) enum Ring<'a> {
+    /// The last one of this side.
+    Kept(MutexGuard<'a, Mapped<Window>>),
+    /// For this time, because the last one is still in use: while one goes from a ring to the next, or in a copy of a process of
+    /// which another thread was at it.
+    Own(Window),
+}
+
+impl Deref for Ring<'_> {
+    type Target = Window;
+
+    #[inline]
+    fn deref(&self) -> &Window {
+        match self {
+            Ring::Kept(mapped) => &mapped.ring,
+            Ring::Own(ring) => ring,
+        }
+    }
 }
 
 /// How long to wait.
@@ -265,6 +297,7 @@ impl Words for Window {
 
 impl Memory for Store {
     type Ring = Window;
+    type Mapped<'a> = Ring<'a>;
 
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()> {
         self.extents.allocate(at, bytes)
@@ -275,24 +308,30 @@ impl Memory for Store {
     }
 
     #[inline]
-    fn ring(&self, side: Side, place: RingPlace) -> io::Result<Arc<Window>> {
+    fn ring(&self, side: Side, place: RingPlace) -> io::Result<Ring<'_>> {
         let Piece { at, bytes } = place.piece();
-        let mut mapped = lock(&self.rings[side as usize]);
-        if let Some(mapped) = &*mapped
-            && mapped.at == at
-            && mapped.ring.words() as u64 * 8 == bytes
-        {
-            return Ok(Arc::clone(&mapped.ring));
+        let Some(mut kept) = self.kept(side) else {
+            return Ok(Ring::Own(self.extents.window(at, bytes)?));
+        };
+        if !kept.is(at, bytes) {
+            *kept = Mapped { at, ring: self.extents.window(at, bytes)? };
         }
-        let ring = Arc::new(self.extents.window(at, bytes)?);
-        *mapped = Some(Mapped { at, ring: Arc::clone(&ring) });
-        Ok(ring)
+        Ok(Ring::Kept(kept))
+    }
+
+    fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Ring<'a>) -> Ring<'a> {
+        match (ring, self.kept(side)) {
+            (Ring::Own(ring), Some(mut kept)) => {
+                *kept = Mapped { at: place.piece().at, ring };
+                Ring::Kept(kept)
+            }
+            (ring, _) => ring,
+        }
     }
 
     fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Window>> {
         let mut tables = lock(&self.tables);
-        let is_it = |mapped: &&Mapped| mapped.at == at && mapped.ring.words() as u64 * 8 == bytes;
-        if let Some(mapped) = tables.iter().find(is_it) {
+        if let Some(mapped) = tables.iter().find(|mapped| mapped.is(at, bytes)) {
             return Ok(Arc::clone(&mapped.ring));
         }
         let ring = Arc::new(self.extents.window(at, bytes)?);
@@ -314,6 +353,17 @@ impl Memory for Store {
 }
 
 impl Store {
+    /// The last ring of a side, unless it is in use. It is not waited for: one who is at both the last ring and the next one would wait
+    /// for itself.
+    #[inline]
+    fn kept(&self, side: Side) -> Option<MutexGuard<'_, Mapped<Window>>> {
+        match self.rings[side as usize].try_lock() {
+            Ok(kept) => Some(kept),
+            Err(TryLockError::Poisoned(kept)) => Some(kept.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// The first ticket in the socket, how many descriptors belong to it, and those that this process had room for.
     fn peek(&self) -> io::Result<(u64, usize, Vec<OwnedFd>)> {
         let mut message = [0; 9];

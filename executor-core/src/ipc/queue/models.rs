@@ -81,6 +81,7 @@ impl File {
 
 impl Memory for File {
     type Ring = Ring;
+    type Mapped<'a> = Arc<Ring>;
 
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()> {
         let words = 0..bytes / 8;
@@ -112,6 +113,10 @@ impl Memory for File {
         let ring = self.rings.lock().unwrap().get(&at).cloned().ok_or(io::ErrorKind::NotFound)?;
         assert_eq!(ring.0.len() as u64 * 8, bytes);
         Ok(ring)
+    }
+
+    fn keep(&self, _: Side, _: RingPlace, ring: Arc<Ring>) -> Arc<Ring> {
+        ring
     }
 
     fn discard(&self, _: u64) {}

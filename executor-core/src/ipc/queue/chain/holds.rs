@@ -380,7 +380,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         &self,
         free: &FreeHold<'_, M::Ring>,
         me: OwnerId,
-        found: &Found<M::Ring>,
+        found: &Found<M::Mapped<'a>>,
     ) -> Held {
         let FreeHold { entry, hold } = free;
         let (piece, len) = match found.body {
