@@ -24,7 +24,7 @@ const TURN: u32 = 4;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Flag {
-    word: AtomicU32,
+    pub(super) word: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, an atomic, no drop, zero is a value.

@@ -14,22 +14,28 @@ use std::{
 use super::{Changed, Watchers};
 #[cfg(executor_shuttle)]
 use crate::{
-    os::liveness::{OwnerId, Owners},
+    os::liveness::OwnerId,
     sync::{
-        models::{Process, held, table},
-        raw::RobustMutex,
+        models::table,
         semaphore::{self, Permits},
     },
 };
 use crate::{
     os::{
         futex,
+        liveness::Owners,
         memory::keep,
         sync::{
             Condvar, Mutex,
             atomic::{AtomicU32, Ordering},
             join_started, lazy_static, lock_of_model as lock, thread,
         },
+    },
+    sync::{
+        cells::{Cell, State},
+        event::Flag,
+        models::{Process, held},
+        raw::RobustMutex,
     },
     transport::ring::models::{check, few},
 };
@@ -207,6 +213,56 @@ fn one_that_is_dropped_while_its_word_changes_leaves_nothing() {
         });
         drop(dropped);
         changes.join().unwrap();
+        nobody_waits();
+    });
+}
+
+/// As `Event::wait_async`.
+#[test]
+fn a_task_hears_of_a_set_event_even_if_it_is_cleared_at_once() {
+    check(3, || {
+        let shared: &(Flag, AtomicU32) = keep(Default::default());
+        let turn = shared.0.turn();
+        let sets = thread::spawn(move || {
+            shared.1.store(1, Ordering::Relaxed);
+            shared.0.set();
+            shared.0.clear();
+        });
+        block_on(async {
+            while let Err(word) = shared.0.look(turn) {
+                changed(&shared.0.word, word).await;
+            }
+        });
+        // What was done before it was set is to be seen.
+        assert_eq!(shared.1.load(Ordering::Relaxed), 1);
+        sets.join().unwrap();
+        nobody_waits();
+    });
+}
+
+/// As `Condition::wait_async`.
+#[test]
+fn a_task_in_a_cell_hears_what_it_is_told() {
+    check(3, || {
+        let shared: &(RobustMutex, Cell) = keep(Default::default());
+        let world = Process::world(2);
+        shared.1.enter(world[0].me(), 1);
+        let process = world[1].clone();
+        let tells = thread::spawn(move || {
+            let guard = held(&shared.0, &process);
+            assert!(shared.1.tell(2));
+            drop(guard);
+            shared.1.wake();
+        });
+        block_on(async {
+            while shared.1.state() == State::Waiting {
+                let (word, expected) = shared.1.word();
+                changed(word, expected).await;
+            }
+        });
+        assert_eq!(shared.1.told_at(), 2);
+        shared.1.leave();
+        tells.join().unwrap();
         nobody_waits();
     });
 }
