@@ -117,6 +117,10 @@ impl Drop for Gate {
 
 fn register() {
     REGISTER.call_once(|| {
+        // Miri has no forks, nor what tells of them.
+        if cfg!(miri) {
+            return;
+        }
         // SAFETY: the handlers only change atomics and close descriptors, which is allowed between fork and exec. The first one
         // waits for threads that need nothing of this one.
         let refused = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };

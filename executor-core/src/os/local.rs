@@ -7,6 +7,9 @@
 //! - **spare** memory, kept from one use to the next ([`take`], [`put`]): where it is gone, there is no spare memory;
 //! - a **lasting** fact ([`get`], [`set`], [`with`]): of a type without a destructor, so that it is never gone.
 
+// Threads are told apart by numbers that are counted here: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     cell::Cell,
     sync::atomic::{AtomicU32, Ordering},

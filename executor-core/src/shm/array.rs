@@ -1,5 +1,8 @@
 //! Many values that processes share.
 
+// Where elements lie is computed here, and references point there: no sum wraps unseen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     fmt, io,
     marker::PhantomData,
@@ -96,8 +99,15 @@ fn readers_max(bytes: usize) -> usize {
 /// Where the elements begin, and where they end.
 fn range<T>(len: usize) -> Option<(usize, usize)> {
     let bytes = len.checked_mul(size_of::<T>())?;
-    let start = Block::aligned(TABLE + readers_max(bytes) * size_of::<Holding>(), align_of::<T>());
+    let table = readers_max(bytes).checked_mul(size_of::<Holding>())?;
+    let start = Block::aligned(TABLE.checked_add(table)?, align_of::<T>());
     Some((start, start.checked_add(bytes)?))
+}
+
+/// The bytes of so many elements of an array that there is: no more than [`range`] has computed when the array was made or received,
+/// so neither this nor what is added to it wraps.
+const fn bytes<T>(count: usize) -> usize {
+    count.wrapping_mul(size_of::<T>())
 }
 
 impl<T: Pod> Array<T> {
@@ -150,11 +160,12 @@ impl<T: Pod> Array<T> {
     /// Where the elements from this one on lie; aligned, there as long as `self`.
     fn at(&self, index: usize) -> NonNull<u8> {
         let start = range::<T>(self.len).map_or(0, |(start, _)| start);
-        self.block.bytes(start + index * size_of::<T>(), (self.len - index) * size_of::<T>())
+        let left = self.len.checked_sub(index).expect("an index that was checked");
+        self.block.bytes(start.wrapping_add(bytes::<T>(index)), bytes::<T>(left))
     }
 
     fn readers(&self) -> Readers<'_> {
-        let table = self.block.parts(TABLE, readers_max(self.len * size_of::<T>()));
+        let table = self.block.parts(TABLE, readers_max(bytes::<T>(self.len)));
         Readers { head: self.block.part(HEAD), table, owners: self.block.owners() }
     }
 
@@ -625,10 +636,10 @@ impl<T: Pod> RawArray<T> {
     /// Where so many elements lie; aligned, there as long as `self`.
     #[track_caller]
     fn at(&self, index: usize, count: usize) -> NonNull<u8> {
-        let within = index <= self.len && count <= self.len - index;
+        let within = self.len.checked_sub(index).is_some_and(|left| count <= left);
         assert!(within, "{count} from index {index} of an array of {}", self.len);
         let start = Block::aligned(0, align_of::<T>());
-        self.block.bytes(start + index * size_of::<T>(), count * size_of::<T>())
+        self.block.bytes(start.wrapping_add(bytes::<T>(index)), bytes::<T>(count))
     }
 
     /// One element now. It sees what was written before the element was [`set`](Self::set).

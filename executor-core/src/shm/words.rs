@@ -194,3 +194,107 @@ integers! {
     u64, AtomicU64;
     usize, AtomicUsize;
 }
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use super::*;
+
+    /// Plain memory, so that Miri sees what is done with it.
+    fn memory() -> Vec<AtomicU64> {
+        (0..8_u64).map(|index| AtomicU64::new(u64::from_ne_bytes([index as u8; 8]))).collect()
+    }
+
+    fn at(memory: &[AtomicU64]) -> NonNull<u8> {
+        NonNull::from(memory).cast()
+    }
+
+    fn all<T: Pod + PartialEq + std::fmt::Debug>(values: [T; 5]) {
+        let memory = memory();
+        let at = at(&memory);
+        let mut out = values;
+        out.reverse();
+        // SAFETY: memory for eight words, aligned to 8; nobody else has it.
+        unsafe {
+            store_all(at, values.as_ptr(), values.len());
+            load_all(at, out.as_mut_ptr(), out.len());
+            assert_eq!(out, values);
+            store(at, &values[4]);
+            assert_eq!(load::<T>(at), values[4]);
+        }
+        assert_eq!(memory[7].load(Ordering::Relaxed), u64::from_ne_bytes([7; 8]), "what is behind stays");
+    }
+
+    #[test]
+    fn values_of_every_alignment_go_there_and_back() {
+        all([1_u8, 2, 3, 4, 255]);
+        all([1_i16, -2, 3, -4, i16::MIN]);
+        all([1.5_f32, -2.0, 3.0, 0.0, f32::MAX]);
+        all([1_u64, 2, 3, 4, u64::MAX]);
+        all([[1_u8, 2, 3], [4; 3], [5; 3], [6; 3], [7; 3]]);
+        all([(); 5].map(|()| [0_u64; 0]));
+    }
+
+    #[test]
+    fn bytes_of_every_place_and_length_go_there_and_back_and_leave_the_rest() {
+        let whole: Vec<u8> =
+            memory().iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
+        for from in 0..20 {
+            for len in 0..20 {
+                let memory = memory();
+                let bytes: Vec<u8> = (0..len).map(|index| 100 + index as u8).collect();
+                let (mut out, mut around) = (vec![0; len], vec![0; whole.len()]);
+                // SAFETY: memory for eight words, aligned to 8; nobody else has it, and all that is asked for lies within.
+                unsafe {
+                    store_bytes(at(&memory), from, &bytes);
+                    load_bytes(at(&memory), from, &mut out);
+                    load_bytes(at(&memory), 0, &mut around);
+                }
+                assert_eq!(out, bytes);
+                let mut expected = whole.clone();
+                expected[from..from + len].copy_from_slice(&bytes);
+                assert_eq!(around, expected, "{len} from {from}");
+            }
+        }
+    }
+
+    #[test]
+    fn integers_are_added_where_they_lie_and_wrap() {
+        fn check<T: Integer + PartialEq + std::fmt::Debug>(value: T, other: T) {
+            let memory = memory();
+            let at = at(&memory);
+            // SAFETY: memory for eight words, aligned to 8; nobody else has it.
+            let (before, after) = unsafe {
+                store(at, &value);
+                (T::add_to(at, other), load::<T>(at))
+            };
+            assert_eq!((before, after), (value, value.plus(other)));
+        }
+        check(250_u8, 10);
+        check(i16::MIN, -1);
+        check(7_u32, 8);
+        check(u64::MAX, 2);
+        check(isize::MAX, 1);
+    }
+
+    #[test]
+    fn halves_of_a_word_that_threads_write_are_both_there() {
+        let memory = memory();
+        std::thread::scope(|scope| {
+            for half in 0..2 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    for round in 0..if cfg!(miri) { 20 } else { 1000 } {
+                        // SAFETY: as above; the other thread writes by the same atomics.
+                        unsafe { store_bytes(at(memory), half * 4, &[(round % 100) as u8; 4]) };
+                    }
+                    // SAFETY: as above.
+                    unsafe { store_bytes(at(memory), half * 4, &[half as u8 + 1; 4]) };
+                });
+            }
+        });
+        let mut out = [0; 8];
+        // SAFETY: as above.
+        unsafe { load_bytes(at(&memory), 0, &mut out) };
+        assert_eq!(out, [1, 1, 1, 1, 2, 2, 2, 2]);
+    }
+}
