@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
+    sync::{Mutex, PoisonError},
 };
 
 #[path = "programs/builder.rs"]
@@ -94,9 +95,12 @@ fn write(file: &Path, text: &str) {
     fs::write(file, text).expect("written");
 }
 
-/// A workspace of a program, `app`, and of a library that it is linked to at run time, `plug`, which has this library in it.
-/// Builds and runs it. (Run by cargo, which tells the loader where the libraries are.)
-fn run_with_dylib() -> Output {
+/// A workspace of a program, `app`; of a library that it is linked to at run time, `plug`, which has this library in it; and of
+/// another one, `late`, which the program opens while it runs. Builds and runs it. (Run by cargo, which tells the loader where the libraries are.)
+fn run_with_dylib(opened_later: bool) -> Output {
+    // Two tests have the one workspace, and its files are not to be written while the other one's cargo reads them.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linked-dylib");
     let library = env!("CARGO_MANIFEST_DIR");
     let package = |name: &str, more: &str| {
@@ -107,18 +111,35 @@ fn run_with_dylib() -> Output {
     let executor = format!("executor = {{ path = {library:?} }}\n");
     write(
         &root.join("Cargo.toml"),
-        "[workspace]\nmembers = [\"plug\", \"app\"]\nresolver = \"3\"\n\n[profile.dev]\ndebug = \"line-tables-only\"\n",
+        "[workspace]\nmembers = [\"plug\", \"late\", \"app\"]\nresolver = \"3\"\n\n[profile.dev]\ndebug = \"line-tables-only\"\n",
     );
-    let dylib = "[lib]\nname = \"plug\"\ncrate-type = [\"dylib\"]\n\n[dependencies]\n";
-    write(&root.join("plug/Cargo.toml"), &package("plug", &format!("{dylib}{executor}")));
+    let dylib =
+        |name| format!("[lib]\nname = \"{name}\"\ncrate-type = [\"dylib\"]\n\n[dependencies]\n{executor}");
+    write(&root.join("plug/Cargo.toml"), &package("plug", &dylib("plug")));
     write(
         &root.join("plug/src/lib.rs"),
         "pub use executor;\n\n#[executor::task]\npub fn in_dylib(x: u64) -> u64 { x + 1 }\n",
     );
-    let depends = format!(
-        "[dependencies]\n{executor}plug = {{ package = \"linked-dylib-plug\", path = \"../plug\" }}\n"
+    let plug = "plug = { package = \"linked-dylib-plug\", path = \"../plug\" }\n";
+    write(&root.join("late/Cargo.toml"), &package("late", &format!("{}{plug}", dylib("late"))));
+    write(
+        &root.join("late/src/lib.rs"),
+        r#"use plug::executor::{Process, ProcessPoolExecutor};
+
+#[executor::task]
+pub fn in_late(x: u64) -> u64 { x + 1 }
+
+/// Called by the program, by its name.
+#[unsafe(no_mangle)]
+pub fn late(pool: &ProcessPoolExecutor) -> [String; 4] {
+    let submitted = pool.submit(in_late::task(1)).result().unwrap_err();
+    let mapped = pool.map(in_late::task, [1, 2]).next().unwrap().unwrap_err();
+    let process = Process::new(in_late::task(1)).start().unwrap_err();
+    [in_late(1).to_string(), submitted.to_string(), mapped.to_string(), process.to_string()]
+}
+"#,
     );
-    write(&root.join("app/Cargo.toml"), &package("app", &depends));
+    write(&root.join("app/Cargo.toml"), &package("app", &format!("[dependencies]\n{executor}{plug}")));
     write(
         &root.join("app/src/main.rs"),
         r#"use executor::{Context, Process, StartMethod, prelude::*};
@@ -134,6 +155,30 @@ fn main() {
     println!("{} {}", app.start().unwrap().join().unwrap(), dylib.start().unwrap().join().unwrap());
     let context = Context::new(StartMethod::ForkServer);
     println!("{}", context.process(in_app::task(9)).start().unwrap().join().unwrap());
+    if let Some(late) = std::env::args().nth(1) {
+        for line in open(&late)(&pool) {
+            println!("{line}");
+        }
+        println!("{}", pool.submit(in_app::task(11)).result().unwrap());
+    }
+}
+
+type Late = fn(&ProcessPoolExecutor) -> [String; 4];
+
+fn open(library: &str) -> Late {
+    unsafe extern "C" {
+        fn dlopen(file: *const std::ffi::c_char, flags: i32) -> *mut std::ffi::c_void;
+        fn dlsym(library: *mut std::ffi::c_void, name: *const std::ffi::c_char) -> *mut std::ffi::c_void;
+    }
+    let file = std::ffi::CString::new(library).unwrap();
+    unsafe {
+        // RTLD_NOW
+        let library = dlopen(file.as_ptr(), 2);
+        assert!(!library.is_null(), "it is opened");
+        let found = dlsym(library, c"late".as_ptr());
+        assert!(!found.is_null(), "it has the function");
+        std::mem::transmute::<*mut std::ffi::c_void, Late>(found)
+    }
 }
 "#,
     );
@@ -143,20 +188,43 @@ fn main() {
     }
     let own = std::env::current_exe().expect("a path");
     let target = own.ancestors().nth(3).expect("three levels up");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(&root)
-        .args(["run", "--offline", "--quiet", "-p", "linked-dylib-app", "--target-dir"])
-        .arg(target);
-    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
-    cargo.output().expect("cargo starts")
+    let cargo = |act: &str, package: &str| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .current_dir(&root)
+            .args([act, "--offline", "--quiet", "-p", package, "--target-dir"])
+            .arg(target);
+        cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
+        cargo
+    };
+    let mut run = cargo("run", "linked-dylib-app");
+    if opened_later {
+        let built = cargo("build", "linked-dylib-late").output().expect("cargo starts");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        run.arg("--").arg(target.join("debug/liblate.so"));
+    }
+    run.output().expect("cargo starts")
 }
 
 /// The task functions of the program are in another image than the library's own list of them.
 #[test]
 fn a_program_that_has_the_library_by_a_linked_dylib_runs_the_tasks_of_both() {
-    let output = run_with_dylib();
+    let output = run_with_dylib(false);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "2 4\n6 8\n10\n", "{stderr}");
     assert!(output.status.success(), "{stderr}");
+}
+
+/// Workers begin with what the program begins with. The one function runs where it was opened; the others are as they were.
+#[test]
+fn a_function_of_a_library_that_is_opened_later_is_refused_at_submit_by_its_name() {
+    let output = run_with_dylib(true);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let lines: Vec<&str> = stdout.lines().skip(3).collect();
+    let [here, refused @ .., after] = &lines[..] else { panic!("{stdout}\n{stderr}") };
+    assert_eq!((*here, *after, refused.len()), ("2", "12", 3), "{stdout}");
+    for text in refused {
+        assert!(text.contains("in_late") && text.contains("dlopen"), "{text}");
+    }
 }
