@@ -687,6 +687,7 @@ const STREAMS: &[Cell] = &[
         stdout_is(write.into())
     }),
     works("a terminal with tostop", || on_a_terminal(true)),
+    works("the background of a terminal with tostop", || on_a_terminal(false)),
     works("a session without a terminal", || {
         // SAFETY: takes nothing.
         os_error("setsid", unsafe { libc::setsid() })
