@@ -203,6 +203,50 @@ fn a_wake_up_for_one_that_is_dropped_is_a_sleeping_threads_if_no_other_task_wait
 }
 
 #[test]
+fn a_wake_up_that_is_passed_on_to_one_that_is_dropped_too_is_a_sleeping_threads() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let dropped = [waiting(word, 0), waiting(word, 0)];
+        futex::until_asleep(word, 1);
+        let sleeps = thread::spawn(move || futex::wait(word, 0, None));
+        futex::until_asleep(word, 2);
+        futex::wake_one(word);
+        drop(dropped);
+        sleeps.join().unwrap();
+        nobody_waits();
+    });
+}
+
+#[test]
+fn one_that_is_dropped_leaves_nothing() {
+    check(3, || {
+        let word = keep(AtomicU32::new(0));
+        let dropped = waiting(word, 0);
+        let drops = thread::spawn(move || drop(dropped));
+        drops.join().unwrap();
+        nobody_waits();
+    });
+}
+
+/// The watcher sleeps on one word when the other one comes to it.
+#[cfg(executor_shuttle)]
+#[test]
+fn a_task_that_waits_for_another_word_than_those_before_it_is_told() {
+    check(3, || {
+        let [word, other]: [&AtomicU32; 2] = [keep(AtomicU32::new(0)), keep(AtomicU32::new(0))];
+        let first = waiting(other, 0);
+        let changes = thread::spawn(move || {
+            word.swap(1, Ordering::AcqRel);
+            futex::wake_one(word);
+        });
+        block_on(until(word, 1));
+        changes.join().unwrap();
+        drop(first);
+        nobody_waits();
+    });
+}
+
+#[test]
 fn one_that_is_dropped_while_its_word_changes_leaves_nothing() {
     check(3, || {
         let word = keep(AtomicU32::new(0));
