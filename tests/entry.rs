@@ -19,9 +19,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use executor::{Process, prelude::*};
+use executor::{Context, Process, StartMethod, prelude::*};
 use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
 use support_b::{Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog};
@@ -35,6 +36,7 @@ list! { TESTS:
     a_privileged_copy_is_a_program_like_any_other,
     a_socket_that_another_user_has_made_is_not_read,
     a_privileged_program_is_told_that_it_has_no_workers,
+    children_that_start_while_the_user_changes_are_children,
     functions_of_one_name_are_told_apart,
     a_program_that_is_started_by_way_of_the_loader_has_workers,
     a_program_of_the_loader_whose_file_is_gone_says_so,
@@ -49,6 +51,7 @@ list! { PROGRAMS:
     starts_scripts,
     starts_a_victim,
     starts_a_pool_with_its_privileges,
+    starts_children_while_its_user_changes,
     starts_a_pool_without_its_file,
     replaces_itself,
     has_children_of_all_kinds,
@@ -303,9 +306,17 @@ fn a_socket_that_another_user_has_made_is_not_read() {
     let mut command = play("tells_that_main_runs").command;
     let _watchdog = watchdog();
     let output = command.arg(MARKER).stdin(theirs).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "main of 0\n");
-    drop(ours);
+    assert_eq!((&*String::from_utf8_lossy(&output.stdout), output.status.code()), ("", Some(1)));
+    drop(command);
+    // It is told why, and that is all.
+    let mut told = [0; 1024];
+    let (len, _) = rustix::net::recv(&ours, &mut told[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
+    let told = String::from_utf8_lossy(&told[..len]);
+    assert!(told.contains(&format!("user {NOBODY} of group 0 made the socket")), "{told}");
 }
+
+/// How many children of each kind are started beside it.
+const USER_ROUNDS: u64 = 30;
 
 const AGAIN: &str = "EXECUTOR_TEST_AGAIN";
 
@@ -362,6 +373,67 @@ fn a_privileged_program_is_told_that_it_has_no_workers() {
             assert!(line.starts_with("Err") && line.contains("privileges"), "{how}: {said}");
         }
     }
+}
+
+#[task]
+fn sum(bytes: Vec<u8>) -> u64 {
+    bytes.into_iter().map(u64::from).sum()
+}
+
+/// While another thread becomes another user, and root again, for all threads: the C library sends each of them a signal.
+fn starts_children_while_its_user_changes() {
+    println!("main");
+    // Inherited by what this starts: should that be this program again, it goes no further.
+    if std::env::var_os(AGAIN).is_some() {
+        std::process::exit(9);
+    }
+    // SAFETY: this program has one thread.
+    unsafe { std::env::set_var(AGAIN, "") };
+    let is_over = AtomicBool::new(false);
+    let changes = std::thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let mut changes = 0_u64;
+            while !is_over.load(Ordering::Relaxed) {
+                for user in [NOBODY, 0] {
+                    // SAFETY: changes who this program is. That it was root is saved, so there is a way back; by their real and
+                    // effective ids, which are all that makes a program privileged, nobody can tell.
+                    assert_eq!(unsafe { libc::setresuid(user, user, 0) }, 0);
+                }
+                changes += 1;
+            }
+            changes
+        });
+        for round in 0..USER_ROUNDS {
+            // Who is to be over also where this fails: the other thread is waited for.
+            let started = std::panic::catch_unwind(|| {
+                assert_eq!(pool(1).submit(echo::task(round)).result().unwrap(), round);
+                for method in [StartMethod::Spawn, StartMethod::ForkServer] {
+                    // One of its own, so that it is started, too.
+                    let child = Context::new(method).process(echo::task(round)).start().unwrap();
+                    assert_eq!(child.join().unwrap(), round, "{method:?}");
+                }
+                // What does not fit into the first message is written to a file.
+                let long = vec![1; 100_000];
+                assert_eq!(Process::new(sum::task(long)).start().unwrap().join().unwrap(), 100_000);
+            });
+            if started.is_err() {
+                println!("round {round}");
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        changer.join().unwrap()
+    });
+    println!("{}", if changes > 0 { "changed" } else { "was the same all the time" });
+    std::io::stdout().flush().unwrap();
+}
+
+fn children_that_start_while_the_user_changes_are_children() {
+    if !is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    assert_eq!(play("starts_children_while_its_user_changes").play_out(), "main\nchanged\n");
 }
 
 // ---- names ---------------------------------------------------------------------------------------------------------

@@ -151,7 +151,8 @@ fn unsignalled<T>(call: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::R
 /// SIGXFSZ, blocked in this thread until this is dropped.
 struct Blocked {
     signal: libc::sigset_t,
-    before: libc::sigset_t,
+    /// It was so before.
+    blocked: bool,
     /// One was waiting already, which is the program's own.
     pending: bool,
 }
@@ -167,8 +168,8 @@ impl Blocked {
             libc::sigemptyset(before.as_mut_ptr());
             libc::pthread_sigmask(libc::SIG_BLOCK, signal.as_ptr(), before.as_mut_ptr());
             let (signal, before) = (signal.assume_init(), before.assume_init());
-            let pending = libc::sigismember(&before, libc::SIGXFSZ) == 1 && is_pending();
-            Blocked { signal, before, pending }
+            let blocked = libc::sigismember(&before, libc::SIGXFSZ) == 1;
+            Blocked { signal, blocked, pending: blocked && is_pending() }
         }
     }
 
@@ -186,8 +187,12 @@ impl Blocked {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // SAFETY: the mask that this thread had.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
+        if self.blocked {
+            return;
+        }
+        // Not the whole mask as it was: the C library does not tell all of it, and `signals::as_one_user` may have blocked the rest.
+        // SAFETY: a set with one signal, of this thread's mask.
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.signal, ptr::null_mut()) };
     }
 }
 

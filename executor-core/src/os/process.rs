@@ -22,8 +22,9 @@ use super::{
     asked::Asked,
     group::{self, Group},
     image::{self, ByLoader},
-    socket::retry,
-    spawn::Spawn,
+    signals,
+    socket::{self, retry},
+    spawn::{self, Spawn},
 };
 use crate::error::ExitStatus;
 
@@ -37,7 +38,6 @@ pub(crate) struct Start<'a> {
     /// `None`: the program of this process, as [`OWN_EXECUTABLE`].
     pub(crate) executable: Option<&'a Path>,
     pub(crate) marker: &'a str,
-    pub(crate) stdin: OwnedFd,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
     /// Added to the environment, or taken out of it.
@@ -235,6 +235,32 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
     ))
 }
 
+/// Those of a program that is started: its name, and that it is a child.
+fn arguments(start: &Start<'_>) -> io::Result<Vec<OsString>> {
+    let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
+    let mut arguments = vec![name];
+    if start.executable.is_none()
+        && let Some(by_loader) = image::by_loader()
+    {
+        // That is the loader then, which is told what it was told the first time.
+        let ByLoader { options, program } = by_loader;
+        std::fs::metadata(&program).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!(
+                    "{}: {error} (this program was started by way of the dynamic loader, so {OWN_EXECUTABLE} is the loader, \
+                     and the program's own file is started by its path)",
+                    program.display()
+                ),
+            )
+        })?;
+        arguments.extend(options);
+        arguments.push(program.into());
+    }
+    arguments.push(start.marker.into());
+    Ok(arguments)
+}
+
 /// Makes a copy of a process, a child of this one, lead a process group of its own. It may have ended: until it is reaped it can be
 /// moved from one group to another.
 pub(crate) fn lead_own_group(child: u32) {
@@ -256,58 +282,53 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a program with `stdin` as its descriptor 0, and with no other descriptor but standard output and error.
-    pub(crate) fn start(start: Start<'_>) -> io::Result<Child> {
-        if start.executable.is_none()
-            && let Some(why) = would_be_privileged()?
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("{why}; a program with privileges is nobody's worker, so none is started"),
-            ));
-        }
-        let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
-        let mut arguments = vec![name];
-        if start.executable.is_none()
-            && let Some(by_loader) = image::by_loader()
-        {
-            // That is the loader then, which is told what it was told the first time.
-            let ByLoader { options, program } = by_loader;
-            std::fs::metadata(&program).map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!(
-                        "{}: {error} (this program was started by way of the dynamic loader, so {OWN_EXECUTABLE} is the loader, \
-                         and the program's own file is started by its path)",
-                        program.display()
-                    ),
-                )
-            })?;
-            arguments.extend(options);
-            arguments.push(program.into());
-        }
-        arguments.push(start.marker.into());
-        let spawned = Spawn {
-            program: start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)),
-            arguments,
-            directory: start.directory,
-            environment: start.environment,
-            stdin: start.stdin,
-            stdout: start.stdout,
-            stderr: start.stderr,
-        }
-        .spawn();
-        let pid = match start.executable {
-            Some(executable) => spawned.asked(&executable.display().to_string()),
-            None => spawned.map_err(own_executable),
-        }?;
-        Child::watch(pid).inspect_err(|_| {
+    /// Starts a program with one end of a [pair of sockets](socket::pair) as its descriptor 0, and with no other descriptor but
+    /// standard output and error; and the other end. What the child is to find in its socket at its start, `say` sends, which
+    /// [does not wait](signals::as_one_user) for anything: what finds no room is an error, since nobody reads it yet.
+    pub(crate) fn start(
+        start: Start<'_>,
+        say: impl FnOnce(&OwnedFd) -> io::Result<()>,
+    ) -> io::Result<(Child, OwnedFd)> {
+        spawn::prepare();
+        let arguments = arguments(&start)?;
+        // The child believes a socket only that was made by whom it acts as. Another thread's `setuid`, which changes this thread as
+        // well, comes before all of this or behind it.
+        let (pid, ours) = signals::as_one_user(|mask| {
+            if start.executable.is_none()
+                && let Some(why) = would_be_privileged()?
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("{why}; a program with privileges is nobody's worker, so none is started"),
+                ));
+            }
+            let (ours, theirs) = socket::pair().asked("to make a pair of sockets")?;
+            socket::without_waiting(&ours, || say(&ours)).asked("to send it what it needs")?;
+            let spawned = Spawn {
+                program: start.executable.unwrap_or(Path::new(OWN_EXECUTABLE)),
+                arguments,
+                directory: start.directory,
+                environment: start.environment,
+                stdin: theirs,
+                stdout: start.stdout,
+                stderr: start.stderr,
+                mask,
+            }
+            .spawn();
+            let pid = match start.executable {
+                Some(executable) => spawned.asked(&executable.display().to_string()),
+                None => spawned.map_err(own_executable),
+            }?;
+            Ok((pid, ours))
+        })?;
+        let child = Child::watch(pid).inspect_err(|_| {
             // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
             // (its file belongs to another user, and says so) finds its socket closed, and is not waited for.
             if group::kill_unwatched(pid) {
                 let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
             }
-        })
+        })?;
+        Ok((child, ours))
     }
 
     /// A child that was made in another way: by `fork`, here or by the fork server.

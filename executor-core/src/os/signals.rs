@@ -2,7 +2,7 @@
 //! is at its default in what std and this library start, and std's runtime in the child ignores it again; and the fork server
 //! may have been started long before its parent changed something. So both travel with the setup.
 
-use std::{mem::MaybeUninit, ptr};
+use std::{ffi::c_ulong, mem::MaybeUninit, ptr};
 
 use serde::{Deserialize, Serialize};
 
@@ -115,9 +115,133 @@ pub(crate) fn deaf<R>(start: impl FnOnce() -> R) -> R {
     result
 }
 
+/// How long a mask is, as the kernel takes it.
+const MASK_BYTES: usize = SIGNALS as usize / 8;
+const WORD_BITS: usize = 8 * size_of::<c_ulong>();
+
+/// The mask of a thread as the kernel has it. The functions of the C library leave out the signals that it keeps for itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask([c_ulong; MASK_BYTES / size_of::<c_ulong>()]);
+
+impl Mask {
+    /// The signals that the C library keeps for itself. By one of them `setuid` and its like make each thread of the process change
+    /// its user (33 in glibc, 34 in musl): to the kernel each thread has its own.
+    fn of_the_library() -> Self {
+        let mut words = Mask::default().0;
+        // Its own come first among the real-time signals.
+        for signal in 32..libc::SIGRTMIN() {
+            let bit = signal as usize - 1;
+            words[bit / WORD_BITS] |= 1 << (bit % WORD_BITS);
+        }
+        Mask(words)
+    }
+
+    /// Changes that of the calling thread: what it was before. `None` if the kernel does not do it.
+    fn change(self, how: i32) -> Option<Mask> {
+        let mut before = Mask::default();
+        // SAFETY: reads and writes so many bytes as both masks have. To hold back the library's signals harms it in no way: it does
+        // so itself, and waits.
+        let changed = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                how,
+                self.0.as_ptr(),
+                before.0.as_mut_ptr(),
+                size_of_val(&self.0),
+            )
+        };
+        (changed == 0).then_some(before)
+    }
+
+    fn without(mut self, other: Mask) -> Self {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word &= !other;
+        }
+        self
+    }
+
+    /// As the C library has it.
+    pub(super) fn to_set(self) -> MaybeUninit<libc::sigset_t> {
+        const { assert!(MASK_BYTES <= size_of::<libc::sigset_t>()) };
+        let mut set = empty();
+        // SAFETY: both are at least so long, words in the same order.
+        unsafe {
+            ptr::copy_nonoverlapping(self.0.as_ptr().cast::<u8>(), set.as_mut_ptr().cast(), MASK_BYTES);
+        }
+        set
+    }
+
+    /// Runs `call` with this as the mask of the calling thread.
+    pub(super) fn during<R>(self, call: impl FnOnce() -> R) -> R {
+        let _back = Back(self.change(libc::SIG_SETMASK));
+        call()
+    }
+}
+
+impl Default for Mask {
+    fn default() -> Self {
+        Mask([0; MASK_BYTES / size_of::<c_ulong>()])
+    }
+}
+
+/// Gives the calling thread a mask back, also after a panic.
+struct Back(Option<Mask>);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        self.0.and_then(|before| before.change(libc::SIG_SETMASK));
+    }
+}
+
+/// Runs `call`, during which the user and the group of the calling thread stay as they are. It is given the mask that the thread
+/// has otherwise, which is that of a child that is started in `call`: with the other one the child would hang in its own `setuid`.
+///
+/// In `call`, no mask is set to what the C library says that it was: that lets the signals through again.
+///
+/// Another thread's `setuid` waits for the end of `call`, and may hold locks of the C library meanwhile (in glibc that of its
+/// list of stacks, in musl that of its list of threads). So `call` neither starts nor joins threads, does not fork, opens no library,
+/// runs no code of the program's, and waits for nothing that another thread of this process has to do.
+pub(crate) fn as_one_user<R>(call: impl FnOnce(Option<Mask>) -> R) -> R {
+    let held = Mask::of_the_library();
+    let before = held.change(libc::SIG_BLOCK);
+    let _back = Back(before);
+    // Within another such call they are held back already.
+    call(before.map(|before| before.without(held)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::file;
+
+    #[test]
+    fn the_librarys_signals_wait_and_the_mask_comes_back() {
+        /// As the kernel tells it.
+        fn blocked() -> u64 {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+            u64::from_str_radix(mask.trim(), 16).unwrap()
+        }
+        let own: u64 = (32..libc::SIGRTMIN()).map(|signal| 1 << (signal - 1)).sum();
+        assert!(own != 0);
+        let before = blocked();
+        assert_eq!(before & own, 0);
+        as_one_user(|mask| {
+            assert_eq!(blocked(), before | own);
+            mask.unwrap().during(|| assert_eq!(blocked(), before));
+            assert_eq!(blocked(), before | own);
+            as_one_user(|mask| mask.unwrap().during(|| assert_eq!(blocked(), before)));
+            // What changes the mask for a moment lets none of them through.
+            let file = file::anonymous("a file").unwrap();
+            file::set_len(&file, 1).unwrap();
+            file::write_at(&file, &[1], 0).unwrap();
+            assert_eq!(blocked(), before | own);
+        });
+        assert_eq!(blocked(), before);
+        let panicked = std::panic::catch_unwind(|| as_one_user(|_| panic!("within")));
+        assert!(panicked.is_err());
+        assert_eq!(blocked(), before);
+    }
 
     #[test]
     fn what_one_thread_has_another_can_take_over() {

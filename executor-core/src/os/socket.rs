@@ -2,6 +2,7 @@
 //! other side is gone. It is a worker's descriptor 0 at its start.
 
 use std::{
+    fmt,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -25,6 +26,14 @@ const FDS_MAX: usize = 253;
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((above_stdio(ours)?, above_stdio(theirs)?))
+}
+
+/// Runs `send`, in which what is sent over `socket` and finds no room is an error, [`io::ErrorKind::WouldBlock`].
+pub(crate) fn without_waiting<R>(socket: &OwnedFd, send: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    rustix::io::ioctl_fionbio(socket, true)?;
+    let sent = send();
+    rustix::io::ioctl_fionbio(socket, false)?;
+    sent
 }
 
 /// Whether a descriptor is an end of such a pair.
@@ -57,6 +66,13 @@ pub(crate) fn has_room(socket: BorrowedFd<'_>) -> bool {
 pub(crate) struct Credentials {
     user: libc::uid_t,
     group: libc::gid_t,
+}
+
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Credentials { user, group } = self;
+        write!(f, "user {user} of group {group}")
+    }
 }
 
 impl Credentials {

@@ -16,7 +16,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::Path,
@@ -27,7 +27,15 @@ use std::{
 
 use rustix::process::Pid;
 
-use super::{process::above_stdio, signals};
+use super::{
+    process::above_stdio,
+    signals::{self, Mask},
+    socket::Credentials,
+};
+
+/// The error where the user or the group of this process has changed since the child's socket was made. No system call that starts a
+/// program has it.
+const USER_HAS_CHANGED: c_int = libc::EOWNERDEAD;
 
 /// A program to be started, as the leader of a process group of its own.
 #[derive(Debug)]
@@ -42,6 +50,13 @@ pub(super) struct Spawn<'a> {
     /// As this process's, if there is none.
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
+    /// The child's, if it is not the one that this thread has now.
+    pub(super) mask: Option<Mask>,
+}
+
+/// What is to be done once in a process, and takes a lock of the dynamic loader: before [`signals::as_one_user`].
+pub(super) fn prepare() {
+    Extensions::of_this_library();
 }
 
 impl Spawn<'_> {
@@ -77,7 +92,7 @@ impl Spawn<'_> {
         }
         // SAFETY: initialised.
         done(unsafe { (extensions.add_closefrom)(actions.get(), 3) })?;
-        let mut attributes = Attributes::new()?;
+        let mut attributes = Attributes::new(self.mask)?;
 
         let (arguments, environment) = (pointers(&arguments), pointers(&environment));
         let mut pid = 0;
@@ -97,6 +112,7 @@ impl Spawn<'_> {
     }
 
     fn by_fork(self) -> io::Result<Pid> {
+        let maker = Credentials::of_maker(self.stdin.as_fd()).ok();
         let mut command = Command::new(self.program);
         let mut arguments = self.arguments.into_iter();
         if let Some(name) = arguments.next() {
@@ -120,7 +136,11 @@ impl Spawn<'_> {
             command.stderr(stderr);
         }
         let inheritable = inheritable();
-        let keep_none = move || {
+        let prepare = move || {
+            // The child would take its own socket for a stranger's.
+            if maker.is_some_and(|maker| maker != Credentials::own()) {
+                return Err(io::Error::from_raw_os_error(USER_HAS_CHANGED));
+            }
             for number in &inheritable {
                 // SAFETY: sets a flag in the child's own table of descriptors, and nothing where there is none of this number.
                 unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -128,8 +148,21 @@ impl Spawn<'_> {
             Ok(())
         };
         // SAFETY: it makes system calls only, and reads a vector that was made before the fork.
-        unsafe { command.pre_exec(keep_none) };
-        Ok(Pid::from_child(&command.spawn()?))
+        unsafe { command.pre_exec(prepare) };
+        // A fork may wait for a lock that a thread holds which waits, in `setuid`, for this one. So it may not hold back the signal,
+        // and the child looks whether it has come.
+        let spawned = match self.mask {
+            Some(mask) => mask.during(|| command.spawn()),
+            None => command.spawn(),
+        };
+        let child = spawned.map_err(|error| match error.raw_os_error() {
+            Some(USER_HAS_CHANGED) => io::Error::new(
+                io::ErrorKind::Interrupted,
+                "this process has changed its user or group meanwhile, and the child would have been a stranger's",
+            ),
+            _ => error,
+        })?;
+        Ok(Pid::from_child(&child))
     }
 }
 
@@ -209,8 +242,9 @@ impl Drop for Actions {
 struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
 impl Attributes {
-    /// The child leads a group, and SIGPIPE ends it, as std has it for programs that it starts. The mask is that of this thread.
-    fn new() -> io::Result<Self> {
+    /// The child leads a group, and SIGPIPE ends it, as std has it for programs that it starts. The mask is that of this thread, if
+    /// there is no other.
+    fn new(mask: Option<Mask>) -> io::Result<Self> {
         let mut attributes = MaybeUninit::uninit();
         // SAFETY: initialises what the pointer points to, which may move.
         done(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
@@ -222,7 +256,11 @@ impl Attributes {
             libc::sigaddset(default.as_mut_ptr(), libc::SIGPIPE);
             done(libc::posix_spawnattr_setsigdefault(attributes.get(), default.as_ptr()))?;
             done(libc::posix_spawnattr_setpgroup(attributes.get(), 0))?;
-            let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGDEF;
+            let mut flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGDEF;
+            if let Some(mask) = mask {
+                done(libc::posix_spawnattr_setsigmask(attributes.get(), mask.to_set().as_ptr()))?;
+                flags |= libc::POSIX_SPAWN_SETSIGMASK;
+            }
             done(libc::posix_spawnattr_setflags(attributes.get(), flags as libc::c_short))?;
         }
         Ok(attributes)
@@ -277,6 +315,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::os::socket;
 
     /// What a shell says that was started in this way.
     fn said(spawn: impl FnOnce(Spawn<'_>) -> io::Result<Pid>, script: &str) -> String {
@@ -294,6 +333,7 @@ mod tests {
             stdin: std::fs::File::open("/dev/null").unwrap().into(),
             stdout: Some(write.into()),
             stderr: None,
+            mask: None,
         });
         let pid = pid.unwrap();
         let mut said = String::new();
@@ -332,6 +372,51 @@ mod tests {
     }
 
     #[test]
+    fn a_program_has_the_mask_that_its_starter_has_otherwise() {
+        let script =
+            "while read -r name value; do [ $name = SigBlk: ] && echo $value; done < /proc/$$/status";
+        for spawn in WAYS {
+            let plain = said(spawn, script);
+            let as_one_user = |mut program: Spawn<'_>| {
+                signals::as_one_user(|mask| {
+                    assert!(mask.is_some());
+                    program.mask = mask;
+                    spawn(program)
+                })
+            };
+            assert_eq!(said(as_one_user, script), plain);
+        }
+    }
+
+    #[test]
+    fn no_program_is_forked_that_would_take_its_socket_for_a_strangers() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can become another user");
+            return;
+        }
+        let maker = std::thread::spawn(|| {
+            // SAFETY: changes what this thread alone acts as (the C library would change all threads); it ends soon.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, 65_534_i64, -1_i64) }, 0);
+            socket::pair().unwrap()
+        });
+        let (_ours, theirs) = maker.join().unwrap();
+        let error = Spawn {
+            program: Path::new("/bin/true"),
+            arguments: vec!["x".into()],
+            directory: None,
+            environment: &[],
+            stdin: theirs,
+            stdout: None,
+            stderr: None,
+            mask: None,
+        }
+        .by_fork()
+        .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted, "{error}");
+        assert!(error.to_string().contains("changed its user"), "{error}");
+    }
+
+    #[test]
     fn what_cannot_be_started_is_an_error() {
         for spawn in WAYS {
             let spawn = |program: &str| {
@@ -343,6 +428,7 @@ mod tests {
                     stdin: std::fs::File::open("/dev/null").unwrap().into(),
                     stdout: None,
                     stderr: None,
+                    mask: None,
                 })
             };
             assert_eq!(spawn("/no/such/program").unwrap_err().kind(), io::ErrorKind::NotFound);

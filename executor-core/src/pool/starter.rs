@@ -22,7 +22,6 @@ use crate::{
         memory::Shared,
         process::{Child, Start},
         signals::Signals,
-        socket,
     },
     program::{self, Program},
     segment::Results,
@@ -60,7 +59,6 @@ pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
 }
 
 fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
-    let (socket, theirs) = socket::pair().asked("to make a pair of sockets")?;
     let (segment, segment_fd) = ring::create().asked("to make shared memory (memfd_create)")?;
     let directory = match pool.options.transport {
         Transport::Ring => None,
@@ -96,17 +94,16 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
         fds.extend([arguments.as_fd(), results.descriptor()]);
     }
-    // Before the start, so that the message is there when the worker looks; it fits into an empty socket.
-    handshake::send(&socket, &setup, &fds).asked("to send it what it needs")?;
-    let child = Child::start(Start {
+    let start = Start {
         executable: None,
         marker: entry::MARKER,
-        stdin: theirs,
         stdout: None,
         stderr: None,
         environment: &pool.options.envs,
         directory: None,
-    })
-    .asked("to start /proc/self/exe")?;
+    };
+    // The message is there when the worker looks; it fits into an empty socket.
+    let (child, socket) = Child::start(start, |socket| handshake::send(socket, &setup, &fds))
+        .asked("to start /proc/self/exe")?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

@@ -146,22 +146,19 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         })
         .collect::<Result<Vec<_>, _>>()?;
     let has_preload = !preload.is_empty();
-    let (ours, theirs) = socket::pair().map_err(os)?;
     let program =
         Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child().map_err(os)? };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
     let setup = Setup { parent: std::process::id(), program, signals: Signals::of_this_thread(), role };
-    handshake::send(&ours, &setup, &[]).map_err(os)?;
-    let child = Child::start(Start {
+    let start = Start {
         executable: None,
         marker: entry::MARKER,
-        stdin: theirs,
         stdout: None,
         stderr: None,
         environment: &[],
         directory: None,
-    })
-    .map_err(os)?;
+    };
+    let (child, ours) = Child::start(start, |socket| handshake::send(socket, &setup, &[])).map_err(os)?;
     let running = Running { socket: Some(NotInherited::new(ours)), child, origin: Origin::here() };
     let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
         return Err(os(io::ErrorKind::NotConnected.into()));

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     error::TaskError,
     os::{
+        asked::Asked as _,
         process::{self, Start, above_stdio},
         ready,
         signals::Signals,
@@ -220,10 +221,9 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let outputs = if forked { outputs(&stdout, &stderr).map_err(streams)? } else { Vec::new() };
     descriptors.extend(outputs.iter().map(AsFd::as_fd));
     let send = |socket: &OwnedFd| {
-        handshake::send(socket, &setup, &descriptors).map_err(os("the setup of a process"))?;
-        handshake::send_attachments(socket, &attachments).map_err(os("descriptors for a process"))
+        handshake::send(socket, &setup, &descriptors).asked("the setup of a process")?;
+        handshake::send_attachments(socket, &attachments).asked("descriptors for a process")
     };
-    let pair = || socket::pair().map_err(os("a pair of sockets"));
     ready::check().map_err(os("to wait for descriptors (`poll`)"))?;
     if method != StartMethod::Fork {
         // A fork does so itself, where no other thread is.
@@ -231,19 +231,15 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     }
     let (child, socket) = match method {
         StartMethod::Spawn => {
-            let (ours, theirs) = pair()?;
-            send(&ours)?;
-            let child = process::Child::start(Start {
+            let start = Start {
                 executable: process.executable.as_deref(),
                 marker: entry::MARKER,
-                stdin: theirs,
                 stdout: stdout.theirs,
                 stderr: stderr.theirs,
                 environment: &environment,
                 directory: directory.as_deref(),
-            })
-            .map_err(os("to start a process"))?;
-            (child, ours)
+            };
+            process::Child::start(start, send).map_err(os("to start a process"))?
         }
         StartMethod::ForkServer => {
             let (pid, ours) = process.server.unwrap_or_else(Server::of_program).make()?;
@@ -255,13 +251,13 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
             {
                 child.kill_and_reap(Duration::from_secs(5));
                 table::left_behind(&child);
-                return Err(error);
+                return Err(os("to tell a process what it is")(error));
             }
             (child, ours)
         }
         StartMethod::Fork => {
-            let (ours, theirs) = pair()?;
-            send(&ours)?;
+            let (ours, theirs) = socket::pair().map_err(os("a pair of sockets"))?;
+            send(&ours).map_err(os("to tell a process what it is"))?;
             let pid = match pause {
                 Some(pause) => fork::child(pause, theirs, ours.as_fd())?,
                 None => return Err(invalid("no pause before a fork")),

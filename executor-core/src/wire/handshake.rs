@@ -167,14 +167,15 @@ impl From<String> for Refusal {
     }
 }
 
-/// Says why this process cannot be what it was started for. This needs no knowledge of the setup.
+/// Says why this process cannot be what it was started for. This needs no knowledge of the setup, and never waits: the socket may be a
+/// stranger's, who has filled it.
 pub(crate) fn refuse(socket: impl AsFd, refusal: &Refusal) -> io::Result<()> {
     /// A text that came from elsewhere may be long; the message has to fit.
     const WHY_BYTES_MAX: usize = 16 * 1024;
     let why = &refusal.why;
     let refusal = Refusal { why: why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned() };
     let bytes = postcard::to_extend(&refusal, REFUSED.to_le_bytes().to_vec()).map_err(io::Error::other)?;
-    socket::send(socket, &bytes, &[])
+    socket::send_now(socket, &bytes, &[])
 }
 
 /// Writes a message of the first exchange.

@@ -71,11 +71,11 @@ static ADOPTED: AtomicBool = AtomicBool::new(false);
 /// | standard input | without such privileges | with them |
 /// |---|---|---|
 /// | a socket that the user and group made as whom this process acts | a worker | it ends with exit code 1, and the socket is told why |
-/// | a socket that others made | a program: `init` returns | a program: `init` returns |
+/// | a socket that others made | it ends with exit code 1, and the socket is told why | a program: `init` returns |
 /// | anything else | it ends with exit code 2 and a line on standard error | a program: `init` returns |
 ///
 /// So nobody runs anything with rights that he has not. A program with privileges has no workers of its own either; to start one is
-/// an error. And a process that was started as a worker never runs the program's `main`, which would start the next one: a worker that
+/// an error. And a process that may have been started as a worker never runs the program's `main`, which would start the next one: a worker that
 /// the system refuses what it needs ends with exit code 1, and its executor is told why.
 pub fn init() {
     if ADOPTED.load(Ordering::Acquire) {
@@ -145,7 +145,7 @@ fn is_marked() -> bool {
 /// How this process came to be.
 #[derive(Debug)]
 enum Birth {
-    /// As programs do: not marked, or by somebody who has no right to make a child of us.
+    /// As programs do: not marked, or with privileges, so that nobody can have started it as a child.
     Program,
     /// As a child: descriptor 0 is its socket.
     Child,
@@ -159,9 +159,15 @@ fn birth() -> Birth {
         return Birth::Program;
     }
     let privileged = process::is_privileged();
+    let own = Credentials::own();
     match Credentials::of_maker(rustix::stdio::stdin()) {
         // A stranger's.
-        Ok(maker) if maker != Credentials::own() => Birth::Program,
+        Ok(maker) if maker != own && privileged => Birth::Program,
+        // So it seems. Should it be a parent that changes its user by means which nobody sees, this is its child in all else.
+        Ok(maker) if maker != own => Birth::Neither {
+            why: format!("{maker} made the socket that is its standard input, and it acts as {own}"),
+            has_socket: true,
+        },
         Ok(_) if privileged => Birth::Neither {
             why: "this program has privileges that its starter has not (setuid, setgid, or capabilities of its file): it is \
                   nobody's worker"
