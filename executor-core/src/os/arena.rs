@@ -25,7 +25,7 @@ use rustix::{
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mremap, munmap},
 };
 
-use super::{file, room};
+use super::{file, room, signals};
 
 /// Segments of an arena: a bit each in one word.
 pub(crate) const SEGMENTS: usize = 64;
@@ -62,12 +62,15 @@ pub(crate) enum Access {
 impl Arena {
     /// A new, empty one.
     pub(crate) fn create(name: &str) -> io::Result<Self> {
-        let file = file::anonymous(name)?;
-        file::set_len(&file, LENGTH)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        // Nobody else opens it again for writing by way of `/proc`, at least not by mistake.
-        fchmod(&file, Mode::RUSR)?;
-        Self::open(file)
+        // It belongs to whoever this process is now, and nobody else may change its mode.
+        signals::as_one_user(|_| {
+            let file = file::anonymous(name)?;
+            file::set_len(&file, LENGTH)?;
+            fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            // Nobody else opens it again for writing by way of `/proc`, at least not by mistake.
+            fchmod(&file, Mode::RUSR)?;
+            Self::open(file)
+        })
     }
 
     /// The one behind a descriptor that came from the parent.
@@ -76,7 +79,8 @@ impl Arena {
         Ok(Arena { file, inode })
     }
 
-    /// A descriptor that allows reading only: nobody who has it can get a writable mapping from it.
+    /// A descriptor that allows reading only: nobody who has it can get a writable mapping from it. Another user than the one who has
+    /// made it does not get it.
     pub(crate) fn read_only(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)

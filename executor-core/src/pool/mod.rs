@@ -70,7 +70,10 @@ use crate::{
         wait::Signal as Flag,
     },
     id::{FnId, TaskId, WorkerId},
-    os::{asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, wake::Bell},
+    os::{
+        asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, signals,
+        wake::Bell,
+    },
     process::exit,
     registry::TaskEntry,
     segment::{Results, Store},
@@ -359,9 +362,11 @@ impl Pool {
         };
         let (doorbell, doorbell_fd) =
             Shared::create("executor-doorbell").asked("shared memory (memfd_create, ftruncate, mmap)")?;
-        let arguments = Store::create().and_then(|store| {
+        // Opened again by the same user who made it.
+        let arguments = signals::as_one_user(|_| {
+            let store = Store::create()?;
             let descriptor = store.read_only()?;
-            Ok((store, descriptor))
+            std::io::Result::Ok((store, descriptor))
         });
         let arguments = match arguments {
             // What may be there another time is what the rest of an executor needs too.
