@@ -117,7 +117,7 @@ pub(crate) fn deaf<R>(start: impl FnOnce() -> R) -> R {
 
 /// How long a mask is, as the kernel takes it.
 const MASK_BYTES: usize = SIGNALS as usize / 8;
-const WORD_BITS: usize = 8 * size_of::<c_ulong>();
+const WORD_BITS: usize = c_ulong::BITS as usize;
 
 /// The mask of a thread as the kernel has it. The functions of the C library leave out the signals that it keeps for itself.
 #[derive(Clone, Copy, Debug)]
