@@ -389,6 +389,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "a test says that it was skipped")]
     fn no_program_is_forked_that_would_take_its_socket_for_a_strangers() {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: only root can become another user");
