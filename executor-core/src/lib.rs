@@ -4,7 +4,7 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `error`, `id`, `program` | plain vocabulary, and what this process is |
+//! | `error`, `id`, `unwind` | plain vocabulary |
 //! | `os` | what is asked of the operating system |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
@@ -14,6 +14,7 @@
 //! | `ipc` | connections, listeners, queues |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
+//! | `child` | what every child has: its identity, start method, log, exit |
 //! | `worker` | the child's side |
 //! | `process` | processes with one task |
 //! | `pool` | who runs what: scheduler, driver |
@@ -39,6 +40,7 @@ pub mod kill_point;
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
+mod child;
 pub mod error;
 mod executor;
 mod future;
@@ -51,7 +53,6 @@ mod ipc;
 mod os;
 mod pool;
 mod process;
-mod program;
 #[doc(hidden)]
 pub mod registry;
 mod segment;
@@ -59,9 +60,16 @@ mod shm;
 mod sync;
 mod task;
 mod transport;
+mod unwind;
 mod wire;
 mod worker;
 
+pub use child::{
+    exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
+    identity::args,
+    log::{LoggerIsSet, log_level, log_to_stderr},
+    start_method::{StartMethod, StartMethodSet, force_start_method, set_start_method, start_method},
+};
 pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError, Side,
     TaskError, TimedOutDetail,
@@ -84,17 +92,13 @@ pub use ipc::{
 pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;
 pub use process::{
-    Child, ChildHandle, Context, IntoBody, Process, Run, StartError, StartMethod, StartMethodSet, Stdio,
-    context::{force_start_method, set_start_method, start_method},
+    Child, ChildHandle, Context, IntoBody, Process, Run, StartError, Stdio,
     current::{
         CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
         thread_count,
     },
-    exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
     fork::{Fork, fork, fork_with, getpid, getppid},
-    log::{LoggerIsSet, log_level, log_to_stderr},
 };
-pub use program::args;
 pub use shm::{
     Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue, ShareableList,
     SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,

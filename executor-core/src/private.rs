@@ -35,8 +35,8 @@ pub use crate::{
 pub use linkme;
 
 use crate::{
-    future::callback::catch,
     os::arena,
+    unwind::catch,
     wire::attachment::{self, Attachment},
 };
 

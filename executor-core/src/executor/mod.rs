@@ -27,11 +27,12 @@ pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
     error::{CodecFailure, Failure, RemoteError, Side, TaskError},
-    future::{TaskFuture, callback::catch, cell::Cell},
+    future::{TaskFuture, cell::Cell},
     os::local,
     pool::{Call, RunCall},
     registry::TaskEntry,
     task::{IntoTask, Task, TaskArgs, TaskOptions},
+    unwind::catch,
     wire::{
         attachment::{self, Attachment},
         buffer::Buffer,

@@ -560,8 +560,11 @@ impl ProcessPoolBuilder {
         if entry::was_missed() {
             return Err(BuildError::NoEntry);
         }
-        if crate::program::depth() >= entry::DEPTH_MAX {
-            return Err(BuildError::TooDeep { depth: crate::program::depth() + 1, max: entry::DEPTH_MAX });
+        if crate::child::identity::depth() >= entry::DEPTH_MAX {
+            return Err(BuildError::TooDeep {
+                depth: crate::child::identity::depth() + 1,
+                max: entry::DEPTH_MAX,
+            });
         }
         if self.max_workers == Some(0) {
             return invalid("max_workers must be above 0");

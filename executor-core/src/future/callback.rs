@@ -5,7 +5,6 @@
 
 use std::{
     collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
     task::Waker,
     thread::{self, JoinHandle},
@@ -13,8 +12,9 @@ use std::{
 };
 
 use crate::{
+    child::exit,
     os::{fork::Origin, local, process},
-    process::exit,
+    unwind::catch,
 };
 
 type Callback = Box<dyn FnOnce() + Send>;
@@ -277,25 +277,6 @@ pub(crate) fn wake_each(wakers: impl IntoIterator<Item = Waker>) {
             tracing::error!(message, "a waker panicked");
         }
     }
-}
-
-/// Runs user code where its panic must not go on; its message, if it panics. What was thrown is forgotten and not
-/// dropped: its drop may panic as well.
-pub(crate) fn catch<R>(run: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
-        let message = panic_message(&*payload).to_owned();
-        std::mem::forget(payload);
-        message
-    })
-}
-
-/// The text of a panic's payload.
-fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(a panic payload that is no text)")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::callback::{CallbackQueue, catch, run_each, wake_each};
+use super::callback::{CallbackQueue, run_each, wake_each};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
@@ -17,6 +17,7 @@ use crate::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },
+    unwind::catch,
     wire::payload::Payload,
 };
 

@@ -8,6 +8,7 @@
 //! It is kept by the feed as long as something is to come, so also when its reader has gone. A feed owes each of its
 //! items an outcome, whatever dies: so this ends.
 
+use crate::unwind::catch;
 use std::{
     any::Any,
     cell::{OnceCell, RefCell},
@@ -18,7 +19,7 @@ use std::{
 };
 
 use super::{
-    callback::{CallbackQueue, catch, run_each},
+    callback::{CallbackQueue, run_each},
     cell::{ByReference, Outcome},
     feed::{Feed, Numbered},
 };

@@ -11,14 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    callback::catch,
-    cell::{Cell, DoneCallback, Ended, Outcome},
-};
+use super::cell::{Cell, DoneCallback, Ended, Outcome};
 use crate::{
     error::{CodecFailure, Side, TaskError},
     id::TaskId,
     task::TaskFn,
+    unwind::catch,
     wire::{
         attachment,
         codec::{self, CodecError},

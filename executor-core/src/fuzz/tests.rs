@@ -20,12 +20,11 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     os::signals::Signals,
-    program::Program,
     registry::Fingerprint,
     wire::{
         codec::Codec,
         frame::{Header, Items, Kind},
-        handshake::{self, Hello, Role, Setup, Transport, WorkerSetup},
+        handshake::{self, Hello, Identity, Role, Setup, Transport, WorkerSetup},
     },
 };
 
@@ -253,7 +252,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
                 let worker = WorkerSetup { nonce: 1, stack_bytes, several_cpus: true, transport, directory };
-                let program = Program {
+                let identity = Identity {
                     depth,
                     args,
                     name: "PoolWorker-1".into(),
@@ -266,7 +265,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     log_level: None,
                 };
                 let signals = Signals::default();
-                handshake::to_bytes(&Setup { parent: 2, program, signals, role: Role::Worker(worker) })
+                handshake::to_bytes(&Setup { parent: 2, identity, signals, role: Role::Worker(worker) })
             })
             .chain([vec![], vec![1], vec![1, 0, 0, 0], vec![9, 9, 9, 9, 9]])
             .collect(),

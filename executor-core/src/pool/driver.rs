@@ -29,7 +29,6 @@ use super::{
 };
 use crate::{
     error::{BrokenCause, ExitStatus},
-    future::callback::catch,
     id::WorkerId,
     os::{local, memory::Shared, orphans::Orphans, process::Child, socket},
     registry,
@@ -40,6 +39,7 @@ use crate::{
         ipc,
         ring::{self, Segment},
     },
+    unwind::catch,
     wire::{
         frame::{Header, Kind},
         handshake::{self, Hello},

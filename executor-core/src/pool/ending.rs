@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{NEXT_TASK, Pool, is_own_thread};
-use crate::{future::callback::CallbackQueue, id::TaskId, process::exit::Accepts};
+use crate::{child::exit::Accepts, future::callback::CallbackQueue, id::TaskId};
 
 /// What happens to unfinished work when the program ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

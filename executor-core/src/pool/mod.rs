@@ -60,6 +60,7 @@ use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
+    child::exit,
     error::{BrokenCause, ExitStatus, TaskError},
     future::{
         callback::{self, CallbackQueue},
@@ -74,7 +75,6 @@ use crate::{
         asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, signals,
         wake::Bell,
     },
-    process::exit,
     registry::TaskEntry,
     segment::{Results, Store},
     task::TaskOptions,

@@ -21,7 +21,7 @@ use std::{
 
 use super::{Pool, Taken, driver::Notice};
 use crate::{
-    future::{callback::catch, cell::Awaited},
+    future::cell::Awaited,
     id::WorkerId,
     os::{
         fork::Origin,
@@ -36,6 +36,7 @@ use crate::{
             doorbell::{Doorbell, HEARING},
         },
     },
+    unwind::catch,
     wire::frame::{Frame, WireError},
 };
 

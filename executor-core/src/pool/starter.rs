@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{Pool, driver::Notice};
 use crate::{
-    future::callback::catch,
+    child::{identity, start_method},
     id::WorkerId,
     os::{
         asked::Asked,
@@ -23,13 +23,13 @@ use crate::{
         process::{Child, Start},
         signals::Signals,
     },
-    program::{self, Program},
     segment::Results,
     transport::{
         ipc,
         ring::{self, Segment},
     },
-    wire::handshake::{self, Role, Setup, Transport, WorkerSetup},
+    unwind::catch,
+    wire::handshake::{self, Identity, Role, Setup, Transport, WorkerSetup},
     worker::entry,
 };
 
@@ -65,14 +65,14 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         Transport::Ipc => Some(ipc::directory().asked("to make a directory for its socket")?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
-    let program = program::for_child()?;
+    let program = identity::for_child()?;
     let setup = Setup {
         parent: std::process::id(),
-        program: Program {
+        identity: Identity {
             name: format!("PoolWorker-{}", nonce >> 32),
             daemon: true,
             worker: true,
-            start_method: Some(crate::process::context::number_for_child(None)),
+            start_method: Some(start_method::number_for_child(None)),
             ..program
         },
         // Of this thread: it has them from the one that made the pool.

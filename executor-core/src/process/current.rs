@@ -12,9 +12,9 @@ use rustix::{
 
 use super::{ChildHandle, table};
 use crate::{
+    child::identity,
     ipc::AuthKey,
     os::{process, ready},
-    program,
 };
 
 /// This process: [`current_process`].
@@ -34,7 +34,7 @@ pub struct CurrentProcess {
 /// assert!(own.is_alive() && !own.daemon() && own.exit_code().is_none());
 /// ```
 pub fn current_process() -> CurrentProcess {
-    CurrentProcess { name: program::name(), daemon: program::told().is_some_and(|told| told.daemon) }
+    CurrentProcess { name: identity::name(), daemon: identity::told().is_some_and(|told| told.daemon) }
 }
 
 impl CurrentProcess {
@@ -59,12 +59,12 @@ impl CurrentProcess {
     /// # Panics
     /// In the program that the user started, if the system refuses random numbers.
     pub fn authkey(&self) -> AuthKey {
-        AuthKey::new(program::key::current().unwrap_or_else(|error| panic!("{error}")))
+        AuthKey::new(identity::key::current().unwrap_or_else(|error| panic!("{error}")))
     }
 
     /// Sets another one, for this process and the children that it starts from now on.
     pub fn set_authkey(&self, key: &AuthKey) {
-        program::key::set(key.as_bytes().to_vec().into());
+        identity::key::set(key.as_bytes().to_vec().into());
     }
 
     /// True: it is asking.
@@ -97,7 +97,7 @@ pub struct ParentProcess {
 
 /// The process of this program that started this one; `None` in the program that the user started.
 pub fn parent_process() -> Option<ParentProcess> {
-    let told = program::told()?;
+    let told = identity::told()?;
     let (name, pid) = told.parent.clone()?;
     Some(ParentProcess { name, pid })
 }

@@ -8,15 +8,16 @@ use std::{
 };
 
 use super::{
-    StartError, exit,
+    StartError,
     table::{self, Pause},
 };
 use crate::{
-    future::callback::catch,
+    child::exit,
     os::{
         fork,
         process::{lead_own_group, settled_thread_count},
     },
+    unwind::catch,
     worker::{entry, watcher},
 };
 

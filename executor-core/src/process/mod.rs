@@ -14,7 +14,7 @@
 //! | who dies | noticed by | then |
 //! |---|---|---|
 //! | the child | pidfd, in the watcher thread (in `join` where a thread is not to be had) | what it reported is read, it is reaped; `join` returns |
-//! | the parent, by `exit` or the end of `main` | `exit.rs`, by `atexit` | daemons are terminated, the others waited for |
+//! | the parent, by `exit` or the end of `main` | `child::exit`, by `atexit` | daemons are terminated, the others waited for |
 //! | the parent, by a signal | the child's own watcher | the child kills its group, unless it was told to outlive |
 //! | the fork server | the next start, by its socket | another one is started |
 //!
@@ -23,9 +23,7 @@
 pub(crate) mod child;
 pub(crate) mod context;
 pub(crate) mod current;
-pub(crate) mod exit;
 pub(crate) mod fork;
-pub(crate) mod log;
 mod output;
 mod server;
 mod start;
@@ -36,10 +34,11 @@ use std::{
 };
 
 pub use child::{Child, ChildHandle};
-pub use context::{Context, StartMethod, StartMethodSet};
+pub use context::Context;
 pub use start::StartError;
 
 use crate::{
+    child::start_method::StartMethod,
     error::TaskError,
     executor::encode,
     future::cell::Outcome,

@@ -8,6 +8,7 @@ use std::{
 
 use super::{start::StartError, table};
 use crate::{
+    child::identity,
     id::FnId,
     os::{
         fork::{NotInherited, Origin, PerProcess},
@@ -15,13 +16,12 @@ use crate::{
         signals::Signals,
         socket,
     },
-    program::{self, Program},
     registry::{self, TaskEntry},
     task::{Encoded, Task},
     wire::{
         buffer::Buffer,
         frame::Kind,
-        handshake::{self, ForkServerSetup, Report, Role, Setup},
+        handshake::{self, ForkServerSetup, Identity, Report, Role, Setup},
     },
     worker::entry,
 };
@@ -146,10 +146,10 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         })
         .collect::<Result<Vec<_>, _>>()?;
     let has_preload = !preload.is_empty();
-    let program =
-        Program { name: "ForkServer".to_owned(), daemon: true, ..program::for_child().map_err(os)? };
+    let identity =
+        Identity { name: "ForkServer".to_owned(), daemon: true, ..identity::for_child().map_err(os)? };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
-    let setup = Setup { parent: std::process::id(), program, signals: Signals::of_this_thread(), role };
+    let setup = Setup { parent: std::process::id(), identity, signals: Signals::of_this_thread(), role };
     let start = Start {
         executable: None,
         marker: entry::MARKER,

@@ -22,11 +22,15 @@ use std::{
 };
 
 use super::{
-    Child, Place, Process, StartMethod, Stdio, context, fork, output,
+    Child, Place, Process, Stdio, fork, output,
     server::Server,
     table::{self, Asked, Record},
 };
 use crate::{
+    child::{
+        identity,
+        start_method::{self, StartMethod},
+    },
     error::TaskError,
     os::{
         asked::Asked as _,
@@ -35,10 +39,9 @@ use crate::{
         signals::Signals,
         socket,
     },
-    program::{self, Program},
     registry,
     transport::board,
-    wire::handshake::{self, BodySetup, Role, Setup, Surroundings},
+    wire::handshake::{self, BodySetup, Identity, Role, Setup, Surroundings},
     worker::entry,
 };
 
@@ -153,7 +156,7 @@ fn check() -> Result<(), StartError> {
     if entry::was_missed() {
         return Err(StartError::NoEntry);
     }
-    let (depth, max) = (program::depth() + 1, entry::DEPTH_MAX);
+    let (depth, max) = (identity::depth() + 1, entry::DEPTH_MAX);
     if depth > max {
         return Err(StartError::TooDeep { depth, max });
     }
@@ -168,7 +171,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
         return Err(invalid("an environment variable has a name that is empty or contains `=`, or a NUL"));
     }
-    let method = process.method.unwrap_or_else(context::start_method);
+    let method = process.method.unwrap_or_else(start_method::start_method);
     if process.executable.is_some() && method != StartMethod::Spawn {
         return Err(invalid("`executable` needs StartMethod::Spawn"));
     }
@@ -178,18 +181,18 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         fork::check_threads(pause)?;
     }
     let os = |what| move |error: io::Error| StartError::os(what, error);
-    let number = program::next_child();
-    let program = program::for_child().map_err(os("what a process is told"))?;
+    let number = identity::next_child();
+    let program = identity::for_child().map_err(os("what a process is told"))?;
     let path = [&*program.path, &[number]].concat();
-    let name = process.name.unwrap_or_else(|| format!("Process-{}", program::path_text(&path)));
+    let name = process.name.unwrap_or_else(|| format!("Process-{}", identity::path_text(&path)));
     let daemon = process
         .daemon
-        .unwrap_or_else(|| program::told().is_some_and(|told| told.daemon && !told.is_worker()));
-    let program = Program {
+        .unwrap_or_else(|| identity::told().is_some_and(|told| told.daemon && !told.is_worker()));
+    let identity = Identity {
         name: name.clone(),
         path,
         daemon,
-        start_method: Some(context::number_for_child(process.method)),
+        start_method: Some(start_method::number_for_child(process.method)),
         ..program
     };
     let streams = |error| StartError::os("a pipe for standard input or output", error);
@@ -201,7 +204,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let forked = method != StartMethod::Spawn;
     let setup = Setup {
         parent: std::process::id(),
-        program,
+        identity,
         signals: Signals::of_this_thread(),
         role: Role::Body(Box::new(BodySetup {
             tasks: registry::fingerprint(),

@@ -17,13 +17,10 @@ use rustix::{
     process::Signal,
 };
 
-use super::exit;
 use crate::{
+    child::exit,
     error::{ExitStatus, Phase, TaskError},
-    future::{
-        callback::{catch, wake_each},
-        cell::Outcome,
-    },
+    future::{callback::wake_each, cell::Outcome},
     os::{
         fork::{NotInherited, Origin, PerProcess},
         memory::Shared,
@@ -36,6 +33,7 @@ use crate::{
         sync::lock,
     },
     transport::board::{Board, Death},
+    unwind::catch,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
         frame::Kind,
@@ -514,7 +512,7 @@ pub(super) fn left_behind(child: &Process) {
 
 /// Adds a process, and sees to it that it is watched.
 pub(super) fn add(record: &Arc<Record>) {
-    exit::watch_the_end();
+    exit::end_children_by(finish);
     keep_spare();
     let mut table = lock(TABLE.get());
     table.running.push(Arc::clone(record));
@@ -652,7 +650,7 @@ pub(super) fn running() -> Vec<Arc<Record>> {
 }
 
 /// At the end of the program: daemons are ended, the others waited for.
-pub(super) fn finish() {
+fn finish() {
     let records = running();
     let daemons: Vec<_> = records.iter().filter(|record| record.daemon).collect();
     for daemon in &daemons {

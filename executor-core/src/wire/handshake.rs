@@ -36,7 +36,6 @@ use crate::{
         signals::Signals,
         socket::{self, MESSAGE_BYTES_MAX},
     },
-    program::Program,
     registry::Fingerprint,
 };
 
@@ -50,9 +49,39 @@ const REFUSED: u32 = u32::MAX;
 pub(crate) struct Setup {
     /// The parent's process id, to see whether it is still there.
     pub(crate) parent: u32,
-    pub(crate) program: Program,
+    pub(crate) identity: Identity,
     pub(crate) signals: Signals,
     pub(crate) role: Role,
+}
+
+/// Environment and ancestry of a process of ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// How deep in executors and processes: 0 in the program that the user started.
+    pub(crate) depth: u32,
+    /// Arguments of the program that the user started.
+    pub(crate) args: Vec<serde_bytes::ByteBuf>,
+    pub(crate) name: String,
+    /// Numbers of its ancestors and itself, each counted within its parent: where default names come from.
+    pub(crate) path: Vec<u32>,
+    pub(crate) daemon: bool,
+    /// Whether it belongs to a pool.
+    pub(crate) worker: bool,
+    /// Name and pid of who started it.
+    pub(crate) parent: Option<(String, u32)>,
+    /// What connections between processes of this program prove that they know.
+    pub(crate) key: serde_bytes::ByteBuf,
+    /// How processes are started where nothing else is said.
+    pub(crate) start_method: Option<u8>,
+    /// What `log_to_stderr` was told.
+    pub(crate) log_level: Option<u8>,
+}
+
+impl Identity {
+    /// Whether it is a worker of a pool: a daemon, whose own processes need not be.
+    pub(crate) fn is_worker(&self) -> bool {
+        self.worker
+    }
 }
 
 /// What a child is for.

@@ -14,6 +14,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use super::{beside::Arguments, body, fork_server, serve, watcher};
 use crate::{
+    child::{self, identity},
     os::{
         cpu,
         image::{self, Constructor},
@@ -21,7 +22,7 @@ use crate::{
         process, setting,
         socket::{self, Credentials},
     },
-    program, registry,
+    registry,
     segment::Store,
     transport::{
         ipc,
@@ -134,7 +135,7 @@ pub unsafe fn init_before_main(
 
 /// Whether this process was started as a worker but its program did not ask.
 pub(crate) fn was_missed() -> bool {
-    !PASSED.load(Ordering::Acquire) && program::told().is_none() && !matches!(birth(), Birth::Program)
+    !PASSED.load(Ordering::Acquire) && identity::told().is_none() && !matches!(birth(), Birth::Program)
 }
 
 /// What the arguments say, which anybody can write.
@@ -229,10 +230,10 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
             Err(error) => refuse(&socket, &Refusal::of("to read its setup", &error)),
         };
         kill_point!(SetupRead);
-        let Setup { parent, program, signals, role } = setup;
+        let Setup { parent, identity, signals, role } = setup;
         signals.adopt();
-        program::become_child(program);
-        crate::process::log::adopt();
+        identity::become_child(identity);
+        child::log::adopt();
         let code = match role {
             Role::Worker(setup) => {
                 let stack_bytes = setup.stack_bytes;
@@ -273,7 +274,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
     let Role::Body(body) = setup.role else {
         return refuse(&"a copy can only be a process".to_owned().into());
     };
-    program::become_child(setup.program);
+    identity::become_child(setup.identity);
     kill_point!(ForkRead);
     lead_own_group();
     crate::os::signals::block_terminal();

@@ -20,7 +20,7 @@ use tracing::{
     subscriber::set_global_default,
 };
 
-use crate::program;
+use super::identity;
 
 static LEVEL: OnceLock<Level> = OnceLock::new();
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
@@ -65,7 +65,7 @@ pub(crate) fn number_for_child() -> Option<u8> {
 /// In a child: as the parent does.
 pub(crate) fn adopt() {
     let level =
-        program::told().and_then(|told| told.log_level).and_then(|at| LEVELS.get(usize::from(at)).copied());
+        identity::told().and_then(|told| told.log_level).and_then(|at| LEVELS.get(usize::from(at)).copied());
     if let Some(level) = level {
         // A forked child has its parent's already.
         let _ = log_to_stderr(level);
@@ -96,7 +96,7 @@ impl Subscriber for Lines {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let mut line = format!("[{}/{}] ", metadata.level(), program::name());
+        let mut line = format!("[{}/{}] ", metadata.level(), identity::name());
         if let (Some(file), Some(number)) = (metadata.file(), metadata.line()) {
             let _ = write!(line, "{file}:{number}: ");
         }

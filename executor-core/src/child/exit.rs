@@ -21,21 +21,20 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Condvar, Mutex, Once, PoisonError, Weak,
+        Condvar, Mutex, Once, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use super::table;
 use crate::{
-    future::callback::catch,
     os::{
         fork::{self, Origin, PerProcess},
         local, process,
         sync::lock,
     },
+    unwind::catch,
 };
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -139,14 +138,23 @@ extern "C" fn at_end() {
     origin.end_copy(0);
 }
 
+/// What the table of processes does at the end: it is told by the table, which is above this module.
+static END_CHILDREN: OnceLock<fn()> = OnceLock::new();
+
+/// From now on this process has children, which are ended with it by this function.
+pub(crate) fn end_children_by(end_children: fn()) {
+    let _ = END_CHILDREN.set(end_children);
+    watch_the_end();
+}
+
 /// Makes the end of the program known.
-pub(super) fn watch_the_end() {
+fn watch_the_end() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| fork::at_end(at_end));
 }
 
 /// All that is to happen when this process ends by itself; once.
-pub(super) fn finish() {
+pub(crate) fn finish() {
     if END.get().begun.swap(true, Ordering::SeqCst) {
         return;
     }
@@ -154,7 +162,9 @@ pub(super) fn finish() {
     let since = Instant::now();
     each_executor(|executor| executor.settle(since));
     run_hooks(0);
-    table::finish();
+    if let Some(end_children) = END_CHILDREN.get() {
+        end_children();
+    }
     run_hooks(i32::MIN);
     end_executors();
 }

@@ -18,32 +18,9 @@ use std::{
     },
 };
 
-use serde::{Deserialize, Serialize};
+use crate::wire::handshake::Identity;
 
-/// Environment and ancestry of a process of ours.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Program {
-    /// How deep in executors and processes: 0 in the program that the user started.
-    pub(crate) depth: u32,
-    /// Arguments of the program that the user started.
-    pub(crate) args: Vec<serde_bytes::ByteBuf>,
-    pub(crate) name: String,
-    /// Numbers of its ancestors and itself, each counted within its parent: where default names come from.
-    pub(crate) path: Vec<u32>,
-    pub(crate) daemon: bool,
-    /// Whether it belongs to a pool.
-    pub(crate) worker: bool,
-    /// Name and pid of who started it.
-    pub(crate) parent: Option<(String, u32)>,
-    /// What connections between processes of this program prove that they know.
-    pub(crate) key: serde_bytes::ByteBuf,
-    /// How processes are started where nothing else is said.
-    pub(crate) start_method: Option<u8>,
-    /// What `log_to_stderr` was told.
-    pub(crate) log_level: Option<u8>,
-}
-
-static CHILD: RwLock<Option<Arc<Program>>> = RwLock::new(None);
+static CHILD: RwLock<Option<Arc<Identity>>> = RwLock::new(None);
 static CHILDREN: AtomicU32 = AtomicU32::new(0);
 
 /// The arguments that this process was started with.
@@ -53,42 +30,35 @@ pub(crate) fn own_args() -> Vec<serde_bytes::ByteBuf> {
 }
 
 /// What this process was told to be; `None` in the program that the user started.
-pub(crate) fn told() -> Option<Arc<Program>> {
+pub(crate) fn told() -> Option<Arc<Identity>> {
     CHILD.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-impl Program {
-    /// Whether it is a worker of a pool: a daemon, whose own processes need not be.
-    pub(crate) fn is_worker(&self) -> bool {
-        self.worker
-    }
-}
-
 /// From now on, this process is that.
-pub(crate) fn become_child(program: Program) {
+pub(crate) fn become_child(identity: Identity) {
     CHILDREN.store(0, Ordering::Relaxed);
-    *CHILD.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(program));
+    *CHILD.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(identity));
 }
 
 /// How deep in executors and processes this process is.
 pub(crate) fn depth() -> u32 {
-    told().map_or(0, |program| program.depth)
+    told().map_or(0, |told| told.depth)
 }
 
 /// This process's name.
 pub(crate) fn name() -> String {
-    told().map_or_else(|| "MainProcess".to_owned(), |program| program.name.clone())
+    told().map_or_else(|| "MainProcess".to_owned(), |told| told.name.clone())
 }
 
 /// What a child of this process is told, but for its own name, path and daemon flag.
-pub(crate) fn for_child() -> std::io::Result<Program> {
+pub(crate) fn for_child() -> std::io::Result<Identity> {
     let told = told();
     let name = name();
     let (depth, args, path) = match &told {
         Some(told) => (told.depth, told.args.clone(), told.path.clone()),
         None => (0, own_args(), Vec::new()),
     };
-    Ok(Program {
+    Ok(Identity {
         depth: depth + 1,
         args,
         name: String::new(),
@@ -98,7 +68,7 @@ pub(crate) fn for_child() -> std::io::Result<Program> {
         parent: Some((name, std::process::id())),
         key: key::current()?,
         start_method: None,
-        log_level: crate::process::log::number_for_child(),
+        log_level: super::log::number_for_child(),
     })
 }
 
@@ -121,7 +91,7 @@ pub(crate) fn path_text(path: &[u32]) -> String {
 /// ```
 pub fn args() -> impl Iterator<Item = OsString> {
     use std::os::unix::ffi::OsStringExt;
-    let args = told().map_or_else(own_args, |program| program.args.clone());
+    let args = told().map_or_else(own_args, |told| told.args.clone());
     args.into_iter().map(|arg| OsString::from_vec(arg.into_vec()))
 }
 
