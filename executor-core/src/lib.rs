@@ -4,10 +4,11 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `error`, `id`, `unwind` | plain vocabulary |
+//! | `id`, `debug`, `unwind` | plain vocabulary |
 //! | `os` | what is asked of the operating system |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
+//! | `error` | why a task has no result |
 //! | `registry`, `task` | task functions by name, calls as data |
 //! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
 //! | `sync` | locks and their kin, in shared memory |
@@ -41,6 +42,7 @@ pub mod kill_point;
 #[path = "private.rs"]
 pub mod __private;
 mod child;
+mod debug;
 pub mod error;
 mod executor;
 mod future;

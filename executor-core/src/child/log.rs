@@ -30,7 +30,7 @@ const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG
 #[error("this process has a `tracing` subscriber already: set its level instead")]
 pub struct LoggerIsSet;
 
-crate::error::debug_is_display!(LoggerIsSet);
+crate::debug::debug_is_display!(LoggerIsSet);
 
 /// Prints what is logged with `tracing`, by this library and by the program, to standard error: in this process and in all
 /// children that it starts from now on, as `[LEVEL/process name] file:line: message`.

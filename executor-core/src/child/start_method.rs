@@ -55,7 +55,7 @@ static SET: Mutex<Option<StartMethod>> = Mutex::new(None);
 #[error("the start method was set to {0:?} before; set it once, or use `force_start_method`")]
 pub struct StartMethodSet(pub StartMethod);
 
-crate::error::debug_is_display!(StartMethodSet);
+crate::debug::debug_is_display!(StartMethodSet);
 
 /// How processes are started where nothing else is said: as was set, else as this process's parent does, else
 /// [`StartMethod::Spawn`].

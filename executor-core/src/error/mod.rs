@@ -5,26 +5,14 @@
 //! Nobody derives it; a test reads the sources.
 
 mod remote;
-mod status;
+pub(crate) mod reply;
 
 use std::{sync::Arc, time::Duration};
 
 pub use remote::{Failure, RemoteError};
-pub use status::ExitStatus;
 
-/// `Debug` for errors: what their `Display` says.
-macro_rules! debug_is_display {
-    ($([$($generics:tt)*] $error:ty),+ $(,)?) => {$(
-        impl<$($generics)*> std::fmt::Debug for $error {
-            /// As `Display`: it is what `unwrap` and a `main` that returns it print.
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                std::fmt::Display::fmt(self, f)
-            }
-        }
-    )+};
-    ($($error:ty),+ $(,)?) => { $crate::error::debug_is_display!($([] $error),+); };
-}
-pub(crate) use debug_is_display;
+use crate::debug::debug_is_display;
+pub use crate::os::exit_status::ExitStatus;
 
 debug_is_display!(CodecFailure, BrokenCause, BuildError);
 

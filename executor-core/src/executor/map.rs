@@ -19,7 +19,7 @@ use std::{
 
 use futures::Stream;
 
-use super::{Executor, RawRun, encode};
+use super::{Executor, RawRun};
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
@@ -28,6 +28,7 @@ use crate::{
         timer::Timer,
     },
     pool::RunCall,
+    task::encode::encode,
     task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
     wire::{

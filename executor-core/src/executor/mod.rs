@@ -26,17 +26,13 @@ pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolE
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
-    error::{CodecFailure, Failure, RemoteError, Side, TaskError},
     future::{TaskFuture, cell::Cell},
     os::local,
     pool::{Call, RunCall},
     registry::TaskEntry,
-    task::{IntoTask, Task, TaskArgs, TaskOptions},
-    unwind::catch,
-    wire::{
-        attachment::{self, Attachment},
-        buffer::Buffer,
-    },
+    task::encode::encode,
+    task::{IntoTask, Task, TaskArgs},
+    wire::buffer::Buffer,
 };
 
 /// Something that runs tasks: the common part of all executors, for code that does not care which.
@@ -240,31 +236,4 @@ where
     local::put(&SMALL, buffer.into_small());
     let call = Call { entry: F::entry(), arguments, options };
     TaskFuture::new::<F>(executor.submit_raw(RawTask(call)).0)
-}
-
-/// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
-pub(crate) fn encode<F: TaskArgs<A>, A>(
-    args: A,
-    options: &TaskOptions,
-    out: &mut Buffer,
-) -> Result<Vec<Attachment>, TaskError> {
-    F::entry().known().map_err(|why| TaskError::Invalid(why.into()))?;
-    let start = out.len();
-    let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(&args, out)));
-    // Apart from the encoding: a panic of `Drop` is not one of `Serialize`.
-    let dropped = catch(|| drop(args));
-    let name = options.called(F::NAME);
-    let refused = |message| TaskError::Encode(CodecFailure::new(Side::Arguments, name, message));
-    let error = match (encoded, dropped) {
-        (Ok(Ok(())), Ok(())) => return Ok(attachments),
-        (Ok(Err(error)), _) => refused(error.message),
-        (Err(panic), _) => refused(format!("its Serialize panicked: {panic}")),
-        (Ok(Ok(())), Err(message)) => {
-            let during = "in the caller, while its arguments were dropped after they had been encoded";
-            let failure = Failure { message, during: Some(during.into()), ..Failure::default() };
-            TaskError::Panicked(RemoteError::new(name, failure))
-        }
-    };
-    out.truncate(start);
-    Err(error)
 }

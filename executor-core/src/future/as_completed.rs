@@ -167,7 +167,7 @@ pub struct Unfinished {
     pub total: usize,
 }
 
-crate::error::debug_is_display!(Unfinished);
+crate::debug::debug_is_display!(Unfinished);
 
 /// A set of futures that yields those that are done, in order of completion; it may grow meanwhile.
 struct CompletionSet<T> {

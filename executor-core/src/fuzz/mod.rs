@@ -163,7 +163,7 @@ pub fn failure(data: &[u8]) {
     let kinds =
         [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::Unsuited, Kind::Done];
     for kind in kinds {
-        let _ = crate::wire::reply::failure("task", kind, data).to_string();
+        let _ = crate::error::reply::failure("task", kind, data).to_string();
     }
     if let Ok(failure) = ::postcard::from_bytes::<Failure>(data) {
         let error = RemoteError::new("task", failure);

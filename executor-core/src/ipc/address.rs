@@ -49,7 +49,7 @@ pub struct AddressError {
     reason: &'static str,
 }
 
-crate::error::debug_is_display!(AddressError);
+crate::debug::debug_is_display!(AddressError);
 
 impl FromStr for Address {
     type Err = AddressError;

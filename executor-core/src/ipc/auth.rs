@@ -125,7 +125,7 @@ pub enum AuthError {
     Closed,
 }
 
-crate::error::debug_is_display!(AuthError);
+crate::debug::debug_is_display!(AuthError);
 
 /// What a side says next, and whether it is done then. There is no step that only waits: each message of the peer brings the
 /// handshake nearer to its end, or ends it, so a peer that goes on talking is done with after a fixed number of messages.

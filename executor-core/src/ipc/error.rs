@@ -47,7 +47,7 @@ pub enum RecvError {
     Io(#[from] io::Error),
 }
 
-crate::error::debug_is_display!(RecvError, SendError);
+crate::debug::debug_is_display!(RecvError, SendError);
 
 impl RecvError {
     /// Whether nothing will come any more.

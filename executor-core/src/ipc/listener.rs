@@ -178,7 +178,7 @@ pub enum AcceptError {
     Io(#[from] io::Error),
 }
 
-crate::error::debug_is_display!(AcceptError, ConnectError);
+crate::debug::debug_is_display!(AcceptError, ConnectError);
 
 /// Why there is no connection.
 #[derive(thiserror::Error)]

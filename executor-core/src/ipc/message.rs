@@ -78,7 +78,7 @@ impl Head {
     }
 }
 
-crate::error::debug_is_display!(Disorder);
+crate::debug::debug_is_display!(Disorder);
 
 /// What a peer may not send. What comes after it on a stream means nothing.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]

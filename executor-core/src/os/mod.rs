@@ -35,6 +35,7 @@ pub(crate) mod arena;
 pub(crate) mod asked;
 pub(crate) mod clock;
 pub(crate) mod cpu;
+pub(crate) mod exit_status;
 pub(crate) mod fault;
 pub(crate) mod file;
 pub(crate) mod fork;

@@ -18,6 +18,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid},
 };
 
+use super::exit_status::ExitStatus;
 use super::{
     asked::Asked,
     group::{self, Group},
@@ -26,7 +27,6 @@ use super::{
     socket::{self, retry},
     spawn::{self, Spawn},
 };
-use crate::error::ExitStatus;
 
 /// The program of this process: not what this points at, which may have been replaced or removed. The dynamic loader, where a program
 /// was started by way of it ([`image::by_loader`]).

@@ -61,6 +61,7 @@ use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
     child::exit,
+    error::reply,
     error::{BrokenCause, ExitStatus, TaskError},
     future::{
         callback::{self, CallbackQueue},
@@ -88,7 +89,6 @@ use crate::{
         frame::{Frame, Header, Items, Kind, WireError, flag},
         handshake::Transport,
         payload::Payload,
-        reply,
     },
 };
 

@@ -40,10 +40,10 @@ pub use start::StartError;
 use crate::{
     child::start_method::StartMethod,
     error::TaskError,
-    executor::encode,
     future::cell::Outcome,
     os::limits::Limits,
     registry::TaskEntry,
+    task::encode::encode,
     task::{Task, TaskArgs, TaskFn},
     wire::{attachment::Attachment, buffer::Buffer},
 };

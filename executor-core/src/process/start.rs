@@ -100,7 +100,7 @@ pub enum StartError {
     },
 }
 
-crate::error::debug_is_display!(StartError);
+crate::debug::debug_is_display!(StartError);
 
 impl StartError {
     pub(super) fn os(what: &'static str, error: io::Error) -> Self {

@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::{
     child::exit,
+    error::reply,
     error::{ExitStatus, Phase, TaskError},
     future::{callback::wake_each, cell::Outcome},
     os::{
@@ -39,7 +40,6 @@ use crate::{
         frame::Kind,
         handshake::{self, Report},
         payload::Payload,
-        reply,
     },
     worker::BODY,
 };

@@ -91,7 +91,7 @@ impl fmt::Display for TooLarge {
 
 impl std::error::Error for TooLarge {}
 
-crate::error::debug_is_display!(TooLarge);
+crate::debug::debug_is_display!(TooLarge);
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]

@@ -85,7 +85,7 @@ impl fmt::Display for BarrierError {
 
 impl error::Error for BarrierError {}
 
-crate::error::debug_is_display!(BarrierError);
+crate::debug::debug_is_display!(BarrierError);
 
 /// Where a number of threads, of any processes, wait for each other.
 ///

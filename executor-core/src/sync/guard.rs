@@ -74,8 +74,8 @@ impl<G> fmt::Display for OwnerDied<G> {
 
 impl<G> error::Error for OwnerDied<G> {}
 
-crate::error::debug_is_display!([G] OwnerDied<G>);
-crate::error::debug_is_display!(ReleaseError);
+crate::debug::debug_is_display!([G] OwnerDied<G>);
+crate::debug::debug_is_display!(ReleaseError);
 
 /// Why something could not be released.
 #[derive(Clone, Copy, PartialEq, Eq)]

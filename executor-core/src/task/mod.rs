@@ -6,6 +6,8 @@
 //!                          └─ encode() ──►  Task<add, Encoded>, owned
 //! ```
 
+pub(crate) mod encode;
+
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{

@@ -85,7 +85,7 @@ pub(crate) trait WorkerEnd {
     fn board(&self) -> &'static Board;
 }
 
-crate::error::debug_is_display!(Closed);
+crate::debug::debug_is_display!(Closed);
 
 /// Why no more frames come.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]

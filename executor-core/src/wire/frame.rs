@@ -221,7 +221,7 @@ impl Frame {
     }
 }
 
-crate::error::debug_is_display!(WireError);
+crate::debug::debug_is_display!(WireError);
 
 /// A peer that does not keep to the protocol.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,4 +14,3 @@ pub(crate) mod codec;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod payload;
-pub(crate) mod reply;

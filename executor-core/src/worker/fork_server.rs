@@ -105,7 +105,7 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         // Its runtime, if it is async, ends with the caller.
         Caller::new(None).call(task, function, arguments, |kind, contents, _| match (kind, contents) {
             (Kind::Done, _) => Ok(()),
-            (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::wire::reply::text(kind, bytes)),
+            (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::error::reply::text(kind, bytes)),
             (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
         })?;
     }

@@ -185,7 +185,7 @@ pub enum PoolError {
     StillRunning,
 }
 
-crate::error::debug_is_display!(PoolError);
+crate::debug::debug_is_display!(PoolError);
 
 impl Pool {
     /// A pool of this many workers.

@@ -50,8 +50,8 @@ impl<T> PutError<T> {
 }
 
 // An item need not be `Debug` for the error to be.
-crate::error::debug_is_display!([T] PutError<T>);
-crate::error::debug_is_display!(GetError);
+crate::debug::debug_is_display!([T] PutError<T>);
+crate::debug::debug_is_display!(GetError);
 
 /// Why no item was got.
 #[derive(thiserror::Error)]

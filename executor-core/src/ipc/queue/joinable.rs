@@ -84,7 +84,7 @@ pub enum OnLost {
 #[error("task_done was called more often than items were got")]
 pub struct TaskDoneError;
 
-crate::error::debug_is_display!(TaskDoneError, LostItems);
+crate::debug::debug_is_display!(TaskDoneError, LostItems);
 
 impl<T> JoinableQueue<T> {
     /// As [`Queue::bounded`].

@@ -62,7 +62,7 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-crate::error::debug_is_display!(CodecError);
+crate::debug::debug_is_display!(CodecError);
 
 impl From<Error> for CodecError {
     #[cold]
@@ -163,7 +163,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-crate::error::debug_is_display!(Error);
+crate::debug::debug_is_display!(Error);
 
 impl ser::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {

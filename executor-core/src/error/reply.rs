@@ -1,9 +1,7 @@
 //! Converts an error reply into a `TaskError`.
 
-use crate::{
-    error::{CodecFailure, Failure, RemoteError, Side, TaskError},
-    wire::frame::Kind,
-};
+use super::{CodecFailure, Failure, RemoteError, Side, TaskError};
+use crate::wire::frame::Kind;
 
 /// The error in a reply that is no value.
 pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
