@@ -400,6 +400,9 @@ fn pr11_killed() {
 
 #[test]
 fn interrupted() {
+    // Whoever started these tests in the background of a shell script had it ignored, and a child ignores what its parent does.
+    // SAFETY: restores the default action.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     ends_by(|child| child.interrupt().unwrap(), Signal::INT);
 }
 

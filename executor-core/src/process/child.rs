@@ -215,7 +215,8 @@ impl ChildHandle {
         self.record.signal(Signal::KILL)
     }
 
-    /// Sends `SIGINT` to it alone.
+    /// Sends `SIGINT` to it alone. Nothing happens where the program ignores the signal, as one does that a shell script started in
+    /// the background (`program &`): its children ignore it, too.
     ///
     /// # Errors
     /// As [`terminate`](Self::terminate).
