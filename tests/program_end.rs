@@ -822,12 +822,25 @@ fn a_callback_that_ends_the_program_loses_no_other_callback() {
     assert_eq!(lines, ["called 1", "called 2", "called 3"]);
 }
 
+#[task]
+fn wait_for(event: executor::Event) {
+    event.wait();
+}
+
+/// A task whose callback ends the program, once the event is set. If the task was done before, its callback would be called here.
+fn exits_in_a_callback(pool: &ProcessPoolExecutor, code: i32) -> executor::Event {
+    let event = executor::Event::new().unwrap();
+    pool.submit(wait_for::task(event.clone())).on_done(move |_| std::process::exit(code));
+    event
+}
+
 fn ends_in_a_callback() {
     let pool = kept();
-    pool.submit(echo::task(0)).on_done(|_| std::process::exit(7));
+    let event = exits_in_a_callback(pool, 7);
     for number in 1..4 {
         pool.submit(echo::task(number)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
     }
+    event.set();
     loop {
         thread::park();
     }
@@ -876,8 +889,9 @@ fn shuts_down_beside_a_callback_that_exits() {
     // The end has begun when the callback comes to its `exit`: std holds whoever comes second.
     pool.submit(hold::task(&gate)).on_done(drop);
     let exits = move |pool: &ProcessPoolExecutor| {
-        pool.submit(echo::task(0)).on_done(|_| std::process::exit(9));
+        let event = exits_in_a_callback(pool, 9);
         pool.submit(echo::task(1)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+        event.set();
     };
     if way != "later" {
         exits(&pool);
@@ -1085,7 +1099,7 @@ fn awaits_the_end_in_a_hook() {
             "busy" => drop(pool.submit(nap::task())),
             "callback" => pool.submit(nap::task()).on_done(drop),
             // It never returns: the program is ending.
-            "held" => pool.submit(echo::task(1)).on_done(|_| std::process::exit(9)),
+            "held" => exits_in_a_callback(pool, 9).set(),
             _ => {}
         }
         block_on(pool.shutdown_async());
