@@ -513,8 +513,6 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
         // SAFETY: system calls only, between fork and exec: a session of its own, with this terminal.
         unsafe {
             play.command.pre_exec(|| {
-                // Whoever started these tests in the background of a shell script had it ignored.
-                libc::signal(libc::SIGINT, libc::SIG_DFL);
                 if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
                     return Err(std::io::Error::last_os_error());
                 }

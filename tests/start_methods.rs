@@ -1186,7 +1186,8 @@ fn leaves_a_large_result() {
     gate.open();
     let before = own_memory();
     let child = Process::new(large::task(gate.path(), LEN)).start_method(method()).start().unwrap();
-    assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Exited(0)));
+    let status = child.wait_exit_timeout(LONG);
+    assert_eq!(status, Some(ExitStatus::Exited(0)), "{:?}", joined(&child).map(|bytes| bytes.len()));
     // What is read for it is read while all other processes wait.
     let grown = own_memory().saturating_sub(before);
     assert!(grown < LEN / 1024 / 4, "{grown} kB");

@@ -37,6 +37,9 @@ macro_rules! list {
 
 /// The `main` of such a test binary.
 pub fn main(tests: &[(&str, fn())], programs: &[(&str, fn())]) {
+    // Whoever started these tests in the background of a shell script had it ignored, and so had all that they start.
+    // SAFETY: restores the default action.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let Ok(program) = std::env::var(PROGRAM) else {
         harness::run(tests);
     };
