@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Identity of a submitted task, unique within the process that submitted it.
 ///
 /// ```
@@ -123,6 +125,16 @@ impl std::hash::Hasher for Mix {
         // The high bits are the well-mixed ones, and hash tables look at the low ones.
         self.0 = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
+}
+
+/// What two processes compare before the first task: the same functions with the same types.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Over the sorted names, numbers and signatures.
+    pub hash: u64,
+    /// How many functions.
+    pub count: u64,
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `id`, `debug`, `unwind` | plain vocabulary |
+//! | `id`, `debug`, `unwind`, `shield` | plain vocabulary |
 //! | `os` | what is asked of the operating system |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
 //! | `error` | why a task has no result |
 //! | `registry`, `task` | task functions by name, calls as data |
-//! | `shm` | shared objects that travel: bytes, values, arrays, memory; the heap they lie in |
+//! | `heap` | memory that processes share, and blocks in it |
 //! | `sync` | locks and their kin, in shared memory |
+//! | `shm` | shared objects that travel: bytes, values, arrays, memory |
 //! | `ipc` | connections, listeners, queues |
 //! | `transport` | how frames move |
 //! | `future` | the cell, the handle, waiting |
@@ -50,6 +51,7 @@ mod future;
 #[doc(hidden)]
 #[allow(missing_docs, reason = "no part of the interface: only fuzzers and tests see it")]
 pub mod fuzz;
+mod heap;
 mod id;
 mod ipc;
 mod os;
@@ -58,6 +60,7 @@ mod process;
 #[doc(hidden)]
 pub mod registry;
 mod segment;
+mod shield;
 mod shm;
 mod sync;
 mod task;

@@ -23,7 +23,6 @@ pub(crate) mod cell;
 pub(crate) mod feed;
 pub(crate) mod gather;
 mod handle;
-pub(crate) mod shield;
 pub(crate) mod timer;
 pub(crate) mod wait;
 

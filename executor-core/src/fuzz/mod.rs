@@ -141,7 +141,7 @@ pub fn queue(data: &[u8]) {
 
 /// Where a peer says that shared objects lie, in memory that it has written.
 pub fn place(data: &[u8]) {
-    crate::shm::heap::fuzzed::place(data);
+    crate::heap::block::fuzzed::place(data);
 }
 
 /// What a worker reads first.

@@ -18,9 +18,8 @@ use serde::Serialize;
 use super::{BOARD, TARGETS, Target};
 use crate::{
     error::Failure,
-    id::{FnId, TaskId},
+    id::{Fingerprint, FnId, TaskId},
     os::signals::Signals,
-    registry::Fingerprint,
     wire::{
         codec::Codec,
         frame::{Header, Items, Kind},

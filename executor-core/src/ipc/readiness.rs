@@ -14,11 +14,11 @@ use tokio::{
 };
 
 use crate::{
-    future::shield::{shielded, yield_once},
     os::{
         fork::{Origin, PerProcess},
         socket,
     },
+    shield::{shielded, yield_once},
 };
 
 /// An end of waiting; `None` is never.

@@ -67,7 +67,6 @@ use crate::{
         callback::{self, CallbackQueue},
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
         feed::{Feed, FeedRun},
-        shield::shielded,
         timer::Timer,
         wait::Signal as Flag,
     },
@@ -78,6 +77,7 @@ use crate::{
     },
     registry::TaskEntry,
     segment::{Results, Store},
+    shield::shielded,
     task::TaskOptions,
     transport::{
         Link,

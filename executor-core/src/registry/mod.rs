@@ -29,10 +29,9 @@ use std::{
     },
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     error::Failure,
+    id::Fingerprint,
     id::{FnId, IdHasher},
     os::fork::Origin,
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
@@ -346,16 +345,6 @@ fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
 /// The task function of this id.
 pub fn lookup(id: FnId) -> Option<&'static TaskEntry> {
     INDEX.get(&id).copied()
-}
-
-/// What two processes compare before the first task: the same functions with the same types.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// Over the sorted names, numbers and signatures.
-    pub hash: u64,
-    /// How many functions.
-    pub count: u64,
 }
 
 /// The fingerprint of this program.

@@ -14,12 +14,12 @@ use std::{
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{
-    heap::{Access, Block, Kind, Place},
-    readers::{Head, Readers, Reading},
-    words::{self, Integer},
-};
+use super::readers::{Head, Readers, Reading};
 use crate::{
+    heap::{
+        block::{Access, Block, Kind, Place},
+        words::{self, Integer},
+    },
     os::liveness::{OwnerId, Owners},
     sync::{
         Acquired, Lock, LockGuard, OwnerDied, Recover,

@@ -13,12 +13,14 @@ use std::{fmt, io};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    heap::{Block, Kind},
     memory::{SharedMemory, whole},
     name::Name,
-    words,
 };
 use crate::{
+    heap::{
+        block::{BYTES_START, Block, Kind},
+        words,
+    },
     os::{
         liveness::Liveness,
         memory::SharedLayout,
@@ -184,7 +186,7 @@ pub struct ShareableList {
 }
 
 const KINDS: &[Kind] = &[Kind::List];
-const HEAD: usize = SharedMemory::START;
+const HEAD: usize = BYTES_START;
 const SLOTS: usize = HEAD + size_of::<Head>();
 
 impl ShareableList {

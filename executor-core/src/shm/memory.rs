@@ -9,9 +9,9 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{
-    heap::{Block, Kind, Place},
-    name::{self, Name},
+use super::name::{self, Name};
+use crate::heap::{
+    block::{BYTES_START, Block, Kind, Place},
     words,
 };
 use crate::wire::attachment;
@@ -87,17 +87,14 @@ impl Drop for Named {
 
 const KINDS: &[Kind] = &[Kind::Memory];
 
-/// The bytes begin at a cache line, and are a whole number of them.
-const START: usize = Block::aligned(0, 64);
-
 pub(super) fn whole(size: usize) -> io::Result<usize> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no bytes, or too many");
     let size = size.checked_next_multiple_of(64).filter(|size| *size > 0).ok_or_else(invalid)?;
-    size.checked_add(START).ok_or_else(invalid)
+    size.checked_add(BYTES_START).ok_or_else(invalid)
 }
 
 fn fits(len: usize) -> bool {
-    len > START && (len - START).is_multiple_of(64)
+    len > BYTES_START && (len - BYTES_START).is_multiple_of(64)
 }
 
 impl SharedMemory {
@@ -141,14 +138,12 @@ impl SharedMemory {
 
     pub(super) fn with(block: Block, name: Option<Name>) -> Self {
         let named = name.map(|name| Arc::new(Named { name: Mutex::new(name) }));
-        SharedMemory { len: block.len() - START, block, named }
+        SharedMemory { len: block.len() - BYTES_START, block, named }
     }
 
     pub(super) fn block(&self) -> &Block {
         &self.block
     }
-
-    pub(super) const START: usize = START;
 
     /// Its name, if it has one.
     pub fn name(&self) -> Option<String> {
@@ -208,7 +203,7 @@ impl SharedMemory {
     }
 
     fn at(&self) -> NonNull<u8> {
-        self.block.bytes(START, self.len)
+        self.block.bytes(BYTES_START, self.len)
     }
 
     /// Copies bytes out, from that one on.

@@ -15,32 +15,27 @@
 //! ```
 //!
 //! - `bytes`: written once, then sealed and read by all.
-//! - `segment`, `heap`: memory that all may write, one mapping in each process, many objects in one.
-//! - `value`, `array`, `memory`, `list`: what users see of it; `words` is how plain data is read while others write it,
+//! - `value`, `array`, `memory`, `list`: what users see of memory that all may write (`heap`);
 //!   `readers` how several read at the same time.
 //! - `name`: names, who owns them, and how those of the dead go.
 //!
 //! A handle keeps the mapping; the memory belongs to all handles of all processes together, and to the tasks that carry it
 //! and are not resolved. When a process dies, its part in it is gone: the kernel counts, nobody else does. What it was in the
-//! middle of is the matter of the locks: `sync/mod.rs`, which lies on `segment` and `heap` and below the others.
+//! middle of is the matter of the locks: `sync`, which lies between `heap` and this folder.
 
 mod array;
 mod bytes;
-pub(crate) mod extents;
-pub(crate) mod heap;
 mod list;
 mod memory;
 mod name;
 mod readers;
-mod segment;
 mod value;
 #[cfg(feature = "ndarray")]
 mod views;
-mod words;
 
+pub use crate::heap::words::Integer;
 pub use array::{Array, ArrayReadGuard, ArrayWriteGuard, RawArray};
 pub use bytes::SharedBytes;
 pub use list::{ListItem, ShareableList, TooLarge};
 pub use memory::{SharedMemory, SharedMemoryScope};
 pub use value::{RawValue, Value, ValueGuard};
-pub use words::Integer;

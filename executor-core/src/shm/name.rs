@@ -50,7 +50,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::segment::OwnFile;
+use crate::heap::segment::OwnFile;
 use crate::os::{
     asked::Asked,
     liveness::{Description, byte},

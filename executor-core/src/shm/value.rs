@@ -11,8 +11,8 @@ use std::{
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{
-    heap::{Access, Block, Kind, Place},
+use crate::heap::{
+    block::{Access, Block, Kind, Place},
     words::{self, Integer},
 };
 use crate::sync::{

@@ -25,12 +25,12 @@ use super::{
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
 };
 use crate::{
+    heap::block::{Block, Kind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
         sync::atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    shm::heap::{Block, Kind},
 };
 
 const FILLING: u64 = 0;

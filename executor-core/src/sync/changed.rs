@@ -28,6 +28,7 @@ use std::{
 
 use super::raw::RECHECK;
 use crate::{
+    heap::block::Block,
     os::{
         fork::Origin,
         futex::{self, WAIT_ANY_MAX},
@@ -37,7 +38,6 @@ use crate::{
             lock_of_model as lock, start,
         },
     },
-    shm::heap::Block,
 };
 
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
@@ -395,7 +395,7 @@ mod tests {
         super::{raw::Bell, wakes::wakes_a_sleeper},
         *,
     };
-    use crate::shm::heap::Kind;
+    use crate::heap::block::Kind;
 
     #[test]
     fn a_wake_up_for_those_who_have_left_meanwhile_is_another_sleepers() {

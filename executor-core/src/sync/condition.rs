@@ -27,12 +27,12 @@ use super::{
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
 };
 use crate::{
+    heap::block::{Block, Kind, Place},
     os::{
         liveness::{Liveness, Owners},
         memory::SharedLayout,
         sync::atomic::{AtomicU64, Ordering},
     },
-    shm::heap::{Block, Kind, Place},
 };
 
 /// So many wait one by one; of more, see the module's opening. Less: a kilobyte less for each condition.

@@ -7,12 +7,12 @@ use super::{
     raw::{Deadline, deadline_in, nap},
 };
 use crate::{
+    heap::block::{Block, Kind},
     os::{
         futex,
         memory::SharedLayout,
         sync::atomic::{AtomicU32, Ordering},
     },
-    shm::heap::{Block, Kind},
 };
 
 const SET: u32 = 1;

@@ -8,6 +8,7 @@ use super::{
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
 };
 use crate::{
+    heap::block::{Block, Kind},
     os::{
         fork::Origin,
         liveness::{Liveness, OwnerId, Owners},
@@ -15,7 +16,6 @@ use crate::{
         memory::SharedLayout,
         sync::atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    shm::heap::{Block, Kind},
 };
 
 /// A lock for threads of any processes.

@@ -3,7 +3,7 @@
 //! ```text
 //!   Lock, RLock, Semaphore,        handles: serde, Clone, Send + Sync; guards
 //!   Condition, Event, Barrier
-//!        │ each is a block of        `shm/heap.rs`: many blocks in one anonymous file
+//!        │ each is a block of        `heap/block.rs`: many blocks in one anonymous file
 //!        ▼
 //!   raw: RobustMutex, Bell         words in that memory: who holds it; where one sleeps
 //!        │ who is that, does it live?
@@ -83,7 +83,7 @@ macro_rules! travels {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Ok($type { $field: $crate::shm::heap::Block::deserialize(deserializer, $kinds, $fits)? })
+                Ok($type { $field: $crate::heap::block::Block::deserialize(deserializer, $kinds, $fits)? })
             }
         }
 

@@ -8,13 +8,13 @@ use super::{
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
 };
 use crate::{
+    heap::block::{Block, Kind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         local,
         memory::SharedLayout,
         sync::atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    shm::heap::{Block, Kind},
 };
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]

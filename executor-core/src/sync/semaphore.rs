@@ -26,12 +26,12 @@ use super::{
     raw::{Bell, Deadline, RobustGuard, RobustMutex, Woken, deadline_in, nap},
 };
 use crate::{
+    heap::block::{Block, Kind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
         sync::atomic::{AtomicU32, Ordering},
     },
-    shm::heap::{Block, Kind},
 };
 
 /// Before the table.

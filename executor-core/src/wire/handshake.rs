@@ -30,13 +30,12 @@ use serde::{Deserialize, Serialize};
 
 use super::attachment::Attachment;
 use crate::{
-    id::FnId,
+    id::{Fingerprint, FnId},
     os::{
         file,
         signals::Signals,
         socket::{self, MESSAGE_BYTES_MAX},
     },
-    registry::Fingerprint,
 };
 
 /// Changes whenever a message of the wire changes.

@@ -22,6 +22,10 @@ use super::chain::{
     Returned, RingPlace, Side, Words, garbled,
 };
 use crate::{
+    heap::{
+        block::{Block, Kind, Place},
+        extents::{Extents, Window},
+    },
     os::{
         asked::Asked,
         clock,
@@ -34,10 +38,6 @@ use crate::{
             atomic::{AtomicU64, fence},
             lock,
         },
-    },
-    shm::{
-        extents::{Extents, Window},
-        heap::{Block, Kind, Place},
     },
     sync::{
         changed::changed,

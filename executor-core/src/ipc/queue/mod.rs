@@ -8,8 +8,8 @@
 //!        │
 //!        ▼
 //!  chain    words in shared memory: two robust mutexes, rings of records, what is put right after a death
-//!        ├── a block of the heap (`shm/heap.rs`)       the words
-//!        ├── a sparse anonymous file (`shm/extents.rs`)  rings, and items above 256 KiB, each in a piece of its own
+//!        ├── a block of the heap (`heap/block.rs`)       the words
+//!        ├── a sparse anonymous file (`heap/extents.rs`)  rings, and items above 256 KiB, each in a piece of its own
 //!        └── a socket pair                               the descriptors of items
 //! ```
 //!

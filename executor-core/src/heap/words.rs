@@ -3,7 +3,7 @@
 //!
 //! So a race is no undefined behaviour, whoever takes part in it: at worst a value is half old and half new, which for
 //! plain data is a value too. What fits into one word is never torn. That holds as long as all use words of one width, so a
-//! block says how it is accessed (`Access` in `heap.rs`), and a handle of another type is refused.
+//! block says how it is accessed (`Access` in `block.rs`), and a handle of another type is refused.
 
 use std::{
     mem::MaybeUninit,
@@ -49,7 +49,7 @@ macro_rules! store_words {
 /// # Safety
 /// `at` is aligned for `T` and has memory for so many that lives meanwhile, and to which this process has no reference
 /// but atomic ones. `out` has room for them.
-pub(super) unsafe fn load_all<T: Pod>(at: NonNull<u8>, out: *mut T, count: usize) {
+pub(crate) unsafe fn load_all<T: Pod>(at: NonNull<u8>, out: *mut T, count: usize) {
     let bytes = size_of::<T>() * count;
     match align_of::<T>() {
         1 => load_words!(at, out, bytes, AtomicU8, u8),
@@ -63,7 +63,7 @@ pub(super) unsafe fn load_all<T: Pod>(at: NonNull<u8>, out: *mut T, count: usize
 ///
 /// # Safety
 /// As [`load_all`]; `from` has so many.
-pub(super) unsafe fn store_all<T: Pod>(at: NonNull<u8>, from: *const T, count: usize) {
+pub(crate) unsafe fn store_all<T: Pod>(at: NonNull<u8>, from: *const T, count: usize) {
     let bytes = size_of::<T>() * count;
     match align_of::<T>() {
         1 => store_words!(at, from, bytes, AtomicU8, u8),
@@ -77,7 +77,7 @@ pub(super) unsafe fn store_all<T: Pod>(at: NonNull<u8>, from: *const T, count: u
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn load<T: Pod>(at: NonNull<u8>) -> T {
+pub(crate) unsafe fn load<T: Pod>(at: NonNull<u8>) -> T {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the caller's promise. All its bytes are written, and plain data has no padding and takes any bytes.
     unsafe {
@@ -90,7 +90,7 @@ pub(super) unsafe fn load<T: Pod>(at: NonNull<u8>) -> T {
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn store<T: Pod>(at: NonNull<u8>, value: &T) {
+pub(crate) unsafe fn store<T: Pod>(at: NonNull<u8>, value: &T) {
     // SAFETY: the caller's promise.
     unsafe { store_all(at, value, 1) }
 }
@@ -100,7 +100,7 @@ pub(super) unsafe fn store<T: Pod>(at: NonNull<u8>, value: &T) {
 /// # Safety
 /// `at` is aligned to 8 and begins a whole number of words that live meanwhile, to which this process has no reference but
 /// atomic ones of the same width; `from` and as many as are copied lie within.
-pub(super) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
+pub(crate) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
     // SAFETY: the caller's promise.
     let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
     let mut done = 0;
@@ -117,7 +117,7 @@ pub(super) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
 ///
 /// # Safety
 /// As [`load_bytes`].
-pub(super) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
+pub(crate) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
     // SAFETY: the caller's promise.
     let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
     let mut done = 0;
@@ -144,7 +144,7 @@ pub(super) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
 /// # Safety
 /// `at` is aligned to 8 and begins so many bytes, a whole number of words, that live meanwhile, to which this process has no
 /// reference but atomic ones of this width.
-pub(super) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
+pub(crate) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
     by_words!(at, bytes, AtomicU64, word, |_, word: &AtomicU64| word.store(0, Ordering::Release));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0     Head: what this is, who uses it (`os/liveness.rs`)
-//!  64    blocks (`heap.rs`)
+//!  64    blocks (`block.rs`)
 //!  …     end: a whole number of pages, all of them there from the beginning, sealed: no shrinking, no growing
 //! ```
 //!
@@ -42,17 +42,16 @@ use crate::os::{
 };
 
 /// What blocks are aligned to: a cache line, so that two objects do not slow each other down.
-pub(super) const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 const PAGE: usize = 4096;
 /// No text begins like this, and no file of another program by chance: what has it may be removed when its owners are dead
-/// (`name.rs`).
+/// (`shm/name.rs`).
 const MAGIC: [u8; 8] = *b"\xb1exec\x1a\r\n";
-/// Changes whenever anything that lies in a segment does: `Head`, the blocks of `heap.rs`, and the words of every object that
+/// Changes whenever anything that lies in a segment does: `Head`, the blocks of `block.rs`, and the words of every object that
 /// can have a name. Programs of different builds meet in named memory.
 const VERSION: u32 = 1;
 /// What nobody should change without changing `VERSION`; two builds that differ here do not understand each other.
-const LAYOUT: u32 =
-    (size_of::<Head>() | super::heap::HEAD << 8 | super::memory::SharedMemory::START << 16) as u32;
+const LAYOUT: u32 = (size_of::<Head>() | super::block::HEAD << 8 | super::block::BYTES_START << 16) as u32;
 
 /// At the beginning of each file.
 #[repr(C, align(64))]
@@ -99,12 +98,12 @@ impl Noted {
 }
 
 /// A block that was received: whether it can be what its sender says.
-pub(super) const BEYOND: &str = "it is not within its memory";
+pub(crate) const BEYOND: &str = "it is not within its memory";
 const OVERLAPS: &str = "it overlaps another object";
 const UNSENT: &str = "this process has never sent it";
 
 /// Device and number.
-pub(super) type Inode = (u64, u64);
+pub(crate) type Inode = (u64, u64);
 
 struct Mapping {
     at: NonNull<u8>,
@@ -146,7 +145,7 @@ fn table() -> &'static Table {
 
 impl Segment {
     /// A new file with room for blocks of so many bytes together, zeroed.
-    pub(super) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
+    pub(crate) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
         let create = || {
             let descriptor = file::anonymous(name)?;
             let len = Self::fill(&descriptor, room)?;
@@ -157,7 +156,7 @@ impl Segment {
     }
 
     /// As [`create`](Self::create), in a file that has no bytes yet, and that nothing keeps from being made shorter.
-    pub(super) fn create_in(descriptor: OwnedFd, room: usize) -> io::Result<Arc<Self>> {
+    pub(crate) fn create_in(descriptor: OwnedFd, room: usize) -> io::Result<Arc<Self>> {
         let len = Self::fill(&descriptor, room)?;
         Self::begin(descriptor, len, false)
     }
@@ -187,13 +186,13 @@ impl Segment {
     }
 
     /// What another process has made; the same one as before, if it is here already.
-    pub(super) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
+    pub(crate) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
         let stat = fstat(&*descriptor)?;
         Self::open_any(descriptor, &stat, true)
     }
 
     /// As [`open`](Self::open), for a file that has a name: nothing keeps it from being made shorter by this user's programs.
-    pub(super) fn open_named(file: OwnFile) -> io::Result<Arc<Self>> {
+    pub(crate) fn open_named(file: OwnFile) -> io::Result<Arc<Self>> {
         Self::open_any(file.descriptor, &file.stat, false)
     }
 
@@ -262,28 +261,28 @@ impl Segment {
         unsafe { self.mapping.at.cast::<Head>().as_ref() }
     }
 
-    pub(super) fn at(&self) -> NonNull<u8> {
+    pub(crate) fn at(&self) -> NonNull<u8> {
         self.mapping.at
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
 
-    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.descriptor
     }
 
-    pub(super) fn inode(&self) -> Inode {
+    pub(crate) fn inode(&self) -> Inode {
         self.inode
     }
 
-    pub(super) fn liveness(&self) -> &Liveness {
+    pub(crate) fn liveness(&self) -> &Liveness {
         &self.liveness
     }
 
     /// Whether this process is a fork of the one that mapped it; then nothing is allocated in it or freed.
-    pub(super) fn forked(&self) -> bool {
+    pub(crate) fn forked(&self) -> bool {
         self.origin.forked()
     }
 
@@ -296,7 +295,7 @@ impl Segment {
     /// Notes a block that this process makes, and has it zeroed by `clear` before anybody can receive it. `false` if it is not
     /// within the file, or if anything is noted there: also a block that looks the same, for somebody may have made up a
     /// handle of what was to come next.
-    pub(super) fn note_new(&self, offset: usize, len: usize, tag: u128, clear: impl FnOnce()) -> bool {
+    pub(crate) fn note_new(&self, offset: usize, len: usize, tag: u128, clear: impl FnOnce()) -> bool {
         if !self.is_within(offset, len) {
             return false;
         }
@@ -311,7 +310,7 @@ impl Segment {
 
     /// Notes a block that another process has sent, or refuses it. `tag` says what it is, and reads its head for that: not
     /// before it is certain that nothing else of this process is there, and while nothing comes there.
-    pub(super) fn note_received(
+    pub(crate) fn note_received(
         &self,
         offset: usize,
         len: usize,
@@ -334,7 +333,7 @@ impl Segment {
     }
 
     /// From now on other processes may have the block.
-    pub(super) fn note_sent(&self, offset: usize) {
+    pub(crate) fn note_sent(&self, offset: usize) {
         // In a fork the table may be locked for ever, and what it has inherited is the parent's to note: `children`.
         if self.forked() {
             return;
@@ -346,7 +345,7 @@ impl Segment {
 
     /// The last handle of a block goes. If no other process can have one, the block is no more, `clear` makes it none for
     /// those who look at the memory, and its place may be used again: `true`.
-    pub(super) fn forget_if_only_ours(&self, offset: usize, clear: impl FnOnce()) -> bool {
+    pub(crate) fn forget_if_only_ours(&self, offset: usize, clear: impl FnOnce()) -> bool {
         if self.forked() {
             return false;
         }
@@ -369,7 +368,7 @@ fn is_free(blocks: &BTreeMap<usize, Noted>, offset: usize, len: usize) -> bool {
 /// A file that can be made shorter, which is a signal that ends whoever looks at what is not there any more: so it is one that
 /// nobody can open for writing but this user and root, who can end this process anyway.
 #[derive(Debug)]
-pub(super) struct OwnFile {
+pub(crate) struct OwnFile {
     descriptor: Arc<OwnedFd>,
     /// When it was looked at.
     stat: Stat,
@@ -377,7 +376,7 @@ pub(super) struct OwnFile {
 
 impl OwnFile {
     /// Looks at what was opened, or received: a path says nothing about it.
-    pub(super) fn check(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
+    pub(crate) fn check(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
         let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let stat = fstat(&*descriptor)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -391,13 +390,13 @@ impl OwnFile {
     }
 
     /// Whether its content says that this library has made it.
-    pub(super) fn has_magic(&self) -> bool {
+    pub(crate) fn has_magic(&self) -> bool {
         let mut begin = [0; MAGIC.len()];
         let read = retry(|| pread(&*self.descriptor, &mut begin, 0));
         read == Ok(begin.len()) && begin == MAGIC
     }
 
-    pub(super) fn stat(&self) -> &Stat {
+    pub(crate) fn stat(&self) -> &Stat {
         &self.stat
     }
 }

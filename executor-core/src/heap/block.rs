@@ -40,6 +40,10 @@ use crate::{
     wire::attachment,
 };
 
+/// Where the bytes of a [`SharedMemory`](crate::SharedMemory) begin in their block: at a cache line. It is part of a segment's layout,
+/// as named memory is read by other builds.
+pub(crate) const BYTES_START: usize = Block::aligned(0, 64);
+
 /// Of small blocks. More: a process that has one lock takes that much. Less: more descriptors for many objects (now two
 /// for a thousand locks).
 const SEGMENT_BYTES: usize = 64 * 1024;
@@ -132,7 +136,7 @@ struct BlockHead {
 }
 
 /// Where the body begins.
-pub(super) const HEAD: usize = size_of::<BlockHead>();
+pub(crate) const HEAD: usize = size_of::<BlockHead>();
 
 /// A piece of memory that processes share, and a handle of it. Two are equal if they are the same memory.
 #[derive(Clone)]
@@ -246,7 +250,7 @@ impl Block {
     }
 
     /// As [`allocate`](Self::allocate), alone in a new file of the caller's, which has no bytes yet.
-    pub(super) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
+    pub(crate) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let tag = tag(kind, Access::BY_KIND, None);
         segment.note_new(LINE, with_head(len), tag, || {});
@@ -259,7 +263,7 @@ impl Block {
     }
 
     /// The block of a file that was made by [`allocate_in`](Self::allocate_in).
-    pub(super) fn open_file(file: OwnFile, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
+    pub(crate) fn open_file(file: OwnFile, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let segment = Segment::open_named(file)?;
         let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
@@ -278,7 +282,7 @@ impl Block {
     }
 
     /// Of the file that it lies in.
-    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
         self.inner.segment.descriptor()
     }
 
@@ -404,7 +408,7 @@ impl Block {
     }
 
     /// As [`arrive`](Self::arrive), of memory that has a name: its file is of this user's, and not sealed.
-    pub(super) fn arrive_named<E: de::Error>(
+    pub(crate) fn arrive_named<E: de::Error>(
         place: Place,
         kinds: &[Kind],
         fits: impl Fn(usize) -> bool,
@@ -648,7 +652,7 @@ mod tests {
     /// Runs a test of this file that needs the process's heap for itself.
     fn alone(name: &str) {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([&format!("shm::heap::tests::{name}"), "--exact", "--ignored", "--nocapture"])
+            .args([&format!("heap::block::tests::{name}"), "--exact", "--ignored", "--nocapture"])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
