@@ -64,6 +64,8 @@ mod shield;
 mod shm;
 mod sync;
 mod task;
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tidy;
 mod transport;
 mod unwind;
 mod wire;

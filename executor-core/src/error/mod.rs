@@ -1,5 +1,11 @@
 //! What can go wrong, in words that answer the next question: what was tried, on what, and what to do.
 //!
+//! ```text
+//!  the caller's side        arguments, result      ─► Encode, Decode ──────────────┐
+//!  a reply of the worker    Kind, Failure          ─► reply: Failed, Panicked, … ──┼──► TaskError, in the cell of the task
+//!  the pool                 exit status, deadline  ─► WorkerLost, TimedOut, … ─────┘
+//! ```
+//!
 //! `unwrap`, and a `main` that returns an error, print its `Debug`. So that is what people see of an error, and it has to
 //! have the remedy in it: the `Debug` of every error here and in the other folders is its `Display`, by `debug_is_display!`.
 //! Nobody derives it; a test reads the sources.

@@ -1,6 +1,11 @@
 //! Every decoder of foreign bytes, as a function of bytes: for the fuzzer (`executor-core/fuzz`) and for the runner in
 //! [`tests`], which needs no other toolchain. Not compiled into anything else.
 //!
+//! ```text
+//!  corpus, mutations ─► Input ─► target: a decoder, and what must hold of what it makes
+//!    (`executor-core/fuzz/corpus`)   frames, handshake, values, blocks, queues, boards …
+//! ```
+//!
 //! A target panics when one of its invariants does not hold. That it neither panics otherwise nor takes more memory
 //! than [`Target::bytes_max`] is for whoever runs it to see.
 

@@ -1,0 +1,308 @@
+//! What the sources of this crate keep to, and no compiler checks: which folder may use which, a picture at the head of each folder,
+//! and paths in `ARCHITECTURE.md` that exist.
+//!
+//! ```text
+//!  src/**/*.rs ─► code without comments, texts and tests ─► the folders that it names ─► none that lies above its own
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Folders (and files) of `src`, from the bottom up: each may use those before it. As the table of `ARCHITECTURE.md` says.
+const LAYERS: [&str; 21] = [
+    "kill_point",
+    "debug",
+    "unwind",
+    "shield",
+    "os",
+    "id",
+    "segment",
+    "wire",
+    "error",
+    "registry",
+    "task",
+    "heap",
+    "sync",
+    "shm",
+    "ipc",
+    "transport",
+    "child",
+    "worker",
+    "future",
+    "process",
+    "pool",
+];
+/// Above all: what users call, and what generated code calls.
+const TOP: [&str; 3] = ["executor", "private", "lib"];
+/// Seen by tests and fuzzers only, whatever they use.
+const BESIDE: [&str; 2] = ["fuzz", "tidy"];
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn all_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder of the sources") {
+        let path = entry.expect("it can be read").path();
+        if path.is_dir() {
+            all_below(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// A text in which comments and the contents of string literals are blanks: of the same length, with the same lines.
+fn code_of(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut code = bytes.to_vec();
+    let blank = |code: &mut Vec<u8>, from: usize, to: usize| {
+        code[from..to].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
+    };
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = &text[at..];
+        let end = if rest.starts_with("//") {
+            at + rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("r#\"") {
+            at + 3 + rest[3..].find("\"#").expect("a literal ends") + 2
+        } else if rest.starts_with("'\"'") || rest.starts_with("b'\"'") {
+            // A quotation mark that begins no literal.
+            at + 4
+        } else if rest.starts_with('"') {
+            let mut end = at + 1;
+            while bytes[end] != b'"' {
+                end += if bytes[end] == b'\\' { 2 } else { 1 };
+            }
+            end + 1
+        } else {
+            at += rest.chars().next().map_or(1, char::len_utf8);
+            continue;
+        };
+        blank(&mut code, at, end.min(bytes.len()));
+        at = end;
+    }
+    String::from_utf8(code).expect("blanks in place of whole characters")
+}
+
+/// Where the block ends that begins at the next brace from `at` on.
+fn block_end(code: &str, at: usize) -> usize {
+    let mut depth = 0;
+    for (offset, byte) in code[at..].bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth == 1 => return at + offset + 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    code.len()
+}
+
+/// Takes the modules of tests out of a file's code; the names of those that are files of their own.
+fn without_tests(code: &mut String) -> Vec<String> {
+    let mut files = Vec::new();
+    let mut from = 0;
+    while let Some(found) = code[from..].find("#[cfg(") {
+        let at = from + found;
+        let end = at + code[at..].find(")]").expect("an attribute ends") + 2;
+        from = end;
+        if !code[at..end].contains("test") || code[at..end].contains("not(test)") {
+            continue;
+        }
+        // Other attributes may follow.
+        let mut item = code[end..].trim_start();
+        while item.starts_with("#[") {
+            item = item[item.find(']').expect("an attribute ends") + 1..].trim_start();
+        }
+        let item = item.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
+        let item = item.trim_start_matches("pub ");
+        let Some(name) = item.strip_prefix("mod ") else { continue };
+        let name: String = name.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+        let start = code.len() - item.len();
+        if code[start..].trim_start_matches("mod ").trim_start_matches(name.as_str()).starts_with(';') {
+            files.push(name);
+        } else {
+            let end = block_end(code, start);
+            let blanks: String = code[start..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+            code.replace_range(start..end, &blanks);
+        }
+    }
+    files
+}
+
+fn word(code: &str) -> &str {
+    let end = code.find(|char: char| !char.is_alphanumeric() && char != '_').unwrap_or(code.len());
+    &code[..end]
+}
+
+/// What a path from the crate's root on begins with: one name, or those of a list in braces. With the line of each.
+fn named(code: &str, at: usize) -> Vec<(String, usize)> {
+    let line = |at: usize| code[..at].matches('\n').count() + 1;
+    if !code[at..].starts_with('{') {
+        return vec![(word(&code[at..]).to_owned(), line(at))];
+    }
+    let end = block_end(code, at) - 1;
+    let (mut names, mut depth, mut begins) = (Vec::new(), 0, true);
+    for (offset, char) in code[at + 1..end].char_indices() {
+        match char {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            char if begins && !char.is_whitespace() => {
+                let at = at + 1 + offset;
+                names.push((word(&code[at..]).to_owned(), line(at)));
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// The names at the crate's root that a file uses, with the line of each. `depth`: how many modules it lies below the root.
+fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
+    let mut roots = vec!["crate::".to_owned()];
+    roots.push("super::".repeat(depth));
+    let mut found = Vec::new();
+    for root in roots {
+        for (at, _) in code.match_indices(&root) {
+            let before = code[..at].chars().next_back();
+            let is_longer = before.is_some_and(|char| char.is_alphanumeric() || char == '_' || char == ':');
+            if !is_longer && !code[at + root.len()..].starts_with("super::") {
+                found.extend(named(code, at + root.len()));
+            }
+        }
+    }
+    found
+}
+
+/// Each use of a layer that lies above, as `file:line: …`.
+fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
+    let modules: Vec<_> = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
+    let own = modules[0];
+    if TOP.contains(&own) || BESIDE.contains(&own) {
+        return Vec::new();
+    }
+    let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
+    let Some(height) = rank(own) else {
+        return vec![format!("{file}:1: `{own}` has no place among the layers of tidy.rs")];
+    };
+    used(code, modules.len())
+        .into_iter()
+        .filter(|(name, _)| {
+            rank(name).is_some_and(|other| other > height) || TOP.contains(&&**name) && name != "lib"
+        })
+        .map(|(name, line)| format!("{file}:{line}: `{own}` uses `{name}`, which lies above it"))
+        .collect()
+}
+
+/// The sources without those that are tests as a whole: their paths from `src` on, and their code.
+fn library() -> Vec<(String, String)> {
+    let (root, mut paths) = (sources(), Vec::new());
+    all_below(&root, &mut paths);
+    paths.sort();
+    let mut tests = BTreeSet::new();
+    let mut files = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).expect("it can be read");
+        let mut code = code_of(&text);
+        let folder = match path.file_stem().and_then(|name| name.to_str()) {
+            Some("mod" | "lib") => path.parent().expect("below src").to_owned(),
+            _ => path.with_extension(""),
+        };
+        tests.extend(without_tests(&mut code).into_iter().map(|name| folder.join(name)));
+        files.push((path, code));
+    }
+    files.retain(|(path, _)| !path.ancestors().any(|part| tests.contains(&part.with_extension(""))));
+    let name = |path: &Path| path.strip_prefix(&root).expect("below src").display().to_string();
+    files.into_iter().map(|(path, code)| (name(&path), code)).collect()
+}
+
+#[test]
+fn no_folder_uses_one_that_lies_above_it() {
+    let files = library();
+    assert!(files.len() > 100, "{} files were found", files.len());
+    let up: Vec<_> = files.iter().flat_map(|(file, code)| arrows_that_run_up(file, code)).collect();
+    assert!(up.is_empty(), "arrows run up:\n{}", up.join("\n"));
+    // Each layer is there, and is used or uses others: a name that nobody has would forbid nothing.
+    for layer in LAYERS {
+        let is_it = |file: &str| file.split('/').next().unwrap_or_default().trim_end_matches(".rs") == layer;
+        assert!(files.iter().any(|(file, _)| is_it(file)), "there is no `{layer}`");
+    }
+}
+
+#[test]
+fn a_use_of_what_lies_above_is_found_wherever_it_is_written() {
+    let up = |file: &str, text: &str| {
+        let mut code = code_of(text);
+        without_tests(&mut code);
+        arrows_that_run_up(file, &code)
+    };
+    let found = "sync/lock.rs:2: `sync` uses `pool`, which lies above it";
+    assert_eq!(up("sync/lock.rs", "\nuse crate::pool::Pool;"), [found]);
+    assert_eq!(up("sync/lock.rs", "use crate::{os::{file, fork},\n    pool::Pool};"), [found]);
+    assert_eq!(up("sync/lock.rs", "\nfn f() { crate::pool::run() }"), [found]);
+    assert_eq!(up("sync/lock.rs", "\nuse super::super::pool::Pool;"), [found]);
+    assert_eq!(up("os/mod.rs", "use super::sync;").len(), 1);
+    assert_eq!(up("wire/frame.rs", "use crate::executor::Pool;").len(), 1);
+    assert_eq!(up("what/is.rs", "").len(), 1);
+    for fine in [
+        "// crate::pool",
+        "const TEXT: &str = \"crate::pool \\\" crate::pool\";",
+        "use crate::os::{pool, executor};",
+        "use super::pool;",
+        "#[cfg(test)]\nmod tests { use crate::pool::Pool; }",
+        "#[cfg(all(test, unix))]\n#[path = \"x\"]\npub(crate) mod tests { mod inner { use crate::pool::Pool; } }",
+    ] {
+        assert_eq!(up("sync/lock.rs", fine), [""; 0], "{fine}");
+    }
+    assert_eq!(up("sync/lock.rs", "#[cfg(test)]\nmod tests { }\n\nuse crate::pool::Pool;").len(), 1);
+}
+
+#[test]
+fn each_folder_opens_with_a_picture() {
+    let mut without = Vec::new();
+    for entry in fs::read_dir(sources()).expect("the sources") {
+        let folder = entry.expect("it can be read").path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let head = fs::read_to_string(folder.join("mod.rs")).expect("each folder has a `mod.rs`");
+        let opening = head.lines().take_while(|line| line.starts_with("//!"));
+        if !opening.into_iter().any(|line| line.trim_end() == "//! ```text") {
+            without
+                .push(format!("{}:1: no picture (```text) in its opening", folder.join("mod.rs").display()));
+        }
+    }
+    assert!(without.is_empty(), "{}", without.join("\n"));
+}
+
+#[test]
+fn the_paths_that_the_architecture_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // A package of this crate alone has no such page.
+    let Ok(text) = fs::read_to_string(root.join("ARCHITECTURE.md")) else { return };
+    let mut missing = Vec::new();
+    let mut named = 0;
+    for (number, line) in text.lines().enumerate() {
+        let quoted = line.split('`').skip(1).step_by(2);
+        let is_path = |name: &&str| {
+            let name = name.trim_end_matches(|char: char| char == ':' || char.is_numeric());
+            (name.ends_with(".rs") || name.ends_with(".md"))
+                && !name.contains(|char: char| char.is_whitespace() || char == '*')
+        };
+        for path in quoted.filter(is_path) {
+            named += 1;
+            let below = |folder: &str| root.join(folder).join(path).exists();
+            if !["", "executor-core/src", "executor-macros/src", "tests"].into_iter().any(below) {
+                missing.push(format!("ARCHITECTURE.md:{}: `{path}` is not there", number + 1));
+            }
+        }
+    }
+    assert!(named > 20, "{named} paths were found");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
