@@ -12,6 +12,8 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -24,6 +26,12 @@ use super::{asked::Asked, file, fork::Origin, socket::retry};
 
 /// What a sealed file does not allow.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
+
+/// How long a copy of this process may still have memory mapped that is sealed here: another thread starts a program by `fork`, and the
+/// copy has the mapping until its `exec`. Shorter: on a busy machine bytes are refused because of it. Longer: the error for a copy that
+/// stays comes so late.
+const COPIES_GONE_AFTER: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_micros(100);
 
 /// See the module's opening.
 #[derive(Debug)]
@@ -86,6 +94,21 @@ impl SealedBytes {
         &self.descriptor
     }
 
+    fn add_seals(&self) -> io::Result<()> {
+        let deadline = Instant::now() + COPIES_GONE_AFTER;
+        loop {
+            match retry(|| fcntl_add_seals(&*self.descriptor, SEALS | SealFlags::SEAL)) {
+                Err(Errno::BUSY) if Instant::now() < deadline => thread::sleep(LOOK),
+                Err(Errno::BUSY) => {
+                    return Err(io::Error::other(
+                        "another process has the memory mapped for writing: a fork of this one?",
+                    ));
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
     /// Ends writing, here and everywhere. Whoever reads meanwhile notices nothing.
     pub(crate) fn seal(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,14 +117,7 @@ impl SealedBytes {
             *state = State::ReadOnly;
         }
         if *state == State::ReadOnly {
-            retry(|| fcntl_add_seals(&*self.descriptor, SEALS | SealFlags::SEAL)).map_err(
-                |error| match error {
-                    Errno::BUSY => io::Error::other(
-                        "another process has the memory mapped for writing: a fork of this one?",
-                    ),
-                    other => other.into(),
-                },
-            )?;
+            self.add_seals()?;
             *state = State::Sealed;
             self.known_sealed.store(true, Ordering::Relaxed);
         }

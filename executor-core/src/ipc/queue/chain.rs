@@ -319,13 +319,14 @@ impl Counts {
 }
 
 /// Where a ring lies, as shared words say, which anybody who has a handle may have written: no longer than a ring can be, so that
-/// nobody maps more than that for somebody else's word.
+/// nobody maps more than that for somebody else's word, and not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingPlace(Piece);
 
 impl RingPlace {
     fn new(at: u64, bytes: u64) -> io::Result<Self> {
-        if bytes <= MOST_BYTES { Ok(RingPlace(Piece { at, bytes })) } else { Err(garbled()) }
+        // Of no length is none, and nobody divides by that.
+        if (1..=MOST_BYTES).contains(&bytes) { Ok(RingPlace(Piece { at, bytes })) } else { Err(garbled()) }
     }
 
     pub(super) fn piece(self) -> Piece {
