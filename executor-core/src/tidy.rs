@@ -67,8 +67,8 @@ fn code_of(text: &str) -> String {
         let rest = &text[at..];
         let end = if rest.starts_with("//") {
             at + rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("r#\"") {
-            at + 3 + rest[3..].find("\"#").expect("a literal ends") + 2
+        } else if let Some(literal) = rest.strip_prefix("r#\"") {
+            at + 3 + literal.find("\"#").expect("a literal ends") + 2
         } else if rest.starts_with("'\"'") || rest.starts_with("b'\"'") {
             // A quotation mark that begins no literal.
             at + 4
