@@ -27,10 +27,10 @@ use super::{asked::Asked, file, fork::Origin, socket::retry};
 /// What a sealed file does not allow.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
-/// How long a copy of this process may still have memory mapped that is sealed here: another thread starts a program by `fork`, and the
-/// copy has the mapping until its `exec`. Shorter: on a busy machine bytes are refused because of it. Longer: the error for a copy that
-/// stays comes so late.
-const COPIES_GONE_AFTER: Duration = Duration::from_millis(200);
+/// How long memory that is to be sealed may still be in use elsewhere: another thread starts a program by `fork`, and the copy has the
+/// mapping until its `exec`; or the kernel is moving pages (it waits for these itself, but only for some 150 ms). Shorter: on a busy
+/// machine bytes are refused because of it. Longer: the error for a copy that stays comes so late.
+const FREE_AFTER: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(100);
 
 /// See the module's opening.
@@ -94,21 +94,6 @@ impl SealedBytes {
         &self.descriptor
     }
 
-    fn add_seals(&self) -> io::Result<()> {
-        let deadline = Instant::now() + COPIES_GONE_AFTER;
-        loop {
-            match retry(|| fcntl_add_seals(&*self.descriptor, SEALS | SealFlags::SEAL)) {
-                Err(Errno::BUSY) if Instant::now() < deadline => thread::sleep(LOOK),
-                Err(Errno::BUSY) => {
-                    return Err(io::Error::other(
-                        "another process has the memory mapped for writing: a fork of this one?",
-                    ));
-                }
-                other => return Ok(other?),
-            }
-        }
-    }
-
     /// Ends writing, here and everywhere. Whoever reads meanwhile notices nothing.
     pub(crate) fn seal(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +102,7 @@ impl SealedBytes {
             *state = State::ReadOnly;
         }
         if *state == State::ReadOnly {
-            self.add_seals()?;
+            add_seals(&self.descriptor)?;
             *state = State::Sealed;
             self.known_sealed.store(true, Ordering::Relaxed);
         }
@@ -247,8 +232,24 @@ impl Drop for SealedView {
 pub(crate) fn sealed_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     let descriptor = create(bytes.len())?;
     file::write_at(&descriptor, bytes, 0)?;
-    retry(|| fcntl_add_seals(&descriptor, SEALS | SealFlags::SEAL))?;
+    add_seals(&descriptor)?;
     Ok(descriptor)
+}
+
+/// Allows no more writing, for ever.
+fn add_seals(descriptor: &OwnedFd) -> io::Result<()> {
+    let deadline = Instant::now() + FREE_AFTER;
+    loop {
+        match retry(|| fcntl_add_seals(descriptor, SEALS | SealFlags::SEAL)) {
+            Err(Errno::BUSY) if Instant::now() < deadline => thread::sleep(LOOK),
+            Err(Errno::BUSY) => {
+                return Err(io::Error::other(
+                    "another process has the memory mapped for writing: a fork of this one? (EBUSY)",
+                ));
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// How long a sealed file is, for ever. An error if it is any other.
