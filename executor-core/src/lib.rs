@@ -74,8 +74,8 @@ mod worker;
 pub use child::{
     exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
     identity::args,
-    log::{LoggerIsSet, log_level, log_to_stderr},
-    start_method::{StartMethod, StartMethodSet, force_start_method, set_start_method, start_method},
+    log::{LoggerAlreadySet, log_level, log_to_stderr},
+    start_method::{StartMethod, StartMethodAlreadySet, force_start_method, set_start_method, start_method},
 };
 pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError, Side,
@@ -111,8 +111,8 @@ pub use shm::{
     SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
 };
 pub use sync::{
-    Acquired, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, OwnerDied, Permit,
-    RLock, RLockGuard, ReleaseError, Semaphore,
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult, OwnerDied,
+    Permit, RLock, RLockGuard, ReleaseError, Semaphore,
 };
 pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn};
 pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

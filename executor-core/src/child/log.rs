@@ -28,9 +28,9 @@ const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG
 /// Another subscriber of `tracing` is there, and keeps the log: [`log_to_stderr`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this process has a `tracing` subscriber already: set its level instead")]
-pub struct LoggerIsSet;
+pub struct LoggerAlreadySet;
 
-crate::debug::debug_is_display!(LoggerIsSet);
+crate::debug::debug_is_display!(LoggerAlreadySet);
 
 /// Prints what is logged with `tracing`, by this library and by the program, to standard error: in this process and in all
 /// children that it starts from now on, as `[LEVEL/process name] file:line: message`.
@@ -45,8 +45,8 @@ crate::debug::debug_is_display!(LoggerIsSet);
 ///
 /// # Errors
 /// If there is a subscriber already, also by an earlier call.
-pub fn log_to_stderr(level: Level) -> Result<(), LoggerIsSet> {
-    set_global_default(Lines { level, spans: AtomicU64::new(1) }).map_err(|_| LoggerIsSet)?;
+pub fn log_to_stderr(level: Level) -> Result<(), LoggerAlreadySet> {
+    set_global_default(Lines { level, spans: AtomicU64::new(1) }).map_err(|_| LoggerAlreadySet)?;
     let _ = LEVEL.set(level);
     Ok(())
 }

@@ -53,9 +53,9 @@ static SET: Mutex<Option<StartMethod>> = Mutex::new(None);
 /// The start method was set before: [`set_start_method`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the start method was set to {0:?} before; set it once, or use `force_start_method`")]
-pub struct StartMethodSet(pub StartMethod);
+pub struct StartMethodAlreadySet(pub StartMethod);
 
-crate::debug::debug_is_display!(StartMethodSet);
+crate::debug::debug_is_display!(StartMethodAlreadySet);
 
 /// How processes are started where nothing else is said: as was set, else as this process's parent does, else
 /// [`StartMethod::Spawn`].
@@ -75,10 +75,10 @@ pub fn start_method() -> StartMethod {
 ///
 /// # Errors
 /// If it was set before.
-pub fn set_start_method(method: StartMethod) -> Result<(), StartMethodSet> {
+pub fn set_start_method(method: StartMethod) -> Result<(), StartMethodAlreadySet> {
     let mut set = SET.lock().unwrap_or_else(PoisonError::into_inner);
     match *set {
-        Some(before) => Err(StartMethodSet(before)),
+        Some(before) => Err(StartMethodAlreadySet(before)),
         None => {
             *set = Some(method);
             Ok(())

@@ -22,7 +22,7 @@ use crate::{
     },
     os::liveness::{OwnerId, Owners},
     sync::{
-        Acquired, Lock, LockGuard, OwnerDied, Recover,
+        Lock, LockGuard, LockResult, OwnerDied, Recover,
         holders::Holding,
         lock::{Held, LockLayout},
         raw::{Deadline, deadline_in},
@@ -266,7 +266,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Panics
     /// If this thread writes.
-    pub fn read(&self) -> Acquired<ArrayReadGuard<'_, T>> {
+    pub fn read(&self) -> LockResult<ArrayReadGuard<'_, T>> {
         if let Some(held) = self.lock.acquire_if_free()
             && let Some(me) = self.readers().enter(None)
         {
@@ -291,7 +291,7 @@ impl<T: Pod> Array<T> {
     }
 
     /// As [`read`](Self::read), if it need not wait; else `None`.
-    pub fn try_read(&self) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
+    pub fn try_read(&self) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
         let now = deadline_in(Duration::ZERO);
         match self.lock.try_acquire_again() {
             Some(acquired) => self.read_until(acquired, now),
@@ -300,7 +300,7 @@ impl<T: Pod> Array<T> {
     }
 
     /// As [`read`](Self::read), but waits no longer than this: then `None`.
-    pub fn read_timeout(&self, limit: Duration) -> Option<Acquired<ArrayReadGuard<'_, T>>> {
+    pub fn read_timeout(&self, limit: Duration) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
         let deadline = deadline_in(limit);
         if let Some(acquired) = self.lock.try_acquire_again() {
             return self.read_until(acquired, deadline);
@@ -314,9 +314,9 @@ impl<T: Pod> Array<T> {
     /// `None` also if this thread writes.
     fn read_until<'a>(
         &'a self,
-        acquired: Acquired<LockGuard<'a>>,
+        acquired: LockResult<LockGuard<'a>>,
         deadline: Deadline,
-    ) -> Option<Acquired<ArrayReadGuard<'a, T>>> {
+    ) -> Option<LockResult<ArrayReadGuard<'a, T>>> {
         if self.is_lent_to(&acquired) {
             return None;
         }
@@ -352,7 +352,7 @@ impl<T: Pod> Array<T> {
     }
 
     /// Whether another guard of the same thread or task lends references.
-    fn is_lent_to(&self, acquired: &Acquired<LockGuard<'_>>) -> bool {
+    fn is_lent_to(&self, acquired: &LockResult<LockGuard<'_>>) -> bool {
         acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block)
     }
 
@@ -369,7 +369,7 @@ impl<T: Pod> Array<T> {
     /// # Panics
     /// If this thread reads or writes already: drop that guard first. Also if it has given the guard to another thread, which would
     /// drop it at some time: that cannot be told.
-    pub fn write(&self) -> Acquired<ArrayWriteGuard<'_, T>> {
+    pub fn write(&self) -> LockResult<ArrayWriteGuard<'_, T>> {
         if let Some(held) = self.lock.acquire_if_free()
             && self.readers().wait_for_all(None, || self.reads())
         {
@@ -387,21 +387,21 @@ impl<T: Pod> Array<T> {
     }
 
     /// As [`write`](Self::write), if it need not wait; else `None`.
-    pub fn try_write(&self) -> Option<Acquired<ArrayWriteGuard<'_, T>>> {
+    pub fn try_write(&self) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
         self.write_until(self.lock.try_acquire_again()?, deadline_in(Duration::ZERO))
     }
 
     /// As [`write`](Self::write), but waits no longer than this: then `None`.
-    pub fn write_timeout(&self, limit: Duration) -> Option<Acquired<ArrayWriteGuard<'_, T>>> {
+    pub fn write_timeout(&self, limit: Duration) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
         let deadline = deadline_in(limit);
         self.write_until(self.lock.acquire_again_until(deadline)?, deadline)
     }
 
     fn write_until<'a>(
         &'a self,
-        acquired: Acquired<LockGuard<'a>>,
+        acquired: LockResult<LockGuard<'a>>,
         deadline: Deadline,
-    ) -> Option<Acquired<ArrayWriteGuard<'a, T>>> {
+    ) -> Option<LockResult<ArrayWriteGuard<'a, T>>> {
         if self.is_lent_to(&acquired) || !self.readers().wait_for_all(deadline, || self.reads()) {
             return None;
         }

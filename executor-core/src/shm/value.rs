@@ -16,7 +16,7 @@ use crate::heap::{
     words::{self, Integer},
 };
 use crate::sync::{
-    Acquired, Lock, LockGuard, OwnerDied, Recover,
+    Lock, LockGuard, LockResult, OwnerDied, Recover,
     lock::{Held, LockLayout},
     raw::deadline_in,
 };
@@ -212,7 +212,7 @@ impl<T: Pod> Value<T> {
     ///
     /// # Panics
     /// If this thread has such a guard already.
-    pub fn lock(&self) -> Acquired<ValueGuard<'_, T>> {
+    pub fn lock(&self) -> LockResult<ValueGuard<'_, T>> {
         if let Some(guard) = self.lock.acquire_if_free() {
             return Ok(self.guard_of(guard));
         }
@@ -224,12 +224,12 @@ impl<T: Pod> Value<T> {
     }
 
     /// As [`lock`](Self::lock), if it is free now; else `None`.
-    pub fn try_lock(&self) -> Option<Acquired<ValueGuard<'_, T>>> {
+    pub fn try_lock(&self) -> Option<LockResult<ValueGuard<'_, T>>> {
         self.guard_if_not_lent(self.lock.try_acquire_again()?)
     }
 
     /// As [`lock`](Self::lock), but waits no longer than this: then `None`. At once, if this thread has such a guard already.
-    pub fn lock_timeout(&self, limit: Duration) -> Option<Acquired<ValueGuard<'_, T>>> {
+    pub fn lock_timeout(&self, limit: Duration) -> Option<LockResult<ValueGuard<'_, T>>> {
         self.guard_if_not_lent(self.lock.acquire_again_until(deadline_in(limit))?)
     }
 
@@ -240,20 +240,20 @@ impl<T: Pod> Value<T> {
     ///
     /// # Cancel safety
     /// As [`Lock::acquire_async`]. As there, it waits also while this task itself holds the lock.
-    pub async fn lock_async(&self) -> Acquired<ValueGuard<'_, T>> {
+    pub async fn lock_async(&self) -> LockResult<ValueGuard<'_, T>> {
         self.guard(self.lock.acquire_async().await)
     }
 
     fn guard_if_not_lent<'a>(
         &'a self,
-        acquired: Acquired<LockGuard<'a>>,
-    ) -> Option<Acquired<ValueGuard<'a, T>>> {
+        acquired: LockResult<LockGuard<'a>>,
+    ) -> Option<LockResult<ValueGuard<'a, T>>> {
         let lent = acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block);
         (!lent).then(|| self.guard(acquired))
     }
 
     /// The lock is held, and nothing lent.
-    fn guard<'a>(&'a self, acquired: Acquired<LockGuard<'a>>) -> Acquired<ValueGuard<'a, T>> {
+    fn guard<'a>(&'a self, acquired: LockResult<LockGuard<'a>>) -> LockResult<ValueGuard<'a, T>> {
         let wrap = |guard| self.guard_of(guard);
         acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap))
     }

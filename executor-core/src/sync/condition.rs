@@ -22,7 +22,7 @@ use std::{fmt, io, time::Duration};
 use super::{
     cells::{self, Cell, State},
     changed::changed,
-    guard::{Acquired, OwnerDied},
+    guard::{LockResult, OwnerDied},
     lock::{Lock, LockGuard},
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
 };
@@ -310,17 +310,17 @@ impl Condition {
     ///
     /// # Errors
     /// As there.
-    pub fn acquire(&self) -> Acquired<LockGuard<'_>> {
+    pub fn acquire(&self) -> LockResult<LockGuard<'_>> {
         self.lock.acquire()
     }
 
     /// Acquires its lock, as [`Lock::try_acquire`].
-    pub fn try_acquire(&self) -> Option<Acquired<LockGuard<'_>>> {
+    pub fn try_acquire(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.lock.try_acquire()
     }
 
     /// Acquires its lock, as [`Lock::acquire_timeout`].
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<Acquired<LockGuard<'_>>> {
+    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
         self.lock.acquire_timeout(limit)
     }
 
@@ -328,7 +328,7 @@ impl Condition {
     ///
     /// # Errors
     /// As there.
-    pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
+    pub async fn acquire_async(&self) -> LockResult<LockGuard<'_>> {
         self.lock.acquire_async().await
     }
 
@@ -353,7 +353,7 @@ impl Condition {
     ///
     /// # Panics
     /// If the guard is of another lock, or not the only one that holds a re-entrant one.
-    pub fn wait<'a>(&self, guard: LockGuard<'a>) -> Acquired<LockGuard<'a>> {
+    pub fn wait<'a>(&self, guard: LockGuard<'a>) -> LockResult<LockGuard<'a>> {
         self.wait_until(guard, None).0
     }
 
@@ -368,11 +368,15 @@ impl Condition {
     ///
     /// # Panics
     /// As [`wait`](Self::wait).
-    pub fn wait_timeout<'a>(&self, guard: LockGuard<'a>, limit: Duration) -> Acquired<(LockGuard<'a>, bool)> {
+    pub fn wait_timeout<'a>(
+        &self,
+        guard: LockGuard<'a>,
+        limit: Duration,
+    ) -> LockResult<(LockGuard<'a>, bool)> {
         with(self.wait_until(guard, deadline_in(limit)))
     }
 
-    fn wait_until<'a>(&self, guard: LockGuard<'a>, deadline: Deadline) -> (Acquired<LockGuard<'a>>, bool) {
+    fn wait_until<'a>(&self, guard: LockGuard<'a>, deadline: Deadline) -> (LockResult<LockGuard<'a>>, bool) {
         self.check(&guard);
         let lock = guard.lock();
         let Some(mut waiting) = self.waiters().enter(deadline) else { return (Ok(guard), false) };
@@ -396,7 +400,7 @@ impl Condition {
         &self,
         mut guard: LockGuard<'a>,
         mut condition: impl FnMut() -> bool,
-    ) -> Acquired<LockGuard<'a>> {
+    ) -> LockResult<LockGuard<'a>> {
         while !condition() {
             guard = self.wait(guard)?;
         }
@@ -415,7 +419,7 @@ impl Condition {
         mut guard: LockGuard<'a>,
         limit: Duration,
         mut condition: impl FnMut() -> bool,
-    ) -> Acquired<(LockGuard<'a>, bool)> {
+    ) -> LockResult<(LockGuard<'a>, bool)> {
         let deadline = deadline_in(limit);
         loop {
             if condition() {
@@ -440,7 +444,7 @@ impl Condition {
     ///
     /// # Cancel safety
     /// To drop the future leaves the lock released. If it was notified already, another one is in its place.
-    pub async fn wait_async<'a>(&self, guard: LockGuard<'a>) -> Acquired<LockGuard<'a>> {
+    pub async fn wait_async<'a>(&self, guard: LockGuard<'a>) -> LockResult<LockGuard<'a>> {
         self.check(&guard);
         let lock = guard.lock();
         let mut waited = false;
@@ -484,7 +488,7 @@ impl Condition {
     }
 }
 
-fn with<'a>((acquired, notified): (Acquired<LockGuard<'a>>, bool)) -> Acquired<(LockGuard<'a>, bool)> {
+fn with<'a>((acquired, notified): (LockResult<LockGuard<'a>>, bool)) -> LockResult<(LockGuard<'a>, bool)> {
     let both = |guard| (guard, notified);
     acquired.map(both).map_err(|died: OwnerDied<_>| died.map(both))
 }

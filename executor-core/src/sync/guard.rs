@@ -5,7 +5,7 @@ use std::{error, fmt};
 /// A guard; or a guard of something whose last holder has died while it held it.
 ///
 /// `unwrap()` it where a death in there leaves nothing in disorder that matters, or where it should end the task.
-pub type Acquired<G> = Result<G, OwnerDied<G>>;
+pub type LockResult<G> = Result<G, OwnerDied<G>>;
 
 /// The process that held the lock has died, or has not put in order what an earlier one left behind. The lock is yours.
 ///

@@ -4,7 +4,7 @@ use std::{fmt, io, time::Duration};
 
 use super::{
     changed::changed,
-    guard::{Acquired, OwnerDied, Recover, ReleaseError},
+    guard::{LockResult, OwnerDied, Recover, ReleaseError},
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
 };
 use crate::{
@@ -269,7 +269,7 @@ impl Lock {
     /// # Errors
     /// If the one who held it has died: the error has the guard.
     #[inline]
-    pub fn acquire(&self) -> Acquired<LockGuard<'_>> {
+    pub fn acquire(&self) -> LockResult<LockGuard<'_>> {
         if let Some(guard) = self.acquire_if_free() {
             return Ok(guard);
         }
@@ -282,12 +282,12 @@ impl Lock {
 
     /// Holds it, if it is free now; else `None`.
     #[inline]
-    pub fn try_acquire(&self) -> Option<Acquired<LockGuard<'_>>> {
+    pub fn try_acquire(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_if(REENTRANT)
     }
 
     #[inline]
-    fn try_acquire_if(&self, sort: u32) -> Option<Acquired<LockGuard<'_>>> {
+    fn try_acquire_if(&self, sort: u32) -> Option<LockResult<LockGuard<'_>>> {
         let (owners, user) = (self.owners(), self.user());
         match user.layout.mutex.try_acquire(owners, user.me) {
             Ok(locked) => Some(user.guard(locked)),
@@ -296,12 +296,12 @@ impl Lock {
     }
 
     /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<Acquired<LockGuard<'_>>> {
+    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire().or_else(|| self.acquire_until(deadline_in(limit)))
     }
 
     #[inline]
-    pub(crate) fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
+    pub(crate) fn acquire_until(&self, deadline: Deadline) -> Option<LockResult<LockGuard<'_>>> {
         let user = self.user();
         match user.layout.mutex.try_acquire_free(user.me) {
             Some(locked) => Some(user.guard(locked)),
@@ -310,7 +310,7 @@ impl Lock {
     }
 
     /// For a value or an array, without a limit: also if this thread holds it, of whatever sort it is.
-    pub(crate) fn acquire_again(&self) -> Acquired<LockGuard<'_>> {
+    pub(crate) fn acquire_again(&self) -> LockResult<LockGuard<'_>> {
         if let Some(guard) = self.acquire_if_free() {
             return Ok(guard);
         }
@@ -333,12 +333,12 @@ impl Lock {
 
     /// As [`acquire_again`](Self::acquire_again), if it need not wait.
     #[inline]
-    pub(crate) fn try_acquire_again(&self) -> Option<Acquired<LockGuard<'_>>> {
+    pub(crate) fn try_acquire_again(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_if(GIVEN)
     }
 
     /// As [`acquire_again`](Self::acquire_again), with a limit.
-    pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<Acquired<LockGuard<'_>>> {
+    pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_again().or_else(|| self.user().acquire_slowly(deadline, GIVEN))
     }
 
@@ -349,7 +349,7 @@ impl Lock {
     ///
     /// # Cancel safety
     /// To drop the future takes neither the lock nor another's wake-up.
-    pub async fn acquire_async(&self) -> Acquired<LockGuard<'_>> {
+    pub async fn acquire_async(&self) -> LockResult<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
         let user = self.user();
         if let Ok(locked) = mutex.try_acquire(owners, user.me) {
@@ -439,7 +439,7 @@ impl<'a> User<'a> {
     }
 
     #[cold]
-    fn acquire_slowly(self, deadline: Deadline, sort: u32) -> Option<Acquired<LockGuard<'a>>> {
+    fn acquire_slowly(self, deadline: Deadline, sort: u32) -> Option<LockResult<LockGuard<'a>>> {
         if let Some(guard) = self.deeper(sort) {
             return Some(Ok(guard));
         }
@@ -448,11 +448,11 @@ impl<'a> User<'a> {
     }
 
     #[inline]
-    fn guard(self, locked: Locked) -> Acquired<LockGuard<'a>> {
+    fn guard(self, locked: Locked) -> LockResult<LockGuard<'a>> {
         self.guard_of(locked, holder::this)
     }
 
-    fn guard_of(self, locked: Locked, holder: impl FnOnce() -> u64) -> Acquired<LockGuard<'a>> {
+    fn guard_of(self, locked: Locked, holder: impl FnOnce() -> u64) -> LockResult<LockGuard<'a>> {
         self.layout.thread.store(local::this_thread(), Ordering::Relaxed);
         let in_disorder = locked == Locked::OwnerDied;
         let counted = self.layout.sort.load(Ordering::Relaxed) != PLAIN;

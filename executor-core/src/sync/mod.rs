@@ -117,7 +117,7 @@ pub use barrier::{Barrier, BarrierError};
 pub use condition::Condition;
 pub use event::Event;
 pub(crate) use guard::Recover;
-pub use guard::{Acquired, OwnerDied, ReleaseError};
+pub use guard::{LockResult, OwnerDied, ReleaseError};
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore};

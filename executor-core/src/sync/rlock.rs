@@ -3,7 +3,7 @@
 use std::{fmt, io, time::Duration};
 
 use super::{
-    guard::{Acquired, OwnerDied, Recover},
+    guard::{LockResult, OwnerDied, Recover},
     lock::describe,
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
 };
@@ -158,7 +158,7 @@ impl RLock {
     ///
     /// # Errors
     /// If the one who held it has died: the error has the guard.
-    pub fn acquire(&self) -> Acquired<RLockGuard<'_>> {
+    pub fn acquire(&self) -> LockResult<RLockGuard<'_>> {
         loop {
             if let Some(acquired) = self.acquire_until(None) {
                 return acquired;
@@ -167,24 +167,24 @@ impl RLock {
     }
 
     /// Holds it once more, if it is free now or this thread's; else `None`.
-    pub fn try_acquire(&self) -> Option<Acquired<RLockGuard<'_>>> {
+    pub fn try_acquire(&self) -> Option<LockResult<RLockGuard<'_>>> {
         let me = self.owners().me();
         let locked = self.layout().try_enter(self.owners(), me, local::this_thread())?;
         Some(self.guard(me, locked))
     }
 
     /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<Acquired<RLockGuard<'_>>> {
+    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<RLockGuard<'_>>> {
         self.acquire_until(deadline_in(limit))
     }
 
-    fn acquire_until(&self, deadline: Deadline) -> Option<Acquired<RLockGuard<'_>>> {
+    fn acquire_until(&self, deadline: Deadline) -> Option<LockResult<RLockGuard<'_>>> {
         let me = self.owners().me();
         let locked = self.layout().enter(self.owners(), me, local::this_thread(), deadline)?;
         Some(self.guard(me, locked))
     }
 
-    fn guard(&self, me: OwnerId, locked: Locked) -> Acquired<RLockGuard<'_>> {
+    fn guard(&self, me: OwnerId, locked: Locked) -> LockResult<RLockGuard<'_>> {
         let guard = RLockGuard { lock: self, me };
         if locked == Locked::OwnerDied { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }

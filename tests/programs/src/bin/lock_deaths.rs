@@ -31,7 +31,7 @@ use std::{
 
 use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
 use executor::{
-    Acquired, Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, OwnerDied, Queue,
+    Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockResult, OwnerDied, Queue,
     RLock, RawValue, Semaphore, ShareableList, Value,
 };
 use executor_core::kill_point::{self, Step};
@@ -130,7 +130,7 @@ struct World {
 }
 
 /// Takes what there is, and says whether somebody has died.
-fn recovered<G>(acquired: Acquired<G>, into: impl FnOnce(OwnerDied<G>) -> G) -> (G, bool) {
+fn recovered<G>(acquired: LockResult<G>, into: impl FnOnce(OwnerDied<G>) -> G) -> (G, bool) {
     match acquired {
         Ok(guard) => (guard, false),
         Err(died) => (into(died), true),
