@@ -129,7 +129,7 @@ pub struct ShutdownOptions {
     /// Cancel what has not begun; otherwise it is finished first.
     pub cancel_pending: bool,
     /// When to end what still runs: by SIGTERM, and half a second later by SIGKILL. Its futures get
-    /// [`TaskError::Shutdown`].
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown).
     pub deadline: Option<Instant>,
 }
 
