@@ -913,10 +913,12 @@ impl Core {
             chain.discard(ticket);
             kill_point!(QueueDescriptorsTaken);
         }
-        let (piece, len) = match found.body {
-            FoundBody::Elsewhere { piece, len } => (piece, len),
+        let (piece, len) = match &found.body {
+            FoundBody::Elsewhere { piece, len } => (*piece, *len),
             FoundBody::Inline { .. } => (Piece { at: 0, bytes: 0 }, 0),
         };
+        // It has the ring's mapping: the next thread of this process that has the mutex would map the ring anew.
+        drop(found);
         let (read, reading) = match reading {
             Reading::Now(claim) => (self.read_claimed(piece, len, claim, out), Reading::Nothing),
             other => (Ok(()), other),
