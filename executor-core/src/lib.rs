@@ -64,7 +64,7 @@ mod shield;
 mod shm;
 mod sync;
 mod task;
-#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+#[cfg(test)]
 mod tidy;
 mod transport;
 mod unwind;

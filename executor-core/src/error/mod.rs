@@ -514,23 +514,9 @@ pub enum BuildError {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeSet,
-        fs,
-        path::{Path, PathBuf},
-    };
+    use std::{collections::BTreeSet, fs};
 
-    /// Every Rust file below.
-    fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).expect("the sources are there when they are tested") {
-            let path = entry.expect("as above").path();
-            match path.is_dir() {
-                true => sources(&path, into),
-                false if path.extension().is_some_and(|extension| extension == "rs") => into.push(path),
-                false => {}
-            }
-        }
-    }
+    use crate::tidy;
 
     /// `Name` of `pub enum Name<T> {` and of `impl<G> Error for Name<G> {`.
     fn name_of(text: &str) -> String {
@@ -539,10 +525,8 @@ mod tests {
 
     #[test]
     fn the_debug_of_every_error_is_its_display() {
-        let mut files = Vec::new();
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
         let (mut errors, mut shown) = (BTreeSet::new(), BTreeSet::new());
-        for file in files {
+        for file in tidy::rust_files() {
             let text = fs::read_to_string(&file).expect("a source file");
             // Not this test's own words.
             let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();

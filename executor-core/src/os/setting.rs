@@ -71,13 +71,10 @@ pub(crate) fn temporary_directory_refused(directory: &OsStr, why: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        os::unix::ffi::OsStringExt,
-        path::{Path, PathBuf},
-    };
+    use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::tidy;
 
     #[test]
     fn a_value_that_is_not_understood_is_an_error_that_says_what_is() {
@@ -97,33 +94,13 @@ mod tests {
         }
     }
 
-    fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).expect("the sources are there when they are tested") {
-            let path = entry.expect("as above").path();
-            match path.is_dir() {
-                true => sources(&path, into),
-                false if path.extension().is_some_and(|extension| extension == "rs") => into.push(path),
-                false => {}
-            }
-        }
-    }
-
     /// Elsewhere `.ok()` is near, and takes a value that is not understood for none.
     #[test]
     fn the_environment_is_read_in_this_file_only() {
-        let mut files = Vec::new();
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
-        let readers: Vec<_> = files
-            .iter()
-            .filter(|file| {
-                let text = fs::read_to_string(file).expect("a source file");
-                // Tests may ask for what they like: in a module at the end of a file, or in a file of their own.
-                let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-                let is_test = ["tests.rs", "models.rs", "sim.rs"].iter().any(|name| file.ends_with(name));
-                !is_test && ["env::var(", "env::var_os(", "getenv("].iter().any(|call| text.contains(call))
-            })
-            .collect();
-        let [only] = readers[..] else { panic!("{readers:?}") };
-        assert!(only.ends_with("os/setting.rs"), "{only:?}");
+        let reads =
+            |code: &str| ["env::var(", "env::var_os(", "getenv("].iter().any(|call| code.contains(call));
+        let readers: Vec<_> =
+            tidy::library().into_iter().filter(|(_, code)| reads(code)).map(|(file, _)| file).collect();
+        assert_eq!(readers, ["os/setting.rs"]);
     }
 }
