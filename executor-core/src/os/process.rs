@@ -18,9 +18,9 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid},
 };
 
-use super::exit_status::ExitStatus;
 use super::{
     asked::Asked,
+    exit_status::ExitStatus,
     group::{self, Group},
     image::{self, ByLoader},
     signals,

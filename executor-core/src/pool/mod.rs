@@ -61,8 +61,7 @@ use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
     child::exit,
-    error::reply,
-    error::{BrokenCause, ExitStatus, TaskError},
+    error::{BrokenCause, ExitStatus, TaskError, reply},
     future::{
         callback::{self, CallbackQueue},
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},

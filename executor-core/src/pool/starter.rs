@@ -65,7 +65,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         Transport::Ipc => Some(ipc::directory().asked("to make a directory for its socket")?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
-    let program = identity::for_child()?;
+    let identity = identity::for_child()?;
     let setup = Setup {
         parent: std::process::id(),
         identity: Identity {
@@ -73,7 +73,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
             daemon: true,
             worker: true,
             start_method: Some(start_method::number_for_child(None)),
-            ..program
+            ..identity
         },
         // Of this thread: it has them from the one that made the pool.
         signals: Signals::of_this_thread(),

@@ -19,8 +19,7 @@ use rustix::{
 
 use crate::{
     child::exit,
-    error::reply,
-    error::{ExitStatus, Phase, TaskError},
+    error::{ExitStatus, Phase, TaskError, reply},
     future::{callback::wake_each, cell::Outcome},
     os::{
         fork::{NotInherited, Origin, PerProcess},
