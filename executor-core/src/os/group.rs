@@ -19,7 +19,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{
-        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getsid, kill_process_group, pidfd_open,
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
         pidfd_send_signal, waitid,
     },
 };
@@ -113,10 +113,11 @@ fn by_descriptor(leader: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
 fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     /// SIGKILL is sent until nobody is left: somebody may have started the next one before it got his.
     const ROUNDS_MAX: usize = 100;
-    let session = match getsid(None) {
-        Ok(session) => session,
-        Err(error) => return (Err(error.into()), Left::Members),
+    // Its numbers are those of another PID namespace, or there is none: nobody can be found in it, nor be said to be gone.
+    let Some(session) = own_processes().then(|| place(getpid())).flatten().map(|own| own.session) else {
+        return (Err(Errno::NOSYS.into()), Left::Members);
     };
+    let sought = Some(Place { group: leader.as_raw_nonzero().get(), session });
     let mut answer = Err(io::Error::from(Errno::SRCH));
     for _ in 0..ROUNDS_MAX {
         if place(leader).is_some() {
@@ -124,13 +125,13 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
         }
         let (mut found, mut left) = (false, Left::Nobody);
         for member in processes() {
-            if place(member) != Some((leader, session)) {
+            if place(member) != sought {
                 continue;
             }
             left = Left::Members;
             let Ok(pidfd) = pidfd_open(member, PidfdFlags::empty()) else { continue };
             // Once more, now that nobody else can get its number: from here on it is that process, or none.
-            if place(member) != Some((leader, session)) {
+            if place(member) != sought {
                 continue;
             }
             match pidfd_send_signal(&pidfd, signal) {
@@ -146,8 +147,21 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     (answer, Left::Members)
 }
 
-/// The group and the session of a process that runs.
-fn place(process: Pid) -> Option<(Pid, Pid)> {
+/// Whether /proc is of this process's PID namespace. Another one numbers the same processes otherwise.
+fn own_processes() -> bool {
+    std::fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&getpid().to_string()))
+}
+
+/// The group and the session of a process. Either is 0 if its leader is outside the PID namespace, as a session is for the
+/// first process of a container that did not make one of its own: no [`Pid`], which is never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    group: libc::pid_t,
+    session: libc::pid_t,
+}
+
+/// `None` for a process that has ended.
+fn place(process: Pid) -> Option<Place> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?;
     // The name stands in brackets and may itself contain some.
     let mut words = stat.rsplit_once(") ")?.1.split(' ');
@@ -155,8 +169,8 @@ fn place(process: Pid) -> Option<(Pid, Pid)> {
         return None;
     }
     let _parent = words.next()?;
-    let mut number = || Pid::from_raw(words.next()?.parse().ok()?);
-    Some((number()?, number()?))
+    let mut number = || words.next()?.parse().ok();
+    Some(Place { group: number()?, session: number()? })
 }
 
 fn processes() -> impl Iterator<Item = Pid> {
@@ -246,6 +260,58 @@ mod tests {
         assert!(programs.iter().all(|pid| place(*pid).is_some()));
         Group { is_over: &AtomicBool::new(false), ..group }.signal(Signal::KILL).unwrap();
         wait_for_the_end_of(&programs);
+    }
+
+    /// As in a container that was not given a session of its own.
+    #[test]
+    #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+    fn groups_are_killed_where_the_session_is_outside_the_namespace() {
+        const WITHIN: [&str; 4] = ["-c", "unshare --pid --fork --mount-proc \"$@\"", "sh", "--"];
+        let probe = Command::new("sh").args(WITHIN).args(["cat", "/proc/self/stat"]).output().unwrap();
+        let stat = String::from_utf8_lossy(&probe.stdout);
+        if !probe.status.success() {
+            println!("left out: {}", String::from_utf8_lossy(&probe.stderr));
+            return;
+        }
+        assert_eq!(stat.split(' ').nth(5), Some("0"), "a session outside: {stat}");
+        let tests = ["a_group_is_killed", "who_has_the_number", "a_group_that_was", "a_leader_that_is"];
+        let names = tests.map(|test| format!("os::group::tests::{test}"));
+        let own = std::env::current_exe().unwrap();
+        let ran = Command::new("sh").args(WITHIN).arg(own).args(names).output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+        assert!(said.contains(&format!("{} passed", tests.len())), "{said}");
+    }
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+    fn members_are_left_alone_where_proc_is_of_another_namespace() {
+        let script = "exec unshare --pid --fork \"$@\"";
+        let name = "os::group::tests::nobody_is_found_in_the_processes_of_another_namespace";
+        let own = std::env::current_exe().unwrap();
+        let ran = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(own)
+            .args([name, "--ignored"])
+            .output()
+            .unwrap();
+        let (said, errors) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        if errors.contains("unshare") && said.is_empty() {
+            println!("left out: {errors}");
+            return;
+        }
+        assert!(said.contains("1 passed"), "{said}{errors}");
+    }
+
+    #[test]
+    #[ignore = "in a PID namespace whose /proc is another's: the test above starts it"]
+    fn nobody_is_found_in_the_processes_of_another_namespace() {
+        let (mut leader, _programs) = shell("true");
+        let (pid, is_over) = (Pid::from_child(&leader), AtomicBool::new(false));
+        leader.wait().unwrap();
+        let group = Group { leader: pid, pidfd: None, is_over: &is_over };
+        assert_eq!(group.signal(Signal::KILL).unwrap_err().raw_os_error(), Some(libc::ENOSYS));
+        assert!(!is_over.load(Ordering::Relaxed), "nobody looked");
     }
 
     #[test]

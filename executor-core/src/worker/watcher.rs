@@ -17,7 +17,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{
-        Pid, PidfdFlags, Signal, getpgrp, getpid, getppid, kill_process, kill_process_group, pidfd_open,
+        Pid, PidfdFlags, Signal, getpid, getppid, kill_process, kill_process_group, pidfd_open,
         set_parent_process_death_signal,
     },
 };
@@ -105,8 +105,9 @@ pub(crate) fn threads() -> usize {
 #[expect(clippy::disallowed_methods, reason = "the group of this very process")]
 pub(super) fn end_group() -> ! {
     // A task may have put itself into another group, whose other members are none of ours.
-    if getpgrp() == getpid() {
-        let _ = kill_process_group(getpgrp(), Signal::KILL);
+    // SAFETY: takes nothing. The answer is 0 for a group of outside the PID namespace, which is not this process's.
+    if unsafe { libc::getpgrp() } == getpid().as_raw_nonzero().get() {
+        let _ = kill_process_group(getpid(), Signal::KILL);
     }
     let _ = kill_process(getpid(), Signal::KILL);
     // Not reached: the signal cannot be caught.
