@@ -163,14 +163,10 @@ pub(crate) fn explained(error: io::Error) -> io::Error {
 }
 
 /// Receives one message and its descriptors; empty bytes mean that the peer is gone.
+#[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     // As much as it needs: a worker would touch, and keep, 64 KiB for a setup of a hundred bytes.
-    let peek = || retry(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC));
-    let (_, len) = match peek() {
-        // See `recv_with`.
-        Err(rustix::io::Errno::CONNRESET) => peek(),
-        other => other,
-    }?;
+    let (_, len) = receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC))?;
     let mut bytes = vec![0; len.min(MESSAGE_BYTES_MAX)];
     let (len, fds) = recv_with(socket, &mut bytes, RecvFlags::empty())?;
     bytes.truncate(len);
@@ -187,10 +183,16 @@ pub(crate) fn recv_whole_now(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<Owne
     }
     bytes.truncate(len);
     if len > 0 {
-        // Without room for descriptors, which are here already.
-        retry(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::DONTWAIT))?;
+        remove_now(socket)?;
     }
     Ok((bytes, fds))
+}
+
+/// Removes a message that is there, and its descriptors, which nobody has then who did not peek at it.
+#[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
+pub(crate) fn remove_now(socket: impl AsFd) -> io::Result<()> {
+    receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::DONTWAIT))?;
+    Ok(())
 }
 
 /// Receives one short message and its descriptors: how long it was. Descriptors for which this process has no room are
@@ -220,6 +222,7 @@ fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Resul
 }
 
 /// The length, the descriptors, and whether none of those was lost.
+#[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
 fn recv_all(
     socket: impl AsFd,
     bytes: &mut [u8],
@@ -227,16 +230,9 @@ fn recv_all(
 ) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut receive = || {
-        retry(|| {
-            recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
-        })
-    };
-    let received = match receive() {
-        // The peer is gone and had not read everything. The kernel says so once, before what the peer had sent.
-        Err(rustix::io::Errno::CONNRESET) => receive(),
-        other => other,
-    }?;
+    let received = receive(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
+    })?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -244,6 +240,15 @@ fn recv_all(
         }
     }
     Ok((received.bytes, fds, !received.flags.contains(ReturnFlags::CTRUNC)))
+}
+
+/// Calls what receives, and once more when the peer is gone and had not read everything: the kernel says so once, to whichever call
+/// comes next, before what the peer had sent.
+fn receive<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    match retry(&mut call) {
+        Err(rustix::io::Errno::CONNRESET) => retry(call),
+        other => other,
+    }
 }
 
 /// Registers a descriptor with the runtime that is current; panics if there is none, or it does no I/O.
@@ -302,6 +307,18 @@ mod tests {
         let mut bytes = [0; 8];
         let (len, _) = recv_short_now(&ours, &mut bytes).unwrap();
         assert_eq!(&bytes[..len], b"last");
+        assert_eq!(recv_short_now(&ours, &mut bytes).unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_peer_that_dies_between_a_peek_and_the_removal_is_no_error() {
+        let (ours, theirs) = pair().unwrap();
+        send(&theirs, b"last", &[]).unwrap();
+        send(&ours, b"unread", &[]).unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(peek_short_now(&ours, &mut bytes).unwrap().0, 4);
+        drop(theirs);
+        remove_now(&ours).unwrap();
         assert_eq!(recv_short_now(&ours, &mut bytes).unwrap().0, 0);
     }
 }

@@ -12,7 +12,6 @@ use std::{
 
 use rustix::{
     fs::fstat,
-    net::{RecvFlags, recv},
     process::{Resource, getrlimit},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
@@ -31,7 +30,7 @@ use crate::{
         clock,
         fork::PerProcess,
         liveness::{Liveness, OwnerId, Owners},
-        socket::{self, peek_short_now, retry, send_now},
+        socket::{self, peek_short_now, remove_now, send_now},
         spin::Spin,
         sync::{
             Shadow,
@@ -378,7 +377,7 @@ impl Store {
 
     /// Takes the first message out of the socket. Its descriptors are closed, if nobody has them.
     fn drop_first(&self) {
-        let _ = retry(|| recv(&self.from, &mut [0_u8; 16], RecvFlags::DONTWAIT));
+        let _ = remove_now(&self.from);
     }
 
     /// The descriptors of an item. They stay in the socket.
