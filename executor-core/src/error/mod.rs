@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  the caller's side        arguments, result      ─► Encode, Decode ──────────────┐
-//!  a reply of the worker    Kind, Failure          ─► reply: Failed, Panicked, … ──┼──► TaskError, in the cell of the task
+//!  a reply of the worker    Reply, Failure         ─► reply: Failed, Panicked, … ──┼──► TaskError, in the cell of the task
 //!  the pool                 exit status, deadline  ─► WorkerLost, TimedOut, … ─────┘
 //! ```
 //!

@@ -1,30 +1,30 @@
 //! Converts an error reply into a `TaskError`.
 
 use super::{CodecFailure, Failure, RemoteError, Side, TaskError};
-use crate::wire::frame::Kind;
+use crate::wire::frame::Reply;
 
 /// The error in a reply that is no value.
-pub(crate) fn failure(name: &str, kind: Kind, payload: &[u8]) -> TaskError {
+pub(crate) fn failure(name: &str, kind: Reply, payload: &[u8]) -> TaskError {
     let text = || String::from_utf8_lossy(payload).into_owned();
     match kind {
-        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
-            Ok(failure) if kind == Kind::Failed => TaskError::Failed(RemoteError::new(name, failure)),
+        Reply::Failed | Reply::Panicked => match postcard::from_bytes::<Failure>(payload) {
+            Ok(failure) if kind == Reply::Failed => TaskError::Failed(RemoteError::new(name, failure)),
             Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
             Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
         },
-        Kind::Refused => {
+        Reply::Refused => {
             TaskError::Refused(RemoteError::new(name, Failure { message: text(), ..Failure::default() }))
         }
-        Kind::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
-        Kind::Unsuited => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
+        Reply::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
+        Reply::Unsuited => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
         _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
     }
 }
 
 /// The same in words, where no task is there to be named.
-pub(crate) fn text(kind: Kind, payload: &[u8]) -> String {
+pub(crate) fn text(kind: Reply, payload: &[u8]) -> String {
     match kind {
-        Kind::Failed | Kind::Panicked => match postcard::from_bytes::<Failure>(payload) {
+        Reply::Failed | Reply::Panicked => match postcard::from_bytes::<Failure>(payload) {
             Ok(failure) => match failure.during {
                 Some(during) => format!("{} ({during})", failure.message),
                 None => failure.message,

@@ -25,7 +25,7 @@ mod tests;
 use crate::{
     error::{Failure, RemoteError},
     wire::{
-        frame::{Assembler, HEADER_BYTES, Header, Kind, item_of},
+        frame::{Assembler, FromWorker, HEADER_BYTES, Header, Reply, ToWorker, item_of},
         handshake::{self as first, Hello, Setup},
     },
 };
@@ -108,8 +108,13 @@ impl<'a> Input<'a> {
 
 /// Messages, each behind its length in two bytes, one after the other into one assembler.
 pub fn frame(data: &[u8]) {
+    frames::<FromWorker>(data);
+    frames::<ToWorker>(data);
+}
+
+fn frames<H: Header + PartialEq + std::fmt::Debug>(data: &[u8]) {
     let mut input = Input(data);
-    let mut assembler = Assembler::default();
+    let mut assembler = Assembler::<H>::default();
     let (mut taken, mut given) = (0, 0);
     while !input.is_empty() {
         let len = usize::from(input.u16());
@@ -117,8 +122,8 @@ pub fn frame(data: &[u8]) {
         taken += message.len();
         let assembled = assembler.message(message, |frame| {
             given += HEADER_BYTES + frame.payload.len();
-            assert_eq!(frame.header.length, frame.payload.len() as u64, "a frame is as long as it says");
-            let again = Header::from_bytes(&frame.header.to_bytes());
+            assert_eq!(frame.header.length(), frame.payload.len() as u64, "a frame is as long as it says");
+            let again = H::from_bytes(&frame.header.to_bytes());
             assert_eq!(again, Ok(frame.header), "a header survives");
         });
         assert!(given <= taken, "more came out than went in");
@@ -165,8 +170,14 @@ pub fn hello(data: &[u8]) {
 
 /// The error in a reply, of any kind, and all that can be asked of it.
 pub fn failure(data: &[u8]) {
-    let kinds =
-        [Kind::Failed, Kind::Panicked, Kind::DecodeError, Kind::EncodeError, Kind::Unsuited, Kind::Done];
+    let kinds = [
+        Reply::Failed,
+        Reply::Panicked,
+        Reply::DecodeError,
+        Reply::EncodeError,
+        Reply::Unsuited,
+        Reply::Done,
+    ];
     for kind in kinds {
         let _ = crate::error::reply::failure("task", kind, data).to_string();
     }

@@ -18,7 +18,7 @@ use crate::{
         board::{Board, Panic},
         ring::{self, Segment, doorbell::Doorbell},
     },
-    wire::frame::{Header, Kind},
+    wire::frame::{FromWorker, Header, Order, Reply, ToWorker},
 };
 
 /// What is going to be written when the parent has read so many words more.
@@ -108,9 +108,9 @@ pub fn ring(data: &[u8]) {
             }
             2 => {
                 let (kind, task) =
-                    ([Kind::Done, Kind::Failed, Kind::Credit][usize::from(input.u8()) % 3], input.u64());
+                    ([Reply::Done, Reply::Failed, Reply::Credit][usize::from(input.u8()) % 3], input.u64());
                 let length = word(&mut input);
-                let header = Header { task: TaskId::from_raw(task), length, ..Header::new(kind) };
+                let header = FromWorker { task: TaskId::from_raw(task), length, ..FromWorker::new(kind) };
                 worker.publish(&mirror, &header.to_bytes());
             }
             3 | 4 => {
@@ -128,7 +128,7 @@ pub fn ring(data: &[u8]) {
             6 => {
                 seq += 1;
                 let payload = vec![7_u8; usize::from(input.u16())].into();
-                link.send(Header { seq, ..Header::new(Kind::Run) }, &payload);
+                link.send(ToWorker { seq, ..ToWorker::new(Order::Run) }, &payload);
                 link.flush();
                 link.credit(input.u64());
             }

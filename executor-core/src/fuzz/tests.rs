@@ -22,7 +22,7 @@ use crate::{
     os::signals::Signals,
     wire::{
         codec::Codec,
-        frame::{Header, Items, Kind},
+        frame::{FromWorker, Header, Order, Reply, ToWorker},
         handshake::{self, Hello, Identity, Role, Setup, Transport, WorkerSetup},
     },
 };
@@ -210,21 +210,17 @@ fn encoded(codec: Codec, which: u8, value: &impl Serialize) -> Vec<u8> {
 
 /// Real messages of every kind, and the edges.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let frame = |kind, length: u64, payload: &[u8]| {
-        let header =
-            Header { seq: 3, task: TaskId::from_raw(7), length, items: Items::ONE, ..Header::new(kind) };
+    let task = TaskId::from_raw(7);
+    let order = |order, length: u64, payload: &[u8]| {
+        let header = ToWorker { seq: 3, task, length, ..ToWorker::new(order) };
         [&header.to_bytes()[..], payload].concat()
     };
-    let kinds = [
-        Kind::Init,
-        Kind::Run,
-        Kind::Stop,
-        Kind::Ready,
-        Kind::Done,
-        Kind::Failed,
-        Kind::Panicked,
-        Kind::Credit,
-    ];
+    let frame = |reply, length: u64, payload: &[u8]| {
+        let header = FromWorker { task, length, ..FromWorker::new(reply) };
+        [&header.to_bytes()[..], payload].concat()
+    };
+    let orders = [Order::Init, Order::Run, Order::Stop];
+    let replies = [Reply::Ready, Reply::Done, Reply::Failed, Reply::Panicked, Reply::Credit];
     let nested = |marker: &[u8]| [&[23][..], &marker.repeat(600)].concat();
     let random = (1..9_u64).map(|seed| {
         let mut dice = Dice(seed * 77);
@@ -232,13 +228,16 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     });
     let mut out: Vec<Vec<u8>> = match target {
         "frame" => {
-            let mut out: Vec<_> = kinds.map(|kind| message(&frame(kind, 3, b"abc"))).into();
-            let whole = frame(Kind::Done, 100, &[9; 100]);
+            let mut out: Vec<_> = orders.map(|kind| message(&order(kind, 3, b"abc"))).into();
+            out.extend(replies.map(|kind| message(&frame(kind, 3, b"abc"))));
+            out.push(message(&[order(Order::Stop, 0, b""), order(Order::Run, 30, &[1; 30])].concat()));
+            let whole = frame(Reply::Done, 100, &[9; 100]);
             out.push([message(&whole[..70]), message(&whole[70..100]), message(&whole[100..])].concat());
-            out.push(message(&[frame(Kind::Done, 0, b""), frame(Kind::Run, 30, &[1; 30])].concat()));
+            out.push(message(&[frame(Reply::Done, 0, b""), frame(Reply::Failed, 30, &[1; 30])].concat()));
             let lengths = [0, 1, 4, u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 40];
             out.extend(
-                lengths.map(|length| [message(&frame(Kind::Done, length, b"abc")), message(b"def")].concat()),
+                lengths
+                    .map(|length| [message(&frame(Reply::Done, length, b"abc")), message(b"def")].concat()),
             );
             out.extend([message(&whole[..39]), message(b""), vec![1]]);
             out
@@ -352,8 +351,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "ring" => vec![
             // Publish, drain.
             vec![0, 4, 1, 2, 3, 4, 8],
-            [&[0, 43][..], &frame(Kind::Done, 3, b"abc"), &[8, 8]].concat(),
-            [&[0, 60][..], &frame(Kind::Done, 40, &[1; 20]), &[0, 20], &[1; 20], &[8]].concat(),
+            [&[0, 43][..], &frame(Reply::Done, 3, b"abc"), &[8, 8]].concat(),
+            [&[0, 60][..], &frame(Reply::Done, 40, &[1; 20]), &[0, 20], &[1; 20], &[8]].concat(),
             // A header with a length, parts, the end.
             vec![2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5, 255, 255, 0, 30, 7, 7, 7, 8, 7, 8, 8],
             // Words written over: the position, then what lies there; at once and in the middle of a message.

@@ -13,7 +13,7 @@ use crate::{
     segment::Results,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
-        frame::{Frame, Kind, flag},
+        frame::{Frame, FromWorker, Reply, flag},
         payload::{Payload, Reference},
     },
 };
@@ -77,11 +77,11 @@ impl Beside {
     }
 
     /// Puts the payload in the frame of which it speaks.
-    pub(super) fn open(&self, frame: &mut Frame) -> Result<(), Impossible> {
+    pub(super) fn open(&self, frame: &mut Frame<FromWorker>) -> Result<(), Impossible> {
         let flags = frame.header.flags;
         // Only a value is ever sent in this way.
         let foreign = flags & !(flag::SEGMENT | flag::ATTACHED);
-        if frame.header.kind != Kind::Done || foreign != 0 || !frame.more.is_empty() {
+        if frame.header.reply != Reply::Done || foreign != 0 || !frame.more.is_empty() {
             return Err(Impossible);
         }
         if flags & flag::SEGMENT != 0 {
@@ -137,7 +137,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::{segment::Store, wire::frame::Header};
+    use crate::segment::Store;
 
     /// (the pool's, the worker's store, the worker's end of the socket)
     fn beside() -> (Beside, Arc<Store>, OwnedFd) {
@@ -147,9 +147,9 @@ mod tests {
         (Beside::new(ours, Some(results)), store, theirs)
     }
 
-    fn frame(kind: Kind, flags: u8, payload: &[u8]) -> Frame {
+    fn frame(kind: Reply, flags: u8, payload: &[u8]) -> Frame<FromWorker> {
         let task = TaskId::from_raw(7);
-        Frame::new(Header { flags, task, ..Header::new(kind) }, payload.into())
+        Frame::new(FromWorker { flags, task, ..FromWorker::new(kind) }, payload.into())
     }
 
     fn reference(number: u64, len: u64) -> [u8; 16] {
@@ -164,7 +164,7 @@ mod tests {
             lease.write(0, &[byte; 50_000]);
             let number = u64::from(lease.number());
             lease.leave();
-            let mut frame = frame(Kind::Done, flag::SEGMENT, &reference(number, 50_000));
+            let mut frame = frame(Reply::Done, flag::SEGMENT, &reference(number, 50_000));
             beside.open(&mut frame).ok().unwrap();
             assert!(frame.payload.is_empty(), "nobody borrows from what a worker can write");
             assert_eq!(*frame.payload.bytes().unwrap(), [byte; 50_000]);
@@ -177,36 +177,36 @@ mod tests {
         let (beside, store, _socket) = beside();
         store.take(100_000).unwrap().leave();
         for (number, len) in [(64, 1), (u64::MAX, 1), (0, 1 << 20), (0, u64::MAX), (0, 1 << 33)] {
-            let mut frame = frame(Kind::Done, flag::SEGMENT, &reference(number, len));
+            let mut frame = frame(Reply::Done, flag::SEGMENT, &reference(number, len));
             assert!(beside.open(&mut frame).is_err(), "{number}, {len}");
         }
-        assert!(beside.open(&mut frame(Kind::Done, flag::SEGMENT, b"short")).is_err());
-        assert!(beside.open(&mut frame(Kind::Failed, flag::SEGMENT, &reference(0, 1))).is_err());
-        assert!(beside.open(&mut frame(Kind::Done, flag::TIMED, b"")).is_err());
-        let mut followed = frame(Kind::Done, flag::SEGMENT, &reference(0, 1));
+        assert!(beside.open(&mut frame(Reply::Done, flag::SEGMENT, b"short")).is_err());
+        assert!(beside.open(&mut frame(Reply::Failed, flag::SEGMENT, &reference(0, 1))).is_err());
+        assert!(beside.open(&mut frame(Reply::Done, flag::TIMED, b"")).is_err());
+        let mut followed = frame(Reply::Done, flag::SEGMENT, &reference(0, 1));
         followed.more.push((&b"headless"[..]).into());
         assert!(beside.open(&mut followed).is_err());
         let (socket, _theirs) = socket::pair().unwrap();
         let without = Beside::new(socket, None);
-        assert!(without.open(&mut frame(Kind::Done, flag::SEGMENT, &reference(0, 1))).is_err());
+        assert!(without.open(&mut frame(Reply::Done, flag::SEGMENT, &reference(0, 1))).is_err());
     }
 
     #[test]
     fn descriptors_must_be_there_and_be_those_of_the_task() {
         let (beside, _store, theirs) = beside();
-        let mut missing = frame(Kind::Done, flag::ATTACHED, b"value");
+        let mut missing = frame(Reply::Done, flag::ATTACHED, b"value");
         assert!(beside.open(&mut missing).is_err(), "no message, and nobody waits for one");
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         socket::send(&theirs, &7_u64.to_le_bytes(), &[event.as_fd(), event.as_fd()]).unwrap();
-        let mut good = frame(Kind::Done, flag::ATTACHED, b"value");
+        let mut good = frame(Reply::Done, flag::ATTACHED, b"value");
         beside.open(&mut good).ok().unwrap();
         assert_eq!((good.payload.attachments().len(), &*good.payload), (2, &b"value"[..]));
         socket::send(&theirs, &8_u64.to_le_bytes(), &[event.as_fd()]).unwrap();
-        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "another task's");
+        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "another task's");
         socket::send(&theirs, b"7", &[event.as_fd()]).unwrap();
-        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "a short message");
+        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "a short message");
         drop(theirs);
-        assert!(beside.open(&mut frame(Kind::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
+        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
     }
 
     #[test]

@@ -41,7 +41,7 @@ use crate::{
     },
     unwind::catch,
     wire::{
-        frame::{Header, Kind},
+        frame::{Order, ToWorker},
         handshake::{self, Hello},
     },
 };
@@ -515,7 +515,7 @@ impl Driver {
             }
             match &self.pool.options.initializer {
                 Some(Initializer { entry, arguments, .. }) => {
-                    let header = Header { function: entry.number(), ..Header::new(Kind::Init) };
+                    let header = ToWorker { function: entry.number(), ..ToWorker::new(Order::Init) };
                     core.stuck |= record.send(header, arguments);
                     link.flush();
                 }

@@ -85,7 +85,7 @@ use crate::{
         ring::doorbell::Doorbell,
     },
     wire::{
-        frame::{Frame, Header, Items, Kind, WireError, flag},
+        frame::{Frame, FromWorker, Items, Order, Reply, ToWorker, WireError, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -836,7 +836,7 @@ impl Pool {
                 }
                 Action::Stop(id) => {
                     if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
-                        link.send(Header::new(Kind::Stop), &Vec::new().into());
+                        link.send(ToWorker::new(Order::Stop), &Vec::new().into());
                         link.flush();
                     }
                 }
@@ -868,7 +868,7 @@ impl Pool {
     // ---- replies ---------------------------------------------------------------------------------------------------
 
     /// Frames that came from one worker together.
-    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         let mut resolved = Resolved::default();
         let mut replies = Replies::default();
         let mut credit = 0;
@@ -925,7 +925,7 @@ impl Pool {
         }
         for (run, name, answers) in replies.runs {
             let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
-                Kind::Done => (item, Ok(payload)),
+                Reply::Done => (item, Ok(payload)),
                 kind => (item, Err(reply::failure(&name, kind, &payload))),
             });
             run.deliver(outcomes, &mut wakers);
@@ -945,7 +945,7 @@ impl Pool {
         core: &mut Core,
         now: Instant,
         id: WorkerId,
-        mut frame: Frame,
+        mut frame: Frame<FromWorker>,
         out: &mut Actions,
         replies: &mut Replies,
     ) -> Obeys {
@@ -963,18 +963,17 @@ impl Pool {
             self.warm_up();
         }
         let initializer = frame.header.task.as_u64() == 0;
-        match frame.header.kind {
+        match frame.header.reply {
             // A ring tells its room by itself: a worker that says so in frames could do so without end.
-            Kind::Credit if self.rings.of(id).is_some() => return Obeys::No,
-            Kind::Credit => {}
-            Kind::Init | Kind::Run | Kind::Stop => return Obeys::No,
-            Kind::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
-            Kind::Ready => return Obeys::No,
+            Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
+            Reply::Credit => {}
+            Reply::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
+            Reply::Ready => return Obeys::No,
             _ if initializer => match &self.options.initializer {
                 Some(Initializer { name, .. }) if scheduler.is_initializing(id) => {
-                    let error = reply::failure(name, frame.header.kind, &frame.payload);
+                    let error = reply::failure(name, frame.header.reply, &frame.payload);
                     let cause = BrokenCause::Initializer(Arc::new(error));
-                    if frame.header.kind != Kind::Refused {
+                    if frame.header.reply != Reply::Refused {
                         return Obeys::ButIsBroken(cause);
                     }
                     // Its initializer has not failed: the system has refused what that needs, which is a refused start.
@@ -1099,7 +1098,7 @@ impl Core {
             Resolver::Cell(completer) => completer.sent_to(worker),
             Resolver::Feed { run, .. } => run.sent_to(worker),
         }
-        let header = Header { flags, seq, task, function, items, ..Header::new(Kind::Run) };
+        let header = ToWorker { flags, seq, task, function, items, ..ToWorker::new(Order::Run) };
         self.stuck |= record.send(header, &item.arguments);
     }
 
@@ -1132,13 +1131,13 @@ impl Taken {
 #[derive(Default)]
 struct Replies {
     values: Vec<(Completer, Outcome)>,
-    failures: Vec<(String, Completer, Kind, Payload)>,
+    failures: Vec<(String, Completer, Reply, Payload)>,
     runs: Vec<(Arc<FeedRun>, String, Vec<Answer>)>,
     in_runs: bool,
 }
 
 /// Of one item of a run.
-type Answer = (u32, Kind, Payload);
+type Answer = (u32, Reply, Payload);
 
 impl Replies {
     fn take_last(
@@ -1146,14 +1145,14 @@ impl Replies {
         item: Item,
         at: u32,
         count: u32,
-        kind: Kind,
+        kind: Reply,
         answers: &mut dyn Iterator<Item = Payload>,
     ) {
         match item.resolver {
             Resolver::Feed { .. } => self.take_items(&item, at, count, kind, answers),
             Resolver::Cell(completer) => {
                 let Some(payload) = answers.next() else { return };
-                if kind == Kind::Done {
+                if kind == Reply::Done {
                     self.values.push((completer, Ok(payload)));
                 } else {
                     let name = item.name.map_or_else(|| item.entry.name.to_owned(), String::from);
@@ -1168,7 +1167,7 @@ impl Replies {
         item: &Item,
         at: u32,
         count: u32,
-        kind: Kind,
+        kind: Reply,
         answers: &mut dyn Iterator<Item = Payload>,
     ) {
         let Resolver::Feed { run, .. } = &item.resolver else { return };
@@ -1183,7 +1182,7 @@ impl Replies {
 
 impl Record {
     /// Sends a frame, and what goes beside it; whether some of that waits for room.
-    fn send(&self, mut header: Header, payload: &Payload) -> bool {
+    fn send(&self, mut header: ToWorker, payload: &Payload) -> bool {
         let Some(link) = &self.link else { return false };
         let (flags, bytes) = payload.on_the_wire();
         header.flags |= flags;

@@ -32,7 +32,7 @@ use crate::{
             models::{check, ends, few},
         },
     },
-    wire::frame::{Frame, Header, Kind},
+    wire::frame::{Frame, FromWorker, Reply},
 };
 
 const WORKER: WorkerId = WorkerId(7);
@@ -85,7 +85,7 @@ impl Drains for Pool {
         &self.doorbell
     }
 
-    fn on_frames(&self, _: WorkerId, frames: &mut Vec<Frame>) -> Taken {
+    fn on_frames(&self, _: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         let mut wakers = Wakers::default();
         for frame in frames.drain(..) {
             // Values without headers belong to the tasks that follow.
@@ -160,7 +160,9 @@ fn pool() -> (Arc<Pool>, RingWorkerEnd) {
 /// A worker that answers these tasks in turn.
 fn answer(mut worker: RingWorkerEnd, tasks: std::ops::Range<u64>) -> RingWorkerEnd {
     for task in tasks {
-        worker.reply(Header { task: TaskId::from_raw(task), ..Header::new(Kind::Done) }, &[]).unwrap();
+        worker
+            .reply(FromWorker { task: TaskId::from_raw(task), ..FromWorker::new(Reply::Done) }, &[])
+            .unwrap();
     }
     worker
 }

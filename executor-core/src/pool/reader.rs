@@ -37,7 +37,7 @@ use crate::{
         },
     },
     unwind::catch,
-    wire::frame::{Frame, WireError},
+    wire::frame::{Frame, FromWorker, WireError},
 };
 
 type List = Vec<(WorkerId, Arc<RingLink>)>;
@@ -90,7 +90,7 @@ pub(super) trait Drains {
     fn rings(&self) -> &Rings;
     fn doorbell(&self) -> &Doorbell;
     /// Completes futures, sends what is next; what is to be woken after that.
-    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken;
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken;
     /// Whether there is a processor left when one more task is given out and the reader does not sleep.
     fn has_spare_processor(&self) -> bool;
     /// Nothing more comes from this worker.
@@ -144,7 +144,7 @@ pub(super) trait Drains {
     }
 
     /// Drains one worker, unless somebody else does.
-    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Drained {
+    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Drained {
         let Some(mut lease) = ring.try_lease() else { return Drained::default() };
         if lease.is_over() {
             return Drained::default();
@@ -163,7 +163,7 @@ pub(super) trait Drains {
         Drained { any, in_runs }
     }
 
-    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame>) -> Taken {
+    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         if frames.is_empty() {
             // The worker may have rung because it made room.
             ring.credit(0);
@@ -207,7 +207,7 @@ pub(super) trait Drains {
         worker: WorkerId,
         ring: &RingLink,
         lease: &mut Lease<'_>,
-        frames: &mut Vec<Frame>,
+        frames: &mut Vec<Frame<FromWorker>>,
         deadline: Option<Instant>,
     ) -> (Leave, Taken) {
         loop {
@@ -248,7 +248,7 @@ impl Drains for Pool {
         &self.doorbell.0
     }
 
-    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame>) -> Taken {
+    fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         Pool::on_frames(self, id, frames)
     }
 

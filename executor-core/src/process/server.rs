@@ -20,7 +20,7 @@ use crate::{
     task::{Encoded, Task},
     wire::{
         buffer::Buffer,
-        frame::Kind,
+        frame::Reply,
         handshake::{self, ForkServerSetup, Identity, Report, Role, Setup},
     },
     worker::entry,
@@ -164,7 +164,7 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         return Err(os(io::ErrorKind::NotConnected.into()));
     };
     match handshake::receive_answer::<Report>(socket) {
-        Ok(Ok(report)) if report.kind == Kind::Ready as u8 => Ok(running),
+        Ok(Ok(report)) if report.kind == Reply::Ready as u8 => Ok(running),
         Ok(Ok(_)) => Err(StartError::ForkServer("it says what a fork server does not".into())),
         Ok(Err(refusal)) => Err(StartError::ForkServer(refusal.why.into())),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {

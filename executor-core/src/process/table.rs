@@ -36,7 +36,7 @@ use crate::{
     unwind::catch,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
-        frame::Kind,
+        frame::Reply,
         handshake::{self, Report},
         payload::Payload,
     },
@@ -88,12 +88,12 @@ struct State {
 #[derive(Clone)]
 enum Said {
     Value(Payload),
-    Failure(Kind, Payload),
+    Failure(Reply, Payload),
 }
 
 impl Said {
     fn refused(why: &str) -> Self {
-        Said::Failure(Kind::Refused, why.as_bytes().into())
+        Said::Failure(Reply::Refused, why.as_bytes().into())
     }
 
     fn outcome(self, task: &str) -> Outcome {
@@ -478,19 +478,19 @@ impl State {
                 Err(error) => return self.refused(&format!("its result cannot be mapped: {error}")),
             },
         };
-        match Kind::from_u8(report.kind) {
-            Some(Kind::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
+        match Reply::from_u8(report.kind) {
+            Some(Reply::Done) if report.attachments as usize <= ATTACHMENTS_MAX => {
                 let count = report.attachments as usize;
                 self.begun = Some((payload, Vec::new(), count));
                 count == 0
             }
             Some(
-                kind @ (Kind::Failed
-                | Kind::Panicked
-                | Kind::DecodeError
-                | Kind::EncodeError
-                | Kind::Unsuited
-                | Kind::Refused),
+                kind @ (Reply::Failed
+                | Reply::Panicked
+                | Reply::DecodeError
+                | Reply::EncodeError
+                | Reply::Unsuited
+                | Reply::Refused),
             ) => {
                 self.report = Some(Said::Failure(kind, payload));
                 true

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Closed, Inbox, Link, WorkerEnd, board::Begun};
 use crate::{
     id::TaskId,
-    wire::frame::{Frame, Header, Kind, flag},
+    wire::frame::{Frame, FromWorker, Order, Reply, ToWorker, flag},
 };
 
 /// Both sides of one connection, in one process.
@@ -35,32 +35,32 @@ conformance! {
     send_to_a_dead_worker_is_harmless,
 }
 
-fn run(number: u64, flags: u8) -> Header {
-    Header { task: TaskId::from_raw(number), seq: number as u32, flags, ..Header::new(Kind::Run) }
+fn run(number: u64, flags: u8) -> ToWorker {
+    ToWorker { task: TaskId::from_raw(number), seq: number as u32, flags, ..ToWorker::new(Order::Run) }
 }
 
-fn send(link: &dyn Link, header: Header, payload: Vec<u8>) {
+fn send(link: &dyn Link, header: ToWorker, payload: Vec<u8>) {
     link.send(header, &payload.into());
     link.flush();
 }
 
-fn claim(worker: &dyn WorkerEnd, header: &Header) -> bool {
+fn claim(worker: &dyn WorkerEnd, header: &ToWorker) -> bool {
     worker.board().claim(header.seq, header.items.first, header.flags & flag::TIMED != 0)
 }
 
 /// The reader of a pool in a few lines: collects frames, gives the credit in them to the link.
-fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame>) -> Result<(), Closed> {
+fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame<FromWorker>>) -> Result<(), Closed> {
     let mut credit = 0;
     inbox.recv(&mut |frame| {
         credit = credit.max(frame.header.consumed);
-        if frame.header.kind == Kind::Credit {
+        if frame.header.reply == Reply::Credit {
             return;
         }
         // Values that came without a header are replies like any other.
         let Frame { header, payload, more } = frame;
         for (at, payload) in (0..).zip(std::iter::once(payload).chain(more)) {
             let task = TaskId::from_raw(header.task.as_u64() + at);
-            frames.push(Frame::new(Header { task, ..header }, payload));
+            frames.push(Frame::new(FromWorker { task, ..header }, payload));
         }
     })?;
     link.credit(credit);
@@ -85,7 +85,7 @@ fn frames_keep_order_and_content(pair: Pair) {
             assert_eq!(frame.header.task.as_u64(), number);
             assert_eq!(*frame.payload, payload(number));
             worker
-                .reply(Header { task: frame.header.task, ..Header::new(Kind::Done) }, &frame.payload)
+                .reply(FromWorker { task: frame.header.task, ..FromWorker::new(Reply::Done) }, &frame.payload)
                 .unwrap();
         }
         worker
@@ -98,7 +98,7 @@ fn frames_keep_order_and_content(pair: Pair) {
         read(&mut *inbox, &*link, &mut frames).unwrap();
     }
     for (number, frame) in frames.iter().enumerate() {
-        assert_eq!((frame.header.kind, frame.header.task.as_u64()), (Kind::Done, number as u64));
+        assert_eq!((frame.header.reply, frame.header.task.as_u64()), (Reply::Done, number as u64));
         assert_eq!(*frame.payload, payload(number as u64));
     }
     drop(echo.join().unwrap());
@@ -117,7 +117,7 @@ fn replies_of_every_size_arrive(pair: Pair) {
     let sizes = [0_usize, 1, 98_263, 98_264, 98_265, 98_304, 196_608, 3 << 20];
     let sender = std::thread::spawn(move || {
         for size in sizes {
-            worker.reply(Header::new(Kind::Done), &vec![size as u8; size]).unwrap();
+            worker.reply(FromWorker::new(Reply::Done), &vec![size as u8; size]).unwrap();
         }
         worker
     });
@@ -158,7 +158,9 @@ fn begun_is_known_after_the_worker_died(pair: Pair) {
 fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
     let Pair { link, mut inbox, mut worker } = pair;
     for number in 0..50 {
-        worker.reply(Header { task: TaskId::from_raw(number), ..Header::new(Kind::Done) }, &[7; 64]).unwrap();
+        worker
+            .reply(FromWorker { task: TaskId::from_raw(number), ..FromWorker::new(Reply::Done) }, &[7; 64])
+            .unwrap();
     }
     // The worker's end stays open, as it does when a process that the worker forked lives on.
     link.hang_up();

@@ -36,7 +36,7 @@ use super::{Closed, Inbox, Link, WorkerEnd, board::Board, outbox::Outbox, ring::
 use crate::{
     os::{memory::Shared, setting},
     wire::{
-        frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, PART_BYTES_MAX},
+        frame::{Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, PART_BYTES_MAX, Reply, ToWorker},
         payload::Payload,
     },
 };
@@ -254,8 +254,8 @@ fn retry(mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 }
 
 impl Link for IpcLink {
-    fn send(&self, header: Header, payload: &Payload) {
-        if header.kind == Kind::Run {
+    fn send(&self, header: ToWorker, payload: &Payload) {
+        if header.order == Order::Run {
             self.segment.board.offer(header.seq, header.items.first);
         }
         self.pump(|outbox, _| outbox.push(header, payload.clone()));
@@ -290,12 +290,12 @@ impl Link for IpcLink {
 /// The pool's receiving end.
 pub(crate) struct IpcInbox {
     receiver: IpcBytesReceiver,
-    assembler: Assembler,
+    assembler: Assembler<FromWorker>,
     hung_up: Arc<AtomicBool>,
 }
 
 impl Inbox for IpcInbox {
-    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed> {
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed> {
         let message = recv(&self.receiver)?;
         if message == END_MARK && self.hung_up.load(Ordering::Acquire) {
             return Err(Closed::Gone);
@@ -319,8 +319,8 @@ pub(crate) struct IpcWorkerEnd {
     receiver: IpcBytesReceiver,
     sender: IpcBytesSender,
     board: &'static Board,
-    assembler: Assembler,
-    ready: std::collections::VecDeque<Frame>,
+    assembler: Assembler<ToWorker>,
+    ready: std::collections::VecDeque<Frame<ToWorker>>,
     consumed: u64,
     reported: u64,
     buffer: Vec<u8>,
@@ -349,14 +349,14 @@ impl IpcWorkerEnd {
 }
 
 impl WorkerEnd for IpcWorkerEnd {
-    fn recv(&mut self) -> Result<Frame, Closed> {
+    fn recv(&mut self) -> Result<Frame<ToWorker>, Closed> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(frame);
             }
             // Nothing is going to be sent soon that could carry the report, and the pool may be waiting for room.
             if self.consumed - self.reported > WINDOW_BYTES / 4 {
-                self.reply(Header::new(Kind::Credit), &[])?;
+                self.reply(FromWorker::new(Reply::Credit), &[])?;
             }
             let message = recv(&self.receiver)?;
             kill_point!(IpcReceived);
@@ -367,9 +367,9 @@ impl WorkerEnd for IpcWorkerEnd {
         }
     }
 
-    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
+    fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed> {
         self.reported = self.consumed;
-        let header = Header { length: payload.len() as u64, consumed: self.consumed, ..header };
+        let header = FromWorker { length: payload.len() as u64, consumed: self.consumed, ..header };
         let first = payload.len().min(PART_BYTES_MAX - HEADER_BYTES);
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     os::memory::Shared,
     wire::{
-        frame::{Assembler, Frame, Header, Kind, PART_BYTES_MAX},
+        frame::{Assembler, Frame, FromWorker, Header, Order, PART_BYTES_MAX, Reply, ToWorker},
         payload::Payload,
     },
 };
@@ -68,8 +68,8 @@ impl MemoryLink {
 }
 
 impl Link for MemoryLink {
-    fn send(&self, header: Header, payload: &Payload) {
-        if header.kind == Kind::Run {
+    fn send(&self, header: ToWorker, payload: &Payload) {
+        if header.order == Order::Run {
             self.board.offer(header.seq, header.items.first);
         }
         self.pump(|outbox, _| outbox.push(header, payload.clone()));
@@ -101,10 +101,10 @@ impl Drop for MemoryLink {
     }
 }
 
-struct MemoryInbox(Arc<Wire>, Assembler);
+struct MemoryInbox(Arc<Wire>, Assembler<FromWorker>);
 
 impl Inbox for MemoryInbox {
-    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed> {
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed> {
         let message = self.0.recv()?;
         Ok(self.1.message(&message, sink)?)
     }
@@ -114,18 +114,18 @@ struct MemoryWorker {
     board: &'static Board,
     down: Arc<Wire>,
     up: Arc<Wire>,
-    assembler: Assembler,
-    ready: VecDeque<Frame>,
+    assembler: Assembler<ToWorker>,
+    ready: VecDeque<Frame<ToWorker>>,
     consumed: u64,
 }
 
 impl WorkerEnd for MemoryWorker {
-    fn recv(&mut self) -> Result<Frame, Closed> {
+    fn recv(&mut self) -> Result<Frame<ToWorker>, Closed> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(frame);
             }
-            self.reply(Header::new(Kind::Credit), &[])?;
+            self.reply(FromWorker::new(Reply::Credit), &[])?;
             let message = self.down.recv()?;
             self.consumed += cost(message.len());
             let ready = &mut self.ready;
@@ -133,8 +133,8 @@ impl WorkerEnd for MemoryWorker {
         }
     }
 
-    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
-        let header = Header { length: payload.len() as u64, consumed: self.consumed, ..header };
+    fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed> {
+        let header = FromWorker { length: payload.len() as u64, consumed: self.consumed, ..header };
         let message = [&header.to_bytes()[..], payload].concat();
         self.up.send(&message).map_err(|_| Closed::Gone)
     }

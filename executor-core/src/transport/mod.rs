@@ -35,7 +35,7 @@ pub(crate) mod ring;
 use board::Board;
 
 use crate::wire::{
-    frame::{Frame, Header, WireError},
+    frame::{Frame, FromWorker, ToWorker, WireError},
     payload::Payload,
 };
 
@@ -43,7 +43,7 @@ use crate::wire::{
 pub(crate) trait Link: Send + Sync {
     /// Sends a frame, or keeps it until the worker has room. What is to be run is offered on the board first. It wakes
     /// nobody: [`flush`](Self::flush) does, after the last of several.
-    fn send(&self, header: Header, payload: &Payload);
+    fn send(&self, header: ToWorker, payload: &Payload);
 
     /// Wakes the worker if it sleeps.
     fn flush(&self);
@@ -64,13 +64,13 @@ pub(crate) trait Link: Send + Sync {
 /// The pool's receiving end, owned by one reader.
 pub(crate) trait Inbox: Send {
     /// Waits for frames and hands them over; more than one if they came together.
-    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed>;
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed>;
 }
 
 /// The worker's end.
 pub(crate) trait WorkerEnd {
     /// Waits for the next frame.
-    fn recv(&mut self) -> Result<Frame, Closed>;
+    fn recv(&mut self) -> Result<Frame<ToWorker>, Closed>;
 
     /// Whether the last frame had to be waited for, as far as is known.
     fn has_waited(&self) -> bool {
@@ -78,7 +78,7 @@ pub(crate) trait WorkerEnd {
     }
 
     /// Publishes a frame. Waits while the pool does not read.
-    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed>;
+    fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed>;
 
     /// The page that outlives the worker. It stays mapped until the process ends: the panic hook and the fault
     /// handler write to it, and they may run at any time.

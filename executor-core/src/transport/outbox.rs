@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::{
     os::sync,
     wire::{
-        frame::{HEADER_BYTES, Header},
+        frame::{HEADER_BYTES, Header, ToWorker},
         payload::Payload,
     },
 };
@@ -16,7 +16,7 @@ const MESSAGE_BYTES_GOAL: usize = if sync::MODEL { 1 } else { 16 * 1024 };
 pub(crate) struct Outbox {
     /// A frame that does not fit into a message of this size goes on in the next.
     part_bytes_max: usize,
-    waiting: VecDeque<(Header, Payload)>,
+    waiting: VecDeque<(ToWorker, Payload)>,
     /// How much of the first one's payload has been sent; `None` while its header has not.
     sent_of_first: Option<usize>,
     /// The next message, once it was put together and found no room.
@@ -43,7 +43,7 @@ impl Outbox {
         self.waiting.is_empty() && self.buffer.is_empty() && !self.closed
     }
 
-    pub(crate) fn push(&mut self, header: Header, payload: Payload) {
+    pub(crate) fn push(&mut self, header: ToWorker, payload: Payload) {
         if !self.closed {
             self.waiting.push_back((header, payload));
         }
@@ -110,7 +110,7 @@ impl Outbox {
             if !self.buffer.is_empty() && self.buffer.len() + len > MESSAGE_BYTES_GOAL {
                 return;
             }
-            self.buffer.extend_from_slice(&Header { length: payload.len() as u64, ..*header }.to_bytes());
+            self.buffer.extend_from_slice(&ToWorker { length: payload.len() as u64, ..*header }.to_bytes());
             let part = payload.len().min(self.part_bytes_max - HEADER_BYTES);
             self.buffer.extend_from_slice(&payload[..part]);
             if self.advance(part) {
@@ -137,20 +137,20 @@ mod tests {
     use super::*;
     use crate::{
         id::TaskId,
-        wire::frame::{Assembler, Frame, Kind},
+        wire::frame::{Assembler, Frame, Order},
     };
 
     const PART: usize = 96 * 1024;
 
-    fn task(number: u64) -> Header {
-        Header { task: TaskId::from_raw(number), ..Header::new(Kind::Run) }
+    fn task(number: u64) -> ToWorker {
+        ToWorker { task: TaskId::from_raw(number), ..ToWorker::new(Order::Run) }
     }
 
     #[test]
     fn frames_of_all_sizes_arrive_in_order_however_often_a_message_is_refused() {
         let mut outbox = Outbox::new(PART);
         let mut assembler = Assembler::default();
-        let mut frames: Vec<Frame> = Vec::new();
+        let mut frames: Vec<Frame<ToWorker>> = Vec::new();
         let sizes = [0, 1, 40, 30_000, 5_000, PART - 40, PART, PART + 1, 1_000_000, 3];
         for (number, size) in sizes.into_iter().enumerate() {
             outbox.push(task(number as u64), vec![number as u8; size].into());

@@ -6,6 +6,9 @@
 //!                                     nanos               consumed                  from the worker
 //! ```
 //!
+//! The two directions have headers of their own, [`ToWorker`] and [`FromWorker`], and kinds of their own: no number is
+//! in both lists, so a frame that comes the wrong way does not decode.
+//!
 //! Little endian. `length` is that of the whole payload; a payload above [`PART_BYTES_MAX`] follows in parts, each a
 //! message of its own. The receiver trusts none of these numbers: a kind or a length that cannot be ends the
 //! connection, and memory grows with the bytes that arrive, not with the length that was promised.
@@ -25,82 +28,105 @@ pub(crate) const HEADER_BYTES: usize = 40;
 /// second socket that can hang the sender for ever; below 128 KiB the C library also recycles the buffers.
 pub(crate) const PART_BYTES_MAX: usize = 96 * 1024;
 
-/// What a frame is.
+/// What the pool asks of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Kind {
-    /// To the worker: run the initializer.
+pub(crate) enum Order {
+    /// Run the initializer.
     Init = 1,
-    /// To the worker: run a task.
+    /// Run tasks.
     Run = 2,
-    /// To the worker: finish and leave.
+    /// Finish and leave.
     Stop = 3,
-    /// From the worker: the initializer has run.
+}
+
+impl Order {
+    fn from_u8(byte: u8) -> Option<Order> {
+        [Order::Init, Order::Run, Order::Stop].into_iter().find(|order| *order as u8 == byte)
+    }
+}
+
+/// What a worker answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Reply {
+    /// The initializer has run.
     Ready = 4,
-    /// From the worker: the task's value.
+    /// The task's value.
     Done = 5,
-    /// From the worker: the task's own error.
+    /// The task's own error.
     Failed = 6,
-    /// From the worker: the task panicked.
+    /// The task panicked.
     Panicked = 7,
-    /// From the worker: the arguments do not decode.
+    /// The arguments do not decode.
     DecodeError = 8,
-    /// From the worker: the result does not encode.
+    /// The result does not encode.
     EncodeError = 9,
-    /// From the worker: the arguments do not decode because their `Serialize` and `Deserialize` do not suit each other,
-    /// or the codec.
+    /// The arguments do not decode because their `Serialize` and `Deserialize` do not suit each other, or the codec.
     Unsuited = 10,
-    /// From the worker: bytes consumed, nothing else.
+    /// Bytes consumed, nothing else.
     Credit = 11,
-    /// From the worker: the system refuses it what the call needs.
+    /// The system refuses the worker what the call needs.
     Refused = 12,
 }
 
-impl Kind {
-    pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        [Init, Run, Stop, Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused]
+impl Reply {
+    pub(crate) fn from_u8(byte: u8) -> Option<Reply> {
+        use Reply::*;
+        [Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused]
             .into_iter()
-            .find(|kind| *kind as u8 == byte)
-    }
-
-    const fn is_to_worker(self) -> bool {
-        matches!(self, Kind::Init | Kind::Run | Kind::Stop)
+            .find(|reply| *reply as u8 == byte)
     }
 }
 
-/// Flags: of [`Kind::Run`], if nothing else is said.
+/// Flags: of [`Order::Run`], if nothing else is said.
 pub(crate) mod flag {
     /// The task has a time limit: note when it begins.
     pub(crate) const TIMED: u8 = 2;
     /// The payload is that of a run.
     pub(crate) const RUN: u8 = 4;
-    /// Of any kind: the payload is the [`Reference`](super::super::payload::Reference) of a segment where it lies.
+    /// In either direction: the payload is the [`Reference`](super::super::payload::Reference) of a segment where it lies.
     pub(crate) const SEGMENT: u8 = 8;
-    /// Of any kind: a message with descriptors lies in the control socket.
+    /// In either direction: a message with descriptors lies in the control socket.
     pub(crate) const ATTACHED: u8 = 16;
     pub(crate) const ALL: u8 = TIMED | RUN | SEGMENT | ATTACHED;
 }
 
-/// The header of a frame.
+/// The header of a frame to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) kind: Kind,
+pub(crate) struct ToWorker {
+    pub(crate) order: Order,
     pub(crate) flags: u8,
-    /// To the worker: which sending this is. Each has a number of its own, so that what was taken back and sent again
-    /// cannot be taken for the first.
+    /// Which sending this is. Each has a number of its own, so that what was taken back and sent again cannot be taken
+    /// for the first.
     pub(crate) seq: u32,
     pub(crate) task: TaskId,
-    /// To the worker.
     pub(crate) function: FnId,
-    /// From the worker: how long the task ran, in nanoseconds.
+    /// Bytes of the whole payload.
+    pub(crate) length: u64,
+    pub(crate) items: Items,
+}
+
+/// The header of a frame from a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FromWorker {
+    pub(crate) reply: Reply,
+    pub(crate) flags: u8,
+    pub(crate) task: TaskId,
+    /// How long the task ran, in nanoseconds.
     pub(crate) nanos: u64,
     /// Bytes of the whole payload.
     pub(crate) length: u64,
-    /// To the worker.
-    pub(crate) items: Items,
-    /// From the worker: how much of the parent's window it has consumed so far.
+    /// How much of the parent's window the worker has consumed so far.
     pub(crate) consumed: u64,
+}
+
+/// The header of a frame in one of the two directions. A frame of the other direction does not decode.
+pub(crate) trait Header: Copy {
+    fn to_bytes(self) -> [u8; HEADER_BYTES];
+    fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError>;
+    /// Bytes of the whole payload.
+    fn length(&self) -> u64;
 }
 
 /// Which items of a run are to be run: from `first`, up to `count`.
@@ -140,84 +166,108 @@ pub(crate) fn item_of(payload: &[u8], item: u32) -> Option<&[u8]> {
     arguments.get(start..end(item)?)
 }
 
-impl Header {
-    pub(crate) fn new(kind: Kind) -> Self {
-        Header {
-            kind,
-            flags: 0,
-            seq: 0,
-            task: TaskId::from_raw(0),
-            function: FnId(0),
-            nanos: 0,
-            length: 0,
-            items: Items::ONE,
-            consumed: 0,
-        }
+impl ToWorker {
+    pub(crate) fn new(order: Order) -> Self {
+        let (task, function) = (TaskId::from_raw(0), FnId(0));
+        ToWorker { order, flags: 0, seq: 0, task, function, length: 0, items: Items::ONE }
+    }
+}
+
+impl FromWorker {
+    pub(crate) fn new(reply: Reply) -> Self {
+        FromWorker { reply, flags: 0, task: TaskId::from_raw(0), nanos: 0, length: 0, consumed: 0 }
+    }
+}
+
+impl Header for ToWorker {
+    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let items = u64::from(self.items.first) << 32 | u64::from(self.items.count);
+        let kind = [self.order as u8, self.flags];
+        to_bytes(kind, self.seq, [self.task.as_u64(), self.function.0, self.length, items])
     }
 
-    pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
-        let mut out = [0; HEADER_BYTES];
-        out[0] = self.kind as u8;
-        out[1] = self.flags;
-        out[4..8].copy_from_slice(&self.seq.to_le_bytes());
-        out[8..16].copy_from_slice(&self.task.as_u64().to_le_bytes());
-        let (about, count) = match self.kind.is_to_worker() {
-            true => (self.function.0, u64::from(self.items.first) << 32 | u64::from(self.items.count)),
-            false => (self.nanos, self.consumed),
-        };
-        out[16..24].copy_from_slice(&about.to_le_bytes());
-        out[24..32].copy_from_slice(&self.length.to_le_bytes());
-        out[32..40].copy_from_slice(&count.to_le_bytes());
-        out
-    }
-
-    pub(crate) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let kind = Kind::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        let flags = bytes[1];
-        if flags & !flag::ALL != 0 || bytes[2..4] != [0; 2] {
-            return Err(WireError::Reserved);
-        }
-        let header = Header {
+    fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+        let order = Order::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
+        let (flags, seq, [task, function, length, items]) = from_bytes(bytes)?;
+        Ok(ToWorker {
+            order,
             flags,
-            seq: u32::from_le_bytes(bytes[4..8].try_into().expect("four bytes")),
-            task: TaskId::from_raw(word(8)),
-            length: word(24),
-            ..Header::new(kind)
-        };
-        Ok(match kind.is_to_worker() {
-            true => Header {
-                function: FnId(word(16)),
-                items: Items { first: (word(32) >> 32) as u32, count: word(32) as u32 },
-                ..header
-            },
-            false => Header { nanos: word(16), consumed: word(32), ..header },
+            seq,
+            task: TaskId::from_raw(task),
+            function: FnId(function),
+            length,
+            items: Items { first: (items >> 32) as u32, count: items as u32 },
         })
     }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Header for FromWorker {
+    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let kind = [self.reply as u8, self.flags];
+        to_bytes(kind, 0, [self.task.as_u64(), self.nanos, self.length, self.consumed])
+    }
+
+    fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+        let reply = Reply::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
+        let (flags, _, [task, nanos, length, consumed]) = from_bytes(bytes)?;
+        Ok(FromWorker { reply, flags, task: TaskId::from_raw(task), nanos, length, consumed })
+    }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+/// The layout that both directions have.
+fn to_bytes(kind: [u8; 2], seq: u32, words: [u64; 4]) -> [u8; HEADER_BYTES] {
+    let mut out = [0; HEADER_BYTES];
+    out[..2].copy_from_slice(&kind);
+    out[4..8].copy_from_slice(&seq.to_le_bytes());
+    for (place, word) in out[8..].chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    out
+}
+
+/// Flags, number of the sending, and the words behind them.
+fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<(u8, u32, [u64; 4]), WireError> {
+    let flags = bytes[1];
+    if flags & !flag::ALL != 0 || bytes[2..4] != [0; 2] {
+        return Err(WireError::Reserved);
+    }
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let seq = u32::from_le_bytes(bytes[4..8].try_into().expect("four bytes"));
+    Ok((flags, seq, [word(8), word(16), word(24), word(32)]))
 }
 
 /// A header and its whole payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame {
-    pub(crate) header: Header,
+pub(crate) struct Frame<H> {
+    pub(crate) header: H,
     pub(crate) payload: Payload,
     /// The values of the tasks with the ids that follow, if they came without headers of their own.
     pub(crate) more: Vec<Payload>,
 }
 
-impl Frame {
-    pub(crate) fn new(header: Header, payload: Payload) -> Self {
+impl<H> Frame<H> {
+    pub(crate) fn new(header: H, payload: Payload) -> Self {
         Frame { header, payload, more: Vec::new() }
     }
+}
 
+impl FromWorker {
     /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next. One with
     /// flags may not: its payload is not all there is of it.
-    pub(crate) fn is_next(last: &Header, header: &Header) -> bool {
-        let same = Header { task: last.task, length: last.length, ..*header };
-        header.kind == Kind::Done
-            && header.flags == 0
-            && same == *last
-            && header.task.as_u64() == last.task.as_u64().wrapping_add(1)
+    pub(crate) fn precedes(&self, next: &FromWorker) -> bool {
+        let same = FromWorker { task: self.task, length: self.length, ..*next };
+        next.reply == Reply::Done
+            && next.flags == 0
+            && same == *self
+            && next.task.as_u64() == self.task.as_u64().wrapping_add(1)
     }
 }
 
@@ -256,26 +306,30 @@ pub(crate) enum WireError {
 /// whether it has that much. So a peer that sends without end is cut off in time. (An allocation would not fail: the system
 /// gives page after page, and then kills somebody.)
 #[derive(Debug)]
-pub(crate) struct Assembler {
-    open: Option<(Header, Vec<u8>)>,
+pub(crate) struct Assembler<H> {
+    open: Option<(H, Vec<u8>)>,
     has_room_for: fn(u64) -> bool,
 }
 
-impl Default for Assembler {
+impl<H> Default for Assembler<H> {
     fn default() -> Self {
         Assembler { open: None, has_room_for }
     }
 }
 
-impl Assembler {
+impl<H: Header> Assembler<H> {
     /// Takes one message, hands each completed frame to `sink`.
-    pub(crate) fn message(&mut self, mut bytes: &[u8], mut sink: impl FnMut(Frame)) -> Result<(), WireError> {
+    pub(crate) fn message(
+        &mut self,
+        mut bytes: &[u8],
+        mut sink: impl FnMut(Frame<H>),
+    ) -> Result<(), WireError> {
         if bytes.is_empty() {
             // Nobody sends these. They would cost time without end, and never come to anything.
             return Err(WireError::Empty);
         }
         if let Some((header, mut payload)) = self.open.take() {
-            let missing = header.length - payload.len() as u64;
+            let missing = header.length() - payload.len() as u64;
             let (here, rest) = split_at_most(bytes, missing);
             if payload.capacity() - payload.len() < here.len() {
                 // As much again as there is, while that is copied.
@@ -298,12 +352,12 @@ impl Assembler {
         }
         while !bytes.is_empty() {
             let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
-            let header = Header::from_bytes(header)?;
-            if header.length > isize::MAX as u64 {
-                return Err(WireError::Length(header.length));
+            let header = H::from_bytes(header)?;
+            if header.length() > isize::MAX as u64 {
+                return Err(WireError::Length(header.length()));
             }
-            let (here, rest) = split_at_most(rest, header.length);
-            if here.len() as u64 == header.length {
+            let (here, rest) = split_at_most(rest, header.length());
+            if here.len() as u64 == header.length() {
                 // Most frames are small and whole: no memory is taken for them.
                 sink(Frame::new(header, here.into()));
             } else {
@@ -325,37 +379,41 @@ mod tests {
 
     use super::*;
 
-    fn header(length: u64) -> Header {
-        Header {
+    fn header(length: u64) -> ToWorker {
+        ToWorker {
             flags: flag::TIMED,
             seq: 7,
             task: TaskId::from_raw(u64::MAX - 1),
             function: FnId(3),
             length,
             items: Items { first: 1, count: u32::MAX },
-            ..Header::new(Kind::Run)
+            ..ToWorker::new(Order::Run)
         }
     }
 
     #[test]
     fn header_survives_the_round_trip() {
         let header = header(1 << 40);
-        assert_eq!(Header::from_bytes(&header.to_bytes()), Ok(header));
-        let reply = Header { nanos: u64::MAX, consumed: 9, ..Header::new(Kind::Done) };
-        assert_eq!(Header::from_bytes(&reply.to_bytes()), Ok(reply));
+        assert_eq!(ToWorker::from_bytes(&header.to_bytes()), Ok(header));
+        let reply = FromWorker { nanos: u64::MAX, consumed: 9, ..FromWorker::new(Reply::Done) };
+        assert_eq!(FromWorker::from_bytes(&reply.to_bytes()), Ok(reply));
     }
 
     #[test]
     fn unknown_kinds_and_reserved_bits_are_refused() {
-        for kind in (0..=255).filter(|kind| !(1..=Kind::Refused as u8).contains(kind)) {
+        for kind in 0..=255 {
             let mut bytes = header(0).to_bytes();
             bytes[0] = kind;
-            assert_eq!(Header::from_bytes(&bytes), Err(WireError::Kind(kind)));
+            let (to_worker, from_worker) = (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
+            let known = (to_worker.is_ok(), from_worker.is_ok());
+            assert_eq!(known, ((1..=3).contains(&kind), (4..=12).contains(&kind)), "one way only");
+            assert!(to_worker.is_ok() || to_worker == Err(WireError::Kind(kind)));
+            assert!(from_worker.is_ok() || from_worker == Err(WireError::Kind(kind)));
         }
         for at in 1..4 {
             let mut bytes = header(0).to_bytes();
             bytes[at] = 0x80;
-            assert_eq!(Header::from_bytes(&bytes), Err(WireError::Reserved));
+            assert_eq!(ToWorker::from_bytes(&bytes), Err(WireError::Reserved));
         }
     }
 
@@ -370,7 +428,7 @@ mod tests {
         assert_eq!(item_of(&run_of(&[3, 1], b"abc"), 1), None, "an end before its start");
     }
 
-    fn assemble(messages: &[&[u8]]) -> Result<Vec<Frame>, WireError> {
+    fn assemble(messages: &[&[u8]]) -> Result<Vec<Frame<ToWorker>>, WireError> {
         let mut frames = Vec::new();
         let mut assembler = Assembler::default();
         for message in messages {
@@ -382,7 +440,7 @@ mod tests {
     #[test]
     fn one_message_may_hold_several_frames_and_one_frame_several_messages() {
         let frame = |payload: &[u8]| Frame::new(header(payload.len() as u64), payload.into());
-        let bytes = |frame: &Frame| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
+        let bytes = |frame: &Frame<ToWorker>| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
         let (small, empty, large) = (frame(b"small"), frame(b""), frame(&[5; 1000]));
         let first = [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();
         let frames = assemble(&[&first, &[5; 400], &[5; 590], &bytes(&small)]).unwrap();
@@ -408,7 +466,7 @@ mod tests {
             ASKED.fetch_add(bytes, Ordering::Relaxed);
             bytes < 10_000
         };
-        let mut assembler = Assembler { has_room_for, ..Assembler::default() };
+        let mut assembler = Assembler::<ToWorker> { has_room_for, ..Assembler::default() };
         assembler.message(&header(1 << 40).to_bytes(), |_| unreachable!()).unwrap();
         let mut sent = 0;
         let error = loop {
@@ -427,7 +485,8 @@ mod tests {
     fn arbitrary_bytes_never_panic() {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         for _ in 0..20_000 {
-            let mut assembler = Assembler::default();
+            let mut to_worker = Assembler::<ToWorker>::default();
+            let mut from_worker = Assembler::<FromWorker>::default();
             for _ in 0..4 {
                 let mut bytes = [0_u8; 97];
                 for byte in &mut bytes {
@@ -438,11 +497,12 @@ mod tests {
                     *byte = if state & 3 == 0 {
                         (state >> 8) as u8
                     } else {
-                        (state >> 8) as u8 % (Kind::Refused as u8 + 1) * u8::from(state & 12 == 0)
+                        (state >> 8) as u8 % (Reply::Refused as u8 + 1) * u8::from(state & 12 == 0)
                     };
                 }
                 let length = (state >> 20) as usize % bytes.len();
-                let _ = assembler.message(&bytes[..length], |_| ());
+                let _ = to_worker.message(&bytes[..length], |_| ());
+                let _ = from_worker.message(&bytes[..length], |_| ());
             }
         }
     }

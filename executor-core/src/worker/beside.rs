@@ -15,7 +15,7 @@ use crate::{
     },
     wire::{
         attachment::Attachment,
-        frame::{Header, Kind, flag},
+        frame::{Order, ToWorker, flag},
         payload::Reference,
     },
 };
@@ -67,7 +67,7 @@ impl Arguments {
 /// Where arguments are when they are not in the frame.
 pub(super) fn locate<'a>(
     arguments: &'a mut Option<Arguments>,
-    header: &Header,
+    header: &ToWorker,
     payload: &'a [u8],
 ) -> io::Result<&'a [u8]> {
     if header.flags & flag::SEGMENT == 0 {
@@ -102,15 +102,15 @@ impl Control {
     ///
     /// Those of a task for which this process has no room are missing where its arguments are decoded. For an initializer that is
     /// an error here: it is not what fails.
-    pub(super) fn receive(&self, header: &Header) -> io::Result<Vec<Attachment>> {
+    pub(super) fn receive(&self, header: &ToWorker) -> io::Result<Vec<Attachment>> {
         if header.flags & flag::ATTACHED == 0 {
             return Ok(Vec::new());
         }
         self.check()?;
         let mut task = [0; 8];
-        let (len, descriptors) = match header.kind {
-            Kind::Init => socket::recv_short_whole(self.socket.as_fd(), &mut task)?,
-            _ => socket::recv_short(self.socket.as_fd(), &mut task)?,
+        let (len, descriptors) = match header.order {
+            Order::Init => socket::recv_short_whole(self.socket.as_fd(), &mut task)?,
+            Order::Run | Order::Stop => socket::recv_short(self.socket.as_fd(), &mut task)?,
         };
         kill_point!(AttachmentsReceived);
         match len == task.len() && u64::from_le_bytes(task) == header.task.as_u64() {

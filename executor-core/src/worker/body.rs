@@ -24,7 +24,7 @@ use crate::{
     transport::board::Board,
     wire::{
         buffer::Contents,
-        frame::Kind,
+        frame::Reply,
         handshake::{self, BodySetup, Report, Surroundings},
     },
 };
@@ -77,11 +77,11 @@ pub(crate) fn run(
         let said = report(socket, kind, bytes, attachments).inspect_err(|error| {
             // A result for which the system has no file is no death: the parent is told.
             let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
-            let _ = report(socket, Kind::Refused, text.as_bytes(), &[]);
+            let _ = report(socket, Reply::Refused, text.as_bytes(), &[]);
         });
         match kind {
-            Kind::Done if said.is_ok() || setup.outlives_parent => 0,
-            Kind::Panicked => PANICKED,
+            Reply::Done if said.is_ok() || setup.outlives_parent => 0,
+            Reply::Panicked => PANICKED,
             _ => FAILED,
         }
     });
@@ -91,7 +91,7 @@ pub(crate) fn run(
 
 fn report(
     socket: &OwnedFd,
-    kind: Kind,
+    kind: Reply,
     payload: &[u8],
     attachments: &[crate::wire::attachment::Attachment],
 ) -> io::Result<()> {

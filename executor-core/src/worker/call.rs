@@ -21,7 +21,7 @@ use crate::{
     wire::{
         attachment::Attachment,
         buffer::{Buffer, Contents},
-        frame::Kind,
+        frame::Reply,
     },
 };
 
@@ -55,11 +55,11 @@ impl Caller {
         task: TaskId,
         function: FnId,
         arguments: Arrived<'_>,
-        reply: impl FnOnce(Kind, Contents<'_>, &[Attachment]) -> R,
+        reply: impl FnOnce(Reply, Contents<'_>, &[Attachment]) -> R,
     ) -> R {
         let Some(entry) = registry::lookup(function) else {
             let text = "its program has no such task, although its list of tasks was the same";
-            return reply(Kind::Refused, Contents::Bytes(text.as_bytes()), &[]);
+            return reply(Reply::Refused, Contents::Bytes(text.as_bytes()), &[]);
         };
         let Arrived { bytes: arguments, attachments } = arguments;
         let Caller { runtime, context } = self;
@@ -80,11 +80,11 @@ impl Caller {
         kill_point!(Encoded);
         let failed = match result {
             Ok(Ok(CallResult::Done)) => None,
-            Ok(Ok(CallResult::Failed(failure))) => Some((Kind::Failed, to_bytes(&failure))),
-            Ok(Ok(CallResult::Decode(error))) => Some((Kind::DecodeError, error.message.into_bytes())),
-            Ok(Ok(CallResult::Encode(error))) => Some((Kind::EncodeError, error.message.into_bytes())),
-            Ok(Ok(CallResult::Unsuited(error))) => Some((Kind::Unsuited, error.message.into_bytes())),
-            Ok(Err(refused)) => Some((Kind::Refused, refused.into_bytes())),
+            Ok(Ok(CallResult::Failed(failure))) => Some((Reply::Failed, to_bytes(&failure))),
+            Ok(Ok(CallResult::Decode(error))) => Some((Reply::DecodeError, error.message.into_bytes())),
+            Ok(Ok(CallResult::Encode(error))) => Some((Reply::EncodeError, error.message.into_bytes())),
+            Ok(Ok(CallResult::Unsuited(error))) => Some((Reply::Unsuited, error.message.into_bytes())),
+            Ok(Err(refused)) => Some((Reply::Refused, refused.into_bytes())),
             Err(payload) => {
                 let failure = panics::caught(&*payload);
                 // Not dropped: what was thrown may itself panic then.
@@ -94,7 +94,7 @@ impl Caller {
         };
         match failed {
             None => {
-                let replied = reply(Kind::Done, context.out.contents(), &context.attachments);
+                let replied = reply(Reply::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
                 // Not kept until the next call: a peer waits for the end of a connection that was sent away.
                 context.attachments = Vec::new();
@@ -134,21 +134,21 @@ fn no_runtime(why: &dyn Display) -> String {
 }
 
 /// What is told of a panic: whose it was, by what went on when it came.
-fn panicked(stage: Stage, mut failure: Failure) -> (Kind, Vec<u8>) {
+fn panicked(stage: Stage, mut failure: Failure) -> (Reply, Vec<u8>) {
     let serde = |what: &str| {
         let at = failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
         format!("a {what} panicked{at}: {}", failure.message).into_bytes()
     };
     match stage {
-        Stage::Decode => return (Kind::DecodeError, serde("Deserialize")),
-        Stage::Encode => return (Kind::EncodeError, serde("Serialize")),
+        Stage::Decode => return (Reply::DecodeError, serde("Deserialize")),
+        Stage::Encode => return (Reply::EncodeError, serde("Serialize")),
         // tokio panics where the system refuses it a thread.
-        Stage::Prepare => return (Kind::Refused, no_runtime(&failure.message).into_bytes()),
+        Stage::Prepare => return (Reply::Refused, no_runtime(&failure.message).into_bytes()),
         Stage::Run => {}
         Stage::Describe => failure.during = Some("while its error was put into words".into()),
         Stage::Between => failure.during = Some("while its arguments or its result were dropped".into()),
     }
-    (Kind::Panicked, to_bytes(&failure))
+    (Reply::Panicked, to_bytes(&failure))
 }
 
 fn to_bytes(failure: &Failure) -> Vec<u8> {

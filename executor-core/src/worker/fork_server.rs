@@ -30,7 +30,7 @@ use crate::{
     },
     registry,
     wire::{
-        frame::Kind,
+        frame::Reply,
         handshake::{self, ForkServerSetup, Refusal, Report},
     },
 };
@@ -57,7 +57,7 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
     }
     kill_point!(ServerPrepared);
     let report =
-        Report { kind: Kind::Ready as u8, payload: Vec::new().into(), in_file: false, attachments: 0 };
+        Report { kind: Reply::Ready as u8, payload: Vec::new().into(), in_file: false, attachments: 0 };
     handshake::send(socket, &report, &[]).ok()?;
     kill_point!(ServerReady);
     loop {
@@ -104,7 +104,7 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         let task = TaskId::from_raw(1);
         // Its runtime, if it is async, ends with the caller.
         Caller::new(None).call(task, function, arguments, |kind, contents, _| match (kind, contents) {
-            (Kind::Done, _) => Ok(()),
+            (Reply::Done, _) => Ok(()),
             (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::error::reply::text(kind, bytes)),
             (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
         })?;

@@ -15,7 +15,7 @@ use crate::{
     wire::{
         attachment::Attachment,
         buffer::Contents,
-        frame::{Header, Items, Kind, flag, item_of},
+        frame::{FromWorker, Items, Order, Reply, ToWorker, flag, item_of},
         payload::Reference,
     },
 };
@@ -49,9 +49,9 @@ pub(super) fn serve(
         // what was sent runs elsewhere.
         let attachments = match control.receive(&header) {
             Ok(attachments) => attachments,
-            Err(error) if header.kind == Kind::Init => {
+            Err(error) if header.order == Order::Init => {
                 let text = format!("the descriptors of its arguments cannot be received: {error}");
-                if end.reply(Header::new(Kind::Refused), text.as_bytes()).is_err() {
+                if end.reply(FromWorker::new(Reply::Refused), text.as_bytes()).is_err() {
                     watcher::end_group();
                 }
                 // Nothing but the end comes for a worker that was refused something.
@@ -69,15 +69,13 @@ pub(super) fn serve(
             header,
             arguments: located.map(|bytes| Arrived { bytes, attachments }),
         };
-        let replied = match header.kind {
-            Kind::Stop => {
+        let replied = match header.order {
+            Order::Stop => {
                 kill_point!(StopRead);
                 return Ok(());
             }
-            Kind::Init => run.initialize(),
-            Kind::Run => run.run(),
-            // Only a broken parent sends anything else.
-            _ => watcher::end_group(),
+            Order::Init => run.initialize(),
+            Order::Run => run.run(),
         };
         if replied.is_err() {
             watcher::end_group();
@@ -91,7 +89,7 @@ struct Run<'a, E> {
     caller: &'a mut Caller,
     stopwatch: &'a mut Stopwatch,
     control: &'a Control,
-    header: Header,
+    header: ToWorker,
     /// Not looked at before they are claimed.
     arguments: io::Result<Arrived<'a>>,
 }
@@ -103,17 +101,21 @@ impl<E: WorkerEnd> Run<'_, E> {
         kill_point!(InitBegins);
         let arguments = match arguments {
             Ok(arguments) => arguments,
-            Err(error) => return end.reply(Header::new(Kind::Refused), unmapped(&error).as_bytes()),
+            Err(error) => return end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes()),
         };
         caller.call(header.task, header.function, arguments, |kind, contents, attachments| match kind {
             // An initializer's value is nobody's: that it has run is the answer.
-            Kind::Done => {
+            Reply::Done => {
                 kill_point!(InitEnds);
-                end.reply(Header::new(Kind::Ready), &[])
+                end.reply(FromWorker::new(Reply::Ready), &[])
             }
-            kind => {
-                reply(end, control, Header { task: header.task, ..Header::new(kind) }, contents, attachments)
-            }
+            kind => reply(
+                end,
+                control,
+                FromWorker { task: header.task, ..FromWorker::new(kind) },
+                contents,
+                attachments,
+            ),
         })
     }
 
@@ -163,12 +165,12 @@ impl<E: WorkerEnd> Run<'_, E> {
         let arguments = match arguments {
             Ok(arguments) => arguments,
             Err(error) => {
-                let header = Header { task, ..Header::new(Kind::Refused) };
+                let header = FromWorker { task, ..FromWorker::new(Reply::Refused) };
                 return end.reply(header, unmapped(error).as_bytes());
             }
         };
         caller.call(task, header.function, arguments, |kind, contents, attachments| {
-            let header = Header { task, nanos: stopwatch.lap(), ..Header::new(kind) };
+            let header = FromWorker { task, nanos: stopwatch.lap(), ..FromWorker::new(kind) };
             reply(*end, control, header, contents, attachments)
         })
     }
@@ -186,7 +188,7 @@ const ASKED_FROM: usize = 64 << 20;
 fn reply<E: WorkerEnd>(
     end: &mut E,
     control: &Control,
-    mut header: Header,
+    mut header: FromWorker,
     contents: Contents<'_>,
     attachments: &[Attachment],
 ) -> Result<(), Closed> {
@@ -194,7 +196,7 @@ fn reply<E: WorkerEnd>(
         // First, so that the pool finds them when it sees the frame.
         if let Err(error) = control.send(header.task, attachments) {
             let text = format!("the descriptors of its result cannot be sent: {error}");
-            return end.reply(Header { kind: Kind::Refused, ..header }, text.as_bytes());
+            return end.reply(FromWorker { reply: Reply::Refused, ..header }, text.as_bytes());
         }
         header.flags |= flag::ATTACHED;
         kill_point!(AttachmentsSent);
@@ -205,7 +207,7 @@ fn reply<E: WorkerEnd>(
                 "there is no memory to bring its {} bytes to the program that waits for them",
                 bytes.len()
             );
-            end.reply(Header { kind: Kind::Refused, ..header }, text.as_bytes())
+            end.reply(FromWorker { reply: Reply::Refused, ..header }, text.as_bytes())
         }
         Contents::Bytes(bytes) => end.reply(header, bytes),
         Contents::Segment(number, len) => {

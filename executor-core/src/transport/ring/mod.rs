@@ -102,7 +102,7 @@ use crate::{
         },
     },
     wire::{
-        frame::{Assembler, Frame, HEADER_BYTES, Header, Kind, WireError},
+        frame::{Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, Reply, ToWorker, WireError},
         payload::Payload,
     },
 };
@@ -167,10 +167,10 @@ struct Sending {
 #[derive(Default)]
 struct Receiving {
     consumer: Consumer,
-    assembler: Assembler,
+    assembler: Assembler<FromWorker>,
     message: Vec<u8>,
     /// The header of the last value, with the id of the last that came without one.
-    last: Option<Header>,
+    last: Option<FromWorker>,
     spin: Spin,
     /// The end was reported.
     over: bool,
@@ -253,12 +253,12 @@ impl RingLink {
 }
 
 impl Link for RingLink {
-    fn send(&self, header: Header, payload: &Payload) {
-        if header.kind == Kind::Run {
+    fn send(&self, header: ToWorker, payload: &Payload) {
+        if header.order == Order::Run {
             self.segment.board.offer(header.seq, header.items.first);
         }
         let mut sending = self.lock_sending();
-        let header = Header { length: payload.len() as u64, ..header };
+        let header = ToWorker { length: payload.len() as u64, ..header };
         if sending.outbox.is_empty() && HEADER_BYTES + payload.len() <= PART_BYTES_MAX {
             match sending.producer.write(&self.segment.down, [&header.to_bytes(), payload]) {
                 Ok(true) => return,
@@ -323,7 +323,7 @@ impl Lease<'_> {
     /// Hands over what the worker has published, without waiting; whether there was anything.
     ///
     /// The end is reported once, and after everything that was published before it.
-    pub(crate) fn drain(&mut self, mut sink: impl FnMut(Frame)) -> Result<bool, Closed> {
+    pub(crate) fn drain(&mut self, mut sink: impl FnMut(Frame<FromWorker>)) -> Result<bool, Closed> {
         if self.receiving.over {
             return Ok(false);
         }
@@ -332,11 +332,11 @@ impl Lease<'_> {
         drained
     }
 
-    fn drain_some(&mut self, mut sink: impl FnMut(Frame)) -> Result<bool, Closed> {
+    fn drain_some(&mut self, mut sink: impl FnMut(Frame<FromWorker>)) -> Result<bool, Closed> {
         let up = &self.link.segment.up;
         let Receiving { consumer, assembler, message, last, .. } = &mut *self.receiving;
         // Kept back for what may belong to it.
-        let mut open: Option<Frame> = None;
+        let mut open: Option<Frame<FromWorker>> = None;
         let mut any = false;
         // Asked before looking: what the worker published before its death is seen below.
         let over = self.link.hung_up.load(Ordering::SeqCst);
@@ -351,7 +351,7 @@ impl Lease<'_> {
             any = true;
             if kind == spsc::Kind::Frames {
                 assembler.message(message, |frame| {
-                    *last = (frame.header.kind == Kind::Done).then_some(frame.header);
+                    *last = (frame.header.reply == Reply::Done).then_some(frame.header);
                     if let Some(before) = open.replace(frame) {
                         sink(before);
                     }
@@ -426,13 +426,13 @@ pub(crate) struct RingWorkerEnd {
     doorbell: &'static Doorbell,
     consumer: Consumer,
     producer: Producer,
-    assembler: Assembler,
-    ready: VecDeque<Frame>,
+    assembler: Assembler<ToWorker>,
+    ready: VecDeque<Frame<ToWorker>>,
     message: Vec<u8>,
     spin: Spin,
     waited: bool,
     /// The header of the last reply, if it was a value.
-    last: Option<Header>,
+    last: Option<FromWorker>,
 }
 
 /// A value above this has a header: there is little to be saved then.
@@ -471,7 +471,7 @@ impl RingWorkerEnd {
 }
 
 impl WorkerEnd for RingWorkerEnd {
-    fn recv(&mut self) -> Result<Frame, Closed> {
+    fn recv(&mut self) -> Result<Frame<ToWorker>, Closed> {
         let Segment { down, up, .. } = self.segment;
         self.waited = false;
         loop {
@@ -506,10 +506,10 @@ impl WorkerEnd for RingWorkerEnd {
         self.waited
     }
 
-    fn reply(&mut self, header: Header, payload: &[u8]) -> Result<(), Closed> {
-        let header = Header { length: payload.len() as u64, ..header };
+    fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed> {
+        let header = FromWorker { length: payload.len() as u64, ..header };
         let last = self.last.replace(header);
-        if last.is_some_and(|last| Frame::is_next(&last, &header))
+        if last.is_some_and(|last| last.precedes(&header))
             && payload.len() <= HEADLESS_BYTES_MAX
             && self.producer.write_headless(&self.segment.up, payload).map_err(|_| Closed::Gone)?
         {
@@ -536,7 +536,7 @@ struct RingInbox(Arc<RingLink>);
 
 #[cfg(test)]
 impl Inbox for RingInbox {
-    fn recv(&mut self, sink: &mut dyn FnMut(Frame)) -> Result<(), Closed> {
+    fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed> {
         loop {
             let mut lease = self.0.try_lease().expect("nobody else drains");
             if lease.drain(&mut *sink)? {

@@ -23,7 +23,7 @@ use crate::{
         WorkerEnd,
         board::{Begun, Board, SLOTS},
     },
-    wire::frame::{Header, Kind},
+    wire::frame::{FromWorker, Order, Reply, ToWorker},
 };
 
 /// Takes a model through its interleavings: loom through all with at most this many preemptions (a switch away from a
@@ -126,7 +126,7 @@ fn a_ring_that_closes_lets_both_sides_go() {
         let (link, mut worker, _) = ends();
         let worker = thread::spawn(move || {
             // One reply fits, the second waits for room that never comes.
-            let replied = (0..3).try_for_each(|_| worker.reply(Header::new(Kind::Ready), &[]));
+            let replied = (0..3).try_for_each(|_| worker.reply(FromWorker::new(Reply::Ready), &[]));
             assert_eq!(replied, Err(Closed::Gone));
             assert_eq!(worker.recv().unwrap_err(), Closed::Gone);
         });
@@ -226,7 +226,7 @@ fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
             for number in 0..count {
                 assert_eq!(worker.recv().unwrap().header.seq, number);
             }
-            worker.reply(Header::new(Kind::Ready), &[]).unwrap();
+            worker.reply(FromWorker::new(Reply::Ready), &[]).unwrap();
         });
         let theirs = Arc::clone(&link);
         // The pool's reader, in short: that one and its part of the lease are in `pool/models.rs`.
@@ -249,7 +249,7 @@ fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
             }
         });
         for number in 0..count {
-            link.send(Header { seq: number, ..Header::new(Kind::Stop) }, &Vec::new().into());
+            link.send(ToWorker { seq: number, ..ToWorker::new(Order::Stop) }, &Vec::new().into());
         }
         link.flush();
         worker.join().unwrap();
