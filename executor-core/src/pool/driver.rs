@@ -22,7 +22,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Boards, Core, Initializer, Pool, Threads,
+    Boards, Core, Initializer, Pool, Record, Threads,
     beside::Beside,
     reader::{self, Drains},
     starter,
@@ -34,9 +34,7 @@ use crate::{
     registry,
     segment::Results,
     transport::{
-        Closed, Link,
-        board::INITIALIZER,
-        ipc,
+        Closed, Link, ipc,
         ring::{self, Segment},
     },
     unwind::catch,
@@ -586,19 +584,10 @@ impl Driver {
             if let Some(cause) = failed.or(refused) {
                 return scheduler.on_start_refused(now, id, cause, out);
             }
-            let record = workers.get(&id);
-            let cause = |said_hello: bool| match (&self.pool.options.initializer, record) {
-                (Some(Initializer { name, .. }), Some(record)) if said_hello => {
-                    BrokenCause::Initializer(Arc::new(record.last_words_to(INITIALIZER, name)))
-                }
-                _ => {
-                    let status = record.and_then(|record| record.status).unwrap_or(ExitStatus::Unknown);
-                    match said_hello {
-                        false => BrokenCause::NoEntry { status },
-                        true => BrokenCause::Start(format!("it {status} before it was ready").into()),
-                    }
-                }
-            };
+            let initializer = self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
+            let unknown = Record::default();
+            let ending = workers.get(&id).unwrap_or(&unknown).ending();
+            let cause = |said_hello: bool| ending.before_ready(said_hello, initializer);
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
         let record = self.pool.lock().workers.remove(&id);

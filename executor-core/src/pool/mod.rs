@@ -60,7 +60,7 @@ use rustix::process::Signal;
 use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
 
 use crate::{
-    child::exit,
+    child::{exit, verdict::Ending},
     error::{BrokenCause, ExitStatus, TaskError, reply},
     future::{
         callback::{self, CallbackQueue},
@@ -78,12 +78,7 @@ use crate::{
     segment::{Results, Store},
     shield::shielded,
     task::TaskOptions,
-    transport::{
-        Link,
-        board::{Begun, Death},
-        ipc,
-        ring::doorbell::Doorbell,
-    },
+    transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
         frame::{Frame, FromWorker, Items, Order, Reply, ToWorker, WireError, flag},
         handshake::Transport,
@@ -817,7 +812,7 @@ impl Pool {
                         End::Error(error) => error.of_task(item.name()),
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
                             || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
-                            |record| record.last_words_to(item.id(items.first), item.name()),
+                            |record| record.ending().of_task(item.id(items.first), item.name()),
                         ),
                     };
                     resolved.batch.get_or_insert_with(|| {
@@ -1221,19 +1216,17 @@ impl Record {
         }
     }
 
-    /// What can be said about the end of this worker, to the task that it ran.
-    fn last_words_to(&self, task: TaskId, name: &str) -> TaskError {
-        let death = Death {
+    /// The end of this worker, to be judged.
+    fn ending(&self) -> Ending<'_> {
+        Ending {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
             status: self.status.unwrap_or(ExitStatus::Unknown),
-            task,
-            name,
+            board: self.link.as_ref().map(|link| link.board()),
+            reached: true,
             killed_by_us: self.killed_by_us,
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
-            reached: true,
             stopped_by: self.killed_as_stopped_by,
-        };
-        death.explain(self.link.as_ref().map(|link| link.board()))
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use crate::{
-    child::exit,
+    child::{exit, verdict::Ending},
     error::{ExitStatus, Phase, TaskError, reply},
     future::{callback::wake_each, cell::Outcome},
     os::{
@@ -32,7 +32,7 @@ use crate::{
         socket::retry,
         sync::lock,
     },
-    transport::board::{Board, Death},
+    transport::board::Board,
     unwind::catch,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
@@ -277,22 +277,23 @@ impl Record {
             {
                 Err(TaskError::timed_out(limit, Phase::Run).of_task(&self.task))
             }
-            (None, status) => Err(self.lost(status.unwrap_or(ExitStatus::Unknown), state.killed)),
+            (None, status) => {
+                let status = status.unwrap_or(ExitStatus::Unknown);
+                Err(self.ending(status, state.killed).of_task(BODY, &self.task))
+            }
         }
     }
 
-    fn lost(&self, status: ExitStatus, killed: bool) -> TaskError {
-        let death = Death {
+    fn ending(&self, status: ExitStatus, killed: bool) -> Ending<'_> {
+        Ending {
             pid: self.process.pid(),
             status,
-            task: BODY,
-            name: &self.task,
+            board: Some(&self.board),
+            reached: self.board.is_reached(),
             killed_by_us: killed,
             broke_protocol: None,
-            reached: self.board.is_reached(),
             stopped_by: None,
-        };
-        death.explain(Some(&self.board))
+        }
     }
 
     /// Sends it a signal. A process that has ended, or is another's, gets none.

@@ -17,10 +17,9 @@
 //! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
 //! and skips the frame.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use crate::{
-    error::{ExitStatus, Failure, LastPanic, LostDetail, RemoteError, TaskError},
     id::TaskId,
     os::{
         clock,
@@ -229,64 +228,6 @@ impl Board {
             fatal: self.panic_fatal.load(Ordering::Relaxed) != 0,
             elsewhere,
         })
-    }
-}
-
-/// The end of a process that ran a task and has not answered.
-pub(crate) struct Death<'a> {
-    pub(crate) pid: u32,
-    pub(crate) status: ExitStatus,
-    /// What it ran.
-    pub(crate) task: TaskId,
-    pub(crate) name: &'a str,
-    /// This program has sent it a signal to that end.
-    pub(crate) killed_by_us: bool,
-    /// It was cut off for this: nothing that it noted is believed.
-    pub(crate) broke_protocol: Option<String>,
-    /// It had come to the entry.
-    pub(crate) reached: bool,
-    /// This program has killed it, because this signal had stopped it.
-    pub(crate) stopped_by: Option<i32>,
-}
-
-impl Death<'_> {
-    /// What is said of it: the status, and of what the process had noted as much as can have led to that status. All that
-    /// is on a board was noted since the task has begun, but that it came last does not make it the cause.
-    pub(crate) fn explain(self, board: Option<&Board>) -> TaskError {
-        let Death { pid, status, task, name, killed_by_us, broke_protocol, reached, stopped_by } = self;
-        let board = board.filter(|_| broke_protocol.is_none());
-        let signal = status.signal();
-        // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault happen where it does not.
-        let faulted = matches!(signal, Some(libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT));
-        let stack_overflow =
-            faulted && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
-        let noted = match signal {
-            Some(libc::SIGABRT) if !stack_overflow => board.and_then(|board| board.panic_of(task)),
-            _ => None,
-        };
-        let noted = noted.map(|Panic { location, message, fatal, elsewhere }| {
-            let location = (!location.is_empty()).then_some(location);
-            (Failure { message, location, ..Failure::default() }, fatal, elsewhere)
-        });
-        if let Some((failure, true, false)) = noted {
-            // Built with `panic = "abort"`, or panicked where unwinding is not possible.
-            return TaskError::Panicked(RemoteError::new(name, failure).ended_by(status));
-        }
-        let last_panic = noted.map(|(failure, _, elsewhere)| {
-            let note = RemoteError::new(name, failure);
-            LastPanic { panic: note, elsewhere }
-        });
-        let killed_by_system = signal == Some(libc::SIGKILL) && !killed_by_us;
-        let detail = LostDetail {
-            task: name.to_owned(),
-            stack_overflow,
-            killed_by_system,
-            broke_protocol,
-            last_panic,
-            no_entry: !reached && signal.is_none(),
-            stopped_by: stopped_by.filter(|_| signal == Some(libc::SIGKILL)),
-        };
-        TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }
 }
 

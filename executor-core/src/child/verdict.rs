@@ -1,0 +1,166 @@
+//! Judges the end of a child process.
+//!
+//! ```text
+//!  how it ended: exit code or signal           ─┐              ┌─► of_task       why the task that it ran has no result
+//!  its board: what it noted before that        ─┼─► Ending ───►┤
+//!  its parent: what was done to it, and why    ─┘              └─► before_ready  why a pool has no worker
+//! ```
+//!
+//! Everything on a board was noted since the task began. That a note came last does not make it the
+//! cause of the end, so a note counts only where it can have led to the exit status.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use crate::{
+    error::{BrokenCause, ExitStatus, Failure, LastPanic, LostDetail, RemoteError, TaskError},
+    id::TaskId,
+    transport::board::{Board, INITIALIZER, Panic},
+};
+
+/// The end of a child process that has not answered, as its parent knows it.
+pub(crate) struct Ending<'a> {
+    pub(crate) pid: u32,
+    pub(crate) status: ExitStatus,
+    /// `None` if the child was never connected.
+    pub(crate) board: Option<&'a Board>,
+    /// The child came to the entry.
+    pub(crate) reached: bool,
+    /// This program sent the child a signal that was to end it.
+    pub(crate) killed_by_us: bool,
+    /// The child was cut off for this: nothing that it noted is believed.
+    pub(crate) broke_protocol: Option<String>,
+    /// This program killed the child because this signal had stopped it.
+    pub(crate) stopped_by: Option<i32>,
+}
+
+impl Ending<'_> {
+    /// Why this task has no result: the child ended while it ran it.
+    pub(crate) fn of_task(self, task: TaskId, name: &str) -> TaskError {
+        let Ending { pid, status, board, reached, killed_by_us, broke_protocol, stopped_by } = self;
+        let board = board.filter(|_| broke_protocol.is_none());
+        let signal = status.signal();
+        // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault
+        // happen where it does not.
+        let faulted = matches!(signal, Some(libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT));
+        let stack_overflow =
+            faulted && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
+        let noted = match signal {
+            Some(libc::SIGABRT) if !stack_overflow => board.and_then(|board| board.panic_of(task)),
+            _ => None,
+        };
+        let noted = noted.map(|Panic { location, message, fatal, elsewhere }| {
+            let location = (!location.is_empty()).then_some(location);
+            (Failure { message, location, ..Failure::default() }, fatal, elsewhere)
+        });
+        if let Some((failure, true, false)) = noted {
+            // Built with `panic = "abort"`, or panicked where unwinding is not possible.
+            return TaskError::Panicked(RemoteError::new(name, failure).ended_by(status));
+        }
+        let last_panic = noted.map(|(failure, _, elsewhere)| {
+            let note = RemoteError::new(name, failure);
+            LastPanic { panic: note, elsewhere }
+        });
+        let killed_by_system = signal == Some(libc::SIGKILL) && !killed_by_us;
+        let detail = LostDetail {
+            task: name.to_owned(),
+            stack_overflow,
+            killed_by_system,
+            broke_protocol,
+            last_panic,
+            no_entry: !reached && signal.is_none(),
+            stopped_by: stopped_by.filter(|_| signal == Some(libc::SIGKILL)),
+        };
+        TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
+    }
+
+    /// Why a pool has no worker: the child ended before it was ready. `initializer` is the name of
+    /// the initializer that runs after the hello, if the pool has one.
+    pub(crate) fn before_ready(self, said_hello: bool, initializer: Option<&str>) -> BrokenCause {
+        let status = self.status;
+        match (said_hello, initializer) {
+            (false, _) => BrokenCause::NoEntry { status },
+            (true, Some(name)) => BrokenCause::Initializer(Arc::new(self.of_task(INITIALIZER, name))),
+            (true, None) => BrokenCause::Start(format!("it {status} before it was ready").into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::board;
+
+    const TASK: TaskId = TaskId::from_raw(5);
+
+    fn ending(status: ExitStatus, board: Option<&Board>) -> Ending<'_> {
+        Ending {
+            pid: 7,
+            status,
+            board,
+            reached: true,
+            killed_by_us: false,
+            broke_protocol: None,
+            stopped_by: None,
+        }
+    }
+
+    fn lost(error: TaskError) -> LostDetail {
+        match error {
+            TaskError::WorkerLost { pid: 7, detail, .. } => (*detail).clone(),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_panic_is_the_cause_only_of_an_abort_in_its_own_task() {
+        let (board, _fd) = board::create().unwrap();
+        board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
+        let abort = ExitStatus::Signaled(libc::SIGABRT);
+        let error = ending(abort, Some(&board)).of_task(TASK, "work");
+        assert!(matches!(&error, TaskError::Panicked(remote) if remote.message() == "boom"), "{error}");
+        let other = TaskId::from_raw(6);
+        assert!(lost(ending(abort, Some(&board)).of_task(other, "work")).last_panic.is_none());
+        for status in [ExitStatus::Exited(1), ExitStatus::Signaled(libc::SIGKILL)] {
+            assert!(lost(ending(status, Some(&board)).of_task(TASK, "work")).last_panic.is_none());
+        }
+        // One that was caught, and that the process went on from.
+        board.note_panic(TASK, "src/x.rs:1:2", "boom", false);
+        assert!(lost(ending(abort, Some(&board)).of_task(TASK, "work")).last_panic.is_some());
+    }
+
+    #[test]
+    fn the_board_of_a_child_that_broke_the_protocol_is_not_believed() {
+        let (board, _fd) = board::create().unwrap();
+        board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
+        board.stack_overflow.store(1, Ordering::Release);
+        let broken = Ending {
+            broke_protocol: Some("garbage".into()),
+            ..ending(ExitStatus::Signaled(libc::SIGABRT), Some(&board))
+        };
+        let detail = lost(broken.of_task(TASK, "work"));
+        assert!(!detail.stack_overflow && detail.last_panic.is_none());
+        assert_eq!(detail.broke_protocol.as_deref(), Some("garbage"));
+    }
+
+    #[test]
+    fn a_kill_is_the_systems_where_this_program_has_not_killed() {
+        let killed = ExitStatus::Signaled(libc::SIGKILL);
+        assert!(lost(ending(killed, None).of_task(TASK, "work")).killed_by_system);
+        let ours = Ending { killed_by_us: true, stopped_by: Some(libc::SIGTTIN), ..ending(killed, None) };
+        let detail = lost(ours.of_task(TASK, "work"));
+        assert!(!detail.killed_by_system && detail.stopped_by == Some(libc::SIGTTIN));
+        // It ended by itself before the kill came.
+        let exited = Ending { stopped_by: Some(libc::SIGTTIN), ..ending(ExitStatus::Exited(3), None) };
+        assert_eq!(lost(exited.of_task(TASK, "work")).stopped_by, None);
+    }
+
+    #[test]
+    fn an_end_before_the_hello_is_that_of_a_program_without_the_entry() {
+        let ended = || ending(ExitStatus::Exited(0), None);
+        assert!(matches!(ended().before_ready(false, Some("load")), BrokenCause::NoEntry { .. }));
+        assert!(matches!(ended().before_ready(true, Some("load")), BrokenCause::Initializer(_)));
+        assert!(matches!(ended().before_ready(true, None), BrokenCause::Start(_)));
+        let unreached = Ending { reached: false, ..ended() };
+        assert!(lost(unreached.of_task(TASK, "work")).no_entry);
+    }
+}
