@@ -83,11 +83,11 @@ mod hook {
         Claimed,
         /// The task was taken back before.
         ClaimRefused,
-        /// An item of a run is answered, the next not claimed.
+        /// An item of a chunk is answered, the next not claimed.
         BeforeClaimNext,
-        /// The next item of a run has begun.
+        /// The next item of a chunk has begun.
         NextClaimed,
-        /// The rest of a run was taken back before.
+        /// The rest of a chunk was taken back before.
         NextRefused,
         /// The arguments are decoded.
         Decoded,

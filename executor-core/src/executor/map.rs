@@ -1,12 +1,12 @@
 //! A task for each item of an input, lazily.
 //!
 //! ```text
-//!  input ─► make ─► encode into the open run ─(full, or nothing more now)─► Executor::submit_run ─► pool
+//!  input ─► make ─► encode into the open chunk ─(full, or nothing more now)─► Executor::submit_chunk ─► pool
 //!                                                                                                    │
 //!  next ◄─ decode ◄─ ready ◄───────── Feed: in order of the input, or as it comes ◄──────────────────┘
 //! ```
 //!
-//! Items that are short travel in runs, so that what a task costs beside its call is shared. A run is only how they
+//! Items that are short travel in chunks, so that what a task costs beside its call is shared. A chunk is only how they
 //! travel: each item is begun, ends and is blamed by itself, and has an id of its own.
 
 use std::{
@@ -19,7 +19,7 @@ use std::{
 
 use futures::Stream;
 
-use super::{Executor, RawRun};
+use super::{Executor, RawChunk};
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
@@ -27,13 +27,13 @@ use crate::{
         feed::{Feed, Numbered},
         timer::Timer,
     },
-    pool::RunCall,
+    pool::ChunkCall,
     task::encode::encode,
     task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
     wire::{
         buffer::{Buffer, Contents},
-        frame::run_of,
+        frame::chunk_of,
     },
 };
 
@@ -84,13 +84,13 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// together with the result: moving the pair costs as much as decoding a small one.
     number: u64,
     /// How many items travel together at the moment.
-    chunk: usize,
-    run: OpenRun,
+    together: usize,
+    open: OpenChunk,
     marker: std::marker::PhantomData<fn() -> (F, A)>,
 }
 
 /// Items that are encoded and not submitted yet.
-struct OpenRun {
+struct OpenChunk {
     /// Where each item's arguments end.
     ends: Vec<u32>,
     bytes: Buffer,
@@ -102,19 +102,19 @@ pub(crate) struct NotInTime;
 
 /// Look-ahead when none is asked for: enough for workers never to wait for the caller, little enough to hold.
 const BUFFER_PER_WORKER: usize = 32;
-/// And while items travel in runs: one that a worker is at, one that waits there, one on each of the two ways.
-const RUNS_PER_WORKER: usize = 4;
-/// A run is to take about this long. Longer: results come in bursts, and a worker that is idle at the end has to wait
+/// And while items travel in chunks: one that a worker is at, one that waits there, one on each of the two ways.
+const CHUNKS_PER_WORKER: usize = 4;
+/// A chunk is to take about this long. Longer: results come in bursts, and a worker that is idle at the end has to wait
 /// for its half. Shorter: less is shared.
-const RUN_TIME: Duration = Duration::from_micros(100);
-const RUN_ITEMS_MAX: usize = 512;
-/// A run fits into one message of any transport.
-const RUN_BYTES_MAX: usize = 16 * 1024;
+const CHUNK_TIME: Duration = Duration::from_micros(100);
+const CHUNK_ITEMS_MAX: usize = 512;
+/// A chunk fits into one message of any transport.
+const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
 impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     pub(crate) fn new(executor: Box<dyn Executor>, make: M, input: I) -> Self {
         Map {
-            run: OpenRun { ends: Vec::new(), bytes: executor.buffer() },
+            open: OpenChunk { ends: Vec::new(), bytes: executor.buffer() },
             executor,
             make,
             input: Some(input),
@@ -129,7 +129,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             taken: 0,
             yielded: 0,
             number: 0,
-            chunk: 1,
+            together: 1,
             marker: std::marker::PhantomData,
         }
     }
@@ -215,19 +215,19 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     fn buffer(&self) -> usize {
         self.buffer_size.unwrap_or_else(|| {
-            let for_each = BUFFER_PER_WORKER.max(self.chunk.saturating_mul(RUNS_PER_WORKER));
+            let for_each = BUFFER_PER_WORKER.max(self.together.saturating_mul(CHUNKS_PER_WORKER));
             self.executor.max_workers().saturating_mul(for_each)
         })
     }
 
     /// How many items to send together from now on.
-    fn choose_chunk(&mut self) {
-        self.chunk = self.chunk_size.unwrap_or_else(|| {
+    fn choose_together(&mut self) {
+        self.together = self.chunk_size.unwrap_or_else(|| {
             let Some(estimate) = self.executor.estimate(F::entry()) else { return 1 };
-            let items = (RUN_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;
+            let items = (CHUNK_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;
             // A buffer that is asked for is shared by all workers.
             let share = self.buffer_size.map(|buffer| buffer / (2 * self.executor.max_workers()));
-            items.min(share.unwrap_or(RUN_ITEMS_MAX)).clamp(1, RUN_ITEMS_MAX)
+            items.min(share.unwrap_or(CHUNK_ITEMS_MAX)).clamp(1, CHUNK_ITEMS_MAX)
         });
     }
 
@@ -256,25 +256,25 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     fn end(&mut self) {
         self.over = true;
         self.input = None;
-        self.run.ends = Vec::new();
-        self.run.bytes = Buffer::new();
+        self.open.ends = Vec::new();
+        self.open.bytes = Buffer::new();
         if let Some(feed) = self.feed.take() {
             feed.cancel();
         }
     }
 
-    /// Submits the open run.
-    fn submit_run(&mut self, feed: &Arc<Feed>) {
-        let OpenRun { ends, bytes } = &mut self.run;
+    /// Submits the open chunk.
+    fn submit_chunk(&mut self, feed: &Arc<Feed>) {
+        let OpenChunk { ends, bytes } = &mut self.open;
         let count = ends.len() as u32;
         let arguments = match count {
             0 => return,
             1 => bytes.bytes().into(),
-            _ => run_of(ends, bytes.bytes()).into(),
+            _ => chunk_of(ends, bytes.bytes()).into(),
         };
         ends.clear();
         bytes.clear();
-        self.executor.submit_run(RawRun(RunCall {
+        self.executor.submit_chunk(RawChunk(ChunkCall {
             entry: F::entry(),
             arguments,
             count,
@@ -331,27 +331,27 @@ where
         let room = |map: &Self| {
             let buffer = map.buffer();
             let room = buffer.saturating_sub(map.pending());
-            if room < map.chunk.min(buffer) { 0 } else { room }
+            if room < map.together.min(buffer) { 0 } else { room }
         };
         if self.input.is_none() || room(self) == 0 {
             return;
         }
         let Some(feed) = self.feed.clone() else { return };
-        self.choose_chunk();
+        self.choose_together();
         for _ in 0..room(self) {
-            // Its panic leaves the open run as it is: it goes out with the next items.
+            // Its panic leaves the open chunk as it is: it goes out with the next items.
             let Some(item) = self.input.as_mut().and_then(Iterator::next) else {
                 self.input = None;
                 break;
             };
             let task = (self.make)(item);
             self.take(&feed, task);
-            let items = self.chunk.min(ITEMS_MAX as usize);
-            if self.run.ends.len() >= items || self.run.bytes.len() >= RUN_BYTES_MAX {
-                self.submit_run(&feed);
+            let items = self.together.min(ITEMS_MAX as usize);
+            if self.open.ends.len() >= items || self.open.bytes.len() >= CHUNK_BYTES_MAX {
+                self.submit_chunk(&feed);
             }
         }
-        self.submit_run(&feed);
+        self.submit_chunk(&feed);
     }
 
     /// The next result, if it comes before `until`.
@@ -382,8 +382,8 @@ where
             }
             let feed = self.feed.clone().expect("made above");
             let deadline = self.deadline.into_iter().chain(until).min();
-            // While items travel in runs, many come together: the reader hands them over in heaps.
-            if !feed.wait(&mut self.ready, deadline, self.chunk == 1) {
+            // While items travel in chunks, many come together: the reader hands them over in heaps.
+            if !feed.wait(&mut self.ready, deadline, self.together == 1) {
                 return match self.is_late() {
                     true => Ok(self.time_out()),
                     false => Err(NotInTime),
@@ -402,38 +402,38 @@ where
         Ok((feed, self.taken as usize))
     }
 
-    /// Adds a task to the open run, or submits it alone.
+    /// Adds a task to the open chunk, or submits it alone.
     fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
         let (args, options) = task.into_parts();
         let plain = options.timeout.is_none() && options.name.is_none();
         if !plain {
-            self.submit_run(feed);
+            self.submit_chunk(feed);
         }
-        self.run.bytes.begin();
-        let encoded = encode::<F, A>(args, &options, &mut self.run.bytes);
+        self.open.bytes.begin();
+        let encoded = encode::<F, A>(args, &options, &mut self.open.bytes);
         let number = self.taken;
         let attachments = match encoded {
             Ok(attachments) => attachments,
             Err(error) => {
-                // A run's items are consecutive.
-                self.submit_run(feed);
+                // A chunk's items are consecutive.
+                self.submit_chunk(feed);
                 self.taken += 1;
                 feed.deliver_error(number, error);
                 return;
             }
         };
         let small =
-            matches!(self.run.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= RUN_BYTES_MAX);
+            matches!(self.open.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= CHUNK_BYTES_MAX);
         if plain && small && attachments.is_empty() {
             self.taken += 1;
-            self.run.ends.push(self.run.bytes.len() as u32);
+            self.open.ends.push(self.open.bytes.len() as u32);
             return;
         }
         // What is large, or has descriptors with it, travels by itself.
-        let arguments = self.run.bytes.take(attachments);
-        self.submit_run(feed);
+        let arguments = self.open.bytes.take(attachments);
+        self.submit_chunk(feed);
         self.taken += 1;
-        self.executor.submit_run(RawRun(RunCall {
+        self.executor.submit_chunk(RawChunk(ChunkCall {
             entry: F::entry(),
             arguments,
             count: 1,

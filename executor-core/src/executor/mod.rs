@@ -28,7 +28,7 @@ pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 use crate::{
     future::{TaskFuture, cell::Cell},
     os::local,
-    pool::{Call, RunCall},
+    pool::{Call, ChunkCall},
     registry::TaskEntry,
     task::encode::encode,
     task::{IntoTask, Task, TaskArgs},
@@ -62,7 +62,7 @@ pub trait Executor: Send + Sync {
 
     /// Takes tasks of one function in that travel together.
     #[doc(hidden)]
-    fn submit_run(&self, run: RawRun);
+    fn submit_chunk(&self, chunk: RawChunk);
 
     /// How long a call of this function takes, as far as is known.
     #[doc(hidden)]
@@ -95,7 +95,7 @@ pub struct RawTask(pub(crate) Call);
 
 /// Some tasks whose arguments are encoded.
 #[doc(hidden)]
-pub struct RawRun(pub(crate) RunCall);
+pub struct RawChunk(pub(crate) ChunkCall);
 
 /// A future whose type is not known.
 #[doc(hidden)]
@@ -190,8 +190,8 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).submit_raw(task)
     }
 
-    fn submit_run(&self, run: RawRun) {
-        (**self).submit_run(run);
+    fn submit_chunk(&self, chunk: RawChunk) {
+        (**self).submit_chunk(chunk);
     }
 
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Executor, Map, RawFuture, RawRun, RawTask, ShutdownOptions, submit};
+use super::{Executor, Map, RawChunk, RawFuture, RawTask, ShutdownOptions, submit};
 use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
@@ -296,8 +296,8 @@ impl Executor for ProcessPoolExecutor {
         RawFuture(self.handle.pool.submit(task.0))
     }
 
-    fn submit_run(&self, run: RawRun) {
-        self.handle.pool.submit_run(run.0);
+    fn submit_chunk(&self, chunk: RawChunk) {
+        self.handle.pool.submit_chunk(chunk.0);
     }
 
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {

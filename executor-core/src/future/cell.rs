@@ -36,8 +36,8 @@ pub(crate) trait Control: Send + Sync {
     fn callbacks(&self) -> &Arc<CallbackQueue>;
     /// Whether this process is a fork of the one that owns the executor.
     fn forked(&self) -> bool;
-    /// Withdraws what has not begun of a run of this many tasks.
-    fn cancel_run(&self, base: TaskId, count: u32);
+    /// Withdraws what has not begun of a chunk of this many tasks.
+    fn cancel_chunk(&self, base: TaskId, count: u32);
     /// A thread is going to wait: it may work towards what it waits for meanwhile. May return at any time.
     fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
     /// Wakes the thread that helps at this worker.

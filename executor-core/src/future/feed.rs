@@ -1,14 +1,14 @@
-//! Where the results of a map's items go: one feed for the map, whatever runs its items travel in.
+//! Where the results of a map's items go: one feed for the map, whatever chunks its items travel in.
 //!
 //! ```text
-//!  map: number 0 1 2 3 4 5 …            FeedRun { feed, number of its item 0 }   (the pool's table, one for a run)
-//!        └─run─┘ └──run──┘                 │ deliver(item, outcome)
+//!  map: number 0 1 2 3 4 5 …            FeedChunk { feed, number of its item 0 }   (the pool's table, one for a chunk)
+//!        └chunk┘ └─chunk─┘                 │ deliver(item, outcome)
 //!                                          ▼
 //!  Feed, in order:  window of places, from the next number to be yielded on ──► take: what is ready at its front
 //!        unordered: a queue of what has come                                ──► take: all of it
 //! ```
 //!
-//! A run that the pool forgets delivers an error for each item that it has not answered: no map waits for ever.
+//! A chunk that the pool forgets delivers an error for each item that it has not answered: no map waits for ever.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,9 +32,9 @@ pub(crate) type Numbered = (u64, Outcome);
 
 pub(crate) struct Feed {
     unordered: bool,
-    /// Of the executor that the runs were submitted to.
+    /// Of the executor that the chunks were submitted to.
     control: OnceLock<Arc<dyn Control>>,
-    /// With which worker a run of it is: a hint for the thread that waits.
+    /// With which worker a chunk of it is: a hint for the thread that waits.
     worker: AtomicU32,
     /// Counts deliveries.
     version: AtomicU32,
@@ -48,15 +48,15 @@ struct State {
     first: u64,
     window: VecDeque<Option<Outcome>>,
     ready: VecDeque<Numbered>,
-    /// Runs with items to come: (first task's number, how many tasks) by the number of its first item.
+    /// Chunks with items to come: (first task's number, how many tasks) by the number of its first item.
     open: BTreeMap<u64, (TaskId, u32)>,
     waker: Option<Waker>,
     waiting: u32,
     helper_at: Option<WorkerId>,
 }
 
-/// One run's share in a feed. Whoever has it delivers; the scheduler sees to it that each item is delivered once.
-pub(crate) struct FeedRun {
+/// One chunk's share in a feed. Whoever has it delivers; the scheduler sees to it that each item is delivered once.
+pub(crate) struct FeedChunk {
     feed: Arc<Feed>,
     base: TaskId,
     number: u64,
@@ -84,14 +84,14 @@ impl Feed {
         self.control.get().is_some_and(|control| control.forked())
     }
 
-    /// A run of `count` items is going to be submitted; the number of its first.
+    /// A chunk of `count` items is going to be submitted; the number of its first.
     pub(crate) fn open(
         self: &Arc<Self>,
         base: TaskId,
         count: u32,
         number: u64,
         control: impl FnOnce() -> Arc<dyn Control>,
-    ) -> Arc<FeedRun> {
+    ) -> Arc<FeedChunk> {
         self.control.get_or_init(control);
         let mut state = self.lock();
         state.open.insert(number, (base, count));
@@ -102,7 +102,7 @@ impl Feed {
             }
         }
         drop(state);
-        Arc::new(FeedRun { feed: Arc::clone(self), base, number, left: AtomicU32::new(count) })
+        Arc::new(FeedChunk { feed: Arc::clone(self), base, number, left: AtomicU32::new(count) })
     }
 
     /// Delivers an item that never became a task.
@@ -196,7 +196,7 @@ impl Feed {
         let Some(control) = self.control.get() else { return };
         // The last first: cancelling the first would let the next begin.
         for (_, (base, count)) in open.into_iter().rev() {
-            control.cancel_run(base, count);
+            control.cancel_chunk(base, count);
         }
     }
 }
@@ -229,7 +229,7 @@ impl Awaited for Waiter<'_> {
     }
 }
 
-impl FeedRun {
+impl FeedChunk {
     /// The id of one of its tasks.
     pub(crate) fn id(&self, item: u32) -> TaskId {
         TaskId::from_raw(self.base.as_u64() + u64::from(item))
@@ -274,7 +274,7 @@ impl FeedRun {
     }
 }
 
-impl Drop for FeedRun {
+impl Drop for FeedChunk {
     fn drop(&mut self) {
         let left = self.left.load(Ordering::Relaxed);
         if left == 0 || self.feed.forked() {
@@ -314,7 +314,7 @@ pub(crate) mod tests {
         fn cancel_running(&self, _: TaskId) -> bool {
             false
         }
-        fn cancel_run(&self, _: TaskId, _: u32) {}
+        fn cancel_chunk(&self, _: TaskId, _: u32) {}
         fn is_running(&self, _: TaskId) -> bool {
             false
         }
@@ -328,7 +328,7 @@ pub(crate) mod tests {
         fn poke(&self, _: WorkerId) {}
     }
 
-    pub(crate) fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedRun> {
+    pub(crate) fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedChunk> {
         feed.open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
     }
 
@@ -357,13 +357,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_run_that_is_forgotten_delivers_errors_for_what_it_owes() {
+    fn a_chunk_that_is_forgotten_delivers_errors_for_what_it_owes() {
         for unordered in [false, true] {
             let feed = Feed::new(unordered);
-            let run = open(&feed, 3, 0);
+            let chunk = open(&feed, 3, 0);
             let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
-            run.deliver([(1, value(1))].into_iter(), &mut wakers);
-            drop(run);
+            chunk.deliver([(1, value(1))].into_iter(), &mut wakers);
+            drop(chunk);
             feed.take(&mut taken);
             let mut got = bytes(&taken);
             got.sort();

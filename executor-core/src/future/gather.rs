@@ -55,7 +55,7 @@ pub(crate) struct ListCallback {
 type ListDecoder = Box<dyn FnOnce(Vec<Outcome>) -> Box<dyn Any> + Send>;
 
 impl Gather {
-    /// Collects this many outcomes; their runs have been submitted.
+    /// Collects this many outcomes; their chunks have been submitted.
     pub(crate) fn new(feed: Arc<Feed>, total: usize, callbacks: Arc<CallbackQueue>) -> Arc<Self> {
         let gather =
             Arc::new(Gather { feed, total, callbacks, state: Mutex::default(), changed: Condvar::new() });
@@ -221,9 +221,9 @@ mod tests {
             decode: Box::new(|outcomes| Box::new(first_bytes(&outcomes)) as Box<dyn Any>),
             run: Box::new(move |list| sender.send(list.downcast_ref::<Vec<u8>>().cloned()).unwrap()),
         });
-        for (run, item) in [(&second, 1), (&first, 0), (&second, 0)] {
+        for (chunk, item) in [(&second, 1), (&first, 0), (&second, 0)] {
             let mut wakers = Wakers::default();
-            run.deliver([(item, value(10 + item as u8))].into_iter(), &mut wakers);
+            chunk.deliver([(item, value(10 + item as u8))].into_iter(), &mut wakers);
             wakers.wake();
             assert!(!gather.is_done() && !gather.wait(Some(Instant::now())));
         }

@@ -187,7 +187,7 @@ pub fn failure(data: &[u8]) {
     }
 }
 
-/// A run of several tasks: item, then the payload.
+/// A chunk of several tasks: item, then the payload.
 pub fn items(data: &[u8]) {
     let mut input = Input(data);
     let item = u32::from_le_bytes(input.array());

@@ -65,7 +65,7 @@ use crate::{
     future::{
         callback::{self, CallbackQueue},
         cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
-        feed::{Feed, FeedRun},
+        feed::{Feed, FeedChunk},
         timer::Timer,
         wait::Signal as Flag,
     },
@@ -109,7 +109,7 @@ pub(crate) struct Call {
 }
 
 /// Tasks of one function on their way to a worker together, as [`Items`](crate::wire::frame::Items) says.
-pub(crate) struct RunCall {
+pub(crate) struct ChunkCall {
     pub(crate) entry: &'static TaskEntry,
     pub(crate) arguments: Payload,
     pub(crate) count: u32,
@@ -162,22 +162,22 @@ const _: () = assert!(size_of::<Item>() <= size_of::<[u64; 8]>());
 enum Resolver {
     Cell(Completer),
     Feed {
-        run: Arc<FeedRun>,
-        /// Whether the arguments are those of a run.
+        chunk: Arc<FeedChunk>,
+        /// Whether the arguments are those of a chunk.
         several: bool,
     },
 }
 
 impl Split for Item {
     fn split(&self) -> Self {
-        let Resolver::Feed { run, several } = &self.resolver else {
+        let Resolver::Feed { chunk, several } = &self.resolver else {
             unreachable!("a single task is not split")
         };
         Item {
             entry: self.entry,
             name: self.name.clone(),
             arguments: self.arguments.clone(),
-            resolver: Resolver::Feed { run: Arc::clone(run), several: *several },
+            resolver: Resolver::Feed { chunk: Arc::clone(chunk), several: *several },
         }
     }
 
@@ -201,7 +201,7 @@ impl Item {
     fn id(&self, item: u32) -> TaskId {
         match &self.resolver {
             Resolver::Cell(completer) => completer.id(),
-            Resolver::Feed { run, .. } => run.id(item),
+            Resolver::Feed { chunk, .. } => chunk.id(item),
         }
     }
 
@@ -209,8 +209,8 @@ impl Item {
     fn resolve(self, items: Items, error: TaskError, wakers: &mut Wakers) {
         match self.resolver {
             Resolver::Cell(completer) => completer.complete_into(Err(error), wakers),
-            Resolver::Feed { run, .. } => {
-                run.deliver((items.first..items.count).map(|item| (item, Err(error.clone()))), wakers);
+            Resolver::Feed { chunk, .. } => {
+                chunk.deliver((items.first..items.count).map(|item| (item, Err(error.clone()))), wakers);
             }
         }
     }
@@ -457,15 +457,15 @@ impl Pool {
         cell
     }
 
-    pub(crate) fn submit_run(self: &Arc<Self>, call: RunCall) {
-        let RunCall { entry, arguments, count, options, feed, number } = call;
+    pub(crate) fn submit_chunk(self: &Arc<Self>, call: ChunkCall) {
+        let ChunkCall { entry, arguments, count, options, feed, number } = call;
         let base = next_task_ids(count);
-        let run = feed.open(base, count, number, || Arc::clone(self) as Arc<dyn Control>);
+        let chunk = feed.open(base, count, number, || Arc::clone(self) as Arc<dyn Control>);
         if self.forked() {
             return;
         }
         let meta = Meta { function: entry.number(), timeout: options.timeout, count };
-        let (name, resolver) = (options.name, Resolver::Feed { run, several: count > 1 });
+        let (name, resolver) = (options.name, Resolver::Feed { chunk, several: count > 1 });
         let item = Item { entry, name, arguments, resolver };
         self.take_in(Submission { task: base, item, meta });
     }
@@ -799,11 +799,11 @@ impl Pool {
         let mut unflushed: Option<WorkerId> = None;
         for action in actions.drain(..) {
             match action {
-                Action::Send { worker, run, seq } => {
+                Action::Send { worker, chunk, seq } => {
                     if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker) {
                         core.flush(other);
                     }
-                    core.send(worker, run, seq);
+                    core.send(worker, chunk, seq);
                     continue;
                 }
                 Action::Resolve(resolve) => {
@@ -918,12 +918,12 @@ impl Pool {
         for (item, completer, kind, payload) in replies.failures {
             completer.complete_into(Err(reply::failure(&item, kind, &payload)), &mut wakers);
         }
-        for (run, name, answers) in replies.runs {
+        for (chunk, name, answers) in replies.chunks {
             let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
                 Reply::Done => (item, Ok(payload)),
                 kind => (item, Err(reply::failure(&name, kind, &payload))),
             });
-            run.deliver(outcomes, &mut wakers);
+            chunk.deliver(outcomes, &mut wakers);
         }
         for (item, items, error) in resolved.items {
             item.resolve(items, error, &mut wakers);
@@ -932,7 +932,7 @@ impl Pool {
         if batch.is_none() {
             self.on_the_way.arrive();
         }
-        Taken { wakers, in_runs: replies.in_runs, batch }
+        Taken { wakers, in_chunks: replies.in_chunks, batch }
     }
 
     fn on_frame(
@@ -992,7 +992,7 @@ impl Pool {
                             count
                         }
                         Ok(Replied::Items(item, at, count)) => {
-                            replies.in_runs = true;
+                            replies.in_chunks = true;
                             replies.take_items(item, at, count, kind, &mut answers);
                             count
                         }
@@ -1078,20 +1078,22 @@ impl Core {
         }
     }
 
-    fn send(&mut self, worker: WorkerId, run: TaskId, seq: u32) {
-        let (Some(run), Some(record)) = (self.scheduler.run(run), self.workers.get(&worker)) else { return };
-        let item = run.item;
+    fn send(&mut self, worker: WorkerId, chunk: TaskId, seq: u32) {
+        let (Some(chunk), Some(record)) = (self.scheduler.chunk(chunk), self.workers.get(&worker)) else {
+            return;
+        };
+        let item = chunk.item;
         let mut flags = 0;
-        if run.timed {
+        if chunk.timed {
             flags |= flag::TIMED;
         }
         if matches!(item.resolver, Resolver::Feed { several: true, .. }) {
-            flags |= flag::RUN;
+            flags |= flag::CHUNK;
         }
-        let (task, items, function) = (run.base, run.items, item.entry.number());
+        let (task, items, function) = (chunk.base, chunk.items, item.entry.number());
         match &item.resolver {
             Resolver::Cell(completer) => completer.sent_to(worker),
-            Resolver::Feed { run, .. } => run.sent_to(worker),
+            Resolver::Feed { chunk, .. } => chunk.sent_to(worker),
         }
         let header = ToWorker { flags, seq, task, function, items, ..ToWorker::new(Order::Run) };
         self.stuck |= record.send(header, &item.arguments);
@@ -1109,8 +1111,8 @@ impl Core {
 struct Taken {
     /// User code, so to be woken under no lock.
     wakers: Wakers,
-    /// The worker is in the middle of a run: more is to come within the microsecond.
-    in_runs: bool,
+    /// The worker is in the middle of a chunk: more is to come within the microsecond.
+    in_chunks: bool,
     /// What was taken is on its way until this is dropped, which is after the wakers were woken.
     batch: Option<Batch>,
 }
@@ -1127,11 +1129,11 @@ impl Taken {
 struct Replies {
     values: Vec<(Completer, Outcome)>,
     failures: Vec<(String, Completer, Reply, Payload)>,
-    runs: Vec<(Arc<FeedRun>, String, Vec<Answer>)>,
-    in_runs: bool,
+    chunks: Vec<(Arc<FeedChunk>, String, Vec<Answer>)>,
+    in_chunks: bool,
 }
 
-/// Of one item of a run.
+/// Of one item of a chunk.
 type Answer = (u32, Reply, Payload);
 
 impl Replies {
@@ -1165,12 +1167,12 @@ impl Replies {
         kind: Reply,
         answers: &mut dyn Iterator<Item = Payload>,
     ) {
-        let Resolver::Feed { run, .. } = &item.resolver else { return };
+        let Resolver::Feed { chunk, .. } = &item.resolver else { return };
         let answers = (at..at + count).zip(answers).map(|(at, payload)| (at, kind, payload));
-        match self.runs.last_mut() {
+        match self.chunks.last_mut() {
             // They come one after the other.
-            Some((last, _, before)) if Arc::ptr_eq(last, run) => before.extend(answers),
-            _ => self.runs.push((Arc::clone(run), item.name().to_owned(), answers.collect())),
+            Some((last, _, before)) if Arc::ptr_eq(last, chunk) => before.extend(answers),
+            _ => self.chunks.push((Arc::clone(chunk), item.name().to_owned(), answers.collect())),
         }
     }
 }
@@ -1267,10 +1269,10 @@ impl Control for Pool {
         self.origin.forked()
     }
 
-    fn cancel_run(&self, base: TaskId, count: u32) {
+    fn cancel_chunk(&self, base: TaskId, count: u32) {
         self.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            scheduler.on_cancel_run(now, base, count, &Boards(workers), out);
+            scheduler.on_cancel_chunk(now, base, count, &Boards(workers), out);
         });
     }
 

@@ -98,7 +98,7 @@ impl Drains for Pool {
             }
         }
         self.ring().credit(0);
-        Taken { wakers, in_runs: false, batch: None }
+        Taken { wakers, in_chunks: false, batch: None }
     }
 
     fn has_spare_processor(&self) -> bool {
@@ -135,7 +135,7 @@ impl Control for Helper {
     fn forked(&self) -> bool {
         false
     }
-    fn cancel_run(&self, _: TaskId, _: u32) {
+    fn cancel_chunk(&self, _: TaskId, _: u32) {
         unimplemented!()
     }
     fn help(&self, awaited: &dyn Awaited, deadline: Option<std::time::Instant>) {

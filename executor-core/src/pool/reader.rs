@@ -78,7 +78,7 @@ impl Rings {
     }
 }
 
-/// Between two looks while workers are in the middle of runs, whose items end every few hundred nanoseconds. Longer:
+/// Between two looks while workers are in the middle of chunks, whose items end every few hundred nanoseconds. Longer:
 /// results come later, and a worker may run dry. Shorter: the reader runs after every item, and takes the processor that
 /// a worker could have.
 const NAP: Duration = Duration::from_micros(50);
@@ -110,7 +110,7 @@ pub(super) trait Drains {
             if self.rings().closed.load(Ordering::SeqCst) {
                 return;
             }
-            let (mut any, mut in_runs) = (false, false);
+            let (mut any, mut in_chunks) = (false, false);
             // A worker may have garbled the word that says whether it has rung.
             let everywhere = looked.elapsed() >= HEARING;
             if everywhere {
@@ -122,13 +122,13 @@ pub(super) trait Drains {
                     match catch(|| self.drain_ring(*id, ring, &mut frames)) {
                         Ok(drained) => {
                             any |= drained.any;
-                            in_runs |= drained.in_runs;
+                            in_chunks |= drained.in_chunks;
                         }
                         Err(_) => self.on_drained(*id, Closed::Protocol(WireError::Truncated)),
                     }
                 }
             }
-            if in_runs {
+            if in_chunks {
                 thread::sleep(NAP);
             } else if !any {
                 let spin = self.has_spare_processor().then_some(&mut spin);
@@ -152,7 +152,7 @@ pub(super) trait Drains {
         let drained = lease.drain(|frame| frames.push(frame));
         // Given back before anything is woken; what the worker says from here on rings once more.
         let taken = self.take_frames(id, ring, frames);
-        let in_runs = taken.in_runs;
+        let in_chunks = taken.in_chunks;
         drop(lease);
         taken.wake();
         frames.shrink_to(FRAMES_KEPT);
@@ -160,7 +160,7 @@ pub(super) trait Drains {
             self.on_drained(id, closed);
             true
         });
-        Drained { any, in_runs }
+        Drained { any, in_chunks }
     }
 
     fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
@@ -265,7 +265,7 @@ impl Drains for Pool {
 #[derive(Default)]
 pub(super) struct Drained {
     any: bool,
-    in_runs: bool,
+    in_chunks: bool,
 }
 
 /// What a thread does after its tenure of a lease.

@@ -17,8 +17,8 @@
 //! deterministic: the same events give the same actions, so a seeded simulation ([`sim`](super::sim)) can take it
 //! through thousands of crashes without starting a process.
 //!
-//! What is submitted is a *run* of tasks: one function, consecutive ids, most often a single one. The items of a run
-//! begin, end, and are blamed one by one; a run only travels together, and is split when half of it goes elsewhere.
+//! What is submitted is a *chunk* of tasks: one function, consecutive ids, most often a single one. The items of a chunk
+//! begin, end, and are blamed one by one; a chunk only travels together, and is split when half of it goes elsewhere.
 //!
 //! Two rules carry the promises. *A worker's death fails only what it had begun*: beginning is a compare-and-swap on
 //! the worker's board, asked through [`Claims`], so that after a death there is one answer. *Nobody innocent is killed
@@ -52,7 +52,7 @@ const REBALANCE: Duration = Duration::from_millis(4);
 /// What waits behind another task for longer than this, and for longer than [`FEW`] of its own estimates, goes to
 /// another worker, which is started for it if need be. As long as a start takes: who waits less does not gain by one.
 const START_COST: Duration = Duration::from_millis(1);
-/// A run of several that waits for a worker to come up for longer than this, as for one that initializes, is shared among
+/// A chunk of several that waits for a worker to come up for longer than this, as for one that initializes, is shared among
 /// more. Less: two workers are started for what one would have done as soon as it had come up.
 const SLOW_START: Duration = Duration::from_millis(10);
 /// So many of its own estimates a task may wait behind another one while somebody else could run it.
@@ -67,7 +67,7 @@ const STOPPED_GRACE: Duration = Duration::from_secs(2);
 const UNSIGNALLED_GRACE: Duration = Duration::from_millis(500);
 /// Between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
-/// Runs that are sent to one worker before the next is looked for. More: the first gets all of a short queue. Less: more
+/// Chunks that are sent to one worker before the next is looked for. More: the first gets all of a short queue. Less: more
 /// looking.
 const SHARE_MAX: usize = 32;
 /// A killed worker that does not end (it hangs in the kernel) is given up after this.
@@ -96,7 +96,7 @@ pub(crate) trait Claims {
     fn taken_in(&self, worker: WorkerId) -> u64;
 }
 
-/// What the pool keeps of a run: its frame and its completers. When a run is split, both parts need it.
+/// What the pool keeps of a chunk: its frame and its completers. When a chunk is split, both parts need it.
 pub(crate) trait Split {
     fn split(&self) -> Self;
 
@@ -105,13 +105,13 @@ pub(crate) trait Split {
     fn leave_arguments(&self);
 }
 
-/// What is to be done. `T` is what the pool keeps of a run.
+/// What is to be done. `T` is what the pool keeps of a chunk.
 #[derive(Debug)]
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerId),
-    /// Send what is unresolved of this run.
-    Send { worker: WorkerId, run: TaskId, seq: u32 },
+    /// Send what is unresolved of this chunk.
+    Send { worker: WorkerId, chunk: TaskId, seq: u32 },
     /// Ask the worker to leave.
     Stop(WorkerId),
     /// SIGTERM to the worker's group.
@@ -132,19 +132,19 @@ pub(crate) enum End {
     Lost(WorkerId),
 }
 
-/// What the scheduler needs to know of a run.
+/// What the scheduler needs to know of a chunk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
     /// For the estimate of its running time.
     pub(crate) function: FnId,
-    /// Of a single task; a run of several has none.
+    /// Of a single task; a chunk of several has none.
     pub(crate) timeout: Option<Duration>,
     /// How many tasks it is.
     pub(crate) count: u32,
 }
 
-/// What is to be sent of a run.
-pub(crate) struct RunView<'a, T> {
+/// What is to be sent of a chunk.
+pub(crate) struct ChunkView<'a, T> {
     pub(crate) item: &'a T,
     /// The id of item 0.
     pub(crate) base: TaskId,
@@ -154,7 +154,7 @@ pub(crate) struct RunView<'a, T> {
 
 /// To whom a reply belongs.
 pub(crate) enum Replied<'a, T> {
-    /// The last items that were unresolved, and how many: the run is over.
+    /// The last items that were unresolved, and how many: the chunk is over.
     Last(T, u32, u32),
     /// Some of more: from which on, and how many.
     Items(&'a T, u32, u32),
@@ -171,7 +171,7 @@ struct Entry<T> {
     /// What is unresolved. At most the first of them has begun.
     items: Items,
     place: Place,
-    /// Since when it is, or its part of a run is, here, in nanoseconds of [`Scheduler::first`]: an `Instant` would make an entry
+    /// Since when it is, or its part of a chunk is, here, in nanoseconds of [`Scheduler::first`]: an `Instant` would make an entry
     /// larger than what is moved without a call.
     at: u64,
     lost_unbegun: u8,
@@ -275,7 +275,7 @@ impl Worker {
         })
     }
 
-    /// Whether a task waits behind another one here. Later items of a run wait as other tasks do.
+    /// Whether a task waits behind another one here. Later items of a chunk wait as other tasks do.
     fn has_waiting(&self) -> bool {
         self.in_flight.len() > 1 || self.in_flight.front().is_some_and(|front| front.left > 1)
     }
@@ -304,7 +304,7 @@ impl Worker {
 
 #[derive(Clone, Copy)]
 struct InFlight {
-    run: TaskId,
+    chunk: TaskId,
     seq: u32,
     /// How long one item should take, in nanoseconds.
     estimate: u32,
@@ -402,7 +402,7 @@ pub(crate) struct Scheduler<T> {
     /// When the first task came.
     first: Option<Instant>,
     tasks: TaskTable<Entry<T>>,
-    /// Ids of queued runs, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
+    /// Ids of queued chunks, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
     queue: VecDeque<TaskId>,
     queued: usize,
     workers: BTreeMap<WorkerId, Worker>,
@@ -460,19 +460,19 @@ impl<T: Split> Scheduler<T> {
 
     // ---- what is asked of it ---------------------------------------------------------------------------------------
 
-    /// Whether a run is unresolved whose id is below this one.
+    /// Whether a chunk is unresolved whose id is below this one.
     pub(crate) fn has_before(&self, id: TaskId) -> bool {
         self.tasks.has_before(id)
     }
 
     /// What was submitted under this id, while it is unresolved.
-    pub(crate) fn run(&self, run: TaskId) -> Option<RunView<'_, T>> {
-        let Entry { item, base, items, timeout, .. } = self.tasks.get(run)?;
-        Some(RunView { item, base: *base, items: *items, timed: timeout.is_some() })
+    pub(crate) fn chunk(&self, chunk: TaskId) -> Option<ChunkView<'_, T>> {
+        let Entry { item, base, items, timeout, .. } = self.tasks.get(chunk)?;
+        Some(ChunkView { item, base: *base, items: *items, timed: timeout.is_some() })
     }
 
-    fn timeout_of(&self, run: TaskId) -> Option<Duration> {
-        self.tasks.get(run)?.timeout
+    fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
+        self.tasks.get(chunk)?.timeout
     }
 
     /// How long a call of this function takes, as far as is known.
@@ -514,7 +514,7 @@ impl<T: Split> Scheduler<T> {
                 earliest(doom.next);
             } else if self.timed > 0
                 && let Some(front) = worker.in_flight.front()
-                && let Some(limit) = self.timeout_of(front.run)
+                && let Some(limit) = self.timeout_of(front.chunk)
                 && let Some(at) = worker.front_since.checked_add(limit)
             {
                 earliest(at.max(front.look_at));
@@ -564,8 +564,15 @@ impl<T: Split> Scheduler<T> {
 
     // ---- events: tasks ---------------------------------------------------------------------------------------------
 
-    /// A run comes in; `run` is the id of its first task.
-    pub(crate) fn on_submit(&mut self, now: Instant, run: TaskId, item: T, meta: Meta, out: &mut Actions<T>) {
+    /// A chunk comes in; `chunk` is the id of its first task.
+    pub(crate) fn on_submit(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        item: T,
+        meta: Meta,
+        out: &mut Actions<T>,
+    ) {
         let items = Items { first: 0, count: meta.count };
         if let Some(refusal) = self.refusal() {
             out.push(Action::Resolve(Box::new((item, items, End::Error(refusal)))));
@@ -574,10 +581,10 @@ impl<T: Split> Scheduler<T> {
         let Meta { function, timeout, .. } = meta;
         let at = now.saturating_duration_since(*self.first.get_or_insert(now)).as_nanos() as u64;
         let entry =
-            Entry { item, function, timeout, base: run, items, place: Place::Queued, at, lost_unbegun: 0 };
-        let new = self.tasks.insert(run, entry);
+            Entry { item, function, timeout, base: chunk, items, place: Place::Queued, at, lost_unbegun: 0 };
+        let new = self.tasks.insert(chunk, entry);
         debug_assert!(new, "a task id is used once");
-        self.queue.push_back(run);
+        self.queue.push_back(chunk);
         self.queued += 1;
         // With others before it in the queue, nobody has room: every event ends with giving out what can be given.
         if self.queued == 1 || self.workers.len() < self.config.workers_max {
@@ -604,7 +611,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// A worker has answered for a task, which took this long, and for those that follow, up to `count` in all. The
-    /// answer says for how many of them this run accounts. After the last answer of several that came together,
+    /// answer says for how many of them this chunk accounts. After the last answer of several that came together,
     /// [`after_replies`](Self::after_replies) must be called.
     pub(crate) fn on_reply(
         &mut self,
@@ -617,8 +624,8 @@ impl<T: Split> Scheduler<T> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
         // Answers come in order: what was in flight before this one was taken back, and is skipped by the worker.
         let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
-        let run = front.run;
-        let entry = self.tasks.get_mut(run).expect("what is in flight is in the table");
+        let chunk = front.chunk;
+        let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
         let item = entry.items.first;
         if item_id(entry.base, item) != task {
             return Err(ReplyToNobody);
@@ -644,9 +651,9 @@ impl<T: Split> Scheduler<T> {
         }
         worker.count_waiting(&mut self.with_waiting);
         if left > 0 {
-            return Ok(Replied::Items(&self.tasks[run].item, item, count));
+            return Ok(Replied::Items(&self.tasks[chunk].item, item, count));
         }
-        let entry = self.tasks.remove(run).expect("looked at above");
+        let entry = self.tasks.remove(chunk).expect("looked at above");
         self.timed -= usize::from(entry.timeout.is_some());
         Ok(Replied::Last(entry.item, item, count))
     }
@@ -733,18 +740,19 @@ impl<T: Split> Scheduler<T> {
         self.rebalance_at = Some(self.rebalance_at.map_or(at, |before| before.min(at)));
     }
 
-    /// When a run of several has waited in the queue for too long: those that come up are fewer than its tasks.
+    /// When a chunk of several has waited in the queue for too long: those that come up are fewer than its tasks.
     fn queue_waits_until(&self) -> Option<Instant> {
         if self.queued == 0 || self.workers.len() >= self.config.workers_max {
             return None;
         }
         // No more are waiting here than workers come up, or no worker can be started at this moment.
-        let runs = self.queue.iter().take(self.config.workers_max).filter_map(|run| self.tasks.get(*run));
-        let several = runs.filter(|entry| entry.place == Place::Queued && entry.left() > 1);
+        let chunks =
+            self.queue.iter().take(self.config.workers_max).filter_map(|chunk| self.tasks.get(*chunk));
+        let several = chunks.filter(|entry| entry.place == Place::Queued && entry.left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
 
-    /// Until when a queued run of several waits for those that come up.
+    /// Until when a queued chunk of several waits for those that come up.
     fn waits_until(&self, entry: &Entry<T>) -> Option<Instant> {
         let nanos = self.estimates.get(&entry.function).map_or(0, |estimate| estimate.ended);
         let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
@@ -775,18 +783,18 @@ impl<T: Split> Scheduler<T> {
             }
         }
         if self.queue_waits_until().is_some_and(|until| until <= now) {
-            for run in std::mem::take(&mut self.queue) {
-                match self.tasks.get(run).filter(|entry| entry.place == Place::Queued) {
+            for chunk in std::mem::take(&mut self.queue) {
+                match self.tasks.get(chunk).filter(|entry| entry.place == Place::Queued) {
                     Some(entry)
                         if entry.left() > 1 && self.waits_until(entry).is_some_and(|until| until <= now) =>
                     {
                         self.queued -= 1;
                         // One comes up for it already.
-                        let parts = self.parts(run, self.takers() + 1);
+                        let parts = self.parts(chunk, self.takers() + 1);
                         self.queued += parts.len();
                         self.queue.extend(parts);
                     }
-                    _ => self.queue.push_back(run),
+                    _ => self.queue.push_back(chunk),
                 }
             }
         }
@@ -797,7 +805,7 @@ impl<T: Split> Scheduler<T> {
         let worker = self.workers.get_mut(&id).expect("looked at by the caller");
         let next = worker.in_flight.get(1).map(|next| next.seq);
         let Some(front) = worker.in_flight.front_mut() else { return };
-        let Entry { function, items, .. } = &self.tasks[front.run];
+        let Entry { function, items, .. } = &self.tasks[front.chunk];
         // Otherwise it waits for its turn, or its answers are on their way: nothing is known about its time.
         let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= items.first)
             && next.is_none_or(|next| claims.begun(id, next) == Begun::No);
@@ -812,11 +820,11 @@ impl<T: Split> Scheduler<T> {
         estimate.nanos = estimate.nanos.max(nanos);
     }
 
-    /// Takes back what a worker has not begun of the run that it is in, and puts it at the front of the queue in as many
+    /// Takes back what a worker has not begun of the chunk that it is in, and puts it at the front of the queue in as many
     /// parts as there are workers that could take one.
     fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
         let Some(front) = self.workers[&id].in_flight.front() else { return };
-        let Some(rest) = self.take_rest(id, front.run, claims) else { return };
+        let Some(rest) = self.take_rest(id, front.chunk, claims) else { return };
         for part in self.parts(rest, self.takers()).into_iter().rev() {
             self.requeue(part);
         }
@@ -827,14 +835,14 @@ impl<T: Split> Scheduler<T> {
         self.idle.len() + self.config.workers_max.saturating_sub(self.workers.len())
     }
 
-    /// Splits a run that is in no place into as many parts, if it has so many tasks.
-    fn parts(&mut self, run: TaskId, of: usize) -> Vec<TaskId> {
-        let Items { first, count } = self.tasks[run].items;
+    /// Splits a chunk that is in no place into as many parts, if it has so many tasks.
+    fn parts(&mut self, chunk: TaskId, of: usize) -> Vec<TaskId> {
+        let Items { first, count } = self.tasks[chunk].items;
         let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
-        let mut parts = vec![run];
+        let mut parts = vec![chunk];
         for part in (1..of).rev() {
             let at = u64::from(first) + u64::from(count - first) * u64::from(part) / u64::from(of);
-            parts.insert(1, self.split_off(run, at as u32));
+            parts.insert(1, self.split_off(chunk, at as u32));
         }
         parts
     }
@@ -904,23 +912,23 @@ impl<T: Split> Scheduler<T> {
                 break;
             };
             // Tasks begin in order: if this one has begun, so have all before it.
-            if !claims.take_back(id, last.seq, self.tasks[last.run].items.first) {
+            if !claims.take_back(id, last.seq, self.tasks[last.chunk].items.first) {
                 break;
             }
-            self.remove_sending(id, last.run);
-            self.requeue(last.run);
+            self.remove_sending(id, last.chunk);
+            self.requeue(last.chunk);
             taken += 1;
         }
         taken
     }
 
-    /// Takes back what a worker has not begun of the run that it is in, and puts it at the front of the queue in two
+    /// Takes back what a worker has not begun of the chunk that it is in, and puts it at the front of the queue in two
     /// halves; whether it got anything.
     fn halve(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {
         let Some(front) = self.workers.get(&id).and_then(|worker| worker.in_flight.front()) else {
             return false;
         };
-        let Some(rest) = self.take_rest(id, front.run, claims) else { return false };
+        let Some(rest) = self.take_rest(id, front.chunk, claims) else { return false };
         let items = self.tasks[rest].items;
         let middle = items.first + (items.count - items.first).div_ceil(2);
         if middle < items.count {
@@ -931,11 +939,11 @@ impl<T: Split> Scheduler<T> {
         true
     }
 
-    /// Takes back what a worker has not begun of a run that it is in: the id under which that is now, in no place.
-    fn take_rest(&mut self, id: WorkerId, run: TaskId, claims: &dyn Claims) -> Option<TaskId> {
+    /// Takes back what a worker has not begun of a chunk that it is in: the id under which that is now, in no place.
+    fn take_rest(&mut self, id: WorkerId, chunk: TaskId, claims: &dyn Claims) -> Option<TaskId> {
         let worker = self.workers.get_mut(&id)?;
-        let sent = worker.in_flight.iter_mut().find(|sent| sent.run == run)?;
-        let items = self.tasks[run].items;
+        let sent = worker.in_flight.iter_mut().find(|sent| sent.chunk == chunk)?;
+        let items = self.tasks[chunk].items;
         // A broken worker may say anything about where it is.
         let begun = claims.take_rest(id, sent.seq)?.min(items.count - 1);
         let from = (begun + 1).max(items.first);
@@ -944,21 +952,21 @@ impl<T: Split> Scheduler<T> {
         }
         if from == items.first {
             // What it had begun is answered: all that is left goes.
-            self.remove_sending(id, run);
+            self.remove_sending(id, chunk);
             self.rest_if_idle(id);
-            return Some(run);
+            return Some(chunk);
         }
         let gone = items.count - from;
         sent.left -= gone;
         worker.load -= u64::from(sent.estimate) * u64::from(gone);
         worker.gives_back(gone);
         worker.count_waiting(&mut self.with_waiting);
-        Some(self.split_off(run, from))
+        Some(self.split_off(chunk, from))
     }
 
-    /// Makes the items of a run from `at` on a run of their own.
-    fn split_off(&mut self, run: TaskId, at: u32) -> TaskId {
-        let entry = self.tasks.get_mut(run).expect("a task of this table");
+    /// Makes the items of a chunk from `at` on a chunk of their own.
+    fn split_off(&mut self, chunk: TaskId, at: u32) -> TaskId {
+        let entry = self.tasks.get_mut(chunk).expect("a task of this table");
         debug_assert!(entry.items.first < at && at < entry.items.count);
         let tail = Entry {
             item: entry.item.split(),
@@ -978,28 +986,28 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Takes a sending out of a worker's list, whichever it is.
-    fn remove_sending(&mut self, id: WorkerId, run: TaskId) {
-        let worker = self.workers.get_mut(&id).expect("it has the run in flight");
-        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.run == run) else { return };
+    fn remove_sending(&mut self, id: WorkerId, chunk: TaskId) {
+        let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
+        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.chunk == chunk) else { return };
         if let Some(sent) = worker.in_flight.remove(at) {
             worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
             worker.gives_back(sent.left);
         }
         worker.count_waiting(&mut self.with_waiting);
-        let entry = self.tasks.get_mut(run).expect("what was in flight is in the table");
+        let entry = self.tasks.get_mut(chunk).expect("what was in flight is in the table");
         self.timed -= usize::from(entry.timeout.is_some());
         entry.place = Place::Queued;
     }
 
-    /// Puts a run that is in no place at the front of the queue.
-    fn requeue(&mut self, run: TaskId) {
-        debug_assert!(self.tasks[run].place == Place::Queued);
-        self.queue.push_front(run);
+    /// Puts a chunk that is in no place at the front of the queue.
+    fn requeue(&mut self, chunk: TaskId) {
+        debug_assert!(self.tasks[chunk].place == Place::Queued);
+        self.queue.push_front(chunk);
         self.queued += 1;
     }
 
-    fn seq_of(&self, worker: WorkerId, run: TaskId) -> Option<u32> {
-        self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.run == run).map(|sent| sent.seq)
+    fn seq_of(&self, worker: WorkerId, chunk: TaskId) -> Option<u32> {
+        self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.chunk == chunk).map(|sent| sent.seq)
     }
 
     /// Withdraws a task that has not begun; whether it is withdrawn.
@@ -1017,8 +1025,8 @@ impl<T: Split> Scheduler<T> {
         cancelled
     }
 
-    /// Withdraws what has not begun of a run of this many tasks.
-    pub(crate) fn on_cancel_run(
+    /// Withdraws what has not begun of a chunk of this many tasks.
+    pub(crate) fn on_cancel_chunk(
         &mut self,
         now: Instant,
         base: TaskId,
@@ -1048,8 +1056,8 @@ impl<T: Split> Scheduler<T> {
         self.after_changes(now, claims, out);
     }
 
-    fn cancel(&mut self, now: Instant, run: TaskId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
-        let Some(entry) = self.tasks.get(run) else { return false };
+    fn cancel(&mut self, now: Instant, chunk: TaskId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
+        let Some(entry) = self.tasks.get(chunk) else { return false };
         match entry.place {
             // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
             Place::Queued => {
@@ -1057,24 +1065,24 @@ impl<T: Split> Scheduler<T> {
                 // But they must not pile up behind a first task that waits long.
                 if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
                     let tasks = &self.tasks;
-                    self.queue.retain(|queued| *queued != run && tasks.get(*queued).is_some());
+                    self.queue.retain(|queued| *queued != chunk && tasks.get(*queued).is_some());
                 }
             }
             Place::Sent(id) => {
                 let first = entry.items.first;
-                let Some(seq) = self.seq_of(id, run) else { return false };
+                let Some(seq) = self.seq_of(id, chunk) else { return false };
                 if !claims.take_back(id, seq, first) {
                     return false;
                 }
-                let worker = self.workers.get_mut(&id).expect("it has the run in flight");
-                if worker.in_flight.front().is_some_and(|front| front.run == run) {
+                let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
+                if worker.in_flight.front().is_some_and(|front| front.chunk == chunk) {
                     worker.front_since = now;
                 }
-                self.remove_sending(id, run);
+                self.remove_sending(id, chunk);
                 self.rest_if_idle(id);
             }
         }
-        let entry = self.tasks.remove(run).expect("looked at above");
+        let entry = self.tasks.remove(chunk).expect("looked at above");
         out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(TaskError::Cancelled)))));
         true
     }
@@ -1111,7 +1119,7 @@ impl<T: Split> Scheduler<T> {
     fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
-        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.run == task) else {
+        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.chunk == task) else {
             return false;
         };
         // From now on nothing can begin behind it. If something has begun already, the task itself has ended and its
@@ -1224,7 +1232,7 @@ impl<T: Split> Scheduler<T> {
         if !has_ended {
             // Also what goes to others: it may have begun after all, and their end comes before its.
             for sent in &worker.in_flight {
-                self.tasks.get(sent.run).expect("what is in flight is in the table").item.leave_arguments();
+                self.tasks.get(sent.chunk).expect("what is in flight is in the table").item.leave_arguments();
             }
         }
         self.settle(id, &worker, claims, out);
@@ -1270,18 +1278,18 @@ impl<T: Split> Scheduler<T> {
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<T>) {
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
-            let entry = self.tasks.get_mut(sent.run).expect("what is in flight is in the table");
+            let entry = self.tasks.get_mut(sent.chunk).expect("what is in flight is in the table");
             self.timed -= usize::from(entry.timeout.is_some());
             entry.place = Place::Queued;
             let first = entry.items.first;
             // What has ended with it: one item, unless its last answers could not be read.
             let mut behind = first + 1;
             let mut end = match &worker.doom {
-                Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.run => {
+                Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.chunk => {
                     Some(End::Error(error.clone()))
                 }
                 Some(Doom { why: Why::Pool(error), .. }) => {
-                    let entry = self.tasks.remove(sent.run).expect("looked at above");
+                    let entry = self.tasks.remove(sent.chunk).expect("looked at above");
                     out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
                     continue;
                 }
@@ -1310,15 +1318,15 @@ impl<T: Split> Scheduler<T> {
                 end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
             }
             let Some(end) = end else {
-                self.requeue(sent.run);
+                self.requeue(sent.chunk);
                 continue;
             };
             if behind < entry.items.count {
                 // The others are as good as new.
-                let rest = self.split_off(sent.run, behind);
+                let rest = self.split_off(sent.chunk, behind);
                 self.requeue(rest);
             }
-            let entry = self.tasks.remove(sent.run).expect("looked at above");
+            let entry = self.tasks.remove(sent.chunk).expect("looked at above");
             out.push(Action::Resolve(Box::new((entry.item, entry.items, end))));
         }
         // A worker that was doomed before the pool was ended gives back what nobody is going to run.
@@ -1395,7 +1403,7 @@ impl<T: Split> Scheduler<T> {
         self.idle.retain(|idle| *idle != id);
         self.take_back_from(id, usize::MAX, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
-            && let Some(rest) = self.take_rest(id, front.run, claims)
+            && let Some(rest) = self.take_rest(id, front.chunk, claims)
         {
             self.requeue(rest);
         }
@@ -1481,9 +1489,9 @@ impl<T: Split> Scheduler<T> {
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
                 // What is still there has begun, maybe not with all its items.
-                let begun: Vec<_> = self.workers[&id].in_flight.iter().map(|sent| sent.run).collect();
-                for run in begun {
-                    if let Some(rest) = self.take_rest(id, run, claims) {
+                let begun: Vec<_> = self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
+                for chunk in begun {
+                    if let Some(rest) = self.take_rest(id, chunk, claims) {
                         self.requeue(rest);
                     }
                 }
@@ -1622,7 +1630,7 @@ impl<T: Split> Scheduler<T> {
             out.push(Action::Kill(id));
             return;
         }
-        let Some(limit) = self.timeout_of(front.run) else { return };
+        let Some(limit) = self.timeout_of(front.chunk) else { return };
         if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;
         }
@@ -1634,7 +1642,7 @@ impl<T: Split> Scheduler<T> {
         });
         let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
         let error = TaskError::timed_out(limit, Phase::Run);
-        if since.is_some_and(over) && self.condemn(now, front.run, error, claims) {
+        if since.is_some_and(over) && self.condemn(now, front.chunk, error, claims) {
             out.push(Action::Kill(id));
             return;
         }
@@ -1681,9 +1689,9 @@ impl<T: Split> Scheduler<T> {
     /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<T>) {
         let mut woken = false;
-        while let Some(run) = self.next_queued() {
-            if !self.idle.is_empty() && self.is_short(run) && self.is_crowded(now) {
-                match self.busy_with_room(now, run) {
+        while let Some(chunk) = self.next_queued() {
+            if !self.idle.is_empty() && self.is_short(chunk) && self.is_crowded(now) {
+                match self.busy_with_room(now, chunk) {
                     Some(id) => {
                         self.favourite = Some(id);
                         self.send(now, id, SHARE_MAX, out);
@@ -1700,7 +1708,7 @@ impl<T: Split> Scheduler<T> {
                 self.send(now, id, 1, out);
             } else if self.may_start(now) {
                 self.start(now, out);
-            } else if let Some(id) = self.least_ahead(now, run) {
+            } else if let Some(id) = self.least_ahead(now, chunk) {
                 // Several at once when many wait: to look for the next worker costs a look at each.
                 let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
                 self.send(now, id, share, out);
@@ -1710,16 +1718,16 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
-    fn is_short(&self, run: TaskId) -> bool {
-        let entry = &self.tasks[run];
+    fn is_short(&self, chunk: TaskId) -> bool {
+        let entry = &self.tasks[chunk];
         let estimate = self.estimates.get(&entry.function);
         estimate
             .is_some_and(|estimate| u128::from(estimate.nanos) * u128::from(entry.left()) <= SHORT.as_nanos())
     }
 
-    /// A busy worker that may have this short run ahead: the one that got the last, so that few are busy.
-    fn busy_with_room(&self, now: Instant, run: TaskId) -> Option<WorkerId> {
-        let estimate = u64::from(self.estimates.get(&self.tasks[run].function)?.nanos);
+    /// A busy worker that may have this short chunk ahead: the one that got the last, so that few are busy.
+    fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].function)?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
             worker.is_useful()
@@ -1744,11 +1752,11 @@ impl<T: Split> Scheduler<T> {
             && matches!(self.intake, Intake::Open)
     }
 
-    /// The queue's first run that was not cancelled; it stays there.
+    /// The queue's first chunk that was not cancelled; it stays there.
     fn next_queued(&mut self) -> Option<TaskId> {
-        while let Some(&run) = self.queue.front() {
-            if self.tasks.get(run).is_some_and(|entry| entry.place == Place::Queued) {
-                return Some(run);
+        while let Some(&chunk) = self.queue.front() {
+            if self.tasks.get(chunk).is_some_and(|entry| entry.place == Place::Queued) {
+                return Some(chunk);
             }
             self.queue.pop_front();
         }
@@ -1769,11 +1777,11 @@ impl<T: Split> Scheduler<T> {
             })
             .filter(|worker| worker.doom.is_none())
             .count();
-        // A worker that may have few tasks takes no more of a run.
+        // A worker that may have few tasks takes no more of a chunk.
         let too_many = |tasks_max: u32| {
-            let runs = self.queue.iter().filter_map(|run| self.tasks.get(*run));
+            let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
             let waiting =
-                runs.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
+                chunks.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
             waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
         };
         self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
@@ -1784,9 +1792,9 @@ impl<T: Split> Scheduler<T> {
         self.workers.len() < self.config.workers_max && self.no_start_before.is_none_or(|at| at <= now)
     }
 
-    /// A busy worker that may have this run ahead: the one that has the least.
-    fn least_ahead(&self, now: Instant, run: TaskId) -> Option<WorkerId> {
-        let entry = &self.tasks[run];
+    /// A busy worker that may have this chunk ahead: the one that has the least.
+    fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+        let entry = &self.tasks[chunk];
         let estimate = u64::from(self.estimates.get(&entry.function)?.nanos).max(1);
         // Where all have been started, and none is idle, it can as well wait there: who is idle first takes it over.
         let anywhere = !self.could_grow();
@@ -1799,16 +1807,16 @@ impl<T: Split> Scheduler<T> {
             .map(|(id, _)| *id)
     }
 
-    /// Sends the queue's first run, and up to `most` in all as long as they are of the same function and the worker may
+    /// Sends the queue's first chunk, and up to `most` in all as long as they are of the same function and the worker may
     /// have them ahead.
     fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
         let mut of: Option<(FnId, Estimate)> = None;
         let mut sent = 0;
         while sent < most {
-            let Some(&run) = self.queue.front() else { return };
+            let Some(&chunk) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // One that was cancelled has no entry: `dispatch` goes over it.
-            let Some(entry) = self.tasks.get_mut(run).filter(|entry| entry.place == Place::Queued) else {
+            let Some(entry) = self.tasks.get_mut(chunk).filter(|entry| entry.place == Place::Queued) else {
                 return;
             };
             let estimate = match of {
@@ -1826,7 +1834,7 @@ impl<T: Split> Scheduler<T> {
                 if *budget < left {
                     // What the worker may not have is the next that somebody else gets.
                     let beyond = entry.items.first + *budget;
-                    let rest = self.split_off(run, beyond);
+                    let rest = self.split_off(chunk, beyond);
                     self.queue.insert(1, rest);
                     self.queued += 1;
                     continue;
@@ -1841,7 +1849,7 @@ impl<T: Split> Scheduler<T> {
             }
             worker.load += u64::from(estimate.nanos) * u64::from(left);
             worker.in_flight.push_back(InFlight {
-                run,
+                chunk,
                 seq,
                 estimate: estimate.nanos,
                 ended: estimate.ended,
@@ -1855,7 +1863,7 @@ impl<T: Split> Scheduler<T> {
             self.timed += usize::from(entry.timeout.is_some());
             self.queue.pop_front();
             self.queued -= 1;
-            out.push(Action::Send { worker: id, run, seq });
+            out.push(Action::Send { worker: id, chunk, seq });
         }
     }
 
@@ -1907,17 +1915,17 @@ impl<T: Split> Scheduler<T> {
         let waiting = self
             .queue
             .iter()
-            .filter(|run| self.tasks.get(**run).is_some_and(|entry| entry.place == Place::Queued));
-        assert_eq!(waiting.count(), queued, "each queued run waits in the queue once");
+            .filter(|chunk| self.tasks.get(**chunk).is_some_and(|entry| entry.place == Place::Queued));
+        assert_eq!(waiting.count(), queued, "each queued chunk waits in the queue once");
         assert!(self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS, "ids of cancelled tasks pile up");
         let mut sent = 0;
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();
             let mut load = 0;
             for in_flight in &worker.in_flight {
-                let entry = &self.tasks[in_flight.run];
-                assert!(entry.place == Place::Sent(*id), "place of {:?}", in_flight.run);
-                assert_eq!(entry.left(), in_flight.left, "items of {:?}", in_flight.run);
+                let entry = &self.tasks[in_flight.chunk];
+                assert!(entry.place == Place::Sent(*id), "place of {:?}", in_flight.chunk);
+                assert_eq!(entry.left(), in_flight.left, "items of {:?}", in_flight.chunk);
                 load += u64::from(in_flight.estimate) * u64::from(in_flight.left);
             }
             assert_eq!(load, worker.load, "load of {id:?}");

@@ -44,11 +44,11 @@ const LOST_UNBEGUN_MAX: u8 = 3;
 const KINDS: &[&str] = &[
     "submit",
     "submit: with a time limit",
-    "submit: a run of several",
+    "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
     "cancel: too late",
-    "cancel: a run",
+    "cancel: a chunk",
     "cancel_running: withdrawn",
     "cancel_running: kills",
     "cancel_running: too late",
@@ -74,10 +74,10 @@ const KINDS: &[&str] = &[
     "hangs in the initializer",
     "an initializer takes too long",
     "claims",
-    "claims the next of a run",
+    "claims the next of a chunk",
     "skips what was taken back",
-    "skips the rest of a run",
-    "a run is split",
+    "skips the rest of a chunk",
+    "a chunk is split",
     "publishes a reply",
     "reply: value",
     "reply: too late",
@@ -130,11 +130,11 @@ const KINDS: &[&str] = &[
 
 // ---- the world's record --------------------------------------------------------------------------------------------
 
-/// What was submitted: a run with this first task. Who resolves an item of it has it.
+/// What was submitted: a chunk with this first task. Who resolves an item of it has it.
 #[derive(Debug)]
 struct Ticket {
     base: TaskId,
-    /// Its arguments are never used again. The same for all parts of a run.
+    /// Its arguments are never used again. The same for all parts of a chunk.
     left: Rc<Cell<bool>>,
 }
 
@@ -187,8 +187,8 @@ enum Ending {
 
 /// What is known of a task, from outside.
 struct Story {
-    /// The run that it was submitted in.
-    run: (TaskId, u32),
+    /// The chunk that it was submitted in.
+    chunk: (TaskId, u32),
     timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
@@ -226,7 +226,7 @@ enum ToWorker {
         seq: u32,
         items: Items,
     },
-    /// Not sent: what the worker still has to do of a run.
+    /// Not sent: what the worker still has to do of a chunk.
     Rest {
         base: TaskId,
         seq: u32,
@@ -668,8 +668,8 @@ impl World {
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
             }
-            Action::Send { worker, run, seq } => {
-                let view = self.scheduler.run(run).expect("what is sent is in the table");
+            Action::Send { worker, chunk, seq } => {
+                let view = self.scheduler.chunk(chunk).expect("what is sent is in the table");
                 let (base, items) = (view.base, view.items);
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
@@ -690,8 +690,8 @@ impl World {
                 if process.alive() {
                     process.frames.push_back(ToWorker::Run { base, seq, items });
                 }
-                if (base, items.count - items.first) != self.story(run).run {
-                    self.note("a run is split", Some(worker), Some(run));
+                if (base, items.count - items.first) != self.story(chunk).chunk {
+                    self.note("a chunk is split", Some(worker), Some(chunk));
                 }
             }
             Action::Stop(id) => {
@@ -896,18 +896,18 @@ impl World {
     // ---- the user --------------------------------------------------------------------------------------------------
 
     fn submit(&mut self, function: u64, timeout: Option<Duration>, conduct: Conduct) -> TaskId {
-        self.submit_run(function, timeout, &[conduct])
+        self.submit_chunk(function, timeout, &[conduct])
     }
 
-    fn submit_run(&mut self, function: u64, timeout: Option<Duration>, conducts: &[Conduct]) -> TaskId {
+    fn submit_chunk(&mut self, function: u64, timeout: Option<Duration>, conducts: &[Conduct]) -> TaskId {
         const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
         let most = TAKES_MICROS[function as usize];
-        let run = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
+        let chunk = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
         let estimate = self.scheduler.ended_estimate(FnId(function));
         for &conduct in conducts {
             let takes = Duration::from_micros(most / 2) + self.dice.micros(most);
             self.stories.push(Story {
-                run,
+                chunk,
                 timeout,
                 conduct,
                 takes,
@@ -922,14 +922,14 @@ impl World {
                 cancel_running_granted: false,
             });
         }
-        let (task, count) = run;
+        let (task, count) = chunk;
         let open = self.scheduler.refusal().is_none();
         self.note(if open { "submit" } else { "submit: refused" }, None, Some(task));
         if timeout.is_some() {
             self.note("submit: with a time limit", None, Some(task));
         }
         if count > 1 {
-            self.note("submit: a run of several", None, Some(task));
+            self.note("submit: a chunk of several", None, Some(task));
         }
         let meta = Meta { function: FnId(function), timeout, count };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket::new(task), meta, out));
@@ -956,7 +956,7 @@ impl World {
         let function = if slow { 4 + self.dice.below(2) } else { self.dice.below(4) };
         if count > 1 && self.dice.permille(400) {
             let conducts: Vec<_> = (0..count).map(|_| self.any_conduct()).collect();
-            self.submit_run(function, None, &conducts);
+            self.submit_chunk(function, None, &conducts);
             return;
         }
         for _ in 0..count {
@@ -969,9 +969,9 @@ impl World {
         }
     }
 
-    /// Withdraws what has not begun of a run.
-    fn cancel_run(&mut self, (base, count): (TaskId, u32)) {
-        self.note("cancel: a run", None, Some(base));
+    /// Withdraws what has not begun of a chunk.
+    fn cancel_chunk(&mut self, (base, count): (TaskId, u32)) {
+        self.note("cancel: a chunk", None, Some(base));
         let all = || ids(base, Items { first: 0, count });
         let withdrawn: Vec<_> = all()
             .filter(|task| self.story(*task).ending.is_none() && self.story(*task).begun.is_none())
@@ -979,7 +979,7 @@ impl World {
         for task in &withdrawn {
             self.story(*task).cancel_granted = true;
         }
-        self.event(|scheduler, now, claims, out| scheduler.on_cancel_run(now, base, count, claims, out));
+        self.event(|scheduler, now, claims, out| scheduler.on_cancel_chunk(now, base, count, claims, out));
         for task in withdrawn {
             assert_eq!(self.story(task).ending, Some(Ending::Cancelled), "{task:?} could be withdrawn");
         }
@@ -991,9 +991,9 @@ impl World {
     }
 
     fn cancel(&mut self, task: TaskId) -> bool {
-        if self.story(task).run.1 > 1 {
-            let run = self.story(task).run;
-            self.cancel_run(run);
+        if self.story(task).chunk.1 > 1 {
+            let chunk = self.story(task).chunk;
+            self.cancel_chunk(chunk);
             return false;
         }
         let before = self.story(task).ending;
@@ -1008,8 +1008,8 @@ impl World {
     }
 
     fn cancel_running(&mut self, task: TaskId) -> bool {
-        if self.story(task).run.1 > 1 {
-            // Nobody has a handle of one task of a run.
+        if self.story(task).chunk.1 > 1 {
+            // Nobody has a handle of one task of a chunk.
             return false;
         }
         let before = self.story(task).ending;
@@ -1440,7 +1440,7 @@ impl World {
                 let word = &mut words.sent.get_mut(&seq).expect("it was sent").0;
                 let (expected, skips, claims) = match frame {
                     ToWorker::Run { .. } => (Word::Offered(at), "skips what was taken back", "claims"),
-                    _ => (Word::Begun(at - 1), "skips the rest of a run", "claims the next of a run"),
+                    _ => (Word::Begun(at - 1), "skips the rest of a chunk", "claims the next of a chunk"),
                 };
                 if *word != expected {
                     return self.note(skips, Some(id), Some(task));
@@ -1928,7 +1928,7 @@ impl World {
     fn call(&mut self, function: u64, takes: Duration, conduct: Conduct, count: usize, together: bool) {
         let first = self.stories.len();
         if together {
-            self.submit_run(function, None, &vec![conduct; count]);
+            self.submit_chunk(function, None, &vec![conduct; count]);
         } else {
             for _ in 0..count {
                 self.submit(function, None, conduct);

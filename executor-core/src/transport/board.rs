@@ -6,14 +6,14 @@
 //! what", and a task taken back cannot also run.
 //!
 //! ```text
-//!              parent offers                worker claims             worker claims the next item of a run
+//!              parent offers                worker claims             worker claims the next item of a chunk
 //!   (anything) ────────────► seq:OFFERED ────────────────► seq:BEGUN ─────────────────────────────────────┐
 //!                                 │  parent takes back        │  ▲ └───────────────────────────────────────┘
 //!                                 ▼                           ▼ parent takes back the rest
 //!                             seq:TAKEN                   seq:LAST
 //! ```
 //!
-//! A word carries the number of the sending, and the item of the run that was begun last. Every sending has a number of
+//! A word carries the number of the sending, and the item of the chunk that was begun last. Every sending has a number of
 //! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
 //! and skips the frame.
 
@@ -42,7 +42,7 @@ const BEGUN: u64 = 2;
 const TAKEN: u64 = 3;
 /// How often the parent tries to change a word that keeps changing. An honest worker does so once in a call.
 const TURNS_MAX: u32 = 10_000;
-/// Items of one run; what a claim word has room for.
+/// Items of one chunk; what a claim word has room for.
 pub(crate) const ITEMS_MAX: u32 = 1 << 30;
 
 /// See the module's picture.
@@ -99,7 +99,7 @@ pub(crate) struct Panic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begun {
     No,
-    /// Begun up to this item of the run; the moment is known only of a task with a time limit.
+    /// Begun up to this item of the chunk; the moment is known only of a task with a time limit.
     Yes(u32, Option<Instant>),
     /// What the worker wrote is of another sending, or of none: it may have begun any of it.
     Unknown,
@@ -110,7 +110,7 @@ impl Board {
         &self.claims[seq as usize % SLOTS]
     }
 
-    /// Parent: makes a run claimable from this item on, before its frame is sent.
+    /// Parent: makes a chunk claimable from this item on, before its frame is sent.
     pub(crate) fn offer(&self, seq: u32, first: u32) {
         self.claim_word(seq).store(word(seq, first, OFFERED), Ordering::Release);
     }
@@ -124,7 +124,7 @@ impl Board {
         self.turn(seq, word(seq, first, OFFERED), word(seq, first, BEGUN))
     }
 
-    /// Worker: takes the next item of the run that it has begun, or learns that the rest was taken back.
+    /// Worker: takes the next item of the chunk that it has begun, or learns that the rest was taken back.
     pub(crate) fn claim_next(&self, seq: u32, item: u32) -> bool {
         self.turn(seq, word(seq, item - 1, BEGUN), word(seq, item, BEGUN))
     }
@@ -134,7 +134,7 @@ impl Board {
         self.turn(seq, word(seq, first, OFFERED), word(seq, first, TAKEN))
     }
 
-    /// Parent: takes back what is behind the item that the worker has begun; that item, or `None` if the run has not
+    /// Parent: takes back what is behind the item that the worker has begun; that item, or `None` if the chunk has not
     /// begun.
     pub(crate) fn take_rest(&self, seq: u32) -> Option<u32> {
         // A worker may begin items as fast as it likes, but the pool's lock is held here.
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_a_run_is_begun_or_taken_back_never_both() {
+    fn the_rest_of_a_chunk_is_begun_or_taken_back_never_both() {
         let (board, _fd) = create().unwrap();
         board.offer(9, 4);
         assert_eq!(board.take_rest(9), None, "nothing has begun");

@@ -13,7 +13,7 @@
 //! message of its own. The receiver trusts none of these numbers: a kind or a length that cannot be ends the
 //! connection, and memory grows with the bytes that arrive, not with the length that was promised.
 //!
-//! One frame may carry a run of tasks, `items` of one function with consecutive ids: see [`Items`].
+//! One frame may carry a chunk of tasks, `items` of one function with consecutive ids: see [`Items`].
 
 use super::payload::Payload;
 use crate::{
@@ -83,13 +83,13 @@ impl Reply {
 pub(crate) mod flag {
     /// The task has a time limit: note when it begins.
     pub(crate) const TIMED: u8 = 2;
-    /// The payload is that of a run.
-    pub(crate) const RUN: u8 = 4;
+    /// The payload is that of a chunk.
+    pub(crate) const CHUNK: u8 = 4;
     /// In either direction: the payload is the [`Reference`](super::super::payload::Reference) of a segment where it lies.
     pub(crate) const SEGMENT: u8 = 8;
     /// In either direction: a message with descriptors lies in the control socket.
     pub(crate) const ATTACHED: u8 = 16;
-    pub(crate) const ALL: u8 = TIMED | RUN | SEGMENT | ATTACHED;
+    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED;
 }
 
 /// The header of a frame to a worker.
@@ -129,9 +129,9 @@ pub(crate) trait Header: Copy {
     fn length(&self) -> u64;
 }
 
-/// Which items of a run are to be run: from `first`, up to `count`.
+/// Which items of a chunk are to be run: from `first`, up to `count`.
 ///
-/// With [`flag::RUN`] the payload begins with the number of all its items and the end of each one's arguments, as
+/// With [`flag::CHUNK`] the payload begins with the number of all its items and the end of each one's arguments, as
 /// little-endian `u32`s; the arguments follow, one after the other. Without, it is the arguments of item 0, the only
 /// one. The id in the header is that of item 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,8 +144,8 @@ impl Items {
     pub(crate) const ONE: Items = Items { first: 0, count: 1 };
 }
 
-/// The payload of a run, from the arguments of all items and where each one's end.
-pub(crate) fn run_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
+/// The payload of a chunk, from the arguments of all items and where each one's end.
+pub(crate) fn chunk_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
     let mut payload = Vec::with_capacity((1 + ends.len()) * 4 + arguments.len());
     payload.extend((ends.len() as u32).to_le_bytes());
     payload.extend(ends.iter().flat_map(|end| end.to_le_bytes()));
@@ -153,7 +153,7 @@ pub(crate) fn run_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// The arguments of one item of a run; `None` if the payload is no run's, or the run has no such item.
+/// The arguments of one item of a chunk; `None` if the payload is no chunk's, or the chunk has no such item.
 pub(crate) fn item_of(payload: &[u8], item: u32) -> Option<&[u8]> {
     let (count, payload) = payload.split_first_chunk()?;
     let ends_len = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(4)?;
@@ -418,14 +418,14 @@ mod tests {
     }
 
     #[test]
-    fn a_run_gives_each_item_its_own_arguments() {
-        let run = run_of(&[1, 1, 4], b"abcd");
-        let items: Vec<_> = (0..4).map(|item| item_of(&run, item)).collect();
+    fn a_chunk_gives_each_item_its_own_arguments() {
+        let chunk = chunk_of(&[1, 1, 4], b"abcd");
+        let items: Vec<_> = (0..4).map(|item| item_of(&chunk, item)).collect();
         assert_eq!(items, [Some(&b"a"[..]), Some(b""), Some(b"bcd"), None]);
         for broken in [&b""[..], &[9, 0, 0, 0], &[1, 0, 0, 0, 9, 0, 0, 0, 1], &[255; 12]] {
             assert_eq!(item_of(broken, 0), None);
         }
-        assert_eq!(item_of(&run_of(&[3, 1], b"abc"), 1), None, "an end before its start");
+        assert_eq!(item_of(&chunk_of(&[3, 1], b"abc"), 1), None, "an end before its start");
     }
 
     fn assemble(messages: &[&[u8]]) -> Result<Vec<Frame<ToWorker>>, WireError> {

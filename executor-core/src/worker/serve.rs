@@ -61,7 +61,7 @@ pub(super) fn serve(
         };
         let located = beside::locate(&mut arguments, &header, &frame.payload);
         kill_point!(ArgumentsLocated);
-        let run = Run {
+        let job = Job {
             end: &mut end,
             caller: &mut caller,
             stopwatch: &mut stopwatch,
@@ -74,8 +74,8 @@ pub(super) fn serve(
                 kill_point!(StopRead);
                 return Ok(());
             }
-            Order::Init => run.initialize(),
-            Order::Run => run.run(),
+            Order::Init => job.initialize(),
+            Order::Run => job.run(),
         };
         if replied.is_err() {
             watcher::end_group();
@@ -84,7 +84,7 @@ pub(super) fn serve(
 }
 
 /// One frame that asks for work.
-struct Run<'a, E> {
+struct Job<'a, E> {
     end: &'a mut E,
     caller: &'a mut Caller,
     stopwatch: &'a mut Stopwatch,
@@ -94,10 +94,10 @@ struct Run<'a, E> {
     arguments: io::Result<Arrived<'a>>,
 }
 
-impl<E: WorkerEnd> Run<'_, E> {
+impl<E: WorkerEnd> Job<'_, E> {
     fn initialize(mut self) -> Result<(), Closed> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
-        let Run { end, caller, control, header, .. } = self;
+        let Job { end, caller, control, header, .. } = self;
         kill_point!(InitBegins);
         let arguments = match arguments {
             Ok(arguments) => arguments,
@@ -130,7 +130,7 @@ impl<E: WorkerEnd> Run<'_, E> {
         }
         kill_point!(Claimed);
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
-        if self.header.flags & flag::RUN == 0 {
+        if self.header.flags & flag::CHUNK == 0 {
             // Given away: a descriptor that the task drops is to be closed then.
             return match arguments {
                 Ok(arguments) => self.call(0, Ok(arguments)),
@@ -160,7 +160,7 @@ impl<E: WorkerEnd> Run<'_, E> {
     }
 
     fn call(&mut self, item: u32, arguments: Result<Arrived<'_>, &io::Error>) -> Result<(), Closed> {
-        let Run { end, caller, stopwatch, control, header, .. } = self;
+        let Job { end, caller, stopwatch, control, header, .. } = self;
         let task = TaskId::from_raw(header.task.as_u64() + u64::from(item));
         let arguments = match arguments {
             Ok(arguments) => arguments,

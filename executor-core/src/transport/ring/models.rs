@@ -161,7 +161,7 @@ fn a_sending_is_claimed_or_taken_back_never_both() {
 }
 
 #[test]
-fn the_rest_of_a_run_is_begun_or_taken_back_never_both() {
+fn the_rest_of_a_chunk_is_begun_or_taken_back_never_both() {
     let items = few(3, 6) as u32;
     check(4, move || {
         let board = Arc::new(Board::default());
