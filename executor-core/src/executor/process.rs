@@ -10,6 +10,7 @@ use std::{
 
 use super::{Executor, Map, RawChunk, RawFuture, RawTask, ShutdownOptions, submit};
 use crate::{
+    child::birth::{self, Barren},
     error::{BrokenCause, BuildError},
     future::TaskFuture,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
@@ -17,7 +18,7 @@ use crate::{
     registry::TaskEntry,
     task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
-    worker::{self, entry},
+    worker,
 };
 
 /// From the start of a process to its first word; a busy machine may need seconds for what takes one millisecond.
@@ -557,15 +558,10 @@ impl ProcessPoolBuilder {
     /// [`BuildError::Os`] if the system refused.
     pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
         let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
-        if entry::was_missed() {
-            return Err(BuildError::NoEntry);
-        }
-        if crate::child::identity::depth() >= entry::DEPTH_MAX {
-            return Err(BuildError::TooDeep {
-                depth: crate::child::identity::depth() + 1,
-                max: entry::DEPTH_MAX,
-            });
-        }
+        birth::may_have_children().map_err(|barren| match barren {
+            Barren::NoEntry => BuildError::NoEntry,
+            Barren::TooDeep { depth, max } => BuildError::TooDeep { depth, max },
+        })?;
         if self.max_workers == Some(0) {
             return invalid("max_workers must be above 0");
         }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{Pool, driver::Notice};
 use crate::{
-    child::{identity, start_method},
+    child::{birth, identity, start_method},
     id::WorkerId,
     os::{
         asked::Asked,
@@ -30,7 +30,6 @@ use crate::{
     },
     unwind::catch,
     wire::handshake::{self, Identity, Role, Setup, Transport, WorkerSetup},
-    worker::entry,
 };
 
 /// A process that has been started and has not said hello yet.
@@ -96,7 +95,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     }
     let start = Start {
         executable: None,
-        marker: entry::MARKER,
+        marker: birth::MARKER,
         stdout: None,
         stderr: None,
         environment: &pool.options.envs,

@@ -8,7 +8,7 @@ use std::{
 
 use super::{start::StartError, table};
 use crate::{
-    child::identity,
+    child::{birth, identity},
     id::FnId,
     os::{
         fork::{NotInherited, Origin, PerProcess},
@@ -23,7 +23,6 @@ use crate::{
         frame::Reply,
         handshake::{self, ForkServerSetup, Identity, Report, Role, Setup},
     },
-    worker::entry,
 };
 
 /// A fork server, started with the first child it is asked for, and again where it has died. Ends with its last handle.
@@ -152,7 +151,7 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
     let setup = Setup { parent: std::process::id(), identity, signals: Signals::of_this_thread(), role };
     let start = Start {
         executable: None,
-        marker: entry::MARKER,
+        marker: birth::MARKER,
         stdout: None,
         stderr: None,
         environment: &[],

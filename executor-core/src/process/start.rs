@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     child::{
+        birth::{self, Barren},
         identity,
         start_method::{self, StartMethod},
     },
@@ -42,7 +43,6 @@ use crate::{
     registry,
     transport::board,
     wire::handshake::{self, BodySetup, Identity, Role, Setup, Surroundings},
-    worker::entry,
 };
 
 /// Why a process was not started.
@@ -152,19 +152,17 @@ fn outputs(stdout: &Stream, stderr: &Stream) -> io::Result<Vec<OwnedFd>> {
     Ok(vec![of(stdout, rustix::stdio::stdout())?, of(stderr, rustix::stdio::stderr())?])
 }
 
-fn check() -> Result<(), StartError> {
-    if entry::was_missed() {
-        return Err(StartError::NoEntry);
+impl From<Barren> for StartError {
+    fn from(barren: Barren) -> Self {
+        match barren {
+            Barren::NoEntry => StartError::NoEntry,
+            Barren::TooDeep { depth, max } => StartError::TooDeep { depth, max },
+        }
     }
-    let (depth, max) = (identity::depth() + 1, entry::DEPTH_MAX);
-    if depth > max {
-        return Err(StartError::TooDeep { depth, max });
-    }
-    Ok(())
 }
 
 pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
-    check()?;
+    birth::may_have_children()?;
     let Process { arguments, environment, directory, stdin, stdout, stderr, .. } = process;
     let (arguments, attachments) = arguments.map_err(StartError::Arguments)?;
     let invalid = |text: &str| StartError::Invalid(text.into());
@@ -236,7 +234,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         StartMethod::Spawn => {
             let start = Start {
                 executable: process.executable.as_deref(),
-                marker: entry::MARKER,
+                marker: birth::MARKER,
                 stdout: stdout.theirs,
                 stderr: stderr.theirs,
                 environment: &environment,

@@ -14,13 +14,16 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use super::{beside::Arguments, body, fork_server, serve, watcher};
 use crate::{
-    child::{self, identity},
+    child::{
+        self,
+        birth::{self, Birth},
+        identity,
+    },
     os::{
         cpu,
         image::{self, Constructor},
         memory::Shared,
-        process, setting,
-        socket::{self, Credentials},
+        process, setting, socket,
     },
     registry,
     segment::Store,
@@ -31,14 +34,6 @@ use crate::{
     wire::handshake::{self, Hello, Refusal, Role, Setup, Transport, WorkerSetup},
 };
 
-/// A worker's only argument. It is no secret, and proves nothing: see [`Birth`]. Not in the environment: that is inherited by everything a task starts.
-pub(crate) const MARKER: &str = "--executor-worker";
-
-/// Pools and processes within tasks within pools; loky's limit. More than this is a task that submits itself without end.
-pub(crate) const DEPTH_MAX: u32 = 10;
-
-/// The program goes on as a program: it is no child.
-static PASSED: AtomicBool = AtomicBool::new(false);
 /// This process has seen that it is a child, and is one.
 static ADOPTED: AtomicBool = AtomicBool::new(false);
 
@@ -87,7 +82,7 @@ pub fn init() {
         run(socket, false);
     }
     registry::close();
-    PASSED.store(true, Ordering::Release);
+    birth::pass_as_program();
 }
 
 /// The entry of test binaries, whose `main` is not the user's: called from an `.init_array` entry, `own`, with what the loader gives
@@ -110,7 +105,7 @@ pub unsafe fn init_before_main(
     if ADOPTED.load(Ordering::Acquire) {
         return;
     }
-    if is_marked() {
+    if birth::is_marked() {
         process::fill_stdio();
     }
     if let Some(socket) = adopt() {
@@ -130,65 +125,14 @@ pub unsafe fn init_before_main(
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         run(socket, true);
     }
-    PASSED.store(true, Ordering::Release);
-}
-
-/// Whether this process was started as a worker but its program did not ask.
-pub(crate) fn was_missed() -> bool {
-    !PASSED.load(Ordering::Acquire) && identity::told().is_none() && !matches!(birth(), Birth::Program)
-}
-
-/// What the arguments say, which anybody can write.
-fn is_marked() -> bool {
-    std::env::args_os().nth(1).is_some_and(|arg| arg == MARKER)
-}
-
-/// How this process came to be.
-#[derive(Debug)]
-enum Birth {
-    /// As programs do: not marked, or with privileges, so that nobody can have started it as a child.
-    Program,
-    /// As a child: descriptor 0 is its socket.
-    Child,
-    /// Marked, so it must not run as a program, which might start the next such process, and that the next. But it is no child:
-    /// why, and whether descriptor 0 is a socket to say it over.
-    Neither { why: String, has_socket: bool },
-}
-
-fn birth() -> Birth {
-    if !is_marked() {
-        return Birth::Program;
-    }
-    let privileged = process::is_privileged();
-    let own = Credentials::own();
-    match Credentials::of_maker(rustix::stdio::stdin()) {
-        // A stranger's.
-        Ok(maker) if maker != own && privileged => Birth::Program,
-        // So it seems. Should it be a parent that changes its user by means which nobody sees, this is its child in all else.
-        Ok(maker) if maker != own => Birth::Neither {
-            why: format!("{maker} made the socket that is its standard input, and it acts as {own}"),
-            has_socket: true,
-        },
-        Ok(_) if privileged => Birth::Neither {
-            why: "this program has privileges that its starter has not (setuid, setgid, or capabilities of its file): it is \
-                  nobody's worker"
-                .to_owned(),
-            has_socket: true,
-        },
-        Ok(_) => Birth::Child,
-        Err(_) if privileged => Birth::Program,
-        Err(error) => Birth::Neither {
-            why: format!("standard input is not the socket by which an executor starts its workers: {error}"),
-            has_socket: false,
-        },
-    }
+    birth::pass_as_program();
 }
 
 /// Takes descriptor 0 away, if it is an executor's socket: tasks and the programs they start see an empty input. `None` in a program
 /// that is no child; a child that cannot be one ends here.
 fn adopt() -> Option<OwnedFd> {
     let stdin = rustix::stdio::stdin();
-    match birth() {
+    match birth::birth() {
         Birth::Program => return None,
         Birth::Child => {}
         Birth::Neither { why, has_socket: true } => refuse(stdin, &why.into()),
@@ -216,7 +160,7 @@ fn refuse(socket: impl AsFd, refusal: &Refusal) -> ! {
 /// Ends a process that nobody has started as a worker, and that somebody has told to be one.
 #[allow(clippy::print_stderr, reason = "the user's own terminal; there is nobody else to tell")]
 fn end_unasked(why: &str) -> ! {
-    eprintln!("`{MARKER}` is for an executor that starts its workers, and of no use by hand: {why}");
+    eprintln!("`{}` is for an executor that starts its workers, and of no use by hand: {why}", birth::MARKER);
     std::process::exit(2)
 }
 
