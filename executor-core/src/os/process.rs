@@ -32,13 +32,14 @@ use super::{
 /// was started by way of it ([`image::by_loader`]).
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
-/// How a program is started.
-#[derive(Debug)]
+/// How a program is started. By default as this process was, in the same surroundings.
+#[derive(Debug, Default)]
 pub(crate) struct Start<'a> {
     /// `None`: the program of this process, as [`OWN_EXECUTABLE`].
     pub(crate) executable: Option<&'a Path>,
-    pub(crate) marker: &'a str,
+    /// `None`: that of this process.
     pub(crate) stdout: Option<OwnedFd>,
+    /// `None`: that of this process.
     pub(crate) stderr: Option<OwnedFd>,
     /// Added to the environment, or taken out of it.
     pub(crate) environment: &'a [(OsString, Option<OsString>)],
@@ -236,7 +237,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
 }
 
 /// Those of a program that is started: its name, and that it is a child.
-fn arguments(start: &Start<'_>) -> io::Result<Vec<OsString>> {
+fn arguments(start: &Start<'_>, marker: &str) -> io::Result<Vec<OsString>> {
     let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
     let mut arguments = vec![name];
     if start.executable.is_none()
@@ -257,7 +258,7 @@ fn arguments(start: &Start<'_>) -> io::Result<Vec<OsString>> {
         arguments.extend(options);
         arguments.push(program.into());
     }
-    arguments.push(start.marker.into());
+    arguments.push(marker.into());
     Ok(arguments)
 }
 
@@ -282,15 +283,16 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a program with one end of a [pair of sockets](socket::pair) as its descriptor 0, and with no other descriptor but
+    /// Starts a program with `marker` as its argument, one end of a [pair of sockets](socket::pair) as its descriptor 0, and with no other descriptor but
     /// standard output and error; and the other end. What the child is to find in its socket at its start, `say` sends, which
     /// [does not wait](signals::as_one_user) for anything: what finds no room is an error, since nobody reads it yet.
     pub(crate) fn start(
         start: Start<'_>,
+        marker: &str,
         say: impl FnOnce(&OwnedFd) -> io::Result<()>,
     ) -> io::Result<(Child, OwnedFd)> {
         spawn::prepare();
-        let arguments = arguments(&start)?;
+        let arguments = arguments(&start, marker)?;
         // The child believes a socket only that was made by whom it acts as. Another thread's `setuid`, which changes this thread as
         // well, comes before all of this or behind it.
         let (pid, ours) = signals::as_one_user(|mask| {

@@ -14,14 +14,17 @@ use tempfile::TempDir;
 
 use super::{Pool, driver::Notice};
 use crate::{
-    child::{birth, identity, start_method},
+    child::{
+        identity,
+        launch::{Launch, Launched, Way},
+        start_method,
+    },
     id::WorkerId,
     os::{
         asked::Asked,
         cpu,
         memory::Shared,
         process::{Child, Start},
-        signals::Signals,
     },
     segment::Results,
     transport::{
@@ -29,7 +32,7 @@ use crate::{
         ring::{self, Segment},
     },
     unwind::catch,
-    wire::handshake::{self, Identity, Role, Setup, Transport, WorkerSetup},
+    wire::handshake::{Identity, Role, Transport, WorkerSetup},
 };
 
 /// A process that has been started and has not said hello yet.
@@ -64,45 +67,33 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         Transport::Ipc => Some(ipc::directory().asked("to make a directory for its socket")?),
     };
     let path = directory.as_ref().map(|directory| directory.path().as_os_str().as_bytes().to_vec());
-    let identity = identity::for_child()?;
-    let setup = Setup {
-        parent: std::process::id(),
-        identity: Identity {
-            name: format!("PoolWorker-{}", nonce >> 32),
-            daemon: true,
-            worker: true,
-            start_method: Some(start_method::number_for_child(None)),
-            ..identity
-        },
-        // Of this thread: it has them from the one that made the pool.
-        signals: Signals::of_this_thread(),
-        role: Role::Worker(WorkerSetup {
-            nonce,
-            stack_bytes: pool.options.stack_bytes,
-            several_cpus: cpu::several_usable(),
-            transport: pool.options.transport,
-            directory: path.map(Into::into),
-        }),
+    let identity = Identity {
+        name: format!("PoolWorker-{}", nonce >> 32),
+        daemon: true,
+        worker: true,
+        start_method: Some(start_method::number_for_child(None)),
+        ..identity::for_child()?
     };
-    let mut fds = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
+    let role = Role::Worker(WorkerSetup {
+        nonce,
+        stack_bytes: pool.options.stack_bytes,
+        several_cpus: cpu::several_usable(),
+        transport: pool.options.transport,
+        directory: path.map(Into::into),
+    });
+    let mut descriptors = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes go through the transport.
     let results = match &pool.arguments {
         Some(_) => Some(Results::create().asked("to make memory for results (memfd_create)")?),
         None => None,
     };
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
-        fds.extend([arguments.as_fd(), results.descriptor()]);
+        descriptors.extend([arguments.as_fd(), results.descriptor()]);
     }
-    let start = Start {
-        executable: None,
-        marker: birth::MARKER,
-        stdout: None,
-        stderr: None,
-        environment: &pool.options.envs,
-        directory: None,
-    };
-    // The message is there when the worker looks; it fits into an empty socket.
-    let (child, socket) = Child::start(start, |socket| handshake::send(socket, &setup, &fds))
+    let program = Way::Program(Start { environment: &pool.options.envs, ..Start::default() });
+    let Launched { child, socket } = Launch { identity, role, descriptors: &descriptors, attachments: &[] }
+        .by(program)
+        .map_err(|refused| refused.error)
         .asked("to start /proc/self/exe")?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

@@ -13,10 +13,7 @@ use super::{
 };
 use crate::{
     child::exit,
-    os::{
-        fork,
-        process::{lead_own_group, settled_thread_count},
-    },
+    os::{fork, process::settled_thread_count},
     unwind::catch,
     worker::{entry, watcher},
 };
@@ -124,7 +121,7 @@ pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
 }
 
 /// Makes a copy that is told by `socket` what it is for; its pid. `ours` is the parent's end, which it closes.
-pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> Result<u32, StartError> {
+pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> io::Result<u32> {
     let _ = io::stdout().flush();
     // SAFETY: there is no other thread but those of ours that sleep: counted by `check_threads` under the same pause; see
     // `fork_with`. As to shared memory: nothing that was on a stack of the parent's goes on in the copy. It runs one task, whose
@@ -132,10 +129,7 @@ pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> 
     // where handles of this library are inert: guards are neither read nor written through, and unsealed bytes are not given
     // out. A reference into shared memory that was leaked into a static is beyond what can be checked. It is the one thing that
     // this function, which safe code calls, leaves to the program: the documentation of `StartMethod::Fork` says so.
-    let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
-    if let Some(pid) = forked {
-        // It does so itself, but who ends it may be faster, and means all that it leads.
-        lead_own_group(pid);
+    if let Some(pid) = unsafe { fork::fork() }? {
         return Ok(pid);
     }
     pause.forget_all();

@@ -2,26 +2,26 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{start::StartError, table};
 use crate::{
-    child::{birth, identity},
+    child::{
+        identity,
+        launch::{self, Launch, Launched, ServerCopy, Way},
+    },
     id::FnId,
     os::{
         fork::{NotInherited, Origin, PerProcess},
-        process::{Child, Start, lead_own_group},
-        signals::Signals,
-        socket,
+        process::{Child, Start},
     },
     registry::{self, TaskEntry},
     task::{Encoded, Task},
     wire::{
         buffer::Buffer,
         frame::Reply,
-        handshake::{self, ForkServerSetup, Identity, Report, Role, Setup},
+        handshake::{self, ForkServerSetup, Identity, Report, Role},
     },
 };
 
@@ -87,8 +87,8 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
     }
 
-    /// Makes a child: its pid, and our end of the socket from which it reads its setup.
-    pub(super) fn make(&self) -> Result<(u32, OwnedFd), StartError> {
+    /// Makes a child, which waits for its setup.
+    pub(super) fn make(&self) -> Result<ServerCopy, StartError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.running.as_ref().is_some_and(|running| running.origin.forked()) {
             state.running = None;
@@ -105,7 +105,7 @@ impl Server {
     }
 }
 
-fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
+fn ask(state: &mut State) -> Result<ServerCopy, StartError> {
     let os = |error: io::Error| StartError::os("to ask the fork server", error);
     if state.running.is_none() {
         state.running = Some(start(&state.preload)?);
@@ -114,25 +114,7 @@ fn ask(state: &mut State) -> Result<(u32, OwnedFd), StartError> {
     let Some(server) = server else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };
-    let (ours, theirs) = socket::pair().map_err(os)?;
-    socket::send(server, &[1], &[theirs.as_fd()]).map_err(os)?;
-    // So that it ends when neither server nor child is there to speak.
-    drop(theirs);
-    let mut answer = [0; 8];
-    let (len, _) = socket::recv_short(&ours, &mut answer).map_err(os)?;
-    if len != answer.len() {
-        return Err(os(io::ErrorKind::UnexpectedEof.into()));
-    }
-    match i64::from_le_bytes(answer) {
-        pid @ 1.. => {
-            let pid = u32::try_from(pid).map_err(|_| os(io::ErrorKind::InvalidData.into()))?;
-            // It does so itself, but may die or be stopped before. Who is in the server's group is killed, and reaped by
-            // `left_behind`, with the server: its status would be lost.
-            lead_own_group(pid);
-            Ok((pid, ours))
-        }
-        error => Err(StartError::Fork(Arc::new(io::Error::from_raw_os_error(-error as i32)))),
-    }
+    launch::ask_for_copy(server).map_err(os)?.map_err(|error| StartError::Fork(Arc::new(error)))
 }
 
 fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartError> {
@@ -148,17 +130,10 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
     let identity =
         Identity { name: "ForkServer".to_owned(), daemon: true, ..identity::for_child().map_err(os)? };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
-    let setup = Setup { parent: std::process::id(), identity, signals: Signals::of_this_thread(), role };
-    let start = Start {
-        executable: None,
-        marker: birth::MARKER,
-        stdout: None,
-        stderr: None,
-        environment: &[],
-        directory: None,
-    };
-    let (child, ours) = Child::start(start, |socket| handshake::send(socket, &setup, &[])).map_err(os)?;
-    let running = Running { socket: Some(NotInherited::new(ours)), child, origin: Origin::here() };
+    let child = Launch { identity, role, descriptors: &[], attachments: &[] };
+    let Launched { child, socket } =
+        child.by(Way::Program(Start::default())).map_err(|refused| os(refused.error))?;
+    let running = Running { socket: Some(NotInherited::new(socket)), child, origin: Origin::here() };
     let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };

@@ -1,20 +1,15 @@
-//! One start, by each method.
+//! One start: from the options of a [`Process`] to a child that the table knows.
 //!
 //! ```text
-//!  a pair of sockets: the setup is written into ours
-//!    Spawn       theirs is descriptor 0 of the program, started anew
-//!    ForkServer  theirs goes to the fork server, whose copy says its pid over it, and is sent the setup then
-//!    Fork        theirs is read by the copy of this process
+//!  Process ─► checks ─► identity, streams, board ─► Launch ─► by its method ─► Record ─► table, Child
 //! ```
-//!
-//! From there on all are the same: the child reads what it is for, and reports over the same socket.
 
 use std::{
     ffi::OsString,
     fs::OpenOptions,
-    io,
+    io, iter,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     sync::Arc,
@@ -30,19 +25,17 @@ use crate::{
     child::{
         birth::{self, Barren},
         identity,
+        launch::{Launch, Refused, Step, Way},
         start_method::{self, StartMethod},
     },
     error::TaskError,
     os::{
-        asked::Asked as _,
-        process::{self, Start, above_stdio},
+        process::{Start, above_stdio},
         ready,
-        signals::Signals,
-        socket,
     },
     registry,
     transport::board,
-    wire::handshake::{self, BodySetup, Identity, Role, Setup, Surroundings},
+    wire::handshake::{BodySetup, Identity, Role, Surroundings},
 };
 
 /// Why a process was not started.
@@ -108,9 +101,8 @@ impl StartError {
     }
 }
 
-/// How long a child of the fork server may take to end whose socket does not take its setup. It has closed it, most often because it
-/// dies. It is killed after that, and the start refused.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// How long it is waited for the end of a child that was killed because its start failed.
+const KILLED_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where a stream of the child goes, and our end of it.
 struct Stream {
@@ -118,38 +110,65 @@ struct Stream {
     ours: Option<OwnedFd>,
 }
 
-fn stream(place: Stdio, input: bool) -> io::Result<Stream> {
-    let (theirs, ours) = match place.0 {
-        // The child has an empty input anyway.
-        Place::Null if input => (None, None),
-        Place::Null => (Some(null()?), None),
-        Place::Inherit if input => (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None),
-        Place::Inherit => (None, None),
-        Place::Given(descriptor) => (Some(descriptor), None),
-        Place::Piped => {
-            let (read, write) = io::pipe()?;
-            let (read, write) = (above_stdio(read.into())?, above_stdio(write.into())?);
-            if input { (Some(read), Some(write)) } else { (Some(write), Some(read)) }
-        }
-    };
-    Ok(Stream { theirs, ours })
+impl Stream {
+    fn open(place: Stdio, input: bool) -> io::Result<Self> {
+        let (theirs, ours) = match place.0 {
+            // The child has an empty input anyway.
+            Place::Null if input => (None, None),
+            Place::Null => (Some(null()?), None),
+            Place::Inherit if input => {
+                (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None)
+            }
+            Place::Inherit => (None, None),
+            Place::Given(descriptor) => (Some(descriptor), None),
+            Place::Piped => {
+                let (read, write) = io::pipe()?;
+                let (read, write) = (above_stdio(read.into())?, above_stdio(write.into())?);
+                if input { (Some(read), Some(write)) } else { (Some(write), Some(read)) }
+            }
+        };
+        Ok(Stream { theirs, ours })
+    }
 }
 
 fn null() -> io::Result<OwnedFd> {
     above_stdio(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// Standard output and error of a child that does not inherit them. Where this process has closed its own, nothing.
-fn outputs(stdout: &Stream, stderr: &Stream) -> io::Result<Vec<OwnedFd>> {
-    let own = |stream| match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
+/// Standard input, output and error of a child.
+struct Streams {
+    has_stdin: bool,
+    /// What travels with the setup, since no child inherits it: its input, and to a copy its output and error.
+    told: Vec<OwnedFd>,
+    /// What the program inherits in place of our output and error, if it is started anew.
+    inherited: [Option<OwnedFd>; 2],
+    /// The other ends of pipes.
+    ours: [Option<OwnedFd>; 3],
+}
+
+impl Streams {
+    fn open(stdin: Stdio, stdout: Stdio, stderr: Stdio, copied: bool) -> io::Result<Self> {
+        let has_stdin = !matches!(stdin.0, Place::Null);
+        let stdin = Stream::open(stdin, true)?;
+        let stdout = Stream::open(stdout, false)?;
+        let stderr = Stream::open(stderr, false)?;
+        let mut told = Vec::from_iter(stdin.theirs);
+        let mut inherited = [stdout.theirs, stderr.theirs];
+        if copied {
+            let [stdout, stderr] = inherited.each_mut().map(Option::take);
+            told.push(stdout.map_or_else(|| own(rustix::stdio::stdout()), Ok)?);
+            told.push(stderr.map_or_else(|| own(rustix::stdio::stderr()), Ok)?);
+        }
+        Ok(Streams { has_stdin, told, inherited, ours: [stdin.ours, stdout.ours, stderr.ours] })
+    }
+}
+
+/// Output or error of this process. Where this process has closed its own, nothing.
+fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
         Err(rustix::io::Errno::BADF) => null(),
         other => Ok(other?),
-    };
-    let of = |stream: &Stream, inherited| match &stream.theirs {
-        Some(theirs) => theirs.try_clone(),
-        None => own(inherited),
-    };
-    Ok(vec![of(stdout, rustix::stdio::stdout())?, of(stderr, rustix::stdio::stderr())?])
+    }
 }
 
 impl From<Barren> for StartError {
@@ -161,11 +180,44 @@ impl From<Barren> for StartError {
     }
 }
 
+/// Ends what exists of a child that was not launched; why that was so.
+fn refused(Refused { step, error, child }: Refused) -> StartError {
+    if let Some(child) = child {
+        child.kill_and_reap(KILLED_LIMIT);
+        table::left_behind(&child);
+    }
+    let what = match step {
+        Step::Start => "to start a process",
+        Step::Pair => "a pair of sockets",
+        Step::Tell => "to tell a process what it is",
+        Step::Fork => return StartError::Fork(Arc::new(error)),
+        Step::Watch => "to watch a process",
+    };
+    StartError::os(what, error)
+}
+
+/// Who the child is going to be.
+fn identity(name: Option<String>, daemon: Option<bool>, method: Option<StartMethod>) -> io::Result<Identity> {
+    let number = identity::next_child();
+    let program = identity::for_child()?;
+    let path = [&*program.path, &[number]].concat();
+    let default_name = || format!("Process-{}", identity::path_text(&path));
+    let inherited_daemon = || identity::told().is_some_and(|told| told.daemon && !told.is_worker());
+    Ok(Identity {
+        name: name.unwrap_or_else(default_name),
+        daemon: daemon.unwrap_or_else(inherited_daemon),
+        start_method: Some(start_method::number_for_child(method)),
+        path,
+        ..program
+    })
+}
+
 pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     birth::may_have_children()?;
-    let Process { arguments, environment, directory, stdin, stdout, stderr, .. } = process;
-    let (arguments, attachments) = arguments.map_err(StartError::Arguments)?;
+    let os = |what| move |error: io::Error| StartError::os(what, error);
     let invalid = |text: &str| StartError::Invalid(text.into());
+    let (arguments, attachments) = process.arguments.map_err(StartError::Arguments)?;
+    let (environment, directory) = (&*process.environment, process.directory.as_deref());
     if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
         return Err(invalid("an environment variable has a name that is empty or contains `=`, or a NUL"));
     }
@@ -178,104 +230,49 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     if let Some(pause) = &pause {
         fork::check_threads(pause)?;
     }
-    let os = |what| move |error: io::Error| StartError::os(what, error);
-    let number = identity::next_child();
-    let program = identity::for_child().map_err(os("what a process is told"))?;
-    let path = [&*program.path, &[number]].concat();
-    let name = process.name.unwrap_or_else(|| format!("Process-{}", identity::path_text(&path)));
-    let daemon = process
-        .daemon
-        .unwrap_or_else(|| identity::told().is_some_and(|told| told.daemon && !told.is_worker()));
-    let identity = Identity {
-        name: name.clone(),
-        path,
-        daemon,
-        start_method: Some(start_method::number_for_child(process.method)),
-        ..program
+    let identity =
+        identity(process.name, process.daemon, process.method).map_err(os("what a process is told"))?;
+    let asked = Asked {
+        name: identity.name.clone(),
+        task: process.task,
+        daemon: identity.daemon,
+        keeps_programs: process.keeps_programs,
+        limit: process.timeout,
     };
-    let streams = |error| StartError::os("a pipe for standard input or output", error);
-    let has_stdin = !matches!(stdin.0, Place::Null);
-    let stdin = stream(stdin, true).map_err(streams)?;
-    let stdout = stream(stdout, false).map_err(streams)?;
-    let stderr = stream(stderr, false).map_err(streams)?;
+    let copied = method != StartMethod::Spawn;
     let (board, board_fd) = board::create().map_err(os("memory"))?;
-    let forked = method != StartMethod::Spawn;
-    let setup = Setup {
-        parent: std::process::id(),
-        identity,
-        signals: Signals::of_this_thread(),
-        role: Role::Body(Box::new(BodySetup {
-            tasks: registry::fingerprint(),
-            function: process.entry.number(),
-            arguments: arguments.into(),
-            attachments: attachments.len() as u32,
-            outlives_parent: process.outlives_parent,
-            stdin: has_stdin,
-            limits: process.limits,
-            surroundings: forked.then(|| surroundings(&environment, directory.as_deref())),
-        })),
-    };
-    let mut descriptors = vec![board_fd.as_fd()];
-    if has_stdin {
-        descriptors.extend(stdin.theirs.as_ref().map(AsFd::as_fd));
-    }
-    let outputs = if forked { outputs(&stdout, &stderr).map_err(streams)? } else { Vec::new() };
-    descriptors.extend(outputs.iter().map(AsFd::as_fd));
-    let send = |socket: &OwnedFd| {
-        handshake::send(socket, &setup, &descriptors).asked("the setup of a process")?;
-        handshake::send_attachments(socket, &attachments).asked("descriptors for a process")
-    };
+    let streams = Streams::open(process.stdin, process.stdout, process.stderr, copied)
+        .map_err(os("a pipe for standard input or output"))?;
+    let role = Role::Body(Box::new(BodySetup {
+        tasks: registry::fingerprint(),
+        function: process.entry.number(),
+        arguments: arguments.into(),
+        attachments: attachments.len() as u32,
+        outlives_parent: process.outlives_parent,
+        stdin: streams.has_stdin,
+        limits: process.limits,
+        surroundings: copied.then(|| surroundings(environment, directory)),
+    }));
+    let descriptors: Vec<_> = iter::once(&board_fd).chain(&streams.told).map(AsFd::as_fd).collect();
     ready::check().map_err(os("to wait for descriptors (`poll`)"))?;
     if method != StartMethod::Fork {
         // A fork does so itself, where no other thread is.
         output::flush();
     }
-    let (child, socket) = match method {
-        StartMethod::Spawn => {
-            let start = Start {
-                executable: process.executable.as_deref(),
-                marker: birth::MARKER,
-                stdout: stdout.theirs,
-                stderr: stderr.theirs,
-                environment: &environment,
-                directory: directory.as_deref(),
-            };
-            process::Child::start(start, send).map_err(os("to start a process"))?
-        }
-        StartMethod::ForkServer => {
-            let (pid, ours) = process.server.unwrap_or_else(Server::of_program).make()?;
-            let child = process::Child::adopt(pid).map_err(os("to watch a process"))?;
-            // After it exists: should the server die, no other child reads the same setup. If the child has died meanwhile,
-            // its status is going to say so; its socket is closed a moment before.
-            if let Err(error) = send(&ours)
-                && !child.ends_within(LAST_MOMENT)
-            {
-                child.kill_and_reap(Duration::from_secs(5));
-                table::left_behind(&child);
-                return Err(os("to tell a process what it is")(error));
-            }
-            (child, ours)
-        }
-        StartMethod::Fork => {
-            let (ours, theirs) = socket::pair().map_err(os("a pair of sockets"))?;
-            send(&ours).map_err(os("to tell a process what it is"))?;
-            let pid = match pause {
-                Some(pause) => fork::child(pause, theirs, ours.as_fd())?,
-                None => return Err(invalid("no pause before a fork")),
-            };
-            (process::Child::adopt(pid).map_err(os("to watch a process"))?, ours)
+    let way = match pause {
+        Some(pause) => Way::Fork(Box::new(move |theirs, ours| fork::child(pause, theirs, ours))),
+        None if copied => Way::Copied(process.server.unwrap_or_else(Server::of_program).make()?),
+        None => {
+            let [stdout, stderr] = streams.inherited;
+            let executable = process.executable.as_deref();
+            Way::Program(Start { executable, stdout, stderr, environment, directory })
         }
     };
-    let asked = Asked {
-        name,
-        task: process.task,
-        daemon,
-        keeps_programs: process.keeps_programs,
-        limit: process.timeout,
-    };
-    let record = Record::new(asked, child, socket, board);
+    let launch = Launch { identity, role, descriptors: &descriptors, attachments: &attachments };
+    let launched = launch.by(way).map_err(refused)?;
+    let record = Record::new(asked, launched, board);
     table::add(&record);
-    Ok(Child::new(record, [stdin.ours, stdout.ours, stderr.ours], process.decode))
+    Ok(Child::new(record, streams.ours, process.decode))
 }
 
 fn is_environment(key: &OsString, value: Option<&OsString>) -> bool {

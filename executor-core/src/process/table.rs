@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use crate::{
-    child::{exit, verdict::Ending},
+    child::{exit, launch::Launched, verdict::Ending},
     error::{ExitStatus, Phase, TaskError, reply},
     future::{callback::wake_each, cell::Outcome},
     os::{
@@ -147,7 +147,8 @@ pub(super) struct Asked {
 }
 
 impl Record {
-    pub(super) fn new(asked: Asked, process: Process, socket: OwnedFd, board: Shared<Board>) -> Arc<Record> {
+    pub(super) fn new(asked: Asked, launched: Launched, board: Shared<Board>) -> Arc<Record> {
+        let Launched { child: process, socket } = launched;
         let Asked { name, task, daemon, keeps_programs, limit } = asked;
         Arc::new(Record {
             name,
