@@ -8,7 +8,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
-    sync::atomic::AtomicBool,
+    sync::{Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use super::{
     signals,
     socket::{self, retry},
     spawn::{self, Spawn},
+    sync::lock,
 };
 
 /// The program of this process: not what this points at, which may have been replaced or removed. The dynamic loader, where a program
@@ -280,6 +281,9 @@ pub(crate) struct Child {
     pidfd: Option<OwnedFd>,
     /// See [`Group::is_over`].
     group_is_over: AtomicBool,
+    /// How it ended, once it was reaped. Whoever signals its group holds this: the number of the group may be another's after
+    /// that.
+    reaped: Mutex<Option<ExitStatus>>,
 }
 
 impl Child {
@@ -344,14 +348,13 @@ impl Child {
     }
 
     fn watch(pid: Pid) -> io::Result<Child> {
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => {
-                Ok(Child { pid, pidfd: Some(above_stdio(pidfd)?), group_is_over: AtomicBool::new(false) })
-            }
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Some(above_stdio(pidfd)?),
             // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
-            Err(Errno::SRCH) => Ok(Child { pid, pidfd: None, group_is_over: AtomicBool::new(false) }),
-            Err(error) => Err(error).asked("to watch a process (pidfd_open)"),
-        }
+            Err(Errno::SRCH) => None,
+            Err(error) => return Err(error).asked("to watch a process (pidfd_open)"),
+        };
+        Ok(Child { pid, pidfd, group_is_over: AtomicBool::new(false), reaped: Mutex::default() })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -372,7 +375,12 @@ impl Child {
 
     /// Sends a signal to the child and all programs it started, unless they left its group. An error if no
     /// process of the group could be signalled, nor the child alone: it is another user's, or this program has become one.
+    /// Nothing happens once the child was reaped.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        let reaped = lock(&self.reaped);
+        if reaped.is_some() {
+            return Ok(());
+        }
         match self.group().signal(signal) {
             Ok(()) => Ok(()),
             // It does not lead the group (the system has refused that to a copy of this process), or has ended.
@@ -418,16 +426,21 @@ impl Child {
         }
     }
 
-    /// Takes the exit status of a child that has ended, and kills what it had started.
-    pub(crate) fn reap(&self) -> ExitStatus {
-        self.reap_and_keep(|_| false)
+    /// How it ended, once it was [reaped](Self::reap).
+    pub(crate) fn status(&self) -> Option<ExitStatus> {
+        *lock(&self.reaped)
     }
 
     /// Takes the exit status of a child that has ended. What it had started is killed, unless the end was one after which that
-    /// `may_stay`.
+    /// `may_stay`. The child is reaped once; the status is the same as often as it is asked for.
     ///
     /// Whoever reaps comes by here, whatever the child was for and however it ended.
-    pub(crate) fn reap_and_keep(&self, may_stay: impl FnOnce(ExitStatus) -> bool) -> ExitStatus {
+    pub(crate) fn reap(&self, may_stay: impl FnOnce(ExitStatus) -> bool) -> ExitStatus {
+        let mut reaped = lock(&self.reaped);
+        if let Some(status) = *reaped {
+            return status;
+        }
+        let has_ended = self.has_ended();
         let status = self.ask(WaitIdOptions::NOWAIT);
         // Before the child is reaped, where that is for us to do: its number is nobody else's until then, so that also a kernel
         // that knows groups by their number only kills the right one.
@@ -436,6 +449,10 @@ impl Child {
         }
         if status != ExitStatus::Unknown {
             self.ask(WaitIdOptions::empty());
+        }
+        // One that could not be killed may be reaped later.
+        if has_ended || status != ExitStatus::Unknown {
+            *reaped = Some(status);
         }
         status
     }
@@ -460,26 +477,23 @@ impl Child {
         self.has_ended()
     }
 
-    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`, and reaps it.
-    pub(crate) fn end_and_reap(&self, limit: std::time::Duration) {
-        self.wait(limit);
-        if !self.has_ended() {
+    /// Waits for the end of a child that is about to end, and kills it if it takes longer than `limit`.
+    pub(crate) fn end(&self, limit: Duration) {
+        if !self.ends_within(limit) {
             // Where that is refused, nothing else is left to be tried: it is left alone, and is not waited for any longer.
             let _ = self.signal(Signal::KILL);
             self.wait(limit);
         }
-        self.reap();
     }
 
     /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
-    pub(crate) fn kill_and_reap(&self, limit: std::time::Duration) {
+    pub(crate) fn kill(&self, limit: Duration) {
         // Where that is refused, the end of its socket ends it, which the caller closes.
         let _ = self.signal_group(Signal::KILL);
         self.wait(limit);
-        self.reap();
     }
 
-    fn wait(&self, limit: std::time::Duration) {
+    fn wait(&self, limit: Duration) {
         if let Some(pidfd) = self.pidfd() {
             let timeout =
                 rustix::event::Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };

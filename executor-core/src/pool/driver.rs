@@ -28,9 +28,10 @@ use super::{
     starter,
 };
 use crate::{
-    error::{BrokenCause, ExitStatus},
+    child::watch::{self, Reaper},
+    error::BrokenCause,
     id::WorkerId,
-    os::{local, memory::Shared, orphans::Orphans, process::Child, socket},
+    os::{local, memory::Shared, process::Child, socket},
     registry,
     segment::Results,
     transport::{
@@ -103,7 +104,7 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
         trim_at: None,
         attend_at: None,
         unstick_at: None,
-        orphans: Orphans::default(),
+        reaper: Reaper::default(),
     };
     // Should this one be refused, the starter ends with its sender, which the caller drops.
     thread::Builder::new()
@@ -120,7 +121,6 @@ struct Watched {
     link: Option<Arc<dyn Link>>,
     /// Who takes its replies, until there are no more.
     drain: Option<Drain>,
-    reaped: bool,
     /// Why it cannot work for us, although its process could be started: something that it needs was refused.
     failed: Option<BrokenCause>,
     /// It has ended; who drains it and has not come to its end by then is given up.
@@ -130,6 +130,10 @@ struct Watched {
 }
 
 impl Watched {
+    fn is_reaped(&self) -> bool {
+        self.child.status().is_some()
+    }
+
     /// What this means for the pool is decided when its end is seen: it stays a child of ours until then.
     fn fail(&mut self, cause: BrokenCause) {
         self.failed = Some(cause);
@@ -162,8 +166,7 @@ struct Driver {
     attend_at: Option<Instant>,
     /// When descriptors that found no room are sent again.
     unstick_at: Option<Instant>,
-    /// What workers have left behind.
-    orphans: Orphans,
+    reaper: Reaper,
 }
 
 #[derive(Clone, Copy)]
@@ -203,8 +206,9 @@ impl Driver {
             self.tick();
             self.attend_workers();
             self.attend_memory();
-            self.orphans
-                .look(self.workers.values().filter(|worker| !worker.reaped).map(|worker| worker.child.pid()));
+            self.reaper.look(
+                self.workers.values().filter(|worker| !worker.is_reaped()).map(|worker| worker.child.pid()),
+            );
             if self.pool.lock().closed {
                 return;
             }
@@ -227,20 +231,20 @@ impl Driver {
         let late = std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
-                started.child.kill_and_reap(DRAIN_LIMIT);
-                self.orphans.leader_reaped(started.child.pid());
+                self.reaper.kill(&started.child, DRAIN_LIMIT);
             }
         }
         for worker in std::mem::take(&mut self.workers).into_values() {
-            if !worker.reaped {
-                // It was given up: it hangs in the kernel, and may do so for longer than anybody should wait.
-                worker.child.kill_and_reap(Duration::from_millis(100));
+            let was_given_up = !worker.is_reaped();
+            if was_given_up {
+                // It hangs in the kernel, and may do so for longer than anybody should wait.
+                watch::abandon(&worker.child, Duration::from_millis(100));
             }
             if let Some(link) = &worker.link {
                 link.hang_up();
             }
             if let Some(Drain::Thread(reader)) = worker.drain
-                && (worker.reaped || reader.is_finished())
+                && (!was_given_up || reader.is_finished())
             {
                 let _ = reader.join();
             }
@@ -248,7 +252,7 @@ impl Driver {
         self.pool.close_rings();
         let _ = reader.join();
         // They were killed, and are about to end.
-        self.orphans.wait(ORPHANS_LIMIT);
+        self.reaper.wait(ORPHANS_LIMIT);
         // Dropped without the lock: what they have to close waits where a thread forks.
         let workers = std::mem::take(&mut self.pool.lock().workers);
         drop(workers);
@@ -308,7 +312,7 @@ impl Driver {
         let looked: Vec<_> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.link.is_some() && !worker.reaped)
+            .filter(|(_, worker)| worker.link.is_some() && !worker.is_reaped())
             .map(|(id, worker)| {
                 let stopped_by = worker.child.stopped_by();
                 (*id, stopped_by, stopped_by.and_then(|_| worker.child.computed()))
@@ -362,7 +366,7 @@ impl Driver {
                 fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
             }
             if let Some(pidfd) = worker.child.pidfd()
-                && !worker.reaped
+                && !worker.is_reaped()
             {
                 sources.push(Source::Process(*id));
                 fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
@@ -374,7 +378,7 @@ impl Driver {
             .values()
             .filter(|worker| worker.drain.is_some())
             .filter_map(|worker| worker.drained_by);
-        let orphans = self.orphans.next_look(!self.workers.is_empty());
+        let orphans = self.reaper.next_look(!self.workers.is_empty());
         let armed = drained
             .chain(self.trim_at)
             .chain(self.attend_at)
@@ -427,7 +431,6 @@ impl Driver {
                 socket,
                 link: None,
                 drain: None,
-                reaped: false,
                 failed: None,
                 drained_by: None,
                 directory: started.directory,
@@ -526,28 +529,14 @@ impl Driver {
     /// A worker's process has ended.
     fn on_process(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.reaped {
+        if worker.is_reaped() {
             return;
         }
         // A hello that is still unread changes nothing; the exit status says more.
         worker.socket = None;
         worker.directory = None;
-        worker.reaped = true;
-        {
-            let mut core = self.pool.lock();
-            if let Some(record) = core.workers.get_mut(&id) {
-                // From here on nobody signals the number.
-                record.reaped = true;
-            }
-            core.scheduler.on_ended(id);
-        }
-        let status = worker.child.reap();
-        if status != ExitStatus::Unknown {
-            self.orphans.leader_reaped(worker.child.pid());
-        }
-        if let Some(record) = self.pool.lock().workers.get_mut(&id) {
-            record.status = Some(status);
-        }
+        self.pool.lock().scheduler.on_ended(id);
+        self.reaper.reap(&worker.child);
         if let Some(link) = &worker.link {
             link.hang_up();
             worker.drained_by = Some(Instant::now() + DRAIN_LIMIT);
@@ -563,7 +552,7 @@ impl Driver {
         if let (Closed::Protocol(error), Some(record)) = (closed, self.pool.lock().workers.get_mut(&id)) {
             record.broke_protocol.get_or_insert(error.clone());
         }
-        if !worker.reaped {
+        if !worker.is_reaped() {
             // It lives and cannot be heard any more: it closed its channel, or sends garbage.
             tracing::warn!(pid = worker.child.pid(), reason = %closed, "a worker is cut off");
             self.pool.event(|core, now, out| core.scheduler.on_unruly(now, id, out));
@@ -573,7 +562,7 @@ impl Driver {
 
     /// Once a worker has ended and all that it had published is seen, the scheduler judges.
     fn forget_if_over(&mut self, id: WorkerId) {
-        if !self.workers.get(&id).is_some_and(|worker| worker.reaped && worker.drain.is_none()) {
+        if !self.workers.get(&id).is_some_and(|worker| worker.is_reaped() && worker.drain.is_none()) {
             return;
         }
         let failed = self.workers.remove(&id).and_then(|worker| worker.failed);

@@ -224,8 +224,6 @@ struct Record {
     beside: Option<Arc<Beside>>,
     /// A signal that was due before the process existed.
     overdue: Option<Signal>,
-    /// Its number is, or is about to be, somebody else's.
-    reaped: bool,
     killed_by_us: bool,
     /// The signal that has stopped it, while it is stopped.
     stopped_by: Option<i32>,
@@ -237,7 +235,6 @@ struct Record {
     broke_protocol: Option<WireError>,
     /// What the system has refused it before it was ready.
     refused: Option<BrokenCause>,
-    status: Option<ExitStatus>,
 }
 
 /// Everything under the pool's one lock.
@@ -430,8 +427,8 @@ impl Pool {
         let core = self.lock();
         core.workers
             .values()
-            .filter(|record| !record.reaped)
             .filter_map(|record| record.child.as_ref())
+            .filter(|child| child.status().is_none())
             .map(|child| child.pid())
             .collect()
     }
@@ -1195,7 +1192,7 @@ impl Record {
     fn signal(&mut self, signal: Signal) -> bool {
         self.killed_by_us = true;
         match &self.child {
-            Some(child) if !self.reaped => match child.signal_group(signal) {
+            Some(child) => match child.signal_group(signal) {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::warn!(%error, pid = child.pid(), "a worker cannot be signalled, and is asked to end itself");
@@ -1203,7 +1200,6 @@ impl Record {
                     false
                 }
             },
-            Some(_) => true,
             None => {
                 self.overdue = Some(signal);
                 true
@@ -1222,7 +1218,7 @@ impl Record {
     fn ending(&self) -> Ending<'_> {
         Ending {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
-            status: self.status.unwrap_or(ExitStatus::Unknown),
+            status: self.child.as_ref().and_then(|child| child.status()).unwrap_or(ExitStatus::Unknown),
             board: self.link.as_ref().map(|link| link.board()),
             reached: true,
             killed_by_us: self.killed_by_us,

@@ -51,8 +51,7 @@ impl Drop for Running {
             // It ends when this is closed, and with it what `preload` has started. A child that it has made is not in its group:
             // it has left that when its number is told to anybody (`ask`).
             self.socket.take();
-            self.child.end_and_reap(LAST_MOMENT);
-            table::left_behind(&self.child);
+            table::end(&self.child, LAST_MOMENT);
         }
     }
 }

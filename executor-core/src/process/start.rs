@@ -183,8 +183,7 @@ impl From<Barren> for StartError {
 /// Ends what exists of a child that was not launched; why that was so.
 fn refused(Refused { step, error, child }: Refused) -> StartError {
     if let Some(child) = child {
-        child.kill_and_reap(KILLED_LIMIT);
-        table::left_behind(&child);
+        table::kill(&child, KILLED_LIMIT);
     }
     let what = match step {
         Step::Start => "to start a process",

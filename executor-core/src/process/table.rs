@@ -18,13 +18,12 @@ use rustix::{
 };
 
 use crate::{
-    child::{exit, launch::Launched, verdict::Ending},
+    child::{exit, launch::Launched, verdict::Ending, watch::Reaper},
     error::{ExitStatus, Phase, TaskError, reply},
     future::{callback::wake_each, cell::Outcome},
     os::{
         fork::{NotInherited, Origin, PerProcess},
         memory::Shared,
-        orphans::Orphans,
         process::{Child as Process, above_stdio},
         ready,
         sealed::SealedView,
@@ -72,8 +71,6 @@ struct State {
     report: Option<Said>,
     /// A report whose descriptors are still on their way, and how many there are to be.
     begun: Option<(Payload, Vec<Attachment>, usize)>,
-    /// `None` while it runs.
-    status: Option<ExitStatus>,
     /// A SIGKILL was ours.
     killed: bool,
     /// Its task's time was over, and it is killed for that.
@@ -132,8 +129,8 @@ struct Table {
 static TABLE: PerProcess<Mutex<Table>> =
     PerProcess::new(|| Mutex::new(Table { running: Vec::new(), watcher: None }));
 
-/// What children have left behind, where that becomes ours.
-static ORPHANS: PerProcess<Mutex<Orphans>> = PerProcess::new(Mutex::default);
+/// Reaps all children but those of pools.
+static REAPER: PerProcess<Reaper> = PerProcess::new(Reaper::default);
 
 /// What was asked for of a process.
 pub(super) struct Asked {
@@ -173,14 +170,20 @@ impl Record {
         if self.origin.forked() {
             return None;
         }
-        if let Some(status) = lock(&self.state).status {
+        if let Some(status) = self.settled_status() {
             return Some(status);
         }
         // The watcher may not have got to it yet; whoever asks wants to know.
         if self.process.has_ended() {
             self.look();
         }
-        lock(&self.state).status
+        self.settled_status()
+    }
+
+    /// How it ended, once its report was read as well.
+    fn settled_status(&self) -> Option<ExitStatus> {
+        let _state = lock(&self.state);
+        self.process.status()
     }
 
     /// Waits for its end; `None` at `deadline`, and at once where it is not this process's child.
@@ -193,7 +196,7 @@ impl Record {
         }
         let mut state = lock(&self.state);
         loop {
-            if let Some(status) = state.status {
+            if let Some(status) = self.process.status() {
                 drop(state);
                 self.leave_table();
                 return Some(status);
@@ -229,7 +232,7 @@ impl Record {
         // Cloned before the lock is taken, and dropped after it is free if it is there already: both are users' code.
         let mut new = Some(waker.clone());
         let mut state = lock(&self.state);
-        if state.status.is_some() {
+        if self.process.status().is_some() {
             drop(state);
             self.leave_table();
             return Poll::Ready(());
@@ -266,7 +269,7 @@ impl Record {
             return Err(TaskError::Invalid(text.into()));
         }
         let state = lock(&self.state);
-        match (&state.report, state.status) {
+        match (&state.report, self.process.status()) {
             (Some(said), _) => {
                 let said = said.clone();
                 drop(state);
@@ -306,7 +309,7 @@ impl Record {
         let mut state = lock(&self.state);
         state.killed |= signal == Signal::KILL;
         // Under the lock: it is reaped under it, and its number another's after that.
-        match state.status {
+        match self.process.status() {
             None => self.process.signal(signal),
             Some(_) => Ok(()),
         }
@@ -328,7 +331,7 @@ impl Record {
     }
 
     fn kill_group_in(&self, state: &mut State) -> bool {
-        if state.status.is_some() {
+        if self.process.status().is_some() {
             self.process.kill_rest();
             return true;
         }
@@ -348,7 +351,7 @@ impl Record {
     /// As [`look`](Self::look): whom to wake, if it has ended.
     fn look_and_take_wakers(&self) -> Option<Vec<Waker>> {
         let mut state = lock(&self.state);
-        if state.status.is_some() {
+        if self.process.status().is_some() {
             return Some(Vec::new());
         }
         // First asked, then read: what it said before its end is there by then.
@@ -372,14 +375,10 @@ impl Record {
         state.socket = None;
         // Where its status is lost, its report says whether it has returned.
         let returned = matches!(state.report, Some(Said::Value(_)));
-        let status = self.process.reap_and_keep(|status| {
+        REAPER.get().reap_and_keep(&self.process, |status| {
             let well = status == ExitStatus::Exited(0) || status == ExitStatus::Unknown && returned;
             self.keeps_programs && well
         });
-        if status != ExitStatus::Unknown {
-            lock(ORPHANS.get()).leader_reaped(self.process.pid());
-        }
-        state.status = Some(status);
         self.changed.notify_all();
         Some(std::mem::take(&mut state.wakers))
     }
@@ -503,10 +502,21 @@ impl State {
     }
 }
 
-/// What a child has left behind that was reaped elsewhere is waited for, where it becomes ours.
-pub(super) fn left_behind(child: &Process) {
-    lock(ORPHANS.get()).leader_reaped(child.pid());
-    if !lock(ORPHANS.get()).is_empty() {
+/// Kills and reaps a child that is not in the table, if it ends within `limit`.
+pub(super) fn kill(child: &Process, limit: Duration) {
+    REAPER.get().kill(child, limit);
+    look_behind();
+}
+
+/// Reaps a child that is not in the table and is about to end; it is killed if it takes longer than `limit`.
+pub(super) fn end(child: &Process, limit: Duration) {
+    REAPER.get().end(child, limit);
+    look_behind();
+}
+
+/// What is left behind needs the watcher.
+fn look_behind() {
+    if !REAPER.get().is_idle() {
         ring(&mut lock(TABLE.get()));
     }
 }
@@ -605,7 +615,7 @@ fn watch(bell: &Arc<OwnedFd>) {
             }
             if !table.running.is_empty() {
                 idle_since = Instant::now();
-            } else if idle_since.elapsed() >= IDLE && lock(ORPHANS.get()).is_empty() {
+            } else if idle_since.elapsed() >= IDLE && REAPER.get().is_idle() {
                 table.watcher = None;
                 *lock(SPARE.get()) = None;
                 return;
@@ -625,11 +635,9 @@ fn watch(bell: &Arc<OwnedFd>) {
             let socket = socket.as_ref().and_then(|socket| socket.get());
             fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         }
-        let orphans = {
-            let mut orphans = lock(ORPHANS.get());
-            orphans.look(records.iter().map(|record| record.process.pid()));
-            orphans.next_look(!records.is_empty())
-        };
+        let reaper = REAPER.get();
+        reaper.look(records.iter().map(|record| record.process.pid()));
+        let orphans = reaper.next_look(!records.is_empty());
         let idle = records.is_empty().then(|| Instant::now() + IDLE);
         let over = records.iter().filter_map(|record| record.limit_at());
         let limit = orphans.into_iter().chain(idle).chain(over).min().map(|at| {
