@@ -35,6 +35,8 @@ const LAYERS: [&str; 21] = [
     "process",
     "pool",
 ];
+/// Folders that do not know each other, though one of them lies above: the first uses nothing of the second.
+const STRANGERS: [(&str, &str); 2] = [("pool", "worker"), ("pool", "process")];
 /// Above all: what users call, and what generated code calls.
 const TOP: [&str; 3] = ["executor", "private", "lib"];
 /// Seen by tests and fuzzers only, whatever they use.
@@ -189,7 +191,7 @@ fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
     found
 }
 
-/// Each use of a layer that lies above, as `file:line: …`.
+/// Each use of a layer that lies above, or is a stranger, as `file:line: …`.
 fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
     let modules: Vec<_> = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
     let own = modules[0];
@@ -200,12 +202,18 @@ fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
     let Some(height) = rank(own) else {
         return vec![format!("{file}:1: `{own}` has no place among the layers of tidy.rs")];
     };
+    let lies_above =
+        |name: &str| rank(name).is_some_and(|other| other > height) || TOP.contains(&name) && name != "lib";
     used(code, modules.len())
         .into_iter()
-        .filter(|(name, _)| {
-            rank(name).is_some_and(|other| other > height) || TOP.contains(&&**name) && name != "lib"
+        .filter_map(|(name, line)| {
+            let why = match &*name {
+                name if lies_above(name) => "which lies above it",
+                name if STRANGERS.contains(&(own, name)) => "of which it knows nothing",
+                _ => return None,
+            };
+            Some(format!("{file}:{line}: `{own}` uses `{name}`, {why}"))
         })
-        .map(|(name, line)| format!("{file}:{line}: `{own}` uses `{name}`, which lies above it"))
         .collect()
 }
 
@@ -257,6 +265,9 @@ fn a_use_of_what_lies_above_is_found_wherever_it_is_written() {
     assert_eq!(up("os/mod.rs", "use super::sync;").len(), 1);
     assert_eq!(up("wire/frame.rs", "use crate::executor::Pool;").len(), 1);
     assert_eq!(up("what/is.rs", "").len(), 1);
+    let stranger = "pool/mod.rs:1: `pool` uses `worker`, of which it knows nothing";
+    assert_eq!(up("pool/mod.rs", "use crate::worker::entry;"), [stranger]);
+    assert_eq!(up("pool/mod.rs", "use crate::{child::launch, os::process};"), [""; 0]);
     for fine in [
         "// crate::pool",
         "const TEXT: &str = \"crate::pool \\\" crate::pool\";",

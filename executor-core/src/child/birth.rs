@@ -8,19 +8,20 @@
 //!    anything else                     Neither                   Program
 //! ```
 //!
-//! Privileges are those which a program has and its starter has not (setuid, setgid, capabilities). See
-//! [`init`](crate::init) for what follows from this.
+//! Privileges are those which a program has and its starter has not (setuid, setgid, capabilities).
+//! See [`init`](crate::init) for what follows from this.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity;
 use crate::os::{process, socket::Credentials};
 
-/// The only argument of a child. It is no secret, and proves nothing: see [`Birth`]. Not in the environment: that is inherited by
-/// everything a task starts.
+/// The only argument of a child. It is no secret, and proves nothing: see [`Birth`]. It is not in the
+/// environment, which everything inherits that a task starts.
 pub(crate) const MARKER: &str = "--executor-worker";
 
-/// Pools and processes within tasks within pools; loky's limit. More than this is a task that submits itself without end.
+/// How deep pools and processes may be nested; loky's limit. Deeper than this is a task that submits
+/// itself without end.
 const DEPTH_MAX: u32 = 10;
 
 /// The program goes on as a program: it is no child.
@@ -29,12 +30,13 @@ static PASSED: AtomicBool = AtomicBool::new(false);
 /// How a process came to be.
 #[derive(Debug)]
 pub(crate) enum Birth {
-    /// As programs do: not marked, or with privileges, so that nobody can have started it as a child.
+    /// As programs do: it is not marked, or has privileges, so that nobody can have started it as a
+    /// child.
     Program,
     /// As a child: descriptor 0 is its socket.
     Child,
-    /// Marked, so it must not run as a program, which might start the next such process, and that the next. But it is no child:
-    /// why, and whether descriptor 0 is a socket to say it over.
+    /// It is marked, so it must not run as a program, which might start the next such process, and
+    /// that the next. But it is no child: why, and whether descriptor 0 is a socket to say it over.
     Neither { why: String, has_socket: bool },
 }
 
@@ -48,7 +50,8 @@ pub(crate) fn birth() -> Birth {
     match Credentials::of_maker(rustix::stdio::stdin()) {
         // A stranger's.
         Ok(maker) if maker != own && privileged => Birth::Program,
-        // So it seems. Should it be a parent that changes its user by means which nobody sees, this is its child in all else.
+        // So it seems. Should it be a parent that changes its user by means which nobody sees, this
+        // is its child in all else.
         Ok(maker) if maker != own => Birth::Neither {
             why: format!("{maker} made the socket that is its standard input, and it acts as {own}"),
             has_socket: true,

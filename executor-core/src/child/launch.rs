@@ -57,8 +57,8 @@ pub(crate) enum Way<'a> {
     Fork(Fork<'a>),
 }
 
-/// Makes a copy of this process. Gets the copy's socket, and ours, which the copy is to close. Returns
-/// the pid in the parent, and never in the copy.
+/// Makes a copy of this process. Gets the copy's socket, and ours, which the copy is to close.
+/// Returns the pid in the parent, and never in the copy.
 type Fork<'a> = Box<dyn FnOnce(OwnedFd, BorrowedFd<'_>) -> io::Result<u32> + 'a>;
 
 /// A child that was launched. It is its owner's to watch and to reap.
@@ -72,7 +72,7 @@ pub(crate) struct Launched {
 pub(crate) struct Refused {
     pub(crate) step: Step,
     pub(crate) error: io::Error,
-    /// The child exists all the same, and never learns what it is for: it is to be killed and reaped.
+    /// The child exists all the same, and never learns what it is for. It is to be killed and reaped.
     pub(crate) child: Option<Child>,
 }
 
@@ -116,9 +116,9 @@ impl Launch<'_> {
             }
             Way::Copied(ServerCopy { pid, socket }) => {
                 let child = Child::adopt(pid).map_err(Step::Watch.refused())?;
-                // After the copy exists: should the server die, no other copy reads the same setup. If
-                // the copy has died meanwhile, its status is going to say so; its socket is closed a
-                // moment before.
+                // After the copy exists: should the server die, no other copy reads the same setup.
+                // If the copy has died meanwhile, its status is going to say so; its socket is
+                // closed a moment before.
                 match tell(&socket) {
                     Err(error) if !child.ends_within(LAST_MOMENT) => {
                         Err(Refused { step: Step::Tell, error, child: Some(child) })
@@ -139,7 +139,8 @@ impl Launch<'_> {
     }
 }
 
-/// A copy that a fork server has made, and that waits for its setup. One that is dropped ends itself.
+/// A copy that a fork server has made, and that waits for its setup. It ends itself if this is
+/// dropped.
 pub(crate) struct ServerCopy {
     pid: u32,
     socket: OwnedFd,
@@ -160,8 +161,8 @@ pub(crate) fn ask_for_copy(server: BorrowedFd<'_>) -> io::Result<io::Result<Serv
     match i64::from_le_bytes(answer) {
         pid @ 1.. => {
             let pid = u32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
-            // It does so itself, but may die or be stopped before. Whoever is in the server's group is
-            // killed and reaped with the server: the status of the copy would be lost.
+            // It does so itself, but may die or be stopped before. Whoever is in the server's group
+            // is killed and reaped with the server: the status of the copy would be lost.
             lead_own_group(pid);
             Ok(Ok(ServerCopy { pid, socket }))
         }

@@ -6,8 +6,8 @@
 //!  a child that nobody wants         ─► kill, end ─────────►
 //! ```
 //!
-//! A tenant has one reaper for all of its children: the driver of a pool, the table of processes. The
-//! exit status stays with the [`Child`].
+//! A tenant has one reaper for all of its children: the driver of a pool, the table of processes.
+//! The exit status stays with the [`Child`].
 
 use std::{
     sync::Mutex,
@@ -67,7 +67,8 @@ impl Reaper {
         lock(&self.orphans).leader_reaped(child.pid());
     }
 
-    /// Looks after what was left behind, where it is time to; `living` are children that were not reaped.
+    /// Looks after what was left behind, where it is time to; `living` are children that were not
+    /// reaped.
     pub(crate) fn look(&self, living: impl Iterator<Item = u32>) {
         lock(&self.orphans).look(living);
     }

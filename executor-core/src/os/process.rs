@@ -281,14 +281,15 @@ pub(crate) struct Child {
     pidfd: Option<OwnedFd>,
     /// See [`Group::is_over`].
     group_is_over: AtomicBool,
-    /// How it ended, once it was reaped. Whoever signals its group holds this: the number of the group may be another's after
-    /// that.
+    /// How it ended, once it was reaped. Whoever signals its group holds this: the number of the
+    /// group may be another's after that.
     reaped: Mutex<Option<ExitStatus>>,
 }
 
 impl Child {
-    /// Starts a program with `marker` as its argument, one end of a [pair of sockets](socket::pair) as its descriptor 0, and with no other descriptor but
-    /// standard output and error; and the other end. What the child is to find in its socket at its start, `say` sends, which
+    /// Starts a program with `marker` as its argument, with one end of a [pair of sockets](socket::pair)
+    /// as its descriptor 0, and with no other descriptor but standard output and error. Returns the
+    /// child and the other end. What the child is to find in its socket at its start, `say` sends, which
     /// [does not wait](signals::as_one_user) for anything: what finds no room is an error, since nobody reads it yet.
     pub(crate) fn start(
         start: Start<'_>,
@@ -477,7 +478,7 @@ impl Child {
         self.has_ended()
     }
 
-    /// Waits for the end of a child that is about to end, and kills it if it takes longer than `limit`.
+    /// Waits for the end of a child that is about to end; kills it if it takes longer than `limit`.
     pub(crate) fn end(&self, limit: Duration) {
         if !self.ends_within(limit) {
             // Where that is refused, nothing else is left to be tried: it is left alone, and is not waited for any longer.

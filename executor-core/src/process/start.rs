@@ -138,7 +138,8 @@ fn null() -> io::Result<OwnedFd> {
 /// Standard input, output and error of a child.
 struct Streams {
     has_stdin: bool,
-    /// What travels with the setup, since no child inherits it: its input, and to a copy its output and error.
+    /// What travels with the setup, since no child inherits it: its input, and to a copy its output
+    /// and error.
     told: Vec<OwnedFd>,
     /// What the program inherits in place of our output and error, if it is started anew.
     inherited: [Option<OwnedFd>; 2],

@@ -508,7 +508,8 @@ pub(super) fn kill(child: &Process, limit: Duration) {
     look_behind();
 }
 
-/// Reaps a child that is not in the table and is about to end; it is killed if it takes longer than `limit`.
+/// Reaps a child that is not in the table and is about to end. It is killed if it takes longer than
+/// `limit`.
 pub(super) fn end(child: &Process, limit: Duration) {
     REAPER.get().end(child, limit);
     look_behind();
