@@ -72,10 +72,23 @@ use crate::{
 
 /// The first ring. More: each queue takes so much. Less: it is left sooner.
 pub(super) const FIRST_BYTES: u64 = if MODEL { 128 } else { 64 << 10 };
-/// The largest one. More: what consumers left behind goes back later. Less: a backlog moves more often.
-const MOST_BYTES: u64 = if MODEL { 256 } else { 1 << 20 };
-/// A record takes at most a quarter of its ring: longer items lie elsewhere.
-pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { MOST_BYTES as usize / 4 - 64 };
+/// Length of the largest ring.
+///
+/// A ring with the items of a bounded queue goes round; a queue whose items do not fit takes a new ring
+/// again and again, and each new page costs as much as some items of 16 bytes. A thousand items of 1 KiB
+/// need more than 1 MiB: with that as the largest ring they went at 0.6 times the rate. A higher value
+/// means that a queue keeps more memory after a backlog, and that it takes longer to make a ring, which
+/// is done under the producers' mutex (1 ms for 4 MiB).
+///
+/// It is smaller where processes are made to die at each step, so that they make rings more often.
+const MOST_BYTES: u64 = match (MODEL, cfg!(feature = "kill-points")) {
+    (true, _) => 256,
+    (false, true) => 1 << 20,
+    (false, false) => 4 << 20,
+};
+/// Longest item in a ring. It takes at most a quarter of the ring; longer items lie elsewhere, and are
+/// written and read without a mutex.
+pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { (256 << 10) - 64 };
 
 /// Records are multiples of so many words, and so are rings: at the end of a ring there is always room for a `Moved`.
 const UNIT: u64 = 4;
@@ -318,15 +331,21 @@ impl Counts {
     }
 }
 
-/// Where a ring lies, as shared words say, which anybody who has a handle may have written: no longer than a ring can be, so that
-/// nobody maps more than that for somebody else's word, and not empty.
+/// Where a ring lies, as shared words say, which any process that has a handle may have written.
+///
+/// The length is checked: not longer than a ring can be, so that no process maps more than that for
+/// another one's word, and a power of two of at least one record, as the rings of [`Chain`] are. A
+/// position in a ring is masked with its length, so other lengths would lead behind its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingPlace(Piece);
 
 impl RingPlace {
     fn new(at: u64, bytes: u64) -> io::Result<Self> {
-        // Of no length is none, and nobody divides by that.
-        if (1..=MOST_BYTES).contains(&bytes) { Ok(RingPlace(Piece { at, bytes })) } else { Err(garbled()) }
+        if bytes.is_power_of_two() && (UNIT * 8..=MOST_BYTES).contains(&bytes) {
+            Ok(RingPlace(Piece { at, bytes }))
+        } else {
+            Err(garbled())
+        }
     }
 
     pub(super) fn piece(self) -> Piece {
@@ -355,40 +374,43 @@ pub(super) fn garbled() -> io::Error {
 /// Where a side is.
 struct Cursor<'a, G> {
     ring: G,
+    /// Words of the ring, a power of two.
+    size: u64,
     place: &'a Place,
     generation: u64,
     position: u64,
 }
 
 impl<G: Deref<Target: Words>> Cursor<'_, G> {
-    fn size(&self) -> u64 {
-        self.ring.words() as u64
+    /// Number of words from here to the end of the ring.
+    fn to_end(&self) -> u64 {
+        self.size - (self.position & (self.size - 1))
     }
 
-    /// How many words there are from here to the end of the ring.
-    fn to_end(&self) -> u64 {
-        self.size() - self.position % self.size()
+    /// Index in the ring of the word that is `ahead` words from here.
+    fn wrapped(&self, ahead: u64) -> usize {
+        (self.position.wrapping_add(ahead) & (self.size - 1)) as usize
     }
 
     fn word(&self, ahead: u64) -> &AtomicU64 {
-        self.ring.word(((self.position + ahead) % self.size()) as usize)
+        self.ring.word(self.wrapped(ahead))
     }
 
     /// A word of a record that is published, and not taken yet.
     fn look(&self, ahead: u64) -> u64 {
-        self.ring.shadow(((self.position + ahead) % self.size()) as usize).look();
+        self.ring.shadow(self.wrapped(ahead)).look();
         self.word(ahead).load(Ordering::Relaxed)
     }
 
     /// Writes a word where consumers have given the memory back; they see it when the record is published.
     fn fill(&self, ahead: u64, word: u64) {
-        self.ring.shadow(((self.position + ahead) % self.size()) as usize).fill();
+        self.ring.shadow(self.wrapped(ahead)).fill();
         self.word(ahead).store(word, Ordering::Relaxed);
     }
 
     /// Where the words of a record are, none of which lies beyond the end of the ring.
     fn index(&self, ahead: u64) -> usize {
-        (self.position % self.size() + ahead) as usize
+        self.wrapped(0) + ahead as usize
     }
 
     fn advance(&mut self, words: u64) {
@@ -533,13 +555,11 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         generation: u64,
     ) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let position = place.position.load(Ordering::Relaxed);
-        if !(ring.words() as u64).is_multiple_of(UNIT)
-            || !position.is_multiple_of(UNIT)
-            || position > u64::MAX / 2
-        {
+        let size = ring.words() as u64;
+        if !size.is_power_of_two() || !position.is_multiple_of(UNIT) || position > u64::MAX / 2 {
             return Err(garbled());
         }
-        Ok(Cursor { ring, place, generation, position })
+        Ok(Cursor { ring, size, place, generation, position })
     }
 
     fn repair_producers(&self) -> Result<(), Failed> {
@@ -670,7 +690,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let producers = &self.layout.producers;
         // If there is no memory, this is where that comes out, and nothing has changed but `sending`: the next one that
         // sends descriptors, or gets the mutex after a death, says that those are void.
-        self.reserve(words(entry.header()))?;
+        let tail = self.reserve(words(entry.header()))?;
         let place;
         let (bytes, claim) = match &entry.body {
             Body::Inline(bytes) => (*bytes, None),
@@ -685,8 +705,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             kill_point!(QueuePendingNoted);
         }
         let number = producers.count.load(Ordering::Relaxed);
-        // There is room, so it is published.
-        self.publish(entry.header(), number, entry.ticket.unwrap_or(0), bytes, || {
+        self.publish(tail, entry.header(), number, entry.ticket.unwrap_or(0), bytes, || {
             producers.count.store(number.wrapping_add(1), Ordering::Release);
             kill_point!(QueuePutCounted);
             if let Some(claim) = claim {
@@ -695,7 +714,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             if entry.ticket.is_some() {
                 producers.sending.store(0, Ordering::Relaxed);
             }
-        })?;
+        });
         fence(Ordering::SeqCst);
         Ok(())
     }
@@ -745,7 +764,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let sending = producers.sending.load(Ordering::Relaxed);
         if sending != 0 {
             let follow = || producers.sending.store(0, Ordering::Relaxed);
-            self.publish(VOID | ATTACHED, 0, sending, &[], follow)?;
+            let tail = self.reserve(words(VOID | ATTACHED))?;
+            self.publish(tail, VOID | ATTACHED, 0, sending, &[], follow);
         }
         Ok(())
     }
@@ -754,7 +774,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     fn reserve(&self, need: u64) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
         let mut tail = self.tail()?;
         loop {
-            let size = tail.size();
+            let size = tail.size;
             let used = tail.position.wrapping_sub(self.taken_of(tail.generation));
             if used > size {
                 return Err(garbled().into());
@@ -774,18 +794,20 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// Writes a record behind the last one. What follows from its being there is to be done by `follow`, or by the one who
-    /// repairs, who finds the record as long as the next one's place is not stored.
+    /// Writes a record behind the last one, where [`reserve`](Self::reserve) made room for it.
+    ///
+    /// `follow` does what follows from the record's being there. If this process dies before it has,
+    /// the one that repairs does it: it finds the record until the next one's place is stored.
     fn publish(
         &self,
+        mut tail: Cursor<'a, M::Mapped<'a>>,
         header: u64,
         number: u64,
         ticket: u64,
         bytes: &[u8],
         follow: impl FnOnce(),
-    ) -> Result<(), Failed> {
+    ) {
         let need = words(header);
-        let mut tail = self.reserve(need)?;
         let attached = u64::from(header & ATTACHED != 0);
         tail.fill(1, number);
         if attached == 1 {
@@ -799,7 +821,6 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         follow();
         tail.advance(need);
         kill_point!(QueueTailStored);
-        Ok(())
     }
 
     /// How far consumers have come in this ring, which is the producers'.
@@ -820,7 +841,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let producers = &self.layout.producers;
         // A record is a quarter of it at most.
         let fits = need.next_power_of_two() * 8 * 4;
-        let bytes = (tail.size() * 8 * 4).min(MOST_BYTES).max(fits);
+        let bytes = (tail.size * 8 * 4).min(MOST_BYTES).max(fits);
         let (Piece { at, bytes }, claim) = self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| {
             kill_point!(QueueRingMade);
@@ -1002,10 +1023,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Err(garbled().into())
     }
 
-    /// As [`find`](Self::find); if there is none, the number to sleep with.
-    pub(super) fn find_or_listen(&self) -> Result<Result<Found<M::Mapped<'a>>, u32>, Failed> {
+    /// As [`find`](Self::find). If there is none: the number to sleep with, if this is to `listen`.
+    pub(super) fn find_or_listen(&self, listen: bool) -> Result<Result<Found<M::Mapped<'a>>, u32>, Failed> {
         if let Some(found) = self.find()? {
             return Ok(Ok(found));
+        }
+        if !listen {
+            return Ok(Err(0));
         }
         let heard = self.layout.producers.items.listen();
         // Either the producer sees that we listen, or we see what it has put.

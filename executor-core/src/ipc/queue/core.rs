@@ -3,7 +3,7 @@
 use std::{
     borrow::Borrow,
     collections::{HashMap, VecDeque},
-    fmt, io,
+    fmt, io, mem,
     ops::Deref,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, TryLockError, Weak, atomic::Ordering},
@@ -208,6 +208,8 @@ enum Step<'a, T> {
     Done(T),
     /// To be tried once more at once. A large item is to be written before, for which there is room.
     Again,
+    /// To be tried once more after [`Core::spin`]. No listener is marked.
+    Spin,
     Wait(Pause<'a>),
 }
 
@@ -592,6 +594,7 @@ impl Core {
         let mut putting = Putting::new(self, bytes, attachments);
         // Nobody comes back to it who only tries.
         putting.of_dead = matches!(wait, Wait::Not);
+        putting.may_spin = matches!(wait, Wait::Until(_));
         let mut woken = Woken::default();
         loop {
             let Some(guard) = self.lock_letting_go(Side::Producers, wait, || putting.let_go())? else {
@@ -609,6 +612,10 @@ impl Core {
                     putting.write()?;
                     continue;
                 }
+                Step::Spin => {
+                    self.spin(|| self.chain().has_room() || self.is_closed());
+                    continue;
+                }
                 Step::Wait(pause) => pause,
             };
             putting.let_go();
@@ -619,12 +626,7 @@ impl Core {
             let Some(limit) = wait.nap() else {
                 return Err(if pause.lacks == Lack::Claim { Refused::Busy } else { Refused::Full });
             };
-            let may_have_room = || self.chain().has_room();
-            woken = if pause.lacks == Lack::Item && self.spin(may_have_room) {
-                Woken::default()
-            } else {
-                pause.sleep(limit)
-            };
+            woken = pause.sleep(limit);
             putting.waited(&pause);
         }
     }
@@ -649,6 +651,8 @@ impl Core {
                     putting.write()?;
                     continue;
                 }
+                // Never: it may not spin.
+                Step::Spin => continue,
                 Step::Wait(pause) => pause,
             };
             putting.let_go();
@@ -757,19 +761,25 @@ impl Core {
         hold: bool,
         gone: impl Fn() -> bool,
     ) -> Result<Got<'_>, Missing> {
-        let (mut slept, mut over) = (false, false);
+        let mut how = Getting { hold, slept: false, may_spin: matches!(wait, Wait::Until(_)) };
+        let mut over = false;
         let mut woken = Woken::default();
         loop {
             let Some(guard) = self.lock(Side::Consumers, wait)? else {
                 let empty = self.len() == 0;
                 return Err(if empty { Missing::Empty } else { Missing::Busy });
             };
-            let pause = match self.try_get(guard, out, hold, slept)? {
+            let pause = match self.try_get(guard, out, how)? {
                 Step::Done(got) => {
                     woken.settle();
                     return Ok(got);
                 }
                 Step::Wait(pause) => pause,
+                Step::Spin => {
+                    how.may_spin = false;
+                    self.spin(|| self.len() > 0 || self.is_closed());
+                    continue;
+                }
                 Step::Again => continue,
             };
             pause.settle(woken);
@@ -787,13 +797,8 @@ impl Core {
             let Some(limit) = wait.nap() else {
                 return Err(if pause.lacks == Lack::Item { Missing::Empty } else { Missing::Busy });
             };
-            let may_have_item = || self.len() > 0;
-            woken = if pause.lacks == Lack::Item && self.spin(may_have_item) {
-                Woken::default()
-            } else {
-                pause.sleep(limit)
-            };
-            slept = true;
+            woken = pause.sleep(limit);
+            how.slept = true;
         }
     }
 
@@ -804,17 +809,18 @@ impl Core {
         hold: bool,
         gone: impl Fn() -> bool,
     ) -> Result<Got<'_>, Missing> {
-        let (mut slept, mut over) = (false, false);
+        let mut how = Getting { hold, slept: false, may_spin: false };
+        let mut over = false;
         let mut woken = Woken::default();
         loop {
             let guard = self.lock_async(Side::Consumers, || ()).await?;
-            let pause = match self.try_get(guard, out, hold, slept)? {
+            let pause = match self.try_get(guard, out, how)? {
                 Step::Done(got) => {
                     woken.settle();
                     return Ok(got);
                 }
                 Step::Wait(pause) => pause,
-                Step::Again => continue,
+                Step::Again | Step::Spin => continue,
             };
             pause.settle(woken);
             if pause.lacks == Lack::Item {
@@ -829,7 +835,7 @@ impl Core {
             }
             changed(&self.block, pause.bell.word(), pause.heard).await;
             woken = pause.woken();
-            slept = true;
+            how.slept = true;
         }
     }
 
@@ -838,9 +844,9 @@ impl Core {
         &self,
         guard: RobustGuard<'_, Liveness>,
         out: &mut Vec<u8>,
-        hold: bool,
-        slept: bool,
+        how: Getting,
     ) -> Result<Step<'_, Got<'_>>, Missing> {
+        let Getting { hold, slept, may_spin } = how;
         let (chain, me) = (self.chain(), guard.me());
         let items = &self.layout().producers.items;
         if hold {
@@ -863,9 +869,10 @@ impl Core {
                 return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
             }
         }
-        let found = match self.with_claims(|| chain.find_or_listen())? {
+        let found = match self.with_claims(|| chain.find_or_listen(!may_spin))? {
             Err(pause) => return Ok(Step::Wait(pause)),
             Ok(Ok(found)) => found,
+            Ok(Err(_)) if may_spin => return Ok(Step::Spin),
             Ok(Err(_)) if hold && chain.requeues() && chain.reap()? > 0 => {
                 // What the dead had, to be got at once: by this one, or by another that is quicker.
                 drop(guard);
@@ -987,11 +994,13 @@ impl Core {
         }
     }
 
-    /// Looks again for a moment before going to sleep, where that pays.
-    fn spin(&self, ready: impl FnMut() -> bool) -> bool {
-        match self.waiting.try_lock() {
-            Ok(mut spin) => spin.wait(u32::MAX, ready),
-            Err(_) => false,
+    /// Looks for a moment whether `ready`, where that pays.
+    ///
+    /// Before a listener is marked, since a listener costs the other side a system call, also if it
+    /// never sleeps.
+    fn spin(&self, ready: impl FnMut() -> bool) {
+        if let Ok(mut spin) = self.waiting.try_lock() {
+            spin.wait(u32::MAX, ready);
         }
     }
 
@@ -1229,6 +1238,17 @@ pub(super) fn listen_for_others(bell: &Bell, more: impl Fn() -> bool) -> bool {
     more()
 }
 
+/// How an item is being got.
+#[derive(Clone, Copy)]
+struct Getting {
+    /// The item belongs to this process until it is said to be done.
+    hold: bool,
+    /// The call has slept, so it may have been woken instead of another one.
+    slept: bool,
+    /// The call may wait, and has not looked for a moment yet whether that is needed.
+    may_spin: bool,
+}
+
 /// An item that is being put.
 struct Putting<'a> {
     core: &'a Core,
@@ -1239,11 +1259,13 @@ struct Putting<'a> {
     slept: bool,
     /// See [`Chain::look_for_room`].
     of_dead: bool,
+    /// The call may wait, and has not looked for a moment yet whether that is needed.
+    may_spin: bool,
 }
 
 impl<'a> Putting<'a> {
     fn new(core: &'a Core, bytes: &'a [u8], attachments: &'a [Attachment]) -> Self {
-        Putting { core, bytes, attachments, large: None, slept: false, of_dead: false }
+        Putting { core, bytes, attachments, large: None, slept: false, of_dead: false, may_spin: false }
     }
 
     /// One attempt, under the mutex of producers.
@@ -1257,6 +1279,9 @@ impl<'a> Putting<'a> {
         // A future that was copied by a fork has its parent's.
         drop(self.large.take_if(|large| large.me != guard.me()));
         if self.large.is_none() {
+            if mem::take(&mut self.may_spin) && !chain.has_room() {
+                return Ok(Step::Spin);
+            }
             if let Err(heard) = chain.look_for_room(self.of_dead) {
                 return Ok(Step::Wait(Pause { bell: room, heard, lacks: Lack::Item }));
             }
@@ -1663,13 +1688,11 @@ mod tests {
         core.put(b"new", &[], Wait::Not, || false).unwrap();
         let guard = core.lock(Side::Consumers, Wait::Until(None)).unwrap().unwrap();
         assert_eq!(core.chain().reap().unwrap(), 1);
-        // As of one that has slept.
+        let how = Getting { hold: true, slept: true, may_spin: false };
         let items = core.layout().producers.items.word();
         let mut out = Vec::new();
         wakes_a_sleeper(items, || {
-            let Ok(Step::Done(_)) = core.try_get(guard, &mut out, true, true) else {
-                panic!("there are two")
-            };
+            let Ok(Step::Done(_)) = core.try_get(guard, &mut out, how) else { panic!("there are two") };
         });
         assert_eq!(out, b"back");
     }

@@ -176,7 +176,7 @@ impl Queue {
         let mut slept = false;
         loop {
             let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
-            let found = match chain.find_or_listen().unwrap() {
+            let found = match chain.find_or_listen(true).unwrap() {
                 Ok(found) => found,
                 Err(heard) => match chain.is_closed().then(|| chain.find().unwrap()) {
                     None => {
@@ -238,7 +238,17 @@ impl Queue {
             let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
             if let Some((piece, claim)) = &mut large {
                 let body = Body::Elsewhere { piece: *piece, len: 8 };
-                chain.put(Entry { body, ticket: None }, claim).unwrap();
+                // The ring may be full. The place of the next one needs a claim, too, and a consumer
+                // that merges the holes beside an old ring has two for a moment.
+                if let Err(heard) = with_claims(&chain, || chain.put(Entry { body, ticket: None }, claim)) {
+                    drop(guard);
+                    claim.take().into_iter().for_each(|claim| chain.give_back(claim));
+                    room.ring_unlocked().wake_all();
+                    large = None;
+                    chain.freed().sleep_with_all(heard, RECHECK);
+                    slept = true;
+                    continue;
+                }
                 let rung = self.layout.producers.items.ring();
                 let pass_on = slept && listen_for_others(room, || chain.has_room());
                 drop(guard);
@@ -277,12 +287,17 @@ impl Queue {
         let mut slept = false;
         loop {
             let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
-            let found = match chain.find_or_listen().unwrap() {
-                Ok(found) => found,
-                Err(heard) => {
+            let found = match with_claims(&chain, || chain.find_or_listen(true)) {
+                Ok(Ok(found)) => found,
+                Ok(Err(heard)) => {
                     drop(guard);
                     self.layout.producers.items.sleep(heard, RECHECK).settle();
                     slept = true;
+                    continue;
+                }
+                Err(heard) => {
+                    drop(guard);
+                    chain.freed().sleep_with_all(heard, RECHECK);
                     continue;
                 }
             };
