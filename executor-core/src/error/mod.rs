@@ -1,14 +1,15 @@
-//! What can go wrong, in words that answer the next question: what was tried, on what, and what to do.
+//! The crate's error types. Each message says what was tried, on what, and what to do about it.
 //!
 //! ```text
 //!  the caller's side        arguments, result      ─► Encode, Decode ──────────────┐
-//!  a reply of the worker    Reply, Failure         ─► reply: Failed, Panicked, … ──┼──► TaskError, in the cell of the task
+//!  a reply of the worker    Kind, Failure          ─► reply: Failed, Panicked, … ──┼──► TaskError
 //!  the pool                 exit status, deadline  ─► WorkerLost, TimedOut, … ─────┘
 //! ```
 //!
-//! `unwrap`, and a `main` that returns an error, print its `Debug`. So that is what people see of an error, and it has to
-//! have the remedy in it: the `Debug` of every error here and in the other folders is its `Display`, by `debug_is_display!`.
-//! Nobody derives it; a test reads the sources.
+//! `unwrap`, and a `main` that returns an error, print the `Debug` of the error. So the `Debug`
+//! output is what people see, and it has to contain the remedy. For this reason the `Debug` of
+//! every error, in this folder and in the others, is the same as its `Display`. The macro
+//! `debug_is_display!` implements it. No error derives `Debug`; a test checks the sources for that.
 
 mod remote;
 pub(crate) mod reply;
@@ -22,13 +23,14 @@ pub use crate::os::exit_status::ExitStatus;
 
 debug_is_display!(CodecFailure, BrokenCause, BuildError);
 
-/// What to do where a child of this program ran its `main` and did not ask what it is: the mistake that everybody makes first.
+/// The remedy for the most common mistake: a child process of this program ran its `main`, but
+/// `main` never calls the library's entry point, which would have made the process a worker.
 pub(crate) const ADD_THE_ENTRY: &str = "add `#[executor::main]` above `fn main`, or call `executor::init()` as its first line; where `fn main` is not yours (a \
      crate of tests, benches with a harness) write `executor::test_support!();` once";
 
-/// Why a task has no result.
+/// The reason why a task has no result.
 ///
-/// Cheap to clone, `Send + Sync`, at most 32 bytes.
+/// It is cheap to clone, `Send + Sync`, and at most 32 bytes.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -54,12 +56,13 @@ pub enum TaskError {
 
     /// The task panicked. The worker lives on, unless the program is built with `panic = "abort"`.
     ///
-    /// So it is where the panic came when its arguments, its result or its error were dropped, or its error was put into
-    /// words: the text says so.
+    /// The variant also covers a panic while the task's arguments, result or error were dropped,
+    /// and a panic while the error was formatted. The message then says which of these panicked.
     #[error("task `{task}` panicked{when}: {0}{then}", task = .0.task(), when = .0.circumstances(), then = .0.aftermath())]
     Panicked(RemoteError),
 
-    /// The worker process ended while it ran this task: a crash, `process::exit`, or a kill from outside.
+    /// The worker process ended while it ran this task: it crashed, called `process::exit`, or was
+    /// killed from outside.
     #[error("task `{task}` lost its worker: process {pid} {status}{hint}", task = detail.task, hint = detail.hint())]
     #[non_exhaustive]
     WorkerLost {
@@ -67,11 +70,12 @@ pub enum TaskError {
         pid: u32,
         /// How the worker ended: exit code or signal.
         status: ExitStatus,
-        /// Which task, and what else is known.
+        /// The name of the task, and what else is known about the loss.
         detail: Arc<LostDetail>,
     },
 
-    /// The time limit has passed. The worker that ran the task was killed and replaced.
+    /// A time limit has passed. If the limit was the task's own, the worker that ran the task was
+    /// killed and replaced.
     #[error("task `{task}` timed out: {what} of {limit:?} has passed", task = detail.task, what = phase.describe())]
     #[non_exhaustive]
     TimedOut {
@@ -79,38 +83,38 @@ pub enum TaskError {
         limit: Duration,
         /// What was limited.
         phase: Phase,
-        /// Which task, or of a map that of its items.
+        /// The name of the task. For a map, the name of the function that is applied to the items.
         detail: Arc<TimedOutDetail>,
     },
 
-    /// The worker used more memory than it may; reported by executors that limit it.
+    /// The worker used more memory than it may. Only executors that limit memory report this error.
     #[error("memory limit exceeded: {peak} bytes used, {limit} allowed")]
     #[non_exhaustive]
     MemoryLimit {
-        /// Allowed, in bytes.
+        /// Allowed memory, in bytes.
         limit: u64,
-        /// Used, in bytes.
+        /// Used memory, in bytes.
         peak: u64,
     },
 
-    /// Somebody cancelled the task.
+    /// The task was cancelled.
     #[error("the task was cancelled")]
     Cancelled,
 
-    /// Arguments or result could not be encoded.
+    /// The arguments or the result could not be encoded.
     #[error("{0}")]
     Encode(CodecFailure),
 
-    /// Arguments or result could not be decoded.
+    /// The arguments or the result could not be decoded.
     #[error("{0}")]
     Decode(CodecFailure),
 
-    /// The worker could not serve the task, because the system refused it what that takes: a thread for the runtime of async
-    /// tasks, memory, descriptors.
+    /// The worker could not run the task, because the operating system refused it a resource: a
+    /// thread for the runtime of async tasks, memory, or descriptors.
     #[error("the worker could not serve task `{task}`: {0}", task = .0.task())]
     Refused(RemoteError),
 
-    /// A parameter that makes no sense: a chunk of no items, say.
+    /// A parameter has an invalid value, for example a chunk of no items.
     #[error("invalid: {0}")]
     Invalid(Arc<str>),
 
@@ -124,7 +128,7 @@ pub enum TaskError {
 }
 
 impl std::fmt::Debug for TaskError {
-    /// As `Display`, and the backtrace of a panic, if there is one.
+    /// Writes the `Display` text, followed by the backtrace of a panic, if there is one.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)?;
         match self {
@@ -135,52 +139,54 @@ impl std::fmt::Debug for TaskError {
 }
 
 impl TaskError {
-    /// Whether the task returned `Err`.
+    /// Returns whether the task returned `Err`.
     pub fn is_failed(&self) -> bool {
         matches!(self, TaskError::Failed(_))
     }
 
-    /// Whether the task panicked.
+    /// Returns whether the task panicked.
     pub fn is_panic(&self) -> bool {
         matches!(self, TaskError::Panicked(_))
     }
 
-    /// Whether the worker was lost while it ran the task.
+    /// Returns whether the worker was lost while it ran the task.
     pub fn is_worker_lost(&self) -> bool {
         matches!(self, TaskError::WorkerLost { .. })
     }
 
-    /// Whether a time limit has passed.
+    /// Returns whether a time limit has passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, TaskError::TimedOut { .. })
     }
 
-    /// Whether the task was cancelled.
+    /// Returns whether the task was cancelled.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, TaskError::Cancelled)
     }
 
-    /// Whether the executor cannot go on.
+    /// Returns whether the executor cannot go on.
     pub fn is_broken(&self) -> bool {
         matches!(self, TaskError::Broken(_))
     }
 
-    /// Whether the executor was shut down before the task could run.
+    /// Returns whether the executor was shut down before the task could run.
     pub fn is_shutdown(&self) -> bool {
         matches!(self, TaskError::Shutdown)
     }
 
-    /// Whether the worker was refused what the task takes.
+    /// Returns whether the operating system refused the worker a resource that the task needs.
     pub fn is_refused(&self) -> bool {
         matches!(self, TaskError::Refused(_))
     }
 
-    /// Of a task whose name is not at hand yet: see [`of_task`](Self::of_task).
+    /// Returns a `TimedOut` error without the name of the task. The caller does not know the name
+    /// yet; [`of_task`](Self::of_task) adds it later.
     pub(crate) fn timed_out(limit: Duration, phase: Phase) -> Self {
         TaskError::TimedOut { limit, phase, detail: Arc::default() }
     }
 
-    /// The same error, with the task named that ran out of time.
+    /// Adds the name of the task to a `TimedOut` error that has none. Returns other errors
+    /// unchanged.
     pub(crate) fn of_task(self, name: &str) -> Self {
         match self {
             TaskError::TimedOut { limit, phase, detail } if detail.task.is_empty() => TaskError::TimedOut {
@@ -196,7 +202,7 @@ impl TaskError {
         TaskError::Invalid(what.into().into())
     }
 
-    /// The variant's name, for `Debug` of a future.
+    /// Returns the name of the variant, for the `Debug` output of a future.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             TaskError::Failed(_) => "Failed",
@@ -217,7 +223,7 @@ impl TaskError {
 
 const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
 
-/// What a time limit covers.
+/// The part of a task's life that a time limit covers.
 ///
 /// ```
 /// use executor::{Phase, prelude::*};
@@ -238,13 +244,14 @@ const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Waiting for a worker.
+    /// The time that the task waits for a worker.
     Queue,
-    /// Running, counted from the moment the worker begins.
+    /// The time that the task runs, counted from the moment the worker begins it.
     Run,
-    /// A whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
+    /// The time of a whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
     Map,
-    /// Waiting for the next result, as [`next_timeout`](crate::IMap::next_timeout) does. Nothing was stopped by it.
+    /// The time that [`next_timeout`](crate::IMap::next_timeout) waits for the next result. Passing
+    /// this limit stops no task.
     Next,
 }
 
@@ -259,32 +266,36 @@ impl Phase {
     }
 }
 
-/// What is known of a time limit that has passed, beside the limit.
+/// Details about a time limit that has passed, besides the limit itself.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TimedOutDetail {
-    /// Name of the task; of a map, of the function that its items are given to.
+    /// Name of the task. For a map, the name of the function that is applied to the items.
     pub task: String,
 }
 
-/// What is known about the end of a worker, beside its exit status.
+/// Details about the end of a worker, besides its exit status.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct LostDetail {
     /// Name of the task that was running.
     pub task: String,
-    /// The fault was in the guard page below a stack: an overflow.
+    /// Whether the fault was in the guard page below a stack, which means that the stack
+    /// overflowed.
     pub stack_overflow: bool,
-    /// A SIGKILL that this library did not send.
+    /// Whether the worker was killed by a `SIGKILL` that this library did not send.
     pub killed_by_system: bool,
-    /// What the worker wrote to the memory that it shares with its pool and that cannot be: it is killed for that.
+    /// Set if the worker violated the protocol: it wrote something impossible to the memory that it
+    /// shares with its pool. The text says what. The pool kills such a worker.
     pub broke_protocol: Option<String>,
-    /// After `SIGABRT`: the last panic while the task ran. It may have been the cause, or the task may have caught it and
-    /// have ended by something else.
+    /// The last panic while the task ran, if the worker ended by `SIGABRT`. The panic may have
+    /// caused the abort. But the task may also have caught it, and have aborted for another reason.
     pub last_panic: Option<LastPanic>,
-    /// It is a [`Process`](crate::Process) that ended by itself and had not come to the entry: its program does not pass it.
+    /// Whether the process ended by itself and never reached the entry point: its program does not
+    /// call it. A [`Process`](crate::Process) can end this way.
     pub no_entry: bool,
-    /// The number of the signal that had stopped the worker, which was killed because nobody continued it.
+    /// The signal that had stopped the worker, if the worker was killed because nobody continued
+    /// it.
     pub stopped_by: Option<i32>,
 }
 
@@ -292,9 +303,9 @@ pub struct LostDetail {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LastPanic {
-    /// Its message and place.
+    /// Message and location of the panic.
     pub panic: RemoteError,
-    /// It came in another thread than the task's.
+    /// Whether the panic happened in another thread than the task's.
     pub elsewhere: bool,
 }
 
@@ -339,7 +350,7 @@ impl LostDetail {
     }
 }
 
-/// Where encoding or decoding failed, and why.
+/// Describes where encoding or decoding failed, and why.
 ///
 /// ```
 /// use executor::{Side, prelude::*};
@@ -374,17 +385,18 @@ impl CodecFailure {
         CodecFailure(Arc::new(CodecFailureInner { side, task: task.into(), message: message.into() }))
     }
 
-    /// Arguments or result, in the caller or in the worker.
+    /// Returns whether the arguments or the result failed, and whether in the caller or in the
+    /// worker.
     pub fn side(&self) -> Side {
         self.0.side
     }
 
-    /// Name of the task.
+    /// Returns the name of the task.
     pub fn task(&self) -> &str {
         &self.0.task
     }
 
-    /// What the codec, or the type's own serde implementation, had to say.
+    /// Returns the message of the codec, or of the type's own serde implementation.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -406,21 +418,21 @@ impl std::fmt::Display for CodecFailure {
     }
 }
 
-/// Which value, and in which process.
+/// The value that was encoded or decoded, and the process in which this happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Side {
-    /// Encoding arguments in the caller.
+    /// The caller encodes the arguments.
     Arguments,
-    /// Decoding arguments in the worker.
+    /// The worker decodes the arguments.
     ArgumentsInWorker,
-    /// Encoding the result in the worker.
+    /// The worker encodes the result.
     ResultInWorker,
-    /// Decoding the result in the caller.
+    /// The caller decodes the result.
     Result,
 }
 
-/// Why an executor cannot go on.
+/// The reason why an executor cannot go on.
 ///
 /// ```
 /// use executor::{BrokenCause, prelude::*};
@@ -443,33 +455,34 @@ pub enum Side {
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokenCause {
-    /// The first worker ended before it said hello: its program does not pass the entry.
+    /// The first worker ended before it sent its `Hello`: its program does not call the entry
+    /// point.
     #[error(
         "a worker process started ({status}) but never reached executor's entry point; {remedy}",
         remedy = ADD_THE_ENTRY
     )]
     NoEntry {
-        /// How it ended.
+        /// How the worker ended.
         status: ExitStatus,
     },
-    /// A worker did not come up.
+    /// A worker could not be started, or it ended before it was ready.
     #[error("no worker could be started: {0}")]
     Start(Arc<str>),
     /// The initializer failed.
     #[error("the initializer failed: {0}")]
     Initializer(Arc<TaskError>),
-    /// The worker's program has another list of tasks.
+    /// The worker runs a program with a different list of tasks.
     #[error("the worker runs another build of this program: {0}")]
     OtherBuild(Arc<str>),
-    /// This process is a fork of the one that made the executor.
+    /// This process was forked from the process that made the executor.
     #[error("this process was forked from the one that owns the executor; make a new executor here")]
     Forked,
-    /// A rule of the library itself was broken.
+    /// The library violated one of its own invariants.
     #[error("internal error: {0}")]
     Internal(Arc<str>),
 }
 
-/// Why an executor could not be built.
+/// The reason why an executor could not be built.
 ///
 /// ```
 /// use executor::{BuildError, ProcessPoolExecutor};
@@ -481,33 +494,34 @@ pub enum BrokenCause {
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// An option has a value that makes no sense.
+    /// An option has an invalid value.
     #[error("invalid option: {0}")]
     Invalid(String),
-    /// This process is itself a worker that never passed the entry; going on would start processes without end.
+    /// This process is itself a worker that never reached the entry point. If it built an executor,
+    /// it would start processes without end.
     #[error(
         "this process was started as a worker but never reached executor's entry point; {remedy}",
         remedy = ADD_THE_ENTRY
     )]
     NoEntry,
-    /// Pools within tasks within pools, too deep.
+    /// Tasks build executors whose tasks build executors in turn, and the nesting is too deep.
     #[error("executors are nested {depth} deep, {max} is the limit: does a task submit itself without end?")]
     TooDeep {
-        /// How deep this process is.
+        /// The nesting depth of this process.
         depth: u32,
-        /// How deep is allowed.
+        /// The maximum nesting depth.
         max: u32,
     },
-    /// Two task functions have one name. Made by executors that find tasks by name across builds; a pool of this program never
-    /// makes it, as it tells such functions apart.
+    /// Two task functions have the same name. Only executors that find tasks by name across builds
+    /// report this error. A pool of this program tells such functions apart and never reports it.
     #[error("{0}")]
     DuplicateTask(String),
-    /// The operating system refused something.
+    /// The operating system refused a request.
     #[error("the operating system refused {what}: {error}")]
     Os {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
-        /// Its answer.
+        /// The error that the operating system returned.
         error: Arc<std::io::Error>,
     },
 }
@@ -518,7 +532,7 @@ mod tests {
 
     use crate::tidy;
 
-    /// `Name` of `pub enum Name<T> {` and of `impl<G> Error for Name<G> {`.
+    /// Returns `Name` for `Name<T> {`, the text behind `pub enum ` or behind `impl<G> Error for `.
     fn name_of(text: &str) -> String {
         text.trim_start().chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
     }
@@ -528,7 +542,7 @@ mod tests {
         let (mut errors, mut shown) = (BTreeSet::new(), BTreeSet::new());
         for file in tidy::rust_files() {
             let text = fs::read_to_string(&file).expect("a source file");
-            // Not this test's own words.
+            // Skip the tests: they contain the strings that are searched for here.
             let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
             for (_, behind) in
                 text.match_indices("debug_is_display!(").map(|(at, found)| (at, &text[at + found.len()..]))
@@ -559,7 +573,7 @@ mod tests {
             }
         }
         assert!(errors.len() > 20, "{errors:?}");
-        // Theirs is the same, and the backtrace of a panic.
+        // These two implement `Debug` by hand, to add the backtrace of a panic.
         shown.extend(["TaskError", "RemoteError"].map(str::to_owned));
         let forgotten: Vec<_> = errors.difference(&shown).collect();
         assert!(forgotten.is_empty(), "write `debug_is_display!({forgotten:?})`");

@@ -1,4 +1,4 @@
-//! What survives of an error that happened in another process.
+//! An error from another process, and the part of it that survives the trip between processes.
 
 use std::{error::Error, fmt, sync::Arc};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::ExitStatus;
 use crate::wire::codec::Codec;
 
-/// A task's own error or panic, as told by the process in which it happened.
+/// A task's own error or panic, as reported by the process in which it happened.
 ///
-/// It keeps the text (message, type, source chain), for a panic also the place and, if `RUST_BACKTRACE` asks for it,
-/// the backtrace. Cloning is cheap.
+/// It keeps the text: the message, the type, and the chain of sources. For a panic it also keeps
+/// the location and, if `RUST_BACKTRACE` asks for it, the backtrace. Cloning is cheap.
 ///
 /// ```
 /// use executor::TaskError;
@@ -28,7 +28,7 @@ pub struct RemoteError(Arc<Inner>);
 struct Inner {
     task: String,
     failure: Failure,
-    /// How the process ended, where the panic was its end.
+    /// How the process ended, if the panic ended it.
     ended: Option<ExitStatus>,
 }
 
@@ -36,19 +36,19 @@ struct Inner {
 #[doc(hidden)]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Failure {
-    /// `Display` of the error, or the panic's message.
+    /// The `Display` text of the error, or the panic's message.
     pub message: String,
-    /// `type_name` of the error; empty for a panic.
+    /// The `type_name` of the error. Empty for a panic.
     pub type_name: String,
-    /// `file:line:column` of a panic.
+    /// The location of a panic, as `file:line:column`.
     pub location: Option<String>,
-    /// Backtrace of a panic.
+    /// The backtrace of a panic.
     pub backtrace: Option<String>,
-    /// `Display` of each `source()`, outermost first.
+    /// The `Display` text of each `source()`, outermost first.
     pub sources: Vec<String>,
-    /// What went on when it panicked, if it was not the function itself that ran.
+    /// What the worker was doing when it panicked. `None` if it was running the function itself.
     pub during: Option<String>,
-    /// The error itself, encoded, when its type is serde.
+    /// The encoded error itself, if its type implements serde's traits.
     pub value: Option<(Codec, serde_bytes::ByteBuf)>,
 }
 
@@ -57,7 +57,7 @@ impl RemoteError {
         RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None }))
     }
 
-    /// The same of a panic by which the process ended.
+    /// Returns the same panic with the exit status of the process that it ended.
     pub(crate) fn ended_by(self, status: ExitStatus) -> Self {
         let ended = Some(status);
         RemoteError(Arc::new(match Arc::try_unwrap(self.0) {
@@ -73,7 +73,7 @@ impl RemoteError {
         }
     }
 
-    /// What stands between "panicked" and the message.
+    /// Returns the text between "panicked" and the message.
     pub(super) fn circumstances(&self) -> String {
         let mut text = String::new();
         for part in self.0.failure.during.iter().cloned().chain(self.location().map(|at| format!("at {at}")))
@@ -84,51 +84,54 @@ impl RemoteError {
         text
     }
 
-    /// What stands behind it.
+    /// Returns the text behind the message.
     pub(super) fn aftermath(&self) -> String {
         self.exit_status().map(|status| format!(" (the process {status})")).unwrap_or_default()
     }
 
-    /// The error's or the panic's message.
+    /// Returns the message of the error or the panic.
     pub fn message(&self) -> &str {
         &self.0.failure.message
     }
 
-    /// Name of the task that failed.
+    /// Returns the name of the task that failed.
     pub fn task(&self) -> &str {
         &self.0.task
     }
 
-    /// `std::any::type_name` of the task's error; empty for a panic.
+    /// Returns the `std::any::type_name` of the task's error. Empty for a panic.
     pub fn type_name(&self) -> &str {
         &self.0.failure.type_name
     }
 
-    /// Where a panic happened, as `file:line:column`. `None` where that is not known: the payload was resumed
-    /// ([`resume_unwind`](std::panic::resume_unwind)), and where it came from cannot be told any more.
+    /// Returns the location of a panic, as `file:line:column`. Returns `None` if the location is
+    /// not known: a payload that was resumed by [`resume_unwind`](std::panic::resume_unwind) does
+    /// not say where it came from.
     pub fn location(&self) -> Option<&str> {
         self.0.failure.location.as_deref()
     }
 
-    /// How the process ended, where a panic was its end: in a program that is built with `panic = "abort"`, or where
-    /// unwinding is not possible.
+    /// Returns how the process ended, if the panic ended it. A panic ends the process in a program
+    /// that is built with `panic = "abort"`, and where unwinding is not possible.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.0.ended
     }
 
-    /// Backtrace of a panic, if `RUST_BACKTRACE` is set in the worker.
+    /// Returns the backtrace of a panic, if `RUST_BACKTRACE` is set in the worker.
     pub fn backtrace(&self) -> Option<&str> {
         self.0.failure.backtrace.as_deref()
     }
 
-    /// Messages of the error's `source()` chain, outermost first.
+    /// Returns the messages of the error's `source()` chain, outermost first.
     ///
-    /// Filled when the task's error implements `std::error::Error`, or is an `anyhow::Error` or a `Box<dyn Error>`.
+    /// The list is filled if the task's error implements `std::error::Error`, or is an
+    /// `anyhow::Error` or a `Box<dyn Error>`.
     pub fn sources(&self) -> &[String] {
         &self.0.failure.sources
     }
 
-    /// The task's error itself, when its type `E` is the one the task returned and implements serde's traits.
+    /// Returns the task's error itself, if `E` is the type that the task returned and implements
+    /// serde's traits.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -153,6 +156,7 @@ impl RemoteError {
     /// ```
     pub fn downcast<E: DeserializeOwned + 'static>(&self) -> Option<E> {
         if std::any::type_name::<E>() != self.0.failure.type_name {
+            // The bytes of another error type might decode as an `E` by chance.
             return None;
         }
         let (codec, bytes) = self.0.failure.value.as_ref()?;
@@ -161,12 +165,12 @@ impl RemoteError {
 }
 
 impl fmt::Display for RemoteError {
-    /// One line: the message, then the sources, each behind a colon.
+    /// Writes one line: the message, then each source behind a colon.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message())?;
         let mut last = self.message();
         for source in self.sources() {
-            // Many error types repeat their source in their own text; once is enough.
+            // Many error types include their source in their own text. Do not write it twice.
             if !last.ends_with(source.as_str()) {
                 write!(f, ": {source}")?;
             }
@@ -177,7 +181,7 @@ impl fmt::Display for RemoteError {
 }
 
 impl fmt::Debug for RemoteError {
-    /// As `Display`, and the backtrace, if there is one.
+    /// Writes the `Display` text, followed by the backtrace, if there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)?;
         self.write_backtrace(f)

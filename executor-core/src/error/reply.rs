@@ -3,7 +3,7 @@
 use super::{CodecFailure, Failure, RemoteError, Side, TaskError};
 use crate::wire::frame::Reply;
 
-/// The error in a reply that is no value.
+/// Returns the error in a reply that carries no value. `name` is the name of the task.
 pub(crate) fn failure(name: &str, kind: Reply, payload: &[u8]) -> TaskError {
     let text = || String::from_utf8_lossy(payload).into_owned();
     match kind {
@@ -21,7 +21,7 @@ pub(crate) fn failure(name: &str, kind: Reply, payload: &[u8]) -> TaskError {
     }
 }
 
-/// The same in words, where no task is there to be named.
+/// Returns the text of an error reply, for a caller that has no task to name.
 pub(crate) fn text(kind: Reply, payload: &[u8]) -> String {
     match kind {
         Reply::Failed | Reply::Panicked => match postcard::from_bytes::<Failure>(payload) {
