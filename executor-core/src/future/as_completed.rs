@@ -1,4 +1,4 @@
-//! Futures in the order in which they are done.
+//! Iterating over futures in the order in which they are done.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,10 +12,10 @@ use futures::Stream;
 
 use super::handle::TaskFuture;
 
-/// Yields the futures as they are done, each exactly once; those that are done already come first.
+/// Yields futures as they are done, each exactly once. Futures that are done already come first.
 ///
-/// The iterator blocks; [`stream`](AsCompleted::stream) is for async code, [`timeout`](AsCompleted::timeout) limits
-/// the whole.
+/// The iterator blocks. [`stream`](AsCompleted::stream) returns a stream for async code, and
+/// [`timeout`](AsCompleted::timeout) limits the time of the whole iteration.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -42,14 +42,15 @@ pub fn as_completed<T>(futures: impl IntoIterator<Item = TaskFuture<T>>) -> AsCo
     AsCompleted { set }
 }
 
-/// Made by [`as_completed`].
+/// A blocking iterator over futures in order of completion. Made by [`as_completed`].
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct AsCompleted<T> {
     set: CompletionSet<T>,
 }
 
 impl<T> AsCompleted<T> {
-    /// Limits the whole: counted from now. Once the time has passed, an [`Unfinished`] error comes, and then nothing.
+    /// Limits the time of the whole iteration, counted from now. Once the time has passed, the
+    /// iterator yields an [`Unfinished`] error and then ends.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -75,7 +76,7 @@ impl<T> AsCompleted<T> {
         }
     }
 
-    /// The same as a [`Stream`], for async code.
+    /// Turns the iterator into a [`Stream`], for async code.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -112,7 +113,7 @@ impl<T> Iterator for AsCompleted<T> {
     }
 }
 
-/// Made by [`AsCompleted::stream`].
+/// A stream of futures in order of completion. Made by [`AsCompleted::stream`].
 #[must_use = "streams do nothing unless polled"]
 pub struct AsCompletedStream<T> {
     set: CompletionSet<T>,
@@ -130,7 +131,7 @@ impl<T> Stream for AsCompletedStream<T> {
     }
 }
 
-/// Made by [`AsCompleted::timeout`].
+/// An iterator with a time limit. Made by [`AsCompleted::timeout`].
 #[must_use = "an iterator does nothing until it is asked"]
 pub struct AsCompletedTimeout<T> {
     set: CompletionSet<T>,
@@ -157,22 +158,23 @@ impl<T> Iterator for AsCompletedTimeout<T> {
     }
 }
 
-/// The time has passed and some futures are not done. They run on.
+/// The time limit has passed and some futures are not done. Their tasks keep running.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{unfinished} of {total} futures are unfinished")]
 pub struct Unfinished {
-    /// How many are not done.
+    /// Number of futures that are not done.
     pub unfinished: usize,
-    /// How many there were.
+    /// Number of futures in total.
     pub total: usize,
 }
 
 crate::debug::debug_is_display!(Unfinished);
 
-/// A set of futures that yields those that are done, in order of completion; it may grow meanwhile.
+/// A set of futures that yields those that are done, in order of completion. Futures can be added
+/// at any time.
 struct CompletionSet<T> {
     pending: HashMap<usize, TaskFuture<T>>,
-    /// By the key under which each future was pushed, in order of completion.
+    /// The keys of the futures that are done, in order of completion.
     done: Arc<DoneQueue>,
     next_key: usize,
 }
@@ -183,6 +185,7 @@ impl<T> Default for CompletionSet<T> {
     }
 }
 
+/// The queue to which futures report that they are done.
 #[derive(Default)]
 struct DoneQueue {
     state: Mutex<DoneState>,
@@ -195,7 +198,7 @@ struct DoneState {
     waker: Option<Waker>,
 }
 
-/// The waker left in one future.
+/// The waker left in one future. It adds the future's key to the queue.
 struct Done {
     key: usize,
     queue: Arc<DoneQueue>,
@@ -219,13 +222,15 @@ impl<T> CompletionSet<T> {
         let key = self.next_key;
         self.next_key += 1;
         let waker = Arc::new(Done { key, queue: Arc::clone(&self.done) });
+        // A future that is done already does not keep the waker, so report it now.
         if !future.cell().observe(self.observer_key(key), &Waker::from(Arc::clone(&waker))) {
             waker.wake();
         }
         self.pending.insert(key, future);
     }
 
-    /// Unique among all who may observe the same future: a future is in one set at a time.
+    /// Returns a key that is unique among all observers of the same future. A future is in one set
+    /// at a time.
     fn observer_key(&self, key: usize) -> usize {
         Arc::as_ptr(&self.done) as usize ^ key.rotate_left(16)
     }
@@ -234,7 +239,8 @@ impl<T> CompletionSet<T> {
         self.pending.len()
     }
 
-    /// The next future that is done; `None` if there is none left, or the deadline has passed.
+    /// Waits for the next future that is done. Returns `None` if none is left or the deadline has
+    /// passed.
     fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
         if let Some(future) = self.next_in_fork() {
             return Some(future);
@@ -262,8 +268,10 @@ impl<T> CompletionSet<T> {
         self.pending.remove(&key)
     }
 
-    /// In a fork of the executor's process nothing will ever be done, and the queue's lock may be held for ever:
-    /// whatever is pending is broken now.
+    /// Returns a pending future if this process is a fork of the executor's process.
+    ///
+    /// There, no future is ever done, and the queue's lock may be held for ever. So every pending
+    /// future counts as broken, and is yielded at once.
     fn next_in_fork(&mut self) -> Option<TaskFuture<T>> {
         let (&key, _) = self.pending.iter().next().filter(|(_, future)| future.cell().forked())?;
         self.pending.remove(&key)
@@ -285,7 +293,7 @@ impl<T> CompletionSet<T> {
             }
             None => {
                 let old = state.waker.replace(waker);
-                // Outside the lock: dropping a waker is user code.
+                // Outside the lock, since dropping a waker runs user code.
                 drop(state);
                 drop(old);
                 Poll::Pending

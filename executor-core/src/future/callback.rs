@@ -1,7 +1,8 @@
-//! The thread on which an executor runs done-callbacks: one, started with the first callback, one callback at a time.
+//! The thread on which an executor runs done-callbacks, one at a time. It is started with the first
+//! callback.
 //!
-//! Callbacks are user code: they may be slow, block or panic. Here they delay other callbacks, never a result, a
-//! deadline or a waker.
+//! Callbacks are user code: they may be slow, block or panic. On this thread they delay only other
+//! callbacks, never a result, a deadline or a waker.
 
 use std::{
     collections::VecDeque,
@@ -19,13 +20,15 @@ use crate::{
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// How often the end of the program looks at a callback that it waits for: std holds one for ever that has called `exit` as
-/// well.
+/// How often the end of the program checks a callback it waits for. A callback that also calls
+/// `exit` is held by std for ever, so waiting for it to return is not enough.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
-/// An idle thread stays this long: longer costs a sleeping thread, shorter a thread start per burst of callbacks.
+/// How long an idle thread is kept. A higher value means that a sleeping thread exists for longer.
+/// A lower value means a thread start for each burst of callbacks.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// The callbacks that wait for the callback thread, and the state of the thread.
 #[derive(Default)]
 pub(crate) struct CallbackQueue {
     state: Mutex<State>,
@@ -37,22 +40,23 @@ pub(crate) struct CallbackQueue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Callback>,
+    /// Whether the thread is running a callback.
     running: bool,
-    /// Whether there is a thread,
+    /// Whether there is a thread.
     attended: bool,
-    /// its number, and the system's, once it runs,
+    /// The thread's number, and the system's id of it, once it runs.
     thread: u32,
     system_thread: u32,
-    /// and its handle, for whoever joins it.
+    /// The thread's handle, for the thread that joins it.
     handle: Option<JoinHandle<()>>,
-    /// How many callbacks have been queued,
+    /// Total number of callbacks queued.
     queued: u64,
-    /// and how many of them have run.
+    /// Total number of callbacks that have run.
     ran: u64,
-    /// The program ends, and has waited for them for long enough.
+    /// Whether the end of the program has waited for callbacks until its deadline.
     given_up: bool,
     closed: bool,
-    /// Of the thread, while it runs one callback and the program ends.
+    /// Watches the thread while it runs a callback and the program ends.
     watch: exit::Watch,
 }
 
@@ -73,13 +77,14 @@ impl CallbackQueue {
         CallbackQueue { exit_timeout, ..CallbackQueue::default() }
     }
 
+    /// Queues a callback, and starts the thread if there is none.
     pub(crate) fn push(self: &Arc<Self>, callback: Callback) {
         let mut state = self.lock();
         state.waiting.push_back(callback);
         state.queued += 1;
         if !state.attended {
             let queue = Arc::clone(self);
-            // Should the system refuse a thread, the callbacks wait for the next push, or for `flush`.
+            // If the system refuses a thread, the callbacks wait for the next push or for `flush`.
             let thread = thread::Builder::new().name("executor-callbacks".into());
             state.handle = thread.spawn(move || queue.run()).ok();
             state.attended = state.handle.is_some();
@@ -88,13 +93,14 @@ impl CallbackQueue {
         self.changed.notify_all();
     }
 
-    /// Waits until all callbacks queued so far have run. From a callback it returns at once: it cannot wait for
-    /// itself.
+    /// Waits until all queued callbacks have run. Called from a callback it returns at once, since
+    /// a callback cannot wait for itself.
     pub(crate) fn flush(&self) {
         self.flush_until(None);
     }
 
-    /// As [`flush`](Self::flush), at most until `deadline`; whether they have run.
+    /// Like [`flush`](Self::flush), but waits at most until `deadline`. Returns whether they have
+    /// run.
     pub(crate) fn flush_until(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.lock();
         while !state.is_idle() {
@@ -104,7 +110,7 @@ impl CallbackQueue {
             let look = Instant::now() + LOOK;
             let until = deadline.map_or(look, |at| at.min(look));
             state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
-            // Exit hooks and threads that the end waits for are here as well.
+            // Exit hooks, and threads that the end of the program waits for, may call this too.
             if exit::has_begun() {
                 self.abandon_exiting_callback(&mut state);
             }
@@ -115,8 +121,11 @@ impl CallbackQueue {
         true
     }
 
-    /// While the program ends: a thread that std holds for ever, since its callback has called `exit` as well, is left there, and
-    /// nobody waits for it any more or joins it. What waits behind it is run by whoever waits for that.
+    /// While the program ends: gives up the thread if std holds it for ever, since its callback has
+    /// called `exit` too.
+    ///
+    /// The thread is left there, and no other thread waits for it or joins it. Callbacks queued
+    /// behind it are run by the thread that waits for them.
     fn abandon_exiting_callback(&self, state: &mut State) {
         let thread = state.system_thread;
         if state.running && state.attended && state.watch.is_held(thread) {
@@ -129,8 +138,8 @@ impl CallbackQueue {
         }
     }
 
-    /// For those who wait in another way than by [`flush`](Self::flush), from time to time while the program ends: nobody waits
-    /// behind a callback that is held in `exit`.
+    /// Called from time to time, while the program ends, by code that does not wait with
+    /// [`flush`](Self::flush). Ensures that no callback waits behind one that is held in `exit`.
     pub(crate) fn look_at_the_end(&self) {
         self.abandon_exiting_callback(&mut self.lock());
         if !self.is_attended() {
@@ -138,8 +147,11 @@ impl CallbackQueue {
         }
     }
 
-    /// At the end of the program: waits until all callbacks that have been queued up to now have run, at most until `deadline`,
-    /// and not a second time where that has passed. From a callback it runs those that wait behind it, here: that callback is not going to return, because the program ends in it.
+    /// At the end of the program: waits until all callbacks queued so far have run, at most until
+    /// `deadline`. If that has passed before, does not wait a second time.
+    ///
+    /// Called from a callback, it runs the callbacks queued behind that one itself. The callback
+    /// will not return, since the program ends in it.
     pub(crate) fn finish(&self, deadline: Option<Instant>) {
         let mut state = self.lock();
         let last = state.queued;
@@ -160,12 +172,13 @@ impl CallbackQueue {
         }
     }
 
-    /// Runs a callback, where there is no thread that would; else waits for a change. `None` at `deadline`.
+    /// Runs a callback if there is no thread that would. Otherwise waits for a change. Returns
+    /// `None` at `deadline`.
     fn help_or_wait<'a>(&'a self, mut state: Locked<'a>, deadline: Instant) -> Option<Locked<'a>> {
         if !state.attended
             && let Some(callback) = state.waiting.pop_front()
         {
-            // There is no thread: the system refused one, or it is held in `exit`.
+            // The system refused a thread, or the thread is held in `exit`.
             drop(state);
             run_one(callback);
             state = self.lock();
@@ -184,13 +197,14 @@ impl CallbackQueue {
         self.lock().is_current_thread()
     }
 
-    /// Whether somebody runs what is queued.
+    /// Whether there is a thread for the queued callbacks, or none are queued.
     pub(crate) fn is_attended(&self) -> bool {
         let state = self.lock();
         state.attended || state.waiting.is_empty()
     }
 
-    /// After [`close`](Self::close): waits until the thread is gone, if it has nothing to do any more and is not this one.
+    /// Called after [`close`](Self::close). Waits until the thread is gone, if it is idle and is
+    /// not the calling thread.
     pub(crate) fn join(&self) {
         let mut state = self.lock();
         while state.attended && state.is_idle() && !state.is_current_thread() {
@@ -204,7 +218,7 @@ impl CallbackQueue {
         }
     }
 
-    /// No idle thread is kept from now on.
+    /// Closes the queue: an idle thread is not kept from now on.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -214,6 +228,7 @@ impl CallbackQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The thread's loop.
     fn run(&self) {
         let mut state = self.lock();
         (state.thread, state.system_thread) = (local::this_thread(), process::this_thread());
@@ -232,6 +247,7 @@ impl CallbackQueue {
                 let (next, timeout) =
                     self.changed.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
                 state = next;
+                // Woken, or a callback was queued just as the time passed.
                 if !timeout.timed_out() || !state.waiting.is_empty() {
                     continue;
                 }
@@ -245,14 +261,15 @@ impl CallbackQueue {
     }
 }
 
+/// Runs one callback and catches its panic.
 fn run_one(callback: Callback) {
     run_each("a done-callback", [callback]);
 }
 
-/// Runs callbacks one after the other; a panic of one costs no other its turn.
+/// Runs callbacks one after the other. A panic of one does not stop the others.
 ///
-/// A callback may `fork` and return in the copy as well. The copy ends there: it has a copy of all that waits behind, and
-/// would run it a second time.
+/// A callback may fork and return in the child too. The child ends there: it has a copy of all
+/// callbacks that wait, and would run them a second time.
 pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Item = F>) {
     let origin = Origin::here();
     for callback in callbacks {
@@ -264,8 +281,10 @@ pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Ite
     }
 }
 
-/// Wakes each of them; a panic of one costs no other its wake-up. A copy of this process that one of them has made goes on
-/// with its caller and wakes no more: the others wait in threads that it does not have.
+/// Wakes each waker. A panic of one does not stop the others.
+///
+/// If a waker forks this process, the child returns to its caller without waking the others: they
+/// would wake threads that do not exist in the child.
 pub(crate) fn wake_each(wakers: impl IntoIterator<Item = Waker>) {
     let origin = Origin::here();
     for waker in wakers {

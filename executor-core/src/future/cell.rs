@@ -1,4 +1,4 @@
-//! The cell between completer and handle.
+//! The cell between a completer and a future's handle.
 
 use std::{
     any::Any,
@@ -21,67 +21,73 @@ use crate::{
     wire::payload::Payload,
 };
 
-/// How a task ended: its encoded value, or why there is none.
+/// The outcome of a task: its encoded value or its error.
 pub(crate) type Outcome = Result<Payload, TaskError>;
 
-/// What a future may ask of the executor that works on it.
+/// The executor, as seen by the futures of its tasks.
 pub(crate) trait Control: Send + Sync {
-    /// Withdraws a task that has not begun; whether it will never run.
+    /// Cancels a task that has not begun. Returns whether it will never run.
     fn cancel(&self, task: TaskId) -> bool;
-    /// Withdraws a task, killing the worker that runs it; whether it ends because of this.
+    /// Cancels a task and kills the worker if it is running the task. Returns whether the task ends
+    /// because of this.
     fn cancel_running(&self, task: TaskId) -> bool;
-    /// Whether a worker has begun it.
+    /// Whether a worker has begun the task.
     fn is_running(&self, task: TaskId) -> bool;
-    /// Where its callbacks run.
+    /// Returns the queue of the thread that runs callbacks.
     fn callbacks(&self) -> &Arc<CallbackQueue>;
     /// Whether this process is a fork of the one that owns the executor.
     fn forked(&self) -> bool;
-    /// Withdraws what has not begun of a chunk of this many tasks.
+    /// Cancels those tasks of a chunk of `count` tasks that have not begun.
     fn cancel_chunk(&self, base: TaskId, count: u32);
-    /// A thread is going to wait: it may work towards what it waits for meanwhile. May return at any time.
+    /// Called by a thread before it waits. The thread may drain the replies of the worker that has
+    /// its task until then. May return at any time.
     fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
-    /// Wakes the thread that helps at this worker.
+    /// Wakes the thread that drains this worker's replies on behalf of a waiter.
     fn poke(&self, worker: WorkerId);
 }
 
-/// What a thread waits for while it drains a worker's replies.
+/// The object a thread waits for while it drains a worker's replies (the thread is then a helper).
 pub(crate) trait Awaited {
-    /// With which worker its task is; `None` when there is nothing to wait for any more, or nothing is known.
+    /// Returns the worker that has the task. `None` if the wait is over or the worker is unknown.
     fn worker(&self) -> Option<WorkerId>;
-    /// The thread is going to sleep at that worker, and is to be poked there when [`worker`](Self::worker) changes to
-    /// `None`; `false` if that has happened, or another thread does so already.
+    /// Called by the helper before it sleeps at that worker. It is poked there when
+    /// [`worker`](Self::worker) changes to `None`. Returns `false` if that has happened already, or
+    /// if another thread is the helper at another worker.
     fn helper_sleeps_at(&self, worker: WorkerId) -> bool;
-    /// The thread that drained at a worker leaves it.
+    /// Called by the helper when it stops draining at that worker.
     fn helper_leaves(&self, worker: WorkerId);
 }
 
+/// The shared state of a task's future, filled once by its completer.
 pub(crate) struct Cell {
     id: TaskId,
-    /// With which worker its task is; [`NOWHERE`] before that, and when it is done.
+    /// The worker that has the task. [`NOWHERE`] before the task is sent and after it is done.
     worker: AtomicU32,
     control: Option<Arc<dyn Control>>,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
 
+/// No worker.
 pub(crate) const NOWHERE: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Inner {
     state: State,
-    /// Of the one who polls the handle.
+    /// The waker of the task that polls the handle.
     waker: Option<Waker>,
-    /// Threads that sleep on `changed`: without any, nobody need be told.
+    /// Number of threads that sleep on `changed`. If it is 0, no notification is needed.
     waiting: u32,
-    /// Where the thread that waits for this cell drains replies meanwhile.
+    /// The worker whose replies the thread that waits for this cell drains.
     helper_at: Option<WorkerId>,
-    /// What most cells have none of.
+    /// Allocated only when needed. Most cells have neither observers nor callbacks.
     rest: Option<Box<Rest>>,
 }
 
 #[derive(Default)]
 struct Rest {
-    /// Of those who wait for several futures at once, by a key that is theirs.
+    /// Wakers of callers that wait for several futures at once, each with a key chosen by the
+    /// caller.
     observers: Vec<(usize, Waker)>,
     callbacks: Vec<DoneCallback>,
 }
@@ -92,7 +98,8 @@ impl Inner {
     }
 }
 
-/// What completing futures has woken: user code, to be run when no lock is held.
+/// Wakers collected while futures were completed. Waking runs user code, so it is done when no lock
+/// is held.
 #[derive(Default)]
 pub(crate) struct Wakers(Vec<Waker>);
 
@@ -105,7 +112,7 @@ impl Wakers {
         self.0.extend(waker);
     }
 
-    /// Wakes them. Their panics go no further.
+    /// Wakes them all. Panics of wakers are caught.
     pub(crate) fn wake(self) {
         wake_each(self.0);
     }
@@ -116,11 +123,11 @@ enum State {
     #[default]
     Pending,
     Done(Outcome),
-    /// Taken by the reader: a value has been moved out, an error is still known.
+    /// The reader has taken the outcome. A value was moved out, an error is still known.
     Taken(Result<(), TaskError>),
 }
 
-/// What is remembered of an outcome.
+/// The kind of an outcome, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     Value,
@@ -138,22 +145,22 @@ impl Ended {
     }
 }
 
-/// Makes the shared copy.
+/// Decodes the copy that callbacks share.
 type Decoder = Box<dyn FnOnce(Outcome) -> Box<dyn Any> + Send>;
 
-/// Sees the shared copy.
+/// A callback that gets the shared copy.
 pub(crate) type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
 
-/// A callback, still ignorant of the future's type.
+/// A done-callback whose type does not depend on the future's type.
 pub(crate) enum DoneCallback {
-    /// Shares one decoded copy with the others of its kind: (decode, callback).
+    /// Shares one decoded copy with the other callbacks of this kind: (decode, callback).
     Shared(Decoder, ByReference),
-    /// Takes a copy of its own.
+    /// Gets a copy of its own.
     Owned(Box<dyn FnOnce(Outcome) + Send>),
 }
 
 impl Cell {
-    /// A pending cell and its only completer.
+    /// Makes a pending cell and its only completer.
     pub(crate) fn pending(id: TaskId, control: Arc<dyn Control>) -> (Arc<Cell>, Completer) {
         let cell = Arc::new(Cell {
             id,
@@ -165,7 +172,7 @@ impl Cell {
         (Arc::clone(&cell), Completer(Some(cell)))
     }
 
-    /// A cell that is done from the start.
+    /// Makes a cell that is done from the start.
     pub(crate) fn done(id: TaskId, control: Option<Arc<dyn Control>>, error: TaskError) -> Arc<Cell> {
         let inner = Inner { state: State::Done(Err(error)), ..Inner::default() };
         Arc::new(Cell {
@@ -185,8 +192,8 @@ impl Cell {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// In a fork of the executor's process nobody will ever complete this, and its lock may be held for ever by a
-    /// thread that does not exist there.
+    /// Whether this process is a fork of the executor's process. There, the cell is never
+    /// completed, and its lock may be held for ever by a thread that does not exist in the fork.
     pub(crate) fn forked(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.forked())
     }
@@ -206,7 +213,7 @@ impl Cell {
         self.ended().is_some()
     }
 
-    /// A copy of the error, if there is one by now.
+    /// Returns a copy of the error, if the task has ended with one.
     pub(crate) fn error(&self) -> Option<TaskError> {
         if self.forked() {
             return Some(TaskError::Broken(BrokenCause::Forked));
@@ -217,11 +224,12 @@ impl Cell {
         }
     }
 
-    /// Waits for the end, at most until `deadline`; whether it has come.
+    /// Waits for the end, at most until `deadline`. Returns whether it has come.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         if self.forked() {
             return true;
         }
+        // Drain the worker's replies in this thread, which is faster than waiting for the reader.
         if self.worker().is_some()
             && let Some(control) = &self.control
         {
@@ -265,10 +273,11 @@ impl Cell {
         }
     }
 
-    /// Takes the outcome, or leaves the waker.
+    /// Takes the outcome if it is there. Otherwise leaves the waker.
     pub(crate) fn poll(&self, waker: &Waker) -> Option<Outcome> {
         if !self.forked() {
-            // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
+            // Cloned before the lock is taken, and the old one dropped after it is released: both
+            // run user code.
             let waker = waker.clone();
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
@@ -281,7 +290,7 @@ impl Cell {
         self.take()
     }
 
-    /// Asks to be woken at the end; `false` if it has come already.
+    /// Leaves a waker that is woken at the end. Returns `false` if the end has come already.
     pub(crate) fn observe(&self, key: usize, waker: &Waker) -> bool {
         if self.forked() {
             return false;
@@ -295,36 +304,38 @@ impl Cell {
         pending
     }
 
-    /// Takes that back. Without it, every `wait` would leave something behind in every future it did not see done.
+    /// Removes the wakers left under this key. Without this, every call of `wait` would leave a
+    /// waker behind in each future that is still pending.
     pub(crate) fn unobserve(&self, key: usize) {
         if !self.forked() {
             let mut inner = self.lock();
             let Some(rest) = &mut inner.rest else { return };
             let dropped: Vec<_> = rest.observers.extract_if(.., |(other, _)| *other == key).collect();
             drop(inner);
-            // Outside the lock: dropping a waker is user code.
+            // Outside the lock, since dropping a waker runs user code.
             drop(dropped);
         }
     }
 
-    /// Adds a callback; if the end has come it runs at once, here.
+    /// Adds a callback. If the end has come already, it runs at once in this thread.
     pub(crate) fn add_callback(self: &Arc<Self>, callback: DoneCallback) {
         if let Some((outcome, callback)) = self.keep_callback(callback)
-            // In the caller's thread: a copy of the process that it makes is the caller's, and goes on with it.
+            // Not with `run_each`, which ends forked copies of the process: this is the caller's
+            // thread, so a copy forked by the callback belongs to the caller and continues.
             && let Err(message) = catch(|| callback.run(&outcome, &mut None))
         {
             tracing::error!(message, "a done-callback panicked");
         }
     }
 
-    /// Adds a callback; if the end has come it runs on the callback thread all the same.
+    /// Adds a callback. It runs on the callback thread even if the end has come already.
     pub(crate) fn add_callback_on(self: &Arc<Self>, thread: &Arc<CallbackQueue>, callback: DoneCallback) {
         if let Some((outcome, callback)) = self.keep_callback(callback) {
             thread.push(Box::new(move || run_callbacks(outcome, vec![callback])));
         }
     }
 
-    /// Keeps a callback until the end, or gives it back with the outcome.
+    /// Keeps a callback until the end. If the end has come already, returns it with the outcome.
     fn keep_callback(&self, callback: DoneCallback) -> Option<(Outcome, DoneCallback)> {
         if !self.forked() {
             let mut inner = self.lock();
@@ -338,7 +349,7 @@ impl Cell {
             false => match &self.lock().state {
                 State::Done(outcome) => outcome.clone(),
                 State::Taken(Err(error)) => Err(error.clone()),
-                // The value has been moved out by whoever awaited it.
+                // The value was moved out by the code that took the result.
                 State::Taken(Ok(())) | State::Pending => {
                     Err(TaskError::invalid("the result has already been taken"))
                 }
@@ -365,7 +376,7 @@ impl Cell {
         !self.is_done() && self.control.as_ref().is_some_and(|control| control.is_running(self.id))
     }
 
-    /// The end: wakes threads, collects what else is to be woken.
+    /// Completes the cell: wakes blocked threads, and adds wakers to wake to `wakers`.
     fn complete(self: &Arc<Self>, outcome: Outcome, wakers: &mut Wakers) {
         let mut inner = self.lock();
         debug_assert!(matches!(inner.state, State::Pending), "a completer completes once");
@@ -413,7 +424,8 @@ impl Awaited for Cell {
     }
 }
 
-/// In order of registration. Those that share a decoded copy cause one decoding, whatever their number.
+/// Runs callbacks in order of registration. Those that share a decoded copy cause a single
+/// decoding.
 fn run_callbacks(outcome: Outcome, callbacks: Vec<DoneCallback>) {
     let shared = RefCell::new(None);
     run_each(
@@ -439,23 +451,24 @@ impl fmt::Debug for Cell {
     }
 }
 
-/// The only one who may complete a cell, once. Dropped without that, it completes with an error.
+/// The only owner of the right to complete a cell. If it is dropped without completing the cell,
+/// the cell completes with an error.
 pub(crate) struct Completer(Option<Arc<Cell>>);
 
 impl Completer {
-    /// Which task it is for.
+    /// Returns the id of the cell's task.
     pub(crate) fn id(&self) -> TaskId {
         self.0.as_ref().map_or(TaskId::from_raw(0), |cell| cell.id)
     }
 
-    /// The task is with this worker now.
+    /// Records that the task was sent to this worker.
     pub(crate) fn sent_to(&self, worker: WorkerId) {
         if let Some(cell) = &self.0 {
             cell.worker.store(worker.0, Ordering::Release);
         }
     }
 
-    /// Completes the future. What is to be woken comes into `wakers`.
+    /// Completes the future. Adds the wakers that are to be woken to `wakers`.
     pub(crate) fn complete_into(mut self, outcome: Outcome, wakers: &mut Wakers) {
         if let Some(cell) = self.0.take() {
             cell.complete(outcome, wakers);

@@ -1,14 +1,19 @@
-//! Where the results of a map's items go: one feed for the map, whatever chunks its items travel in.
+//! The feed of a map: the place to which the results of all its items go, whichever chunk an item
+//! is sent in.
 //!
 //! ```text
-//!  map: number 0 1 2 3 4 5 …            FeedChunk { feed, number of its item 0 }   (the pool's table, one for a chunk)
-//!        └chunk┘ └─chunk─┘                 │ deliver(item, outcome)
-//!                                          ▼
-//!  Feed, in order:  window of places, from the next number to be yielded on ──► take: what is ready at its front
-//!        unordered: a queue of what has come                                ──► take: all of it
+//!  map: number  0 1 2 3 4 5 …           FeedRun { feed, number of its first item }
+//!               └chunk┘└chunk┘             (in the pool's table, one for each chunk)
+//!                                             │ deliver(item, outcome)
+//!                                             ▼
+//!  Feed, in order:  a window of places, beginning with the next number to be yielded
+//!                      ──► take: the outcomes at its front
+//!        unordered: a queue of arrived outcomes
+//!                      ──► take: all of them
 //! ```
 //!
-//! A chunk that the pool forgets delivers an error for each item that it has not answered: no map waits for ever.
+//! If the pool drops a chunk, the chunk delivers an error for each item without an outcome. So no
+//! map waits for ever.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -30,13 +35,14 @@ use crate::{
 /// An outcome, and the number of its item.
 pub(crate) type Numbered = (u64, Outcome);
 
+/// The results of one map.
 pub(crate) struct Feed {
     unordered: bool,
-    /// Of the executor that the chunks were submitted to.
+    /// The executor to which the chunks were submitted.
     control: OnceLock<Arc<dyn Control>>,
-    /// With which worker a chunk of it is: a hint for the thread that waits.
+    /// A worker that has a chunk of this map. A hint for the thread that waits.
     worker: AtomicU32,
-    /// Counts deliveries.
+    /// Number of deliveries. A waiter compares it to notice a new one.
     version: AtomicU32,
     state: Mutex<State>,
     changed: Condvar,
@@ -48,14 +54,16 @@ struct State {
     first: u64,
     window: VecDeque<Option<Outcome>>,
     ready: VecDeque<Numbered>,
-    /// Chunks with items to come: (first task's number, how many tasks) by the number of its first item.
+    /// Chunks with missing outcomes, as (id of the first task, number of tasks), by the number of
+    /// the first item.
     open: BTreeMap<u64, (TaskId, u32)>,
     waker: Option<Waker>,
     waiting: u32,
     helper_at: Option<WorkerId>,
 }
 
-/// One chunk's share in a feed. Whoever has it delivers; the scheduler sees to it that each item is delivered once.
+/// One chunk's share in a feed, through which its items are delivered. The scheduler ensures that
+/// each item is delivered once.
 pub(crate) struct FeedChunk {
     feed: Arc<Feed>,
     base: TaskId,
@@ -79,12 +87,14 @@ impl Feed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// In a fork of the executor's process nothing will ever come, and the lock may be held for ever.
+    /// Whether this process is a fork of the executor's process. There, no outcome ever comes, and
+    /// the lock may be held for ever.
     pub(crate) fn forked(&self) -> bool {
         self.control.get().is_some_and(|control| control.forked())
     }
 
-    /// A chunk of `count` items is going to be submitted; the number of its first.
+    /// Announces a chunk of `count` items that is about to be submitted. `number` is the number of
+    /// its first item.
     pub(crate) fn open(
         self: &Arc<Self>,
         base: TaskId,
@@ -105,7 +115,7 @@ impl Feed {
         Arc::new(FeedChunk { feed: Arc::clone(self), base, number, left: AtomicU32::new(count) })
     }
 
-    /// Delivers an item that never became a task.
+    /// Delivers an error for an item that never became a task.
     pub(crate) fn deliver_error(&self, number: u64, error: TaskError) {
         let mut state = self.lock();
         if self.unordered {
@@ -119,7 +129,7 @@ impl Feed {
         }
     }
 
-    /// Takes what can be yielded now; whether there was anything.
+    /// Takes the outcomes that can be yielded now. Returns whether there were any.
     pub(crate) fn take(&self, into: &mut VecDeque<Numbered>) -> bool {
         Self::take_from(&mut self.lock(), into)
     }
@@ -135,10 +145,12 @@ impl Feed {
         into.len() > before
     }
 
-    /// Waits until something can be yielded, at most until `deadline`, and takes it; whether there was anything. With
-    /// `help`, works towards that meanwhile.
+    /// Waits until an outcome can be yielded, at most until `deadline`, and takes all that can be.
+    /// Returns whether there were any. With `help`, this thread drains a worker's replies in the
+    /// meantime.
     pub(crate) fn wait(&self, into: &mut VecDeque<Numbered>, deadline: Option<Instant>, help: bool) -> bool {
         loop {
+            // Read before taking: a delivery after this changes the version, so it is not missed.
             let seen = self.version.load(Ordering::Acquire);
             if self.take(into) {
                 return true;
@@ -151,7 +163,7 @@ impl Feed {
                 return true;
             }
             if self.version.load(Ordering::Acquire) != seen {
-                // Something came that is not its turn yet.
+                // An outcome was delivered that cannot be yielded yet.
                 continue;
             }
             state.waiting += 1;
@@ -173,9 +185,11 @@ impl Feed {
         }
     }
 
-    /// Takes what can be yielded now, or leaves the waker; whether there was anything.
+    /// Takes the outcomes that can be yielded now, or leaves the waker. Returns whether there were
+    /// any.
     pub(crate) fn poll(&self, into: &mut VecDeque<Numbered>, waker: &Waker) -> bool {
-        // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
+        // Cloned before the lock is taken, and the old one dropped after it is released: both run
+        // user code.
         let waker = waker.clone();
         let mut state = self.lock();
         if Self::take_from(&mut state, into) {
@@ -187,21 +201,21 @@ impl Feed {
         false
     }
 
-    /// Withdraws what has not begun.
+    /// Cancels all items that have not begun.
     pub(crate) fn cancel(&self) {
         if self.forked() {
             return;
         }
         let open = std::mem::take(&mut self.lock().open);
         let Some(control) = self.control.get() else { return };
-        // The last first: cancelling the first would let the next begin.
+        // The last chunk first: cancelling an earlier one would let the next one begin.
         for (_, (base, count)) in open.into_iter().rev() {
             control.cancel_chunk(base, count);
         }
     }
 }
 
-/// The thread that waits for a feed to change.
+/// A thread that waits for a feed to change. `seen` is the version it has seen.
 struct Waiter<'a> {
     feed: &'a Feed,
     seen: u32,
@@ -219,7 +233,7 @@ impl Awaited for Waiter<'_> {
     }
 
     fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
-        // A map has one reader: nobody else helps here.
+        // A map has one reader, so no other thread helps here.
         self.feed.lock().helper_at = Some(worker);
         self.worker().is_some()
     }
@@ -230,17 +244,17 @@ impl Awaited for Waiter<'_> {
 }
 
 impl FeedChunk {
-    /// The id of one of its tasks.
+    /// Returns the id of one of its tasks.
     pub(crate) fn id(&self, item: u32) -> TaskId {
         TaskId::from_raw(self.base.as_u64() + u64::from(item))
     }
 
-    /// A part of it is with this worker now.
+    /// Records that a part of the chunk was sent to this worker.
     pub(crate) fn sent_to(&self, worker: WorkerId) {
         self.feed.worker.store(worker.0, Ordering::Release);
     }
 
-    /// Delivers items; what is to be woken comes into `wakers`.
+    /// Delivers outcomes of items. Adds the waker to wake to `wakers`.
     pub(crate) fn deliver(&self, items: impl Iterator<Item = (u32, Outcome)>, wakers: &mut Wakers) {
         let feed = &*self.feed;
         let mut state = feed.lock();
@@ -260,7 +274,7 @@ impl FeedChunk {
         if self.left.fetch_sub(count, Ordering::Relaxed) == count {
             state.open.remove(&self.number);
         }
-        // Under the lock: who waits compares it there.
+        // Under the lock, since a waiter compares the version under the lock before it sleeps.
         feed.version.fetch_add(1, Ordering::SeqCst);
         let (waiting, helper_at) = (state.waiting, state.helper_at);
         wakers.push(state.waker.take());
@@ -280,7 +294,9 @@ impl Drop for FeedChunk {
         if left == 0 || self.feed.forked() {
             return;
         }
-        // Which items they are is not known here; the places that are empty say so.
+        // The chunk does not record which items are missing. In an ordered feed, the empty places
+        // show it. In an unordered feed only their number is known, so the first items stand for
+        // them.
         let error = TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
         let count = self.feed.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
         let mut wakers = Wakers::default();

@@ -1,12 +1,13 @@
-//! All results of a map at once: what its feed yields is collected until the last has come.
+//! Collects all results of a map: takes results from the map's feed until the last has come.
 //!
 //! ```text
-//!  Feed ── wakes ──► Gather: takes what is ready, leaves itself as the waker again
-//!                      └─ the last has come ──► wakes who blocks, wakes the waker, queues callbacks
+//!  Feed ── wakes ──► Gather: takes what is ready, leaves itself as the feed's waker again
+//!                      └─ the last has come ──► wakes blocked threads, wakes the waker,
+//!                                               queues callbacks
 //! ```
 //!
-//! It is kept by the feed as long as something is to come, so also when its reader has gone. A feed owes each of its
-//! items an outcome, whatever dies: so this ends.
+//! The feed keeps it alive while results are missing, even if its reader has gone. The feed
+//! delivers an outcome for each of its items, whatever dies, so the wait always ends.
 
 use crate::unwind::catch;
 use std::{
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::error::{BrokenCause, TaskError};
 
+/// All outcomes of a map, collected from its feed.
 pub(crate) struct Gather {
     feed: Arc<Feed>,
     total: usize,
@@ -36,18 +38,18 @@ pub(crate) struct Gather {
 #[derive(Default)]
 struct State {
     outcomes: VecDeque<Outcome>,
-    /// Empty but for a moment, so that its memory is used again.
+    /// Empty except while outcomes are moved. Kept so that its memory is reused.
     arrived: VecDeque<Numbered>,
     done: bool,
-    /// The first error, kept when the outcomes have been taken.
+    /// The first error. Kept even after the outcomes were taken.
     error: Option<TaskError>,
     waker: Option<Waker>,
     callbacks: Vec<ListCallback>,
 }
 
-/// A callback, still ignorant of the type of the list.
+/// A callback whose type does not depend on the type of the list.
 pub(crate) struct ListCallback {
-    /// Makes the copy that all callbacks share.
+    /// Decodes the copy that all callbacks share.
     pub(crate) decode: ListDecoder,
     pub(crate) run: ByReference,
 }
@@ -55,10 +57,11 @@ pub(crate) struct ListCallback {
 type ListDecoder = Box<dyn FnOnce(Vec<Outcome>) -> Box<dyn Any> + Send>;
 
 impl Gather {
-    /// Collects this many outcomes; their chunks have been submitted.
+    /// Collects `total` outcomes. All chunks must have been submitted already.
     pub(crate) fn new(feed: Arc<Feed>, total: usize, callbacks: Arc<CallbackQueue>) -> Arc<Self> {
         let gather =
             Arc::new(Gather { feed, total, callbacks, state: Mutex::default(), changed: Condvar::new() });
+        // Takes what is ready and leaves the waker.
         Arc::clone(&gather).wake();
         gather
     }
@@ -67,7 +70,8 @@ impl Gather {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// In a fork of the executor's process nothing more will come, and the lock may be held for ever.
+    /// Whether this process is a fork of the executor's process. There, no more outcomes come, and
+    /// the lock may be held for ever.
     fn forked(&self) -> bool {
         self.feed.forked()
     }
@@ -76,7 +80,7 @@ impl Gather {
         self.forked() || self.lock().done
     }
 
-    /// A copy of the first error, when all have come.
+    /// Returns a copy of the first error, once all outcomes have come.
     pub(crate) fn error(&self) -> Option<TaskError> {
         if self.forked() {
             return Some(TaskError::Broken(BrokenCause::Forked));
@@ -84,7 +88,7 @@ impl Gather {
         self.lock().error.clone()
     }
 
-    /// Waits until all have come, at most until `deadline`; whether they have.
+    /// Waits until all outcomes have come, at most until `deadline`. Returns whether they have.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         if self.forked() {
             return true;
@@ -105,7 +109,7 @@ impl Gather {
         true
     }
 
-    /// Takes the outcomes, in the order of the items; to be called once, when they have come.
+    /// Takes the outcomes, in the order of the items. Called once, when all have come.
     pub(crate) fn take(&self) -> Result<Vec<Outcome>, TaskError> {
         if self.forked() {
             return Err(TaskError::Broken(BrokenCause::Forked));
@@ -113,12 +117,13 @@ impl Gather {
         Ok(std::mem::take(&mut self.lock().outcomes).into())
     }
 
-    /// Whether all have come; otherwise leaves the waker.
+    /// Whether all outcomes have come. If not, leaves the waker.
     pub(crate) fn poll(&self, waker: &Waker) -> bool {
         if self.forked() {
             return true;
         }
-        // Cloned before the lock is taken, the old one dropped after it is free: both are user code.
+        // Cloned before the lock is taken, and the old one dropped after it is released: both run
+        // user code.
         let waker = waker.clone();
         let mut state = self.lock();
         if state.done {
@@ -130,8 +135,10 @@ impl Gather {
         false
     }
 
-    /// Adds a callback, which runs on the callback thread whether or not all have come already.
+    /// Adds a callback. It runs on the callback thread, whether or not all outcomes have come
+    /// already.
     pub(crate) fn add_callback(&self, callback: ListCallback) {
+        // In a fork there is no callback thread, so run it here.
         if self.forked() {
             let ListCallback { decode, run } = callback;
             if let Err(message) = catch(|| run(&*decode(vec![Err(TaskError::Broken(BrokenCause::Forked))]))) {
@@ -151,7 +158,7 @@ impl Gather {
 }
 
 impl Wake for Gather {
-    /// The feed has something.
+    /// Takes the outcomes that are ready. After the last one, completes the gather.
     fn wake(self: Arc<Self>) {
         let waker = Waker::from(Arc::clone(&self));
         let mut state = self.lock();
@@ -160,9 +167,10 @@ impl Wake for Gather {
             if !self.feed.poll(arrived, &waker) {
                 return;
             }
-            // They come in order.
+            // A feed in order yields its outcomes in order.
             outcomes.extend(arrived.drain(..).map(|(_, outcome)| outcome));
         }
+        // Two threads may get here with the last outcome taken. Only one completes.
         if state.done {
             return;
         }
@@ -185,7 +193,7 @@ impl Wake for Gather {
     }
 }
 
-/// In order of registration, with one decoding for all of them.
+/// Runs callbacks in order of registration. All share one decoded copy.
 fn run_callbacks(outcomes: Vec<Outcome>, callbacks: Vec<ListCallback>) {
     let outcomes = RefCell::new(Some(outcomes));
     let shared: OnceCell<Box<dyn Any>> = OnceCell::new();
@@ -228,7 +236,8 @@ mod tests {
             assert!(!gather.is_done() && !gather.wait(Some(Instant::now())));
         }
         assert!(called.try_recv().is_err());
-        // The one who takes the last is slow to wake us: somebody else may do it, and then it counts once.
+        // The thread that delivers the last outcome is slow to wake the gather. Another thread may
+        // wake it first, and then the gather completes only once.
         let mut wakers = Wakers::default();
         let error = TaskError::invalid("no");
         first.deliver([(1, Err(error))].into_iter(), &mut wakers);
@@ -241,7 +250,7 @@ mod tests {
         assert!(matches!(gather.error(), Some(TaskError::Invalid(_))));
         assert_eq!(first_bytes(&gather.take().unwrap()), [10, 255, 10, 11]);
         assert!(gather.error().is_some(), "also when the outcomes are taken");
-        // Nothing keeps it: not the feed, not itself.
+        // Neither the feed nor the gather itself keeps it alive.
         let last = Arc::downgrade(&gather);
         drop(gather);
         assert!(last.upgrade().is_none());

@@ -1,4 +1,4 @@
-//! What the user holds.
+//! The handle of a submitted task that the user holds.
 
 use std::{
     any::Any,
@@ -24,10 +24,11 @@ use crate::{
     },
 };
 
-/// The result to come of a submitted task.
+/// The future result of a submitted task.
 ///
-/// Block on it with [`result`](Self::result), `.await` it on any runtime, or attach callbacks to it. Dropping it lets
-/// the task run on; [`cancel_on_drop`](Self::cancel_on_drop) and [`kill_on_drop`](Self::kill_on_drop) change that.
+/// Block on it with [`result`](Self::result), `.await` it on any runtime, or attach callbacks to
+/// it. If it is dropped, the task keeps running. [`cancel_on_drop`](Self::cancel_on_drop) and
+/// [`kill_on_drop`](Self::kill_on_drop) change that.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -46,14 +47,15 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// It may be polled in a `select!` by reference and polled again later; nothing is lost. As everywhere, polling it
-/// after it was ready panics.
+/// It can be polled by reference in a `select!` and polled again later, without losing the result.
+/// Like other futures, it panics when polled after it was ready.
 pub struct TaskFuture<T> {
     cell: Arc<Cell>,
     decode: fn(Outcome) -> Result<T, TaskError>,
     on_drop: OnDrop,
 }
 
+/// What dropping the future does.
 #[derive(Clone, Copy, PartialEq)]
 enum OnDrop {
     RunOn,
@@ -61,9 +63,10 @@ enum OnDrop {
     Kill,
 }
 
+/// Decodes an outcome as the output of the task function `F`.
 pub(crate) fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
     let payload = outcome?;
-    // The result's `Deserialize` is user code; its panic is this future's failure and nobody else's.
+    // The result's `Deserialize` is user code. If it panics, only this future fails.
     let message = match catch(|| decode_payload::<F>(&payload)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.message,
@@ -72,13 +75,14 @@ pub(crate) fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError
     Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
 }
 
+/// Decodes a payload, which may be in shared memory.
 fn decode_payload<F: TaskFn>(payload: &Payload) -> Result<F::Output, CodecError> {
     if !matches!(payload, Payload::Large(_)) {
         return F::decode_output(payload);
     }
     let lost = |error: io::Error| CodecError::new(format!("its memory cannot be read: {error}"));
     if let Some(received) = payload.as_received() {
-        // A byte vector is copied once, from where the worker wrote it to where the user has it.
+        // Copy a byte vector only once, directly from the worker's memory into the user's vector.
         let mut output: Option<F::Output> = None;
         if let Some(vec) = (&mut output as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
             let mut head = [0; codec::BYTES_HEAD_MAX];
@@ -104,16 +108,17 @@ impl<T> TaskFuture<T> {
         &self.cell
     }
 
-    /// Waits for the task's end and returns its value, or why there is none.
+    /// Waits for the task's end and returns its value.
     ///
     /// # Errors
-    /// Whatever ended the task: see [`TaskError`].
+    /// The error that ended the task: see [`TaskError`].
     pub fn result(self) -> Result<T, TaskError> {
         self.cell.wait(None);
         self.take()
     }
 
-    /// Like [`result`](Self::result), but waits at most `timeout`; then the future comes back, and the task runs on.
+    /// Like [`result`](Self::result), but waits at most `timeout`. If the time passes, returns the
+    /// future, and the task keeps running.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -132,12 +137,12 @@ impl<T> TaskFuture<T> {
     /// ```
     ///
     /// # Errors
-    /// The future itself when the time has passed.
+    /// The future itself, if the task has not ended within `timeout`.
     pub fn result_timeout(self, timeout: Duration) -> Result<Result<T, TaskError>, Self> {
         if self.wait_timeout(timeout) { Ok(self.take()) } else { Err(self) }
     }
 
-    /// Its result; to be called once, when it is done.
+    /// Takes and decodes the outcome. Called once, when the task has ended.
     pub(crate) fn take(&self) -> Result<T, TaskError> {
         let outcome = self.cell.take().expect("waited for the end");
         (self.decode)(outcome)
@@ -148,34 +153,38 @@ impl<T> TaskFuture<T> {
         self.cell.wait(None);
     }
 
-    /// Waits for the task's end, at most `timeout`; whether it has come.
+    /// Waits for the task's end, at most `timeout`. Returns whether it has come.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         self.cell.wait(Instant::now().checked_add(timeout))
     }
 
-    /// Waits for the task's end and returns a copy of its error, or `None` if it has a value.
+    /// Waits for the task's end and returns a copy of its error, or `None` if it returned a value.
     ///
-    /// The value is not decoded: one that does not decode is an error of [`result`](Self::result) only.
+    /// The value is not decoded. If it cannot be decoded, only [`result`](Self::result) returns an
+    /// error.
     pub fn error(&self) -> Option<TaskError> {
         self.cell.wait(None);
         self.cell.error()
     }
 
-    /// Withdraws the task if it has not begun. `true` means that it will never run (also when it had been cancelled
-    /// before); `false` that it runs or has ended.
+    /// Cancels the task if it has not begun.
+    ///
+    /// Returns `true` if the task will never run, including when it was cancelled before. Returns
+    /// `false` if it is running or has ended.
     pub fn cancel(&self) -> bool {
         self.cell.cancel()
     }
 
-    /// Withdraws the task, and kills the worker if it has begun. `true` means that its end is, or will be,
-    /// [`TaskError::Cancelled`]; `false` that it had ended before.
+    /// Cancels the task, and kills the worker if it is running the task.
     ///
-    /// The future is done once the worker is gone.
+    /// Returns `true` if the task ends, or has ended, with [`TaskError::Cancelled`]. Returns
+    /// `false` if it had ended in another way before. The future is done once the worker is gone.
     pub fn cancel_running(&self) -> bool {
         self.cell.cancel_running()
     }
 
-    /// A handle that cancels from elsewhere, also after the future was moved away or awaited.
+    /// Returns a handle that can cancel the task from elsewhere, even after the future was moved or
+    /// awaited.
     pub fn cancel_handle(&self) -> CancelHandle {
         CancelHandle { cell: Arc::clone(&self.cell) }
     }
@@ -185,8 +194,8 @@ impl<T> TaskFuture<T> {
         self.cell.ended() == Some(Ended::Cancelled)
     }
 
-    /// Whether a worker has begun the task and not ended it. A task that waits for a worker, also one that was
-    /// already sent ahead to it, does not run.
+    /// Whether a worker has begun the task and not ended it. A task that was sent to a worker ahead
+    /// of time and waits there is not running.
     pub fn running(&self) -> bool {
         self.cell.is_running()
     }
@@ -196,18 +205,20 @@ impl<T> TaskFuture<T> {
         self.cell.is_done()
     }
 
-    /// The task's identity.
+    /// Returns the task's id.
     pub fn id(&self) -> TaskId {
         self.cell.id()
     }
 
     /// Calls `callback` when the task has ended.
     ///
-    /// Callbacks run in the submitting process, on one thread of the executor, in order of registration, one at a
-    /// time: a slow one delays other callbacks, never results. They see a decoded copy of their own, decoded once for
-    /// all callbacks of this future. A panic is logged (with `tracing`) and swallowed. On a future that is done
-    /// already the callback runs at once, here. [`shutdown(true)`](crate::ProcessPoolExecutor::shutdown) waits for
-    /// callbacks.
+    /// Callbacks run in the submitting process, on one thread of the executor. They run one at a
+    /// time, in order of registration. A slow callback delays other callbacks, never results. If
+    /// the future is done already, the callback runs at once in the calling thread.
+    ///
+    /// Callbacks get a reference to a decoded copy of the result, which all callbacks of this
+    /// future share. A panic in a callback is caught and logged with `tracing`.
+    /// [`shutdown(true)`](crate::ProcessPoolExecutor::shutdown) waits for callbacks.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -230,7 +241,7 @@ impl<T> TaskFuture<T> {
         self.cell.add_callback(self.done_callback(callback));
     }
 
-    /// The same without its type.
+    /// Wraps a callback so that its type no longer depends on `T`.
     pub(crate) fn done_callback<C>(&self, callback: C) -> DoneCallback
     where
         C: FnOnce(Result<&T, &TaskError>) + Send + 'static,
@@ -248,8 +259,11 @@ impl<T> TaskFuture<T> {
         )
     }
 
-    /// Calls `callback` with the task's result, by value, when the task has ended; for batch jobs that keep nothing
-    /// else of the future. Where and when as with [`add_done_callback`](Self::add_done_callback).
+    /// Calls `callback` with the task's result by value when the task has ended. For programs that
+    /// do not need the future for anything else.
+    ///
+    /// The callback runs as with [`add_done_callback`](Self::add_done_callback). The future's
+    /// `cancel_on_drop` and `kill_on_drop` no longer apply.
     pub fn on_done<C>(mut self, callback: C)
     where
         C: FnOnce(Result<T, TaskError>) + Send + 'static,
@@ -260,15 +274,15 @@ impl<T> TaskFuture<T> {
         self.cell.add_callback(DoneCallback::Owned(Box::new(move |outcome| callback(decode(outcome)))));
     }
 
-    /// From now on, dropping the future does [`cancel`](Self::cancel).
+    /// Makes dropping the future [`cancel`](Self::cancel) the task.
     #[must_use = "the returned future is the one that cancels"]
     pub fn cancel_on_drop(mut self) -> Self {
         self.on_drop = OnDrop::Cancel;
         self
     }
 
-    /// From now on, dropping the future does [`cancel_running`](Self::cancel_running): when the client of a service
-    /// has gone, so has its work.
+    /// Makes dropping the future [`cancel_running`](Self::cancel_running) the task. Use it in a
+    /// service, for example, so that the work for a client stops when the client has gone.
     #[must_use = "the returned future is the one that kills"]
     pub fn kill_on_drop(mut self) -> Self {
         self.on_drop = OnDrop::Kill;
@@ -320,7 +334,7 @@ impl<T> fmt::Debug for TaskFuture<T> {
     }
 }
 
-/// Cancels a task from elsewhere; made by [`TaskFuture::cancel_handle`].
+/// Cancels a task from elsewhere. Made by [`TaskFuture::cancel_handle`].
 ///
 /// ```
 /// # use executor::prelude::*;
@@ -342,22 +356,22 @@ pub struct CancelHandle {
 }
 
 impl CancelHandle {
-    /// As [`TaskFuture::cancel`].
+    /// Like [`TaskFuture::cancel`].
     pub fn cancel(&self) -> bool {
         self.cell.cancel()
     }
 
-    /// As [`TaskFuture::cancel_running`].
+    /// Like [`TaskFuture::cancel_running`].
     pub fn cancel_running(&self) -> bool {
         self.cell.cancel_running()
     }
 
-    /// As [`TaskFuture::done`].
+    /// Like [`TaskFuture::done`].
     pub fn done(&self) -> bool {
         self.cell.is_done()
     }
 
-    /// As [`TaskFuture::id`].
+    /// Like [`TaskFuture::id`].
     pub fn id(&self) -> TaskId {
         self.cell.id()
     }

@@ -6,16 +6,18 @@
 //!        ▼                                           │ result, wait: block
 //!   Cell: Pending ──► Done(outcome) ──► Taken        │ poll: leaves a waker
 //!            │           │                           │ add_done_callback
-//!            │           ├─ wakes who blocks         ▼
+//!            │           ├─ wakes blocked threads    ▼
 //!            │           ├─ wakes wakers         decodes, in the reader's thread
 //!            │           └─ queues callbacks ──► the executor's callback thread
-//!            └─ Running is not stored here: the worker's board knows, the cell asks
+//!            └─ Running is not stored here: the cell asks the worker's board
 //! ```
 //!
-//! The results of a map do not go into cells, but into one [`feed`]; who wants all of them at once has a [`gather`].
+//! The results of a map do not go into cells but into one [`feed`]. A [`gather`] collects all
+//! results of a feed.
 //!
-//! The cell holds bytes; only the handle knows the type. A completer that is dropped without an outcome completes with
-//! an error: no future stays pending for ever. User code (wakers, callbacks, decoding) never runs under a lock.
+//! The cell holds bytes. Only the handle knows the type. If a completer is dropped without an
+//! outcome, it completes the cell with an error, so no future stays pending for ever. User code
+//! (wakers, callbacks, decoding) never runs while a lock is held.
 
 mod as_completed;
 pub(crate) mod callback;

@@ -1,5 +1,8 @@
-//! A deadline for async code that may run on any runtime, or on none that has timers: `futures::executor::block_on`
-//! has not. A thread sleeps for it; only a map with a time limit that is iterated as a stream ever needs one.
+//! A deadline for async code that may run on any runtime, including one without timers such as
+//! `futures::executor::block_on`.
+//!
+//! A thread sleeps for it. It is needed only by a map with a time limit that is iterated as a
+//! stream.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -8,12 +11,14 @@ use std::{
     time::Instant,
 };
 
+/// A deadline that can be polled.
 pub(crate) struct Timer {
     deadline: Instant,
     shared: Arc<(Mutex<State>, Condvar)>,
     started: bool,
 }
 
+/// The state shared with the thread.
 #[derive(Default)]
 struct State {
     waker: Option<Waker>,
@@ -25,18 +30,19 @@ impl Timer {
         Timer { deadline, shared: Arc::default(), started: false }
     }
 
-    /// Ready when the deadline has passed; otherwise the waker is woken then.
+    /// Returns ready if the deadline has passed. Otherwise the waker is woken at the deadline.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<()> {
         if Instant::now() >= self.deadline {
             return Poll::Ready(());
         }
         let waker = waker.clone();
         let old = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).waker.replace(waker);
-        // Outside the lock: dropping a waker is user code.
+        // Outside the lock, since dropping a waker runs user code.
         drop(old);
         if !self.started {
             let (shared, deadline) = (Arc::clone(&self.shared), self.deadline);
-            // Refused: the limit is then looked at only when something else wakes the task.
+            // If the system refuses a thread, the deadline is checked only when another event wakes
+            // the task.
             self.started = thread::Builder::new()
                 .name("executor-timer".into())
                 .spawn(move || sleep_until(deadline, &shared))
@@ -46,6 +52,7 @@ impl Timer {
     }
 }
 
+/// The thread's body: sleeps until the deadline, or until the timer is dropped.
 fn sleep_until(deadline: Instant, (state, changed): &(Mutex<State>, Condvar)) {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.dropped {

@@ -28,15 +28,15 @@ use super::{cell::Ended, handle::TaskFuture};
 pub enum ReturnWhen {
     /// As soon as one future is done.
     FirstCompleted,
-    /// As soon as one future has failed; without a failure, when all are done. A cancelled future counts as done, not
-    /// as failed.
+    /// As soon as one future has failed. If none fails, when all are done. A cancelled future
+    /// counts as done, not as failed.
     FirstError,
     /// When all futures are done.
     AllCompleted,
 }
 
-/// Waits for some or all of the futures, at most `timeout`, and returns `(done, not_done)`, each in the order in which
-/// they came in.
+/// Waits for some or all of the futures, at most `timeout`. Returns `(done, not_done)`, each in the
+/// order in which the futures were passed.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -68,7 +68,8 @@ pub fn wait<T>(
         future.cell().observe(key, &waker);
     }
     loop {
-        // Cleared before looking: a future that ends while we look rings again.
+        // Cleared before the futures are checked. If one ends during the check, it raises the
+        // signal again.
         signal.clear();
         if satisfied(&futures, return_when) || !signal.wait(deadline) {
             break;
@@ -80,6 +81,7 @@ pub fn wait<T>(
     futures.into_iter().partition(TaskFuture::done)
 }
 
+/// Whether the condition of `return_when` holds.
 fn satisfied<T>(futures: &[TaskFuture<T>], return_when: ReturnWhen) -> bool {
     let mut ends = futures.iter().map(|future| future.cell().ended());
     match return_when {
@@ -99,7 +101,7 @@ fn satisfied<T>(futures: &[TaskFuture<T>], return_when: ReturnWhen) -> bool {
     }
 }
 
-/// A flag that a thread can sleep on and a waker can raise.
+/// A flag that a waker raises and a thread can wait for.
 #[derive(Default)]
 pub(crate) struct Signal {
     raised: Mutex<bool>,
@@ -111,7 +113,8 @@ impl Signal {
         *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = false;
     }
 
-    /// Sleeps until the flag is raised or the deadline has passed; whether it is raised.
+    /// Waits until the flag is raised or the deadline has passed. Returns whether the flag is
+    /// raised.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
         while !*raised {
