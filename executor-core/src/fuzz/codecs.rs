@@ -1,4 +1,4 @@
-//! The two codecs, over types of every shape.
+//! Targets for the two codecs, with types of every shape.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,11 +31,11 @@ struct Many {
     result: Option<Result<u8, String>>,
 }
 
-/// Lists in lists: each level may ask for memory ahead.
+/// Nested lists: each level may reserve memory for elements in advance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Tree(Vec<Tree>);
 
-/// What its two halves see differently.
+/// A type whose `Serialize` and `Deserialize` see its fields differently.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Odd {
     #[serde(alias = "colour", default)]
@@ -63,7 +63,7 @@ enum Kinds {
     Other,
 }
 
-/// Contains itself, and is kept before it is read: each level may copy all that is in it.
+/// A type that contains itself and is kept before it is read: each level may copy everything in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Any {
@@ -73,23 +73,24 @@ pub(super) enum Any {
     Map(BTreeMap<String, Any>),
 }
 
-/// How deep lists can be nested in so many bytes.
+/// Returns how deep lists can be nested in this many bytes.
 pub(super) fn levels(len: usize) -> usize {
     4 + len.min(512)
 }
 
-/// Decodes a value of this type; if there is one, it goes there and back. A macro, for types that borrow.
+/// Decodes a value of this type. If there is one, encodes and decodes it again. It is a macro
+/// because some types borrow.
 macro_rules! decode {
     ($type:ty, $codec:expr, $bytes:expr) => {{
         let mut once = Buffer::new();
-        // Nested as deep as may be read, it may be too deep to be written.
+        // A value that is nested as deep as can be read may be too deep to be written.
         if let Ok(value) = $codec.decode::<$type>($bytes)
             && $codec.encode(&value, &mut once).is_ok()
         {
             let again = $codec.decode::<$type>(once.bytes()).expect("what was encoded decodes");
             let mut twice = Buffer::new();
             $codec.encode(&again, &mut twice).expect("it was encoded before");
-            // Not compared as values: NaN is not itself.
+            // Compare the bytes and not the values, because NaN is not equal to itself.
             assert_eq!(once.bytes(), twice.bytes(), "there and back is another value");
         }
     }};
@@ -126,23 +127,23 @@ fn types(codec: Codec, data: &[u8]) {
         25 => decode!(Odd, codec, bytes),
         26 => decode!((Option<Option<()>>, Vec<Odd>), codec, bytes),
         27 => drop(codec.decode::<HashMap<String, IgnoredAny>>(bytes)),
-        // Only one of the two codecs reads it.
+        // Only MessagePack can read this type, so only there a value must survive.
         _ if codec == Codec::MessagePack => decode!(Any, codec, bytes),
         _ => drop(codec.decode::<Any>(bytes)),
     }
 }
 
-/// The first byte chooses the type.
+/// Decodes a value with the default codec. The first byte chooses the type.
 pub fn postcard(data: &[u8]) {
     types(Codec::Postcard, data);
 }
 
-/// The first byte chooses the type.
+/// Decodes a value with MessagePack. The first byte chooses the type.
 pub fn messagepack(data: &[u8]) {
     types(Codec::MessagePack, data);
 }
 
-/// Values of every kind, encoded, each behind the number of its type.
+/// Returns encoded values of every kind. Each follows the number of its type.
 #[cfg(test)]
 pub(super) fn seeds(codec: Codec) -> Vec<Vec<u8>> {
     fn encoded(codec: Codec, which: u8, value: &impl Serialize) -> Vec<u8> {
@@ -201,7 +202,7 @@ fn many(input: &mut Input<'_>, depth: usize) -> Many {
     }
 }
 
-/// A value that the bytes describe, there and back, by both codecs.
+/// Encodes and decodes a value that the bytes describe, with both codecs.
 pub fn round_trip(data: &[u8]) {
     let value = many(&mut Input(data), 0);
     for codec in [Codec::Postcard, Codec::MessagePack] {

@@ -1,13 +1,15 @@
-//! Every decoder of foreign bytes, as a function of bytes: for the fuzzer (`executor-core/fuzz`) and for the runner in
-//! [`tests`], which needs no other toolchain. Not compiled into anything else.
+//! Every decoder of foreign bytes, as a function of bytes. It is for the fuzzer
+//! (`executor-core/fuzz`) and for the runner in [`tests`], which needs no other toolchain. It is
+//! not compiled into anything else.
 //!
 //! ```text
-//!  corpus, mutations ─► Input ─► target: a decoder, and what must hold of what it makes
+//!  corpus, mutations ─► Input ─► target: a decoder, and the invariants of what it returns
 //!    (`executor-core/fuzz/corpus`)   frames, handshake, values, blocks, queues, boards …
 //! ```
 //!
-//! A target panics when one of its invariants does not hold. That it neither panics otherwise nor takes more memory
-//! than [`Target::bytes_max`] is for whoever runs it to see.
+//! A target panics if one of its invariants does not hold. The code that runs a target checks that
+//! the target does not panic for other reasons, and that it takes no more memory than
+//! [`Target::bytes_max`].
 
 mod codecs;
 #[expect(
@@ -34,21 +36,22 @@ pub use codecs::{messagepack, postcard, round_trip};
 pub(crate) use shared::turn;
 pub use shared::{board, ring};
 
-/// One decoder.
+/// A decoder and the bound on its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Also the name of its folder in the corpus.
+    /// Name of the target, and of its folder in the corpus.
     pub name: &'static str,
-    /// Feeds it.
+    /// Runs the decoder on an input.
     pub run: fn(&[u8]),
-    /// What it may take at a time, for an input of this many bytes.
+    /// Maximum number of bytes that it may have allocated at one time, for an input of this length.
     pub bytes_max: fn(usize) -> usize,
 }
 
-/// serde asks for up to 1 MiB ahead for each list whose length is announced; a map for somewhat more.
+/// Bytes that serde may reserve for a list before its elements are read. It reserves up to 1 MiB
+/// for each list whose length is announced, and somewhat more for a map.
 const AHEAD: usize = 3 << 20;
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 13] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
@@ -65,10 +68,11 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "place", run: place, bytes_max: |len| (1 << 16) + 64 * len },
 ];
 
-/// The board has nothing that takes memory but a panic's text; it is run with threads, which do.
+/// The board. Only the text of a panic takes memory in it, but it is run with threads, which take
+/// some.
 pub const BOARD: Target = Target { name: "board", run: board, bytes_max: |_| 1 << 20 };
 
-/// Takes numbers off the input; zeros when it is at its end.
+/// Reads numbers from the input. It returns zeros after the input's end.
 pub(crate) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -106,7 +110,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Messages, each behind its length in two bytes, one after the other into one assembler.
+/// Passes messages to one assembler. Each message in the input follows its length in two bytes.
 pub fn frame(data: &[u8]) {
     frames::<FromWorker>(data);
     frames::<ToWorker>(data);
@@ -128,47 +132,47 @@ fn frames<H: Header + PartialEq + std::fmt::Debug>(data: &[u8]) {
         });
         assert!(given <= taken, "more came out than went in");
         if assembled.is_err() {
-            // The connection is cut.
+            // The connection is closed.
             return;
         }
     }
 }
 
-/// What comes through a connection.
+/// Decodes what arrives through a connection.
 pub fn message(data: &[u8]) {
     crate::ipc::fuzzed::message(data);
 }
 
-/// What comes before somebody is believed.
+/// Decodes the messages that come before a peer is authenticated.
 pub fn handshake(data: &[u8]) {
     crate::ipc::fuzzed::handshake(data);
 }
 
-/// A queue whose words another process writes.
+/// Uses a queue whose words another process writes.
 pub fn queue(data: &[u8]) {
     crate::ipc::fuzzed::queue(data);
 }
 
-/// Where a peer says that shared objects lie, in memory that it has written.
+/// Decodes the places of shared objects that a peer names, in memory that the peer has written.
 pub fn place(data: &[u8]) {
     crate::heap::block::fuzzed::place(data);
 }
 
-/// What a worker reads first.
+/// Decodes the first message that a worker reads.
 pub fn setup(data: &[u8]) {
     if let Ok(setup) = first::from_bytes::<Setup>(data) {
         assert_eq!(first::from_bytes::<Setup>(&first::to_bytes(&setup)), Ok(setup));
     }
 }
 
-/// What a worker answers.
+/// Decodes the first message of a worker.
 pub fn hello(data: &[u8]) {
     if let Ok(Ok(hello)) = first::answer_from_bytes::<Hello>(data) {
         assert_eq!(first::answer_from_bytes::<Hello>(&first::to_bytes(&hello)), Ok(Ok(hello)));
     }
 }
 
-/// The error in a reply, of any kind, and all that can be asked of it.
+/// Decodes the error in a reply of any kind, and calls everything that the error offers.
 pub fn failure(data: &[u8]) {
     let kinds = [
         Reply::Failed,
@@ -187,7 +191,7 @@ pub fn failure(data: &[u8]) {
     }
 }
 
-/// A chunk of several tasks: item, then the payload.
+/// Decodes an item of a chunk. The input is the number of the item, followed by the payload.
 pub fn items(data: &[u8]) {
     let mut input = Input(data);
     let item = u32::from_le_bytes(input.array());

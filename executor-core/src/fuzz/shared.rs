@@ -1,4 +1,4 @@
-//! What lies in shared memory, while an adversary writes to it.
+//! Targets for shared memory that an adversary writes to at the same time.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,10 +21,10 @@ use crate::{
     wire::frame::{FromWorker, Header, Order, Reply, ToWorker},
 };
 
-/// What is going to be written when the parent has read so many words more.
+/// The adversary's plan: what it writes after the parent has read a number of words.
 struct Script {
     memory: Shared<Segment>,
-    /// (reads to go, where, what).
+    /// (reads until the write, the word's index, the value).
     turns: Vec<(u32, usize, u64)>,
 }
 
@@ -33,7 +33,7 @@ thread_local! {
     static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
 }
 
-/// The parent is about to read a word of a ring: the adversary's turn.
+/// Gives the adversary its turn. The parent calls this when it is about to read a word of a ring.
 pub(crate) fn turn() {
     if !ARMED.get() {
         return;
@@ -51,6 +51,7 @@ pub(crate) fn turn() {
     });
 }
 
+/// Returns a value for a word: often a small one or one near a limit, because these mean something.
 fn word(input: &mut Input<'_>) -> u64 {
     match input.u8() % 8 {
         0 => u64::MAX,
@@ -62,7 +63,7 @@ fn word(input: &mut Input<'_>) -> u64 {
     }
 }
 
-/// A word of the segment: mostly one that means something.
+/// Returns the index of a word in the segment. In most cases, the word has a meaning.
 fn place(input: &mut Input<'_>, words: usize) -> usize {
     let places = ring::places();
     match input.u8() {
@@ -76,13 +77,15 @@ fn place(input: &mut Input<'_>, words: usize) -> usize {
 
 const OPERATIONS_MAX: usize = 64;
 
-/// A drain copies a ring's worth at most, and what it gives may belong to one frame.
+/// Returns the bound on memory for the target `ring`. A drain copies at most the contents of one
+/// ring, and all the contents may belong to one frame.
 pub(super) fn ring_bytes_max(len: usize) -> usize {
     let drains = len.min(OPERATIONS_MAX);
     (1 << 20) + drains * (1 << 20)
 }
 
-/// The parent's end of a worker, and a worker that writes anywhere between its reads.
+/// Tests the parent's end of a worker's rings. The worker writes anywhere between the parent's
+/// reads.
 pub fn ring(data: &[u8]) {
     let mut input = Input(data);
     let (segment, fd) = ring::create().expect("memory");
@@ -151,7 +154,7 @@ pub fn ring(data: &[u8]) {
     SCRIPT.set(None);
 }
 
-/// All that the parent asks of a board, while another thread writes to it.
+/// Tests all questions that the parent asks a board, while another thread writes to the board.
 pub fn board(data: &[u8]) {
     let mut input = Input(data);
     let (board, fd) = Shared::<Board>::create("executor-board").expect("memory");
@@ -174,7 +177,7 @@ pub fn board(data: &[u8]) {
         let _ = (board.begun(seq), board.take_rest(seq), board.take_back(seq, 0));
         for task in [0, 1, u64::MAX] {
             if let Some(Panic { location, message, .. }) = board.panic_of(TaskId::from_raw(task)) {
-                // Bytes that are no text become three each.
+                // Bytes that are not UTF-8 become a replacement character of three bytes each.
                 assert!(location.len() + message.len() <= 3 * size_of::<Board>());
             }
         }
@@ -182,7 +185,7 @@ pub fn board(data: &[u8]) {
     board.offer(1, 0);
     write(mirror.words());
     (0..4).for_each(ask);
-    // Only now and then: a thread costs more than all of the above.
+    // Do this only for some inputs, because a thread costs more than everything above.
     if data.len().is_multiple_of(16) {
         std::thread::scope(|scope| {
             scope.spawn(|| (0..50).for_each(|_| write(mirror.words())));

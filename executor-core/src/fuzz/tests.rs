@@ -1,8 +1,10 @@
-//! Runs every target over the corpus, then over what comes of it by mutation.
+//! Runs every target over the corpus, and then over mutations of the corpus.
 //!
-//! - `EXECUTOR_FUZZ_SECONDS`: how long in all; two seconds without it.
-//! - `EXECUTOR_SEED`: where chance begins; printed, and another one each time without it.
-//! - `EXECUTOR_FUZZ_FILE`: runs this one input, in the target that its folder or the part of its name before a dash says.
+//! - `EXECUTOR_FUZZ_SECONDS`: total time in seconds. The default is two.
+//! - `EXECUTOR_SEED`: the seed of the random numbers. It is printed. The default is different each
+//!   time.
+//! - `EXECUTOR_FUZZ_FILE`: runs this one input. The target is the name of its folder, or the part
+//!   of its name before a dash.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -27,7 +29,7 @@ use crate::{
     },
 };
 
-/// Counts what each thread has, and what it had at most.
+/// An allocator that counts how much memory each thread has, and the most that it had.
 struct Counting;
 
 thread_local! {
@@ -36,7 +38,7 @@ thread_local! {
 }
 
 fn count(bytes: isize) {
-    // A thread that ends has none of these any more.
+    // The counters do not exist any more in a thread that ends.
     let _ = HAS.try_with(|has| {
         has.set(has.get() + bytes);
         let _ = PEAK.try_with(|peak| peak.set(peak.get().max(has.get())));
@@ -73,7 +75,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// xorshift64*.
+/// A random number generator: xorshift64*.
 struct Dice(u64);
 
 impl Dice {
@@ -98,7 +100,7 @@ fn mutate(dice: &mut Dice, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         match dice.below(9) {
             0 if at < input.len() => input[at] ^= 1 << dice.below(8),
             1 if at < input.len() => input[at] = dice.roll() as u8,
-            // A length, perhaps.
+            // The bytes may be a length.
             2 | 3 if at + width <= input.len() => {
                 let values =
                     [0, 1, u64::MAX, 1 << 31, 1 << 63, 0x7f, 0xffff, input.len() as u64, dice.roll()];
@@ -134,12 +136,13 @@ fn corpus(target: &Target) -> Vec<Vec<u8>> {
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.expect("an entry").path())
         .collect();
-    // The order of a folder is anybody's; a seed should mean the same everywhere.
+    // The order of the entries in a folder is not defined. A seed should mean the same on every
+    // machine.
     files.sort();
     files.iter().map(|file| fs::read(file).expect("a file of the corpus")).collect()
 }
 
-/// Runs one input; if it fails, the input is kept.
+/// Runs one input. If it fails, writes the input to a file.
 fn try_one(target: &Target, input: &[u8]) {
     let before = HAS.get();
     PEAK.set(before);
@@ -196,7 +199,7 @@ fn every_decoder_holds_against_the_corpus_and_its_mutations() {
     }
 }
 
-// ---- the corpus ----------------------------------------------------------------------------------------------------
+// ---- the corpus -----------------------------------------------------------------------------
 
 fn message(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_le_bytes()[..], bytes].concat()
@@ -208,7 +211,7 @@ fn encoded(codec: Codec, which: u8, value: &impl Serialize) -> Vec<u8> {
     [&[which], out.bytes()].concat()
 }
 
-/// Real messages of every kind, and the edges.
+/// Returns the seeds of a target: real messages of every kind, and edge cases.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let task = TaskId::from_raw(7);
     let order = |order, length: u64, payload: &[u8]| {
@@ -342,9 +345,9 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             out
         }
         "place" => vec![
-            // A head at the first line, found; dropped; another kind, refused.
+            // A head in the first free line: written, opened, dropped, opened again.
             vec![3, 1, 4, 40, 0, 0, 8, 0, 3, 1, 4, 40, 0, 3, 3, 1, 4, 40, 0, 2, 3, 1, 4, 40, 0, 3],
-            // Two that lie across each other.
+            // Two objects that overlap.
             vec![3, 1, 4, 200, 0, 0, 8, 0, 3, 2, 4, 40, 0, 0, 1, 0, 3, 1, 4, 200, 0, 3, 3, 2, 4, 40, 0, 3],
             vec![0, 0, 0, 0, 3, 2, 64, 2, 0, 3, 1, 63, 1, 63, 3],
         ],
@@ -355,18 +358,19 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             [&[0, 60][..], &frame(Reply::Done, 40, &[1; 20]), &[0, 20], &[1; 20], &[8]].concat(),
             // A header with a length, parts, the end.
             vec![2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5, 255, 255, 0, 30, 7, 7, 7, 8, 7, 8, 8],
-            // Words written over: the position, then what lies there; at once and in the middle of a message.
+            // Overwritten words: first the position, then the contents; at once, and in the middle
+            // of a message.
             vec![0, 4, 1, 2, 3, 4, 3, 0, 0, 0, 8, 8],
             vec![3, 0, 0, 5, 0, 64, 3, 4, 0, 0, 8, 8],
             vec![5, 2, 0, 0, 0, 5, 3, 4, 1, 0, 0, 200, 1, 1, 1, 1, 8, 8],
-            // Sends until the ring is full, with a position that cannot be.
+            // Sends until the ring is full, with an impossible position.
             vec![
                 6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 3, 6, 0, 0, 6, 255,
                 255, 8,
             ],
         ],
         "message" => {
-            // As in `ipc/message.rs`: a mark, kind, descriptors, number, length.
+            // The same form as in `ipc/message.rs`: a mark, kind, descriptors, number, length.
             let head =
                 |kind: u8, len: u64| [&[b'x', b'q', kind, 0, 9, 0, 0, 0][..], &len.to_le_bytes()].concat();
             let whole = [head(2, 5), b"bytes".to_vec()].concat();
@@ -396,7 +400,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             ]
         }
         "queue" => {
-            // Its kind, then put, get and what lies between.
+            // The kind of the queue, then puts, gets and the operations between them.
             let ways = [
                 vec![0, 3, b'a', b'b', b'c', 3, 0, 12, 13],
                 vec![2, 0, 0, 2, 9, 0, 3, 1, 12, 13],
@@ -416,7 +420,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     out
 }
 
-/// The committed files are what [`seeds`] makes, and perhaps more: inputs that once failed.
+/// Checks that the committed files contain what [`seeds`] makes. There may be more files: inputs
+/// that once failed.
 #[test]
 fn the_corpus_is_there() {
     let renew = std::env::var_os("EXECUTOR_FUZZ_RENEW").is_some();
