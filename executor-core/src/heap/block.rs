@@ -1,4 +1,5 @@
-//! Where shared objects lie: blocks in anonymous files, many small ones in one file, a large one in its own.
+//! Blocks: the memory of one shared object each. Blocks lie in anonymous files (segments). Many
+//! small blocks share one file; a large block has a file of its own.
 //!
 //! ```text
 //!  current segment, 64 KiB:   │Head│ Lock │ Value │ Lock │ Semaphore …   │   next ►      │
@@ -7,15 +8,20 @@
 //!  block:  BlockHead (kind, length) │ body
 //! ```
 //!
-//! A process takes blocks from the front of its own current segment; others never do, so there is nothing to agree on. A
-//! handle is a block and keeps its segment. What travels is the segment's descriptor (once for all objects in it) and the
-//! place. A block whose last handle goes, and which no other process can have, is used again for the next one of its
-//! length; one that has travelled is not, for nobody knows who has it: its segment goes as a whole, with the last handle of
-//! the last process. So nothing counts references across processes, and nothing is left when one is killed.
+//! A process takes blocks from the front of its own current segment. Other processes never take
+//! blocks from that segment, so the processes need not agree on anything. A handle is a `Block`,
+//! and keeps its segment alive. A message carries the segment's descriptor (once for all objects in
+//! it) and the place of the block.
 //!
-//! What a process keeps when it has no handle left: its current segment, of which it has two descriptors.
+//! When the last handle of a block is dropped and no other process can have one, the block's memory
+//! is reused for the next block of the same length. A block that was sent is not reused, because it
+//! is unknown which processes have it. Its memory is freed with the whole segment, when the last
+//! process drops its last handle. So there are no reference counts across processes, and nothing is
+//! left behind when a process is killed.
+//!
+//! A process without any handle still keeps its current segment, with two descriptors.
 
-// What is counted here decides who may touch memory: no sum wraps unseen.
+// The arithmetic in this file decides which memory is accessed, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::{
@@ -40,17 +46,20 @@ use crate::{
     wire::attachment,
 };
 
-/// Where the bytes of a [`SharedMemory`](crate::SharedMemory) begin in their block: at a cache line. It is part of a segment's layout,
-/// as named memory is read by other builds.
+/// Where the bytes of a [`SharedMemory`](crate::SharedMemory) begin in their block: at a cache
+/// line. This is part of a segment's layout, because programs of other builds read named memory.
 pub(crate) const BYTES_START: usize = Block::aligned(0, 64);
 
-/// Of small blocks. More: a process that has one lock takes that much. Less: more descriptors for many objects (now two
-/// for a thousand locks).
+/// Size of a segment for small blocks. With a higher value, a process that has a single lock uses
+/// that much memory. With a lower value, many objects need more descriptors (at present two for a
+/// thousand locks).
 const SEGMENT_BYTES: usize = 64 * 1024;
-/// A longer block has a segment of its own. At the end of each segment that much may be lost.
+/// Maximum length of a small block. A longer block has a segment of its own. Up to this much memory
+/// may be lost at the end of each segment.
 const SMALL_MAX: usize = 8 * 1024;
 
-/// What a block is, so that a handle of one thing is not taken for one of another.
+/// What kind of object a block holds. It is checked so that a handle of one kind of object is not
+/// accepted as a handle of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 #[allow(dead_code, reason = "each is some object's")]
@@ -109,25 +118,30 @@ impl Kind {
     }
 }
 
-/// How what lies in a block is accessed: by words of which width, in pieces of which size. All who have a handle of it must
-/// agree, for an atomic of eight bytes and eight of one byte at the same place are a race, as if there were no atomics.
+/// How the content of a block is accessed: the width of the words, and the size of the pieces.
+///
+/// All handles of a block must agree on it. Accessing the same bytes through one atomic of eight
+/// bytes and through eight atomics of one byte is a data race, as if no atomics were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Access(u32);
 
 impl Access {
-    /// Of blocks whose kind says it all.
+    /// Access to a block whose kind already determines it.
     pub(crate) const BY_KIND: Access = Access(0);
 
-    /// Of plain data of this type, or many of it. Types of one size and alignment are accessed alike, so a `u32` may be
-    /// received as an `f32`: any bytes are a value of either.
+    /// Access to one or more values of plain data of type `T`. Types of the same size and alignment
+    /// are accessed alike. So a `u32` may be received as an `f32`: any bytes are a value of either
+    /// type.
     pub(crate) const fn of<T>() -> Self {
-        // Alignments are powers of two up to a line, so these are different numbers up to sizes of 256 MiB, and never 0.
+        // Alignments are powers of two up to a cache line, so these numbers differ for all sizes up
+        // to 256 MiB, and are never 0.
         let size = size_of::<T>() as u64;
         Access((size << 3 | align_of::<T>().trailing_zeros() as u64) as u32 | 1 << 31)
     }
 }
 
-/// Before the body of each block. Written once, by whoever makes it; checked by whoever receives it.
+/// The head before the body of each block. The process that creates the block writes it once, and
+/// each process that receives the block checks it.
 #[repr(C)]
 struct BlockHead {
     kind: AtomicU32,
@@ -135,34 +149,35 @@ struct BlockHead {
     len: AtomicU64,
 }
 
-/// Where the body begins.
+/// Offset of the body from the start of the block.
 pub(crate) const HEAD: usize = size_of::<BlockHead>();
 
-/// A piece of memory that processes share, and a handle of it. Two are equal if they are the same memory.
+/// A handle of a piece of shared memory. Two handles are equal if they refer to the same memory.
 #[derive(Clone)]
 pub(crate) struct Block {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// Of the body.
+    /// Address of the body.
     at: NonNull<u8>,
     len: usize,
     segment: Arc<Segment>,
-    /// Of the head.
+    /// Offset of the head in the segment.
     offset: usize,
     kind: Kind,
-    /// `true` only if its segment has noted that it was sent, so that this is noted once.
+    /// `true` only if the segment has noted that this block was sent, so that each handle notes it
+    /// once.
     sent: AtomicBool,
 }
 
-// SAFETY: the memory is reached through atomics, or in ways whose soundness is argued where it is done; the pointer is as
-// good in every thread as long as the segment is there.
+// SAFETY: the memory is accessed through atomics, or in ways whose soundness is argued at the place
+// of access. The pointer is valid in every thread as long as the segment is alive.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-/// A block on its way.
+/// A block as a message describes it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Place {
     index: u8,
@@ -170,7 +185,7 @@ pub(crate) struct Place {
     len: u64,
 }
 
-/// Where this process takes small blocks from.
+/// The memory from which this process takes small blocks.
 #[derive(Default)]
 struct Heap {
     current: Mutex<Current>,
@@ -179,9 +194,9 @@ struct Heap {
 #[derive(Default)]
 struct Current {
     segment: Option<Arc<Segment>>,
-    /// Where the free end of it begins.
+    /// Offset of the unused end of the segment.
     next: usize,
-    /// Blocks of it that are free again, by their length.
+    /// Offsets of blocks in the segment that can be reused, by their length.
     free: HashMap<usize, Vec<usize>>,
 }
 
@@ -190,12 +205,14 @@ fn heap() -> &'static Heap {
     HEAP.get()
 }
 
-/// What a process notes of a block that it has: its kind, how it is accessed, and of which other block its lock is.
+/// Returns what this process notes about a block that it has: its kind, how it is accessed, and
+/// which block has its lock.
 fn tag(kind: Kind, access: Access, lock: Option<&Block>) -> u128 {
     let lock = lock.map_or(0, |lock| {
         let (_, inode) = lock.inner.segment.inode();
-        // Any number that is rarely that of another one. A line has 64 bytes. A peer can choose a file's number and a place so
-        // that two locks get the same: then it makes two locks guard one object, as it can write to the object without any.
+        // A number that is rarely the same for two locks. A peer can choose a file's number and a
+        // place so that two locks get the same number. Then two locks guard one object, but that is
+        // nothing new: the peer can write to the object without holding any lock.
         (inode << 20).wrapping_add((lock.inner.offset / LINE) as u64).wrapping_add(1)
     });
     u128::from(kind as u32) | u128::from(access.0) << 32 | u128::from(lock) << 64
@@ -203,27 +220,31 @@ fn tag(kind: Kind, access: Access, lock: Option<&Block>) -> u128 {
 
 const SOMETHING_ELSE: &str = "its memory holds something else";
 
-/// Of head and body, for those who ask whether that is within the memory: more than there can be is not.
+/// Returns the length of head and body together, for bounds checks. A sum that would overflow
+/// becomes `usize::MAX`, which is beyond any memory, so the check fails as it should.
 fn with_head(len: usize) -> usize {
     len.saturating_add(HEAD)
 }
 
-/// How much a block takes.
+/// Returns how much of a segment a block takes.
 fn whole(len: usize) -> Option<usize> {
     len.checked_add(HEAD)?.checked_next_multiple_of(LINE)
 }
 
 impl Block {
-    /// New, zeroed memory of so many bytes, aligned to 16. To be freed by nobody: see the module's opening.
+    /// Allocates `len` zeroed bytes, aligned to 16. They are never freed explicitly: see the
+    /// module's documentation.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// The system's error, if there are no descriptors, addresses or memory left.
     pub(crate) fn allocate(kind: Kind, len: usize) -> io::Result<Self> {
         Self::allocate_for(kind, Access::BY_KIND, len, None)
     }
 
-    /// As [`allocate`](Self::allocate), for plain data. Another block may have the lock of it: this process then takes no
-    /// handle of it that says otherwise.
+    /// Allocates a block as [`allocate`](Self::allocate) does, for plain data.
+    ///
+    /// `lock` is the block with the lock of this data, if the lock is in another block. This
+    /// process then refuses any received handle that names another lock for this data.
     pub(crate) fn allocate_for(
         kind: Kind,
         access: Access,
@@ -233,6 +254,7 @@ impl Block {
         let tag = tag(kind, access, lock);
         let whole = whole(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let (segment, offset) = if whole > SMALL_MAX {
+            // A large block is the first and only one in a new segment.
             let segment = Segment::create("executor-object", whole)?;
             segment.note_new(LINE, with_head(len), tag, || {});
             (segment, LINE)
@@ -249,12 +271,13 @@ impl Block {
         Ok(block)
     }
 
-    /// As [`allocate`](Self::allocate), alone in a new file of the caller's, which has no bytes yet.
+    /// Allocates a block as [`allocate`](Self::allocate) does, alone in a new file of the caller's
+    /// that has no bytes yet.
     pub(crate) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let tag = tag(kind, Access::BY_KIND, None);
         segment.note_new(LINE, with_head(len), tag, || {});
-        // Whoever has the file may have the block.
+        // Any process that opens the file may have the block.
         segment.note_sent(LINE);
         let block = Self::at(segment, LINE, len, kind);
         block.head().len.store(len as u64, Ordering::Relaxed);
@@ -262,7 +285,7 @@ impl Block {
         Ok(block)
     }
 
-    /// The block of a file that was made by [`allocate_in`](Self::allocate_in).
+    /// Opens the block of a file that [`allocate_in`](Self::allocate_in) created.
     pub(crate) fn open_file(file: OwnFile, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let segment = Segment::open_named(file)?;
@@ -271,24 +294,25 @@ impl Block {
         Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
     }
 
-    /// What the head there says, if there is room for one.
+    /// Returns the length that the head at `offset` contains, or `None` if no head fits there.
     fn len_at(segment: &Segment, offset: usize) -> Option<u64> {
         if with_head(offset) > segment.len() {
             return None;
         }
-        // SAFETY: within the mapping, aligned as `LINE` is; atomics.
+        // SAFETY: within the mapping, aligned to `LINE`, and atomics.
         let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
         Some(head.len.load(Ordering::Relaxed))
     }
 
-    /// Of the file that it lies in.
+    /// Descriptor of the file that contains the block.
     pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
         self.inner.segment.descriptor()
     }
 
-    /// The caller has noted it in its segment.
+    /// Makes a handle. The caller has noted the block in its segment.
     fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind) -> Self {
-        // SAFETY: head and body lie within the segment's mapping, or they would not have been noted.
+        // SAFETY: head and body lie within the segment's mapping. Otherwise the block would not
+        // have been noted.
         let at = unsafe { segment.at().add(offset).add(HEAD) };
         Block { inner: Arc::new(Inner { at, len, segment, offset, kind, sent: AtomicBool::new(false) }) }
     }
@@ -301,21 +325,22 @@ impl Block {
         self.inner.kind
     }
 
-    /// How many bytes.
+    /// Length of the body in bytes.
     pub(crate) fn len(&self) -> usize {
         self.inner.len
     }
 
-    /// A layout that begins at this byte.
+    /// Returns the value of a shared layout that begins at byte `at`.
     ///
     /// # Panics
-    /// If it is not within the block, or not aligned: an error of the caller's, whatever another process writes.
+    /// If the value is not within the block, or not aligned. This is a mistake of the caller:
+    /// nothing that another process writes can cause it.
     #[inline]
     pub(crate) fn part<T: SharedLayout>(&self, at: usize) -> &T {
         &self.parts(at, 1)[0]
     }
 
-    /// So many of a layout, one after the other.
+    /// Returns `count` consecutive values of a shared layout, beginning at byte `at`.
     ///
     /// # Panics
     /// As [`part`](Self::part).
@@ -324,22 +349,25 @@ impl Block {
         let bytes = count.checked_mul(size_of::<T>()).expect("beyond the block");
         let start = self.bytes(at, bytes).cast::<T>();
         assert!(start.is_aligned(), "a layout that is not aligned");
-        // SAFETY: within the block, aligned, there as long as `self`; by `SharedLayout` every content is a value, and
-        // all of it atomics, so that others may write to it. No other block of this process overlaps it, whatever others
-        // send (`Segment::note_received`), and its place becomes no other block's as long as a handle is here.
+        // SAFETY: the values are within the block and aligned, and the memory stays mapped as long
+        // as `self` exists. By `SharedLayout`, any bytes are a valid value, and all fields are
+        // atomics, so other processes may write to them. No other block of this process overlaps
+        // this one, whatever other processes send (`Segment::note_received`). The place is not
+        // reused for another block as long as a handle exists here.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
-    /// As many of a layout as fit behind this byte.
+    /// Returns as many values of a shared layout as fit from byte `at` to the end of the block.
     pub(crate) fn rest<T: SharedLayout>(&self, at: usize) -> &[T] {
         let room = self.inner.len.saturating_sub(at);
         self.parts(at, room.checked_div(size_of::<T>()).unwrap_or(0))
     }
 
-    /// Where these bytes lie. They may change at any moment: what is done with them is the caller's argument to make.
+    /// Returns the address of `len` bytes at byte `at`. These bytes may change at any moment. The
+    /// caller must argue why its accesses are sound.
     ///
     /// # Panics
-    /// If they are not within the block.
+    /// If the bytes are not within the block.
     #[inline]
     pub(crate) fn bytes(&self, at: usize, len: usize) -> NonNull<u8> {
         assert!(self.inner.len.checked_sub(at).is_some_and(|left| len <= left), "beyond the block");
@@ -347,27 +375,29 @@ impl Block {
         unsafe { self.inner.at.add(at) }
     }
 
-    /// The first byte from `at` on that is aligned so; `align` is at most a cache line.
+    /// Returns the first byte from `at` on that is aligned to `align`, which is at most a cache
+    /// line.
     #[expect(clippy::arithmetic_side_effects, reason = "of what lies before the elements: some kilobytes")]
     #[inline]
     pub(crate) const fn aligned(at: usize, align: usize) -> usize {
         assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
+        // The body itself begins `HEAD` bytes after a line, so align from the start of the head.
         (HEAD + at).next_multiple_of(align) - HEAD
     }
 
-    /// Who shares it.
+    /// The processes that share the block.
     #[inline]
     pub(crate) fn owners(&self) -> &Liveness {
         self.inner.segment.liveness()
     }
 
-    /// To be used as serde's.
+    /// Serializes the block, as serde's function of this name does.
     pub(crate) fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let place = self.depart::<S>()?;
         place.serialize(serializer)
     }
 
-    /// To be used as serde's. See [`arrive`](Self::arrive).
+    /// Deserializes a block, as serde's function of this name does. See [`arrive`](Self::arrive).
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
         kinds: &[Kind],
@@ -376,7 +406,8 @@ impl Block {
         Self::arrive(Place::deserialize(deserializer)?, kinds, None, fits, None)
     }
 
-    /// Where it is, for those who get what a serialiser of type `S` is writing: its memory goes along.
+    /// Returns the place of the block for the message that a serializer of type `S` is writing, and
+    /// attaches the segment's descriptor to that message.
     pub(crate) fn depart<S: Serializer>(&self) -> Result<Place, S::Error> {
         let inner = &*self.inner;
         if !inner.sent.load(Ordering::Relaxed) {
@@ -388,9 +419,12 @@ impl Block {
         Ok(Place { index, offset: inner.offset as u64, len: inner.len as u64 })
     }
 
-    /// What is there. The block is of one of these kinds, and where it claims to be; what it contains is anything. So is its
-    /// length: `fits` says which will do. `access` is how the receiver accesses its content, if it does; `lock` is that of
-    /// [`allocate_for`](Self::allocate_for).
+    /// Returns the block at a place that another process sent.
+    ///
+    /// The block is certain to be of one of `kinds` and to lie within its memory. Its content may
+    /// be anything. Its length may be anything too, so `fits` decides which lengths are accepted.
+    /// `access` is how the receiver accesses the content, if it does so directly. `lock` has the
+    /// same meaning as in [`allocate_for`](Self::allocate_for).
     pub(crate) fn arrive<E: de::Error>(
         place: Place,
         kinds: &[Kind],
@@ -407,7 +441,8 @@ impl Block {
         Self::open(segment, place.offset, place.len, fits, lock).map_err(|error| failed(&error))
     }
 
-    /// As [`arrive`](Self::arrive), of memory that has a name: its file is of this user's, and not sealed.
+    /// As [`arrive`](Self::arrive), for memory that has a name. Its file belongs to this user and
+    /// is not sealed.
     pub(crate) fn arrive_named<E: de::Error>(
         place: Place,
         kinds: &[Kind],
@@ -432,11 +467,13 @@ impl Block {
         let len = usize::try_from(len).map_err(|_| BEYOND)?;
         let mut found = None;
         segment.note_received(offset, with_head(len), || {
-            // SAFETY: within the mapping, aligned as `LINE` is; atomics. Nothing else of this process is there, nor comes
-            // there meanwhile: that is the promise of `note_received`.
+            // SAFETY: within the mapping, aligned to `LINE`, and atomics. `note_received` promises
+            // that no other block of this process is there, and that none is placed there during
+            // this call.
             let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
             let number = head.kind.load(Ordering::Relaxed);
-            // Another process may change it at any moment; what this one has noted holds for all its handles.
+            // Another process may change the head at any moment. What this process notes now
+            // applies to all its handles.
             let access = Access(head.access.load(Ordering::Relaxed));
             let kind =
                 Kind::ALL.iter().copied().find(|kind| *kind as u32 == number).filter(|kind| {
@@ -445,18 +482,22 @@ impl Block {
             found = kind;
             Ok(tag(kind.ok_or(SOMETHING_ELSE)?, access, lock))
         })?;
+        // If the block was noted before, `tag` ran as well, to compare. So `found` is set in both
+        // cases.
         Ok(Self::at(segment, offset, len, found.ok_or(SOMETHING_ELSE)?))
     }
 }
 
 impl Current {
-    /// A zeroed block; `len` of the `whole` is used.
+    /// Takes a zeroed block of `whole` bytes, of which `len` are used.
     fn take(&mut self, whole: usize, len: usize, tag: u128) -> io::Result<(Arc<Segment>, usize)> {
         if let Some(segment) = &self.segment {
             let clear = |offset| {
-                // SAFETY: within the mapping, a whole number of aligned words, there as long as `segment`. This process has
-                // nothing there: no handle was there yet, or the last one is gone and none was ever sent; and none that is
-                // received is taken as long as the segment's table is locked. Other processes' accesses are atomic as well.
+                // SAFETY: the bytes are within the mapping and a whole number of aligned words, and
+                // they stay mapped as long as `segment` exists. This process has no block there:
+                // either no handle existed yet, or the last handle is gone and none was ever sent.
+                // No received handle is accepted while the segment's table is locked. Accesses by
+                // other processes are atomic as well.
                 unsafe { words::zero(segment.at().add(offset), whole) }
             };
             while let Some(offset) = self.free.get_mut(&whole).and_then(Vec::pop) {
@@ -466,8 +507,9 @@ impl Current {
             }
             while let Some(end) = self.next.checked_add(whole).filter(|end| *end <= segment.len()) {
                 let offset = std::mem::replace(&mut self.next, end);
-                // What a handle that was received lies across is left out: somebody made it up. Whoever has another object of
-                // the segment may have written here, too.
+                // Skip places that overlap a received handle. This process has not given out that
+                // place yet, so the handle was made up. A peer that has another object of the
+                // segment may also have written here, which is why `clear` runs.
                 if segment.note_new(offset, len, tag, || clear(offset)) {
                     return Ok((Arc::clone(segment), offset));
                 }
@@ -484,7 +526,8 @@ impl Current {
 
 impl Inner {
     fn head(&self) -> &BlockHead {
-        // SAFETY: the head lies before the body, within the mapping; aligned as a block is; atomics.
+        // SAFETY: the head lies before the body, within the mapping. It is aligned as the block is,
+        // and consists of atomics.
         unsafe { self.at.sub(HEAD).cast::<BlockHead>().as_ref() }
     }
 }
@@ -495,12 +538,14 @@ impl Drop for Inner {
         if whole > SMALL_MAX {
             return;
         }
-        // A handle of before is refused from now on.
+        // From now on, a handle of the old block is refused.
         let clear = || self.head().kind.store(0, Ordering::Relaxed);
         if !self.segment.forget_if_only_ours(self.offset, clear) {
             return;
         }
         let mut current = heap().current.lock().unwrap_or_else(PoisonError::into_inner);
+        // A block of an earlier segment is not reused: only the current segment has a list of free
+        // blocks.
         if current.segment.as_ref().is_some_and(|segment| Arc::ptr_eq(segment, &self.segment)) {
             current.free.entry(whole).or_default().push(self.offset);
         }
@@ -523,7 +568,7 @@ impl fmt::Debug for Block {
     }
 }
 
-/// What peers can say of blocks, as a function of bytes: see `crate::fuzz`.
+/// Fuzzing of what peers can say about blocks, driven by a string of bytes: see `crate::fuzz`.
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) mod fuzzed {
     use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -543,13 +588,14 @@ pub(crate) mod fuzzed {
         }
     }
 
-    /// A file that a peer has sent, whose heads say what they like, and places in it.
+    /// Simulates a file that a peer has sent, with arbitrary heads, and opens arbitrary places in
+    /// it.
     pub(crate) fn place(data: &[u8]) {
         let mut input = Input::new(data);
         let Ok(file) = file::anonymous("fuzz") else { return };
         let made = file::set_len(&file, BYTES).and_then(|()| {
             let head = Segment::create("fuzz", LINE)?;
-            // SAFETY: the first line of a mapping, of which nobody else knows.
+            // SAFETY: the first line of a mapping that nothing else uses.
             let head = unsafe { std::slice::from_raw_parts(head.at().as_ptr(), LINE) }.to_vec();
             file::write_at(&file, &head, 0)?;
             Ok(fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?)
@@ -562,12 +608,12 @@ pub(crate) mod fuzzed {
             }
             let (at, len) = (number(&mut input), number(&mut input));
             match input.u8() % 4 {
-                // The peer writes a head there.
+                // The peer writes a head at this place.
                 0 | 1 => {
                     let kind = u32::from(input.u8() % 20);
                     let line = usize::try_from(at).unwrap_or(usize::MAX) / LINE * LINE;
                     if line >= LINE && with_head(line) <= segment.len() {
-                        // SAFETY: within the mapping, aligned; atomics.
+                        // SAFETY: within the mapping, aligned, and atomics.
                         let head = unsafe { segment.at().add(line).cast::<BlockHead>().as_ref() };
                         head.kind.store(kind, Ordering::Relaxed);
                         head.access.store(u32::from(input.u8() % 3), Ordering::Relaxed);
@@ -609,7 +655,7 @@ mod tests {
         Block::open(Arc::clone(&block.inner.segment), offset, len, any, None)
     }
 
-    /// As if a handle were sent to another process.
+    /// Acts as if a handle were sent to another process.
     fn send(block: &Block) {
         block.inner.segment.note_sent(block.inner.offset);
     }
@@ -637,7 +683,8 @@ mod tests {
         ] {
             assert!(open(&block, offset, len).is_err(), "{len} at {offset}");
         }
-        // Another process may write another kind there: what this one has of it stays what it is.
+        // Another process may write another kind there. What this process has noted about the block
+        // does not change.
         block.head().kind.store(Kind::Lock as u32, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
         block.head().kind.store(Kind::Value as u32, Ordering::Relaxed);
@@ -649,7 +696,7 @@ mod tests {
         assert!(under.is_err(), "with another lock than here");
     }
 
-    /// Runs a test of this file that needs the process's heap for itself.
+    /// Runs a test of this file in a process of its own, because it needs the heap to itself.
     fn alone(name: &str) {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args([&format!("heap::block::tests::{name}"), "--exact", "--ignored", "--nocapture"])
@@ -663,13 +710,14 @@ mod tests {
     const KINDS: [Kind; 4] = [Kind::Value, Kind::RawValue, Kind::Array, Kind::RawArray];
     const LENS: [usize; 4] = [8, 40, 100, 1_000];
 
-    /// What another process can do that has got one object of a segment: write there, and send places.
+    /// What a process can do that received one object of a segment: write to the segment, and send
+    /// places.
     struct Peer {
         random: u64,
     }
 
     impl Peer {
-        /// A number below this one: xorshift.
+        /// Returns a number below `end`, by xorshift.
         fn below(&mut self, end: usize) -> usize {
             self.random ^= self.random << 13;
             self.random ^= self.random >> 7;
@@ -681,16 +729,16 @@ mod tests {
             of[self.below(of.len())]
         }
 
-        /// Writes a head that looks like that of an object.
+        /// Writes a head that looks like the head of an object.
         fn write_head(&mut self, segment: &Segment, offset: usize) {
-            // SAFETY: within the mapping, aligned as `LINE` is; atomics.
+            // SAFETY: within the mapping, aligned to `LINE`, and atomics.
             let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
             head.kind.store(self.any(&KINDS) as u32, Ordering::Relaxed);
             head.access.store(0, Ordering::Relaxed);
             head.len.store(self.any(&LENS) as u64, Ordering::Relaxed);
         }
 
-        /// Somewhere in the segment: most often where an object is, was, or comes next.
+        /// Returns an offset in the segment, usually one where an object is, was, or will be next.
         fn place(&mut self, segment: &Segment, near: &[usize]) -> usize {
             let anywhere = LINE + self.below(segment.len() / LINE - 2) * LINE;
             match near.is_empty() || self.below(4) == 0 {
@@ -700,7 +748,7 @@ mod tests {
         }
     }
 
-    /// Two handles are of the same object, or of memory that does not overlap.
+    /// Asserts that any two handles are of the same object, or of memory that does not overlap.
     fn assert_apart(held: &[Block]) {
         let mut held: Vec<_> = held.iter().map(|block| &*block.inner).collect();
         held.sort_by_key(|inner| (inner.segment.inode(), inner.offset));
@@ -742,7 +790,7 @@ mod tests {
                         let block = Block::allocate(peer.any(&KINDS), peer.any(&LENS)).unwrap();
                         near.push(block.inner.offset);
                         let body = block.bytes(0, block.len());
-                        // SAFETY: within the block; nobody writes meanwhile.
+                        // SAFETY: within the block, and nothing writes to it during the comparison.
                         let body = unsafe { std::slice::from_raw_parts(body.as_ptr(), block.len()) };
                         assert!(body.iter().all(|byte| *byte == 0), "not zeroed");
                         held.push(block);
@@ -826,7 +874,8 @@ mod tests {
     fn an_object_that_looks_like_a_made_up_one_is_made_elsewhere() {
         let block = Block::allocate(Kind::Value, 40).unwrap();
         let segment = &block.inner.segment;
-        // What comes next, as it will look: everywhere, since other tests make objects, too.
+        // Made-up handles that look like the object that is allocated next. They are everywhere,
+        // because other tests allocate objects, too.
         let tag = tag(Kind::RawArray, Access::BY_KIND, None);
         let made_up: Vec<_> = (LINE..segment.len() - LINE)
             .step_by(LINE)
@@ -867,12 +916,13 @@ mod tests {
     #[test]
     fn memory_of_another_version_is_refused_with_both_versions() {
         let block = Block::allocate(Kind::Value, 40).unwrap();
-        // A copy of the file: the same content, and not known here yet.
+        // A copy of the file. It has the same content, but this process does not know it yet.
         let file = file::anonymous("x").unwrap();
         let segment = &block.inner.segment;
-        // SAFETY: within the mapping; another test's object may change meanwhile, which is any bytes here.
+        // SAFETY: within the mapping. An object of another test may change meanwhile, but any bytes
+        // will do here.
         let mut bytes = unsafe { std::slice::from_raw_parts(segment.at().as_ptr(), 4096) }.to_vec();
-        // Behind the magic number.
+        // The version comes after the magic number.
         bytes[8..12].copy_from_slice(&77_u32.to_ne_bytes());
         file::write_at(&file, &bytes, 0).unwrap();
         let open = |file: OwnedFd| {
@@ -961,7 +1011,7 @@ mod tests {
         let large = Block::allocate(Kind::Array, 1 << 20).unwrap();
         let file = Arc::new(large.descriptor().try_clone().unwrap());
         drop(large);
-        // Mapped anew, since nobody here had it any more.
+        // It is mapped again, because this process had no handle left.
         let segment = Segment::open(file).unwrap();
         assert!(segment.len() > 1 << 20);
     }

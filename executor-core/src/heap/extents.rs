@@ -1,8 +1,9 @@
-//! A sparse anonymous file of which pieces are taken, used for a while and given back; and windows through which words of
-//! it are seen.
+//! Extents: a sparse anonymous file. Pieces of it are allocated, used for a while and given back. A
+//! `Window` maps a part of it, to access its words.
 //!
-//! What was given back is a hole, and reads as zeros, until its place is given to somebody else; who has which place is for the
-//! user of this to say. The file never shrinks (sealed), so that no access to a window can hit its end.
+//! A piece that was given back becomes a hole in the file and reads as zeros, until its place is
+//! allocated again. This module does not track which places are in use; its user does. The file is
+//! sealed against shrinking, so no access through a window can hit the end of the file.
 
 use std::{
     io,
@@ -22,14 +23,16 @@ use crate::os::{asked::Asked, file, room, socket::retry};
 
 const PAGE: u64 = 4096;
 
-/// Beyond it there is no place: far below what a file can have, so that sums do not overflow.
+/// Highest offset of a piece. It is far below the maximum size of a file, so that sums do not
+/// overflow.
 const END: u64 = 1 << 60;
 
-/// The longest window on a file that may have less memory than that. All pages of a window are mapped and filled at once, and its
-/// length comes from memory that others write to, so a longer window may show no more than the file has memory already.
+/// Maximum length of a window on a file that has less memory than that length. All pages of a
+/// window are mapped and filled at once, and its length comes from memory that other processes
+/// write to. So a longer window must not be longer than the memory that the file already has.
 const WINDOW_MAX: u64 = 1 << 20;
 
-/// See the module's opening.
+/// A sparse file. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Extents {
     file: Arc<OwnedFd>,
@@ -42,9 +45,9 @@ impl Extents {
         Ok(Extents { file: Arc::new(file) })
     }
 
-    /// What another process has made.
+    /// Opens a file that another process has created.
     pub(crate) fn open(file: Arc<OwnedFd>) -> io::Result<Self> {
-        // Other files than memory have no seals, which is an error here.
+        // Files that are not in memory have no seals, so the call fails for them.
         if !fcntl_get_seals(&*file)?.contains(SealFlags::SHRINK) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory could shrink"));
         }
@@ -55,36 +58,43 @@ impl Extents {
         &self.file
     }
 
-    /// How much of the file a piece of so many bytes takes.
+    /// Returns how much of the file a piece of `len` bytes takes.
     pub(crate) fn whole(len: u64) -> u64 {
         len.min(END).next_multiple_of(PAGE)
     }
 
-    /// Makes sure that this piece is there, zeroed, and has its memory: none of it will be missing later.
+    /// Allocates a piece and its memory, zeroed if it was a hole. A later access cannot fail for
+    /// lack of memory.
     pub(crate) fn allocate(&self, at: u64, len: u64) -> io::Result<()> {
         check(at, len)?;
         file::allocate(&self.file, at, len)
     }
 
-    /// Gives the memory of a piece back: it reads as zeros then. Whether it does; the system may have no memory to note the hole.
+    /// Gives the memory of a piece back. The piece then reads as zeros.
+    ///
+    /// Returns whether it succeeded. It fails if the system has no memory to record the hole.
     pub(crate) fn punch(&self, at: u64, len: u64) -> bool {
         check(at, len).is_ok() && len > 0 && file::punch(&self.file, at, Self::whole(len)).is_ok()
     }
 
-    /// Fills a piece that nobody sees yet. If it is `new`, it is asked first whether there is memory for it.
+    /// Writes a piece that no other process reads yet. If `new` is `true`, it first checks whether
+    /// the system has memory available for it.
     pub(crate) fn write(&self, at: u64, bytes: &[u8], new: bool) -> io::Result<()> {
         check(at, bytes.len() as u64)?;
         if new && !room::has_room_for(bytes.len() as u64) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         match file::write_at(&self.file, bytes, at) {
-            // The limit holds for what is written by a system call, also where the file is long enough already.
+            // The process's limit for the size of files applies to a write by system call even
+            // where the file is long enough already. It does not apply to a write through a
+            // mapping.
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => self.write_mapped(at, bytes, error),
             other => other,
         }
     }
 
-    /// As [`write`](Self::write), within what the file has; otherwise the error is the caller's.
+    /// Writes a piece as [`write`](Self::write) does, through windows. A piece that is not within
+    /// the file gives the error `too_large`.
     fn write_mapped(&self, at: u64, bytes: &[u8], too_large: io::Error) -> io::Result<()> {
         let whole = Self::whole(bytes.len() as u64);
         if !at.is_multiple_of(PAGE)
@@ -92,25 +102,30 @@ impl Extents {
         {
             return Err(too_large);
         }
-        // Its memory first: want of it is an error here, and a signal in the copy.
+        // Allocate the memory first. A lack of memory is an error here, but a signal during the
+        // copy.
         self.allocate(at, whole)?;
+        // Windows of at most `WINDOW_MAX`, so that no long mapping is needed.
         for (at, bytes) in (at..).step_by(WINDOW_MAX as usize).zip(bytes.chunks(WINDOW_MAX as usize)) {
             self.window(at, Self::whole(bytes.len() as u64))?.write(0, bytes);
         }
         Ok(())
     }
 
-    /// Whether the file has so much memory, unless that is little, which is not asked.
+    /// Whether the file has at least `len` bytes of memory. Lengths up to `WINDOW_MAX` are not
+    /// checked.
     pub(crate) fn may_hold(&self, len: u64) -> io::Result<bool> {
         Ok(len <= WINDOW_MAX || len <= memory_of(&fstat(&self.file)?))
     }
 
-    /// Appends a piece to a vector.
+    /// Reads a piece and appends it to `out`.
     pub(crate) fn read(&self, mut at: u64, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
         let stat = fstat(&self.file).asked("shared memory (fstat)")?;
-        // A file can be made long for nothing. What lies in it has memory already, so that as much again is no more than twice.
+        // A peer can make a file long at no cost, so the length is not enough. The piece must be no
+        // larger than the memory that the file has. Then the copy at most doubles the memory in
+        // use.
         if at + len > stat.st_size as u64 || len > memory_of(&stat) {
             return Err(garbled());
         }
@@ -118,7 +133,8 @@ impl Extents {
         out.try_reserve_exact(len)?;
         let end = out.len() + len;
         while out.len() < end {
-            // It may read more than that, into room that is there anyway.
+            // A read may return bytes beyond the piece. It only reads into spare capacity, and
+            // `truncate` below removes them.
             match retry(|| pread(&self.file, spare_capacity(out), at))? {
                 0 => return Err(garbled()),
                 n => at += n as u64,
@@ -128,7 +144,7 @@ impl Extents {
         Ok(())
     }
 
-    /// Sees a piece that was allocated.
+    /// Maps a piece that was allocated.
     pub(crate) fn window(&self, at: u64, len: u64) -> io::Result<Window> {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "it is not within its memory");
         check(at, len)?;
@@ -146,7 +162,7 @@ impl Extents {
     }
 }
 
-/// What a file has, whatever its length.
+/// Returns how much memory a file has, regardless of its length.
 fn memory_of(stat: &Stat) -> u64 {
     (stat.st_blocks as u64).saturating_mul(512)
 }
@@ -158,14 +174,15 @@ fn check(at: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Words of shared memory, and the bytes that lie in them.
+/// A mapped part of the file, as words and as the bytes that lie in them.
 #[derive(Debug)]
 pub(crate) struct Window {
     at: NonNull<u64>,
     words: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; its content is atomics, or bytes that are only copied.
+// SAFETY: a mapping belongs to the process, not to a thread. Its content is accessed as atomics, or
+// as bytes that are only copied.
 unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
@@ -173,9 +190,9 @@ unsafe impl Sync for Window {}
 impl Window {
     fn map(file: impl AsFd, at: u64, len: usize) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // All of it now: a fault for each page costs more.
+        // Map all pages now, because a page fault for each page costs more.
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
-        // SAFETY: a fresh mapping where the kernel chooses.
+        // SAFETY: this creates a new mapping at an address that the kernel chooses.
         let at = unsafe { mmap(ptr::null_mut(), len, protection, flags, file, at)? };
         let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Window { at, words: len / 8 })
@@ -185,8 +202,11 @@ impl Window {
         self.words
     }
 
+    /// Returns the word at `index`.
+    ///
     /// # Panics
-    /// If it is beyond the window: an error of the caller's, whatever another process writes.
+    /// If the word is beyond the window. This is a mistake of the caller: nothing that another
+    /// process writes can cause it.
     #[cfg_attr(
         all(test, any(executor_loom, executor_shuttle)),
         expect(dead_code, reason = "models have their own")
@@ -194,35 +214,39 @@ impl Window {
     #[inline]
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.words, "beyond the window");
-        // SAFETY: within the mapping, aligned, an atomic; and the file does not shrink.
+        // SAFETY: the word is an atomic, within the mapping, and aligned. The file does not shrink.
         unsafe { self.at.cast::<AtomicU64>().add(index).as_ref() }
     }
 
-    /// Copies bytes in, from this word on.
+    /// Copies `bytes` to the window, starting at word `index`.
     ///
     /// # Panics
-    /// As [`word`](Self::word).
+    /// If the bytes reach beyond the window, as for [`word`](Self::word).
     #[inline]
     pub(crate) fn write(&self, index: usize, bytes: &[u8]) {
         assert!(index <= self.words && bytes.len() <= (self.words - index) * 8, "beyond the window");
-        // SAFETY: within the mapping. There is no reference to these bytes, and nobody looks at them before they are published.
-        // That is the protocol's word. Where a hostile process garbles the places, two threads of this one may be led to the same
-        // bytes: formally a race, of two copies by pointer of which no byte is looked at, and not something that a check here
-        // could see. Words would be no cure: the same bytes may be another thread's text.
+        // SAFETY: the bytes are within the mapping. There is no reference to them, and by the
+        // protocol nobody reads them before they are published. A hostile process that garbles the
+        // places can lead two threads of this process to the same bytes. Formally that is a data
+        // race, of two copies through pointers, and no byte is looked at during the copies. A check
+        // here could not detect it. Copying by atomic words would not help, because the same bytes
+        // may be another thread's text.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(index).cast().as_ptr(), bytes.len()) }
     }
 
-    /// Appends bytes from this word on to a vector.
+    /// Appends `len` bytes, starting at word `index`, to `out`.
     ///
     /// # Panics
-    /// As [`word`](Self::word).
+    /// If the bytes are beyond the window, as for [`word`](Self::word).
     #[inline]
     pub(crate) fn read(&self, index: usize, len: usize, out: &mut Vec<u8>) {
         assert!(index <= self.words && len <= (self.words - index) * 8, "beyond the window");
         out.reserve(len);
-        // SAFETY: within the mapping, and `out` has room behind its end, which is no part of the mapping. Nobody writes to them
-        // who keeps to the protocol. If somebody does, which may be a thread of this process that garbled places have led here
-        // (see `write`), what is copied is any bytes, and it is looked at in `out` only.
+        // SAFETY: the bytes are within the mapping, and `out` has room for them after its end,
+        // which is not in the mapping. No process that follows the protocol writes to them
+        // meanwhile. If a process does not follow it, even a thread of this process may write to
+        // them, led here by garbled places (see `write`). Then the copy contains arbitrary bytes,
+        // and they are only looked at in `out`.
         unsafe {
             let end = out.as_mut_ptr().add(out.len());
             ptr::copy_nonoverlapping(self.at.add(index).cast::<u8>().as_ptr().cast_const(), end, len);
@@ -232,7 +256,7 @@ impl Window {
 }
 
 impl Default for Window {
-    /// Of no length.
+    /// Returns a window of no length.
     fn default() -> Self {
         Window { at: NonNull::dangling(), words: 0 }
     }
@@ -241,7 +265,7 @@ impl Default for Window {
 impl Drop for Window {
     fn drop(&mut self) {
         if self.words > 0 {
-            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            // SAFETY: `map` mapped it with this length, and no reference outlives `self`.
             let _ = unsafe { munmap(self.at.as_ptr().cast(), self.words * 8) };
         }
     }

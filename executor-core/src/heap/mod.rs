@@ -1,14 +1,14 @@
-//! Memory that processes share, and objects in it.
+//! Memory that several processes share, and the objects in it.
 //!
 //! ```text
-//!  Lock, Value, Queue … ──► block   a piece of a segment, with its kind; travels as a place
+//!  Lock, Value, Queue … ──► block   a piece of a segment, with its kind; sent as a place
 //!                             │
 //!                           segment  a file of fixed length, mapped once in each process
-//!  large items of queues ──► extents  a sparse file: rings and pieces, mapped or read where they are needed
-//!                           words    how plain data is read while others write it
+//!  large items of queues ──► extents  a sparse file: rings and pieces, mapped or read as needed
+//!                           words    reads and writes plain data while others write it
 //! ```
 //!
-//! `sync` and `shm` lie on it, and know nothing of files.
+//! `sync` and `shm` are built on this module, and do not deal with files themselves.
 
 pub(crate) mod block;
 pub(crate) mod extents;

@@ -1,17 +1,18 @@
-//! Anonymous files that processes map whole, to read and to write.
+//! Segments: anonymous files that processes map whole, for reading and writing.
 //!
 //! ```text
 //!  0     Head: what this is, who uses it (`os/liveness.rs`)
 //!  64    blocks (`block.rs`)
-//!  …     end: a whole number of pages, all of them there from the beginning, sealed: no shrinking, no growing
+//!  …     end: a whole number of pages, all allocated at creation; sealed: no shrinking, no growing
 //! ```
 //!
-//! A process maps a file once, however many objects in it and however often it receives it: a table finds it again by its
-//! inode. The file is unmapped and closed with the last handle in the process, and gone with the last process.
+//! A process maps a file once, however many objects it has in it and however often it receives it.
+//! A table finds the mapping again by the file's inode. The file is unmapped and closed when the
+//! process drops its last handle, and is gone when the last process has done so.
 //!
-//! Others may write whatever they like to it, at any moment. So its length is the kernel's word (seals are checked
-//! when it is received), nothing in it is believed without a check, and what is looked at through references consists of
-//! atomics.
+//! Other processes may write anything to the file at any moment. So the length is taken from the
+//! kernel (the seals are checked when the file is received), nothing in the file is trusted without
+//! a check, and references into the file point to atomics only.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,19 +42,21 @@ use crate::os::{
     sync::lock,
 };
 
-/// What blocks are aligned to: a cache line, so that two objects do not slow each other down.
+/// Alignment of blocks: a cache line, so that two objects do not slow each other down.
 pub(crate) const LINE: usize = 64;
 const PAGE: usize = 4096;
-/// No text begins like this, and no file of another program by chance: what has it may be removed when its owners are dead
-/// (`shm/name.rs`).
+/// First bytes of each segment. No text begins like this, nor by chance a file of another program.
+/// A file that begins like this may be removed once its owners are dead (`shm/name.rs`).
 const MAGIC: [u8; 8] = *b"\xb1exec\x1a\r\n";
-/// Changes whenever anything that lies in a segment does: `Head`, the blocks of `block.rs`, and the words of every object that
-/// can have a name. Programs of different builds meet in named memory.
+/// Version of the layout. It must change whenever anything that lies in a segment changes: `Head`,
+/// the blocks of `block.rs`, or the words of any object that can have a name. Programs of different
+/// builds share named memory.
 const VERSION: u32 = 1;
-/// What nobody should change without changing `VERSION`; two builds that differ here do not understand each other.
+/// Sizes that must not change without a change of `VERSION`. Two builds with different values here
+/// cannot share memory.
 const LAYOUT: u32 = (size_of::<Head>() | super::block::HEAD << 8 | super::block::BYTES_START << 16) as u32;
 
-/// At the beginning of each file.
+/// The head at the beginning of each file.
 #[repr(C, align(64))]
 struct Head {
     magic: AtomicU64,
@@ -64,45 +67,48 @@ struct Head {
 
 const _: () = assert!(size_of::<Head>() == LINE);
 
-/// See the module's opening.
+/// A segment that this process has mapped. See the module's documentation.
 pub(crate) struct Segment {
     descriptor: Arc<OwnedFd>,
     inode: Inode,
     origin: Origin,
-    /// The blocks in it that this process has, by their offset. No two of them overlap, whatever others send: one could be
-    /// seen as atomics, and the other as plain memory.
+    /// The blocks in the segment that this process has, by their offset. No two of them overlap,
+    /// whatever other processes send. Otherwise the same bytes could be accessed as atomics through
+    /// one block and as plain memory through the other.
     blocks: Mutex<BTreeMap<usize, Noted>>,
-    /// Whether nobody can make the file shorter.
+    /// Whether no process can make the file shorter.
     sealed: bool,
     liveness: Liveness,
-    /// Last, so that it is dropped after what points into it.
+    /// The last field, so that it is dropped after the fields that point into it.
     mapping: Mapping,
 }
 
-/// A block that this process has.
+/// What this process has noted about a block.
 struct Noted {
     len: usize,
-    /// Its kind, and how it is accessed.
+    /// The block's kind, and how it is accessed.
     tag: u128,
-    /// `Some` of a block that was made here and never sent: how many children had been forked by then. As long as none has
-    /// been forked since, no other process has a handle of it. So a handle that is received is made up, and is refused; if it
-    /// were taken, there would be two that are dropped one after the other, and the first would give the memory away.
+    /// `Some` for a block that was created here and never sent: how many children had been forked
+    /// at its creation. As long as no child has been forked since, no other process has a handle of
+    /// the block. A handle that is received nevertheless was made up, and is refused. If it were
+    /// accepted, there would be two independent handles, and dropping the first would free the
+    /// memory under the second.
     unsent: Option<u64>,
 }
 
 impl Noted {
-    /// No other process has a handle of it.
+    /// Whether no other process has a handle of the block.
     fn is_only_ours(&self) -> bool {
         self.unsent == Some(fork::children())
     }
 }
 
-/// A block that was received: whether it can be what its sender says.
+/// Reason for refusing a received block that is not within its segment.
 pub(crate) const BEYOND: &str = "it is not within its memory";
 const OVERLAPS: &str = "it overlaps another object";
 const UNSENT: &str = "this process has never sent it";
 
-/// Device and number.
+/// Device and inode number of a file.
 pub(crate) type Inode = (u64, u64);
 
 struct Mapping {
@@ -110,7 +116,8 @@ struct Mapping {
     len: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; what is done with its content is said where it is done.
+// SAFETY: a mapping belongs to the process, not to a thread. Accesses to its content are argued
+// where they happen.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -118,7 +125,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(descriptor: &OwnedFd, len: usize) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a fresh mapping where the kernel chooses.
+        // SAFETY: this creates a new mapping at an address that the kernel chooses.
         let at = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, descriptor, 0)? };
         let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Mapping { at, len })
@@ -127,12 +134,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; whoever borrows from it has its `Segment`.
+        // SAFETY: `new` mapped it with this length. Whoever borrows from it holds its `Segment`.
         let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
     }
 }
 
-/// The segments of this process. A fork begins with none: of those that it has inherited, a lock may be held for ever.
+/// The segments of this process. A forked child begins with none: a lock of an inherited segment
+/// may be held forever, by a thread that does not exist in the child.
 #[derive(Default)]
 struct Table {
     segments: Mutex<HashMap<Inode, Weak<Segment>>>,
@@ -144,7 +152,7 @@ fn table() -> &'static Table {
 }
 
 impl Segment {
-    /// A new file with room for blocks of so many bytes together, zeroed.
+    /// Creates a zeroed file that has room for `room` bytes of blocks.
     pub(crate) fn create(name: &str, room: usize) -> io::Result<Arc<Self>> {
         let create = || {
             let descriptor = file::anonymous(name)?;
@@ -155,7 +163,8 @@ impl Segment {
         create().asked("shared memory (memfd_create, fallocate, fcntl, fstat, mmap)")
     }
 
-    /// As [`create`](Self::create), in a file that has no bytes yet, and that nothing keeps from being made shorter.
+    /// Creates a segment as [`create`](Self::create) does, in a file that has no bytes yet. The
+    /// file is not sealed, so it can still be made shorter.
     pub(crate) fn create_in(descriptor: OwnedFd, room: usize) -> io::Result<Arc<Self>> {
         let len = Self::fill(&descriptor, room)?;
         Self::begin(descriptor, len, false)
@@ -170,7 +179,8 @@ impl Segment {
         if i64::try_from(len).is_err() || isize::try_from(len).is_err() || !has_room_for(len as u64) {
             return Err(too_large());
         }
-        // All its memory now: want of memory is an error here, and nobody is killed by it later.
+        // Allocate all memory now, so that a lack of memory is an error here. Otherwise a later
+        // access would be killed by a signal.
         file::allocate(descriptor, 0, len as u64)?;
         Ok(len)
     }
@@ -185,13 +195,15 @@ impl Segment {
         Ok(segment)
     }
 
-    /// What another process has made; the same one as before, if it is here already.
+    /// Opens a segment that another process has created. Returns the existing `Segment` if this
+    /// process has mapped the file already.
     pub(crate) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
         let stat = fstat(&*descriptor)?;
         Self::open_any(descriptor, &stat, true)
     }
 
-    /// As [`open`](Self::open), for a file that has a name: nothing keeps it from being made shorter by this user's programs.
+    /// Opens a segment as [`open`](Self::open) does, for a file that has a name. Other programs of
+    /// this user can make such a file shorter.
     pub(crate) fn open_named(file: OwnFile) -> io::Result<Arc<Self>> {
         Self::open_any(file.descriptor, &file.stat, false)
     }
@@ -200,7 +212,7 @@ impl Segment {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let inode = (stat.st_dev, stat.st_ino);
         let could_shrink = || invalid("its memory could shrink");
-        // It may be here by its name, which asks for no seals.
+        // The file may be mapped already through its name, where no seals were required.
         let enough = |segment: Arc<Self>| match segment.sealed || !sealed {
             true => Ok(segment),
             false => Err(could_shrink()),
@@ -209,11 +221,12 @@ impl Segment {
         if let Some(segment) = known {
             return enough(segment);
         }
-        // Other files than memory have no seals, which is an error here.
+        // Files that are not in memory have no seals, so the call fails for them.
         if sealed && !fcntl_get_seals(&*descriptor)?.contains(SealFlags::SHRINK) {
             return Err(could_shrink());
         }
-        // Sealed: not less than this, for ever.
+        // The file is sealed, so it can never become shorter than this. For a named file, see
+        // `OwnFile`.
         let len = usize::try_from(stat.st_size).map_err(|_| invalid("a negative length"))?;
         if len < LINE || isize::try_from(len).is_err() {
             return Err(invalid("no memory of this library"));
@@ -233,7 +246,9 @@ impl Segment {
                 ),
             ));
         }
-        // Another thread may have been quicker. The one that is too much is dropped after the table is free.
+        // Another thread may have mapped the file meanwhile. Then this thread's segment is
+        // superfluous. It is dropped after the table is unlocked, because `drop` locks the table
+        // again.
         let mut segments = lock(&table().segments);
         if let Some(other) = segments.get(&inode).and_then(Weak::upgrade) {
             drop(segments);
@@ -248,16 +263,17 @@ impl Segment {
         let stat = fstat(&*descriptor)?;
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
         let mapping = Mapping::new(&descriptor, len)?;
-        // SAFETY: within the mapping (`len` is a page at least, or checked by `open`) and aligned, since that begins a page.
+        // SAFETY: the head is within the mapping (`len` is at least a page, or was checked by
+        // `open_any`), and aligned, because the mapping begins at a page.
         let users = unsafe { NonNull::from(&mapping.at.cast::<Head>().as_ref().users) };
-        // SAFETY: the mapping is dropped after it.
+        // SAFETY: the mapping is dropped after `liveness`.
         let liveness = unsafe { Liveness::new(Arc::clone(&descriptor), users)? };
         let blocks = Mutex::default();
         Ok(Arc::new(Segment { descriptor, inode, origin: Origin::here(), blocks, sealed, liveness, mapping }))
     }
 
     fn head(&self) -> &Head {
-        // SAFETY: within the mapping, as in `map`; all atomics.
+        // SAFETY: within the mapping, as in `map`. All fields are atomics.
         unsafe { self.mapping.at.cast::<Head>().as_ref() }
     }
 
@@ -281,7 +297,8 @@ impl Segment {
         &self.liveness
     }
 
-    /// Whether this process is a fork of the one that mapped it; then nothing is allocated in it or freed.
+    /// Whether this process is a fork of the process that mapped the segment. A fork allocates and
+    /// frees nothing in it.
     pub(crate) fn forked(&self) -> bool {
         self.origin.forked()
     }
@@ -292,9 +309,12 @@ impl Segment {
             && offset.checked_add(len).is_some_and(|end| end <= self.len())
     }
 
-    /// Notes a block that this process makes, and has it zeroed by `clear` before anybody can receive it. `false` if it is not
-    /// within the file, or if anything is noted there: also a block that looks the same, for somebody may have made up a
-    /// handle of what was to come next.
+    /// Notes a block that this process creates. Runs `clear`, which zeroes the block, before any
+    /// handle of it can be received.
+    ///
+    /// Returns `false` if the block is not within the file, or if any noted block overlaps it. This
+    /// includes a block that looks the same, because a peer may have made up a handle of the block
+    /// that was to be allocated next.
     pub(crate) fn note_new(&self, offset: usize, len: usize, tag: u128, clear: impl FnOnce()) -> bool {
         if !self.is_within(offset, len) {
             return false;
@@ -308,8 +328,10 @@ impl Segment {
         free
     }
 
-    /// Notes a block that another process has sent, or refuses it. `tag` says what it is, and reads its head for that: not
-    /// before it is certain that nothing else of this process is there, and while nothing comes there.
+    /// Notes a block that another process has sent, or refuses it.
+    ///
+    /// `tag` reads the block's head and returns what it says. It is called only when nothing else
+    /// of this process is at that place, and nothing can be placed there during the call.
     pub(crate) fn note_received(
         &self,
         offset: usize,
@@ -321,6 +343,8 @@ impl Segment {
         }
         let mut blocks = lock(&self.blocks);
         match blocks.get(&offset) {
+            // A handle of a known block may be received any number of times, if it describes the
+            // same block.
             Some(noted) if noted.is_only_ours() => Err(UNSENT),
             Some(noted) if noted.len == len && noted.tag == tag()? => Ok(()),
             Some(_) => Err(OVERLAPS),
@@ -332,9 +356,10 @@ impl Segment {
         }
     }
 
-    /// From now on other processes may have the block.
+    /// Notes that other processes may have the block from now on.
     pub(crate) fn note_sent(&self, offset: usize) {
-        // In a fork the table may be locked for ever, and what it has inherited is the parent's to note: `children`.
+        // In a fork the lock may be held forever. There is nothing to note either: `is_only_ours`
+        // compares the number of children, so the parent already knows that its fork has the block.
         if self.forked() {
             return;
         }
@@ -343,8 +368,11 @@ impl Segment {
         }
     }
 
-    /// The last handle of a block goes. If no other process can have one, the block is no more, `clear` makes it none for
-    /// those who look at the memory, and its place may be used again: `true`.
+    /// Forgets a block whose last handle in this process is being dropped, if no other process can
+    /// have a handle of it.
+    ///
+    /// In that case it runs `clear`, which invalidates the block's head in memory, and returns
+    /// `true`. The block's place may then be reused.
     pub(crate) fn forget_if_only_ours(&self, offset: usize, clear: impl FnOnce()) -> bool {
         if self.forked() {
             return false;
@@ -359,23 +387,28 @@ impl Segment {
     }
 }
 
-/// Whether nothing that is noted overlaps these bytes; they are within the file.
+/// Whether these bytes overlap no noted block. The bytes are within the file.
 fn is_free(blocks: &BTreeMap<usize, Noted>, offset: usize, len: usize) -> bool {
     let end = offset.saturating_add(len);
+    // Noted blocks do not overlap. So of those that begin before `end`, the last one also ends
+    // last.
     blocks.range(..end).next_back().is_none_or(|(other, noted)| other.saturating_add(noted.len) <= offset)
 }
 
-/// A file that can be made shorter, which is a signal that ends whoever looks at what is not there any more: so it is one that
-/// nobody can open for writing but this user and root, who can end this process anyway.
+/// A file that only this user and root can open for writing.
+///
+/// Such a file can be made shorter, and accessing memory beyond its new end raises a signal that
+/// kills the process. Only this user and root can do that, and they could kill this process anyway.
 #[derive(Debug)]
 pub(crate) struct OwnFile {
     descriptor: Arc<OwnedFd>,
-    /// When it was looked at.
+    /// The file's metadata at the time of the check.
     stat: Stat,
 }
 
 impl OwnFile {
-    /// Looks at what was opened, or received: a path says nothing about it.
+    /// Checks a file that was opened or received. It looks at the open file, because a path may
+    /// name another file by now.
     pub(crate) fn check(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
         let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let stat = fstat(&*descriptor)?;
@@ -389,7 +422,7 @@ impl OwnFile {
         Ok(OwnFile { descriptor, stat })
     }
 
-    /// Whether its content says that this library has made it.
+    /// Whether the file's first bytes say that this library created it.
     pub(crate) fn has_magic(&self) -> bool {
         let mut begin = [0; MAGIC.len()];
         let read = retry(|| pread(&*self.descriptor, &mut begin, 0));
@@ -411,7 +444,7 @@ impl Drop for Segment {
     fn drop(&mut self) {
         if !self.forked() {
             let mut segments = lock(&table().segments);
-            // It may have been received again meanwhile.
+            // Another thread may have received the segment again meanwhile.
             if segments.get(&self.inode).is_some_and(|other| other.strong_count() == 0) {
                 segments.remove(&self.inode);
             }

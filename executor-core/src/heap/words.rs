@@ -1,9 +1,11 @@
-//! Plain data in memory that others may write at any moment: read and written through atomics, in words as large as the
-//! type's alignment allows.
+//! Reads and writes plain data in memory that other processes may write at any moment. All access
+//! is through atomic words that are as large as the type's alignment allows.
 //!
-//! So a race is no undefined behaviour, whoever takes part in it: at worst a value is half old and half new, which for
-//! plain data is a value too. What fits into one word is never torn. That holds as long as all use words of one width, so a
-//! block says how it is accessed (`Access` in `block.rs`), and a handle of another type is refused.
+//! So a data race is not undefined behaviour, whichever process takes part in it. The worst outcome
+//! is a value that is half old and half new, which is still a valid value of plain data. A value
+//! that fits into one word is never torn. This holds only if all processes use words of the same
+//! width. So each block records how it is accessed (`Access` in `block.rs`), and a handle with
+//! another type is refused.
 
 use std::{
     mem::MaybeUninit,
@@ -19,7 +21,8 @@ use bytemuck::Pod;
 macro_rules! by_words {
     ($at:expr, $count:expr, $atomic:ty, $word:ident, $each:expr) => {{
         for index in 0..$count / size_of::<$atomic>() {
-            // SAFETY: within what the caller promises, aligned as the caller's type is, which is as much as this one.
+            // SAFETY: the word lies within the memory that the caller promises. It is aligned,
+            // because the caller's type is aligned at least as strictly as this atomic.
             let $word = unsafe { &*$at.cast::<$atomic>().as_ptr().add(index) };
             $each(index, $word);
         }
@@ -29,7 +32,8 @@ macro_rules! by_words {
 macro_rules! load_words {
     ($at:expr, $out:expr, $count:expr, $atomic:ty, $plain:ty) => {
         by_words!($at, $count, $atomic, word, |index: usize, word: &$atomic| {
-            // SAFETY: `out` has room for as many bytes, and is aligned as the shared type is.
+            // SAFETY: `out` has room for the same number of bytes, and the same alignment as the
+            // shared type.
             unsafe { $out.cast::<$plain>().add(index).write(word.load(Ordering::Acquire)) }
         })
     };
@@ -38,17 +42,19 @@ macro_rules! load_words {
 macro_rules! store_words {
     ($at:expr, $from:expr, $count:expr, $atomic:ty, $plain:ty) => {
         by_words!($at, $count, $atomic, word, |index: usize, word: &$atomic| {
-            // SAFETY: `from` has as many bytes, initialised, aligned as the shared type is.
+            // SAFETY: `from` has the same number of initialised bytes, and the same alignment as
+            // the shared type.
             word.store(unsafe { $from.cast::<$plain>().add(index).read() }, Ordering::Release)
         })
     };
 }
 
-/// Copies `count` values out.
+/// Copies `count` values from shared memory to `out`.
 ///
 /// # Safety
-/// `at` is aligned for `T` and has memory for so many that lives meanwhile, and to which this process has no reference
-/// but atomic ones. `out` has room for them.
+/// `at` is aligned for `T`, and memory for `count` values begins there and stays valid during the
+/// call. This process has no references to that memory except to atomics. `out` has room for the
+/// values.
 pub(crate) unsafe fn load_all<T: Pod>(at: NonNull<u8>, out: *mut T, count: usize) {
     let bytes = size_of::<T>() * count;
     match align_of::<T>() {
@@ -59,10 +65,10 @@ pub(crate) unsafe fn load_all<T: Pod>(at: NonNull<u8>, out: *mut T, count: usize
     }
 }
 
-/// Copies `count` values in.
+/// Copies `count` values from `from` to shared memory.
 ///
 /// # Safety
-/// As [`load_all`]; `from` has so many.
+/// The requirements of [`load_all`] apply to `at`. `from` holds `count` values.
 pub(crate) unsafe fn store_all<T: Pod>(at: NonNull<u8>, from: *const T, count: usize) {
     let bytes = size_of::<T>() * count;
     match align_of::<T>() {
@@ -73,33 +79,37 @@ pub(crate) unsafe fn store_all<T: Pod>(at: NonNull<u8>, from: *const T, count: u
     }
 }
 
-/// As [`load_all`], one.
+/// Reads one value, as [`load_all`] does.
 ///
 /// # Safety
-/// As there.
+/// Same as for [`load_all`].
 pub(crate) unsafe fn load<T: Pod>(at: NonNull<u8>) -> T {
     let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the caller's promise. All its bytes are written, and plain data has no padding and takes any bytes.
+    // SAFETY: the caller's promise. `load_all` writes all bytes of the value, and plain data has no
+    // padding and accepts any bytes.
     unsafe {
         load_all(at, value.as_mut_ptr(), 1);
         value.assume_init()
     }
 }
 
-/// As [`store_all`], one.
+/// Writes one value, as [`store_all`] does.
 ///
 /// # Safety
-/// As there.
+/// Same as for [`store_all`].
 pub(crate) unsafe fn store<T: Pod>(at: NonNull<u8>, value: &T) {
     // SAFETY: the caller's promise.
     unsafe { store_all(at, value, 1) }
 }
 
-/// Copies bytes out, from `from` on. All access is by whole words, so that all who touch a byte do so by the same atomic.
+/// Copies bytes out of shared memory, starting at byte `from`.
+///
+/// It always reads whole words, so that every access to a byte uses the same atomic.
 ///
 /// # Safety
-/// `at` is aligned to 8 and begins a whole number of words that live meanwhile, to which this process has no reference but
-/// atomic ones of the same width; `from` and as many as are copied lie within.
+/// `at` is aligned to 8 and is the start of a whole number of words that stay valid during the
+/// call. This process has no references to these words except to atomics of the same width. The
+/// copied bytes lie within these words.
 pub(crate) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
     // SAFETY: the caller's promise.
     let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
@@ -113,10 +123,13 @@ pub(crate) unsafe fn load_bytes(at: NonNull<u8>, from: usize, out: &mut [u8]) {
     }
 }
 
-/// Copies bytes in, from `from` on. Of a word that is written in part, the rest stays as it is, whoever writes there meanwhile.
+/// Copies bytes into shared memory, starting at byte `from`.
+///
+/// Where a word is written only in part, its other bytes keep their value, even if another process
+/// writes them at the same time.
 ///
 /// # Safety
-/// As [`load_bytes`].
+/// Same as for [`load_bytes`].
 pub(crate) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
     // SAFETY: the caller's promise.
     let word = |index: usize| unsafe { &*at.cast::<AtomicU64>().as_ptr().add(index) };
@@ -128,6 +141,8 @@ pub(crate) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
         if let Ok(whole) = <[u8; 8]>::try_from(part) {
             word(index).store(u64::from_ne_bytes(whole), Ordering::Release);
         } else {
+            // Part of a word: a plain read and write could undo what another process writes to
+            // the rest of it.
             let changed = |old: u64| {
                 let mut bytes = old.to_ne_bytes();
                 bytes[within..within + count].copy_from_slice(part);
@@ -142,21 +157,23 @@ pub(crate) unsafe fn store_bytes(at: NonNull<u8>, from: usize, bytes: &[u8]) {
 /// Writes zeros.
 ///
 /// # Safety
-/// `at` is aligned to 8 and begins so many bytes, a whole number of words, that live meanwhile, to which this process has no
-/// reference but atomic ones of this width.
+/// `at` is aligned to 8. `bytes` bytes, a whole number of words, begin there and stay valid during
+/// the call. This process has no references to them except to atomics of this width.
 pub(crate) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
     by_words!(at, bytes, AtomicU64, word, |_, word: &AtomicU64| word.store(0, Ordering::Release));
 }
 
-/// The integers of Rust that have atomic operations.
+/// An integer type that has atomic operations.
 ///
-/// It is implemented for them, and cannot be for others.
+/// The trait is sealed. It is implemented for all integers of Rust that have an atomic type.
 pub trait Integer: Pod + sealed::Sealed {
     #[doc(hidden)]
     fn plus(self, other: Self) -> Self;
 
+    /// Adds `value` to the integer at `at`, and returns what was there before.
+    ///
     /// # Safety
-    /// As [`load`].
+    /// Same as for [`load`].
     #[doc(hidden)]
     unsafe fn add_to(at: NonNull<u8>, value: Self) -> Self;
 }
@@ -175,7 +192,8 @@ macro_rules! integers {
             }
 
             unsafe fn add_to(at: NonNull<u8>, value: Self) -> Self {
-                // SAFETY: the caller's promise. Blocks are aligned to 16, so as this atomic needs it.
+                // SAFETY: the caller's promise. Blocks are aligned to 16, which is enough for this
+                // atomic.
                 unsafe { &*at.cast::<$atomic>().as_ptr() }.fetch_add(value, Ordering::AcqRel)
             }
         }
@@ -199,7 +217,7 @@ integers! {
 mod tests {
     use super::*;
 
-    /// Plain memory, so that Miri sees what is done with it.
+    /// Ordinary memory, so that Miri can check the accesses to it.
     fn memory() -> Vec<AtomicU64> {
         (0..8_u64).map(|index| AtomicU64::new(u64::from_ne_bytes([index as u8; 8]))).collect()
     }
@@ -213,7 +231,7 @@ mod tests {
         let at = at(&memory);
         let mut out = values;
         out.reverse();
-        // SAFETY: memory for eight words, aligned to 8; nobody else has it.
+        // SAFETY: memory for eight words, aligned to 8, which nothing else uses.
         unsafe {
             store_all(at, values.as_ptr(), values.len());
             load_all(at, out.as_mut_ptr(), out.len());
@@ -243,7 +261,8 @@ mod tests {
                 let memory = memory();
                 let bytes: Vec<u8> = (0..len).map(|index| 100 + index as u8).collect();
                 let (mut out, mut around) = (vec![0; len], vec![0; whole.len()]);
-                // SAFETY: memory for eight words, aligned to 8; nobody else has it, and all that is asked for lies within.
+                // SAFETY: memory for eight words, aligned to 8, which nothing else uses. All bytes
+                // of the calls lie within it.
                 unsafe {
                     store_bytes(at(&memory), from, &bytes);
                     load_bytes(at(&memory), from, &mut out);
@@ -262,7 +281,7 @@ mod tests {
         fn check<T: Integer + PartialEq + std::fmt::Debug>(value: T, other: T) {
             let memory = memory();
             let at = at(&memory);
-            // SAFETY: memory for eight words, aligned to 8; nobody else has it.
+            // SAFETY: memory for eight words, aligned to 8, which nothing else uses.
             let (before, after) = unsafe {
                 store(at, &value);
                 (T::add_to(at, other), load::<T>(at))
@@ -284,7 +303,7 @@ mod tests {
                 let memory = &memory;
                 scope.spawn(move || {
                     for round in 0..if cfg!(miri) { 20 } else { 1000 } {
-                        // SAFETY: as above; the other thread writes by the same atomics.
+                        // SAFETY: as above. The other thread writes through the same atomics.
                         unsafe { store_bytes(at(memory), half * 4, &[(round % 100) as u8; 4]) };
                     }
                     // SAFETY: as above.
