@@ -1,4 +1,4 @@
-//! Where a listener is.
+//! The address of a listener.
 
 use std::{
     ffi::OsStr,
@@ -9,10 +9,11 @@ use std::{
     str::FromStr,
 };
 
-/// Where a [`Listener`](crate::Listener) is to be found.
+/// The address of a [`Listener`](crate::Listener).
 ///
-/// As text: `127.0.0.1:5000`, `[::1]:5000` and `localhost:5000` are TCP; what begins with `/` or `.` is the path of a Unix
-/// socket; what begins with `@` is an abstract Unix socket, a name without a file. Anything else is an error.
+/// Its text form selects the kind. `127.0.0.1:5000`, `[::1]:5000` and `localhost:5000` are TCP.
+/// Text that begins with `/` or `.` is the path of a Unix socket. Text that begins with `@` is the
+/// name of an abstract Unix socket, which has no file. Anything else is an error.
 ///
 /// ```
 /// use executor::Address;
@@ -25,23 +26,25 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// A host, by name or number, and a port. Port 0 lets the system choose one.
+    /// A host, by name or number, and a port. With port 0 the system chooses a free port.
     Tcp(String, u16),
     /// The path of a Unix socket. It must be shorter than 108 bytes.
     Unix(PathBuf),
-    /// A name of Linux's own for Unix sockets, without a file, gone with its listener. An empty one lets the system choose.
-    /// Any user of the machine can connect to it: use a key.
+    /// The name of an abstract Unix socket, which only Linux has. It has no file and disappears
+    /// with its listener. With an empty name the library chooses one. Any user of the machine can
+    /// connect to it, so use a key.
     Abstract(Vec<u8>),
 }
 
 impl Address {
-    /// One that the system chooses: abstract, so that there is no file to be left behind.
+    /// Returns an address that lets the library choose an unused abstract name. It leaves no file
+    /// behind.
     pub fn any() -> Self {
         Address::Abstract(Vec::new())
     }
 }
 
-/// An address of no form that is known here.
+/// The error for text that is not a valid address.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is no address here: {reason}; write `host:port`, `/path` or `@name`")]
 pub struct AddressError {

@@ -1,4 +1,4 @@
-//! Who is at the other end: both sides prove that they know the same key, and neither tells it.
+//! Authentication: both sides prove that they know the same key, and neither sends it.
 //!
 //! ```text
 //!  client                                             listener
@@ -9,13 +9,19 @@
 //!  checked
 //! ```
 //!
-//! HMAC-SHA-256. The digests of the two sides differ in a word, so that none can be sent back to where it came from, and
-//! each depends on both nonces, so that none is of use a second time. They are compared in constant time. Before
-//! that, no byte of the peer's is decoded, and it can take 80 bytes of memory at most. Each message is heard once, in this
-//! order: who repeats one, or says another, is cut off.
+//! The MAC is HMAC-SHA-256. Four rules make the exchange safe:
 //!
-//! What it is not: nothing is encrypted, and who can change packets on the way can do so after it. A client can be
-//! connected through to a listener by someone between, as with every scheme of this kind.
+//! - The digests of the two sides include a different word, so no digest can be sent back to the
+//!   side that made it.
+//! - Each digest depends on both nonces, so it is useless in another handshake.
+//! - Digests are compared in constant time.
+//! - Before the check, no byte from the peer is decoded, and the peer can make us allocate at most
+//!   80 bytes. Each message is accepted once and in this order. A peer that repeats a message or
+//!   sends another one is cut off.
+//!
+//! What it does not provide: nothing is encrypted, and an attacker who can change packets on the
+//! way can change them after the handshake. A man in the middle can relay the handshake between a
+//! client and a listener, as with every scheme of this kind.
 
 use std::{fmt, io};
 
@@ -25,16 +31,18 @@ use sha2::{Digest, Sha256};
 use super::message::Kind;
 use crate::os::random;
 
+/// Length of a nonce in bytes.
 const NONCE: usize = 32;
+/// Length of a digest in bytes.
 const DIGEST: usize = 32;
 
-/// The longest message of a handshake.
+/// Maximum length of a message of the handshake.
 pub(super) const LEN_MAX: u64 = (NONCE + DIGEST) as u64;
 
-/// What both sides of a connection know.
+/// The secret that both sides of a connection know.
 ///
-/// It can be empty, which still means that both sides ask for it. It cannot be printed or serialised: whoever sends it does
-/// so by hand.
+/// It can be empty. Both sides then still authenticate. It cannot be printed or serialized, so a
+/// program that wants to send it has to handle the bytes explicitly.
 ///
 /// ```
 /// use executor::AuthKey;
@@ -48,12 +56,12 @@ pub(super) const LEN_MAX: u64 = (NONCE + DIGEST) as u64;
 pub struct AuthKey(Box<[u8]>);
 
 impl AuthKey {
-    /// These bytes. 32 random ones are as good as it gets.
+    /// Makes a key of these bytes. 32 random bytes are as strong as a key gets.
     pub fn new(bytes: impl AsRef<[u8]>) -> Self {
         AuthKey(bytes.as_ref().into())
     }
 
-    /// 32 random bytes.
+    /// Makes a key of 32 random bytes.
     ///
     /// # Errors
     /// If the system has no random numbers yet.
@@ -61,13 +69,15 @@ impl AuthKey {
         Ok(AuthKey(random::bytes::<32>()?.into()))
     }
 
-    /// The bytes, to be given to the other side.
+    /// Returns the bytes, to be given to the other side.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
+    /// Returns the MAC of one side over both nonces.
     fn digest(&self, side: Side, listener: &[u8; NONCE], client: &[u8; NONCE]) -> Hmac<Sha256> {
-        // Its digest as the key: HMAC itself takes an empty one and a zero byte for the same.
+        // Use the digest of the key, not the key itself: HMAC pads short keys with zeros, so it
+        // would take an empty key and a key of one zero byte for the same.
         let key = Sha256::digest(&self.0);
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("keys of HMAC have any length");
         mac.update(match side {
@@ -81,7 +91,7 @@ impl AuthKey {
 }
 
 impl PartialEq for AuthKey {
-    /// By their digests, in constant time.
+    /// Compares the digests of the keys in constant time.
     fn eq(&self, other: &Self) -> bool {
         let own = self.digest(Side::Client, &[0; NONCE], &[0; NONCE]).finalize().into_bytes();
         other.digest(Side::Client, &[0; NONCE], &[0; NONCE]).verify_slice(&own).is_ok()
@@ -102,14 +112,14 @@ enum Side {
     Listener,
 }
 
-/// Why a peer was not believed.
+/// The reason why authentication failed.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
     /// The peer does not know the key.
     #[error("the peer's key is another one")]
     WrongKey,
-    /// The peer has not believed us: its key is another one, or it has none.
+    /// The peer did not accept our proof: it has a different key or none.
     #[error("the peer has refused: its key is another one")]
     Refused,
     /// One side has a key, and the other has none.
@@ -117,36 +127,42 @@ pub enum AuthError {
         "the peer does not authenticate: one side has a key and the other has none, or it speaks another protocol"
     )]
     NotAsked,
-    /// It did not happen in time.
+    /// The peer did not authenticate within the time limit.
     #[error("the peer did not authenticate in time")]
     TimedOut,
-    /// The peer went away before it was done.
+    /// The peer closed the connection during the handshake.
     #[error("the peer closed the connection before it was authenticated")]
     Closed,
 }
 
 crate::debug::debug_is_display!(AuthError);
 
-/// What a side says next, and whether it is done then. There is no step that only waits: each message of the peer brings the
-/// handshake nearer to its end, or ends it, so a peer that goes on talking is done with after a fixed number of messages.
+/// The next action of a side.
+///
+/// There is no step that only waits. Each message of the peer brings the handshake nearer to its
+/// end or ends it. So the handshake is over after a fixed number of messages, even if the peer
+/// keeps sending.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The next message is expected.
+    /// Expect the next message.
     Listen,
+    /// Send a message and expect the next one.
     Say(Kind, Vec<u8>),
-    /// The last word, and the peer is believed.
+    /// Send the last message. The peer is authenticated.
     SayAndBelieve(Kind, Vec<u8>),
+    /// The peer is authenticated.
     Believe,
-    /// The last word, and it is not.
+    /// Send the last message. The peer is not authenticated.
     SayAndFail(Kind, AuthError),
 }
 
-/// What was said where it does not belong.
+/// The step after a message that is not expected in the current state.
 const OUT_OF_TURN: Step = Step::SayAndFail(Kind::Refused, AuthError::NotAsked);
 
-/// The listener's side of a handshake. Pure: messages in, messages out.
+/// The listener's side of a handshake, as a state machine: messages in, messages out.
 ///
-/// Each state comes once and in this order. Whatever is said in the wrong one ends it, also what was right before.
+/// Each state is entered once and in this order. A message in the wrong state ends the handshake,
+/// even if it would have been right earlier.
 pub(super) enum Listening {
     /// Expects a hello.
     Challenged {
@@ -160,14 +176,14 @@ pub(super) enum Listening {
 }
 
 impl Listening {
-    /// Begins with a challenge.
+    /// Starts a handshake with a challenge.
     pub(super) fn begin() -> io::Result<(Self, (Kind, Vec<u8>))> {
         let nonce = random::bytes()?;
         Ok((Listening::Challenged { nonce }, (Kind::Challenge, nonce.to_vec())))
     }
 
     pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> Step {
-        // Over, unless a message takes it to the next state.
+        // The state is `Over` unless the message leads to the next state.
         match (std::mem::replace(self, Listening::Over), kind) {
             (Listening::Challenged { nonce }, Kind::Hello) if said.is_empty() => {
                 *self = Listening::Greeted { nonce };
@@ -188,7 +204,7 @@ impl Listening {
     }
 }
 
-/// The client's.
+/// The client's side of a handshake, as a state machine.
 pub(super) enum Asking {
     /// Expects a challenge.
     Begun,
@@ -226,6 +242,7 @@ impl Asking {
     }
 }
 
+/// Splits the body of an answer into the client's nonce and its digest.
 fn nonce_and_digest(said: &[u8]) -> Option<(&[u8; NONCE], &[u8])> {
     let (nonce, digest) = said.split_first_chunk()?;
     (digest.len() == DIGEST).then_some((nonce, digest))
@@ -235,7 +252,7 @@ fn nonce_and_digest(said: &[u8]) -> Option<(&[u8; NONCE], &[u8])> {
 mod tests {
     use super::*;
 
-    /// Both sides, and what each ends with.
+    /// Runs a handshake. Returns the result of each side.
     fn meet(listener: &AuthKey, client: &AuthKey) -> (Result<(), AuthError>, Result<(), AuthError>) {
         let (mut listening, challenge) = Listening::begin().unwrap();
         let (mut asking, hello) = Asking::begin();
@@ -266,7 +283,7 @@ mod tests {
         assert_eq!(meet(&empty, &one).0, Err(AuthError::WrongKey));
     }
 
-    /// One that has heard the hello.
+    /// Returns a listener's side that has received the hello.
     fn greeted() -> (Listening, (Kind, Vec<u8>)) {
         let (mut listening, challenge) = Listening::begin().unwrap();
         assert_eq!(listening.hear(&AuthKey::new(""), Kind::Hello, &[]), Step::Listen);
@@ -290,7 +307,7 @@ mod tests {
         let (mut later, _) = greeted();
         let step = later.hear(&key, Kind::Answer, &answer);
         assert_eq!(step, Step::SayAndFail(Kind::Refused, AuthError::WrongKey));
-        // One that is right is right once.
+        // A correct answer is accepted once.
         assert!(matches!(listening.hear(&key, Kind::Answer, &answer), Step::SayAndBelieve(..)));
         assert_eq!(listening.hear(&key, Kind::Answer, &answer), OUT_OF_TURN);
     }
@@ -326,7 +343,8 @@ mod tests {
         Kind::Refused,
     ];
 
-    /// How many messages it still hears before it ends, whatever they are.
+    /// Returns how many more messages the state accepts before the handshake ends, whatever they
+    /// are.
     fn left_of_listening(state: &Listening) -> usize {
         match state {
             Listening::Challenged { .. } => 2,
@@ -351,7 +369,8 @@ mod tests {
         for _ in 0..20_000 {
             let (mut listening, challenge) = Listening::begin().unwrap();
             let (mut asking, hello) = Asking::begin();
-            // What an honest peer would say, so that every state is reached; and anything else.
+            // The messages of an honest peer, so that every state is reached. Random ones are mixed
+            // in.
             let mut honest = vec![hello, challenge];
             for _ in 0..4 {
                 let pick = |random: &mut Sequence, honest: &[(Kind, Vec<u8>)]| match random.below(4) {
@@ -399,7 +418,7 @@ mod tests {
         assert!(believed > 100 && failed > 100, "{believed} {failed}");
     }
 
-    /// Numbers without a pattern.
+    /// A pseudo-random sequence (xorshift).
     struct Sequence(u64);
 
     impl Sequence {

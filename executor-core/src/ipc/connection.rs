@@ -1,4 +1,4 @@
-//! What users send through and receive from.
+//! The public ends of connections: `Connection`, `Sender` and `Receiver`.
 
 use std::{
     fmt, io,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::wire::attachment;
 
-/// Two connected ends: what one sends, the other receives, in both directions.
+/// Makes a pair of connected ends. What one end sends, the other receives, in both directions.
 ///
 /// ```
 /// use executor::{Connection, pipe, prelude::*};
@@ -53,13 +53,13 @@ use crate::wire::attachment;
 /// ```
 ///
 /// # Errors
-/// The system's, if it has no descriptor left.
+/// The system's, for example if the process has no descriptor left.
 pub fn pipe<S, R>() -> io::Result<(Connection<S, R>, Connection<R, S>)> {
     let (one, other) = Endpoint::pair()?;
     Ok((Connection::over(one), Connection::over(other)))
 }
 
-/// A one-way pipe: one end only sends, the other only receives.
+/// Makes a one-way pipe: one end only sends, the other only receives.
 ///
 /// ```
 /// let (sender, receiver) = executor::channel::<String>()?;
@@ -71,45 +71,55 @@ pub fn pipe<S, R>() -> io::Result<(Connection<S, R>, Connection<R, S>)> {
 /// ```
 ///
 /// # Errors
-/// The system's, if it has no descriptor left.
+/// The system's, for example if the process has no descriptor left.
 pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     let (one, other) = Endpoint::pair()?;
     Ok((Sender::over(one), Receiver::over(other)))
 }
 
-/// One end of a [`pipe`], or of what [`Listener`](crate::Listener) and [`Client`](crate::Client) make: sends `S`, receives
-/// `R`.
+/// One end of a connection: sends values of type `S` and receives values of type `R`.
+///
+/// Made by [`pipe`], [`Listener`](crate::Listener) and [`Client`](crate::Client).
 ///
 /// # Messages
 ///
-/// Each `send` is one message, whole and in order, of any length. Values are encoded as a task's arguments are. Bytes
-/// ([`send_bytes`](Self::send_bytes)) are messages of their own kind and go as they are.
+/// Each `send` sends one message. Messages arrive whole and in order and may have any length.
+/// Values are encoded like a task's arguments. Bytes ([`send_bytes`](Self::send_bytes)) are a
+/// separate kind of message and are sent unchanged.
 ///
-/// # It travels
+/// # Sending it to another process
 ///
-/// A connection may be an argument or a result of a task, part of either, or be sent through another connection or a
-/// queue; whoever receives it has the same end. The sender has it too until its own is dropped: the peer sees the end when
-/// the last one is gone. So do other handles inside a value (shared memory, queues, [`Transfer`](crate::Transfer)):
-/// descriptors ride on the message that they belong to. Over TCP nothing of that can travel, and is an error.
+/// A connection can be an argument or a result of a task, or a part of either. It can also be sent
+/// through another connection or a queue. The receiver gets a handle of the same end. The sender
+/// keeps its own handle until it is dropped, and the peer sees the end of the connection only when
+/// the last handle is gone.
 ///
-/// # Ends
+/// The same holds for other handles inside a value (shared memory, queues,
+/// [`Transfer`](crate::Transfer)): their descriptors are sent along with the message. Over TCP no
+/// handle can be sent, and an attempt is an error.
 ///
-/// When the last holder of the other end is gone, by whatever means, everything it had sent is received, and then
-/// [`Closed`](RecvError::Closed). Closing is dropping. Sending to a peer that is gone is an error, and sends no signal. A
-/// peer that lives and does not read makes `send` wait, once the system's buffer is full (some 200 KiB).
+/// # The end of a connection
+///
+/// When the last owner of the other end is gone, for whatever reason, everything it had sent can
+/// still be received. After that, receiving returns [`Closed`](RecvError::Closed). Dropping an end
+/// closes it. Sending to a peer that is gone returns an error and raises no signal. If a living
+/// peer does not read, `send` waits once the system's buffer is full (about 200 KiB).
 ///
 /// # Sharing
 ///
-/// All methods take `&self`, and threads may share an end: messages do not mix. Two *processes* that hold the same end
-/// at the same time may use it for messages up to 64 KiB, which go or come whole; of longer ones, the parts of two senders
-/// would meet, which the receiver notices ([`Invalid`](RecvError::Invalid)). Processes that share are better served by a
-/// [`Queue`](crate::Queue).
+/// All methods take `&self`, and threads may share an end: their messages do not mix.
+///
+/// Two *processes* that hold the same end at the same time may both use it for messages up to
+/// 64 KiB, which are sent and received whole. Longer messages go in parts, and the parts of two
+/// senders would mix. The receiver notices that and returns [`Invalid`](RecvError::Invalid). A
+/// [`Queue`](crate::Queue) is a better choice for processes that share.
 ///
 /// # Waiting and awaiting
 ///
-/// What has `async` in its name is awaited on any runtime, best on tokio's, and is cancel safe: a dropped future has taken no
-/// message, and what it had begun to send is continued by whoever sends next. The runtime must have its I/O driver on.
-/// To wait for several, see [`wait_any`](crate::wait_any).
+/// Methods with `async` in their name can be awaited on any runtime. tokio is the fastest, and must
+/// have its I/O driver enabled. The methods are cancel safe: a dropped future has taken no message,
+/// and if it had begun to send one, the next sender through this end sends the rest first. To wait
+/// for several connections, see [`wait_any`](crate::wait_any).
 pub struct Connection<S, R> {
     end: Box<Endpoint>,
     types: PhantomData<fn(S) -> R>,
@@ -129,11 +139,13 @@ pub struct Receiver<T> {
 
 macro_rules! sends {
     ($type:ty, [$($captured:ident),+]) => {
-        /// Sends a value; waits while there is no room for it. So two peers that both send some hundred KiB before either
-        /// receives wait for each other: receive between, or send from another thread.
+        /// Sends a value. Waits while the system's buffer is full.
+        ///
+        /// Two peers that both send some hundred KiB before either receives wait for each other for
+        /// ever. Receive in between, or send from another thread.
         ///
         /// # Errors
-        /// If it cannot be encoded (then nothing was sent), or the peer is gone.
+        /// If the value cannot be encoded, in which case nothing was sent, or if the peer is gone.
         pub fn send(&self, value: &$type) -> Result<(), SendError>
         where
             $type: Serialize,
@@ -141,11 +153,12 @@ macro_rules! sends {
             self.end.send_value(value)
         }
 
-        /// As [`send`](Self::send), awaited. The value is encoded at once.
+        /// Async version of [`send`](Self::send). The value is encoded by the call itself, not when
+        /// the future is polled.
         ///
         /// # Cancel safety
-        /// If the future is dropped, either nothing was sent, or, of a message longer than 64 KiB, a part, and whoever
-        /// sends next through this end sends the rest first.
+        /// If the future is dropped, either nothing was sent, or a part of a message longer than
+        /// 64 KiB. In the second case the next sender through this end sends the rest first.
         pub fn send_async<'a>(
             &'a self,
             value: &$type,
@@ -156,7 +169,7 @@ macro_rules! sends {
             self.end.send_value_async(value)
         }
 
-        /// This end as a `Sink`. An item is sent before the next one is taken.
+        /// Returns this end as a `Sink`. Each item is sent before the next one is accepted.
         pub fn sink(&self) -> impl Sink<$type, Error = SendError> + Send + Unpin
         where
             $type: Serialize,
@@ -167,7 +180,7 @@ macro_rules! sends {
             }))
         }
 
-        /// Sends bytes, as they are.
+        /// Sends bytes unchanged, without encoding them.
         ///
         /// # Errors
         /// If the peer is gone.
@@ -179,11 +192,12 @@ macro_rules! sends {
 
 macro_rules! receives {
     ($type:ty) => {
-        /// Waits for a value.
+        /// Waits for a value and returns it.
         ///
         /// # Errors
-        /// [`Closed`](RecvError::Closed) when the peer is gone and everything was received. [`Decode`](RecvError::Decode) if
-        /// the message is no such value; it is used up then.
+        /// [`Closed`](RecvError::Closed) if the peer is gone and everything was received.
+        /// [`Decode`](RecvError::Decode) if the message is not a value of this type. The message is
+        /// then used up.
         pub fn recv(&self) -> Result<$type, RecvError>
         where
             $type: DeserializeOwned,
@@ -191,10 +205,10 @@ macro_rules! receives {
             self.end.receive(u64::MAX, None, true)?.into_value()
         }
 
-        /// As [`recv`](Self::recv), if it is here already.
+        /// Like [`recv`](Self::recv), but does not wait.
         ///
         /// # Errors
-        /// [`Empty`](RecvError::Empty) if there is none.
+        /// As for [`recv`](Self::recv), and [`Empty`](RecvError::Empty) if no message is there.
         pub fn try_recv(&self) -> Result<$type, RecvError>
         where
             $type: DeserializeOwned,
@@ -202,10 +216,11 @@ macro_rules! receives {
             self.end.receive(u64::MAX, None, false)?.into_value()
         }
 
-        /// As [`recv`](Self::recv), waiting no longer than this.
+        /// Like [`recv`](Self::recv), but waits no longer than `limit`.
         ///
         /// # Errors
-        /// [`Empty`](RecvError::Empty) if none came. What has come of a long one is kept for the next call.
+        /// As for [`recv`](Self::recv), and [`Empty`](RecvError::Empty) if no message came. If a
+        /// part of a long message has arrived, it is kept for the next call.
         pub fn recv_timeout(&self, limit: Duration) -> Result<$type, RecvError>
         where
             $type: DeserializeOwned,
@@ -213,10 +228,10 @@ macro_rules! receives {
             self.end.receive(u64::MAX, deadline_in(Some(limit)), true)?.into_value()
         }
 
-        /// As [`recv`](Self::recv), awaited.
+        /// Async version of [`recv`](Self::recv).
         ///
         /// # Cancel safety
-        /// A future that is dropped has taken no message.
+        /// A dropped future has taken no message.
         pub async fn recv_async(&self) -> Result<$type, RecvError>
         where
             $type: DeserializeOwned,
@@ -224,8 +239,8 @@ macro_rules! receives {
             self.end.receive_async(u64::MAX).await?.into_value()
         }
 
-        /// All values to come, as a `Stream`. It ends when the peer is gone, and after an error that
-        /// [is the end](RecvError::is_end).
+        /// Returns a `Stream` of all values to come. It ends when the peer is gone, and after an
+        /// error that [is the end](RecvError::is_end).
         pub fn stream(&self) -> impl Stream<Item = Result<$type, RecvError>> + Send + Unpin
         where
             $type: DeserializeOwned,
@@ -240,26 +255,30 @@ macro_rules! receives {
             }))
         }
 
-        /// Waits for bytes.
+        /// Waits for a message of bytes and returns it.
         ///
         /// # Errors
-        /// As [`recv`](Self::recv).
+        /// As for [`recv`](Self::recv).
         pub fn recv_bytes(&self) -> Result<Vec<u8>, RecvError> {
             self.recv_bytes_max(u64::MAX)
         }
 
-        /// As [`recv_bytes`](Self::recv_bytes), of at most `max` bytes: from a peer that is not trusted.
+        /// Like [`recv_bytes`](Self::recv_bytes), but accepts at most `max` bytes. Use it with a
+        /// peer that is not trusted.
         ///
         /// # Errors
-        /// [`TooLong`](RecvError::TooLong), before the message takes memory. It stays where it is.
+        /// As for [`recv`](Self::recv), and [`TooLong`](RecvError::TooLong) for a longer message,
+        /// before memory is allocated for it. The message can still be received by another call.
         pub fn recv_bytes_max(&self, max: u64) -> Result<Vec<u8>, RecvError> {
             self.end.receive(max, None, true)?.into_user_bytes()
         }
 
-        /// As [`recv_bytes`](Self::recv_bytes), into a buffer: how many there were.
+        /// Like [`recv_bytes`](Self::recv_bytes), but copies the bytes into a buffer. Returns the
+        /// number of bytes.
         ///
         /// # Errors
-        /// [`TooShort`](RecvError::TooShort) with the message, if the buffer is.
+        /// As for [`recv`](Self::recv), and [`TooShort`](RecvError::TooShort) with the message if
+        /// the buffer is too short.
         pub fn recv_bytes_into(&self, buffer: &mut [u8]) -> Result<usize, RecvError> {
             let received = self.end.receive(u64::MAX, None, true)?;
             if received.kind == super::message::Kind::Bytes
@@ -271,17 +290,19 @@ macro_rules! receives {
             Err(RecvError::TooShort(received.into_user_bytes()?))
         }
 
-        /// As [`recv_bytes`](Self::recv_bytes), awaited; cancel safe.
+        /// Async version of [`recv_bytes`](Self::recv_bytes). Cancel safe.
         ///
         /// # Errors
-        /// As [`recv`](Self::recv).
+        /// As for [`recv`](Self::recv).
         pub async fn recv_bytes_async(&self) -> Result<Vec<u8>, RecvError> {
             self.end.receive_async(u64::MAX).await?.into_user_bytes()
         }
 
-        /// Whether there is something to receive, be it the end; waits at most `limit` for it, without one for ever.
+        /// Waits until there is something to receive, and returns whether there is. Waits at most
+        /// `limit`, or without limit if it is `None`.
         ///
-        /// Of a message longer than 64 KiB, what has come may be its beginning.
+        /// The end of the connection counts as something to receive. If a message is longer than
+        /// 64 KiB, `true` may mean that only its beginning has arrived.
         ///
         /// # Errors
         /// The system's.
@@ -295,7 +316,7 @@ impl<S, R> Connection<S, R> {
     sends!(S, [S, R]);
     receives!(R);
 
-    /// The same end for values of other types. What has been sent before is not changed by it.
+    /// Returns the same end for values of other types. Messages already sent are not affected.
     pub fn with_types<S2, R2>(self) -> Connection<S2, R2> {
         Connection { end: self.end, types: PhantomData }
     }
@@ -324,7 +345,8 @@ macro_rules! ends {
         }
 
         impl<$($param),+> AsFd for $name<$($param),+> {
-            /// To be waited for. To read or write it by other means breaks messages.
+            /// Returns the socket for waiting on it. Reading or writing it directly corrupts
+            /// messages.
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.end.socket().as_fd()
             }
@@ -333,10 +355,10 @@ macro_rules! ends {
         impl<$($param),+> TryFrom<OwnedFd> for $name<$($param),+> {
             type Error = io::Error;
 
-            /// An end that came to this process by other means.
+            /// Makes an end from a descriptor that came to this process by other means.
             ///
             /// # Errors
-            /// If the descriptor is not one of those that connections are made of.
+            /// If the descriptor is not a socket of a kind that connections use.
             fn try_from(descriptor: OwnedFd) -> io::Result<Self> {
                 Ok(Self::over(Endpoint::new(Arc::new(descriptor))?))
             }
@@ -347,6 +369,8 @@ macro_rules! ends {
                 let failed = |error: &dyn fmt::Display| {
                     ser::Error::custom(format_args!(concat!("a ", stringify!($name), ": {}"), error))
                 };
+                // A receiver gets only the socket. It could not continue a message that is half
+                // sent or half received in this process.
                 if !self.end.is_at_rest() {
                     return Err(failed(&"a part of a message has been sent or received through it, and the rest has not"));
                 }

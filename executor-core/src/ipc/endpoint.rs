@@ -1,8 +1,10 @@
 //! One end of a connection, untyped: messages in, messages out.
 //!
-//! Locks are held for one attempt, never while waiting, and no user's code runs under them. So what has arrived of a long
-//! message, or is still to be sent of one, is kept here and not on a stack: a wait may end at any moment, by a limit or
-//! because a future is dropped, and the next one goes on where it was. Threads that share an end see whole messages.
+//! Locks are held during one attempt to send or receive, never while waiting, and no user code runs
+//! while a lock is held. A wait may end at any moment, by a time limit or because a future is
+//! dropped. So the received part of a long message, and the part still to be sent, are kept in the
+//! endpoint and not on a stack, and the next attempt continues there. Threads that share an end see
+//! whole messages.
 
 use std::{
     cell::Cell,
@@ -40,22 +42,25 @@ use crate::{
     },
 };
 
-/// How many times an attempt asks the system, in either direction: some megabytes, which is more than the kernel keeps for
-/// one end. Less: more locking for long messages. More: a peer that sends without end keeps a lock, a runtime's thread, and
-/// a caller beyond its limit, for that long.
+/// Maximum number of system calls in one attempt, for either direction. That is some megabytes,
+/// more than the kernel buffers for one end.
+///
+/// A lower value means more locking for long messages. A higher value means that a peer that sends
+/// endlessly holds the lock, a runtime's thread, and a caller past its time limit for that long.
 const CALLS_MAX: usize = 128;
 
-/// A vector that grew beyond this is not kept for the next value.
+/// A vector with a larger capacity is freed instead of being kept for the next value.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
-    /// Room for a packet. Of the thread and not of the end: a process may have thousands of those.
+    /// Buffer for one packet. It belongs to the thread and not to the end, since a process may have
+    /// thousands of ends.
     static PACKET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    /// Room to encode into.
+    /// Buffer to encode values into.
     static VALUE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The thread's vector, for as long as this lives.
+/// The thread's packet buffer, for as long as this lives.
 struct Packet(Vec<u8>);
 
 impl Packet {
@@ -72,7 +77,7 @@ impl Drop for Packet {
     }
 }
 
-/// What was received.
+/// A received message.
 pub(super) struct Received {
     packet: Packet,
     body: Body,
@@ -80,12 +85,13 @@ pub(super) struct Received {
     descriptors: Vec<OwnedFd>,
 }
 
+/// Where the bytes of a message are.
 enum Body {
     InPacket(Range<usize>),
     Owned(Vec<u8>),
 }
 
-/// As [`Received`], whose packet is not here.
+/// Like [`Received`], without the packet buffer.
 struct Arrived {
     body: Body,
     kind: Kind,
@@ -114,7 +120,7 @@ impl Received {
         }
     }
 
-    /// As the user's own bytes.
+    /// Returns the bytes of a message that was sent as bytes.
     pub(super) fn into_user_bytes(self) -> Result<Vec<u8>, RecvError> {
         match self.kind {
             Kind::Bytes => Ok(self.into_bytes()),
@@ -123,7 +129,7 @@ impl Received {
         }
     }
 
-    /// As a value.
+    /// Decodes a message that was sent as a value.
     pub(super) fn into_value<T: DeserializeOwned>(self) -> Result<T, RecvError> {
         match self.kind {
             Kind::Value => {}
@@ -139,7 +145,7 @@ impl Received {
     }
 }
 
-/// A message of the handshake where there should be none.
+/// The error for a message of the handshake where there should be none.
 fn unexpected(kind: Kind) -> RecvError {
     RecvError::Invalid(
         match kind {
@@ -151,17 +157,18 @@ fn unexpected(kind: Kind) -> RecvError {
     )
 }
 
-/// See the module's opening.
+/// One end of a connection. See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     socket: Arc<OwnedFd>,
-    /// Keeps the borders of messages, and takes descriptors.
+    /// Whether the socket preserves packets and can transfer descriptors. Otherwise it is TCP.
     packets: bool,
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Outgoing>,
     readiness: Readiness,
 }
 
+/// The receiving half.
 #[derive(Debug, Default)]
 struct Incoming {
     assembler: Assembler,
@@ -169,6 +176,7 @@ struct Incoming {
     spin: Spin,
 }
 
+/// Why nothing more can be received.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Closed,
@@ -186,55 +194,61 @@ impl From<End> for RecvError {
     }
 }
 
+/// The sending half.
 #[derive(Debug, Default)]
 struct Outgoing {
-    /// How many messages were begun.
+    /// Number of messages whose sending has begun.
     begun: u64,
-    /// The last of them, if not all of it is sent.
+    /// The rest of the last of these messages, if it was not sent completely.
     rest: Option<Rest>,
-    /// The last one that was begun, and given up because the system refused.
+    /// The number of the last message that was begun and then given up because the system refused a
+    /// part of it.
     given_up: u64,
     closed: bool,
 }
 
+/// A message that was sent in part.
 #[derive(Debug)]
 struct Rest {
     progress: Progress,
-    /// The message from `from` on.
+    /// The bytes of the message from offset `from` on.
     bytes: Vec<u8>,
     from: usize,
 }
 
+/// How much of a message was sent.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     head: Head,
-    /// Bytes sent: of the message, and on a stream of its head as well.
+    /// Number of bytes sent. On a stream, the bytes of the head count too.
     at: usize,
+    /// Whether anything was sent. An empty message is sent too, so `at` cannot tell.
     begun: bool,
 }
 
-/// How far an attempt has come with what is to be sent.
+/// How far an attempt to push bytes has come.
 enum Pushed {
     All,
-    /// There is no room.
+    /// The socket's buffer is full.
     Full,
-    /// There is, but this was enough for one attempt.
+    /// There is space, but this attempt has made enough system calls.
     Enough,
 }
 
-/// How far sending has come.
+/// How far the sending of a new message has come.
 enum Sent {
     All,
-    /// Some of it; the rest will be sent before anything else, at once unless there is no room.
+    /// A part was sent. The rest is sent before any other message: at once, or when there is space
+    /// if the buffer is `full`.
     Part {
         number: u64,
         full: bool,
     },
-    /// Nothing.
+    /// Nothing was sent.
     Nothing,
 }
 
-/// What is to be sent.
+/// The bytes to send. Owned ones can be kept without a copy if only a part is sent.
 pub(super) enum Outgoings<'a> {
     Borrowed(&'a [u8]),
     Owned(&'a mut Vec<u8>),
@@ -249,7 +263,7 @@ impl Outgoings<'_> {
     }
 }
 
-/// A value, encoded.
+/// An encoded value with its attachments.
 pub(super) struct Encoded {
     pub(super) bytes: Vec<u8>,
     pub(super) attachments: Vec<Attachment>,
@@ -261,7 +275,7 @@ impl Encoded {
         let (encoded, attachments) = attachment::collect(|| Postcard::encode(value, &mut buffer));
         let bytes = buffer.into_vec();
         let this = Encoded { bytes, attachments };
-        // What was written before it failed goes back to be used again.
+        // Even if encoding failed, dropping `this` returns the buffer to be used again.
         encoded.map_err(|error| error.message)?;
         Ok(this)
     }
@@ -276,8 +290,10 @@ impl Drop for Encoded {
 }
 
 impl Endpoint {
+    /// Wraps a connected socket.
+    ///
     /// # Errors
-    /// If it is no connected socket of a kind that connections are made of.
+    /// If it is not a socket of a kind that connections use.
     pub(super) fn new(socket: Arc<OwnedFd>) -> io::Result<Self> {
         let packets = socket::is_one(socket.as_fd());
         let stream = || {
@@ -304,7 +320,8 @@ impl Endpoint {
         &self.socket
     }
 
-    /// Whether nothing of a message is here that is not whole: then the socket is all there is.
+    /// Whether no message is partly sent or partly received. The socket is then the whole state of
+    /// the endpoint.
     pub(super) fn is_at_rest(&self) -> bool {
         !lock(&self.incoming).assembler.has_begun() && lock(&self.outgoing).rest.is_none()
     }
@@ -315,7 +332,8 @@ impl Endpoint {
 
     // Receiving.
 
-    /// One message of at most `max` bytes, waiting until the deadline; [`RecvError::Empty`] if there is none.
+    /// Receives one message of at most `max` bytes. Waits until the deadline if `wait` is set.
+    /// Returns [`RecvError::Empty`] if no message came.
     pub(super) fn receive(&self, max: u64, deadline: Deadline, wait: bool) -> Result<Received, RecvError> {
         let mut packet = Packet::take();
         let mut spun = false;
@@ -325,13 +343,15 @@ impl Endpoint {
                 Attempt::NotYet => false,
                 Attempt::Again => true,
             };
-            // Asked here and not only by the wait below, which finds that there is input as long as a peer sends.
+            // Check the deadline here as well: while a peer keeps sending, the wait below always
+            // finds input and never times out.
             if !wait || has_passed(deadline) {
                 return Err(RecvError::Empty);
             }
             if more {
                 continue;
             }
+            // Spin once before the first sleep, since an answer often comes within microseconds.
             if !spun {
                 spun = true;
                 if self.spin() {
@@ -344,7 +364,7 @@ impl Endpoint {
         }
     }
 
-    /// Looks for something for a moment, where that pays.
+    /// Looks for input for a moment before sleeping, if that has paid off so far.
     fn spin(&self) -> bool {
         let look = || {
             matches!(wait_for(self.socket.as_fd(), PollFlags::IN, Some(std::time::Instant::now())), Ok(true))
@@ -355,7 +375,7 @@ impl Endpoint {
         }
     }
 
-    /// As [`receive`](Self::receive), awaited. A future that is dropped has taken nothing.
+    /// Async version of [`receive`](Self::receive). A dropped future has taken no message.
     pub(super) async fn receive_async(&self, max: u64) -> Result<Received, RecvError> {
         let step = || {
             let mut packet = Packet::take();
@@ -368,7 +388,7 @@ impl Endpoint {
         self.readiness.until(&self.socket, Interest::READABLE, step).await
     }
 
-    /// The message, if the last byte of it is here.
+    /// Receives a message if its last byte is here.
     fn receive_now(&self, packet: &mut Packet, max: u64) -> Result<Attempt<Arrived>, RecvError> {
         let mut incoming = lock(&self.incoming);
         let Incoming { assembler, end, .. } = &mut *incoming;
@@ -376,15 +396,17 @@ impl Endpoint {
             return Err(end.into());
         }
         for _ in 0..CALLS_MAX {
+            // A message that is too long stays where it is, for a caller with a higher limit.
             if let Some(len) = assembler.announced()
                 && len > max
             {
                 return Err(RecvError::TooLong { len, max });
             }
-            // Nothing may be missing of one that was too long before.
+            // A message that was too long for an earlier call may be complete already.
             let mut arrival = assembler.complete();
             let mut received = 0;
             if matches!(arrival, Arrival::More) {
+                // Packets are read whole. On a stream, do not read into the next message.
                 let room = match self.packets {
                     true => packet.0.len(),
                     false => packet.0.len().min(usize::try_from(assembler.wanted()).unwrap_or(usize::MAX)),
@@ -408,10 +430,13 @@ impl Endpoint {
                 arrival = match taken {
                     Ok(arrival) => arrival,
                     Err(disorder) => {
-                        // Behind a packet the next one begins; a stream is lost.
+                        // A stream cannot be resynchronized. With packets, the next one may start a
+                        // new message.
                         if !self.packets {
                             *end = Some(End::Disorder(disorder));
                         }
+                        // Lost descriptors spoil only this message, so the error is one after which
+                        // receiving can go on.
                         return Err(match disorder {
                             Disorder::Descriptors => RecvError::Decode(disorder.to_string()),
                             other => other.into(),
@@ -436,7 +461,7 @@ impl Endpoint {
 
     // Sending.
 
-    /// Sends one message, waiting until there is room for all of it.
+    /// Sends one message. Waits until there was space for all of it.
     pub(super) fn send(
         &self,
         kind: Kind,
@@ -457,8 +482,8 @@ impl Endpoint {
         }
     }
 
-    /// As [`send`](Self::send), awaited. A future that is dropped has sent nothing, or has begun, and then whoever sends next
-    /// sends the rest first.
+    /// Async version of [`send`](Self::send). A dropped future has sent nothing, or has begun to
+    /// send. In the second case the next sender sends the rest first.
     pub(super) async fn send_async(
         &self,
         kind: Kind,
@@ -470,7 +495,10 @@ impl Endpoint {
         self.readiness.until(&self.socket, Interest::WRITABLE, step).await
     }
 
-    /// Done when all of it is sent. `ticket` is kept from one attempt to the next.
+    /// Makes one attempt to send. Done when the whole message is sent.
+    ///
+    /// `ticket` is kept between attempts on the same message. Once a part of it was sent, `ticket`
+    /// is the message's number.
     fn send_some(
         &self,
         kind: Kind,
@@ -480,10 +508,12 @@ impl Endpoint {
     ) -> Result<Attempt<()>, SendError> {
         let mut outgoing = lock(&self.outgoing);
         let outgoing = &mut *outgoing;
+        // The rest of an earlier message goes first. It may be the rest of this one.
         let not_all = match self.send_rest(outgoing)? {
             Pushed::Enough => Attempt::Again,
             _ => Attempt::NotYet,
         };
+        // This message was begun by an earlier attempt, and another sender may have sent its rest.
         if let Some(ticket) = *ticket {
             if outgoing.given_up == ticket {
                 return Err(SendError::Io(io::Error::other("the system refused a part of the message")));
@@ -504,6 +534,7 @@ impl Endpoint {
         })
     }
 
+    /// Begins to send a new message. If only a part could be sent, keeps the rest.
     fn begin(
         &self,
         outgoing: &mut Outgoing,
@@ -526,6 +557,7 @@ impl Endpoint {
         match pushed {
             Ok(Pushed::All) => Ok(Sent::All),
             Ok(_) if !progress.begun => Ok(Sent::Nothing),
+            // The caller may drop its bytes now, so the rest is moved or copied.
             Ok(pushed) => {
                 let (bytes, from) = match what {
                     Outgoings::Owned(bytes) => (std::mem::take(*bytes), 0),
@@ -544,7 +576,7 @@ impl Endpoint {
         }
     }
 
-    /// What is left of the message before.
+    /// Sends the rest of the previous message, if there is one.
     fn send_rest(&self, outgoing: &mut Outgoing) -> Result<Pushed, SendError> {
         let Some(mut rest) = outgoing.rest.take() else { return Ok(Pushed::All) };
         match self.push(&mut rest.progress, &rest.bytes, rest.from, &[]) {
@@ -557,6 +589,7 @@ impl Endpoint {
         }
     }
 
+    /// Updates the state after the system refused, and returns the error.
     fn refused(&self, outgoing: &mut Outgoing, begun: bool, error: io::Error) -> SendError {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
         if matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected) {
@@ -565,13 +598,15 @@ impl Endpoint {
         }
         if begun {
             outgoing.given_up = outgoing.begun;
-            // Nobody could tell where the next message begins.
+            // On a stream, the peer could not tell where the next message begins, so the end is
+            // closed.
             outgoing.closed = !self.packets;
         }
         SendError::Io(error)
     }
 
-    /// Sends as much as there is room for, within one attempt. `bytes` begins `from` bytes into the message.
+    /// Sends as much as there is space for, within one attempt. `bytes` begins at offset `from` of
+    /// the message.
     fn push(
         &self,
         progress: &mut Progress,
@@ -585,6 +620,7 @@ impl Endpoint {
             if progress.begun && progress.at >= whole {
                 return Ok(Pushed::All);
             }
+            // On packets, each part after the first has a head of its own, with its offset.
             let head = match (self.packets, progress.begun) {
                 (true, true) => {
                     Head { kind: Kind::More, descriptors: 0, len: progress.at as u64, ..progress.head }
@@ -594,10 +630,12 @@ impl Endpoint {
             let head = head.to_bytes();
             let sent = if self.packets {
                 let left = &bytes[progress.at - from..];
+                // The descriptors are sent with the first packet only.
                 let part = &left[..left.len().min(PART_BYTES)];
                 let descriptors = if progress.begun { &[][..] } else { &descriptors };
                 send_parts_now(&self.socket, &[IoSlice::new(&head), IoSlice::new(part)], descriptors)
                     .map(|_| part.len())
+            // On a stream, the head comes first and may itself be sent in pieces.
             } else {
                 let body = progress.at.saturating_sub(HEAD_BYTES).saturating_sub(from);
                 let parts =
@@ -635,7 +673,7 @@ impl Endpoint {
         self.send(Kind::Value, Outgoings::Owned(&mut encoded.bytes), &attachments, None)
     }
 
-    /// Encodes at once, so that the future borrows no value.
+    /// Encodes the value at once, so that the future does not borrow it.
     pub(super) fn send_value_async<'a, T: Serialize + ?Sized>(
         &'a self,
         value: &T,
@@ -652,7 +690,8 @@ impl Endpoint {
         self.send(Kind::Bytes, Outgoings::Borrowed(bytes), &[], None)
     }
 
-    /// Whether there is something to be received, or the end.
+    /// Waits until there is something to receive, or the end of the connection. Returns whether
+    /// there is.
     pub(super) fn poll(&self, deadline: Deadline) -> io::Result<bool> {
         {
             let incoming = lock(&self.incoming);
@@ -664,10 +703,11 @@ impl Endpoint {
     }
 }
 
-/// Chance makes parts of two processes that share an end be told apart; the count those of one.
+/// Returns the number that identifies the parts of a message. A random number distinguishes the
+/// parts of two processes that share an end, and the count those of two messages of one process.
 fn part_number(begun: u64) -> u32 {
     use std::hash::{BuildHasher, RandomState};
-    // A fork goes on counting where its parent was, so it must not have the same number.
+    // A forked child continues the count of its parent, so it must not have the same random number.
     static PROCESS: PerProcess<u32> =
         PerProcess::new(|| RandomState::new().hash_one(std::process::id()) as u32);
     PROCESS.get().wrapping_add((begun as u32).wrapping_mul(0x9e37_79b9))

@@ -1,44 +1,47 @@
-//! What can go wrong between processes, in words that say what to do next.
+//! The errors of sending and receiving.
 
 use std::io;
 
 use super::message::Disorder;
 
-/// Why nothing was received.
+/// The error of receiving a message.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
-    /// No message has come yet, or within the limit. Only from `try_recv` and `recv_timeout` and their kin.
+    /// No message has come yet, or none within the time limit. Only from `try_recv`, `recv_timeout`
+    /// and similar methods.
     #[error("no message yet")]
     Empty,
 
-    /// The peer is gone, whether it closed its end, ended or was killed, and everything that it had sent was received.
+    /// The peer is gone, and everything it had sent was received. It may have closed its end,
+    /// exited or been killed.
     #[error("the peer has closed the connection")]
     Closed,
 
-    /// The peer ended in the middle of a message. It was the last one.
+    /// The peer ended in the middle of a message, which was its last.
     #[error("the peer ended in the middle of a message")]
     Truncated,
 
-    /// What came is no value of this type. It is used up; the next message can be received.
+    /// The message is not a value of the expected type. It is used up. The next message can be
+    /// received.
     #[error("could not decode what was received: {0}")]
     Decode(String),
 
-    /// A message is longer than the caller takes. It is still there, for whoever takes more.
+    /// The message is longer than the caller accepts. It can still be received with a higher limit.
     #[error("a message of {len} bytes, and at most {max} were asked for")]
     #[non_exhaustive]
     TooLong {
-        /// Its length, in bytes, as the peer says.
+        /// Length of the message in bytes, as announced by the peer.
         len: u64,
-        /// The most that was asked for.
+        /// The caller's limit in bytes.
         max: u64,
     },
 
-    /// The message does not fit into the buffer; here it is.
+    /// The message does not fit into the buffer. The error contains the message.
     #[error("a message of {} bytes does not fit into the buffer", .0.len())]
     TooShort(Vec<u8>),
 
-    /// What came is no message of this protocol.
+    /// A protocol violation by the peer.
     #[error("{0}")]
     Invalid(String),
 
@@ -50,7 +53,7 @@ pub enum RecvError {
 crate::debug::debug_is_display!(RecvError, SendError);
 
 impl RecvError {
-    /// Whether nothing will come any more.
+    /// Whether nothing more can be received after this error.
     pub fn is_end(&self) -> bool {
         matches!(self, RecvError::Closed | RecvError::Truncated | RecvError::Invalid(_) | RecvError::Io(_))
     }
@@ -62,11 +65,11 @@ impl From<Disorder> for RecvError {
     }
 }
 
-/// Why nothing was sent.
+/// The error of sending a message.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The peer is gone: nobody would receive it.
+    /// The peer is gone, so the message could not be received.
     #[error("the peer has closed the connection")]
     Closed,
 

@@ -1,4 +1,4 @@
-//! What peers of connections and clients of listeners can send, as functions of bytes: see `crate::fuzz`.
+//! Fuzz targets for what peers of connections and clients of listeners can send: see `crate::fuzz`.
 
 pub(crate) use super::queue::core::fuzzed::{BYTES_MAX as QUEUE_BYTES_MAX, queue};
 use super::{
@@ -7,12 +7,16 @@ use super::{
 };
 use crate::fuzz::Input;
 
-/// What one end may take for an input: what has arrived, twice, and a part more.
+/// Maximum number of bytes that one end may allocate for an input of this length: twice the input
+/// as it arrives, and one part more.
 pub(crate) fn message_bytes_max(len: usize) -> usize {
     2 * PART_BYTES + 16 * len + 4096
 }
 
-/// Packets, or pieces of a stream, each behind its length in two bytes; the first byte says which of the two.
+/// Feeds an assembler with packets, or with pieces of a stream.
+///
+/// The first byte selects packets or a stream, the second the maximum length of a message. Each
+/// packet or piece follows its length in two bytes.
 pub(crate) fn message(data: &[u8]) {
     let mut input = Input::new(data);
     let packets = input.u8().is_multiple_of(2);
@@ -25,7 +29,7 @@ pub(crate) fn message(data: &[u8]) {
             let taken = match packets {
                 true => std::mem::take(&mut piece),
                 false => {
-                    // As whoever reads a stream asks for it.
+                    // A reader of a stream never reads past what the assembler wants.
                     let wanted = usize::try_from(assembler.wanted()).unwrap_or(usize::MAX);
                     let (now, later) = piece.split_at(wanted.min(piece.len()));
                     piece = later;
@@ -48,10 +52,11 @@ pub(crate) fn message(data: &[u8]) {
                 Ok(Arrival::More) => assert!(!assembler.is_complete(), "one that is whole is given out"),
                 Ok(Arrival::TooLong(len)) => {
                     assert!(len > max);
-                    // Whoever takes longer ones gets it when it is whole.
+                    // The message is kept for a reader with a higher limit.
                     assert_eq!(assembler.announced(), Some(len));
                 }
-                // A stream is lost, and behind a packet the next one begins.
+                // After a bad packet, the next packet starts a new message. A stream cannot be
+                // resynchronized, so the target ends there.
                 Err(_) if packets => {}
                 Err(_) => return,
             }
@@ -67,7 +72,11 @@ pub(crate) fn message(data: &[u8]) {
     }
 }
 
-/// What is said to both sides of a handshake: for each message its kind, its length, its bytes.
+/// Feeds the same messages to both sides of a handshake. Each message is its kind, its length, and
+/// its bytes.
+///
+/// Neither side may believe a peer that does not know the key, and both must end after two
+/// messages.
 pub(crate) fn handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let key = AuthKey::new(b"key");

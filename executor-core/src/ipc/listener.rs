@@ -1,18 +1,25 @@
-//! Connections between processes that do not know each other: one listens at an address, others come.
+//! Connections between unrelated processes: one process listens at an address, and others connect.
 //!
 //! ```text
 //!                ┌─ the listening socket
-//!   epoll set ───┼─ clients in their handshakes, at most 256     accept: looks at all of them, returns the first that
-//!                ├─ a timer: the first of them has no time left           is done; otherwise waits for the set
-//!                └─ the bell that `close` rings
+//!   epoll set ───┼─ the sockets of clients in their handshakes, at most 256
+//!                ├─ a timer: the earliest deadline of a handshake has passed
+//!                └─ an eventfd: `close` was called
 //! ```
 //!
-//! No thread stands behind it. Handshakes of many clients go on side by side within whatever calls of `accept` there are,
-//! so a client that says nothing holds up nobody: it is dropped after a limit, or when 256 others have come.
+//! `accept` looks at all clients and returns the first one that has finished its handshake. If none
+//! has, it waits for the epoll set.
 //!
-//! What clients do is looked at under one lock, which `close` and other calls wait for. So nothing under it waits, and
-//! nothing goes on for as long as clients like: a handshake ends after a number of messages that the client cannot change
-//! (`auth.rs`), a message after a number of bytes, and a call takes in as many new clients as there may be at a time.
+//! There is no background thread. Any call of `accept` advances the handshakes of all clients, so a
+//! client that says nothing delays no other client. It is dropped after a time limit, or when 256
+//! other clients have come.
+//!
+//! One lock protects the clients, and `close` and other calls wait for that lock. So code that
+//! holds it never blocks, and a client cannot prolong it:
+//!
+//! - A handshake ends after a fixed number of messages, which the client cannot change (`auth.rs`).
+//! - A message of a handshake has a maximum length.
+//! - One call takes in at most as many new clients as may be in their handshakes at a time.
 
 use std::{
     fmt, io,
@@ -52,17 +59,19 @@ use super::{
 };
 use crate::os::{fork::Origin, random, socket::retry, wake::Bell};
 
-/// As many as the system lets wait to be accepted.
+/// Length of the queue of connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// Clients that are in their handshakes at a time. More: so many descriptors for those who say nothing. Less: who is slow is
-/// dropped for those who come later.
+/// Maximum number of clients in their handshakes at a time.
+///
+/// A lower value means that a slow client is dropped for others that come later. A higher value
+/// means more descriptors spent on clients that say nothing.
 const HANDSHAKES_MAX: usize = 256;
 
-/// For a handshake, once the other side has begun it.
+/// Default time limit for a handshake. A client applies it from the listener's first message on.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Instead of a limit that the clock cannot tell.
+/// Used for time limits that the clock cannot represent.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Waits for clients at an address.
@@ -87,35 +96,39 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 ///
 /// # Who may connect
 ///
-/// With a [key](Self::authkey), who knows it: both sides prove that to each other by HMAC-SHA-256 of random numbers, before a
-/// byte of a message is decoded. Without one, everybody who can reach the address. Nothing is encrypted. What an
-/// authenticated client sends is decoded as the type says; handles of shared objects and descriptors travel through Unix
-/// sockets, never through TCP.
+/// With a [key](Self::authkey), only clients that know it. Both sides prove that to each other by
+/// HMAC-SHA-256 over random numbers, before a byte of any other message is decoded. Without a key,
+/// anyone who can reach the address.
 ///
-/// # What clients can do to it
+/// Nothing is encrypted. Messages of an authenticated client are decoded as the connection's type
+/// says. Handles of shared objects and descriptors can be sent through Unix sockets, never over
+/// TCP.
 ///
-/// A client with a wrong key, half a message or a wild length, or one that says something twice, is an error of the one
-/// [`accept`](Self::accept) that finds out, and the next one goes on. One that says nothing, and one that never stops
-/// talking, holds up nobody; it is dropped after [some seconds](Self::auth_timeout), or earlier when 256 others have come or
-/// there is no descriptor left for one that comes.
+/// # Misbehaving clients
 ///
-/// What is not kept out: who opens 256 connections in less time than a good client needs for its answer crowds it out, and
-/// it has to come again.
+/// A client may have a wrong key, send half a message or an absurd length, or send something twice.
+/// The call of [`accept`](Self::accept) that notices it returns an error, and the next call
+/// continues with other clients. A client that says nothing or never stops talking delays no other
+/// client. It is dropped after [a time limit](Self::auth_timeout). It is dropped earlier if 256
+/// others have come, or if there is no descriptor left for a new client.
 ///
-/// # Its end
+/// One attack is not prevented: an attacker that opens 256 connections before a legitimate client
+/// can answer crowds that client out, and the client has to connect again.
 ///
-/// [`close`](Self::close) and dropping end it; the file of a Unix socket is removed. If the process is killed, the file stays
-/// until the next listener on that path removes it; an [`Abstract`](Address::Abstract) address leaves nothing.
-/// Connections that were accepted live on.
+/// # Closing
+///
+/// [`close`](Self::close) and dropping close the listener and remove the file of a Unix socket. If
+/// the process is killed, the file stays until the next listener on that path removes it. An
+/// [`Abstract`](Address::Abstract) address leaves nothing behind. Accepted connections stay open.
 pub struct Listener {
     socket: OwnedFd,
     address: Address,
-    /// Of a Unix socket with a name: what the file is that is ours.
+    /// The file of a Unix socket with a path. It tells our file from one that has replaced it.
     file: Option<File>,
     key: Option<AuthKey>,
     limit: Duration,
     set: Arc<OwnedFd>,
-    /// In the set, so that who awaits or polls it learns of the time as well.
+    /// Part of the epoll set, so that a caller that awaits or polls the set also notices deadlines.
     timer: OwnedFd,
     bell: Bell,
     closed: AtomicBool,
@@ -128,17 +141,17 @@ pub struct Listener {
 struct Clients {
     /// The oldest first.
     handshakes: Vec<Handshake>,
-    /// What the timer is set to.
+    /// The deadline that the timer is set to.
     alarm: Deadline,
     last_accepted: Option<Address>,
 }
 
-/// What one look at the clients has come to.
+/// The result of looking at all clients once.
 enum Turn {
     Accepted(Box<Endpoint>),
-    /// Nothing is to be done before the set is ready.
+    /// There is nothing to do until the epoll set is ready.
     Wait,
-    /// There may be more clients than were looked at.
+    /// There may be more new clients than this call has taken in.
     Again,
 }
 
@@ -154,62 +167,63 @@ struct File {
     inode: (u64, u64),
 }
 
-/// Why no client was accepted.
+/// The error of accepting a client.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptError {
     /// The listener is closed.
     #[error("the listener is closed")]
     Closed,
-    /// Nobody came within the limit. Only from [`Listener::accept_timeout`].
+    /// No client finished its handshake within the limit. Only from [`Listener::accept_timeout`].
     #[error("no client came in time")]
     TimedOut,
-    /// One client came and was not believed. The listener goes on.
+    /// A client failed to authenticate. The listener can still be used.
     #[error("a client was refused: {error}")]
     #[non_exhaustive]
     Refused {
-        /// Where it came from, if it has an address.
+        /// The client's address, if it has one.
         peer: Option<Address>,
-        /// Why.
+        /// The reason.
         error: AuthError,
     },
-    /// The system refused, perhaps because this process has too many open files. The client still waits.
+    /// The system refused, for example because this process has too many open files. The client
+    /// still waits.
     #[error("accepting failed: {0}")]
     Io(#[from] io::Error),
 }
 
 crate::debug::debug_is_display!(AcceptError, ConnectError);
 
-/// Why there is no connection.
+/// The error of connecting to a listener.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The two sides do not have the same key.
+    /// Authentication failed, for example because the two sides have different keys.
     #[error("could not authenticate at `{address}`: {error}")]
     #[non_exhaustive]
     Auth {
-        /// Where.
+        /// The address of the listener.
         address: Address,
-        /// Why.
+        /// The reason.
         error: AuthError,
     },
-    /// Nobody listens there, or the system refused.
+    /// No listener at this address, or the system refused.
     #[error("could not connect to `{address}`: {error}")]
     #[non_exhaustive]
     Io {
-        /// Where.
+        /// The address that was given.
         address: Address,
-        /// Why.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
 }
 
 impl Listener {
-    /// Listens at an address; [`Address::any`] and port 0 let the system choose.
+    /// Listens at an address. With [`Address::any`] or port 0 a free one is chosen.
     ///
     /// # Errors
-    /// The system's: the address is in use, or not allowed.
+    /// The system's, for example if the address is in use or not allowed.
     pub fn bind(address: &Address) -> io::Result<Self> {
         let (socket, address, file) = match address {
             Address::Tcp(host, port) => {
@@ -254,57 +268,61 @@ impl Listener {
         })
     }
 
-    /// Accepts only who knows this key. An empty one is a key as well.
+    /// Requires clients to know this key. An empty key is a key too.
     #[must_use]
     pub fn authkey(mut self, key: AuthKey) -> Self {
         self.key = Some(key);
         self
     }
 
-    /// How long a client's handshake may take; ten seconds, if nothing else is said.
+    /// Sets the time limit for a client's handshake. The default is ten seconds.
     #[must_use]
     pub fn auth_timeout(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Where it listens; with what the system has chosen.
+    /// Returns the address it listens at, including a port or name that was chosen for it.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Where the client came from that was accepted last; `None` if there was none yet, or it has no address, as nearly all
+    /// Returns the address of the client that was accepted last.
+    ///
+    /// `None` if there was none yet, or if the client has no address, as is the case for nearly all
     /// clients of Unix sockets.
     pub fn last_accepted(&self) -> Option<Address> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).last_accepted.clone()
     }
 
-    /// Waits for a client, and for its handshake.
+    /// Waits for a client and its handshake.
     ///
-    /// Threads may do so at the same time; each client goes to one of them.
+    /// Several threads may call it at the same time. Each client goes to one of them.
     ///
     /// # Errors
-    /// [`Refused`](AcceptError::Refused) if a client does not know the key: call it again for the next one. See
-    /// [`incoming`](Self::incoming) for a loop that does. [`Closed`](AcceptError::Closed) when it is closed, also meanwhile.
+    /// [`Refused`](AcceptError::Refused) if a client does not know the key. Call it again for the
+    /// next client, or use [`incoming`](Self::incoming), a loop that does so.
+    /// [`Closed`](AcceptError::Closed) if the listener is closed, or is closed during the call.
     pub fn accept<S, R>(&self) -> Result<Connection<S, R>, AcceptError> {
         self.accept_until(None)
     }
 
-    /// As [`accept`](Self::accept), waiting no longer than this.
+    /// Like [`accept`](Self::accept), but waits no longer than `limit`.
     ///
     /// # Errors
-    /// [`TimedOut`](AcceptError::TimedOut) if nobody came.
+    /// As for [`accept`](Self::accept), and [`TimedOut`](AcceptError::TimedOut) if no client was
+    /// accepted within the limit.
     pub fn accept_timeout<S, R>(&self, limit: Duration) -> Result<Connection<S, R>, AcceptError> {
         self.accept_until(deadline_in(Some(limit)))
     }
 
-    /// As [`accept`](Self::accept), awaited.
+    /// Async version of [`accept`](Self::accept).
     ///
     /// # Cancel safety
-    /// A future that is dropped has accepted nobody.
+    /// A dropped future has accepted no client.
     ///
     /// # Errors
-    /// As [`accept`](Self::accept).
+    /// As for [`accept`](Self::accept).
     pub async fn accept_async<S, R>(&self) -> Result<Connection<S, R>, AcceptError> {
         let step = || {
             Ok::<_, AcceptError>(match self.accept_now()? {
@@ -316,9 +334,11 @@ impl Listener {
         Ok(Connection::over(self.readiness.until(&self.set, Interest::READABLE, step).await?))
     }
 
-    /// All clients to come, until the listener is closed. Those that are refused are left out.
+    /// Returns an iterator over all clients that will be accepted, until the listener is closed.
+    /// Refused clients are skipped.
     ///
-    /// While the system has no descriptor left for another one, it tries again every 50 ms.
+    /// While the system has no descriptor left for a new client, the iterator tries again every
+    /// 50 ms.
     pub fn incoming<S, R>(&self) -> impl Iterator<Item = Connection<S, R>> {
         std::iter::from_fn(move || {
             loop {
@@ -326,7 +346,8 @@ impl Listener {
                     Ok(connection) => return Some(connection),
                     Err(AcceptError::Closed) => return None,
                     Err(AcceptError::Io(_)) => {
-                        // Ends earlier if it is closed.
+                        // Pause before the next attempt. The pause ends at once if the listener is
+                        // closed.
                         let bell = rustix::event::PollFd::new(&self.bell, rustix::event::PollFlags::IN);
                         let _ = poll_until(&mut [bell], deadline_in(Some(Duration::from_millis(50))));
                     }
@@ -336,14 +357,18 @@ impl Listener {
         })
     }
 
-    /// Ends it: who waits in `accept`, and who calls it later, is told so.
+    /// Closes the listener. Calls of `accept` that are waiting return an error, and so do later
+    /// ones.
     pub fn close(&self) {
+        // A forked copy of this process shares the socket and the file, and must not close them.
         if self.closed.swap(true, Ordering::SeqCst) || self.origin.forked() {
             return;
         }
         self.bell.ring();
-        // From now on clients are refused, also those that nobody has accepted.
+        // From now on clients are refused, including those that have connected but were not
+        // accepted.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        // Remove the file only if it is still ours: another listener may have replaced it.
         if let Some(File { path, inode }) = &self.file
             && lstat(path).is_ok_and(|now| (now.st_dev, now.st_ino) == *inode)
         {
@@ -368,13 +393,14 @@ impl Listener {
         }
     }
 
-    /// One look at all clients.
+    /// Looks at all clients once.
     fn accept_now(&self) -> Result<Turn, AcceptError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if self.closed.load(Ordering::SeqCst) {
             return Err(AcceptError::Closed);
         }
-        // The oldest first, and before somebody is dropped for want of time or room: it may have answered meanwhile.
+        // The oldest first, and before any client is dropped for lack of time or descriptors: its
+        // answer may have arrived in the meantime.
         let mut at = 0;
         while at < clients.handshakes.len() {
             match self.advance(&mut clients.handshakes[at]) {
@@ -391,7 +417,8 @@ impl Listener {
                 }
             }
         }
-        // Before others come: the system may have no descriptor for them as long as these have theirs.
+        // Drop late clients before accepting new ones. Otherwise the late ones could hold the
+        // descriptors that the new ones need.
         let now = Instant::now();
         if let Some(at) = clients.handshakes.iter().position(|one| one.deadline <= now) {
             return Err(self.give_up(&mut clients, at));
@@ -403,15 +430,16 @@ impl Listener {
             let (socket, peer) = match retry(|| acceptfrom_with(&self.socket, SocketFlags::CLOEXEC)) {
                 Ok(client) => client,
                 Err(Errno::AGAIN) => break,
-                // It has gone away already.
+                // The client has gone away already.
                 Err(Errno::CONNABORTED | Errno::PROTO) => continue,
                 Err(_) if self.closed.load(Ordering::SeqCst) => return Err(AcceptError::Closed),
-                // The system looks for a free descriptor before it looks for a client: so is there one?
+                // The kernel allocates a descriptor before it looks for a client, so this error
+                // does not mean that a client is waiting. Check that first.
                 Err(Errno::MFILE | Errno::NFILE) if !clients.handshakes.is_empty() => {
                     if !wait_for(self.socket.as_fd(), rustix::event::PollFlags::IN, Some(now))? {
                         break;
                     }
-                    // Those that say nothing may not keep it out by having all descriptors.
+                    // Silent clients must not keep a new one out by holding all descriptors.
                     return Err(self.give_up(&mut clients, 0));
                 }
                 Err(error) => return Err(AcceptError::Io(error.into())),
@@ -424,13 +452,14 @@ impl Listener {
                 return Ok(Turn::Accepted(Box::new(end)));
             };
             let (state, (kind, said)) = Listening::begin()?;
-            // The first message of a connection: there is room for it, or the client is gone.
+            // This is the first message on the socket, so there is space for it unless the client
+            // is gone.
             if say(&end, kind, &said).is_err() {
                 return Err(AcceptError::Refused { peer, error: AuthError::Closed });
             }
             epoll::add(&self.set, end.socket(), epoll::EventData::new_u64(0), epoll::EventFlags::IN)
                 .map_err(io::Error::from)?;
-            // Further away than the clock can tell is as far as it can.
+            // A limit that the clock cannot represent becomes a very late deadline.
             let deadline = now.checked_add(self.limit).unwrap_or(now + FOREVER);
             clients.handshakes.push(Handshake { end, peer, state, deadline });
             if clients.handshakes.len() > HANDSHAKES_MAX {
@@ -441,7 +470,8 @@ impl Listener {
         Ok(Turn::Wait)
     }
 
-    /// Drops a client for want of time or room.
+    /// Drops a client that is out of time, or whose place or descriptor is needed for another
+    /// client.
     fn give_up(&self, clients: &mut Clients, at: usize) -> AcceptError {
         let (_, peer) = self.remove(clients, at);
         AcceptError::Refused { peer, error: AuthError::TimedOut }
@@ -449,19 +479,20 @@ impl Listener {
 
     fn remove(&self, clients: &mut Clients, at: usize) -> (Endpoint, Option<Address>) {
         let Handshake { end, peer, .. } = clients.handshakes.remove(at);
-        // Not only because an accepted end lives on: a copy of this process may have the socket as well, and the set would
-        // be ready for ever for one that nobody here can look at.
+        // Remove the socket from the set explicitly. An accepted socket stays open, and a forked
+        // copy of this process may hold the socket too. The set would then report it ready for
+        // ever, though no code here could read it.
         let _ = epoll::delete(&self.set, end.socket());
         (end, peer)
     }
 
-    /// Makes the set ready when the first of those that are waited for has no time left.
+    /// Sets the timer to the earliest deadline of a handshake, so that the set becomes ready then.
     fn set_alarm(&self, clients: &mut Clients) -> io::Result<()> {
         let first = clients.handshakes.iter().map(|one| one.deadline).min();
         if first != clients.alarm {
             let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
             let it_value = left(first).map_or(zero, |left| match left == zero {
-                // Zero would mean none.
+                // Zero would disarm the timer.
                 true => Timespec { tv_sec: 0, tv_nsec: 1 },
                 false => left,
             });
@@ -472,10 +503,10 @@ impl Listener {
         Ok(())
     }
 
-    /// What has come of a handshake, if it has ended.
+    /// Advances a handshake. Returns its result if it has ended.
     fn advance(&self, handshake: &mut Handshake) -> Option<Result<(), AuthError>> {
         let key = self.key.as_ref()?;
-        // Ends, though the peer may send for ever: no state of the machine comes twice.
+        // This loop ends even if the peer never stops sending: the handshake enters no state twice.
         loop {
             let heard = match handshake.end.receive(LEN_MAX, None, false) {
                 Ok(heard) => heard,
@@ -509,8 +540,9 @@ impl Drop for Listener {
 }
 
 impl AsFd for Listener {
-    /// Readable when there is something to do for [`accept_timeout`](Self::accept_timeout): a client has come, or has said
-    /// something. It may be that none is accepted yet.
+    /// Returns a descriptor that is readable when [`accept_timeout`](Self::accept_timeout) has
+    /// something to do: a client has connected or has sent something. The call may still accept no
+    /// client.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.set.as_fd()
     }
@@ -522,26 +554,27 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// Goes to where a [`Listener`] is.
+/// Connects to a [`Listener`].
 #[derive(Debug)]
 pub struct Client(());
 
 impl Client {
-    /// Connects, and authenticates both sides if there is a key.
+    /// Connects to a listener. With a key, both sides authenticate each other.
     ///
-    /// With a key it waits until the listener accepts. Without one it does not: if the listener wants a key, the first
-    /// message to be received says so.
+    /// With a key, the call waits until the listener accepts the client. Without a key it does not
+    /// wait. If the listener requires a key, the first attempt to receive then returns an error
+    /// that says so.
     ///
     /// # Errors
-    /// If nobody listens there, or the keys differ.
+    /// If there is no listener at this address, or the keys differ.
     pub fn connect<S, R>(address: &Address, key: Option<&AuthKey>) -> Result<Connection<S, R>, ConnectError> {
         Self::connect_until(address, key, None)
     }
 
-    /// As [`connect`](Self::connect), waiting no longer than this.
+    /// Like [`connect`](Self::connect), but waits no longer than `limit`.
     ///
     /// # Errors
-    /// As there, and if it takes longer.
+    /// As for [`connect`](Self::connect), and if it takes longer than `limit`.
     pub fn connect_timeout<S, R>(
         address: &Address,
         key: Option<&AuthKey>,
@@ -575,13 +608,14 @@ impl Client {
     }
 }
 
-/// The client's side of a handshake.
+/// Runs the client's side of a handshake.
 fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Result<(), AuthError> {
     let (mut state, (kind, said)) = Asking::begin();
     say(end, kind, &said).map_err(|_| AuthError::Closed)?;
     loop {
         let heard: Received = end.receive(LEN_MAX, deadline, true).map_err(|error| not_heard(&error))?;
-        // It has been accepted: from now on the listener answers at once.
+        // The listener is now calling `accept`, and a listener that accepts answers at once. So a
+        // time limit applies from here on, even if the caller gave none.
         deadline = deadline.into_iter().chain(deadline_in(Some(HANDSHAKE_LIMIT))).min();
         match state.hear(key, heard.kind, heard.bytes()).map_err(|_| AuthError::Closed)? {
             Step::Say(kind, said) => say(end, kind, &said).map_err(|_| AuthError::Closed)?,
@@ -595,7 +629,8 @@ fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Result<(), Auth
     }
 }
 
-/// Never waits: a peer that has not read the little there was before has no business here.
+/// Sends a message of the handshake without waiting. There are so few of them that a socket without
+/// space for one belongs to a peer that does not read.
 fn say(end: &Endpoint, kind: Kind, said: &[u8]) -> Result<(), SendError> {
     end.send(kind, Outgoings::Borrowed(said), &[], Some(Instant::now()))
 }
@@ -626,8 +661,8 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 }
 
 fn bind_tcp(host: &str, port: u16) -> io::Result<(OwnedFd, Address)> {
-    // std sets what is usual (no waiting for the port of a predecessor), tries all addresses of a name, and
-    // makes it close-on-exec; its backlog is replaced.
+    // std sets the usual options (SO_REUSEADDR, close-on-exec) and tries all addresses of a host
+    // name. Only its backlog is replaced below.
     let listener = std::net::TcpListener::bind((host, port))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?.into();
@@ -636,10 +671,11 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<(OwnedFd, Address)> {
     Ok((socket, address))
 }
 
-/// Binds a path. A file that a listener has left which was killed is removed: nobody listens there any more.
+/// Binds a path. If a killed listener has left its file there, removes the file first.
 ///
-/// Between "nobody listens" and "removed" another process could begin to listen, so the folder is locked meanwhile; by all
-/// that bind in this way.
+/// Between the check that no process listens there and the removal, another process could begin to
+/// listen, and its file would be removed. So the folder is locked meanwhile, by every process that
+/// binds a path with this function.
 fn bind_path(path: &Path) -> io::Result<(OwnedFd, File)> {
     let address = SocketAddrUnix::new(path)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -658,7 +694,8 @@ fn bind_path(path: &Path) -> io::Result<(OwnedFd, File)> {
     Ok((socket, File { path: path.to_owned(), inode: (now.st_dev, now.st_ino) }))
 }
 
-/// Whether it is ours. Those who hold it do so for some microseconds; if somebody else does for longer, we go without.
+/// Tries to lock the folder and returns whether it did. Processes hold this lock for microseconds.
+/// If another program holds it for longer, we continue without the lock, and then remove no file.
 fn lock_folder(folder: &OwnedFd) -> bool {
     (0..100).any(|_| {
         let locked = flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok();
@@ -670,7 +707,7 @@ fn lock_folder(folder: &OwnedFd) -> bool {
 }
 
 fn is_left_behind(path: &Path, address: &SocketAddrUnix) -> bool {
-    // Any other file refuses connections as well.
+    // Check the type of the file as well: connecting to any other kind of file is refused too.
     let is_socket = lstat(path).is_ok_and(|now| FileType::from_raw_mode(now.st_mode) == FileType::Socket);
     let probe = || -> io::Result<()> { Ok(connect(&unix_socket(SocketFlags::NONBLOCK)?, address)?) };
     is_socket && probe().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
@@ -679,7 +716,7 @@ fn is_left_behind(path: &Path, address: &SocketAddrUnix) -> bool {
 fn connect_unix(address: &SocketAddrUnix, deadline: Deadline) -> io::Result<OwnedFd> {
     let socket = unix_socket(SocketFlags::empty())?;
     loop {
-        // It waits only if the listener's backlog is full.
+        // Connecting to a Unix socket waits only if the listener's backlog is full.
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             // Zero would mean no limit.
@@ -720,9 +757,10 @@ fn connect_tcp(host: &str, port: u16, deadline: Deadline) -> io::Result<OwnedFd>
     Ok(socket)
 }
 
-/// Of TCP: small messages go at once, and a machine that has vanished is noticed within two minutes.
+/// Sets options of TCP sockets. Small messages are sent at once, and a peer machine that has
+/// vanished is noticed within two minutes.
 fn prepare(socket: &OwnedFd) {
-    // Errors mean that it is no TCP socket.
+    // Errors mean that it is not a TCP socket.
     let _ = sockopt::set_tcp_nodelay(socket, true);
     if sockopt::set_tcp_keepidle(socket, Duration::from_secs(60)).is_ok() {
         let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10));

@@ -1,27 +1,32 @@
-//! What goes through a connection: messages, and how they are put together again. Pure: no socket, no clock.
+//! The format of the messages of a connection, and their reassembly. No I/O: no socket, no clock.
 //!
 //! ```text
-//!  SEQPACKET   │head│ first 64 KiB │  │head: More, offset│ next 64 KiB │  …      each one packet, whole or not at all
-//!  TCP         │head│ all of it ………………………………………………………………………………………………│
+//!  SEQPACKET   │head│ first 64 KiB │   │head: More, offset│ next 64 KiB │   …
+//!              each one packet, which arrives whole or not at all
+//!  TCP         │head│ all of it ………………………………………………………………………………………………………………│
 //! ```
 //!
-//! Lengths have 64 bits. A message announces its own and takes memory as it arrives, so a wild one costs nothing; of a
-//! packet the border is checked as well.
+//! Lengths have 64 bits. A message announces its length, but memory is allocated only as its bytes
+//! arrive, so an absurd length costs nothing. A packet must also be exactly as long as its head
+//! says.
 
 use std::os::fd::OwnedFd;
 
-/// Before each message, and before each further part of one that goes in parts.
+/// Length of the head of each message. A message in several parts has a head before each part.
 pub(super) const HEAD_BYTES: usize = 16;
 
-/// Of a message, in one packet. The kernel keeps 200 KiB for a reader by default: with three times this much neither side
-/// waits for the other at each part. Less: more system calls for large messages. More: packets that the kernel cannot find
-/// room for while memory is fragmented.
+/// Maximum number of bytes of a message in one packet.
+///
+/// By default the kernel buffers about 200 KiB for a reader. That holds three parts, so neither
+/// side has to wait for the other after each part. A lower value means more system calls for large
+/// messages. A higher value means packets that the kernel cannot allocate while memory is
+/// fragmented.
 pub(super) const PART_BYTES: usize = 64 * 1024;
 
-/// First in each head, so that a client of some other protocol is told apart at once.
+/// The first bytes of each head. A client of another protocol is recognized by them at once.
 const MARK: [u8; 2] = *b"xq";
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -29,9 +34,9 @@ pub(super) enum Kind {
     Value = 1,
     /// The user's own bytes.
     Bytes,
-    /// No message, but a further part of one.
+    /// A further part of a message, not a message of its own.
     More,
-    /// Authentication, in the order in which it goes.
+    /// The messages of authentication, from here on, in the order in which they are sent.
     Hello,
     Challenge,
     Answer,
@@ -48,14 +53,15 @@ impl Kind {
     }
 }
 
+/// The head of a message or of a further part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) kind: Kind,
-    /// Descriptors that come with the first byte.
+    /// Number of descriptors sent with the first packet of the message.
     pub(super) descriptors: u8,
-    /// Parts of one message have the same number; its sender chooses it.
+    /// Identifies the message: all its parts have the same number, which the sender chooses.
     pub(super) number: u32,
-    /// Of the message; for a part, where it begins.
+    /// Length of the message in bytes. In the head of a further part, the part's offset in it.
     pub(super) len: u64,
 }
 
@@ -80,7 +86,7 @@ impl Head {
 
 crate::debug::debug_is_display!(Disorder);
 
-/// What a peer may not send. What comes after it on a stream means nothing.
+/// A protocol violation by a peer. On a stream, the bytes after it have no meaning any more.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Disorder {
     #[error("the peer speaks another protocol")]
@@ -101,11 +107,12 @@ pub(super) enum Disorder {
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: Kind,
-    /// `None`: it fills the packet behind its head.
+    /// `None` if the message fills the rest of its packet, after the head.
     pub(super) bytes: Option<Vec<u8>>,
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
+/// A message that has begun to arrive.
 #[derive(Debug)]
 struct Partial {
     head: Head,
@@ -119,7 +126,8 @@ impl Partial {
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        // At most twice what has arrived, whatever was announced.
+        // Limit the capacity to about twice the bytes that have arrived, whatever length was
+        // announced.
         let room = self.bytes.capacity() - self.bytes.len();
         if room < bytes.len() {
             let wanted = self.bytes.len().max(PART_BYTES).max(bytes.len());
@@ -133,20 +141,21 @@ impl Partial {
     }
 }
 
-/// Puts messages together.
+/// Reassembles messages from packets or from the bytes of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     partial: Option<Partial>,
-    /// Of a stream: the part of a head that is here.
+    /// On a stream: the bytes of a head that has not arrived completely.
     head: Vec<u8>,
 }
 
-/// What is to be done with what has arrived.
+/// The result of feeding the assembler.
 #[derive(Debug)]
 pub(super) enum Arrival {
     Complete(Message),
     More,
-    /// It is longer than `max`. Nothing was lost: what comes next continues it.
+    /// The message is longer than `max`. Nothing is lost: later input continues the message, and a
+    /// call with a higher limit can still receive it.
     TooLong(u64),
 }
 
@@ -156,17 +165,17 @@ impl Assembler {
         self.partial.is_some() || !self.head.is_empty()
     }
 
-    /// Whether there is a whole message that was too long before.
+    /// Whether a message that was too long for an earlier call is complete.
     pub(super) fn is_complete(&self) -> bool {
         self.partial.as_ref().is_some_and(|partial| partial.missing() == 0)
     }
 
-    /// The length that the message has which is arriving.
+    /// The length that the arriving message has announced.
     pub(super) fn announced(&self) -> Option<u64> {
         self.partial.as_ref().map(|partial| partial.head.len)
     }
 
-    /// What one packet was. A message of a single one is not copied.
+    /// Takes one packet. A message that fits into one packet is not copied.
     pub(super) fn packet(
         &mut self,
         packet: &[u8],
@@ -187,7 +196,8 @@ impl Assembler {
             partial.push(body);
             return Ok(self.complete());
         }
-        // The sender of what was begun has died in the middle of it, and another holder of its end goes on.
+        // A new message while another is partial: its sender died in the middle of it, or gave it
+        // up, and the end is still in use.
         self.partial = None;
         if body.len() as u64 != part_of(head.len) {
             return Err(Disorder::Border);
@@ -195,6 +205,7 @@ impl Assembler {
         if descriptors.len() != usize::from(head.descriptors) {
             return Err(Disorder::Descriptors);
         }
+        // The common case. The caller still has the packet and reads the body from there.
         if body.len() as u64 == head.len && head.len <= max {
             return Ok(Arrival::Complete(Message { kind: head.kind, bytes: None, descriptors }));
         }
@@ -204,7 +215,7 @@ impl Assembler {
         Ok(if head.len > max { Arrival::TooLong(head.len) } else { Arrival::More })
     }
 
-    /// Of a stream: how many bytes may be read now without touching the next message.
+    /// On a stream: how many bytes may be read without reading into the next message.
     pub(super) fn wanted(&self) -> u64 {
         match &self.partial {
             Some(partial) => partial.missing(),
@@ -212,7 +223,7 @@ impl Assembler {
         }
     }
 
-    /// Of a stream: at most as many bytes as were wanted.
+    /// On a stream: takes bytes, at most as many as [`wanted`](Self::wanted) says.
     pub(super) fn bytes(&mut self, bytes: &[u8], max: u64) -> Result<Arrival, Disorder> {
         if let Some(partial) = &mut self.partial {
             partial.push(bytes);
@@ -222,7 +233,7 @@ impl Assembler {
         let Some(head) = self.head.first_chunk() else { return Ok(Arrival::More) };
         let head = Head::from_bytes(head)?;
         self.head.clear();
-        // No descriptor crosses a network, and a stream has no parts.
+        // Descriptors cannot cross a network, and a message on a stream has no further parts.
         if head.descriptors != 0 || head.kind == Kind::More {
             return Err(Disorder::NotOurs);
         }
@@ -230,7 +241,7 @@ impl Assembler {
         Ok(if head.len > max { Arrival::TooLong(head.len) } else { self.complete() })
     }
 
-    /// What was begun, if nothing is missing any more.
+    /// Returns the partial message if no byte of it is missing.
     pub(super) fn complete(&mut self) -> Arrival {
         match self.partial.take_if(|partial| partial.missing() == 0) {
             Some(partial) => Arrival::Complete(partial.into_message()),
@@ -287,7 +298,7 @@ mod tests {
         let begun = packets(1, &[1; 3 * PART_BYTES]);
         assert!(all(&mut assembler, &begun[..2]).is_none());
         assert_eq!(all(&mut assembler, &packets(2, b"next")).unwrap(), b"next");
-        // And what is left of the first is not taken for anything else.
+        // The remaining part of the first message is not taken for a part of another one.
         assert_eq!(assembler.packet(&begun[2], Vec::new(), u64::MAX).unwrap_err(), Disorder::Part);
         let mut mixed = packets(3, &[3; 2 * PART_BYTES]);
         mixed[1] = packets(4, &[4; 2 * PART_BYTES])[1].clone();

@@ -1,29 +1,35 @@
 //! Messages between processes: connections, listeners, and waiting for several of them.
 //!
 //! ```text
-//!  Connection<S, R>, Sender<T>, Receiver<T>          typed; they travel as handles
+//!  Connection<S, R>, Sender<T>, Receiver<T>        typed; can be sent to other processes
 //!        │ bytes, descriptors
 //!        ▼
-//!  endpoint     one end: what is half sent, what has half arrived ── message ── heads and parts, pure
-//!        │
+//!  endpoint    one end: messages partly sent and partly received
+//!        │       └── message    heads and parts, no I/O
 //!        ▼
-//!  a SEQPACKET pair, or a Unix socket of a Listener:  │head│ ≤ 64 KiB │ + descriptors │   one packet, whole or not at all
-//!  TCP:                                               │head│ bytes ………│                  no descriptors, nobody is trusted
+//!  a SEQPACKET pair, or a Unix socket of a Listener:   │head│ ≤ 64 KiB │ + descriptors
+//!                                                      one packet, arrives whole or not at all
+//!  TCP:                                                │head│ bytes ………│
+//!                                                      no descriptors, peers are not trusted
 //! ```
 //!
-//! Packets instead of a stream where it can be had: a small message is one system call on either side, a sender that is
-//! killed leaves no half of one, and processes that share an end do not mix theirs. A large message goes in parts, and a
-//! part says which message it belongs to.
+//! Unix sockets carry packets instead of a stream, for three reasons. A small message takes one
+//! system call on either side. A sender that is killed leaves no half-written packet. Processes
+//! that share an end cannot mix the bytes of their packets. A large message goes in parts, and each
+//! part names the message it belongs to.
 //!
-//! # When somebody dies
+//! # When a process dies
 //!
-//! | who dies | then |
+//! | which process dies | what happens |
 //! |---|---|
-//! | the last holder of the other end | what it had sent is received; then `Closed`. Whoever sends gets `Closed` |
-//! | a sender in the middle of a long message | the last holder: `Truncated`. Others hold the end: it is dropped for their next message |
+//! | the last owner of the other end | its messages can be received, then `Closed`; sends fail |
+//! | a sender in the middle of a long message, as the last owner of its end | `Truncated` |
+//! | the same, with other owners of its end | their next message replaces the partial one |
 //! | a receiver in the middle of a long message | the message is lost with it |
-//! | one to whom a handle is on its way | the kernel closes what lies in the socket |
-//! | a client in its handshake, or it says nothing | the listener goes on with the others; after a limit it is dropped |
+//! | a process to which a handle is being sent | the kernel closes the descriptors in the socket |
+//! | a client during its handshake | the listener drops it and serves the others |
+//!
+//! A client that stays silent during its handshake is dropped after a time limit.
 
 mod address;
 mod auth;

@@ -21,10 +21,11 @@ use crate::{
     shield::{shielded, yield_once},
 };
 
-/// An end of waiting; `None` is never.
+/// The time at which a wait ends. `None` means never.
 pub(super) type Deadline = Option<Instant>;
 
-/// Further away than the clock can tell is never.
+/// Returns the deadline of a time limit that starts now. A limit that the clock cannot represent is
+/// no limit.
 pub(super) fn deadline_in(limit: Option<Duration>) -> Deadline {
     limit.and_then(|limit| Instant::now().checked_add(limit))
 }
@@ -33,20 +34,23 @@ pub(super) fn has_passed(deadline: Deadline) -> bool {
     deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
-/// What is left until then, for the kernel.
+/// Returns the time left until a deadline, in the kernel's form.
 pub(super) fn left(deadline: Deadline) -> Option<Timespec> {
     let left = deadline?.saturating_duration_since(Instant::now());
     Some(Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ })
 }
 
-/// Which of these descriptors can be read without waiting, or have come to their end: their places, in order.
+/// Waits until at least one of several descriptors can be read without blocking, or has reached its
+/// end. Returns the indices of all such descriptors, in order.
 ///
-/// Waits until there is one, at most `limit`; with a limit of zero it only looks, without one it waits for ever. An empty
-/// list of descriptors is answered at once, with an empty list.
+/// Waits at most `limit`, or without limit if it is `None`. With a limit of zero it checks the
+/// descriptors without waiting. If the time limit passes, or if `descriptors` is empty, the result
+/// is an empty list.
 ///
-/// Whatever has a descriptor will do: [`Connection`](crate::Connection)s, [`Receiver`](crate::Receiver)s,
-/// [`Listener`](crate::Listener)s, sockets, pipes, the pidfd of a process. There may be more than 1,024, which is where
-/// `select` gives up, as long as the process may open as many.
+/// Anything with a descriptor can be waited for: [`Connection`](crate::Connection)s,
+/// [`Receiver`](crate::Receiver)s, [`Listener`](crate::Listener)s, sockets, pipes, the pidfd of a
+/// process. Unlike with `select`, there may be more than 1,024 descriptors, as long as the process
+/// may open that many.
 ///
 /// ```
 /// use std::time::Duration;
@@ -61,7 +65,8 @@ pub(super) fn left(deadline: Deadline) -> Option<Timespec> {
 /// ```
 ///
 /// # Errors
-/// The system's: it has no memory for that many, or they are more than this process may open.
+/// The system's, if it has no memory for that many descriptors, or if there are more of them than
+/// this process may open.
 pub fn wait_any(descriptors: &[&dyn AsFd], limit: Option<Duration>) -> io::Result<Vec<usize>> {
     if descriptors.is_empty() {
         return Ok(Vec::new());
@@ -74,52 +79,58 @@ pub fn wait_any(descriptors: &[&dyn AsFd], limit: Option<Duration>) -> io::Resul
     Ok(polled.iter().enumerate().filter(|(_, one)| !one.revents().is_empty()).map(|(at, _)| at).collect())
 }
 
-/// How many are ready; none, if the deadline has passed.
+/// Polls until a descriptor is ready or the deadline has passed. Returns the number of ready ones.
 pub(super) fn poll_until(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<usize> {
     loop {
         match poll(polled, left(deadline).as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
-            // A clock that is coarser than ours.
+            // The kernel's clock is coarser than ours, and `poll` returned before the deadline.
             Ok(0) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
             other => return Ok(other?),
         }
     }
 }
 
-/// Waits for one descriptor; `false` if the deadline has passed.
+/// Waits for one descriptor. Returns `false` if the deadline has passed.
 pub(super) fn wait_for(descriptor: BorrowedFd<'_>, flags: PollFlags, deadline: Deadline) -> io::Result<bool> {
     Ok(poll_until(&mut [PollFd::from_borrowed_fd(descriptor, flags)], deadline)? > 0)
 }
 
-/// What an attempt has come to.
+/// The result of one attempt to do something with a descriptor.
 ///
-/// An attempt ends by itself, whatever a peer sends meanwhile: otherwise who sends without end would hold the lock of an end,
-/// a caller past its limit, or a thread of a runtime.
+/// An attempt ends after a bounded number of steps, whatever a peer sends meanwhile. Otherwise a
+/// peer that sends endlessly would hold the lock of an end, a caller past its time limit, or a
+/// thread of a runtime.
 pub(super) enum Attempt<T> {
     Done(T),
-    /// Nothing can be done before the descriptor is ready again.
+    /// Nothing can be done until the descriptor is ready again.
     NotYet,
-    /// There is more to do at once; a caller may look at its limit first, or let others run.
+    /// There is more to do at once. The caller may check its time limit first, or let other tasks
+    /// run.
     Again,
 }
 
-/// A descriptor as tokio knows it.
+/// Registers a descriptor with a tokio runtime, and awaits its readiness.
 ///
-/// It is registered with the runtime of whoever awaits, so that the thread which learns of a message is the one that goes
-/// on with it. Where there is none, a runtime of our own looks after it, and the future may be awaited anywhere.
+/// The descriptor is registered with the runtime of the task that awaits, so that the thread that
+/// learns of a message is the one that continues with it. Without such a runtime, a runtime of our
+/// own watches the descriptor, and the future can be awaited anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Readiness {
     registered: Mutex<Option<Registered>>,
 }
 
+/// A registration with one runtime.
 #[derive(Clone, Debug)]
 struct Registered {
     runtime: Option<runtime::Id>,
-    /// A descriptor of its own: a runtime takes each number once.
+    /// A duplicate of the descriptor, since a runtime accepts each descriptor number only once.
     descriptor: Arc<AsyncFd<OwnedFd>>,
 }
 
 impl Readiness {
+    /// Returns the registration with the current runtime. Makes a new one if the last await was on
+    /// another runtime.
     fn register(&self, descriptor: &OwnedFd) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
         let here = runtime::Handle::try_current().ok();
         let runtime = here.as_ref().map(runtime::Handle::id);
@@ -136,14 +147,14 @@ impl Readiness {
         Ok(Arc::clone(&registered.insert(new).descriptor))
     }
 
-    /// Awaits until `step` has a result, trying each time that the descriptor is ready.
+    /// Awaits until `step` has a result. Calls `step` each time the descriptor becomes ready.
     pub(super) async fn until<T, E: From<io::Error>>(
         &self,
         descriptor: &OwnedFd,
         interest: Interest,
         mut step: impl FnMut() -> Result<Attempt<T>, E>,
     ) -> Result<T, E> {
-        // Mostly it is ready, and needs no runtime.
+        // Try first: mostly the descriptor is ready, and no runtime is needed.
         loop {
             match step()? {
                 Attempt::Done(done) => return Ok(done),
@@ -160,16 +171,18 @@ impl Readiness {
             });
             match shielded(tried).await?? {
                 Attempt::Done(done) => return Ok(done),
-                // It stays ready for tokio, which is told that it is not by `WouldBlock` alone.
+                // tokio still considers the descriptor ready, since only `WouldBlock` tells it
+                // otherwise.
                 _ => yield_once().await,
             }
         }
     }
 }
 
-/// For those who await without tokio: one thread that waits for descriptors and wakes.
+/// The runtime for futures that are awaited without tokio: one thread that waits for descriptors
+/// and wakes tasks.
 fn own_runtime() -> io::Result<&'static runtime::Runtime> {
-    // A fork has a copy of its parent's, and not the thread.
+    // A forked child has a copy of its parent's runtime without the thread, so it makes its own.
     static OWN: PerProcess<OnceLock<runtime::Runtime>> = PerProcess::new(OnceLock::new);
     let place = OWN.get();
     if let Some(own) = place.get() {
@@ -180,7 +193,7 @@ fn own_runtime() -> io::Result<&'static runtime::Runtime> {
         .worker_threads(1)
         .thread_name("executor-io")
         .enable_io()
-        // A waker has copied this process, and has returned in the copy, where nobody waits.
+        // If a waker forked this process, the child must not continue this thread's loop.
         .on_thread_park(move || origin.end_copy(0))
         .build()?;
     Ok(place.get_or_init(|| new))

@@ -1,4 +1,4 @@
-//! Descriptors of the system that travel.
+//! Sending a file descriptor to another process.
 
 use std::{
     fmt,
@@ -11,10 +11,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use crate::wire::attachment;
 
-/// A file, a socket, or whatever else is a descriptor, that can be sent to another process.
+/// A file, a socket or another owner of a descriptor, in a form that can be sent to another
+/// process.
 ///
-/// It may be an argument or a result of a task, part of either, or go through a connection or a queue. Whoever receives it
-/// has a descriptor of the same open file: the same position, the same connection.
+/// It can be an argument or a result of a task, a part of either, or be sent through a connection
+/// or a queue. The receiver gets a descriptor of the same open file, with the same position or the
+/// same connection.
 ///
 /// ```
 /// use executor::{Transfer, prelude::*};
@@ -40,19 +42,20 @@ use crate::wire::attachment;
 /// }
 /// ```
 ///
-/// `T` is anything that is made from an `OwnedFd`: `File`, `TcpStream`, `TcpListener`, `UnixStream`, `UdpSocket`, the ends
-/// of std's pipes, `OwnedFd` itself. That the descriptor is one of that kind is as sure as that both sides name
-/// the same type, which for tasks is checked when a worker starts.
+/// `T` is any type that is made from an `OwnedFd`: `File`, `TcpStream`, `TcpListener`,
+/// `UnixStream`, `UdpSocket`, the ends of std's pipes, or `OwnedFd` itself. Whether the descriptor
+/// really is of that kind is not checked. It is if both sides name the same type, which for tasks
+/// is checked when a worker starts.
 #[derive(Debug)]
 pub struct Transfer<T>(T);
 
 impl<T> Transfer<T> {
-    /// To be sent.
+    /// Wraps a value to be sent.
     pub fn new(inner: T) -> Self {
         Transfer(inner)
     }
 
-    /// What was received.
+    /// Returns the wrapped value, for example one that was received.
     pub fn into_inner(self) -> T {
         self.0
     }
@@ -87,6 +90,7 @@ impl<T: AsFd> AsFd for Transfer<T> {
 impl<T: AsFd> Serialize for Transfer<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let failed = |error: &dyn fmt::Display| ser::Error::custom(format_args!("a Transfer: {error}"));
+        // Send a duplicate, so that the sender's value stays usable.
         let own = self.0.as_fd().try_clone_to_owned().map_err(|error| failed(&error))?;
         attachment::attach::<S>(&Arc::new(own)).map_err(|error| failed(&error))?.serialize(serializer)
     }
@@ -97,7 +101,8 @@ impl<'de, T: From<OwnedFd>> Deserialize<'de> for Transfer<T> {
         let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a Transfer: {error}"));
         let index = u8::deserialize(deserializer)?;
         let descriptor = attachment::detach(index).map_err(|error| failed(&error))?;
-        // One for each that was sent, and one more where the first is still needed.
+        // Take over the descriptor if nothing else holds it. Otherwise the message it came with
+        // still does, so duplicate it.
         let own = match Arc::try_unwrap(descriptor) {
             Ok(own) => own,
             Err(shared) => shared.try_clone().map_err(|error| failed(&error))?,
