@@ -1,13 +1,14 @@
-//! Names what was asked for in errors of the system.
+//! Adds to an error of the system what the program asked the system for.
 
 use std::io;
 
-/// "Operation not permitted" alone helps nobody: with the words of what was tried it does.
+/// Adds the attempted operation to an error. "Operation not permitted" alone does not help a user.
 pub(crate) trait Asked<T> {
-    /// In an error, says what was asked for, before the system's answer. The kind of the error stays.
+    /// In an error, puts `what` was asked for before the system's message. The kind of the error
+    /// stays the same.
     ///
     /// # Errors
-    /// The same, in more words.
+    /// The same error, with a longer message.
     fn asked(self, what: &str) -> io::Result<T>;
 }
 

@@ -1,4 +1,4 @@
-//! How many CPUs this process may use.
+//! Number of CPUs that this process may use.
 
 use std::{
     io::Read,
@@ -8,18 +8,22 @@ use std::{
 
 use super::setting::Setting;
 
-/// Overrides [`usable_cpus`] downwards: `EXECUTOR_CPU_COUNT=1 cargo run …`.
+/// Lowers the result of [`usable_cpus`]: `EXECUTOR_CPU_COUNT=1 cargo run …`.
 static OVERRIDE: Setting<NonZeroUsize> =
     Setting::new("EXECUTOR_CPU_COUNT", "a positive number", |text| text.parse().ok());
 
-/// How many CPUs this process may use: the smallest of its affinity mask, its cgroup's quota and the environment
-/// variable `EXECUTOR_CPU_COUNT`. At least 1. This is the default number of workers.
+/// Returns how many CPUs this process may use. This is the default number of workers.
 ///
-/// A quota (`cpu.max` of cgroup v2, `cpu.cfs_quota_us` of v1, of the group itself and of those above it) is rounded up: with
-/// one and a half CPUs there are two workers, or half a CPU would never be used.
+/// The result is the smallest of the number of CPUs in the affinity mask, the quota of the cgroup,
+/// and the environment variable `EXECUTOR_CPU_COUNT`. It is at least 1.
 ///
-/// `EXECUTOR_CPU_COUNT` may be unset or empty. If it is anything else than a positive number, this function ignores it and logs a
-/// warning, once in a process; an executor whose number of workers depends on it is an error
+/// The quota is `cpu.max` of cgroup v2 or `cpu.cfs_quota_us` of v1, of the group itself or of any
+/// group above it. It is rounded up. For example, a quota of one and a half CPUs gives two workers,
+/// because with one worker half a CPU would never be used.
+///
+/// `EXECUTOR_CPU_COUNT` may be unset or empty. If it is anything other than a positive number, this
+/// function ignores it and logs a warning, once per process. Building an executor whose number of
+/// workers depends on the variable fails instead
 /// ([`BuildError::Invalid`](crate::BuildError::Invalid)).
 ///
 /// ```
@@ -29,21 +33,21 @@ pub fn usable_cpus() -> usize {
     smaller(available(), OVERRIDE.read_or_warn())
 }
 
-/// As [`usable_cpus`], where an override that is not understood can be an error.
+/// As [`usable_cpus`], but an invalid override is an error.
 pub(crate) fn usable_cpus_or_error() -> Result<usize, String> {
     Ok(smaller(available(), OVERRIDE.read()?))
 }
 
 static SEVERAL: OnceLock<bool> = OnceLock::new();
 
-/// Whether two threads can run at a time; looked up once in a process, as it is asked at each sleep. Logs nothing: it is asked
-/// by locks, which what logs may use.
+/// Whether two threads can run at the same time. The answer is computed once per process, because
+/// each sleep asks for it. It logs nothing: locks call it, and a logger may use those locks.
 #[inline]
 pub(crate) fn several_usable() -> bool {
     *SEVERAL.get_or_init(|| smaller(available(), OVERRIDE.read().unwrap_or_default()) > 1)
 }
 
-/// In a child: what its parent has found out.
+/// Sets the answer of [`several_usable`] in a child to the one that its parent has computed.
 pub(crate) fn adopt_several(several: bool) {
     let _ = SEVERAL.set(several);
 }
@@ -52,14 +56,15 @@ fn available() -> usize {
     quota(&File).unwrap_or(usize::MAX).min(affinity()).max(1)
 }
 
-/// On how many this thread may run.
+/// Returns on how many CPUs this thread may run.
 fn affinity() -> usize {
-    // More than the mask has room for, or no such call: std asks in its own ways.
+    // The call fails if the machine has more CPUs than the mask has room for, or if the call does
+    // not exist. Then use std, which has other ways to find out.
     let asked = rustix::thread::sched_getaffinity(None).map(|set| set.count() as usize);
     asked.unwrap_or_else(|_| std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }
 
-/// Where control groups are looked up: the system, or a test's idea of it.
+/// The files that describe control groups: those of the system, or a test's fake ones.
 trait Files {
     fn read(&self, path: &str) -> Option<String>;
 }
@@ -68,19 +73,20 @@ struct File;
 
 impl Files for File {
     fn read(&self, path: &str) -> Option<String> {
-        // These files say that they are empty, and each read of one that goes on costs a call.
+        // These files report a length of 0, and a larger buffer saves system calls.
         let mut text = String::with_capacity(4096);
         std::fs::File::open(path).ok()?.read_to_string(&mut text).ok()?;
         Some(text)
     }
 }
 
-/// How many CPUs the control groups of this process allow, rounded up; `None` if they set no limit.
+/// Returns how many CPUs the control groups of this process allow, rounded up. Returns `None` if
+/// they set no limit.
 fn quota(files: &impl Files) -> Option<usize> {
     let mounts = files.read("/proc/self/mountinfo")?;
     let groups = files.read("/proc/self/cgroup")?;
     let quotas = groups.lines().filter_map(|line| {
-        // `0::/path` of v2, `4:cpu,cpuacct:/path` of v1.
+        // `0::/path` in v2, `4:cpu,cpuacct:/path` in v1.
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
         let version = match controllers {
@@ -89,7 +95,7 @@ fn quota(files: &impl Files) -> Option<usize> {
             _ => return None,
         };
         let (root, point) = mounts.lines().find_map(|mount| version.mounted(mount))?;
-        // In a container the path may begin with what is mounted, or lead out of it.
+        // In a container the path may begin with the mounted root, or lead out of it.
         let below = path.strip_prefix(root).filter(|_| root != "/").unwrap_or(path).trim_matches('/');
         let below = if below.split('/').any(|part| part == "..") { "" } else { below };
         let parts: Vec<_> = below.split('/').filter(|part| !part.is_empty()).collect();
@@ -97,6 +103,7 @@ fn quota(files: &impl Files) -> Option<usize> {
             let directory = std::iter::once(point).chain(parts[..depth].iter().copied());
             version.quota(files, &directory.collect::<Vec<_>>().join("/"))
         };
+        // The quota of each group above applies as well, so take the smallest.
         (0..=parts.len()).filter_map(of).min()
     });
     quotas.min()
@@ -109,7 +116,8 @@ enum Version {
 }
 
 impl Version {
-    /// If this line of `mountinfo` is where groups of this version are: which of them is there, and where.
+    /// If cgroups of this version are mounted by this line of `mountinfo`, returns which group is
+    /// mounted and where.
     fn mounted(self, line: &str) -> Option<(&str, &str)> {
         // `36 35 98:0 /root /mount/point rw,noatime … - type source options`
         let (mount, kind) = line.split_once(" - ")?;
@@ -124,7 +132,7 @@ impl Version {
         found.then_some((root, point))
     }
 
-    /// The quota of the group in this directory.
+    /// Returns the quota of the group in this directory.
     fn quota(self, files: &impl Files, directory: &str) -> Option<usize> {
         match self {
             Version::Two => {
@@ -141,15 +149,15 @@ impl Version {
     }
 }
 
-/// `max` and `-1` are no quota.
+/// Returns the quota in CPUs, rounded up. `max` and `-1` mean that there is no quota.
 fn rounded_up(quota: &str, period: &str) -> Option<usize> {
     let (quota, period) = (quota.parse::<u64>().ok()?, period.parse::<NonZeroU64>().ok()?);
     usize::try_from(quota.div_ceil(period.get())).ok().map(|cpus| cpus.max(1))
 }
 
-/// How many the machine has.
+/// Returns how many CPUs the machine has.
 pub(crate) fn configured() -> usize {
-    // SAFETY: a plain question.
+    // SAFETY: `sysconf` only returns a number.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).unwrap_or(1)
 }
 
@@ -209,7 +217,7 @@ mod tests {
             [("/sys/fs/cgroup/a/cpu.max", "250000 100000"), ("/sys/fs/cgroup/a/b/cpu.max", "max 100000")];
         assert_eq!(v2("0::/a/b\n", &limits), Some(3));
         assert_eq!(v2("0::/\n", &limits), None);
-        // In a container's own namespace the path may lead out of what is mounted.
+        // In a container's own namespace the path may lead out of the mounted part.
         let limits = [("/sys/fs/cgroup/cpu.max", "150000 100000")];
         assert_eq!(v2("0::/../../elsewhere\n", &limits), Some(2));
     }

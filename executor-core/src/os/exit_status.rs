@@ -14,17 +14,17 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExitStatus {
-    /// By itself, with this code.
+    /// The process exited by itself, with this code.
     Exited(i32),
-    /// By this signal.
+    /// This signal ended the process.
     Signaled(i32),
-    /// It has ended, but somebody else took the status: `SIGCHLD` is ignored, or another part of the program waits
-    /// for any child.
+    /// The process has ended, but its status is not known. Either `SIGCHLD` is ignored, or another
+    /// part of the program waits for any child and took the status.
     Unknown,
 }
 
 impl ExitStatus {
-    /// The exit code, if it ended by itself.
+    /// Returns the exit code, if the process exited by itself.
     pub fn code(self) -> Option<i32> {
         match self {
             ExitStatus::Exited(code) => Some(code),
@@ -32,7 +32,7 @@ impl ExitStatus {
         }
     }
 
-    /// The signal, if one ended it.
+    /// Returns the signal, if a signal ended the process.
     pub fn signal(self) -> Option<i32> {
         match self {
             ExitStatus::Signaled(signal) => Some(signal),
@@ -40,7 +40,7 @@ impl ExitStatus {
         }
     }
 
-    /// Whether it ended by itself with code 0.
+    /// Whether the process exited by itself with code 0.
     pub fn success(self) -> bool {
         self == ExitStatus::Exited(0)
     }

@@ -1,8 +1,10 @@
-//! Tells a stack overflow from any other segmentation fault, from within the dying process.
+//! A signal handler that tells a stack overflow from any other segmentation fault, inside the dying
+//! process.
 //!
-//! The handler runs on an alternate stack, looks whether the fault lies in the guard region of the thread that runs
-//! tasks, stores one flag, and hands on to whoever was there before: std's handler, which prints its own last words
-//! and aborts, or the default action. It writes nothing itself.
+//! The handler runs on an alternate stack. It checks whether the fault lies in the guard region of
+//! the thread that runs tasks, and if so stores one flag. Then it calls the previous handler:
+//! std's, which prints its own message and aborts, or the default action. It writes no message
+//! itself.
 
 use std::{
     mem::MaybeUninit,
@@ -12,15 +14,17 @@ use std::{
 
 use super::sync::atomic::AtomicU8;
 
-/// Below the lowest usable address of the stack; a large frame can jump this far over its end.
+/// Size of the guarded region below the lowest usable address of the stack. A large stack frame can
+/// jump this far past the stack's end.
 const GUARD_REACH_BYTES: usize = 1 << 20;
 const ALTERNATE_STACK_BYTES: usize = 64 * 1024;
 
 static GUARD_LOW: AtomicUsize = AtomicUsize::new(0);
 static GUARD_HIGH: AtomicUsize = AtomicUsize::new(0);
-/// Where to note an overflow: a flag in the worker's shared page.
+/// The flag to set on an overflow. It lies in the worker's shared page.
 static NOTE: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
-/// The process that watches: a fork of it shares the page, and its faults are its own.
+/// The process that watches its stack. A fork of it shares the page, but its faults must not be
+/// recorded there.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(libc::SIG_DFL), AtomicUsize::new(libc::SIG_DFL)];
 
@@ -28,11 +32,12 @@ fn slot(signal: libc::c_int) -> &'static AtomicUsize {
     &PREVIOUS[usize::from(signal == libc::SIGBUS)]
 }
 
-/// Watches the calling thread's stack; an overflow sets `note` before the process ends.
+/// Watches the calling thread's stack. An overflow sets `note` before the process ends.
 pub(crate) fn watch_this_stack(note: &'static AtomicU8) {
     let Some(low) = super::stack::bounds().map(|bounds| bounds.start) else { return };
     GUARD_LOW.store(low.saturating_sub(GUARD_REACH_BYTES), Ordering::Relaxed);
-    // One page above the bound: the bound of the main thread is where the kernel will stop growing it.
+    // Include one page above the bound: for the main thread, the bound is where the kernel stops
+    // growing the stack.
     GUARD_HIGH.store(low + 4096, Ordering::Relaxed);
     NOTE.store(ptr::from_ref(note).cast_mut(), Ordering::Release);
     PROCESS.store(std::process::id(), Ordering::Release);
@@ -42,10 +47,12 @@ pub(crate) fn watch_this_stack(note: &'static AtomicU8) {
     }
 }
 
-/// What was noted is of a task that has ended: it has caught the fault, as some interpreters do.
+/// Clears the flag. It belongs to a task that has ended, so the task caught the fault, as some
+/// interpreters do.
 #[inline]
 pub(crate) fn forget() {
-    // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`, in a mapping that stays.
+    // SAFETY: null, or the `&'static AtomicU8` of `watch_this_stack`, in a mapping that is never
+    // unmapped.
     if let Some(note) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() }
         && note.load(Ordering::Relaxed) != 0
         && PROCESS.load(Ordering::Relaxed) == std::process::id()
@@ -54,10 +61,11 @@ pub(crate) fn forget() {
     }
 }
 
-/// std gives its own threads an alternate stack; a thread made before `main` has none.
+/// Installs an alternate stack if the thread has none. std gives one to its own threads, but a
+/// thread that was created before `main` has none.
 fn ensure_alternate_stack() {
     let mut current = MaybeUninit::<libc::stack_t>::uninit();
-    // SAFETY: asks only; the out-pointer is valid.
+    // SAFETY: this only reads the setting; the out-pointer is valid.
     if unsafe { libc::sigaltstack(ptr::null(), current.as_mut_ptr()) } != 0 {
         return;
     }
@@ -65,10 +73,10 @@ fn ensure_alternate_stack() {
     if unsafe { current.assume_init() }.ss_flags & libc::SS_DISABLE == 0 {
         return;
     }
-    // Lives as long as the thread, which is as long as the process: never freed.
+    // Never freed: it is needed as long as the thread, which lives as long as the process.
     let memory = Box::leak(vec![0_u8; ALTERNATE_STACK_BYTES].into_boxed_slice());
     let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
-    // SAFETY: the memory is ours alone and is never freed.
+    // SAFETY: nothing else uses the memory, and it is never freed.
     unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
 }
 
@@ -79,9 +87,10 @@ fn install(signal: libc::c_int) {
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: as above.
     let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: both structures are valid; the handler does only what a handler may do.
+    // SAFETY: both structures are valid, and the handler does only what a signal handler may do.
     if unsafe { libc::sigaction(signal, &action, &mut previous) } == 0
-        // In a fork it is installed already; to hand on to itself would have no end.
+        // In a fork our handler is installed already. If it called itself as the previous one, it
+        // would never end.
         && previous.sa_sigaction != action.sa_sigaction
     {
         slot(signal).store(previous.sa_sigaction, Ordering::Release);
@@ -89,12 +98,14 @@ fn install(signal: libc::c_int) {
 }
 
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid `siginfo_t` to a SA_SIGINFO handler.
+    // SAFETY: the kernel passes a valid `siginfo_t` to a SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     if code <= 0 {
-        // Sent by somebody, not caused by an instruction that would fault again: end as it was meant.
-        // SAFETY: both calls are allowed in a handler; the signal is blocked until the handler returns, then it ends
-        // the process.
+        // The signal was sent by a process. No faulting instruction would run again and raise it,
+        // so raise it here with the default action.
+        //
+        // SAFETY: both calls are allowed in a handler. The signal is blocked until the handler
+        // returns, and then ends the process.
         unsafe {
             libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
@@ -102,22 +113,23 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
         return;
     }
     if (GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed)).contains(&address) {
-        // SAFETY: asks for a number; allowed in a handler.
+        // SAFETY: returns a number, and is allowed in a handler.
         let own = unsafe { libc::getpid() }.cast_unsigned() == PROCESS.load(Ordering::Acquire);
-        // SAFETY: null or the `&'static AtomicU8` of `watch_this_stack`.
+        // SAFETY: null, or the `&'static AtomicU8` of `watch_this_stack`.
         if own && let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
             note.store(1, Ordering::Release);
         }
     }
     match slot(signal).load(Ordering::Acquire) {
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: restores the default action; the faulting instruction runs again and ends the process with the
-            // very signal it would have ended with.
+            // SAFETY: this restores the default action. The faulting instruction runs again and
+            // ends the process with the same signal as without this handler.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
         previous => {
-            // SAFETY: not one of the two constants, so the address of the handler that was installed before; std's
-            // handler takes these three arguments, and one that takes only the first ignores the others.
+            // SAFETY: the value is neither of the two constants, so it is the address of the
+            // handler that was installed before. std's handler takes these three arguments. A
+            // handler that takes only the first ignores the others.
             let previous: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
                 unsafe { std::mem::transmute(previous) };
             previous(signal, info, context);

@@ -1,15 +1,19 @@
-//! Files that hold shared memory: the only place where one is made, made longer, filled or emptied.
+//! Creates, lengthens, fills and empties the files that hold shared memory. No other module does
+//! this.
 //!
-//! The system answers in two ways that no caller should have to think of:
+//! It handles two behaviours of the system so that callers need not:
 //!
-//! - A file that would become longer than `RLIMIT_FSIZE` (`ulimit -f`; judges, sandboxes and batch systems set it) is refused
-//!   with SIGXFSZ, which ends the program before the call can return `EFBIG`. Asking for the limit first is not enough:
-//!   another thread, or a task, may lower it between the question and the call. So the signal is blocked in this thread during
-//!   the call and taken away afterwards (`unsignalled`); what remains is an error that names the limit.
-//! - An allocation that a signal interrupts is undone as a whole (`EINTR`). A program with a periodic timer would try
-//!   the same allocation for ever. So long ones go in steps, and shorter ones after an interruption (`in_steps`).
+//! - A process that would make a file longer than `RLIMIT_FSIZE` gets SIGXFSZ, which ends the
+//!   program before the call can return `EFBIG`. (`ulimit -f` sets the limit, and judges, sandboxes
+//!   and batch systems do.) Reading the limit first is not enough, because another thread, or a
+//!   task, may lower it before the call. So the signal is blocked in this thread during the call,
+//!   and a pending one is removed afterwards (`unsignalled`). What remains is an error that names
+//!   the limit.
+//! - An allocation that a signal interrupts is undone completely (`EINTR`). A program with a
+//!   periodic timer would retry the same allocation forever. So long allocations are made in steps,
+//!   and an interruption makes the steps shorter (`in_steps`).
 //!
-//! `clippy.toml` refuses these system calls everywhere else.
+//! `clippy.toml` forbids these system calls everywhere else.
 
 #![allow(clippy::disallowed_methods, reason = "the place for them")]
 
@@ -28,33 +32,36 @@ use super::{signals, socket::retry};
 
 const PAGE: u64 = 4096;
 
-/// The most that is allocated by one call. More: a timer's signal undoes more. Less: more calls (each costs a microsecond, and
-/// 16 MiB take some milliseconds).
+/// Maximum number of bytes allocated by one call. With a higher value, a timer's signal undoes more
+/// work. With a lower value, more calls are needed (each costs a microsecond; 16 MiB take several
+/// milliseconds).
 const STEP_MOST: u64 = 16 << 20;
 
-/// A new anonymous file, empty, close-on-exec, to which seals can be added. Its name is seen in `/proc` only.
+/// Creates an anonymous file: empty, close-on-exec, and open to seals. Its name only appears in
+/// `/proc`.
 pub(crate) fn anonymous(name: &str) -> io::Result<OwnedFd> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)
 }
 
-/// Sets the length. What is new reads as zeros and takes memory when it is written.
+/// Sets the file's length. New bytes read as zeros, and take memory when they are written.
 ///
 /// # Errors
-/// [`FileTooLarge`](io::ErrorKind::FileTooLarge), which names the limit, if this process may make no file as long; else the
-/// system's.
+/// [`FileTooLarge`](io::ErrorKind::FileTooLarge), with the limit in its message, if this process
+/// may not make a file of this length. Otherwise the system's error.
 pub(crate) fn set_len(file: impl AsFd, len: u64) -> io::Result<()> {
     retry(|| unsignalled(|| ftruncate(&file, len))).map_err(|error| refused(error, len))
 }
 
-/// Takes memory for these bytes now, and makes the file as long as that. What is there already stays.
+/// Allocates memory for these bytes now, and makes the file long enough to contain them. Existing
+/// content is kept.
 ///
 /// # Errors
-/// As [`set_len`]. Part of it may have been allocated then.
+/// As [`set_len`]. Part of the memory may have been allocated.
 pub(crate) fn allocate(file: impl AsFd, at: u64, len: u64) -> io::Result<()> {
     let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
     let call = |at, len| unsignalled(|| fallocate(&file, FallocateFlags::empty(), at, len));
     match in_steps(at, len, call) {
-        // A file system that allocates only by writing.
+        // This file system allocates memory only when bytes are written.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
             let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
             if len < end { set_len(file, end) } else { Ok(()) }
@@ -63,16 +70,18 @@ pub(crate) fn allocate(file: impl AsFd, at: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Gives the memory of these bytes back: they read as zeros from now on, for whoever has them mapped as well.
+/// Gives the memory of these bytes back. From now on they read as zeros, also in existing mappings.
 pub(crate) fn punch(file: impl AsFd, at: u64, len: u64) -> io::Result<()> {
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(retry(|| fallocate(&file, hole, at, len))?)
 }
 
-/// Writes all of it. By `write`, fresh pages are filled in half the time that it takes through a mapping.
+/// Writes all bytes. A write system call fills new pages in half the time that it takes through a
+/// mapping.
 ///
 /// # Errors
-/// As [`set_len`]; the limit also holds for bytes that are there. Part of it may have been written then.
+/// As [`set_len`]. The limit also applies to bytes that already exist. Part of `bytes` may have
+/// been written.
 pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     let end = at.saturating_add(bytes.len() as u64);
     while !bytes.is_empty() {
@@ -87,7 +96,8 @@ pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> io::Re
     Ok(())
 }
 
-/// Allocates from the end to the beginning, so that the first call already says whether the file may be as long.
+/// Allocates in steps, from the end to the beginning. So the first call already reports whether the
+/// file may have this length.
 fn in_steps(
     at: u64,
     len: u64,
@@ -99,9 +109,11 @@ fn in_steps(
         match call(at + (left - some), some) {
             Ok(()) => {
                 left -= some;
+                // Interruptions may be over, so take longer steps again.
                 step = (step * 2).min(STEP_MOST);
             }
-            // As a whole undone: with less at a time, something is done between two signals.
+            // The interrupted call was undone completely. With smaller steps, a step completes
+            // between two signals.
             Err(Errno::INTR) => step = (some / 2).next_multiple_of(PAGE),
             Err(error) => return Err(error),
         }
@@ -109,17 +121,19 @@ fn in_steps(
     Ok(())
 }
 
-/// How long this process may make a file; `None` if that is not known, as in a sandbox that forbids to ask.
+/// Returns how long a file of this process may be. Returns `None` if this is not known, as in a
+/// sandbox that forbids the call.
 fn file_bytes_max() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: fills the structure that it gets. (rustix's `getrlimit` panics where the question is forbidden.)
+    // SAFETY: the call fills the given structure. (rustix's `getrlimit` panics where the call is
+    // forbidden.)
     match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {
         0 => Some(limit.rlim_cur),
         _ => None,
     }
 }
 
-/// The error for a file that was to have `len` bytes.
+/// Returns the error for a file that was to have `len` bytes.
 fn refused(error: Errno, len: u64) -> io::Error {
     if error != Errno::FBIG {
         return error.into();
@@ -134,11 +148,11 @@ fn refused(error: Errno, len: u64) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
-/// Makes a system call that may be refused with SIGXFSZ, without that signal.
+/// Makes a system call that may raise SIGXFSZ, without letting that signal be delivered.
 ///
-/// The kernel sends it to the calling thread, at once and before the call returns: so it is enough to block it here, and there is
-/// no moment in which it could strike. Two system calls more: a sixth of what it takes
-/// to make an empty file of one page.
+/// The kernel sends the signal to the calling thread, before the call returns. So it is enough to
+/// block it in this thread, and there is no moment in which it could be delivered. This costs two
+/// more system calls, a sixth of the time it takes to create an empty file of one page.
 fn unsignalled<T>(call: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     let blocked = Blocked::new();
     let result = call();
@@ -148,20 +162,22 @@ fn unsignalled<T>(call: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::R
     result
 }
 
-/// SIGXFSZ, blocked in this thread until this is dropped.
+/// Blocks SIGXFSZ in this thread until it is dropped.
 struct Blocked {
     signal: libc::sigset_t,
-    /// It was so before.
+    /// Whether the signal was blocked before.
     blocked: bool,
-    /// One was waiting already, which is the program's own.
+    /// Whether a SIGXFSZ was already pending. That one belongs to the program and must not be
+    /// removed.
     pending: bool,
 }
 
 impl Blocked {
     fn new() -> Self {
         let (mut signal, mut before) = (signals::empty(), signals::empty());
-        // SAFETY: `sigemptyset` and `pthread_sigmask` write to the sets, of which every byte is initialised. The latter fails for an unknown `how` only.
-        // In a fork, and in a signal handler, it is this thread's mask all the same.
+        // SAFETY: `sigemptyset` and `pthread_sigmask` write to the sets, of which every byte is
+        // initialised. `pthread_sigmask` fails only for an unknown `how`. It changes this thread's
+        // mask even in a fork or in a signal handler.
         unsafe {
             libc::sigemptyset(signal.as_mut_ptr());
             libc::sigaddset(signal.as_mut_ptr(), libc::SIGXFSZ);
@@ -173,12 +189,14 @@ impl Blocked {
         }
     }
 
+    /// Removes the SIGXFSZ that the call has raised.
     fn take_away(&self) {
         if self.pending {
             return;
         }
         let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: reads a set and a time, writes nothing. Where SIGXFSZ is ignored there is none, which is no error here.
+        // SAFETY: reads a set and a time, and writes nothing. If SIGXFSZ is ignored, none is
+        // pending, and the call's error is ignored.
         while unsafe { libc::sigtimedwait(&self.signal, ptr::null_mut(), &now) } == -1
             && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
         {}
@@ -190,15 +208,17 @@ impl Drop for Blocked {
         if self.blocked {
             return;
         }
-        // Not the whole mask as it was: the C library does not tell all of it, and `signals::as_one_user` may have blocked the rest.
-        // SAFETY: a set with one signal, of this thread's mask.
+        // Unblock this signal only, instead of restoring the whole mask. The C library does not
+        // report all of the mask, and `signals::as_one_user` may have blocked the rest.
+        //
+        // SAFETY: a set with one signal, applied to this thread's mask.
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.signal, ptr::null_mut()) };
     }
 }
 
 fn is_pending() -> bool {
     let mut pending = signals::empty();
-    // SAFETY: `sigpending` fills the set, which is looked at only if it has.
+    // SAFETY: `sigpending` fills the set, which is read only if the call succeeded.
     unsafe {
         libc::sigemptyset(pending.as_mut_ptr());
         libc::sigpending(pending.as_mut_ptr()) == 0 && libc::sigismember(pending.as_ptr(), libc::SIGXFSZ) == 1
@@ -211,7 +231,8 @@ mod tests {
 
     #[test]
     fn an_allocation_that_every_signal_undoes_ends_in_shorter_steps() {
-        // A kernel that is interrupted after each 100 pages, and then undoes what the call had done.
+        // Simulates a kernel that is interrupted after each 100 pages, and then undoes the
+        // interrupted call.
         let mut budget = 100;
         let mut done = vec![0_u8; 10_000];
         let mut calls = 0;
@@ -260,11 +281,11 @@ mod tests {
 
     #[test]
     fn the_mask_of_the_thread_and_its_own_signals_stay() {
-        // In a thread of its own: the mask is changed.
+        // Run in a thread of its own, because the test changes the mask.
         std::thread::spawn(|| {
             let mask = || {
                 let mut mask = signals::empty();
-                // SAFETY: asks for the mask.
+                // SAFETY: only reads the mask.
                 unsafe {
                     libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
                     libc::sigismember(&mask.assume_init(), libc::SIGXFSZ) == 1
@@ -274,7 +295,7 @@ mod tests {
             refuse().unwrap_err();
             assert!(!mask());
             let outer = Blocked::new();
-            // SAFETY: to this thread, where it is blocked.
+            // SAFETY: sends the signal to this thread, where it is blocked.
             let send = || unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGXFSZ) };
             send();
             refuse().unwrap_err();

@@ -1,9 +1,13 @@
-//! A program may fork by hand while executors exist. The child has copies of our locks, possibly held by threads that
-//! do not exist there, and no driver. So every handle asks, before it touches a lock: am I still in my process?
+//! Detects that this process was forked.
 //!
-//! Descriptors are copied too, and with them what the kernel keeps for whoever has them: see [`NotInherited`].
+//! A program may fork while executors exist. The child has copies of our locks, but no driver
+//! thread. The locks may be held forever, by threads that do not exist in the child. So every
+//! handle checks, before it takes a lock, whether it is still in the process that created it.
+//!
+//! Descriptors are copied too, together with what the kernel keeps for their holders, such as file
+//! locks: see [`NotInherited`].
 
-// What is counted here decides who may touch memory: no sum wraps unseen.
+// The arithmetic in this file decides which memory is accessed, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::{
@@ -16,21 +20,23 @@ use std::{
     },
 };
 
-/// How many forks lie between this process and the first one that used this module.
+/// Number of forks between the first process that used this module and this process.
 static FORKS: AtomicU64 = AtomicU64::new(0);
-/// Changes before and after each fork of this process and those before it. It decides who may reuse memory, so it does not come
-/// round: 64 bits last for longer than machines.
+/// Changes before and after each fork of this process and of its ancestors. It decides whether
+/// memory may be reused, so it must not wrap: 64 bits are enough for any machine's life.
 static CHILDREN: AtomicU64 = AtomicU64::new(0);
 static REGISTER: Once = Once::new();
 
 extern "C" fn before() {
-    // Until the child has its copy, nothing is opened or closed for a [`NotInherited`].
+    // Until the child has its copy, no other thread opens or closes a descriptor for a
+    // [`NotInherited`].
     FORKS_WAIT.fetch_add(1, Ordering::Relaxed);
     match (Gate::take(), HELD_BY_FORKS.load(Ordering::Relaxed)) {
         (true, _) => HELD_BY_FORKS.store(1, Ordering::Relaxed),
-        // A `Gate` of this thread has it, and a signal handler forks.
+        // This thread holds the gate through a `Gate`, and a signal handler forks.
         (false, 0) => {}
-        // A fork of this thread has it, and a signal handler forks: only the outer one gives it back.
+        // This thread holds the gate for a fork, and a signal handler forks as well. Only the outer
+        // fork releases the gate.
         (false, forks) => HELD_BY_FORKS.store(forks.saturating_add(1), Ordering::Relaxed),
     }
     FORKS_WAIT.fetch_sub(1, Ordering::Relaxed);
@@ -40,7 +46,7 @@ extern "C" fn before() {
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     close_not_inherited();
-    // Those who wait are threads of the parent.
+    // The waiting threads are threads of the parent.
     FORKS_WAIT.store(0, Ordering::Relaxed);
     leave_gate();
 }
@@ -50,37 +56,48 @@ extern "C" fn in_parent() {
     leave_gate();
 }
 
-/// Before the fork and after it. What another thread drops while the child is being made has to find the count changed, or the
-/// child's handle is not known of; and what it makes meanwhile has to find it changed later, for the same reason.
+/// Counts a fork, once before it and once after it.
+///
+/// What another thread drops while the child is being created must see a changed count. Otherwise
+/// the thread would not know that the child has a handle. What a thread creates meanwhile must see
+/// the count change later, for the same reason.
 fn count_child() {
-    // Ordered with everything: no order of accesses of that thread makes it look unchanged around the copying of its memory.
+    // `SeqCst`, so that no reordering in the other thread makes the count look unchanged around the
+    // time at which the kernel copies the memory.
     CHILDREN.fetch_add(1, Ordering::SeqCst);
 }
 
 fn leave_gate() {
     let forks = HELD_BY_FORKS.load(Ordering::Relaxed);
     HELD_BY_FORKS.store(forks.saturating_sub(1), Ordering::Relaxed);
+    // Keep the gate if an outer fork of this thread still needs it.
     if forks == 1 {
         GATE.store(0, Ordering::Release);
     }
 }
 
-/// The thread that is at work on the descriptors of [`NotInherited`], or forks; 0 if none is.
+/// The thread that is working on the descriptors of [`NotInherited`], or forking. 0 if there is
+/// none.
 ///
-/// The kernel copies a process's descriptors and its memory one after the other. So no order of steps in another thread makes the
-/// two agree in the child: there must be no fork meanwhile. It is held for some system calls, or for a fork.
+/// The kernel copies a process's descriptors and its memory one after the other. So no order of
+/// steps in another thread can make the two agree in the child, and there must be no fork during
+/// these steps. The gate is held for a few system calls, or for a fork.
 ///
-/// A handler of the user's (`pthread_atfork`) that runs within that, and waits for a lock, waits for whoever holds the lock. If
-/// that is a thread which waits for the gate, because it drops a pool or makes one, neither goes on. Handlers that were registered
-/// before ours run their `prepare` after ours: so hold no such lock around what opens or closes pools and shared objects.
+/// A user's `pthread_atfork` handler that runs while the gate is held may deadlock. This happens if
+/// it waits for a lock whose holder waits for the gate, because the holder is dropping or creating
+/// a pool. Handlers that were registered before ours run their `prepare` part after ours. So a
+/// program must not hold a lock that such a handler takes around code that opens or closes pools
+/// and shared objects.
 static GATE: AtomicUsize = AtomicUsize::new(0);
-/// How many threads wait for it to fork. They go first: those that open and close one after the other would leave them no turn.
+/// Number of threads that wait for the gate in order to fork. They go first. Otherwise threads that
+/// open and close descriptors in a loop would never let them in.
 static FORKS_WAIT: AtomicU64 = AtomicU64::new(0);
-/// By how many forks of the thread that has it: more than one if a signal handler forks during a fork. 0 if no fork has it. Only
-/// that thread touches it.
+/// Number of forks for which the current holder has the gate. It is more than one if a signal
+/// handler forks during a fork, and 0 if the gate is not held for a fork. Only the thread with the
+/// gate accesses it.
 static HELD_BY_FORKS: AtomicUsize = AtomicUsize::new(0);
 
-/// Within it, no other thread forks by way of the C library.
+/// Holds the gate. While it exists, no other thread forks through the C library.
 struct Gate(bool);
 
 impl Gate {
@@ -92,10 +109,11 @@ impl Gate {
         Gate(Self::take())
     }
 
-    /// `false` if this thread has it already: a fork in a signal handler that has interrupted it, or a handler of a fork that
-    /// drops something. There, nobody is to be waited for.
+    /// Takes the gate. Returns `false` if this thread holds it already. That happens to a fork in a
+    /// signal handler that interrupted this thread, and to a fork handler that drops an object. In
+    /// both cases waiting would never end.
     fn take() -> bool {
-        // SAFETY: asks which thread this is.
+        // SAFETY: returns which thread this is.
         let me = unsafe { libc::pthread_self() } as usize;
         loop {
             match GATE.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
@@ -117,15 +135,17 @@ impl Drop for Gate {
 
 fn register() {
     REGISTER.call_once(|| {
-        // Miri has no forks, nor what tells of them.
+        // Miri has neither forks nor fork handlers.
         if cfg!(miri) {
             return;
         }
-        // SAFETY: the handlers only change atomics and close descriptors, which is allowed between fork and exec. The first one
-        // waits for threads that need nothing of this one.
+        // SAFETY: the handlers only change atomics and close descriptors, which is allowed between
+        // fork and exec. `before` waits for other threads, and these need nothing that this thread
+        // holds.
         let refused = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if refused != 0 {
-            // Out of memory for one list entry: forks go unnoticed, as without this module.
+            // The system has no memory for one list entry. Forks then go unnoticed, as without this
+            // module.
             tracing::warn!(
                 errno = refused,
                 "pthread_atfork refused; handles in forked children are not inert"
@@ -134,28 +154,30 @@ fn register() {
     });
 }
 
-/// The process in which something was made.
+/// The process in which an object was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin(u64);
 
 impl Origin {
-    /// This process.
+    /// Returns this process.
     pub(crate) fn here() -> Self {
         register();
         Origin(FORKS.load(Ordering::Relaxed))
     }
 
-    /// Whether this process is a fork of the one in which `self` was made.
+    /// Whether this process is a fork of the process in which `self` was created.
     #[inline]
     pub(crate) fn forked(self) -> bool {
         self.0 != FORKS.load(Ordering::Relaxed)
     }
 
-    /// Ends a copy of the process in which `self` was made, with this exit code. In that process itself it does nothing.
+    /// Ends the process with `code` if it is a fork of the process in which `self` was created.
+    /// Otherwise it does nothing.
     ///
-    /// For loops that run code of the user and go on: a copy that such code has made by `fork`, and which returns from it,
-    /// must not go on as the loop, for it shares the original's descriptors and memory, and nobody watches it. Neither exit
-    /// hooks nor destructors run in it, and nothing is flushed: all of that belongs to the original.
+    /// It is for loops that run user code and then continue. User code may fork and return in the
+    /// child. The child must not continue as the loop, because it shares the original's descriptors
+    /// and memory, and nothing supervises it. Its end runs no exit hooks and no destructors, and
+    /// flushes nothing: all of that belongs to the original process.
     #[inline]
     pub(crate) fn end_copy(self, code: i32) {
         if self.forked() {
@@ -164,11 +186,12 @@ impl Origin {
     }
 }
 
-/// A global value of which a forked process has one of its own, made anew: it inherits nothing of its parent's, and no lock
-/// that another thread of its parent held.
+/// A global value that each process has for itself. A forked process creates a new one. So it
+/// inherits nothing from its parent, in particular no lock that another thread of the parent held.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T: 'static> {
-    /// Replaced in a fork, and never freed: one small value for each fork that uses it.
+    /// Replaced in a fork. The old value is never freed, which costs one small value per fork that
+    /// uses it.
     made: AtomicPtr<Made<T>>,
     make: fn() -> T,
 }
@@ -184,12 +207,12 @@ impl<T: Send + Sync> PerProcess<T> {
         PerProcess { made: AtomicPtr::new(ptr::null_mut()), make }
     }
 
-    /// This process's value.
+    /// Returns this process's value, and creates it if needed.
     pub(crate) fn get(&self) -> &'static T {
         loop {
             let old = self.made.load(Ordering::Acquire);
-            // SAFETY: null, or published complete by the exchange below; never freed. In a fork it is the copy of what was
-            // published, which is complete as well.
+            // SAFETY: null, or published by the exchange below when it was complete, and never
+            // freed. In a fork it is a copy of the published value, which is complete as well.
             if let Some(made) = unsafe { old.as_ref() }
                 && !made.origin.forked()
             {
@@ -197,20 +220,20 @@ impl<T: Send + Sync> PerProcess<T> {
             }
             let new = Box::into_raw(Box::new(Made { origin: Origin::here(), value: (self.make)() }));
             if self.made.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                // SAFETY: made above, and nobody else has seen it.
+                // SAFETY: created above, and never published.
                 drop(unsafe { Box::from_raw(new) });
             }
         }
     }
 }
 
-/// `fork`: `None` in the child.
+/// Forks this process. Returns `None` in the child.
 ///
 /// # Safety
-/// As for fork(2): in a process with several threads, the child may do nothing but what a signal handler may, until it calls
-/// `exec` or ends.
+/// As for fork(2): if the process has several threads, the child may only do what a signal handler
+/// may do, until it calls `exec` or ends.
 pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
-    // So that handles know.
+    // Registers the fork handlers, so that handles notice the fork.
     Origin::here();
     // SAFETY: the caller's promise.
     match unsafe { libc::fork() } {
@@ -220,14 +243,16 @@ pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
     }
 }
 
-/// A copy of this process that is its parent's child, not its own: `None` in the copy. Refused where there are other
-/// threads.
+/// Copies this process. The copy is a child of this process's parent, not of this process.
+///
+/// Returns `None` in the copy. Fails if this process has other threads.
 pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
     if super::process::settled_thread_count(1)? > 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let known = KnownToTheLibrary::of_this_thread();
-    // No exit signal of its own: with CLONE_PARENT it is this process's. No new stack: a copy, as with fork(2).
+    // No exit signal is given, because with CLONE_PARENT the copy has this process's. No new stack
+    // is given either, so the copy uses a copy of the stack, as with fork(2).
     match known.clone_with(libc::CLONE_PARENT)? {
         0 => {
             known.tell_the_kernel();
@@ -235,20 +260,24 @@ pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
             Ok(None)
         }
         pid => {
-            // No other thread, so nobody looks in between.
+            // There is no other thread that could read the count in between, so counting once is
+            // enough.
             in_parent();
             Ok(Some(pid as u32))
         }
     }
 }
 
-/// What the C library and the kernel have told each other of a thread, and what a copy that is made without the library's `fork` would
-/// not have: the word in which glibc remembers the thread's number (owners of mutexes are told by it, also in memory that processes
-/// share), and the list of its robust mutexes (which the kernel goes through at its end).
+/// What the C library and the kernel have told each other about a thread.
+///
+/// A copy made without the library's `fork` would lack it. It consists of two parts. One is the
+/// word in which glibc stores the thread's number, by which it recognises owners of mutexes, even
+/// in shared memory. The other is the list of the thread's robust mutexes, which the kernel walks
+/// when the thread ends.
 struct KnownToTheLibrary {
     /// Null if it was not found.
     number: *mut libc::c_int,
-    /// Head and length; null if there is none.
+    /// Head and length of the list. The head is null if there is none.
     robust: (*mut libc::c_void, usize),
 }
 
@@ -256,15 +285,19 @@ impl KnownToTheLibrary {
     fn of_this_thread() -> Self {
         const PR_GET_TID_ADDRESS: libc::c_int = 40;
         let mut number: *mut libc::c_int = ptr::null_mut();
-        // SAFETY: writes where the kernel clears the number at the thread's end, which is where glibc keeps it.
+        // SAFETY: writes the address of the word that the kernel clears at the thread's end, which
+        // is the word where glibc stores the number.
         let told = unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut number) } == 0;
-        // A kernel without CONFIG_CHECKPOINT_RESTORE does not say. Then copies keep the number of their original, as before.
-        // SAFETY: the word that the library has told the kernel of, in the memory of this thread.
+        // A kernel without CONFIG_CHECKPOINT_RESTORE does not return the address. Then copies keep
+        // the number of their original.
+        //
+        // SAFETY: the library gave this address to the kernel, and the word is in this thread's
+        // memory.
         let is_it = told
             && !number.is_null()
             && unsafe { number.read() }.cast_unsigned() == super::process::this_thread();
         let mut robust: (*mut libc::c_void, usize) = (ptr::null_mut(), 0);
-        // SAFETY: writes the two, of this thread.
+        // SAFETY: writes head and length of this thread's list.
         let asked =
             unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust.0, &raw mut robust.1) };
         KnownToTheLibrary {
@@ -273,76 +306,83 @@ impl KnownToTheLibrary {
         }
     }
 
-    /// Clones this process: 0 in the copy, where the library knows its number before anything else.
+    /// Clones this process, and returns 0 in the copy. In the copy, the library's word has the new
+    /// number before any code runs.
     fn clone_with(&self, flags: libc::c_int) -> io::Result<libc::c_long> {
         let flags = match self.number.is_null() {
             true => flags,
             false => flags | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID,
         };
-        // SAFETY: like fork(2), in a process with this one thread (counted by the caller: where that cannot be, nothing is copied),
-        // so nothing is locked in the copy. What glibc does beside the system call is for other threads and for handlers of
-        // `pthread_atfork`, but for what `self` is; the kernel writes the copy's number to the copy's word. References into shared
-        // memory that `preload` has leaked into a static are in all copies, and are the program's not to use: see
-        // `StartMethod::ForkServer`.
+        // SAFETY: like fork(2), in a process whose only thread is this one. The caller counts the
+        // threads; if it cannot, nothing is copied. So no lock is held in the copy. What glibc does
+        // around the system call is for other threads and for handlers of `pthread_atfork`, except
+        // for what `self` contains. The kernel writes the copy's number to the copy's word.
+        // References into shared memory that `preload` has leaked into a static exist in all
+        // copies, and the program must not use them: see `StartMethod::ForkServer`.
         #[cfg(target_arch = "x86_64")]
         let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, self.number, 0) };
-        // SAFETY: as above; these have the last two the other way round.
+        // SAFETY: as above. These architectures take the last two arguments in the other order.
         #[cfg(not(target_arch = "x86_64"))]
         let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, 0, self.number) };
         if cloned < 0 { Err(io::Error::last_os_error()) } else { Ok(cloned) }
     }
 
-    /// In the copy: the kernel has forgotten its list.
+    /// In the copy, tells the kernel where the list is, because the kernel has forgotten it.
     fn tell_the_kernel(&self) {
         let (head, len) = self.robust;
         if !head.is_null() {
-            // SAFETY: the list's head in the memory of this thread, as it was told for the original.
+            // SAFETY: the list's head is in this thread's memory, at the address that was
+            // registered in the original.
             unsafe { libc::syscall(libc::SYS_set_robust_list, head, len) };
         }
     }
 }
 
-/// Ends the process at once: nothing that the program it was forked from has registered runs.
+/// Ends the process at once. No exit handler of the program from which it was forked runs.
 pub(crate) fn leave(code: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(code) }
 }
 
-/// Calls `handler` when the program ends by itself: after `main`, or by `std::process::exit`.
+/// Registers a handler for the program's normal end: the return from `main`, or
+/// `std::process::exit`.
 pub(crate) fn at_end(handler: extern "C" fn()) {
-    // SAFETY: the handler is a function of this program that does not unwind.
+    // SAFETY: the handler is a function of this program and does not unwind.
     if unsafe { libc::atexit(handler) } != 0 {
         tracing::warn!("the system remembers no more exit handlers; processes are not waited for at the end");
     }
 }
 
-/// Closes a descriptor that a fork has copied, and whose owner lives on in the parent only.
+/// Closes a copied descriptor in a fork. The descriptor's owner only lives on in the parent.
 pub(crate) fn close(copy: std::os::fd::BorrowedFd<'_>) {
-    // SAFETY: the owner's value exists in this process's memory too, but the process ends without dropping it.
+    // SAFETY: the owner's value exists in this process's memory too, but the process ends without
+    // dropping it.
     unsafe { libc::close(copy.as_raw_fd()) };
 }
 
-/// Changes whenever this process is forked: what was made before has gone to a child as well, if this has changed.
+/// Returns a number that changes whenever this process forks. If it has changed since an object was
+/// created, a child has the object as well.
 pub(crate) fn children() -> u64 {
     register();
     CHILDREN.load(Ordering::SeqCst)
 }
 
-/// A descriptor that forked children do not keep: the kernel takes what hangs on it (a file lock) back when this process
-/// ends, and not when the last of its children does.
+/// A descriptor that forked children do not keep. So the kernel releases what depends on it (a file
+/// lock) when this process ends, not when the last of its children ends.
 ///
-/// A child that is made by `clone` and without the C library does keep it. Programs that are started keep none: all descriptors
-/// are close-on-exec.
+/// A child that was created by `clone` without the C library does keep it. Programs that this
+/// process executes keep none, because all descriptors are close-on-exec.
 #[derive(Debug)]
 pub(crate) struct NotInherited {
     entry: &'static Entry,
     origin: Origin,
 }
 
-/// Entries are reused and never freed: the handler in the child walks the list without a lock.
+/// An entry of the list of such descriptors. Entries are reused and never freed, because the
+/// handler in the child walks the list without a lock.
 #[derive(Debug)]
 struct Entry {
-    /// [`FREE`] if nobody has the entry.
+    /// [`FREE`] if the entry is not in use.
     descriptor: AtomicI32,
     next: AtomicPtr<Entry>,
 }
@@ -351,7 +391,7 @@ const FREE: RawFd = -1;
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
-    // SAFETY: entries are published when complete, and live for ever.
+    // SAFETY: entries are complete when they are published, and live forever.
     let at = |pointer: &AtomicPtr<Entry>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
     std::iter::successors(at(&ENTRIES), move |entry| at(&entry.next))
 }
@@ -360,22 +400,24 @@ fn close_not_inherited() {
     for entry in entries() {
         let descriptor = entry.descriptor.swap(FREE, Ordering::Relaxed);
         if descriptor != FREE {
-            // SAFETY: it was the entry's, and those who know the entry see that they were forked.
+            // SAFETY: the entry owned it, and any value that refers to the entry notices that it
+            // was forked.
             unsafe { libc::close(descriptor) };
         }
     }
 }
 
 impl NotInherited {
-    /// What this opens.
+    /// Opens a descriptor with `open`.
     pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
         let origin = Origin::here();
-        // No fork in between: its child would keep what no entry names yet.
+        // No fork may happen in between: its child would keep a descriptor that no entry names yet.
         let _gate = Gate::enter();
         Ok(NotInherited::enlist(open()?, origin))
     }
 
-    /// What is open already: a child that has been forked since keeps it.
+    /// Takes a descriptor that is open already. A child that was forked since it was opened keeps
+    /// it.
     pub(crate) fn new(descriptor: OwnedFd) -> Self {
         let origin = Origin::here();
         let _gate = Gate::enter();
@@ -384,6 +426,7 @@ impl NotInherited {
 
     fn enlist(descriptor: OwnedFd, origin: Origin) -> Self {
         let descriptor = descriptor.into_raw_fd();
+        // Reuse a free entry, or else add a new one to the front of the list.
         let taken = entries().find(|entry| {
             let put =
                 entry.descriptor.compare_exchange(FREE, descriptor, Ordering::AcqRel, Ordering::Relaxed);
@@ -407,13 +450,13 @@ impl NotInherited {
         NotInherited { entry, origin }
     }
 
-    /// The descriptor; `None` in a fork.
+    /// Returns the descriptor, or `None` in a fork.
     pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
         if self.origin.forked() {
             return None;
         }
         let descriptor = self.entry.descriptor.load(Ordering::Relaxed);
-        // SAFETY: open until `self` is dropped, since this is the process that put it there.
+        // SAFETY: it is open until `self` is dropped, because this process put it into the entry.
         Some(unsafe { BorrowedFd::borrow_raw(descriptor) })
     }
 }
@@ -422,10 +465,11 @@ impl Drop for NotInherited {
     fn drop(&mut self) {
         if let Some(descriptor) = self.get() {
             let descriptor = descriptor.as_raw_fd();
-            // No fork in between: its child would keep what the entry does not name any more.
+            // No fork may happen in between: its child would keep a descriptor that the entry no
+            // longer names.
             let _gate = Gate::enter();
             self.entry.descriptor.store(FREE, Ordering::Release);
-            // SAFETY: it was the entry's alone.
+            // SAFETY: only the entry owned it.
             unsafe { libc::close(descriptor) };
         }
     }
@@ -444,11 +488,13 @@ mod tests {
     use super::*;
     use crate::os::file;
 
-    /// How many descriptors of this file the process has, looked for as a fork may: nothing but system calls.
+    /// Returns how many descriptors of this file the process has. A fork may only make system
+    /// calls, so this does nothing else.
     fn count(device: u64, inode: u64) -> i32 {
         let mut found = 0;
         for descriptor in 0..1024 {
-            // SAFETY: zero is a value of it; `fstat` fills it, or says that there is no such descriptor.
+            // SAFETY: zero is a valid `stat`. `fstat` fills it, or reports that there is no such
+            // descriptor.
             unsafe {
                 let mut stat: libc::stat = std::mem::zeroed();
                 let is_it =
@@ -459,7 +505,8 @@ mod tests {
         found
     }
 
-    /// Runs a test of this file in a process of its own: other tests do not expect forks of theirs.
+    /// Runs a test of this file in a process of its own, because other tests do not expect to be
+    /// forked.
     fn alone(name: &str) {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args([&format!("os::fork::tests::{name}"), "--exact", "--ignored", "--test-threads=1"])
@@ -478,14 +525,15 @@ mod tests {
     #[ignore = "run by the test above"]
     fn a_fork_within_a_fork() {
         let held = || GATE.load(Ordering::Relaxed) != 0;
-        // The handlers, in the order in which the C library calls them if a signal strikes after the outer one's first.
+        // Calls the handlers in the order in which the C library calls them when a signal arrives
+        // right after the outer fork's first handler.
         before();
         before();
         in_parent();
         assert!(held(), "the outer fork is still under way");
         in_parent();
         assert!(!held());
-        // Where the thread has the gate for itself.
+        // The same, if the thread holds the gate through a `Gate`.
         let gate = Gate::enter();
         before();
         in_parent();
@@ -504,7 +552,7 @@ mod tests {
     fn counts_around_a_fork() {
         let made_before = children();
         before();
-        // The kernel has not copied anything yet, or has: nobody can tell.
+        // Here the kernel may or may not have copied the memory: no thread can tell.
         let meanwhile = children();
         assert_ne!(made_before, meanwhile, "dropped meanwhile");
         in_parent();
@@ -533,7 +581,7 @@ mod tests {
             })
         });
         for _ in 0..200 {
-            // SAFETY: the child makes system calls only, and ends.
+            // SAFETY: the child only makes system calls, and ends.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
                 let found = count(stat.st_dev, stat.st_ino);

@@ -1,4 +1,4 @@
-//! Sleeping on a word of shared memory.
+//! Waits on a word of shared memory, and wakes waiters.
 
 use std::{sync::atomic::AtomicU32, time::Duration};
 
@@ -8,36 +8,37 @@ use rustix::{
     thread::futex::{self, Flags},
 };
 
-/// Sleeps while the word is `expected`, at most this long; returns when woken, when a signal handler ran, or for no
-/// reason at all.
+/// Sleeps while the word is `expected`, for at most `limit`. It may also return after a signal
+/// handler ran, or for no reason.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) {
     let limit =
         limit.map(|limit| Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ });
-    // Not PRIVATE: the one who wakes is another process. Every error means: look again.
+    // Not PRIVATE, because another process wakes the word. After any error, the caller looks at the
+    // word again.
     let _ = futex::wait(word, Flags::empty(), expected, limit.as_ref());
 }
 
-/// Wakes one sleeper, if there is one.
+/// Wakes one waiter, if there is one.
 pub(crate) fn wake_one(word: &AtomicU32) {
     let _ = futex::wake(word, Flags::empty(), 1);
 }
 
-/// Wakes all sleepers.
+/// Wakes all waiters.
 pub(crate) fn wake_all(word: &AtomicU32) {
     let _ = futex::wake(word, Flags::empty(), i32::MAX as u32);
 }
 
-/// The most words that [`wait_any`] takes.
+/// Maximum number of words that [`wait_any`] waits on.
 pub(crate) const WAIT_ANY_MAX: usize = 128;
 
-/// Sleeps until a word is not what is expected of it, or one of them is woken; at most this long. Returns for no reason at
-/// all, too. If one was woken, its index.
+/// Sleeps until a word differs from its expected value, or one of the words is woken, for at most
+/// `limit`. It may also return for no reason. Returns the index of a word that was woken.
 pub(crate) fn wait_any<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
     limit: Duration,
 ) -> Option<usize> {
-    /// Without `futex_waitv` (before Linux 5.16, and in some sandboxes) one looks that often. Less: answers come later.
-    /// More: one processor is busier.
+    /// How often to look without `futex_waitv` (before Linux 5.16, and in some sandboxes). With a
+    /// lower value, a processor is busier. With a higher value, changes are noticed later.
     const POLL: Duration = Duration::from_millis(2);
     let mut list = Vec::with_capacity(WAIT_ANY_MAX);
     for (word, expected) in words.take(WAIT_ANY_MAX) {
@@ -47,7 +48,7 @@ pub(crate) fn wait_any<'a>(
         wait.flags = futex::WaitFlags::SIZE_U32;
         list.push(wait);
     }
-    // An absolute time, unlike that of a single wait.
+    // `futex_waitv` takes an absolute time, unlike a wait on a single word.
     let until = super::clock::now_nanos().saturating_add(limit.as_nanos() as u64);
     let until = Timespec { tv_sec: (until / 1_000_000_000) as _, tv_nsec: (until % 1_000_000_000) as _ };
     let flags = futex::WaitvFlags::empty();

@@ -1,12 +1,15 @@
-//! The group that a child leads: the child, and what it has started, also when the child is gone.
+//! The process group that a child leads: the child and the processes that it has started. The group
+//! can be signalled even when the child is gone.
 //!
-//! A group has the number of its leader. The kernel gives that to nobody else while the leader is not reaped, or the group has a
-//! member. When neither is so, it is anybody's, and to signal "the group of that number" may hit strangers.
+//! A group has the number of its leader. The kernel does not reuse this number as long as the
+//! leader is not reaped, or the group has a member. After that, the number may belong to anyone,
+//! and a signal to "the group of that number" may reach unrelated processes. So the group is found
+//! in one of these ways:
 //!
 //! ```text
-//!  the leader's pidfd, Linux 6.9     the group itself, whatever became of its number
-//!  older, the leader is not reaped   the number, which is the group's
-//!  older, somebody has reaped it     each member, looked for in /proc and held by a pidfd of its own
+//!  the leader's pidfd, Linux 6.9     the group itself, even if its number was reused
+//!  older, the leader is not reaped   the number, which still belongs to the group
+//!  older, the leader was reaped      each member, found in /proc and held by a pidfd of its own
 //! ```
 
 use std::{
@@ -26,22 +29,23 @@ use rustix::{
 
 use super::socket::retry;
 
-/// See the module's opening.
+/// The group of a child. See the module's documentation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group<'a> {
     pub(super) leader: Pid,
-    /// `None` if the leader had been reaped before it could be opened.
+    /// `None` if the leader had been reaped before its pidfd could be opened.
     pub(super) pidfd: Option<BorrowedFd<'a>>,
-    /// That it was seen without members after its leader was reaped. It never has one again: who has its number later is another
-    /// group, be its leader gone as well.
+    /// Whether the group was seen without members after its leader was reaped. It never has members
+    /// again. A group that has its number later is another group, even if that group's leader is
+    /// gone too.
     pub(super) is_over: &'a AtomicBool,
 }
 
 impl Group<'_> {
-    /// Signals all its members. An error if it has none, or none may be signalled.
+    /// Signals all members. Fails if there are none, or none may be signalled.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.pidfd.map(|pidfd| by_descriptor(pidfd, signal)) {
-            // This kernel does not know the flag.
+            // This kernel does not support `PIDFD_SIGNAL_PROCESS_GROUP`.
             Some(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => self.signal_by_number(signal),
             Some(answer) => answer,
             None => self.signal_members(signal),
@@ -50,6 +54,8 @@ impl Group<'_> {
 
     #[expect(clippy::disallowed_methods, reason = "the leader is a child of this process, and not reaped")]
     fn signal_by_number(&self, signal: Signal) -> io::Result<()> {
+        // `waitid` succeeds only for a child that is not reaped; with NOWAIT it leaves the child
+        // unreaped.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let is_ours = |pidfd| retry(|| waitid(WaitId::PidFd(pidfd), options)).is_ok();
         match self.pidfd.is_some_and(is_ours) {
@@ -63,7 +69,8 @@ impl Group<'_> {
             return Err(Errno::SRCH.into());
         }
         let (answer, left) = signal_members(self.leader, signal);
-        // One that is not reaped, but is not our child for the kernel, is no stranger.
+        // A process with the leader's number may be the leader itself, if it is not reaped but is
+        // not our child for the kernel. Then the group is not over.
         if left == Left::Nobody && self.pidfd.is_none_or(has_ended) {
             self.is_over.store(true, Ordering::Relaxed);
         }
@@ -78,24 +85,25 @@ fn has_ended(process: BorrowedFd<'_>) -> bool {
     )
 }
 
-/// What a group had when it was looked at last.
+/// What the last search found of a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Left {
     Nobody,
     Members,
 }
 
-/// Kills a child that was just started, and what it may have started; whether it was allowed to. For one that cannot be watched.
+/// Kills a child that was just started and cannot be watched, and the processes that it may have
+/// started. Returns whether the kernel allowed it.
 #[expect(clippy::disallowed_methods, reason = "the leader is a child of this process, and not reaped")]
 pub(super) fn kill_unwatched(leader: Pid) -> bool {
     kill_process_group(leader, Signal::KILL).is_ok()
 }
 
-/// Signals the group that the process of this pidfd leads or has led.
+/// Signals the group whose leader is, or was, the process of this pidfd.
 fn by_descriptor(leader: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    /// `PIDFD_SIGNAL_PROCESS_GROUP`.
+    /// The flag `PIDFD_SIGNAL_PROCESS_GROUP`.
     const TO_THE_GROUP: libc::c_uint = 1 << 2;
-    // SAFETY: takes a descriptor that is open, and no memory.
+    // SAFETY: the descriptor is open, and the call takes no memory.
     let sent = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -108,12 +116,15 @@ fn by_descriptor(leader: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Signals the members of a group whose leader was reaped. A process that has the leader's number now says that the group
-/// was empty before, and so does a group of another session.
+/// Signals the members of a group whose leader was reaped. If a process has the leader's number
+/// now, or a group of that number is in another session, then the group that is looked for was
+/// empty before.
 fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
-    /// SIGKILL is sent until nobody is left: somebody may have started the next one before it got his.
+    /// SIGKILL is sent repeatedly until no member is left, because a member may start another one
+    /// before it is killed. This is the maximum number of rounds.
     const ROUNDS_MAX: usize = 100;
-    // Its numbers are those of another PID namespace, or there is none: nobody can be found in it, nor be said to be gone.
+    // /proc is missing, or numbers processes by another PID namespace. Then no member can be found,
+    // but it is not known that the group is empty either.
     let Some(session) = own_processes().then(|| place(getpid())).flatten().map(|own| own.session) else {
         return (Err(Errno::NOSYS.into()), Left::Members);
     };
@@ -130,7 +141,8 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
             }
             left = Left::Members;
             let Ok(pidfd) = pidfd_open(member, PidfdFlags::empty()) else { continue };
-            // Once more, now that nobody else can get its number: from here on it is that process, or none.
+            // Check again, because the number may have been reused before the pidfd was opened.
+            // From here on the pidfd names one process, and a signal reaches that process or none.
             if place(member) != sought {
                 continue;
             }
@@ -140,6 +152,7 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
                 Err(error) => answer = answer.or(Err(error.into())),
             }
         }
+        // For any signal but SIGKILL one round is enough: its receivers may go on.
         if !found || signal != Signal::KILL {
             return (answer, left);
         }
@@ -147,23 +160,27 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     (answer, Left::Members)
 }
 
-/// Whether /proc is of this process's PID namespace. Another one numbers the same processes otherwise.
+/// Whether /proc belongs to this process's PID namespace. Another namespace numbers the same
+/// processes differently.
 fn own_processes() -> bool {
     std::fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&getpid().to_string()))
 }
 
-/// The group and the session of a process. Either is 0 if its leader is outside the PID namespace, as a session is for the
-/// first process of a container that did not make one of its own: no [`Pid`], which is never 0.
+/// The group and the session of a process.
+///
+/// Either is 0 if its leader is outside the PID namespace. For example, the session of a
+/// container's first process is 0 if that process did not create a session. So these are not
+/// [`Pid`]s, which are never 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
     group: libc::pid_t,
     session: libc::pid_t,
 }
 
-/// `None` for a process that has ended.
+/// Returns the group and session of a process, or `None` if it has ended.
 fn place(process: Pid) -> Option<Place> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?;
-    // The name stands in brackets and may itself contain some.
+    // The name is in parentheses and may itself contain parentheses.
     let mut words = stat.rsplit_once(") ")?.1.split(' ');
     if matches!(words.next()?, "Z" | "X") {
         return None;
@@ -188,7 +205,8 @@ mod tests {
 
     use super::*;
 
-    /// A shell that leads a group, starts two programs, and waits or ends; with the numbers of the two.
+    /// Starts a shell that leads a group, starts two programs, and then waits or ends. Returns it
+    /// and the numbers of the two programs.
     fn shell(then: &str) -> (Child, Vec<Pid>) {
         let mut shell = Command::new("sh")
             .args([
@@ -214,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_group_is_killed_after_its_leader_was_reaped() {
-        // By the leader's descriptor; without one; on a kernel that knows groups by their number only.
+        // By the leader's descriptor, without a descriptor, and as on a kernel that only knows
+        // groups by their number.
         let ways: [fn(Group<'_>) -> io::Result<()>; 3] = [
             |group| group.signal(Signal::KILL),
             |group| Group { pidfd: None, ..group }.signal(Signal::KILL),
@@ -253,7 +272,7 @@ mod tests {
         let group = Group { leader: pid, pidfd: None, is_over: &is_over };
         assert!(group.signal(Signal::KILL).is_err(), "it lives, so it is not the one that was reaped");
         assert!(programs.iter().chain([&pid]).all(|pid| place(*pid).is_some()));
-        // The stranger ends, and what it has started is now all that has the number.
+        // The stranger ends. Now only the programs that it has started have the number.
         rustix::process::kill_process(pid, Signal::KILL).unwrap();
         stranger.wait().unwrap();
         assert!(group.signal(Signal::KILL).is_err(), "the group was over before");
@@ -262,7 +281,7 @@ mod tests {
         wait_for_the_end_of(&programs);
     }
 
-    /// As in a container that was not given a session of its own.
+    /// Simulates a container that was not given a session of its own.
     #[test]
     #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
     fn groups_are_killed_where_the_session_is_outside_the_namespace() {

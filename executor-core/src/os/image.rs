@@ -1,5 +1,5 @@
-//! What the loader has mapped: the program's table of constructors, and the program's file where the loader is what the kernel
-//! started.
+//! Queries about what the loader has mapped: the program's table of constructors, and the program's
+//! file if the kernel has started the loader in its place.
 
 use std::{
     ffi::{OsStr, OsString, c_char, c_int, c_void},
@@ -12,11 +12,11 @@ use std::{
     ptr,
 };
 
-/// What runs before `main`, as the loader calls it.
+/// A function that runs before `main`, as the loader calls it.
 pub type Constructor = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char);
 
-/// The constructors behind `own` in the table (`.init_array`) in which it lies, in their order; `None` if there is no telling where
-/// the table ends.
+/// Returns the constructors that follow `own` in its table (`.init_array`), in their order. Returns
+/// `None` if the end of the table cannot be found.
 pub(crate) fn constructors_behind(own: *const Constructor) -> Option<*const [Constructor]> {
     let end = end_of_table(own.addr())?;
     let next = own.addr().checked_add(size_of::<Constructor>())?;
@@ -24,25 +24,27 @@ pub(crate) fn constructors_behind(own: *const Constructor) -> Option<*const [Con
     Some(ptr::slice_from_raw_parts(own.wrapping_add(1), count))
 }
 
-/// Asks the loader in which of the things that it has loaded the table lies.
+/// Finds, among the objects that the loader has loaded, the one whose table contains `own`, and
+/// returns the end of that table.
 fn end_of_table(own: usize) -> Option<usize> {
     struct Search {
         own: usize,
         end: Option<usize>,
     }
     extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
-        // SAFETY: the loader passes a description that is valid for this call, and the pointer that it was given.
+        // SAFETY: the loader passes a description that is valid during this call, and the pointer
+        // that it was given.
         let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
-        // SAFETY: so says the description.
+        // SAFETY: the description gives this address and this count.
         let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         let base = info.dlpi_addr as usize;
         let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) else { return 0 };
-        // Its tag and value; the list ends with a tag of zero.
+        // Pairs of a tag and a value. The list ends with a tag of zero.
         let mut entry =
             ptr::with_exposed_provenance::<[usize; 2]>(base.wrapping_add(dynamic.p_vaddr as usize));
         let (mut begin, mut len) = (None, 0);
         loop {
-            // SAFETY: the loader has read this list, as far as its end, to load the object.
+            // SAFETY: the loader has read this list up to its end when it loaded the object.
             let [tag, value] = unsafe { *entry };
             match tag {
                 0 => break,
@@ -63,12 +65,13 @@ fn end_of_table(own: usize) -> Option<usize> {
     const DT_INIT_ARRAY: usize = 25;
     const DT_INIT_ARRAYSZ: usize = 27;
     let mut search = Search { own, end: None };
-    // SAFETY: the function above, and what it is to be given, which lives until the call returns.
+    // SAFETY: `visit` gets the pointer to `search`, which lives until the call returns.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
     search.end.or_else(end_without_a_loader)
 }
 
-/// A program that is linked as a whole and to a fixed place has no such list: its start code takes the bounds from the linker.
+/// Returns the end of the table in a statically linked program at a fixed address. Such a program
+/// has no list of objects; its startup code takes the bounds from the linker.
 #[cfg(target_feature = "crt-static")]
 fn end_without_a_loader() -> Option<usize> {
     unsafe extern "C" {
@@ -82,30 +85,36 @@ fn end_without_a_loader() -> Option<usize> {
     None
 }
 
-/// A program that was started by way of the dynamic loader: `/lib64/ld-linux-x86-64.so.2 [options] ./program`. Its
-/// `/proc/self/exe` is the loader.
+/// How a program was started through the dynamic loader: `/lib64/ld-linux-x86-64.so.2 [options]
+/// ./program`. The `/proc/self/exe` of such a program is the loader.
 #[derive(Debug, PartialEq)]
 pub(crate) struct ByLoader {
-    /// What the loader was told before the program.
+    /// The loader's arguments before the program.
     pub(crate) options: Vec<OsString>,
-    /// The program's file, as the kernel names it: an absolute path, with ` (deleted)` behind it when the file is gone.
+    /// The program's file as the kernel names it: an absolute path, followed by ` (deleted)` if the
+    /// file is gone.
     pub(crate) program: PathBuf,
 }
 
-/// How this program was started, if by way of the loader. `None` also where `/proc` does not say.
+/// Returns how this program was started, if through the loader. Also returns `None` if `/proc`
+/// cannot be read.
 pub(crate) fn by_loader() -> Option<ByLoader> {
-    // The kernel says here where it has put the loader of the program that it has started; a loader has none itself. Nor has a
-    // program without one.
-    // SAFETY: asks for a number.
+    // Here the kernel reports the address of the loader that it has mapped for the program. It is 0
+    // if the started program is a loader itself, or is statically linked.
+    //
+    // SAFETY: returns a number.
     if cfg!(target_feature = "crt-static") || unsafe { libc::getauxval(libc::AT_BASE) } != 0 {
         return None;
     }
-    // The kernel's is that of what it has started; a loader that is started itself puts the program's in its place.
-    // SAFETY: asks for a number.
+    // The kernel reports the headers of the program that it has started. A loader that is started
+    // directly replaces them with the headers of the actual program.
+    //
+    // SAFETY: returns a number.
     let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
     let program = file_mapped_at(&fs::read("/proc/self/maps").ok()?, headers)?;
     let started = fs::read_link("/proc/self/exe").ok()?;
-    // They are one if the kernel has started the program after all, in a way that is not known here.
+    // The two are equal if the kernel has started the program after all, in a way that is not known
+    // here.
     if program == started {
         return None;
     }
@@ -117,7 +126,7 @@ pub(crate) fn by_loader() -> Option<ByLoader> {
     Some(ByLoader { options, program })
 }
 
-/// The file that is mapped at this address.
+/// Returns the file that is mapped at this address.
 fn file_mapped_at(maps: &[u8], address: u64) -> Option<PathBuf> {
     maps.split(|byte| *byte == b'\n').find_map(|line| {
         // `55d0c0a00000-55d0c0a01000 r--p 00000000 fd:00 1234       /path`
@@ -132,7 +141,7 @@ fn file_mapped_at(maps: &[u8], address: u64) -> Option<PathBuf> {
     })
 }
 
-/// In `/proc/self/maps` a line break in a path is written as `\012`.
+/// Decodes a path of `/proc/self/maps`, where a line break is written as `\012`.
 fn unescaped(path: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -148,8 +157,11 @@ fn unescaped(path: &[u8]) -> OsString {
     OsString::from_vec(plain)
 }
 
-/// The loader takes its own name and its options off the arguments; the kernel goes on telling them all. `None` of them if what
-/// comes next is not the program: somebody has written over the arguments, to be shown by `ps`.
+/// Returns the loader's options from `all`, the arguments that the kernel reports.
+///
+/// The loader removes its own name and options from the arguments that the program gets, which are
+/// `own` in number. The result is empty if the next argument is not the program. Then the program
+/// has overwritten its arguments, for `ps` to show.
 fn options_of_loader(all: &[u8], own: usize, is_program: impl Fn(&Path) -> bool) -> Vec<OsString> {
     let all: Vec<&[u8]> = all.strip_suffix(&[0]).unwrap_or(all).split(|byte| *byte == 0).collect();
     let taken = all.len().saturating_sub(own);
@@ -161,7 +173,8 @@ fn options_of_loader(all: &[u8], own: usize, is_program: impl Fn(&Path) -> bool)
     }
 }
 
-/// The same file; or one of the same name, if it is relative to where this process is no more.
+/// Whether both paths name the same file. If a path cannot be looked up, for example because it is
+/// relative and the working directory has changed, it compares the file names.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     match (fs::metadata(one), fs::metadata(other)) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),

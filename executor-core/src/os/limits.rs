@@ -5,11 +5,13 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-/// What a [`Process`](crate::Process) may use; the system refuses more, or ends it.
+/// Resource limits for a [`Process`](crate::Process). The system refuses what exceeds a limit, or
+/// ends the process.
 ///
-/// Limits are the kernel's (`setrlimit`), set in the child before its body begins, and inherited by what the body starts.
-/// What is not set stays as it is in the parent. They can only be lowered. Memory and processor time are so for good; the
-/// body itself could raise the other two up to what the parent had.
+/// The limits are those of the kernel (`setrlimit`). They are set in the child before its body
+/// begins, and processes that the body starts inherit them. A limit that is not set stays as it is
+/// in the parent. Limits can only be lowered. Memory and processor time are hard limits; the body
+/// can raise the other two again, up to the parent's limit.
 ///
 /// ```
 /// use executor::Limits;
@@ -27,45 +29,47 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Private memory, in bytes (`RLIMIT_DATA`): heap, stacks of threads, private mappings. An allocation beyond it
-    /// fails, which in Rust ends the process by `SIGABRT`.
+    /// Maximum private memory, in bytes (`RLIMIT_DATA`): heap, thread stacks and private mappings.
+    /// A larger allocation fails. In Rust, that ends the process by `SIGABRT`.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// Processor time, rounded up to whole seconds (`RLIMIT_CPU`). The process is ended by `SIGXCPU`.
+    /// Maximum processor time, rounded up to whole seconds (`RLIMIT_CPU`). `SIGXCPU` ends a process
+    /// that uses more.
     pub fn cpu_time(mut self, time: Duration) -> Self {
         self.cpu_time = Some(time);
         self
     }
 
-    /// One more than the highest number of a descriptor (`RLIMIT_NOFILE`).
+    /// Exclusive upper bound for descriptor numbers (`RLIMIT_NOFILE`).
     pub fn open_files(mut self, count: u64) -> Self {
         self.open_files = Some(count);
         self
     }
 
-    /// Size of a file that is written, in bytes (`RLIMIT_FSIZE`). The process is ended by `SIGXFSZ`, but for shared memory: there
-    /// the limit holds too, and what would be longer is an error.
+    /// Maximum size of a file that the process writes, in bytes (`RLIMIT_FSIZE`). `SIGXFSZ` ends a
+    /// process that exceeds it. Shared memory is an exception: the limit also applies to it, but
+    /// exceeding it is an error instead.
     pub fn file_size(mut self, bytes: u64) -> Self {
         self.file_size = Some(bytes);
         self
     }
 
-    /// Takes back those that a large result would not get out under: it goes through a file without a name, which has a
-    /// descriptor and a size.
+    /// Removes the limits that could stop a large result from being sent. Such a result is sent in
+    /// an anonymous file, which needs a descriptor and has a size.
     pub(crate) fn lift(&self) {
         for (resource, limit) in [(Resource::Nofile, self.open_files), (Resource::Fsize, self.file_size)] {
             if limit.is_some() {
                 let maximum = getrlimit(resource).maximum;
-                // Refused: then the result does not get out, and the report says so.
+                // If this is refused, the result may not be sent, and the report says so.
                 let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
             }
         }
     }
 
-    /// Makes them this process's.
+    /// Applies the limits to this process.
     pub(crate) fn adopt(&self) -> Result<(), String> {
         let seconds = self.cpu_time.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
         for (resource, what, limit) in [
@@ -76,11 +80,12 @@ impl Limits {
         ] {
             let Some(limit) = limit else { continue };
             let maximum = getrlimit(resource).maximum;
-            // The hard limit of processor time ends a process that handles SIGXCPU; a second of grace lets it.
+            // A process at its hard limit of processor time is killed even if it handles SIGXCPU.
+            // So the hard limit is a second longer, to give the handler time.
             let hard = match resource {
                 Resource::Cpu => limit.saturating_add(1),
                 Resource::Data => limit,
-                // See `lift`.
+                // `lift` needs to raise these two again, so their hard limit stays.
                 _ => maximum.unwrap_or(u64::MAX),
             };
             let maximum = match maximum.unwrap_or(u64::MAX).min(hard) {

@@ -1,22 +1,25 @@
-//! Who of the users of a file in shared memory is still alive, as the kernel knows it.
+//! Tells which owners of a shared-memory file are still alive, according to the kernel.
 //!
 //! ```text
 //!  process A                       the file                    process B
 //!  opens it anew ──► description ──► byte 7 locked
 //!                                    byte 9 locked ◄── description ◄── opens it anew
-//!  dies by whatever ► the kernel closes: byte 7 is free
+//!  dies in any way ──► the kernel closes: byte 7 is unlocked
 //!                                    "is 7 locked by anyone?" ◄──────── asks
 //! ```
 //!
-//! A user of the file takes the next number and locks the byte of that number (an open-file-description lock; no byte need
-//! be there), through a description that nobody else has. The kernel takes the lock back when the process ends, in
-//! whatever way, before the process can be waited for. A number is not given again before 2^30 others, so a word that still
-//! names a dead user is not mistaken for one of a living.
+//! An owner of the file is a process that uses it. Each owner takes the next number and locks the
+//! byte of that number. The lock is an open-file-description lock, through a description that no
+//! other process has; the byte itself need not exist. When the process ends in any way, the kernel
+//! releases the lock before the process can be waited for. A number is not reused before 2^30
+//! others were given. So a word that still names a dead owner is not mistaken for a word of a
+//! living one.
 //!
-//! Process ids would say less: they are reused, and mean something else in each pid namespace. POSIX record locks go
-//! when the process closes *any* descriptor of the file.
+//! Process ids would not be enough: they are reused, and differ between PID namespaces. POSIX
+//! record locks would not work either: they are released when the process closes *any* descriptor
+//! of the file.
 
-// What is counted here decides who may touch memory: no sum wraps unseen.
+// The arithmetic in this file decides which memory is accessed, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::{
@@ -38,19 +41,22 @@ use super::{
     socket::retry,
 };
 
-/// A user of a file, as words in shared memory name it; never 0.
+/// The number of an owner of a file, as words in shared memory contain it. It is never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct OwnerId(u32);
 
 impl OwnerId {
-    /// 30 bits: two are left beside it in a word. After so many users of one file the numbers begin again. A word that still names
-    /// one who died that long ago then names a living one, and whoever waits for it waits for that one's end. Nothing worse:
-    /// a number that is taken is not given to a second living user.
+    /// The highest number, of 30 bits, so that a word has two bits left.
+    ///
+    /// After that many owners of one file, the numbers start again. A word that still names an
+    /// owner that died that long ago then names a living one. A process that waits for the dead
+    /// owner's end then waits for the living owner's end. Nothing worse happens, because a number
+    /// is never given to two living owners.
     pub(crate) const MAX: u32 = (1 << 30) - 1;
-    /// Is nobody's, and so never alive.
+    /// A number that no owner has. It is never alive.
     pub(crate) const NOBODY: OwnerId = OwnerId(Self::MAX);
 
-    /// What a word says; `None` if it cannot be a user.
+    /// Returns the owner that a word names, or `None` if the number cannot be an owner's.
     #[inline]
     pub(crate) fn from_bits(bits: u32) -> Option<Self> {
         (1..=Self::MAX).contains(&bits).then_some(OwnerId(bits))
@@ -62,42 +68,45 @@ impl OwnerId {
     }
 }
 
-/// Who shares a piece of memory: what the algorithms in `sync` want to know. A model has its own.
+/// The owners of a piece of memory, as the algorithms in `sync` need them. Models have an
+/// implementation of their own.
 pub(crate) trait Owners {
-    /// This process.
+    /// Returns this process's number.
     fn me(&self) -> OwnerId;
-    /// Whether it is this process and no other; not one that this one was forked from.
+    /// Whether `id` is this process. It is `false` for the process from which this one was forked.
     fn is_me(&self, id: OwnerId) -> bool;
-    /// Whether it has not ended. A system call, except for this process itself.
+    /// Whether the owner is still alive. This takes a system call, except for this process itself.
     fn is_alive(&self, id: OwnerId) -> bool;
 }
 
-/// The number that was given last: lies in the file itself.
+/// The number that was given last. It lies in the file itself.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct OwnerCounter {
     given: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+// SAFETY: `repr(C)`, a single atomic, no drop, and zero is a valid value.
 unsafe impl SharedLayout for OwnerCounter {}
 
-/// This process as a user of a file.
+/// This process as an owner of a file.
 pub(crate) struct Liveness {
-    /// Of the file, for a fork to open it anew.
+    /// A descriptor of the file, so that a fork can open the file anew.
     file: Arc<OwnedFd>,
     counter: NonNull<OwnerCounter>,
-    /// Owned. Replaced in a fork, by whichever thread comes first.
+    /// Owned by `self`. In a fork, the first thread that uses it replaces it.
     seat: AtomicPtr<Seat>,
 }
 
+/// The number that this process has, and the description that holds its lock.
 struct Seat {
     id: OwnerId,
     origin: Origin,
     description: Description,
 }
 
-// SAFETY: the counter is an atomic that lives as long as `self` (`new`), the seat is replaced by compare-and-swap.
+// SAFETY: the counter is an atomic that lives as long as `self` (see `new`), and the seat is
+// replaced by compare-and-swap.
 unsafe impl Send for Liveness {}
 // SAFETY: as above.
 unsafe impl Sync for Liveness {}
@@ -111,7 +120,7 @@ impl fmt::Debug for Liveness {
 /// How many numbers there are for processes.
 const IDS: u32 = OwnerId::MAX - 1;
 
-/// If so many numbers in a row are taken, somebody garbles the counter.
+/// If this many consecutive numbers are taken, a process has garbled the counter.
 const TRIES_MAX: u32 = 1024;
 
 impl Seat {
@@ -120,8 +129,9 @@ impl Seat {
         let description = Description::open(file.as_fd())?;
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
-            // Neither 0 nor nobody's.
+            // Neither 0 nor `NOBODY`.
             let id = OwnerId((given % IDS).saturating_add(1));
+            // If the byte is locked, a living owner has this number, so try the next one.
             if let Some(descriptor) = description.get()
                 && byte::try_lock(descriptor, u64::from(id.0))?
             {
@@ -133,10 +143,10 @@ impl Seat {
 }
 
 impl Liveness {
-    /// Makes this process a user of the file.
+    /// Makes this process an owner of the file.
     ///
     /// # Safety
-    /// The counter stays where it is as long as the result.
+    /// The counter stays at its address as long as the result exists.
     pub(crate) unsafe fn new(file: Arc<OwnedFd>, counter: NonNull<OwnerCounter>) -> io::Result<Self> {
         // SAFETY: the caller's promise.
         let seat = Seat::take(&file, unsafe { counter.as_ref() })?;
@@ -145,7 +155,8 @@ impl Liveness {
 
     #[inline]
     fn seat_as_it_is(&self) -> &Seat {
-        // SAFETY: never null; what it points to is freed by `drop` only (a seat of the parent's is leaked).
+        // SAFETY: it is never null, and only `drop` frees what it points to (in a fork, the
+        // parent's seat is leaked).
         unsafe { &*self.seat.load(Ordering::Acquire) }
     }
 
@@ -155,9 +166,10 @@ impl Liveness {
         if seat.origin.forked() { self.take_seat() } else { seat }
     }
 
-    /// The first use in a fork.
+    /// Takes a new seat at the first use in a fork.
     #[cold]
     fn take_seat(&self) -> &Seat {
+        // Several threads may come here at the same time. The first exchange wins.
         let old = self.seat.load(Ordering::Acquire);
         if !self.seat_as_it_is().origin.forked() {
             return self.seat_as_it_is();
@@ -168,7 +180,7 @@ impl Liveness {
             seat.unwrap_or_else(|error| panic!("a fork cannot become a user of shared memory: {error}"));
         let new = Box::into_raw(Box::new(seat));
         if self.seat.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // SAFETY: made above, and nobody has seen it.
+            // SAFETY: created above, and never published.
             drop(unsafe { Box::from_raw(new) });
         }
         self.seat_as_it_is()
@@ -176,7 +188,8 @@ impl Liveness {
 }
 
 impl Liveness {
-    /// This process as a user of the file, and how to tell later whether one is a copy of it: by one load instead of four.
+    /// Returns this process's number, and its origin, which later tells whether a process is a copy
+    /// of it. This takes one atomic load instead of four.
     #[inline]
     pub(crate) fn me_and_origin(&self) -> (OwnerId, Origin) {
         let seat = self.seat();
@@ -202,25 +215,27 @@ impl Owners for Liveness {
             return false;
         }
         let seat = self.seat();
-        // One's own lock is in nobody's way, so the kernel would say that it is free.
+        // A process's own lock does not conflict with its own query, so the kernel would report
+        // that the byte is unlocked.
         seat.id == id
-            // Whom one cannot ask about may be alive.
+            // If the kernel cannot be asked, the owner may be alive.
             || seat.description.get().is_none_or(|file| byte::is_locked(file, u64::from(id.0)).unwrap_or(true))
     }
 }
 
 impl Drop for Liveness {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`, and `&mut self`: nobody else looks.
+        // SAFETY: it was created by `Box::into_raw`, and with `&mut self` nothing else accesses it.
         drop(unsafe { Box::from_raw(*self.seat.get_mut()) });
         self.seat = AtomicPtr::new(ptr::null_mut());
     }
 }
 
-/// A description of a file that nobody else has, for locks. When it is dropped, they are gone.
+/// A description of a file that no other process has, for locks. Dropping it releases the locks.
 ///
-/// Closing is not enough for that: a child that another thread has just made by `posix_spawn` or `vfork` has a copy of the
-/// descriptor until it runs its program, and no handler of `pthread_atfork` runs in it.
+/// Closing the descriptor is not enough for that. A child that another thread has just created by
+/// `posix_spawn` or `vfork` has a copy of the descriptor until it executes its program, and no
+/// handler of `pthread_atfork` runs in it.
 #[derive(Debug)]
 pub(crate) struct Description(NotInherited);
 
@@ -233,7 +248,7 @@ impl Description {
             .asked("another descriptor of shared memory (/proc/self/fd)")
     }
 
-    /// The descriptor; `None` in a fork.
+    /// Returns the descriptor, or `None` in a fork.
     pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
         self.0.get()
     }
@@ -241,19 +256,19 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        // Not in a fork: the description is the parent's.
+        // Do not unlock in a fork, because the description belongs to the parent.
         if let Some(file) = self.get() {
             let _ = byte::unlock_all(file);
         }
     }
 }
 
-/// Locks of single bytes of a file, which need not be there, by an open file description.
+/// Locks on single bytes of a file, by open file description. The bytes need not exist.
 pub(crate) mod byte {
     use super::*;
 
     fn flock(kind: i32, at: u64, len: u64) -> libc::flock {
-        // SAFETY: a C struct of numbers, of which zero is a value.
+        // SAFETY: a C struct of numbers, for which zero is a valid value.
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
         lock.l_type = kind as _;
         lock.l_whence = libc::SEEK_SET as _;
@@ -263,7 +278,8 @@ pub(crate) mod byte {
     }
 
     fn call(file: BorrowedFd<'_>, command: i32, lock: &mut libc::flock) -> rustix::io::Result<()> {
-        // SAFETY: the descriptor is open, the struct is the one that these commands read and write.
+        // SAFETY: the descriptor is open, and the struct is the one that these commands read and
+        // write.
         match unsafe { libc::fcntl(file.as_raw_fd(), command, ptr::from_mut(lock)) } {
             -1 => {
                 let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
@@ -282,12 +298,12 @@ pub(crate) mod byte {
         }
     }
 
-    /// Locks a byte; `false` if another description has it.
+    /// Locks a byte. Returns `false` if another description has it locked.
     pub(crate) fn try_lock(file: BorrowedFd<'_>, at: u64) -> io::Result<bool> {
         set(file, libc::F_WRLCK, at, 1)
     }
 
-    /// Locks a byte, which others may lock in this way, too.
+    /// Locks a byte in shared mode: other descriptions may do the same.
     pub(crate) fn share(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
         match set(file, libc::F_RDLCK, at, 1)? {
             true => Ok(()),
@@ -295,14 +311,14 @@ pub(crate) mod byte {
         }
     }
 
-    /// Gives back what this description has locked there.
+    /// Releases this description's lock on a byte.
     pub(crate) fn unlock(file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
         set(file, libc::F_UNLCK, at, 1).map(drop)
     }
 
-    /// Gives back all that this description has locked.
+    /// Releases all locks of this description.
     pub(super) fn unlock_all(file: BorrowedFd<'_>) -> io::Result<()> {
-        // To the end, wherever that is.
+        // A length of 0 means up to the end of the file, wherever that is.
         set(file, libc::F_UNLCK, 0, 0).map(drop)
     }
 
@@ -311,7 +327,7 @@ pub(crate) mod byte {
         any_is_locked(file, at, 1)
     }
 
-    /// Whether another description has locked one of so many bytes.
+    /// Whether another description has locked any of `count` bytes.
     pub(crate) fn any_is_locked(file: BorrowedFd<'_>, at: u64, count: u64) -> io::Result<bool> {
         let mut lock = flock(libc::F_WRLCK, at, count);
         retry(|| call(file, libc::F_OFD_GETLK, &mut lock))?;
@@ -338,7 +354,7 @@ mod tests {
         assert!(!a.is_alive(OwnerId::NOBODY) && !a.is_alive(OwnerId(77)));
         drop(b);
         assert!(!a.is_alive(id_b));
-        // Another descriptor of the same file changes nothing.
+        // Closing another descriptor of the same file changes nothing.
         drop(file.try_clone().unwrap());
         let c = join();
         assert!(c.is_alive(id_a) && !c.is_alive(id_b));
@@ -352,7 +368,7 @@ mod tests {
         assert!(byte::try_lock(mine.get().unwrap(), 7).unwrap());
         assert!(byte::try_lock(mine.get().unwrap(), 1 << 40).unwrap());
         assert!(byte::any_is_locked(other.get().unwrap(), 0, 1 << 41).unwrap());
-        // As a child has it that another thread starts.
+        // A copy like that of a child that another thread starts.
         let copy = mine.get().unwrap().try_clone_to_owned().unwrap();
         drop(mine);
         assert!(!byte::any_is_locked(other.get().unwrap(), 0, 1 << 41).unwrap());

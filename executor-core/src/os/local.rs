@@ -1,13 +1,16 @@
-//! What a thread keeps for itself, and how it is reached at any moment of the thread's life.
+//! Access to thread-locals that works at any moment of a thread's life.
 //!
-//! A thread-local with a destructor is gone before the program's exit handlers run, and while the destructors of other
-//! thread-locals do: [`LocalKey::with`] and its kin panic then. Exit hooks and destructors are allowed to use every part of
-//! this library, so nothing outside this file calls them (`clippy.toml`). There are two kinds of thread-locals:
+//! A thread-local with a destructor is destroyed before the program's exit handlers run, and may be
+//! destroyed before the destructors of other thread-locals run. Then [`LocalKey::with`] and similar
+//! functions panic. Exit hooks and destructors may use every part of this library, so no code
+//! outside this file calls these functions (`clippy.toml`). There are two kinds of thread-locals:
 //!
-//! - **spare** memory, kept from one use to the next ([`take`], [`put`]): where it is gone, there is no spare memory;
-//! - a **lasting** fact ([`get`], [`set`], [`with`]): of a type without a destructor, so that it is never gone.
+//! - **spare** memory, kept from one use to the next ([`take`], [`put`]). Once it is destroyed,
+//!   there is no spare memory.
+//! - a **lasting** value ([`get`], [`set`], [`with`]). Its type has no destructor, so it is never
+//!   destroyed.
 
-// Threads are told apart by numbers that are counted here: no sum wraps unseen.
+// Threads are distinguished by numbers that are counted here, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::{
@@ -16,19 +19,19 @@ use std::{
     thread::LocalKey,
 };
 
-/// Takes the thread's spare value; an empty one where there is none, or none any more.
+/// Takes the thread's spare value. Returns an empty value if there is none, or if it was destroyed.
 #[inline]
 pub(crate) fn take<T: Default>(spare: &'static LocalKey<Cell<T>>) -> T {
     spare.try_with(Cell::take).unwrap_or_default()
 }
 
-/// Keeps a value for the next [`take`]; drops it where the thread keeps nothing any more.
+/// Keeps a value for the next [`take`]. Drops it if the thread-local was destroyed.
 #[inline]
 pub(crate) fn put<T>(spare: &'static LocalKey<Cell<T>>, value: T) {
     let _ = spare.try_with(|place| place.set(value));
 }
 
-/// Lends a lasting value. Does not compile for a type that has a destructor.
+/// Passes a lasting value to `look`. It does not compile for a type with a destructor.
 #[inline]
 #[expect(clippy::disallowed_methods, reason = "without a destructor it is never gone")]
 pub(crate) fn with<T, R>(lasting: &'static LocalKey<T>, look: impl FnOnce(&T) -> R) -> R {
@@ -36,7 +39,7 @@ pub(crate) fn with<T, R>(lasting: &'static LocalKey<T>, look: impl FnOnce(&T) ->
     lasting.with(look)
 }
 
-/// The value of a lasting cell.
+/// Returns the value of a lasting cell.
 #[inline]
 pub(crate) fn get<T: Copy>(lasting: &'static LocalKey<Cell<T>>) -> T {
     with(lasting, Cell::get)
@@ -48,7 +51,8 @@ pub(crate) fn set<T: Copy>(lasting: &'static LocalKey<Cell<T>>, value: T) {
     with(lasting, |cell| cell.set(value));
 }
 
-/// A number for this thread that no other thread of this process has or will have; never 0.
+/// Returns a number for this thread that no other thread of this process has or will have. It is
+/// never 0.
 pub(crate) fn this_thread() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     thread_local! {
@@ -57,10 +61,11 @@ pub(crate) fn this_thread() -> u32 {
     with(&NUMBER, |number| *number)
 }
 
-/// The next number, each once. They do not come round: two threads of one number would both have what one has.
+/// Returns the next number, each only once. The numbers do not wrap. Otherwise two threads could
+/// get the same number, and both would own what belongs to one of them.
 ///
 /// # Panics
-/// When there is none left.
+/// If there are no numbers left.
 fn next(numbers: &AtomicU32) -> u32 {
     let given = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1));
     given.expect("there have been more threads than can be counted")
@@ -84,7 +89,7 @@ mod tests {
         static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     }
 
-    /// Made before the spare vector, so destroyed after it.
+    /// Created before the spare vector, so destroyed after it.
     struct Late(std::sync::mpsc::Sender<(Vec<u8>, u32)>);
 
     impl Drop for Late {

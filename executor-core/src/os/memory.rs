@@ -1,5 +1,7 @@
-//! One page of shared memory: anonymous (a memfd, so no name that could be left behind), sealed against shrinking and
-//! growing (so that no access can hit a missing page), mapped by both sides.
+//! One page of shared memory that two processes map.
+//!
+//! It is anonymous (a memfd), so no name can be left behind. It is sealed against shrinking and
+//! growing, so no access can hit a missing page.
 
 use std::{
     io,
@@ -14,26 +16,27 @@ use rustix::{
 
 use super::file;
 
-/// Types for which every bit pattern is a value and all of whose fields are atomics, so that another process may
-/// write at any moment.
+/// A type that can lie in shared memory. Every bit pattern is a value of it and all its fields are
+/// atomics, so another process may write to it at any moment.
 ///
 /// # Safety
-/// The type is `#[repr(C)]`, consists of atomic integers (and arrays of them) only, needs no drop, and an all-zero
-/// memory is a value of it.
+/// The type is `#[repr(C)]`, consists only of atomic integers and arrays of them, needs no drop,
+/// and all-zero memory is a value of it.
 pub(crate) unsafe trait SharedLayout: Sync {}
 
-/// A `T` in memory that other processes see.
+/// A `T` in memory that other processes share.
 pub(crate) struct Shared<T: SharedLayout> {
     at: NonNull<T>,
 }
 
-// SAFETY: `T` is all atomics (`SharedLayout`), the mapping belongs to the process and not to a thread.
+// SAFETY: `T` consists of atomics (`SharedLayout`), and a mapping belongs to the process, not to a
+// thread.
 unsafe impl<T: SharedLayout> Send for Shared<T> {}
-// SAFETY: as above; shared access goes through atomics only.
+// SAFETY: as above; all shared access is through atomics.
 unsafe impl<T: SharedLayout> Sync for Shared<T> {}
 
 impl<T: SharedLayout> Shared<T> {
-    /// New, zeroed memory, and the descriptor by which another process maps it.
+    /// Creates zeroed memory. Also returns the descriptor that another process needs to map it.
     pub(crate) fn create(name: &str) -> io::Result<(Self, OwnedFd)> {
         let fd = file::anonymous(name)?;
         file::set_len(&fd, size_of::<T>() as u64)?;
@@ -41,7 +44,8 @@ impl<T: SharedLayout> Shared<T> {
         Ok((Self::map(&fd)?, fd))
     }
 
-    /// Maps what another process created. Refuses a descriptor that is too small or could still shrink.
+    /// Maps memory that another process created. Refuses a file that is too small or could still
+    /// shrink.
     pub(crate) fn open(fd: impl AsFd) -> io::Result<Self> {
         let size = rustix::fs::fstat(&fd)?.st_size;
         if (size as u64) < size_of::<T>() as u64 || !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {
@@ -51,7 +55,7 @@ impl<T: SharedLayout> Shared<T> {
     }
 
     fn map(fd: impl AsFd) -> io::Result<Self> {
-        // SAFETY: a fresh mapping at an address that the kernel chooses aliases nothing.
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
         let at = unsafe {
             mmap(
                 std::ptr::null_mut(),
@@ -69,10 +73,11 @@ impl<T: SharedLayout> Shared<T> {
 
 #[cfg(any(test, fuzzing))]
 impl<T: SharedLayout> Shared<T> {
-    /// The same memory as a broken process sees it.
+    /// Returns the memory as plain words, to which a broken process may write anything.
     pub(crate) fn words(&self) -> &[std::sync::atomic::AtomicU64] {
         const { assert!(align_of::<T>() >= 8) };
-        // SAFETY: within the mapping, aligned, and by `SharedLayout` any content is a value to those who see a `T`.
+        // SAFETY: within the mapping and aligned. By `SharedLayout`, any content is a value of `T`
+        // for those who access it as a `T`.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr().cast(), size_of::<T>() / 8) }
     }
 }
@@ -81,15 +86,16 @@ impl<T: SharedLayout> std::ops::Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the mapping is `size_of::<T>()` bytes, page aligned, lives until drop, cannot shrink (sealed), and
-        // by `SharedLayout` its every content is a `T` whose fields are atomics, so foreign writes are no data race.
+        // SAFETY: the mapping has `size_of::<T>()` bytes, is page-aligned, lives until drop, and
+        // cannot shrink (sealed). By `SharedLayout`, any content is a `T` whose fields are atomics,
+        // so a write by another process is no data race.
         unsafe { self.at.as_ref() }
     }
 }
 
 impl<T: SharedLayout> Drop for Shared<T> {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this size; no reference outlives `self`.
+        // SAFETY: `map` mapped it with this size, and no reference outlives `self`.
         let _ = unsafe { munmap(self.at.as_ptr().cast(), size_of::<T>()) };
     }
 }

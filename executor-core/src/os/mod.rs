@@ -1,35 +1,38 @@
-//! What is asked of the operating system, in one place.
+//! Everything that this library asks of the operating system.
 //!
 //! ```text
-//! socket   a SOCK_SEQPACKET pair: one message in, one message out, descriptors ride along
+//! socket   a SOCK_SEQPACKET pair: sends and receives whole messages, with descriptors
 //! image    what was loaded as this program: its constructors, its file
 //! spawn    starts a program that inherits its standard streams only
 //! process  start, watch (pidfd), signal (the whole group), reap
-//! group    what a child has started, found also when the child is gone
-//! orphans  what children have left behind, where that becomes ours
-//! signals  the caller's mask and what SIGPIPE does, for children
-//! limits   what the system is to refuse a process
-//! file     files for shared memory: the only place where one grows
-//! memory   an anonymous, sealed page that parent and child both see
+//! group    the processes that a child has started, found also when the child is gone
+//! orphans  processes that dead children have left behind, where they become ours
+//! signals  the caller's signal mask and SIGPIPE setting, for children
+//! limits   resource limits of a process
+//! file     files for shared memory: creates, lengthens, fills and empties them
+//! memory   an anonymous, sealed page that parent and child share
 //! sync     atomics and locks, std's or a model checker's
 //! arena    large pieces of shared memory, in one anonymous file
-//! asked    what was asked for, in an error
-//! setting  what users set by the environment
+//! asked    adds to an error what the system was asked for
+//! setting  settings from environment variables
 //! sealed   bytes in an anonymous file of their own, sealed against writing
-//! ready    sleeping until a descriptor is ready
+//! ready    sleeps until a descriptor is ready
 //! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
-//! fork     notices that this process is a fork of the one that made an executor
+//! fork     notices that this process is a fork of the one that created an executor
 //! local    thread-locals that can be used at any moment of a thread's life
-//! liveness who of the users of shared memory is still alive
-//! room     how much memory there is to be had
+//! liveness which owners of shared memory are still alive
+//! room     how much memory is available
 //! stack    the bounds of a thread's stack
 //! fault    tells a stack overflow from any other segmentation fault
 //! ```
 //!
-//! Everything is close-on-exec from birth, so nothing leaks into programs that other threads start meanwhile.
-//! Most `unsafe` lives here. The rest is where shared memory is seen as something (`shm`, `segment`, `sync`, the board), where
-//! arguments are borrowed from it (`worker`, `task`), in `fork` and in the entry. Each block says why it is sound.
+//! Every descriptor is created close-on-exec, so none leaks into programs that other threads start
+//! meanwhile.
+//!
+//! Most `unsafe` code of this library is here. The rest is where shared memory is accessed as typed
+//! values (`shm`, `segment`, `sync`, the board), where arguments are borrowed from it (`worker`,
+//! `task`), in `fork`, and in the entry. Each block says why it is sound.
 
 pub(crate) mod arena;
 pub(crate) mod asked;

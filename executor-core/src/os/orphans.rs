@@ -1,15 +1,20 @@
-//! Processes that our children started and left behind, where the kernel makes them our children.
+//! Orphans: processes that our children started and left behind, if the kernel makes them our
+//! children.
 //!
 //! ```text
-//!  worker ─► sh ─► sleep        sh ends: sleep goes to the nearest process that takes orphans
-//!  the first process of a container, a subreaper: that is this one, and it has to wait for them, or they stay as zombies
-//!  anybody else: `waitid` says that it has no such child, and nothing is done
+//!  worker ─► sh ─► sleep     sh ends: sleep gets the nearest process that takes orphans as parent
+//!  this process is a container's first process or a subreaper:
+//!                            it gets the orphans, and must wait for them, or they stay as zombies
+//!  any other process:        `waitid` reports that it has no such child, and nothing is done
 //! ```
 //!
-//! Only members of the groups that our children lead are waited for, never just any child: those are the program's own. The
-//! number of a group is not given to another process while it has a member, dead ones included; a leader that was not reaped
-//! is one. When its last member was reaped by somebody else, its number may be given away until the next look, to a child of
-//! the program: then the status of that child is lost, as wherever two wait for one child, which is told as "status unknown".
+//! This module only waits for members of groups that our children lead, never for any child: the
+//! other children belong to the program. A group's number is not given to another process while the
+//! group has a member. Dead members count, and so does a leader that was not reaped.
+//!
+//! There is one gap. If another part of the program reaps the last member, a child of the program
+//! may get the group's number before the next look. Then the status of that child is lost, as
+//! always when two parts wait for one child. It is reported as "status unknown".
 
 use std::time::{Duration, Instant};
 
@@ -17,25 +22,29 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::socket::retry;
 
-/// How soon members of a group are looked for that was just killed; doubled each time, up to [`EVERY`].
+/// First pause before members of a group that was just killed are looked for. The pause doubles
+/// each time, up to [`EVERY`].
 const SOON: Duration = Duration::from_millis(1);
-/// How often it is looked for what living children have left behind. More often: a program that takes orphans and has workers
-/// never sleeps. Less often: more zombies.
+/// How often to look for orphans of living children. With a lower value, a program that takes
+/// orphans and has workers hardly ever sleeps. With a higher value, more zombies exist at a time.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Groups whose members may have become ours.
+/// Groups whose members may have become our children.
 #[derive(Debug, Default)]
 pub(crate) struct Orphans {
-    /// Those whose leader was reaped and that have members left: when to look next, and how long to wait after that.
+    /// Groups whose leader was reaped and that have members left. Each has the time of the next
+    /// look, and the pause after it.
     left: Vec<(Pid, Instant, Duration)>,
-    /// When to look at those whose leader lives.
+    /// When to look at groups whose leader lives.
     look_at: Option<Instant>,
-    /// What [`takes_orphans`] said then: not asked in each turn of a driver.
+    /// The result of [`takes_orphans`] at the last look, so that a driver does not ask in each
+    /// turn.
     takes_orphans: bool,
 }
 
 impl Orphans {
-    /// A child that leads a group was reaped. What is left of the group is waited for from now on.
+    /// Called when a child that leads a group was reaped. From now on the rest of the group is
+    /// waited for.
     pub(crate) fn leader_reaped(&mut self, leader: u32) {
         if let Some(leader) = Pid::from_raw(leader.cast_signed())
             && reap_group(leader)
@@ -44,13 +53,14 @@ impl Orphans {
         }
     }
 
-    /// Looks where it is time to; `living` are leaders that were not reaped.
+    /// Looks at all groups whose time has come. `living` are the leaders that were not reaped.
     pub(crate) fn look(&mut self, living: impl Iterator<Item = u32>) {
         let now = Instant::now();
         self.left.retain_mut(|(leader, at, pause)| {
             if *at > now {
                 return true;
             }
+            // Members that were just killed end soon; look less and less often for the others.
             *pause = (*pause * 2).min(EVERY);
             *at = now + *pause;
             reap_group(*leader)
@@ -64,7 +74,8 @@ impl Orphans {
         }
     }
 
-    /// When to look next, if there is something to look for; `living`: whether a child is there that leads a group.
+    /// Returns when to look next, if there is anything to look for. `living` says whether there is
+    /// a child that leads a group.
     pub(crate) fn next_look(&self, living: bool) -> Option<Instant> {
         let left = self.left.iter().map(|(_, at, _)| *at).min();
         let beside = self.look_at.filter(|_| living && self.takes_orphans);
@@ -75,7 +86,7 @@ impl Orphans {
         self.left.is_empty()
     }
 
-    /// Looks until nothing is left, at most so long: for groups that were killed.
+    /// Looks until no members are left, for at most `limit`. It is for groups that were killed.
     pub(crate) fn wait(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         self.look(std::iter::empty());
@@ -88,35 +99,37 @@ impl Orphans {
     }
 }
 
-/// Whether processes that lose their parent may become this one's children.
+/// Whether processes that lose their parent may become children of this process.
 fn takes_orphans() -> bool {
     let mut subreaper: libc::c_int = 0;
-    // SAFETY: writes the flag to where the pointer points.
+    // SAFETY: writes the flag to the given address.
     let asked = unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut subreaper) };
     std::process::id() == 1 || asked == 0 && subreaper != 0
 }
 
-/// Reaps all that have ended of a group whose leader was reaped; whether children of ours are left in it.
+/// Reaps all ended members of a group whose leader was reaped. Returns whether the group still
+/// contains children of ours.
 fn reap_group(leader: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     loop {
         match retry(|| waitid(WaitId::Pgid(Some(leader)), options)) {
             Ok(Some(_)) => {}
             Ok(None) => return true,
-            // ECHILD: nobody is left, or nobody became ours.
+            // ECHILD: no member is left, or none became our child.
             Err(_) => return false,
         }
     }
 }
 
-/// Reaps all that have ended of a group but its leader, whose status is another's to take.
+/// Reaps all ended members of a group except its leader, whose status other code takes.
 fn reap_beside(leader: Pid) {
     let group = leader.as_raw_nonzero().get().cast_unsigned();
     loop {
         // SAFETY: an all-zero `siginfo_t` is a valid one.
         let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // Look without reaping (WNOWAIT), because the found process may be the leader.
         let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: looks only, and writes what it finds to where the pointer points.
+        // SAFETY: only looks, and writes what it finds to the given address.
         let asked = unsafe { libc::waitid(libc::P_PGID, group, &raw mut found, options) };
         // SAFETY: filled by `waitid`, or zero.
         let pid = Pid::from_raw(unsafe { found.si_pid() });

@@ -1,4 +1,5 @@
-//! Children: started without `fork`'s costs, watched and reaped by pidfd, signalled as a group.
+//! Child processes: started without the cost of `fork`, watched and reaped through a pidfd, and
+//! signalled as a group.
 
 use std::{
     ffi::OsString,
@@ -29,26 +30,28 @@ use super::{
     sync::lock,
 };
 
-/// The program of this process: not what this points at, which may have been replaced or removed. The dynamic loader, where a program
-/// was started by way of it ([`image::by_loader`]).
+/// The program of this process. It is not the file at the link's target, which may have been
+/// replaced or removed. If the program was started through the dynamic loader, this is the loader
+/// ([`image::by_loader`]).
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
-/// How a program is started. By default as this process was, in the same surroundings.
+/// How to start a program.
 #[derive(Debug, Default)]
 pub(crate) struct Start<'a> {
-    /// `None`: the program of this process, as [`OWN_EXECUTABLE`].
+    /// `None` means the program of this process, [`OWN_EXECUTABLE`].
     pub(crate) executable: Option<&'a Path>,
     /// `None`: that of this process.
     pub(crate) stdout: Option<OwnedFd>,
     /// `None`: that of this process.
     pub(crate) stderr: Option<OwnedFd>,
-    /// Added to the environment, or taken out of it.
+    /// Variables to set in the environment, or to remove from it.
     pub(crate) environment: &'a [(OsString, Option<OsString>)],
     pub(crate) directory: Option<&'a Path>,
 }
 
-/// Keeps a descriptor off the numbers of standard input, output and error, which are free where a program has closed
-/// them: what the program prints would go there.
+/// Moves a descriptor off the numbers of standard input, output and error. These numbers are free
+/// if the program has closed the streams. Anything that the program prints would go to the
+/// descriptor.
 pub(crate) fn above_stdio(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     if descriptor.as_raw_fd() > 2 {
         return Ok(descriptor);
@@ -56,7 +59,7 @@ pub(crate) fn above_stdio(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&descriptor, 3)?)
 }
 
-/// What a forked child is to have in place of what it was copied with.
+/// The environment and directory that a forked child gets in place of the copied ones.
 #[derive(Debug)]
 pub(crate) struct Surrounded {
     pub(crate) environment: Vec<(OsString, OsString)>,
@@ -64,14 +67,16 @@ pub(crate) struct Surrounded {
 }
 
 impl Surrounded {
-    /// Only in a process where no thread can read the environment meanwhile: one thread, and in a test binary its main thread,
-    /// which waits for it. An error elsewhere.
+    /// Applies them to this process. It fails if the process has more than `threads` threads,
+    /// because no other thread may read the environment meanwhile. The expected threads are this
+    /// one and, in a test binary, the main thread, which waits for this one.
     pub(crate) fn adopt(self, threads: usize) -> io::Result<()> {
         if settled_thread_count(threads)? > threads {
             return Err(io::Error::other("there are other threads, which may read the environment"));
         }
-        // SAFETY: no other thread is there that could read the environment meanwhile: counted above, and those that are
-        // expected wait for this one. Not one by one: an environment may contain names that std refuses to take out.
+        // SAFETY: no thread can read the environment meanwhile: the threads were counted above, and
+        // the expected ones wait for this one. The variables are not removed one by one, because an
+        // environment may contain names that std refuses to remove.
         unsafe { libc::clearenv() };
         for (key, value) in self.environment {
             if key.is_empty() || key.as_bytes().contains(&b'=') {
@@ -85,22 +90,25 @@ impl Surrounded {
     }
 }
 
-/// Writes out what this process has printed, by std and by the C library. In a process with one thread only: another one may
-/// hold a stream's lock for as long as it likes.
+/// Writes out what this process has printed, through std and through the C library. It may only be
+/// called in a process with one thread, because another thread may hold a stream's lock for any
+/// time.
 pub(crate) fn flush_output() {
     let _ = std::io::Write::flush(&mut std::io::stdout());
-    // SAFETY: a null pointer stands for all output streams.
+    // SAFETY: a null pointer means all output streams.
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
-/// The system's number of this thread.
+/// Returns the system's number of this thread.
 pub(crate) fn this_thread() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
-/// Whether a thread of this process waits in `pause`, for nothing but a signal. That is where std holds a thread that calls
-/// `exit` while another one is at it. `None` where the system does not say: without `/proc`, and in a program that others may
-/// not look into and that has given up its privileges.
+/// Whether a thread of this process waits in `pause`, where only a signal can end the wait. std
+/// keeps a thread there that calls `exit` while another thread is already doing so.
+///
+/// Returns `None` if the system does not tell: without `/proc`, and in a program that has given up
+/// its privileges and that others may not inspect.
 pub(crate) fn is_paused(thread: u32) -> Option<bool> {
     let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
     let mut words = call.split_ascii_whitespace();
@@ -109,26 +117,27 @@ pub(crate) fn is_paused(thread: u32) -> Option<bool> {
     if number == Some(libc::SYS_pause) {
         return Some(true);
     }
-    // Elsewhere `pause` is a `ppoll` of nothing, without a limit.
+    // On other architectures `pause` is a `ppoll` without descriptors and without a timeout.
     Some(number == Some(libc::SYS_ppoll) && words.take(3).all(|word| word == "0x0"))
 }
 
-/// How much processor time a thread of this process has used.
+/// Returns how much processor time a thread of this process has used.
 pub(crate) fn computed_by(thread: u32) -> Option<Duration> {
-    // As the kernel numbers the clocks of threads: the number of the thread, of which all bits are turned, and three bits that
-    // say "of one thread" (4) and "as the scheduler counts it" (2). glibc has it for its own handles of threads only.
+    // The kernel's number for a thread's clock: the inverted thread number, followed by three bits
+    // that say "of one thread" (4) and "as the scheduler counts it" (2). glibc only offers this for
+    // its own thread handles.
     processor_time((!thread << 3 | 4 | 2).cast_signed())
 }
 
 fn processor_time(clock: libc::clockid_t) -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes a time to where the pointer points, of whatever clock.
+    // SAFETY: writes a time to the given address, for any clock number.
     let asked = unsafe { libc::clock_gettime(clock, &raw mut time) };
     (asked == 0).then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
-/// All threads of this process, this one included; an error if the system does not say. Whoever needs to be alone is not, as far
-/// as is known.
+/// Returns the number of threads of this process, including this one. Fails if the system does not
+/// tell. A caller that must be alone then has to assume that it is not.
 pub(crate) fn thread_count() -> io::Result<usize> {
     let threads = std::fs::read_dir("/proc/self/task").and_then(|threads| {
         let mut count = 0_usize;
@@ -136,16 +145,17 @@ pub(crate) fn thread_count() -> io::Result<usize> {
             thread?;
             count = count.saturating_add(1);
         }
-        // This one is there, so nothing at all is no list of threads.
+        // This thread exists, so an empty list is not the list of threads.
         if count == 0 { Err(io::ErrorKind::NotFound.into()) } else { Ok(count) }
     });
     threads.asked("this process's threads cannot be counted: is `/proc` mounted?")
 }
 
-/// As [`thread_count`], when it has come down to `expected`, or does not: the system counts a thread that has ended, and was
-/// joined, for a moment more.
+/// Returns [`thread_count`] once it has come down to `expected`, or after a short time. The system
+/// still counts a thread for a moment after it has ended and was joined.
 pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
-    /// How long a refusal takes. Shorter would refuse a busy machine's programs whose threads have just ended.
+    /// How long to wait before refusing. With a lower value, a program on a busy machine is refused
+    /// although its threads have just ended.
     const MOMENT: Duration = Duration::from_millis(100);
     let deadline = Instant::now() + MOMENT;
     loop {
@@ -157,17 +167,21 @@ pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
     }
 }
 
-/// Sees to it that descriptors 0 to 2 are open, as std's runtime does before `main`: what is opened later must not become
-/// somebody's standard output.
+/// Opens those of the descriptors 0 to 2 that are closed, as std's runtime does before `main`.
+/// Otherwise a file that is opened later could become standard output.
 pub(crate) fn fill_stdio() {
     for number in 0..=2 {
-        // SAFETY: asks for flags, of a number that may be anything.
+        // SAFETY: only reads flags; the number may be anything.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            // The lowest free number, which is this one. Not close-on-exec: it is to be inherited.
+            // This opens the lowest free number, which is `number`. Not close-on-exec, because
+            // children must inherit it.
+            //
             // SAFETY: a constant path.
             let filled = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
             if filled < 0 {
-                // Without devices, something that can be neither read nor written: as if it were closed, but taken.
+                // Without devices, open a directory that can be neither read nor written. The
+                // number behaves as if closed, but is taken.
+                //
                 // SAFETY: a constant path.
                 unsafe { libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_DIRECTORY) };
             }
@@ -175,43 +189,46 @@ pub(crate) fn fill_stdio() {
     }
 }
 
-/// Gives this process the name that it would have, had it not been started from [`OWN_EXECUTABLE`]: for `ps`, `top`, `pgrep`.
+/// Gives this process the name that it would have without being started from [`OWN_EXECUTABLE`],
+/// for `ps`, `top` and `pgrep`.
 pub(crate) fn take_programs_name() {
     let Some(own) = std::env::args_os().next() else { return };
     if let Some(name) = Path::new(&own).file_name()
         && let Ok(name) = std::ffi::CString::new(name.as_bytes())
     {
-        // The system takes as much of it as there is room for, as of any program's.
+        // The system shortens the name if needed, as for any program.
         let _ = rustix::thread::set_name(&name);
     }
 }
 
-/// Puts an empty input in the place of descriptor 0.
+/// Replaces descriptor 0 by an empty input.
 pub(crate) fn empty_stdin() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
     let empty = null.or_else(|_| {
-        // Some sandboxes have no devices. A pipe that nobody writes is at its end, too.
+        // Some sandboxes have no devices. A pipe without a writer is at its end, too.
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(|(read, _write)| read)
     })?;
     Ok(rustix::stdio::dup2_stdin(empty)?)
 }
 
-/// Whether this program may do what its starter may not: it, or whoever started it, has changed user or group on the way, or it
-/// has got capabilities from its file. The kernel says so to each program that it starts.
+/// Whether this program has privileges that its starter lacks. This is so if it, or the program
+/// that started it, has changed user or group on the way, or if its file gives it capabilities. The
+/// kernel reports this to each program that it starts.
 pub(crate) fn is_privileged() -> bool {
-    // SAFETY: asks for a number.
+    // SAFETY: returns a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// An error of the system about this program's file.
+/// Describes an error of the system about this program's file.
 fn own_executable(error: io::Error) -> io::Error {
     let missing = error.kind() == io::ErrorKind::NotFound;
     let hint = if missing { " (a program starts itself again from there: is `/proc` mounted?)" } else { "" };
     io::Error::new(error.kind(), format!("{OWN_EXECUTABLE}{hint}: {error}"))
 }
 
-/// Why a program that this process starts from its own file would be [privileged](is_privileged), if it would be: it would take
-/// us for a stranger, and not be a child.
+/// Returns why a program that this process starts from its own file would be
+/// [privileged](is_privileged), or `None` if it would not be. A privileged program would not trust
+/// this process, and would not act as its child.
 fn would_be_privileged() -> io::Result<Option<&'static str>> {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     if getuid() != geteuid() || getgid() != getegid() {
@@ -221,6 +238,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
     }
     let file = std::fs::metadata(OWN_EXECUTABLE).map_err(own_executable)?;
     let has = |bits: u32| file.mode() & bits == bits;
+    // The setgid bit only has this meaning together with the group's execute bit.
     let changes = (has(libc::S_ISUID) && file.uid() != geteuid().as_raw())
         || (has(libc::S_ISGID | libc::S_IXGRP) && file.gid() != getegid().as_raw());
     let has_capabilities = !geteuid().is_root()
@@ -228,7 +246,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
     if !changes && !has_capabilities {
         return Ok(None);
     }
-    // The kernel may have been told to look at none of this.
+    // The kernel may be configured to ignore all of this.
     let ignored = rustix::fs::statvfs(OWN_EXECUTABLE)
         .is_ok_and(|mount| mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID))
         || rustix::thread::no_new_privs().unwrap_or(false);
@@ -237,14 +255,14 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
     ))
 }
 
-/// Those of a program that is started: its name, and that it is a child.
+/// Returns the arguments of the program to be started: its name, and the marker of a child.
 fn arguments(start: &Start<'_>, marker: &str) -> io::Result<Vec<OsString>> {
     let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
     let mut arguments = vec![name];
     if start.executable.is_none()
         && let Some(by_loader) = image::by_loader()
     {
-        // That is the loader then, which is told what it was told the first time.
+        // The started file is the loader then. It gets the same options as the first time.
         let ByLoader { options, program } = by_loader;
         std::fs::metadata(&program).map_err(|error| {
             io::Error::new(
@@ -263,12 +281,13 @@ fn arguments(start: &Start<'_>, marker: &str) -> io::Result<Vec<OsString>> {
     Ok(arguments)
 }
 
-/// Makes a copy of a process, a child of this one, lead a process group of its own. It may have ended: until it is reaped it can be
-/// moved from one group to another.
+/// Makes a copied process, a child of this one, lead its own process group. The copy may have
+/// ended: until it is reaped, it can be moved to another group.
 pub(crate) fn lead_own_group(child: u32) {
-    // No number is this process itself.
+    // Number 0 would mean this process itself.
     if let Some(child) = Pid::from_raw(child.cast_signed()) {
-        // Where that is refused the copy does it itself; where it was reaped by others there is nothing to be done.
+        // If this is refused, the copy does it itself. If the copy was reaped by other code, there
+        // is nothing to do.
         let _ = rustix::process::setpgid(Some(child), Some(child));
     }
 }
@@ -277,7 +296,7 @@ pub(crate) fn lead_own_group(child: u32) {
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
-    /// `None` if the child had been reaped by others before it could be opened.
+    /// `None` if other code had reaped the child before its pidfd could be opened.
     pidfd: Option<OwnedFd>,
     /// See [`Group::is_over`].
     group_is_over: AtomicBool,
@@ -287,10 +306,12 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a program with `marker` as its argument, with one end of a [pair of sockets](socket::pair)
-    /// as its descriptor 0, and with no other descriptor but standard output and error. Returns the
-    /// child and the other end. What the child is to find in its socket at its start, `say` sends, which
-    /// [does not wait](signals::as_one_user) for anything: what finds no room is an error, since nobody reads it yet.
+    /// Starts a program. Its descriptor 0 is one end of a [pair of sockets](socket::pair). It has
+    /// standard output and error, and no other descriptor. Returns the child and the other end.
+    ///
+    /// `say` sends what the child finds in its socket at the start. It [must not
+    /// wait](signals::as_one_user) for anything. A message that finds no room is an error, because
+    /// the child does not read yet.
     pub(crate) fn start(
         start: Start<'_>,
         marker: &str,
@@ -298,8 +319,9 @@ impl Child {
     ) -> io::Result<(Child, OwnedFd)> {
         spawn::prepare();
         let arguments = arguments(&start, marker)?;
-        // The child believes a socket only that was made by whom it acts as. Another thread's `setuid`, which changes this thread as
-        // well, comes before all of this or behind it.
+        // The child only trusts a socket that was created by the user as which the child runs. A
+        // `setuid` by another thread, which changes this thread as well, happens before all of this
+        // or after it.
         let (pid, ours) = signals::as_one_user(|mask| {
             if start.executable.is_none()
                 && let Some(why) = would_be_privileged()?
@@ -329,8 +351,9 @@ impl Child {
             Ok((pid, ours))
         })?;
         let child = Child::watch(pid).inspect_err(|_| {
-            // A child that cannot be watched is none: it must not go on, nor stay as a zombie. One that may not be killed
-            // (its file belongs to another user, and says so) finds its socket closed, and is not waited for.
+            // A child that cannot be watched must not go on, nor stay as a zombie. A child that may
+            // not be killed (its file makes it run as another user) finds its socket closed, and is
+            // not waited for.
             if group::kill_unwatched(pid) {
                 let _ = retry(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
             }
@@ -338,7 +361,7 @@ impl Child {
         Ok((child, ours))
     }
 
-    /// A child that was made in another way: by `fork`, here or by the fork server.
+    /// Takes over a child that was created in another way: by `fork`, here or in the fork server.
     pub(crate) fn adopt(pid: u32) -> io::Result<Child> {
         let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
         Child::watch(pid).inspect_err(|_| {
@@ -362,7 +385,8 @@ impl Child {
         self.pid.as_raw_nonzero().get() as u32
     }
 
-    /// Readable once the child has ended; `None` means that it has ended.
+    /// Returns the pidfd, which is readable once the child has ended. `None` means that the child
+    /// has ended.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
@@ -374,9 +398,11 @@ impl Child {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
-    /// Sends a signal to the child and all programs it started, unless they left its group. An error if no
-    /// process of the group could be signalled, nor the child alone: it is another user's, or this program has become one.
-    /// Nothing happens once the child was reaped.
+    /// Sends a signal to the child and all processes that it started, except those that left its
+    /// group.
+    ///
+    /// Fails if neither any process of the group nor the child alone could be signalled. Then they
+    /// run as another user, or this process does.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
         let reaped = lock(&self.reaped);
         if reaped.is_some() {
@@ -384,14 +410,17 @@ impl Child {
         }
         match self.group().signal(signal) {
             Ok(()) => Ok(()),
-            // It does not lead the group (the system has refused that to a copy of this process), or has ended.
+            // The child does not lead the group (the system has refused that to a copy of this
+            // process), or has ended.
             Err(_) => self.signal(signal),
         }
     }
 
-    /// Kills what is left of the group that the child led: what it had started. Also after it was reaped, by whomever.
+    /// Kills what is left of the group that the child led: the processes that it had started. This
+    /// also works after any code has reaped the child.
     pub(crate) fn kill_rest(&self) {
-        // Most often nobody is left, and the system says so. Who has become another user's may stay.
+        // Usually no member is left, and the call fails. A process that runs as another user may
+        // stay.
         let _ = self.group().signal(Signal::KILL);
     }
 
@@ -399,43 +428,46 @@ impl Child {
         Group { leader: self.pid, pidfd: self.pidfd(), is_over: &self.group_is_over }
     }
 
-    /// By which signal the child is stopped, if it is; a debugger's stops do not count. Takes nothing away from who else
-    /// waits for it.
+    /// Returns the signal by which the child is stopped, if it is. Stops by a debugger do not
+    /// count. Other code that waits for the child still gets its status.
     pub(crate) fn stopped_by(&self) -> Option<i32> {
         let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let pidfd = self.pidfd()?;
         retry(|| waitid(WaitId::PidFd(pidfd), options)).ok()??.stopping_signal()
     }
 
-    /// How much processor time the child has used.
+    /// Returns how much processor time the child has used.
     pub(crate) fn computed(&self) -> Option<Duration> {
         let mut clock: libc::clockid_t = 0;
-        // SAFETY: writes a clock's number to where the pointer points.
+        // SAFETY: writes a clock's number to the given address.
         if unsafe { libc::clock_getcpuclockid(self.pid().cast_signed(), &raw mut clock) } != 0 {
             return None;
         }
         processor_time(clock)
     }
 
-    /// Sends a signal to the child alone. Never to another process, also not after it was reaped.
+    /// Sends a signal to the child alone. The signal never reaches another process, even after the
+    /// child was reaped.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pidfd) = self.pidfd() else { return Ok(()) };
         match rustix::process::pidfd_send_signal(pidfd, signal) {
-            // It has ended.
+            // The child has ended.
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// How it ended, once it was [reaped](Self::reap).
+    /// Takes the exit status of a child that has ended, and kills the processes that it had
+    /// started.
     pub(crate) fn status(&self) -> Option<ExitStatus> {
         *lock(&self.reaped)
     }
 
-    /// Takes the exit status of a child that has ended. What it had started is killed, unless the end was one after which that
-    /// `may_stay`. The child is reaped once; the status is the same as often as it is asked for.
+    /// Takes the exit status of a child that has ended. Also kills the processes that it had
+    /// started, unless `may_stay` returns `true` for this status.
     ///
-    /// Whoever reaps comes by here, whatever the child was for and however it ended.
+    /// All code that reaps a child calls this function, whatever the child was for and however it
+    /// ended.
     pub(crate) fn reap(&self, may_stay: impl FnOnce(ExitStatus) -> bool) -> ExitStatus {
         let mut reaped = lock(&self.reaped);
         if let Some(status) = *reaped {
@@ -443,8 +475,8 @@ impl Child {
         }
         let has_ended = self.has_ended();
         let status = self.ask(WaitIdOptions::NOWAIT);
-        // Before the child is reaped, where that is for us to do: its number is nobody else's until then, so that also a kernel
-        // that knows groups by their number only kills the right one.
+        // Kill the rest before reaping, if the child is ours to reap. Until then its number is not
+        // reused. So even a kernel that only knows groups by their number kills the right one.
         if !may_stay(status) {
             self.kill_rest();
         }
@@ -458,7 +490,8 @@ impl Child {
         status
     }
 
-    /// How it has ended. Unknown where somebody else has reaped it: SIGCHLD is ignored, or others wait for any child.
+    /// Returns how the child has ended. The result is unknown if other code has reaped it: SIGCHLD
+    /// is ignored, or another part of the program waits for any child.
     fn ask(&self, how: WaitIdOptions) -> ExitStatus {
         let Some(pidfd) = self.pidfd() else { return ExitStatus::Unknown };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
@@ -472,24 +505,27 @@ impl Child {
         }
     }
 
-    /// Waits for its end, at most `limit`; whether it has ended.
+    /// Waits for the child's end, for at most `limit`. Returns whether it has ended.
     pub(crate) fn ends_within(&self, limit: Duration) -> bool {
         self.wait(limit);
         self.has_ended()
     }
 
-    /// Waits for the end of a child that is about to end; kills it if it takes longer than `limit`.
+    /// Waits for the end of a child that is about to end, kills it if that takes longer than
+    /// `limit`, and reaps it.
     pub(crate) fn end(&self, limit: Duration) {
         if !self.ends_within(limit) {
-            // Where that is refused, nothing else is left to be tried: it is left alone, and is not waited for any longer.
+            // If this is refused, there is nothing else to try. The child is left alone, and only
+            // waited for once more.
             let _ = self.signal(Signal::KILL);
             self.wait(limit);
         }
     }
 
-    /// Kills the child and waits for its end, at most `limit`; for the case that nobody else is left to do so.
+    /// Kills the child, waits for its end for at most `limit`, and reaps it. It is for the case
+    /// that no other code is left to do so.
     pub(crate) fn kill(&self, limit: Duration) {
-        // Where that is refused, the end of its socket ends it, which the caller closes.
+        // If this is refused, the child ends when its socket is closed, which the caller does.
         let _ = self.signal_group(Signal::KILL);
         self.wait(limit);
     }

@@ -1,4 +1,4 @@
-//! Random numbers of the system.
+//! Random numbers from the system.
 
 use std::{
     fs::File,
@@ -9,10 +9,11 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::socket::retry;
 
-/// So many random bytes. Waits, early after the machine's start, until there are some.
+/// Returns `N` random bytes. Early after the machine's start, it waits until the system has enough
+/// randomness.
 ///
 /// # Errors
-/// The system has them neither by `getrandom`, which a sandbox may refuse, nor in `/dev/urandom`.
+/// If neither `getrandom`, which a sandbox may refuse, nor `/dev/urandom` provides them.
 pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut out = [0; N];
     let mut filled = 0;

@@ -9,10 +9,11 @@ use rustix::{
 
 use super::socket::retry;
 
-/// Sleeps until one of these is ready, at most `limit`. For a loop that looks for itself afterwards: it may return early.
+/// Sleeps until one of these descriptors is ready, for at most `limit`. It may return early, so it
+/// is for a loop that checks for itself afterwards.
 ///
-/// Where the system refuses to wait it is a short sleep, so that the loop sees what it sees a little later, and takes no
-/// processor meanwhile.
+/// If the system refuses to wait, this is a short sleep. The loop then notices events a little
+/// later, and does not use the processor meanwhile.
 pub(crate) fn doze(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) {
     const A_MOMENT: Duration = Duration::from_millis(10);
     if let Err(error) = retry(|| poll(fds, limit)) {
@@ -24,8 +25,9 @@ pub(crate) fn doze(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) {
     }
 }
 
-/// Whether the system lets this process wait for descriptors. Asked where something is started that others wait for by
-/// them: a sandbox that refuses it is told then, and nobody waits for ever.
+/// Whether the system lets this process wait for descriptors. It is called before anything is
+/// started that will be waited for through descriptors. So in a sandbox that refuses to wait, the
+/// start fails, instead of a wait that never ends.
 pub(crate) fn check() -> io::Result<()> {
     static REFUSED: OnceLock<Option<Errno>> = OnceLock::new();
     let refused = REFUSED.get_or_init(|| retry(|| poll(&mut [], Some(&Timespec::default()))).err());

@@ -1,16 +1,17 @@
-//! How much memory there is to be had.
+//! How much memory is available.
 //!
-//! Shared memory that is too much is not refused by the system: it gives page after page and then kills somebody, anybody.
-//! So whoever wants much of it asks first.
+//! The system does not refuse shared memory that is too large. It hands out page after page, and
+//! then kills any process. So code that needs much shared memory checks first.
 
 use std::{fs, path::Path};
 
-/// Requests up to this size are not checked. Larger: more may be asked for in vain. Smaller: the check (about 30 µs) costs as
-/// much as filling the pages.
+/// Requests up to this size are not checked. With a higher value, more memory may be requested in
+/// vain. With a lower value, the check (about 30 µs) costs as much as filling the pages.
 const UNASKED: u64 = 1 << 20;
 
-/// Whether there is room for so many bytes now, as far as the system says: the machine's available memory, and the limits
-/// of this process's control groups, of either version. A little is left for others.
+/// Whether `bytes` of memory are available now, as far as the system tells. It considers the
+/// machine's available memory, and the limits of this process's control groups of either version.
+/// It leaves a little memory for others.
 pub(crate) fn has_room_for(bytes: u64) -> bool {
     if bytes <= UNASKED {
         return true;
@@ -21,10 +22,12 @@ pub(crate) fn has_room_for(bytes: u64) -> bool {
     machine.into_iter().chain(groups).min().is_none_or(|room| bytes <= room - room / 32)
 }
 
-/// The least room that one of the groups has in which a process with this `/proc/self/cgroup` is.
+/// Returns the smallest amount of memory available in any group of a process with this
+/// `/proc/self/cgroup`.
 ///
-/// In a container the groups may be mounted from its own group on, while the file names the whole path: what is not there is
-/// passed over, and the mounted root is asked in any case.
+/// In a container, only the container's own group and those below may be mounted, while the file
+/// gives the full path. So directories that do not exist are skipped, and the mounted root is
+/// always checked.
 fn groups_room(mounted: &Path, membership: &str) -> Option<u64> {
     let of = |root: &Path, group: &str, room: fn(&Path) -> Option<u64>| {
         let path = root.join(group.trim_start_matches('/'));
@@ -61,12 +64,14 @@ fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// `max` is no number: no limit.
+/// Returns the memory available in a group of version 2. The limit `max` is not a number, and means
+/// no limit.
 fn room_in_v2(group: &Path) -> Option<u64> {
     Some(number(&group.join("memory.max"))?.saturating_sub(number(&group.join("memory.current"))?))
 }
 
-/// No limit is a number that no machine has: the largest multiple of a page.
+/// Returns the memory available in a group of version 1. There, no limit is a number beyond any
+/// machine's memory: the largest multiple of a page.
 fn room_in_v1(group: &Path) -> Option<u64> {
     let limit = number(&group.join("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 62)?;
     Some(limit.saturating_sub(number(&group.join("memory.usage_in_bytes"))?))
@@ -85,7 +90,7 @@ mod tests {
         assert_eq!(available("nothing of it"), None);
     }
 
-    /// A tree of groups: files and what is in them.
+    /// Creates a tree of groups from file names and contents.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -130,7 +135,7 @@ mod tests {
         assert_eq!(room("4:memory:/\n"), None, "no limit");
         assert_eq!(room("4:cpu,memory:/docker/x\n"), Some(70), "mounted together");
         assert_eq!(room("4:pids:/docker/x\n"), None);
-        // In a container, where the group itself is mounted: its path is not there.
+        // In a container where the group itself is mounted, its path does not exist.
         let inside = tree(&[("memory/memory.limit_in_bytes", "50"), ("memory/memory.usage_in_bytes", "60")]);
         assert_eq!(groups_room(inside.path(), "4:memory:/docker/0123\n"), Some(0));
     }

@@ -1,8 +1,10 @@
-//! Bytes in an anonymous file of their own: written by one process until they are sealed, read by any afterwards.
+//! Bytes in an anonymous file of their own. One process writes them until they are sealed; after
+//! that, any process reads them.
 //!
-//! The seal is the kernel's. It is given only while no writable mapping exists in any process, allows none from then on,
-//! nor writing, nor another length, and cannot be taken off. So whoever has checked it may borrow from the bytes,
-//! whoever they came from.
+//! The kernel keeps the seal. It can only be set while no process has a writable mapping. From then
+//! on it forbids writable mappings, writing, and any change of the length, and it cannot be
+//! removed. So a process that has checked the seal may borrow from the bytes, wherever they came
+//! from.
 
 use std::{
     io,
@@ -24,16 +26,19 @@ use rustix::{
 
 use super::{asked::Asked, file, fork::Origin, socket::retry};
 
-/// What a sealed file does not allow.
+/// What a sealed file forbids: writing, shrinking and growing.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
-/// How long memory that is to be sealed may still be in use elsewhere: another thread starts a program by `fork`, and the copy has the
-/// mapping until its `exec`; or the kernel is moving pages (it waits for these itself, but only for some 150 ms). Shorter: on a busy
-/// machine bytes are refused because of it. Longer: the error for a copy that stays comes so late.
+/// How long memory that is to be sealed may still be in use elsewhere.
+///
+/// Another thread may start a program by `fork`, and the copy has the mapping until its `exec`. Or
+/// the kernel may be moving pages; it waits for these itself, but only for about 150 ms. With a
+/// lower value, bytes are refused on a busy machine because of this. With a higher value, the error
+/// for a copy that keeps the mapping comes later.
 const FREE_AFTER: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(100);
 
-/// See the module's opening.
+/// Bytes that can be sealed. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct SealedBytes {
     descriptor: Arc<OwnedFd>,
@@ -41,7 +46,7 @@ pub(crate) struct SealedBytes {
     at: NonNull<u8>,
     len: usize,
     state: Mutex<State>,
-    /// `true` only if it is sealed. For a fork, where `state` may be locked for ever.
+    /// `true` only if the bytes are sealed. It is for a fork, where `state` may be locked forever.
     known_sealed: AtomicBool,
     origin: Origin,
 }
@@ -49,31 +54,33 @@ pub(crate) struct SealedBytes {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     Writable,
-    /// Not writable here any more. Whether elsewhere, is not known.
+    /// No longer writable in this process. They may still be writable elsewhere.
     ReadOnly,
     Sealed,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; writing takes `&mut self`.
+// SAFETY: a mapping belongs to the process, not to a thread, and writing takes `&mut self`.
 unsafe impl Send for SealedBytes {}
 // SAFETY: as above.
 unsafe impl Sync for SealedBytes {}
 
 impl SealedBytes {
-    /// So many zeros, writable. Memory is taken as they are written.
+    /// Creates `len` writable zeros. Memory is allocated as they are written.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let descriptor = Arc::new(create(len)?);
         Self::map(descriptor, len, State::Writable)
     }
 
-    /// A copy. By `write`, which fills fresh pages in half the time that it takes through a mapping.
+    /// Copies `bytes`. It uses `write`, which fills new pages in half the time that it takes
+    /// through a mapping.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let descriptor = Arc::new(create(bytes.len())?);
         file::write_at(&*descriptor, bytes, 0)?;
         Self::map(descriptor, bytes.len(), State::Writable)
     }
 
-    /// What another process has sealed; refuses whatever else that process may have sent.
+    /// Opens bytes that another process has sealed. Refuses any other file that the process may
+    /// have sent.
     pub(crate) fn open(descriptor: Arc<OwnedFd>) -> io::Result<Self> {
         let len = sealed_len(&descriptor)?;
         Self::map(descriptor, len, State::Sealed)
@@ -94,7 +101,7 @@ impl SealedBytes {
         &self.descriptor
     }
 
-    /// Ends writing, here and everywhere. Whoever reads meanwhile notices nothing.
+    /// Ends writing, here and in every process. It does not disturb concurrent readers.
     pub(crate) fn seal(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if *state == State::Writable {
@@ -109,16 +116,19 @@ impl SealedBytes {
         Ok(())
     }
 
-    /// Puts a read-only mapping in the place of the writable one, at once: a reader finds the same bytes at the same address.
+    /// Replaces the writable mapping by a read-only one, atomically: a reader finds the same bytes
+    /// at the same address.
     ///
-    /// It is made elsewhere first. What the system may refuse it refuses there, and the old one is still whole; to map in its
-    /// place could take that away and then fail, with readers in the hole, or another thread's memory.
+    /// The new mapping is first created elsewhere. If the system refuses something, it does so
+    /// there, and the old mapping stays intact. Mapping directly over the old one could remove it
+    /// and then fail. Readers would then access a hole, or another thread's memory.
     fn replace(&self) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
         }
         let fresh = map(&self.descriptor, self.len, State::ReadOnly)?;
-        // SAFETY: both are mappings of this length, and ours; the bytes are the same, so that who borrows them sees no change.
+        // SAFETY: both mappings have this length and belong to `self`. Their bytes are the same, so
+        // code that borrows them sees no change.
         let moved = unsafe {
             mremap_fixed(
                 fresh.as_ptr().cast(),
@@ -129,32 +139,38 @@ impl SealedBytes {
             )
         };
         let Err(error) = moved else { return Ok(()) };
-        // SAFETY: it did not move, and nobody has it.
+        // SAFETY: the new mapping was not moved, and nothing uses it.
         let _ = unsafe { munmap(fresh.as_ptr().cast(), self.len) };
-        // SAFETY: asks only.
+        // SAFETY: only checks whether the mapping exists.
         match unsafe { msync(self.at.as_ptr().cast(), self.len, MsyncFlags::ASYNC) } {
-            // The old one is gone all the same, though nothing is known that makes the kernel do that. Nobody may look there
-            // again, and there are those who do.
+            // The old mapping is gone, although no case is known in which the kernel does that.
+            // Nothing may access it any more, but there are borrowers that will.
             Err(Errno::NOMEM) => std::process::abort(),
             _ => Err(error.into()),
         }
     }
 
+    /// Returns the bytes.
+    ///
     /// # Panics
-    /// In a fork of the process that made it, unless it is sealed: the other one could write while this one reads.
+    /// In a fork of the process that created them, unless they are sealed. Otherwise the creator
+    /// could write while this process reads.
     #[track_caller]
     pub(crate) fn bytes(&self) -> &[u8] {
         if self.origin.forked() && !self.known_sealed.load(Ordering::Relaxed) {
             self.check_sealed();
         }
-        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. Its memory
-        // cannot end early: shrinking is sealed from the beginning. Nobody writes: while it is writable, only the process that
-        // made it has references (checked above), and writes by `bytes_mut`, which takes `&mut self`; afterwards nobody can.
-        // What was borrowed before a fork is the promise of whoever forks.
+        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as
+        // `self`. Its memory cannot end early, because shrinking is sealed from the beginning. No
+        // process writes to it while it is borrowed. As long as it is writable, only the process
+        // that created it has references (checked above), and it writes through `bytes_mut`, which
+        // takes `&mut self`. Afterwards no process can write. For references that were borrowed
+        // before a fork, the code that forks is responsible.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 
-    /// In a fork: asks the kernel, since the process that it was forked from may have sealed it after the fork.
+    /// In a fork, asks the kernel whether the bytes are sealed, because the parent may have sealed
+    /// them after the fork.
     #[cold]
     #[track_caller]
     fn check_sealed(&self) {
@@ -167,14 +183,14 @@ impl SealedBytes {
         self.known_sealed.store(true, Ordering::Relaxed);
     }
 
-    /// To be written, unless it is sealed.
+    /// Returns the bytes for writing, or `None` if they are sealed.
     pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let state = *self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if state != State::Writable || self.origin.forked() {
             return None;
         }
-        // SAFETY: as in `bytes`, writable by its state, and borrowed once. In a fork, where the memory is the parent's too,
-        // there is none.
+        // SAFETY: as in `bytes`. The state says that they are writable, and `&mut self` that they
+        // are borrowed once. A fork, which shares the memory with its parent, does not get here.
         Some(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) })
     }
 }
@@ -182,13 +198,13 @@ impl SealedBytes {
 impl Drop for SealedBytes {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            // SAFETY: `map` mapped it with this length, and no reference outlives `self`.
             let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
         }
     }
 }
 
-/// Sealed bytes that go no further: a mapping, and no descriptor.
+/// Sealed bytes that are not sent further: a mapping without a descriptor.
 #[derive(Debug)]
 pub(crate) struct SealedView {
     /// Dangling if `len` is 0.
@@ -196,16 +212,18 @@ pub(crate) struct SealedView {
     len: usize,
 }
 
-// SAFETY: nobody can write to the memory, here or elsewhere, and the mapping belongs to the process.
+// SAFETY: no process can write to the memory, and the mapping belongs to the process, not to a
+// thread.
 unsafe impl Send for SealedView {}
 // SAFETY: as above.
 unsafe impl Sync for SealedView {}
 
 impl SealedView {
-    /// As [`SealedBytes::open`].
+    /// Opens sealed bytes, as [`SealedBytes::open`] does.
     pub(crate) fn open(descriptor: &OwnedFd) -> io::Result<Self> {
         let len = sealed_len(descriptor)?;
-        // A length alone is a claim; memory that is there has been paid for by the other side.
+        // The length alone proves nothing. The file's memory shows that the sender has really
+        // allocated it.
         if fstat(descriptor)?.st_blocks.cast_unsigned().saturating_mul(512) < len as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a file that is mostly holes"));
         }
@@ -213,8 +231,9 @@ impl SealedView {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as `self`. The file is sealed: it
-        // keeps its length, and nobody writes to it. A fork has a mapping of its own, of the same bytes.
+        // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as
+        // `self`. The file is sealed, so its length is fixed and no process writes to it. A fork
+        // has a mapping of its own, of the same bytes.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
@@ -222,13 +241,14 @@ impl SealedView {
 impl Drop for SealedView {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: mapped by `map` with this length; no reference outlives `self`.
+            // SAFETY: `map` mapped it with this length, and no reference outlives `self`.
             let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
         }
     }
 }
 
-/// A sealed file with these bytes. Unlike a [`SealedBytes`] it is never mapped here: nothing is copied but into the file.
+/// Creates a sealed file with these bytes. Unlike [`SealedBytes`], it is never mapped here, so the
+/// bytes are only copied into the file.
 pub(crate) fn sealed_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     let descriptor = create(bytes.len())?;
     file::write_at(&descriptor, bytes, 0)?;
@@ -236,7 +256,7 @@ pub(crate) fn sealed_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// Allows no more writing, for ever.
+/// Seals a file, so that it can never be written again.
 fn add_seals(descriptor: &OwnedFd) -> io::Result<()> {
     let deadline = Instant::now() + FREE_AFTER;
     loop {
@@ -252,9 +272,9 @@ fn add_seals(descriptor: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// How long a sealed file is, for ever. An error if it is any other.
+/// Returns the length of a sealed file, which can never change. Fails for any other file.
 fn sealed_len(descriptor: &OwnedFd) -> io::Result<usize> {
-    // Other files than these have no seals, which is an error here.
+    // Files that are not in memory have no seals, so the call fails for them.
     if !fcntl_get_seals(descriptor)?.contains(SEALS) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory is not sealed against writing"));
     }
@@ -274,11 +294,12 @@ fn map(descriptor: &OwnedFd, len: usize, state: State) -> io::Result<NonNull<u8>
     }
     let (protection, flags) = match state {
         State::Writable => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
-        // Never written, so there is no private copy of any page. A shared mapping of a file that is open for writing
-        // counts as one that could become writable, and the seal would be refused.
+        // A private mapping has no private copy of a page as long as it is never written. A shared
+        // mapping of a file that is open for writing would count as one that could become writable,
+        // and the seal would be refused.
         State::ReadOnly | State::Sealed => (ProtFlags::READ, MapFlags::PRIVATE),
     };
-    // SAFETY: a fresh mapping where the kernel chooses.
+    // SAFETY: this creates a new mapping at an address that the kernel chooses.
     let at = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, descriptor, 0)? };
     NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))
 }
@@ -308,7 +329,7 @@ mod tests {
         assert!(map(descriptor, 10, State::Writable).is_err());
         let other = SealedBytes::open(Arc::clone(descriptor)).unwrap();
         assert!(other.bytes() == bytes.bytes());
-        // A new mapping each: one file, many readers.
+        // Each process has a mapping of its own: one file, many readers.
         drop(bytes);
         assert_eq!(other.bytes()[99_999], 7);
     }

@@ -1,16 +1,16 @@
-//! What users may set by the environment: read here and nowhere else, so that a value that is not understood is an error or a
-//! warning everywhere, and never taken for none.
+//! Settings from environment variables. No other file reads the environment. So a value that is not
+//! understood always causes an error or a warning, and is never treated as if it were unset.
 
 use std::{
     ffi::{OsStr, OsString},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// One environment variable of this library.
+/// An environment variable of this library.
 #[derive(Debug)]
 pub(crate) struct Setting<T> {
     name: &'static str,
-    /// The values that `parse` accepts, in words.
+    /// Describes the values that `parse` accepts.
     understood: &'static str,
     parse: fn(&str) -> Option<T>,
     warned: AtomicBool,
@@ -25,13 +25,14 @@ impl<T> Setting<T> {
         Setting { name, understood, parse, warned: AtomicBool::new(false) }
     }
 
-    /// Its value; `None` if it is unset, or empty. The error names the variable, its value and the values that are understood.
+    /// Returns the variable's value, or `None` if it is unset or empty. The error names the
+    /// variable, its value, and the accepted values.
     pub(crate) fn read(&self) -> Result<Option<T>, String> {
         self.parse(std::env::var_os(self.name))
     }
 
-    /// As [`read`](Self::read), for callers that have no error to give: `None` for a value that is not understood. The first such
-    /// call in a process logs a warning.
+    /// Returns the value as [`read`](Self::read) does, for callers that cannot return an error. A
+    /// value that is not understood gives `None`. The first such call in a process logs a warning.
     pub(crate) fn read_or_warn(&self) -> Option<T> {
         self.read().unwrap_or_else(|problem| {
             if !self.warned.swap(true, Ordering::Relaxed) {
@@ -56,12 +57,12 @@ impl<T> Setting<T> {
     }
 }
 
-/// Where the system's variable says that temporary files belong.
+/// Returns the directory for temporary files that the system's variable names.
 pub(crate) fn temporary_directory() -> Option<OsString> {
     std::env::var_os("TMPDIR")
 }
 
-/// Logs, once in a process, that [`temporary_directory`] is not used.
+/// Logs, once per process, that [`temporary_directory`] is not used.
 pub(crate) fn temporary_directory_refused(directory: &OsStr, why: &str) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
@@ -94,7 +95,8 @@ mod tests {
         }
     }
 
-    /// Elsewhere `.ok()` is near, and takes a value that is not understood for none.
+    /// Elsewhere, it would be tempting to write `.ok()`, which treats a value that is not
+    /// understood as unset.
     #[test]
     fn the_environment_is_read_in_this_file_only() {
         let reads =

@@ -1,5 +1,6 @@
-//! A `SOCK_SEQPACKET` pair of Unix sockets: messages keep their borders, descriptors ride along, end of file when the
-//! other side is gone. It is a worker's descriptor 0 at its start.
+//! A `SOCK_SEQPACKET` pair of Unix sockets. It keeps the borders of messages and can send
+//! descriptors with them. Reading returns end of file when the other side is gone. One end is a
+//! worker's descriptor 0 at its start.
 
 use std::{
     fmt,
@@ -18,9 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 use super::process::above_stdio;
 
-/// More than any message of the bootstrap; far below the socket buffer, so that a first send never blocks.
+/// Maximum length of a message. No message of the bootstrap is longer. It is far below the size of
+/// the socket's buffer, so that a first send never blocks.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Of one message: as many as the system takes.
+/// Maximum number of descriptors in one message. This is the system's limit.
 const FDS_MAX: usize = 253;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -28,7 +30,8 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((above_stdio(ours)?, above_stdio(theirs)?))
 }
 
-/// Runs `send`, in which what is sent over `socket` and finds no room is an error, [`io::ErrorKind::WouldBlock`].
+/// Runs `send` while sending over `socket` never waits. A message that finds no room fails with
+/// [`io::ErrorKind::WouldBlock`].
 pub(crate) fn without_waiting<R>(socket: &OwnedFd, send: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
     rustix::io::ioctl_fionbio(socket, true)?;
     let sent = send();
@@ -46,22 +49,23 @@ fn ask_whether_one(fd: BorrowedFd<'_>) -> io::Result<bool> {
         && sockopt::socket_domain(fd)? == AddressFamily::UNIX)
 }
 
-/// Whether the other end is closed, in every process that had it.
+/// Whether the other end is closed in every process that had it.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
     let polled = retry(|| poll(&mut fds, Some(&Timespec::default())));
     polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// Whether what is sent now finds room: more than for one message, since the system says so below some part of what it takes.
+/// Whether a message sent now finds room. This requires more room than one message needs, because
+/// the system reports a socket as writable only while part of its buffer is free.
 pub(crate) fn has_room(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
     let polled = retry(|| poll(&mut fds, Some(&Timespec::default())));
-    // If it cannot be asked, to send will say so.
+    // If the poll fails, the send reports the problem.
     polled.is_err() || fds[0].revents().contains(PollFlags::OUT)
 }
 
-/// In whose name (effective user and group) a process acts.
+/// The effective user and group as which a process acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Credentials {
     user: libc::uid_t,
@@ -76,23 +80,25 @@ impl fmt::Display for Credentials {
 }
 
 impl Credentials {
-    /// Of this process.
+    /// Returns the credentials of this process.
     pub(crate) fn own() -> Self {
         Credentials { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
     }
 
-    /// Of whoever made the pair of which `fd` is an end, when that was; so says the kernel, and nobody else can.
+    /// Returns the credentials of the process that created the pair of which `fd` is an end, at the
+    /// time of its creation. They come from the kernel, and no process can forge them.
     ///
     /// # Errors
-    /// If it is no end of such a pair, or the kernel does not say.
+    /// If `fd` is not an end of such a pair, or the kernel does not tell.
     pub(crate) fn of_maker(fd: BorrowedFd<'_>) -> io::Result<Self> {
         if !ask_whether_one(fd)? {
             return Err(io::Error::other("it is another kind of socket"));
         }
-        // Not rustix's function: the number of a process that lives outside is 0, which its type cannot be.
+        // rustix's function cannot be used: a process outside the PID namespace has the number 0,
+        // which its type cannot represent.
         let mut maker = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
         let mut len = size_of_val(&maker) as libc::socklen_t;
-        // SAFETY: writes at most so many bytes of a structure of numbers.
+        // SAFETY: writes at most `len` bytes of a structure of numbers.
         let asked = unsafe {
             libc::getsockopt(
                 fd.as_raw_fd(),
@@ -112,12 +118,13 @@ impl Credentials {
     }
 }
 
-/// Sends one message with descriptors. Blocks only when the peer has stopped reading for 200 KiB.
+/// Sends one message with descriptors. It blocks only if the peer has left 200 KiB unread.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     send_with(socket, bytes, fds, SendFlags::empty())
 }
 
-/// As [`send`], but never blocks: what finds no room is [`io::ErrorKind::WouldBlock`].
+/// Sends as [`send`] does, but never blocks. A message that finds no room fails with
+/// [`io::ErrorKind::WouldBlock`].
 pub(crate) fn send_now(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     send_with(socket, bytes, fds, SendFlags::DONTWAIT)
 }
@@ -126,7 +133,8 @@ fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: Sen
     send_parts(socket, &[IoSlice::new(bytes)], fds, flags).map(drop)
 }
 
-/// As [`send_now`], what lies in several places; how much was sent, which on a stream may be less than all.
+/// Sends a message from several places, as [`send_now`] does. Returns how much was sent, which may
+/// be less than everything on a stream.
 pub(crate) fn send_parts_now(
     socket: impl AsFd,
     parts: &[IoSlice<'_>],
@@ -146,10 +154,12 @@ fn send_parts(
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
     }
+    // Without NOSIGNAL, a send to a closed peer would raise SIGPIPE instead of returning an error.
     Ok(retry(|| sendmsg(&socket, parts, &mut ancillary, SendFlags::NOSIGNAL | flags))?)
 }
 
-/// The error of a send, for people: of too many descriptors on their way, the system says "too many references: cannot splice".
+/// Explains the error of a send to users. If too many descriptors are in flight, the system's
+/// message is "too many references: cannot splice".
 pub(crate) fn explained(error: io::Error) -> io::Error {
     if error.raw_os_error() != Some(libc::ETOOMANYREFS) {
         return error;
@@ -162,10 +172,11 @@ pub(crate) fn explained(error: io::Error) -> io::Error {
     ))
 }
 
-/// Receives one message and its descriptors; empty bytes mean that the peer is gone.
+/// Receives one message and its descriptors. Empty bytes mean that the peer is gone.
 #[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    // As much as it needs: a worker would touch, and keep, 64 KiB for a setup of a hundred bytes.
+    // Allocate only as much as the message needs. Otherwise a worker would touch, and keep, 64 KiB
+    // for a setup of a hundred bytes.
     let (_, len) = receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC))?;
     let mut bytes = vec![0; len.min(MESSAGE_BYTES_MAX)];
     let (len, fds) = recv_with(socket, &mut bytes, RecvFlags::empty())?;
@@ -173,10 +184,14 @@ pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, fds))
 }
 
-/// Receives one message that is there, with all of its descriptors. Where this process has no room for one of them it is an error
-/// (`EMFILE`), and the message stays, to be received when there is; no message is [`io::ErrorKind::WouldBlock`].
+/// Receives one message that has already arrived, with all its descriptors.
+///
+/// If this process has no free number for one of the descriptors, the call fails (`EMFILE`). The
+/// message stays, and can be received later. If there is no message, it fails with
+/// [`io::ErrorKind::WouldBlock`].
 pub(crate) fn recv_whole_now(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    // Peek first, so that a message with a lost descriptor is still there.
     let (len, fds, whole) = recv_all(&socket, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
     if !whole {
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
@@ -188,31 +203,35 @@ pub(crate) fn recv_whole_now(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<Owne
     Ok((bytes, fds))
 }
 
-/// Removes a message that is there, and its descriptors, which nobody has then who did not peek at it.
+/// Removes a message that has already arrived, with its descriptors. The descriptors are lost
+/// unless the caller got them by peeking.
 #[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
 pub(crate) fn remove_now(socket: impl AsFd) -> io::Result<()> {
     receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::DONTWAIT))?;
     Ok(())
 }
 
-/// Receives one short message and its descriptors: how long it was. Descriptors for which this process has no room are
-/// lost.
+/// Receives one short message and its descriptors. Returns its length. Descriptors for which this
+/// process has no free number are lost.
 pub(crate) fn recv_short(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::empty())
 }
 
-/// As [`recv_short`], but an error where this process has no room for all of the descriptors.
+/// Receives as [`recv_short`] does, but fails if this process has no free number for any of the
+/// descriptors.
 pub(crate) fn recv_short_whole(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let (len, descriptors, whole) = recv_all(socket, bytes, RecvFlags::empty())?;
     whole.then_some((len, descriptors)).ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))
 }
 
-/// As [`recv_short`], but never blocks: no message is [`io::ErrorKind::WouldBlock`].
+/// Receives as [`recv_short`] does, but never blocks. If there is no message, it fails with
+/// [`io::ErrorKind::WouldBlock`].
 pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::DONTWAIT)
 }
 
-/// As [`recv_short_now`], but the message stays, and its descriptors come once more with it.
+/// Receives as [`recv_short_now`] does, but the message stays. It will be received again, with its
+/// descriptors.
 pub(crate) fn peek_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
 }
@@ -221,7 +240,7 @@ fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Resul
     recv_all(socket, bytes, flags).map(|(len, descriptors, _)| (len, descriptors))
 }
 
-/// The length, the descriptors, and whether none of those was lost.
+/// Receives a message. Returns its length, its descriptors, and whether none of them was lost.
 #[expect(clippy::disallowed_methods, reason = "by way of `receive`")]
 fn recv_all(
     socket: impl AsFd,
@@ -242,8 +261,9 @@ fn recv_all(
     Ok((received.bytes, fds, !received.flags.contains(ReturnFlags::CTRUNC)))
 }
 
-/// Calls what receives, and once more when the peer is gone and had not read everything: the kernel says so once, to whichever call
-/// comes next, before what the peer had sent.
+/// Makes a receiving call. Repeats it once if the peer is gone and had not read everything. The
+/// kernel reports that once, to the next call of any kind, before it delivers what the peer had
+/// sent.
 fn receive<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     match retry(&mut call) {
         Err(rustix::io::Errno::CONNRESET) => retry(call),
@@ -251,13 +271,15 @@ fn receive<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Re
     }
 }
 
-/// Registers a descriptor with the runtime that is current; panics if there is none, or it does no I/O.
+/// Registers a descriptor with the current runtime. Panics if there is none, or if it does no I/O.
 pub(crate) fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open, and the same number and file, until it is dropped, and it is dropped with the `AsyncFd`.
+    // SAFETY: an `OwnedFd` stays open, with the same number and file, until it is dropped. It is
+    // dropped with the `AsyncFd`.
     Ok(unsafe { AsyncFd::register(descriptor) }?)
 }
 
-/// A signal handler may interrupt any blocking call; nothing is lost by asking again.
+/// Repeats a system call that a signal handler has interrupted. Any blocking call may be
+/// interrupted, and nothing is lost by repeating it.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {

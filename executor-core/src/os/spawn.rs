@@ -1,15 +1,18 @@
-//! Starts a program that inherits no descriptor but its standard streams.
+//! Starts a program that inherits no descriptor except its standard streams.
 //!
-//! The children of this library keep nothing of what their starter has open: a pipe of the program's own would never come to its
-//! end. What a child has inherited can be told for sure only between its `fork` and its `exec`: afterwards constructors run, of
-//! its libraries and of tools that are preloaded, and open files of their own, by the same numbers.
+//! The children of this library must not keep anything that their starter has open. Otherwise, for
+//! example, a pipe of the program would never come to its end. Which descriptors a child has
+//! inherited is only certain between its `fork` and its `exec`. Afterwards constructors of its
+//! libraries and of preloaded tools run, and open files of their own under the same numbers.
 //!
 //! ```text
 //!  glibc 2.34    posix_spawn, which closes all above 2 in the child (`closefrom`)
-//!  older         std's `Command`; between fork and exec, what was found to be inheritable becomes close-on-exec
+//!  older         std's `Command`; between fork and exec, the descriptors found before to be
+//!                inheritable become close-on-exec
 //! ```
 //!
-//! `Command` alone cannot say it, and with a closure for the child it takes `fork`, whose cost grows with this process's memory.
+//! `Command` alone cannot express this. With a closure for the child it uses `fork`, whose cost
+//! grows with this process's memory.
 
 use std::{
     ffi::{CStr, CString, OsStr, OsString, c_char, c_int},
@@ -33,28 +36,29 @@ use super::{
     socket::Credentials,
 };
 
-/// The error where the user or the group of this process has changed since the child's socket was made. No system call that starts a
-/// program has it.
+/// The error if the user or the group of this process has changed since the child's socket was
+/// created. No system call that starts a program returns this number.
 const USER_HAS_CHANGED: c_int = libc::EOWNERDEAD;
 
-/// A program to be started, as the leader of a process group of its own.
+/// A program to be started, as the leader of its own process group.
 #[derive(Debug)]
 pub(super) struct Spawn<'a> {
     pub(super) program: &'a Path,
-    /// The first one is its own name.
+    /// The first argument is the program's own name.
     pub(super) arguments: Vec<OsString>,
     pub(super) directory: Option<&'a Path>,
-    /// Added to the environment, or taken out of it.
+    /// Variables to set in the environment, or to remove from it.
     pub(super) environment: &'a [(OsString, Option<OsString>)],
     pub(super) stdin: OwnedFd,
-    /// As this process's, if there is none.
+    /// `None` means this process's stream.
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
-    /// The child's, if it is not the one that this thread has now.
+    /// The child's mask. `None` means the current mask of this thread.
     pub(super) mask: Option<Mask>,
 }
 
-/// What is to be done once in a process, and takes a lock of the dynamic loader: before [`signals::as_one_user`].
+/// Does what is needed once per process and takes a lock of the dynamic loader. It must be called
+/// before [`signals::as_one_user`].
 pub(super) fn prepare() {
     Extensions::of_this_library();
 }
@@ -73,7 +77,8 @@ impl Spawn<'_> {
             self.arguments.iter().map(|argument| text(argument)).collect::<io::Result<Vec<_>>>()?;
         let environment = environment(self.environment)?;
         let directory = self.directory.map(|directory| text(directory.as_os_str())).transpose()?;
-        // Not onto itself: that would leave it close-on-exec.
+        // If the descriptor had the target number already, duplicating it onto itself would leave
+        // it close-on-exec.
         let stdin = above_stdio(self.stdin)?;
         let (stdout, stderr) =
             (self.stdout.map(above_stdio).transpose()?, self.stderr.map(above_stdio).transpose()?);
@@ -87,17 +92,17 @@ impl Spawn<'_> {
             actions.duplicate(stderr, 2)?;
         }
         if let Some(directory) = &directory {
-            // SAFETY: initialised, and the path is a string that is copied.
+            // SAFETY: the actions are initialised, and the path is a string, which is copied.
             done(unsafe { (extensions.add_chdir)(actions.get(), directory.as_ptr()) })?;
         }
-        // SAFETY: initialised.
+        // SAFETY: the actions are initialised.
         done(unsafe { (extensions.add_closefrom)(actions.get(), 3) })?;
         let mut attributes = Attributes::new(self.mask)?;
 
         let (arguments, environment) = (pointers(&arguments), pointers(&environment));
         let mut pid = 0;
-        // SAFETY: actions and attributes are initialised; the lists end with a null pointer, and their strings live until it
-        // returns, which is when the child runs the program or has ended.
+        // SAFETY: actions and attributes are initialised. The lists end with a null pointer. Their
+        // strings live until the call returns, when the child runs the program or has ended.
         done(unsafe {
             libc::posix_spawn(
                 &raw mut pid,
@@ -126,7 +131,7 @@ impl Spawn<'_> {
             };
         }
         if let Some(directory) = self.directory {
-            // As `posix_spawn` takes it: a program with a relative path is looked for there.
+            // As with `posix_spawn`, a program with a relative path is looked up in this directory.
             command.current_dir(directory);
         }
         if let Some(stdout) = self.stdout {
@@ -135,22 +140,26 @@ impl Spawn<'_> {
         if let Some(stderr) = self.stderr {
             command.stderr(stderr);
         }
+        // Listed before the fork, because the child must not allocate memory.
         let inheritable = inheritable();
         let prepare = move || {
-            // The child would take its own socket for a stranger's.
+            // The child would not trust its own socket, because another user created it.
             if maker.is_some_and(|maker| maker != Credentials::own()) {
                 return Err(io::Error::from_raw_os_error(USER_HAS_CHANGED));
             }
             for number in &inheritable {
-                // SAFETY: sets a flag in the child's own table of descriptors, and nothing where there is none of this number.
+                // SAFETY: sets a flag in the child's own table of descriptors. It does nothing if
+                // the number is not open.
                 unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) };
             }
             Ok(())
         };
-        // SAFETY: it makes system calls only, and reads a vector that was made before the fork.
+        // SAFETY: the closure only makes system calls, and reads a vector that was created before
+        // the fork.
         unsafe { command.pre_exec(prepare) };
-        // A fork may wait for a lock that a thread holds which waits, in `setuid`, for this one. So it may not hold back the signal,
-        // and the child looks whether it has come.
+        // A fork may wait for a lock whose holder waits in `setuid` for this thread. So the signal
+        // must not be blocked during the fork. Instead, the child checks whether the user has
+        // changed.
         let spawned = match self.mask {
             Some(mask) => mask.during(|| command.spawn()),
             None => command.spawn(),
@@ -166,12 +175,12 @@ impl Spawn<'_> {
     }
 }
 
-/// What this process has open that a program which it starts would inherit, but for the standard streams.
+/// Returns the open descriptors that a started program would inherit, without the standard streams.
 fn inheritable() -> Vec<RawFd> {
     let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let numbers = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_inheritable = |number: &RawFd| {
-        // SAFETY: asks for flags, of a number that may be anything.
+        // SAFETY: only reads flags; the number may be anything.
         let flags = unsafe { libc::fcntl(*number, libc::F_GETFD) };
         *number > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0
     };
@@ -181,8 +190,8 @@ fn inheritable() -> Vec<RawFd> {
 type AddClosefrom = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, c_int) -> c_int;
 type AddChdir = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, *const c_char) -> c_int;
 
-/// What glibc's `posix_spawn` can do since 2.34, and what POSIX does not know. Looked for at run time: a program runs with the
-/// library of the machine on which it is.
+/// Functions of glibc's `posix_spawn` since 2.34 that POSIX does not have. They are looked up at
+/// run time, because a program runs with the library of the machine that it is on.
 struct Extensions {
     add_closefrom: AddClosefrom,
     add_chdir: AddChdir,
@@ -193,14 +202,15 @@ impl Extensions {
         static FOUND: OnceLock<Option<Extensions>> = OnceLock::new();
         FOUND
             .get_or_init(|| {
-                // SAFETY: looks for a name.
+                // SAFETY: looks up a name.
                 let find = |name: &CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
                 let closefrom = find(c"posix_spawn_file_actions_addclosefrom_np");
                 let chdir = find(c"posix_spawn_file_actions_addchdir_np");
                 if closefrom.is_null() || chdir.is_null() {
                     return None;
                 }
-                // SAFETY: functions of the C library with these arguments, by its documentation.
+                // SAFETY: according to its documentation, the C library's functions have these
+                // arguments.
                 Some(unsafe {
                     Extensions {
                         add_closefrom: std::mem::transmute::<*mut libc::c_void, AddClosefrom>(closefrom),
@@ -212,12 +222,14 @@ impl Extensions {
     }
 }
 
+/// What `posix_spawn` does with the descriptors and the directory of the child.
 struct Actions(MaybeUninit<libc::posix_spawn_file_actions_t>);
 
 impl Actions {
     fn new() -> io::Result<Self> {
         let mut actions = MaybeUninit::uninit();
-        // SAFETY: initialises what the pointer points to. It has memory of its own and no pointer to itself, so it may move.
+        // SAFETY: initialises the actions. They own their memory and do not point to themselves, so
+        // they may be moved.
         done(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
         Ok(Actions(actions))
     }
@@ -234,19 +246,20 @@ impl Actions {
 
 impl Drop for Actions {
     fn drop(&mut self) {
-        // SAFETY: initialised by `new`, and nobody uses it any more.
+        // SAFETY: initialised by `new`, and no longer used.
         unsafe { libc::posix_spawn_file_actions_destroy(self.get()) };
     }
 }
 
+/// The group and the signal settings of the child.
 struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
 impl Attributes {
-    /// The child leads a group, and SIGPIPE ends it, as std has it for programs that it starts. The mask is that of this thread, if
-    /// there is no other.
+    /// The child leads a group. SIGPIPE has its default action, as in programs that std starts. If
+    /// `mask` is `None`, the child inherits the mask of this thread.
     fn new(mask: Option<Mask>) -> io::Result<Self> {
         let mut attributes = MaybeUninit::uninit();
-        // SAFETY: initialises what the pointer points to, which may move.
+        // SAFETY: initialises the attributes, which may be moved.
         done(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
         let mut attributes = Attributes(attributes);
         let mut default = signals::empty();
@@ -273,12 +286,12 @@ impl Attributes {
 
 impl Drop for Attributes {
     fn drop(&mut self) {
-        // SAFETY: initialised by `new`, and nobody uses it any more.
+        // SAFETY: initialised by `new`, and no longer used.
         unsafe { libc::posix_spawnattr_destroy(self.get()) };
     }
 }
 
-/// These functions return the error, and leave `errno` alone.
+/// Converts a result. These functions return the error and do not set `errno`.
 fn done(error: c_int) -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
@@ -287,12 +300,13 @@ fn text(text: &OsStr) -> io::Result<CString> {
     Ok(CString::new(text.as_bytes())?)
 }
 
-/// As the system takes a list of strings.
+/// Returns a list of strings in the form that the system takes.
 fn pointers(strings: &[CString]) -> Vec<*mut c_char> {
     strings.iter().map(|string| string.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
 }
 
-/// This process's environment with these changes; the last one of a name counts.
+/// Returns this process's environment with these changes. If a name occurs several times, its last
+/// change applies.
 fn environment(changes: &[(OsString, Option<OsString>)]) -> io::Result<Vec<CString>> {
     let mut variables: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     for (key, value) in changes {
@@ -317,7 +331,7 @@ mod tests {
     use super::*;
     use crate::os::socket;
 
-    /// What a shell says that was started in this way.
+    /// Starts a shell in this way, and returns its output.
     fn said(spawn: impl FnOnce(Spawn<'_>) -> io::Result<Pid>, script: &str) -> String {
         let (mut read, write) = io::pipe().unwrap();
         let changes = [
@@ -355,7 +369,7 @@ mod tests {
             );
             assert_eq!(said(spawn, &script), "0\n1\n2\na shell last=one /\n");
         }
-        // This process keeps it as it was.
+        // This process's own descriptor is unchanged.
         assert!(rustix::io::fcntl_getfd(&open).unwrap().is_empty());
     }
 
@@ -396,7 +410,8 @@ mod tests {
             return;
         }
         let maker = std::thread::spawn(|| {
-            // SAFETY: changes what this thread alone acts as (the C library would change all threads); it ends soon.
+            // SAFETY: only changes the user of this thread (the C library would change all
+            // threads). The thread ends soon.
             assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, 65_534_i64, -1_i64) }, 0);
             socket::pair().unwrap()
         });

@@ -1,9 +1,10 @@
-//! Looking again for a moment before going to sleep.
+//! Spinning: checks a condition repeatedly for a moment before the thread sleeps.
 //!
-//! To wake a sleeping thread on another processor takes 30 to 50 µs on the machines this was measured on, to notice a
-//! word that it wrote 0.2 µs. So whoever is going to sleep looks again for a few microseconds first; but only where
-//! that has paid: a thread that spins on the very processor that the other one needs makes both slow (49 µs for a
-//! round trip that takes 6 µs otherwise).
+//! Waking a sleeping thread on another processor takes 30 to 50 µs on the machines on which this
+//! was measured. Noticing a word that the other processor wrote takes 0.2 µs. So a thread that is
+//! about to sleep first checks again for a few microseconds, but only where that has paid off
+//! before. A thread that spins on the same processor that the other side needs makes both slow (49
+//! µs for a round trip that otherwise takes 6 µs).
 
 use std::{
     hint,
@@ -12,41 +13,47 @@ use std::{
 
 use super::sync::MODEL;
 
-/// While it pays. Longer: more processor time for nothing when the other side does not answer at once. Shorter: answers
-/// are missed that are a few function calls away.
+/// How long to spin while it pays off. With a higher value, more processor time is wasted when the
+/// other side does not answer at once. With a lower value, answers are missed that are only a few
+/// function calls away.
 const LIMIT: Duration = Duration::from_micros(10);
-/// To find out whether it would pay. As long as waking the other side takes, and it doing its part: both sleep until one
-/// of them is found awake by the other.
+/// How long to spin to find out whether it would pay off. This is as long as it takes to wake the
+/// other side and for that side to do its part. Otherwise both sides would keep sleeping, because
+/// neither would ever find the other awake.
 const PROBE: Duration = Duration::from_micros(100);
 /// Rounds between two looks at the clock.
 const ROUNDS: u32 = 32;
-/// After so many sleeps without it at the most, it is tried once more. Less: an idle pool burns more (now 1.5 µs a
-/// sleep). More: the first of a long series of calls take longer.
+/// Maximum number of sleeps without spinning before the next attempt. With a lower value, an idle
+/// pool uses more processor time (at present 1.5 µs a sleep). With a higher value, the first calls
+/// of a long series take longer.
 const SKIP_MAX: u32 = 63;
 
-/// Whether this processor has company: on a single one, nothing can change while we look.
+/// Whether several processors can be used. With a single one, nothing can change while this thread
+/// spins.
 fn may_spin() -> bool {
     !MODEL && super::cpu::several_usable()
 }
 
-/// The processor that this thread runs on at the moment.
+/// Returns the processor on which this thread runs at the moment.
 pub(crate) fn this_cpu() -> u32 {
     if MODEL {
         return 0;
     }
-    // SAFETY: no arguments, no memory; -1, if it fails, is a number like any other here.
+    // SAFETY: the call takes no arguments and no memory. If it fails, it returns -1, which here is
+    // a number like any other.
     unsafe { libc::sched_getcpu() as u32 }
 }
 
-/// Remembers whether it paid.
+/// Remembers whether spinning has paid off.
 #[derive(Debug)]
 pub(crate) struct Spin {
-    /// While it pays.
+    /// How long to spin while it pays off.
     limit: Duration,
+    /// Whether the last attempt paid off.
     paid: bool,
-    /// Sleeps to go without a try.
+    /// Number of sleeps before the next attempt.
     skip: u32,
-    /// How many that will be after the next try that does not pay.
+    /// The value of `skip` after the last attempt that did not pay off.
     backoff: u32,
 }
 
@@ -57,15 +64,19 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// For a thread that knows of a processor nobody else needs: as long as a probe also while it pays. A reply that wakes
-    /// a task of tokio, which submits the next one to a worker that sleeps by now, takes two wake-ups: with the shorter limit
-    /// it always came too late (86 µs a round trip in place of 50).
+    /// Creates a `Spin` for a thread that knows of a processor that no other thread needs. It spins
+    /// as long as a probe even while spinning pays off.
+    ///
+    /// A reply may wake a task of tokio, which then submits the next task to a worker that sleeps
+    /// by now. That takes two wake-ups. With the shorter limit, the next reply always came too late
+    /// (86 µs a round trip instead of 50).
     pub(crate) fn patient() -> Self {
         Spin { limit: PROBE, ..Spin::default() }
     }
 
-    /// Waits a moment for `ready`, if that is worth it; what `ready` said last. `peer_cpu` is where the other side ran
-    /// last; no processor's number, if there are several.
+    /// Waits a moment for `ready`, if that is worthwhile, and returns its last result. `peer_cpu`
+    /// is the processor on which the other side ran last. If there are several other sides, it is a
+    /// number that no processor has.
     pub(crate) fn wait(&mut self, peer_cpu: u32, mut ready: impl FnMut() -> bool) -> bool {
         if ready() {
             return true;
@@ -78,8 +89,9 @@ impl Spin {
             return false;
         }
         if self.paid && peer_cpu == this_cpu() {
-            // It waits for this very processor. Not so at a probe: while we keep ours busy, the system may have given it
-            // another one, where it stays from then on.
+            // The other side waits for this very processor. A probe does not check this: while this
+            // thread keeps its processor busy, the system may move the other side to another one,
+            // where it then stays.
             self.paid = false;
             return false;
         }
@@ -88,8 +100,8 @@ impl Spin {
         while started.elapsed() < limit {
             for _ in 0..ROUNDS {
                 if ready() {
-                    // A probe may pay once and mean nothing: only a short wait that paid, too, says that probing is
-                    // worth its while.
+                    // A single probe may pay off by chance. Probing is worthwhile only if a short
+                    // wait after it pays off, too.
                     if self.paid {
                         self.backoff = 0;
                     }
@@ -100,6 +112,7 @@ impl Spin {
             }
         }
         self.paid = false;
+        // It did not pay off, so about double the number of sleeps before the next attempt.
         self.backoff = (self.backoff * 2 + 1).min(SKIP_MAX);
         self.skip = self.backoff;
         false
@@ -123,7 +136,7 @@ mod tests {
             tries += u32::from(looks > 1);
         }
         assert!(tries <= 25, "{tries} of 1000 sleeps were put off");
-        // And at once again when it pays.
+        // When it pays off again, spinning resumes at once.
         while !spin.wait(u32::MAX, || true) {}
     }
 }

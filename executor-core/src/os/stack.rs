@@ -4,17 +4,18 @@ use std::{cell::Cell, mem::MaybeUninit, ops::Range, ptr};
 
 use super::local;
 
-/// The addresses of the calling thread's stack, as far as it may grow. `None` where the system does not tell, for
-/// instance on the main thread of a program without `/proc`.
+/// Returns the addresses of the calling thread's stack, as far as it may grow. Returns `None` if
+/// the system does not tell, for example on the main thread of a program without `/proc`.
 pub(crate) fn bounds() -> Option<Range<usize>> {
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: `pthread_getattr_np` initialises what it is given; it is destroyed below.
+    // SAFETY: `pthread_getattr_np` initialises the attributes, and they are destroyed below.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
         return None;
     }
     let mut low = ptr::null_mut();
     let mut size = 0;
-    // SAFETY: initialised above; both out-pointers are valid; destroyed exactly once.
+    // SAFETY: the attributes are initialised above, both out-pointers are valid, and the attributes
+    // are destroyed exactly once.
     let found = unsafe {
         let found = libc::pthread_attr_getstack(attributes.as_ptr(), &mut low, &mut size);
         libc::pthread_attr_destroy(attributes.as_mut_ptr());
@@ -24,13 +25,15 @@ pub(crate) fn bounds() -> Option<Range<usize>> {
 }
 
 thread_local! {
-    /// The stack's bounds, asked for once. A fork keeps them: its only thread goes on, on the same stack. `(0, 0)`: not
-    /// asked yet; `(1, 1)`: the system does not tell.
+    /// The stack's bounds, requested once. A fork keeps them, because its only thread goes on with
+    /// the same stack. `(0, 0)` means not requested yet; `(1, 1)` means that the system does not
+    /// tell.
     static BOUNDS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// Bytes left of the calling thread's stack. `None` if that is not known: the system does not tell its bounds, or the
-/// caller runs on a stack of its own, as coroutines do.
+/// Returns how many bytes are left of the calling thread's stack. Returns `None` if this is not
+/// known: the system does not tell the bounds, or the caller runs on a stack of its own, as
+/// coroutines do.
 #[inline]
 pub(crate) fn left() -> Option<usize> {
     let here = 0_u8;

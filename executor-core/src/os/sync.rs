@@ -1,10 +1,13 @@
-//! What threads and processes synchronise with, wherever a wake-up could be lost: std's, or a model checker's.
+//! The synchronisation primitives for all code where a wake-up could be lost: std's, or a model
+//! checker's.
 //!
-//! Under `--cfg executor_loom` and `--cfg executor_shuttle` the tests named `models` take the very code that runs in
-//! production through the interleavings that are possible (loom: all of a small case, with the reorderings that the
-//! memory model allows; shuttle: many of a larger one). Everywhere else this is nothing but other names for std.
+//! Under `--cfg executor_loom` and `--cfg executor_shuttle`, the tests named `models` run the
+//! production code through its possible interleavings. loom tries all interleavings of a small
+//! case, including the reorderings that the memory model allows. shuttle tries many interleavings
+//! of a larger case. In all other builds, this module only gives std's types other names.
 //!
-//! The names have a prefix because a `--cfg` reaches the dependencies too, and some have a `loom` of their own.
+//! The `cfg` names have a prefix because a `--cfg` also applies to dependencies, and some of them
+//! have a `loom` of their own.
 
 #[cfg(all(test, executor_loom))]
 pub(crate) use loom::{
@@ -21,17 +24,18 @@ pub(crate) use shuttle::{
 #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, atomic};
 
-/// Locks a mutex of std, also after a holder has panicked: its panic was reported where it came, and is not ours.
+/// Locks a mutex of std, even after a holder has panicked. That panic was reported where it
+/// happened, and does not concern this library.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// As [`lock`], of a mutex that is a checker's in a model.
+/// Locks a mutex as [`lock`] does. In a model it is the checker's mutex.
 pub(crate) fn lock_of_model<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Starts a thread that nobody waits for; in a model, [`join_started`] does.
+/// Starts a thread that is not joined. In a model, [`join_started`] joins it.
 #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
 pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
@@ -47,7 +51,7 @@ mod started {
     use super::thread::{self, JoinHandle};
 
     thread_local! {
-        /// All threads of a model are one thread of the system.
+        /// The started threads. All threads of a model are one thread of the system.
         static STARTED: RefCell<Vec<JoinHandle<()>>> = const { RefCell::new(Vec::new()) };
     }
 
@@ -57,7 +61,7 @@ mod started {
         Ok(())
     }
 
-    /// What is not over by itself is a deadlock.
+    /// Joins all started threads. A thread that does not end by itself is a deadlock.
     pub(crate) fn join_started() {
         while let Some(thread) = STARTED.with_borrow_mut(Vec::pop) {
             thread.join().unwrap();
@@ -65,17 +69,20 @@ mod started {
     }
 }
 
-/// Whether this is built for a model: sizes are tiny then, time stands still, nobody spins.
+/// Whether this is built for a model. Then sizes are tiny, time stands still, and nothing spins.
 pub(crate) const MODEL: bool = cfg!(all(test, any(executor_loom, executor_shuttle)));
-/// The same, for the one that tries everything.
+/// Whether this is built for loom, the checker that tries every interleaving.
 pub(crate) const LOOM: bool = cfg!(all(test, executor_loom));
 
-/// Stands in a model for memory that one side fills, the other one looks at, and the first one fills again.
+/// In a model, stands for memory that one side fills, the other side reads, and the first side then
+/// fills again.
 ///
-/// Shared words are atomics, so no checker reports a race on them, and loom runs each thread in program order: a load that
-/// the processor moves behind the store by which its memory is given back cannot be seen in their values. So a shadow lies
-/// beside each of these words. Loom demands that whoever [fills](Self::fill) it comes after all who [looked](Self::look) at it
-/// before, as the words' orderings say; with one of them weakened, the model fails. Everywhere else it is nothing.
+/// Shared words are atomics, so no checker reports a race on them, and loom runs each thread in
+/// program order. The processor may move a load after the store that gives the memory back. The
+/// words' values cannot show this. So a shadow accompanies each of these words. Loom requires that
+/// a [fill](Self::fill) happens after all earlier [looks](Self::look), according to the words'
+/// orderings. If one of the orderings is weakened, the model fails. Outside of models a shadow is
+/// empty.
 #[cfg_attr(not(all(test, executor_loom)), derive(Default))]
 #[derive(Debug)]
 #[repr(C)]
@@ -91,23 +98,23 @@ impl Default for Shadow {
     }
 }
 
-// SAFETY: there is nothing in it; loom reports who would race.
+// SAFETY: it contains no data, and loom reports any race on it.
 #[cfg(all(test, executor_loom))]
 unsafe impl Sync for Shadow {}
 
 impl Shadow {
-    /// Where no model looks.
+    /// The shadow for memory that no model checks.
     #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
     pub(crate) const NOTHING: &Shadow = &Shadow {};
 
-    /// The memory beside this is being written, by the only one who may.
+    /// Records that the memory beside this is being written, by its only writer.
     #[inline(always)]
     pub(crate) fn fill(&self) {
         #[cfg(all(test, executor_loom))]
         self.cell.with_mut(|_| ());
     }
 
-    /// The memory beside this is being read, and not given back yet.
+    /// Records that the memory beside this is being read, and has not been given back yet.
     #[inline(always)]
     pub(crate) fn look(&self) {
         #[cfg(all(test, executor_loom))]

@@ -1,4 +1,4 @@
-//! An eventfd: wakes a thread that polls. Wake-ups coalesce, so ringing never blocks.
+//! An eventfd that wakes a polling thread. Wake-ups coalesce, so a wake-up never blocks.
 
 use std::{
     io,
@@ -7,6 +7,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
+/// An eventfd that a thread polls.
 #[derive(Debug)]
 pub(crate) struct Bell(OwnedFd);
 
@@ -15,13 +16,14 @@ impl Bell {
         Ok(Bell(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes the poller, now or at its next poll.
+    /// Wakes the polling thread, now or at its next poll.
     pub(crate) fn ring(&self) {
-        // EAGAIN means that the counter is full of wake-ups already; EINTR cannot happen to a non-blocking write.
+        // EAGAIN means that the counter is already full of wake-ups. EINTR cannot happen to a
+        // non-blocking write.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Takes all wake-ups so far.
+    /// Consumes all wake-ups so far.
     pub(crate) fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }

@@ -1,7 +1,8 @@
-//! The futex for the model checkers: what the kernel promises, and no more.
+//! The futex for the model checkers. It does what the kernel promises, and no more.
 //!
-//! Whether the word still is what was expected is asked under the lock that a waker takes. No limit ends a sleep, and
-//! nothing wakes but a wake-up: one that is lost is a deadlock, which is reported.
+//! It compares the word with the expected value under the lock that a waker takes. No time limit
+//! ends a sleep, and only a wake-up does. So a lost wake-up is a deadlock, which the checker
+//! reports.
 
 use std::{ptr, sync::Arc, time::Duration};
 
@@ -12,22 +13,22 @@ use crate::os::sync::{
 };
 
 lazy_static! {
-    /// Who sleeps, and on which words.
+    /// The waiters, and the words on which they wait.
     static ref SLEEPERS: Mutex<Sleepers> = Mutex::new(Sleepers::default());
-    /// Somebody has begun to sleep.
+    /// Notified when a thread has begun to wait.
     static ref MORE: Condvar = Condvar::new();
 }
 
 #[derive(Default)]
 struct Sleepers {
-    /// The earliest first.
+    /// The earliest waiter comes first.
     list: Vec<Sleeper>,
 }
 
-/// One that sleeps on one word, or on one of several.
+/// A wait on one word. A thread that waits on several words has one for each.
 struct Sleeper {
     word: usize,
-    /// Of its words, which this is.
+    /// The index of this word among the thread's words.
     index: usize,
     wakes: Arc<Condvar>,
 }
@@ -46,7 +47,8 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, _limit: Option<Duration>) {
     sleep(&[(word, expected)]);
 }
 
-/// Which of them were woken; the kernel tells the last one only.
+/// Waits on these words. Returns the index of a word that was woken. If several were, it returns
+/// the last one, as the kernel does.
 fn sleep(words: &[(&AtomicU32, u32)]) -> Option<usize> {
     let mut sleepers = SLEEPERS.lock().unwrap();
     if words.iter().any(|(word, expected)| word.load(Ordering::Relaxed) != *expected) {
@@ -60,6 +62,8 @@ fn sleep(words: &[(&AtomicU32, u32)]) -> Option<usize> {
         wakes: Arc::clone(&wakes),
     }));
     MORE.notify_all();
+    // A waker removes the entry that it wakes, so this thread sleeps while all its entries are
+    // there.
     while sleepers.list.iter().filter(|sleeper| me(sleeper)).count() == words.len() {
         sleepers = wakes.wait(sleepers).unwrap();
     }
@@ -82,7 +86,7 @@ pub(crate) fn wake_all(word: &AtomicU32) {
     }
 }
 
-/// Waits until so many sleep on the word.
+/// Waits until `count` threads wait on the word.
 pub(crate) fn until_asleep(word: &AtomicU32, count: usize) {
     let mut sleepers = SLEEPERS.lock().unwrap();
     while sleepers.list.iter().filter(|sleeper| sleeper.word == address(word)).count() < count {

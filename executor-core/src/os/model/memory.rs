@@ -1,5 +1,7 @@
-//! Shared memory for the model checkers: their atomics are numbers of objects of theirs, so they cannot lie in memory that
-//! came zeroed; and both sides are threads of one process.
+//! Shared memory for the model checkers.
+//!
+//! A checker's atomics contain numbers of the checker's own objects, so they cannot lie in zeroed
+//! memory. Both sides of the shared memory are threads of one process.
 
 use std::{
     any::Any,
@@ -10,28 +12,31 @@ use std::{
     sync::Arc,
 };
 
+/// The stand-in for the production trait of this name.
+///
 /// # Safety
-/// As in production; nothing here relies on it.
+/// As in production. Nothing here relies on it.
 pub(crate) unsafe trait SharedLayout: Default + Send + Sync + 'static {}
 
 pub(crate) struct Shared<T: SharedLayout>(Arc<T>);
 
 thread_local! {
-    /// What lives as long as an execution. All threads of a model are one thread of the system.
+    /// Values that live as long as an execution. All threads of a model are one thread of the
+    /// system.
     static KEPT: RefCell<Vec<Arc<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Frees what earlier executions have left; between two executions only.
+/// Frees what earlier executions have left. It may only be called between two executions.
 pub(crate) fn forget_all() {
     KEPT.take();
 }
 
-/// Memory that lives as long as the execution.
+/// Keeps a value as long as the execution.
 pub(crate) fn keep<T: 'static>(value: T) -> &'static T {
     let kept = Arc::new(value);
     let at = Arc::as_ptr(&kept);
     KEPT.with_borrow_mut(|all| all.push(kept));
-    // SAFETY: `KEPT` has it until `forget_all`, when no thread of the execution is left.
+    // SAFETY: `KEPT` holds it until `forget_all`, when no thread of the execution is left.
     unsafe { &*at }
 }
 
@@ -42,9 +47,9 @@ impl<T: SharedLayout> Shared<T> {
         Shared(shared)
     }
 
-    /// The other side's view.
+    /// Returns the other side's view of the memory.
     pub(crate) fn mirror(&self) -> &'static T {
-        // SAFETY: `KEPT` has it until `forget_all`, when no thread of the execution is left.
+        // SAFETY: `KEPT` holds it until `forget_all`, when no thread of the execution is left.
         unsafe { &*Arc::as_ptr(&self.0) }
     }
 
