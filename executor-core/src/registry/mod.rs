@@ -1,21 +1,27 @@
-//! The task functions of this program, and the numbers by which they are called across processes.
+//! The task functions of this program, and the numbers that name them across processes.
 //!
 //! ```text
-//!   #[task] fn add  ──►  static TaskEntry ─┬─ in a link section ──►  TASKS: those of the image that this crate is in
-//!                                          └─ `note`, before main ─►  NOTED: those of other images (a program whose `dylib`
-//!                                                                     has this crate)
-//!                                        both, once somebody asks ──►  INDEX: a number for each
+//!  #[task] fn add ─► static TaskEntry ─┬─ in a link section ───► TASKS: entries of the image that
+//!                                      │                         contains this crate
+//!                                      └─ `note`, before main ─► NOTED: entries of other images
+//!                                                                (a program whose `dylib` contains
+//!                                                                this crate)
+//!                                     both, on first use ──────► INDEX: a number for each entry
 //!
-//!          parent: entry.id() ── FnId on the wire ──►  worker: lookup(id) ──► entry.call
+//!         parent: entry.id() ── FnId on the wire ──► worker: lookup(id) ──► entry.call
 //! ```
 //!
-//! The lists are made by linker and loader, so nothing has to be called to register a function, and their order means nothing.
-//! What crosses the wire is a hash of the name; where two functions have one name (a library and a program of one package, a macro
-//! that is used twice), of the place, too. So a name is for people: nobody can break a program by choosing one. The [`fingerprint`]
-//! is taken over all of them, sorted.
+//! The linker and the loader make the lists, so no call is needed to register a function. The order
+//! of the lists means nothing.
 //!
-//! Covered is what the program begins with. A function in a library that is opened later (`dlopen`) is not in its workers; to submit
-//! it is an error that says so.
+//! A function's number is what crosses the wire. It is a hash of the function's name. Two functions
+//! can have the same name: a library and a program of one package, or a macro that is used twice.
+//! Then the hash covers the place in the source as well. So names are for people only, and no
+//! choice of name can break a program. The [`fingerprint`] is a hash over all functions, sorted.
+//!
+//! The registry covers the functions that are present when the program starts. A function in a
+//! library that is opened later (`dlopen`) does not exist in the workers. Submitting it is an error
+//! whose message says so.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,69 +43,74 @@ use crate::{
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
 
-/// Every task function of the image that this crate is linked into: the program, or a `dylib` that it uses.
+/// Every task function of the image that this crate is linked into: the program, or a `dylib` that
+/// the program uses.
 #[linkme::distributed_slice]
 pub static TASKS: [TaskEntry];
 
-/// The task functions of other images; a list through [`Registered::next`].
+/// The task functions of other images, as a list that is linked through [`Registered::next`].
 static NOTED: AtomicPtr<TaskEntry> = AtomicPtr::new(ptr::null_mut());
 
-/// The numbers are given: what comes now is of a library that was opened later, which may be closed again.
+/// Whether the numbers are assigned. An entry that arrives after that belongs to a library that was
+/// opened later, and that may be closed again, so it must not get into the list.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// What the program knows of one task function.
+/// Everything that the program knows about one task function.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct TaskEntry {
-    /// Its path, or what `#[task(name = "…")]` says. Others may have the same.
+    /// The function's path, or the name that `#[task(name = "…")]` sets. It need not be unique.
     pub name: &'static str,
-    /// Where it is written.
+    /// The place of the function in the source.
     pub place: Place,
-    /// Types of parameters and result, name and version of the crate: for the [`fingerprint`].
+    /// Returns the types of the parameters and the result, and the crate's name and version. The
+    /// [`fingerprint`] covers this text.
     pub signature: fn() -> String,
-    /// Decodes, runs, encodes.
+    /// Decodes the arguments, runs the function, and encodes the result.
     pub call: Call,
-    /// Written by this module.
+    /// The entry's state at run time. Only this module writes it.
     pub registered: Registered,
 }
 
-/// Where a function is written.
+/// The place of a function in the source.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// Source file.
     pub file: &'static str,
-    /// From 1.
+    /// Line, counted from 1.
     pub line: u32,
-    /// From 1.
+    /// Column, counted from 1.
     pub column: u32,
-    /// A macro can write one line into several modules.
+    /// Module. It is needed because a macro can write one line into several modules.
     pub module: &'static str,
 }
 
-/// What becomes of an entry at run time.
+/// The state of an entry that changes at run time.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Registered {
-    /// Its number; 0 before the numbers are given, and for ever where it came after that.
+    /// The function's number. It is 0 until the numbers are assigned. It stays 0 for an entry that
+    /// arrived later.
     number: AtomicU64,
-    /// In the list of those that other images have brought.
+    /// The next entry in the list of entries from other images.
     next: AtomicPtr<TaskEntry>,
 }
 
 impl Registered {
-    /// Not yet.
+    /// Returns the state of an entry that has no number and is in no list.
     #[allow(clippy::new_without_default, reason = "in constants")]
     pub const fn new() -> Self {
         Registered { number: AtomicU64::new(0), next: AtomicPtr::new(ptr::null_mut()) }
     }
 }
 
-/// The number of no function.
+/// The number that belongs to no function.
 const UNKNOWN: u64 = 0;
 
 impl TaskEntry {
-    /// By what the function is called across processes. `None` if it is not in this program's workers.
+    /// Returns the number that names the function across processes. Returns `None` if the function
+    /// does not exist in this program's workers.
     #[inline]
     pub fn id(&self) -> Option<FnId> {
         match self.registered.number.load(Ordering::Relaxed) {
@@ -110,7 +121,7 @@ impl TaskEntry {
 
     #[cold]
     fn ask_for_id(&self) -> Option<FnId> {
-        // Gives the numbers, if nobody has.
+        // Assigns the numbers, if that has not happened yet.
         LazyLock::force(&INDEX);
         match self.registered.number.load(Ordering::Relaxed) {
             UNKNOWN => None,
@@ -118,13 +129,15 @@ impl TaskEntry {
         }
     }
 
-    /// Its id, of one that [`known`](Self::known) has let pass. Else the number of no function, which a worker refuses.
+    /// Returns the id of an entry that [`known`](Self::known) has accepted. For any other entry,
+    /// returns the number of no function, which a worker refuses.
     #[inline]
     pub(crate) fn number(&self) -> FnId {
         self.id().unwrap_or(FnId(UNKNOWN))
     }
 
-    /// Whether workers know it; if not, why not. Asked by whoever encodes arguments, so before any process hears of it.
+    /// Returns an error with the reason if workers do not know the function. The code that encodes
+    /// arguments calls it, so the check comes before anything is sent to another process.
     #[inline]
     pub(crate) fn known(&self) -> Result<(), String> {
         self.id().map(drop).ok_or_else(|| self.unknown())
@@ -140,8 +153,8 @@ impl TaskEntry {
     }
 }
 
-/// How to run a task function on encoded arguments. A panic of the function, or of a `Deserialize` or `Serialize` of
-/// its types, passes through.
+/// The way to run a task function on encoded arguments. A panic of the function, or of a
+/// `Deserialize` or `Serialize` of its types, unwinds through the call.
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum Call {
@@ -156,38 +169,42 @@ pub enum Call {
 pub type AsyncCall =
     for<'a> fn(&'a [u8], &'a mut CallContext) -> Pin<Box<dyn Future<Output = CallResult> + 'a>>;
 
-/// What goes with one call, in and out.
+/// The inputs and outputs of one call, besides the encoded arguments.
 #[doc(hidden)]
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct CallContext {
-    /// The encoded result is appended here; nothing is when there is none.
+    /// The buffer to which the encoded result is appended. If there is no result, nothing is
+    /// appended.
     pub out: Buffer,
-    /// Descriptors that came with the arguments; afterwards, those that go with the result.
+    /// Before the call, the descriptors that came with the arguments. After it, the descriptors
+    /// that go with the result.
     pub(crate) attachments: Vec<Attachment>,
     stage: Stage,
-    /// The process that runs calls.
+    /// The process that runs the calls. It tells this process from a copy that a task made by
+    /// `fork`.
     pub(crate) origin: Origin,
 }
 
 impl CallContext {
-    /// Before the call.
+    /// Returns the context for a first call, with `out` as the buffer for its result.
     pub fn new(out: Buffer) -> Self {
         CallContext { out, attachments: Vec::new(), stage: Stage::default(), origin: Origin::here() }
     }
 
-    /// Before the next call; what the last one wrote has been taken.
+    /// Prepares the context for the next call. The caller has taken what the last call wrote.
     pub(crate) fn begin(&mut self, attachments: Vec<Attachment>) {
         self.attachments = attachments;
         self.stage = Stage::default();
     }
 
-    /// What is going on, for whoever catches a panic.
+    /// Returns the current stage of the call. Code that catches a panic uses it to say whose panic
+    /// it was.
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// One stage, from its begin to its end.
+    /// Runs one stage of the call, and marks its beginning and its end.
     #[inline(always)]
     pub(crate) fn during<R>(&mut self, stage: Stage, run: impl FnOnce(&mut Self) -> R) -> R {
         self.stage = stage;
@@ -196,13 +213,13 @@ impl CallContext {
         result
     }
 
-    /// The function is called next.
+    /// Marks that the function is called next.
     #[inline(always)]
     pub fn run_begins(&mut self) {
         self.stage = Stage::Run;
     }
 
-    /// It has returned.
+    /// Marks that the function has returned.
     #[inline(always)]
     pub fn run_ends(&mut self) {
         self.stage = Stage::Between;
@@ -213,28 +230,30 @@ impl CallContext {
     }
 }
 
-/// What of a call is going on. Each stage ends where it ends, and not where the next one begins: between them values are
-/// dropped, and what goes wrong there is nobody else's.
+/// A stage of a call.
+///
+/// Each stage ends where its own work ends, and not where the next stage begins. Values are dropped
+/// between two stages, and a panic there must not be blamed on either of them.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stage {
-    /// None of these: arguments, result or error are dropped.
+    /// None of the other stages: arguments, result or error are being dropped.
     #[default]
     Between,
-    /// The runtime of async tasks is made.
+    /// The runtime of async tasks is being made.
     Prepare,
-    /// The arguments are decoded.
+    /// The arguments are being decoded.
     Decode,
-    /// The function runs.
+    /// The function is running.
     Run,
-    /// Its result, or its error, is encoded.
+    /// Its result or its error is being encoded.
     Encode,
-    /// Its error is put into words.
+    /// Its error is being formatted.
     Describe,
 }
 
 impl Stage {
-    /// As [`CallContext::during`].
+    /// Does the same as [`CallContext::during`].
     #[inline(always)]
     pub(crate) fn during<R>(&mut self, stage: Stage, run: impl FnOnce() -> R) -> R {
         *self = stage;
@@ -244,7 +263,7 @@ impl Stage {
     }
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum CallResult {
@@ -252,23 +271,26 @@ pub enum CallResult {
     Done,
     /// The function returned `Err`.
     Failed(Failure),
-    /// The arguments do not decode.
+    /// The arguments could not be decoded.
     Decode(CodecError),
-    /// The result does not encode.
+    /// The result could not be encoded.
     Encode(CodecError),
-    /// The arguments do not decode because their `Serialize` and `Deserialize` do not suit each other, or the codec.
+    /// The arguments could not be decoded because their `Serialize` and `Deserialize` do not match
+    /// each other, or do not suit the codec.
     Unsuited(CodecError),
 }
 
-/// Called before `main` for each task function, whichever image it is in.
+/// Adds a task function to the registry. It is called before `main` for each task function of every
+/// image.
 ///
-/// Those of this crate's own image are in [`TASKS`], without doing anything.
+/// Functions of this crate's own image are in [`TASKS`] already, and are not added again.
 #[doc(hidden)]
 pub fn note(entry: &'static TaskEntry) {
     if CLOSED.load(Ordering::Acquire) || TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry)) {
         return;
     }
-    // Whoever walks the list finds entries that are complete, since they are constants but for these words.
+    // Entries are constants, except for the words in `registered`. The `Release` below publishes
+    // `next`, so a thread that walks the list finds complete entries.
     let mine = ptr::from_ref(entry).cast_mut();
     let mut first = NOTED.load(Ordering::Relaxed);
     loop {
@@ -280,50 +302,63 @@ pub fn note(entry: &'static TaskEntry) {
     }
 }
 
-/// Gives the numbers now, if nobody has: the program begins, and whatever it opens from here on its workers do not have.
+/// Assigns the numbers now, if that has not happened yet. It is called when the program begins:
+/// workers do not have libraries that the program opens later.
 pub(crate) fn close() {
     LazyLock::force(&INDEX);
 }
 
-/// All that were there when `init` passed the program on. Where `main` is not the user's (test binaries), constructors of other
-/// images may follow ours, so it is whoever asks first: the first executor, process or task.
+/// All entries that existed when the numbers were assigned. `init` assigns them when it returns to
+/// the program. Where `main` is not the user's (in test binaries), the constructors of other images
+/// may run after ours, so our constructor does not assign the numbers. There the first use does it:
+/// the first executor, process or task.
 static INDEX: LazyLock<Index<'static>> = LazyLock::new(|| {
+    // Before the walk below: no entry may be added to the list from here on.
     CLOSED.store(true, Ordering::Release);
     let own = TASKS.static_slice().iter();
-    // SAFETY: the list consists of entries that `note` was given by images that the loader has mapped. Those of the program's
-    // begin stay for ever, also over a fork, and after `init` the list is closed. In a program without `init`, a library that was
-    // opened by hand before anybody asked must not have been closed again: closing a library whose functions are known to
-    // others is as unsafe there (`dlclose`). The list is walked this once only.
+    // SAFETY: the list consists of entries that `note` received from images that the loader has
+    // mapped. Images that are present when the program begins stay mapped for ever, also after a
+    // fork. After `init`, the list is closed. In a program without `init`, a library that the
+    // program opened itself before the first use of the list must not have been closed again.
+    // Closing it (`dlclose`) is as unsafe there as closing any library whose functions are known to
+    // others. The list is walked only this once.
     let at = |pointer: &AtomicPtr<TaskEntry>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
     let noted = iter::successors(at(&NOTED), move |entry: &&TaskEntry| at(&entry.registered.next));
     let entries: Vec<&'static TaskEntry> = own.chain(noted).collect();
     number(&entries)
 });
 
-/// A worker looks here before each call. The numbers are hashes already.
+/// The map from a number to its task function. A worker looks into it before each call. The keys
+/// are hashes already, so the hasher has little to do.
 type Index<'a> = HashMap<FnId, &'a TaskEntry, IdHasher>;
 
-/// Gives each its number: the same in every process of the program, and in another build of it as far as can be.
+/// Assigns a number to each function. A function has the same number in every process of the
+/// program, and, as far as possible, in another build of it.
 fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
     let mut by_name: HashMap<FnId, Vec<&'a TaskEntry>> = HashMap::with_capacity(entries.len());
     for entry in entries {
         by_name.entry(FnId::of(entry.name)).or_default().push(entry);
     }
-    // Not to be given by chance to one of those below.
+    // Numbers in use. It starts with the hashes of all names, so that no hash of a longer text
+    // below gets one of them by chance.
     let mut taken: HashSet<FnId> = by_name.keys().copied().chain([FnId(UNKNOWN)]).collect();
     let mut index = Index::with_capacity_and_hasher(entries.len(), IdHasher);
     let mut several = Vec::new();
     for (id, entries) in by_name {
+        // A name that only one function has gives the number by itself. Functions that share a name
+        // (or a hash) are numbered below.
         match entries[..] {
             [only] if id != FnId(UNKNOWN) => drop(index.insert(id, only)),
             _ => several.extend(entries),
         }
     }
-    // Those that differ in nothing stay in the order of linker and loader, which is one for one executable.
+    // Functions that differ in nothing keep the order of the linker and the loader. That order is
+    // the same in every process of one executable.
     let position = |entry: &TaskEntry| entries.iter().position(|other| ptr::eq(*other, entry));
     several.sort_by_cached_key(|entry| (entry.name, entry.place, (entry.signature)(), position(entry)));
     for entry in several {
         let Place { file, line, column, module } = entry.place;
+        // The ordinal separates functions that differ in nothing, and texts whose hash is taken.
         let text = format!("{}\n{file}:{line}:{column}\n{module}\n{}", entry.name, (entry.signature)());
         let ids = (0_u32..).map(|ordinal| match ordinal {
             0 => FnId::of(&text),
@@ -342,12 +377,12 @@ fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
     index
 }
 
-/// The task function of this id.
+/// Returns the task function with this id.
 pub fn lookup(id: FnId) -> Option<&'static TaskEntry> {
     INDEX.get(&id).copied()
 }
 
-/// The fingerprint of this program.
+/// Returns the fingerprint of this program's task functions.
 pub fn fingerprint() -> Fingerprint {
     static FINGERPRINT: OnceLock<Fingerprint> = OnceLock::new();
     *FINGERPRINT.get_or_init(|| {
@@ -360,7 +395,7 @@ fn fingerprint_of(entries: impl Iterator<Item = (&'static str, FnId, String)>) -
     entries.sort_unstable();
     let mut text = String::new();
     for (name, id, signature) in &entries {
-        // None contains a line break, so no two lists have one text.
+        // No part contains a line break, so two different lists never give the same text.
         text.extend([name, "\n", &id.0.to_string(), "\n", signature, "\n"]);
     }
     Fingerprint { hash: FnId::of(&text).0, count: entries.len() as u64 }
