@@ -1,6 +1,7 @@
-//! Who may write to a segment, under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! Tests under a model checker of who may write to a segment: see `os/sync.rs`, and
+//! `CONTRIBUTING.md` for how to run them.
 //!
-//! The memory itself is a file's; in its place stand the ledger's shadows.
+//! A segment's memory lies in a file. In the models, the ledger's shadows stand for it.
 
 use std::sync::Arc;
 
@@ -20,14 +21,14 @@ fn a_segment_is_filled_again_only_after_its_reader_has_given_it_back() {
                 assert!(ledger.own(number));
                 ledger.shadow(number).fill();
                 let theirs = Arc::clone(&ledger);
-                // It is told of the segment, copies, and gives it back.
+                // The reader is told of the segment, copies it, and gives it back.
                 thread::spawn(move || {
                     theirs.shadow(number).look();
                     theirs.release(number);
                 })
             })
             .collect();
-        // Each as soon as it is free, or not at all.
+        // Take each segment again if it is free by now.
         for number in 0..readers {
             if ledger.own(number) {
                 ledger.shadow(number).fill();
@@ -46,7 +47,7 @@ fn a_segment_is_emptied_and_filled_by_one_at_a_time() {
     check(3, || {
         let ledger = Arc::new(Ledger::default());
         let theirs = Arc::clone(&ledger);
-        // As `trim`: the driver takes it for the moment in which it is emptied.
+        // Like `trim`: the driver takes the segment for the moment in which it empties it.
         let driver = thread::spawn(move || {
             if theirs.own(0) {
                 theirs.shadow(0).fill();

@@ -1,4 +1,4 @@
-//! Results in segments that a worker has written, for the pool that reads them.
+//! Results that a worker has written to segments, for the pool that reads them.
 
 use std::{
     io,
@@ -13,17 +13,18 @@ use crate::os::{
     memory::Shared,
 };
 
-/// A worker's arena, as its pool sees it.
+/// A worker's arena, as its pool uses it.
 pub(crate) struct Results {
     arena: Arena,
     ledger: Shared<Ledger>,
-    /// What was mapped to be copied from; kept, since to map again costs faults.
+    /// Mappings from which results were copied. They are kept, because mapping again causes page
+    /// faults.
     views: Mutex<[Option<Arc<Mapping>>; SEGMENTS]>,
     origin: Origin,
 }
 
 impl Results {
-    /// Makes the arena; the worker gets its [descriptor](Self::descriptor).
+    /// Creates the arena. The worker gets its [descriptor](Self::descriptor).
     pub(crate) fn create() -> io::Result<Arc<Self>> {
         let arena = Arena::create("executor-results")?;
         let ledger = Shared::open(&arena)?;
@@ -39,17 +40,20 @@ impl Results {
         self.arena.as_fd()
     }
 
-    /// What the worker says that it has written. `None` if that cannot be.
+    /// Returns the result that the worker reports to have written. Returns `None` if the number or
+    /// the length is impossible.
     pub(crate) fn receive(self: &Arc<Self>, number: u64, len: u64) -> Option<Received> {
         let number = u8::try_from(number).ok().filter(|number| usize::from(*number) < SEGMENTS)?;
         let len = usize::try_from(len).ok().filter(|len| *len <= SEGMENT_BYTES_MAX)?;
-        // A wild length must not cost memory: what was written takes as much in the arena.
+        // A wrong length must not cost memory. Bytes that were really written use as much memory in
+        // the arena.
         (len as u64 <= self.arena.bytes()).then(|| Received { results: Arc::clone(self), number, len })
     }
 
     fn view(&self, number: u8, len: usize) -> io::Result<Arc<Mapping>> {
         let slot = usize::from(number);
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        // A longer view also serves a shorter result.
         if let Some(view) = views[slot].as_ref().filter(|view| view.len() >= len) {
             return Ok(Arc::clone(view));
         }
@@ -58,19 +62,20 @@ impl Results {
         Ok(view)
     }
 
-    /// Gives back the memory of segments that nobody has used since the last call; whether any is left.
+    /// Gives back the memory of segments that were not used since the last call. Returns whether
+    /// any memory is left.
     pub(crate) fn trim(&self) -> bool {
         self.ledger.trim(&self.arena)
     }
 
-    /// Segments in use or kept for later, and the memory that they take.
+    /// Returns the number of segments in use or kept for later, and the memory that they use.
     pub(crate) fn count(&self) -> (usize, u64) {
-        // Without the ledger's own page.
+        // The ledger's own page does not count.
         (self.ledger.count(), self.arena.bytes().saturating_sub(4096))
     }
 }
 
-/// A result in a segment. The segment is the worker's again when this is dropped.
+/// A result in a segment. When it is dropped, the worker can use the segment again.
 pub(crate) struct Received {
     results: Arc<Results>,
     number: u8,
@@ -82,16 +87,18 @@ impl Received {
         self.len
     }
 
-    /// A copy of everything from here on, in a vector of exactly that size.
+    /// Copies everything from byte `start` on, to a vector of exactly that size.
     pub(crate) fn copy_from(&self, start: usize) -> io::Result<Vec<u8>> {
         let len = self.len.saturating_sub(start);
         let mut vec = vec_to_fill(len)?;
         let view = self.results.view(self.number, self.len)?;
         self.results.ledger.shadow(self.number).look();
-        // SAFETY: `start + len` is the segment's length or `len` is 0, and the view has that many bytes, none of which can
-        // go away: the pool has sealed the file's length. The vector has room for `len` and is all ours. The worker may
-        // write meanwhile if it is broken: bytes are copied without being looked at, by a pointer and not by a
-        // reference, so what is in the vector afterwards is some bytes or others, which is what a broken worker sends.
+        // SAFETY: either `start + len` is the segment's length, or `len` is 0. The view has that
+        // many bytes, and none of them can go away, because the pool has sealed the file's length.
+        // The vector has room for `len` bytes and is not shared. A broken worker may write
+        // meanwhile. The bytes are copied without being looked at, through a pointer and not a
+        // reference. So the vector then contains arbitrary bytes, as a broken worker could also
+        // have sent.
         unsafe {
             std::ptr::copy_nonoverlapping(view.at().as_ptr().add(start.min(self.len)), vec.as_mut_ptr(), len);
             vec.set_len(len);
@@ -99,7 +106,7 @@ impl Received {
         Ok(vec)
     }
 
-    /// Copies the first bytes; how many there were.
+    /// Copies the first bytes, and returns how many there were.
     pub(crate) fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
         let len = into.len().min(self.len);
         let view = self.results.view(self.number, self.len)?;

@@ -1,4 +1,4 @@
-//! Which segments are free, for the side that writes them.
+//! The segments that one side writes, and which of them are free.
 
 use std::{
     io,
@@ -16,21 +16,22 @@ use crate::os::{
     },
 };
 
-/// All segments of an arena together. More: a producer that is faster than its consumer takes more memory that does not
-/// show as its own. Less: earlier in pieces, at a third of the speed.
+/// Maximum memory of all segments of an arena. With a higher value, a producer that is faster than
+/// its consumer uses more memory that is not attributed to it. With a lower value, data is sent in
+/// pieces earlier, at a third of the speed.
 pub(crate) const BYTES_MAX: u64 = 4 << 30;
 
-/// What is known of the segments of one arena; see the folder's opening.
+/// The state of an arena's segments. See the documentation of this folder's `mod.rs`.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// A bit for each segment that somebody owns.
+    /// A bit for each segment that has an owner.
     taken: AtomicU64,
-    /// A bit for each segment that was owned since the last look.
+    /// A bit for each segment that was taken since the last `trim`.
     used: AtomicU64,
-    /// Bytes that have been written since the segment was last empty. Changed by its owner only.
+    /// Bytes that were written since the segment was last empty. Only its owner changes this.
     resident: [AtomicU64; SEGMENTS],
-    /// One beside each segment's memory.
+    /// A shadow for each segment's memory.
     shadows: [Shadow; SEGMENTS],
 }
 
@@ -45,11 +46,12 @@ impl Default for Ledger {
     }
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and zero is a valid value.
 unsafe impl SharedLayout for Ledger {}
 
 impl Ledger {
-    /// Takes the free segment that fits best: one with as much memory as is asked for and little more, else the largest.
+    /// Takes the free segment that fits best. That is the one with the least memory of those that
+    /// have enough already, or else the one with the most memory.
     fn take(&self, bytes: u64) -> Option<u8> {
         loop {
             let taken = self.taken.load(Ordering::Relaxed);
@@ -65,17 +67,20 @@ impl Ledger {
         }
     }
 
-    /// Sets the bit; whether it was clear. Acquires what the last owner did.
+    /// Sets the segment's bit. Returns whether it was clear. It has Acquire ordering, so this owner
+    /// sees what the last owner did.
     pub(super) fn own(&self, number: u8) -> bool {
         self.taken.fetch_or(1 << number, Ordering::Acquire) & 1 << number == 0
     }
 
-    /// By whoever has read what the owner wrote, or by the owner if nobody was told of it.
+    /// Clears the segment's bit. It is called by the reader of what the owner wrote, or by the
+    /// owner if no reader was told of the segment.
     pub(super) fn release(&self, number: u8) {
         self.taken.fetch_and(!(1 << number), Ordering::Release);
     }
 
-    /// Beside the memory of a segment: to be filled by its owner, and looked at by whoever reads it.
+    /// Returns the shadow of a segment's memory. The segment's owner fills it, and its reader looks
+    /// at it.
     pub(super) fn shadow(&self, number: u8) -> &Shadow {
         &self.shadows[usize::from(number)]
     }
@@ -88,13 +93,14 @@ impl Ledger {
         (0..SEGMENTS as u8).fold(0, |sum: u64, number| sum.saturating_add(self.resident(number)))
     }
 
-    /// Segments that hold memory or are owned.
+    /// Returns how many segments have memory or an owner.
     pub(super) fn count(&self) -> usize {
         let taken = self.taken.load(Ordering::Relaxed);
         (0..SEGMENTS as u8).filter(|number| taken & 1 << number != 0 || self.resident(*number) != 0).count()
     }
 
-    /// Empties what was not used since the last call; whether any memory is left.
+    /// Empties the segments that were not used since the last call. Returns whether any memory is
+    /// left.
     pub(super) fn trim(&self, arena: &Arena) -> bool {
         let used = self.used.swap(0, Ordering::Relaxed);
         let mut left = false;
@@ -102,7 +108,7 @@ impl Ledger {
             if self.resident(number) == 0 {
                 continue;
             }
-            // As its owner: nobody writes into it meanwhile.
+            // Become the segment's owner to empty it, so that nothing is written to it meanwhile.
             if used & 1 << number != 0 || !self.own(number) {
                 left = true;
                 continue;
@@ -118,11 +124,11 @@ impl Ledger {
     }
 }
 
-/// Where a ledger lies.
+/// The ledger's location.
 enum Place {
-    /// Nobody else takes segments.
+    /// Private: only this process takes and releases segments.
     Own(Box<Ledger>),
-    /// The pool gives back what the worker took.
+    /// Shared: the worker takes segments, and the pool releases them.
     Shared(Shared<Ledger>),
 }
 
@@ -130,18 +136,19 @@ enum Place {
 pub(crate) struct Store {
     arena: Arena,
     ledger: Place,
-    /// Mappings of segments that are not leased: to map again costs faults.
+    /// Mappings of segments that are not leased. They are kept, because mapping again causes page
+    /// faults.
     mappings: Mutex<[Option<Mapping>; SEGMENTS]>,
     origin: Origin,
 }
 
 impl Store {
-    /// The pool's, for arguments.
+    /// Creates the pool's store, for arguments.
     pub(crate) fn create() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self::of(Arena::create("executor-arguments")?, Place::Own(Box::default()))))
     }
 
-    /// A worker's, for results, in the arena that its parent has made.
+    /// Opens a worker's store, for results, in the arena that its parent has created.
     pub(crate) fn open(fd: OwnedFd) -> io::Result<Arc<Self>> {
         let ledger = Shared::open(&fd)?;
         Ok(Arc::new(Self::of(Arena::open(fd)?, Place::Shared(ledger))))
@@ -151,7 +158,7 @@ impl Store {
         Store { arena, ledger, mappings: Mutex::new([const { None }; SEGMENTS]), origin: Origin::here() }
     }
 
-    /// What a worker gets to read its arguments.
+    /// Returns the descriptor with which a worker reads its arguments.
     pub(crate) fn read_only(&self) -> io::Result<OwnedFd> {
         self.arena.read_only()
     }
@@ -163,13 +170,15 @@ impl Store {
         }
     }
 
-    /// A segment with room for so many bytes, unless the bounds are reached or the system has none to give.
+    /// Takes a segment with room for `bytes`. Returns `None` if a limit is reached, or the system
+    /// has no memory left.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Lease> {
         if bytes > SEGMENT_BYTES_MAX || self.origin.forked() {
             return None;
         }
         let number = self.ledger().take(bytes as u64)?;
         kill_point!(SegmentTaken);
+        // Use the mapping of an earlier lease, if there is one.
         let mapping = self.lock()[usize::from(number)].take();
         let mapping = match mapping {
             Some(mapping) => mapping,
@@ -196,26 +205,27 @@ impl Store {
         self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives back the memory of segments that nobody has used since the last call; whether any is left.
+    /// Gives back the memory of segments that were not used since the last call. Returns whether
+    /// any memory is left.
     pub(crate) fn trim(&self) -> bool {
         self.ledger().trim(&self.arena)
     }
 
-    /// Segments in use or kept for later, and the memory that they take.
+    /// Returns the number of segments in use or kept for later, and the memory that they use.
     pub(crate) fn count(&self) -> (usize, u64) {
         (self.ledger().count(), self.arena.bytes())
     }
 }
 
-/// A segment that is ours to write.
+/// A segment that this process owns and may write.
 pub(crate) struct Lease {
     store: Arc<Store>,
     number: u8,
-    /// There until drop.
+    /// `Some` until drop.
     mapping: Option<Mapping>,
-    /// The other side clears the bit.
+    /// Whether the other side clears the bit.
     left: bool,
-    /// Nobody clears the bit: see [`give_up`](Self::give_up).
+    /// Whether the bit is never cleared: see [`give_up`](Self::give_up).
     given_up: AtomicBool,
 }
 
@@ -228,13 +238,14 @@ impl Lease {
         self.mapping.as_ref().expect("there until drop")
     }
 
-    /// Bytes there is room for.
+    /// Returns how many bytes the segment has room for.
     pub(crate) fn capacity(&self) -> usize {
         let resident = self.store.ledger().resident(self.number);
         self.mapping().len().min(usize::try_from(resident).unwrap_or(usize::MAX))
     }
 
-    /// Makes room for so many bytes; what was written stays. `false` if it cannot be had.
+    /// Makes room for `bytes`. The existing content is kept. Returns `false` if that is not
+    /// possible.
     #[cold]
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let Some(mapping) = &mut self.mapping else { return false };
@@ -243,6 +254,7 @@ impl Lease {
         if bytes > SEGMENT_BYTES_MAX {
             return false;
         }
+        // Only the pages beyond `resident` need new memory, and count towards the limit.
         let wanted = (bytes as u64).next_multiple_of(4096);
         if wanted > resident && ledger.total().saturating_add(wanted - resident) > BYTES_MAX {
             return false;
@@ -259,28 +271,33 @@ impl Lease {
         true
     }
 
-    /// Writes behind what is there; there is room.
+    /// Writes `bytes` at offset `at`. The caller has reserved room for them.
     #[inline]
     pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
         let mapping = self.mapping();
         self.store.ledger().shadow(self.number).fill();
         assert!(at + bytes.len() <= mapping.len(), "room was reserved");
-        // SAFETY: within the mapping, by the assertion. Nobody else writes there (this is the segment's owner) and nobody
-        // reads before he is told of it; `bytes` is not in it, because nothing hands out mutable access besides this.
+        // SAFETY: within the mapping, by the assertion. No one else writes there, because this
+        // process owns the segment. No one reads it before being told of it. `bytes` does not lie
+        // in the mapping, because no other function hands out access to it.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.at().as_ptr().add(at), bytes.len());
         }
     }
 
-    /// Appends what has been written to a vector. There is no way to borrow it: a hostile worker has a read-only descriptor of
-    /// the pool's segments, and could open it anew by way of `/proc/self/fd`, to write.
+    /// Appends the first `len` bytes that were written to `out`.
+    ///
+    /// They cannot be borrowed instead. A hostile worker has a read-only descriptor of the pool's
+    /// segments, and could open it again for writing through `/proc/self/fd`.
     pub(crate) fn copy_to(&self, len: usize, out: &mut Vec<u8>) {
         let mapping = self.mapping();
         assert!(len <= mapping.len(), "what was written");
         out.reserve(len);
-        // SAFETY: within the mapping, which lives as long as `self`; the vector has room for `len` behind its end, and is no part
-        // of the mapping. Only this process writes there, and not while `self` is borrowed. A process that breaks that changes
-        // bytes which are copied by a pointer, without being looked at: what is in the vector is some bytes or others.
+        // SAFETY: within the mapping, which lives as long as `self`. The vector has room for `len`
+        // bytes after its end, and is not part of the mapping. Only this process writes to the
+        // mapping, and not while `self` is borrowed. A process that breaks this rule changes bytes
+        // that are copied through a pointer without being looked at, so the vector then contains
+        // arbitrary bytes.
         unsafe {
             let end = out.as_mut_ptr().add(out.len());
             std::ptr::copy_nonoverlapping(mapping.at().as_ptr().cast_const(), end, len);
@@ -288,14 +305,15 @@ impl Lease {
         }
     }
 
-    /// Leaves the segment to the other side, which clears the bit when it has read.
+    /// Leaves the segment to the other side, which clears the bit after reading it.
     pub(crate) fn leave(mut self) {
         self.keep_mapping();
         self.left = true;
     }
 
-    /// The segment is not used again, though the lease ends: it was lent to a process that may live on, and borrows from it. Its
-    /// memory goes with the store and that process.
+    /// Excludes the segment from any further use, although the lease ends. It is called if a
+    /// process borrows from the segment and may live on. The segment's memory is freed with the
+    /// store and that process.
     pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
@@ -309,7 +327,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // In a fork the lock may be held for ever, and the bit is not ours.
+        // In a fork the lock may be held forever, and the bit belongs to the parent.
         if self.store.origin.forked() {
             return;
         }
@@ -345,7 +363,7 @@ mod tests {
         lease.write(0, &[5; 100_000]);
         let (number, descriptor) = (lease.number(), store.read_only().unwrap());
         let payload = Payload::in_segment(lease, 100_000, Vec::new());
-        // With descriptors it is one around another.
+        // With descriptors, the payload is a wrapper around another payload.
         let payload = payload.with(vec![Arc::new(crate::os::socket::pair().unwrap().0)]);
         payload.clone().leave_segment();
         drop(payload);
@@ -353,7 +371,7 @@ mod tests {
         let others: Vec<_> = std::iter::from_fn(|| store.take(50_000)).collect();
         assert_eq!(others.len(), SEGMENTS - 1);
         assert!(others.iter().all(|lease| lease.number() != number));
-        // SAFETY: within the mapping; nobody writes.
+        // SAFETY: within the mapping, and nothing writes to it.
         let read = unsafe { std::slice::from_raw_parts(reader.at().as_ptr(), 100_000) };
         store.trim();
         assert!(read.iter().all(|byte| *byte == 5));
