@@ -1,6 +1,7 @@
-//! Many values that processes share.
+//! Arrays that processes share.
 
-// Where elements lie is computed here, and references point there: no sum wraps unseen.
+// Positions of elements are computed here, and references point there, so no sum may wrap
+// unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::{
@@ -31,9 +32,9 @@ use crate::{
 
 /// An array of fixed length in memory that processes share, with a lock.
 ///
-/// `T` is plain data: numbers, arrays of them, and structs that derive `bytemuck::Pod`. The array travels as an argument or
-/// a result of a task, which is to say that a handle does: all see the same memory, however large, and nothing is copied.
-/// Two handles are equal if they are of the same array.
+/// `T` is plain data: numbers, arrays of them, and structs that derive `bytemuck::Pod`. A handle
+/// can be sent as an argument or a result of a task. All handles refer to the same memory, however
+/// large it is, and nothing is copied. Two handles are equal if they refer to the same array.
 ///
 /// ```
 /// use executor::{Array, prelude::*};
@@ -57,25 +58,29 @@ use crate::{
 /// }
 /// ```
 ///
-/// # Who reads, who writes
+/// # Readers and writers
 ///
-/// Several processes and threads [`read`](Self::read) at the same time, or one [`write`](Self::write)s; whoever waits to
-/// write goes before those who come later, except for a thread that reads already. A thread that reads and wants to write would
-/// wait for itself: that is a panic. Tasks that each write a part of their own, at the same time, take a [`RawArray`], or an array each.
-/// Holding [the lock](Self::get_lock) keeps others from beginning to read or write; it is re-entrant, so the thread that holds it
-/// does both.
+/// Several processes and threads may [`read`](Self::read) at the same time, or one may
+/// [`write`](Self::write). A waiting writer goes before readers that come later, except for a
+/// thread that already reads. A thread that reads and wants to write would wait for itself, so this
+/// panics. Tasks that each write a separate part at the same time need a [`RawArray`], or one array
+/// each. Holding [the lock](Self::get_lock) keeps others from beginning to read or write. The lock
+/// is re-entrant, so the thread that holds it may do both.
 ///
-/// Some thirty processes can read at the same time, or one for each 256 bytes up to 1,000; one more waits.
+/// About thirty processes can read at the same time, or one for each 256 bytes up to 1,000. A
+/// further process waits.
 ///
-/// # When somebody dies
+/// # When a process dies
 ///
-/// If one dies while it writes, the next who reads or writes is told ([`OwnerDied`]). One that dies while it reads is not
-/// waited for. [`get`](Self::get), [`set`](Self::set) and [`copy_to_vec`](Self::copy_to_vec) carry on, and leave the news.
+/// If a process dies while it writes, the next reader or writer is told ([`OwnerDied`]). Nobody
+/// waits for a process that dies while it reads. [`get`](Self::get), [`set`](Self::set) and
+/// [`copy_to_vec`](Self::copy_to_vec) continue, and leave the report to the next reader or writer.
 ///
 /// # Memory
 ///
-/// It is all there from the beginning: if the system has not that much, making the array fails, and nothing is killed later.
-/// Up to 8 KiB, arrays share descriptors with other objects; a larger one takes two in each process that has it.
+/// All of the memory is allocated at the beginning. If the system does not have enough, creating
+/// the array fails, and no process is killed later. Arrays of up to 8 KiB share descriptors with
+/// other objects. A larger array takes two descriptors in each process that has it.
 ///
 /// # Why it is sound
 ///
@@ -87,16 +92,16 @@ pub struct Array<T> {
     marker: PhantomData<T>,
 }
 
-/// Where the table of readers begins: after the lock, and the head of the readers.
+/// The offset of the readers' head, after the lock. Their table follows at [`TABLE`].
 const HEAD: usize = size_of::<LockLayout>();
 const TABLE: usize = HEAD + size_of::<Head>();
 
-/// How many processes can read an array of so many bytes.
+/// Returns how many processes can read an array of `bytes` bytes.
 fn readers_max(bytes: usize) -> usize {
     (bytes / 256).clamp(30, 1_000)
 }
 
-/// Where the elements begin, and where they end.
+/// Returns the offsets of the beginning and the end of the elements.
 fn range<T>(len: usize) -> Option<(usize, usize)> {
     let bytes = len.checked_mul(size_of::<T>())?;
     let table = readers_max(bytes).checked_mul(size_of::<Holding>())?;
@@ -104,37 +109,39 @@ fn range<T>(len: usize) -> Option<(usize, usize)> {
     Some((start, start.checked_add(bytes)?))
 }
 
-/// The bytes of so many elements of an array that there is: no more than [`range`] has computed when the array was made or received,
-/// so neither this nor what is added to it wraps.
+/// Returns the size of `count` elements of an existing array. It is no more than [`range`] computed
+/// when the array was created or received, so neither this nor what is added to it wraps.
 const fn bytes<T>(count: usize) -> usize {
     count.wrapping_mul(size_of::<T>())
 }
 
 impl<T: Pod> Array<T> {
-    /// So many zeros, with a lock of its own.
+    /// Creates an array of `len` zeros with its own lock.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// The system's error if no descriptor, no address space or no memory is left.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         Self::new(len, None)
     }
 
-    /// As [`zeroed`](Self::zeroed), with a lock that it shares with others. Give it the lock before anybody holds that: a guard from
-    /// before is not known to be this thread's, which would wait for itself.
+    /// Like [`zeroed`](Self::zeroed), but uses an existing lock.
+    ///
+    /// Do this before anybody holds the lock. An earlier guard is not recorded as this thread's, so
+    /// the thread would wait for itself.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`zeroed`](Self::zeroed).
     pub fn zeroed_with_lock(len: usize, lock: &Lock) -> io::Result<Self> {
         Self::new(len, Some(lock))
     }
 
-    /// A copy of these, with a lock of its own.
+    /// Creates an array that is a copy of these elements, with its own lock.
     ///
     /// # Errors
-    /// As [`zeroed`](Self::zeroed).
+    /// As for [`zeroed`](Self::zeroed).
     pub fn from_slice(values: &[T]) -> io::Result<Self> {
         let array = Self::zeroed(values.len())?;
-        // SAFETY: room for so many, aligned; nobody else has it yet.
+        // SAFETY: the array has room for all of them and is aligned. Nobody else has it yet.
         unsafe { words::store_all(array.at(0), values.as_ptr(), values.len()) };
         Ok(array)
     }
@@ -147,17 +154,18 @@ impl<T: Pod> Array<T> {
         Ok(Array { block, lock, len, marker: PhantomData })
     }
 
-    /// How many elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where the elements from this one on lie; aligned, there as long as `self`.
+    /// Returns the address of the elements from `index` on. It is aligned, and valid as long as
+    /// `self`.
     fn at(&self, index: usize) -> NonNull<u8> {
         let start = range::<T>(self.len).map_or(0, |(start, _)| start);
         let left = self.len.checked_sub(index).expect("an index that was checked");
@@ -174,8 +182,8 @@ impl<T: Pod> Array<T> {
         assert!(index < self.len, "index {index} of an array of {}", self.len);
     }
 
-    /// Under the lock: nobody lends references who may write. If so, it is the same thread that holds the lock, or one to whom it
-    /// has given its guard.
+    /// Panics if a guard that may write lends references. The caller holds the lock, so that guard
+    /// belongs to the same thread, or the thread has given it away.
     #[track_caller]
     fn check_not_lent(&self) {
         assert!(
@@ -184,35 +192,38 @@ impl<T: Pod> Array<T> {
         );
     }
 
-    /// One element now.
+    /// Returns an element.
     ///
     /// # Panics
-    /// If there is none of this index, or if this thread writes ([`write`](Self::write)): use that guard.
+    /// If the index is out of bounds, or if this thread writes ([`write`](Self::write)). Use that
+    /// guard instead.
     pub fn get(&self, index: usize) -> T {
         self.check(index);
-        // Whoever writes holds the lock to the end.
+        // A writer holds the lock until it is done.
         let _held = self.hold();
-        // SAFETY: `at`, within the array; under the lock nobody has a mutable reference.
+        // SAFETY: see `at`; the index is within the array. Under the lock nobody has a mutable
+        // reference.
         unsafe { words::load(self.at(index)) }
     }
 
-    /// Another value for one element.
+    /// Sets an element.
     ///
     /// # Panics
-    /// As [`update`](Self::update).
+    /// As for [`update`](Self::update).
     pub fn set(&self, index: usize, value: T) {
         self.check(index);
-        // As a call that runs code of the user: a panic below runs the program's hook.
+        // Counts as a call that runs user code, because a panic below runs the program's panic
+        // hook.
         let held = self.lock.hold_and_call();
         if held.is_shared() {
             self.check_not_lent();
         }
         while !self.readers().wait_for_all(None, || self.reads()) {}
-        // SAFETY: `at`, within the array; nobody else has a reference.
+        // SAFETY: see `at`; the index is within the array. Nobody else has a reference.
         unsafe { words::store(self.at(index), &value) };
     }
 
-    /// Holds the lock, for a call that has no code of the user.
+    /// Holds the lock for a call that runs no user code.
     #[inline]
     #[track_caller]
     fn hold(&self) -> Held<'_> {
@@ -223,12 +234,13 @@ impl<T: Pod> Array<T> {
         held
     }
 
-    /// Changes one element while nobody else reads or writes; returns what the closure does. If that panics, the element
-    /// stays as it was.
+    /// Changes an element while nobody else reads or writes, and returns the closure's result. If
+    /// the closure panics, the element stays as it was.
     ///
     /// # Panics
-    /// If there is none of this index, or if this thread writes or reads: use that guard, or drop it before. In a copy of this
-    /// process that the closure has made by `fork`, and that returns from it: the lock is the original's.
+    /// If the index is out of bounds, or if this thread already reads or writes. Use the guard
+    /// instead, or drop it first. Also in a copy of this process that the closure has created by
+    /// `fork` and that returns from the closure: the lock belongs to the original process.
     pub fn update<R>(&self, index: usize, change: impl FnOnce(&mut T) -> R) -> R {
         self.check(index);
         let held = self.lock.hold_and_call();
@@ -236,22 +248,23 @@ impl<T: Pod> Array<T> {
             self.check_not_lent();
         }
         while !self.readers().wait_for_all(None, || self.reads()) {}
-        // SAFETY: `at`, within the array; nobody else has a reference.
+        // SAFETY: see `at`; the index is within the array. Nobody else has a reference.
         let mut element = unsafe { words::load::<T>(self.at(index)) };
         let result = change(&mut element);
         // The closure may have forked.
         held.check_mine();
         if held.is_shared() {
-            // A guard that was made by the closure and kept.
+            // The closure may have created a guard and kept it.
             self.check_not_lent();
         }
+        // The closure may also have begun to read.
         while !self.readers().wait_for_all(None, || self.reads()) {}
         // SAFETY: as above.
         unsafe { words::store(self.at(index), &element) };
         result
     }
 
-    /// A copy of all elements.
+    /// Returns a copy of all elements.
     pub fn copy_to_vec(&self) -> Vec<T> {
         match self.read() {
             Ok(guard) => guard.to_vec(),
@@ -259,10 +272,11 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// Waits until nobody writes; the guard derefs to the elements.
+    /// Waits until nobody writes, and returns a guard that derefs to the elements.
     ///
     /// # Errors
-    /// If one died while it wrote: the error has a guard, which keeps others out as if one wrote.
+    /// If a process has died while it wrote. The error contains a guard that keeps others out, like
+    /// a writer.
     ///
     /// # Panics
     /// If this thread writes.
@@ -270,10 +284,13 @@ impl<T: Pod> Array<T> {
         if let Some(held) = self.lock.acquire_if_free()
             && let Some(me) = self.readers().enter(None)
         {
+            // The table counts this reader now, which keeps writers out without the lock.
             drop(held);
             return Ok(self.reading(me));
         }
         loop {
+            // A thread that reads already must not wait for a writer that waits for this very
+            // reader.
             let acquired = match self.lock.try_acquire_again() {
                 Some(acquired) => acquired,
                 None => match self.read_again(None) {
@@ -290,7 +307,7 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// As [`read`](Self::read), if it need not wait; else `None`.
+    /// Like [`read`](Self::read), if that is possible without waiting; otherwise returns `None`.
     pub fn try_read(&self) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
         let now = deadline_in(Duration::ZERO);
         match self.lock.try_acquire_again() {
@@ -299,7 +316,7 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// As [`read`](Self::read), but waits no longer than this: then `None`.
+    /// Like [`read`](Self::read), but waits no longer than `limit` and then returns `None`.
     pub fn read_timeout(&self, limit: Duration) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
         let deadline = deadline_in(limit);
         if let Some(acquired) = self.lock.try_acquire_again() {
@@ -311,7 +328,7 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// `None` also if this thread writes.
+    /// Begins to read, under the lock. Also returns `None` if this thread writes.
     fn read_until<'a>(
         &'a self,
         acquired: LockResult<LockGuard<'a>>,
@@ -332,18 +349,20 @@ impl<T: Pod> Array<T> {
         })
     }
 
-    /// Whether this thread, or task, reads already.
+    /// Whether this thread or task already reads.
     fn reads(&self) -> bool {
         Reading::is_noted(self.at(0).addr().get())
     }
 
-    /// A guard of one that reads from now on, and was let in.
+    /// Returns the guard of a reader that was just counted in the table.
     fn reading(&self, me: OwnerId) -> ArrayReadGuard<'_, T> {
         ArrayReadGuard { array: self, hold: Hold::Shared(me, Some(Reading::of(self.at(0).addr().get()))) }
     }
 
-    /// One more for a thread that reads already and cannot have the lock: somebody waits to write, for this thread, too. As long
-    /// as it reads nobody writes; but its guard may be on another thread, which drops it meanwhile.
+    /// Returns a further guard for a thread that already reads and cannot take the lock, because a
+    /// writer holds it and waits, also for this thread. While this thread reads, nobody writes. But
+    /// its guard may have been moved to another thread, which may drop it at this moment, so the
+    /// table decides.
     fn read_again(&self, deadline: Deadline) -> Option<ArrayReadGuard<'_, T>> {
         if !self.reads() {
             return None;
@@ -361,14 +380,15 @@ impl<T: Pod> Array<T> {
         Alone { block: &self.block, held }
     }
 
-    /// Waits until nobody reads or writes; the guard derefs to the elements.
+    /// Waits until nobody reads or writes, and returns a guard that derefs to the elements.
     ///
     /// # Errors
-    /// If one died while it wrote: the error has the guard.
+    /// If a process has died while it wrote. The error contains the guard.
     ///
     /// # Panics
-    /// If this thread reads or writes already: drop that guard first. Also if it has given the guard to another thread, which would
-    /// drop it at some time: that cannot be told.
+    /// If this thread already reads or writes: drop that guard first. This also happens if the
+    /// thread has given its guard to another thread, which would drop it at some time, because that
+    /// cannot be detected.
     pub fn write(&self) -> LockResult<ArrayWriteGuard<'_, T>> {
         if let Some(held) = self.lock.acquire_if_free()
             && self.readers().wait_for_all(None, || self.reads())
@@ -386,12 +406,12 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// As [`write`](Self::write), if it need not wait; else `None`.
+    /// Like [`write`](Self::write), if that is possible without waiting; otherwise returns `None`.
     pub fn try_write(&self) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
         self.write_until(self.lock.try_acquire_again()?, deadline_in(Duration::ZERO))
     }
 
-    /// As [`write`](Self::write), but waits no longer than this: then `None`.
+    /// Like [`write`](Self::write), but waits no longer than `limit` and then returns `None`.
     pub fn write_timeout(&self, limit: Duration) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
         let deadline = deadline_in(limit);
         self.write_until(self.lock.acquire_again_until(deadline)?, deadline)
@@ -409,12 +429,12 @@ impl<T: Pod> Array<T> {
         Some(acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap)))
     }
 
-    /// Its lock: its own, or the one it shares with others.
+    /// Returns the lock: the array's own, or the one that it shares with others.
     pub fn get_lock(&self) -> &Lock {
         &self.lock
     }
 
-    /// Where the elements lie in this process. Others may write to them at any moment.
+    /// Returns the address of the elements in this process. Others may write to them at any moment.
     pub fn as_ptr(&self) -> *mut T {
         self.at(0).as_ptr().cast()
     }
@@ -447,6 +467,7 @@ impl<T> fmt::Debug for Array<T> {
 
 impl<T: Pod> Serialize for Array<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The array's own lock lies in the same block, and is not sent separately.
         let shared = (*self.lock.block() != self.block).then_some(&self.lock);
         (shared, self.block.depart::<S>()?, self.len as u64).serialize(serializer)
     }
@@ -464,15 +485,15 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
     }
 }
 
-/// How one reads.
+/// How a guard keeps writers out.
 enum Hold<'a> {
-    /// With others.
+    /// As one of several readers.
     Shared(OwnerId, Option<Reading>),
-    /// After a death, until somebody has looked.
+    /// By holding the lock, after a death and until somebody has checked the elements.
     Alone(Alone<'a>),
 }
 
-/// Nobody else reads or writes meanwhile, this thread included.
+/// Holds the lock while nobody else reads or writes, not even this thread.
 struct Alone<'a> {
     block: &'a Block,
     held: LockGuard<'a>,
@@ -480,7 +501,7 @@ struct Alone<'a> {
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        // In a fork it is the parent's. The lock is released after this.
+        // In a forked process it is the parent's. The lock is released after this.
         if self.held.is_mine() {
             Lock::lend(self.block, None);
         }
@@ -506,9 +527,10 @@ impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
             ),
             Hold::Alone(alone) => alone.held.check_mine(),
         }
-        // SAFETY: aligned and within the block (`slice`); any bytes are a `T`. Nobody writes while this process is in the
-        // table of readers, or has the lock: see the documentation of `Value`. Those are a parent's in a fork, and go when the
-        // parent likes: there, no reference is given out.
+        // SAFETY: aligned and within the block (`slice`), and any bytes are a valid `T`. Nobody
+        // writes while this process is in the table of readers or holds the lock: see the
+        // documentation of `Value`. In a forked process, both are the parent's and end when the
+        // parent likes, so no reference is given out there.
         unsafe { &*self.array.slice() }
     }
 }
@@ -516,7 +538,7 @@ impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
 impl<T: Pod> Drop for ArrayReadGuard<'_, T> {
     fn drop(&mut self) {
         if let Hold::Shared(me, note) = &mut self.hold {
-            // First the note: as long as it is there somebody is counted.
+            // Take back the note first: as long as it exists, its reader is counted in the table.
             drop(note.take());
             self.array.readers().leave(*me);
         }
@@ -550,7 +572,8 @@ impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
     #[track_caller]
     fn deref(&self) -> &[T] {
         self.alone.held.check_mine();
-        // SAFETY: as for one that reads; whoever has the lock, and has waited for those who read, is alone.
+        // SAFETY: as for a reader. The writer holds the lock and has waited for all readers, so it
+        // is alone.
         unsafe { &*self.array.slice() }
     }
 }
@@ -559,7 +582,7 @@ impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
     #[track_caller]
     fn deref_mut(&mut self) -> &mut [T] {
         self.alone.held.check_mine();
-        // SAFETY: as above, and borrowed once.
+        // SAFETY: as above, and `self` is borrowed mutably, so this is the only reference.
         unsafe { &mut *self.array.slice() }
     }
 }
@@ -578,8 +601,8 @@ impl<T: Pod + fmt::Debug> fmt::Debug for ArrayWriteGuard<'_, T> {
 
 /// An array of fixed length in memory that processes share, without a lock.
 ///
-/// As [`Array`], but nothing keeps others out: an element that is larger than one word (eight bytes, or the type's
-/// alignment if that is less) may be read half old and half new.
+/// It is like [`Array`], but nothing keeps others out. An element that is larger than one word
+/// (eight bytes, or the type's alignment if that is less) may be read half old and half new.
 ///
 /// ```
 /// use executor::RawArray;
@@ -596,44 +619,45 @@ pub struct RawArray<T> {
     marker: PhantomData<T>,
 }
 
-/// Where the elements begin, and where they end.
+/// Returns the offsets of the beginning and the end of the elements.
 fn raw_range<T>(len: usize) -> Option<(usize, usize)> {
     let start = Block::aligned(0, align_of::<T>());
     Some((start, len.checked_mul(size_of::<T>())?.checked_add(start)?))
 }
 
 impl<T: Pod> RawArray<T> {
-    /// So many zeros.
+    /// Creates an array of `len` zeros.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// The system's error if no descriptor, no address space or no memory is left.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let (_, end) = raw_range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let block = Block::allocate_for(Kind::RawArray, Access::of::<T>(), end, None)?;
         Ok(RawArray { block, len, marker: PhantomData })
     }
 
-    /// A copy of these.
+    /// Creates an array that is a copy of these elements.
     ///
     /// # Errors
-    /// As [`zeroed`](Self::zeroed).
+    /// As for [`zeroed`](Self::zeroed).
     pub fn from_slice(values: &[T]) -> io::Result<Self> {
         let array = Self::zeroed(values.len())?;
         array.copy_from_slice(0, values);
         Ok(array)
     }
 
-    /// How many elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where so many elements lie; aligned, there as long as `self`.
+    /// Returns the address of `count` elements from `index` on. It is aligned, and valid as long as
+    /// `self`.
     #[track_caller]
     fn at(&self, index: usize, count: usize) -> NonNull<u8> {
         let within = self.len.checked_sub(index).is_some_and(|left| count <= left);
@@ -642,28 +666,30 @@ impl<T: Pod> RawArray<T> {
         self.block.bytes(start.wrapping_add(bytes::<T>(index)), bytes::<T>(count))
     }
 
-    /// One element now. It sees what was written before the element was [`set`](Self::set).
+    /// Returns an element. The caller sees everything that was written before this element was
+    /// [`set`](Self::set).
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// If the index is out of bounds.
     pub fn get(&self, index: usize) -> T {
-        // SAFETY: `at`; the library makes no references to it.
+        // SAFETY: see `at`. The library makes no references to the elements.
         unsafe { words::load(self.at(index, 1)) }
     }
 
-    /// Another value for one element.
+    /// Sets an element.
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// If the index is out of bounds.
     pub fn set(&self, index: usize, value: T) {
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(index, 1), &value) }
     }
 
-    /// Adds to one element in one step, wrapping around at its end; returns what it was before.
+    /// Adds to an element in a single step, wrapping around on overflow. Returns the previous
+    /// value.
     ///
     /// # Panics
-    /// If there is none of this index.
+    /// If the index is out of bounds.
     pub fn fetch_add(&self, index: usize, other: T) -> T
     where
         T: Integer,
@@ -672,10 +698,10 @@ impl<T: Pod> RawArray<T> {
         unsafe { T::add_to(self.at(index, 1), other) }
     }
 
-    /// A copy of all elements, each as it was at some moment meanwhile.
+    /// Returns a copy of all elements, each as it was at some moment during the call.
     pub fn copy_to_vec(&self) -> Vec<T> {
         let mut copy = Vec::with_capacity(self.len);
-        // SAFETY: as in `get`; the vector has room for so many, all of which are written.
+        // SAFETY: as in `get`. The vector has room for all elements, and all of them are written.
         unsafe {
             words::load_all(self.at(0, self.len), copy.as_mut_ptr(), self.len);
             copy.set_len(self.len);
@@ -683,19 +709,19 @@ impl<T: Pod> RawArray<T> {
         copy
     }
 
-    /// Writes these, from that index on.
+    /// Writes these elements, beginning at `index`.
     ///
     /// # Panics
     /// If they do not fit.
     pub fn copy_from_slice(&self, index: usize, values: &[T]) {
-        // SAFETY: as in `get`; there are so many.
+        // SAFETY: as in `get`. `values` has that many elements.
         unsafe { words::store_all(self.at(index, values.len()), values.as_ptr(), values.len()) }
     }
 
-    /// Where the elements lie in this process. Others may write to them at any moment.
+    /// Returns the address of the elements in this process. Others may write to them at any moment.
     ///
-    /// Whoever makes references of it has to see to it that nobody writes there meanwhile: each task to a part of its own,
-    /// say.
+    /// Callers that make references to them must ensure that nobody writes there meanwhile. For
+    /// example, each task writes only a separate part.
     pub fn as_ptr(&self) -> *mut T {
         self.at(0, self.len).as_ptr().cast()
     }
@@ -745,7 +771,7 @@ mod tests {
     #[test]
     fn a_thread_whose_guard_another_one_drops_does_not_read_beside_one_that_writes() {
         let array = Array::<u64>::zeroed(1).unwrap();
-        // The other thread has left the table, and not yet taken back the note.
+        // Stands for a guard that another thread is dropping: the table does not count it any more.
         let note = Reading::of(array.at(0).addr().get());
         std::thread::scope(|scope| {
             let (writing, begins) = std::sync::mpsc::channel();

@@ -1,4 +1,4 @@
-//! Bytes that cross without being copied.
+//! Bytes that are sent to other processes without being copied.
 
 use std::{fmt, io, ops::Deref, sync::Arc};
 
@@ -11,9 +11,10 @@ use crate::{
 
 /// Bytes in shared memory, which tasks read in place.
 ///
-/// An argument of this type, however large, is not copied: what travels is a descriptor of the memory. All tasks that
-/// get it, in whatever worker, and the parent read the same pages. It may be part of other types, it may be a result, and
-/// what was received may be sent on. It derefs to `[u8]` everywhere.
+/// An argument of this type is not copied, however large it is: only a descriptor of the memory is
+/// sent. The parent and all tasks that get it, in any worker, read the same pages. A `SharedBytes`
+/// may be part of another type, it may be a result, and a received one may be sent on. It derefs to
+/// `[u8]` everywhere.
 ///
 /// ```
 /// use executor::{SharedBytes, prelude::*};
@@ -47,41 +48,46 @@ use crate::{
 ///
 /// # Writing
 ///
-/// Whoever makes it writes it, by [`get_mut`](Self::get_mut), until it is sent or [frozen](Self::freeze) for the first
-/// time; then nobody does any more. A process that is a copy of that one, by `fork`, may read it when it is frozen, and not
-/// before. For memory that several processes write, see the crate's other shared types.
+/// The process that creates the bytes writes them with [`get_mut`](Self::get_mut), until they are
+/// sent or [frozen](Self::freeze) for the first time. After that nobody can write them. A forked
+/// copy of that process may read them only after they are frozen. For memory that several processes
+/// write, see the crate's other shared types.
 ///
 /// # What it costs
 ///
-/// One descriptor in each process that has it, and its memory once: up to the last handle, wherever that is. The memory is
-/// anonymous: when every process that has it is gone, by whatever means, it is gone too. To make one from bytes that are
-/// somewhere else copies them, at 1 to 2 GB/s, since fresh pages are filled: reuse it where it can be reused. To send
-/// it costs some microseconds, whatever its length. Small byte strings are better sent as a `Vec<u8>`, and so are large
-/// ones of which the task wants a copy of its own.
+/// One descriptor in each process that has it, and the memory once, until the last handle anywhere
+/// is dropped. The memory is anonymous: when all processes that have it are gone, for whatever
+/// reason, it is gone, too. Creating one from existing bytes copies them, at 1 to 2 GB/s, because
+/// fresh pages are filled; so reuse it where possible. Sending one takes a few microseconds,
+/// whatever its length. Small byte strings are better sent as a `Vec<u8>`. So are large ones if the
+/// task wants a separate copy.
 ///
-/// A task may take 253 different ones. They do not count for a worker's private memory.
+/// A task may take 253 different ones. They do not count towards a worker's private memory.
 ///
 /// # Why it is sound
 ///
-/// A `&[u8]` promises that the bytes do not change while it is there, and memory that another process can write cannot
-/// promise that. So before a descriptor leaves its process, the memory is sealed against writing (`F_SEAL_WRITE`). The
-/// kernel grants that only while no process has a writable mapping, and nobody can take it back. Whoever receives a
-/// descriptor checks the seals before it looks at a byte: a worker that sends anything else, by mistake or on purpose,
-/// makes its own task fail with [`TaskError::Decode`](crate::TaskError::Decode). The length is sealed as well, so that no
-/// access can hit a page that is not there. Hence no `unsafe` for the caller, and none that he must trust a worker with.
+/// A `&[u8]` promises that the bytes do not change while it exists. Memory that another process can
+/// write cannot promise that. So before a descriptor leaves its process, the memory is sealed
+/// against writing (`F_SEAL_WRITE`). The kernel grants this only while no process has a writable
+/// mapping, and nobody can undo it. The receiver of a descriptor checks the seals before it reads a
+/// byte: a worker that sends anything else, by mistake or on purpose, makes its own task fail with
+/// [`TaskError::Decode`](crate::TaskError::Decode). The length is sealed as well, so no access can
+/// hit a missing page. Hence callers need no `unsafe`, and need not trust a worker.
 ///
 /// # Errors
 ///
-/// Another serialiser than a task's (`serde_json` …) cannot write it, and says so: a descriptor travels only between
-/// an executor and its workers. If the system refuses a descriptor or memory, [`try_zeroed`](Self::try_zeroed) and
-/// [`try_copy_from_slice`](Self::try_copy_from_slice) return that, and the others panic, as they would for a `Vec`.
+/// A serialiser other than a task's (`serde_json` …) returns an error, because a descriptor can be
+/// sent only between an executor and its workers. If the system refuses a descriptor or memory,
+/// [`try_zeroed`](Self::try_zeroed) and [`try_copy_from_slice`](Self::try_copy_from_slice) return
+/// that error. The other functions panic, as a `Vec` would.
 #[derive(Clone)]
 pub struct SharedBytes {
     inner: Arc<SealedBytes>,
 }
 
 impl SharedBytes {
-    /// So many zeros, to be written with [`get_mut`](Self::get_mut). Pages take memory when they are written.
+    /// Creates `len` zero bytes, to be written with [`get_mut`](Self::get_mut). Pages take memory
+    /// only when they are written.
     ///
     /// # Panics
     /// If the system refuses: see [`try_zeroed`](Self::try_zeroed).
@@ -89,15 +95,15 @@ impl SharedBytes {
         Self::try_zeroed(len).unwrap_or_else(|error| refused(len, &error))
     }
 
-    /// As [`zeroed`](Self::zeroed).
+    /// Like [`zeroed`](Self::zeroed), but returns an error instead of panicking.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// The system's error if no descriptor, no address space or no memory is left.
     pub fn try_zeroed(len: usize) -> io::Result<Self> {
         Ok(SharedBytes { inner: Arc::new(SealedBytes::zeroed(len)?) })
     }
 
-    /// A copy of these bytes, in shared memory.
+    /// Creates a copy of these bytes in shared memory.
     ///
     /// # Panics
     /// If the system refuses: see [`try_copy_from_slice`](Self::try_copy_from_slice).
@@ -105,15 +111,16 @@ impl SharedBytes {
         Self::try_copy_from_slice(bytes).unwrap_or_else(|error| refused(bytes.len(), &error))
     }
 
-    /// As [`copy_from_slice`](Self::copy_from_slice).
+    /// Like [`copy_from_slice`](Self::copy_from_slice), but returns an error instead of panicking.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor, no addresses or no memory left.
+    /// The system's error if no descriptor, no address space or no memory is left.
     pub fn try_copy_from_slice(bytes: &[u8]) -> io::Result<Self> {
         Ok(SharedBytes { inner: Arc::new(SealedBytes::copy_of(bytes)?) })
     }
 
-    /// The bytes, to be written; `None` once it was sent or frozen, and while there are clones.
+    /// Returns the bytes for writing. Returns `None` after they were sent or frozen, and while
+    /// there are clones.
     ///
     /// ```
     /// use executor::SharedBytes;
@@ -128,36 +135,38 @@ impl SharedBytes {
         Arc::get_mut(&mut self.inner)?.bytes_mut()
     }
 
-    /// Ends writing now; sending does it too. What was received is frozen already, also a worker's result.
+    /// Ends writing now; sending does so, too. Received bytes are already frozen, including a
+    /// worker's result.
     ///
     /// # Errors
-    /// If another process has the memory mapped for writing, which only a fork of this one could.
+    /// If another process has the memory mapped for writing. Only a fork of this process can.
     pub fn freeze(self) -> io::Result<Self> {
         self.inner.seal()?;
         Ok(self)
     }
 
-    /// The bytes. The same as by deref.
+    /// Returns the bytes, like deref.
     ///
     /// # Panics
-    /// In a copy of the process that made it (`StartMethod::Fork`, a fork server's child, [`fork_with`](crate::fork_with)), if
-    /// it was not [frozen](Self::freeze): the other process could write while this one reads.
+    /// In a copy of the process that created them (`StartMethod::Fork`, a fork server's child,
+    /// [`fork_with`](crate::fork_with)), if they were not [frozen](Self::freeze). The other process
+    /// could write while this one reads.
     #[track_caller]
     pub fn as_slice(&self) -> &[u8] {
         self.inner.bytes()
     }
 
-    /// How many bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.inner.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A copy of one's own.
+    /// Returns a copy in this process's private memory.
     pub fn to_vec(&self) -> Vec<u8> {
         arena::copy(self.as_slice())
     }
@@ -184,7 +193,8 @@ impl AsRef<[u8]> for SharedBytes {
 }
 
 impl From<Vec<u8>> for SharedBytes {
-    /// Copies, as [`copy_from_slice`](Self::copy_from_slice): a vector's memory is its process's own.
+    /// Copies, like [`copy_from_slice`](Self::copy_from_slice), because a vector's memory is
+    /// private to its process.
     fn from(bytes: Vec<u8>) -> Self {
         Self::copy_from_slice(&bytes)
     }
@@ -213,6 +223,7 @@ impl fmt::Debug for SharedBytes {
 impl Serialize for SharedBytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let failed = |error: &dyn fmt::Display| ser::Error::custom(format_args!("a SharedBytes: {error}"));
+        // Seal before the descriptor leaves this process: see the type's documentation.
         self.inner.seal().map_err(|error| failed(&error))?;
         let index = attachment::attach::<S>(self.inner.descriptor()).map_err(|error| failed(&error))?;
         serializer.serialize_u8(index)

@@ -1,12 +1,14 @@
-//! A list of fixed length, of values of some simple types.
+//! A list of fixed length, with items of some simple types.
 //!
 //! ```text
 //!  Head (mutex, count) │ Slot … │ for each slot two halves of its capacity
-//!                         └ word: type, length, which half ──► the value; the other half is for the next one
+//!                         └ word: type, length, which half ──► the value
+//!                           (the other half is for the next value)
 //! ```
 //!
-//! All under the mutex. A new value is written to the half that is not in use, and one store of the slot's word makes it the
-//! value: one that dies in the middle has changed nothing.
+//! Everything happens under the mutex. A new value is written to the half that is not in use. Then
+//! a single store of the slot's word makes it the value, so a process that dies in the middle has
+//! changed nothing.
 
 use std::{fmt, io};
 
@@ -29,15 +31,15 @@ use crate::{
     sync::raw::{RobustGuard, RobustMutex},
 };
 
-/// What a [`ShareableList`] has in a place.
+/// An item of a [`ShareableList`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ListItem {
-    /// Nothing.
+    /// No value.
     None,
     /// `true` or `false`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A floating-point number.
     Float(f64),
@@ -76,12 +78,12 @@ impl<T: Into<ListItem>> From<Option<T>> for ListItem {
     }
 }
 
-/// A value needs more bytes than its place in a [`ShareableList`] has.
+/// The error for a value that needs more bytes than its place in a [`ShareableList`] has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge {
-    /// What it needs.
+    /// Number of bytes that the value needs.
     pub len: usize,
-    /// What there is.
+    /// Number of bytes that there are.
     pub capacity: usize,
 }
 
@@ -105,18 +107,20 @@ struct Head {
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 struct Slot {
-    /// The length, 32 bits; which half, 8 bits; the type, 8 bits.
+    /// The length (32 bits), the half in use (8 bits), and the type (8 bits).
     word: AtomicU64,
-    /// Where its halves begin, 32 bits in units of 8 bytes; the capacity of one, 32 bits.
+    /// The position of its halves, in units of 8 bytes (32 bits), and the capacity of each (32
+    /// bits).
     place: AtomicU64,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Head {}
 // SAFETY: as above.
 unsafe impl SharedLayout for Slot {}
 
-/// The longest text or bytes: lengths and capacities have 32 bits, and a capacity is a multiple of 8.
+/// Maximum length of a text or bytes: lengths and capacities have 32 bits, and a capacity is a
+/// multiple of 8.
 const ITEM_BYTES_MAX: usize = (u32::MAX as usize) & !7;
 
 const NONE: u8 = 0;
@@ -127,7 +131,7 @@ const STR: u8 = 4;
 const BYTES: u8 = 5;
 
 impl ListItem {
-    /// Of a text or bytes.
+    /// Returns the length of a text or bytes, and 0 for other types.
     fn len(&self) -> usize {
         match self {
             ListItem::Str(value) => value.len(),
@@ -147,7 +151,8 @@ impl ListItem {
         }
     }
 
-    /// What is no value is none: anybody may have written it.
+    /// Returns `None` for bytes that are not a valid value, because any process may have written
+    /// them.
     fn decode(kind: u8, bytes: Vec<u8>) -> Self {
         let word = || <[u8; 8]>::try_from(bytes.as_slice()).ok();
         match kind {
@@ -161,10 +166,11 @@ impl ListItem {
     }
 }
 
-/// A list of fixed length in shared memory, of numbers, texts, bytes and nothing.
+/// A list of fixed length in shared memory, of numbers, texts, bytes and `None`.
 ///
-/// Each place has as much room as its first value needs, rounded up to eight bytes, and takes values of any type that fit. It
-/// travels, as [`SharedMemory`] does, and may have a name, with the same rules.
+/// Each place has as much room as its first value needs, rounded up to eight bytes. It takes values
+/// of any type that fit. A list can be sent to other processes, as [`SharedMemory`] can, and may
+/// have a name, with the same rules.
 ///
 /// ```
 /// use executor::{ListItem, ShareableList};
@@ -179,7 +185,8 @@ impl ListItem {
 /// # }
 /// ```
 ///
-/// Access is one at a time, by a lock that survives its holder's death; a value is replaced as a whole or not at all.
+/// One process or thread at a time has access, through a lock that survives its holder's death. A
+/// value is replaced as a whole or not at all.
 #[derive(Clone)]
 pub struct ShareableList {
     memory: SharedMemory,
@@ -190,19 +197,19 @@ const HEAD: usize = BYTES_START;
 const SLOTS: usize = HEAD + size_of::<Head>();
 
 impl ShareableList {
-    /// A list of these, without a name.
+    /// Creates a list of these items, without a name.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text or bytes of 4 GiB and more; the system's, if it has no descriptor,
-    /// no addresses or no memory left.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a text or bytes of 4 GiB or more. The
+    /// system's error if no descriptor, no address space or no memory is left.
     pub fn new<I: Into<ListItem>>(items: impl IntoIterator<Item = I>) -> io::Result<Self> {
         Self::make(items.into_iter().map(Into::into).collect(), None)
     }
 
-    /// A list of these, with a name.
+    /// Creates a list of these items, with a name.
     ///
     /// # Errors
-    /// As [`SharedMemory::create_named`].
+    /// As for [`SharedMemory::create_named`].
     pub fn create_named<I: Into<ListItem>>(
         name: &str,
         items: impl IntoIterator<Item = I>,
@@ -211,17 +218,17 @@ impl ShareableList {
         Self::make(items.into_iter().map(Into::into).collect(), Some(name))
     }
 
-    /// What has that name.
+    /// Attaches to the list with that name.
     ///
     /// # Errors
-    /// As [`SharedMemory::attach`].
+    /// As for [`SharedMemory::attach`].
     pub fn attach(name: &str) -> io::Result<Self> {
         Ok(ShareableList { memory: SharedMemory::attach_kind(name, KINDS)? })
     }
 
     fn make(items: Vec<ListItem>, name: Option<&str>) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
-        // A length has 32 bits in a slot; a longer one would be taken for another one.
+        // A slot stores a length in 32 bits, so a longer one would be stored as a different length.
         if let Some(index) = items.iter().position(|item| item.len() > ITEM_BYTES_MAX) {
             let len = items[index].len();
             let text =
@@ -231,6 +238,7 @@ impl ShareableList {
         let encoded: Vec<_> = items.iter().map(ListItem::encode).collect();
         let capacities = encoded.iter().map(|(_, bytes)| bytes.len().max(1).next_multiple_of(8));
         let data = size_of::<Head>() + items.len() * size_of::<Slot>();
+        // Each item takes two halves.
         let size =
             capacities.clone().try_fold(data, |size, capacity| size.checked_add(capacity.checked_mul(2)?));
         let size = size.ok_or_else(too_large)?;
@@ -251,13 +259,13 @@ impl ShareableList {
         let mut at = data;
         for ((slot, (kind, bytes)), capacity) in list.slots().iter().zip(&encoded).zip(capacities) {
             slot.place.store((at as u64 / 8) << 32 | capacity as u64, Ordering::Relaxed);
-            // It was measured.
+            // It fits, because the capacity was computed from it.
             let _ = list.write(slot, *kind, bytes);
             at += 2 * capacity;
         }
         match name {
             None => Ok(list),
-            // Complete: others may see it.
+            // The list is complete, so others may see it now.
             Some(name) => {
                 let block = list.memory.block().clone();
                 let name = Name::link(name, std::os::fd::AsFd::as_fd(block.descriptor()))?;
@@ -275,7 +283,7 @@ impl ShareableList {
     }
 
     fn slots(&self) -> &[Slot] {
-        // What another process writes here does not make the block longer.
+        // Another process may write any count, but that does not make the block longer.
         let room = self.memory.len().saturating_sub(size_of::<Head>()) / size_of::<Slot>();
         self.memory.block().parts(SLOTS, self.len().min(room))
     }
@@ -283,14 +291,14 @@ impl ShareableList {
     fn lock(&self) -> RobustGuard<'_, Liveness> {
         let (mutex, owners) = (&self.head().mutex, self.memory.block().owners());
         loop {
-            // None of its calls has a limit. A death leaves nothing to repair.
+            // None of the list's methods has a time limit. A death leaves nothing to repair.
             if let Some(guard) = mutex.lock_until(owners, None) {
                 return guard;
             }
         }
     }
 
-    /// Where the halves are, and how long each is; `None` if that is garbled.
+    /// Returns the position of the halves and the capacity of each, or `None` if they are garbled.
     fn halves(&self, slot: &Slot) -> Option<(usize, usize)> {
         let place = slot.place.load(Ordering::Relaxed);
         let (at, capacity) = ((place >> 32) as usize * 8, place as u32 as usize);
@@ -304,11 +312,13 @@ impl ShareableList {
         if bytes.len() > capacity {
             return Err(TooLarge { len: bytes.len(), capacity });
         }
+        // Write to the half that is not in use, so that the present value stays intact until the
+        // end.
         let half = u64::from(slot.word.load(Ordering::Relaxed) >> 8 & 1 == 0);
         let from = at + half as usize * capacity;
         let base = self.memory.block().bytes(HEAD, self.memory.len());
-        // SAFETY: aligned to a cache line, and a whole number of words; `halves` lie within, and behind all that is looked at
-        // through references.
+        // SAFETY: aligned to a cache line, and a whole number of words. `halves` lie within the
+        // memory, and behind everything that is accessed through references.
         unsafe { words::store_bytes(base, from, bytes) };
         let word = (bytes.len() as u64) << 32 | half << 8 | u64::from(kind);
         slot.word.store(word, Ordering::Release);
@@ -328,19 +338,19 @@ impl ShareableList {
         ListItem::decode(word as u8, bytes)
     }
 
-    /// The item at this index.
+    /// Returns the item at this index.
     pub fn get(&self, index: usize) -> Option<ListItem> {
         let _guard = self.lock();
         self.slots().get(index).map(|slot| self.read(slot))
     }
 
-    /// Another item at this index, of any type.
+    /// Replaces the item at this index by one of any type.
     ///
     /// # Errors
-    /// If it needs more room than there is.
+    /// If the item needs more bytes than its place has.
     ///
     /// # Panics
-    /// If there is no such index.
+    /// If the index is out of bounds.
     pub fn set(&self, index: usize, item: impl Into<ListItem>) -> Result<(), TooLarge> {
         let (kind, bytes) = item.into().encode();
         let _guard = self.lock();
@@ -349,36 +359,37 @@ impl ShareableList {
         self.write(&slots[index], kind, &bytes)
     }
 
-    /// All items.
+    /// Returns all items.
     pub fn to_vec(&self) -> Vec<ListItem> {
         let _guard = self.lock();
         self.slots().iter().map(|slot| self.read(slot)).collect()
     }
 
-    /// How many items.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
         self.head().count.load(Ordering::Relaxed) as usize
     }
 
-    /// Whether there are none.
+    /// Whether there are no items.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many items are equal to this one.
+    /// Returns how many items are equal to this one.
     pub fn count(&self, item: impl Into<ListItem>) -> usize {
         let item = item.into();
         self.to_vec().iter().filter(|other| **other == item).count()
     }
 
-    /// The first index of an item that is equal to this one.
+    /// Returns the first index of an item that is equal to this one.
     pub fn index(&self, item: impl Into<ListItem>) -> Option<usize> {
         let item = item.into();
         self.to_vec().iter().position(|other| *other == item)
     }
 
-    /// The types of the items, in the letters of Python's `struct`: `q` a whole number, `d` a floating-point one, `?` a
-    /// boolean, `x` nothing, `16s` a text and `16p` bytes for which there are 16 bytes of room.
+    /// Returns the types of the items, in the letters of Python's `struct`: `q` for an integer, `d`
+    /// for a floating-point number, `?` for a boolean, `x` for no value, `16s` for a text and `16p`
+    /// for bytes whose place has 16 bytes.
     pub fn format(&self) -> String {
         let _guard = self.lock();
         let letters = self.slots().iter().map(|slot| {
@@ -395,31 +406,31 @@ impl ShareableList {
         letters.collect::<Vec<_>>().join(" ")
     }
 
-    /// Another list of the same items, without a name.
+    /// Creates another list of the same items, without a name.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn copy(&self) -> io::Result<Self> {
         Self::new(self.to_vec())
     }
 
-    /// Another list of the same items, with a name.
+    /// Creates another list of the same items, with a name.
     ///
     /// # Errors
-    /// As [`create_named`](Self::create_named).
+    /// As for [`create_named`](Self::create_named).
     pub fn copy_named(&self, name: &str) -> io::Result<Self> {
         Self::create_named(name, self.to_vec())
     }
 
-    /// Its name, if it has one.
+    /// Returns the name, if there is one.
     pub fn name(&self) -> Option<String> {
         self.memory.name()
     }
 
-    /// Removes the name, as [`SharedMemory::unlink`].
+    /// Removes the name, like [`SharedMemory::unlink`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`SharedMemory::unlink`].
     pub fn unlink(&self) -> io::Result<()> {
         self.memory.unlink()
     }

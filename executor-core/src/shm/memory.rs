@@ -1,4 +1,4 @@
-//! Bytes that processes share, with a name or without.
+//! Bytes that processes share, with or without a name.
 
 use std::{
     fmt, io,
@@ -18,8 +18,9 @@ use crate::wire::attachment;
 
 /// A block of bytes that processes share.
 ///
-/// Without a name by default: it travels as an argument or a result of a task, and is gone with the last handle. One that
-/// has a name is found by it, too; the memory travels along with its name.
+/// By default it has no name: it can be sent as an argument or a result of a task, and is freed
+/// with the last handle. A block with a name can also be found by that name. The memory is sent
+/// along with its name.
 ///
 /// ```
 /// use executor::{SharedMemory, prelude::*};
@@ -41,24 +42,30 @@ use crate::wire::attachment;
 ///
 /// # Names
 ///
-/// A name is a file in a folder in `/dev/shm` that belongs to the user of the process: each user has names of their own, and
-/// nobody else can take, open or delay them. Who [creates](Self::create_named) a name owns it; who [attaches](Self::attach) may
-/// [own](Self::own) it, too. It is removed by [`unlink`](Self::unlink), or when the last owner has no handle any more. If
-/// that was killed (the kernel knows whether an owner lives), the name is free for whoever uses it next. Until somebody does, it
-/// takes memory: whoever makes a name looks at some others and removes those of dead owners, and
-/// [`sweep`](Self::sweep) looks at all. [`persistent`](Self::persistent) ones stay.
+/// A name is a file in a folder in `/dev/shm` that belongs to the user of the process. Each user
+/// has separate names, and no other user can take, open or delay them.
 ///
-/// The memory itself is there as long as somebody has it: a handle that is given away arrives, also if its name is gone by
-/// then. It does not own the name there: let the receiver [own](Self::own) it before you drop yours, where the name is to stay.
+/// A process that [creates](Self::create_named) a name owns it. One that [attaches](Self::attach)
+/// to it may [own](Self::own) it, too. A name is removed by [`unlink`](Self::unlink), or when its
+/// last owner has no handle any more. If the last owner was killed, the name is free for the next
+/// process that uses it, because the kernel knows whether an owner is alive. Until then the name
+/// takes memory. A process that creates a name checks some others and removes those of dead owners.
+/// [`sweep`](Self::sweep) checks all of them. [Persistent](Self::persistent) names stay.
 ///
-/// Any process of the same user can open a name, and could make its file shorter, which is the death of whoever looks at
-/// what is not there any more. Memory without a name cannot be made shorter. Memory that another user (but root) could make shorter is
-/// refused, under a name and as a handle that arrives.
+/// The memory itself exists as long as any process has it. A handle that is sent arrives even if
+/// its name is gone by then. The receiver does not own the name. If the name must stay, let the
+/// receiver [own](Self::own) it before you drop your handle.
+///
+/// Any process of the same user can open a name, and could shorten its file. A process that then
+/// accesses the missing part is killed. Memory without a name cannot be shortened. Memory that
+/// another user (except root) could shorten is refused, both under a name and as a handle that
+/// arrives.
 ///
 /// # Access
 ///
-/// [`read`](Self::read) and [`write`](Self::write) copy. Others may write meanwhile: a copy may be half old, half new, in
-/// pieces of eight bytes. For references there is [`as_ptr`](Self::as_ptr), or an [`Array`](crate::Array).
+/// [`read`](Self::read) and [`write`](Self::write) copy. Others may write at the same time, so a
+/// copy may be a mixture of old and new, in pieces of eight bytes. For references, use
+/// [`as_ptr`](Self::as_ptr) or an [`Array`](crate::Array).
 #[derive(Clone)]
 pub struct SharedMemory {
     block: Block,
@@ -66,7 +73,7 @@ pub struct SharedMemory {
     named: Option<Arc<Named>>,
 }
 
-/// A name, which all clones of a handle have together.
+/// A name, shared by all clones of a handle.
 #[derive(Debug)]
 struct Named {
     name: Mutex<Name>,
@@ -87,6 +94,7 @@ impl Drop for Named {
 
 const KINDS: &[Kind] = &[Kind::Memory];
 
+/// Returns the length of a block for `size` bytes, which are rounded up to a multiple of 64.
 pub(super) fn whole(size: usize) -> io::Result<usize> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no bytes, or too many");
     let size = size.checked_next_multiple_of(64).filter(|size| *size > 0).ok_or_else(invalid)?;
@@ -98,20 +106,21 @@ fn fits(len: usize) -> bool {
 }
 
 impl SharedMemory {
-    /// So many zeros or a few more, without a name.
+    /// Creates memory of at least `size` bytes, all zero, without a name.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for 0; the system's, if it has no descriptor, no addresses or no memory
-    /// left.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `size` is 0. The system's error if no
+    /// descriptor, no address space or no memory is left.
     pub fn create(size: usize) -> io::Result<Self> {
         Ok(Self::with(Block::allocate(Kind::Memory, whole(size)?)?, None))
     }
 
-    /// So many zeros or a few more, with a name, which this handle owns.
+    /// Creates memory of at least `size` bytes, all zero, with a name that this handle owns.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for size 0, and a name that is empty, too long, or has a slash or a NUL in
-    /// it; [`AlreadyExists`](io::ErrorKind::AlreadyExists); else the system's.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `size` is 0, or if the name is empty, is
+    /// too long, or contains a slash or a NUL. [`AlreadyExists`](io::ErrorKind::AlreadyExists) if
+    /// the name is in use. Otherwise the system's error.
     pub fn create_named(name: &str, size: usize) -> io::Result<Self> {
         Name::check(name)?;
         let len = whole(size)?;
@@ -120,12 +129,13 @@ impl SharedMemory {
         Ok(Self::with(block, Some(name)))
     }
 
-    /// What has that name, as large as it is.
+    /// Attaches to the memory with that name, in its full size.
     ///
     /// # Errors
-    /// [`NotFound`](io::ErrorKind::NotFound), also if all who owned it are dead;
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput), as in [`create_named`](Self::create_named);
-    /// [`InvalidData`](io::ErrorKind::InvalidData), if it is something else, or another user's; the system's.
+    /// [`NotFound`](io::ErrorKind::NotFound), also if all owners of the name are dead.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for the names that
+    /// [`create_named`](Self::create_named) refuses. [`InvalidData`](io::ErrorKind::InvalidData) if
+    /// the name belongs to something else, or to another user. Otherwise the system's error.
     pub fn attach(name: &str) -> io::Result<Self> {
         Self::attach_kind(name, KINDS)
     }
@@ -145,26 +155,27 @@ impl SharedMemory {
         &self.block
     }
 
-    /// Its name, if it has one.
+    /// Returns the name, if there is one.
     pub fn name(&self) -> Option<String> {
         self.named.as_ref().map(|named| named.with(|name| name.as_str().to_owned()))
     }
 
-    /// How many bytes: at least what was asked for.
+    /// Returns the number of bytes, which is at least the requested size.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Always `false`: there is no empty one.
+    /// Always returns `false`: there is no empty memory.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Owns the name, too: it stays until all owners are gone. Nothing without one.
+    /// Makes this handle an owner of the name, too. The name stays until all its owners are gone.
+    /// Does nothing if there is no name.
     ///
     /// # Errors
-    /// [`NotFound`](io::ErrorKind::NotFound), if the name is gone, or all who owned it have ended by now; the system's, if it has no
-    /// descriptor left.
+    /// [`NotFound`](io::ErrorKind::NotFound) if the name is gone, or if all its owners have ended
+    /// by now. The system's error if no descriptor is left.
     pub fn own(&self) -> io::Result<()> {
         match &self.named {
             Some(named) => named.with(|name| name.own(self.block.descriptor().as_fd())),
@@ -172,10 +183,11 @@ impl SharedMemory {
         }
     }
 
-    /// Lets the name stay when all its owners are gone, until somebody [unlinks](Self::unlink) it. Nothing without one.
+    /// Lets the name stay after all its owners are gone, until somebody [unlinks](Self::unlink) it.
+    /// Does nothing if there is no name.
     ///
     /// # Errors
-    /// As [`own`](Self::own).
+    /// As for [`own`](Self::own).
     pub fn persistent(self) -> io::Result<Self> {
         if let Some(named) = &self.named {
             named.with(|name| name.persist(self.block.descriptor().as_fd()))?;
@@ -183,16 +195,18 @@ impl SharedMemory {
         Ok(self)
     }
 
-    /// Removes the name. The memory stays for those who have it.
+    /// Removes the name. The memory stays for those that have it.
     ///
     /// # Errors
-    /// [`NotFound`](io::ErrorKind::NotFound), if it has no name (any more); the system's.
+    /// [`NotFound`](io::ErrorKind::NotFound) if there is no name, or no longer one. Otherwise the
+    /// system's error.
     pub fn unlink(&self) -> io::Result<()> {
         let named = self.named.as_ref().ok_or(io::ErrorKind::NotFound)?;
         named.with(|name| name.unlink(self.block.descriptor().as_fd()))
     }
 
-    /// Removes this user's names of which all owners are dead; how many those were. It looks at each name.
+    /// Removes those of this user's names whose owners are all dead. Returns how many were removed.
+    /// It checks each name.
     pub fn sweep() -> usize {
         name::sweep()
     }
@@ -206,18 +220,18 @@ impl SharedMemory {
         self.block.bytes(BYTES_START, self.len)
     }
 
-    /// Copies bytes out, from that one on.
+    /// Copies bytes out of the memory, beginning at `at`.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the memory has fewer bytes than that.
     pub fn read(&self, at: usize, bytes: &mut [u8]) {
         self.range(at, bytes.len());
-        // SAFETY: aligned to a cache line, a whole number of words, there as long as `self`; the library makes no references
-        // to it. The range was checked.
+        // SAFETY: aligned to a cache line, a whole number of words, and valid as long as `self`.
+        // The library makes no references to these bytes. The range was checked.
         unsafe { words::load_bytes(self.at(), at, bytes) }
     }
 
-    /// Copies bytes in, from that one on.
+    /// Copies bytes into the memory, beginning at `at`.
     ///
     /// # Panics
     /// If they do not fit.
@@ -227,15 +241,15 @@ impl SharedMemory {
         unsafe { words::store_bytes(self.at(), at, bytes) }
     }
 
-    /// A copy of all bytes.
+    /// Returns a copy of all bytes.
     pub fn read_to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len];
         self.read(0, &mut bytes);
         bytes
     }
 
-    /// Where the bytes lie in this process, aligned to 64. Others may write to them at any moment: whoever makes references
-    /// of it has to see to it that they do not.
+    /// Returns the address of the bytes in this process, aligned to 64. Others may write to them at
+    /// any moment. Callers that make references to them must prevent that.
     pub fn as_ptr(&self) -> *mut u8 {
         self.at().as_ptr()
     }
@@ -259,13 +273,13 @@ impl fmt::Debug for SharedMemory {
     }
 }
 
-/// On its way.
+/// The serialised form of a handle.
 #[derive(Serialize, Deserialize)]
 enum Sent {
     Place(Place),
-    /// By another serialiser: to be attached.
+    /// Written by a serialiser other than a task's. The receiver attaches to the name.
     Name(String),
-    /// The memory goes along: whether the name is still there when this arrives does not matter.
+    /// The memory is sent along, so it does not matter whether the name still exists on arrival.
     Named(String, Place),
 }
 
@@ -303,9 +317,10 @@ impl<'de> Deserialize<'de> for SharedMemory {
     }
 }
 
-/// Makes named memory and lists, and removes their names when it is dropped.
+/// Creates named memory and lists, and removes their names when it is dropped.
 ///
-/// For names that belong to one part of a program: no process of its own keeps them, as in Python's `SharedMemoryManager`.
+/// This is for names that belong to one part of a program. Unlike Python's `SharedMemoryManager`,
+/// it needs no separate process.
 ///
 /// ```
 /// use executor::{SharedMemory, SharedMemoryScope};
@@ -326,23 +341,23 @@ pub struct SharedMemoryScope {
 }
 
 impl SharedMemoryScope {
-    /// An empty one.
+    /// Creates an empty scope.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Memory with a name that nobody else has.
+    /// Creates memory with a new, unused name.
     ///
     /// # Errors
-    /// As [`SharedMemory::create_named`].
+    /// As for [`SharedMemory::create_named`].
     pub fn create(&mut self, size: usize) -> io::Result<SharedMemory> {
         self.add(|name| SharedMemory::create_named(name, size))
     }
 
-    /// A list with a name that nobody else has.
+    /// Creates a list with a new, unused name.
     ///
     /// # Errors
-    /// As [`SharedMemory::create_named`].
+    /// As for [`SharedMemory::create_named`].
     pub fn list<I: Into<super::ListItem>>(
         &mut self,
         items: impl IntoIterator<Item = I>,
@@ -361,7 +376,7 @@ impl SharedMemoryScope {
     fn add(&mut self, mut create: impl FnMut(&str) -> io::Result<SharedMemory>) -> io::Result<SharedMemory> {
         use std::hash::{BuildHasher, RandomState};
         loop {
-            // Seeded by the system, differently each time.
+            // The hasher's keys come from the system and differ each time.
             let number = RandomState::new().hash_one(std::process::id());
             match create(&format!("{number:016x}")) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -377,7 +392,7 @@ impl SharedMemoryScope {
 impl Drop for SharedMemoryScope {
     fn drop(&mut self) {
         for memory in &self.memories {
-            // Somebody may have done so before.
+            // Somebody else may have removed the name already.
             let _ = memory.unlink();
         }
     }

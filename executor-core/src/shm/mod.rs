@@ -1,27 +1,29 @@
-//! Objects in shared memory that users have handles of, and that travel in arguments and results.
+//! Shared objects of which users have handles, and which can be sent in arguments and results.
 //!
 //! ```text
-//!  SharedBytes in a process ──► memfd ◄── SharedBytes in another one
+//!  SharedBytes in a process ──► memfd ◄── SharedBytes in another process
 //!        │                        ▲
-//!        │ Serialize: seal it     │ Deserialize: look at the seals, map it
+//!        │ Serialize: seal it     │ Deserialize: check the seals, map it
 //!        └─► attachment: the descriptor, over the control socket (`wire/attachment.rs`)
 //!
-//!  Value, Array, Lock … in a process ──► block ──► segment (memfd) ◄── block ◄── the same object in another one
-//!        │                                            ▲
-//!        │ Serialize: place of the block, descriptor  │ Deserialize: the segment that is mapped already, or map it;
-//!        └─► attachment: once for all of a segment      check place, length and kind
+//!  Value, Array, Lock … in a process ─► block ─► segment (memfd) ◄─ block ◄─ in another process
+//!        │                                          ▲
+//!        │ Serialize: the block's place,            │ Deserialize: map the segment, or use
+//!        │ the segment's descriptor                 │ its mapping; check place, length, kind
+//!        └─► attachment: once for all of a segment
 //!
-//!  SharedMemory with a name ──► file in a folder of this user's in /dev/shm ◄── by its name, or as above
+//!  SharedMemory with a name ──► file in this user's folder in /dev/shm ◄── by name, or as above
 //! ```
 //!
-//! - `bytes`: written once, then sealed and read by all.
-//! - `value`, `array`, `memory`, `list`: what users see of memory that all may write (`heap`);
-//!   `readers` how several read at the same time.
-//! - `name`: names, who owns them, and how those of the dead go.
+//! - `bytes`: bytes that are written once, then sealed and read by all.
+//! - `value`, `array`, `memory`, `list`: the types for memory that all processes may write
+//!   (`heap`). `readers`: how several processes read at the same time.
+//! - `name`: names, their owners, and how the names of dead owners are removed.
 //!
-//! A handle keeps the mapping; the memory belongs to all handles of all processes together, and to the tasks that carry it
-//! and are not resolved. When a process dies, its part in it is gone: the kernel counts, nobody else does. What it was in the
-//! middle of is the matter of the locks: `sync`, which lies between `heap` and this folder.
+//! A handle keeps the mapping. The memory belongs to all handles in all processes together, and to
+//! the tasks that carry it and are not resolved. When a process dies, its share is gone: the kernel
+//! counts, and nobody else does. A change that the process was in the middle of is a matter of the
+//! locks (in `sync`, which lies between `heap` and this folder).
 
 mod array;
 mod bytes;

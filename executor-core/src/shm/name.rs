@@ -1,33 +1,40 @@
-//! Names of shared memory, and who owns them.
+//! Names of shared memory, and their owners.
 //!
 //! ```text
-//!  /dev/shm/executor-shared-memory.1000    of one user: the folder is that user's, and nobody else writes to it
+//!  /dev/shm/executor-shared-memory.1000    one user's folder, to which nobody else may write
 //!    └─ 5a                                 names with this hash
 //!        ├─ =prices                        a name: a folder, too
 //!        │    └─ memory                    the file
-//!        └─ +0123456789abcdef              a name that is being made
+//!        └─ +0123456789abcdef              a name that is being created
 //!
-//!  create   an unnamed file, filled; owned; linked into a new folder `+…`; that is renamed to the name: nobody sees it half made
-//!  own      a byte of the file is locked through a description of one's own     (os/liveness.rs: the kernel lets go)
-//!  dead     ours by what it says, nobody owns it, it is not persistent ─► the file goes, then the empty folders
+//!  create   fill an unnamed file; own it; link it into a new folder `+…`; rename that to the name,
+//!           so nobody sees it half made
+//!  own      lock a byte of the file through a separate description
+//!           (os/liveness.rs: the kernel unlocks it when the owner ends)
+//!  dead     the file is this library's, nobody owns it, and it is not persistent
+//!           ─► remove the file, then the empty folders
 //! ```
 //!
-//! **Nobody removes what another one has made in its place.** A folder of a name has one file in its life: it is renamed when it
-//! has it, and to the place of an *empty* folder only. So who removes a file opens its folder, looks whether it is that file, and
-//! removes it there: if the name has been given anew meanwhile, then to another folder. Whoever is late, or stopped in the
-//! middle, harms nobody; no lock is held, and nobody waits for anybody.
+//! **No process removes what another has created in the same place.** A name's folder contains one
+//! file in its whole life: the folder is renamed after it has the file, and only to the place of an
+//! *empty* folder. To remove a file, a process opens the file's folder, checks that it contains
+//! that very file, and removes it there. If the name has been given again in the meantime, it was
+//! given to another folder. So a process that is late, or is stopped in the middle, does no harm.
+//! No lock is held, and no process waits for another.
 //!
-//! **Whether it is dead** is decided against those who become owners at the same moment by two bytes, each of which is locked before
-//! the other one is looked at: `DOOM` by who wants to remove, one from `OWNERS` on by who wants to own. At least one of the two
-//! sees the other, and gives up.
+//! **Removing and owning may race.** Two bytes decide, and each side locks its byte before it
+//! checks the other one: a remover locks `DOOM`, and a new owner locks a byte from `OWNERS` on. At
+//! least one of the two sees the other and gives up.
 //!
-//! A name goes with its last owner, by `Drop`. If that was killed, by whoever uses the name next; and whoever makes a name looks at two
-//! others, chosen by chance, and at more if those were dead ([`Folder::tidy`]): the names of the dead stay fewer than those of
-//! the living, and no step takes longer because there are many.
+//! A name is removed with its last owner, by `Drop`. If that owner was killed, the next process
+//! that uses the name removes it. A process that creates a name also checks two others, chosen at
+//! random, and more if those were dead ([`Folder::tidy`]). So there are fewer dead names than live
+//! ones, and no step takes longer because there are many names.
 //!
-//! **Other users.** All may write to `/dev/shm`. So the folder counts only if it belongs to this user and nobody else may write to it;
-//! where somebody has taken its name, it has a number, and is found by a look at all that are there. In it, only files are looked at that begin as this
-//! library's do and belong to this user or to root ([`OwnFile`]).
+//! **Other users.** All users may write to `/dev/shm`. So the folder counts only if it belongs to
+//! this user and nobody else may write to it. If another user has taken its name, the folder gets a
+//! number, and is found by checking all folders that exist. In the folder, only those files count
+//! that begin like this library's and belong to this user or to root ([`OwnFile`]).
 
 use std::{
     ffi::{CStr, CString},
@@ -57,24 +64,27 @@ use crate::os::{
 };
 
 const DIRECTORY: &str = "/dev/shm";
-/// The folder's name, before the user's number.
+/// The beginning of the folder's name, before the user's number.
 const PREFIX: &str = "executor-shared-memory.";
-/// The file in the folder of a name.
+/// The name of the file in a name's folder.
 const FILE: &str = "memory";
-/// A folder of a name begins with the first, one that is to become that with the second.
+/// First character of a name's folder.
 const NAMED: char = '=';
+/// First character of a folder that is to become a name's folder.
 const FRESH: char = '+';
-/// The system takes 255 bytes; the rest is for what stands before a name.
+/// Maximum length of a name. The system takes 255 bytes; the rest is for what precedes a name.
 const NAME_MAX: usize = 246;
-/// Bytes that owners lock: far above those of users of the memory.
+/// The first byte that owners lock, far above the bytes of the users of the memory.
 const OWNERS: u64 = 1 << 40;
+/// Number of bytes that owners choose from.
 const OWNERS_MAX: u64 = 1 << 30;
-/// The byte that is locked by whoever is about to remove the name.
+/// The byte that a process locks before it removes a name.
 const DOOM: u64 = 1 << 41;
-/// How often it is begun anew when somebody has removed an empty folder in between.
+/// How often an operation starts again, for example after somebody has removed an empty folder.
 const ATTEMPTS: u32 = 100;
-/// How many other names are looked at when one is made, and how many at most if dead ones are among them.
+/// How many other names are checked when a name is created.
 const LOOKS: usize = 2;
+/// Maximum number of names that are checked, if dead ones are among them.
 const LOOKS_MAX: usize = 32;
 
 /// A name of shared memory.
@@ -88,7 +98,8 @@ fn invalid(text: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// The folder of a name, within the user's.
+/// Returns the path of a name's folder within the user's folder, or an error if the name is
+/// invalid.
 fn path(name: &str) -> io::Result<String> {
     if name.is_empty() {
         return Err(invalid("no name"));
@@ -102,7 +113,7 @@ fn path(name: &str) -> io::Result<String> {
     Ok(format!("{:02x}/{NAMED}{name}", bucket(name)))
 }
 
-/// FNV-1a, of which a byte is enough: all programs must agree.
+/// Returns a byte of the name's FNV-1a hash. All programs must agree on it.
 fn bucket(name: &str) -> u8 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -110,12 +121,12 @@ fn bucket(name: &str) -> u8 {
     (hash >> 56) as u8
 }
 
-/// Some number, differently each time.
+/// Returns a random number.
 fn chance() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// Whether it could be done if there were fewer names.
+/// Whether the operation might succeed if there were fewer names.
 fn is_want_of_room(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -123,20 +134,20 @@ fn is_want_of_room(error: &io::Error) -> bool {
     )
 }
 
-/// Neither a link nor anything that is no file is followed, and nobody is waited for.
+/// Opens a file without following a link, and without waiting if it is something other than a file.
 fn open_file(folder: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     openat(folder, path, flags, Mode::empty())
 }
 
-/// The same for the whole path of one, which may lead through a folder of a stranger's: no link in it is followed, anywhere. An
-/// error where the system cannot do that.
+/// Like [`open_file`], for a whole path, which may lead through another user's folder: links are
+/// not followed anywhere in it. Returns an error if the system does not support that.
 fn open_whole(path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
 }
 
-/// Becomes an owner of a file that nobody removes meanwhile: it has no name yet.
+/// Becomes an owner of a file that nobody can remove meanwhile, because it has no name yet.
 fn own(file: BorrowedFd<'_>) -> io::Result<Description> {
     let description = Description::open(file)?;
     let forked = || io::Error::other("forked meanwhile");
@@ -153,7 +164,8 @@ fn own_named(file: BorrowedFd<'_>) -> io::Result<Description> {
     let owner = own(file)?;
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more");
     for _ in 0..ATTEMPTS {
-        // After the lock: whoever marks it as doomed from now on sees that it is owned.
+        // Check this after locking: a process that marks the name for removal from now on sees this
+        // owner.
         let doomed = owner.get().is_none_or(|file| byte::is_locked(file, DOOM).unwrap_or(true));
         if fstat(file)?.st_nlink == 0 {
             return Err(gone());
@@ -161,28 +173,30 @@ fn own_named(file: BorrowedFd<'_>) -> io::Result<Description> {
         if !doomed {
             return Ok(owner);
         }
-        // Whoever marked it either has seen this owner and gives up, or removes it. If both gave up, it would stay without an owner.
+        // The process that marked it either has seen this owner and gives up, or removes the name.
+        // Wait to learn which: if both gave up, the name would stay without an owner.
         std::thread::yield_now();
     }
-    // Stopped in between; or not this user's to ask.
+    // The remover is stopped halfway, or this user must not ask about its lock.
     Err(gone())
 }
 
-/// Whether some other description than this one owns it.
+/// Whether a description other than this one owns the file.
 fn is_owned(file: BorrowedFd<'_>) -> bool {
-    // Whom one cannot ask about may be alive.
+    // If this cannot be determined, the owner may be alive.
     byte::any_is_locked(file, OWNERS, OWNERS_MAX).unwrap_or(true)
 }
 
-/// A mark that lies with the file itself, and means nothing for one that is no directory.
+/// Whether the file is marked as persistent. The mark is the sticky bit: it is stored with the
+/// file, and has no other meaning for a regular file.
 fn is_persistent(stat: &Stat) -> bool {
     Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX)
 }
 
-/// Whether nobody needs the name, from now on for ever. The file was opened for this question: it stays marked as long as that
-/// description is open.
+/// Whether nobody needs the name, from now on and for ever. In that case the name is marked for
+/// removal as long as this description of the file is open, so open the file for this call.
 fn is_doomed(file: &OwnFile) -> io::Result<bool> {
-    // What is persistent stays so.
+    // A persistent name stays persistent.
     if is_persistent(file.stat()) {
         return Ok(false);
     }
@@ -192,7 +206,7 @@ fn is_doomed(file: &OwnFile) -> io::Result<bool> {
     let file = file.as_fd();
     byte::share(file, DOOM)?;
     kill_point!(NameDoomed);
-    // In this order: an owner makes it persistent, and goes.
+    // Check in this order: an owner may make the name persistent, and then end.
     if is_owned(file) || fstat(file).map_or(true, |stat| is_persistent(&stat)) {
         byte::unlock(file, DOOM)?;
         return Ok(false);
@@ -200,7 +214,7 @@ fn is_doomed(file: &OwnFile) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What lies under a name.
+/// What a name leads to.
 enum Found {
     /// Nothing, or an empty folder.
     Nothing,
@@ -209,12 +223,12 @@ enum Found {
     Ours(OwnFile),
 }
 
-/// What became of it.
+/// The result of an attempt to remove a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cleared {
-    /// It is not to be removed.
+    /// It must not be removed.
     Stays,
-    /// Nothing was there but a folder.
+    /// There was nothing but a folder.
     Empty,
     Removed,
 }
@@ -224,14 +238,15 @@ struct Folder {
     descriptor: OwnedFd,
     path: String,
     number: u32,
-    /// Nobody else's name is in it, or was when it was made here.
+    /// This call has created the folder, so it had no names then.
     is_new: bool,
 }
 
-/// The user, and the number of the folder that was found last: strangers can have taken many, and each is looked at once.
+/// The user, and the number of the folder that was found last. Other users may have taken many
+/// numbers, and a search checks each of them.
 static KNOWN: AtomicU64 = AtomicU64::new(0);
 
-/// Who may have a folder of this name.
+/// Who has the folder with a certain number.
 enum Candidate {
     Absent,
     Strangers,
@@ -246,17 +261,20 @@ impl Folder {
         }
     }
 
+    /// Checks who has the folder with this number.
     fn candidate(user: u32, number: u32) -> io::Result<Candidate> {
         let path = Self::path(user, number);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let descriptor = match open(&path, flags, Mode::empty()) {
             Ok(descriptor) => descriptor,
             Err(Errno::NOENT) => return Ok(Candidate::Absent),
-            // What this process or the system lacks.
+            // This process or the system has run out of something, which says nothing about the
+            // folder.
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
                 return Err(error).asked(&format!("the folder of named memory, {path}"));
             }
-            // Whatever else a stranger can make a path answer, which may be a file system of his.
+            // Any other error may be another user's doing: the path may even lead to a file system
+            // of theirs.
             Err(_) => return Ok(Candidate::Strangers),
         };
         let Ok(stat) = fstat(&descriptor) else { return Ok(Candidate::Strangers) };
@@ -267,7 +285,7 @@ impl Folder {
         }
     }
 
-    /// The numbers of all folders that are called like this user's, in order.
+    /// Returns the numbers of all folders that are named like this user's, in order.
     fn numbers(user: u32) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let list = open(DIRECTORY, flags, Mode::empty()).asked(DIRECTORY)?;
@@ -287,25 +305,28 @@ impl Folder {
         Ok(numbers)
     }
 
-    /// The number of the folder that was found last, of this user; 0 at first.
+    /// Returns the number of this user's folder that was found last, at first 0.
     fn known(user: u32) -> u32 {
         let known = KNOWN.load(Ordering::Relaxed);
         if known >> 32 == u64::from(user) { known as u32 } else { 0 }
     }
 
-    /// Opens it; if it is not there, it is made, or [`NotFound`](io::ErrorKind::NotFound).
+    /// Opens the folder. If it does not exist, it is created if `make` is set; otherwise this
+    /// returns [`NotFound`](io::ErrorKind::NotFound).
     ///
-    /// It is not kept open: it goes when it is empty, and the process may become another user.
+    /// The folder is not kept open, because it is removed when it is empty, and because the process
+    /// may become another user.
     fn open(make: bool) -> io::Result<Self> {
         let user = geteuid().as_raw();
         let mut is_new = false;
         for _ in 0..ATTEMPTS {
-            // The first is the usual one.
+            // Usually this one.
             if let Candidate::Ours(folder) = Self::candidate(user, Self::known(user))? {
                 return Ok(Folder { is_new, ..folder });
             }
-            // Else those that there are, in order. Not by trying numbers until some are free: strangers give back
-            // what they have taken, and one of this user's may lie beyond.
+            // Otherwise check the existing folders, in order. It is not enough to try numbers until
+            // one is free: another user may have given a number back, and this user's folder may
+            // come after it.
             let taken = Self::numbers(user)?;
             for &number in &taken {
                 if let Candidate::Ours(folder) = Self::candidate(user, number)? {
@@ -321,7 +342,7 @@ impl Folder {
             let path = Self::path(user, number);
             match mkdirat(CWD, &path, Mode::RWXU) {
                 Ok(()) => is_new = true,
-                // By another process of this user, or by a stranger.
+                // Another process of this user, or another user, was faster.
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).asked(&format!("a folder for named memory, {path}")),
             }
@@ -335,7 +356,7 @@ impl Folder {
         })
     }
 
-    /// What lies under a name.
+    /// Returns what a name leads to.
     fn look(&self, path: &str) -> io::Result<Found> {
         match open_file(self.descriptor.as_fd(), &format!("{path}/{FILE}")) {
             Ok(file) => Ok(OwnFile::check(Arc::new(file)).map_or(Found::Strange, Found::Ours)),
@@ -347,7 +368,7 @@ impl Folder {
         }
     }
 
-    /// Removes a name, if it is that of this file.
+    /// Removes a name, if it leads to this file.
     fn remove(&self, path: &str, ours: &Stat) -> io::Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = openat(&self.descriptor, path, flags, Mode::empty())?;
@@ -356,19 +377,21 @@ impl Folder {
             return Err(io::ErrorKind::NotFound.into());
         }
         kill_point!(NameRemovedNext);
-        // In this folder there was never another one, nor will there be.
+        // This folder has never contained another file, and never will.
         unlinkat(&folder, FILE, AtFlags::empty())?;
         kill_point!(NameRemoved);
         self.remove_empty(path);
         Ok(())
     }
 
-    /// Removes folders as far as they are empty. What others have put there meanwhile keeps them.
+    /// Removes folders that are empty. If others have added something in the meantime, a folder
+    /// stays.
     fn remove_empty(&self, path: &str) {
         let bucket = path.split('/').next().unwrap_or(path);
         let removed = unlinkat(&self.descriptor, path, AtFlags::REMOVEDIR)
             .and_then(|()| unlinkat(&self.descriptor, bucket, AtFlags::REMOVEDIR));
-        // One that was hard to get is kept: who makes it anew has to look at all that strangers have taken.
+        // Keep a folder with a number: to create it again, a process has to check all folders that
+        // other users have taken.
         if removed.is_ok() && self.number == 0 {
             let _ = unlinkat(CWD, &self.path, AtFlags::REMOVEDIR);
         }
@@ -378,7 +401,7 @@ impl Folder {
     fn clear(&self, path: &str) -> io::Result<Cleared> {
         match self.look(path)? {
             Found::Ours(file) if is_doomed(&file)? => match self.remove(path, file.stat()) {
-                // Another one has removed it.
+                // If the name is gone, another process has removed it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(Cleared::Removed),
             },
@@ -390,7 +413,8 @@ impl Folder {
         }
     }
 
-    /// Gives a file its name. [`Errno::NOENT`] if somebody has removed an empty folder meanwhile.
+    /// Gives a file its name. Returns [`Errno::NOENT`] if somebody has removed an empty folder in
+    /// the meantime.
     fn put(&self, source: &str, path: &str) -> io::Result<()> {
         let bucket = path.split('/').next().unwrap_or(path);
         let fresh = format!("{bucket}/{FRESH}{:016x}", chance());
@@ -399,12 +423,13 @@ impl Folder {
             Errno::NOENT => {
                 match mkdirat(&self.descriptor, bucket, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => make(),
-                    // No room: to begin anew would not help.
+                    // There is no room, for example, and to start again would not help.
                     other => other,
                 }
             }
-            // Another process has drawn the same number; or there is no room, no permission.
+            // Another process has drawn the same number, so the caller starts again.
             Errno::EXIST => Err(Errno::NOENT),
+            // There is no room, or no permission.
             other => Err(other),
         });
         made?;
@@ -420,9 +445,10 @@ impl Folder {
         put
     }
 
+    /// Renames a new folder, which has its file, to its name.
     fn publish(&self, fresh: &str, path: &str) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
-            // Replaces an empty folder, and nothing else.
+            // This replaces an empty folder, and nothing else.
             match renameat(&self.descriptor, fresh, &self.descriptor, path) {
                 Ok(()) => {
                     kill_point!(NamePublished);
@@ -440,7 +466,7 @@ impl Folder {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// The entries of a folder in it; none if that is not there.
+    /// Returns the entries of a folder in this one, or none if that does not exist.
     fn list(&self, path: &str) -> Vec<CString> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(folder) = openat(&self.descriptor, path, flags, Mode::empty()) else { return Vec::new() };
@@ -455,9 +481,9 @@ impl Folder {
         names
     }
 
-    /// Removes what is there, of these entries of a bucket, if nobody needs it.
+    /// Removes an entry of a bucket, if nobody needs it.
     fn clear_entry(&self, bucket: &str, entry: &CStr) -> Cleared {
-        // What is called otherwise was not made here.
+        // Entries with other names were not created by this library.
         match entry.to_str() {
             Ok(name) if name.starts_with([NAMED, FRESH]) => {
                 self.clear(&format!("{bucket}/{name}")).unwrap_or(Cleared::Stays)
@@ -466,11 +492,12 @@ impl Folder {
         }
     }
 
-    /// Looks at some names, chosen by chance, whether their owners are dead. What that takes does not grow with the number of
-    /// names, but for the listing of a 256th of them; and each name that is made takes away two dead ones, or finds that there
-    /// are few.
+    /// Checks some names, chosen at random, and removes those whose owners are dead.
+    ///
+    /// The cost does not grow with the number of names, except for listing one 256th of them. For
+    /// each name that is created, this removes two dead ones, or finds that there are few.
     fn tidy(&self) {
-        // With many names, there are all buckets; with few, it is quick to look which there are.
+        // With many names, all buckets exist. With few names, it is quick to list the buckets.
         let mut bucket = format!("{:02x}", chance() as u8);
         let mut entries = self.list(&bucket);
         if entries.is_empty() {
@@ -492,7 +519,7 @@ impl Folder {
         }
     }
 
-    /// Looks at all names, whether their owners are dead; how many were.
+    /// Checks all names, and removes those whose owners are dead. Returns how many were removed.
     fn sweep(&self) -> usize {
         let buckets = self.list(".").into_iter().filter_map(|bucket| bucket.into_string().ok());
         let in_bucket = |bucket: String| {
@@ -504,10 +531,11 @@ impl Folder {
 }
 
 impl Name {
-    /// What `fill` makes of an unnamed file that is to have this name; [`link`](Self::link) gives it to it.
+    /// Calls `fill` with an unnamed file, which gets the name with [`link`](Self::link) later.
     ///
-    /// Where there is no room, those of the dead give theirs: a program that was killed could else never make its name again, for
-    /// what it has left takes the room of what comes in its place.
+    /// If there is no room, names of dead owners are removed first. Otherwise a program that was
+    /// killed could never create its name again, because its old memory takes the room for the new
+    /// one.
     pub(super) fn fill<R>(name: &str, fill: impl Fn(OwnedFd) -> io::Result<R>) -> io::Result<R> {
         let path = path(name)?;
         let attempt = || {
@@ -520,7 +548,8 @@ impl Name {
                 return Err(error);
             }
             let Ok(folder) = Folder::open(false) else { return Err(error) };
-            // Not "no room": it could not be made in any case.
+            // Report that the name is in use, and not the lack of room: it could not be created in
+            // any case.
             if folder.clear(&path)? == Cleared::Stays {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -529,12 +558,12 @@ impl Name {
         })
     }
 
-    /// Checks a name.
+    /// Checks whether a name is valid.
     pub(super) fn check(name: &str) -> io::Result<()> {
         path(name).map(drop)
     }
 
-    /// Names the file, which is complete, and owns it.
+    /// Gives the file, which is complete, its name, and becomes its owner.
     pub(super) fn link(name: &str, file: BorrowedFd<'_>) -> io::Result<Self> {
         let path = path(name)?;
         let owner = own(file)?;
@@ -550,9 +579,10 @@ impl Name {
                     }
                     return Ok(Name { name: name.to_owned(), owner: Some(owner) });
                 }
+                // Somebody has removed an empty folder in the meantime: start again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-                // The folders of a name take room, too.
+                // A name's folders take room, too.
                 Err(error) if is_want_of_room(&error) && !swept => {
                     folder.sweep();
                     swept = true;
@@ -567,12 +597,12 @@ impl Name {
         )))
     }
 
-    /// The file of that name, which is not owned thereby.
+    /// Opens the file with that name, without becoming an owner.
     pub(super) fn open(name: &str) -> io::Result<(Self, OwnFile)> {
         let path = path(name)?;
         let user = geteuid().as_raw();
-        // At once, without a look at the folder: a stranger can put no file of this user's into one of his own, and a link to one
-        // is not followed.
+        // Try the whole path at once, without checking the folder. Another user cannot put a file
+        // of this user's into a folder of theirs, and links are not followed.
         let mut whole = Folder::path(user, Folder::known(user));
         for part in ["/", &path, "/", FILE] {
             whole.push_str(part);
@@ -590,7 +620,7 @@ impl Name {
                 io::ErrorKind::InvalidData,
                 "no memory of this library, or of another user, has that name",
             )),
-            // What the dead have left is no more.
+            // A name that dead owners have left counts as gone.
             Found::Ours(file) if is_doomed(&file)? => {
                 let _ = folder.remove(&path, file.stat());
                 Err(io::ErrorKind::NotFound.into())
@@ -599,7 +629,7 @@ impl Name {
         }
     }
 
-    /// A name that came with its file, and is not owned thereby.
+    /// Returns a name that was sent along with its file, without becoming an owner.
     pub(super) fn label(name: &str) -> Self {
         Name { name: name.to_owned(), owner: None }
     }
@@ -608,12 +638,12 @@ impl Name {
         &self.name
     }
 
-    /// In a fork, it is the parent who owns it.
+    /// Whether this process owns the name. In a forked process, it is the parent that owns it.
     fn is_owner(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.get().is_some())
     }
 
-    /// Owns it, too.
+    /// Becomes an owner of the name, too.
     pub(super) fn own(&mut self, file: BorrowedFd<'_>) -> io::Result<()> {
         if !self.is_owner() {
             self.owner = Some(self.own_or_clear(file)?);
@@ -621,7 +651,8 @@ impl Name {
         Ok(())
     }
 
-    /// If the name is too late to be owned, it is gone afterwards: whoever was about to remove it may be stopped.
+    /// Becomes an owner of the name. If it is too late for that, the name is gone afterwards: this
+    /// call removes it, because the process that was about to do so may be stopped.
     fn own_or_clear(&self, file: BorrowedFd<'_>) -> io::Result<Description> {
         own_named(file).inspect_err(|_| {
             if let (Ok(folder), Ok(path)) = (Folder::open(false), path(&self.name)) {
@@ -630,26 +661,32 @@ impl Name {
         })
     }
 
-    /// From now on the name stays until it is removed.
+    /// Lets the name stay until it is removed explicitly.
     pub(super) fn persist(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        // As an owner: so nobody removes it at the same moment.
+        // Only as an owner, so that nobody removes the name at the same moment.
         let _owner = if self.is_owner() { None } else { Some(self.own_or_clear(file)?) };
         fchmod(file, Mode::RUSR | Mode::WUSR | Mode::SVTX)?;
-        // After the mark: whoever unlinks it from now on removes what is persistent.
+        // Check this after setting the mark: a process that unlinks the name later removes a
+        // persistent one.
         if fstat(file)?.st_nlink == 0 {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the name is gone: somebody has removed it"));
         }
         Ok(())
     }
 
+    /// Removes the name, if it still leads to this file.
     pub(super) fn unlink(&self, file: BorrowedFd<'_>) -> io::Result<()> {
         Folder::open(false)?.remove(&path(&self.name)?, &fstat(file)?)
     }
 
-    /// To be called when the last handle here goes; a name that nobody else owns goes too. Where it cannot be looked at any more
-    /// (no descriptor is free, the process has become another user or changed its root), it goes as those of the dead do.
+    /// Called when the last handle in this process is dropped. The name is removed if nobody else
+    /// owns it.
+    ///
+    /// If the name cannot be checked any more (no descriptor is free, or the process has become
+    /// another user or changed its root), it is removed later, like the names of dead owners.
     pub(super) fn leave(&mut self) {
-        // Before the owner gives its descriptor back, which another thread may take.
+        // Open the folder before the owner gives its descriptor back, because another thread may
+        // take that.
         let folder = self.is_owner().then(|| Folder::open(false));
         drop(self.owner.take());
         kill_point!(NameLeft);
@@ -659,7 +696,7 @@ impl Name {
     }
 }
 
-/// Removes the names that dead owners have left; how many.
+/// Removes the names that dead owners have left, and returns how many.
 pub(super) fn sweep() -> usize {
     Folder::open(false).map_or(0, |folder| folder.sweep())
 }

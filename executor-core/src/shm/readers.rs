@@ -1,17 +1,19 @@
-//! Several read, or one writes: beside a lock, in the same block.
+//! Readers of an array: several may read, or one may write. Used together with a lock in the same
+//! block.
 //!
 //! ```text
-//!  read    lock { table[me] += 1 }           … table[me] −= 1, ring         (the table has a mutex of its own)
+//!  read    lock { table[me] += 1 }           … table[me] −= 1, ring      (under the table's mutex)
 //!  write   lock { wait until the table is empty, write }
 //! ```
 //!
-//! The table's mutex is taken until the caller's deadline only, and not at all by one that leaves if it is not to be had at
-//! once: a process that is stopped within it holds nobody up longer than asked.
+//! The table's mutex is awaited no longer than the caller's deadline. A reader that leaves does not
+//! wait for it at all if it cannot be taken at once. So a process that is stopped while it holds
+//! the mutex delays nobody for longer than requested.
 //!
-//! Whoever writes holds the lock, so nobody new reads meanwhile; readers do not need it to leave. Readers that have died are
-//! looked for while one waits for them.
+//! A writer holds the lock, so no new reader comes in meanwhile. Readers do not need the lock to
+//! leave. A writer that waits for readers checks whether some of them have died.
 
-// What is counted here decides who may touch memory: no sum wraps unseen.
+// These counts decide who may access memory, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::sync::{Mutex, MutexGuard};
@@ -37,9 +39,10 @@ pub(super) struct Head {
     bell: Bell,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Head {}
 
+/// The readers of an array in shared memory: that of a block, or of a model.
 pub(super) struct Readers<'a, O = Liveness> {
     pub(super) head: &'a Head,
     pub(super) table: &'a [Holding],
@@ -47,7 +50,8 @@ pub(super) struct Readers<'a, O = Liveness> {
 }
 
 impl<O: Owners> Readers<'_, O> {
-    /// Reads from now on; the lock is held. `None` if the table has no room before the deadline.
+    /// Begins to read. The caller holds the lock. Returns `None` if the table has no free entry
+    /// before the deadline.
     pub(super) fn enter(&self, deadline: Deadline) -> Option<OwnerId> {
         loop {
             let guard = self.head.mutex.lock_until(self.owners, deadline)?;
@@ -56,7 +60,8 @@ impl<O: Owners> Readers<'_, O> {
                 return Some(me);
             }
             let heard = self.head.bell.listen();
-            // Also for one that has left without the mutex.
+            // Try again even if no reader has died: one may have left without the mutex before this
+            // listened.
             holders::reclaim(self.table, self.owners);
             if holders::add(self.table, me) {
                 return Some(me);
@@ -66,19 +71,23 @@ impl<O: Owners> Readers<'_, O> {
         }
     }
 
-    /// As [`enter`](Self::enter), without the lock, for one that is said to read already. `None` also if nobody is counted: then
-    /// whoever has the lock may have been let in to write. As long as somebody is, that is not so: who writes has seen under the
-    /// mutex that nobody was, and until the lock is released only this adds to the table.
+    /// Like [`enter`](Self::enter), but without the lock, for a thread that is noted as a reader.
+    /// Also returns `None` if no reader is counted, because the holder of the lock may then have
+    /// been let in to write.
+    ///
+    /// While a reader is counted, that cannot have happened: a writer has seen, under the mutex,
+    /// that no reader was counted. From then until it releases the lock, only this function adds to
+    /// the table, and it does so only beside another reader.
     pub(super) fn enter_beside(&self, deadline: Deadline) -> Option<OwnerId> {
         let guard = self.head.mutex.lock_until(self.owners, deadline)?;
         let me = guard.me();
-        // Of one that reads, the process has an entry, so there is room.
+        // The process of a reader has an entry, so there is room.
         (holders::total(self.table) > 0 && holders::add(self.table, me)).then_some(me)
     }
 
-    /// Does not read any more. Waits for nobody.
+    /// Stops reading. Waits for nobody.
     pub(super) fn leave(&self, me: OwnerId) {
-        // In a fork it is the parent who reads.
+        // In a forked process it is the parent that reads.
         if !self.owners.is_me(me) {
             return;
         }
@@ -96,11 +105,12 @@ impl<O: Owners> Readers<'_, O> {
         }
     }
 
-    /// Waits until nobody reads; the lock is held. `false` if that was not so before the deadline. `reads` may say that this
-    /// thread does, which is a wait without an end.
+    /// Waits until nobody reads. The caller holds the lock. Returns `false` if that did not happen
+    /// before the deadline. `reads` says whether this thread itself reads, which would be an
+    /// endless wait.
     ///
     /// # Panics
-    /// Without a deadline, if it does.
+    /// If there is no deadline, somebody reads, and `reads` returns `true`.
     #[track_caller]
     pub(super) fn wait_for_all(&self, deadline: Deadline, reads: impl Fn() -> bool) -> bool {
         loop {
@@ -109,7 +119,8 @@ impl<O: Owners> Readers<'_, O> {
                 return true;
             }
             let heard = self.head.bell.listen();
-            // Also for one that has left without the mutex.
+            // Check again even if no reader has died: one may have left without the mutex before
+            // this listened.
             holders::reclaim(self.table, self.owners);
             if holders::total(self.table) == 0 {
                 return true;
@@ -125,10 +136,12 @@ impl<O: Owners> Readers<'_, O> {
     }
 }
 
-/// Who of this process reads what, for a thread that would wait for itself.
+/// Records which threads and tasks of this process read what, to detect a thread that would wait
+/// for itself.
 #[derive(Default)]
 struct Reads {
-    /// By their holders, so that threads do not meet at one mutex. The block, and the holder.
+    /// Distributed by holder, so that threads do not contend for one mutex. Each entry is the
+    /// address of the elements, and the holder.
     shards: [Mutex<Vec<(usize, u64)>>; SHARDS],
 }
 
@@ -141,7 +154,8 @@ impl Reads {
     }
 }
 
-/// A note that this thread, or task, reads what lies there. Taken back when it is dropped, wherever.
+/// A note that this thread or task reads what lies at an address. It is removed when this is
+/// dropped, on any thread.
 pub(super) struct Reading {
     at: usize,
     holder: u64,
@@ -155,7 +169,7 @@ impl Reading {
         Reading { at, holder, origin: Origin::here() }
     }
 
-    /// Whether this thread, or task, reads what lies there.
+    /// Whether this thread or task reads what lies at that address.
     pub(super) fn is_noted(at: usize) -> bool {
         let holder = holder::this();
         Reads::of(holder).contains(&(at, holder))
@@ -164,7 +178,7 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        // A fork has notes of its own.
+        // A forked process has separate notes.
         if self.origin.forked() {
             return;
         }
@@ -185,7 +199,7 @@ mod tests {
     fn a_count_of_readers_ends_and_does_not_come_round() {
         let array = Array::<u64>::zeroed(1).unwrap();
         let lives = array.read().unwrap();
-        // As many as can be counted; fewer in tests than elsewhere.
+        // Up to the maximum count, which is lower in tests than elsewhere.
         let read = || {
             let one_more =
                 panic::catch_unwind(panic::AssertUnwindSafe(|| mem::forget(array.read().unwrap())));
@@ -237,7 +251,7 @@ mod models {
             Readers { head: &self.head, table: &self.table, owners }
         }
 
-        /// As `Array::read`, and what is seen in the guard.
+        /// Like `Array::read`. Returns what is seen under the guard.
         fn read(&self, process: &Process) -> u32 {
             let lock = held(&self.lock, process);
             let me = self.readers(process).enter(None).unwrap();
@@ -249,7 +263,7 @@ mod models {
             first
         }
 
-        /// As `Array::write`.
+        /// Like `Array::write`.
         fn write(&self, process: &Process) {
             let _lock = held(&self.lock, process);
             while !self.readers(process).wait_for_all(None, || false) {}
@@ -301,7 +315,7 @@ mod models {
             let me = array.readers(&world[1]).enter(None).unwrap();
             let (theirs, process) = (Arc::clone(&array), world[0].clone());
             let writes = thread::spawn(move || theirs.write(&process));
-            // The first guard is given to another thread, and this one has a second.
+            // The first guard is given to another thread, and this one gets a second.
             let beside = array.readers(&world[1]).enter_beside(None).expect("one reads");
             let (theirs, process) = (Arc::clone(&array), world[1].clone());
             let leaves = thread::spawn(move || theirs.readers(&process).leave(me));

@@ -1,4 +1,4 @@
-//! One value that processes share.
+//! A value that processes share.
 
 use std::{
     fmt, io,
@@ -23,9 +23,9 @@ use crate::sync::{
 
 /// A value in memory that processes share, with a lock.
 ///
-/// `T` is plain data: numbers, arrays of them, and structs that derive `bytemuck::Pod`. The value travels as an argument or
-/// a result of a task, which is to say that a handle does: all see the same value. Two handles are equal if they are of
-/// the same one.
+/// `T` is plain data: numbers, arrays of them, and structs that derive `bytemuck::Pod`. A handle
+/// can be sent as an argument or a result of a task, and all handles refer to the same value. Two
+/// handles are equal if they do.
 ///
 /// ```
 /// use executor::{Value, prelude::*};
@@ -51,11 +51,12 @@ use crate::sync::{
 ///
 /// # One at a time
 ///
-/// [`get`](Self::get), [`set`](Self::set) and [`update`](Self::update) hold the lock for as long as they take.
-/// [`lock`](Self::lock) holds it while the guard lives, which derefs to the value in place. `value.set(value.get() + 1)`
-/// is two steps, between which others come in; use `update`, or hold [the lock](Self::get_lock), which is re-entrant: the thread
-/// that holds it, or the task of tokio, may do all of these, and acquire it again. The async forms wait until nobody holds it, this
-/// task included.
+/// [`get`](Self::get), [`set`](Self::set) and [`update`](Self::update) hold the lock while they
+/// run. [`lock`](Self::lock) holds it until the guard is dropped; the guard derefs to the value in
+/// place. `value.set(value.get() + 1)` is two steps, and others may come in between. Use `update`,
+/// or hold [the lock](Self::get_lock). The lock is re-entrant: the thread or tokio task that holds
+/// it may call all of these methods, and may acquire the lock again. The async forms wait until
+/// nobody holds the lock, not even this task.
 ///
 /// ```
 /// # let value = executor::Value::new(1)?;
@@ -66,38 +67,43 @@ use crate::sync::{
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// A lock that was [given](Self::with_lock) to the value is not re-entrant by itself, but whoever holds it may do the same.
-/// A thread to which another one has moved its guard does not hold the lock.
+/// A lock that was [given](Self::with_lock) to the value is not re-entrant by itself, but its
+/// holder may call the same methods. A thread that has received a guard from another thread does
+/// not count as the holder of the lock.
 ///
 /// # When the holder of the lock dies
 ///
-/// The next [`lock`](Self::lock) says so ([`OwnerDied`]). `get`, `set` and `update` carry on with the value as it is, and
-/// leave the news to that. `update` writes the new value when the closure has returned: up to eight bytes (of a type
-/// whose alignment is its size) at once, so that a death leaves the old value or the new one.
+/// The next [`lock`](Self::lock) reports it ([`OwnerDied`]). `get`, `set` and `update` continue
+/// with the value as it is, and leave the report to the next `lock`. `update` writes the new value
+/// after the closure has returned. A value of up to eight bytes (of a type whose alignment is its
+/// size) is written at once, so a death leaves either the old or the new value.
 ///
 /// # Why it is sound
 ///
-/// References into the memory exist only under the lock, and the library lets nobody else touch the value meanwhile: what
-/// has a lock is not to be had without it, and a lock that a guard holds nobody else can release. What remains is a
-/// process that writes to the memory around the library, by `unsafe` code or on purpose. Any bytes are a `T`, the memory
-/// cannot go away, and `get`, `set` and `update` use atomics only, so that not even this is undefined behaviour there;
-/// a reference in a guard may see its value change, as with any memory that is mapped from a file.
+/// References into the memory exist only while the lock is held, and the library lets nobody else
+/// access the value meanwhile: a value with a lock cannot be accessed without the lock, and only
+/// the guard that holds the lock can release it.
+///
+/// What remains is a process that writes to the memory without the library, through `unsafe` code
+/// or on purpose. Any bytes are a valid `T`, the memory cannot disappear, and `get`, `set` and
+/// `update` use atomics only. So not even this is undefined behaviour in these methods. A reference
+/// in a guard may see its value change, as with any memory that is mapped from a file.
 pub struct Value<T> {
     block: Block,
     lock: Lock,
     marker: PhantomData<T>,
 }
 
-/// Where the value lies in its block.
+/// Returns the offset of the value in its block.
 const fn offset<T>() -> usize {
     Block::aligned(size_of::<LockLayout>(), align_of::<T>())
 }
 
 impl<T: Pod> Value<T> {
-    /// A new one, with a lock of its own.
+    /// Creates a value with its own lock.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new(value: T) -> io::Result<Self> {
         let block =
             Block::allocate_for(Kind::Value, Access::of::<T>(), offset::<T>() + size_of::<T>(), None)?;
@@ -105,11 +111,13 @@ impl<T: Pod> Value<T> {
         Ok(Self::with(block, lock, value))
     }
 
-    /// A new one that shares a lock with others. Give it the lock before anybody holds that: a guard from before is not known to be
-    /// this thread's, which would wait for itself.
+    /// Creates a value that uses an existing lock.
+    ///
+    /// Do this before anybody holds the lock. An earlier guard is not recorded as this thread's, so
+    /// the thread would wait for itself.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn with_lock(value: T, lock: &Lock) -> io::Result<Self> {
         let len = offset::<T>() + size_of::<T>();
         let block = Block::allocate_for(Kind::Value, Access::of::<T>(), len, Some(lock.block()))?;
@@ -119,44 +127,47 @@ impl<T: Pod> Value<T> {
     fn with(block: Block, lock: Lock, value: T) -> Self {
         lock.belong_to(&block);
         let new = Value { block, lock, marker: PhantomData };
-        // SAFETY: `at` is what it says; nobody else has it yet.
+        // SAFETY: see `at`. Nobody else has the value yet.
         unsafe { words::store(new.at(), &value) };
         new
     }
 
-    /// Aligned for `T`, with room for one, as long as `self`.
+    /// Returns the address of the value. It is aligned for `T`, has room for one `T`, and is valid
+    /// as long as `self`.
     #[inline]
     fn at(&self) -> NonNull<u8> {
         self.block.bytes(offset::<T>(), size_of::<T>())
     }
 
-    /// The value now.
+    /// Returns the value.
     ///
     /// # Panics
-    /// If this thread has a guard of the value ([`lock`](Self::lock)): use that.
+    /// If this thread has a guard of the value ([`lock`](Self::lock)). Use the guard instead.
     pub fn get(&self) -> T {
         let _held = self.hold();
-        // SAFETY: `at`; under the lock there is no other reference.
+        // SAFETY: see `at`. The lock is held and nothing is lent, so there is no reference.
         unsafe { words::load(self.at()) }
     }
 
-    /// Another value.
+    /// Sets the value.
     ///
     /// # Panics
-    /// As [`get`](Self::get).
+    /// As for [`get`](Self::get).
     pub fn set(&self, value: T) {
         let _held = self.hold();
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) }
     }
 
-    /// Changes it under the lock; returns what the closure does. If that panics, the value stays as it was.
+    /// Changes the value under the lock, and returns the closure's result. If the closure panics,
+    /// the value stays as it was.
     ///
     /// # Panics
-    /// As [`get`](Self::get). In a copy of this process that the closure has made by `fork`, and that returns from it: the lock is
-    /// the original's.
+    /// As for [`get`](Self::get). Also in a copy of this process that the closure has created by
+    /// `fork` and that returns from the closure: the lock belongs to the original process.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let held = self.lock.hold_and_call();
+        // Other guards of this thread may hold the lock, too. They must not have lent references.
         if held.is_shared() {
             self.check_not_lent();
         }
@@ -167,7 +178,7 @@ impl<T: Pod> Value<T> {
         // The closure may have forked.
         held.check_mine();
         if held.is_shared() {
-            // A guard that was made by the closure and kept.
+            // The closure may have created a guard and kept it.
             self.check_not_lent();
         }
         // SAFETY: as in `get`.
@@ -176,7 +187,7 @@ impl<T: Pod> Value<T> {
         result
     }
 
-    /// Holds the lock, for a call that has no code of the user.
+    /// Holds the lock for a call that runs no user code.
     #[inline]
     #[track_caller]
     fn hold(&self) -> Held<'_> {
@@ -187,7 +198,8 @@ impl<T: Pod> Value<T> {
         held
     }
 
-    /// That no guard lends references: it would be one of this thread, or one that this thread has given away.
+    /// Panics if a guard lends references. It belongs to this thread, or this thread has given it
+    /// away.
     #[inline]
     #[track_caller]
     fn check_not_lent(&self) {
@@ -197,7 +209,7 @@ impl<T: Pod> Value<T> {
         );
     }
 
-    /// Adds to it, wrapping around at its end; returns what it was before.
+    /// Adds to the value, wrapping around on overflow. Returns the previous value.
     pub fn fetch_add(&self, other: T) -> T
     where
         T: Integer,
@@ -205,13 +217,13 @@ impl<T: Pod> Value<T> {
         self.update(|value| std::mem::replace(value, value.plus(other)))
     }
 
-    /// Waits for the lock; the guard derefs to the value.
+    /// Waits for the lock, and returns a guard that derefs to the value.
     ///
     /// # Errors
-    /// If the one who held it has died: the error has the guard.
+    /// If the previous holder has died. The error contains the guard.
     ///
     /// # Panics
-    /// If this thread has such a guard already.
+    /// If this thread already has such a guard.
     pub fn lock(&self) -> LockResult<ValueGuard<'_, T>> {
         if let Some(guard) = self.lock.acquire_if_free() {
             return Ok(self.guard_of(guard));
@@ -223,23 +235,25 @@ impl<T: Pod> Value<T> {
         self.guard(acquired)
     }
 
-    /// As [`lock`](Self::lock), if it is free now; else `None`.
+    /// Like [`lock`](Self::lock), if the lock is free now; otherwise returns `None`.
     pub fn try_lock(&self) -> Option<LockResult<ValueGuard<'_, T>>> {
         self.guard_if_not_lent(self.lock.try_acquire_again()?)
     }
 
-    /// As [`lock`](Self::lock), but waits no longer than this: then `None`. At once, if this thread has such a guard already.
+    /// Like [`lock`](Self::lock), but waits no longer than `limit` and then returns `None`. Returns
+    /// `None` at once if this thread already has such a guard.
     pub fn lock_timeout(&self, limit: Duration) -> Option<LockResult<ValueGuard<'_, T>>> {
         self.guard_if_not_lent(self.lock.acquire_again_until(deadline_in(limit))?)
     }
 
-    /// As [`lock`](Self::lock), on any async runtime.
+    /// Like [`lock`](Self::lock), on any async runtime.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock).
+    /// As for [`lock`](Self::lock).
     ///
     /// # Cancel safety
-    /// As [`Lock::acquire_async`]. As there, it waits also while this task itself holds the lock.
+    /// As for [`Lock::acquire_async`]. Like that, this also waits while this task itself holds the
+    /// lock.
     pub async fn lock_async(&self) -> LockResult<ValueGuard<'_, T>> {
         self.guard(self.lock.acquire_async().await)
     }
@@ -252,7 +266,7 @@ impl<T: Pod> Value<T> {
         (!lent).then(|| self.guard(acquired))
     }
 
-    /// The lock is held, and nothing lent.
+    /// Wraps the lock's guard. The lock is held, and nothing is lent.
     fn guard<'a>(&'a self, acquired: LockResult<LockGuard<'a>>) -> LockResult<ValueGuard<'a, T>> {
         let wrap = |guard| self.guard_of(guard);
         acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap))
@@ -264,12 +278,12 @@ impl<T: Pod> Value<T> {
         ValueGuard { value: self, guard }
     }
 
-    /// Its lock: its own, or the one it shares with others.
+    /// Returns the lock: the value's own, or the one that it shares with others.
     pub fn get_lock(&self) -> &Lock {
         &self.lock
     }
 
-    /// Where it lies in this process. Others may write to it at any moment.
+    /// Returns the address of the value in this process. Others may write to it at any moment.
     pub fn as_ptr(&self) -> *mut T {
         self.at().as_ptr().cast()
     }
@@ -298,6 +312,7 @@ impl<T> fmt::Debug for Value<T> {
 
 impl<T: Pod> Serialize for Value<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The value's own lock lies in the same block, and is not sent separately.
         let shared = (*self.lock.block() != self.block).then_some(&self.lock);
         (shared, self.block.depart::<S>()?).serialize(serializer)
     }
@@ -323,7 +338,7 @@ pub struct ValueGuard<'a, T> {
 
 impl<T> Drop for ValueGuard<'_, T> {
     fn drop(&mut self) {
-        // In a fork it is the parent's. The lock is released after this.
+        // In a forked process it is the parent's. The lock is released after this.
         if self.guard.is_mine() {
             Lock::lend(&self.value.block, None);
         }
@@ -336,8 +351,9 @@ impl<T: Pod> Deref for ValueGuard<'_, T> {
     #[track_caller]
     fn deref(&self) -> &T {
         self.guard.check_mine();
-        // SAFETY: `at`. Any bytes are a `T`. While the lock is held, nobody else writes or has a reference: see the
-        // documentation of `Value`. In a fork, whose parent has the lock and may write, there is none.
+        // SAFETY: see `at`. Any bytes are a valid `T`. While the lock is held, nobody else writes
+        // or has a reference: see the documentation of `Value`. A forked process, whose parent
+        // holds the lock and may write, gets no reference.
         unsafe { self.value.at().cast().as_ref() }
     }
 }
@@ -346,7 +362,7 @@ impl<T: Pod> DerefMut for ValueGuard<'_, T> {
     #[track_caller]
     fn deref_mut(&mut self) -> &mut T {
         self.guard.check_mine();
-        // SAFETY: as in `deref`, and borrowed once.
+        // SAFETY: as in `deref`, and `self` is borrowed mutably, so this is the only reference.
         unsafe { self.value.at().cast().as_mut() }
     }
 }
@@ -365,8 +381,9 @@ impl<T: Pod + fmt::Debug> fmt::Debug for ValueGuard<'_, T> {
 
 /// A value in memory that processes share, without a lock.
 ///
-/// As [`Value`], but nothing keeps others out: what is larger than one word (eight bytes, or the type's alignment if that
-/// is less) may be read half old and half new. Integers have [`fetch_add`](Self::fetch_add), which is one step.
+/// It is like [`Value`], but nothing keeps others out. A value that is larger than one word (eight
+/// bytes, or the type's alignment if that is less) may be read half old and half new. For integers,
+/// [`fetch_add`](Self::fetch_add) is a single step.
 ///
 /// ```
 /// use executor::RawValue;
@@ -381,16 +398,16 @@ pub struct RawValue<T> {
     marker: PhantomData<T>,
 }
 
-/// Where the value lies in its block.
+/// Returns the offset of the value in its block.
 const fn raw_offset<T>() -> usize {
     Block::aligned(0, align_of::<T>())
 }
 
 impl<T: Pod> RawValue<T> {
-    /// A new one.
+    /// Creates a value.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new(value: T) -> io::Result<Self> {
         let len = raw_offset::<T>() + size_of::<T>();
         let block = Block::allocate_for(Kind::RawValue, Access::of::<T>(), len, None)?;
@@ -399,24 +416,26 @@ impl<T: Pod> RawValue<T> {
         Ok(new)
     }
 
-    /// Aligned for `T`, with room for one, as long as `self`.
+    /// Returns the address of the value. It is aligned for `T`, has room for one `T`, and is valid
+    /// as long as `self`.
     fn at(&self) -> NonNull<u8> {
         self.block.bytes(raw_offset::<T>(), size_of::<T>())
     }
 
-    /// The value now. It sees what was written before the value was [`set`](Self::set).
+    /// Returns the value. The caller sees everything that was written before this value was
+    /// [`set`](Self::set).
     pub fn get(&self) -> T {
-        // SAFETY: `at`; the library makes no references to it.
+        // SAFETY: see `at`. The library makes no references to the value.
         unsafe { words::load(self.at()) }
     }
 
-    /// Another value.
+    /// Sets the value.
     pub fn set(&self, value: T) {
         // SAFETY: as in `get`.
         unsafe { words::store(self.at(), &value) }
     }
 
-    /// Adds to it in one step, wrapping around at its end; returns what it was before.
+    /// Adds to the value in a single step, wrapping around on overflow. Returns the previous value.
     pub fn fetch_add(&self, other: T) -> T
     where
         T: Integer,
@@ -425,7 +444,7 @@ impl<T: Pod> RawValue<T> {
         unsafe { T::add_to(self.at(), other) }
     }
 
-    /// Where it lies in this process. Others may write to it at any moment.
+    /// Returns the address of the value in this process. Others may write to it at any moment.
     pub fn as_ptr(&self) -> *mut T {
         self.at().as_ptr().cast()
     }

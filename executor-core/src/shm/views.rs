@@ -1,4 +1,4 @@
-//! Views of shared arrays as those of the crate `ndarray`.
+//! Views of shared arrays as arrays of the crate `ndarray`.
 
 use bytemuck::Pod;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, ShapeError, StrideShape};
@@ -6,10 +6,11 @@ use ndarray::{ArrayView, ArrayViewMut, Dimension, ShapeError, StrideShape};
 use super::{ArrayReadGuard, ArrayWriteGuard};
 
 impl<T: Pod> ArrayReadGuard<'_, T> {
-    /// The elements in this shape, in place. With the feature `ndarray`.
+    /// Returns a view of the elements in this shape, without copying. Requires the feature
+    /// `ndarray`.
     ///
     /// # Errors
-    /// If the shape has more elements.
+    /// If the shape has more elements than the array.
     pub fn view<D: Dimension>(
         &self,
         shape: impl Into<StrideShape<D>>,
@@ -19,10 +20,11 @@ impl<T: Pod> ArrayReadGuard<'_, T> {
 }
 
 impl<T: Pod> ArrayWriteGuard<'_, T> {
-    /// The elements in this shape, in place. With the feature `ndarray`.
+    /// Returns a view of the elements in this shape, without copying. Requires the feature
+    /// `ndarray`.
     ///
     /// # Errors
-    /// If the shape has more elements.
+    /// If the shape has more elements than the array.
     pub fn view<D: Dimension>(
         &self,
         shape: impl Into<StrideShape<D>>,
@@ -30,10 +32,11 @@ impl<T: Pod> ArrayWriteGuard<'_, T> {
         ArrayView::from_shape(shape, self)
     }
 
-    /// The elements in this shape, in place, to be written. With the feature `ndarray`.
+    /// Returns a mutable view of the elements in this shape, without copying. Requires the feature
+    /// `ndarray`.
     ///
     /// # Errors
-    /// If the shape has more elements.
+    /// If the shape has more elements than the array.
     pub fn view_mut<D: Dimension>(
         &mut self,
         shape: impl Into<StrideShape<D>>,
