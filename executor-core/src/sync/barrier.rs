@@ -1,21 +1,25 @@
-//! Meeting of a fixed number of threads.
+//! A barrier: a meeting point for a fixed number of threads.
 //!
 //! ```text
-//!            FILLING ──the last one comes──► RELEASING: each cell TOLD ──► FILLING
-//!               │  └─with an action─► ACTING ──it has run──┘
-//!               └──abort, a time limit, a death──► BREAKING: each cell BROKEN ──► BROKEN ──reset──► FILLING
+//!  FILLING ──the last one comes──► RELEASING: each cell TOLD ──► FILLING
+//!     │  └─with an action─► ACTING ──it has run──┘
+//!     └──abort, a time limit, a death──► BREAKING: each cell BROKEN ──► BROKEN ──reset──► FILLING
 //! ```
 //!
-//! Each who comes has a cell of its own and learns there how it ended, however late it looks; there are twice as many as
-//! parties, so that the next ones can come while the last ones leave. A mutex protects coming in and telling. One that dies
-//! under it in RELEASING, BREAKING or RESETTING has begun something that the next one to have the mutex ends.
+//! Each participant has its own cell, and learns there how its turn ended, however late it looks.
+//! There are twice as many cells as parties, so that participants of the next turn can enter while
+//! those of the last one leave. A mutex protects entering and telling. If a process dies under it
+//! during RELEASING, BREAKING or RESETTING, the next holder of the mutex finishes what it has
+//! begun.
 //!
-//! The phase is the act, and one change of its word, which also counts turns: from FILLING of a turn it goes to RELEASING or to
-//! BREAKING, whichever is first. So it can be broken without the mutex (a time limit, a future that is dropped,
-//! [`Barrier::abort`]) while somebody is stopped with it; and whoever waits reads the phase, too, and goes on although the one
-//! who lets all pass is stopped in the middle.
+//! A turn is decided by a single change of the phase word, which also counts the turns: it goes
+//! from FILLING to RELEASING or to BREAKING, whichever comes first. So the barrier can be broken
+//! without the mutex (by a time limit, a dropped future, or [`Barrier::abort`]) while the mutex's
+//! holder is stopped. Waiters read the phase, too. So they go on even if the process that lets them
+//! pass is stopped halfway through telling them.
 //!
-//! One that dies while it waits breaks the barrier: the others look each 100 ms whether all who have come live.
+//! A participant that dies while it waits breaks the barrier: every 100 ms, the others check
+//! whether all participants that have entered are alive.
 
 use std::{error, fmt, io, time::Duration};
 
@@ -38,11 +42,13 @@ const ACTING: u64 = 1;
 const RELEASING: u64 = 2;
 const BREAKING: u64 = 3;
 const BROKEN: u64 = 4;
-/// As `BREAKING`, and back to `FILLING` then.
+/// Like `BREAKING`, but returns to `FILLING` afterwards.
 const RESETTING: u64 = 5;
-/// As `RELEASING`, and then `BROKEN`: all pass, and it was aborted meanwhile.
+/// Like `RELEASING`, but becomes `BROKEN` afterwards: the barrier was aborted while all were
+/// passing.
 const RELEASING_LAST: u64 = 6;
-/// The turn is above it: how often all was over, one way or the other. 61 bits do not come round.
+/// Number of low bits that hold the phase. The 61 bits above them count the turns that have ended,
+/// in either way, and do not wrap around.
 const PHASE_BITS: u32 = 3;
 const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
@@ -50,27 +56,28 @@ const PHASE: u64 = (1 << PHASE_BITS) - 1;
 #[repr(C)]
 pub(super) struct Head {
     mutex: RobustMutex,
-    /// For those who cannot come in: someone acts, or leaves.
+    /// Wakes those that cannot enter now, when somebody leaves or the phase changes.
     door: Bell,
-    /// Who acts.
+    /// The owner that runs the action.
     acting: AtomicU32,
     parties: AtomicU32,
-    /// The turn, and its phase.
+    /// The number of the turn, and its phase.
     phase: AtomicU64,
-    /// In nanoseconds; 0 is none.
+    /// The time limit in nanoseconds; 0 means none.
     limit: AtomicU64,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Head {}
 
 /// Why a barrier was not passed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// It is broken: another one aborted, came to its time limit, died, or panicked in the action; or it was reset.
+    /// The barrier is broken: another participant aborted, timed out, died, or panicked in the
+    /// action. Or it was reset.
     Broken,
-    /// Not all came in time. That breaks it for the others.
+    /// Not all participants came in time. That breaks the barrier for the others.
     TimedOut,
 }
 
@@ -87,9 +94,10 @@ impl error::Error for BarrierError {}
 
 crate::debug::debug_is_display!(BarrierError);
 
-/// Where a number of threads, of any processes, wait for each other.
+/// A point where a number of threads, of any processes, wait for each other.
 ///
-/// It travels, as a [`Lock`](crate::Lock) does, and serves again and again.
+/// A barrier can be sent to other processes, as a [`Lock`](crate::Lock) can, and can be used again
+/// and again.
 ///
 /// ```
 /// use executor::{Barrier, prelude::*};
@@ -111,14 +119,16 @@ crate::debug::debug_is_display!(BarrierError);
 /// }
 /// ```
 ///
-/// # When somebody dies
+/// # When a process dies
 ///
-/// If a process dies while one of its threads waits here, the barrier breaks, within 100 ms. Who has not come yet is not
-/// known to it: where that may die, set a time limit.
+/// If a process dies while one of its threads waits here, the barrier breaks within 100 ms. The
+/// barrier does not know participants that have not come yet. Where one of those may die, set a
+/// time limit.
 ///
 /// # An action
 ///
-/// What one of them does before all go on is given to [`wait_with`](Self::wait_with): closures do not travel.
+/// Something that one participant does before all of them go on is passed to
+/// [`wait_with`](Self::wait_with), because closures cannot be sent to other processes.
 #[derive(Clone)]
 pub struct Barrier {
     block: Block,
@@ -126,33 +136,34 @@ pub struct Barrier {
 
 travels!(Barrier, block, &[Kind::Barrier], |len| len > size_of::<Head>());
 
-/// What came of coming in.
+/// The result of an attempt to enter.
 pub(super) enum Step<'a> {
     Done(Result<usize, BarrierError>),
-    /// All have come, and this one acts before they go on; the word of the phase meanwhile.
+    /// All have come, and the caller runs the action before they go on. `acting` is the value of
+    /// the phase word while it does.
     Act {
         index: usize,
         acting: u64,
     },
-    /// It waits in this cell, as one of that turn.
+    /// The caller waits in this cell, as a participant of this turn.
     Wait(Place<'a>),
-    /// Nobody can come in until this word is another one.
+    /// Nobody can enter until this word changes.
     Outside {
         word: &'a AtomicU32,
         heard: u32,
     },
 }
 
-/// Where one waits who has come.
+/// The place of a participant that has entered.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     cell: &'a Cell,
     index: usize,
-    /// The word of the phase when it came.
+    /// The value of the phase word when it entered.
     filling: u64,
 }
 
-/// A barrier in shared memory; the block's, or a model's.
+/// A barrier in shared memory: that of a block, or of a model.
 pub(super) struct Meeting<'a, O> {
     pub(super) head: &'a Head,
     pub(super) cells: &'a [Cell],
@@ -177,12 +188,14 @@ impl<'a, O: Owners> Meeting<'a, O> {
         self.head.mutex.lock_until(self.owners, deadline).inspect(|_| self.end_begun())
     }
 
-    /// For an async form: what it holds, or on which word it waits.
+    /// Locks the mutex, or returns the word's value, whose change the caller waits for. For async
+    /// forms.
     fn lock_or_word(self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
         self.head.mutex.lock_or_word(self.owners, waited).inspect(|_| self.end_begun())
     }
 
-    /// Ends what another one has begun that died, or that had not the mutex. The mutex is held.
+    /// Finishes what another process has begun, if it died or did not have the mutex. The caller
+    /// holds the mutex.
     fn end_begun(self) {
         let phase = self.phase();
         match phase & PHASE {
@@ -194,12 +207,12 @@ impl<'a, O: Owners> Meeting<'a, O> {
         }
     }
 
-    /// The turn and its phase.
+    /// Returns the phase word: the turn and its phase.
     fn phase(self) -> u64 {
         self.head.phase.load(Ordering::Acquire)
     }
 
-    /// Goes from one phase to another; `false` if another one was faster.
+    /// Changes the phase word. Returns `false` if another process changed it first.
     fn change_phase(self, from: u64, to: u64) -> bool {
         self.head.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
@@ -208,18 +221,20 @@ impl<'a, O: Owners> Meeting<'a, O> {
         self.cells.iter().filter(|cell| cell.is_waiting())
     }
 
-    /// Those are woken at once, for they do not need the mutex.
+    /// Tells all waiters that the turn is complete, and changes the phase to `then`. The waiters
+    /// are woken under the mutex, because they do not need it.
     fn end_releasing(self, releasing: u64, then: u64) {
         for cell in self.waiting() {
             cell.tell(0);
             kill_point!(BarrierTold);
             cell.wake();
         }
-        // Where it was aborted meanwhile, another one ends it.
+        // This fails if the barrier was aborted in the meantime. Another call then finishes that.
         self.change_phase(releasing, then);
         self.head.door.ring_alone().wake_all();
     }
 
+    /// Tells all waiters that the turn is broken, and changes the phase to `then`.
     fn end_breaking(self, breaking: u64, then: u64) {
         for cell in self.waiting() {
             cell.break_off();
@@ -230,7 +245,8 @@ impl<'a, O: Owners> Meeting<'a, O> {
         self.head.door.ring_alone().wake_all();
     }
 
-    /// Breaks that turn, unless all of it pass already or it is broken: whether it was this call that did. Waits for nobody.
+    /// Breaks that turn, unless its participants already pass or it is already broken. Returns
+    /// whether this call broke it. Waits for nobody.
     fn break_turn(self, turn: u64) -> bool {
         let turn = turn & !PHASE;
         let begun =
@@ -242,8 +258,9 @@ impl<'a, O: Owners> Meeting<'a, O> {
         begun
     }
 
-    /// Ends what was begun without the mutex, if that is to be had at once. Whoever waits sees the phase in any case, and
-    /// whoever has the mutex next ends it.
+    /// Finishes what was begun without the mutex, if the mutex can be taken at once. Otherwise it
+    /// wakes the waiters, which read the phase themselves, and the next holder of the mutex
+    /// finishes the rest.
     fn end_or_wake(self) {
         if let Some(_guard) = self.head.mutex.lock_at_once(self.owners) {
             self.end_begun();
@@ -261,6 +278,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
         mut action: Option<impl FnOnce()>,
     ) -> Result<usize, BarrierError> {
         let too_late = || {
+            // The barrier breaks even if this participant could not enter.
             self.break_turn(self.phase());
             Err(BarrierError::TimedOut)
         };
@@ -288,18 +306,19 @@ impl<'a, O: Owners> Meeting<'a, O> {
                     self.leave(place.cell);
                     return Err(BarrierError::TimedOut);
                 }
-                // Another one has ended this turn: the next look says how.
+                // Another process has ended this turn. The next look says how.
                 continue;
             };
             place.cell.sleep(limit);
             kill_point!(BarrierWoken);
+            // Nothing happened for the whole interval, so a participant may have died.
             if limit == RECHECK && place.cell.is_waiting() {
                 self.look_after_the_dead();
             }
         }
     }
 
-    /// Comes in, if that is possible.
+    /// Enters, if that is possible.
     fn come(self, guard: RobustGuard<'a, O>, acts: bool) -> Step<'a> {
         let mut listens = None;
         loop {
@@ -310,6 +329,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
                     if index.saturating_add(1) >= self.parties() {
                         return self.complete(&guard, phase, index, acts);
                     }
+                    // Without a free cell, take one whose user was told and has died since.
                     let dead = || {
                         let left = |cell: &&Cell| {
                             !cell.is_free() && !cell.is_waiting() && !cell.is_alive(self.owners)
@@ -322,13 +342,15 @@ impl<'a, O: Owners> Meeting<'a, O> {
                         return Step::Wait(Place { cell, index, filling: phase });
                     }
                 }
+                // Wait outside until the action has run.
                 ACTING if self.actor_lives() => {}
                 ACTING => {
                     drop(guard);
                     self.break_turn(phase);
                     return Step::Done(Err(BarrierError::Broken));
                 }
-                // An action has ended.
+                // An action has ended since the mutex was taken. Tell its participants before a new
+                // turn begins.
                 RELEASING | RELEASING_LAST => {
                     self.end_begun();
                     continue;
@@ -337,13 +359,14 @@ impl<'a, O: Owners> Meeting<'a, O> {
             }
             match listens {
                 Some(heard) => return Step::Outside { word: self.head.door.word(), heard },
-                // After this one looks once more: others leave, and end an action, without the mutex.
+                // After listening, look once more: others leave, and end an action, without the
+                // mutex.
                 None => listens = Some(self.head.door.listen()),
             }
         }
     }
 
-    /// All have come, and this one is the last.
+    /// Ends the turn, or begins its action: the caller is the last to come.
     fn complete(self, guard: &RobustGuard<'a, O>, filling: u64, index: usize, acts: bool) -> Step<'a> {
         let turn = filling & !PHASE;
         if acts {
@@ -358,11 +381,11 @@ impl<'a, O: Owners> Meeting<'a, O> {
             self.end_begun();
             return Step::Done(Ok(index));
         }
-        // It was broken meanwhile.
+        // The turn was broken in the meantime.
         Step::Done(Err(BarrierError::Broken))
     }
 
-    /// How it has ended, if it has; the cell is left then.
+    /// Returns how the turn has ended, if it has. The cell is left in that case.
     fn look(self, place: Place<'a>) -> Option<Result<usize, BarrierError>> {
         let Place { cell, index, filling } = place;
         let result = loop {
@@ -371,17 +394,19 @@ impl<'a, O: Owners> Meeting<'a, O> {
             match state {
                 State::Told => break Ok(index),
                 State::Broken => break Err(BarrierError::Broken),
-                // Before a turn is over, all who wait in it are told.
+                // All waiters of a turn are told before it is over. So the state was read too
+                // early: read it again.
                 State::Waiting if phase & !PHASE != filling & !PHASE => {}
-                // Whoever has begun to tell may be stopped.
+                // The process that tells the cells may be stopped halfway, so the phase decides.
                 State::Waiting => match phase & PHASE {
                     FILLING | ACTING => return None,
                     RELEASING | RELEASING_LAST => break Ok(index),
                     _ => break Err(BarrierError::Broken),
                 },
             }
+            // The turn is over, so this waiter must have been told. If it still waits, and the
+            // phase is the same, the memory is garbled.
             if state == State::Waiting && cell.is_waiting() && self.phase() == phase {
-                // Somebody has garbled it.
                 break Err(BarrierError::Broken);
             }
         };
@@ -389,12 +414,12 @@ impl<'a, O: Owners> Meeting<'a, O> {
         Some(result)
     }
 
-    /// Leaves a cell, told or not.
+    /// Leaves a cell, whether told or not.
     fn leave(self, cell: &Cell) {
         if !cell.withdraw() {
             cell.leave();
         }
-        // Somebody may wait for a cell.
+        // Somebody may wait for a free cell.
         self.head.door.ring_alone().wake_all();
     }
 
@@ -403,7 +428,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
             .is_some_and(|actor| self.owners.is_alive(actor))
     }
 
-    /// Breaks it, if one of those who have come is dead.
+    /// Breaks the barrier if one of the participants that have entered is dead.
     pub(super) fn look_after_the_dead(self) {
         let Some(guard) = self.head.mutex.try_lock(self.owners) else { return };
         self.end_begun();
@@ -419,8 +444,9 @@ impl<'a, O: Owners> Meeting<'a, O> {
         }
     }
 
+    /// Runs the action, and lets all participants pass.
     fn act(self, index: usize, acting: u64, action: Option<impl FnOnce()>) -> Result<usize, BarrierError> {
-        /// Breaks it when the action panics.
+        /// Breaks the barrier if the action panics.
         struct Acting<'a, O: Owners>(Meeting<'a, O>, u64);
         impl<O: Owners> Drop for Acting<'_, O> {
             fn drop(&mut self) {
@@ -432,7 +458,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
             action();
         }
         std::mem::forget(breaks);
-        // It may have been broken meanwhile, or reset.
+        // The turn may have been broken or reset in the meantime.
         if !self.change_phase(acting, acting & !PHASE | RELEASING) {
             return Err(BarrierError::Broken);
         }
@@ -441,17 +467,17 @@ impl<'a, O: Owners> Meeting<'a, O> {
         Ok(index)
     }
 
-    /// Waits for nobody.
+    /// Breaks the barrier until it is reset. Waits for nobody.
     fn abort(self) {
         self.redirect(|phase| match phase {
             FILLING | ACTING | RESETTING => Some(BREAKING),
-            // All pass already.
+            // All participants already pass.
             RELEASING => Some(RELEASING_LAST),
             _ => None,
         });
     }
 
-    /// Waits for nobody.
+    /// Breaks the present turn and begins a new one. Waits for nobody.
     fn reset(self) {
         self.redirect(|phase| match phase {
             FILLING | ACTING | BREAKING | BROKEN => Some(RESETTING),
@@ -460,7 +486,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
         });
     }
 
-    /// Another phase of the same turn, unless `to` has none.
+    /// Changes the phase within the same turn, unless `to` returns `None`.
     fn redirect(self, to: impl Fn(u64) -> Option<u64>) {
         let next = |phase: u64| Some(phase & !PHASE | to(phase & PHASE)?);
         let changed = self.head.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
@@ -483,24 +509,26 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 }
 
-/// The beginning of the turn after this one.
+/// Returns the phase word at the beginning of the next turn.
 fn next_turn(phase: u64) -> u64 {
     (phase & !PHASE).wrapping_add(1 << PHASE_BITS) | FILLING
 }
 
 impl Barrier {
-    /// A new one, for so many.
+    /// Creates a barrier for `parties` participants.
     ///
     /// # Errors
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for 0; the system's, if it has no descriptor or no memory left.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `parties` is 0 or too large. The system's
+    /// error if no descriptor or memory is left.
     pub fn new(parties: usize) -> io::Result<Self> {
         Self::with(parties, 0)
     }
 
-    /// A new one, at which nobody waits longer than this.
+    /// Creates a barrier with a time limit for each call of [`wait`](Self::wait) and
+    /// [`wait_with`](Self::wait_with).
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn with_timeout(parties: usize, limit: Duration) -> io::Result<Self> {
         Self::with(parties, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1))
     }
@@ -520,44 +548,46 @@ impl Barrier {
         Meeting { head: self.block.part(0), cells, owners: self.block.owners() }
     }
 
-    /// Waits for all the others: how many were here already.
-    ///
-    /// So exactly one of them gets 0.
+    /// Waits for all other participants. Returns how many were already here, so exactly one of them
+    /// gets 0.
     ///
     /// # Errors
-    /// If it is or gets broken, or after the barrier's time limit.
+    /// If the barrier is broken or gets broken, or after the barrier's time limit.
     pub fn wait(&self) -> Result<usize, BarrierError> {
         self.meeting().wait_until(self.own_deadline(), None::<fn()>)
     }
 
-    /// As [`wait`](Self::wait), but no longer than this.
+    /// Like [`wait`](Self::wait), but waits no longer than `limit`.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     pub fn wait_timeout(&self, limit: Duration) -> Result<usize, BarrierError> {
         self.meeting().wait_until(deadline_in(limit), None::<fn()>)
     }
 
-    /// As [`wait`](Self::wait); whoever comes last runs the action, and then all go on.
+    /// Like [`wait`](Self::wait), but the last participant to come runs the action before all go
+    /// on.
     ///
-    /// Give all of them the same action: one of them is run, once for all.
+    /// Pass the same action in all participants: one of them runs it, once for all.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     ///
     /// # Panics
-    /// If the action does; the barrier is broken then.
+    /// If the action panics. The barrier is then broken.
     pub fn wait_with(&self, action: impl FnOnce()) -> Result<usize, BarrierError> {
         self.meeting().wait_until(self.own_deadline(), Some(action))
     }
 
-    /// As [`wait`](Self::wait), on any async runtime.
+    /// Like [`wait`](Self::wait), on any async runtime.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait); without the barrier's time limit, for which a runtime has its own means.
+    /// As for [`wait`](Self::wait). The barrier's time limit does not apply, because runtimes have
+    /// their own timeouts.
     ///
     /// # Cancel safety
-    /// To drop the future of one who has come breaks the barrier: the others would wait for nobody.
+    /// Dropping the future of a participant that has entered breaks the barrier. The others would
+    /// otherwise wait in vain.
     pub async fn wait_async(&self) -> Result<usize, BarrierError> {
         let meeting = self.meeting();
         let mut waited = false;
@@ -598,33 +628,35 @@ impl Barrier {
         }
     }
 
-    /// Breaks it: all who wait, and all who come until it is [reset](Self::reset), get [`BarrierError::Broken`].
+    /// Breaks the barrier. All that wait, and all that come until it is [reset](Self::reset), get
+    /// [`BarrierError::Broken`].
     pub fn abort(&self) {
         self.meeting().abort();
     }
 
-    /// Makes it as new: all who wait get [`BarrierError::Broken`], and whoever comes from now on waits.
+    /// Resets the barrier to its initial state. All that wait get [`BarrierError::Broken`], and
+    /// those that come from now on wait.
     pub fn reset(&self) {
         self.meeting().reset();
     }
 
-    /// For how many it is.
+    /// Returns the number of participants.
     pub fn parties(&self) -> usize {
         self.meeting().parties()
     }
 
-    /// How many wait at this moment.
+    /// Returns how many participants are waiting at this moment.
     pub fn n_waiting(&self) -> usize {
         self.meeting().n_waiting()
     }
 
-    /// Whether it is broken.
+    /// Whether the barrier is broken.
     pub fn is_broken(&self) -> bool {
         matches!(self.meeting().phase() & PHASE, BREAKING | BROKEN | RELEASING_LAST)
     }
 }
 
-/// One who has come and may be dropped.
+/// A participant that has entered, and whose future may be dropped.
 struct Presence<'a> {
     meeting: Meeting<'a, Liveness>,
     place: Place<'a>,
@@ -633,9 +665,9 @@ struct Presence<'a> {
 
 impl Drop for Presence<'_> {
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if self.meeting.owners.is_me(self.me) {
-            // Nothing, if it has ended already.
+            // This does nothing if the turn has ended already.
             self.meeting.break_turn(self.place.filling);
             self.meeting.leave(self.place.cell);
         }

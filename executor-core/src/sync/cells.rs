@@ -1,13 +1,16 @@
-//! Places in shared memory of those who wait to be told something: one by one, and each exactly once.
+//! Cells in shared memory in which waiters wait to be told something: one at a time, and each
+//! exactly once.
 //!
 //! ```text
 //!  FREE ──enter──► WAITING ──tell──► TOLD, or BROKEN ──leave──► FREE
 //! ```
 //!
-//! Entering and telling are under a mutex; leaving is one change of the word by the one who has the cell, which waits for nobody:
-//! so one whose time is over leaves, also while somebody is stopped with the mutex. Whether it left first or was told first is
-//! decided by the word. A cell's word is what one sleeps on, and the last thing that is written: one that dies in the middle of
-//! entering has not entered.
+//! Entering and telling happen under a mutex. Leaving is one change of the word by the cell's user
+//! and waits for nobody, so a waiter that has timed out leaves even while the mutex's holder is
+//! stopped. The word decides whether the waiter left first or was told first.
+//!
+//! The waiter sleeps on the cell's word, and that is written last: a process that dies in the
+//! middle of entering has not entered.
 
 use std::time::Duration;
 
@@ -22,21 +25,23 @@ use crate::os::{
     },
 };
 
-/// See the module's opening.
+/// A place for one waiter. See the module's documentation.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Cell {
     word: AtomicU32,
     owner: AtomicU32,
-    /// Who came before whom. 64 bits, so that one that waits long is not taken for one that has just come.
+    /// The order in which waiters came. 64 bits, so that it never wraps around and a waiter that
+    /// has waited for long does not look like a new one.
     ticket: AtomicU64,
-    /// The ticket that was to be given next when it was told: those who came later were not meant.
+    /// The next ticket at the time when this waiter was told. If the notification has to be handed
+    /// on, only waiters with lower tickets may get it.
     told_at: AtomicU64,
-    /// Beside all but the word.
+    /// Lets the models check the accesses to all fields but `word`.
     shadow: Shadow,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Cell {}
 
 const FREE: u32 = 0;
@@ -44,21 +49,22 @@ const WAITING: u32 = 1;
 const TOLD: u32 = 2;
 const BROKEN: u32 = 3;
 
-/// What the one who has a cell finds there.
+/// The state in which a cell's user finds the cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Waiting,
     Told,
-    /// What was waited for does not come any more.
+    /// What the user waits for will not happen any more.
     Broken,
 }
 
 impl Cell {
-    /// Waits here from now on.
+    /// Makes `owner` wait in this cell. Called under the mutex.
     pub(super) fn enter(&self, owner: OwnerId, ticket: u64) {
         self.shadow.fill();
         self.owner.store(owner.bits(), Ordering::Relaxed);
         self.ticket.store(ticket, Ordering::Relaxed);
+        // Written last: before this store the cell is not in use.
         self.word.store(WAITING, Ordering::Release);
     }
 
@@ -66,46 +72,52 @@ impl Cell {
         match self.word.load(Ordering::Acquire) {
             WAITING => State::Waiting,
             BROKEN => State::Broken,
-            // A garbled one goes on.
+            // A garbled word lets its waiter go on.
             _ => State::Told,
         }
     }
 
-    /// Sleeps until it is told something; at most `limit`, and never longer than [`RECHECK`].
+    /// Sleeps until the waiter is told something, at most for `limit` and never longer than
+    /// [`RECHECK`].
     pub(super) fn sleep(&self, limit: Duration) {
         futex::wait(&self.word, WAITING, Some(limit.min(RECHECK)));
     }
 
-    /// For one that sleeps in another way: the word, and what it is while one waits.
+    /// Returns the word, and its value while the waiter waits. For waiters that sleep in another
+    /// way.
     pub(super) fn word(&self) -> (&AtomicU32, u32) {
         (&self.word, WAITING)
     }
 
-    /// Has learnt what it was told, or is dead. By the one who has it; for one that is dead, under the mutex.
+    /// Frees the cell. Called by its user after it has read what it was told, or under the mutex
+    /// after its user has died.
     pub(super) fn leave(&self) {
         self.shadow.look();
         self.word.store(FREE, Ordering::Release);
     }
 
-    /// Does not wait any more; `false` if it was told something first. By the one who has it, without the mutex.
+    /// Stops waiting, and frees the cell. Returns `false` if the waiter was told something first.
+    /// Called by the cell's user, without the mutex.
     pub(super) fn withdraw(&self) -> bool {
         let left = self.word.compare_exchange(WAITING, FREE, Ordering::AcqRel, Ordering::Acquire);
         left.is_ok()
     }
 
-    /// Leaves what it was told to whoever has the mutex next, as if the one who has the cell had died.
+    /// Leaves a notification to the next holder of the mutex, as if the cell's user had died.
     pub(super) fn bequeath(&self) {
         self.owner.store(OwnerId::NOBODY.bits(), Ordering::Release);
     }
 
-    /// To be woken when the mutex is free. `false` if it has withdrawn meanwhile.
+    /// Tells the waiter, which the caller then wakes after releasing the mutex. Returns `false` if
+    /// the waiter has withdrawn in the meantime.
     pub(super) fn tell(&self, next_ticket: u64) -> bool {
         self.shadow.fill();
         self.told_at.store(next_ticket, Ordering::Relaxed);
         self.word.compare_exchange(WAITING, TOLD, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// To be woken when the mutex is free; it may have withdrawn meanwhile.
+    /// Tells the waiter that what it waits for will not happen. The caller wakes it after releasing
+    /// the mutex. A waiter that has withdrawn in the meantime is left alone.
     pub(super) fn break_off(&self) {
         let _ = self.word.compare_exchange(WAITING, BROKEN, Ordering::AcqRel, Ordering::Relaxed);
     }
@@ -136,12 +148,13 @@ impl Cell {
     }
 }
 
-/// A cell that nobody has.
+/// Returns a cell that nobody uses.
 pub(super) fn free(cells: &[Cell]) -> Option<&Cell> {
     cells.iter().find(|cell| cell.is_free())
 }
 
-/// Of those who wait, and came before that ticket if there is one, the one who came first; whether it lives was not asked.
+/// Returns the waiting cell with the lowest ticket. With `before`, only tickets lower than that
+/// count. The waiter may be dead.
 pub(super) fn first(cells: &[Cell], before: Option<u64>) -> Option<&Cell> {
     let ticket = |cell: &Cell| cell.ticket.load(Ordering::Relaxed);
     let meant = |cell: &&Cell| cell.is_waiting() && before.is_none_or(|before| ticket(cell) < before);

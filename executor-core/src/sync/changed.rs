@@ -1,21 +1,27 @@
-//! Waiting for a word of shared memory without blocking a thread of one's own.
+//! Waiting for a change of a word in shared memory without blocking a thread of the caller.
 //!
 //! ```text
-//!  changed(word, expected).await ──► a place on a watcher thread ──► futex_waitv over all its words
+//!  changed(word, expected).await ──► a place on a watcher thread ──► futex_waitv over its words
 //!                        waker ◄──── woken, changed, or RECHECK is over
 //! ```
 //!
-//! Those who wait for the same change of the same word are one group, and a watcher waits for it once: ten thousand tasks that
-//! await one event are one word of one thread. A watcher has up to 126 words in `futex_waitv`. There are four watchers at most,
-//! which end when they have had nothing to do for a while; words beyond theirs are looked at every 20 ms.
+//! Futures that wait for the same change of the same word form a group, and a watcher waits for it
+//! once: ten thousand tasks that await one event are one word of one thread. A watcher sleeps on up
+//! to 127 words in `futex_waitv`, besides its own. There are at most four watchers, which end when
+//! they have had nothing to do for a while. Further words are checked every 20 ms.
 //!
-//! Whoever is woken looks and, if need be, waits again. A future that was woken and is dropped before it was polled wakes another
-//! sleeper in its place: the next of its group, by the watcher, which may not sleep on the word at that moment and would not
-//! hear of it through the futex; or whoever sleeps on the word, if its group is empty. What a death leaves changes no word, so each 100 ms some of each group are woken to look for it, in turn;
-//! not all, who would see the same.
+//! A woken future checks its condition and waits again if necessary. If a future was woken and is
+//! dropped before it is polled, another sleeper is woken in its place. If its group has more
+//! members, the watcher wakes the next one directly: the watcher may not be asleep on the word at
+//! that moment, so a futex wake-up would not reach it. If the group is empty, a futex wake-up goes
+//! to another sleeper on the word.
 //!
-//! Wakers are users' code in all that can be done with them: they are cloned before a lock is taken, and a place, which has
-//! one, is dropped after it is free. A task's waker may own other futures of this module.
+//! A death changes no word. So every 100 ms, some members of each group are woken in turn to look
+//! for what a death has left. It is not all of them, because all would see the same.
+//!
+//! Everything that can be done with a waker may run user code. So wakers are cloned before a lock
+//! is taken, and a place, which owns a waker, is dropped after the lock is released. A task's waker
+//! may itself own other futures of this module.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -43,39 +49,42 @@ use crate::{
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 pub(crate) mod models;
 
-/// Of a watcher that watches nothing. Less: threads come and go. More: they stay when all is over.
+/// How long a watcher lives that has nothing to watch. With a lower value, threads are started and
+/// ended more often. With a higher value, they stay for longer after all waits are over.
 const IDLE: Duration = if MODEL { Duration::ZERO } else { Duration::from_secs(2) };
 
-/// At most so many watchers. More: more threads for who awaits very many objects at once. Less: more of those are looked at every
-/// [`GLANCE`] only.
+/// Maximum number of watchers. A higher value takes more threads when very many objects are awaited
+/// at once. With a lower value, more of those objects are checked only every [`GLANCE`].
 const WATCHERS_MAX: usize = 4;
 
-/// Words that a watcher sleeps on; one is its own.
+/// Maximum number of words that a watcher sleeps on, besides its own.
 const WORDS_MAX: usize = WAIT_ANY_MAX - 1;
 
-/// How often the words are looked at that a watcher does not sleep on. Less: more processor time (50 µs for ten thousand). More:
-/// their changes are noticed later.
+/// How often words are checked that a watcher does not sleep on. A lower value takes more processor
+/// time (50 µs for ten thousand words). With a higher value, changes are noticed later.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// So many of a group look for what the dead have left, each [`RECHECK`].
+/// Number of members of a group that look for what a death has left, each [`RECHECK`].
 const LOOKS: usize = 16;
-/// So many of all groups of a watcher. Less: where many objects are awaited at once, a death is noticed later. More: these looks
-/// cost more (some 2 µs each).
+/// The same for all groups of a watcher together. With a lower value, a death is noticed later when
+/// many objects are awaited at once. With a higher value, these looks cost more (about 2 µs each).
 const LOOKS_OF_ALL: usize = 512;
 
-/// Resolves when the word of that block is not `expected` any more, when it was woken, or at some time after [`RECHECK`], in turn
-/// with others who wait for the same.
+/// Resolves when the word is no longer `expected`, when it was woken, or at some time after
+/// [`RECHECK`], in turn with others that wait for the same. The word lies in `block`.
 pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
     Changed { block: Some(block.clone()), word, expected, looks: true, place: None }
 }
 
-/// As [`changed`], where nobody's death changes anything: it resolves when the word is another one, or when it was woken.
+/// Like [`changed`], for words that need no check after a death. It resolves only when the word is
+/// no longer `expected`, or when it was woken.
 pub(crate) fn changed_by_the_living<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
     Changed { block: Some(block.clone()), word, expected, looks: false, place: None }
 }
 
+/// The future of [`changed`].
 pub(crate) struct Changed<'a> {
-    /// Where the word is. None in a model, whose words stay as long as it runs.
+    /// The block that contains the word. `None` in a model, where words stay as long as it runs.
     block: Option<Block>,
     word: &'a AtomicU32,
     expected: u32,
@@ -83,54 +92,58 @@ pub(crate) struct Changed<'a> {
     place: Option<(Arc<Watcher>, Key, u64)>,
 }
 
-/// All watchers of this process. A fork has none of the parent's threads.
+/// All watchers of this process. A forked process has none of its parent's threads.
 #[derive(Default)]
 struct Watchers {
     list: Mutex<Vec<Arc<Watcher>>>,
 }
 
+/// A thread that waits for words on behalf of futures.
 struct Watcher {
-    /// Changed when the thread is to look at its places anew.
+    /// Changed when the thread must look at its places again.
     news: AtomicU32,
     places: Mutex<Places>,
 }
 
+/// The futures that a watcher waits for.
 #[derive(Default)]
 struct Places {
     groups: HashMap<Key, Group>,
-    /// Wake-ups of those who were dropped, each for the next of this group.
+    /// Wake-ups of futures that were dropped. Each is for the next member of its group.
     passed_on: Vec<(Key, Word)>,
-    /// Counts the times at which some have looked. One that comes has looked just now.
+    /// Counts the rounds in which some members have looked. A new group starts at the present
+    /// round, because its first member has just looked.
     turn: u64,
     /// The thread has ended, or is about to.
     over: bool,
 }
 
-/// What a group waits for: a word, what it is now, and whether its members look for what the dead have left.
+/// What a group waits for: the address of a word, the word's value, and whether the members look
+/// for what a death has left.
 type Key = (usize, u32, bool);
 
-/// Those who wait for the same.
+/// The futures that wait for the same change.
 struct Group {
     word: Word,
-    /// By the order in which they came.
+    /// Ordered by arrival.
     wakers: BTreeMap<u64, Waker>,
-    /// The turn in which some have looked last.
+    /// The last round in which some members have looked.
     looked: u64,
 }
 
-/// A word, and the block in which it is, so that it stays.
+/// A word, and the block that contains it, which keeps it alive.
 #[derive(Clone)]
 struct Word {
     at: *const AtomicU32,
     _block: Option<Block>,
 }
 
-// SAFETY: it is a pointer to an atomic that lives as long as the block, which goes with it.
+// SAFETY: this is a pointer to an atomic, which lives as long as the block that is sent along.
 unsafe impl Send for Word {}
 
 impl Word {
     fn get(&self) -> &AtomicU32 {
-        // SAFETY: in the block, which goes with it.
+        // SAFETY: the word lies in the block, which `self` keeps alive.
         unsafe { &*self.at }
     }
 }
@@ -146,7 +159,7 @@ fn watchers() -> &'static Watchers {
     models::watchers()
 }
 
-/// A place on some watcher, which is given back by [`Watcher::leave`].
+/// Takes a place on some watcher. It is given back with [`Watcher::leave`].
 fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher>, Key, u64) {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
     let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
@@ -162,12 +175,13 @@ fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher
         if let Some(waker) = waker.take() {
             group.wakers.insert(number, waker);
         }
-        // The thread sleeps on the word already, otherwise.
+        // For an existing group, the thread already sleeps on the word.
         if is_new {
             watcher.announce();
         }
     };
     let mut list = lock(&watchers().list);
+    // Prefer a watcher that already has the group, then one that can sleep on another word.
     let tries: [fn(&Places, &Key) -> bool; 2] =
         [|places, key| places.groups.contains_key(key), |places, _| places.groups.len() < WORDS_MAX];
     for fits in tries {
@@ -181,7 +195,7 @@ fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher
     }
     if list.len() < WATCHERS_MAX {
         let watcher = Arc::new(Watcher { news: AtomicU32::new(0), places: Mutex::default() });
-        // Before the thread is there, which ends if nobody waits.
+        // Enter before the thread starts, because it ends if nobody waits.
         come_to(&watcher, &mut lock(&watcher.places));
         let theirs = Arc::clone(&watcher);
         let started = start("executor-waits", move || theirs.run());
@@ -195,37 +209,43 @@ fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher
             std::mem::take(&mut places.groups)
         };
         drop(list);
-        // No thread is to be had: whoever waits looks again and again, as a runtime does for a task that yields.
+        // No thread could be started. Wake the waiters at once: they look again and again, like
+        // tasks that yield.
         for waker in left.into_values().flat_map(|group| group.wakers.into_values()) {
             waker.wake();
         }
         return (watcher, key, number);
     }
-    // All have as many words as they can sleep on.
+    // All watchers have as many words as they can sleep on.
     let last = list.last().expect("there are some");
     come_to(last, &mut lock(&last.places));
     (Arc::clone(last), key, number)
 }
 
 impl Watcher {
+    /// Makes the thread look at its places again.
     fn announce(&self) {
         self.news.fetch_add(1, Ordering::Release);
         futex::wake_one(&self.news);
     }
 
-    /// Gives the place back. One that has been woken, and does nothing with that, wakes another one.
+    /// Gives the place back. A future that was woken, and does not use the wake-up, wakes another
+    /// sleeper.
     fn leave(&self, key: Key, number: u64, word: &AtomicU32) {
         let mut places = lock(&self.places);
         let Some(group) = places.groups.get_mut(&key) else {
+            // The whole group is gone, so this future was woken, and no other member is left.
             drop(places);
             futex::wake_one(word);
             return;
         };
         let Some(waker) = group.wakers.remove(&number) else {
+            // This future was woken, but others of its group still wait.
             let word = group.word.clone();
             places.passed_on.push((key, word));
             drop(places);
-            // Not woken here: a waker may own the next future that is dropped, and so on.
+            // The watcher wakes the next member. If it were woken here, its waker could drop
+            // another future, which would wake the next one, and so on.
             self.announce();
             return;
         };
@@ -234,9 +254,11 @@ impl Watcher {
         drop((waker, empty));
     }
 
-    /// A new waker for the place; `false` if it is not there any more.
+    /// Sets a new waker for the place. Returns `false` if the place no longer exists, because it
+    /// was woken.
     fn renew(&self, key: Key, number: u64, waker: &Waker) -> bool {
-        // The new one or, by then, the old one: dropped after the lock is free in any case.
+        // After the swap this is the old waker, otherwise the new one. In either case it is dropped
+        // after the lock is released.
         let mut other = waker.clone();
         let mut places = lock(&self.places);
         let place = places.groups.get_mut(&key).and_then(|group| group.wakers.get_mut(&number));
@@ -246,12 +268,15 @@ impl Watcher {
         is_there
     }
 
+    /// The body of the watcher's thread.
     fn run(&self) {
         let (mut idle_since, mut looked) = (Instant::now(), Instant::now());
         let origin = Origin::here();
         loop {
-            // A waker has copied this process, and has returned in the copy, where nobody waits.
+            // If a waker has forked this process and returned in the copy, end the copy: nobody
+            // waits there.
             origin.end_copy(0);
+            // Read this before the places: if they change later, the wait below returns at once.
             let news = self.news.load(Ordering::Acquire);
             self.take_passed_on().wake();
             let (words, all) = {
@@ -262,6 +287,8 @@ impl Watcher {
             };
             if words.is_empty() {
                 if idle_since.elapsed() >= IDLE {
+                    // Lock the list first, as `enter` does, so that nobody enters between the check
+                    // and the end.
                     let mut list = lock(&watchers().list);
                     let mut places = lock(&self.places);
                     if places.groups.is_empty() && places.passed_on.is_empty() {
@@ -294,7 +321,7 @@ impl Watcher {
         }
     }
 
-    /// All whose words have changed.
+    /// Takes all groups whose words have changed.
     fn take_changed(&self) -> Over {
         let mut over = Over::default();
         let mut places = lock(&self.places);
@@ -307,9 +334,12 @@ impl Watcher {
         over
     }
 
-    /// Its thread was woken on the last of these words: the wake-up is for the first one of this group. If all have left meanwhile,
-    /// it is another sleeper's. It may have been woken on others of them as well, which the kernel does not say: where all have
-    /// left, another sleeper is woken in any case.
+    /// Passes on a wake-up that the thread received on the last of these words. It is for the first
+    /// member of that group. If all members have left in the meantime, another sleeper gets it.
+    ///
+    /// The thread may have been woken on other words before it in the list as well, which the
+    /// kernel does not report. For each of them whose group is gone, another sleeper is woken in
+    /// any case.
     fn tell_one(&self, words: &[(Key, Word)], over: &mut Over) {
         let Some(((key, word), others)) = words.split_last() else { return };
         let is_told = |over: &Over, word: &Word| over.words.iter().any(|other| other.at == word.at);
@@ -327,7 +357,7 @@ impl Watcher {
         }
     }
 
-    /// Those for whom somebody who was dropped has passed a wake-up on.
+    /// Takes the futures that get the wake-ups of dropped ones.
     fn take_passed_on(&self) -> Over {
         let mut over = Over::default();
         let passed_on = std::mem::take(&mut lock(&self.places).passed_on);
@@ -340,7 +370,7 @@ impl Watcher {
         over
     }
 
-    /// The first ones of a group: how many.
+    /// Takes up to `count` members of a group, in order of arrival. Returns how many.
     fn take_some(&self, key: Key, count: usize, over: &mut Over) -> usize {
         let mut places = lock(&self.places);
         let turn = places.turn;
@@ -355,7 +385,8 @@ impl Watcher {
         over.wakers.len().saturating_sub(before)
     }
 
-    /// Some of each group, of those first that have not looked for longest.
+    /// Takes some members of each group, beginning with the groups that have not looked for
+    /// longest.
     fn take_lookers(&self, over: &mut Over) {
         let mut groups: Vec<(u64, Key)> = {
             let mut places = lock(&self.places);
@@ -373,7 +404,7 @@ impl Watcher {
     }
 }
 
-/// What is woken, and dropped, when no lock is held.
+/// Wakers and words that are woken and dropped when no lock is held.
 #[derive(Default)]
 struct Over {
     wakers: Vec<Waker>,
@@ -383,7 +414,7 @@ struct Over {
 impl Over {
     fn wake(self) {
         for waker in self.wakers {
-            // Users' code: what panics there is not this thread's end.
+            // User code: a panic in it must not end this thread.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
         }
     }

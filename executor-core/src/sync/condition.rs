@@ -1,21 +1,24 @@
-//! Waiting under a lock until somebody says that something has changed.
+//! A condition variable: waiting under a lock until somebody announces a change.
 //!
 //! ```text
-//!  wait    mutex { cell: WAITING }, release the lock, sleep on the cell … TOLD, acquire the lock, leave the cell
+//!  wait    mutex { cell: WAITING }, release the lock, sleep on the cell … TOLD,
+//!          acquire the lock, leave the cell
 //!  notify  mutex { the first n cells: TOLD }, wake them
 //! ```
 //!
-//! Who waits is written down before the lock is released, so a notification under the lock cannot miss it. The cell is left
-//! after the lock is acquired again: one that dies before that has not made use of its notification, and whoever finds the
-//! cell of a dead one that was told (the next notifier, or another one that waits, each 100 ms) hands it on. One that
-//! dies while it waits is passed over.
+//! A waiter is recorded before it releases the lock, so a notification that is sent under the lock
+//! cannot miss it. It leaves its cell after it has acquired the lock again. If it dies before that,
+//! its notification was not used. Whoever finds the cell of a dead waiter that was told (the next
+//! notifier, or another waiter, every 100 ms) hands the notification on. A waiter that dies while
+//! it waits is passed over.
 //!
-//! Somebody may be stopped while it has the mutex. To enter then takes until the caller's deadline; to leave, after a time limit
-//! or as a future that is dropped, waits for nobody: a cell is left by one change of its word, and a notification that is not
-//! to be used is left to whoever has the mutex next, as that of a dead one.
+//! A process may be stopped while it holds the mutex. Entering then takes until the caller's
+//! deadline. Leaving, after a time limit or when a future is dropped, waits for nobody: a cell is
+//! left by one change of its word, and an unused notification is left to the next holder of the
+//! mutex, like that of a dead waiter.
 //!
-//! For those who find no cell there is the crowd: a bell, at which all wake with each notification. It is more than they
-//! were promised, never less.
+//! Waiters that find no free cell join the crowd: a bell that wakes all of them on each
+//! notification. They are woken more often than promised, never less often.
 
 use std::{fmt, io, time::Duration};
 
@@ -35,7 +38,9 @@ use crate::{
     },
 };
 
-/// So many wait one by one; of more, see the module's opening. Less: a kilobyte less for each condition.
+/// Number of waiters with their own cells; further waiters join the crowd (see the module's
+/// documentation). A lower value saves up to a kilobyte for each condition, but more waiters are
+/// then woken on each notification.
 const CELLS: usize = 62;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -46,21 +51,22 @@ pub(super) struct Head {
     tickets: AtomicU64,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Head {}
 
-/// Those who wait, in shared memory; the block's, or a model's.
+/// The waiters of a condition, in shared memory: those of a block, or of a model.
 pub(super) struct Waiters<'a, O> {
     pub(super) head: &'a Head,
     pub(super) cells: &'a [Cell],
     pub(super) owners: &'a O,
 }
 
-/// A place among those who wait. Left when it is dropped: a notification that it had goes to another one, unless it was used.
+/// A place among the waiters. It is left when this is dropped. If it was notified and has not used
+/// the notification, another waiter gets that.
 pub(super) struct Waiting<'a, O: Owners> {
     waiters: Waiters<'a, O>,
     place: Standing<'a>,
-    /// In a fork, the parent's.
+    /// The process that waits. In a forked process this is the parent.
     me: crate::os::liveness::OwnerId,
 }
 
@@ -72,13 +78,16 @@ enum Standing<'a> {
 }
 
 impl<'a, O: Owners> Waiters<'a, O> {
-    /// Waits from now on; the condition's lock is still held. `None` if it could not come in before the deadline.
+    /// Begins to wait. The condition's lock is still held. Returns `None` if the caller could not
+    /// enter before the deadline.
     pub(super) fn enter(self, deadline: Deadline) -> Option<Waiting<'a, O>> {
         let guard = self.head.mutex.lock_until(self.owners, deadline)?;
         Some(self.enter_with(guard))
     }
 
-    /// One try of an async form; or the word of the mutex, on which to wait. `waited`: it has done so.
+    /// Tries once to enter, for async forms. On failure, returns the value of the mutex's word,
+    /// whose change the caller waits for. `waited` means that the caller has already waited for
+    /// that.
     fn enter_or_word(self, waited: bool) -> Result<Waiting<'a, O>, u32> {
         let guard = self.head.mutex.lock_or_word(self.owners, waited)?;
         Ok(self.enter_with(guard))
@@ -86,9 +95,9 @@ impl<'a, O: Owners> Waiters<'a, O> {
 
     fn enter_with(self, guard: RobustGuard<'a, O>) -> Waiting<'a, O> {
         let me = guard.me();
-        // All of this is true at any moment, so nothing is to be repaired after a death in here.
+        // Every intermediate state in here is valid, so a death in here needs no repair.
         let free = cells::free(self.cells).or_else(|| {
-            // Of those who were told and died, the notification is not to be lost.
+            // The notifications of waiters that were told and died must not be lost.
             self.hand_on();
             let dead = self.cells.iter().find(|cell| cell.is_waiting() && !cell.is_alive(self.owners));
             dead.inspect(|cell| cell.leave()).or_else(|| cells::free(self.cells))
@@ -110,7 +119,8 @@ impl<'a, O: Owners> Waiters<'a, O> {
         self.head.tickets.load(Ordering::Relaxed)
     }
 
-    /// Tells the first one who lives, of those who came before that ticket, if there is one; whom to wake. The mutex is held.
+    /// Tells the first live waiter, and returns its cell for the caller to wake. With `before`,
+    /// only waiters with a lower ticket are considered. The caller holds the mutex.
     fn tell_first(&self, before: Option<u64>) -> Option<&'a Cell> {
         loop {
             let cell = cells::first(self.cells, before)?;
@@ -123,11 +133,13 @@ impl<'a, O: Owners> Waiters<'a, O> {
         }
     }
 
-    /// Tells others in the place of those who were told and died. They are woken at once: it is rare.
+    /// Hands on the notifications of waiters that were told and died. The new recipients are woken
+    /// at once, under the mutex, because this is rare.
     fn hand_on(&self) {
         for cell in self.cells.iter().filter(|cell| cell.is_told()) {
             if !cell.is_alive(self.owners) {
-                // First the other: one that dies in between has told one too many, not one too few.
+                // Tell the other waiter first. If this process dies in between, one waiter too many
+                // is told, rather than one too few.
                 let other = self.tell_first(Some(cell.told_at()));
                 cell.leave();
                 if let Some(other) = other {
@@ -137,17 +149,19 @@ impl<'a, O: Owners> Waiters<'a, O> {
         }
     }
 
-    /// Tells so many of those who wait, in the order in which they came. `false` if that could not be begun before the deadline.
+    /// Tells up to `count` waiters, in the order in which they came. Returns `false` if the mutex
+    /// could not be taken before the deadline.
     pub(super) fn notify(&self, count: usize, deadline: Deadline) -> bool {
         let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
         self.hand_on();
         let mut told = Vec::new();
-        // Nobody can come in meanwhile, so all who wait are meant.
+        // Nobody can enter while the mutex is held, so no limit on the ticket is needed.
         while told.len() < count
             && let Some(cell) = self.tell_first(None)
         {
             told.push(cell);
         }
+        // The crowd has no tickets, so all of it wakes on each notification.
         let rung = self.head.crowd.ring();
         drop(guard);
         for cell in told {
@@ -167,12 +181,13 @@ impl<O: Owners> Waiting<'_, O> {
         }
     }
 
-    /// Waits until it is told, at most until then: whether it was.
+    /// Waits until it is told, at most until the deadline. Returns whether it was told.
     pub(super) fn sleep(&mut self, deadline: Deadline) -> bool {
         loop {
             if self.was_told() {
                 return true;
             }
+            // A notification that arrives at the deadline still counts.
             let Some(limit) = nap(deadline) else { return !self.withdraw() };
             match self.place {
                 Standing::Cell(cell) => cell.sleep(limit),
@@ -186,14 +201,15 @@ impl<O: Owners> Waiting<'_, O> {
         }
     }
 
-    /// Somebody who was told may have died.
+    /// Hands on the notifications of waiters that were told and may have died.
     fn look_after_the_dead(&self) {
         if let Some(_guard) = self.waiters.head.mutex.try_lock(self.waiters.owners) {
             self.waiters.hand_on();
         }
     }
 
-    /// Does not wait any more, unless it was told meanwhile: whether it has left. Waits for nobody.
+    /// Stops waiting, unless it was told in the meantime. Returns whether it has left. Waits for
+    /// nobody.
     fn withdraw(&mut self) -> bool {
         let leaves = match self.place {
             Standing::Cell(cell) => cell.withdraw(),
@@ -205,7 +221,7 @@ impl<O: Owners> Waiting<'_, O> {
         leaves
     }
 
-    /// It has made use of what it was told.
+    /// Leaves the place after its notification was used.
     pub(super) fn leave(&mut self) {
         if let Standing::Cell(cell) = std::mem::replace(&mut self.place, Standing::Left) {
             cell.leave();
@@ -219,10 +235,11 @@ impl<O: Owners> Drop for Waiting<'_, O> {
         if !self.waiters.owners.is_me(self.me) {
             return;
         }
-        // A future that was dropped, or a panic.
+        // A future was dropped, or there was a panic.
         if cell.withdraw() {
             return;
         }
+        // It was told first, so another waiter gets the notification.
         let Some(guard) = self.waiters.head.mutex.lock_at_once(self.waiters.owners) else {
             cell.bequeath();
             return;
@@ -238,7 +255,8 @@ impl<O: Owners> Drop for Waiting<'_, O> {
 
 /// Lets threads of any processes wait until something that a lock protects has changed.
 ///
-/// It has a [`Lock`] of its own, or shares one. It travels, as that does.
+/// A condition has its own [`Lock`], or shares one. It can be sent to other processes, as a lock
+/// can.
 ///
 /// ```
 /// use executor::{Condition, Value, prelude::*};
@@ -268,14 +286,15 @@ impl<O: Owners> Drop for Waiting<'_, O> {
 ///
 /// # Notifications
 ///
-/// [`notify`](Self::notify) wakes those who wait, in the order in which they came, and exactly as many as it says; nobody
-/// wakes without being told. Where more than 62 wait at the same time, the others wake with each notification, and look for
-/// nothing. Notify while you hold the lock: then nobody can be between looking and waiting.
+/// [`notify`](Self::notify) wakes waiters in the order in which they came, and exactly as many as
+/// requested. Nobody wakes without a notification. If more than 62 threads wait at the same time,
+/// the others wake on every notification, perhaps in vain. Notify while you hold the lock: then
+/// nobody can be between checking and waiting.
 ///
-/// # When somebody dies
+/// # When a process dies
 ///
-/// A process that waits and dies is passed over. One that dies after it was notified, and before it had the lock again, takes
-/// no notification with it: another one gets that, within 100 ms.
+/// A waiting process that dies is passed over. If a process dies after it was notified, but before
+/// it has the lock again, its notification is not lost: another waiter gets it within 100 ms.
 #[derive(Clone)]
 pub struct Condition {
     block: Block,
@@ -285,49 +304,49 @@ pub struct Condition {
 const LEN: usize = size_of::<Head>() + CELLS * size_of::<Cell>();
 
 impl Condition {
-    /// A new one, with a lock of its own.
+    /// Creates a condition with its own lock.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
         Self::with_lock(&Lock::new()?)
     }
 
-    /// A new one that shares a lock with others.
+    /// Creates a condition that uses an existing lock.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As for [`new`](Self::new).
     pub fn with_lock(lock: &Lock) -> io::Result<Self> {
         Ok(Condition { block: Block::allocate(Kind::Condition, LEN)?, lock: lock.clone() })
     }
 
-    /// Its lock.
+    /// Returns the condition's lock.
     pub fn get_lock(&self) -> &Lock {
         &self.lock
     }
 
-    /// Acquires its lock, as [`Lock::acquire`].
+    /// Acquires the condition's lock, like [`Lock::acquire`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Lock::acquire`].
     pub fn acquire(&self) -> LockResult<LockGuard<'_>> {
         self.lock.acquire()
     }
 
-    /// Acquires its lock, as [`Lock::try_acquire`].
+    /// Acquires the condition's lock, like [`Lock::try_acquire`].
     pub fn try_acquire(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.lock.try_acquire()
     }
 
-    /// Acquires its lock, as [`Lock::acquire_timeout`].
+    /// Acquires the condition's lock, like [`Lock::acquire_timeout`].
     pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
         self.lock.acquire_timeout(limit)
     }
 
-    /// Acquires its lock, as [`Lock::acquire_async`].
+    /// Acquires the condition's lock, like [`Lock::acquire_async`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Lock::acquire_async`].
     pub async fn acquire_async(&self) -> LockResult<LockGuard<'_>> {
         self.lock.acquire_async().await
     }
@@ -349,25 +368,26 @@ impl Condition {
     /// Releases the lock, waits to be notified, and acquires the lock again.
     ///
     /// # Errors
-    /// If somebody died while it held the lock, meanwhile: the error has the guard.
+    /// If another process died in the meantime while it held the lock. The error contains the
+    /// guard.
     ///
     /// # Panics
-    /// If the guard is of another lock, or not the only one that holds a re-entrant one.
+    /// If the guard belongs to another lock, or if a re-entrant lock is also held by another guard.
     pub fn wait<'a>(&self, guard: LockGuard<'a>) -> LockResult<LockGuard<'a>> {
         self.wait_until(guard, None).0
     }
 
-    /// As [`wait`](Self::wait), but waits for a notification no longer than this. The second value says whether there was
-    /// one.
+    /// Like [`wait`](Self::wait), but waits no longer than `limit` for a notification. The second
+    /// value says whether there was one.
     ///
-    /// The limit is that of the notification. What comes back is a guard, so this waits for the lock as long as another one
-    /// holds it, as [`acquire`](Self::acquire) does.
+    /// The limit applies to the notification only. The result is a guard, so this also waits until
+    /// it has the lock again, as [`acquire`](Self::acquire) does.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     ///
     /// # Panics
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     pub fn wait_timeout<'a>(
         &self,
         guard: LockGuard<'a>,
@@ -379,23 +399,26 @@ impl Condition {
     fn wait_until<'a>(&self, guard: LockGuard<'a>, deadline: Deadline) -> (LockResult<LockGuard<'a>>, bool) {
         self.check(&guard);
         let lock = guard.lock();
+        // Enter before the lock is released: a notification in between would otherwise be missed.
         let Some(mut waiting) = self.waiters().enter(deadline) else { return (Ok(guard), false) };
         drop(guard);
         kill_point!(ConditionReleased);
         let notified = waiting.sleep(deadline);
         let acquired = lock.acquire();
         kill_point!(ConditionReacquired);
+        // Only now is the notification used. After a death before this, it goes to another waiter.
         waiting.leave();
         (acquired, notified)
     }
 
-    /// Waits until `condition` holds, which is asked under the lock: at first, and after each notification.
+    /// Waits until `condition` returns `true`. It is called under the lock, at first and after each
+    /// notification.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait); the condition was not asked then.
+    /// As for [`wait`](Self::wait). `condition` was not called again in that case.
     ///
     /// # Panics
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     pub fn wait_for<'a>(
         &self,
         mut guard: LockGuard<'a>,
@@ -407,13 +430,14 @@ impl Condition {
         Ok(guard)
     }
 
-    /// As [`wait_for`](Self::wait_for), but no longer than this. The second value is what the condition said last.
+    /// Like [`wait_for`](Self::wait_for), but waits no longer than `limit`. The second value is the
+    /// last result of `condition`.
     ///
     /// # Errors
-    /// As [`wait_for`](Self::wait_for).
+    /// As for [`wait_for`](Self::wait_for).
     ///
     /// # Panics
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     pub fn wait_for_timeout<'a>(
         &self,
         mut guard: LockGuard<'a>,
@@ -434,16 +458,17 @@ impl Condition {
         }
     }
 
-    /// As [`wait`](Self::wait), on any async runtime.
+    /// Like [`wait`](Self::wait), on any async runtime.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     ///
     /// # Panics
-    /// As [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait).
     ///
     /// # Cancel safety
-    /// To drop the future leaves the lock released. If it was notified already, another one is in its place.
+    /// Dropping the future leaves the lock released. If the future was already notified, another
+    /// waiter gets the notification.
     pub async fn wait_async<'a>(&self, guard: LockGuard<'a>) -> LockResult<LockGuard<'a>> {
         self.check(&guard);
         let lock = guard.lock();
@@ -472,17 +497,17 @@ impl Condition {
         acquired
     }
 
-    /// Wakes so many of those who wait, in the order in which they came; all, if there are fewer.
+    /// Wakes `count` waiters in the order in which they came, or all of them if there are fewer.
     pub fn notify(&self, count: usize) {
         while !self.waiters().notify(count, None) {}
     }
 
-    /// Wakes the one who has waited longest, if there is one.
+    /// Wakes the thread that has waited longest, if there is one.
     pub fn notify_one(&self) {
         self.notify(1);
     }
 
-    /// Wakes all who wait.
+    /// Wakes all waiters.
     pub fn notify_all(&self) {
         self.notify(usize::MAX);
     }
@@ -527,7 +552,7 @@ impl<'de> serde::Deserialize<'de> for Condition {
 mod tests {
     use super::*;
 
-    /// So many others have come and gone.
+    /// Numbers of other waiters that have come and gone in the meantime.
     const GONE: [u64; 4] = [1, 1 << 31, 1 << 32, u64::MAX - 10];
 
     #[test]
@@ -567,7 +592,7 @@ mod tests {
         condition.notify_one();
         let waiters = condition.waiters();
         let held = waiters.head.mutex.lock_until(waiters.owners, None).unwrap();
-        // As if another process stood still with it.
+        // The mutex is held, as if by another process that is stopped.
         drop(first);
         drop(held);
         assert!(!second.was_told());

@@ -15,25 +15,29 @@ use crate::{
     },
 };
 
+/// The event is set.
 const SET: u32 = 1;
+/// Somebody sleeps on the word, so `set` has to wake.
 const SLEEPERS: u32 = 2;
-/// The rest counts how often it was set, so that one who waits notices also if it was cleared again at once.
+/// One unit of the counter in the other bits, which counts how often the event was set. A waiter
+/// compares it, and so notices a `set` that was cleared again at once.
 const TURN: u32 = 4;
 
-/// The flag in shared memory: one word, and each act one change of it.
+/// The flag in shared memory. It is one word, and each operation is a single change of it.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Flag {
     pub(super) word: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+// SAFETY: `repr(C)`, a single atomic, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Flag {}
 
 impl Flag {
     pub(super) fn set(&self) {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & SET == 0 {
+            // Clears the mark as well, because all sleepers are woken below.
             let next = (word & !(SET | SLEEPERS)).wrapping_add(TURN) | SET;
             match self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
@@ -46,7 +50,8 @@ impl Flag {
                 Err(now) => word = now,
             }
         }
-        // Whoever waits sees what was written before this, too.
+        // The event was already set. This store lets a waiter see what was written before this
+        // call, too.
         self.word.fetch_or(0, Ordering::Release);
     }
 
@@ -58,12 +63,13 @@ impl Flag {
         self.word.load(Ordering::Acquire) & SET != 0
     }
 
-    /// Which turn it is, for [`look`](Self::look).
+    /// Returns the present turn, to pass to [`look`](Self::look).
     pub(super) fn turn(&self) -> u32 {
         self.word.load(Ordering::Relaxed) / TURN
     }
 
-    /// Whether it is set, or was since that turn; else the word to sleep on.
+    /// Returns `Ok` if the event is set, or was set since that turn. Otherwise marks the word, and
+    /// returns its value to sleep on.
     pub(super) fn look(&self, turn: u32) -> Result<(), u32> {
         let mut word = self.word.load(Ordering::Acquire);
         loop {
@@ -91,15 +97,16 @@ impl Flag {
         }
     }
 
-    /// Sleeps on what [`look`](Self::look) said. Whoever has set it may have died before it woke anybody: no sleep is long.
+    /// Sleeps while the word has the value that [`look`](Self::look) returned. The process that
+    /// sets the event may die before it wakes anybody, so callers keep each sleep short.
     pub(super) fn sleep(&self, word: u32, limit: Duration) {
         futex::wait(&self.word, word, Some(limit));
     }
 }
 
-/// A flag that threads of any processes wait for.
+/// A flag that threads of any processes can wait for.
 ///
-/// It travels, as a [`Lock`](crate::Lock) does.
+/// An event can be sent to other processes, as a [`Lock`](crate::Lock) can.
 ///
 /// ```
 /// use executor::{Event, prelude::*};
@@ -132,10 +139,10 @@ pub struct Event {
 travels!(Event, block, &[Kind::Event], |len| len == size_of::<Flag>());
 
 impl Event {
-    /// A new one, not set.
+    /// Creates an event that is not set.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
         Ok(Event { block: Block::allocate(Kind::Event, size_of::<Flag>())? })
     }
@@ -144,35 +151,36 @@ impl Event {
         self.block.part(0)
     }
 
-    /// Sets it, and wakes all who wait. They go on even if it is cleared again at once.
+    /// Sets the event, and wakes all waiters. They go on even if it is cleared again at once.
     pub fn set(&self) {
         self.flag().set();
     }
 
-    /// Clears it.
+    /// Clears the event.
     pub fn clear(&self) {
         self.flag().clear();
     }
 
-    /// Whether it is set.
+    /// Whether the event is set.
     pub fn is_set(&self) -> bool {
         self.flag().is_set()
     }
 
-    /// Waits until it is set; not at all, if it is.
+    /// Waits until the event is set. Returns at once if it is set already.
     pub fn wait(&self) {
         while !self.flag().wait(None) {}
     }
 
-    /// As [`wait`](Self::wait), but no longer than this: whether it was set.
+    /// Like [`wait`](Self::wait), but waits no longer than `limit`. Returns whether the event was
+    /// set.
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         self.flag().wait(deadline_in(limit))
     }
 
-    /// As [`wait`](Self::wait), on any async runtime.
+    /// Like [`wait`](Self::wait), on any async runtime.
     ///
     /// # Cancel safety
-    /// To drop the future changes nothing.
+    /// Dropping the future has no effect.
     pub async fn wait_async(&self) {
         let turn = self.flag().turn();
         while let Err(word) = self.flag().look(turn) {

@@ -1,17 +1,21 @@
-//! What comes back from acquiring: a guard, or a guard and the news that the holder before it has died.
+//! The result of an acquisition: a guard, or a guard together with the news that the previous
+//! holder has died.
 
 use std::{error, fmt};
 
-/// A guard; or a guard of something whose last holder has died while it held it.
+/// A guard, or an error that contains the guard if the previous holder died while it held the lock.
 ///
-/// `unwrap()` it where a death in there leaves nothing in disorder that matters, or where it should end the task.
+/// Call `unwrap()` where a death cannot leave anything that matters half changed, or where it
+/// should end the task.
 pub type LockResult<G> = Result<G, OwnerDied<G>>;
 
-/// The process that held the lock has died, or has not put in order what an earlier one left behind. The lock is yours.
+/// The process that held the lock has died, or it did not repair what an earlier death left behind.
+/// The caller holds the lock now.
 ///
-/// What it protects is as the dead left it, perhaps in the middle of a change. [`into_guard`](Self::into_guard) says that
-/// you have looked, and from then on it is a lock as any other. If this is dropped instead (`acquire().unwrap()`, which
-/// panics), the lock is released, and the next one is told the same.
+/// What the lock protects is as the dead process left it, perhaps in the middle of a change.
+/// [`into_guard`](Self::into_guard) states that you have checked it, and from then on the lock is
+/// an ordinary one. If this error is dropped instead (`acquire().unwrap()`, which panics), the lock
+/// is released, and the next holder gets the same error.
 ///
 /// ```
 /// use executor::{Lock, OwnerDied};
@@ -30,7 +34,7 @@ pub struct OwnerDied<G> {
     guard: G,
 }
 
-/// A guard that knows whether what it guards may be in disorder.
+/// A guard that records whether what it protects may be half changed.
 pub(crate) trait Recover {
     fn recover(&mut self);
 }
@@ -40,12 +44,12 @@ impl<G> OwnerDied<G> {
         OwnerDied { guard }
     }
 
-    /// What is guarded, as it is.
+    /// Returns the guard without declaring that what it protects is in order.
     pub(crate) fn peek(&self) -> &G {
         &self.guard
     }
 
-    /// Another guard around that one.
+    /// Wraps the guard in another one.
     pub(crate) fn map<H>(self, wrap: impl FnOnce(G) -> H) -> OwnerDied<H> {
         OwnerDied { guard: wrap(self.guard) }
     }
@@ -53,7 +57,7 @@ impl<G> OwnerDied<G> {
 
 #[allow(private_bounds, reason = "the guards of this crate only")]
 impl<G: Recover> OwnerDied<G> {
-    /// The guard: what it guards is in order.
+    /// Returns the guard, and declares that what it protects is in order.
     pub fn into_guard(mut self) -> G {
         self.guard.recover();
         self.guard

@@ -1,14 +1,18 @@
-//! A table in shared memory of which process holds how many of something: permits, or times that it reads.
+//! A table in shared memory that records how many of something each process holds: permits of a
+//! semaphore, or read guards.
 //!
-//! Each change is one store, of a count: one that dies in the middle leaves a table that is true, and what it held itself comes
-//! back when somebody asks whether it lives.
+//! Each change is a single store of a count. A process that dies in the middle leaves a table that
+//! is still correct, and what the process itself held comes back when somebody asks whether it is
+//! alive.
 //!
 //! ```text
-//!  entry:  owner ┊ taken, written under a mutex ┊ returned, counted up by anybody of that process        held = taken − returned
+//!  entry:  owner ┊ taken, written under a mutex ┊ returned, incremented by any thread of the owner
+//!  held = taken − returned
 //! ```
 //!
-//! All but giving back is under a mutex. That is, too, if the mutex is to be had at once; if not ([`give_back`]), it is one
-//! addition to a word of its own, so a drop never waits for one that is stopped with the mutex.
+//! All changes happen under a mutex, except for giving back. Giving back also takes the mutex if
+//! that is possible at once. Otherwise ([`give_back`]) it is one addition to a word of its own, so
+//! that a drop never waits for a process that was stopped while it held the mutex.
 
 use crate::os::{
     liveness::{OwnerId, Owners},
@@ -16,34 +20,40 @@ use crate::os::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// As often as a process can be counted. Few in tests, so that one of them gets there.
+/// Maximum count of one process. Tests use a small value, so that one of them reaches it.
 const COUNT_MAX: u32 = if cfg!(test) { 1_000 } else { u32::MAX };
 
-/// An entry; free if it counts nothing.
+/// An entry of the table. An entry whose count is zero is free.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Holding {
     owner: AtomicU32,
     taken: AtomicU32,
-    /// Of `taken`, what was given back without the mutex. Both come round; their difference is below [`COUNT_MAX`].
+    /// How many of `taken` were given back without the mutex. Both words may wrap around; their
+    /// difference stays at or below [`COUNT_MAX`].
     returned: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Holding {}
 
 impl Holding {
     fn count(&self) -> u32 {
-        // First what was returned: what is taken and returned between the two looks is then too much, never too little, so one
-        // that is counted finds itself. Acquire: what the one did who has returned it comes before what follows from this.
+        // Read `returned` first. If something is taken and returned between the two reads, the
+        // result is then too high and never too low, so a process that is counted finds its own
+        // entry.
+        //
+        // Acquire: what the process did before it returned happens before what follows from this
+        // count.
         let returned = self.returned.load(Ordering::Acquire);
-        // Acquire: whoever sees that another process has taken the entry sees whose it is now.
+        // Acquire: if this reads a `taken` that another process wrote to claim the entry, the owner
+        // is visible, too.
         self.taken.load(Ordering::Acquire).wrapping_sub(returned)
     }
 
-    /// The mutex is held.
+    /// Sets the count. The caller holds the mutex.
     fn set_count(&self, count: u32) {
-        // What is returned meanwhile is subtracted from this, too.
+        // A unit that is returned after this load is subtracted from the new count as well.
         self.taken.store(self.returned.load(Ordering::Relaxed).wrapping_add(count), Ordering::Release);
     }
 
@@ -56,17 +66,19 @@ impl Holding {
     }
 }
 
-/// The entries from one's own on: there it is found at once, unless several share it.
+/// Iterates over all entries, beginning at the position that follows from the owner's number. Its
+/// entry is found there at once, unless several owners share the position.
 fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding> {
     let (before, after) = table.split_at((owner.bits() as usize).checked_rem(table.len()).unwrap_or(0));
     after.iter().chain(before)
 }
 
-/// One more for this process; `false` if the table has no room for another process.
+/// Adds one to this process's count. Returns `false` if the table has no entry left for another
+/// process. The caller holds the mutex.
 ///
 /// # Panics
-/// If this process is counted as often as can be: guards were leaked, billions of them. One more would make it none, and
-/// whoever writes would be let in beside it.
+/// If this process's count is at its maximum, because billions of guards were leaked. One more
+/// would make the count zero, and a writer would be let in beside the readers.
 pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
     let own = from_home(table, owner).find(|entry| entry.is_of(owner));
     let Some(entry) = own.or_else(|| from_home(table, owner).find(|entry| entry.count() == 0)) else {
@@ -80,7 +92,8 @@ pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
     true
 }
 
-/// One less for this process; `false` if it had none. The mutex is held.
+/// Subtracts one from this process's count. Returns `false` if it was zero. The caller holds the
+/// mutex.
 pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
     entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
@@ -88,7 +101,8 @@ pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
     true
 }
 
-/// As [`remove`], for one whom the mutex would have to wait for; by one that is counted, so its entry is nobody else's.
+/// Like [`remove`], but needs no mutex. Only a process that is counted may call this, so its entry
+/// is not reused for another process meanwhile.
 pub(crate) fn give_back(table: &[Holding], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
     entry.returned.fetch_add(1, Ordering::Release);
@@ -96,18 +110,18 @@ pub(crate) fn give_back(table: &[Holding], owner: OwnerId) -> bool {
     true
 }
 
-/// How many are held together.
+/// Returns how many are held in total.
 pub(crate) fn total(table: &[Holding]) -> u32 {
     table.iter().fold(0, |sum, entry| sum.saturating_add(entry.count()))
 }
 
-/// How many are held by those who live, for who has not the mutex.
+/// Returns how many are held by live processes. This is for callers that do not hold the mutex.
 pub(crate) fn total_of_the_living(table: &[Holding], owners: &impl Owners) -> u32 {
     let living = table.iter().filter(|entry| entry.count() > 0 && !entry.is_dead(owners));
     living.fold(0, |sum, entry| sum.saturating_add(entry.count()))
 }
 
-/// Takes back what the dead hold; how many those were. The mutex is held.
+/// Takes back what dead processes hold, and returns how many that were. The caller holds the mutex.
 pub(crate) fn reclaim(table: &[Holding], owners: &impl Owners) -> u32 {
     let mut back: u32 = 0;
     for entry in table {

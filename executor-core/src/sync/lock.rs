@@ -1,4 +1,4 @@
-//! Mutual exclusion.
+//! The lock, for mutual exclusion.
 
 use std::{fmt, io, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::{
 
 /// A lock for threads of any processes.
 ///
-/// It travels: as an argument or a result of a task, inside of other types too. All handles are of the same lock, and two
-/// handles compare equal if they are.
+/// It can be sent to other processes as an argument or a result of a task, also inside other types.
+/// All handles refer to the same lock, and two handles compare equal if they do.
 ///
 /// ```
 /// use executor::{Lock, prelude::*};
@@ -51,98 +51,119 @@ use crate::{
 ///
 /// # When its holder dies
 ///
-/// The next one gets it within 100 ms and is told: [`OwnerDied`]. A process that waits and dies leaves nothing behind.
-/// Death is that of the process. A thread that panics drops its guards, which release; a guard that is forgotten
-/// (`mem::forget`) holds until its process ends, or has no handle left.
+/// The next holder gets the lock within 100 ms, and is told: see [`OwnerDied`]. A process that dies
+/// while it waits leaves nothing behind.
+///
+/// Only the death of a process counts. A thread that panics drops its guards, which releases the
+/// lock. A guard that is leaked (`mem::forget`) holds the lock until its process ends or has no
+/// handle left.
 ///
 /// # Fairness, recursion
 ///
-/// There is none: whoever comes first when it is free gets it. A thread that acquires what it holds waits for ever; see
-/// [`RLock`](crate::RLock). The lock that a [`Value`](crate::Value) or an [`Array`](crate::Array) makes for itself is re-entrant,
-/// but for the async form. One that was given to them is not, but the thread that holds it may use them.
+/// The lock is not fair: whoever comes first when it is free gets it. A thread that acquires a lock
+/// that it holds waits for ever; see [`RLock`](crate::RLock).
 ///
-/// Tasks of tokio are told apart. Of those of other runtimes nothing is known but the thread: if one has awaited such a lock and keeps
-/// it, a form that blocks panics on the thread where that was, because it may be the same task, which would wait for itself.
-/// [`acquire_async`](Lock::acquire_async) waits there.
+/// The lock that a [`Value`](crate::Value) or an [`Array`](crate::Array) creates for itself is
+/// re-entrant, except in its async form. A lock that was given to them is not, but the thread that
+/// holds it may use them.
+///
+/// Re-entrant locks tell tasks of tokio apart. Of a task of another runtime, only the thread is
+/// known. While such a task holds a re-entrant lock that it has awaited, the blocking forms panic
+/// on the thread where that happened: the caller may be the same task, which would wait for itself.
+/// [`acquire_async`](Lock::acquire_async) waits instead.
 ///
 /// # What it costs
 ///
-/// Nothing but a few nanoseconds while nobody else wants it. 64 bytes of shared memory; a thousand of them share two
-/// descriptors. What has been sent to another process is not used again before all of the thousand are gone that were made
-/// together with it: one that is kept of each thousand costs two descriptors and 64 KiB.
+/// Acquiring takes a few nanoseconds while nobody else wants the lock. A lock takes 64 bytes of
+/// shared memory, and a thousand locks share two descriptors. If a lock was sent to another
+/// process, its memory is not reused before all of the thousand that were created together are
+/// gone. In the worst case, a program that keeps one lock of each thousand pays two descriptors and
+/// 64 KiB for it.
 ///
 /// # Forks
 ///
-/// In a process that was forked by hand a handle is one of another user; guards that it has inherited do nothing.
-/// Acquiring there may panic, if the system has no descriptor left.
+/// In a process that was forked by hand, a handle is that of a separate user. Guards that it has
+/// inherited do nothing. Acquiring there may panic if no descriptor is left.
 #[derive(Clone)]
 pub struct Lock {
     block: Block,
 }
 
-/// At the beginning of each block that has a lock: that of a [`Lock`], a `Value`, an `Array`.
+/// The beginning of each block that has a lock: that of a [`Lock`], a `Value`, or an `Array`.
 ///
-/// The lock of a value or an array is re-entrant: whoever holds it may use the value, and acquire it again. Of a lock that one of
-/// them was given, the first is true from then on. Guards are counted in `levels` then, as those of an `RLock`.
+/// The lock of a value or an array is re-entrant: its holder may use the value, and may acquire the
+/// lock again. For a lock that was given to a value or an array, only the first holds from then on.
+/// In both cases guards are counted in `levels`, like those of an `RLock`.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct LockLayout {
     pub(crate) mutex: RobustMutex,
-    /// The thread that holds it, for who asks. It says nothing by itself, and may be out of date.
+    /// The thread that holds the lock, for debug output. It proves nothing by itself, and may be
+    /// out of date.
     thread: AtomicU32,
     /// [`PLAIN`], [`GIVEN`] or [`REENTRANT`].
     sort: AtomicU32,
-    /// Whose the levels are; what a dead process has left here is nobody's.
+    /// The owner of the levels. An entry that a dead process has left here belongs to nobody.
     owner: AtomicU32,
-    /// Who holds it (a [`Holder`](holder)), whether what it protects may be in disorder, and how many levels deep. In one word,
-    /// because guards are dropped on other threads, too: one goes a level deeper only while it still has one.
+    /// The [`holder`], whether what the lock protects may be half changed, and the number of
+    /// levels. They share one word because guards may be dropped on other threads: a level may be
+    /// added only while there still is one.
     levels: AtomicU64,
-    /// The process in which a guard lends references into the memory of this block's value; none is 0.
+    /// The process in which a guard lends references into the memory of this block's value; 0 means
+    /// none.
     lent: AtomicU32,
     reserved: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for LockLayout {}
 
 impl LockLayout {
-    /// Who lends references.
+    /// Records the process that lends references, or that none does.
     pub(super) fn lend_to(&self, me: Option<OwnerId>) {
-        // Release: what was done by way of the references comes before. A guard may be dropped on another thread than the one
-        // that holds the lock, which needs nothing but this to use the value again.
+        // Release: what was done through the references happens before this store. A guard may be
+        // dropped on a different thread than the one that holds the lock. The holding thread then
+        // needs nothing but this word to use the value again.
         self.lent.store(me.map_or(0, OwnerId::bits), Ordering::Release);
     }
 
+    /// Returns the process that lends references.
     pub(super) fn lent_to(&self) -> Option<OwnerId> {
         let lent = self.lent.load(Ordering::Acquire);
         if lent == 0 { None } else { OwnerId::from_bits(lent) }
     }
 }
 
-/// Nothing but a lock: nobody asks who holds it.
+/// A lock on its own: nobody asks for its holder.
 const PLAIN: u32 = 0;
-/// It was given to a value or an array: what these do, whoever holds it may do.
+/// The lock was given to a value or an array. Its holder may use them.
 const GIVEN: u32 = 1;
-/// Of a value or an array: whoever holds it may acquire it.
+/// The lock of a value or an array. Its holder may also acquire it again.
 const REENTRANT: u32 = 2;
 
 const HOLDER_SHIFT: u32 = 24;
+/// What the lock protects may be half changed.
 const IN_DISORDER: u64 = 1 << 23;
+/// The bits of the number of levels.
 const COUNT: u64 = IN_DISORDER - 1;
 
-/// Who holds a re-entrant lock, in 40 bits: a thread, or a task of tokio, for tasks share threads and change them.
+/// Identifies the holder of a re-entrant lock, in 40 bits: a thread, or a task of tokio. Tasks
+/// share threads and move between them.
 pub(crate) mod holder {
     use std::hash::{Hash, Hasher};
 
     use crate::os::{liveness::OwnerId, local};
 
-    /// A task. Its number has 38 bits: a guard would have to be kept while so many other tasks are spawned.
+    /// The holder is a task of tokio. Its number has 38 bits, so two tasks are confused only if a
+    /// guard is kept while that many others are spawned.
     const TASK: u64 = 1 << 39;
-    /// A task of another runtime, which says nothing about it but the thread.
+    /// The holder is a task of another runtime, of which only the thread is known.
     const UNKNOWN_TASK: u64 = 1 << 38;
-    /// A thread in a call of its own, where nobody else can be on it.
+    /// The holder is a thread inside a call of its own, during which nobody else can run on that
+    /// thread.
     const IN_CALL: u64 = TASK | UNKNOWN_TASK;
 
+    /// A hasher that returns the number of a task, because tokio shows that number to hashers.
     struct Number(u64);
 
     impl Hasher for Number {
@@ -161,7 +182,7 @@ pub(crate) mod holder {
         }
     }
 
-    /// The task or thread that runs this.
+    /// Returns the task or thread that runs this.
     pub(crate) fn this() -> u64 {
         match tokio::task::try_id() {
             Some(id) => {
@@ -173,10 +194,10 @@ pub(crate) mod holder {
         }
     }
 
-    /// As [`this`], in an async form, which may be on any runtime.
+    /// Like [`this`], in an async form, which may run on any runtime.
     pub(super) fn this_async() -> u64 {
         let this = this();
-        // What tokio runs without a number is the one future that blocks its thread.
+        // Inside tokio but without a task number, it is the one future that blocks its thread.
         if this & TASK != 0 || tokio::runtime::Handle::try_current().is_ok() {
             this
         } else {
@@ -184,25 +205,28 @@ pub(crate) mod holder {
         }
     }
 
-    /// Makes the holders of each process others than those of the next. One that asks may have read the owner of the levels, and
-    /// then the levels of another process: it is not to find itself there.
+    /// Mixes the process's number into a holder, so that the holders of any two processes differ.
+    ///
+    /// A caller may read the owner of the levels, and then levels that another process has written
+    /// in the meantime: it must not mistake them for its own.
     pub(super) fn salted(holder: u64, me: OwnerId) -> u64 {
         holder ^ u64::from(me.bits()) << 8
     }
 
-    /// This thread, until a call that runs user code returns.
+    /// Returns this thread as the holder for the duration of a call that runs user code.
     pub(super) fn this_call() -> u64 {
         IN_CALL | u64::from(local::this_thread())
     }
 
-    /// What is known of whether this is that holder.
+    /// What is known about whether the caller is a certain holder.
     pub(super) enum Is {
         Me,
         Another,
-        /// Another task that shares the thread, or the same.
+        /// The holder is a task that shares the caller's thread. It may be the same task.
         Unknown,
     }
 
+    /// Whether the caller is that holder.
     pub(super) fn is_this(holder: u64) -> Is {
         let thread = u64::from(local::this_thread());
         match holder & IN_CALL {
@@ -219,21 +243,22 @@ const KINDS: &[Kind] = &[Kind::Lock, Kind::Value, Kind::Array];
 travels!(Lock, block, KINDS, |len| len >= size_of::<LockLayout>());
 
 impl Lock {
-    /// A new one, free.
+    /// Creates a lock that is free.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
         Ok(Lock { block: Block::allocate(Kind::Lock, size_of::<LockLayout>())? })
     }
 
-    /// The lock at the beginning of a block that has one.
+    /// Returns the lock at the beginning of a block that has one.
     pub(crate) fn of(block: &Block) -> Self {
         debug_assert!(KINDS.contains(&block.kind()));
         Lock { block: block.clone() }
     }
 
-    /// From now on it is that of this block, or one that was given to it: whoever holds it may use what is there.
+    /// Makes this the lock of that block: its own, or one that was given to it. From now on, the
+    /// holder may use what is in the block.
     pub(crate) fn belong_to(&self, block: &Block) {
         let sort = if self.block == *block { REENTRANT } else { GIVEN };
         self.layout().sort.fetch_max(sort, Ordering::Relaxed);
@@ -264,10 +289,10 @@ impl Lock {
         User { lock: self, layout: self.layout(), me, origin }
     }
 
-    /// Waits until it is free, and holds it.
+    /// Waits until the lock is free, and acquires it.
     ///
     /// # Errors
-    /// If the one who held it has died: the error has the guard.
+    /// If the previous holder has died. The error contains the guard.
     #[inline]
     pub fn acquire(&self) -> LockResult<LockGuard<'_>> {
         if let Some(guard) = self.acquire_if_free() {
@@ -280,7 +305,7 @@ impl Lock {
         }
     }
 
-    /// Holds it, if it is free now; else `None`.
+    /// Acquires the lock if it is free now; otherwise returns `None`.
     #[inline]
     pub fn try_acquire(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_if(REENTRANT)
@@ -295,7 +320,7 @@ impl Lock {
         }
     }
 
-    /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
+    /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns `None`.
     pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire().or_else(|| self.acquire_until(deadline_in(limit)))
     }
@@ -309,7 +334,9 @@ impl Lock {
         }
     }
 
-    /// For a value or an array, without a limit: also if this thread holds it, of whatever sort it is.
+    /// Like [`acquire`](Self::acquire), for operations of a value or an array. It succeeds at once
+    /// if this thread or task holds the lock, even if the lock was given to the value and is not
+    /// re-entrant.
     pub(crate) fn acquire_again(&self) -> LockResult<LockGuard<'_>> {
         if let Some(guard) = self.acquire_if_free() {
             return Ok(guard);
@@ -322,8 +349,8 @@ impl Lock {
         }
     }
 
-    /// Acquires it, if it is free and nobody has died with it: the way that is taken nearly always, and made for it. No other guard
-    /// of this process holds it then.
+    /// Acquires the lock if it is free and no holder has died. This is the most frequent case, and
+    /// it is optimised for that. No other guard of this process holds the lock then.
     #[inline]
     pub(crate) fn acquire_if_free(&self) -> Option<LockGuard<'_>> {
         let user = self.user();
@@ -331,24 +358,25 @@ impl Lock {
         Some(user.clean_guard())
     }
 
-    /// As [`acquire_again`](Self::acquire_again), if it need not wait.
+    /// Like [`acquire_again`](Self::acquire_again), if that is possible without waiting.
     #[inline]
     pub(crate) fn try_acquire_again(&self) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_if(GIVEN)
     }
 
-    /// As [`acquire_again`](Self::acquire_again), with a limit.
+    /// Like [`acquire_again`](Self::acquire_again), with a deadline.
     pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_again().or_else(|| self.user().acquire_slowly(deadline, GIVEN))
     }
 
-    /// As [`acquire`](Self::acquire), on any async runtime.
+    /// Like [`acquire`](Self::acquire), on any async runtime.
     ///
-    /// It is never re-entrant: one that is awaited while this task holds the lock waits until that guard is dropped. The branches
-    /// of `join!` or `select!` are one task, and exclude each other.
+    /// This form is never re-entrant: if this task already holds the lock, the future waits until
+    /// that guard is dropped. The branches of `join!` or `select!` are one task, and exclude each
+    /// other.
     ///
     /// # Cancel safety
-    /// To drop the future takes neither the lock nor another's wake-up.
+    /// Dropping the future takes neither the lock nor another waiter's wake-up.
     pub async fn acquire_async(&self) -> LockResult<LockGuard<'_>> {
         let (mutex, owners) = (&self.layout().mutex, self.owners());
         let user = self.user();
@@ -357,7 +385,7 @@ impl Lock {
         }
         loop {
             let user = self.user();
-            // With the mark: others may wait as well, who are to be woken when it is released.
+            // Set the mark: others may wait as well, and must be woken when the lock is released.
             match mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED) {
                 Ok(locked) => return user.guard_of(locked, holder::this_async),
                 Err(word) => changed(&self.block, mutex.word(), word).await,
@@ -365,7 +393,8 @@ impl Lock {
         }
     }
 
-    /// Holds it for a call that runs no code of the user: nobody can come to re-enter it.
+    /// Holds the lock for a call that runs no user code, so nobody can re-enter it during the
+    /// call.
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
         let user = self.user();
@@ -375,10 +404,12 @@ impl Lock {
         }
     }
 
-    /// As [`hold`](Self::hold), for a call that runs code of the user, which may use what the lock protects.
+    /// Like [`hold`](Self::hold), for a call that runs user code, which may use what the lock
+    /// protects.
     #[inline]
     pub(crate) fn hold_and_call(&self) -> Held<'_> {
         let mut held = self.hold();
+        // Record the holder, so that user code can enter the lock again.
         if !matches!(held.how, How::Deeper) {
             held.user.begin_levels(holder::this_call(), matches!(held.how, How::AfterDeath));
             held.how = How::Counted;
@@ -386,24 +417,28 @@ impl Lock {
         held
     }
 
-    /// References into this block's value are lent from now on, or are not any more. The lock is held.
+    /// Records that `me` lends references into this block's value or, for `None`, that nobody does
+    /// any more. The caller holds the lock.
     #[inline]
     pub(crate) fn lend(block: &Block, me: Option<OwnerId>) {
         block.part::<LockLayout>(0).lend_to(me);
     }
 
-    /// Whether a guard of this process lends references into this block's value. The lock is held.
+    /// Whether a guard of this process lends references into this block's value. The caller holds
+    /// the lock.
     #[inline]
     pub(crate) fn is_lent(&self, block: &Block) -> bool {
-        // Who lends is noted by its number as a user of the lock's memory, which need not be that of the block's. What a dead
-        // process has left here is nobody's.
+        // The lender is recorded by its number as a user of the lock's memory, which may differ
+        // from its number as a user of the block's memory. An entry that a dead process has left
+        // matches nobody.
         block.part::<LockLayout>(0).lent_to().is_some_and(|owner| self.owners().is_me(owner))
     }
 
-    /// Releases what was [left locked](LockGuard::leave_locked), from any thread of any process.
+    /// Releases a lock that was [left locked](LockGuard::leave_locked), from any thread of any
+    /// process.
     ///
     /// # Errors
-    /// If it is free, or a guard holds it.
+    /// If the lock is free, or a guard holds it.
     pub fn release(&self) -> Result<(), ReleaseError> {
         let mutex = &self.layout().mutex;
         if mutex.release_left() {
@@ -415,14 +450,15 @@ impl Lock {
         })
     }
 
-    /// Whether somebody holds it at this moment, in whatever process.
+    /// Whether any process holds the lock at this moment.
     pub fn is_locked(&self) -> bool {
         matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_) | Holder::Left)
     }
 }
 
-/// A lock, and this process as a user of it: what each of its guards needs. Found once, before the lock is acquired: after an
-/// atomic exchange everything would be read again, one pointer after the other.
+/// A lock, and this process as its user: everything that a guard needs. It is looked up once,
+/// before the lock is acquired. After an atomic exchange, all of it would have to be read again,
+/// one pointer after the other.
 #[derive(Clone, Copy)]
 struct User<'a> {
     lock: &'a Lock,
@@ -432,7 +468,7 @@ struct User<'a> {
 }
 
 impl<'a> User<'a> {
-    /// Whether this is the process that acquired it, and not one forked from that.
+    /// Whether this is the process that acquired the lock, and not one forked from it.
     #[inline]
     fn is_here(self) -> bool {
         !self.origin.forked()
@@ -465,7 +501,7 @@ impl<'a> User<'a> {
         if in_disorder { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }
 
-    /// Of a lock that was free.
+    /// Returns a guard of a lock that was free.
     #[inline]
     fn clean_guard(self) -> LockGuard<'a> {
         let counted = self.layout.sort.load(Ordering::Relaxed) != PLAIN;
@@ -476,42 +512,47 @@ impl<'a> User<'a> {
         LockGuard { lock: self.lock, by: By::new(self.me, if counted { By::COUNTED } else { 0 }) }
     }
 
-    /// One level of this thread or task.
+    /// Begins the first level, for this thread or task.
     #[inline(never)]
     fn begin_levels_of_this(self) {
         self.layout.thread.store(local::this_thread(), Ordering::Relaxed);
         self.begin_levels(holder::this(), false);
     }
 
-    /// One level; the mutex was just acquired.
+    /// Begins the first level. The mutex was just acquired.
     #[inline]
     fn begin_levels(self, holder: u64, in_disorder: bool) {
         let User { layout, me, .. } = self;
         let disorder = if in_disorder { IN_DISORDER } else { 0 };
+        // Before the owner: see `levels`.
         layout.levels.store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
         layout.owner.store(me.bits(), Ordering::Release);
         kill_point!(LevelsWritten);
     }
 
-    /// The levels of this process, if it has some now.
+    /// Returns the levels word if this process has levels now.
     fn levels(self) -> Option<u64> {
         let User { layout, me, .. } = self;
-        // Acquire: the levels are then those of this process, or newer ones.
+        // Acquire: pairs with the store in `begin_levels`. The levels that are read next are those
+        // of this process, or newer ones.
         let mine = layout.owner.load(Ordering::Acquire) == me.bits();
         let levels = layout.levels.load(Ordering::Relaxed);
         (mine && levels & COUNT > 0).then_some(levels)
     }
 
-    /// One level deeper, if this thread or task has one, and the lock is of that sort or a higher one.
+    /// Adds a level if this thread or task already has one, and the lock's sort is `sort` or
+    /// higher.
     ///
     /// # Panics
-    /// If a task of a runtime other than tokio holds it that was on this thread: it may be this task, which would wait for itself.
+    /// If the holder is a task of a runtime other than tokio that was on this thread. The caller
+    /// may be that task, which would wait for itself.
     #[cold]
     fn go_deeper(self, sort: u32) -> bool {
         if self.layout.sort.load(Ordering::Relaxed) < sort {
             return false;
         }
         while let Some(levels) = self.levels() {
+            // Salting twice gives the original holder.
             match holder::is_this(holder::salted(levels >> HOLDER_SHIFT, self.me)) {
                 holder::Is::Another => return false,
                 holder::Is::Me => {}
@@ -521,7 +562,7 @@ impl<'a> User<'a> {
                 ),
             }
             assert!(levels & COUNT < COUNT, "more levels of a lock than can be counted");
-            // There is room for it in the count: the holder above it stays as it is.
+            // The count is below its maximum, so this does not carry into the bits above it.
             let more = levels.wrapping_add(1);
             let word = &self.layout.levels;
             if word.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed).is_ok() {
@@ -531,22 +572,24 @@ impl<'a> User<'a> {
         false
     }
 
-    /// As [`go_deeper`](Self::go_deeper): a guard of that level.
+    /// Like [`go_deeper`](Self::go_deeper), but returns a guard of the new level.
     fn deeper(self, sort: u32) -> Option<LockGuard<'a>> {
         let by = By::new(self.me, By::COUNTED | By::DEEPER);
-        // Made only then: dropping one ends a level.
+        // Create the guard only in that case, because dropping one ends a level.
         if self.go_deeper(sort) { Some(LockGuard { lock: self.lock, by }) } else { None }
     }
 
-    /// Ends a level of this process: the last one releases.
+    /// Ends a level of this process. Ending the last one releases the lock.
     #[inline]
     fn end_level(self) {
         let User { layout, me, .. } = self;
-        // Acquire: as below.
+        // Acquire: what other threads did in levels that they have ended happens before the
+        // release.
         let levels = layout.levels.load(Ordering::Acquire);
         let mine = holder::salted(u64::from(local::this_thread()), me);
         if levels >> HOLDER_SHIFT == mine && levels & (COUNT | IN_DISORDER) == 1 {
-            // The only guard, and nobody but this thread could go deeper.
+            // This is the only guard, and only this thread could add a level. So the word cannot
+            // change between the load and the release.
             layout.owner.store(0, Ordering::Relaxed);
             return layout.mutex.release();
         }
@@ -556,36 +599,41 @@ impl<'a> User<'a> {
     #[cold]
     fn end_one_of_several(self) {
         let layout = self.layout;
-        // Both orderings: what other threads did in their levels comes before the release.
+        // Release: what this thread did in its level happens before the lock is released. Acquire:
+        // the same for what other threads did, if this call releases the lock.
         let before = layout.levels.fetch_sub(1, Ordering::AcqRel);
-        // The last one: no other guard is there, and one goes deeper only from a level.
+        // This was the last level. There is no other guard, and a level can be added only while
+        // there is one.
         if before & COUNT == 1 {
             layout.owner.store(0, Ordering::Relaxed);
             if before & IN_DISORDER != 0 { layout.mutex.abandon() } else { layout.mutex.release() }
         }
     }
 
-    /// Ends the level of a call, in the thread of that call.
+    /// Ends the level of a call, on the thread of that call.
     #[inline]
     fn end_call(self) {
         let layout = self.layout;
-        // Acquire: what another thread did in a level that it has ended comes before the release.
+        // Acquire: what another thread did in a level that it has ended happens before the release.
         let levels = layout.levels.load(Ordering::Acquire);
         if levels & (COUNT | IN_DISORDER) != 1 {
             return self.end_call_and_keep();
         }
-        // Nobody else has a level, and only this thread could go deeper.
+        // Nobody else has a level, and only this thread could add one.
         layout.owner.store(0, Ordering::Relaxed);
         layout.mutex.release();
     }
 
-    /// As [`end_call`](Self::end_call), where a guard was made within the call and kept: from now on it is that of this thread or
-    /// task, as if it had been made outside. As part of a call it would be that of whatever else runs on this thread.
+    /// Like [`end_call`](Self::end_call), for when a guard was created within the call and kept.
+    /// From now on it belongs to this thread or task, as if it had been created outside the call.
+    /// Otherwise it would count as held by whatever else runs on this thread.
     #[cold]
     fn end_call_and_keep(self) {
         let User { layout, me, .. } = self;
         let holder = holder::salted(holder::this(), me) << HOLDER_SHIFT;
         let mut levels = layout.levels.load(Ordering::Acquire);
+        // While there is another guard, end this call's level and pass the rest to this thread or
+        // task.
         while levels & COUNT > 1 {
             let rest = holder | (levels & (IN_DISORDER | COUNT)).wrapping_sub(1);
             match layout.levels.compare_exchange(levels, rest, Ordering::AcqRel, Ordering::Acquire) {
@@ -593,7 +641,7 @@ impl<'a> User<'a> {
                 Err(now) => levels = now,
             }
         }
-        // Dropped meanwhile, on another thread.
+        // The other guard was dropped in the meantime, on another thread.
         self.end_one_of_several();
     }
 
@@ -619,7 +667,7 @@ impl fmt::Debug for Lock {
     }
 }
 
-/// Who holds something, as seen from here.
+/// Describes the holder as seen from the caller.
 pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'static str {
     match holder {
         Holder::Free => "free",
@@ -631,8 +679,8 @@ pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'s
     }
 }
 
-/// Refuses in a fork, where the lock is the parent's: what one side writes under it the other one would write, too, or see
-/// changed behind a reference.
+/// Panics in a forked process, where the lock is held by the parent. What one process writes under
+/// the lock, the other one would write as well, or would see changed behind a reference.
 #[inline]
 #[track_caller]
 fn check_mine(is_mine: bool) {
@@ -649,42 +697,44 @@ pub(crate) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// As [`LockGuard::check_mine`].
+    /// Like [`LockGuard::check_mine`].
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
         check_mine(self.user.is_here());
     }
 
-    /// Whether other guards of this thread or task may hold it, too. If not, nobody has references into what it protects: whoever
-    /// has some holds the lock.
+    /// Whether other guards of this thread or task may hold the lock, too. If not, there are no
+    /// references into what it protects, because every owner of such a reference holds the lock.
     #[inline]
     pub(crate) fn is_shared(&self) -> bool {
         match self.how {
             How::Plainly | How::AfterDeath => false,
-            // The call may have made one, and kept it. Acquire: what was done by way of one that has been dropped comes before.
+            // The call may have created a guard and kept it. Acquire: what was done through guards
+            // that have been dropped happens before this.
             How::Counted => self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1,
             How::Deeper => true,
         }
     }
 }
 
+/// How a call holds a lock.
 #[derive(Clone, Copy)]
 enum How {
-    /// Without a word of who it is.
+    /// Without a record of the holder.
     Plainly,
-    /// The same, after one that died with it. The news is for the next one who asks.
+    /// The same, after the previous holder died. Releasing reports the death to the next holder.
     AfterDeath,
     /// As one level.
     Counted,
-    /// By a level more than this thread or task had before.
+    /// As one level more than this thread or task already had.
     Deeper,
 }
 
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if !self.user.is_here() {
             return;
         }
@@ -697,24 +747,27 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Holds a [`Lock`] until it is dropped, on whatever thread.
+/// Holds a [`Lock`] until it is dropped, on any thread.
 #[must_use = "the lock is released when this is dropped"]
 pub struct LockGuard<'a> {
     lock: &'a Lock,
     by: By,
 }
 
-/// Which process a guard is of, and what it is. In one word: a guard is handed on three times before the caller has it, and a word
-/// that is put together from smaller ones in memory makes the processor wait each time.
+/// The process that a guard belongs to, and the guard's flags.
+///
+/// They share one word: a guard is passed on three times before the caller has it, and reading a
+/// word that was written to memory in smaller parts makes the processor wait each time.
 #[derive(Clone, Copy)]
 struct By(u64);
 
 impl By {
-    /// The next one is to be told that a holder has died.
+    /// The next holder must be told that a holder has died.
     const DISORDER: u64 = 1 << 32;
-    /// As a level: the lock is re-entrant, and was when it was acquired.
+    /// The guard counts as a level: the lock belongs to a value or an array, and did when it was
+    /// acquired.
     const COUNTED: u64 = 1 << 33;
-    /// A level beside one that there was.
+    /// The level was added to one that already existed.
     const DEEPER: u64 = 1 << 34;
 
     #[inline]
@@ -729,10 +782,11 @@ impl By {
 }
 
 impl<'a> LockGuard<'a> {
-    /// Leaves it locked, without a guard: whoever has a handle may [release](Lock::release) it, and it stays locked until
-    /// somebody does. That it was this process which held it is forgotten: its death frees nothing.
+    /// Drops the guard, but leaves the lock locked until somebody [releases](Lock::release) it.
+    /// Anyone with a handle may do that. The lock no longer belongs to this process, so the death
+    /// of the process does not free it.
     ///
-    /// Where a thread has several guards of the lock of a value or an array, the last one decides.
+    /// If a thread has several guards of the lock of a value or an array, the last one decides.
     pub fn leave_locked(self) {
         if self.is_mine() {
             let layout = self.lock.layout();
@@ -750,18 +804,18 @@ impl<'a> LockGuard<'a> {
         OwnerId::from_bits(self.by.0 as u32).unwrap_or(OwnerId::NOBODY)
     }
 
-    /// Whether this process holds the lock by it, and not one that it was forked from.
+    /// Whether this process holds the lock by this guard, and not one that it was forked from.
     #[inline]
     pub(crate) fn is_mine(&self) -> bool {
         self.lock.owners().is_me(self.me())
     }
 
-    /// Whether the lock is free when this is dropped: no other guard holds it, too.
+    /// Whether dropping this guard frees the lock, because no other guard holds it.
     pub(crate) fn is_the_only_one(&self) -> bool {
         !self.by.is(By::COUNTED) || self.lock.layout().levels.load(Ordering::Relaxed) & COUNT == 1
     }
 
-    /// As [`Held::is_shared`], when it was just acquired.
+    /// Like [`Held::is_shared`], for a guard that was just acquired.
     #[inline]
     pub(crate) fn is_deeper(&self) -> bool {
         self.by.is(By::DEEPER)
@@ -771,7 +825,7 @@ impl<'a> LockGuard<'a> {
         self.lock
     }
 
-    /// Refuses in a fork, where the lock is the parent's.
+    /// Panics in a forked process, where the lock is held by the parent.
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
@@ -782,7 +836,7 @@ impl<'a> LockGuard<'a> {
 impl Recover for LockGuard<'_> {
     fn recover(&mut self) {
         self.by.0 &= !By::DISORDER;
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if self.by.is(By::COUNTED) && self.is_mine() {
             self.lock.layout().levels.fetch_and(!IN_DISORDER, Ordering::Relaxed);
         }
@@ -792,7 +846,7 @@ impl Recover for LockGuard<'_> {
 impl Drop for LockGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if self.is_mine() {
             let user = self.lock.user();
             match self.by.is(By::COUNTED) {

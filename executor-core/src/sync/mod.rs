@@ -1,78 +1,89 @@
-//! Locks and their kin for threads of several processes, in shared memory, which survive the death of anybody.
+//! Locks and related types in shared memory, for threads of several processes. They survive the
+//! death of any process.
 //!
 //! ```text
 //!   Lock, RLock, Semaphore,        handles: serde, Clone, Send + Sync; guards
 //!   Condition, Event, Barrier
 //!        │ each is a block of        `heap/block.rs`: many blocks in one anonymous file
 //!        ▼
-//!   raw: RobustMutex, Bell         words in that memory: who holds it; where one sleeps
-//!        │ who is that, does it live?
+//!   raw: RobustMutex, Bell         words in that memory: the mutex's holder; a place to sleep
+//!        │ which process is that, and is it alive?
 //!        ▼
-//!   os/liveness.rs                 each user of a file holds a kernel lock on a byte of it, its number
+//!   os/liveness.rs                 a user of a file locks the byte of it at the user's number
 //! ```
 //!
-//! # The ground: words in shared memory
+//! # The foundation: words in shared memory
 //!
-//! For everything in this crate that needs mutual exclusion between processes (the queue, too). What one needs is a block
-//! of shared memory, and a layout of atomics in it:
+//! Everything in this crate that needs mutual exclusion between processes builds on these words
+//! (the queue does, too). It takes a block of shared memory and a layout of atomics in it:
 //!
 //! ```text
 //! #[repr(C)]
 //! #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 //! struct Layout { mutex: RobustMutex, bell: Bell, head: AtomicU64, tail: AtomicU64 }
-//! // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+//! // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 //! unsafe impl SharedLayout for Layout {}
 //!
-//! let block = Block::allocate(Kind::Queue, size_of::<Layout>() + bytes)?; // small ones share a file, large have their own
+//! // Small blocks share a file, large blocks have their own.
+//! let block = Block::allocate(Kind::Queue, size_of::<Layout>() + bytes)?;
 //! let layout: &Layout = block.part(0);            // all zeros; checked: bounds, alignment
 //! let bytes: NonNull<u8> = block.bytes(size_of::<Layout>(), bytes);
 //!
-//! // In the object's Serialize and Deserialize; `part` and `bytes` are as good in the other process.
+//! // In the object's Serialize and Deserialize; `part` and `bytes` work in the other process, too.
 //! block.serialize(serializer)
-//! // Its kind and bounds are checked, also that it overlaps nothing else; its content is anybody's.
+//! // Checked: its kind and bounds, and that it overlaps no other block. Its content is not.
 //! let block = Block::deserialize(deserializer, &[Kind::Queue], |len| len >= size_of::<Layout>())?;
 //!
 //! let guard = layout.mutex.lock_until(block.owners(), deadline)?; // no system call, if free
-//! if guard.owner_died() { /* whoever held it died in there: bring the layout into order */ }
+//! if guard.owner_died() { /* the previous holder died in there: repair the layout */ }
 //! ```
 //!
-//! - [`RobustMutex`](raw::RobustMutex) is one word, zero is "free". It never blocks for ever on the dead: who waits asks
-//!   the kernel about the holder at once, and each [`RECHECK`](raw::RECHECK) (100 ms). The next one after a death is told by
-//!   [`owner_died`](raw::RobustGuard::owner_died), and the lock is an ordinary one again: what is to be repaired is
-//!   repaired under that guard. So order stores such that each moment can be recognised; best, one store is the act.
-//! - [`Bell`](raw::Bell) is one word to sleep on until something under the mutex has changed. All sleeps end after
-//!   `RECHECK` at the latest, and whoever slept looks again: a notifier may have died between its store and its wake-up,
-//!   or a sleeper after it was woken. No wake-up is lost for longer than that.
-//! - `owners()` is an [`Owners`](crate::os::liveness::Owners): `me()` names this process in a word, `is_alive(id)` asks
-//!   about another. A word that holds an `OwnerId` can say who was there when it died: numbers are not given twice.
+//! - [`RobustMutex`](raw::RobustMutex) is one word; zero means "free". It never waits for ever for
+//!   a dead holder: a waiter asks the kernel about the holder at once, and again every
+//!   [`RECHECK`](raw::RECHECK) (100 ms). The next holder after a death learns of it from
+//!   [`owner_died`](raw::RobustGuard::owner_died), and must repair under that guard what needs
+//!   repair; from then on the lock is an ordinary one. So order the stores such that every
+//!   intermediate state can be recognised. It is best if a single store makes the change.
+//! - [`Bell`](raw::Bell) is one word to sleep on until something under the mutex has changed. Every
+//!   sleep ends after `RECHECK` at the latest, and the sleeper then looks again: a notifier may
+//!   have died between its store and its wake-up, or another sleeper after it was woken. So no
+//!   wake-up is lost for longer than that.
+//! - `owners()` is an [`Owners`](crate::os::liveness::Owners): `me()` names this process in a word,
+//!   and `is_alive(id)` asks about another process. A word that holds an `OwnerId` still says which
+//!   process was there after that process has died, because numbers are not reused.
 //!
-//! None of it allocates or makes a system call where there is no contention. All of it is models' ground
-//! (`os/sync.rs`): take atomics from there, and `Owners` as a parameter.
+//! None of these allocate, or make a system call while there is no contention. All of it can be run
+//! under the model checkers (`os/sync.rs`): take the atomics from there, and `Owners` as a
+//! parameter.
 //!
-//! # When somebody dies
+//! # When a process dies
 //!
-//! | who dies | then |
+//! | process that dies | consequence |
 //! |---|---|
-//! | the holder of a lock | the next one gets it within 100 ms, and is told |
+//! | the holder of a lock | the next holder gets the lock within 100 ms, and is told |
 //! | one that released, before it woke a sleeper | the sleeper looks by itself within 100 ms |
-//! | a sleeper that was woken, before it took what it was woken for | the others look by themselves within 100 ms |
-//! | one that waits | it leaves nothing: a mark that says "wake somebody", at worst for nobody |
+//! | a woken sleeper, before it took its item | the others look by themselves within 100 ms |
+//! | a waiter | it leaves at most a mark that asks for a wake-up, perhaps of nobody |
 //!
-//! # When somebody is stopped
+//! # When a process is stopped
 //!
-//! A stopped process is alive, so nobody takes its lock. Each object has a mutex of its own inside, and a process may be stopped
-//! while it has that. So nobody waits for one of these for longer than the caller wants to wait: there is no way to take it
-//! without a deadline. Who gives something back, leaves, or is dropped does not need it: where it is not to be had at once, a
-//! change of one word says the same, and whoever has the mutex next does the rest.
+//! A stopped process is alive, so its lock is not taken away. Each object contains a mutex, and a
+//! process may be stopped while it holds that. So no method waits for such a mutex for longer than
+//! its caller wants to wait: it cannot be taken without a deadline. To give something back, to
+//! leave, or to be dropped does not need the mutex. If it cannot be taken at once, a change of one
+//! word records the same, and the next holder of the mutex does the rest.
 //!
-//! In a process that was forked by hand, handles are those of a user of its own; guards that came along are inert.
+//! In a process that was forked by hand, handles are those of a separate user, and inherited guards
+//! do nothing.
 
-// What is counted here decides who may touch memory: no sum wraps unseen.
+// These counts decide who may access memory, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-/// What handles have in common: they travel, and two are equal if they are of the same object.
+/// Implements what all handles have in common: they can be sent, and two of them are equal if they
+/// are handles of the same object.
 ///
-/// `$field` is their block; `$kinds` what it may be of, and `$fits` how long.
+/// `$field` is the handle's block, `$kinds` are the block's permitted kinds, and `$fits` checks its
+/// length.
 macro_rules! travels {
     ($type:ident, $field:ident, $kinds:expr, $fits:expr) => {
         impl serde::Serialize for $type {

@@ -1,8 +1,10 @@
-//! The words of this folder under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! The words of this folder under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how
+//! to run it.
 //!
-//! Threads play processes: each has a number, and may die, which is to leave everything as it is. Sleeps have no limit
-//! here, so that a wake-up which is lost is a deadlock; what a death leaves to the limit of sleeps is played by
-//! [`time_passes`], which only shuttle can do: for loom, it is a loop without an end. There, deaths come before.
+//! Threads play processes. Each has a number and may die, which must leave everything intact.
+//! Sleeps have no limit here, so that a lost wake-up is a deadlock. Where a death is only noticed
+//! when a sleep reaches its limit, [`time_passes`] plays that. It works with shuttle only, because
+//! for loom it is an endless loop. Under loom, deaths come first.
 
 use std::sync::Arc;
 #[cfg(executor_shuttle)]
@@ -36,11 +38,11 @@ use crate::{
     transport::ring::models::{check, few},
 };
 
-/// A process.
+/// A process, played by a thread.
 #[derive(Clone)]
 pub(crate) struct Process {
     number: u32,
-    /// A bit for each that is dead.
+    /// One bit for each dead process.
     dead: Arc<AtomicU32>,
 }
 
@@ -51,7 +53,7 @@ impl Process {
     }
 
     fn die(&self) {
-        // The kernel's word is as good as a lock: who asks after a death is told.
+        // The kernel's answer orders like a lock: a check after the death sees it.
         self.dead.fetch_or(1 << self.number, Ordering::SeqCst);
     }
 }
@@ -70,7 +72,7 @@ impl Owners for Process {
     }
 }
 
-/// All sleeps on this word come to their limit, again and again, until the threads are done.
+/// Lets all sleeps on this word reach their limit, again and again, until the threads are done.
 fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinHandle<T>>) -> Vec<T> {
     while !LOOM && done.load(Ordering::SeqCst) < threads.len() as u32 {
         futex::wake_all(word);
@@ -79,12 +81,12 @@ fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinH
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
-/// Holds it, as a call without a limit does.
+/// Locks the mutex, like a call without a limit.
 pub(crate) fn held<'a>(mutex: &'a RobustMutex, process: &'a Process) -> RobustGuard<'a, Process> {
     mutex.lock_until(process, None).unwrap()
 }
 
-/// A count that is not atomic: two that are in there at the same time lose one.
+/// Increments a count in two steps. If two threads do so at the same time, one increment is lost.
 fn add_one(count: &AtomicU32) {
     let value = count.load(Ordering::Relaxed);
     count.store(value + 1, Ordering::Relaxed);
@@ -263,7 +265,7 @@ fn what_is_given_back_without_the_mutex_is_never_lost() {
         assert!(holders::add(&shared.0, me));
         assert!(holders::give_back(&shared.0, me));
         if holders::total(&shared.0) == 0 {
-            // Who is let in now comes after all that they did.
+            // A process that is let in now comes after everything that they did.
             assert_eq!(shared.1.load(Ordering::Relaxed), 1);
         }
         gives.join().unwrap();
@@ -318,7 +320,7 @@ fn meeting<'a>(shared: &'a Shared, owners: &'a Process) -> Meeting<'a, Process> 
 }
 
 #[cfg(executor_shuttle)]
-/// Two who come to a barrier for two, each until a deadline: how it ended for each.
+/// Lets two processes come to a barrier for two, each with its deadline. Returns both results.
 fn two_meet(deadlines: [Deadline; 2]) -> (Arc<Shared>, Vec<Process>, [Result<usize, BarrierError>; 2]) {
     let world = Process::world(2);
     let shared: Arc<Shared> = Arc::new((Default::default(), (0..4).map(|_| Cell::default()).collect()));
@@ -353,7 +355,8 @@ fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
     });
 }
 
-/// As many come to a barrier as it is for, and the limit of one of them ever is over.
+/// Lets as many processes come to a barrier as it has parties. The limit of one of them has passed
+/// from the start.
 #[cfg(executor_shuttle)]
 fn one_leaves(parties: u32) {
     check(3, move || {
@@ -404,13 +407,13 @@ fn one_who_leaves_a_barrier_for_three_breaks_it_unless_all_pass() {
 #[derive(Default)]
 struct Rooms {
     lock: rlock::Layout,
-    /// Written in there.
+    /// Written while the lock is held.
     count: AtomicU32,
     shadow: Shadow,
 }
 
 impl Rooms {
-    /// Two levels deep, and out again.
+    /// Enters two levels, and leaves them again.
     fn visit(&self, process: &Process, thread: u32) {
         let me = process.me();
         assert_eq!(self.lock.enter(process, me, thread, None), Some(Locked::Clean));
@@ -430,7 +433,8 @@ fn one_thread_at_a_time_is_in_an_rlock_and_finds_only_itself_there() {
     check(2, || {
         let world = Process::world(2);
         let rooms = Arc::new(Rooms::default());
-        // Two of one process, and one of another with the same number as one of them.
+        // Two threads of one process, and a thread of another process with the same number as one
+        // of them.
         let others = [(&world[0], 2), (&world[1], 2)].map(|(process, number)| {
             let (rooms, process) = (Arc::clone(&rooms), process.clone());
             thread::spawn(move || rooms.visit(&process, number))
@@ -492,7 +496,7 @@ fn the_permits_of_the_dead_come_back() {
             permits.give_back(process.me());
             theirs.1.fetch_add(1, Ordering::SeqCst);
         });
-        // Two look for it at the same time.
+        // Two processes look for the permit at the same time.
         let here = permits(&shared.0, &world[0]);
         here.acquire(None).unwrap();
         here.give_back(world[0].me());
@@ -523,7 +527,7 @@ impl Condition {
         Waiters { head: &self.head, cells: &self.cells, owners }
     }
 
-    /// As `Condition::wait_for`.
+    /// Like `Condition::wait_for`.
     fn take(&self, process: &Process) {
         let mut guard = held(&self.lock, process);
         while self.ready.load(Ordering::Relaxed) == 0 {
@@ -545,7 +549,7 @@ impl Condition {
     }
 }
 
-/// With a cell for each, and with none: then all are in the crowd.
+/// Runs with a cell for each waiter, and without cells, so that all waiters are in the crowd.
 fn no_notification_is_lost(cells: usize) {
     let takers = few(1, 3) as u32;
     check(2, move || {
@@ -607,7 +611,7 @@ fn a_cell_is_entered_again_only_after_it_was_left() {
             shared.1.sleep(RECHECK);
         }
         assert_eq!(shared.1.told_at(), 2);
-        // Without the mutex: one store.
+        // One store, without the mutex.
         shared.1.leave();
         teller.join().unwrap();
         assert_eq!(next.join().unwrap(), shared.1.is_waiting());
@@ -619,7 +623,7 @@ fn a_notification_of_one_that_died_goes_to_another_one() {
     check(2, || {
         let world = Process::world(3);
         let condition = Condition::new(2);
-        // It waits first, is told first, and dies before it has the lock.
+        // This waiter comes first, is told first, and dies before it has the lock.
         let mut doomed = {
             let _guard = held(&condition.lock, &world[2]);
             condition.waiters(&world[2]).enter(None).unwrap()
@@ -640,7 +644,8 @@ fn a_notification_of_one_that_died_goes_to_another_one() {
         assert!(doomed.sleep(None));
         std::mem::forget(doomed);
         world[2].die();
-        // Whoever notifies next, or looks for itself, hands it on; here a notification of nobody.
+        // The next notifier, or a waiter that looks by itself, hands it on. Here the notifier
+        // notifies nobody.
         condition.waiters(&world[0]).notify(0, None);
         other.join().unwrap();
     });
@@ -659,7 +664,7 @@ fn a_set_event_is_heard_even_if_it_is_cleared_at_once() {
                     while let Err(word) = shared.0.look(turn) {
                         shared.0.sleep(word, RECHECK);
                     }
-                    // What was done before it was set is to be seen.
+                    // What was done before the event was set must be visible.
                     assert_eq!(shared.1.load(Ordering::Relaxed), 1);
                 })
             })

@@ -1,4 +1,4 @@
-//! The words in shared memory that all of `sync` is made of.
+//! The words in shared memory that every type in `sync` is built on.
 //!
 //! # The mutex
 //!
@@ -7,17 +7,25 @@
 //!
 //!  lock     0 ─► me                                   compare-and-swap, acquire
 //!           other ─► other + CONTENDED, sleep on it, at most RECHECK
-//!           dead ─► me (+ CONTENDED)                  and the one who does so is told
+//!           dead ─► me (+ CONTENDED)                  the new holder is told of the death
 //!  unlock   me… ─► 0, wake one if it was CONTENDED
 //!  abandon  me… ─► NOBODY, wake one                   as if the holder had died
-//!  leave    me… ─► LEFT…                             nobody's: held until somebody unlocks it, whoever dies
+//!  leave    me… ─► LEFT…                              no owner: held until somebody releases it
 //! ```
 //!
-//! *What can go wrong, and why it does not.* The holder dies: its number stays dead, so the compare-and-swap from the very word
-//! that was looked at takes the lock from it and from nobody else; of several who try, one succeeds. (After 2^30 users of the
-//! file the numbers begin again: then the word may name a living stranger, and one waits for that one's end.) It dies between "free" and the wake-up, or the one that was woken dies: sleepers look again after `RECHECK`. Whoever has slept
-//! takes the lock with `CONTENDED`, because others may be asleep; at worst that is a wake-up for nobody. A garbled word
-//! names somebody who is alive (it waits, as for a holder), or nobody (it takes over).
+//! # What can go wrong
+//!
+//! - The holder dies. The number of a dead process stays dead, so a compare-and-swap from exactly
+//!   the word that was inspected takes the lock from the dead holder and from no other. If several
+//!   waiters try this, one succeeds. (After 2^30 users of the file the numbers start again. The
+//!   word may then name an unrelated live process, and waiters wait until that process ends.)
+//! - The releasing process dies between its store of "free" and its wake-up, or the woken waiter
+//!   dies. The other sleepers look again after `RECHECK`.
+//! - Several waiters sleep, and a release wakes only one. A waiter that has slept therefore takes
+//!   the lock with `CONTENDED` set, because others may still sleep. At worst its own release then
+//!   makes a wake-up call that wakes nobody.
+//! - The word is garbled. If it names a live process, waiters wait as they would for a holder. If
+//!   it names none, a waiter takes the lock over.
 
 use std::time::{Duration, Instant};
 
@@ -31,24 +39,29 @@ use crate::os::{
     },
 };
 
-/// No sleep is longer: after it, one looks whether those are alive for whom one waits. Less: more looks for nothing while
-/// many wait long. More: what a death leaves behind holds the others up longer.
+/// Maximum length of one sleep. After each sleep a waiter checks whether the processes it waits for
+/// are still alive. A lower value makes long waits check more often for nothing. A higher value
+/// makes the survivors of a death wait longer.
 pub(crate) const RECHECK: Duration = Duration::from_millis(100);
 
-/// How long a call waits for a mutex inside of an object although its limit has passed, or it has none to give (`try_…`, a
-/// drop). Such a mutex is held for less than a microsecond, unless its holder does not run: with less, a call would say "not
-/// now" because somebody's turn on the processor was over. With more, a stopped holder holds the call up longer.
+/// How long a call waits for an object's internal mutex although its deadline has passed, or
+/// although it has no time to wait at all (`try_…`, a drop). Such a mutex is held for less than a
+/// microsecond unless its holder is not running. With a lower value, a call gives up merely because
+/// another thread lost its turn on the processor. With a higher value, a stopped holder delays the
+/// call for longer.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
-/// Looks at a held lock before sleeping, if there is another processor. To sleep and be woken takes some 10 µs, these
-/// about 1 µs: most locks are free again by then.
+/// How often a waiter reads a held lock before it sleeps, if there is more than one processor. To
+/// sleep and be woken takes about 10 µs, these reads about 1 µs. Most locks are free again by then.
 const SPINS: u32 = 60;
 
+/// The bit that says that somebody sleeps on the word, so that a release has to wake.
 const CONTENDED: u32 = 1;
+/// The bit that says that the lock is held although nobody owns it: see [`RobustMutex::leave`].
 const LEFT: u32 = 2;
 const OWNER_SHIFT: u32 = 2;
 
-/// Mutual exclusion between all threads of all processes that see the word. See the module's opening.
+/// A mutex for all threads of all processes that map the word. See the module's documentation.
 #[derive(Debug)]
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -56,41 +69,42 @@ pub(crate) struct RobustMutex {
     word: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+// SAFETY: `repr(C)`, a single atomic, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for RobustMutex {}
 
-/// How a lock was got.
+/// How a lock was acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "what is protected may be in disorder"]
 pub(crate) enum Locked {
-    /// From free.
+    /// It was free.
     Clean,
-    /// From one that died, or abandoned it.
+    /// Its holder had died or abandoned it.
     OwnerDied,
 }
 
-/// What a mutex was at some moment.
+/// The state of a mutex at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// Nobody.
+    /// Nobody holds it.
     Free,
-    /// One that is dead, or has abandoned it.
+    /// Its holder has died or abandoned it.
     Dead,
-    /// Nobody, but it is held until somebody releases it.
+    /// It was left locked: nobody owns it, and it stays held until somebody releases it.
     Left,
-    /// One that lives.
+    /// A live process holds it.
     Alive(OwnerId),
 }
 
-/// An end of waiting; `None` is never.
+/// When a wait ends; `None` means never.
 pub(crate) type Deadline = Option<Instant>;
 
-/// The deadline of a wait that begins now. Further away than the clock can tell is never.
+/// Returns the deadline of a wait that begins now: `None`, never, if it is too far away for the
+/// clock.
 pub(crate) fn deadline_in(limit: Duration) -> Deadline {
     Instant::now().checked_add(limit)
 }
 
-/// How long to sleep at most; `None` if the deadline has passed.
+/// Returns how long to sleep at most, or `None` if the deadline has passed.
 pub(crate) fn nap(deadline: Deadline) -> Option<Duration> {
     match deadline {
         None => Some(RECHECK),
@@ -106,11 +120,13 @@ fn spins() -> u32 {
 }
 
 impl RobustMutex {
-    /// Holds it until the guard is dropped; `None` if it was not to be had until the deadline.
+    /// Locks the mutex until the guard is dropped. Returns `None` if this does not succeed by the
+    /// deadline.
     ///
-    /// For mutexes inside of an object, whose sections are short. There is no form without a deadline: the holder may be
-    /// stopped within its section, and the caller's limit holds nevertheless. So hand down the deadline of the call; `None`
-    /// is that of a call without a limit. It waits for [`PATIENCE`] in any case.
+    /// This is for mutexes inside an object, whose critical sections are short. Every form has a
+    /// deadline: the holder may be stopped inside its critical section, and the caller's own limit
+    /// holds all the same. So pass on the deadline of the calling method; `None` is for a method
+    /// without a limit. The wait takes up to [`PATIENCE`] even if the deadline is earlier.
     #[inline]
     pub(crate) fn lock_until<'a, O: Owners>(
         &'a self,
@@ -131,7 +147,8 @@ impl RobustMutex {
         self.acquire_slowly(owners, me, deadline)
     }
 
-    /// As [`lock_until`](Self::lock_until), for a call that is not to wait: for [`PATIENCE`] and no longer.
+    /// Like [`lock_until`](Self::lock_until), for a call that must not wait: it gives up after
+    /// [`PATIENCE`].
     #[inline]
     pub(crate) fn lock_soon<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
         let me = owners.me();
@@ -142,8 +159,8 @@ impl RobustMutex {
         Some(RobustGuard { mutex: self, owners, me, locked })
     }
 
-    /// As [`lock_until`](Self::lock_until), but looks only for about a microsecond: for drops, which have no limit and must
-    /// not wait.
+    /// Like [`lock_until`](Self::lock_until), but gives up after about a microsecond. This is for
+    /// drops, which have no limit and must not wait.
     #[inline]
     pub(crate) fn lock_at_once<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
         self.try_lock(owners).or_else(|| {
@@ -152,14 +169,18 @@ impl RobustMutex {
         })
     }
 
-    /// For async forms, which do not block a thread: holds it, or says on which word to wait for a change. `waited`: the caller has
-    /// done that, so others may wait as well, whom it is to wake when it releases it.
+    /// Locks the mutex, or returns the word's value, whose change the caller waits for. This is for
+    /// async forms, which do not block a thread.
+    ///
+    /// `waited` means that the caller has already waited. Others may then be waiting as well, so
+    /// the word is marked and the release wakes one of them.
     #[inline]
     pub(crate) fn lock_or_word<'a, O: Owners>(
         &'a self,
         owners: &'a O,
         waited: bool,
     ) -> Result<RobustGuard<'a, O>, u32> {
+        // The mark makes the present holder wake somebody when it releases.
         if !waited && let Some(guard) = self.lock_at_once(owners) {
             return Ok(guard);
         }
@@ -168,7 +189,7 @@ impl RobustMutex {
         Ok(RobustGuard { mutex: self, owners, me, locked })
     }
 
-    /// Holds it, if it is free now.
+    /// Locks the mutex if it is free now, or if its holder has died.
     #[inline]
     pub(crate) fn try_lock<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
         let me = owners.me();
@@ -176,7 +197,7 @@ impl RobustMutex {
         Some(RobustGuard { mutex: self, owners, me, locked })
     }
 
-    /// Waits until `me` holds it, at most until the deadline.
+    /// Waits until `me` holds the mutex, at most until the deadline.
     #[inline]
     pub(crate) fn acquire<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
         if let Some(locked) = self.try_acquire_free(me) {
@@ -185,7 +206,7 @@ impl RobustMutex {
         self.acquire_slowly(owners, me, deadline)
     }
 
-    /// Takes it, if it is free.
+    /// Takes the mutex if it is free.
     #[inline]
     pub(crate) fn try_acquire_free(&self, me: OwnerId) -> Option<Locked> {
         self.word.compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed).ok()?;
@@ -193,7 +214,7 @@ impl RobustMutex {
         Some(Locked::Clean)
     }
 
-    /// Looks for about a microsecond whether it becomes free.
+    /// Waits for about a microsecond for the mutex to become free, without sleeping.
     fn spin(&self) {
         for _ in 0..spins() {
             let word = self.word.load(Ordering::Relaxed);
@@ -208,7 +229,8 @@ impl RobustMutex {
     fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
         self.spin();
         let mut mark = 0;
-        // Whom the kernel was asked about last. It is asked again when a sleep was in vain.
+        // The process that the kernel was last asked about. To ask is a system call, so it is done
+        // once for each owner, and again after a sleep in which the word did not change.
         let mut asked = None;
         loop {
             let word = self.word.load(Ordering::Relaxed);
@@ -216,7 +238,7 @@ impl RobustMutex {
             let free = word == 0;
             let died = || owner.is_none_or(|owner| asked != Some(owner) && !owners.is_alive(owner));
             if free || word & LEFT == 0 && died() {
-                // What others have marked stays: they sleep.
+                // Keep the mark of others: they are asleep.
                 let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
                 if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     kill_point!(MutexTakenSlowly);
@@ -226,11 +248,13 @@ impl RobustMutex {
             }
             asked = owner;
             let limit = nap(deadline);
+            // Without the mark, this caller has never slept and so has used up nobody's wake-up.
             if limit.is_none() && mark == 0 {
                 return None;
             }
-            // Also when it is too late: it may have been woken in the place of one that sleeps on, and the one who has come first has
-            // come without the mark, so nobody would wake that one.
+            // Set the mark even if the deadline has passed. This caller may have been woken instead
+            // of another sleeper, and the present holder may have taken the free lock without the
+            // mark. If this caller left without setting it, nobody would wake that sleeper.
             let contended = word | CONTENDED;
             if word != contended
                 && self.word.compare_exchange(word, contended, Ordering::Relaxed, Ordering::Relaxed).is_err()
@@ -242,13 +266,15 @@ impl RobustMutex {
             mark = CONTENDED;
             futex::wait(&self.word, contended, Some(limit));
             kill_point!(MutexWoken);
+            // The sleep was in vain, so the owner may have died: ask again.
             if self.word.load(Ordering::Relaxed) == contended {
                 asked = None;
             }
         }
     }
 
-    /// Takes it if it is to be had now; otherwise the word on which to wait for a change, which says that somebody does.
+    /// Takes the mutex if that is possible now. Otherwise returns the word's value, which says that
+    /// somebody holds it and whose change the caller may wait for.
     #[inline]
     pub(crate) fn try_acquire<O: Owners>(&self, owners: &O, me: OwnerId) -> Result<Locked, u32> {
         match self.try_acquire_free(me) {
@@ -257,8 +283,9 @@ impl RobustMutex {
         }
     }
 
-    /// As [`try_acquire`](Self::try_acquire), for one that has waited or is going to: it marks the word on which it
-    /// will sleep.
+    /// Like [`try_acquire`](Self::try_acquire), but sets `mark` in the word, whether it succeeds or
+    /// not. A caller that has waited or is about to wait passes `CONTENDED`: a release then wakes a
+    /// sleeper.
     #[cold]
     pub(crate) fn try_acquire_slowly<O: Owners>(
         &self,
@@ -288,8 +315,9 @@ impl RobustMutex {
         }
     }
 
-    /// As [`try_lock`](Self::try_lock), after a moment's look; otherwise the word on which to wait for a change. `will_wait`: the
-    /// caller has waited or is going to.
+    /// Like [`try_lock`](Self::try_lock), but first waits for about a microsecond. On failure,
+    /// returns the word's value, whose change the caller may wait for. `will_wait` means that the
+    /// caller has waited or is about to.
     #[inline]
     pub(crate) fn try_guard<'a, O: Owners>(
         &'a self,
@@ -311,15 +339,15 @@ impl RobustMutex {
         Ok(RobustGuard { mutex: self, owners, me, locked })
     }
 
-    /// The mark of those who sleep on the word.
+    /// The bit that says that somebody sleeps on the word.
     pub(crate) const CONTENDED: u32 = CONTENDED;
 
-    /// Where one sleeps who waits for it.
+    /// The word on which waiters sleep.
     pub(crate) fn word(&self) -> &AtomicU32 {
         &self.word
     }
 
-    /// Releases it. Only for its holder.
+    /// Releases the mutex. Only its holder may call this.
     #[inline]
     pub(crate) fn release(&self) {
         let word = self.word.swap(0, Ordering::Release);
@@ -335,7 +363,8 @@ impl RobustMutex {
         kill_point!(MutexHandedOn);
     }
 
-    /// Releases it in such a way that the next one takes its holder for dead. Only for its holder.
+    /// Releases the mutex as if its holder had died, so that the next holder is told so. Only its
+    /// holder may call this.
     #[cold]
     pub(crate) fn abandon(&self) {
         let word = self.word.swap(OwnerId::NOBODY.bits() << OWNER_SHIFT, Ordering::Release);
@@ -344,9 +373,11 @@ impl RobustMutex {
         }
     }
 
-    /// From now on it is nobody's, and anybody may release it, by [`release_left`](Self::release_left). Only for its holder.
+    /// Gives up ownership but keeps the mutex held. From now on anybody may release it, with
+    /// [`release_left`](Self::release_left). Only its holder may call this.
     pub(crate) fn leave(&self) {
         let mut word = self.word.load(Ordering::Relaxed);
+        // A waiter may set its mark at any moment, and the mark must not be lost.
         let left = |word| LEFT | word & CONTENDED;
         while let Err(now) =
             self.word.compare_exchange(word, left(word), Ordering::Release, Ordering::Relaxed)
@@ -356,7 +387,7 @@ impl RobustMutex {
         kill_point!(MutexLeft);
     }
 
-    /// Releases what its holder has left; `false` if that is not so.
+    /// Releases a mutex that was left locked. Returns `false` if it is not in that state.
     pub(crate) fn release_left(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & LEFT != 0 {
@@ -374,7 +405,7 @@ impl RobustMutex {
         false
     }
 
-    /// Who holds it at this moment.
+    /// Returns the mutex's state at this moment.
     pub(crate) fn holder<O: Owners>(&self, owners: &O) -> Holder {
         match self.word.load(Ordering::Relaxed) {
             0 => Holder::Free,
@@ -387,7 +418,7 @@ impl RobustMutex {
     }
 }
 
-/// Holds a [`RobustMutex`].
+/// Holds a [`RobustMutex`] until it is dropped.
 #[derive(Debug)]
 #[must_use = "it is released when this is dropped"]
 pub(crate) struct RobustGuard<'a, O: Owners> {
@@ -398,13 +429,14 @@ pub(crate) struct RobustGuard<'a, O: Owners> {
 }
 
 impl<O: Owners> RobustGuard<'_, O> {
-    /// Whether the one before died while it held the mutex. Whoever is told so has to repair: the next is told nothing.
+    /// Whether the previous holder died while it held the mutex. If so, the caller has to repair
+    /// what the mutex protects: the next holder is not told again.
     #[inline]
     pub(crate) fn owner_died(&self) -> bool {
         self.locked == Locked::OwnerDied
     }
 
-    /// Who holds it: this process.
+    /// The owner that holds the mutex: this process.
     pub(crate) fn me(&self) -> OwnerId {
         self.me
     }
@@ -413,27 +445,33 @@ impl<O: Owners> RobustGuard<'_, O> {
 impl<O: Owners> Drop for RobustGuard<'_, O> {
     #[inline]
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process the mutex is held by the parent.
         if self.owners.is_me(self.me) {
             self.mutex.release();
         }
     }
 }
 
+/// The lowest bit of a [`Bell`]'s word: somebody listens.
 const SLEEPER: u32 = 1;
 
-/// Where one sleeps until something has changed that a mutex protects.
+/// A word to sleep on until something changes that a mutex protects.
 ///
 /// ```text
 ///  sleeper: mutex { nothing there: heard = listen() }, sleep(heard), mutex { look again …
 ///  other:   mutex { change it; rung = ring() }, rung.wake_…()
 /// ```
 ///
-/// Both `listen` and `ring` are called under the mutex, so a change cannot fall between looking and listening. Where the mutex
-/// is not to be had at once, a change is made without it and told by [`ring_alone`](Self::ring_alone); so whoever listens looks
-/// once more afterwards. The lowest bit says that somebody listens; the rest counts, is compared for equality only, and may
-/// come round. With `wake_one`, whoever was woken calls `listen` once more when it has taken what it was woken for: others may
-/// be asleep. One that was woken and goes another way wakes one of them: see [`Woken`].
+/// Both `listen` and `ring` are called under the mutex, so no change falls between looking and
+/// listening. If the mutex cannot be taken at once, the change is made without it and announced
+/// with [`ring_alone`](Self::ring_alone). A listener therefore looks once more after `listen`.
+///
+/// The lowest bit says that somebody listens. The other bits are a counter that is compared for
+/// equality only, and may wrap around.
+///
+/// After `wake_one`, other sleepers may remain although the lowest bit is cleared. So a woken
+/// sleeper that has taken its item calls `listen` again. One that leaves without looking wakes
+/// another sleeper instead: see [`Woken`].
 #[derive(Debug)]
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -441,18 +479,21 @@ pub(crate) struct Bell {
     word: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, an atomic, no drop, zero is a value.
+// SAFETY: `repr(C)`, a single atomic, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Bell {}
 
-/// Of one that slept where whoever rings wakes one: maybe it, in the place of others, who sleep on with nobody marked as listening.
-/// So if it goes away, or waits for something else, before it has looked for what it was woken for, another one is woken: when this is
-/// dropped.
+/// Held by a sleeper after a sleep from which `wake_one` may have woken it.
+///
+/// It may have been woken in place of others, which still sleep without being marked as listening.
+/// If it leaves, or waits for something else, before it has looked for what it was woken for, this
+/// value is dropped and wakes another sleeper.
 #[derive(Default)]
 #[must_use = "dropped at once, it wakes another sleeper"]
 pub(crate) struct Woken<'a>(Option<&'a Bell>);
 
 impl Woken<'_> {
-    /// It has looked: it has taken what there was and seen to others, or there was nothing and it has listened again.
+    /// Ends the obligation to wake another sleeper. The caller has looked: either it has taken what
+    /// there was and has seen to the other sleepers, or there was nothing and it listens again.
     #[inline]
     pub(crate) fn settle(mut self) {
         self.0 = None;
@@ -468,44 +509,48 @@ impl Drop for Woken<'_> {
     }
 }
 
-/// Says whether somebody is to be woken.
+/// The result of a ring, which says whether there is somebody to wake.
 #[must_use = "somebody may sleep"]
 pub(crate) struct Rung<'a>(Option<&'a Bell>);
 
 impl Bell {
-    /// From now on `ring` has to wake; to be given to [`sleep`](Self::sleep).
+    /// Marks the word, so that the next `ring` has to wake. Returns the value to pass to
+    /// [`sleep`](Self::sleep).
     pub(crate) fn listen(&self) -> u32 {
         let heard = self.word.fetch_or(SLEEPER, Ordering::Relaxed) | SLEEPER;
-        // Either the one that rings without the mutex sees the mark, or what it has changed is seen by the look after this.
+        // Pairs with the fence in `ring_alone`. Either the process that rings without the mutex
+        // sees this mark, or the caller's next look sees the change that it rings for.
         fence(Ordering::SeqCst);
         kill_point!(BellListened);
         heard
     }
 
-    /// Sleeps until it is rung, unless it was since `heard`; at most `limit`, and never longer than [`RECHECK`].
+    /// Sleeps until the bell rings, at most for `limit` and never longer than [`RECHECK`]. Returns
+    /// at once if it has rung since `heard`.
     pub(crate) fn sleep(&self, heard: u32, limit: Duration) -> Woken<'_> {
         self.sleep_with_all(heard, limit);
         self.woken()
     }
 
-    /// As [`sleep`](Self::sleep), where whoever rings wakes all.
+    /// Like [`sleep`](Self::sleep), for bells whose ringers always wake all sleepers.
     pub(crate) fn sleep_with_all(&self, heard: u32, limit: Duration) {
         futex::wait(&self.word, heard, Some(limit.min(RECHECK)));
         kill_point!(BellWoken);
     }
 
-    /// Of one that has slept in another way.
+    /// Returns the [`Woken`] of a sleeper that slept in another way than by [`sleep`](Self::sleep).
     pub(crate) fn woken(&self) -> Woken<'_> {
         Woken(Some(self))
     }
 
-    /// Tells those who listen; they are to be woken when the mutex is free.
+    /// Announces a change to all listeners. Wake them through the result, after the mutex is
+    /// released.
     #[inline]
     pub(crate) fn ring(&self) -> Rung<'_> {
         if self.is_listened_to() { self.ring_slowly() } else { Rung(None) }
     }
 
-    /// Clears the lowest bit and counts.
+    /// Clears the lowest bit and advances the counter, in one addition.
     #[cold]
     fn ring_slowly(&self) -> Rung<'_> {
         let mut word = self.word.load(Ordering::Relaxed);
@@ -519,27 +564,32 @@ impl Bell {
                 Err(now) => word = now,
             }
         }
-        // Another one has told them, after what is to be told now was there.
+        // Another process has rung in the meantime. The change to be announced here was already in
+        // place by then, so the listeners that it wakes see this change too.
         Rung(None)
     }
 
-    /// As [`ring`](Self::ring), after a change that was made without the mutex.
+    /// Like [`ring`](Self::ring), after a change that was made without the mutex.
     #[inline]
     pub(crate) fn ring_alone(&self) -> Rung<'_> {
+        // Pairs with the fence in `listen`.
         fence(Ordering::SeqCst);
         self.ring()
     }
 
-    /// As [`ring`](Self::ring), for what concerns all who sleep: also those for whom somebody else has been woken.
+    /// Like [`ring`](Self::ring), for a change that concerns every sleeper. It also reaches
+    /// sleepers that are no longer marked as listening because an earlier ring woke somebody else.
     pub(crate) fn ring_for_all(&self) -> Rung<'_> {
         self.listen();
         self.ring()
     }
 
-    /// As [`ring_for_all`](Self::ring_for_all), by one that does not have the mutex: nobody is waited for.
+    /// Like [`ring_for_all`](Self::ring_for_all), for a caller that does not hold the mutex and
+    /// must not wait for it.
     ///
-    /// Whoever rings under the mutex at the same moment may overwrite this with a number that was there shortly before. Somebody
-    /// who sleeps with that very number sleeps on a word without a listener, until it is woken here, or looks again by itself.
+    /// The word changes in any case, also when nobody is marked as listening. So a sleeper that
+    /// listened before this is woken, or does not fall asleep. Should one miss the change
+    /// nevertheless, it looks again by itself after [`RECHECK`].
     pub(crate) fn ring_unlocked(&self) -> Rung<'_> {
         let next = |word: u32| Some((word | SLEEPER).wrapping_add(1));
         let _ = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
@@ -547,26 +597,26 @@ impl Bell {
         Rung(Some(self))
     }
 
-    /// Wakes one that sleeps, of which there may be some though nobody is marked as listening: for one that was woken, has
-    /// taken what it was woken for, and sees that there is more.
+    /// Wakes one sleeper, even if nobody is marked as listening. This is for a sleeper that was
+    /// woken, has taken its item, and sees that there is more.
     pub(crate) fn pass_on(&self) {
         futex::wake_one(&self.word);
     }
 
-    /// Whether somebody listens, as far as one can see without the mutex.
+    /// Whether somebody listens. Without the mutex this may be out of date.
     #[inline]
     pub(crate) fn is_listened_to(&self) -> bool {
         self.word.load(Ordering::Relaxed) & SLEEPER != 0
     }
 
-    /// Where those sleep who listen.
+    /// The word on which listeners sleep.
     pub(crate) fn word(&self) -> &AtomicU32 {
         &self.word
     }
 }
 
 impl Rung<'_> {
-    /// Wakes one of those who listen.
+    /// Wakes one listener.
     #[inline]
     pub(crate) fn wake_one(self) {
         if let Some(bell) = self.0 {
@@ -574,7 +624,7 @@ impl Rung<'_> {
         }
     }
 
-    /// Wakes all who listen.
+    /// Wakes all listeners.
     #[inline]
     pub(crate) fn wake_all(self) {
         if let Some(bell) = self.0 {

@@ -1,4 +1,4 @@
-//! Mutual exclusion that a thread may enter again.
+//! A re-entrant lock: the thread that holds it may acquire it again.
 
 use std::{fmt, io, time::Duration};
 
@@ -22,28 +22,33 @@ use crate::{
 pub(super) struct Layout {
     /// Held as long as there is a level.
     mutex: RobustMutex,
-    /// Whose the levels are; what a dead process has left here is nobody's.
+    /// The owner of the levels. An entry that a dead process has left here belongs to nobody.
     owner: AtomicU32,
-    /// Its thread, whether what it protects may be in disorder, and how many levels deep. In one word, because guards are
-    /// dropped on other threads, too: a thread goes one level deeper only while it still has one.
+    /// The holding thread, whether what the lock protects may be half changed, and the number of
+    /// levels. They share one word because guards may be dropped on other threads: a thread may add
+    /// a level only while it still has one.
     levels: AtomicU64,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Layout {}
 
 const THREAD_SHIFT: u32 = 32;
 const IN_DISORDER: u64 = 1 << 31;
 const COUNT: u64 = IN_DISORDER - 1;
 
-/// This thread, in the levels. Threads of other processes have the same numbers, and one that asks may have read the owner of the
-/// levels, and then the levels of another process: it is not to find itself there.
+/// Returns the bits that identify a thread of process `me` in the levels word.
+///
+/// Threads of different processes may have the same number, so the process's number is mixed in. A
+/// caller may read the owner of the levels, and then levels that another process has written in the
+/// meantime: it must not mistake them for its own.
 pub(super) fn in_levels(thread: u32, me: OwnerId) -> u64 {
     u64::from(thread ^ me.bits() << 8) << THREAD_SHIFT
 }
 
 impl Layout {
-    /// One level more for the thread of that number; `None` at the deadline.
+    /// Adds a level for the thread with that number, or acquires the lock. Returns `None` if the
+    /// deadline passes.
     pub(super) fn enter(
         &self,
         owners: &impl Owners,
@@ -59,7 +64,7 @@ impl Layout {
         Some(locked)
     }
 
-    /// As [`enter`](Self::enter), if that is possible now.
+    /// Like [`enter`](Self::enter), if that is possible now.
     pub(super) fn try_enter(&self, owners: &impl Owners, me: OwnerId, thread: u32) -> Option<Locked> {
         if self.deeper(me, thread) {
             return Some(Locked::Clean);
@@ -69,6 +74,7 @@ impl Layout {
         Some(locked)
     }
 
+    /// Begins the first level. The mutex was just acquired.
     fn first(&self, me: OwnerId, thread: u32, locked: Locked) {
         let disorder = if locked == Locked::OwnerDied { IN_DISORDER } else { 0 };
         self.levels.store(in_levels(thread, me) | disorder | 1, Ordering::Relaxed);
@@ -76,9 +82,10 @@ impl Layout {
         kill_point!(LevelsWritten);
     }
 
-    /// One level deeper, if this thread has one.
+    /// Adds a level, if this thread already has one.
     fn deeper(&self, me: OwnerId, thread: u32) -> bool {
-        // Acquire: the levels are then those of this process, or newer ones.
+        // Acquire: pairs with the store in `first`. The levels that are read next are those of this
+        // process, or newer ones.
         if self.owner.load(Ordering::Acquire) != me.bits() {
             return false;
         }
@@ -86,7 +93,7 @@ impl Layout {
         let mut levels = self.levels.load(Ordering::Relaxed);
         while levels >> THREAD_SHIFT << THREAD_SHIFT == thread && levels & COUNT > 0 {
             assert!(levels & COUNT < COUNT, "more levels of an RLock than can be counted");
-            // There is room for it in the count: the thread above it stays as it is.
+            // The count is below its maximum, so this does not carry into the bits above it.
             let more = levels.wrapping_add(1);
             match self.levels.compare_exchange(levels, more, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -96,11 +103,13 @@ impl Layout {
         false
     }
 
-    /// One level less, of whichever thread; the last one releases it.
+    /// Ends a level, on any thread. Ending the last one releases the lock.
     pub(super) fn leave(&self) {
-        // Both orderings: what other threads did in their levels comes before the release.
+        // Release: what this thread did in its level happens before the lock is released. Acquire:
+        // the same for what other threads did, if this call releases the lock.
         let before = self.levels.fetch_sub(1, Ordering::AcqRel);
-        // The last one: no other guard is there, and a thread goes deeper only from a level.
+        // This was the last level. There is no other guard, and a thread can add a level only while
+        // it has one. So nobody else uses the levels until the mutex is released.
         if before & COUNT == 1 {
             self.owner.store(0, Ordering::Relaxed);
             if before & IN_DISORDER != 0 { self.mutex.abandon() } else { self.mutex.release() }
@@ -108,10 +117,10 @@ impl Layout {
     }
 }
 
-/// A lock for threads of any processes that the thread which holds it may acquire again.
+/// A lock for threads of any processes. The thread that holds it may acquire it again.
 ///
-/// It is free when all its guards are gone. Otherwise as [`Lock`](crate::Lock): it travels, and a holder that dies is
-/// told to the next one.
+/// The lock is free when all its guards are dropped. Otherwise it is like a [`Lock`](crate::Lock):
+/// it can be sent to other processes, and if its holder dies, the next holder is told.
 ///
 /// ```
 /// use executor::RLock;
@@ -128,8 +137,8 @@ impl Layout {
 /// # }
 /// ```
 ///
-/// Only guards release it, wherever they are dropped. There is no async form: tasks of an async runtime share threads, so
-/// one would walk into what another holds.
+/// Only guards release the lock, and they may be dropped on any thread. There is no async form: the
+/// tasks of an async runtime share threads, so a task could enter a lock that another task holds.
 #[derive(Clone)]
 pub struct RLock {
     block: Block,
@@ -138,10 +147,10 @@ pub struct RLock {
 travels!(RLock, block, &[Kind::RLock], |len| len == size_of::<Layout>());
 
 impl RLock {
-    /// A new one, free.
+    /// Creates a lock that is free.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
         Ok(RLock { block: Block::allocate(Kind::RLock, size_of::<Layout>())? })
     }
@@ -154,10 +163,10 @@ impl RLock {
         self.block.owners()
     }
 
-    /// Waits until it is free or this thread's, and holds it once more.
+    /// Waits until the lock is free or held by this thread, and acquires it once more.
     ///
     /// # Errors
-    /// If the one who held it has died: the error has the guard.
+    /// If the previous holder has died. The error contains the guard.
     pub fn acquire(&self) -> LockResult<RLockGuard<'_>> {
         loop {
             if let Some(acquired) = self.acquire_until(None) {
@@ -166,14 +175,15 @@ impl RLock {
         }
     }
 
-    /// Holds it once more, if it is free now or this thread's; else `None`.
+    /// Acquires the lock once more if it is free now or held by this thread; otherwise returns
+    /// `None`.
     pub fn try_acquire(&self) -> Option<LockResult<RLockGuard<'_>>> {
         let me = self.owners().me();
         let locked = self.layout().try_enter(self.owners(), me, local::this_thread())?;
         Some(self.guard(me, locked))
     }
 
-    /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
+    /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns `None`.
     pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<RLockGuard<'_>>> {
         self.acquire_until(deadline_in(limit))
     }
@@ -189,7 +199,7 @@ impl RLock {
         if locked == Locked::OwnerDied { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }
 
-    /// Whether somebody holds it at this moment, in whatever process.
+    /// Whether any process holds the lock at this moment.
     pub fn is_locked(&self) -> bool {
         matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_))
     }
@@ -208,7 +218,7 @@ impl fmt::Debug for RLock {
     }
 }
 
-/// One level of an [`RLock`]; ends when it is dropped, on whatever thread.
+/// One level of an [`RLock`]. The level ends when this is dropped, on any thread.
 #[must_use = "the lock is released when this is dropped"]
 pub struct RLockGuard<'a> {
     lock: &'a RLock,
@@ -217,7 +227,7 @@ pub struct RLockGuard<'a> {
 
 impl Recover for RLockGuard<'_> {
     fn recover(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if !self.lock.owners().is_me(self.me) {
             return;
         }
@@ -227,7 +237,7 @@ impl Recover for RLockGuard<'_> {
 
 impl Drop for RLockGuard<'_> {
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if self.lock.owners().is_me(self.me) {
             self.lock.layout().leave();
         }

@@ -1,21 +1,23 @@
-//! Permits.
+//! Semaphores.
 //!
 //! ```text
-//!  mutex { exist ┊ held: sum of the table, kept beside it ┊ table: process 7 holds 2, process 9 holds 1 }
+//!  mutex { exist ┊ held: sum of the table ┊ table: process 7 holds 2, process 9 holds 1 }
 //!
 //!  acquire   free = exist − held > 0:  table[me] += 1          else: listen, sleep
 //!  drop      table[me] −= 1, ring
-//!  forget    exist −= 1, table[me] −= 1                        a permit that nobody holds, and nobody has
+//!  forget    exist −= 1, table[me] −= 1                        the permit ceases to exist
 //!  release   exist += 1, ring                                  without the mutex
 //! ```
 //!
-//! Each of these acts by one store; `held` is computed anew when the mutex was a dead one's. In `forget`, one that dies
-//! between the two has forgotten: what it held otherwise comes back. When nothing is free, those who hold are looked at: at
-//! once, and each 100 ms.
+//! Each of these operations takes effect by one store. `held` is counted anew when the mutex was
+//! taken over from a dead process. If a process dies between the two stores of `forget`, the permit
+//! counts as forgotten: `exist` is lower already, and everything that the process held comes back.
+//! When nothing is free, the holders are checked for deaths, at once and every 100 ms.
 //!
-//! Somebody may be stopped while it has the mutex. To acquire then takes until the caller's deadline and no longer; to give
-//! back or to release waits for nobody: where the mutex is not to be had at once, the table is changed without it
-//! ([`holders::give_back`]), and `held` is marked as [`stale`](Head::stale).
+//! A process may be stopped while it holds the mutex. Acquiring then takes until the caller's
+//! deadline and no longer. Giving back and releasing wait for nobody: if the mutex cannot be taken
+//! at once, the table is changed without it ([`holders::give_back`]), and `held` is marked as
+//! [`stale`](Head::stale).
 
 use std::{fmt, io, time::Duration};
 
@@ -34,32 +36,32 @@ use crate::{
     },
 };
 
-/// Before the table.
+/// The beginning of a semaphore's memory, before the table of holders.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Head {
     mutex: RobustMutex,
     bell: Bell,
-    /// Permits that exist, held or not.
+    /// Number of permits that exist, held or not.
     exist: AtomicU32,
-    /// How many are held: the sum of the table.
+    /// Number of permits that are held: the sum of the table.
     held: AtomicU32,
-    /// No more than this may exist.
+    /// Maximum number of permits that may exist.
     bound: AtomicU32,
-    /// Not 0: the table was changed without the mutex, so `held` may be too much.
+    /// Not 0 if the table was changed without the mutex, so that `held` may be too high.
     stale: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for Head {}
 
-/// Where those sleep who wait for a permit.
+/// The word on which those sleep that wait for a permit.
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 pub(super) fn sleepers(head: &Head) -> &AtomicU32 {
     head.bell.word()
 }
 
-/// A semaphore in shared memory; the block's, or a model's.
+/// A semaphore in shared memory: that of a block, or of a model.
 pub(super) struct Permits<'a, O> {
     pub(super) head: &'a Head,
     pub(super) table: &'a [Holding],
@@ -84,12 +86,13 @@ impl<'a, O: Owners> Permits<'a, O> {
         self.head.mutex.lock_at_once(self.owners).map(|guard| self.entered(guard))
     }
 
-    /// For an async form: what it holds, or on which word it waits.
+    /// Locks the mutex, or returns the word's value, whose change the caller waits for. For async
+    /// forms.
     fn lock_or_word(&self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
         self.head.mutex.lock_or_word(self.owners, waited).map(|guard| self.entered(guard))
     }
 
-    /// What is to be done first of all by whoever has the mutex.
+    /// Brings `held` up to date, if necessary. Every holder of the mutex does this first.
     fn entered(&self, guard: RobustGuard<'a, O>) -> RobustGuard<'a, O> {
         if guard.owner_died() || self.head.stale.load(Ordering::Relaxed) != 0 {
             self.count_held();
@@ -97,29 +100,33 @@ impl<'a, O: Owners> Permits<'a, O> {
         guard
     }
 
-    /// Counts those that are held anew. The mutex is held.
+    /// Counts the held permits anew. The caller holds the mutex.
     fn count_held(&self) {
-        // First the mark: what is given back after the look at the table sets it again.
+        // Clear the mark first: a permit that is given back after the table is read sets it again.
         self.head.stale.swap(0, Ordering::AcqRel);
         self.head.held.store(holders::total(self.table), Ordering::Relaxed);
     }
 
-    /// How many can be acquired. The mutex is held.
+    /// Returns how many permits can be acquired. The caller holds the mutex.
     fn free(&self) -> u32 {
         self.head.exist.load(Ordering::Acquire).saturating_sub(self.head.held.load(Ordering::Relaxed))
     }
 
-    /// Counts one more as held by this process, if one is free. The mutex is held.
+    /// Takes a permit for this process, if one is free. The caller holds the mutex.
     fn take(&self, me: OwnerId) -> bool {
         if self.free() == 0 || !holders::add(self.table, me) {
             return false;
         }
         let held = &self.head.held;
+        // After a death between the two stores, the next holder of the mutex counts anew.
         held.store(held.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         true
     }
 
-    /// Takes a permit under the mutex, or says on what to sleep. `look` at the holders if there is none.
+    /// Takes a permit under the mutex, or returns the value of the bell's word to sleep on.
+    ///
+    /// `slept` means that the caller has slept on the bell. If no permit is free, `look` checks
+    /// whether holders have died, and `listen` marks the bell.
     fn take_or_listen(
         &self,
         guard: RobustGuard<'a, O>,
@@ -131,15 +138,18 @@ impl<'a, O: Owners> Permits<'a, O> {
         let mut taken = self.take(me);
         let mut heard = 0;
         if !taken {
+            // Listen before the second try: a permit that comes back after that try rings the bell.
             if listen {
                 heard = bell.listen();
             }
             let back = if look { holders::reclaim(self.table, self.owners) } else { 0 };
-            // Also for what was given back without the mutex, by one that has not seen that somebody listens.
+            // Count anew in any case. A permit may have been given back without the mutex, by a
+            // process that did not see that somebody listens, and so did not wake anybody.
             self.count_held();
             taken = self.take(me);
             if back > 1 {
-                // The others look only each 100 ms.
+                // Several permits came back, and the other waiters check for deaths only every 100
+                // ms.
                 bell.ring_for_all().wake_all();
             }
         }
@@ -147,7 +157,8 @@ impl<'a, O: Owners> Permits<'a, O> {
             return Err(heard);
         }
         if slept {
-            // Only one was woken: who comes next must know that others may sleep, and if there is more, one of them is due.
+            // Only one sleeper was woken. The next process that gives back must know that others
+            // may still sleep. And if another permit is free, it is for one of them.
             bell.listen();
             if self.free() > 0 {
                 drop(guard);
@@ -169,6 +180,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         loop {
             let guard = self.lock_until(deadline)?;
             let taken = self.take_or_listen(guard, slept, look, true);
+            // It has looked: it has taken a permit and seen to other sleepers, or it listens again.
             woken.settle();
             let heard = match taken {
                 Ok(me) => return Some(me),
@@ -177,12 +189,12 @@ impl<'a, O: Owners> Permits<'a, O> {
             let limit = nap(deadline)?;
             woken = self.head.bell.sleep(heard, limit);
             slept = true;
-            // In vain?
+            // If nobody rang, a holder may have died.
             look = self.head.bell.word().load(Ordering::Relaxed) == heard;
         }
     }
 
-    /// A permit, awaited: `wait` for a change of a word that is this.
+    /// Waits for a permit. `wait` is called to await that a word no longer has a value.
     pub(super) async fn acquire_async<W: Future<Output = ()>>(
         &self,
         wait: impl Fn(&'a AtomicU32, u32) -> W,
@@ -211,7 +223,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         }
     }
 
-    /// Gives back what this process holds. Waits for nobody.
+    /// Gives back a permit that this process holds. Waits for nobody.
     pub(super) fn give_back(&self, me: OwnerId) {
         if let Some(guard) = self.lock_at_once() {
             self.discount(guard.me());
@@ -223,7 +235,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         }
     }
 
-    /// Counts one less as held by this process. The mutex is held.
+    /// Subtracts one from this process's permits. The caller holds the mutex.
     fn discount(&self, me: OwnerId) {
         if holders::remove(self.table, me) {
             let held = &self.head.held;
@@ -231,15 +243,17 @@ impl<'a, O: Owners> Permits<'a, O> {
         }
     }
 
-    /// As [`give_back`](Self::give_back), while somebody else has the mutex.
+    /// Like [`give_back`](Self::give_back), for when another process has the mutex.
     pub(super) fn give_back_alone(&self, me: OwnerId) {
         holders::give_back(self.table, me);
         self.head.stale.swap(1, Ordering::AcqRel);
         self.head.bell.ring_alone().wake_one();
     }
 
+    /// Removes a permit that this process holds.
     fn forget(&self, me: OwnerId) {
-        // Under the mutex nobody sees the moment between the two.
+        // Under the mutex, nobody sees the state between the two changes. Without it, others may
+        // see one permit too few for a moment.
         let guard = self.lock_soon();
         let less = |exist: u32| Some(exist.saturating_sub(1));
         let _ = self.head.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
@@ -250,6 +264,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         }
     }
 
+    /// Adds permits, unless more than the bound would exist.
     pub(super) fn release(&self, permits: u32) -> Result<(), ReleaseError> {
         let bound = self.head.bound.load(Ordering::Relaxed);
         let more = |exist: u32| exist.checked_add(permits).filter(|more| *more <= bound);
@@ -265,14 +280,15 @@ impl<'a, O: Owners> Permits<'a, O> {
         Ok(())
     }
 
-    /// How many can be acquired, those that the dead held included. Waits for nobody.
+    /// Returns how many permits can be acquired, including those that dead processes held. Waits
+    /// for nobody.
     pub(super) fn value(&self) -> u32 {
         let held = holders::total_of_the_living(self.table, self.owners);
         self.head.exist.load(Ordering::Acquire).saturating_sub(held)
     }
 }
 
-/// How many processes can hold permits of a semaphore at the same time.
+/// Returns how many processes can hold permits of a semaphore at the same time.
 fn holders_max(permits: u32) -> usize {
     (permits as usize).clamp(30, 1_000)
 }
@@ -300,7 +316,7 @@ macro_rules! semaphore {
                 permits(&self.block)
             }
 
-            /// Waits until a permit is free, and holds it.
+            /// Waits until a permit is free, and acquires it.
             pub fn acquire(&self) -> Permit<'_> {
                 loop {
                     if let Some(permit) = self.acquire_until(None) {
@@ -309,14 +325,15 @@ macro_rules! semaphore {
                 }
             }
 
-            /// Holds a permit, if one is free now; else `None`. Also `None` if another process was stopped in the middle of
-            /// acquiring one.
+            /// Acquires a permit if one is free now; otherwise returns `None`. Also returns `None`
+            /// if another process was stopped in the middle of acquiring one.
             pub fn try_acquire(&self) -> Option<Permit<'_>> {
                 let me = self.permits().try_acquire()?;
                 Some(Permit { block: &self.block, me })
             }
 
-            /// As [`acquire`](Self::acquire), but waits no longer than this: then `None`.
+            /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns
+            /// `None`.
             pub fn acquire_timeout(&self, limit: Duration) -> Option<Permit<'_>> {
                 self.acquire_until(deadline_in(limit))
             }
@@ -326,16 +343,16 @@ macro_rules! semaphore {
                 Some(Permit { block: &self.block, me })
             }
 
-            /// As [`acquire`](Self::acquire), on any async runtime.
+            /// Like [`acquire`](Self::acquire), on any async runtime.
             ///
             /// # Cancel safety
-            /// To drop the future takes no permit and no other's wake-up.
+            /// Dropping the future takes neither a permit nor another waiter's wake-up.
             pub async fn acquire_async(&self) -> Permit<'_> {
                 let me = self.permits().acquire_async(|word, heard| changed(&self.block, word, heard)).await;
                 Permit { block: &self.block, me }
             }
 
-            /// How many permits can be acquired at this moment.
+            /// Returns how many permits can be acquired at this moment.
             pub fn value(&self) -> u32 {
                 self.permits().value()
             }
@@ -355,9 +372,9 @@ fn permits(block: &Block) -> Permits<'_, Liveness> {
 }
 
 semaphore! {
-    /// A number of permits, for threads of any processes: so many at a time.
+    /// A semaphore: a number of permits, for threads of any processes.
     ///
-    /// It travels, as a [`Lock`](crate::Lock) does.
+    /// It can be sent to other processes, as a [`Lock`](crate::Lock) can.
     ///
     /// ```
     /// use executor::{Semaphore, prelude::*};
@@ -382,16 +399,20 @@ semaphore! {
     ///
     /// # When a holder dies
     ///
-    /// The permits that a process holds through guards come back when it dies, within 100 ms; one that it has
-    /// [forgotten](Permit::forget) does not. For this, it is written down who holds: 30 processes can hold permits of it
-    /// at the same time, or as many as it was made with, up to 1,000; one more waits until one of them has none.
+    /// The permits that a process holds through guards come back within 100 ms after it dies. A
+    /// permit that it has [forgotten](Permit::forget) does not.
+    ///
+    /// For this, a table records which processes hold permits. 30 processes can hold permits of a
+    /// semaphore at the same time, or as many as it was created with permits, up to 1,000. A
+    /// further process waits until one of them holds none.
     Semaphore,
     Kind::Semaphore
 }
 
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 impl Semaphore {
-    /// As somebody who is about to look for a permit, until this is dropped.
+    /// Holds the mutex, like a process that is about to look for a permit, until the result is
+    /// dropped.
     pub(super) fn inside(&self) -> RobustGuard<'_, Liveness> {
         self.permits().lock_soon().expect("nobody is in there")
     }
@@ -402,33 +423,34 @@ impl Semaphore {
 }
 
 impl Semaphore {
-    /// A new one with so many permits.
+    /// Creates a semaphore with `permits` permits.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new(permits: u32) -> io::Result<Self> {
         Self::with(permits, u32::MAX)
     }
 
-    /// One more permit: one that was [forgotten](Permit::forget), in whatever process, or a new one.
+    /// Adds one permit. It replaces one that was [forgotten](Permit::forget), in any process, or is
+    /// new.
     ///
     /// # Panics
-    /// If there would be more than `u32::MAX`.
+    /// If more than `u32::MAX` permits would exist.
     pub fn release(&self) {
         self.release_many(1);
     }
 
-    /// So many more permits.
+    /// Adds `permits` permits.
     ///
     /// # Panics
-    /// If there would be more than `u32::MAX`.
+    /// If more than `u32::MAX` permits would exist.
     pub fn release_many(&self, permits: u32) {
         self.permits().release(permits).expect("more permits than can be counted");
     }
 }
 
 semaphore! {
-    /// A [`Semaphore`] that never has more permits than it was made with.
+    /// A [`Semaphore`] that never has more permits than it was created with.
     ///
     /// ```
     /// use executor::{BoundedSemaphore, ReleaseError};
@@ -445,24 +467,25 @@ semaphore! {
 }
 
 impl BoundedSemaphore {
-    /// A new one with so many permits.
+    /// Creates a semaphore with `permits` permits, which is also its bound.
     ///
     /// # Errors
-    /// The system's, if it has no descriptor or no memory left.
+    /// The system's error if no descriptor or memory is left.
     pub fn new(permits: u32) -> io::Result<Self> {
         Self::with(permits, permits)
     }
 
-    /// Brings back a permit that was [forgotten](Permit::forget), in whatever process.
+    /// Restores a permit that was [forgotten](Permit::forget), in any process.
     ///
     /// # Errors
-    /// [`ReleaseError::AboveBound`], if none was.
+    /// [`ReleaseError::AboveBound`] if no permit was forgotten.
     pub fn release(&self) -> Result<(), ReleaseError> {
         self.permits().release(1)
     }
 }
 
-/// A permit of a [`Semaphore`] or [`BoundedSemaphore`], given back when it is dropped, on whatever thread.
+/// A permit of a [`Semaphore`] or [`BoundedSemaphore`]. It is given back when it is dropped, on any
+/// thread.
 #[must_use = "the permit is given back when this is dropped"]
 pub struct Permit<'a> {
     block: &'a Block,
@@ -470,7 +493,8 @@ pub struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// Does not give it back, nor does the death of this process: who has a handle may `release` it.
+    /// Removes the permit from the semaphore. It does not come back when this process dies. Anyone
+    /// with a handle may `release` it.
     pub fn forget(self) {
         if self.block.owners().is_me(self.me) {
             permits(self.block).forget(self.me);
@@ -481,7 +505,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        // In a fork it is the parent's.
+        // In a forked process it is the parent's.
         if self.block.owners().is_me(self.me) {
             permits(self.block).give_back(self.me);
         }

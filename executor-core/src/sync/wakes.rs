@@ -1,4 +1,5 @@
-//! Whoever was woken in the place of others, and makes no use of it, does not leave them asleep.
+//! Tests: a waiter that was woken in place of others, and does not use the wake-up, does not leave
+//! the others asleep.
 
 use std::{
     future::Future,
@@ -21,18 +22,18 @@ use crate::os::{
     liveness::{OwnerId, Owners},
 };
 
-/// Long after anything here should have happened.
+/// Longer than anything in these tests should take.
 const LONG: Duration = Duration::from_secs(30);
 
-/// Somebody sleeps on a word, as one that nobody is marked for, while this happens.
+/// Lets a thread sleep on a word without a mark, and calls `act` meanwhile.
 ///
 /// # Panics
-/// If it is not woken by that.
+/// If `act` does not wake the thread.
 pub(crate) fn wakes_a_sleeper(word: &AtomicU32, act: impl FnOnce()) {
     assert!(is_woken(word, LONG, act), "it slept on");
 }
 
-/// As [`wakes_a_sleeper`]: whether it is woken before this time has passed.
+/// Like [`wakes_a_sleeper`], but returns whether the thread is woken before `limit` has passed.
 pub(crate) fn is_woken(word: &AtomicU32, limit: Duration, act: impl FnOnce()) -> bool {
     let sleeper = Sleeper::default();
     thread::scope(|scope| {
@@ -49,14 +50,14 @@ pub(crate) fn is_woken(word: &AtomicU32, limit: Duration, act: impl FnOnce()) ->
     })
 }
 
-/// A thread that is going to sleep. A word that it has marked is not enough: until it does sleep, it hears of a change by itself, and
-/// nobody is woken.
+/// A thread that is about to sleep. It is not enough that it has marked a word: until it really
+/// sleeps, it notices a change by itself, and no wake-up is made.
 #[derive(Default)]
 pub(crate) struct Sleeper(AtomicI32);
 
 impl Sleeper {
     pub(crate) fn is_this_thread(&self) {
-        // SAFETY: asks for a number.
+        // SAFETY: only returns a number.
         self.0.store(unsafe { libc::gettid() }, Ordering::SeqCst);
     }
 
@@ -77,7 +78,7 @@ pub(crate) fn until(holds: impl Fn() -> bool) {
     }
 }
 
-/// A future, and whether it is to be polled again.
+/// A future that a test polls by hand, and whether it was woken since.
 pub(crate) struct ByHand<F> {
     future: Pin<Box<F>>,
     woken: Arc<Woken>,
@@ -108,7 +109,7 @@ impl<F: Future> ByHand<F> {
     }
 }
 
-/// Everybody lives, and who looks whether the last one does takes that long.
+/// Owners that are all alive. To check the last of them takes this long.
 struct Slow(Duration);
 
 impl Owners for Slow {
@@ -129,11 +130,11 @@ impl Owners for Slow {
 }
 
 fn mutex() -> RobustMutex {
-    // SAFETY: zero is a value, says `SharedLayout`.
+    // SAFETY: all zeros is a valid value, as `SharedLayout` demands.
     unsafe { std::mem::zeroed() }
 }
 
-/// The word of a mutex that this one holds.
+/// Returns the word of a mutex that this owner holds.
 fn held_by(owner: u32) -> u32 {
     owner << 2
 }
@@ -148,7 +149,8 @@ fn one_whose_limit_passes_after_it_was_woken_leaves_the_mutex_marked_for_others(
         let waits = scope
             .spawn(|| mutex.acquire(&owners, owners.me(), deadline_in(Duration::from_millis(300))).is_some());
         until(|| word.load(Ordering::SeqCst) & RobustMutex::CONTENDED != 0);
-        // It is released, another one comes in before the one that is woken, and has not slept.
+        // The mutex is released, and another owner takes it before the woken one does, without
+        // having slept.
         word.store(held_by(3), Ordering::SeqCst);
         futex::wake_one(word);
         assert!(!waits.join().unwrap());
@@ -180,7 +182,7 @@ fn a_semaphores_waiter_that_is_dropped_after_it_was_woken_wakes_another_one() {
     assert!(waits.poll().is_pending());
     drop(permit);
     waits.until_woken();
-    // It looks, and has to wait for somebody who is in there.
+    // It looks, and has to wait for another thread that has the mutex.
     let _inside = semaphore.inside();
     assert!(waits.poll().is_pending());
     wakes_a_sleeper(semaphore.bell(), || drop(waits));

@@ -1,8 +1,9 @@
-//! Waits of tasks under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! Waits of tasks under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
 //!
-//! All tasks are of one process, so they share its watchers; other threads play other processes. No watcher looks by itself: a
-//! wake-up that is lost, or a place that stays on a watcher, is a deadlock. For loom, all who wait in a model wait for the same: the
-//! order of several groups is another one in each execution.
+//! All tasks belong to one process, so they share its watchers; other threads play other processes.
+//! No watcher looks by itself: a lost wake-up, or a place that stays on a watcher, is a deadlock.
+//! Under loom, all waiters of a model wait for the same change, because the order of several groups
+//! would differ between executions.
 
 use std::{
     future::Future,
@@ -47,12 +48,12 @@ pub(super) fn watchers() -> &'static Watchers {
     &WATCHERS
 }
 
-/// As [`changed`](super::changed), of a word that stays as long as the model runs.
+/// Like [`changed`](super::changed), for a word that stays as long as the model runs.
 pub(crate) fn changed(word: &'static AtomicU32, expected: u32) -> Changed<'static> {
     Changed { block: None, word, expected, looks: true, place: None }
 }
 
-/// The end of a model: the watchers see that nobody waits, and are gone.
+/// Ends a model: makes the watchers see that nobody waits, and waits until they have ended.
 pub(crate) fn nobody_waits() {
     let all = lock(&watchers().list).clone();
     for watcher in all {
@@ -61,7 +62,7 @@ pub(crate) fn nobody_waits() {
     join_started();
 }
 
-/// How often a task was woken.
+/// Counts how often a task was woken.
 #[derive(Default)]
 pub(crate) struct Task {
     wakes: Mutex<u32>,
@@ -80,7 +81,7 @@ impl Task {
         future.poll(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
     }
 
-    /// Polls it whenever it was woken, and only then. How often that was, too.
+    /// Polls the future when it was woken, and only then. Also returns how often it was woken.
     fn run<F: Future>(self: &Arc<Self>, future: F) -> (F::Output, u32) {
         let mut future = pin!(future);
         let mut heard = 0;
@@ -101,7 +102,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     Arc::<Task>::default().run(future).0
 }
 
-/// One that waits, and was polled once.
+/// Returns a waiting future that was polled once.
 fn waiting(word: &'static AtomicU32, expected: u32) -> Pin<Box<Changed<'static>>> {
     let mut waits = Box::pin(changed(word, expected));
     assert!(Arc::<Task>::default().poll(waits.as_mut()).is_pending());
@@ -177,7 +178,7 @@ fn a_wake_up_for_one_that_is_dropped_is_the_next_tasks() {
         let other = waiting(word, 0);
         futex::until_asleep(word, 1);
         let drops = thread::spawn(move || drop(dropped));
-        // As one that was woken in another process passes it on: nothing changes.
+        // Passes on a wake-up, like a woken waiter in another process: nothing changes.
         futex::wake_one(word);
         block_on(other);
         drops.join().unwrap();
@@ -194,7 +195,7 @@ fn a_wake_up_for_one_that_is_dropped_is_a_sleeping_threads_if_no_other_task_wait
         let sleeps = thread::spawn(move || futex::wait(word, 0, None));
         futex::until_asleep(word, 2);
         let drops = thread::spawn(move || drop(dropped));
-        // The watcher is the first one there.
+        // The watcher came to the word first, so it is woken.
         futex::wake_one(word);
         drops.join().unwrap();
         sleeps.join().unwrap();
@@ -228,7 +229,7 @@ fn one_that_is_dropped_leaves_nothing() {
     });
 }
 
-/// The watcher sleeps on one word when the other one comes to it.
+/// The watcher sleeps on one word when the other one is added.
 #[cfg(executor_shuttle)]
 #[test]
 fn a_task_that_waits_for_another_word_than_those_before_it_is_told() {
@@ -261,7 +262,7 @@ fn one_that_is_dropped_while_its_word_changes_leaves_nothing() {
     });
 }
 
-/// As `Event::wait_async`.
+/// Like `Event::wait_async`.
 #[test]
 fn a_task_hears_of_a_set_event_even_if_it_is_cleared_at_once() {
     check(3, || {
@@ -277,14 +278,14 @@ fn a_task_hears_of_a_set_event_even_if_it_is_cleared_at_once() {
                 changed(&shared.0.word, word).await;
             }
         });
-        // What was done before it was set is to be seen.
+        // What was done before the event was set must be visible.
         assert_eq!(shared.1.load(Ordering::Relaxed), 1);
         sets.join().unwrap();
         nobody_waits();
     });
 }
 
-/// As `Condition::wait_async`.
+/// Like `Condition::wait_async`.
 #[test]
 fn a_task_in_a_cell_hears_what_it_is_told() {
     check(3, || {
@@ -311,7 +312,7 @@ fn a_task_in_a_cell_hears_what_it_is_told() {
     });
 }
 
-/// Two words are woken at the same time, and the kernel tells of one.
+/// Two words are woken at the same time, and the kernel reports only one of them.
 #[cfg(executor_shuttle)]
 #[test]
 fn a_wake_up_on_each_of_two_words_is_another_sleepers_where_nobody_waits_any_more() {
@@ -337,7 +338,7 @@ fn a_wake_up_on_each_of_two_words_is_another_sleepers_where_nobody_waits_any_mor
     });
 }
 
-/// Polled until it is through, but not more often than twice.
+/// Polls the future until it is ready, but at most twice.
 #[cfg(executor_shuttle)]
 fn twice<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
@@ -380,7 +381,7 @@ fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
     });
 }
 
-/// As `Lock::acquire_async`.
+/// Like `Lock::acquire_async`.
 #[cfg(executor_shuttle)]
 async fn lock_async(mutex: &'static RobustMutex, process: &Process) {
     while let Err(word) = mutex.try_acquire_slowly(process, process.me(), RobustMutex::CONTENDED) {
@@ -406,7 +407,7 @@ fn a_mutex_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
             thread::spawn(move || drop(held(mutex, others))),
         ];
         drop(first);
-        // It has the same word as before.
+        // The mutex's word is the same as before.
         drop(held(mutex, others));
         for thread in threads {
             thread.join().unwrap();
