@@ -1,4 +1,4 @@
-//! Arguments become bytes, in the thread that makes the call.
+//! Encodes a task's arguments, in the thread that makes the call.
 
 use super::{TaskArgs, TaskOptions};
 use crate::{
@@ -10,7 +10,10 @@ use crate::{
     },
 };
 
-/// Encodes arguments. `Serialize` is user code: its panic is this task's failure, `submit` itself never fails.
+/// Encodes the arguments of a task, and returns the attachments that travel with them.
+///
+/// `Serialize` is user code. If it panics, this task fails with an error; `submit` itself never
+/// fails.
 pub(crate) fn encode<F: TaskArgs<A>, A>(
     args: A,
     options: &TaskOptions,
@@ -19,7 +22,8 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     F::entry().known().map_err(|why| TaskError::Invalid(why.into()))?;
     let start = out.len();
     let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(&args, out)));
-    // Apart from the encoding: a panic of `Drop` is not one of `Serialize`.
+    // Dropped in a `catch` of its own, so that a panic of `Drop` is not reported as one of
+    // `Serialize`.
     let dropped = catch(|| drop(args));
     let name = options.called(F::NAME);
     let refused = |message| TaskError::Encode(CodecFailure::new(Side::Arguments, name, message));
@@ -33,6 +37,7 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
             TaskError::Panicked(RemoteError::new(name, failure))
         }
     };
+    // The buffer may hold other tasks in front of this one. Remove only what was written here.
     out.truncate(start);
     Err(error)
 }

@@ -1,9 +1,10 @@
-//! A call of a task function, as plain data: arguments and options, to be run somewhere else.
+//! A call of a task function as plain data: the arguments and options of a call that runs somewhere
+//! else.
 //!
 //! ```text
-//!   add::task(1, 2)  ──►  Task<add, (i64, i64)>  ──►  submit: encode, frame  ──►  worker: TaskEntry::call
-//!                          │ options: timeout, name          TaskFn::entry
-//!                          └─ encode() ──►  Task<add, Encoded>, owned
+//!  add::task(1, 2) ──► Task<add, (i64, i64)> ──► submit: encode, frame ──► worker: TaskEntry::call
+//!                       │ options: timeout, name        TaskFn::entry
+//!                       └─ encode() ──► Task<add, Encoded>, owned
 //! ```
 
 pub(crate) mod encode;
@@ -21,8 +22,9 @@ use crate::{
 
 /// The type that `#[task]` generates for a function.
 ///
-/// The attribute implements it for a type that has the function's own name: `#[task] fn add(…)` makes `struct add {}`.
-/// Nobody else implements it. It is what generic code over tasks names:
+/// The attribute generates a type with the function's own name: `#[task] fn add(…)` makes `struct
+/// add {}`. It implements this trait for the type; no other code implements it. Code that is
+/// generic over tasks uses it as a bound:
 ///
 /// ```
 /// use executor::prelude::*;
@@ -42,11 +44,12 @@ use crate::{
     note = "write `#[task]` above the function, and name it by its path: `add`, not `add()` or `add::task`"
 )]
 pub trait TaskFn: Sized + 'static {
-    /// What the future yields: `T` for a function that returns `Result<T, E>`, else what the function returns.
+    /// The type of the value that the future yields. It is `T` for a function that returns
+    /// `Result<T, E>`, and the function's return type otherwise.
     type Output: Send + 'static;
 
-    /// The name that stands for the function in messages and on the wire: its path, or what
-    /// `#[task(name = "…")]` says.
+    /// The name of the function in messages and on the wire. It is the function's path, unless
+    /// `#[task(name = "…")]` sets another one.
     const NAME: &'static str;
 
     #[doc(hidden)]
@@ -61,7 +64,7 @@ pub trait TaskFn: Sized + 'static {
 
 /// The argument tuples that a task function takes: the tuple of its parameters, and [`Encoded`].
 ///
-/// `#[task]` implements it. Generic code names it where it takes a [`Task`]:
+/// `#[task]` implements it. Generic code uses it as a bound where it takes a [`Task`]:
 ///
 /// ```
 /// use executor::{TaskArgs, prelude::*};
@@ -95,10 +98,10 @@ impl<F: TaskFn> TaskArgs<Encoded> for F {
     }
 }
 
-/// One call of a task function, to be run somewhere else: `add::task(1, 2)`.
+/// One call of a task function, such as `add::task(1, 2)`, that runs somewhere else.
 ///
-/// It is plain data. Nothing happens before an executor gets it; arguments are encoded at `submit`, so they may be
-/// borrowed. Options chain on it:
+/// A task is plain data. Nothing happens until an executor gets it. `submit` encodes the arguments,
+/// so they may be borrowed. Options are set by chained calls:
 ///
 /// ```
 /// use std::time::Duration;
@@ -124,8 +127,9 @@ impl<F: TaskFn, A> Task<F, A> {
         Task { args, options: TaskOptions { timeout: None, name: None }, marker: PhantomData }
     }
 
-    /// At most this long, counted from the moment a worker begins. A worker that is still running it then is killed
-    /// and replaced, and the future gets [`TaskError::TimedOut`](crate::TaskError::TimedOut).
+    /// Sets a limit on the time that the task runs, counted from the moment a worker begins it. A
+    /// worker that exceeds the limit is killed and replaced, and the future gets
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -141,7 +145,7 @@ impl<F: TaskFn, A> Task<F, A> {
         self
     }
 
-    /// What errors and logs call this one call; by default the name of its function.
+    /// Sets the name of this one call in errors and logs. The default is the name of its function.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -165,10 +169,14 @@ impl<F: TaskFn, A> Task<F, A> {
 }
 
 impl<F: TaskArgs<A>, A> Task<F, A> {
-    /// The same task with its arguments encoded now: owned, `'static` and of one type whatever it borrowed, so it can
-    /// be kept in a `Vec`, sent to another thread, or be made in a closure from values that end there.
+    /// Encodes the arguments now and returns the same task.
     ///
-    /// Arguments that cannot be encoded are reported where every error is: by the future that `submit` returns.
+    /// The returned task is owned, `'static`, and of one type whatever it borrowed before. So it
+    /// can be kept in a `Vec`, sent to another thread, or made in a closure from values that the
+    /// closure owns.
+    ///
+    /// If the arguments cannot be encoded, the future that `submit` returns reports the error, as
+    /// it does for every other error.
     ///
     /// ```
     /// use executor::{Encoded, prelude::*};
@@ -189,8 +197,10 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     }
 }
 
-/// What executors take: a [`Task`]. Nothing else is one; the trait is there so that the compiler can say what to write where
-/// something else stands.
+/// A value that executors accept as a task. Only [`Task`] implements this trait.
+///
+/// The trait exists for the compiler's error message: where something else is submitted, the
+/// message says what to write instead.
 ///
 /// ```compile_fail
 /// # use executor::prelude::*;
@@ -209,11 +219,11 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     note = "`#[task]` above a function makes its `::task`"
 )]
 pub trait IntoTask: Sized {
-    /// Its task function.
+    /// The task function that is called.
     type Function: TaskArgs<Self::Arguments, Output = Self::Output>;
     /// The arguments of the call.
     type Arguments;
-    /// What its future yields.
+    /// The type of the value that the future yields.
     type Output: Send + 'static;
 
     #[doc(hidden)]
@@ -238,7 +248,7 @@ impl<F, A: Clone> Clone for Task<F, A> {
 }
 
 impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
-    /// The function's name and the options; arguments need not be `Debug`.
+    /// Writes the function's name and the options. Arguments need not be `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task")
             .field("function", &F::NAME)
@@ -248,7 +258,7 @@ impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
     }
 }
 
-/// Arguments of a task, encoded: see [`Task::encode`].
+/// The encoded arguments of a task. See [`Task::encode`].
 #[derive(Clone)]
 pub struct Encoded(Result<(Vec<u8>, Vec<Attachment>), CodecError>);
 
@@ -261,7 +271,7 @@ impl fmt::Debug for Encoded {
     }
 }
 
-/// What was set on a [`Task`].
+/// The options that were set on a [`Task`].
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct TaskOptions {
@@ -270,7 +280,8 @@ pub struct TaskOptions {
 }
 
 impl TaskOptions {
-    /// What this call is called.
+    /// Returns the name of this call: its own name if it has one, and the name of its function
+    /// otherwise.
     pub(crate) fn called<'a>(&'a self, function: &'a str) -> &'a str {
         self.name.as_deref().unwrap_or(function)
     }
