@@ -1,21 +1,24 @@
-//! What a worker writes down so that it can be read after its death.
+//! The board: what a worker records in shared memory, so that the parent can read it after the
+//! worker's death.
 //!
-//! One page of shared memory for each worker. The parent offers a task in a claim word before it sends the frame; the
-//! worker claims it, by compare-and-swap, before it decodes a single byte (decoding is user code); the parent takes an
-//! unclaimed one back by compare-and-swap on the same word. So after a death exactly one answer exists to "who ran
-//! what", and a task taken back cannot also run.
+//! Each worker has a few pages of shared memory. Before the parent sends a task frame, it offers
+//! the frame in a claim word. The worker claims it by compare-and-swap before it decodes a single
+//! byte, as decoding runs user code. The parent takes an unclaimed frame back by compare-and-swap
+//! on the same word. So after a worker's death it is certain which tasks it had begun, and a task
+//! that was taken back cannot run as well.
 //!
 //! ```text
-//!              parent offers                worker claims             worker claims the next item of a chunk
-//!   (anything) ────────────► seq:OFFERED ────────────────► seq:BEGUN ─────────────────────────────────────┐
-//!                                 │  parent takes back        │  ▲ └───────────────────────────────────────┘
+//!              parent offers                worker claims             worker claims next item
+//!   (anything) ────────────► seq:OFFERED ────────────────► seq:BEGUN ────────────────────────────┐
+//!                                 │  parent takes back        │  ▲ └─────────────────────────────┘
 //!                                 ▼                           ▼ parent takes back the rest
 //!                             seq:TAKEN                   seq:LAST
 //! ```
 //!
-//! A word carries the number of the sending, and the item of the chunk that was begun last. Every sending has a number of
-//! its own, so that a slot can be offered again at once: the worker that then meets the old frame finds another number,
-//! and skips the frame.
+//! A frame may carry a chunk: several items, which are begun one after the other. A claim word
+//! holds the sequence number of the frame and the item of the chunk that was begun last. Each frame
+//! sent has a sequence number of its own, so a slot can be offered again at once: a worker that
+//! meets the old frame later finds another number in the slot and skips the frame.
 
 use std::time::Instant;
 
@@ -31,34 +34,41 @@ use crate::{
     },
 };
 
-/// Sendings that can be with one worker at a time: the one that runs and those sent ahead. More: more memory for each
-/// worker. Less: a worker that ends a task every 100 ns runs dry while its replies travel (about 50 µs here).
+/// Maximum number of task frames that one worker may have at a time: the one that runs and those
+/// sent ahead.
+///
+/// A higher value means more memory for each worker. A lower value means that a worker whose tasks
+/// take 100 ns has nothing left to run while its replies travel (about 50 µs on the machine
+/// measured).
 pub(crate) const SLOTS: usize = if sync::MODEL { 2 } else { 1024 };
+/// Space for the location and the message of a panic, in bytes.
 const TEXT_BYTES: usize = if sync::MODEL { 3 } else { 3 * 1024 };
 
 const LAST: u64 = 0;
 const OFFERED: u64 = 1;
 const BEGUN: u64 = 2;
 const TAKEN: u64 = 3;
-/// How often the parent tries to change a word that keeps changing. An honest worker does so once in a call.
+/// How often the parent tries to change a word that keeps changing. A correct worker changes it at
+/// most once during one attempt.
 const TURNS_MAX: u32 = 10_000;
-/// Items of one chunk; what a claim word has room for.
+/// Maximum number of items in a chunk, limited by the bits of a claim word.
 pub(crate) const ITEMS_MAX: u32 = 1 << 30;
 
-/// See the module's picture.
+/// The shared memory of one worker. See the module's documentation.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Board {
     claims: [AtomicU64; SLOTS],
     /// When the last task with a time limit began, in nanoseconds of the machine's monotonic clock.
     began_nanos: AtomicU64,
-    /// The task whose panic is noted below, [`ELSEWHERE`] for one of another thread; 0 for none.
+    /// The task whose panic is recorded below. [`ELSEWHERE`] for a panic of another thread, 0 for
+    /// none.
     panic_task: AtomicU64,
     panic_location_len: AtomicU32,
     panic_message_len: AtomicU32,
-    /// After that panic the process cannot go on.
+    /// Whether the process cannot continue after that panic.
     panic_fatal: AtomicU8,
-    /// The process has come to the entry, and knows what it is for.
+    /// Whether the process has reached its entry point and knows what it is to run.
     reached: AtomicU8,
     pub(crate) stack_overflow: AtomicU8,
     panic_text: [AtomicU8; TEXT_BYTES],
@@ -66,78 +76,85 @@ pub(crate) struct Board {
 
 const _: () = assert!(size_of::<Board>() <= 3 * 4096);
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, contains only atomics, has no drop glue, and all-zero bytes are a valid value.
 unsafe impl SharedLayout for Board {}
 
+/// Packs a claim word.
 fn word(seq: u32, item: u32, state: u64) -> u64 {
     u64::from(seq) << 32 | u64::from(item) << 2 | state
 }
 
-/// (number of the sending, item, state).
+/// Unpacks a claim word into the sequence number, the item, and the state.
 fn parts(word: u64) -> (u32, u32, u64) {
     ((word >> 32) as u32, word as u32 >> 2, word & 3)
 }
 
-/// Stands for the initializer where a task's id is noted: it has none of its own.
+/// Used as a task id for the initializer, which has none of its own.
 pub(crate) const INITIALIZER: TaskId = TaskId::from_raw(u64::MAX);
 
-/// Stands for a panic of a thread that runs no task.
+/// Used as a task id for a panic in a thread that runs no task.
 pub(crate) const ELSEWHERE: TaskId = TaskId::from_raw(u64::MAX - 1);
 
-/// A panic that a worker has noted.
+/// A panic that a worker has recorded.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Panic {
     pub(crate) location: String,
     pub(crate) message: String,
-    /// The process ends by it: it was not, and could not be, caught.
+    /// Whether the process ends because of the panic: it was not caught and could not be.
     pub(crate) fatal: bool,
-    /// Of another thread than the task's.
+    /// Whether another thread than the task's panicked.
     pub(crate) elsewhere: bool,
 }
 
-/// Whether, and when, a worker has begun what was sent to it.
+/// Whether a worker has begun a frame, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begun {
     No,
-    /// Begun up to this item of the chunk; the moment is known only of a task with a time limit.
+    /// It has begun the items up to this one. The time is known only for a task with a time limit.
     Yes(u32, Option<Instant>),
-    /// What the worker wrote is of another sending, or of none: it may have begun any of it.
+    /// The claim word belongs to no frame or to another one, so the worker may have begun any item.
     Unknown,
 }
 
 impl Board {
+    /// Returns the claim word of a frame's slot.
     fn claim_word(&self, seq: u32) -> &AtomicU64 {
         &self.claims[seq as usize % SLOTS]
     }
 
-    /// Parent: makes a chunk claimable from this item on, before its frame is sent.
+    /// Parent: offers a chunk from item `first` on. Called before its frame is sent.
     pub(crate) fn offer(&self, seq: u32, first: u32) {
         self.claim_word(seq).store(word(seq, first, OFFERED), Ordering::Release);
     }
 
-    /// Worker: takes the first item that was offered, or learns that it was taken back.
+    /// Worker: claims the first item. Returns `false` if the frame was taken back.
+    ///
+    /// `timed` says whether the task has a time limit.
     pub(crate) fn claim(&self, seq: u32, first: u32, timed: bool) -> bool {
         if timed {
-            // Before the claim: whoever sees BEGUN must not see the time of an older task.
+            // Before the claim: a parent that sees BEGUN must not see the start time of an older
+            // task.
             self.began_nanos.store(clock::now_nanos(), Ordering::Relaxed);
         }
         self.turn(seq, word(seq, first, OFFERED), word(seq, first, BEGUN))
     }
 
-    /// Worker: takes the next item of the chunk that it has begun, or learns that the rest was taken back.
+    /// Worker: claims the next item of the chunk it has begun. Returns `false` if the rest was
+    /// taken back.
     pub(crate) fn claim_next(&self, seq: u32, item: u32) -> bool {
         self.turn(seq, word(seq, item - 1, BEGUN), word(seq, item, BEGUN))
     }
 
-    /// Parent: takes back what has not begun at all.
+    /// Parent: takes back a frame that has not begun. Returns whether it succeeded.
     pub(crate) fn take_back(&self, seq: u32, first: u32) -> bool {
         self.turn(seq, word(seq, first, OFFERED), word(seq, first, TAKEN))
     }
 
-    /// Parent: takes back what is behind the item that the worker has begun; that item, or `None` if the chunk has not
-    /// begun.
+    /// Parent: takes back all items after the one that the worker has begun last. Returns that
+    /// item, or `None` if the chunk has not begun.
     pub(crate) fn take_rest(&self, seq: u32) -> Option<u32> {
-        // A worker may begin items as fast as it likes, but the pool's lock is held here.
+        // The worker may begin items as fast as it likes, and the caller holds the pool's lock, so
+        // the number of attempts is limited.
         for _ in 0..TURNS_MAX {
             let seen = self.claim_word(seq).load(Ordering::Acquire);
             match parts(seen) {
@@ -153,17 +170,18 @@ impl Board {
         None
     }
 
+    /// Changes the claim word from `from` to `to`, if it still is `from`.
     fn turn(&self, seq: u32, from: u64, to: u64) -> bool {
         self.claim_word(seq).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Parent: has the worker begun this, which was offered and not offered over?
+    /// Parent: whether the worker has begun this frame. Its slot must not have been offered again.
     pub(crate) fn begun(&self, seq: u32) -> Begun {
         match parts(self.claim_word(seq).load(Ordering::Acquire)) {
             (of, _, OFFERED | TAKEN) if of == seq => Begun::No,
             (of, item, BEGUN | LAST) if of == seq => {
                 let nanos = self.began_nanos.load(Ordering::Relaxed);
-                // A broken worker may write anything here; a moment in the future counts as unknown.
+                // A broken worker may write anything here. A time in the future counts as unknown.
                 let at = if nanos == 0 { None } else { clock::instant_of(nanos) };
                 Begun::Yes(item, at)
             }
@@ -171,8 +189,11 @@ impl Board {
         }
     }
 
-    /// Worker: notes a panic before anything else happens, without allocating. One at a time.
+    /// Worker: records a panic, without allocating, before anything else happens. Calls must not
+    /// overlap.
     pub(crate) fn note_panic(&self, task: TaskId, location: &str, message: &str, fatal: bool) {
+        // Invalidate the old record while the new one is being written. A parent that reads after
+        // the worker's death then finds a complete record or none.
         self.panic_task.store(0, Ordering::Release);
         let location = &location.as_bytes()[..location.len().min(TEXT_BYTES / 3)];
         let message = &message.as_bytes()[..message.len().min(TEXT_BYTES - location.len())];
@@ -185,38 +206,38 @@ impl Board {
         self.panic_task.store(task.as_u64(), Ordering::Release);
     }
 
-    /// A process's body: it has come to the entry.
+    /// In a spawned process: records that it has reached its entry point.
     pub(crate) fn note_reached(&self) {
         self.reached.store(1, Ordering::Release);
     }
 
-    /// Its parent: whether it has.
+    /// In its parent: whether the process has reached its entry point.
     pub(crate) fn is_reached(&self) -> bool {
         self.reached.load(Ordering::Acquire) != 0
     }
 
-    /// Worker: the process ends by the panic that is noted.
+    /// Worker: records that the process ends because of the recorded panic.
     pub(crate) fn note_fatal(&self) {
         self.panic_fatal.store(1, Ordering::Relaxed);
     }
 
-    /// Worker: what was noted is of a task that has ended.
+    /// Worker: forgets the recorded panic, since its task has ended.
     pub(crate) fn forget_panic(&self) {
         self.panic_task.store(0, Ordering::Release);
     }
 
-    /// Whether a panic of this task is noted.
+    /// Whether a panic of this task is recorded.
     pub(crate) fn has_panic(&self, task: TaskId) -> bool {
         self.panic_task.load(Ordering::Acquire) == task.as_u64()
     }
 
-    /// Parent: the last panic while this task ran.
+    /// Parent: returns the last panic recorded while this task ran.
     pub(crate) fn panic_of(&self, task: TaskId) -> Option<Panic> {
         let elsewhere = self.has_panic(ELSEWHERE);
         if !elsewhere && !self.has_panic(task) {
             return None;
         }
-        // Lengths come from the other process: bounded here, whatever they say.
+        // The lengths come from another process, so limit them whatever they are.
         let location = (self.panic_location_len.load(Ordering::Relaxed) as usize).min(TEXT_BYTES);
         let message = (self.panic_message_len.load(Ordering::Relaxed) as usize).min(TEXT_BYTES - location);
         let text: Vec<u8> =
@@ -231,7 +252,7 @@ impl Board {
     }
 }
 
-/// A fresh board and the descriptor to send to the child.
+/// Creates a board, and the descriptor to send to the child.
 pub(crate) fn create() -> std::io::Result<(crate::os::memory::Shared<Board>, std::os::fd::OwnedFd)> {
     crate::os::memory::Shared::create("executor-board")
 }
@@ -313,7 +334,7 @@ mod tests {
         board.forget_panic();
         assert_eq!(board.panic_of(B), None);
         board.note_panic(B, &"l".repeat(9_000), &"m".repeat(9_000), false);
-        // A worker gone wild.
+        // A broken worker may write any length.
         board.panic_message_len.store(u32::MAX, Ordering::Relaxed);
         board.panic_location_len.store(u32::MAX, Ordering::Relaxed);
         assert!(board.panic_of(B).is_some());

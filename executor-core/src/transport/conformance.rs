@@ -1,4 +1,5 @@
-//! What the contract promises, as tests that every implementation passes: a new one adds a line to the list below.
+//! The transport contract as tests. Every implementation runs all of them: a new one adds a line to
+//! `conformance!`.
 
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ fn claim(worker: &dyn WorkerEnd, header: &ToWorker) -> bool {
     worker.board().claim(header.seq, header.items.first, header.flags & flag::TIMED != 0)
 }
 
-/// The reader of a pool in a few lines: collects frames, gives the credit in them to the link.
+/// A minimal reader of a pool: collects frames and gives the credit they report to the link.
 fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame<FromWorker>>) -> Result<(), Closed> {
     let mut credit = 0;
     inbox.recv(&mut |frame| {
@@ -56,7 +57,7 @@ fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame<FromWorke
         if frame.header.reply == Reply::Credit {
             return;
         }
-        // Values that came without a header are replies like any other.
+        // Values that came without a header are replies like all others.
         let Frame { header, payload, more } = frame;
         for (at, payload) in (0..).zip(std::iter::once(payload).chain(more)) {
             let task = TaskId::from_raw(header.task.as_u64() + at);
@@ -105,7 +106,7 @@ fn frames_keep_order_and_content(pair: Pair) {
 }
 
 fn send_never_blocks_while_nobody_reads(pair: Pair) {
-    // Far more than any socket holds. That the call returns at all is the assertion.
+    // Far more than any socket holds. The test passes if the call returns.
     for number in 0..20_000 {
         send(&*pair.link, run(number, 0), vec![1; 100]);
     }
@@ -162,7 +163,7 @@ fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
             .reply(FromWorker { task: TaskId::from_raw(number), ..FromWorker::new(Reply::Done) }, &[7; 64])
             .unwrap();
     }
-    // The worker's end stays open, as it does when a process that the worker forked lives on.
+    // The worker's end stays open, as if a process that the worker forked were still alive.
     link.hang_up();
     let mut frames = Vec::new();
     let end = loop {
@@ -178,7 +179,7 @@ fn worker_sees_the_end_of_the_pool(pair: Pair) {
     let Pair { link, inbox, mut worker } = pair;
     send(&*link, run(1, 0), vec![3]);
     drop((link, inbox));
-    // What was sent may still arrive; then the end comes, and no hang.
+    // What was sent may still arrive. After that `recv` returns the end and does not hang.
     while worker.recv().is_ok() {}
     assert!(worker.recv().is_err());
 }
@@ -194,7 +195,8 @@ fn send_to_a_dead_worker_is_harmless(pair: Pair) {
 }
 
 fn a_worker_that_never_reads_blocks_no_frame_size(pair: Pair) {
-    // The kernel counts more for some sizes than for others; a window that forgets that blocks the pool under its lock.
+    // The kernel counts more bytes for some sizes than for others. A window that ignores that
+    // blocks the pool while its lock is held.
     for size in (40..20_000).step_by(37) {
         for number in 0..16 {
             send(&*pair.link, run(number, 0), vec![1; size]);

@@ -1,18 +1,25 @@
 //! Frames over ipc-channel: one pair of byte channels for each worker.
 //!
-//! ipc-channel's own limits decide the shape (each was reproduced before this was written):
+//! Limitations of ipc-channel determine the design. Each of them was reproduced before this was
+//! written:
 //!
-//! - Messages above 212,448 bytes go over a second socket whose other end the sender keeps open too, so that a
-//!   receiver that dies in the middle blocks the sender for ever: frames travel in parts below that size.
-//! - A send blocks once the peer's socket is full: a window keeps it from ever being full ([`Window`]).
-//! - One result channel shared by several workers is closed for all when one dies in mid-message: each has its own.
-//! - Its receiver set and its router stall behind one stopped worker: one blocking reader for each worker instead.
-//! - `recv` reports EINTR: asked again.
-//! - The channel does not say that a worker is dead while a process that the worker forked holds a copy of its ends:
-//!   death is noticed elsewhere (pidfd), and [`Link::hang_up`] then sends an end mark through the pool's own copy of
-//!   the worker's sending end. A socket keeps order, so all that the worker published comes before the mark.
-//! - Its server is a socket below `TMPDIR`, open to whom the umask allows, and stays there if the worker is killed before
-//!   it is used: each worker gets a directory of its own, which its parent removes, or the worker when that is gone.
+//! - Messages above 212,448 bytes go over a second socket, and the sender keeps the other end of it
+//!   open too. If the receiver dies in the middle, the sender blocks for ever. So frames are sent
+//!   in parts below that size.
+//! - A send blocks once the peer's socket is full. A window keeps it from ever being full
+//!   ([`Window`]).
+//! - If several workers share one result channel and one of them dies in the middle of a message,
+//!   the channel is closed for all. So each worker has a channel of its own.
+//! - Its receiver set and its router stall behind one stopped worker. So each worker has a blocking
+//!   reader of its own.
+//! - `recv` may return EINTR. It is called again.
+//! - While a process that the worker forked holds a copy of the worker's ends, the channel does not
+//!   report that the worker is dead. The death is noticed elsewhere (by a pidfd), and
+//!   [`Link::hang_up`] then sends an end mark through the pool's own copy of the worker's sending
+//!   end. A socket keeps order, so everything the worker published comes before the mark.
+//! - Its server is a socket below `TMPDIR`. Who may open it depends on the umask, and it stays
+//!   there if the worker is killed before the server is used. So each worker gets a directory of
+//!   its own, which its parent removes, or the worker if the parent is gone.
 
 use std::{
     fs::Permissions,
@@ -41,17 +48,18 @@ use crate::{
     },
 };
 
-/// Shorter than any header, so it cannot be a frame.
+/// Tells the pool's receiver that the worker is dead. Shorter than any header, so it cannot be a
+/// frame.
 const END_MARK: [u8; 3] = *b"end";
 
-/// What the pool hands to a worker that has said hello.
+/// The ends that the pool sends to a worker after the worker's hello.
 #[derive(Serialize, Deserialize)]
 struct Offer {
     to_worker: IpcBytesReceiver,
     from_worker: IpcBytesSender,
 }
 
-/// The worker's side of the meeting: listens under a name until the pool connects.
+/// The worker's side of connecting: listens under a name until the pool connects.
 pub(crate) struct Server(IpcOneShotServer<Offer>);
 
 impl Server {
@@ -60,10 +68,10 @@ impl Server {
         Ok((Server(server), name))
     }
 
-    /// Waits for the pool. Whoever calls this must have arranged that the pool's death ends the process.
+    /// Waits for the pool. The caller must have arranged that the pool's death ends this process.
     pub(crate) fn accept(self, board: &'static Board) -> io::Result<IpcWorkerEnd> {
         let (once, offer) = self.0.accept().map_err(into_io)?;
-        // Not close-on-exec, says the module's first rule list of ipc-channel: gone before any task can start one.
+        // This socket is not close-on-exec, so close it before a task can start another program.
         drop(once);
         Ok(IpcWorkerEnd::new(offer, board))
     }
@@ -76,11 +84,13 @@ fn into_io(error: IpcError) -> io::Error {
     }
 }
 
-/// Makes a directory for one worker's server, which nobody else can look into, whatever the umask is.
+/// Makes a directory for one worker's server. No other user can look into it, whatever the umask
+/// is.
 ///
-/// The parent makes and removes it, so that nothing stays behind at whatever moment the worker dies. ipc-channel makes a
-/// directory and a socket in it; a path that is too long for a socket's address it cuts without a word, and over one that
-/// is no UTF-8 it panics.
+/// The parent makes and removes it, so that nothing is left behind whenever the worker dies.
+/// ipc-channel makes a directory in it, and a socket in that. It silently truncates a path that is
+/// too long for the address of a socket, and panics on a path that is not UTF-8. So such
+/// directories are not used.
 pub(crate) fn directory() -> io::Result<TempDir> {
     let own = setting::temporary_directory().map(PathBuf::from);
     if let Some(own) = &own
@@ -100,9 +110,10 @@ pub(crate) fn directory() -> io::Result<TempDir> {
     Err(refused)
 }
 
-/// Why a directory cannot hold the socket of ipc-channel, if it cannot.
+/// Returns the reason why a directory cannot hold ipc-channel's socket, or `None` if it can.
 fn unfit(directory: &Path) -> Option<&'static str> {
-    /// `sun_path` has 108 bytes; `/executor-XXXXXX`, `/.tmpXXXXXX/socket` and a zero come behind it.
+    /// `sun_path` has 108 bytes. `/executor-XXXXXX`, `/.tmpXXXXXX/socket` and a zero byte are
+    /// appended to the directory.
     const BYTES_MAX: usize = 108 - 16 - 19;
     match directory.to_str() {
         None => Some("which is not UTF-8"),
@@ -112,13 +123,15 @@ fn unfit(directory: &Path) -> Option<&'static str> {
     }
 }
 
-/// Lets ipc-channel find out, once in a process, how much a socket takes. It does so with the first message, and if no
-/// descriptor is left at that moment it panics, then and at every message that follows: a driver must not meet that.
+/// Makes ipc-channel determine the size of a socket's buffer, once in a process.
+///
+/// It does so with its first message. If no descriptor is left at that moment, it panics, and
+/// panics again at every later message. That must not happen in a driver.
 pub(crate) fn prepare() -> io::Result<()> {
     static READY: Mutex<bool> = Mutex::new(false);
     let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
     if !*ready {
-        // More than it needs, and given back at once.
+        // Check that enough descriptors are free: open more than it needs, and close them at once.
         let spare: io::Result<Vec<_>> = (0..8).map(|_| crate::os::wake::Bell::new()).collect();
         drop(spare?);
         let (sender, receiver) = ipc::bytes_channel()?;
@@ -132,18 +145,21 @@ pub(crate) fn prepare() -> io::Result<()> {
 /// A connection to a worker's server.
 pub(crate) struct Dialed(IpcSender<Offer>);
 
-/// Connects to a worker's server. Does not block. If the worker is dead, ipc-channel keeps a descriptor for ever:
-/// whoever calls this makes as sure as can be that it lives.
+/// Connects to a worker's server. Does not block.
+///
+/// If the worker is dead, ipc-channel leaks a descriptor. So the caller makes as sure as possible
+/// that the worker is alive.
 pub(crate) fn dial(server: String) -> io::Result<Dialed> {
     let sender = IpcSender::connect(server).map_err(|error| match error.raw_os_error() {
-        // It connects whatever `socket` has returned, also -1 when no descriptor was left.
+        // ipc-channel does not check the result of `socket`. With no descriptor left that is -1,
+        // and connecting it gives EBADF.
         Some(libc::EBADF) => io::Error::from_raw_os_error(libc::EMFILE),
         _ => error,
     })?;
     Ok(Dialed(sender))
 }
 
-/// The pool's side of the meeting.
+/// The pool's side of connecting: makes the channels and sends the worker its ends.
 pub(crate) fn connect(
     Dialed(sender): Dialed,
     segment: Shared<Segment>,
@@ -188,8 +204,8 @@ impl IpcLink {
             if !window.take(message.len()) {
                 return false;
             }
-            // A failure means that the worker is dead, or as good as. Its exit will be noticed, and its tasks dealt
-            // with there.
+            // A failure means that the worker is dead or about to be. Its exit will be noticed, and
+            // its tasks are handled then.
             dead = retry(|| self.sender.send(message)).is_err();
             !dead
         });
@@ -199,24 +215,27 @@ impl IpcLink {
     }
 }
 
-/// Keeps a send from ever blocking.
+/// A flow-control window that keeps sends from ever blocking.
 ///
-/// A Unix socket takes a message as long as what lies unread in it is below its send buffer (212,992 bytes by default,
-/// of which each message takes its length plus some hundred bytes); so with at most [`WINDOW_BYTES`] unread, the next
-/// message always finds room. The worker reports what it has consumed in every frame that it sends.
+/// A Unix socket accepts a message as long as the unread bytes in it are below its send buffer:
+/// 212,992 bytes by default, of which each message takes its length plus some hundred bytes. So
+/// with at most [`WINDOW_BYTES`] unread, there is always space for the next message. The worker
+/// reports what it has consumed in every frame it sends.
 #[derive(Default)]
 pub(crate) struct Window {
     sent: u64,
     consumed: u64,
 }
 
-/// Unread bytes in the worker's socket at the most, counted by [`cost`].
+/// Maximum number of unread bytes in the worker's socket, counted by [`cost`].
 pub(crate) const WINDOW_BYTES: u64 = 192 * 1024;
 
-/// What a message takes of the window: what the kernel counts for it, and a little more.
+/// Returns how much of the window a message takes: what the kernel counts for it, and a little
+/// more.
 ///
-/// Up to about 16 KB a message lies in one piece of memory with the kernel's bookkeeping, rounded up to a power of two;
-/// above, in pages. Measured against `TIOCOUTQ` for every length that frames have.
+/// Up to about 16 KB, the kernel keeps a message and its own bookkeeping in one allocation, rounded
+/// up to a power of two. Longer messages are kept in pages. Measured with `TIOCOUTQ` for every
+/// length that frames have.
 pub(crate) fn cost(message_len: usize) -> u64 {
     match message_len {
         ..16_000 => ((message_len + 336).next_power_of_two() + 512) as u64,
@@ -225,8 +244,9 @@ pub(crate) fn cost(message_len: usize) -> u64 {
 }
 
 impl Window {
-    /// Takes room for a message, if there is any.
+    /// Reserves a part of the window for a message. Returns `false` if too little is left.
     pub(crate) fn take(&mut self, message_len: usize) -> bool {
+        // With nothing unread, any message fits into the socket.
         let unread = self.sent - self.consumed;
         if unread != 0 && unread + cost(message_len) > WINDOW_BYTES {
             return false;
@@ -235,8 +255,8 @@ impl Window {
         true
     }
 
-    /// The worker has consumed this much, all in all. A number that cannot be is ignored: it would only hurt the
-    /// worker that sent it.
+    /// Notes that the worker has consumed this much in total. An impossible number is ignored: that
+    /// harms only the worker that sent it.
     pub(crate) fn credit(&mut self, consumed: u64) {
         if consumed > self.consumed && consumed <= self.sent {
             self.consumed = consumed;
@@ -244,6 +264,7 @@ impl Window {
     }
 }
 
+/// Calls `send` again while a signal interrupts it.
 fn retry(mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     loop {
         match send() {
@@ -262,7 +283,7 @@ impl Link for IpcLink {
     }
 
     fn flush(&self) {
-        // A message wakes who waits for it.
+        // Nothing to do: a message wakes the worker that waits for it.
     }
 
     fn credit(&self, consumed: u64) {
@@ -276,7 +297,8 @@ impl Link for IpcLink {
     fn hang_up(&self) {
         self.pump(|outbox, _| outbox.close());
         self.hung_up.store(true, Ordering::Release);
-        // Waits at most until the reader has made room: it reads without ever waiting for anybody.
+        // If the socket is full, this waits until the reader has made space. That ends, as the
+        // reader never waits for anything else.
         if let Err(error) = retry(|| self.end.send(&END_MARK)) {
             tracing::debug!(%error, "the end mark found its channel closed");
         }
@@ -297,6 +319,8 @@ pub(crate) struct IpcInbox {
 impl Inbox for IpcInbox {
     fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed> {
         let message = recv(&self.receiver)?;
+        // The worker could send the bytes of the mark too. Only after `hang_up` does it mean the
+        // end.
         if message == END_MARK && self.hung_up.load(Ordering::Acquire) {
             return Err(Closed::Gone);
         }
@@ -354,7 +378,8 @@ impl WorkerEnd for IpcWorkerEnd {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(frame);
             }
-            // Nothing is going to be sent soon that could carry the report, and the pool may be waiting for room.
+            // Report now: no other frame may be sent soon that could carry the report, and the pool
+            // may be waiting for space.
             if self.consumed - self.reported > WINDOW_BYTES / 4 {
                 self.reply(FromWorker::new(Reply::Credit), &[])?;
             }
@@ -396,7 +421,8 @@ pub(crate) fn pair() -> super::conformance::Pair {
     let mirror: &'static Segment = Box::leak(Box::new(Shared::open(&fd).unwrap()));
     let (offer, link, inbox) = make(segment).unwrap();
     let (sender, receiver) = ipc::channel().unwrap();
-    // Through a real channel, so that the pool's copies of the worker's ends are closed as they are in life.
+    // Send it through a real channel, so that the pool's copies of the worker's ends are closed as
+    // in production.
     sender.send(offer).unwrap();
     let worker = IpcWorkerEnd::new(receiver.recv().unwrap(), &mirror.board);
     super::conformance::Pair { link, inbox: Box::new(inbox), worker: Box::new(worker) }

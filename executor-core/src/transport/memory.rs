@@ -1,5 +1,5 @@
-//! Both ends in one process, over a queue in memory: for tests of everything above a transport, and with faults that
-//! no real transport would produce on demand.
+//! An in-memory transport with both ends in one process, for tests. It can produce faults that no
+//! real transport would produce on demand.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A queue of messages that either side may cut.
+/// A queue of messages that either side may close.
 #[derive(Default)]
 struct Wire {
     state: Mutex<(VecDeque<Vec<u8>>, bool)>,
@@ -51,6 +51,7 @@ impl Wire {
     }
 }
 
+/// The pool's sending end.
 struct MemoryLink {
     board: Shared<Board>,
     sending: Mutex<(Outbox, Window)>,
@@ -101,6 +102,7 @@ impl Drop for MemoryLink {
     }
 }
 
+/// The pool's receiving end.
 struct MemoryInbox(Arc<Wire>, Assembler<FromWorker>);
 
 impl Inbox for MemoryInbox {
@@ -110,6 +112,7 @@ impl Inbox for MemoryInbox {
     }
 }
 
+/// The worker's end.
 struct MemoryWorker {
     board: &'static Board,
     down: Arc<Wire>,
@@ -125,6 +128,8 @@ impl WorkerEnd for MemoryWorker {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(frame);
             }
+            // Report the consumed bytes before each receive, since the pool may be waiting for
+            // space.
             self.reply(FromWorker::new(Reply::Credit), &[])?;
             let message = self.down.recv()?;
             self.consumed += cost(message.len());
@@ -150,6 +155,7 @@ impl Drop for MemoryWorker {
     }
 }
 
+/// Makes both ends.
 pub(crate) fn pair() -> Pair {
     let (board, fd) = super::board::create().unwrap();
     let mirror = Box::leak(Box::new(Shared::open(&fd).unwrap()));

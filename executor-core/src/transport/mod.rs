@@ -1,4 +1,4 @@
-//! How frames move between the pool and one worker.
+//! Transports: how frames move between the pool and one worker.
 //!
 //! ```text
 //!  pool                                               worker
@@ -7,21 +7,25 @@
 //!  Lease::drain or Inbox::recv ◄── …  ◄─────  WorkerEnd::reply
 //! ```
 //!
-//! The contract, to which [`conformance`] holds every implementation:
+//! Every implementation keeps the following contract, which [`conformance`] tests:
 //!
-//! - **Order.** Frames arrive in the order in which they were sent, each exactly once, whatever their size.
-//! - **No blocking in the pool.** [`Link::send`] never blocks, whether the worker reads, computes, is stopped or is
-//!   dead: what the worker has no room for waits in the outbox, and goes out when the worker reports room.
-//! - **Begun.** A worker claims a task on its [`Board`] before it looks at the arguments. The board tells of it at any
-//!   time, also after the worker's death; taking back and claiming exclude each other.
-//! - **Close.** When the worker is dead, [`Link::hang_up`] lets the pool receive everything that the worker had
-//!   published and then the end, even if a process that the worker had forked still holds its ends. When the pool is
-//!   gone, [`WorkerEnd::recv`] reports the end.
-//! - **Distrust.** A worker that does not keep to the protocol is an error where the pool receives, never a panic,
-//!   never a wild allocation.
+//! - **Order.** Frames arrive in the order in which they were sent, each exactly once, whatever
+//!   their size.
+//! - **No blocking in the pool.** [`Link::send`] never blocks, whether the worker reads, computes,
+//!   is stopped or is dead. Frames for which the worker has no space wait in the outbox, and are
+//!   sent when the worker reports space.
+//! - **Begun.** A worker claims a task on its [`Board`] before it decodes the arguments. The board
+//!   can be read at any time, even after the worker's death. A task is either claimed by the worker
+//!   or taken back by the pool, never both.
+//! - **Close.** When the worker is dead, [`Link::hang_up`] lets the pool receive everything the
+//!   worker had published, and then the end. This holds even if a process that the worker forked
+//!   still has the worker's ends open. When the pool is gone, [`WorkerEnd::recv`] reports the end.
+//! - **Distrust.** A protocol violation by a worker is an error for the pool's receiver. It never
+//!   causes a panic or an absurd allocation.
 //!
-//! Receiving has two forms. The ring is drained by whoever has its one [`lease`](ring::Lease): a thread that waits for
-//! a result, or the pool's reader. Where that cannot be (ipc-channel), an [`Inbox`] is owned by a thread that blocks.
+//! Receiving has two forms. The ring is drained by the owner of its single [`lease`](ring::Lease):
+//! a thread that waits for a result, or the pool's reader. ipc-channel does not allow that, so
+//! there an [`Inbox`] is owned by a thread that blocks.
 
 pub(crate) mod board;
 #[cfg(test)]
@@ -39,31 +43,33 @@ use crate::wire::{
     payload::Payload,
 };
 
-/// The pool's sending end, shared by whoever holds the pool's lock.
+/// The pool's sending end. It is shared by all code that holds the pool's lock.
 pub(crate) trait Link: Send + Sync {
-    /// Sends a frame, or keeps it until the worker has room. What is to be run is offered on the board first. It wakes
-    /// nobody: [`flush`](Self::flush) does, after the last of several.
+    /// Sends a frame, or keeps it until the worker has space. A task is offered on the board first.
+    ///
+    /// Does not wake the worker. Call [`flush`](Self::flush) after the last of several frames.
     fn send(&self, header: ToWorker, payload: &Payload);
 
     /// Wakes the worker if it sleeps.
     fn flush(&self);
 
-    /// The worker has consumed this much of its window, all in all.
+    /// Notes that the worker has consumed `consumed` units of its window in total.
     fn credit(&self, consumed: u64);
 
-    /// How many of the messages that had to wait for room have found some: while this grows, the worker reads.
+    /// Returns the number of messages sent from the outbox so far. While this number grows, the
+    /// worker is reading.
     fn taken_in(&self) -> u64;
 
-    /// The worker is dead: let receiving come to an end.
+    /// Notes that the worker is dead, so that receiving ends once everything was received.
     fn hang_up(&self);
 
-    /// What the worker writes down, to be read also after its death.
+    /// Returns the worker's board, which can still be read after the worker's death.
     fn board(&self) -> &Board;
 }
 
-/// The pool's receiving end, owned by one reader.
+/// The pool's receiving end. One reader owns it.
 pub(crate) trait Inbox: Send {
-    /// Waits for frames and hands them over; more than one if they came together.
+    /// Waits for frames and passes each one to `sink`. Several frames may have arrived together.
     fn recv(&mut self, sink: &mut dyn FnMut(Frame<FromWorker>)) -> Result<(), Closed>;
 }
 
@@ -72,22 +78,22 @@ pub(crate) trait WorkerEnd {
     /// Waits for the next frame.
     fn recv(&mut self) -> Result<Frame<ToWorker>, Closed>;
 
-    /// Whether the last frame had to be waited for, as far as is known.
+    /// Whether the last [`recv`](Self::recv) had to wait. `true` if that is unknown.
     fn has_waited(&self) -> bool {
         true
     }
 
-    /// Publishes a frame. Waits while the pool does not read.
+    /// Sends a frame to the pool. Waits while there is no space because the pool does not read.
     fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed>;
 
-    /// The page that outlives the worker. It stays mapped until the process ends: the panic hook and the fault
-    /// handler write to it, and they may run at any time.
+    /// Returns the worker's board, whose memory outlives the worker. It stays mapped until the
+    /// process ends, since the panic hook and the fault handler may write to it at any time.
     fn board(&self) -> &'static Board;
 }
 
 crate::debug::debug_is_display!(Closed);
 
-/// Why no more frames come.
+/// The reason why no more frames can be received or sent.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Closed {
     #[error("the other side is gone")]

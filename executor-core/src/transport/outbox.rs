@@ -1,4 +1,4 @@
-//! Frames that wait to be sent to one worker: pure, no I/O.
+//! The outbox: frames that wait to be sent to one worker. No I/O.
 
 use std::collections::VecDeque;
 
@@ -10,18 +10,20 @@ use crate::{
     },
 };
 
-/// Small frames that wait together leave together, up to this many bytes.
+/// Small frames that wait together are sent in one message of up to this many bytes.
 const MESSAGE_BYTES_GOAL: usize = if sync::MODEL { 1 } else { 16 * 1024 };
 
+/// The frames that wait to be sent to one worker, and the rest of a partly sent one.
 pub(crate) struct Outbox {
-    /// A frame that does not fit into a message of this size goes on in the next.
+    /// Maximum size of a message. A frame that does not fit continues in the next message.
     part_bytes_max: usize,
     waiting: VecDeque<(ToWorker, Payload)>,
-    /// How much of the first one's payload has been sent; `None` while its header has not.
+    /// How many bytes of the first frame's payload were sent. `None` if its header was not sent
+    /// yet.
     sent_of_first: Option<usize>,
-    /// The next message, once it was put together and found no room.
+    /// The next message, if it was put together and then refused.
     buffer: Vec<u8>,
-    /// How many messages have left, all in all.
+    /// Total number of messages sent from here.
     sent: u64,
     closed: bool,
 }
@@ -38,18 +40,20 @@ impl Outbox {
         }
     }
 
-    /// Whether nothing waits. One that is closed takes nothing more, so nothing may go past it.
+    /// Whether no frame waits. `false` if the outbox is closed, so that the caller does not send a
+    /// new frame past it.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.buffer.is_empty() && !self.closed
     }
 
+    /// Adds a frame. A closed outbox drops it.
     pub(crate) fn push(&mut self, header: ToWorker, payload: Payload) {
         if !self.closed {
             self.waiting.push_back((header, payload));
         }
     }
 
-    /// Drops everything; nothing more will be sent.
+    /// Drops all frames. No frame is sent after this.
     pub(crate) fn close(&mut self) {
         self.closed = true;
         self.waiting.clear();
@@ -57,7 +61,8 @@ impl Outbox {
         self.buffer = Vec::new();
     }
 
-    /// Hands out one message after the other, until `send` refuses one; that one comes again next time.
+    /// Passes one message after the other to `send`, until `send` refuses one. The refused message
+    /// is passed again at the next call.
     pub(crate) fn pump(&mut self, mut send: impl FnMut(&[u8]) -> bool) {
         while self.next_message_len().is_some() {
             if self.buffer.is_empty() {
@@ -71,12 +76,12 @@ impl Outbox {
         }
     }
 
-    /// How many messages have left here, all in all.
+    /// Returns the total number of messages sent from here.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Length of the next message; `None` if nothing waits.
+    /// Returns the length of the next message, or `None` if no frame waits.
     pub(crate) fn next_message_len(&self) -> Option<usize> {
         if !self.buffer.is_empty() {
             return Some(self.buffer.len());
@@ -86,6 +91,7 @@ impl Outbox {
             return Some((payload.len() - sent).min(self.part_bytes_max));
         }
         let mut len = HEADER_BYTES + payload.len().min(self.part_bytes_max - HEADER_BYTES);
+        // If this frame is not split, more frames join the message, up to the goal.
         if payload.len() <= self.part_bytes_max - HEADER_BYTES {
             for (_, payload) in self.waiting.iter().skip(1) {
                 let more = HEADER_BYTES + payload.len();
@@ -98,6 +104,8 @@ impl Outbox {
         Some(len)
     }
 
+    /// Puts the next message together: the next part of a long frame, or as many small frames as
+    /// fit.
     fn fill_buffer(&mut self) {
         if let (Some(sent), Some((_, payload))) = (self.sent_of_first, self.waiting.front()) {
             let part = (payload.len() - sent).min(self.part_bytes_max);
@@ -119,7 +127,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that `sent` bytes of the first payload have gone; whether it goes on in another message.
+    /// Records that `sent` bytes of the first payload were sent. Returns whether the frame
+    /// continues in another message.
     fn advance(&mut self, sent: usize) -> bool {
         let goes_on = self.waiting.front().is_some_and(|(_, payload)| sent < payload.len());
         if goes_on {

@@ -1,8 +1,10 @@
-//! Where the pool's reader sleeps: one word for all workers of a pool, in memory that all of them see.
+//! The doorbell: one word, in memory that all workers of a pool share, on which the pool's reader
+//! sleeps.
 //!
-//! It says only "look around": what there is to see is in each worker's own segment, so a worker that writes here what
-//! it likes causes a look for nothing. One that put the word back to its old value at just the right moment could make
-//! another's ring go unheard; so the reader never sleeps for long while tasks are out ([`HEARING`]).
+//! Ringing it only tells the reader to look at all rings. What there is to read is in each worker's
+//! own segment, so a worker that writes nonsense here causes a needless look. A worker that
+//! restores the old value at just the right moment can make another worker's ring go unheard. So
+//! the reader never sleeps longer than [`HEARING`] while tasks are out.
 
 use std::time::Duration;
 
@@ -14,28 +16,33 @@ use crate::os::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// Should a worker have garbled the word, the reader looks around after this.
+/// After this time the reader looks at all rings, in case a worker has garbled the word.
 pub(crate) const HEARING: Duration = Duration::from_millis(500);
 
+/// The shared words of one pool's doorbell.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Doorbell {
     /// How often it was rung.
     rung: AtomicU32,
-    /// Whether the reader sleeps; on this word, so that whoever clears it ends the sleep, even before it has begun.
+    /// 1 while the reader sleeps, or is about to. The reader sleeps on this word, so clearing it
+    /// ends the sleep even if it has not begun yet.
     ///
-    /// Swapped, never stored to: see `Ring::asleep`.
+    /// Always swapped, never stored to: see `Ring::asleep`.
     sleeping: AtomicU32,
 }
 
-// SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, contains only atomics, has no drop glue, and all-zero bytes are a valid value.
 unsafe impl SharedLayout for Doorbell {}
 
 impl Doorbell {
-    /// Makes the reader look around, now or before its next sleep.
+    /// Makes the reader look at all rings, now or before it next sleeps.
     pub(crate) fn ring(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
         kill_point!(DoorbellCounted);
+        // The count is published before `sleeping` is read, and the reader announces its sleep
+        // before it reads the count. With a fence between the two steps on both sides, at least one
+        // of them sees the other's write, so no ring is lost.
         full_fence();
         if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
             kill_point!(DoorbellTaken);
@@ -43,20 +50,22 @@ impl Doorbell {
         }
     }
 
-    /// As [`ring`](Self::ring), also if a worker has taken the word of the reader that sleeps, and died before it woke it.
+    /// Like [`ring`](Self::ring), but wakes the reader whatever `sleeping` says. A worker may have
+    /// cleared it and died before it woke the reader.
     pub(crate) fn ring_anyway(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
         self.sleeping.swap(0, Ordering::SeqCst);
         futex::wake_one(&self.sleeping);
     }
 
-    /// How often it was rung: to be asked before looking around, and given to [`sleep`](Self::sleep) after it.
+    /// Returns how often it was rung. Call it before looking at the rings, and pass the result to
+    /// [`sleep`](Self::sleep) afterwards.
     pub(crate) fn heard(&self) -> u32 {
         self.rung.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until it is rung, unless that has happened since it was `heard`; at most for `limit`. With a
-    /// `spin` it looks again for a moment first, where that has paid.
+    /// Sleeps until it is rung, at most for `limit`. Does not sleep if it was rung since `heard`
+    /// was read. With `spin` it looks for a ring for a moment first, if that has paid off so far.
     pub(crate) fn sleep(&self, heard: u32, spin: Option<&mut Spin>, limit: Option<Duration>) {
         if spin.is_some_and(|spin| spin.wait(u32::MAX, || self.heard() != heard)) {
             return;

@@ -1,48 +1,53 @@
-//! Frames over shared memory: two rings of bytes for each worker, and a doorbell for each direction.
+//! Frames over shared memory: two byte rings for each worker, and one doorbell for each pool.
 //!
 //! ```text
 //!              segment (a sealed memfd, mapped by both)
 //!  pool        ┌────────────────────────────────────────┐        worker
 //!  RingLink ──►│ down: messages to the worker  ─────────│──► RingWorkerEnd::recv
-//!  RingInbox ◄─│───────── up: messages from the worker  │◄── RingWorkerEnd::reply
-//!              │ board: who has begun what              │
+//!  Lease    ◄──│───────── up: messages from the worker  │◄── RingWorkerEnd::reply
+//!              │ board: which tasks have begun          │
 //!              └────────────────────────────────────────┘
 //! ```
 //!
 //! # One direction
 //!
-//! One producer, one consumer. `head` counts the words that were ever published and is written by the producer only;
-//! `tail` those that were ever consumed, by the consumer only. What lies between is one message after the other: a word
-//! with its length, then its bytes in whole words.
+//! Each ring has one producer and one consumer. `head` is the total number of words ever published
+//! and is written only by the producer. `tail` is the total number of words ever consumed and is
+//! written only by the consumer. The words between them are messages, one after the other. A
+//! message is a word with its length, followed by its bytes in whole words.
 //!
-//! | step | who | what | if it dies right after |
+//! | step | side | action | if the side dies right after it |
 //! |---|---|---|---|
-//! | 1 | producer | writes length and bytes behind `head` | nobody sees them |
-//! | 2 | producer | `head` (release) | the message is published, whole |
-//! | 3 | producer | fence, looks at `asleep`, rings | see below |
-//! | 4 | consumer | reads `head` (acquire), checks, copies the bytes out | the message is still there |
-//! | 5 | consumer | `tail` (release) | it is consumed |
-//! | 6 | consumer | fence, looks at `wanting_room`, rings | see below |
+//! | 1 | producer | writes length and bytes after `head` | the consumer does not see them |
+//! | 2 | producer | stores `head` (release) | the message is published, whole |
+//! | 3 | producer | fence, reads `asleep`, rings | see below |
+//! | 4 | consumer | reads `head` (acquire), checks, copies the bytes | the message is still there |
+//! | 5 | consumer | stores `tail` (release) | the message is consumed |
+//! | 6 | consumer | fence, reads `wanting_room`, rings | see below |
 //!
 //! # Sleeping
 //!
-//! A side that finds nothing to do says so in a word, looks once more, and sleeps on that word; the other side publishes
-//! first and looks at the word then. With a sequentially consistent fence between the two steps on both sides, at least
-//! one of them sees what the other did: a wake-up cannot be lost. Whoever wakes clears the word first, so that a
-//! thousand messages to an awake consumer cost no system call. Before it sleeps, a side looks again for a few
-//! microseconds, where that has paid ([`Spin`]).
+//! A side that finds nothing to do announces its sleep in a word, looks at the ring once more, and
+//! then sleeps on that word. The other side does the opposite: it first publishes, then reads the
+//! word. Both have a sequentially consistent fence between the two steps, so at least one of them
+//! sees what the other wrote, and no wake-up is lost. The side that wakes the other clears the word
+//! first. So a thousand messages to a consumer that is awake cost no system call. Before it sleeps,
+//! a side looks again for a few microseconds, if that has paid off so far ([`Spin`]).
 //!
-//! Who sleeps, and who wakes it if the other side dies now:
+//! Each sleeping side is also woken when the other side dies:
 //!
-//! - the worker, for a message or for room: its watcher thread kills the process when the pool's process dies;
-//! - whoever drains the replies, for a message, or for room when the outbox waits: when the worker has died,
-//!   [`Link::hang_up`] sets a flag and rings. What was published is read first; then comes the end. The worker may have
-//!   died, or been stopped, after it had cleared a word and before it woke who sleeps there: so the pool's own wake-ups
-//!   (`hang_up`, [`poke`](RingLink::poke)) do not go by what the word says.
+//! - The worker sleeps until there is a message, or space. If the pool's process dies, the worker's
+//!   watcher thread kills the worker.
+//! - The thread that drains the replies sleeps until there is a message, or space for messages in
+//!   the outbox. If the worker dies, [`Link::hang_up`] sets a flag and rings. The thread first
+//!   reads what was published, then reports the end.
+//! - The worker may die or be stopped after it has cleared a word and before it wakes the sleeper.
+//!   So the pool's own wake-ups (`hang_up`, [`poke`](RingLink::poke)) wake the sleeper whatever the
+//!   word says.
 //!
 //! # The lease
 //!
-//! The replies of a worker have one drain lease. Who has it is the only consumer of the ring:
+//! The replies of a worker have one drain lease. Its owner is the ring's only consumer:
 //!
 //! ```text
 //!            try_lease                        sleep                         rung
@@ -50,27 +55,46 @@
 //!      ▲ ▲                   │                                                      │
 //!      │ └──── drop lease ───┴──────────────────────────────────────────────────────┘
 //!      │
-//!      └─ the worker that rings here wakes the pool's reader, by the pool's [`Doorbell`], and leaves AWAKE
+//!      └─ a worker that rings here wakes the pool's reader through the pool's [`Doorbell`],
+//!         and leaves AWAKE
 //! ```
 //!
-//! A thread that waits for a result takes the lease of the worker that has its task, and so takes the reply without a
-//! hop. When it gives the lease back, it says `UNATTENDED` first and looks at the ring then: what is there it rings for
-//! itself, what comes later the worker rings for. The reader may hear that while the lease is not free yet, and cannot
-//! wait for it; so who gave it back looks at the word once more after that, and rings again. So there is always someone who will look: the holder before it
-//! sleeps or leaves; after that the reader. A ring that is `AWAKE` while nobody has the lease is one that the reader
-//! has been told of and has not got to: it looks at all that are not `UNATTENDED` before it sleeps, and `Doorbell`'s
-//! count, asked before the look, keeps it from sleeping over a ring that came during it.
+//! A thread that waits for a result takes the lease of the worker that has its task. So the thread
+//! gets the reply directly, without a hop through the reader.
 //!
-//! The pool's sender never sleeps: what finds no room waits in the outbox, and the worker rings whoever drains its
-//! replies when it has made room, and that one pumps.
+//! To give the lease back, the owner takes these steps, in this order:
+//!
+//! 1. It writes `UNATTENDED`. From now on the worker rings the doorbell for new messages.
+//! 2. It looks at the ring. If there is a message already, it writes `AWAKE`: the ring needs
+//!    attention.
+//! 3. It unlocks the lease.
+//! 4. It reads the word once more. If the word is not `UNATTENDED`, it rings the doorbell.
+//!
+//! Step 4 is needed because the worker may ring between steps 1 and 3. The reader then finds the
+//! lease taken, does not wait for it, and sleeps again. The doorbell has to ring once more when the
+//! lease is free.
+//!
+//! So some thread always looks at a published message: the owner before it sleeps or leaves, and
+//! after that the reader. If a ring is `AWAKE` while the lease is free, the reader was told of the
+//! ring and has not got to it. Before it sleeps, the reader looks at all rings that are not
+//! `UNATTENDED`. It reads the count of the `Doorbell` before that, so it does not sleep if a ring
+//! came in the meantime.
+//!
+//! The pool's sender never sleeps. A message for which there is no space waits in the outbox. When
+//! the worker has made space, it rings the thread that drains its replies, and that thread sends
+//! from the outbox.
 //!
 //! # Distrust
 //!
-//! The worker may write anything anywhere in the segment at any time. The pool reads each word once into its own memory
-//! and then looks at the copy: positions that cannot be (more published than the ring holds, consumed more than was
-//! published) and lengths beyond what was published cut the worker off. All accesses are atomic, so a foreign write is a
-//! wrong value at worst. Words that say who sleeps only decide about wake-ups, and nobody in the pool relies on one for
-//! longer than [`HEARING`]: a worker that lies there delays itself, and what waits for it, by that much.
+//! The worker may write anything anywhere in the segment at any time. The pool reads each word once
+//! into its own memory and checks that copy. The worker is cut off if a position is impossible
+//! (more published than the ring holds, or more consumed than was published), or if a length goes
+//! beyond what was published. All accesses are atomic, so the worst effect of a foreign write is a
+//! wrong value.
+//!
+//! The words that say which side sleeps decide only about wake-ups. No thread in the pool relies on
+//! one for longer than [`HEARING`]. A worker that writes false values there delays itself, and the
+//! threads that wait for it, by at most that time.
 
 pub(crate) mod doorbell;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
@@ -107,10 +131,11 @@ use crate::{
     },
 };
 
-/// A frame above this goes in parts. Larger: a part waits for more room. Smaller: more rounds for a large payload.
+/// Maximum number of bytes in a message. A longer frame is sent in parts. A higher value means that
+/// a part waits until more space is free. A lower value means more rounds for a large payload.
 const PART_BYTES_MAX: usize = if sync::MODEL { (spsc::WORDS - 1) * 8 } else { 32 * 1024 };
 
-/// What pool and worker share.
+/// The shared memory of the pool and one worker.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct Segment {
@@ -119,15 +144,16 @@ pub(crate) struct Segment {
     up: Ring,
 }
 
-// SAFETY: `repr(C)`, its parts are atomics only, no drop, zero is a value.
+// SAFETY: `repr(C)`, its fields contain only atomics and have no drop glue, and all-zero bytes are
+// a valid value.
 unsafe impl SharedLayout for Segment {}
 
-/// A fresh segment and the descriptor to send to the worker.
+/// Creates a segment, and the descriptor to send to the worker.
 pub(crate) fn create() -> io::Result<(Shared<Segment>, OwnedFd)> {
     Shared::create("executor-worker")
 }
 
-/// The pool's end.
+/// Makes the pool's end of a segment.
 pub(crate) fn connect(segment: Shared<Segment>, doorbell: Arc<Shared<Doorbell>>) -> RingLink {
     segment.up.leave_unattended();
     RingLink {
@@ -147,32 +173,36 @@ pub(crate) struct RingLink {
     segment: Shared<Segment>,
     doorbell: Arc<Shared<Doorbell>>,
     sending: Mutex<Sending>,
-    /// Whoever holds it has the lease.
+    /// Its lock is the lease.
     receiving: Mutex<Receiving>,
-    /// The outbox waits for room: who drains is to pump when the worker rings.
+    /// Whether the outbox waits for space. The thread that drains sends from the outbox when the
+    /// worker rings.
     wants_room: AtomicBool,
-    /// Who drains sleeps, or is about to. Not among the shared words: the pool's own wake-ups do not depend on what the
-    /// worker has done to those.
+    /// Whether the thread that drains sleeps, or is about to. Not in shared memory: the pool's own
+    /// wake-ups must not depend on what the worker writes there.
     sleeps: AtomicBool,
     hung_up: AtomicBool,
-    /// The worker wrote what cannot be.
+    /// Whether the worker wrote an impossible position.
     unruly: AtomicBool,
 }
 
+/// The state of sending to the worker.
 struct Sending {
     outbox: Outbox,
     producer: Producer,
 }
 
+/// The state of receiving from the worker.
 #[derive(Default)]
 struct Receiving {
     consumer: Consumer,
     assembler: Assembler<FromWorker>,
     message: Vec<u8>,
-    /// The header of the last value, with the id of the last that came without one.
+    /// The header of the last value. Its task id is that of the last value received, with or
+    /// without header.
     last: Option<FromWorker>,
     spin: Spin,
-    /// The end was reported.
+    /// Whether the end was reported.
     over: bool,
 }
 
@@ -181,7 +211,7 @@ impl RingLink {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves what waits into the ring.
+    /// Moves waiting messages from the outbox into the ring.
     fn pump(&self, Sending { outbox, producer }: &mut Sending) {
         let down = &self.segment.down;
         loop {
@@ -202,7 +232,8 @@ impl RingLink {
             if !full {
                 return;
             }
-            // Said first, looked once more then: room that is made meanwhile is either seen here or rung for.
+            // Announce the wish first, then look once more. Space made in the meantime is either
+            // seen here, or the worker sees the wish and rings.
             down.want_room();
             if !producer.has_room_for(down, outbox.next_message_len()) {
                 return;
@@ -210,28 +241,32 @@ impl RingLink {
         }
     }
 
+    /// Marks the worker as broken, and wakes the thread that will report it.
     fn set_unruly(&self) {
         self.unruly.store(true, Ordering::SeqCst);
         self.segment.up.ring_attendant(&self.doorbell);
     }
 
-    /// Whether somebody should look at the replies, or does.
+    /// Whether some thread should look at the replies, or is doing so.
     pub(crate) fn is_rung(&self) -> bool {
         let rung = self.segment.up.is_attended();
-        // Between this look and `try_lease`: either that finds the lease free, or who gives it back sees what we saw.
+        // The caller tries to take the lease next. The fence orders that after the load above. So
+        // either the caller finds the lease free, or the owner, who reads the word after unlocking
+        // the lease, sees the same value and rings the doorbell.
         full_fence();
         rung
     }
 
-    /// Wakes who drains, if it sleeps: something it waits for has come from elsewhere.
+    /// Wakes the thread that drains, if it sleeps. For events that do not come from the worker.
     pub(crate) fn poke(&self) {
         self.segment.up.poke_consumer();
+        // The worker may have cleared the word without waking the thread.
         if self.sleeps.load(Ordering::SeqCst) {
             self.segment.up.wake_consumer();
         }
     }
 
-    /// The right to drain the replies, unless somebody has it.
+    /// Takes the right to drain the replies. Returns `None` if another thread has it.
     pub(crate) fn try_lease(&self) -> Option<Lease<'_>> {
         let receiving = match self.receiving.try_lock() {
             Ok(receiving) => receiving,
@@ -242,12 +277,13 @@ impl RingLink {
         Some(Lease { link: self, receiving, _left: Left(self) })
     }
 
-    /// Whether there is something to do for who drains.
+    /// Whether there is something to do for the thread that drains.
     fn is_due(&self, receiving: &Receiving) -> bool {
         !receiving.over
             && (!receiving.consumer.is_empty(&self.segment.up)
                 || self.hung_up.load(Ordering::SeqCst)
                 || self.unruly.load(Ordering::SeqCst)
+                // The worker has cleared our wish for space, so there may be space now.
                 || (self.wants_room.load(Ordering::SeqCst) && !self.segment.down.room_is_wanted()))
     }
 }
@@ -259,6 +295,8 @@ impl Link for RingLink {
         }
         let mut sending = self.lock_sending();
         let header = ToWorker { length: payload.len() as u64, ..header };
+        // If no earlier frame waits and the frame is small, write it without going through the
+        // outbox.
         if sending.outbox.is_empty() && HEADER_BYTES + payload.len() <= PART_BYTES_MAX {
             match sending.producer.write(&self.segment.down, [&header.to_bytes(), payload]) {
                 Ok(true) => return,
@@ -275,7 +313,7 @@ impl Link for RingLink {
     }
 
     fn credit(&self, _consumed: u64) {
-        // The ring itself says how much room there is.
+        // The ring itself tells how much space there is, so the number is not needed.
         if self.wants_room.load(Ordering::SeqCst) {
             self.pump(&mut self.lock_sending());
         }
@@ -290,7 +328,8 @@ impl Link for RingLink {
         self.wants_room.store(false, Ordering::SeqCst);
         self.hung_up.store(true, Ordering::SeqCst);
         self.segment.up.ring_attendant(&self.doorbell);
-        // The words look as if somebody had been woken if the worker died between taking one and waking who sleeps.
+        // If the worker died between clearing a word and waking the sleeper, the words look as if
+        // the sleeper had been woken. So wake it whatever they say.
         self.segment.up.wake_consumer();
         self.doorbell.ring_anyway();
     }
@@ -302,27 +341,29 @@ impl Link for RingLink {
 
 impl Drop for RingLink {
     fn drop(&mut self) {
-        // For a worker in the same process, as in tests: a real one has a watcher for this.
+        // For a worker in the same process, as in tests. A real worker has a watcher thread for
+        // this.
         self.segment.down.close();
         self.segment.up.close();
     }
 }
 
-/// The right to drain a worker's replies; see the folder's opening.
+/// The right to drain a worker's replies. See "The lease" in the module's documentation.
 pub(crate) struct Lease<'a> {
     link: &'a RingLink,
     receiving: MutexGuard<'a, Receiving>,
-    /// Dropped last: the lease is free then.
+    /// Dropped last, after the lock that is the lease was released.
     _left: Left<'a>,
 }
 
-/// The lease was given back.
+/// Rings the doorbell when dropped, if the ring needs attention after the lease was given back.
 struct Left<'a>(&'a RingLink);
 
 impl Lease<'_> {
-    /// Hands over what the worker has published, without waiting; whether there was anything.
+    /// Passes everything the worker has published to `sink`, without waiting. Returns whether there
+    /// was anything.
     ///
-    /// The end is reported once, and after everything that was published before it.
+    /// The end is reported once, after everything that was published before it.
     pub(crate) fn drain(&mut self, mut sink: impl FnMut(Frame<FromWorker>)) -> Result<bool, Closed> {
         if self.receiving.over {
             return Ok(false);
@@ -335,13 +376,15 @@ impl Lease<'_> {
     fn drain_some(&mut self, mut sink: impl FnMut(Frame<FromWorker>)) -> Result<bool, Closed> {
         let up = &self.link.segment.up;
         let Receiving { consumer, assembler, message, last, .. } = &mut *self.receiving;
-        // Kept back for what may belong to it.
+        // The last frame, kept back because values without a header that follow belong to it.
         let mut open: Option<Frame<FromWorker>> = None;
         let mut any = false;
-        // Asked before looking: what the worker published before its death is seen below.
+        // Read before the ring, so that everything the worker published before its death is seen
+        // below.
         let over = self.link.hung_up.load(Ordering::SeqCst);
         let unruly = self.link.unruly.load(Ordering::SeqCst);
-        // At most a ring's worth, so that what came first is not held back by what keeps coming.
+        // Take at most a ring's worth of words. Otherwise a worker that keeps publishing would hold
+        // back the frames that came first.
         let mut left = spsc::WORDS;
         while left > 0
             && let Some(kind) =
@@ -358,6 +401,8 @@ impl Lease<'_> {
                 })?;
                 continue;
             }
+            // A value without a header has the header of the value before it, with the next task
+            // id.
             let header = last.as_mut().ok_or(WireError::Headless)?;
             header.task = TaskId::from_raw(header.task.as_u64().wrapping_add(1));
             match &mut open {
@@ -372,7 +417,7 @@ impl Lease<'_> {
             up.ring_producer();
         }
         match any {
-            // Also while it still publishes: it might never cease to.
+            // Also while the worker still publishes, since it may never stop.
             _ if unruly => Err(Closed::Protocol(WireError::Position)),
             false if over => Err(Closed::Gone),
             any => Ok(any),
@@ -384,10 +429,11 @@ impl Lease<'_> {
         self.receiving.over
     }
 
-    /// Sleeps until there is something to do or `ended` says so, at most for `limit`. Who makes `ended` true must
-    /// [`poke`](RingLink::poke) after that.
+    /// Sleeps until there is something to do or `ended` returns true, at most for `limit`. Code
+    /// that makes `ended` true must call [`poke`](RingLink::poke) after that.
     ///
-    /// It may return early: the word that says who sleeps is the worker's as well, and once it is garbled nobody rings.
+    /// May return early: the worker can also write the word that announces this sleep, and no side
+    /// rings once it is garbled. So a sleep lasts at most [`HEARING`].
     pub(crate) fn sleep(&mut self, limit: Option<Duration>, ended: impl Fn() -> bool) {
         let limit = Some(limit.map_or(HEARING, |limit| limit.min(HEARING)));
         let link = self.link;
@@ -402,9 +448,10 @@ impl Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let up = &self.link.segment.up;
+        // First the word, then a look at the ring: see "The lease" in the module's documentation.
         up.leave_unattended();
         if self.link.is_due(&self.receiving) {
-            // For whoever is next; `Left` tells the reader.
+            // The next owner must look at the ring. `Left` tells the reader once the lease is free.
             up.attend();
         }
     }
@@ -412,7 +459,8 @@ impl Drop for Lease<'_> {
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        // Whoever was told of this ring before now has found the lease taken, and has gone back to sleep.
+        // If the reader was told of this ring before now, it found the lease taken and went back to
+        // sleep. So tell it again.
         full_fence();
         if self.0.segment.up.is_attended() {
             self.0.doorbell.ring();
@@ -435,7 +483,8 @@ pub(crate) struct RingWorkerEnd {
     last: Option<FromWorker>,
 }
 
-/// A value above this has a header: there is little to be saved then.
+/// Maximum length of a value that is sent without a header. For longer values a header costs little
+/// in comparison.
 const HEADLESS_BYTES_MAX: usize = 256;
 
 impl RingWorkerEnd {
@@ -454,6 +503,7 @@ impl RingWorkerEnd {
         }
     }
 
+    /// Publishes a message made of these parts. Sleeps while there is no space.
     fn publish<const N: usize>(&mut self, parts: [&[u8]; N]) -> Result<(), Closed> {
         let up = &self.segment.up;
         while !self.producer.write(up, parts).map_err(|_| Closed::Gone)? {
@@ -479,7 +529,8 @@ impl WorkerEnd for RingWorkerEnd {
                 return Ok(frame);
             }
             if self.consumer.read(down, &mut self.message).map_err(|_| Closed::Gone)?.is_some() {
-                // Not the sender but who drains pumps: it is the one that may sleep.
+                // Ring the thread that drains the replies, not the sender. The sender never sleeps,
+                // and the thread that drains sends from the outbox.
                 if self.consumer.is_low(down) && down.take_wanted_room() {
                     kill_point!(RoomWishTaken);
                     up.ring_attendant(self.doorbell);
@@ -492,6 +543,8 @@ impl WorkerEnd for RingWorkerEnd {
             if down.is_closed() {
                 return Err(Closed::Gone);
             }
+            // The ring is empty, so there is as much space as there can be. Tell the pool before
+            // sleeping.
             if down.take_wanted_room() {
                 kill_point!(RoomWishTaken);
                 up.ring_attendant(self.doorbell);
@@ -508,6 +561,7 @@ impl WorkerEnd for RingWorkerEnd {
 
     fn reply(&mut self, header: FromWorker, payload: &[u8]) -> Result<(), Closed> {
         let header = FromWorker { length: payload.len() as u64, ..header };
+        // If this value continues the last one with the next task id, its header can be left out.
         let last = self.last.replace(header);
         if last.is_some_and(|last| last.precedes(&header))
             && payload.len() <= HEADLESS_BYTES_MAX
@@ -530,7 +584,7 @@ impl WorkerEnd for RingWorkerEnd {
     }
 }
 
-/// The lease of a ring that nobody else drains, in the form of the other transports: for the conformance tests.
+/// The lease of a ring that no other thread drains, as an [`Inbox`], for the conformance tests.
 #[cfg(test)]
 struct RingInbox(Arc<RingLink>);
 
@@ -550,7 +604,7 @@ impl Inbox for RingInbox {
     }
 }
 
-/// Both ends in one process, for the conformance tests.
+/// Makes both ends in one process, for the conformance tests.
 #[cfg(test)]
 pub(crate) fn pair() -> super::conformance::Pair {
     let (segment, fd) = create().unwrap();
@@ -565,7 +619,8 @@ pub(crate) fn pair() -> super::conformance::Pair {
     }
 }
 
-/// Where the words that mean something lie in a segment, as (first, how many).
+/// Returns where the interesting words of a segment are, as pairs of the first word and the number
+/// of words.
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) fn places() -> [(usize, usize); 12] {
     use std::mem::offset_of;
@@ -573,11 +628,11 @@ pub(crate) fn places() -> [(usize, usize); 12] {
     let of = |ring: usize| spsc::places().map(|(at, count)| (ring + at, count));
     let [a, b, c, d, e] = of(up);
     let [f, g, h, i, _] = of(down);
-    // The positions count twice.
+    // The positions are listed twice, so that they are chosen more often.
     [a, b, c, d, e, f, g, h, i, a, g, (0, 8)]
 }
 
-/// A worker's side that publishes what it is told.
+/// A worker's end that publishes any message.
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 #[derive(Default)]
 pub(crate) struct Forger(Producer);
@@ -589,7 +644,7 @@ impl Forger {
     }
 }
 
-/// A full fence: see the folder's opening, on sleeping.
+/// A sequentially consistent fence. See "Sleeping" in the module's documentation.
 fn full_fence() {
     fence(Ordering::SeqCst);
 }
@@ -598,7 +653,8 @@ fn full_fence() {
 mod tests {
     use super::*;
 
-    /// Somebody sleeps until the worker says something; the worker takes its word, and gets no further.
+    /// A thread sleeps until the worker rings. The worker clears the word and then does nothing
+    /// more, and `then` has to wake the thread.
     fn taken_and_not_woken(then: impl Fn(&RingLink)) {
         for _ in 0..100 {
             let (segment, _fd) = create().unwrap();
@@ -612,7 +668,7 @@ mod tests {
                         lease.sleep(None, || ended.load(Ordering::SeqCst));
                     }
                 });
-                // Until it waits on its word, in the kernel or nearly so.
+                // Wait until the thread sleeps on its word, or is about to.
                 while !link.segment.up.is_waited_for() {
                     std::thread::yield_now();
                 }

@@ -1,7 +1,8 @@
-//! The ring's own code under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! The ring under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
 //!
-//! A model ends when all its threads have: one that sleeps for ever is a deadlock, which both checkers report. So each
-//! model proves two things: what its assertions say, and that no wake-up is lost.
+//! A model ends when all its threads have ended. A thread that sleeps for ever is a deadlock, which
+//! both checkers report. So each model proves two things: its assertions, and that no wake-up is
+//! lost.
 
 use std::sync::Arc;
 
@@ -26,12 +27,14 @@ use crate::{
     wire::frame::{FromWorker, Order, Reply, ToWorker},
 };
 
-/// Takes a model through its interleavings: loom through all with at most this many preemptions (a switch away from a
-/// thread that could go on; switches where a thread sleeps are free), shuttle through `EXECUTOR_ROUNDS` random ones and
-/// as many with few preemptions at random places.
+/// Runs a model through its interleavings.
 ///
-/// Shuttle's rounds are the same each time, unless `EXECUTOR_SEED` says otherwise; a failure prints the seed of its
-/// round, which `SHUTTLE_RANDOM_SEED` repeats.
+/// loom runs all interleavings with at most `preemptions` preemptions. A preemption is a switch
+/// away from a thread that could continue; switches at which a thread sleeps are free. shuttle runs
+/// `EXECUTOR_ROUNDS` random interleavings, and as many with few preemptions at random places.
+///
+/// Shuttle's rounds are the same each time, unless `EXECUTOR_SEED` selects others. A failure prints
+/// the seed of its round, and `SHUTTLE_RANDOM_SEED` repeats that round.
 pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let executions = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counted = Arc::clone(&executions);
@@ -65,35 +68,35 @@ pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static
     }
     let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
     println!("{executions} executions");
-    // Its threads do nothing that is the checker's to order, or are not there.
+    // With a single execution, the threads did nothing that the checker orders, or did not run.
     assert!(executions > 1, "a model of which there is one execution proves nothing");
 }
 
-/// This many where everything is tried, that many elsewhere.
+/// Returns a count that is small for loom, which tries all interleavings, and larger for shuttle.
 pub(crate) fn few(loom: u64, shuttle: u64) -> u64 {
     if sync::LOOM { loom } else { shuttle }
 }
 
-/// Both ends, and the doorbell.
+/// Makes both ends and the doorbell.
 pub(crate) fn ends() -> (RingLink, RingWorkerEnd, Arc<Shared<Doorbell>>) {
     let (segment, doorbell) = (Shared::<Segment>::new(), Arc::new(Shared::<Doorbell>::new()));
     let worker = RingWorkerEnd::new(segment.mirror(), doorbell.mirror());
     (connect(segment, Arc::clone(&doorbell)), worker, doorbell)
 }
 
-/// A ring of one direction, as both sides see it.
+/// Makes a ring of one direction, shared by both sides.
 fn ring() -> Arc<Ring> {
     Arc::default()
 }
 
-/// Three words, or a few more.
+/// Returns a message that takes about half the ring: three words for loom, a few more for shuttle.
 fn message(number: u64) -> Vec<u8> {
     [number; WORDS / 2 - 2].map(u64::to_le_bytes).concat()
 }
 
 #[test]
 fn messages_arrive_in_order_and_both_sides_wake() {
-    // The third finds the ring full and its end behind the ring's end.
+    // The third message finds the ring full, and wraps around the end of the ring.
     let count = few(3, 12);
     check(3, move || {
         let ring = ring();
@@ -125,7 +128,7 @@ fn a_ring_that_closes_lets_both_sides_go() {
     check(3, || {
         let (link, mut worker, _) = ends();
         let worker = thread::spawn(move || {
-            // One reply fits, the second waits for room that never comes.
+            // One reply fits. The second waits for space that is never made.
             let replied = (0..3).try_for_each(|_| worker.reply(FromWorker::new(Reply::Ready), &[]));
             assert_eq!(replied, Err(Closed::Gone));
             assert_eq!(worker.recv().unwrap_err(), Closed::Gone);
@@ -146,7 +149,7 @@ fn a_sending_is_claimed_or_taken_back_never_both() {
         let worker = thread::spawn(move || (theirs.claim(old, 0, false), theirs.claim(new, 0, false)));
         let taken = board.take_back(old, 0);
         if taken {
-            // The slot serves again, while the frame of the old sending may still be on its way.
+            // The slot is offered again while the frame of the old offer may still be on its way.
             board.offer(new, 0);
         }
         let (claimed, claimed_new) = worker.join().unwrap();
@@ -190,7 +193,7 @@ fn no_ring_of_the_doorbell_is_lost() {
     let (workers, times) = (few(2, 3), few(1, 3) as u32);
     check(3, move || {
         let doorbell = Arc::new(Doorbell::default());
-        // Relaxed: what was done before ringing is to be seen after it was heard.
+        // Relaxed, since ringing must publish what was done before it.
         let done: Arc<Vec<AtomicU32>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
         let workers: Vec<_> = (0..workers as usize)
             .map(|at| {
@@ -229,7 +232,8 @@ fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
             worker.reply(FromWorker::new(Reply::Ready), &[]).unwrap();
         });
         let theirs = Arc::clone(&link);
-        // The pool's reader, in short: that one and its part of the lease are in `pool/models.rs`.
+        // A minimal reader of a pool. The real reader and its use of the lease are in
+        // `pool/models.rs`.
         let reader = thread::spawn(move || {
             let mut replied = false;
             while !replied {

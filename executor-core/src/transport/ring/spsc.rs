@@ -1,4 +1,5 @@
-//! One direction of a ring: words, positions, and the two doorbells. The protocol is in the folder's opening.
+//! One direction of a ring: its words, its positions, and how each side sleeps and is woken. The
+//! protocol is described in the module's parent.
 
 use std::time::Duration;
 
@@ -12,28 +13,33 @@ use crate::os::{
     },
 };
 
-/// Words of 8 bytes in a ring. More: more memory for each worker once it was used. Less: more waiting for room.
+/// Number of 8-byte words in a ring. A higher value means more memory for each worker once the ring
+/// was filled. A lower value means more waiting for space.
 pub(super) const WORDS: usize = match (sync::MODEL, sync::LOOM) {
     (false, _) => 16 * 1024,
-    // A header, its length, and two words.
+    // Space for a header, its length, and two more words.
     (true, true) => 8,
     (true, false) => 16,
 };
+/// Turns a position into the index of a word.
 const MASK: u64 = WORDS as u64 - 1;
-/// In a message's first word, beside its length: it is a value without a header. See [`Frame::more`].
+/// A bit in a message's first word, beside its length: the message is a value without a header. See
+/// [`Frame::more`].
 ///
 /// [`Frame::more`]: crate::wire::frame::Frame::more
 const HEADLESS: u64 = 1 << 63;
 const _: () = assert!(WORDS.is_power_of_two());
 
-/// The consumer is awake: it will look once more before it sleeps.
+/// The consumer is awake and will look at the ring once more before it sleeps.
 const AWAKE: u32 = 0;
-/// The one who is meant sleeps on this very word.
+/// The side that owns the word sleeps on it, or is about to.
 const WAITS: u32 = 1;
-/// Nobody drains this ring; the pool's reader is to be told, which sleeps on the pool's doorbell.
+/// No thread drains this ring. A message must be announced to the pool's reader, which sleeps on
+/// the pool's doorbell.
 const UNATTENDED: u32 = 2;
 
-/// One direction. Positions on lines of their own: two processors write them.
+/// One direction of a ring, in shared memory. The positions are on cache lines of their own, since
+/// two processors write them.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Ring {
@@ -41,31 +47,35 @@ pub(super) struct Ring {
     tail: Line<AtomicU64>,
     /// Whether the consumer sleeps, and where.
     ///
-    /// Swapped, never stored to, as `wanting_room` is: so each write is after the one that it read, for whoever looks,
-    /// which costs what the store would, and without which loom does not know their order.
+    /// This word and `wanting_room` are always swapped, never stored to. Each write then directly
+    /// follows the write whose value it read, in every thread's view. A swap costs the same as the
+    /// store would, and without it loom would not know the order of the writes.
     asleep: Line<AtomicU32>,
-    /// Whether the producer waits for room; a worker sleeps on this word, the pool's sender only says so.
+    /// Whether the producer waits for space. A worker sleeps on this word. The pool's sender never
+    /// sleeps and only records its wish here.
     wanting_room: Line<AtomicU32>,
     closed: Line<AtomicU32>,
     words: [AtomicU64; WORDS],
-    /// One beside each word.
+    /// One beside each word, through which loom checks that only one side accesses the word.
     shadows: [Shadow; WORDS],
 }
 
+/// A value on a cache line of its own.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Line<T>(T);
 
-/// What the producer writes.
+/// The words that only the producer writes.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 struct Head {
     position: AtomicU64,
-    /// Where it ran then: whoever waits for it does not spin on that processor.
+    /// The processor on which the producer last published. A consumer on the same processor does
+    /// not spin, since that would keep the producer from running.
     cpu: AtomicU32,
 }
 
-/// A position that cannot be: the other side is broken.
+/// An impossible position or length: the other side is broken.
 #[derive(Debug, PartialEq)]
 pub(super) struct Impossible;
 
@@ -76,9 +86,13 @@ impl Ring {
         ring(&self.asleep.0);
     }
 
-    /// As [`ring_consumer`](Self::ring_consumer), where nobody may be there to drain.
+    /// Like [`ring_consumer`](Self::ring_consumer), but rings the doorbell if no thread drains this
+    /// ring.
     pub(super) fn ring_attendant(&self, doorbell: &Doorbell) {
+        // Orders the caller's publication before the load of `asleep`. See "Sleeping" in the parent
+        // module.
         full_fence();
+        // The consumer is awake: no system call.
         if self.asleep.0.load(Ordering::Relaxed) == AWAKE {
             return;
         }
@@ -95,41 +109,43 @@ impl Ring {
         }
     }
 
-    /// Wakes the consumer if it sleeps here, though nothing was published.
+    /// Wakes the consumer if it sleeps on this ring, although nothing was published.
     pub(super) fn poke_consumer(&self) {
         full_fence();
         ring(&self.asleep.0);
     }
 
-    /// Wakes the consumer if it sleeps here, whatever its word says: the other side may have taken the word, and died or
-    /// been stopped before it woke anybody.
+    /// Wakes the consumer whatever its word says. The other side may have cleared the word, and
+    /// died or been stopped before it woke the consumer.
     pub(super) fn wake_consumer(&self) {
         futex::wake_one(&self.asleep.0);
     }
 
-    /// The consumer stays awake for now: nobody need ring.
+    /// Consumer: marks itself awake, so that the other side need not ring.
     pub(super) fn attend(&self) {
         self.asleep.0.swap(AWAKE, Ordering::SeqCst);
     }
 
-    /// The consumer goes away. What is there at this moment it must look for itself, after this.
+    /// Consumer: marks the ring as unattended. Afterwards the caller must look at the ring once
+    /// more, since messages published before this were not announced.
     pub(super) fn leave_unattended(&self) {
         self.asleep.0.swap(UNATTENDED, Ordering::SeqCst);
         full_fence();
     }
 
-    /// Whether somebody attends to it, or should: it has been rung for.
+    /// Whether a thread drains this ring, or the ring was rung and a thread should.
     pub(super) fn is_attended(&self) -> bool {
         self.asleep.0.load(Ordering::SeqCst) != UNATTENDED
     }
 
-    /// Wakes a producer that sleeps for room. Call after consuming.
+    /// Wakes a producer that sleeps until there is space. Call after consuming.
     pub(super) fn ring_producer(&self) {
         full_fence();
         ring(&self.wanting_room.0);
     }
 
-    /// Sleeps until rung, at most `limit`, unless `ready` is true once the sleep was announced.
+    /// Consumer: sleeps until rung, at most for `limit`. Does not sleep if `ready` is true after
+    /// the sleep was announced.
     pub(super) fn sleep_consumer(&self, spin: &mut Spin, limit: Option<Duration>, ready: impl Fn() -> bool) {
         if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
             sleep(&self.asleep.0, limit, || {
@@ -140,7 +156,8 @@ impl Ring {
         }
     }
 
-    /// Sleeps until there is room, unless `ready` is true once the sleep was announced.
+    /// Producer: sleeps until there is space. Does not sleep if `ready` is true after the sleep was
+    /// announced.
     pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {
         sleep(&self.wanting_room.0, None, || {
             kill_point!(RoomSleepAnnounced);
@@ -149,25 +166,26 @@ impl Ring {
         kill_point!(RoomWoken);
     }
 
-    /// A producer that does not sleep says that it wants to know of room.
+    /// Producer: asks to be told of space, without sleeping. The caller must check for space once
+    /// more after this.
     pub(super) fn want_room(&self) {
         self.wanting_room.0.swap(WAITS, Ordering::SeqCst);
         full_fence();
     }
 
-    /// Whether room is still wanted: nobody has made any since.
+    /// Whether the producer still waits for space: the consumer has not made any since.
     pub(super) fn room_is_wanted(&self) -> bool {
         self.wanting_room.0.load(Ordering::SeqCst) == WAITS
     }
 
-    /// The consumer asks whether room is wanted, and takes the wish.
+    /// Consumer: clears the producer's wish for space, and returns whether there was one.
     pub(super) fn take_wanted_room(&self) -> bool {
         full_fence();
         self.wanting_room.0.load(Ordering::Relaxed) == WAITS
             && self.wanting_room.0.swap(AWAKE, Ordering::SeqCst) == WAITS
     }
 
-    /// Nothing more will come, and the other side is not to wait.
+    /// Closes the ring: no more messages will come, and the other side must not wait.
     pub(super) fn close(&self) {
         self.closed.0.store(1, Ordering::SeqCst);
         self.ring_consumer();
@@ -193,14 +211,14 @@ impl Ring {
         &self.shadows[(position & MASK) as usize]
     }
 
-    /// By the producer, in memory that the consumer has given back.
+    /// Writes a word. Only called by the producer, in memory that the consumer has given back.
     #[inline]
     fn fill(&self, position: u64, word: u64) {
         self.shadow(position).fill();
         self.word(position).store(word, Ordering::Relaxed);
     }
 
-    /// By the consumer, in memory that is published.
+    /// Reads a word. Only called by the consumer, in memory that was published.
     #[inline]
     fn look(&self, position: u64) -> u64 {
         self.shadow(position).look();
@@ -208,7 +226,8 @@ impl Ring {
     }
 }
 
-/// Where a ring's words lie: positions, sleepers, and the first messages.
+/// Returns where the interesting words of a ring are: positions, sleep words, and the first
+/// messages.
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(super) fn places() -> [(usize, usize); 5] {
     use std::mem::offset_of;
@@ -222,8 +241,10 @@ pub(super) fn places() -> [(usize, usize); 5] {
     ]
 }
 
+/// Wakes the side that sleeps on this word, if it does.
 fn ring(word: &AtomicU32) {
-    // Not a swap: a holder that leaves meanwhile has written UNATTENDED, which only who rings the doorbell may clear.
+    // Compare-and-exchange instead of a swap: a lease owner that leaves in the meantime has written
+    // UNATTENDED, which may only be cleared by code that then rings the doorbell.
     if word.load(Ordering::Relaxed) == WAITS
         && word.compare_exchange(WAITS, AWAKE, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     {
@@ -231,8 +252,11 @@ fn ring(word: &AtomicU32) {
     }
 }
 
+/// Announces a sleep on this word, checks `ready` once more, and sleeps if it is false.
 fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool) {
     word.swap(WAITS, Ordering::SeqCst);
+    // Announced before `ready` is checked. The other side publishes first and reads the word after
+    // that. At least one of the two sees the other's write, so no wake-up is lost.
     full_fence();
     if !ready() {
         futex::wait(word, WAITS, limit);
@@ -240,23 +264,26 @@ fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool
     word.swap(AWAKE, Ordering::SeqCst);
 }
 
-/// The producer's own memory of where it is.
+/// The producer's private state.
 #[derive(Default)]
 pub(super) struct Producer {
     head: u64,
-    /// As last seen; looked at again only when the ring seems full.
+    /// The consumer's position as last seen. Read again only when the ring seems full.
     tail: u64,
 }
 
+/// Number of words that a message takes, including the word with its length.
 fn words_for(len: usize) -> u64 {
     1 + len.div_ceil(8) as u64
 }
 
 impl Producer {
+    /// Whether there is space for this many words.
     fn room(&mut self, ring: &Ring, words: u64) -> Result<bool, Impossible> {
         if self.head - self.tail + words <= WORDS as u64 {
             return Ok(true);
         }
+        // Read once and checked: the other side may write anything.
         let tail = ring.tail.0.load(Ordering::Acquire);
         if tail < self.tail || tail > self.head {
             return Err(Impossible);
@@ -265,14 +292,15 @@ impl Producer {
         Ok(self.head - tail + words <= WORDS as u64)
     }
 
-    /// Whether a message of this length would find room now; without one, there is nothing to find room for.
+    /// Whether there is space for a message of this length. `false` if there is no message.
     pub(super) fn has_room_for(&mut self, ring: &Ring, len: Option<usize>) -> bool {
         len.is_some_and(|len| self.room(ring, words_for(len)) == Ok(true))
     }
 
-    /// Publishes a message that is made of these parts, or finds no room for it. Does not ring.
+    /// Publishes a message made of these parts, if there is space. Returns whether there was. Does
+    /// not ring.
     ///
-    /// All parts but the last are whole words.
+    /// The length of every part but the last must be a multiple of the word size.
     pub(super) fn write<const N: usize>(
         &mut self,
         ring: &Ring,
@@ -281,7 +309,7 @@ impl Producer {
         self.write_marked(ring, parts, 0)
     }
 
-    /// As [`write`](Self::write), a value without a header.
+    /// Like [`write`](Self::write), for a value without a header.
     pub(super) fn write_headless(&mut self, ring: &Ring, value: &[u8]) -> Result<bool, Impossible> {
         self.write_marked(ring, [value], HEADLESS)
     }
@@ -316,13 +344,14 @@ impl Producer {
         self.head += words;
         ring.head.cpu.store(this_cpu(), Ordering::Relaxed);
         kill_point!(WordsWritten);
+        // Publishes all words written above: the consumer reads `head` with acquire ordering.
         ring.head.position.store(self.head, Ordering::Release);
         kill_point!(HeadStored);
         Ok(true)
     }
 }
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kind {
     /// One or more frames, or a part of one.
@@ -331,17 +360,18 @@ pub(super) enum Kind {
     Value,
 }
 
-/// The consumer's own memory of where it is.
+/// The consumer's private state.
 #[derive(Default)]
 pub(super) struct Consumer {
     tail: u64,
-    /// As last seen; looked at again only when the ring seems empty.
+    /// The producer's position as last seen. Read again only when the ring seems empty.
     head: u64,
-    /// Where the ring was last found to be low.
+    /// The consumer's position when [`is_low`](Self::is_low) last returned `true`.
     looked: u64,
 }
 
 impl Consumer {
+    /// Reads the producer's position and checks it.
     fn look(&mut self, ring: &Ring) -> Result<(), Impossible> {
         #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
         crate::fuzz::turn();
@@ -354,12 +384,14 @@ impl Consumer {
         Ok(())
     }
 
-    /// Whether nothing is published. A position that cannot be counts as something: `read` will say what it is.
+    /// Whether no message is published. An impossible position counts as a message, so that `read`
+    /// reports it.
     pub(super) fn is_empty(&self, ring: &Ring) -> bool {
         ring.head.position.load(Ordering::SeqCst) == self.tail
     }
 
-    /// Whether, since this was last true, a quarter of the ring was consumed: time to tell a producer that waits.
+    /// Whether a quarter of the ring was consumed since this last returned `true`. If so, it is
+    /// time to tell a producer that waits for space.
     pub(super) fn is_low(&mut self, _ring: &Ring) -> bool {
         let low = self.tail - self.looked >= WORDS as u64 / 4;
         if low {
@@ -368,7 +400,7 @@ impl Consumer {
         low
     }
 
-    /// Copies the next message out, if there is one.
+    /// Copies the next message into `message`, if there is one.
     pub(super) fn read(&mut self, ring: &Ring, message: &mut Vec<u8>) -> Result<Option<Kind>, Impossible> {
         if self.head == self.tail {
             self.look(ring)?;
@@ -376,7 +408,7 @@ impl Consumer {
                 return Ok(None);
             }
         }
-        // Read once: the other side may change it at any time.
+        // Read it once: the other side may change it at any time.
         let first = ring.look(self.tail);
         let (len, headless) = (first & !HEADLESS, first & HEADLESS != 0);
         let published = self.head - self.tail;
@@ -394,6 +426,7 @@ impl Consumer {
         message.truncate(len);
         self.tail = at;
         kill_point!(MessageCopied);
+        // Gives the words back to the producer, after they were copied.
         ring.tail.0.store(at, Ordering::Release);
         kill_point!(TailStored);
         Ok(Some(if headless { Kind::Value } else { Kind::Frames }))
@@ -405,7 +438,7 @@ mod tests {
     use super::*;
 
     fn ring() -> Box<Ring> {
-        // SAFETY: atomics only; zero is a value.
+        // SAFETY: contains only atomics, for which all-zero bytes are a valid value.
         unsafe { Box::<Ring>::new_zeroed().assume_init() }
     }
 
