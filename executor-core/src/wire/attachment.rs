@@ -1,17 +1,21 @@
-//! Descriptors that travel with arguments and results.
+//! Attachments: descriptors that travel with arguments and results.
 //!
 //! ```text
 //!  Serialize of a handle:    attach(descriptor) ─► its index goes among the bytes
 //!  the frame:                bytes, and the flag ATTACHED
-//!  the control socket:       one message for each such frame, in the order of the frames: task id, descriptors
+//!  the control socket:       one message for each such frame, in the frames' order:
+//!                            task id, descriptors
 //!  Deserialize of a handle:  index ─► detach(index) ─► the descriptor
 //! ```
 //!
-//! serde has no place for anything beside the value, so what is collected, or at hand, is kept for the thread while it
-//! encodes or decodes: the one invisible mode of this crate, and all of it is in this file. Encoding within encoding (a
-//! `Serialize` that submits a task) has a list of its own and gives the thread back as it was, also when it panics.
+//! serde has no place for anything besides the value. So the descriptors that an encoding collects,
+//! or that a decoding may use, are kept in thread-local variables meanwhile. This is the only
+//! hidden mode of this crate, and all of it is in this file. An encoding within an encoding (a
+//! `Serialize` that submits a task) has a list of its own, and restores the thread's state at its
+//! end, also when it panics.
 //!
-//! The sender keeps an attachment until the task is resolved: a task that was not begun may go to another worker.
+//! The sender keeps an attachment until the task is resolved, because a task that has not begun may
+//! be sent to another worker.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,22 +26,26 @@ use std::{
 
 use crate::os::local;
 
-/// A descriptor that travels.
+/// A descriptor that travels with a value.
 pub(crate) type Attachment = Arc<OwnedFd>;
 
-/// Descriptors of one task, of one result, of one message: as many as the system takes in a message.
+/// Maximum number of descriptors of one task, of one result, and of one message. It is the system's
+/// limit for one message.
 pub(crate) const ATTACHMENTS_MAX: usize = 253;
 
 thread_local! {
-    /// How many encodings this thread is within.
+    /// How many encodings this thread is inside of.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// What was attached at the innermost of them. Two numbers, because nearly every value has none, and to look at the
-    /// list below takes as long as to encode a small one.
+    /// The number of descriptors that were attached in the innermost encoding. It is separate from
+    /// the list below because nearly every value has none, and looking at the list takes as long as
+    /// encoding a small value.
     static COUNT: Cell<u32> = const { Cell::new(0) };
-    /// All that was attached and not collected yet, with the depth. Outside of all encodings it is empty and has no memory, so
-    /// there is nothing to be dropped when the thread ends; and what is not dropped can be used until then.
+    /// All descriptors that were attached and not collected yet, each with its depth. Outside of
+    /// all encodings, the list is empty and owns no memory. So nothing has to be dropped when the
+    /// thread ends, and `ManuallyDrop` leaks nothing. A variable without a destructor can also be
+    /// used until the very end of the thread.
     static LEAVING: RefCell<ManuallyDrop<Vec<(u32, Attachment)>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
-    /// `None` outside of all decodings.
+    /// The descriptors that came with the bytes being decoded. `None` outside of all decodings.
     static ARRIVED: RefCell<ManuallyDrop<Option<Vec<Attachment>>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
@@ -45,12 +53,12 @@ fn leaving<R>(change: impl FnOnce(&mut Vec<(u32, Attachment)>) -> R) -> R {
     local::with(&LEAVING, |leaving| change(&mut leaving.borrow_mut()))
 }
 
-/// Sets what is at hand; what was before.
+/// Sets the descriptors that a decoding may use. Returns the previous ones.
 fn arrive(attachments: Option<Vec<Attachment>>) -> Option<Vec<Attachment>> {
     local::with(&ARRIVED, |arrived| std::mem::replace(&mut **arrived.borrow_mut(), attachments))
 }
 
-/// One encoding; its end gives the thread back as it was.
+/// One encoding. Its drop restores the thread's state.
 struct Encoding {
     count_before: u32,
 }
@@ -75,9 +83,12 @@ impl Encoding {
         let depth = local::get(&DEPTH);
         leaving(|leaving| {
             let first = leaving.partition_point(|(other, _)| *other < depth);
+            // The list is sorted by depth, so the descriptors of the innermost encoding are its
+            // tail.
             let own = leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect();
             if leaving.is_empty() {
-                // With its memory: the thread's end would not free it.
+                // Free the memory, too. Nothing else would, because the thread's end does not drop
+                // the list.
                 *leaving = Vec::new();
             }
             own
@@ -88,14 +99,14 @@ impl Encoding {
 impl Drop for Encoding {
     #[inline]
     fn drop(&mut self) {
-        // Something is left only after a panic.
+        // Descriptors are left here only after a panic. They must not reach the outer encoding.
         drop(self.attached());
         local::set(&COUNT, self.count_before);
         local::set(&DEPTH, local::get(&DEPTH) - 1);
     }
 }
 
-/// Runs something that encodes, and returns what was attached meanwhile.
+/// Runs code that encodes, and returns the descriptors that it attached.
 #[inline]
 pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
     let encoding = Encoding::begin();
@@ -103,7 +114,7 @@ pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
     (result, encoding.attached())
 }
 
-/// Puts back what was at hand before.
+/// Restores the previous descriptors for decodings when it is dropped.
 struct Restore(Option<Vec<Attachment>>);
 
 impl Drop for Restore {
@@ -112,7 +123,7 @@ impl Drop for Restore {
     }
 }
 
-/// Runs something that decodes bytes which came with these descriptors.
+/// Runs code that decodes bytes which came with these descriptors.
 #[inline]
 pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -> R {
     if attachments.is_empty() {
@@ -122,14 +133,16 @@ pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -
     decode()
 }
 
-/// Whether descriptors travel with what is being encoded by a serialiser of type `S`.
+/// Returns whether descriptors can travel with the value that a serializer of type `S` encodes.
 pub(crate) fn is_for<S>() -> bool {
-    // What another serialiser writes goes somewhere else, where the index means nothing. Names of types are made for
-    // people, but all that hangs on them here is an early error instead of a late one.
+    // Another serializer writes its bytes somewhere else, where the index means nothing. Type names
+    // are meant for people, but all that depends on them here is whether the error comes early or
+    // late.
     local::get(&DEPTH) > 0 && std::any::type_name::<S>().contains("executor_core::wire::codec")
 }
 
-/// Lets a descriptor travel with what is being encoded by a serialiser of type `S`; its index there.
+/// Attaches a descriptor to the value that a serializer of type `S` encodes. Returns the
+/// descriptor's index in the message.
 pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     let depth = local::get(&DEPTH);
     if !is_for::<S>() {
@@ -141,6 +154,7 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     leaving(|leaving| {
         let first = leaving.partition_point(|(other, _)| *other < depth);
         let own = &leaving[first..];
+        // A descriptor that is attached twice is sent only once.
         let at = own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
         if at >= ATTACHMENTS_MAX {
             return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one message"));
@@ -153,7 +167,8 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
     })
 }
 
-/// Attaches again what belongs to bytes that were encoded before.
+/// Attaches the descriptors again that belong to bytes which were encoded before. Their indexes are
+/// in those bytes, so no descriptor may be attached yet.
 pub(crate) fn adopt(attachments: &[Attachment]) {
     if !attachments.is_empty() {
         debug_assert_eq!(local::get(&COUNT), 0, "indexes would mean other descriptors");
@@ -163,7 +178,7 @@ pub(crate) fn adopt(attachments: &[Attachment]) {
     }
 }
 
-/// The descriptor of this index, of what is being decoded.
+/// Returns the descriptor with this index, of those that came with the bytes being decoded.
 pub(crate) fn detach(index: u8) -> Result<Attachment, &'static str> {
     local::with(&ARRIVED, |arrived| match &**arrived.borrow() {
         None => Err(

@@ -1,12 +1,13 @@
-//! What values are encoded into.
+//! The buffer into which values are encoded.
 //!
 //! ```text
-//!   push, push, … ──► a vector, used again for the next value ──(32 KiB)──► a segment of shared memory
-//!                                    ▲                                          │ no segment to be had
-//!                                    └──────────────────────────────────────────┘ then it stays a vector
+//!  push, push, … ──► a vector, reused for the next value ──(32 KiB)──► a segment of shared memory
+//!                                   ▲                                   │ no segment available
+//!                                   └───────────────────────────────────┘ stays a vector
 //! ```
 //!
-//! So a large argument is copied once, from where the caller has it to where the worker reads it.
+//! So a large argument is copied only once: from where the caller has it to where the worker reads
+//! it.
 
 use std::{io, sync::Arc};
 
@@ -16,25 +17,29 @@ use crate::{
     segment::{Lease, Store},
 };
 
-/// What is longer moves into a segment. Shorter ones cost the same by the ring, and no segment.
+/// A value longer than this moves into a segment. A shorter one is as cheap through the ring, and
+/// takes no segment.
 const SEGMENT_FROM: usize = 32 * 1024;
 
-/// A vector that grew beyond this is not kept for the next value.
+/// A vector with a capacity above this is not kept for the next value.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// A segment grows by its own length, by this much at least and at most: to grow costs a system call, and what was
-/// reserved and is not used costs memory.
+/// A segment grows by its own length, limited to this range. A lower value costs more system calls.
+/// A higher value wastes more memory that is reserved and not used.
 const GROWTH_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=16 << 20;
 
-/// See the module's picture.
+/// A buffer for encoded values. The module's picture shows where its bytes are.
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct Buffer {
-    /// Everything, as long as there is no segment; what is before `start` when there is one.
+    /// All bytes, as long as there is no segment. With a segment, only the bytes in front of
+    /// `start`.
     small: Vec<u8>,
-    /// Where the value begins: before it lie others, which stay.
+    /// The position at which the current value begins. Other values are in front of it, and stay
+    /// there.
     start: usize,
-    /// What is longer than this goes another way than `small`.
+    /// Maximum length of `small`. Bytes beyond it are written by `extend_large`. It is 0 while the
+    /// value is in a segment, and `usize::MAX` if the value has to stay in the vector.
     small_max: usize,
     segment: Option<Filling>,
     store: Option<Arc<Store>>,
@@ -47,27 +52,27 @@ struct Filling {
     capacity: usize,
 }
 
-/// What was encoded.
+/// The encoded value that a buffer contains.
 pub(crate) enum Contents<'a> {
     Bytes(&'a [u8]),
-    /// In a segment: its number and the length.
+    /// The value is in a segment: the segment's number, and the value's length.
     Segment(u8, usize),
 }
 
 impl Buffer {
-    /// One that stays in a vector.
+    /// Returns a buffer that always stays a vector.
     #[inline]
     pub fn new() -> Self {
         Self::with_store(None)
     }
 
-    /// One that moves into a segment of this store when it has grown.
+    /// Returns a buffer that moves a large value into a segment of this store.
     #[inline]
     pub(crate) fn with_store(store: Option<Arc<Store>>) -> Self {
         Buffer { small_max: small_max(&store), store, ..Buffer::default() }
     }
 
-    /// Uses the memory of this vector again.
+    /// Makes the buffer reuse the memory of this vector.
     #[inline]
     pub(crate) fn using(mut self, mut small: Vec<u8>) -> Self {
         small.clear();
@@ -75,19 +80,19 @@ impl Buffer {
         self
     }
 
-    /// Bytes that were written.
+    /// Returns the number of bytes that were written.
     #[inline]
     pub fn len(&self) -> usize {
         self.start + self.value_len()
     }
 
-    /// Bytes of the value that was begun last.
+    /// Returns the number of bytes of the value that was begun last.
     #[inline]
     fn value_len(&self) -> usize {
         self.segment.as_ref().map_or(self.small.len() - self.start, |filling| filling.len)
     }
 
-    /// Begins another value behind what is there; only this one may move into a segment.
+    /// Begins another value behind the existing ones. Only the last value may move into a segment.
     #[inline]
     pub(crate) fn begin(&mut self) {
         debug_assert!(self.segment.is_none(), "the value before was taken");
@@ -95,7 +100,7 @@ impl Buffer {
         self.small_max = small_max(&self.store).saturating_add(self.start);
     }
 
-    /// Whether nothing was written.
+    /// Returns whether nothing was written.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -114,7 +119,7 @@ impl Buffer {
     /// Appends bytes.
     #[inline]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
-        // Cannot overflow: neither is longer than `isize::MAX`.
+        // The sum cannot overflow: neither length exceeds `isize::MAX`.
         if self.small.len() + bytes.len() <= self.small_max {
             self.small.extend_from_slice(bytes);
         } else {
@@ -122,16 +127,19 @@ impl Buffer {
         }
     }
 
-    /// Appends a byte and bytes: what a number or a head is.
+    /// Appends one byte, and then an array of bytes. Numbers and heads have this form.
     #[inline]
     pub(crate) fn extend_after<const N: usize>(&mut self, first: u8, rest: [u8; N]) {
         let len = self.small.len();
         if len.saturating_add(N) < self.small_max && self.small.capacity() - len > N {
-            // One after the other into their places: put together before, in an array, they would be stored in parts and loaded
-            // as one, which stalls.
+            // The byte and the array are written to their places one after the other. If they were
+            // put together in an array first, they would be stored in parts and loaded as one,
+            // which stalls the processor.
             //
-            // SAFETY: the vector has room for `N + 1` bytes behind its length, which are initialised before the length says so.
-            // It is this buffer's own, borrowed exclusively; a fork copies it whole, and what does not fit goes another way.
+            // SAFETY: the vector has space for `N + 1` bytes behind its length, as checked above.
+            // The bytes are initialised before the length covers them. The vector belongs to this
+            // buffer alone and is borrowed exclusively; a fork copies it whole. Bytes that do not
+            // fit take the other branch.
             unsafe {
                 let end = self.small.as_mut_ptr().add(len);
                 end.write(first);
@@ -151,6 +159,7 @@ impl Buffer {
     }
 
     fn extend_large(&mut self, bytes: &[u8]) {
+        // The value is in a segment, and the bytes fit into it.
         if let Some(filling) = &mut self.segment
             && filling.capacity - filling.len >= bytes.len()
         {
@@ -168,9 +177,11 @@ impl Buffer {
             Some(mut filling) => {
                 let step = filling.capacity.clamp(*GROWTH_BYTES.start(), *GROWTH_BYTES.end());
                 let roomy = wanted.max(filling.capacity + step).min(SEGMENT_BYTES_MAX);
+                // Try to reserve more than is needed now. If the system refuses, reserve what is
+                // needed.
                 match filling.lease.reserve(roomy.max(wanted)) || filling.lease.reserve(wanted) {
                     true => Ok(filling),
-                    // It was too little: the bytes go on in a vector.
+                    // The segment cannot grow enough, so the value continues in a vector.
                     false => Err(Some(filling)),
                 }
             }
@@ -190,10 +201,13 @@ impl Buffer {
                 filling.capacity = filling.lease.capacity();
                 filling.lease.write(filling.len, bytes);
                 filling.len += bytes.len();
+                // From now on, every byte takes the slow path into the segment.
                 self.small_max = 0;
                 self.segment = Some(filling);
             }
             Err(filling) => {
+                // There is no segment. The value stays in the vector, and no segment is asked for
+                // again.
                 self.small_max = usize::MAX;
                 if let Some(Filling { lease, len, .. }) = filling {
                     self.small.reserve(wanted);
@@ -204,7 +218,7 @@ impl Buffer {
         }
     }
 
-    /// Forgets what was written behind so many bytes.
+    /// Removes the bytes behind the first `len` ones.
     pub fn truncate(&mut self, len: usize) {
         match &mut self.segment {
             Some(filling) if len > self.start => filling.len = filling.len.min(len - self.start),
@@ -217,12 +231,12 @@ impl Buffer {
         }
     }
 
-    /// Forgets what was written.
+    /// Removes everything that was written.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
 
-    /// The value that was begun last.
+    /// Returns the value that was begun last.
     #[inline]
     pub(crate) fn contents(&self) -> Contents<'_> {
         match &self.segment {
@@ -231,14 +245,14 @@ impl Buffer {
         }
     }
 
-    /// All values, if none is in a segment.
+    /// Returns all values, if none of them is in a segment.
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.small
     }
 
-    /// The value that was begun last, where it lies. What is before it stays, and so does the vector, if it is not too
-    /// large.
+    /// Takes the value that was begun last, without copying it if it is in a segment. The values in
+    /// front of it stay. The vector stays as well, unless it is too large.
     pub(crate) fn take(&mut self, attachments: Vec<Attachment>) -> Payload {
         let payload = match self.segment.take() {
             Some(Filling { lease, len, .. }) => Payload::in_segment(lease, len, attachments),
@@ -254,7 +268,7 @@ impl Buffer {
         payload
     }
 
-    /// What was written, as a vector.
+    /// Returns everything that was written, as a vector.
     pub fn into_vec(self) -> Vec<u8> {
         let mut vec = self.small;
         if let Some(filling) = self.segment {
@@ -263,7 +277,7 @@ impl Buffer {
         vec
     }
 
-    /// Takes the vector back, to be used again.
+    /// Returns the vector for reuse.
     pub(crate) fn into_small(mut self) -> Vec<u8> {
         match self.small.capacity() <= KEPT_BYTES_MAX {
             true => std::mem::take(&mut self.small),
@@ -271,11 +285,12 @@ impl Buffer {
         }
     }
 
-    /// Leaves the segment to the pool, which was told of it, and makes ready for the next value.
+    /// Leaves the segment to the pool, which was told about it, and prepares the buffer for the
+    /// next value.
     #[inline]
     pub(crate) fn leave(&mut self) {
         if self.segment.is_none() && self.small.len() <= SEGMENT_FROM {
-            // Nearly always; nothing was refused, nothing is too large to be kept.
+            // This is the usual case: the value is not too large, and no segment was asked for.
             self.small.clear();
             return;
         }
@@ -382,7 +397,7 @@ mod tests {
         let store = Store::create().unwrap();
         let mut buffer = Buffer::with_store(Some(Arc::clone(&store)));
         fill(&mut buffer, 100_000);
-        // As if the bound were here.
+        // Simulate the bound being reached here.
         let filling = buffer.segment.as_mut().unwrap();
         let all: Vec<_> = std::iter::from_fn(|| store.take(1)).collect();
         assert!(!all.is_empty() && !filling.lease.reserve(SEGMENT_BYTES_MAX + 1));

@@ -1,19 +1,21 @@
-//! Values to bytes and back.
+//! Converts values to bytes and back.
 //!
 //! ```text
 //!   value ──► Format::encode ──► bytes ──► Format::reader, next, next, …, finish ──► values
 //! ```
 //!
-//! The formats are types ([`Postcard`], [`MessagePack`]), so that a task's generated code instantiates serde for the
-//! one it uses. [`Codec`] is the same choice as a value, for the places that learn it from the wire.
+//! The formats are types ([`Postcard`], [`MessagePack`]), so that a task's generated code
+//! instantiates serde for the format it uses. [`Codec`] is the same choice as a value, for code
+//! that learns the format from the wire.
 //!
-//! A value arrives as it was, or not at all. A type's `Serialize` and `Deserialize` may differ: by serde's attributes
-//! (`skip`, `rename` of one side, `serialize_with` alone), or because they are written by hand. So both formats write
-//! what each value is, and the names of fields and variants, and the reader compares all of it with what `Deserialize`
-//! asks for. Where they differ it reads by names, as JSON does, or returns an error that names type and field.
+//! A value arrives unchanged or not at all. A type's `Serialize` and `Deserialize` may differ
+//! because of serde's attributes (`skip`, `rename` of one side, `serialize_with` alone), or because
+//! they are written by hand. So both formats write the kind of each value, and the names of fields
+//! and variants. The reader compares all of this with what `Deserialize` asks for. Where they
+//! differ, it reads by names, as JSON does, or returns an error that names the type and the field.
 //!
-//! An error keeps what the user's own `Serialize` or `Deserialize` said. What a format cannot do by design is an
-//! error that names the cure.
+//! An error keeps the message of the user's own `Serialize` or `Deserialize`. If a format cannot do
+//! something by design, the error says what to do instead.
 
 mod access;
 mod error;
@@ -28,21 +30,23 @@ use crate::os::stack;
 use error::Error;
 pub use error::{CodecError, Fault};
 
-/// Deeper values are refused: bytes can announce any depth, and each level costs stack. A list of hundreds of nested
-/// boxes is better sent as a `Vec`.
+/// Maximum depth of nested values. Deeper values are refused: bytes can announce any depth, and
+/// each level costs stack. A list of hundreds of nested boxes is better sent as a `Vec`.
 const DEPTH_MAX: usize = 512;
 
-/// Values that are nested no deeper than this do not ask how much stack is left: any thread has enough for them.
+/// Maximum depth at which the stack that is left is not checked. Any thread has enough stack for
+/// this depth.
 const UNASKED_DEPTH: usize = 8;
 
-/// So much of the stack must be left for one more level: for the frames of the user's serde implementations, which are
-/// large in debug builds, and for everything that they call. More: threads of 128 KiB would be of no use.
+/// Bytes of stack that must be left before a value goes one level deeper. They are for the frames
+/// of the user's serde implementations, which are large in debug builds, and for everything that
+/// these call. A higher value would make threads with stacks of 128 KiB useless.
 const STACK_LEFT_MIN: usize = 64 * 1024;
 
-/// At most so many bytes stand before those of a byte string.
+/// Maximum number of bytes that stand in front of the contents of a byte string.
 pub(crate) const BYTES_HEAD_MAX: usize = 11;
 
-/// Goes one level deeper.
+/// Goes one level deeper. Returns an error if the value is nested too deep.
 #[inline]
 fn enter(depth: &mut usize) -> Result<(), Error> {
     *depth += 1;
@@ -64,13 +68,14 @@ fn look(depth: usize) -> Result<(), Error> {
     }
 }
 
-/// How the values of a task travel.
+/// The format in which the values of a task are encoded.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Codec {
-    /// postcard's numbers and lengths, with kinds and names: compact and fast. A type must know what comes next.
+    /// postcard's numbers and lengths, plus kinds and names. It is compact and fast. The decoding
+    /// type must know what comes next.
     Postcard,
-    /// MessagePack with field names: self-describing.
+    /// MessagePack with field names. It is self-describing.
     MessagePack,
 }
 
@@ -83,7 +88,8 @@ impl Codec {
         }
     }
 
-    /// Where the bytes of a byte string begin that fills `total` bytes exactly, of which `head` are the first.
+    /// Returns where the contents of a byte string begin. The byte string must fill `total` bytes
+    /// exactly, and `head` must be the first of them. Returns `None` otherwise.
     pub(crate) fn bytes_head(self, head: &[u8], total: usize) -> Option<usize> {
         let (len, start) = match self {
             Codec::Postcard => postcard::bytes_head(head)?,
@@ -101,28 +107,30 @@ impl Codec {
     }
 }
 
-/// A codec known when the program is compiled.
+/// A codec that is known at compile time.
 #[doc(hidden)]
 pub trait Format {
-    /// The same as a value.
+    /// The same codec as a value.
     const CODEC: Codec;
 
-    /// Takes one value after the other off a slice.
+    /// Reads values from a slice, one after the other.
     type Reader<'de>;
 
     /// Appends `value` to `out`.
     fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), CodecError>;
 
-    /// Starts reading.
+    /// Returns a reader of these bytes.
     fn reader(bytes: &[u8]) -> Self::Reader<'_>;
 
     /// Reads one value.
     fn next<'de, T: Deserialize<'de>>(reader: &mut Self::Reader<'de>) -> Result<T, CodecError>;
 
-    /// Bytes left over are an error: the two sides do not agree on what was sent.
+    /// Checks that no bytes are left over. Left-over bytes mean that the two sides do not agree on
+    /// what was sent.
     fn finish(reader: &Self::Reader<'_>) -> Result<(), CodecError>;
 
-    /// Decodes one value that fills `bytes` exactly, if it is one that needs no reader.
+    /// Decodes one value that fills `bytes` exactly, if it is of a type that needs no reader.
+    /// Returns `None` for all other types.
     #[inline(always)]
     fn lone<'de, T: Deserialize<'de>>(_bytes: &'de [u8]) -> Option<T> {
         None
@@ -141,7 +149,7 @@ pub trait Format {
     }
 }
 
-/// [`Codec::Postcard`].
+/// The type of [`Codec::Postcard`].
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Postcard;
@@ -179,7 +187,7 @@ impl Format for Postcard {
     }
 }
 
-/// [`Codec::MessagePack`].
+/// The type of [`Codec::MessagePack`].
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct MessagePack;

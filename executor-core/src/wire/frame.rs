@@ -1,19 +1,18 @@
-//! The fixed header in front of every payload.
+//! Frames: a fixed header, followed by a payload.
 //!
 //! ```text
-//!  0    1      2      4      8        16        24        32         40
-//!  kind flags  zero   seq    task     function  length    items      payload …      to the worker
-//!                                     nanos               consumed                  from the worker
+//! 0    1      2      4      8        16        24        32         40
+//! kind flags  zero   seq    task     function  length    items      payload …      to the worker
+//!                                    nanos               consumed                  from the worker
 //! ```
 //!
-//! The two directions have headers of their own, [`ToWorker`] and [`FromWorker`], and kinds of their own: no number is
-//! in both lists, so a frame that comes the wrong way does not decode.
+//! All numbers are little endian. `length` is the length of the whole payload. A payload above
+//! [`PART_BYTES_MAX`] is sent in parts, each in a message of its own. The receiver trusts none of
+//! these numbers. An impossible kind or length ends the connection, and memory grows with the bytes
+//! that arrive, not with the length that was announced.
 //!
-//! Little endian. `length` is that of the whole payload; a payload above [`PART_BYTES_MAX`] follows in parts, each a
-//! message of its own. The receiver trusts none of these numbers: a kind or a length that cannot be ends the
-//! connection, and memory grows with the bytes that arrive, not with the length that was promised.
-//!
-//! One frame may carry a chunk of tasks, `items` of one function with consecutive ids: see [`Items`].
+//! One frame may carry a chunk: several tasks of one function with consecutive ids. `items` says
+//! which of them to run, see [`Items`].
 
 use super::payload::Payload;
 use crate::{
@@ -24,11 +23,12 @@ use crate::{
 /// Bytes of a header on the wire.
 pub(crate) const HEADER_BYTES: usize = 40;
 
-/// Payload bytes in one message. ipc-channel sends messages up to 212,448 bytes in one piece, larger ones over a
-/// second socket that can hang the sender for ever; below 128 KiB the C library also recycles the buffers.
+/// Maximum number of payload bytes in one message. ipc-channel sends messages up to 212,448 bytes
+/// in one piece, and larger ones over a second socket that can hang the sender for ever. Below 128
+/// KiB the C library also reuses the buffers.
 pub(crate) const PART_BYTES_MAX: usize = 96 * 1024;
 
-/// What the pool asks of a worker.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Order {
@@ -36,7 +36,7 @@ pub(crate) enum Order {
     Init = 1,
     /// Run tasks.
     Run = 2,
-    /// Finish and leave.
+    /// To the worker: finish and exit.
     Stop = 3,
 }
 
@@ -52,21 +52,22 @@ impl Order {
 pub(crate) enum Reply {
     /// The initializer has run.
     Ready = 4,
-    /// The task's value.
+    /// From the worker: the value that the task returned.
     Done = 5,
-    /// The task's own error.
+    /// From the worker: the error that the task returned.
     Failed = 6,
     /// The task panicked.
     Panicked = 7,
-    /// The arguments do not decode.
+    /// From the worker: the arguments could not be decoded.
     DecodeError = 8,
-    /// The result does not encode.
+    /// From the worker: the result could not be encoded.
     EncodeError = 9,
-    /// The arguments do not decode because their `Serialize` and `Deserialize` do not suit each other, or the codec.
+    /// From the worker: the arguments could not be decoded because their `Serialize` and
+    /// `Deserialize` do not match each other, or do not suit the codec.
     Unsuited = 10,
-    /// Bytes consumed, nothing else.
+    /// From the worker: the number of bytes it has consumed, and nothing else.
     Credit = 11,
-    /// The system refuses the worker what the call needs.
+    /// From the worker: the operating system refused it a resource that the call needs.
     Refused = 12,
 }
 
@@ -79,15 +80,16 @@ impl Reply {
     }
 }
 
-/// Flags: of [`Order::Run`], if nothing else is said.
+/// Flags of a frame. They apply to [`Kind::Run`] unless their comment says otherwise.
 pub(crate) mod flag {
-    /// The task has a time limit: note when it begins.
+    /// The task has a time limit, so the worker notes when it begins.
     pub(crate) const TIMED: u8 = 2;
-    /// The payload is that of a chunk.
+    /// The payload is a chunk.
     pub(crate) const CHUNK: u8 = 4;
-    /// In either direction: the payload is the [`Reference`](super::super::payload::Reference) of a segment where it lies.
+    /// For any kind: the payload is in a segment. The frame contains the
+    /// [`Reference`](super::super::payload::Reference) to it instead.
     pub(crate) const SEGMENT: u8 = 8;
-    /// In either direction: a message with descriptors lies in the control socket.
+    /// For any kind: a message with the frame's descriptors is in the control socket.
     pub(crate) const ATTACHED: u8 = 16;
     pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED;
 }
@@ -97,10 +99,11 @@ pub(crate) mod flag {
 pub(crate) struct ToWorker {
     pub(crate) order: Order,
     pub(crate) flags: u8,
-    /// Which sending this is. Each has a number of its own, so that what was taken back and sent again cannot be taken
-    /// for the first.
+    /// To the worker: the number of this sending. Each sending has a number of its own. So a task
+    /// that was taken back and sent again cannot be mistaken for its first sending.
     pub(crate) seq: u32,
     pub(crate) task: TaskId,
+    /// To the worker: the task function to call.
     pub(crate) function: FnId,
     /// Bytes of the whole payload.
     pub(crate) length: u64,
@@ -117,7 +120,7 @@ pub(crate) struct FromWorker {
     pub(crate) nanos: u64,
     /// Bytes of the whole payload.
     pub(crate) length: u64,
-    /// How much of the parent's window the worker has consumed so far.
+    /// From the worker: the bytes of the parent's window that it has consumed so far.
     pub(crate) consumed: u64,
 }
 
@@ -129,11 +132,12 @@ pub(crate) trait Header: Copy {
     fn length(&self) -> u64;
 }
 
-/// Which items of a chunk are to be run: from `first`, up to `count`.
+/// The items of a chunk that are to be run: those from `first` up to, but not including, `count`.
 ///
-/// With [`flag::CHUNK`] the payload begins with the number of all its items and the end of each one's arguments, as
-/// little-endian `u32`s; the arguments follow, one after the other. Without, it is the arguments of item 0, the only
-/// one. The id in the header is that of item 0.
+/// With [`flag::RUN`], the payload begins with the number of all items in the chunk. Then follows,
+/// for each item, the end of its arguments. All these are little-endian `u32`s. The arguments
+/// follow, one after the other. Without the flag, the payload is the arguments of item 0, the only
+/// one. The id in the header is the id of item 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Items {
     pub(crate) first: u32,
@@ -144,7 +148,8 @@ impl Items {
     pub(crate) const ONE: Items = Items { first: 0, count: 1 };
 }
 
-/// The payload of a chunk, from the arguments of all items and where each one's end.
+/// Returns the payload of a chunk. `arguments` are the arguments of all items, and `ends` are the
+/// positions at which the arguments of each item end.
 pub(crate) fn chunk_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
     let mut payload = Vec::with_capacity((1 + ends.len()) * 4 + arguments.len());
     payload.extend((ends.len() as u32).to_le_bytes());
@@ -153,7 +158,8 @@ pub(crate) fn chunk_of(ends: &[u32], arguments: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// The arguments of one item of a chunk; `None` if the payload is no chunk's, or the chunk has no such item.
+/// Returns the arguments of one item of a chunk. Returns `None` if the payload is not a chunk, or
+/// if the chunk has no such item.
 pub(crate) fn item_of(payload: &[u8], item: u32) -> Option<&[u8]> {
     let (count, payload) = payload.split_first_chunk()?;
     let ends_len = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(4)?;
@@ -249,7 +255,7 @@ fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<(u8, u32, [u64; 4]), WireErr
 pub(crate) struct Frame<H> {
     pub(crate) header: H,
     pub(crate) payload: Payload,
-    /// The values of the tasks with the ids that follow, if they came without headers of their own.
+    /// The values of the tasks with the following ids, if they came without headers of their own.
     pub(crate) more: Vec<Payload>,
 }
 
@@ -259,6 +265,9 @@ impl<H> Frame<H> {
     }
 }
 
+/// Returns whether a reply may be sent without a header after the reply with the header `last`.
+/// It may if the two headers differ only in the length and in the id, and the id is the next
+/// one. A reply with flags may not, because its payload is not all that belongs to it.
 impl FromWorker {
     /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next. One with
     /// flags may not: its payload is not all there is of it.
@@ -273,7 +282,7 @@ impl FromWorker {
 
 crate::debug::debug_is_display!(WireError);
 
-/// A peer that does not keep to the protocol.
+/// A violation of the protocol by the peer.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("a message ends within its header")]
@@ -298,13 +307,15 @@ pub(crate) enum WireError {
     Headless,
 }
 
-/// Puts frames together from messages: bytes in, frames out, nothing else.
+/// Assembles frames from messages. It takes bytes, returns frames, and does nothing else.
 ///
-/// One message holds one or more frames; only the last may go on in the messages behind it.
+/// A message holds one or more frames. Only the last frame in it may continue in the messages that
+/// follow.
 ///
-/// What a frame announces costs nothing; memory is taken as its bytes arrive, and before a large one doubles, the system is asked
-/// whether it has that much. So a peer that sends without end is cut off in time. (An allocation would not fail: the system
-/// gives page after page, and then kills somebody.)
+/// The length that a frame announces costs no memory. Memory is taken as bytes arrive. Before a
+/// large allocation doubles, the system is asked whether it has that much memory. So a peer that
+/// sends without end is cut off in time. Without the question nothing would stop it: the allocation
+/// does not fail, because the system gives out page after page and then kills a process.
 #[derive(Debug)]
 pub(crate) struct Assembler<H> {
     open: Option<(H, Vec<u8>)>,
@@ -325,14 +336,16 @@ impl<H: Header> Assembler<H> {
         mut sink: impl FnMut(Frame<H>),
     ) -> Result<(), WireError> {
         if bytes.is_empty() {
-            // Nobody sends these. They would cost time without end, and never come to anything.
+            // A correct peer sends no empty messages. A faulty one could send them without end, and
+            // would only cost time.
             return Err(WireError::Empty);
         }
         if let Some((header, mut payload)) = self.open.take() {
             let missing = header.length() - payload.len() as u64;
             let (here, rest) = split_at_most(bytes, missing);
             if payload.capacity() - payload.len() < here.len() {
-                // As much again as there is, while that is copied.
+                // The vector at least doubles. While it is copied, the old and the new memory both
+                // exist.
                 let more = payload.capacity().max(here.len());
                 let has_room = (self.has_room_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
                 if !has_room {
@@ -353,12 +366,13 @@ impl<H: Header> Assembler<H> {
         while !bytes.is_empty() {
             let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
             let header = H::from_bytes(header)?;
+            // No vector can be longer than that.
             if header.length() > isize::MAX as u64 {
                 return Err(WireError::Length(header.length()));
             }
             let (here, rest) = split_at_most(rest, header.length());
             if here.len() as u64 == header.length() {
-                // Most frames are small and whole: no memory is taken for them.
+                // Most frames are small and complete, so no memory is allocated for them.
                 sink(Frame::new(header, here.into()));
             } else {
                 self.open = Some((header, here.to_vec()));
@@ -477,7 +491,7 @@ mod tests {
         };
         assert_eq!(error, WireError::Memory(sent));
         assert!((10_000..40_000).contains(&sent), "{sent}");
-        // A doubling each, and not a question for each message.
+        // Memory is asked for at each doubling, and not for each message.
         assert!(ASKED.load(Ordering::Relaxed) < 80_000, "{ASKED:?}");
     }
 

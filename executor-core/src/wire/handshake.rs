@@ -1,24 +1,27 @@
-//! The first exchange, over the socket that is the worker's descriptor 0 at its start.
+//! The handshake: the first exchange, over the socket that is the child's descriptor 0 at its
+//! start.
 //!
 //! ```text
-//! parent                                   worker
-//!   Setup { parent, program, role, … }    ──►  read at `init()`; descriptors ride along
+//! parent                                   child
+//!   Setup { parent, identity, role, … }   ──►  read at `init()`; descriptors come with it
 //!
 //!  a worker:
-//!   Hello { nonce, tasks, server }        ◄──  over ipc-channel only: its server listens under `server`
+//!   Hello { nonce, tasks, server }        ◄──  over ipc-channel only: it listens at `server`
 //!   connects to `server`, sends its ends  ──►  accepts
 //!                 from now on frames
 //!  a process:
 //!                                              runs its task
 //!   Report { kind, payload }              ◄──  and ends
-//!  whatever it is for, if it cannot be that:
+//!  a child that cannot do what it was started for:
 //!   Refusal { why }                       ◄──  and ends
 //! ```
 //!
-//! What the child says first is an [`Answer`]: a process that knows that it is a child, and cannot work, says why, also where it
-//! could not read its setup. Else the parent could only guess from an exit code.
+//! The first message of the child is an [`Answer`]. A process that knows that it is a child, but
+//! cannot work, says why, even if it could not read its setup. Otherwise the parent could only
+//! guess from the exit code.
 //!
-//! The version comes first, alone in its message's first bytes: another version could not decode the rest.
+//! The version comes first, in the first bytes of each message, because another version could not
+//! decode the rest.
 
 use std::{
     io,
@@ -38,52 +41,55 @@ use crate::{
     },
 };
 
-/// Changes whenever a message of the wire changes.
+/// Version of the protocol. It changes whenever a message of the wire changes.
 pub(crate) const VERSION: u32 = 5;
-/// Stands in the place of a version: what follows is a [`Refusal`], which all versions write alike.
+/// A value in the place of the version: a [`Refusal`] follows. All versions encode it in the same
+/// way.
 const REFUSED: u32 = u32::MAX;
 
-/// From the parent: who you are.
+/// First message, from the parent: what the child is and what it is for.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    /// The parent's process id, to see whether it is still there.
+    /// The parent's process id, so that the child can see whether the parent still exists.
     pub(crate) parent: u32,
     pub(crate) identity: Identity,
     pub(crate) signals: Signals,
     pub(crate) role: Role,
 }
 
-/// Environment and ancestry of a process of ours.
+/// Environment and ancestry of a process that this library started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    /// How deep in executors and processes: 0 in the program that the user started.
+    /// Nesting depth of executors and processes. It is 0 in the program that the user started.
     pub(crate) depth: u32,
     /// Arguments of the program that the user started.
     pub(crate) args: Vec<serde_bytes::ByteBuf>,
     pub(crate) name: String,
-    /// Numbers of its ancestors and itself, each counted within its parent: where default names come from.
+    /// Numbers of its ancestors and itself, each counted within its parent. Default names consist
+    /// of them.
     pub(crate) path: Vec<u32>,
     pub(crate) daemon: bool,
-    /// Whether it belongs to a pool.
+    /// Whether the process belongs to a pool.
     pub(crate) worker: bool,
-    /// Name and pid of who started it.
+    /// Name and process id of the process that started it.
     pub(crate) parent: Option<(String, u32)>,
-    /// What connections between processes of this program prove that they know.
+    /// The key that connections between processes of this program prove to know.
     pub(crate) key: serde_bytes::ByteBuf,
-    /// How processes are started where nothing else is said.
+    /// The start method for processes, if nothing else is set.
     pub(crate) start_method: Option<u8>,
-    /// What `log_to_stderr` was told.
+    /// The level that was passed to `log_to_stderr`.
     pub(crate) log_level: Option<u8>,
 }
 
 impl Identity {
-    /// Whether it is a worker of a pool: a daemon, whose own processes need not be.
+    /// Returns whether this is a worker of a pool. A worker is a daemon, but processes that it
+    /// starts need not be.
     pub(crate) fn is_worker(&self) -> bool {
         self.worker
     }
 }
 
-/// What a child is for.
+/// The purpose of a child.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Role {
     /// A worker of a pool.
@@ -94,47 +100,49 @@ pub(crate) enum Role {
     ForkServer(ForkServerSetup),
 }
 
-/// The worker of a pool: what it needs beside its memory.
+/// What the worker of a pool needs besides its memory.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WorkerSetup {
-    /// To be sent back: proves that the answer belongs to this start.
+    /// A number that the worker sends back. It proves that the answer belongs to this start.
     pub(crate) nonce: u64,
-    /// Stack of the thread that runs tasks.
+    /// Stack size of the thread that runs tasks.
     pub(crate) stack_bytes: Option<u64>,
-    /// Whether two threads can run at a time, as the parent has found out: it takes five files to look.
+    /// Whether two threads can run at the same time. The parent found this out; it takes reading
+    /// five files.
     pub(crate) several_cpus: bool,
-    /// How frames are going to move.
+    /// How frames move between pool and worker.
     pub(crate) transport: Transport,
-    /// Over ipc-channel: where the worker's server is to be. Nobody else may look into it, and the parent removes it.
+    /// Over ipc-channel: the directory for the worker's server. No other user may look into it, and
+    /// the parent removes it.
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
 }
 
-/// A process and its only task.
+/// What a process with one task needs.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BodySetup {
-    /// The parent's tasks: another build could not read the arguments.
+    /// Fingerprint of the parent's tasks. Another build could not read the arguments.
     pub(crate) tasks: Fingerprint,
     pub(crate) function: FnId,
     pub(crate) arguments: serde_bytes::ByteBuf,
     /// How many descriptors follow that belong to the arguments.
     pub(crate) attachments: u32,
-    /// Whether it goes on when its parent has died.
+    /// Whether the process continues when its parent dies.
     pub(crate) outlives_parent: bool,
-    /// Whether its standard input came along.
+    /// Whether its standard input came with the message.
     pub(crate) stdin: bool,
     pub(crate) limits: crate::os::limits::Limits,
-    /// Of a child that was forked, and does not have its parent's: environment and working directory.
+    /// Environment and working directory, for a forked child, which does not get its parent's.
     pub(crate) surroundings: Option<Surroundings>,
 }
 
-/// What a program started anew inherits by itself.
+/// Environment and working directory. A program that is started anew inherits them by itself.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
     pub(crate) environment: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
 }
 
-/// Makes other children.
+/// What a fork server needs. It makes other children by `fork`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ForkServerSetup {
     pub(crate) tasks: Fingerprint,
@@ -142,13 +150,13 @@ pub(crate) struct ForkServerSetup {
     pub(crate) preload: Vec<(FnId, serde_bytes::ByteBuf)>,
 }
 
-/// What a child says last: how its body ended, as in a reply's frame.
+/// The last message of a child: how its body ended, as in the frame of a reply.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) kind: u8,
-    /// Where it is in a file, nothing.
+    /// The payload. It is empty if the payload is in a file.
     pub(crate) payload: serde_bytes::ByteBuf,
-    /// Whether a sealed file comes along, of which all is payload.
+    /// Whether a sealed file comes with the message. The whole file is the payload.
     pub(crate) in_file: bool,
     /// How many descriptors follow that belong to the result.
     pub(crate) attachments: u32,
@@ -163,7 +171,7 @@ pub(crate) enum Transport {
     Ipc,
 }
 
-/// From the worker: here I am.
+/// First message of a worker that is able to work.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) nonce: u64,
@@ -172,18 +180,18 @@ pub(crate) struct Hello {
     pub(crate) server: Option<String>,
 }
 
-/// What a child says first: what it was asked for, or why it cannot be had.
+/// The first message of a child: what it was asked for, or the reason why it cannot provide it.
 pub(crate) type Answer<T> = Result<T, Refusal>;
 
-/// Why a child cannot be what it was started for.
+/// The reason why a child cannot do what it was started for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
-    /// In words: what was tried, and on what.
+    /// The reason as a text: what was tried, and on what.
     pub(crate) why: String,
 }
 
 impl Refusal {
-    /// The system has refused `what`.
+    /// Returns the refusal of a child to which the system refused `what`.
     pub(crate) fn of(what: &str, error: &io::Error) -> Self {
         Refusal { why: format!("{what}: {error}") }
     }
@@ -195,10 +203,10 @@ impl From<String> for Refusal {
     }
 }
 
-/// Says why this process cannot be what it was started for. This needs no knowledge of the setup, and never waits: the socket may be a
-/// stranger's, who has filled it.
+/// Sends the reason why this process cannot do what it was started for. It needs no knowledge of
+/// the setup. It never waits, because the socket may belong to a stranger who has filled it.
 pub(crate) fn refuse(socket: impl AsFd, refusal: &Refusal) -> io::Result<()> {
-    /// A text that came from elsewhere may be long; the message has to fit.
+    /// Maximum length of the text. A text from elsewhere may be long, and the message has to fit.
     const WHY_BYTES_MAX: usize = 16 * 1024;
     let why = &refusal.why;
     let refusal = Refusal { why: why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned() };
@@ -206,14 +214,14 @@ pub(crate) fn refuse(socket: impl AsFd, refusal: &Refusal) -> io::Result<()> {
     socket::send_now(socket, &bytes, &[])
 }
 
-/// Writes a message of the first exchange.
+/// Encodes a message of the handshake.
 pub(crate) fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
     let out = VERSION.to_le_bytes().to_vec();
     postcard::to_extend(message, out).expect("messages of the handshake are plain data")
 }
 
-/// Sends such a message. What finds no room in one of the socket's goes through a file without a name, and only the
-/// version here.
+/// Sends a message of the handshake. A message that is too large for the socket is sent in a file
+/// without a name; then only the version is sent through the socket.
 pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = to_bytes(message);
     if bytes.len() <= MESSAGE_BYTES_MAX {
@@ -226,13 +234,13 @@ pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[Borrowed
     socket::send(socket, &VERSION.to_le_bytes(), &fds).map_err(socket::explained)
 }
 
-/// Receives such a message, and the descriptors that came with it.
+/// Receives a message of the handshake, and the descriptors that came with it.
 pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
     let (bytes, fds) = receive_bytes(socket)?;
     Ok((from_bytes(&bytes).map_err(invalid)?, fds))
 }
 
-/// Receives what a child says first.
+/// Receives the first message of a child.
 pub(crate) fn receive_answer<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<Answer<T>> {
     let (bytes, _) = receive_bytes(socket)?;
     answer_from_bytes(&bytes).map_err(invalid)
@@ -247,6 +255,7 @@ fn receive_bytes(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     if bytes.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, LEFT));
     }
+    // A message that consists of the version only has its contents in a file, the last descriptor.
     if bytes.len() == size_of_val(&VERSION)
         && let Some(large) = fds.pop()
     {
@@ -255,9 +264,10 @@ fn receive_bytes(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, fds))
 }
 
-/// What the other side has written to a file without a name.
+/// Reads a file without a name that the other side has written.
 ///
-/// A file of a file system can have any length, and one whose server does not answer (FUSE, NFS) never ends.
+/// The file has to be in memory (a memfd). A file of a file system can have any length, and reading
+/// one whose server does not answer (FUSE, NFS) never ends.
 fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
     if rustix::fs::fcntl_get_seals(&file).is_err() {
         return Err(io::Error::new(
@@ -267,7 +277,7 @@ fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
     }
     let stat = rustix::fs::fstat(&file)?;
     let len = usize::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData)?;
-    // A length alone is a claim; memory that is there has been paid for by the other side.
+    // The length alone is only a claim. Memory that is really there was paid for by the other side.
     if stat.st_blocks.cast_unsigned().saturating_mul(512) < len as u64 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a file that is mostly holes"));
     }
@@ -279,8 +289,9 @@ fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`receive_answer`], a report that is there: never waits, and reads nothing that is in a file. Where this process has no room for
-/// its descriptor it is an error (`EMFILE`), and the report stays.
+/// Receives a report that has already arrived, as [`receive_answer`] does. It never waits, and does
+/// not read a payload that is in a file. If this process has no free descriptor for the file, it
+/// returns an error (`EMFILE`), and the report stays in the socket.
 pub(crate) fn receive_report_now(socket: impl AsFd) -> io::Result<Answer<(Report, Option<OwnedFd>)>> {
     let (bytes, fds) = socket::recv_whole_now(socket)?;
     if bytes.is_empty() {
@@ -290,10 +301,10 @@ pub(crate) fn receive_report_now(socket: impl AsFd) -> io::Result<Answer<(Report
     Ok(answer.map(|report| (report, fds.into_iter().next())))
 }
 
-/// Of one message; the socket takes a few more.
+/// Number of descriptors in one message. The socket takes a few more.
 const ATTACHMENTS_IN_MESSAGE: usize = 32;
 
-/// Sends descriptors that belong to the message before.
+/// Sends the descriptors that belong to the previous message.
 pub(crate) fn send_attachments(socket: impl AsFd, attachments: &[Attachment]) -> io::Result<()> {
     for some in attachments.chunks(ATTACHMENTS_IN_MESSAGE) {
         let fds: Vec<_> = some.iter().map(|descriptor| descriptor.as_fd()).collect();
@@ -302,7 +313,7 @@ pub(crate) fn send_attachments(socket: impl AsFd, attachments: &[Attachment]) ->
     Ok(())
 }
 
-/// Receives so many descriptors.
+/// Receives `count` descriptors.
 pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<Vec<Attachment>> {
     let mut attachments = Vec::new();
     while attachments.len() < count as usize {
@@ -312,7 +323,7 @@ pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<V
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "descriptors did not arrive"));
         }
         if fds.len() < usize::from(told[0]) {
-            // There was no room for the others.
+            // The process had no free descriptors for the others.
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         attachments.extend(fds.into_iter().map(Arc::new));
@@ -322,7 +333,7 @@ pub(crate) fn receive_attachments(socket: impl AsFd, count: u32) -> io::Result<V
 
 const LEFT: &str = "the other side left during the handshake";
 
-/// Reads a message of the first exchange.
+/// Decodes a message of the handshake.
 pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
     let Some((version, rest)) = bytes.split_first_chunk() else {
         return Err(LEFT.into());
@@ -334,7 +345,7 @@ pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, S
     decode(rest)
 }
 
-/// Reads what a child says first.
+/// Decodes the first message of a child.
 pub(crate) fn answer_from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Answer<T>, String> {
     match bytes.strip_prefix(&REFUSED.to_le_bytes()) {
         Some(refusal) => Ok(Err(decode(refusal)?)),
@@ -369,7 +380,7 @@ mod tests {
         send(&theirs, &long, &[]).unwrap();
         assert_eq!(receive::<Refusal>(&ours).unwrap().0, long);
 
-        // One that is of no memory wherever the system keeps its files: on a tmpfs they are memory as well.
+        // A file that is not in memory on any system. A file on a tmpfs would be in memory as well.
         let file = std::fs::File::open("/proc/self/maps").unwrap();
         socket::send(&theirs, &VERSION.to_le_bytes(), &[file.as_fd()]).unwrap();
         let error = receive::<Refusal>(&ours).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What parent and worker share: nothing else crosses between them.
+//! Everything that crosses between parent and worker. They share nothing else.
 //!
 //! ```text
 //! start      Setup ──►  ◄── Hello                       handshake, over the worker's descriptor 0
@@ -6,7 +6,8 @@
 //!            ◄── Ready, Done, Failed, Panicked, …, Credit
 //! ```
 //!
-//! Nothing on the wire is an address or depends on link order: functions are named by a hash of their name.
+//! Nothing on the wire is an address or depends on the link order. A function is named by a hash of
+//! its name.
 
 pub(crate) mod attachment;
 pub(crate) mod buffer;

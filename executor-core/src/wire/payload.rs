@@ -1,4 +1,4 @@
-//! Encoded arguments or an encoded result.
+//! Encoded arguments, or an encoded result.
 
 use std::{borrow::Cow, io, ops::Deref, sync::Arc};
 
@@ -8,9 +8,10 @@ use crate::{
     segment::{Lease, Received},
 };
 
-/// Encoded bytes that are cheap to clone: small ones are stored here, large ones shared.
+/// Encoded bytes that are cheap to clone. Small payloads are stored inline, large ones are shared.
 ///
-/// Most results are a number or two, and a million pending futures should not need a million allocations for them.
+/// Most results are a number or two. A million pending futures should not need a million
+/// allocations for them.
 #[derive(Clone)]
 pub(crate) enum Payload {
     Inline { len: u8, bytes: [u8; INLINE_BYTES_MAX] },
@@ -21,24 +22,26 @@ pub(crate) enum Payload {
 const INLINE_BYTES_MAX: usize = 22;
 const _: () = assert!(size_of::<Payload>() == 24);
 
-/// A payload that is more than bytes of this process.
+/// A payload that does not consist only of bytes in this process: it has bytes elsewhere, or
+/// attachments.
 pub(crate) struct Large {
     body: Body,
     attachments: Vec<Attachment>,
 }
 
 enum Body {
-    /// Here, inline or shared.
+    /// In this process, inline or shared.
     Here(Payload),
-    /// In a segment that this process has written; with the length.
+    /// In a segment that this process has written. The number is the length.
     Segment(Lease, usize),
     /// In a segment that a worker has written.
     Received(Received),
-    /// In a file of their own that a child has sealed.
+    /// In a file that a child has sealed.
     Sealed(SealedView),
 }
 
-/// Where a payload lies, as it is told in a frame with [`flag::SEGMENT`].
+/// The place of a payload in a segment: what a frame with [`flag::SEGMENT`] contains instead of the
+/// payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reference {
     pub(crate) number: u64,
@@ -85,28 +88,29 @@ impl Payload {
         Some(Payload::Inline { len: from.len() as u8, bytes })
     }
 
-    /// Bytes in a segment of ours.
+    /// Returns a payload whose bytes are in a segment of this process.
     pub(crate) fn in_segment(lease: Lease, len: usize, attachments: Vec<Attachment>) -> Self {
         Payload::Large(Arc::new(Large { body: Body::Segment(lease, len), attachments }))
     }
 
-    /// Bytes in a segment of a worker.
+    /// Returns a payload whose bytes are in a segment of a worker.
     pub(crate) fn received(received: Received) -> Self {
         Payload::Large(Arc::new(Large { body: Body::Received(received), attachments: Vec::new() }))
     }
 
-    /// Bytes that a child has sealed.
+    /// Returns a payload whose bytes are in a file that a child has sealed.
     pub(crate) fn sealed(view: SealedView) -> Self {
         Payload::Large(Arc::new(Large { body: Body::Sealed(view), attachments: Vec::new() }))
     }
 
-    /// The same bytes, with descriptors.
+    /// Returns the same bytes with descriptors.
     pub(crate) fn with(self, attachments: Vec<Attachment>) -> Self {
         if attachments.is_empty() {
             return self;
         }
         let body = match self {
             Payload::Large(large) => match Arc::try_unwrap(large) {
+                // Only this payload owns the bytes, so they can move. Otherwise they stay shared.
                 Ok(large) => large.body,
                 Err(shared) => Body::Here(Payload::Large(shared)),
             },
@@ -115,7 +119,7 @@ impl Payload {
         Payload::Large(Arc::new(Large { body, attachments }))
     }
 
-    /// What a frame says of it: flags and bytes.
+    /// Returns the flags and the bytes that a frame contains for this payload.
     pub(crate) fn on_the_wire(&self) -> (u8, Cow<'_, Payload>) {
         let Payload::Large(large) = self else { return (0, Cow::Borrowed(self)) };
         let attached = if large.attachments.is_empty() { 0 } else { flag::ATTACHED };
@@ -125,17 +129,18 @@ impl Payload {
                 let reference = Reference { number: u64::from(lease.number()), len: *len as u64 };
                 (attached | flag::SEGMENT, Cow::Owned(Payload::from(&reference.to_bytes()[..])))
             }
-            // Results are not sent on.
+            // Results are never sent on.
             Body::Received(_) | Body::Sealed(_) => (attached, Cow::Owned(Payload::from(&[][..]))),
         }
     }
 
-    /// Whether it takes a segment.
+    /// Returns whether the bytes are in a segment.
     pub(crate) fn is_in_segment(&self) -> bool {
         matches!(self, Payload::Large(large) if matches!(large.body, Body::Segment(..) | Body::Received(_)))
     }
 
-    /// Somebody may read its segment for as long as he lives: that is never used again.
+    /// Gives up the segment of the payload: it is never used again. A process may read it for as
+    /// long as that process lives.
     pub(crate) fn leave_segment(&self) {
         if let Payload::Large(large) = self {
             match &large.body {
@@ -146,7 +151,7 @@ impl Payload {
         }
     }
 
-    /// What came or goes with it.
+    /// Returns the descriptors that came with the payload, or that go with it.
     pub(crate) fn attachments(&self) -> &[Attachment] {
         match self {
             Payload::Large(large) => &large.attachments,
@@ -154,7 +159,7 @@ impl Payload {
         }
     }
 
-    /// A result that is still in a worker's segment.
+    /// Returns the result, if it is still in a worker's segment.
     pub(crate) fn as_received(&self) -> Option<&Received> {
         match self {
             Payload::Large(large) => match &large.body {
@@ -166,7 +171,7 @@ impl Payload {
         }
     }
 
-    /// The bytes, copied out if they are where a worker could write.
+    /// Returns the bytes. Copies them if they are in memory that a worker could write to.
     pub(crate) fn bytes(&self) -> io::Result<Cow<'_, [u8]>> {
         match self {
             Payload::Large(large) => match &large.body {
@@ -195,7 +200,9 @@ impl Eq for Payload {}
 impl Deref for Payload {
     type Target = [u8];
 
-    /// The bytes, if they are here; what is in a segment has [`bytes`](Payload::bytes) only, since a worker could write there.
+    /// Returns the bytes if they are in this process, and an empty slice if they are in a segment.
+    /// Bytes in a segment are available only from [`bytes`](Payload::bytes), which copies them,
+    /// because a worker could write to them.
     fn deref(&self) -> &[u8] {
         match self {
             Payload::Inline { len, bytes } => &bytes[..usize::from(*len)],

@@ -1,4 +1,4 @@
-//! What the readers of both formats need to hand out names.
+//! Checks and passes on names, for the readers of both formats.
 
 use std::ops::Range;
 
@@ -9,51 +9,61 @@ use serde::{
 
 use super::error::{self, Error};
 
-/// Compares names, by address first: nearly always it is the same constant.
+/// Compares two names. It compares the addresses first, because nearly always both are the same
+/// constant.
 #[inline]
 pub(super) fn same_name(a: &str, b: &str) -> bool {
     std::ptr::eq(a, b) || a == b
 }
 
-/// Whether serde's derive made this visitor. It takes a structure as a sequence as well as by names; one that was written
-/// by hand may know one of the two only. Names of types are made for people: if this one changes, structures are read by
-/// names, which is slower.
+/// Returns whether serde's derive generated this visitor.
+///
+/// A derived visitor reads a structure as a sequence as well as by names. A visitor that was
+/// written by hand may know only one of the two ways. Type names are meant for people: if this one
+/// changes, structures are read by names, which is slower.
 pub(super) fn is_derived<V>() -> bool {
     let name = std::any::type_name::<V>();
-    // The ends are compared when the program is compiled; a visitor with type parameters has them behind its name.
+    // The comparisons of the ends happen at compile time. A visitor with type parameters has them
+    // behind its name.
     name.ends_with("::__Visitor<'_>") || name.ends_with("::__Visitor") || name.contains("::__Visitor<")
 }
 
-/// Whether this visitor is one of serde's own that keep a value and try types on it later: for `untagged`, `tag` and
-/// `flatten`. Any other may keep bytes and lists apart. As with [`is_derived`], the name may change with serde's version; a
-/// test reads bytes through all of them.
+/// Returns whether this visitor is one of serde's own that keep a value and try types on it later.
+/// They implement `untagged`, `tag` and `flatten`. Any other visitor may distinguish bytes from
+/// lists.
+///
+/// As with [`is_derived`], the name may change with serde's version. A test reads bytes through all
+/// of these visitors.
 pub(super) fn keeps_for_later<V>() -> bool {
     let name = std::any::type_name::<V>();
-    // Its own path only: behind that are the names of what it is to make, which are the user's.
+    // Look only at the visitor's own path. Behind it are the names of its type parameters, which
+    // may be the user's.
     let path = name.split('<').next().unwrap_or(name);
     path.starts_with("serde") && path.contains("::content::")
 }
 
-/// The names of a structure's fields, as its visitor is handed them.
+/// The names of a structure's fields, as they are passed to its visitor. It detects renamed fields.
 ///
-/// A name that `Deserialize` does not have in its list is skipped, as JSON does: it is one of `skip_deserializing`, or of
-/// a larger type. But if the list has one that was not written in its place, they are probably the same field, renamed on
-/// one side only, and a `default` would silently make another value of it. Both halves of a derive have the fields in the
-/// order in which they are declared, so the place is between the same neighbours.
+/// A name that is not in the list of `Deserialize` is skipped, as JSON does: it belongs to
+/// `skip_deserializing`, or to a larger type. But the list may contain another name at this place
+/// that was not written. Then the two are probably the same field, renamed on one side only, and a
+/// `default` would silently change the value. Both halves of a derive have the fields in the order
+/// of declaration, so the place of a name is between the same neighbours on both sides.
 pub(super) struct Fields<'de> {
     pub(super) name: &'static str,
     list: &'static [&'static str],
-    /// Where the next name is expected.
+    /// Index at which the next name is expected.
     next: usize,
     unknown: Option<Box<Unknown<'de>>>,
 }
 
-/// For structures with a name that is not in the list.
+/// Additional state for a structure with a name that is not in the list.
 #[derive(Default)]
 struct Unknown<'de> {
-    /// These were handed out after the first unknown one.
+    /// Indexes of the names that were passed on after the first unknown name.
     seen: Vec<usize>,
-    /// Names, as they lie in the message, which may have any number of them; and where each would be in the list.
+    /// The unknown names, and for each one the range of the list in which it would have to be. The
+    /// names are slices of the message, which may contain any number of them.
     names: Vec<(&'de str, Range<usize>)>,
 }
 
@@ -63,12 +73,13 @@ impl<'de> Fields<'de> {
         Fields { name, list, next: 0, unknown: None }
     }
 
-    /// The name that is handed out next, unless something is missing or new.
+    /// Returns the name that comes next, unless a name is missing or new.
     #[inline]
     pub(super) fn expected(&self) -> Option<&'static str> {
         self.list.get(self.next).copied()
     }
 
+    /// Notes that this name is passed to the visitor.
     #[inline]
     pub(super) fn hand(&mut self, key: &'de str) {
         match self.list.get(self.next) {
@@ -85,6 +96,8 @@ impl<'de> Fields<'de> {
         };
         if let Some(unknown) = &mut self.unknown {
             unknown.seen.push(at);
+            // The fields have the same order on both sides, so the place of an unknown name is in
+            // front of every known name that follows it.
             for (_, place) in &mut unknown.names {
                 if at >= place.start {
                     place.end = place.end.min(at);
@@ -94,7 +107,7 @@ impl<'de> Fields<'de> {
         self.next = at + 1;
     }
 
-    /// After the last one.
+    /// Checks the names after the last one. Returns an error if a field was renamed.
     #[inline]
     pub(super) fn finish(&self) -> Result<(), Error> {
         match &self.unknown {
@@ -105,6 +118,7 @@ impl<'de> Fields<'de> {
 
     #[cold]
     fn renamed(&self, unknown: &Unknown<'de>) -> Result<(), Error> {
+        // A name of the list that was not written, in the place of an unknown one: it was renamed.
         for (name, place) in &unknown.names {
             let missing = place.clone().find(|at| !unknown.seen.contains(at));
             if let Some(missing) = missing.and_then(|at| self.list.get(at)) {
@@ -115,7 +129,8 @@ impl<'de> Fields<'de> {
     }
 }
 
-/// Refuses a variant that `Deserialize` does not have in its list. An empty list is one that nobody has filled in.
+/// Refuses a variant that is not in the list of `Deserialize`. An empty list means that its author
+/// left it out, so nothing can be checked.
 #[inline]
 pub(super) fn check_variant(variant: &str, name: &str, known: &'static [&'static str]) -> Result<(), Error> {
     match known.is_empty() || known.contains(&variant) {
@@ -124,8 +139,8 @@ pub(super) fn check_variant(variant: &str, name: &str, known: &'static [&'static
     }
 }
 
-/// The name of a variant or of a field, for the visitor of an identifier; also the number of a variant, for one that
-/// asks for a number.
+/// The name of a variant or a field, for the visitor of an identifier. For a visitor that asks for
+/// a number, it also has the number of the variant.
 pub(super) struct Name<'de> {
     pub(super) name: &'de str,
     pub(super) index: Option<u32>,

@@ -1,43 +1,46 @@
-//! What an error of a codec says, and of whom.
+//! Errors of the codecs: what an error says, and which value it names.
 //!
-//! An error is made where it is found, and told where it lies on its way out: the innermost type and the innermost field
-//! are the ones that a user has to look at, so those who come later add nothing.
+//! An error is made where it is found. On its way out it gets the name of the type and the field in
+//! which it happened. The innermost type and the innermost field are the ones that a user has to
+//! look at, so the callers further out add nothing.
 
 use std::fmt;
 
 use serde::{de, ser};
 
-/// Why a value could not be encoded or decoded.
+/// The reason why a value could not be encoded or decoded.
 #[doc(hidden)]
 #[derive(Clone)]
 pub struct CodecError {
-    /// For the user.
+    /// The text for the user.
     pub message: String,
-    /// Whose doing it is.
+    /// The party that caused the error.
     pub fault: Fault,
 }
 
-/// The same on its way out. Small, because every value of a sequence is returned beside it.
+/// An error on its way out of a codec. It is small, because every value of a sequence is returned
+/// in the same `Result`.
 pub struct Error(Box<Inner>);
 
 struct Inner {
     message: String,
     fault: Fault,
-    /// The message has the type of the value.
+    /// Whether the message contains the type of the value.
     typed: bool,
-    /// The message has the field or variant, or the structure as a whole.
+    /// Whether the message contains the field or the variant, or the structure as a whole.
     placed: bool,
 }
 
-/// Whose doing an error is.
+/// The party that caused an error.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Said by the type's own serde implementation.
+    /// The type's own serde implementation returned the error.
     Own,
-    /// The type's `Serialize` and `Deserialize` do not suit each other, or they do not suit the codec.
+    /// The type's `Serialize` and `Deserialize` do not match each other, or they do not suit the
+    /// codec.
     Unsuited,
-    /// The bytes are no value of any type, or of none that is allowed.
+    /// The bytes are not a value of any type, or not of a permitted one.
     Bytes,
 }
 
@@ -46,7 +49,7 @@ impl CodecError {
         CodecError { message: message.into(), fault: Fault::Bytes }
     }
 
-    /// The same error, said of one argument.
+    /// Adds the name of the argument to the message.
     #[cold]
     pub(crate) fn of_argument(mut self, name: &str) -> Self {
         self.message = format!("argument `{name}`: {}", self.message);
@@ -92,7 +95,8 @@ impl Error {
     pub(super) fn custom(message: impl fmt::Display) -> Self {
         let message = message.to_string();
         match message.as_str() {
-            // serde's own words, of the copy that it keeps for these attributes.
+            // This is serde's own text. It comes from the copy of the value that serde keeps for
+            // these attributes.
             "i128 is not supported" | "u128 is not supported" => Error::unsuited(format!(
                 "{message} by serde in `#[serde(untagged)]`, `#[serde(tag = …)]` and `#[serde(flatten)]`: take an integer of 64 bits, \
                  or a `with` module that writes a text"
@@ -101,7 +105,7 @@ impl Error {
         }
     }
 
-    /// What only the other codec can do.
+    /// Returns the error for something that only the other codec can do.
     #[cold]
     pub(super) fn cannot(what: &str) -> Self {
         let cure = "which the default codec (postcard) cannot do: write `#[task(codec = \"messagepack\")]` above the \
@@ -111,7 +115,7 @@ impl Error {
         error
     }
 
-    /// What `Serialize` wrote, and `Deserialize` does not ask for.
+    /// Returns the error for a value that `Serialize` wrote, and `Deserialize` does not ask for.
     #[cold]
     pub(super) fn differs(written: &str, asked: &str) -> Self {
         Error::unsuited(format!("its `Serialize` writes {written}, its `Deserialize` asks for {asked}"))
@@ -121,7 +125,7 @@ impl Error {
         self.0.message = format!("{prefix}: {}", self.0.message);
     }
 
-    /// The same error, said of a value of this type.
+    /// Adds the type of the value to the message, unless a place is in it already.
     #[cold]
     #[inline(never)]
     pub(super) fn of_value(mut self, type_name: &str) -> Self {
@@ -132,7 +136,7 @@ impl Error {
         self
     }
 
-    /// The same error, said of a structure or an enum as a whole.
+    /// Adds the name of a structure or an enum to the message, unless a place is in it already.
     #[cold]
     #[inline(never)]
     pub(super) fn of_type(mut self, name: &str) -> Self {
@@ -143,7 +147,8 @@ impl Error {
         self
     }
 
-    /// The same error, said of one field of a structure, or of one variant of an enum.
+    /// Adds the field of a structure or the variant of an enum to the message, unless a place is in
+    /// it already.
     #[cold]
     #[inline(never)]
     pub(super) fn of_part(mut self, part: &str, part_name: &str, name: &str) -> Self {
@@ -171,8 +176,9 @@ impl ser::Error for Error {
     }
 }
 
-// `missing_field` and its like come from derived code that reads what another derived code did not write: that is
-// the pair's doing, not the type's own word. `invalid_value` stays the type's own: a `NonZeroU8` says it of a zero.
+// `missing_field` and similar errors come from derived code that reads what other derived code did
+// not write. The pair of implementations causes them, so they are not the type's own error.
+// `invalid_value` is the type's own: `NonZeroU8` returns it for a zero.
 impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Error::custom(message)
@@ -203,7 +209,7 @@ impl de::Error for Error {
     }
 }
 
-/// Names, for a message.
+/// A list of names, to be formatted in a message.
 pub(super) struct Names<'a>(pub(super) &'a [&'a str]);
 
 impl fmt::Display for Names<'_> {
@@ -260,7 +266,8 @@ pub(super) fn no_value(why: &str) -> Error {
     Error::new(format!("the bytes are not such a value: {why}"))
 }
 
-/// A variant that `Deserialize` does not have in its list. `#[serde(other)]` would make another value of it.
+/// Returns the error for a variant that is not in the list of `Deserialize`. It is an error because
+/// `#[serde(other)]` would change the value.
 #[cold]
 pub(super) fn variant_unknown(variant: &str, name: &str, known: &[&str]) -> Error {
     Error::unsuited(format!(
@@ -271,7 +278,8 @@ pub(super) fn variant_unknown(variant: &str, name: &str, known: &[&str]) -> Erro
     .of_type(name)
 }
 
-/// A field that `Deserialize` does not have in its list, which has another one in its place.
+/// Returns the error for a field that is not in the list of `Deserialize`, which has another field
+/// in its place.
 #[cold]
 pub(super) fn field_renamed(field: &str, name: &str, missing: &str) -> Error {
     Error::unsuited(format!(
@@ -282,7 +290,7 @@ pub(super) fn field_renamed(field: &str, name: &str, missing: &str) -> Error {
     .of_type(name)
 }
 
-/// The text of a value that is written as its `Display` says.
+/// Returns the text of a value that is encoded by its `Display`.
 pub(super) fn display<T: fmt::Display + ?Sized>(value: &T) -> Result<String, Error> {
     use fmt::Write as _;
     let mut text = String::new();

@@ -1,16 +1,16 @@
-//! MessagePack, with names of fields and variants.
+//! The MessagePack format, with names of fields and variants.
 //!
-//! As other libraries write it, with what they leave out:
+//! It is encoded as other libraries do it. It also represents what they leave out:
 //!
 //! ```text
 //!   None               nil
 //!   Some(value)        value, unless that is nil: Some(None), Some(())
-//!   Some(…Some(nil))   extension 3: how many Somes there are around the nil
-//!   u128, i128         a number if it has 64 bits, else extension 1, 2: 16 bytes
+//!   Some(…Some(nil))   extension 3: the number of Somes around the nil
+//!   u128, i128         a number if it fits into 64 bits, otherwise extension 1, 2: 16 bytes
 //! ```
 //!
-//! Both directions are ours, so that depth and lengths are bounded on every path, and what a type asks for is compared
-//! with what was written.
+//! Both directions are implemented here. So depth and lengths are bounded on every path, and what a
+//! type asks for is compared with what was written.
 
 use std::any::type_name;
 
@@ -32,7 +32,7 @@ const U128: u8 = 1;
 const I128: u8 = 2;
 const SOMES: u8 = 3;
 
-/// The bytes of a byte string begin here, and it is so long.
+/// Returns the length of a byte string, and where its contents begin in `head`.
 pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
     match head {
         [0xc4, a, ..] => Some((u64::from(*a), 2)),
@@ -42,14 +42,15 @@ pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
     }
 }
 
-// ---- writing -------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------
 
+/// Writes one value.
 pub(super) struct Writer<'a> {
     out: &'a mut Buffer,
     depth: usize,
-    /// So many Somes are directly around the next value.
+    /// Number of `Some`s directly around the next value.
     somes: u16,
-    /// An error was returned, and must come out.
+    /// Whether an error was returned. Then the encoding must fail as a whole.
     failed: bool,
 }
 
@@ -61,15 +62,17 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Resu
 }
 
 impl<'a> Writer<'a> {
-    /// An error of our own, which must come out.
+    /// Returns an error of the codec, and makes the encoding fail even if `Serialize` ignores the
+    /// error.
     #[cold]
     fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
         self.failed = true;
         Err(error)
     }
 
-    /// A marker and what belongs to it; not a nil.
+    /// Writes a marker and the bytes that belong to it. Not for a nil.
     fn head(&mut self, marker: u8, bytes: &[u8]) {
+        // Only a nil needs the number of `Some`s around it.
         self.somes = 0;
         self.out.push(marker);
         self.out.extend_from_slice(bytes);
@@ -106,7 +109,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The head of something with a length: `short` for one below `short_end`, then those of 8, 16 and 32 bits.
+    /// Writes the head of a value with a length. `short` is the marker for short lengths and the
+    /// first length that is too long for it. `long` are the markers for lengths of 8, 16 and 32
+    /// bits.
     fn length(&mut self, len: usize, short: (u8, usize), long: [Option<u8>; 3]) -> Result<(), Error> {
         let [of_8, of_16, of_32] = long;
         if len < short.1 {
@@ -139,13 +144,13 @@ impl<'a> Writer<'a> {
         self.length(len, (0x80, 16), [None, Some(0xde), Some(0xdf)])
     }
 
-    /// A variant with something in it: a map of one entry.
+    /// Writes the head of a variant with contents: a map with one entry.
     fn variant(&mut self, variant: &str) -> Result<(), Error> {
         self.map(1)?;
         self.text(variant)
     }
 
-    /// A part of the value.
+    /// Writes a part of the value.
     fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
         let result = value.serialize(&mut *self);
         self.somes = 0;
@@ -172,6 +177,7 @@ impl<'a> Writer<'a> {
             None => self.somes = 0,
         }
         enter(&mut self.depth)?;
+        // The head needs the length. If it is not known yet, the elements go into a buffer first.
         let aside = len.is_none().then(|| (Buffer::new(), 0));
         Ok(Compound { writer: self, left: len.unwrap_or(0), aside, is_map, value_due: false, name })
     }
@@ -260,7 +266,7 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
-        // Not more than the depth, which is bounded.
+        // The number does not exceed the depth, which is bounded.
         self.somes += 1;
         self.nested(value)
     }
@@ -270,7 +276,8 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         Ok(())
     }
 
-    // As JSON does: an empty list would be one of whatever is tried before it under `untagged`.
+    // JSON does it in the same way. Under `untagged`, an empty list would also match types that are
+    // tried before this one.
     fn serialize_unit_struct(self, _: &'static str) -> Result<(), Error> {
         self.nil();
         Ok(())
@@ -342,11 +349,11 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
     }
 }
 
-/// Anything with elements or entries.
+/// Writes a value with elements or entries.
 pub(super) struct Compound<'s, 'a> {
     writer: &'s mut Writer<'a>,
     left: usize,
-    /// Where they go, and how many there are, if that is not known before.
+    /// If the length is not known in advance: the buffer for the elements, and their number.
     aside: Option<(Buffer, usize)>,
     is_map: bool,
     value_due: bool,
@@ -460,13 +467,13 @@ impl ser::SerializeMap for Compound<'_, '_> {
     }
 }
 
-// ---- reading -------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------
 
-/// What comes next, and all of it except for bytes, elements and entries.
+/// The next value, complete except for bytes, elements and entries.
 #[derive(Clone, Copy)]
 enum Head {
     Nil,
-    /// So many around a nil.
+    /// A nil with this many `Some`s around it.
     Somes(u16),
     Bool(bool),
     Unsigned(u64),
@@ -498,36 +505,44 @@ impl Head {
     }
 }
 
-/// What asks what comes next is mostly serde, which keeps it and reads it again (`untagged`, `tag`, `flatten`), uncounted, with
-/// larger frames. So it ends at a depth of 128, as in `serde_json`.
+/// A level whose type asks what comes next counts as this many levels of depth.
+///
+/// It is mostly serde that asks. It keeps the value and reads it again (`untagged`, `tag`,
+/// `flatten`). The second reading does not count its depth, and its stack frames are larger. With
+/// this factor the limit is a depth of 128, as in `serde_json`.
 const LEVELS_ASKED: usize = 4;
 
-/// So much of the stack one such level takes when it is read again, in a debug build.
+/// Bytes of stack that one such level takes when it is read again, in a debug build.
 const STACK_ASKED: usize = 8 * 1024;
 
-/// serde keeps an element or entry in 32 or 64 bytes, whatever it takes in the message, and a type that contains itself copies it
-/// once for each level that it is in. So elements are counted times their level, and this many may be kept for each byte of
-/// the message. More: a few kilobytes could claim all memory. Less: lists of lists of numbers would be refused.
+/// How many elements may be kept for later, for each byte of the message.
+///
+/// serde keeps an element or an entry in 32 or 64 bytes, however short it is in the message. A type
+/// that contains itself copies it once for each level that it is in. So the count of elements is
+/// multiplied by their level. A higher value would let a few kilobytes claim all memory. A lower
+/// value would refuse lists of lists of numbers.
 const KEPT_PER_BYTE: usize = 16;
 
-/// So many may be kept of any message: 8 MiB.
+/// How many elements may be kept for any message, however short. At 32 bytes each, this is 8 MiB.
 const KEPT_MIN: usize = 1 << 18;
 
+/// Reads values, one after the other.
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
-    /// So many of the levels are of those who asked what comes next.
+    /// How many of the levels asked what comes next.
     asked: usize,
-    /// The next value's, if it was taken already.
+    /// The head of the next value, if it was taken already.
     pending: Option<Head>,
-    /// A value was left in its middle: nothing that follows can be trusted.
+    /// Whether a value was left in its middle. Then nothing that follows can be trusted.
     failed: bool,
-    /// So many more elements may be hinted at, which visitors allocate before they are there: each takes a byte at least.
-    /// One budget for the value: otherwise lists in lists would each reserve what one of them can have.
+    /// How many more elements may be announced to visitors. Visitors allocate memory for announced
+    /// elements before these exist; each element takes at least one byte. The whole value has one
+    /// budget. Otherwise nested lists would each reserve what only one of them can have.
     unhinted: usize,
-    /// So many more may be kept: see [`KEPT_PER_BYTE`].
+    /// How many more elements may be kept, see [`KEPT_PER_BYTE`].
     keepable: usize,
-    /// The next value is a key of a map, not of a structure.
+    /// Whether the next value is a key of a map, and not of a structure.
     any_key: bool,
 }
 
@@ -549,7 +564,7 @@ impl<'de> Reader<'de> {
         self.input.len()
     }
 
-    /// One value: what one writer wrote.
+    /// Reads one value: what one writer wrote.
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
         self.depth = 0;
         self.asked = 0;
@@ -559,26 +574,27 @@ impl<'de> Reader<'de> {
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
     }
 
-    /// What visitors of so many elements may allocate before they are there.
+    /// Returns the number of elements for which a visitor may allocate memory before they are read.
     fn hint(&mut self, len: usize) -> usize {
         let hint = len.min(self.unhinted);
         self.unhinted -= hint;
         hint
     }
 
-    /// An error in the middle of a value.
+    /// Returns an error in the middle of a value, and marks the reader as failed.
     #[cold]
     fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
         self.failed = true;
         Err(error)
     }
 
-    /// A part of the value; `head` if that does not stand before it.
+    /// Reads a part of the value. `head` is its head, if that does not stand in front of it.
     fn part<T: DeserializeSeed<'de>>(&mut self, head: Option<Head>, seed: T) -> Result<T::Value, Error> {
         let before = self.input.len();
         let is_given = head.is_some();
         self.pending = head;
         match seed.deserialize(&mut *self) {
+            // Each value takes at least one byte, or its head was given.
             Ok(value) if self.pending.is_none() && (is_given || self.input.len() != before) => Ok(value),
             Ok(_) => self.fail(error::reads_nothing().of_value(type_name::<T::Value>())),
             Err(error) => Err(error.of_value(type_name::<T::Value>())),
@@ -663,7 +679,8 @@ impl<'de> Reader<'de> {
         Ok(head)
     }
 
-    /// A head with a length, of things that take so many bytes each at least.
+    /// Returns a head with a length, for items that take at least `each` bytes. More items than the
+    /// rest of the message can contain are an error.
     fn announced(&mut self, head: fn(usize) -> Head, each: usize, len: u32) -> Result<Head, Error> {
         let follow = self.input.len();
         match usize::try_from(len) {
@@ -696,7 +713,8 @@ impl<'de> Reader<'de> {
         result
     }
 
-    /// A level for one who asks what comes next. It counts as [`LEVELS_ASKED`], and must leave stack for all that are around it.
+    /// Enters a level that asks what comes next. It counts as [`LEVELS_ASKED`] levels. It must
+    /// leave enough stack to read all levels around it again.
     fn asked<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         self.asked += 1;
         self.depth += LEVELS_ASKED - 1;
@@ -715,7 +733,8 @@ impl<'de> Reader<'de> {
         result
     }
 
-    /// Counts elements or entries that are kept for later, at the level that [`asked`](Self::asked) enters.
+    /// Counts elements or entries that are kept for later, at the level that [`asked`](Self::asked)
+    /// enters.
     fn keep<V>(&mut self, len: usize) -> Result<(), Error> {
         if !keeps_for_later::<V>() {
             return Ok(());
@@ -749,7 +768,7 @@ impl<'de> Reader<'de> {
             let result = visitor.visit_seq(&mut parts);
             match parts.left {
                 0 => result,
-                // What is unread would be taken for the next value.
+                // Unread elements would be taken for the next value.
                 n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
             }
         })
@@ -804,8 +823,10 @@ impl<'de> Reader<'de> {
         result.map_err(|error| error.of_type(name))
     }
 
-    /// Takes the next value and forgets it. Needs no depth: a variant of a tuple is one level where it is written, and looks like
-    /// two here.
+    /// Takes the next value and drops it.
+    ///
+    /// It does not use the depth, because a tuple variant is one level when it is written and would
+    /// look like two here. It needs no recursion either: it only counts the values that are left.
     fn skip(&mut self) -> Result<(), Error> {
         let mut left = 1_usize;
         while left > 0 {
@@ -820,7 +841,8 @@ impl<'de> Reader<'de> {
         Ok(())
     }
 
-    /// What is in a variant, which is on the variant's own level: the writer counts one for both.
+    /// Reads the contents of a variant. They are on the variant's own level, because the writer
+    /// counts one level for both.
     fn within<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         self.depth -= 1;
         let result = visit(self);
@@ -883,8 +905,11 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         deserialize_string asks "a str";
     }
 
-    /// Only a structure with `flatten` asks for names in a map: it keeps the keys that it does not know, of any type. A field's
-    /// number is none of its names: `Deserialize` would take it for one.
+    /// Reads the name of a field, or a key of a map.
+    ///
+    /// Only a structure with `flatten` asks for names in a map. It keeps the keys that it does not
+    /// know, which may have any type. For the key of a structure, a number is an error:
+    /// `Deserialize` would take it for the index of a field.
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
             Head::Str(len) => {
@@ -921,7 +946,9 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
                 let text = self.text(len)?;
                 visitor.visit_borrowed_str(text)
             }
-            // A `String` takes bytes that are UTF-8, and would be tried on them; what takes bytes takes a list of them, too.
+            // Pass the bytes as a list. serde would keep a byte string, and try a `String` on it,
+            // which accepts bytes that are UTF-8. Types that accept bytes also accept a list of
+            // them.
             Head::Bytes(len) if keeps_for_later::<V>() => {
                 self.keep::<V>(len)?;
                 self.asked(|reader| reader.elements(len, true, visitor))
@@ -957,7 +984,8 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         }
     }
 
-    // A float of another width, or an integer for a float, would be rounded.
+    // An `f64` for an `f32`, or an integer for a float, would be rounded. An `f32` for an `f64` is
+    // exact.
     fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
             Head::F32(value) => visitor.visit_f32(value),
@@ -995,6 +1023,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.pending = match self.head()? {
             Head::Nil => return visitor.visit_none(),
+            // Takes one `Some` from around the nil.
             Head::Somes(1) => Some(Head::Nil),
             Head::Somes(n) => Some(Head::Somes(n - 1)),
             other => Some(other),
@@ -1094,12 +1123,12 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     }
 }
 
-/// Elements of a sequence or a tuple.
+/// The elements of a sequence or a tuple.
 struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
     hint: usize,
-    /// They are the bytes of a byte string.
+    /// Whether they are the bytes of a byte string.
     are_bytes: bool,
 }
 
@@ -1118,19 +1147,19 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
         self.reader.part(head, seed).map(Some)
     }
 
-    /// For visitors that allocate what it says.
+    /// Returns a bound for visitors that allocate as many elements as it says.
     fn size_hint(&self) -> Option<usize> {
         Some(self.left.min(self.hint))
     }
 }
 
-/// Entries of a map.
+/// The entries of a map.
 struct Pairs<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
     hint: usize,
     value_due: bool,
-    /// If a structure is asked for.
+    /// The names of the structure, if one is asked for instead of a map.
     names: Option<FieldNames<'de>>,
     field: Option<&'de str>,
 }
@@ -1148,7 +1177,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
         self.left -= 1;
         self.value_due = true;
         if let Some(names) = &mut self.names {
-            // The key as it lies there; read again below.
+            // Look at the key without taking it. It is read again below.
             let mut ahead = Reader::new(self.reader.input);
             self.field = match ahead.head()? {
                 Head::Str(len) => ahead.text(len).ok(),
@@ -1179,7 +1208,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     }
 }
 
-/// A variant with something in it.
+/// A variant with contents.
 struct Variant<'r, 'de> {
     reader: &'r mut Reader<'de>,
     name: &'static str,
@@ -1193,7 +1222,7 @@ impl<'de> de::EnumAccess<'de> for Variant<'_, 'de> {
     fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
         match seed.deserialize(Name { name: self.variant, index: None }) {
             Ok(value) => Ok((value, self)),
-            // What is in it stays unread.
+            // The contents of the variant stay unread.
             Err(error) => self.reader.fail(error),
         }
     }

@@ -1,24 +1,29 @@
-//! The default format: postcard's numbers and lengths, and before each value what it is.
+//! The default format: postcard's numbers and lengths, with the kind of each value in front of it.
 //!
 //! ```text
-//!   42_u64               U64 42                        numbers as in postcard: varints, zigzag, floats of 4 or 8 bytes
-//!   "ab"                 STR 2 a b
-//!   vec![1_u8, 2]        SEQ 2 U8 1 2                  of numbers: one kind for all elements, in front
-//!   vec!["a"]            SEQ 1 0 STR 1 a               of anything else: 0, and each element has its own
-//!   (1_u8, true)         TUPLE 2 U8 1 BOOL 1
-//!   Point { x: 1 }       STRUCT 0 1 1 x U8 1           the first one of a type: 0, number of fields; a name before each
-//!   another Point        STRUCT 1 U8 2                 the first structure of this message again: fields by position
-//!   Some(E::New(3_u8))   SOME NEWTYPE_VARIANT 0 2 3 N e w U8 3      0, then number and name; 1 the next time
+//! 42_u64               U64 42                 numbers as in postcard: varints, zigzag, floats of 4
+//!                                             or 8 bytes
+//! "ab"                 STR 2 a b
+//! vec![1_u8, 2]        SEQ 2 U8 1 2           numbers: one kind for all elements, in front of them
+//! vec!["a"]            SEQ 1 0 STR 1 a        other elements: 0, and each element has its own kind
+//! (1_u8, true)         TUPLE 2 U8 1 BOOL 1
+//! Point { x: 1 }       STRUCT 0 1 1 x U8 1    first Point: 0, number of fields, each with its name
+//! another Point        STRUCT 1 U8 2          the first structure of this message again: fields by
+//!                                             position
+//! Some(E::New(3_u8))   SOME NEWTYPE_VARIANT 0 2 3 N e w U8 3
+//!                                             first E::New: 0, index and name; the next time: 1
 //! ```
 //!
-//! So the reader knows what was written, and compares it with what it is asked for. Equal kinds are the fast way; the
-//! others are looked at in [`Reader::other`]: what means the same value is handed on, anything else is an error.
-//! A structure whose names are those that `Deserialize` has, in the same order, is read by position; any other by names.
+//! So the reader knows what was written, and compares it with what it is asked for. Equal kinds
+//! take the fast path. [`Reader::other`] handles all others: it passes on what means the same
+//! value, and anything else is an error. A structure whose names are those of `Deserialize`, in the
+//! same order, is read by position. Any other structure is read by names.
 //!
-//! Numbering is for each message (one [`Writer`], one call of [`Reader::value`]). The thread keeps the tables for the next
-//! one, and a message without structures and variants takes none. The writer finds what it has numbered by addresses: of
-//! the name, and of the name of the Rust type, because two structures of one name may have different fields. Each field's
-//! name is compared as it is written.
+//! The numbers count within one message (one [`Writer`], one call of [`Reader::value`]). The thread
+//! keeps the tables for the next message, and a message without structures and variants takes none.
+//! The writer finds a numbered structure by two addresses: the address of its name, and the address
+//! of the name of the Rust type. The second is needed because two structures with one name may have
+//! different fields. The name of each field is compared as it is written.
 
 use std::{any::type_name, cell::Cell};
 
@@ -36,9 +41,9 @@ use super::{
 };
 use crate::os::local;
 
-/// What comes next.
+/// The kinds of values. A kind says what comes next.
 mod kind {
-    /// In front of a sequence: each element has its own kind.
+    /// In front of the elements of a sequence: each element has its own kind.
     pub(super) const EACH: u8 = 0;
     pub(super) const BOOL: u8 = 1;
     pub(super) const U8: u8 = 2;
@@ -99,8 +104,10 @@ mod kind {
         "a struct variant",
     ];
 
-    /// The kind of a number, bool or char, whose elements in a sequence have none of their own. Names of types are made
-    /// for people: with others each element has its own kind.
+    /// Returns the kind of a number, a bool or a char. The elements of a sequence of them have no
+    /// kind of their own. Returns `EACH` for all other types.
+    ///
+    /// Type names are meant for people. If they change, each element has its own kind again.
     #[inline(always)]
     pub(super) fn of_elements<T: ?Sized>() -> u8 {
         match std::any::type_name::<T>() {
@@ -122,8 +129,10 @@ mod kind {
         }
     }
 
-    /// As [`of_elements`], and the kind of `()`. The type is the one that Rust or its standard library has under this name:
-    /// the name of any other begins with the path of its crate.
+    /// Does the same as [`of_elements`], and returns the kind of `()` as well.
+    ///
+    /// The type is always the one of Rust or its standard library: the name of any other type
+    /// begins with the path of its crate.
     #[inline(always)]
     pub(super) fn of_simple<T: ?Sized>() -> u8 {
         match std::any::type_name::<T>() {
@@ -162,29 +171,29 @@ fn other_names(name: &str, field: &str, before: &str) -> Error {
     ))
 }
 
-// ---- writing -------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------
 
-/// A structure that was begun, by the addresses of its names.
+/// A structure that the writer has begun, identified by the addresses of its names.
 #[derive(Clone, Copy, Default)]
 struct Written {
     rust_type: usize,
     name: usize,
     count: usize,
-    /// Where the names of its fields begin.
+    /// Index of the name of its first field.
     first: usize,
-    /// All of its names are known.
+    /// Whether all of its names are known.
     complete: bool,
 }
 
 impl Written {
-    /// Whether this is a finished structure of this type, name and number of fields.
+    /// Returns whether this is a finished structure with this type, name and number of fields.
     #[inline]
     fn is(&self, rust_type: usize, name: usize, count: usize) -> bool {
         self.rust_type == rust_type && self.name == name && self.count == count && self.complete
     }
 }
 
-/// A variant that was written.
+/// A variant that the writer has written.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct WrittenVariant {
     name: usize,
@@ -193,21 +202,24 @@ struct WrittenVariant {
 }
 
 impl WrittenVariant {
-    /// Where in the guesses it is. By its index, so that the variants of one enum never share a place while there are enough:
-    /// with a place for two of them, each would be looked for among all, again and again.
+    /// Returns the variant's place among the guesses. It depends on the variant's index, so that
+    /// the variants of one enum never share a place as long as there are enough places. If two
+    /// variants shared one, each would push the other out, and would be searched for among all
+    /// variants every time.
     #[inline]
     fn place(&self) -> usize {
         place(self.name).wrapping_add(self.index as usize) % GUESSES
     }
 }
 
-/// What the message that is being written has numbered.
+/// The structures and variants that have numbers in the message being written.
 struct Numbered {
     structs: Vec<Written>,
     fields: Vec<&'static str>,
     variants: Vec<WrittenVariant>,
-    /// Where those are that were found last, by some bits of their names' addresses. Only a guess: what is found there is
-    /// compared, so it may be left over from another message.
+    /// Where the structures and variants were found last, by some bits of the addresses of their
+    /// names. An entry is only a guess and is compared with what is wanted, so it may be left over
+    /// from another message.
     struct_guesses: [u32; GUESSES],
     variant_guesses: [u32; GUESSES],
 }
@@ -226,17 +238,18 @@ impl Default for Numbered {
 
 const GUESSES: usize = 64;
 
-/// Where in the guesses this address has its place.
+/// Returns the place of this address among the guesses.
 #[inline]
 fn place(address: usize) -> usize {
     (address ^ (address >> 4)) % GUESSES
 }
 
-/// With more names than this a table is not kept for the next message.
+/// A table with more names than this is not kept for the next message.
 const KEPT_NAMES_MAX: usize = 1024;
 
 thread_local! {
-    /// The last message's table, empty: most messages with structures need no allocation for their names.
+    /// The last message's table, emptied. With it, most messages with structures need no allocation
+    /// for their names.
     static NUMBERED: Cell<Option<Box<Numbered>>> = const { Cell::new(None) };
 }
 
@@ -257,12 +270,13 @@ impl Numbered {
     }
 }
 
+/// Writes one value.
 pub(super) struct Writer<'a> {
     out: &'a mut Buffer,
     depth: usize,
-    /// The kind of the elements that are being written, if it stands in front of them; else 0.
+    /// The kind of the elements being written, if it stands in front of all of them. Otherwise 0.
     implied: u8,
-    /// An error was returned, and must come out.
+    /// Whether an error was returned. Then the encoding must fail as a whole.
     failed: bool,
     /// The address of the name of the type that is being written.
     rust_type: usize,
@@ -278,12 +292,13 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Resu
         numbered.put_back();
     }
     match result {
+        // The user's `Serialize` ignored an error, so the bytes are not a complete value.
         Ok(()) if writer.failed => Err(error::swallowed()),
         result => result,
     }
 }
 
-/// A varint; its length.
+/// Writes a varint and returns its length.
 #[inline]
 fn put_long(bytes: &mut [u8], mut value: u64) -> usize {
     let mut len = 0;
@@ -297,7 +312,8 @@ fn put_long(bytes: &mut [u8], mut value: u64) -> usize {
 }
 
 impl<'a> Writer<'a> {
-    /// An error of our own, which must come out.
+    /// Returns an error of the codec, and makes the encoding fail even if `Serialize` ignores the
+    /// error.
     #[cold]
     fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
         self.failed = true;
@@ -316,7 +332,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Whether the next value needs no kind of its own.
+    /// Returns whether the next value needs no kind of its own.
     #[inline]
     fn is_implied(&self, kind: u8) -> Result<bool, Error> {
         match self.implied {
@@ -402,7 +418,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// As [`kind`](Self::kind), with a number behind it.
+    /// Does the same as [`kind`](Self::kind), and writes a number behind it.
     #[inline]
     fn head(&mut self, kind: u8, number: usize) -> Result<(), Error> {
         self.not_implied()?;
@@ -416,9 +432,10 @@ impl<'a> Writer<'a> {
         self.out.extend_from_slice(text.as_bytes());
     }
 
-    /// A part of the value.
+    /// Writes a part of the value.
     #[inline]
     fn part<T: Serialize + ?Sized>(&mut self, implied: u8, value: &T) -> Result<(), Error> {
+        // Only other types can be structures, which are found by this address.
         if kind::of_elements::<T>() == kind::EACH {
             self.rust_type = type_name::<T>().as_ptr() as usize;
         }
@@ -444,7 +461,7 @@ impl<'a> Writer<'a> {
         self.numbered.get_or_insert_with(Numbered::take)
     }
 
-    /// A kind and a number.
+    /// Writes a kind and a number.
     #[inline]
     fn tagged(&mut self, kind: u8, value: u64) {
         if value < 0x80 {
@@ -454,6 +471,8 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Writes the head of a variant: its number, if it has one in this message, and otherwise its
+    /// index and name.
     #[inline]
     fn variant(
         &mut self,
@@ -491,7 +510,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The name of a field, to be written.
+    /// Writes the name of a field for the first time.
     #[inline(never)]
     fn first_name(&mut self, at: usize, name: &'static str) {
         if let Some(known) = self.numbered().fields.get_mut(at) {
@@ -500,7 +519,7 @@ impl<'a> Writer<'a> {
         self.text(name);
     }
 
-    /// Whether the name that was written for this field is the same constant.
+    /// Returns whether the name that was written for this field is the same constant.
     #[inline(always)]
     fn is_name(&self, at: usize, name: &'static str) -> bool {
         let numbered = self.numbered.as_ref();
@@ -508,6 +527,8 @@ impl<'a> Writer<'a> {
             .is_some_and(|numbered| numbered.fields.get(at).is_some_and(|known| std::ptr::eq(*known, name)))
     }
 
+    /// Accepts a field's name at another address if the text is the same. Otherwise returns an
+    /// error.
     #[cold]
     #[inline(never)]
     fn other_name(&mut self, of: &str, at: usize, name: &'static str) -> Result<(), Error> {
@@ -520,8 +541,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Begins a structure; `named` is the name that tells it from others of its type: a variant's, if it is one. `kind` is
-    /// what stands before its number, if anything.
+    /// Begins a structure. `named` is the name that distinguishes it from others of its type: for a
+    /// variant, the variant's name. `kind` is the kind that stands in front of its number, if there
+    /// is one.
     #[inline(always)]
     fn structure(
         &mut self,
@@ -575,7 +597,7 @@ impl<'a> Writer<'a> {
         Fields { writer: self, name, field, end: field + count, of, is_first }
     }
 
-    /// A number, with a kind before it where one stands.
+    /// Writes a number, with a kind in front of it if there is one.
     #[inline(always)]
     fn number(&mut self, kind: Option<u8>, number: u64) {
         match kind {
@@ -587,7 +609,8 @@ impl<'a> Writer<'a> {
     #[inline]
     fn elements(&mut self, left: usize, each: bool) -> Result<Elements<'_, 'a>, Error> {
         enter(&mut self.depth)?;
-        // Tuples have elements of different types; sequences learn theirs from the first.
+        // The elements of a tuple may have different types. A sequence takes its kind from the
+        // first element.
         let kind = if each { Some(kind::EACH) } else { None };
         Ok(Elements { writer: self, left, kind })
     }
@@ -764,11 +787,11 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
     }
 }
 
-/// A sequence or a tuple.
+/// Writes a sequence or a tuple.
 pub(super) struct Elements<'s, 'a> {
     writer: &'s mut Writer<'a>,
     left: usize,
-    /// What stands in front of the elements, once it does.
+    /// The kind that stands in front of the elements. `None` until it is written.
     kind: Option<u8>,
 }
 
@@ -779,15 +802,16 @@ impl Elements<'_, '_> {
         self.writer.part(kind::EACH, value)
     }
 
-    /// As [`element`](Self::element), of a sequence.
+    /// Does the same as [`element`](Self::element), for an element of a sequence.
     #[inline]
     fn alike<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
         self.writer.count(&mut self.left)?;
         let kind = kind::of_elements::<T>();
         match self.kind {
             Some(other) if other == kind => {}
-            // Each element has its own kind there.
+            // Each element of this sequence has its own kind.
             Some(kind::EACH) => return self.writer.part(kind::EACH, value),
+            // The kind in front of the elements does not suit this one.
             Some(_) => return self.writer.fail(mixed()),
             None => {
                 self.kind = Some(kind);
@@ -830,15 +854,15 @@ write_elements!(
     SerializeTupleVariant::serialize_field => element,
 );
 
-/// A structure.
+/// Writes a structure.
 pub(super) struct Fields<'s, 'a> {
     writer: &'s mut Writer<'a>,
     name: &'static str,
-    /// The next one among all fields.
+    /// Index of the next field among all fields of the message.
     field: usize,
-    /// Behind the last one.
+    /// Index behind the last field.
     end: usize,
-    /// Among all structures.
+    /// Index of the structure among all structures of the message.
     of: usize,
     is_first: bool,
 }
@@ -868,6 +892,7 @@ impl Fields<'_, '_> {
         if self.is_first
             && let Some(this) = self.writer.numbered().structs.get_mut(self.of)
         {
+            // From now on, the structure can be written again by its number.
             this.complete = true;
         }
         Ok(())
@@ -903,7 +928,7 @@ macro_rules! write_fields {
 
 write_fields!(SerializeStruct, SerializeStructVariant);
 
-/// A map.
+/// Writes a map.
 pub(super) struct Entries<'s, 'a> {
     writer: &'s mut Writer<'a>,
     left: usize,
@@ -940,23 +965,26 @@ impl ser::SerializeMap for Entries<'_, '_> {
     }
 }
 
-// ---- reading -------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------
 
-/// A structure that was begun.
+/// A structure that the reader has begun.
 #[derive(Clone, Copy, Default)]
 struct Known {
     count: usize,
-    /// Where the names of its fields begin.
+    /// Index of the name of its first field.
     first: usize,
-    /// All of its names are known.
+    /// Whether all of its names are known.
     complete: bool,
-    /// Who asked the last time, and whether it is read by position.
+    /// The list and visitor that read it the last time, and whether these read it by position.
     asked: Asking,
     by_position: bool,
 }
 
-/// Who reads a structure: the address of the list of fields, and that of the visitor's name. One list can be that of a derived
-/// visitor and of one that was written by hand, and is then read by position by one of them only.
+/// The reader of a structure: the address of the list of fields, and the address of the visitor's
+/// name.
+///
+/// Both are needed. A derived visitor and a visitor that was written by hand can have the same
+/// list, but only one of them reads by position.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Asking {
     list: usize,
@@ -974,29 +1002,30 @@ impl Asking {
 struct KnownVariant<'de> {
     name: &'de str,
     index: u32,
-    /// The list that `Deserialize` had the last time, in which it is.
+    /// The list of `Deserialize` in which the variant was found the last time.
     asked: usize,
 }
 
+/// The structures, fields and variants that have numbers in the message being read.
 #[derive(Default)]
 struct Names<'de> {
     structs: Vec<Known>,
     fields: Vec<&'de str>,
     variants: Vec<KnownVariant<'de>>,
-    /// So many more fields may be announced: each takes two bytes at least.
+    /// How many more fields may be announced. Each field takes at least two bytes.
     fields_left: usize,
-    /// The number of the structure that was read by position last, if it takes one byte, and who asked: the next one is likely
-    /// to be another of it.
+    /// The number of the structure that was read by position last, if the number takes one byte,
+    /// and the reader of it. The next structure is probably of the same kind.
     last_number: u8,
     last_asked: Asking,
 }
 
 thread_local! {
-    /// As [`NUMBERED`].
+    /// The last message's table, emptied, as in [`NUMBERED`].
     static NAMES: Cell<Option<Names<'static>>> = const { Cell::new(None) };
 }
 
-/// The names of the message that is being read, once there are some.
+/// The names of the message that is being read. `None` until there are some.
 struct Table<'de>(Option<Names<'de>>);
 
 impl<'de> Table<'de> {
@@ -1026,7 +1055,8 @@ impl<'de> Names<'de> {
         let Names { mut structs, fields, variants, .. } = self;
         if fields.capacity() + structs.capacity() + variants.capacity() <= KEPT_NAMES_MAX {
             structs.clear();
-            // Empty, they may be names of any bytes; this keeps their memory.
+            // The empty vectors may hold names with any lifetime. Collecting in this way keeps
+            // their memory.
             let fields = fields.into_iter().take(0).map(|_| "").collect();
             let variants = variants.into_iter().take(0).map(|_| KnownVariant::default()).collect();
             local::put(&NAMES, Some(Names { structs, fields, variants, ..Names::default() }));
@@ -1034,21 +1064,25 @@ impl<'de> Names<'de> {
     }
 }
 
+/// Reads values, one after the other.
 pub struct Reader<'de> {
     input: &'de [u8],
     depth: usize,
-    /// The kind of the next value, if it does not stand before it, or was taken already; else 0.
+    /// The kind of the next value, if it does not stand in front of the value, or was taken
+    /// already. Otherwise 0.
     pending: u8,
-    /// A value was left in its middle: nothing that follows can be trusted.
+    /// Whether a value was left in its middle. Then nothing that follows can be trusted.
     failed: bool,
-    /// So many more elements may be hinted at, which visitors allocate before they are there: each takes a byte at least.
-    /// One budget for the value: otherwise lists in lists would each reserve what one of them can have.
+    /// How many more elements may be announced to visitors. Visitors allocate memory for announced
+    /// elements before these exist; each element takes at least one byte. The whole value has one
+    /// budget. Otherwise nested lists would each reserve what only one of them can have.
     unhinted: usize,
     names: Table<'de>,
 }
 
-/// Reads `bytes` if they are a small number or a unit and nothing else, as most results are. A [`Reader`] would take longer
-/// to be made than to read them. What is not read here, a `Reader` reads, or returns the error.
+/// Reads `bytes` if they consist of one small number or a unit, as most results do. Making a
+/// [`Reader`] would take longer than reading them. Returns `None` for anything else: then a
+/// `Reader` reads the bytes, or returns the error.
 #[inline(always)]
 pub(super) fn lone<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<T> {
     let asked = kind::of_simple::<T>();
@@ -1074,7 +1108,7 @@ fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
-/// The bytes of a byte string begin here, and it is so long.
+/// Returns the length of a byte string, and where its contents begin in `head`.
 pub(super) fn bytes_head(head: &[u8]) -> Option<(u64, usize)> {
     let mut reader = Reader::new(head.strip_prefix(&[kind::BYTES])?);
     let len = reader.varint().ok()?;
@@ -1092,15 +1126,16 @@ impl<'de> Reader<'de> {
         self.input.len()
     }
 
-    /// One value: what one writer wrote.
+    /// Reads one value: what one writer wrote.
     #[inline]
     pub(super) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, Error> {
         if kind::of_simple::<T>() != kind::EACH {
-            // Rust's own visitor reads one kind, or returns an error: it needs no table, no depth and no hints, and what it
-            // did is not to be checked.
+            // The visitor of such a type is Rust's own. It reads one kind or returns an error. So
+            // it needs no table, no depth and no hints, and what it did need not be checked.
             debug_assert_eq!(self.pending, kind::EACH, "the value before was read");
             return T::deserialize(&mut *self).map_err(|error| error.of_value(type_name::<T>()));
         }
+        // The numbers of the previous value mean nothing in this one.
         if self.names.0.is_some() {
             self.names = Table(None);
         }
@@ -1110,7 +1145,7 @@ impl<'de> Reader<'de> {
         if self.failed { Err(error::swallowed()) } else { Ok(value) }
     }
 
-    /// What visitors of so many elements may allocate before they are there.
+    /// Returns the number of elements for which a visitor may allocate memory before they are read.
     #[inline]
     fn hint(&mut self, len: usize) -> usize {
         let hint = len.min(self.unhinted);
@@ -1118,20 +1153,20 @@ impl<'de> Reader<'de> {
         hint
     }
 
-    /// An error in the middle of a value.
+    /// Returns an error in the middle of a value, and marks the reader as failed.
     #[cold]
     fn fail<T>(&mut self, error: Error) -> Result<T, Error> {
         self.failed = true;
         Err(error)
     }
 
-    /// A part of the value. `kind` is what it is, if that does not stand before it.
+    /// Reads a part of the value. `kind` is its kind, if the kind does not stand in front of it.
     #[inline]
     fn part<T: DeserializeSeed<'de>>(&mut self, kind: u8, seed: T) -> Result<T::Value, Error> {
         let before = self.input.len();
         self.pending = kind;
         match seed.deserialize(&mut *self) {
-            // Each value takes a byte at least.
+            // Each value takes at least one byte.
             Ok(value) if self.pending == 0 && self.input.len() != before => Ok(value),
             Ok(_) => self.fail(error::reads_nothing().of_value(type_name::<T::Value>())),
             Err(error) => Err(error.of_value(type_name::<T::Value>())),
@@ -1163,7 +1198,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// Whether the next value is of this kind; then the kind is taken.
+    /// Returns whether the next value is of this kind. If it is, takes the kind.
     #[inline]
     fn is_next(&mut self, kind: u8) -> bool {
         match self.input {
@@ -1179,7 +1214,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// What the next value is.
+    /// Takes the kind of the next value.
     #[inline]
     fn kind(&mut self) -> Result<u8, Error> {
         match std::mem::take(&mut self.pending) {
@@ -1203,6 +1238,7 @@ impl<'de> Reader<'de> {
         let mut value = 0;
         for (at, byte) in self.input.iter().enumerate().take(10) {
             let bits = u64::from(byte & 0x7f);
+            // The tenth byte has only one bit left of the 64.
             if at == 9 && bits > 1 {
                 break;
             }
@@ -1224,6 +1260,7 @@ impl<'de> Reader<'de> {
             let [byte] = self.array()?;
             let bits = u128::from(byte & 0x7f);
             let shifted = bits << (7 * at);
+            // The number has more than 128 bits.
             if shifted >> (7 * at) != bits {
                 break;
             }
@@ -1286,7 +1323,7 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(bytes).or_else(|_| self.fail(error::no_value("a text is not UTF-8")))
     }
 
-    /// A number of things that take a byte each at least.
+    /// Reads the number of items, each of which takes at least one byte.
     #[inline]
     fn count(&mut self) -> Result<usize, Error> {
         let len = self.varint()?;
@@ -1297,7 +1334,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// How many elements a sequence has, and the kind that stands in front of them.
+    /// Reads the number of elements of a sequence, and the kind that stands in front of them.
     #[inline]
     fn sequence(&mut self) -> Result<(usize, u8), Error> {
         match self.count()? {
@@ -1319,7 +1356,7 @@ impl<'de> Reader<'de> {
         result
     }
 
-    /// As [`nested`](Self::nested), if there is a level.
+    /// Does the same as [`nested`](Self::nested), if this is a level.
     #[inline]
     fn nested_if<T>(
         &mut self,
@@ -1334,7 +1371,8 @@ impl<'de> Reader<'de> {
         result
     }
 
-    /// What is in a variant, which is on the variant's own level: the writer counts one for both.
+    /// Reads the contents of a variant. They are on the variant's own level, because the writer
+    /// counts one level for both.
     #[inline]
     fn within<T>(&mut self, visit: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         self.depth -= 1;
@@ -1350,13 +1388,13 @@ impl<'de> Reader<'de> {
             let result = visitor.visit_seq(&mut parts);
             match parts.left {
                 0 => result,
-                // What is unread would be taken for the next value.
+                // Unread elements would be taken for the next value.
                 n => parts.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
             }
         })
     }
 
-    /// Elements for a tuple of this length.
+    /// Reads the elements of a tuple of this length.
     fn tuple<V: Visitor<'de>>(&mut self, kind: u8, len: usize, visitor: V) -> Result<V::Value, Error> {
         let (written, of_elements) = match kind {
             kind::TUPLE | kind::TUPLE_VARIANT => (self.count()?, kind::EACH),
@@ -1367,6 +1405,7 @@ impl<'de> Reader<'de> {
         if written == len {
             return self.elements(len, of_elements, visitor);
         }
+        // A tuple of another length is never read in part, since the rest would have to be dropped.
         let what = if kind == kind::SEQ { "a sequence" } else { "a tuple" };
         self.fail(Error::differs(&format!("{what} of {written}"), &format!("a tuple of {len}")))
     }
@@ -1376,7 +1415,7 @@ impl<'de> Reader<'de> {
         self.names.get(self.input.len())
     }
 
-    /// The head of a structure.
+    /// Reads the head of a structure.
     #[inline]
     fn structure(&mut self) -> Result<Structure, Error> {
         let number = self.varint()?;
@@ -1395,7 +1434,7 @@ impl<'de> Reader<'de> {
     fn new_structure(&mut self) -> Result<Structure, Error> {
         let count = self.count()?;
         let names = self.names();
-        // Otherwise structures in structures would each reserve what one of them can have.
+        // Otherwise nested structures would each reserve what only one of them can have.
         let Some(fields_left) = names.fields_left.checked_sub(count) else {
             return self.fail(error::no_value("too many fields are announced"));
         };
@@ -1407,7 +1446,7 @@ impl<'de> Reader<'de> {
         Ok(Structure { at, left: count, field: first, is_first: true })
     }
 
-    /// Takes a name, if it is the one that is expected.
+    /// Takes a name, if it is the expected one.
     #[inline]
     fn is_name(&mut self, expected: &str) -> bool {
         let rest = after_name(self.input, expected);
@@ -1415,7 +1454,7 @@ impl<'de> Reader<'de> {
         rest.is_some()
     }
 
-    /// The next field's name, probably `expected`.
+    /// Reads the name of the next field, which is probably `expected`.
     #[inline]
     fn field(
         &mut self,
@@ -1427,7 +1466,8 @@ impl<'de> Reader<'de> {
         structure.field += 1;
         if structure.is_first {
             let name = match expected {
-                // The same name where it does not have to be looked at again: it is UTF-8, and found equal by its address.
+                // This is the same name, at an address where it need not be examined again: it is
+                // UTF-8, and a comparison of addresses finds it equal.
                 Some(expected) if self.is_name(expected) => expected,
                 _ => self.text()?,
             };
@@ -1442,7 +1482,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// After the last field.
+    /// Ends a structure after its last field.
     #[inline]
     fn end(&mut self, structure: &Structure) {
         if structure.is_first
@@ -1452,7 +1492,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// Whether the structure is read by position by this visitor, which asks for these fields.
+    /// Returns whether this visitor, which asks for these fields, reads the structure by position.
     #[inline]
     fn is_by_position<V>(&mut self, structure: &Structure, list: &'static [&'static str]) -> bool {
         if structure.is_first {
@@ -1465,7 +1505,7 @@ impl<'de> Reader<'de> {
         }
         let (first, count) = (known.first, known.count);
         let written = names.fields.get(first..first + count).unwrap_or_default();
-        // All empty lists have one address, so they would have to share an answer.
+        // All empty lists have the same address, so they would have to share one answer.
         let by_position = count == list.len()
             && count > 0
             && written.len() == count
@@ -1477,7 +1517,8 @@ impl<'de> Reader<'de> {
         by_position
     }
 
-    /// Whether the next structure is another of the one that was read last, for the same list; then its number is taken.
+    /// Returns whether the next structure is of the same kind as the last one, and the same visitor
+    /// asks for it. If so, takes its number.
     #[inline]
     fn is_another<V>(&mut self, list: &'static [&'static str]) -> bool {
         match (&self.names.0, self.input) {
@@ -1493,9 +1534,13 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// Whether the next structure is the first one of its type, and has nothing but [`only_simple_fields`], which this visitor
-    /// takes by position; then the number of the structure and that of its fields are taken. It enters no table, which costs
-    /// more than to look at such fields twice: so this is asked for a value that has no other structure.
+    /// Returns whether the next structure is the first one of its type, consists of
+    /// [`only_simple_fields`], and is read by position by this visitor. If so, takes the
+    /// structure's number and the number of its fields.
+    ///
+    /// Such a structure gets no entry in the table, which would cost more than looking at its
+    /// fields twice. So this is called only for the outermost structure: simple fields contain no
+    /// other structure that could refer to an entry.
     #[inline]
     fn is_lone<V>(&mut self, list: &'static [&'static str]) -> bool {
         match self.input {
@@ -1518,6 +1563,7 @@ impl<'de> Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let result = self.nested(|reader| {
+            // Another structure of the last kind, for the same visitor, needs no table at all.
             if !reader.is_another::<V>(list) {
                 if reader.depth == 1 && reader.is_lone::<V>(list) {
                     let mut parts = Lone(Positions { reader, list, at: 0, name });
@@ -1530,7 +1576,7 @@ impl<'de> Reader<'de> {
                 }
                 let names = reader.names();
                 names.last_asked = Asking::of::<V>(list);
-                // 0 is the first one of a type.
+                // 0 stands for the first structure of a type, so it never matches.
                 names.last_number = match structure.at + 1 {
                     number @ ..0x80 => number as u8,
                     _ => 0,
@@ -1587,7 +1633,7 @@ impl<'de> Reader<'de> {
         })
     }
 
-    /// The variant of the next value, which `Deserialize` must have in its list.
+    /// Reads the variant of the next value. `Deserialize` must have it in its list.
     #[inline]
     fn variant(
         &mut self,
@@ -1618,7 +1664,7 @@ impl<'de> Reader<'de> {
         Ok(*known)
     }
 
-    /// Takes the next value and forgets it.
+    /// Takes the next value and drops it.
     fn skip(&mut self) -> Result<(), Error> {
         let kind = self.kind()?;
         match kind {
@@ -1675,6 +1721,8 @@ impl<'de> Reader<'de> {
 
     fn skip_structure(&mut self) -> Result<(), Error> {
         self.nested(|reader| {
+            // A skipped structure gets its number and its names all the same, because a later one
+            // may refer to them.
             let mut structure = reader.structure()?;
             while structure.left > 0 {
                 reader.field(&mut structure, None)?;
@@ -1698,9 +1746,13 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// The value is not of the kind that is asked for. What means the same is handed on as what it is, and the visitor
-    /// decides: integers of another width, which visitors compare with their range; texts, characters and byte strings;
-    /// a variant of no content and its name. A float of another width, or an integer for a float, would be rounded.
+    /// Reads a value that is not of the kind that is asked for.
+    ///
+    /// A value that means the same is passed to the visitor as the kind it is, and the visitor
+    /// decides. These are integers of another width, which visitors compare with their range;
+    /// texts, characters and byte strings; a variant without contents for its name. A float of
+    /// another width, or an integer for a float, would be rounded and is an error. The exception is
+    /// an `f32` for an `f64`, which is exact.
     #[cold]
     #[inline(never)]
     fn other<V: Visitor<'de>>(&mut self, asked: u8, visitor: V) -> Result<V::Value, Error> {
@@ -1729,7 +1781,7 @@ impl<'de> Reader<'de> {
                 let name = self.variant(None)?.name;
                 visitor.visit_borrowed_str(name)
             }
-            // A slice of bytes writes a sequence, and reads a byte string.
+            // A slice of bytes is written as a sequence, and read as a byte string.
             kind::SEQ if asked == kind::BYTES => match self.sequence()? {
                 (0, _) => visitor.visit_borrowed_bytes(&[]),
                 (len, kind::U8) => {
@@ -1758,7 +1810,7 @@ impl<'de> Reader<'de> {
     }
 }
 
-/// What is left of a structure that is being read.
+/// The rest of a structure that is being read.
 struct Structure {
     at: usize,
     left: usize,
@@ -1818,13 +1870,14 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         visitor.visit_unit()
     }
 
-    /// A value that was written without `Some` is one: `with` modules made for JSON do that.
+    /// Accepts a value without `Some` as a `Some`, because `with` modules made for JSON write it
+    /// so.
     #[inline]
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.kind()? {
             kind::NONE => visitor.visit_none(),
             kind::SOME => self.nested(|reader| visitor.visit_some(reader)),
-            // It may be meant as either.
+            // A unit may be meant as `None` or as `Some(())`.
             kind::UNIT => self.differs(kind::UNIT, "an option"),
             other => {
                 self.pending = other;
@@ -1923,7 +1976,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     ) -> Result<V::Value, Error> {
         match self.kind()? {
             kind @ kind::UNIT_VARIANT..=kind::STRUCT_VARIANT => {
-                // As the writer counts: nothing is in a unit variant.
+                // The writer counts no level for a unit variant, which has no contents.
                 let visit = |reader: &mut Reader<'de>| {
                     let variant = reader.variant(Some((name, variants)))?;
                     visitor.visit_enum(Variant { reader, kind, name, variant })
@@ -1939,7 +1992,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     }
 }
 
-/// The provided method is a call for each element, unless it is told otherwise.
+/// Implements `next_element`. Without it, the provided method is a call for each element.
 macro_rules! next_element {
     () => {
         #[inline(always)]
@@ -1949,7 +2002,7 @@ macro_rules! next_element {
     };
 }
 
-/// Elements of a sequence or a tuple.
+/// The elements of a sequence or a tuple.
 struct Parts<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
@@ -1971,15 +2024,16 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
         self.reader.part(self.kind, seed).map(Some)
     }
 
-    /// For visitors that allocate what it says.
+    /// Returns a bound for visitors that allocate as many elements as it says.
     #[inline]
     fn size_hint(&self) -> Option<usize> {
         Some(self.left.min(self.hint))
     }
 }
 
-/// Whether a structure's names and values, of which `input` begins with the number of fields, are those of `list` in this
-/// order, and each value is one that can be stepped over without a table. Then where the first name begins.
+/// Checks a structure that begins with the number of its fields. Returns the position of the first
+/// name, if the names are those of `list` in this order, and each value can be skipped without a
+/// table.
 fn only_simple_fields<'de>(input: &'de [u8], list: &[&str]) -> Option<&'de [u8]> {
     let [count, first @ ..] = input else { return None };
     if usize::from(*count) != list.len() || list.len() >= 0x80 {
@@ -2007,7 +2061,7 @@ fn only_simple_fields<'de>(input: &'de [u8], list: &[&str]) -> Option<&'de [u8]>
     Some(first)
 }
 
-/// What follows this name, if `input` begins with it.
+/// Returns what follows this name, if `input` begins with it.
 #[inline]
 fn after_name<'de>(input: &'de [u8], name: &str) -> Option<&'de [u8]> {
     match input {
@@ -2016,7 +2070,7 @@ fn after_name<'de>(input: &'de [u8], name: &str) -> Option<&'de [u8]> {
     }
 }
 
-/// Fields by position.
+/// The fields of a structure, read by position.
 struct Positions<'r, 'de> {
     reader: &'r mut Reader<'de>,
     list: &'static [&'static str],
@@ -2029,7 +2083,7 @@ impl<'de> Positions<'_, 'de> {
     fn finish<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         match self.list.len() - self.at {
             0 => result,
-            // What is unread would be taken for the next value.
+            // Unread fields would be taken for the next value.
             n => self.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(n))),
         }
     }
@@ -2056,7 +2110,8 @@ impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
     }
 }
 
-/// Fields by position, with a name before each, of which [`only_simple_fields`] knows that it is the one of the list.
+/// The fields of a structure, read by position, with a name in front of each.
+/// [`only_simple_fields`] has checked that each name is the one in the list.
 struct Lone<'r, 'de>(Positions<'r, 'de>);
 
 impl<'de> de::SeqAccess<'de> for &mut Lone<'_, 'de> {
@@ -2068,7 +2123,7 @@ impl<'de> de::SeqAccess<'de> for &mut Lone<'_, 'de> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Positions { reader, list, at, .. } = &mut self.0;
         if let Some(field) = list.get(*at) {
-            // Its length takes one byte.
+            // Skip the name. Its length takes one byte.
             reader.input = reader.input.get(1 + field.len()..).unwrap_or_default();
         }
         (&mut self.0).next_element_seed(seed)
@@ -2080,7 +2135,7 @@ impl<'de> de::SeqAccess<'de> for &mut Lone<'_, 'de> {
     }
 }
 
-/// Fields by name.
+/// The fields of a structure, read by name.
 struct Named<'r, 'de> {
     reader: &'r mut Reader<'de>,
     structure: Structure,
@@ -2130,19 +2185,19 @@ impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
     }
 }
 
-/// Entries of a map.
+/// The entries of a map.
 struct Pairs<'r, 'de> {
     reader: &'r mut Reader<'de>,
     left: usize,
     hint: usize,
     value_due: bool,
-    /// If a structure is asked for.
+    /// The names of the structure, if one is asked for instead of a map.
     names: Option<FieldNames<'de>>,
     field: Option<&'de str>,
 }
 
 impl Pairs<'_, '_> {
-    /// Hands the key as it lies there to the names; it is read again.
+    /// Passes the key to the names without taking it; the visitor reads it again.
     #[inline(never)]
     fn look_ahead(&mut self) -> Result<(), Error> {
         let mut ahead = Reader::new(self.reader.input);
@@ -2196,7 +2251,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     }
 }
 
-/// A variant and what is in it.
+/// A variant and its contents.
 struct Variant<'r, 'de> {
     reader: &'r mut Reader<'de>,
     kind: u8,
@@ -2226,7 +2281,7 @@ impl<'de> de::EnumAccess<'de> for Variant<'_, 'de> {
         let KnownVariant { name, index, .. } = self.variant;
         match seed.deserialize(Name { name, index: Some(index) }) {
             Ok(value) => Ok((value, self)),
-            // What is in it stays unread.
+            // The contents of the variant stay unread.
             Err(error) => self.reader.fail(error),
         }
     }

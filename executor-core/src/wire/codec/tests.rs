@@ -187,7 +187,7 @@ struct Skips {
     b: u8,
 }
 
-/// What the value becomes, or the first error on the way.
+/// Encodes and decodes a value. Returns the result, or the first error on the way.
 fn there_and_back<T: Serialize + DeserializeOwned>(codec: Codec, value: &T) -> Result<T, CodecError> {
     encoded(codec, value).and_then(|bytes| codec.decode(&bytes))
 }
@@ -219,7 +219,7 @@ fn a_flattened_map_has_keys_of_any_type() {
     only_messagepack(Flat { x: 1, rest: BTreeMap::from([(0_u32, 2), (300, 3)]) }, "flatten");
     only_messagepack(Flat { x: 1, rest: BTreeMap::from([(-1_i64, 2), (7, 3)]) }, "flatten");
     only_messagepack(Flat { x: 1, rest: BTreeMap::from([(true, 2)]) }, "flatten");
-    // The number of a field is not its name.
+    // The key is the number of a field, which is not the field's name.
     let bytes = encoded(Codec::MessagePack, &BTreeMap::from([(0_u32, 1_u8)])).unwrap();
     #[derive(Debug, Deserialize)]
     struct Plain {
@@ -258,7 +258,8 @@ fn integers_of_128_bits_that_serde_cannot_keep_are_refused_with_type_and_cure() 
     }
 }
 
-/// One list of fields, a visitor that is named as serde's and takes it as a sequence too, and one that does not.
+/// Two types with the same list of fields. The visitor of one is named like serde's own, and also
+/// accepts a sequence. The visitor of the other accepts only a map.
 mod of_one_list {
     use super::*;
 
@@ -377,7 +378,8 @@ struct RawField {
     name: std::ffi::CString,
 }
 
-/// What any value can be, as crates of formats have it: it asks what comes, and keeps bytes apart from lists.
+/// A value of any kind, as crates of formats have it. It asks what comes next, and distinguishes
+/// bytes from lists.
 #[derive(Debug, Clone, PartialEq)]
 enum AnyValue {
     Number(u64),
@@ -477,7 +479,8 @@ fn bytes_left_over_are_an_error() {
     }
 }
 
-/// `None` is what reads nothing without a reader; else what is read must be the same.
+/// Reads `bytes` with and without a reader. Where no reader is needed, both values must be the
+/// same. Returns whether no reader was needed.
 fn with_and_without_a_reader<T: DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> bool {
     let lone = super::postcard::lone::<T>(bytes);
     let mut reader = Postcard::reader(bytes);
@@ -518,7 +521,7 @@ fn a_lone_number_is_the_same_with_and_without_a_reader() {
             }
         }
     }
-    // The one byte of a unit is tried with each second byte.
+    // The unit takes one byte, which is tried with each of the six second bytes.
     assert_eq!(without, 6 + 2 + 9 * 4);
 }
 
@@ -601,7 +604,7 @@ fn a_lone_structure_is_read_whether_its_fields_can_be_stepped_over_or_not() {
 }
 
 mod named_as_a_number {
-    /// Must not be taken for Rust's own, which would skip all that is checked.
+    /// This type must not be taken for Rust's own `u64`: the reader would skip its checks.
     #[allow(non_camel_case_types)]
     #[derive(Debug, PartialEq, serde::Deserialize)]
     pub(super) struct u64(pub(super) std::primitive::u64);
@@ -619,7 +622,7 @@ fn every_truncation_is_an_error() {
 
 #[test]
 fn wild_lengths_are_errors_and_allocate_nothing() {
-    // 2^60 elements, for the default format; 2^32 - 1, for MessagePack.
+    // 2^60 elements for the default format, and 2^32 - 1 for MessagePack.
     let long = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
     let wild = |kind: u8| [&[kind][..], &long].concat();
     let (text, bytes, seq, map) = (wild(15), wild(16), wild(20), wild(22));
@@ -641,7 +644,7 @@ fn wild_lengths_are_errors_and_allocate_nothing() {
     }
 }
 
-/// Takes a kilobyte of memory, and nothing on the wire but that it is there.
+/// Takes a kilobyte of memory, but nothing on the wire except that it exists.
 #[derive(Clone, Serialize, Deserialize)]
 struct Hollow {
     #[serde(skip, default = "cache")]
@@ -663,7 +666,7 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
             assert_eq!(there_and_back(codec, &vec![((), Some(())); n]).unwrap().len(), n);
         }
     }
-    // A length, and fewer bytes behind it.
+    // A length, followed by fewer bytes than that.
     let length = [20, 0x80, 0x80, 0x80, 0x08];
     for behind in [&[][..], &[0], &[0, 23, 0, 0], &[19; 100]] {
         let bytes = [&length[..], behind].concat();
@@ -675,7 +678,8 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
         assert!(Codec::MessagePack.decode::<Vec<Hollow>>(&bytes).is_err());
         assert!(Codec::MessagePack.decode::<Vec<()>>(&bytes).is_err());
     }
-    // As many bytes as elements, and the last elements have none: they are not made of nothing.
+    // As many bytes as elements, but none are left for the last elements. These must not be made
+    // from nothing.
     let error = Codec::Postcard.decode::<Vec<Hollow>>(&[20, 5, 0, 23, 0, 0, 23, 1]).err().unwrap();
     assert!(error.message.contains("too early"), "{error}");
     let error = Codec::Postcard.decode::<Vec<()>>(&[20, 4, 0, 19, 19, 19]).unwrap_err();
@@ -685,7 +689,7 @@ fn elements_of_no_content_take_bytes_so_that_a_length_alone_claims_no_memory() {
     assert_eq!(Codec::MessagePack.decode::<Vec<()>>(b"\x93\xc0\xc0\xc0").unwrap().len(), 3);
 }
 
-/// Lists in lists, or maps in maps, which add up what is hinted at.
+/// Nested lists or nested maps, which add up the elements that are announced to them.
 struct Hinted<const MAPS: bool>;
 
 impl<'de, const MAPS: bool> Deserialize<'de> for Hinted<MAPS> {
@@ -714,12 +718,12 @@ impl<'de, const MAPS: bool> Deserialize<'de> for Hinted<MAPS> {
     }
 }
 
-/// By the one test that adds up.
+/// The sum of the announced elements. Only one test uses it.
 static HINTED: AtomicUsize = AtomicUsize::new(0);
 
 #[test]
 fn what_is_reserved_for_all_levels_of_lists_in_lists_is_no_more_than_the_bytes() {
-    // Each announces 4096 that are not its own.
+    // Each level announces 4096 elements that the message does not have.
     let levels = [
         (Codec::Postcard, &[20, 0x80, 0x20, 0][..]),
         (Codec::Postcard, &[22, 0x80, 0x20, 2, 7]),
@@ -774,7 +778,7 @@ impl Node {
     }
 }
 
-/// Nested in every way there is.
+/// A value that can be nested in every possible way.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Deep {
     End,
@@ -803,7 +807,7 @@ impl Deep {
         })
     }
 
-    /// Not by the recursion of a `Drop`.
+    /// Drops the value without the recursion of a `Drop`.
     fn forget(self) {
         let mut next = vec![self];
         while let Some(deep) = next.pop() {
@@ -819,7 +823,7 @@ impl Deep {
     }
 }
 
-/// Asks what comes next, at each level.
+/// A type that asks what comes next, at each level.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Any {
@@ -918,7 +922,7 @@ fn what_is_kept_and_read_again_overflows_no_stack_at_any_depth() {
 #[test]
 fn bytes_that_nest_without_end_overflow_no_small_stack() {
     on_a_stack_of(256 << 10, || {
-        // Some, sequence, tuple, map, structure, variants; and what is only skipped.
+        // Some, sequence, tuple, map, structures, a variant. `IgnoredAny` only skips them.
         for levels in [
             &[18][..],
             &[20, 1, 0],
