@@ -1,13 +1,14 @@
-//! A task for each item of an input, lazily.
+//! A lazy map: it submits a task for each item of an input, and yields the results.
 //!
 //! ```text
-//!  input ─► make ─► encode into the open chunk ─(full, or nothing more now)─► Executor::submit_chunk ─► pool
-//!                                                                                                    │
-//!  next ◄─ decode ◄─ ready ◄───────── Feed: in order of the input, or as it comes ◄──────────────────┘
+//!  input ─► make ─► encode into the open chunk ─(full, or no more items now)─► submit_run ─► pool
+//!                                                                                             │
+//!  next ◄─ decode ◄─ ready ◄──── Feed: in order of the input, or as results come ◄────────────┘
 //! ```
 //!
-//! Items that are short travel in chunks, so that what a task costs beside its call is shared. A chunk is only how they
-//! travel: each item is begun, ends and is blamed by itself, and has an id of its own.
+//! Items with a short duration are sent in chunks, so that several calls share the cost of a task.
+//! A chunk is only a way to send items. Each item begins, ends and fails individually, and has its
+//! own id.
 
 use std::{
     collections::VecDeque,
@@ -37,10 +38,11 @@ use crate::{
     },
 };
 
-/// Made by [`map`](crate::ProcessPoolExecutor::map): an iterator over the results, one `Result` for each item.
+/// An iterator over the results of a [`map`](crate::ProcessPoolExecutor::map), one `Result` for
+/// each item.
 ///
-/// Options chain before the first `next`; [`stream`](Self::stream) turns it into a [`Stream`]. Dropping it cancels
-/// what has not begun.
+/// Set options before the first `next`. [`stream`](Self::stream) turns the iterator into a
+/// [`Stream`]. Dropping it cancels the tasks that have not begun.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -51,7 +53,7 @@ use crate::{
 /// #[executor::main]
 /// fn main() {
 ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
-///     // An endless input: at most 8 items are on their way.
+///     // An endless input: at most 8 items are submitted and not yet yielded.
 ///     let some: Vec<u64> = pool.map(square::task, 0..).buffer_size(8).take(3).map(Result::unwrap).collect();
 ///     assert_eq!(some, [0, 1, 4]);
 ///
@@ -64,51 +66,61 @@ use crate::{
 pub struct Map<F: TaskArgs<A>, A, I, M> {
     executor: Box<dyn Executor>,
     make: M,
-    /// `None` once it has ended.
+    /// The input, or `None` once it has ended.
     input: Option<I>,
     unordered: bool,
     chunk_size: Option<usize>,
     buffer_size: Option<usize>,
     timeout: Option<Duration>,
-    /// Set by the first `next`.
+    /// Set by the first `next`, if there is a time limit.
     deadline: Option<Instant>,
+    /// Whether the map has ended: it yields nothing more.
     over: bool,
-    /// Made by the first `next`.
+    /// Receives the results. Made by the first `next`.
     feed: Option<Arc<Feed>>,
-    /// What came and is to be yielded next.
+    /// Results that were received and are yielded next.
     ready: VecDeque<Numbered>,
-    /// Items taken from the input, and items yielded.
+    /// Number of items taken from the input.
     taken: u64,
+    /// Number of results yielded.
     yielded: u64,
-    /// Which item the result is of that was yielded last; of an error of the whole map, the number of items taken. Not yielded
-    /// together with the result: moving the pair costs as much as decoding a small one.
+    /// Index of the item whose result was yielded last. For an error of the whole map, it is the
+    /// number of items taken. It is not returned together with the result, because moving such a
+    /// pair costs as much as decoding a small result.
     number: u64,
-    /// How many items travel together at the moment.
+    /// Number of items that are currently sent together.
     together: usize,
+    /// The chunk that is being filled.
     open: OpenChunk,
     marker: std::marker::PhantomData<fn() -> (F, A)>,
 }
 
-/// Items that are encoded and not submitted yet.
+/// A chunk of items that are encoded and not submitted yet.
 struct OpenChunk {
-    /// Where each item's arguments end.
+    /// For each item, the position at which its arguments end.
     ends: Vec<u32>,
     bytes: Buffer,
 }
 
-/// The result that was waited for has not come.
+/// The error for a result that has not come before the deadline.
 #[derive(Debug)]
 pub(crate) struct NotInTime;
 
-/// Look-ahead when none is asked for: enough for workers never to wait for the caller, little enough to hold.
+/// Default number of items for each worker that are submitted and not yet yielded. It is enough for
+/// workers never to wait for the caller, and low enough to keep the items in memory.
 const BUFFER_PER_WORKER: usize = 32;
-/// And while items travel in chunks: one that a worker is at, one that waits there, one on each of the two ways.
+/// Default number of chunks for each worker that are submitted and not yet yielded: one that the
+/// worker runs, one that is queued at the worker, one on the way to the worker, and one on the way
+/// back.
 const CHUNKS_PER_WORKER: usize = 4;
-/// A chunk is to take about this long. Longer: results come in bursts, and a worker that is idle at the end has to wait
-/// for its half. Shorter: less is shared.
+/// Time that the calls of a chunk are to take, approximately. A higher value makes results arrive
+/// in bursts, and makes a worker that has become idle at the end wait longer for the half of a
+/// chunk that it takes over. A lower value makes fewer calls share the cost of a chunk.
 const CHUNK_TIME: Duration = Duration::from_micros(100);
+/// Maximum number of items in a chunk whose size is chosen automatically.
 const CHUNK_ITEMS_MAX: usize = 512;
-/// A chunk fits into one message of any transport.
+/// A chunk is submitted when its arguments have reached this length, so that it fits into one
+/// message of every transport. An item with longer arguments is sent alone.
 const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
 impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
@@ -134,44 +146,48 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         }
     }
 
-    /// Results come as they are done, not in the order of the items.
+    /// Yields results in the order in which they arrive, not in the order of the items.
     pub fn unordered(mut self) -> Self {
         self.unordered = true;
         self
     }
 
-    /// Items that go to one worker together; by default as many as should take 100 µs, judged by how long calls of this
-    /// function took so far, so one at a time where that is longer.
+    /// Sets the number of items that are sent to one worker together. By default, a chunk has as
+    /// many items as should take 100 µs, judged by the durations of earlier calls of this function.
+    /// If a call takes longer than this, items are sent one at a time.
     ///
-    /// A chunk is only a framing: each item keeps its own result, time limit and blame. When a worker dies in the middle
-    /// of a chunk, the items behind go elsewhere; an idle worker takes over half of what another has not begun.
+    /// Chunks affect only how items are sent. Each item keeps its own result, its own time limit,
+    /// and its own failure. If a worker dies in the middle of a chunk, the remaining items run
+    /// elsewhere. An idle worker takes over half of the items that another worker has not begun.
     ///
-    /// 0 makes the map yield one [`TaskError::Invalid`].
+    /// With 0, the map yields one [`TaskError::Invalid`].
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.chunk_size = Some(items);
         self
     }
 
-    /// At most this many items are submitted and not yet yielded; by default 32 or four chunks for each worker,
-    /// whichever is more.
+    /// Sets the maximum number of items that are submitted and not yet yielded. The default is 32
+    /// items or four chunks for each worker, whichever is more.
     ///
-    /// 0 makes the map yield one [`TaskError::Invalid`].
+    /// With 0, the map yields one [`TaskError::Invalid`].
     pub fn buffer_size(mut self, items: usize) -> Self {
         self.buffer_size = Some(items);
         self
     }
 
-    /// Limits the whole map, counted from the first `next`. When the time has passed, one [`TaskError::TimedOut`]
-    /// comes, then nothing; what has not begun is cancelled.
+    /// Sets a time limit for the whole map, counted from the first `next`. When the time has
+    /// passed, the map yields one [`TaskError::TimedOut`] and ends, and the tasks that have not
+    /// begun are cancelled.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Each result with the index of its item in the input: what [`unordered`](Self::unordered) does not tell by itself.
+    /// Yields each result with the index of its item in the input, which
+    /// [`unordered`](Self::unordered) alone does not tell.
     ///
-    /// An error of the map as a whole (its time limit, an option that makes no sense, a fork of the process) has an index that no
-    /// item has: the number of items that were taken from the input.
+    /// An error of the map as a whole has an index that no item has: the number of items taken from
+    /// the input. Such errors are the time limit, an invalid option, and a fork of the process.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -193,7 +209,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         MapWithIndex { map: self }
     }
 
-    /// The same as a [`Stream`], for async code.
+    /// Turns the iterator into a [`Stream`], for async code.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -213,6 +229,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         MapStream { map: self, timer: None }
     }
 
+    /// Returns the maximum number of items that are submitted and not yet yielded.
     fn buffer(&self) -> usize {
         self.buffer_size.unwrap_or_else(|| {
             let for_each = BUFFER_PER_WORKER.max(self.together.saturating_mul(CHUNKS_PER_WORKER));
@@ -220,22 +237,24 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         })
     }
 
-    /// How many items to send together from now on.
+    /// Chooses how many items are sent together from now on.
     fn choose_together(&mut self) {
         self.together = self.chunk_size.unwrap_or_else(|| {
             let Some(estimate) = self.executor.estimate(F::entry()) else { return 1 };
             let items = (CHUNK_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;
-            // A buffer that is asked for is shared by all workers.
+            // The workers share a `buffer_size` that the user has set. A chunk takes at most half
+            // of a worker's share.
             let share = self.buffer_size.map(|buffer| buffer / (2 * self.executor.max_workers()));
             items.min(share.unwrap_or(CHUNK_ITEMS_MAX)).clamp(1, CHUNK_ITEMS_MAX)
         });
     }
 
+    /// Returns the number of items that were taken from the input and not yet yielded.
     fn pending(&self) -> usize {
         (self.taken - self.yielded) as usize
     }
 
-    /// The first step of the first `next`.
+    /// Prepares the map at the first `next`. Returns an error if an option is invalid.
     fn start(&mut self) -> Result<(), TaskError> {
         self.feed = Some(Feed::new(self.unordered));
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -248,11 +267,12 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         Ok(())
     }
 
-    /// Takes nothing more from the input.
+    /// Drops the input, so that no more items are taken from it.
     pub(crate) fn close_input(&mut self) {
         self.input = None;
     }
 
+    /// Ends the map, and cancels the tasks that have not begun.
     fn end(&mut self) {
         self.over = true;
         self.input = None;
@@ -263,7 +283,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         }
     }
 
-    /// Submits the open chunk.
+    /// Submits the open chunk, if there is an item in it.
     fn submit_chunk(&mut self, feed: &Arc<Feed>) {
         let OpenChunk { ends, bytes } = &mut self.open;
         let count = ends.len() as u32;
@@ -284,7 +304,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         }));
     }
 
-    /// What is to be yielded without waiting.
+    /// Returns a result that can be yielded without waiting.
     fn next_ready(&mut self) -> Option<Result<F::Output, TaskError>> {
         let outcome = match self.ready.pop_front() {
             Some((number, outcome)) => {
@@ -292,7 +312,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
                 outcome
             }
             None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
-                // Of no item: which of those that are left it would have been is not known here.
+                // This error belongs to no item: it is not known here which of the remaining items
+                // would have been next.
                 self.number = self.taken;
                 Err(TaskError::Broken(BrokenCause::Forked))
             }
@@ -306,7 +327,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// The last error: of the map and not of an item.
+    /// Ends the map with an error of the map as a whole, and returns this error to be yielded.
     fn fail(&mut self, error: TaskError) -> Option<Result<F::Output, TaskError>> {
         self.end();
         self.number = self.taken;
@@ -327,7 +348,8 @@ where
 {
     /// Submits items until the buffer is full or the input has ended.
     fn fill(&mut self) {
-        // With less room than a chunk, wait until there is more: a chunk that is handed over item by item is none.
+        // If the buffer has less space left than one chunk, wait until there is more. Otherwise
+        // items would be sent one by one, as space for each of them appears, and not in chunks.
         let room = |map: &Self| {
             let buffer = map.buffer();
             let room = buffer.saturating_sub(map.pending());
@@ -339,7 +361,8 @@ where
         let Some(feed) = self.feed.clone() else { return };
         self.choose_together();
         for _ in 0..room(self) {
-            // Its panic leaves the open chunk as it is: it goes out with the next items.
+            // If the input or `make` panics, the open chunk stays as it is, and is sent with the
+            // next items.
             let Some(item) = self.input.as_mut().and_then(Iterator::next) else {
                 self.input = None;
                 break;
@@ -351,10 +374,11 @@ where
                 self.submit_chunk(&feed);
             }
         }
+        // Do not keep an unfilled chunk back: the caller is about to wait for results.
         self.submit_chunk(&feed);
     }
 
-    /// The next result, if it comes before `until`.
+    /// Returns the next result, if it comes before `until`.
     pub(crate) fn next_until(
         &mut self,
         until: Option<Instant>,
@@ -368,7 +392,8 @@ where
             return Ok(self.fail(error));
         }
         loop {
-            // Also while results are ready: a slow reader of an endless input comes to an end.
+            // Check this even while results are ready. Otherwise a slow reader of an endless input
+            // would never reach the time limit.
             if self.is_late() {
                 return Ok(self.time_out());
             }
@@ -382,7 +407,9 @@ where
             }
             let feed = self.feed.clone().expect("made above");
             let deadline = self.deadline.into_iter().chain(until).min();
-            // While items travel in chunks, many come together: the reader hands them over in heaps.
+            // This thread drains a worker's replies only if items are sent one at a time. The
+            // results of chunks arrive in large numbers, and the reader thread delivers them in
+            // batches.
             if !feed.wait(&mut self.ready, deadline, self.together == 1) {
                 return match self.is_late() {
                     true => Ok(self.time_out()),
@@ -392,12 +419,12 @@ where
         }
     }
 
-    /// Submits all items, now. Where their results will come, and how many.
+    /// Submits all items at once. Returns the feed that receives their results, and their number.
     pub(crate) fn submit_all(mut self) -> Result<(Arc<Feed>, usize), TaskError> {
         self.buffer_size = Some(usize::MAX);
         self.start()?;
         self.fill();
-        // Its own end would withdraw them.
+        // Take the feed out, because dropping the map would cancel the tasks of its feed.
         let feed = self.feed.take().expect("made by `start`");
         Ok((feed, self.taken as usize))
     }
@@ -406,6 +433,7 @@ where
     fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
         let (args, options) = task.into_parts();
         let plain = options.timeout.is_none() && options.name.is_none();
+        // The options apply to a whole chunk, so a task with its own options is sent alone.
         if !plain {
             self.submit_chunk(feed);
         }
@@ -415,7 +443,8 @@ where
         let attachments = match encoded {
             Ok(attachments) => attachments,
             Err(error) => {
-                // A chunk's items are consecutive.
+                // The items of a chunk have consecutive numbers, and this number is used up by the
+                // error. So submit the open chunk before it.
                 self.submit_chunk(feed);
                 self.taken += 1;
                 feed.deliver_error(number, error);
@@ -429,7 +458,7 @@ where
             self.open.ends.push(self.open.bytes.len() as u32);
             return;
         }
-        // What is large, or has descriptors with it, travels by itself.
+        // A task with large arguments or with descriptors is sent alone, after the items before it.
         let arguments = self.open.bytes.take(attachments);
         self.submit_chunk(feed);
         self.taken += 1;
@@ -457,7 +486,8 @@ where
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // A time limit or a bad option may end it early, with an error as one more item.
+        // The map may end early, at its time limit or because of an invalid option. Then it yields
+        // an error as one more item.
         let left = self.input.as_ref().map_or(Some(0), |input| input.size_hint().1);
         let high = left.and_then(|left| left.checked_add(self.pending())?.checked_add(1));
         (0, if self.over { Some(0) } else { high })
@@ -470,14 +500,14 @@ impl<F: TaskArgs<A>, A, I, M> Drop for Map<F, A, I, M> {
     }
 }
 
-/// Made by [`Map::with_index`].
+/// An iterator over indexes and results, made by [`Map::with_index`].
 #[must_use = "a map does nothing until it is iterated"]
 pub struct MapWithIndex<F: TaskArgs<A>, A, I, M> {
     map: Map<F, A, I, M>,
 }
 
 impl<F: TaskArgs<A>, A, I, M> MapWithIndex<F, A, I, M> {
-    /// The same as a [`Stream`], for async code.
+    /// Turns the iterator into a [`Stream`], for async code.
     pub fn stream(self) -> MapStreamWithIndex<F, A, I, M> {
         MapStreamWithIndex { stream: self.map.stream() }
     }
@@ -501,7 +531,7 @@ where
     }
 }
 
-/// Made by [`MapWithIndex::stream`].
+/// A stream of indexes and results, made by [`MapWithIndex::stream`].
 #[must_use = "streams do nothing unless polled"]
 pub struct MapStreamWithIndex<F: TaskArgs<A>, A, I, M> {
     stream: MapStream<F, A, I, M>,
@@ -521,14 +551,14 @@ where
     }
 }
 
-/// Made by [`Map::stream`].
+/// A stream of results, made by [`Map::stream`].
 #[must_use = "streams do nothing unless polled"]
 pub struct MapStream<F: TaskArgs<A>, A, I, M> {
     map: Map<F, A, I, M>,
     timer: Option<Timer>,
 }
 
-// Nothing in it is ever pinned.
+// No field is ever pinned.
 impl<F: TaskArgs<A>, A, I, M> Unpin for MapStream<F, A, I, M> {}
 
 impl<F, A, I, M> Stream for MapStream<F, A, I, M>

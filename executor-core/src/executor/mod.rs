@@ -1,4 +1,4 @@
-//! What users submit to.
+//! The public interface for submitting tasks: the [`Executor`] trait and the executors.
 //!
 //! ```text
 //!  pool.submit(add::task(1, 2))      typed: encodes in the caller's thread
@@ -35,9 +35,10 @@ use crate::{
     wire::buffer::Buffer,
 };
 
-/// Something that runs tasks: the common part of all executors, for code that does not care which.
+/// The common interface of all executors, for code that works with any of them.
 ///
-/// It is object-safe; `submit` and `map` come with [`ExecutorExt`], also on `&dyn Executor` and `Arc<dyn Executor>`.
+/// The trait is object-safe. `submit` and `map` are provided by [`ExecutorExt`], also for `&dyn
+/// Executor` and `Arc<dyn Executor>`.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -56,52 +57,52 @@ use crate::{
 /// }
 /// ```
 pub trait Executor: Send + Sync {
-    /// Takes a task in.
+    /// Submits a task.
     #[doc(hidden)]
     fn submit_raw(&self, task: RawTask) -> RawFuture;
 
-    /// Takes tasks of one function in that travel together.
+    /// Submits one chunk: several calls of one function that are sent together.
     #[doc(hidden)]
     fn submit_chunk(&self, chunk: RawChunk);
 
-    /// How long a call of this function takes, as far as is known.
+    /// Returns the estimated duration of a call of this function, or `None` if it is unknown.
     #[doc(hidden)]
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration>;
 
-    /// What arguments are to be encoded into.
+    /// Returns a buffer into which the arguments of a task are to be encoded.
     #[doc(hidden)]
     fn buffer(&self) -> Buffer {
         Buffer::new()
     }
 
-    /// Another handle of the same executor.
+    /// Returns another handle of the same executor.
     #[doc(hidden)]
     fn handle(&self) -> Box<dyn Executor>;
 
-    /// How many tasks can run at a time.
+    /// Returns the maximum number of tasks that can run at the same time.
     fn max_workers(&self) -> usize;
 
-    /// Takes nothing in any more, and ends the executor as the options say.
+    /// Stops accepting tasks, and shuts the executor down as the options say.
     fn shutdown_with(&self, options: ShutdownOptions);
 
-    /// As `shutdown(true)`, for async code.
+    /// Does the same as `shutdown(true)`, for async code.
     #[doc(hidden)]
     fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// A task whose arguments are encoded.
+/// A task with encoded arguments.
 #[doc(hidden)]
 pub struct RawTask(pub(crate) Call);
 
-/// Some tasks whose arguments are encoded.
+/// A chunk of calls of one function, with encoded arguments.
 #[doc(hidden)]
 pub struct RawChunk(pub(crate) ChunkCall);
 
-/// A future whose type is not known.
+/// A future whose result type is not known.
 #[doc(hidden)]
 pub struct RawFuture(pub(crate) Arc<Cell>);
 
-/// How [`Executor::shutdown_with`] ends an executor.
+/// Options of [`Executor::shutdown_with`].
 ///
 /// ```
 /// use executor::{ShutdownOptions, prelude::*};
@@ -124,23 +125,24 @@ pub struct RawFuture(pub(crate) Arc<Cell>);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ShutdownOptions {
-    /// Return only when every task is resolved, every worker reaped, and every queued callback has run.
+    /// Whether the call returns only when every task is resolved, every worker is reaped, and every
+    /// queued callback has run.
     pub wait: bool,
-    /// Cancel what has not begun; otherwise it is finished first.
+    /// Whether tasks that have not begun are cancelled. Otherwise they are finished first.
     pub cancel_pending: bool,
-    /// When to end what still runs: by SIGTERM, and half a second later by SIGKILL. Its futures get
-    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown).
+    /// When to end the tasks that still run. Their workers get SIGTERM, and SIGKILL half a second
+    /// later. Their futures get [`TaskError::Shutdown`](crate::TaskError::Shutdown).
     pub deadline: Option<Instant>,
 }
 
 impl Default for ShutdownOptions {
-    /// Waits, cancels nothing, has no deadline: as `shutdown(true)`.
+    /// Returns the options of `shutdown(true)`: it waits, cancels nothing and has no deadline.
     fn default() -> Self {
         ShutdownOptions { wait: true, cancel_pending: false, deadline: None }
     }
 }
 
-/// `submit`, `map` and `shutdown` for everything that is an [`Executor`].
+/// Provides `submit`, `map` and `shutdown` for every [`Executor`].
 ///
 /// ```
 /// use executor::prelude::*;
@@ -157,12 +159,12 @@ impl Default for ShutdownOptions {
 /// }
 /// ```
 pub trait ExecutorExt: Executor {
-    /// Submits a task: see [`ProcessPoolExecutor::submit`].
+    /// Submits a task. See [`ProcessPoolExecutor::submit`].
     fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
         submit(self, task.into_task())
     }
 
-    /// A task for each item: see [`ProcessPoolExecutor::map`].
+    /// Submits a task for each item. See [`ProcessPoolExecutor::map`].
     fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
         T: IntoTask,
@@ -172,12 +174,13 @@ pub trait ExecutorExt: Executor {
         Map::new(self.handle(), make, items.into_iter())
     }
 
-    /// Takes nothing in any more: see [`ProcessPoolExecutor::shutdown`].
+    /// Stops accepting tasks and finishes the accepted ones. See [`ProcessPoolExecutor::shutdown`].
     fn shutdown(&self, wait: bool) {
         self.shutdown_with(ShutdownOptions { wait, ..ShutdownOptions::default() });
     }
 
-    /// As `shutdown(true)`, for async code: see [`ProcessPoolExecutor::shutdown_async`].
+    /// Does the same as `shutdown(true)`, for async code. See
+    /// [`ProcessPoolExecutor::shutdown_async`].
     fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
         self.shutdown_boxed()
     }
@@ -220,17 +223,19 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
 }
 
 thread_local! {
+    /// The vector into which this thread encodes arguments. It is kept from one task to the next.
     static SMALL: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
 }
 
-/// Encodes here, in the caller's thread; decodes where the value is read.
+/// Encodes the arguments in the caller's thread and submits the task. The result is decoded where
+/// the value is read.
 fn submit<E, F, A>(executor: &E, task: Task<F, A>) -> TaskFuture<F::Output>
 where
     E: Executor + ?Sized,
     F: TaskArgs<A>,
 {
     let (args, options) = task.into_parts();
-    // One vector for each thread that submits.
+    // Each thread reuses one vector for all its submissions.
     let mut buffer = executor.buffer().using(local::take(&SMALL));
     let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
     local::put(&SMALL, buffer.into_small());

@@ -1,4 +1,4 @@
-//! The executor that runs tasks in child processes.
+//! The executor that runs tasks in child processes: [`ProcessPoolExecutor`] and its builder.
 
 use std::{
     ffi::OsString,
@@ -21,43 +21,51 @@ use crate::{
     worker,
 };
 
-/// From the start of a process to its first word; a busy machine may need seconds for what takes one millisecond.
+/// Default limit for the time from the start of a worker process to its first message. A start
+/// takes about a millisecond, but may take seconds on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// An initializer may load what takes minutes. One that hangs keeps tasks waiting for this long.
+/// Default time limit of the initializer in each worker. An initializer may load data for minutes.
+/// One that hangs keeps tasks waiting for this long.
 const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
-/// While unwinding, running tasks get this long.
+/// How long running tasks may continue if the last handle is dropped while a panic unwinds.
 const UNWIND_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs tasks in child processes of this program.
 ///
-/// Workers are this very executable, started again; they start on demand, at most [`max_workers`] of them, and are
-/// reused. A task that crashes its worker fails alone: the worker is replaced, and what was waiting behind the task
-/// runs elsewhere. When this process dies, by whatever means, so do its workers and the programs they have started.
+/// Workers are new processes of this program's own executable. They start on demand, up to
+/// [`max_workers`], and are reused. If a task crashes its worker, only this task fails: the worker
+/// is replaced, and the tasks that were queued behind it run elsewhere. When this process ends, for
+/// whatever reason, its workers and the programs that they have started end, too.
 ///
-/// Cloning makes another handle of the same pool. Dropping the last handle finishes accepted work first, as
-/// `shutdown(true)` does; on a callback thread, in a tokio context or inside a task, where that would block others, it
-/// returns at once and the work is finished in the background. [`on_drop`](ProcessPoolBuilder::on_drop) changes what
-/// is done.
+/// Cloning makes another handle of the same pool. Dropping the last handle finishes the accepted
+/// tasks first, as `shutdown(true)` does. On a callback thread, in a tokio context or inside a
+/// task, this would block other work. There the drop returns at once, and the tasks are finished in
+/// the background. [`on_drop`](ProcessPoolBuilder::on_drop) selects another policy.
 ///
 /// # The end of the program
 ///
-/// What was accepted is finished before the program ends, its callbacks included, whatever has become of the handle: when `main`
-/// returns (also with an error, by a panic, or below `#[tokio::main]`) and when [`std::process::exit`] is called, by whichever
-/// thread. An executor in a static, a forgotten one, and one that was dropped where a drop does not wait do then what
-/// [`on_drop`](ProcessPoolBuilder::on_drop) says. So a task that never ends holds up the end of the program, unless
-/// [`exit_timeout`](ProcessPoolBuilder::exit_timeout) limits that. Exit hooks ([`at_exit`](crate::at_exit)) are called after
-/// that. They may still submit to an executor that finishes what it has accepted, and what they submit is finished, too; one with
-/// another [`OnDrop`] has been shut down by then, whether or not it had work.
+/// Accepted tasks and their callbacks are finished before the program ends, even if the handle was
+/// dropped or forgotten. This holds when `main` returns (also with an error, by a panic, or below
+/// `#[tokio::main]`), and when any thread calls [`std::process::exit`]. The policy
+/// [`on_drop`](ProcessPoolBuilder::on_drop) is applied then to an executor in a static, to a
+/// forgotten executor, and to one that was dropped where a drop does not wait. So a task that never
+/// ends holds up the end of the program, unless [`exit_timeout`](ProcessPoolBuilder::exit_timeout)
+/// sets a limit. Exit hooks ([`at_exit`](crate::at_exit)) are called after that. They may still
+/// submit tasks to an executor with [`OnDrop::Finish`], and these tasks are finished, too. An
+/// executor with another [`OnDrop`] has been shut down by then, whether or not it had work.
 ///
-/// A callback that calls `exit` while the program is ending already never returns from that: std holds its thread, in `pause`. It
-/// is left there, and the others are called. Where the system does not tell in which call a thread waits (there is no `/proc`,
-/// say), a callback that has used no processor time for ten seconds is left in the same way.
+/// If a callback calls `exit` while the program is already ending, the call never returns: std
+/// blocks the thread in `pause`. The executor leaves this callback behind and calls the other ones.
+/// It detects the blocked thread by the system call in which it waits. If the system does not
+/// provide this (there is no `/proc`, for example), a callback that has used no processor time for
+/// ten seconds is left behind in the same way.
 ///
-/// A worker finishes what its tasks have left in executors of their own, in a static say, when it is asked to stop; the executor
-/// kills a worker that has not ended five seconds later, with a warning, and that work is lost. A task that waits for its own
-/// work loses none.
+/// When a worker is asked to stop, it first finishes the work that its tasks have submitted to
+/// executors of their own, for example to one in a static. The executor kills a worker that has not
+/// ended five seconds later, with a warning, and this work is lost. A task that waits for the
+/// results of the work it has submitted loses nothing.
 ///
-/// Nothing is finished after a signal, an abort or `_exit`. The workers end then, too.
+/// After a signal, an abort or `_exit`, nothing is finished. The workers end then, too.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -86,10 +94,11 @@ struct Handle {
     on_drop: OnDrop,
 }
 
-/// What happens to unfinished work when the last handle of an executor is dropped, or when the program ends before that.
+/// What happens to unfinished work when the last handle of an executor is dropped, or when the
+/// program ends before that.
 ///
-/// At the end of the program, `CancelPending` and `Kill` shut the executor down before exit hooks ([`at_exit`](crate::at_exit)) are
-/// called; with `Finish` a hook may still submit.
+/// At the end of the program, `CancelPending` and `Kill` shut the executor down before exit hooks
+/// ([`at_exit`](crate::at_exit)) are called. With `Finish`, a hook may still submit tasks.
 ///
 /// ```
 /// use executor::{OnDrop, prelude::*};
@@ -111,38 +120,42 @@ pub enum OnDrop {
     /// Finish it.
     #[default]
     Finish,
-    /// Finish what has begun, cancel the rest.
+    /// Finish the tasks that have begun, and cancel the others.
     CancelPending,
     /// Kill the workers.
     Kill,
 }
 
 impl ProcessPoolExecutor {
-    /// A pool with one worker for each CPU that this process may use: see [`usable_cpus`](crate::usable_cpus).
+    /// Builds an executor with one worker for each CPU that this process may use. See
+    /// [`usable_cpus`](crate::usable_cpus).
     ///
     /// # Errors
-    /// As [`ProcessPoolBuilder::build`].
+    /// The same as [`ProcessPoolBuilder::build`].
     pub fn new() -> Result<Self, BuildError> {
         Self::builder().build()
     }
 
-    /// Options first.
+    /// Returns a builder, for setting options.
     pub fn builder() -> ProcessPoolBuilder {
         ProcessPoolBuilder::default()
     }
 
-    /// Submits a task and returns its future. Never blocks and never fails: errors arrive in the future.
+    /// Submits a task and returns its future. It never blocks and never fails: errors are reported
+    /// by the future.
     ///
-    /// Arguments are encoded here and now, so they may be borrowed.
+    /// Arguments are encoded during this call, so they may be borrowed.
     pub fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
         submit(self, task.into_task())
     }
 
-    /// A task for each item; an iterator over the results, in the order of the items.
+    /// Submits a task for each item, and returns an iterator over the results in the order of the
+    /// items.
     ///
-    /// It is lazy: nothing happens before the first `next`, the input is pulled only there (so it may be endless, and
-    /// need be neither `Send` nor `'static`), and at most [`buffer_size`](Map::buffer_size) items are submitted and
-    /// not yet yielded. Each item has its own result: a failed one does not end the iteration.
+    /// The iterator is lazy: nothing happens before the first `next`, and items are taken from the
+    /// input only in `next`. So the input may be endless, and need be neither `Send` nor `'static`.
+    /// At most [`buffer_size`](Map::buffer_size) items are submitted and not yet yielded. Each item
+    /// has its own result: an item that fails does not end the iteration.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -158,7 +171,7 @@ impl ProcessPoolExecutor {
     ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
     ///     let squares: Vec<u64> = pool.map(square::task, 0..4).collect::<Result<_, _>>()?;
     ///     assert_eq!(squares, [0, 1, 4, 9]);
-    ///     // Several parameters: a closure says how.
+    ///     // Several parameters: use a closure.
     ///     let sums: Vec<u64> = pool.map(|(a, b)| add::task(a, b), [(1, 2), (3, 4)]).collect::<Result<_, _>>()?;
     ///     assert_eq!(sums, [3, 7]);
     ///     Ok(())
@@ -173,14 +186,17 @@ impl ProcessPoolExecutor {
         Map::new(Executor::handle(self), make, items.into_iter())
     }
 
-    /// Takes no more tasks and finishes what was accepted. With `wait` it returns when every task is resolved, every
-    /// worker has been reaped and every queued callback has run; without, at once, and the rest happens in the
-    /// background. May be called again, from anywhere; from a callback it does not wait for that callback.
+    /// Stops accepting tasks, and finishes the accepted ones.
+    ///
+    /// With `wait`, it returns when every task is resolved, every worker has been reaped and every
+    /// queued callback has run. Without `wait`, it returns at once, and the rest happens in the
+    /// background. It may be called again, and from anywhere. If it is called from a callback, it
+    /// does not wait for this callback.
     pub fn shutdown(&self, wait: bool) {
         self.shutdown_with(ShutdownOptions { wait, ..ShutdownOptions::default() });
     }
 
-    /// Takes no more tasks and ends as the options say.
+    /// Stops accepting tasks, and shuts the executor down as the options say.
     pub fn shutdown_with(&self, options: ShutdownOptions) {
         self.handle.pool.shutdown(options.cancel_pending, options.deadline);
         if options.wait {
@@ -188,7 +204,8 @@ impl ProcessPoolExecutor {
         }
     }
 
-    /// As `shutdown(true)`, for async code: begins at once, and the returned future waits for the end.
+    /// Does the same as `shutdown(true)`, for async code. The shutdown begins at once, and the
+    /// returned future waits for its end.
     ///
     /// # Cancel safety
     /// Dropping the future stops the waiting, not the shutdown.
@@ -198,35 +215,37 @@ impl ProcessPoolExecutor {
         async move { pool.join_async().await }
     }
 
-    /// Ends all workers with SIGTERM, and those that are still there half a second later with SIGKILL. Unresolved
-    /// tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the pool takes no more. Does not
-    /// wait.
+    /// Terminates all workers with SIGTERM, and kills the workers that still exist half a second
+    /// later with SIGKILL. Unresolved tasks fail with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the executor accepts no more tasks.
+    /// It does not wait.
     pub fn terminate_workers(&self) {
         self.handle.pool.end_workers(false);
     }
 
-    /// Kills all workers, at once. Unresolved tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown), and
-    /// the pool takes no more. Does not wait.
+    /// Kills all workers at once. Unresolved tasks fail with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the executor accepts no more tasks.
+    /// It does not wait.
     pub fn kill_workers(&self) {
         self.handle.pool.end_workers(true);
     }
 
-    /// The inside, for what is built on this.
+    /// Returns the internal pool, for other types of this crate that are built on an executor.
     pub(crate) fn inner(&self) -> &Arc<Pool> {
         &self.handle.pool
     }
 
-    /// Whether a drop may wait for the end here.
+    /// Returns whether dropping the handle in the current context may wait for the end of the pool.
     pub(crate) fn may_wait(&self) -> bool {
         self.handle.may_wait()
     }
 
-    /// How many workers there may be.
+    /// Returns the maximum number of workers.
     pub fn max_workers(&self) -> usize {
         self.handle.pool.workers_max()
     }
 
-    /// Process ids of the workers that there are now.
+    /// Returns the process ids of the current workers.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -247,8 +266,10 @@ impl ProcessPoolExecutor {
         self.handle.pool.worker_pids()
     }
 
-    /// Why this executor cannot go on, if it cannot: the cause that each of its futures says from then on. It stays so; make another
-    /// executor.
+    /// Returns why this executor is broken, or `None` if it is not broken.
+    ///
+    /// A broken executor cannot run tasks any more. All its futures fail with this cause from then
+    /// on. It stays broken, so create another executor.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -270,7 +291,7 @@ impl ProcessPoolExecutor {
         self.handle.pool.broken()
     }
 
-    /// How many workers there are, and how much memory the executor shares with them.
+    /// Returns the number of workers, and the amount of memory that the executor shares with them.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -283,7 +304,7 @@ impl ProcessPoolExecutor {
     ///     assert_eq!(pool.submit(sum::task(&vec![1; 1 << 20])).result().unwrap(), 1 << 20);
     ///     let stats = pool.stats();
     ///     assert_eq!(stats.workers, 1);
-    ///     // A mebibyte went by shared memory, which is kept for the next one for a while.
+    ///     // The mebibyte was sent through shared memory. The segment is kept for a while, for reuse.
     ///     assert!(stats.segments <= 1 && stats.segment_bytes < 2 << 20, "{stats:?}");
     /// }
     /// ```
@@ -337,11 +358,13 @@ impl std::fmt::Debug for ProcessPoolExecutor {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        // In a fork, this handle is a copy, and the pool belongs to the parent.
         if self.pool.forked() {
             return;
         }
         match self.on_drop {
             OnDrop::Kill => self.pool.end_workers(true),
+            // Long tasks must not hold up the unwinding.
             _ if std::thread::panicking() => self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE)),
             OnDrop::Finish => self.pool.shutdown(false, None),
             OnDrop::CancelPending => self.pool.shutdown(true, None),
@@ -353,8 +376,9 @@ impl Drop for Handle {
 }
 
 impl Handle {
-    /// Whether a drop may wait here. Where that would block a runtime, other callbacks or the pool's own threads, the
-    /// driver finishes alone; the end of the program waits for it.
+    /// Returns whether a drop in the current context may wait. It does not wait where this would
+    /// block an async runtime, other callbacks or the pool's own threads. Then the driver finishes
+    /// the work alone, and the end of the program waits for it.
     fn may_wait(&self) -> bool {
         !(self.pool.callbacks().is_current_thread()
             || pool::is_own_thread()
@@ -363,7 +387,7 @@ impl Handle {
     }
 }
 
-/// Options of a [`ProcessPoolExecutor`].
+/// Builder for a [`ProcessPoolExecutor`].
 ///
 /// ```
 /// use executor::prelude::*;
@@ -401,18 +425,23 @@ pub struct ProcessPoolBuilder {
 }
 
 impl ProcessPoolBuilder {
-    /// How many workers there may be; by default [`usable_cpus`](crate::usable_cpus). They start on demand.
+    /// Sets the maximum number of workers. The default is [`usable_cpus`](crate::usable_cpus).
+    /// Workers start on demand.
     pub fn max_workers(mut self, max_workers: usize) -> Self {
         self.max_workers = Some(max_workers);
         self
     }
 
-    /// A task that each worker runs once, before any other and on the same thread. If it fails, in the first worker or
-    /// in one that takes another's place, the pool is [`Broken`](crate::TaskError::Broken) from then on: see
-    /// [`broken`](ProcessPoolExecutor::broken). Its value is dropped.
+    /// Sets a task that each worker runs once, before any other task and on the same thread. Its
+    /// value is dropped.
     ///
-    /// What it prepares for tasks it can store with [`worker_state::set`](crate::worker_state::set). Its
-    /// [name](crate::Task::name) is what errors call it, its [time limit](crate::Task::timeout) is the
+    /// If it fails in any worker, also in one that replaces another, the executor is
+    /// [`Broken`](crate::TaskError::Broken) from then on. See
+    /// [`broken`](ProcessPoolExecutor::broken).
+    ///
+    /// The initializer can store a value for later tasks with
+    /// [`worker_state::set`](crate::worker_state::set). Errors contain its
+    /// [name](crate::Task::name). Its [time limit](crate::Task::timeout) is the default for
     /// [`initializer_timeout`](Self::initializer_timeout).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
         let mut bytes = Buffer::new();
@@ -426,10 +455,13 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// How long the initializer may take in each worker. If it takes longer the pool is
-    /// [`Broken`](crate::TaskError::Broken), as if it had failed: a worker that does not get ready would keep tasks waiting
-    /// for ever. By default the task's own [time limit](crate::Task::timeout), else the [`start_timeout`](Self::start_timeout) if
-    /// one is set, else 10 minutes. [`Duration::MAX`] is no limit.
+    /// Sets how long the initializer may take in each worker. If it takes longer, the executor is
+    /// [`Broken`](crate::TaskError::Broken), as if the initializer had failed. Otherwise a worker
+    /// that never becomes ready would keep tasks waiting for ever.
+    ///
+    /// The default is the task's own [time limit](crate::Task::timeout). If it has none, it is the
+    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise.
+    /// [`Duration::MAX`] means no limit.
     ///
     /// ```
     /// # use executor::{BrokenCause, prelude::*};
@@ -459,9 +491,9 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// A worker leaves after so many tasks, and another takes its place: for what leaks, or grows with every call. By
-    /// default workers stay. A task that is cut off by its time limit or dies counts as any other, and the items of a
-    /// `map` count one by one.
+    /// Replaces each worker after this number of tasks. Use it for tasks that leak memory or other
+    /// resources. By default workers are not replaced. A task that is stopped at its time limit, or
+    /// that dies, counts like any other task. The items of a `map` count individually.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -480,36 +512,41 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// All workers are started at once, and are replaced when they end, whether or not there is work.
+    /// Starts all workers at once, and replaces them when they end, whether or not there is work.
     pub(crate) fn start_at_once(mut self) -> Self {
         self.start_at_once = true;
         self
     }
 
-    /// Sets an environment variable in the workers; this process keeps its own.
+    /// Sets an environment variable in the workers. The environment of this process does not
+    /// change.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.envs.push((key.into(), value.into()));
         self
     }
 
-    /// How long a worker may take from its start to its first word; 30 seconds by default. The initializer, which runs after
-    /// that, may take as long once more, unless [`initializer_timeout`](Self::initializer_timeout) says otherwise.
+    /// Sets how long a worker may take from its start to its first message. The default is 30
+    /// seconds. The initializer runs after that and may take as long again, unless
+    /// [`initializer_timeout`](Self::initializer_timeout) is set.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
     }
 
-    /// What dropping the last handle does with work that is not done; and what the end of the program does, if the executor is
-    /// still there.
+    /// Sets what happens to unfinished work when the last handle is dropped, or when the program
+    /// ends while the executor still exists.
     pub fn on_drop(mut self, policy: OnDrop) -> Self {
         self.on_drop = policy;
         self
     }
 
-    /// How long the [end of the program](ProcessPoolExecutor#the-end-of-the-program) may wait for what this executor has
-    /// accepted; by default as long as it takes. After that, workers are ended by SIGTERM, and half a second later by SIGKILL;
-    /// what is unresolved fails with [`TaskError::Shutdown`](crate::TaskError::Shutdown), which callbacks get to see. Callbacks that
-    /// have not returned two seconds later are not waited for.
+    /// Limits how long the [end of the program](ProcessPoolExecutor#the-end-of-the-program) waits
+    /// for the tasks that this executor has accepted. By default there is no limit.
+    ///
+    /// When the limit has passed, the workers are ended by SIGTERM, and half a second later by
+    /// SIGKILL. Unresolved tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown),
+    /// which is also passed to their callbacks. Callbacks that have not returned two seconds later
+    /// are not waited for.
     ///
     /// It does not limit a drop that waits, nor [`shutdown`](ProcessPoolExecutor::shutdown).
     ///
@@ -528,7 +565,7 @@ impl ProcessPoolBuilder {
     ///         builder.exit_timeout(Duration::from_millis(10)).build().unwrap()
     ///     });
     ///     pool.submit(forever::task()).on_done(|outcome| assert!(outcome.unwrap_err().is_shutdown()));
-    ///     // Nobody shuts the executor down, and the program ends all the same.
+    ///     // Nobody shuts the executor down, but the program ends.
     /// }
     /// ```
     pub fn exit_timeout(mut self, limit: Duration) -> Self {
@@ -536,28 +573,33 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// The end of the program ends the workers, by SIGTERM first.
+    /// Makes the end of the program end the workers, with SIGTERM first.
     pub(crate) fn terminate_at_end(mut self) -> Self {
         self.terminates_at_end = true;
         self
     }
 
-    /// Stack of the thread that runs tasks, in bytes; by default the system's limit for a main thread (8 MiB on most).
-    /// At most 120 MiB.
+    /// Sets the stack size of the thread that runs tasks, in bytes. The maximum is 120 MiB. The
+    /// default is the system's limit for a main thread, which is 8 MiB on most systems.
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
         self
     }
 
-    /// Makes the executor. No process is started yet.
+    /// Builds the executor. No process is started yet.
     ///
     /// # Errors
-    /// [`BuildError::Invalid`] if an option makes no sense, or an environment variable of this library that is needed has a value
-    /// that is not understood (`EXECUTOR_TRANSPORT`; `EXECUTOR_CPU_COUNT` without
-    /// [`max_workers`](Self::max_workers)), [`BuildError::NoEntry`] if this process is a worker that never reached [`init`](crate::init), [`BuildError::TooDeep`] if executors are nested too deep,
-    /// [`BuildError::Os`] if the system refused.
+    /// - [`BuildError::Invalid`] if an option makes no sense, or if an environment variable of this
+    ///   library that is needed has an unknown value (`EXECUTOR_TRANSPORT`; `EXECUTOR_CPU_COUNT`
+    ///   without [`max_workers`](Self::max_workers)).
+    /// - [`BuildError::NoEntry`] if this process is a worker that never reached
+    ///   [`init`](crate::init).
+    /// - [`BuildError::TooDeep`] if executors are nested too deeply.
+    /// - [`BuildError::Os`] if the system refuses a resource.
     pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
         let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
+        // This process is a worker that runs the program's `main`. Its own workers would do the
+        // same, without end.
         birth::may_have_children().map_err(|barren| match barren {
             Barren::NoEntry => BuildError::NoEntry,
             Barren::TooDeep { depth, max } => BuildError::TooDeep { depth, max },
@@ -602,12 +644,12 @@ impl ProcessPoolBuilder {
             .unwrap_or(INITIALIZER_TIMEOUT);
         let workers_max =
             self.max_workers.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
-        // Shared memory, unless the environment asks for the fall-back.
+        // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
         let pool = Pool::new(PoolOptions {
             workers_max,
             workers_min: if self.start_at_once { workers_max } else { 0 },
-            // More than a process can do in its life is no limit.
+            // A limit that does not fit into 32 bits is never reached, so it means no limit.
             tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer_timeout,
@@ -628,7 +670,7 @@ impl ProcessPoolBuilder {
     }
 }
 
-/// How frames move between an executor and its workers.
+/// The transport between an executor and its workers, as the environment selects it.
 static TRANSPORT: Setting<Transport> =
     Setting::new("EXECUTOR_TRANSPORT", "`ring` (the default) or `ipc`", |name| match name {
         "ring" => Some(Transport::Ring),

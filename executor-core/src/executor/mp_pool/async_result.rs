@@ -1,4 +1,4 @@
-//! What `apply_async` and its kin return.
+//! The pending result of `apply_async` and of the other asynchronous methods of a pool.
 
 use std::{
     any::Any,
@@ -22,10 +22,11 @@ use crate::{
     task::TaskFn,
 };
 
-/// The result to come of a [`Pool`](crate::Pool)'s task, or of all tasks of a map.
+/// The result of a [`Pool`](crate::Pool)'s task, or of all tasks of a map, which may be pending.
 ///
-/// Block on it with [`get`](Self::get), `.await` it on any runtime, or leave callbacks. Dropping it lets the task run
-/// on; an error that is then read by nobody is logged.
+/// Block on it with [`get`](Self::get), `.await` it on any runtime, or attach callbacks. Dropping
+/// it does not cancel the task. If the task then fails and nobody reads the error, the error is
+/// logged.
 ///
 /// ```
 /// use executor::{AsyncResult, Pool, prelude::*};
@@ -46,22 +47,25 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// It may be polled in a `select!` by reference and polled again later. Polling it after it was ready panics.
+/// It may be polled by reference in a `select!` and polled again later. Polling it after it was
+/// ready panics.
 pub struct AsyncResult<T> {
     source: Source<T>,
     unread: Arc<Unread>,
-    /// Among those that are held unread.
+    /// Its key in `unread`, as long as nobody has read the outcome.
     key: Option<u64>,
 }
 
 enum Source<T> {
+    /// The result of one task.
     One(TaskFuture<T>),
+    /// The results of all tasks of a map, and the function that decodes them.
     All(Arc<Gather>, fn(Vec<Outcome>) -> Result<T, TaskError>),
-    /// Never submitted.
+    /// The error of a call that was never submitted. `None` after it was taken.
     None(Option<TaskError>),
 }
 
-/// All values in order, or the first error.
+/// Returns all values in order, or the first error.
 fn decode_all<F: TaskFn>(outcomes: Vec<Outcome>) -> Result<Vec<F::Output>, TaskError> {
     outcomes.into_iter().map(decode::<F>).collect()
 }
@@ -88,17 +92,18 @@ impl<T> AsyncResult<T> {
         AsyncResult { source: Source::None(Some(error)), unread: Arc::clone(unread), key: None }
     }
 
-    /// Waits for the end, and returns the value or why there is none.
+    /// Waits for the end of the task, and returns its value or its error.
     ///
     /// # Errors
-    /// Whatever ended the task: see [`TaskError`]. Of a map it is the error of the first item, in the order of the
-    /// input, that has one.
+    /// The error that ended the task: see [`TaskError`]. For a map, it is the error of the first
+    /// failed item in the order of the input.
     pub fn get(mut self) -> Result<T, TaskError> {
         self.wait();
         self.take()
     }
 
-    /// Like [`get`](Self::get), but waits at most `timeout`; then the result itself comes back, and the task runs on.
+    /// Does the same as [`get`](Self::get), but waits at most `timeout`. When the time has passed,
+    /// it returns the `AsyncResult` itself. The task continues.
     ///
     /// ```
     /// # use executor::{Pool, prelude::*};
@@ -117,17 +122,17 @@ impl<T> AsyncResult<T> {
     /// ```
     ///
     /// # Errors
-    /// The result itself when the time has passed.
+    /// The `AsyncResult` itself, if the time has passed.
     pub fn get_timeout(mut self, timeout: Duration) -> Result<Result<T, TaskError>, Self> {
         if self.wait_timeout(timeout) { Ok(self.take()) } else { Err(self) }
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the task.
     pub fn wait(&self) {
         self.wait_until(None);
     }
 
-    /// Waits for the end, at most `timeout`; whether it has come.
+    /// Waits for the end of the task, at most `timeout`. Returns whether the task has ended.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         self.wait_until(Instant::now().checked_add(timeout))
     }
@@ -140,7 +145,7 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// Whether the end has come.
+    /// Returns whether the task has ended.
     pub fn ready(&self) -> bool {
         match &self.source {
             Source::One(future) => future.done(),
@@ -149,7 +154,8 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// Whether it has ended with a value; `None` if it has not ended. The value is not decoded for this.
+    /// Returns whether the task has ended with a value, or `None` if it has not ended. The value is
+    /// not decoded for this.
     pub fn successful(&self) -> Option<bool> {
         self.ready().then(|| self.error().is_none())
     }
@@ -162,7 +168,7 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// When it has ended.
+    /// Takes the outcome, and marks it as read. Called only when the task has ended.
     fn take(&mut self) -> Result<T, TaskError> {
         self.notice();
         match &mut self.source {
@@ -172,7 +178,7 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// Its error will not go unread.
+    /// Marks the outcome as read, so that an error is not logged.
     fn notice(&mut self) {
         if let Some(key) = self.key.take() {
             self.unread.forget(key);
@@ -181,12 +187,15 @@ impl<T> AsyncResult<T> {
 }
 
 impl<T: 'static> AsyncResult<T> {
-    /// Calls `callback` with the value, if it ends with one: in this process, on the pool's callback thread, one at a
-    /// time, also when the end has come already. Of `callback` and [`error_callback`](Self::error_callback) exactly
-    /// one is called. [`join`](crate::Pool::join) waits for callbacks.
+    /// Calls `callback` with the value, if the task ends with one.
     ///
-    /// It sees a copy of its own, decoded once for all callbacks of this result. A panic is logged (with `tracing`)
-    /// and swallowed.
+    /// The callback runs in this process, on the pool's callback thread, one callback at a time. If
+    /// the task has already ended, it is called, too. Exactly one of `callback` and
+    /// [`error_callback`](Self::error_callback) is called. [`join`](crate::Pool::join) waits for
+    /// callbacks.
+    ///
+    /// The value is a copy that is decoded once for all callbacks of this result. A panic of the
+    /// callback is caught and logged (with `tracing`).
     ///
     /// ```
     /// # use executor::{Pool, prelude::*};
@@ -215,8 +224,9 @@ impl<T: 'static> AsyncResult<T> {
         self
     }
 
-    /// Calls `callback` with the error, if it ends with one: where and when as with [`callback`](Self::callback). Such
-    /// an error counts as read.
+    /// Calls `callback` with the error, if the task ends with one. It is called in the same place
+    /// and at the same time as a [`callback`](Self::callback). An error with an `error_callback`
+    /// counts as read.
     pub fn error_callback(mut self, callback: impl FnOnce(&TaskError) + Send + 'static) -> Self {
         self.notice();
         self.add_callback(move |outcome| {
@@ -230,6 +240,8 @@ impl<T: 'static> AsyncResult<T> {
     fn add_callback(&self, callback: impl FnOnce(Result<&T, &TaskError>) + Send + 'static) {
         let thread = &self.unread.callbacks;
         match &self.source {
+            // A fork has no callback thread, so a callback runs in the calling thread there.
+            // `Gather` does the same for a map.
             Source::One(future) if self.unread.forked() => {
                 future.cell().add_callback(future.done_callback(callback));
             }
@@ -289,7 +301,7 @@ impl<T> Future for AsyncResult<T> {
     }
 }
 
-/// Looks at the end of what was dropped unread.
+/// Logs the error of a result that was dropped unread, once the task has ended.
 struct Last {
     result: Arc<dyn Outlook>,
     key: u64,
@@ -297,6 +309,8 @@ struct Last {
 }
 
 impl Last {
+    /// Marks the outcome as read. Returns the error, if nobody has read it before and the task
+    /// failed.
     fn look(&self) -> Option<TaskError> {
         if self.unread.forget(self.key) { self.result.failure() } else { None }
     }
@@ -305,7 +319,8 @@ impl Last {
 impl Wake for Last {
     fn wake(self: Arc<Self>) {
         if let Some(error) = self.look() {
-            // Not here, where replies are taken: a subscriber is user code.
+            // Log on the callback thread. This thread takes replies, and a `tracing` subscriber is
+            // user code.
             self.unread.callbacks.push(Box::new(move || log(&error)));
         }
     }
@@ -322,7 +337,8 @@ impl<T> Drop for AsyncResult<T> {
         let last = Arc::new(Last { result, key, unread: Arc::clone(&self.unread) });
         if pending {
             let waker = Waker::from(Arc::clone(&last));
-            // Who completes it drops the waker, and with it the circle.
+            // The result owns the waker, and the waker owns the result through `last`. This cycle
+            // is broken when the task ends: the thread that completes the result drops the waker.
             let waits = match &self.source {
                 Source::One(future) => future.cell().observe(Arc::as_ptr(&last) as usize, &waker),
                 Source::All(gather, _) => !gather.poll(&waker),
@@ -332,6 +348,7 @@ impl<T> Drop for AsyncResult<T> {
                 return;
             }
         }
+        // The task has ended, before this call or in the meantime.
         if let Some(error) = last.look() {
             log(&error);
         }

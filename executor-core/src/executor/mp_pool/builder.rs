@@ -1,4 +1,4 @@
-//! Options of a pool.
+//! The builder for a pool: [`PoolBuilder`].
 
 use std::{ffi::OsString, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     task::IntoTask,
 };
 
-/// Options of a [`Pool`].
+/// Builder for a [`Pool`].
 ///
 /// ```
 /// use executor::{Pool, prelude::*};
@@ -37,10 +37,10 @@ pub struct PoolBuilder {
     executor: ProcessPoolBuilder,
 }
 
-/// How many workers a pool has.
+/// The number of workers of a pool.
 enum Processes {
     Exactly(usize),
-    /// So many fewer than there are usable CPUs, but at least one.
+    /// The number of usable CPUs minus this number, but at least one.
     AllBut(usize),
 }
 
@@ -55,64 +55,70 @@ impl Default for PoolBuilder {
 }
 
 impl PoolBuilder {
-    /// How many workers; by default one for each CPU that this process may use: see
+    /// Sets the number of workers. The default is one for each CPU that this process may use: see
     /// [`usable_cpus`](crate::usable_cpus).
     pub fn processes(mut self, processes: usize) -> Self {
         self.processes = Processes::Exactly(processes);
         self
     }
 
-    /// As many workers as there are usable CPUs, but for so many that are left to others; at least one worker. Python's
-    /// `Pool(cpu_count() - 1)` is `all_but(1)`.
+    /// Sets the number of workers to the number of usable CPUs minus `cpus`, but at least one.
+    /// Python's `Pool(cpu_count() - 1)` is `all_but(1)`.
     pub fn all_but(mut self, cpus: usize) -> Self {
         self.processes = Processes::AllBut(cpus);
         self
     }
 
-    /// A task that each worker runs once, before any other: see
-    /// [`ProcessPoolBuilder::initializer`]. It is not cut short by [`close`](Pool::close). If it fails, the pool is
-    /// [`Broken`](crate::TaskError::Broken), where Python starts workers without end.
+    /// Sets a task that each worker runs once, before any other task: see
+    /// [`ProcessPoolBuilder::initializer`]. [`close`](Pool::close) does not interrupt it. If it
+    /// fails, the pool is [`Broken`](crate::TaskError::Broken). Python starts new workers without
+    /// end in this case.
     pub fn initializer(mut self, task: impl IntoTask) -> Self {
         self.executor = self.executor.initializer(task);
         self
     }
 
-    /// A worker is replaced after so many tasks: see [`ProcessPoolBuilder::max_tasks_per_worker`]. In Python a chunk of
-    /// a map counts as one task; here each item does.
+    /// Replaces each worker after this number of tasks: see
+    /// [`ProcessPoolBuilder::max_tasks_per_worker`]. In Python a chunk of a map counts as one task.
+    /// Here each item of it counts.
     pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
         self.max_tasks_per_child = Some(tasks);
         self
     }
 
-    /// Sets an environment variable in the workers; this process keeps its own.
+    /// Sets an environment variable in the workers. The environment of this process does not
+    /// change.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.executor = self.executor.env(key, value);
         self
     }
 
-    /// How long a worker may take from its start to its first word: see [`ProcessPoolBuilder::start_timeout`].
+    /// Sets how long a worker may take from its start to its first message: see
+    /// [`ProcessPoolBuilder::start_timeout`].
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.executor = self.executor.start_timeout(timeout);
         self
     }
 
-    /// How long the initializer may take in each worker: see [`ProcessPoolBuilder::initializer_timeout`].
+    /// Sets how long the initializer may take in each worker: see
+    /// [`ProcessPoolBuilder::initializer_timeout`].
     pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
         self.executor = self.executor.initializer_timeout(timeout);
         self
     }
 
-    /// Stack of the thread that runs tasks, in bytes: see [`ProcessPoolBuilder::stack_size`].
+    /// Sets the stack size of the thread that runs tasks, in bytes: see
+    /// [`ProcessPoolBuilder::stack_size`].
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.executor = self.executor.stack_size(bytes);
         self
     }
 
-    /// Makes the pool, and starts its workers. Does not wait until they have started.
+    /// Builds the pool and starts its workers. It does not wait until they have started.
     ///
     /// # Errors
-    /// [`BuildError::Invalid`] if an option makes no sense, as 0 processes; otherwise as
-    /// [`ProcessPoolBuilder::build`].
+    /// [`BuildError::Invalid`] if an option makes no sense, for example 0 processes. Otherwise the
+    /// errors of [`ProcessPoolBuilder::build`].
     pub fn build(self) -> Result<Pool, BuildError> {
         let processes = match self.processes {
             Processes::Exactly(0) => return Err(BuildError::Invalid("processes must be above 0".into())),

@@ -15,13 +15,14 @@ use crate::{
     task::{Task, TaskArgs},
 };
 
-/// Made by [`Pool::imap`](crate::Pool::imap) and [`imap_unordered`](crate::Pool::imap_unordered): an iterator over the
-/// results, one `Result` for each item.
+/// An iterator over the results of [`Pool::imap`](crate::Pool::imap) and
+/// [`imap_unordered`](crate::Pool::imap_unordered), one `Result` for each item.
 ///
-/// Nothing happens before the first `next`. The input is pulled in the thread that iterates, a bounded number of items
-/// ahead, so it may be endless. When it panics, the results of the items before come first, and then its panic goes on
-/// here. When the pool is terminated or broken, one error says so, and the iteration ends. Dropping it cancels what has
-/// not begun.
+/// Nothing happens before the first `next`. Items are taken from the input in the thread that
+/// iterates, a bounded number of items ahead, so the input may be endless. If the input panics, the
+/// iterator first yields the results of the items before the panic, and then `next` panics with the
+/// same payload. If the pool is terminated or broken, the iterator yields one error for this and
+/// ends. Dropping it cancels the tasks that have not begun.
 ///
 /// ```
 /// use executor::{Pool, prelude::*};
@@ -45,20 +46,22 @@ use crate::{
 pub struct IMap<F: TaskArgs<A>, A, I, M> {
     #[expect(clippy::type_complexity, reason = "a shorter name for it would have the same parameters")]
     map: Map<F, A, Tasks<F, A, I, M>, Ready<F, A>>,
+    /// The panic of the input or of `make`, if there was one.
     panic: Panic,
-    /// Dropped at its end, after the map: that withdraws what it has submitted.
+    /// Registers the map with the pool while it has not ended. It is the field after `map`, so it
+    /// is dropped after `map`, which cancels the tasks it has submitted.
     feeding: Option<Feeding>,
-    /// What ended the pool.
+    /// The error that ended the pool. It is yielded after the results that remain.
     ended_by: Option<TaskError>,
 }
 
-/// What is made already.
+/// The function that makes a task from an item. Here the items are tasks already.
 type Ready<F, A> = fn(Task<F, A>) -> Task<F, A>;
 
-/// What the input has thrown.
+/// The payload of a panic of the input or of `make`.
 type Panic = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
-/// The input, as tasks; it ends where it panics.
+/// The input, turned into tasks. It ends at a panic, and keeps the payload.
 struct Tasks<F, A, I, M> {
     input: I,
     make: M,
@@ -74,7 +77,7 @@ where
     type Item = Task<F, A>;
 
     fn next(&mut self) -> Option<Task<F, A>> {
-        // Neither is used again after a panic.
+        // Unwind safe: neither `input` nor `make` is used again after a panic.
         match catch_unwind(AssertUnwindSafe(|| self.input.next().map(&mut self.make))) {
             Ok(task) => task,
             Err(panic) => {
@@ -103,13 +106,15 @@ impl<F: TaskArgs<A>, A, I, M> IMap<F, A, I, M> {
         imap
     }
 
-    /// Items that go to a worker together: see [`Map::chunk_size`]. By default as many as should take 100 µs.
+    /// Sets the number of items that are sent to one worker together: see [`Map::chunk_size`]. By
+    /// default, a chunk has as many items as should take 100 µs.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.map = self.map.chunk_size(items);
         self
     }
 
-    /// At most this many items are with the pool and not yet yielded: see [`Map::buffer_size`].
+    /// Sets the maximum number of items that are submitted and not yet yielded: see
+    /// [`Map::buffer_size`].
     pub fn buffer_size(mut self, items: usize) -> Self {
         self.map = self.map.buffer_size(items);
         self
@@ -122,8 +127,8 @@ where
     I: Iterator,
     M: FnMut(I::Item) -> Task<F, A>,
 {
-    /// Like `next`, but waits at most `timeout`. When the time has passed, [`TaskError::TimedOut`] comes with
-    /// [`Phase::Next`], and nothing is lost: ask again.
+    /// Does the same as `next`, but waits at most `timeout`. When the time has passed, it returns
+    /// [`TaskError::TimedOut`] with [`Phase::Next`]. No result is lost: call it again.
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<F::Output, TaskError>> {
         let until = Instant::now().checked_add(timeout);
         let late = || TaskError::timed_out(timeout, Phase::Next).of_task(F::NAME);
@@ -136,7 +141,8 @@ where
     ) -> Result<Option<Result<F::Output, TaskError>>, NotInTime> {
         loop {
             match self.map.next_until(until)? {
-                // No later item can have another end. What came of those before is yielded first.
+                // The items after this one end with the same error, so take no more from the input.
+                // Items before it may still have results, which are yielded first.
                 Some(Err(error)) if error.is_shutdown() || error.is_broken() => {
                     self.map.close_input();
                     self.ended_by.get_or_insert(error);
@@ -168,7 +174,8 @@ where
     }
 }
 
-/// A lazy map has not ended: the pool's workers stay for it, also after `close`.
+/// Registers a lazy map with its pool. As long as it exists, the pool keeps its workers, even after
+/// `close`.
 struct Feeding(Arc<Shared>);
 
 impl Drop for Feeding {

@@ -1,21 +1,23 @@
-//! Python's `multiprocessing.Pool`: a thin face over [`ProcessPoolExecutor`].
+//! Python's `multiprocessing.Pool`: a thin layer on top of [`ProcessPoolExecutor`].
 //!
 //! ```text
-//!  Pool::apply_async ──► executor.submit ──► TaskFuture ──────────────────────► AsyncResult<T>
-//!  Pool::map         ──► Map over the whole input, all of it submitted ───────► Vec, when all have ended
-//!  Pool::map_async   ──► the same ──► Feed ──► Gather: the last has come ─────► AsyncResult<Vec<T>>
-//!  Pool::imap        ──► Map, lazily ─────────────────────────────────────────► IMap
+//!  Pool::apply_async ──► executor.submit ──► TaskFuture ────────────────► AsyncResult<T>
+//!  Pool::map         ──► Map over the whole input, all of it submitted ─► Vec, when all have ended
+//!  Pool::map_async   ──► the same ──► Feed ──► Gather, until all came ──► AsyncResult<Vec<T>>
+//!  Pool::imap        ──► Map, lazily ───────────────────────────────────► IMap
 //!
-//!  Running ──close──► Closed ──join, or the last IMap ends──► executor.shutdown
+//!  Running ──close──► Closed ──no IMap left, or join──► executor.shutdown
 //!     └───────────────────┴──terminate, drop──► Terminated ──► executor.terminate_workers
 //! ```
 //!
-//! The executor owns workers and tasks; what is here owns only the phase, and the list of results whose errors nobody
-//! has read ([`unread`]). What happens when a worker dies is the executor's: the call that it ran fails, nothing else.
-//! When this process dies, so do the workers.
+//! The executor owns the workers and the tasks. This module owns only the phase, and the list of
+//! results whose errors nobody has read ([`unread`]). The executor also handles the death of a
+//! worker: only the call that the worker was running fails. When this process dies, the workers
+//! end, too.
 //!
-//! Nothing here waits by itself: each wait is for the end of a task, of a feed, or of the executor, which come whatever
-//! dies. In a fork of this process all handles are inert.
+//! This module implements no waiting of its own. Each wait is for the end of a task, of a feed, or
+//! of the executor. These ends always come, whichever process dies. In a fork of this process, all
+//! handles are inert.
 
 mod async_result;
 mod builder;
@@ -48,23 +50,27 @@ use crate::{
 
 /// A fixed number of worker processes with the interface of Python's `multiprocessing.Pool`.
 ///
-/// All workers are started at once, and replaced when they end. It is a face of [`ProcessPoolExecutor`], which has more
-/// to offer; here are Python's names, for programs that come from there. Where Python's pool hangs or loses results,
-/// this one does not:
+/// All workers are started at once, and are replaced when they end. The pool is a layer on top of
+/// [`ProcessPoolExecutor`], which has more features. It uses Python's names, for programs that are
+/// ported from Python. Python's pool hangs or loses results in some situations. This one does not:
 ///
-/// - A call whose worker dies fails with [`TaskError::WorkerLost`], and no other does. (In Python it never ends.)
-/// - An error in one item of a map does not cost the others: all of them run, and
-///   [`map_collect`](Self::map_collect) has each item's own result.
-/// - What is pending when the pool is terminated fails with [`TaskError::Shutdown`]; nobody waits for ever.
-/// - [`imap`](Self::imap) reads its input as it goes, so that may be endless.
+/// - A call whose worker dies fails with [`TaskError::WorkerLost`], and no other call fails. (In
+///   Python it never ends.)
+/// - An error in one item of a map does not affect the other items. All of them run, and
+///   [`map_collect`](Self::map_collect) returns each item's own result.
+/// - Pending calls fail with [`TaskError::Shutdown`] when the pool is terminated, so nobody waits
+///   for ever.
+/// - [`imap`](Self::imap) reads its input as results are consumed, so the input may be endless.
 /// - An error that nobody reads is logged (with `tracing`), at the latest by [`join`](Self::join).
-/// - Results that nobody reads, and errors of any size, hold up nothing.
+/// - Results that nobody reads, and errors of any size, do not block other results.
 ///
-/// **Dropping** a pool terminates it, as the end of Python's `with` does: what is not done is not finished. To finish
-/// it, [`close`](Self::close) and [`join`](Self::join) first. A drop without `close` or `terminate` logs a warning. The end of the
-/// program terminates a pool that is still there, as Python's does; error callbacks of what was not done are called.
+/// **Dropping** a pool terminates it, as the end of Python's `with` does: unfinished calls are not
+/// finished. To finish them, call [`close`](Self::close) and [`join`](Self::join) first. A drop
+/// without `close` or `terminate` logs a warning. The end of the program terminates a pool that
+/// still exists, as in Python, and calls the error callbacks of the unfinished calls.
 ///
-/// After `close` or `terminate` calls give [`TaskError::Shutdown`]: Python's "Pool not running".
+/// After `close` or `terminate`, calls fail with [`TaskError::Shutdown`], which corresponds to
+/// Python's "Pool not running".
 ///
 /// ```
 /// use executor::{Pool, prelude::*};
@@ -95,17 +101,18 @@ pub struct Pool {
 struct Shared {
     executor: ProcessPoolExecutor,
     phase: AtomicU8,
-    /// Lazy maps that have not ended: they submit as they go.
+    /// Number of lazy maps that have not ended. They still submit tasks.
     feeding: AtomicUsize,
     unread: Arc<Unread>,
-    /// What `map_async` collects, while it does.
+    /// The maps whose results are still being collected by `map_async`.
     gathers: Mutex<Vec<Weak<Gather>>>,
 }
 
-/// Takes calls.
+/// Phase: the pool accepts calls.
 const RUNNING: u8 = 0;
-/// Takes none, and finishes what it has.
+/// Phase: the pool accepts no more calls, and finishes the accepted ones.
 const CLOSED: u8 = 1;
+/// Phase: the pool accepts no more calls, and its workers have been terminated.
 const TERMINATED: u8 = 2;
 
 impl Shared {
@@ -117,32 +124,35 @@ impl Shared {
         self.phase() == RUNNING
     }
 
-    /// A lazy map begins, unless the pool takes none.
+    /// Registers a lazy map. Returns whether the pool accepts calls. [`leave`](Self::leave) must
+    /// follow in either case.
     fn enter(&self) -> bool {
-        // First: a `close` from here on waits for its end.
+        // Count first, then read the phase. `close` sets the phase first, then reads the count. So
+        // either this call sees the phase, or `close` sees the map and leaves the shutdown to
+        // `leave`.
         self.feeding.fetch_add(1, Ordering::SeqCst);
         self.is_running()
     }
 
-    /// It has ended, or was refused.
+    /// Unregisters a lazy map that has ended or was refused.
     fn leave(&self) {
         if self.feeding.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() == CLOSED {
             self.end();
         }
     }
 
-    /// Lets the workers go when they have done what was submitted.
+    /// Shuts the executor down. The workers exit when they have finished the submitted tasks.
     fn end(&self) {
         self.executor.shutdown(false);
     }
 
-    /// Collects what this submission brings.
+    /// Collects the results of one `map_async`.
     fn gather(&self, feed: Arc<Feed>, total: usize) -> Arc<Gather> {
         let gather = Gather::new(feed, total, Arc::clone(&self.unread.callbacks));
         if !gather.is_done() {
             let mut gathers = self.gathers.lock().unwrap_or_else(PoisonError::into_inner);
             if gathers.len() == gathers.capacity() {
-                // Before it grows.
+                // The list would grow now, so remove the finished maps first.
                 gathers.retain(|gather| gather.upgrade().is_some_and(|gather| !gather.is_done()));
             }
             gathers.push(Arc::downgrade(&gather));
@@ -150,10 +160,12 @@ impl Shared {
         gather
     }
 
-    /// What remains to be done when the executor has ended.
+    /// Does the remaining work after the executor has ended: wakes collectors, finishes callbacks,
+    /// and logs errors.
     fn settle(&self) {
-        // Whoever took the last results may not have come to wake who collects them. They are there, so it is done here:
-        // to wait for another thread's wakers could be to wait for oneself.
+        // The thread that took the last results may not have woken their collector yet. The results
+        // are available, so wake it here. Waiting for the other thread to do it could deadlock: it
+        // runs wakers, and this call may be in such a waker.
         let gathers = std::mem::take(&mut *self.gathers.lock().unwrap_or_else(PoisonError::into_inner));
         gathers.iter().filter_map(Weak::upgrade).for_each(Gather::wake);
         self.unread.callbacks.flush();
@@ -161,7 +173,7 @@ impl Shared {
     }
 }
 
-/// A [`Pool`] is in another phase than the call needs.
+/// The error for a call that the [`Pool`] does not allow in its current phase.
 ///
 /// ```
 /// use executor::{Pool, PoolError};
@@ -177,10 +189,10 @@ impl Shared {
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// It was closed or terminated.
+    /// The pool was closed or terminated.
     #[error("Pool not running: it was closed or terminated")]
     NotRunning,
-    /// It was neither closed nor terminated, so that waiting for its end would have none.
+    /// The pool was neither closed nor terminated, so waiting for its end would never return.
     #[error("Pool is still running: `close` or `terminate` it before `join`")]
     StillRunning,
 }
@@ -188,15 +200,15 @@ pub enum PoolError {
 crate::debug::debug_is_display!(PoolError);
 
 impl Pool {
-    /// A pool of this many workers.
+    /// Creates a pool with this number of workers.
     ///
     /// # Errors
-    /// As [`PoolBuilder::build`].
+    /// The same as [`PoolBuilder::build`].
     pub fn new(processes: usize) -> Result<Self, BuildError> {
         Self::builder().processes(processes).build()
     }
 
-    /// Options first.
+    /// Returns a builder, for setting options.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::default()
     }
@@ -211,7 +223,8 @@ impl Pool {
     /// Runs one call and waits for its value.
     ///
     /// # Errors
-    /// Whatever ended the task: see [`TaskError`]. [`TaskError::Shutdown`] if the pool is not running.
+    /// The error that ended the task: see [`TaskError`]. [`TaskError::Shutdown`] if the pool is not
+    /// running.
     pub fn apply<T: IntoTask>(&self, task: T) -> Result<T::Output, TaskError> {
         self.submit(task).result()
     }
@@ -229,15 +242,17 @@ impl Pool {
         TaskFuture::new::<T::Function>(Cell::done(next_task_ids(1), control, TaskError::Shutdown))
     }
 
-    /// Runs a task for each item and waits for all of them; the values in the order of the items.
+    /// Runs a task for each item and waits for all of them. Returns the values in the order of the
+    /// items.
     ///
-    /// The whole input is read first, so it must end. All items run, also when one fails; then the error of the first that has failed,
-    /// in the order of the input, is the result. [`map_collect`](Self::map_collect) keeps the others' values,
-    /// [`imap`](Self::imap) reads the input as it goes, [`chunk_size`](Self::chunk_size) says how many items travel
-    /// together.
+    /// The whole input is read first, so it must be finite. All items run, even if one fails. Then
+    /// the error of the first failed item, in the order of the input, is returned.
+    /// [`map_collect`](Self::map_collect) also keeps the values of the other items.
+    /// [`imap`](Self::imap) reads the input as results are consumed.
+    /// [`chunk_size`](Self::chunk_size) sets how many items are sent together.
     ///
     /// # Errors
-    /// That of the first item that has one. [`TaskError::Shutdown`] if the pool is not running.
+    /// The error of the first failed item. [`TaskError::Shutdown`] if the pool is not running.
     pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
         T: IntoTask,
@@ -247,7 +262,7 @@ impl Pool {
         self.chunked(None).map(make, items)
     }
 
-    /// As [`map`](Self::map), with the result of each item.
+    /// Does the same as [`map`](Self::map), but returns the result of each item.
     ///
     /// ```
     /// use executor::{Pool, prelude::*};
@@ -274,7 +289,7 @@ impl Pool {
         self.chunked(None).map_collect(make, items)
     }
 
-    /// As [`map`](Self::map), but returns when all items are submitted.
+    /// Does the same as [`map`](Self::map), but returns as soon as all items are submitted.
     pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
         T: IntoTask,
@@ -284,8 +299,9 @@ impl Pool {
         self.chunked(None).map_async(make, items)
     }
 
-    /// As [`map`](Self::map) for a function of several parameters: each item is a tuple of them. A closure that takes
-    /// the tuple will do as well; where the compiler cannot tell its type, use `map`, which is the same for closures.
+    /// Does the same as [`map`](Self::map), for a function of several parameters. Each item is a
+    /// tuple of arguments. A closure that takes the tuple is accepted as well. If the compiler
+    /// cannot infer the type of its parameter, use `map`, which does the same for closures.
     ///
     /// ```
     /// use executor::{Pool, prelude::*};
@@ -303,7 +319,7 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// As [`map`](Self::map).
+    /// The same as [`map`](Self::map).
     pub fn starmap<F, A, I, M, Form>(&self, make: M, items: I) -> Result<Vec<F::Output>, TaskError>
     where
         F: TaskArgs<A>,
@@ -313,7 +329,7 @@ impl Pool {
         self.chunked(None).starmap(make, items)
     }
 
-    /// As [`starmap`](Self::starmap), but returns when all items are submitted.
+    /// Does the same as [`starmap`](Self::starmap), but returns as soon as all items are submitted.
     pub fn starmap_async<F, A, I, M, Form>(&self, make: M, items: I) -> AsyncResult<Vec<F::Output>>
     where
         F: TaskArgs<A>,
@@ -323,11 +339,11 @@ impl Pool {
         self.chunked(None).starmap_async(make, items)
     }
 
-    /// The maps of this pool with chunks of so many items, in place of a quarter of each worker's share:
-    /// `pool.chunk_size(20).map(…)`.
+    /// Selects the number of items in a chunk for the maps of this pool:
+    /// `pool.chunk_size(20).map(…)`. The default is a quarter of each worker's share of the items.
     ///
-    /// A chunk is only how items travel: each has its own result, and a worker that is idle takes over half of what
-    /// another has not begun.
+    /// Chunks affect only how items are sent. Each item has its own result, and an idle worker
+    /// takes over half of the items that another worker has not begun.
     ///
     /// ```
     /// # use executor::{Pool, prelude::*};
@@ -350,10 +366,11 @@ impl Pool {
         Chunked { pool: self, chunk_size }
     }
 
-    /// An iterator over the results, in the order of the items: see [`IMap`].
+    /// Returns an iterator over the results, in the order of the items: see [`IMap`].
     ///
-    /// It reads the input as it goes. After [`close`](Self::close) it goes on to its end, and the workers stay for it;
-    /// [`join`](Self::join) ends it, with [`TaskError::Shutdown`] in the place of what has not been submitted by then.
+    /// It reads the input as results are consumed. After [`close`](Self::close) it continues to its
+    /// end, and the workers stay for it. [`join`](Self::join) ends it: it yields
+    /// [`TaskError::Shutdown`] instead of the results of the items that were not submitted by then.
     pub fn imap<T, I, M>(&self, make: M, items: I) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
         T: IntoTask,
@@ -363,7 +380,7 @@ impl Pool {
         IMap::new(&self.shared, make, items.into_iter(), false)
     }
 
-    /// As [`imap`](Self::imap), with the results as they come.
+    /// Does the same as [`imap`](Self::imap), but yields results in the order in which they arrive.
     pub fn imap_unordered<T, I, M>(
         &self,
         make: M,
@@ -377,35 +394,38 @@ impl Pool {
         IMap::new(&self.shared, make, items.into_iter(), true)
     }
 
-    /// How many workers the pool has.
+    /// Returns the number of workers of the pool.
     pub fn processes(&self) -> usize {
         self.shared.executor.max_workers()
     }
 
-    /// Process ids of the workers that there are now. Right after the pool was made some may be on their way.
+    /// Returns the process ids of the current workers. Right after the pool was created, some
+    /// workers may not have started yet.
     pub fn worker_pids(&self) -> Vec<u32> {
         self.shared.executor.worker_pids()
     }
 
-    /// Takes no more calls. What was accepted is finished, then the workers leave. Does not wait: [`join`](Self::join)
-    /// does.
+    /// Stops accepting calls. The accepted calls are finished, then the workers exit. It does not
+    /// wait: use [`join`](Self::join) for that.
     pub fn close(&self) {
         let phase = &self.shared.phase;
         let closed = phase.compare_exchange(RUNNING, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
+        // If a lazy map has not ended, the last one shuts the executor down, in `Shared::leave`.
         if closed.is_ok() && self.shared.feeding.load(Ordering::SeqCst) == 0 {
             self.shared.end();
         }
     }
 
-    /// Ends all workers, now: with SIGTERM, and those that are still there half a second later with SIGKILL. Calls that
-    /// have not ended fail with [`TaskError::Shutdown`]. Does not wait: [`join`](Self::join) does.
+    /// Terminates all workers at once with SIGTERM, and kills the workers that still exist half a
+    /// second later with SIGKILL. Unfinished calls fail with [`TaskError::Shutdown`]. It does not
+    /// wait: use [`join`](Self::join) for that.
     pub fn terminate(&self) {
         self.shared.phase.store(TERMINATED, Ordering::SeqCst);
         self.shared.executor.terminate_workers();
     }
 
-    /// Waits until everything that was accepted has ended, all workers are gone, and all callbacks have run; then logs
-    /// the errors that nobody has read. From a callback it returns at once.
+    /// Waits until all accepted calls have ended, all workers have exited, and all callbacks have
+    /// run. Then it logs the errors that nobody has read. From a callback it returns at once.
     ///
     /// # Errors
     /// [`PoolError::StillRunning`] if the pool was neither closed nor terminated.
@@ -420,7 +440,8 @@ impl Pool {
         Ok(())
     }
 
-    /// As [`join`](Self::join), but waits at most `timeout`; whether all is over.
+    /// Does the same as [`join`](Self::join), but waits at most `timeout`. Returns whether
+    /// everything has ended.
     ///
     /// # Errors
     /// [`PoolError::StillRunning`] if the pool was neither closed nor terminated.
@@ -437,7 +458,8 @@ impl Pool {
         Ok(over)
     }
 
-    /// Runs `body` with the pool and terminates it afterwards, also when `body` panics: Python's `with pool:`.
+    /// Runs `body` with the pool, and terminates the pool afterwards, even if `body` panics. It
+    /// corresponds to Python's `with pool:`.
     ///
     /// ```
     /// # use executor::{Pool, prelude::*};
@@ -455,7 +477,7 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// [`PoolError::NotRunning`] if the pool was closed or terminated before.
+    /// [`PoolError::NotRunning`] if the pool was already closed or terminated.
     pub fn scope<R>(&self, body: impl FnOnce(&Self) -> R) -> Result<R, PoolError> {
         struct Terminate<'a>(&'a Pool);
         impl Drop for Terminate<'_> {
@@ -471,7 +493,7 @@ impl Pool {
     }
 }
 
-/// The maps of a [`Pool`] with chunks of a chosen size: made by [`Pool::chunk_size`].
+/// The maps of a [`Pool`] with a chosen chunk size, made by [`Pool::chunk_size`].
 #[derive(Clone, Copy)]
 #[must_use = "it does nothing until it maps"]
 pub struct Chunked<'a> {
@@ -479,7 +501,8 @@ pub struct Chunked<'a> {
     chunk_size: Option<usize>,
 }
 
-/// The same, as what a map asks for.
+/// Converts a function that returns an `IntoTask` into one that returns a `Task`, as `Map` needs
+/// it.
 fn tasks<T: IntoTask, Item>(
     mut make: impl FnMut(Item) -> T,
 ) -> impl FnMut(Item) -> Task<T::Function, T::Arguments> {
@@ -487,7 +510,7 @@ fn tasks<T: IntoTask, Item>(
 }
 
 impl Chunked<'_> {
-    /// All of the input, as a map of which nothing is submitted yet.
+    /// Reads the whole input, and makes a map of it. Nothing is submitted yet.
     fn start<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, std::vec::IntoIter<I::Item>, M>
     where
         F: TaskArgs<A>,
@@ -502,10 +525,10 @@ impl Chunked<'_> {
             .buffer_size(usize::MAX)
     }
 
-    /// As [`Pool::map`].
+    /// See [`Pool::map`].
     ///
     /// # Errors
-    /// As [`Pool::map`], and [`TaskError::Invalid`] if the chunk size is 0.
+    /// The same as [`Pool::map`], and [`TaskError::Invalid`] if the chunk size is 0.
     pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
         T: IntoTask,
@@ -516,6 +539,7 @@ impl Chunked<'_> {
             return Err(TaskError::Shutdown);
         }
         let (mut values, mut first_error) = (Vec::new(), None);
+        // Iterate to the end even after an error: all items run, as documented, and are waited for.
         for result in self.start(tasks(make), items) {
             match result {
                 Ok(value) if first_error.is_none() => values.push(value),
@@ -528,7 +552,8 @@ impl Chunked<'_> {
         first_error.map_or(Ok(values), Err)
     }
 
-    /// As [`Pool::map_collect`]. If the chunk size is 0, one [`TaskError::Invalid`] comes.
+    /// See [`Pool::map_collect`]. If the chunk size is 0, the list contains one
+    /// [`TaskError::Invalid`].
     pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
     where
         T: IntoTask,
@@ -541,7 +566,7 @@ impl Chunked<'_> {
         self.start(tasks(make), items).collect()
     }
 
-    /// As [`Pool::map_async`].
+    /// See [`Pool::map_async`].
     pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
         T: IntoTask,
@@ -560,10 +585,10 @@ impl Chunked<'_> {
         }
     }
 
-    /// As [`Pool::starmap`].
+    /// See [`Pool::starmap`].
     ///
     /// # Errors
-    /// As [`map`](Self::map).
+    /// The same as [`map`](Self::map).
     pub fn starmap<F, A, I, M, Form>(&self, mut make: M, items: I) -> Result<Vec<F::Output>, TaskError>
     where
         F: TaskArgs<A>,
@@ -573,7 +598,7 @@ impl Chunked<'_> {
         self.map(|item| make.make(item), items)
     }
 
-    /// As [`Pool::starmap_async`].
+    /// See [`Pool::starmap_async`].
     pub fn starmap_async<F, A, I, M, Form>(&self, mut make: M, items: I) -> AsyncResult<Vec<F::Output>>
     where
         F: TaskArgs<A>,
@@ -601,6 +626,7 @@ impl std::fmt::Debug for Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let Shared { executor, .. } = &*self.shared;
+        // In a fork, this handle is a copy, and the workers belong to the parent.
         if executor.inner().forked() {
             return;
         }

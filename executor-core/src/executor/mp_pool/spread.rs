@@ -1,11 +1,13 @@
-//! Tuples as the arguments of a task function: what `starmap` takes.
+//! Tuples as arguments of a task function, for `starmap`.
 
 use crate::task::Task;
 
-/// What [`Pool::starmap`](crate::Pool::starmap) makes tasks with: a function of several parameters, which are the parts of
-/// a tuple, as `add::task`, or a closure that takes the tuple itself.
+/// A function or closure that makes a task from a tuple of arguments, as
+/// [`Pool::starmap`](crate::Pool::starmap) takes it.
 ///
-/// Nobody implements it; closures and functions have it.
+/// It is either a function of several parameters, which receives the parts of the tuple
+/// (`add::task`), or a closure that receives the tuple itself. The trait is implemented for
+/// functions and closures. It is not meant to be implemented for other types.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make a task of a `{Args}`",
     label = "takes other arguments",
@@ -16,11 +18,11 @@ pub trait MakeTask<Args, F, A, Form> {
     fn make(&mut self, args: Args) -> Task<F, A>;
 }
 
-/// A closure that takes the tuple.
+/// The form for a closure that receives the tuple.
 #[doc(hidden)]
 pub struct Whole;
 
-/// A function whose parameters are the tuple's parts.
+/// The form for a function whose parameters are the parts of the tuple.
 #[doc(hidden)]
 pub struct Parts;
 

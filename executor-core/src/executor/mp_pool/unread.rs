@@ -1,12 +1,12 @@
-//! Errors that nobody reads are logged: of a result that is dropped unread when its task fails, and of those that are
-//! held unread when the pool is joined.
+//! Logs errors that nobody reads. There are two cases: the error of a task whose result was dropped
+//! unread, and the errors of results that are still unread when the pool is joined.
 //!
 //! ```text
 //!  apply_async ──► hold(key) ──┬─ get, await, error_callback … ──► forget(key)
-//!                              ├─ dropped ──► forgotten at its end, and logged if it has failed
-//!                              └─ join: failed ──► forgotten, logged
+//!                              ├─ dropped ──► forgotten when the task ends; logged if it failed
+//!                              └─ join ──► forgotten and logged if the task failed
 //!
-//! Who forgets it logs it: so it is logged once.
+//! Only the caller that removes a result from the table logs it, so each error is logged once.
 //! ```
 
 use std::{
@@ -16,13 +16,13 @@ use std::{
 
 use crate::{error::TaskError, future::callback::CallbackQueue, os::fork::Origin};
 
-/// What a result knows of its end.
+/// The outcome of a task, as far as the log needs it.
 pub(super) trait Outlook: Send + Sync {
-    /// Its error, if it has ended with one by now.
+    /// Returns the error, if the task has ended with one. Otherwise returns `None`.
     fn failure(&self) -> Option<TaskError>;
 }
 
-/// The results of one pool whose end nobody has looked at.
+/// The results of one pool whose outcome nobody has read.
 pub(super) struct Unread {
     origin: Origin,
     pub(super) callbacks: Arc<CallbackQueue>,
@@ -40,7 +40,8 @@ impl Unread {
         Arc::new(Unread { origin: Origin::here(), callbacks, held: Mutex::default() })
     }
 
-    /// In a fork of the pool's process there is no callback thread, and locks may be held for ever.
+    /// Returns whether this process is a fork of the pool's process. A fork has no callback thread,
+    /// and locks may be held there for ever.
     pub(super) fn forked(&self) -> bool {
         self.origin.forked()
     }
@@ -49,7 +50,7 @@ impl Unread {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A result is unread from now on; its key.
+    /// Adds a result as unread, and returns its key.
     pub(super) fn hold(&self, result: Arc<dyn Outlook>) -> u64 {
         if self.forked() {
             return 0;
@@ -61,21 +62,22 @@ impl Unread {
         key
     }
 
-    /// Somebody has looked at its end; whether nobody had until now.
+    /// Removes a result, because its outcome was read. Returns whether it was unread until now.
     pub(super) fn forget(&self, key: u64) -> bool {
         if self.forked() {
             return false;
         }
         let result = self.lock().results.remove(&key);
-        // Outside the lock: with it goes what a user's waker or callback holds.
+        // Dropped after the lock is released, because this may drop a user's waker or callback.
         result.is_some()
     }
 
-    /// Logs the errors that nobody has read so far. Each is logged once.
+    /// Logs the errors that nobody has read so far, and removes them. Each is logged once.
     pub(super) fn log(&self) {
         if self.forked() {
             return;
         }
+        // The results are kept until the lock is released: dropping one may drop a user's callback.
         let mut failed = Vec::new();
         self.lock().results.retain(|_, result| {
             let failure = result.failure();
@@ -89,7 +91,8 @@ impl Unread {
     }
 }
 
-/// Says that this error was not read. Results that the pool's own end has cut off are no news.
+/// Logs an error that was not read, except if the task was cancelled or its pool was shut down.
+/// These errors are expected.
 pub(super) fn log(error: &TaskError) {
     if !error.is_shutdown() && !error.is_cancelled() {
         tracing::warn!(%error, "a task failed, and nobody has read its error");
