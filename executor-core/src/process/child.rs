@@ -1,4 +1,4 @@
-//! The user's handle of a started process.
+//! The user's handles of a started process: [`Child`] and [`ChildHandle`].
 
 use std::{
     fmt,
@@ -19,10 +19,11 @@ use crate::{
     future::cell::Outcome,
 };
 
-/// A process that was started by [`Process::start`](crate::Process::start), and the value that is to come of it.
+/// A process that was started by [`Process::start`](crate::Process::start), and the value that it
+/// will return.
 ///
-/// All that does not concern the value is in [`ChildHandle`], which it derefs to. Dropping it changes nothing: the process
-/// runs on, and is reaped when it ends.
+/// It derefs to [`ChildHandle`], which has all methods that do not concern the value. Dropping it
+/// does not affect the process, which continues and is reaped when it ends.
 ///
 /// ```
 /// use executor::{Process, prelude::*};
@@ -43,6 +44,8 @@ use crate::{
 /// ```
 pub struct Child<T> {
     handle: ChildHandle,
+    /// This process's ends of the child's piped standard input, output and error, until they are
+    /// taken.
     pipes: Mutex<[Option<OwnedFd>; 3]>,
     decode: fn(Outcome) -> Result<T, TaskError>,
 }
@@ -56,29 +59,36 @@ impl<T> Child<T> {
         Child { handle: ChildHandle { record }, pipes: Mutex::new(pipes), decode }
     }
 
-    /// Waits for its end, and returns what its body has returned. As often as asked for: the value is decoded each time.
+    /// Waits for the end of the process, and returns the value that its body returned. It may be
+    /// called several times: the value is decoded each time.
     ///
-    /// The other end of its standard input is closed before, unless it was [taken](Self::take_stdin): a body that reads to the
-    /// end must come to one. Its [piped](crate::Stdio::piped) output is to be read before: one that writes more than the 64 KiB that a
-    /// pipe holds waits until somebody does.
+    /// This process's end of the child's standard input is closed first, unless it was
+    /// [taken](Self::take_stdin), so that a body that reads to the end of the input finishes. Read
+    /// [piped](crate::Stdio::piped) output before calling this. A pipe holds 64 KiB, and a child
+    /// that writes more waits until somebody reads.
     ///
-    /// A result may be of any size. From about 64 KiB on it lies in an anonymous file, which takes memory until the last handle of
-    /// the process is dropped; this process maps the file, and each decoded value takes memory of its own. If the process could
-    /// not make the file (for lack of memory, say), this is an error that says how many bytes there were.
+    /// The result may have any size. A result of about 64 KiB or more is stored in an anonymous
+    /// file, which takes memory until the last handle of the process is dropped. This process maps
+    /// the file, and each decoded value takes its own memory. If the child could not create the
+    /// file (for lack of memory, for example), the result is an error that says how many bytes
+    /// there were.
     ///
     /// # Errors
-    /// The body's `Err` or panic, as from a future; [`TaskError::WorkerLost`] with the exit status if it ended without having
-    /// returned: by `std::process::exit` (also with 0: there is no value), by a signal, by [`terminate`](ChildHandle::terminate);
-    /// [`TaskError::Invalid`] in a fork of the process that started it.
+    /// - The `Err` or the panic of the body, as a future reports it.
+    /// - [`TaskError::WorkerLost`] with the exit status, if the process ended before the body
+    ///   returned: by `std::process::exit` (even with 0, because there is no value), by a signal,
+    ///   or by [`terminate`](ChildHandle::terminate).
+    /// - [`TaskError::Invalid`] in a fork of the process that started it.
     pub fn join(&self) -> Result<T, TaskError> {
         drop(self.take_stdin());
         self.handle.record.wait(None);
         (self.decode)(self.handle.record.outcome())
     }
 
-    /// As [`join`](Self::join), but waits at most so long: then `None`, and the process runs on. Its standard input stays
-    /// open.
+    /// Does the same as [`join`](Self::join), but waits at most `timeout`. Returns `None` if the
+    /// time has passed; the process continues. Its standard input stays open.
     pub fn join_timeout(&self, timeout: Duration) -> Option<Result<T, TaskError>> {
+        // In a fork, waiting returns `None` at once, and the outcome is an error that says so.
         if self.handle.record.wait(Instant::now().checked_add(timeout)).is_none()
             && !self.handle.record.origin.forked()
         {
@@ -87,27 +97,30 @@ impl<T> Child<T> {
         Some((self.decode)(self.handle.record.outcome()))
     }
 
-    /// As [`join`](Self::join), for async code, on any runtime.
+    /// Does the same as [`join`](Self::join), for async code on any runtime.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping the future.
+    /// Dropping the future loses nothing.
     pub async fn wait(&self) -> Result<T, TaskError> {
         drop(self.take_stdin());
         Ended(&self.handle.record).await;
         (self.decode)(self.handle.record.outcome())
     }
 
-    /// The other end of its standard input, if that is [`piped`](crate::Stdio::piped); once.
+    /// Takes this process's end of the child's standard input, if it is
+    /// [`piped`](crate::Stdio::piped). The second call returns `None`.
     pub fn take_stdin(&self) -> Option<OwnedFd> {
         self.take(0)
     }
 
-    /// The other end of its standard output, if that is [`piped`](crate::Stdio::piped); once.
+    /// Takes this process's end of the child's standard output, if it is
+    /// [`piped`](crate::Stdio::piped). The second call returns `None`.
     pub fn take_stdout(&self) -> Option<OwnedFd> {
         self.take(1)
     }
 
-    /// The other end of its standard error, if that is [`piped`](crate::Stdio::piped); once.
+    /// Takes this process's end of the child's standard error, if it is
+    /// [`piped`](crate::Stdio::piped). The second call returns `None`.
     pub fn take_stderr(&self) -> Option<OwnedFd> {
         self.take(2)
     }
@@ -116,15 +129,15 @@ impl<T> Child<T> {
         self.pipes.lock().unwrap_or_else(PoisonError::into_inner)[number].take()
     }
 
-    /// A handle without the value, to be kept elsewhere.
+    /// Returns a handle without the type of the value, which can be stored separately.
     pub fn handle(&self) -> ChildHandle {
         self.handle.clone()
     }
 
-    /// Gives up what is kept of a process that has ended.
+    /// Releases the resources of a process that has ended.
     ///
     /// # Errors
-    /// The child itself, while it runs.
+    /// The child itself, if it is still running.
     pub fn close(self) -> Result<(), Self> {
         if self.is_alive() { Err(self) } else { Ok(()) }
     }
@@ -150,97 +163,106 @@ impl<T> fmt::Debug for Child<T> {
     }
 }
 
-/// A process, without the type of its value: from [`Child::handle`] and [`active_children`](crate::active_children).
+/// A handle of a process without the type of its value, as [`Child::handle`] and
+/// [`active_children`](crate::active_children) return it.
 ///
-/// In a fork of the process that started it, it is inert: nothing is signalled, it never seems to have ended, and to wait
-/// for it ends at once, with [`ExitStatus::Unknown`].
+/// In a fork of the process that started the child, the handle is inert. It sends no signals, and
+/// the process never seems to have ended. Waiting returns at once, with [`ExitStatus::Unknown`].
 #[derive(Clone)]
 pub struct ChildHandle {
     pub(super) record: Arc<Record>,
 }
 
 impl ChildHandle {
-    /// Its process id. While the process is not reaped, that is nobody else's.
+    /// Returns the process id. No other process gets the same id until this process is reaped.
     pub fn pid(&self) -> u32 {
         self.record.process.pid()
     }
 
-    /// Its name.
+    /// Returns the name of the process.
     pub fn name(&self) -> &str {
         &self.record.name
     }
 
-    /// Whether it is terminated when the program ends.
+    /// Returns whether the process is terminated when the program ends.
     pub fn daemon(&self) -> bool {
         self.record.daemon
     }
 
-    /// Whether it runs. One that has ended is reaped by asking.
+    /// Returns whether the process is running. If it has ended, this call reaps it.
     pub fn is_alive(&self) -> bool {
         self.record.status().is_none()
     }
 
-    /// How it ended: exit code or signal. `None` while it runs.
+    /// Returns how the process ended, by exit code or by signal. Returns `None` while it is
+    /// running.
     pub fn exit_code(&self) -> Option<ExitStatus> {
         self.record.status()
     }
 
-    /// Waits for its end, whatever its value.
+    /// Waits for the end of the process, whatever its value is.
     pub fn wait_exit(&self) -> ExitStatus {
         self.record.wait(None).unwrap_or(ExitStatus::Unknown)
     }
 
-    /// As [`wait_exit`](Self::wait_exit), at most so long.
+    /// Does the same as [`wait_exit`](Self::wait_exit), but waits at most `timeout`. Returns `None`
+    /// if the time has passed.
     pub fn wait_exit_timeout(&self, timeout: Duration) -> Option<ExitStatus> {
         self.record.wait(Instant::now().checked_add(timeout))
     }
 
-    /// Sends `SIGTERM` to it alone: it ends without its exit hooks, unless it handles the signal. Its own children notice its
-    /// end. Nothing happens if it has ended.
+    /// Sends `SIGTERM` to the process, and to no other process. It ends without running its exit
+    /// hooks, unless it handles the signal. Its own children notice its end. If the process has
+    /// ended, nothing happens.
     ///
-    /// A child has the signal mask of the thread that started it, as with `fork`. Where that had blocked `SIGTERM`, the signal
-    /// waits until the child unblocks it; [`kill`](Self::kill) cannot be blocked.
+    /// A child has the signal mask of the thread that started it, as with `fork`. If this thread
+    /// had blocked `SIGTERM`, the signal stays pending until the child unblocks it.
+    /// [`kill`](Self::kill) cannot be blocked.
     ///
     /// # Errors
-    /// If the system refuses: it has become another user's.
+    /// If the system refuses, because the process has changed to another user.
     pub fn terminate(&self) -> std::io::Result<()> {
         self.record.signal(Signal::TERM)
     }
 
-    /// Sends `SIGKILL` to it alone.
+    /// Sends `SIGKILL` to the process, and to no other process.
     ///
     /// # Errors
-    /// As [`terminate`](Self::terminate).
+    /// The same as [`terminate`](Self::terminate).
     pub fn kill(&self) -> std::io::Result<()> {
         self.record.signal(Signal::KILL)
     }
 
-    /// Sends `SIGINT` to it alone. Nothing happens where the program ignores the signal, as one does that a shell script started in
-    /// the background (`program &`): its children ignore it, too.
+    /// Sends `SIGINT` to the process, and to no other process. Nothing happens if the program
+    /// ignores the signal. A program that a shell script started in the background (`program &`)
+    /// ignores it, and so do its children.
     ///
     /// # Errors
-    /// As [`terminate`](Self::terminate).
+    /// The same as [`terminate`](Self::terminate).
     pub fn interrupt(&self) -> std::io::Result<()> {
         self.record.signal(Signal::INT)
     }
 
-    /// Kills it and its process group: the programs that it started, unless they left the group. Its own
-    /// [`Process`](crate::Process)es and workers notice its end, and kill their groups.
+    /// Kills the process and its process group, which contains the programs that it started, unless
+    /// they have left the group. Its own [`Process`](crate::Process)es and workers notice its end,
+    /// and kill their own groups.
     ///
-    /// After its end, what is left of the group: what it was [allowed to leave](crate::Process::keep_programs).
+    /// If the process has ended, this kills the remaining members of its group: the programs that
+    /// it was [allowed to leave](crate::Process::keep_programs).
     pub fn kill_tree(&self) {
         self.record.kill_group();
     }
 
-    /// A descriptor that becomes readable when it has ended: a pidfd, for `poll`, [`wait_any`](crate::wait_any) and the like.
-    /// `None` where somebody else had reaped it before it could be opened.
+    /// Returns a descriptor that becomes readable when the process has ended: a pidfd, for `poll`,
+    /// [`wait_any`](crate::wait_any) and similar functions. Returns `None` if other code had reaped
+    /// the process before the descriptor could be opened.
     pub fn sentinel(&self) -> Option<BorrowedFd<'_>> {
         self.record.process.pidfd()
     }
 }
 
 impl AsFd for ChildHandle {
-    /// The [`sentinel`](Self::sentinel).
+    /// Returns the [`sentinel`](Self::sentinel).
     ///
     /// # Panics
     /// If there is none.
@@ -267,6 +289,7 @@ impl fmt::Debug for ChildHandle {
     }
 }
 
+/// A future that is ready when the process has ended.
 struct Ended<'a>(&'a Record);
 
 impl Future for Ended<'_> {

@@ -1,4 +1,4 @@
-//! How processes are started: for the whole program, for one context, for one process.
+//! Contexts: a [`Context`] starts processes with its own start method.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::{
     task::{IntoTask, TaskFn},
 };
 
-/// Starts processes by one method, whatever the program's is.
+/// Starts processes with one start method, independently of the program's default.
 ///
 /// ```
 /// use executor::{Context, StartMethod, prelude::*};
@@ -30,22 +30,29 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context of this method. One of [`StartMethod::ForkServer`] has a fork server of its own, started with its first
-    /// process, that ends with the last handle of the context and of its processes' descriptions.
+    /// Creates a context with this start method.
+    ///
+    /// A context with [`StartMethod::ForkServer`] has a fork server of its own. The server is
+    /// started with the first process. It ends when the last handle of the context, and the last
+    /// [`Process`] that was made by the context and not started, has been dropped.
     pub fn new(method: StartMethod) -> Self {
         let server = (method == StartMethod::ForkServer).then(Server::new);
         Context { method, server }
     }
 
-    /// Its method.
+    /// Returns the start method of the context.
     pub fn start_method(&self) -> StartMethod {
         self.method
     }
 
-    /// Runs a task in the fork server, once, before it makes its first child; what it sets up (statics, a model in memory) is
-    /// there in each of them. A reference into shared memory that it leaves in a static is there in each of them, too, and
-    /// must not be used: see [`StartMethod::Fork`]. It must leave no thread behind, and cannot have a [time limit](crate::Task::timeout): a start then
-    /// fails and says so. Nothing happens with other methods.
+    /// Runs a task once in the fork server, before the server makes its first child. The state that
+    /// the task sets up (statics, a model in memory) exists in each child.
+    ///
+    /// If the task stores a reference into shared memory in a static, each child has this
+    /// reference, too, and must not use it: see [`StartMethod::Fork`]. The task must not leave a
+    /// thread behind, and cannot have a [time limit](crate::Task::timeout). Otherwise
+    /// [`start`](Process::start) fails with an error that says so. With other start methods, this
+    /// method does nothing.
     pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {
             server.preload(T::Function::entry(), task.into_task().encode());
@@ -53,7 +60,7 @@ impl Context {
         self
     }
 
-    /// A process that is started by its method.
+    /// Makes a process that is started with the context's method.
     pub fn process<T>(&self, body: impl IntoBody<Output = T>) -> Process<T> {
         let mut process = Process::new(body).start_method(self.method);
         process.server = self.server.clone();

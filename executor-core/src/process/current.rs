@@ -1,4 +1,4 @@
-//! Who this process is, and its relatives.
+//! The current process and its relatives.
 
 use std::{
     fmt,
@@ -17,16 +17,17 @@ use crate::{
     os::{process, ready},
 };
 
-/// This process: [`current_process`].
+/// The current process, as [`current_process`] returns it.
 #[derive(Clone)]
 pub struct CurrentProcess {
     name: String,
     daemon: bool,
 }
 
-/// This process: its name, its pid, whether it is a daemon.
+/// Returns the current process: its name, its pid, and whether it is a daemon.
 ///
-/// In the program that the user started it is `MainProcess`; in a worker of a pool `PoolWorker-N`.
+/// The name is `MainProcess` in the program that the user started, and `PoolWorker-N` in a worker
+/// of a pool.
 ///
 /// ```
 /// let own = executor::current_process();
@@ -38,41 +39,42 @@ pub fn current_process() -> CurrentProcess {
 }
 
 impl CurrentProcess {
-    /// Its name.
+    /// Returns the name of the process.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         std::process::id()
     }
 
-    /// Whether it is terminated when its parent ends.
+    /// Returns whether the process is terminated when its parent ends.
     pub fn daemon(&self) -> bool {
         self.daemon
     }
 
-    /// The secret that all processes of this program share: random in the program that the user started, and handed to its
-    /// children. For [`Listener`](crate::Listener) and [`Client`](crate::Client).
+    /// Returns the secret that all processes of this program share, for
+    /// [`Listener`](crate::Listener) and [`Client`](crate::Client). The program that the user
+    /// started generates it at random, and passes it to its children.
     ///
     /// # Panics
-    /// In the program that the user started, if the system refuses random numbers.
+    /// In the program that the user started, if the system cannot supply random numbers.
     pub fn authkey(&self) -> AuthKey {
         AuthKey::new(identity::key::current().unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// Sets another one, for this process and the children that it starts from now on.
+    /// Sets another secret, for this process and for the children that it starts from now on.
     pub fn set_authkey(&self, key: &AuthKey) {
         identity::key::set(key.as_bytes().to_vec().into());
     }
 
-    /// True: it is asking.
+    /// Returns `true`: the calling process is alive.
     pub fn is_alive(&self) -> bool {
         true
     }
 
-    /// None: it is asking.
+    /// Returns `None`: the calling process has not ended.
     pub fn exit_code(&self) -> Option<crate::error::ExitStatus> {
         None
     }
@@ -88,14 +90,15 @@ impl fmt::Debug for CurrentProcess {
     }
 }
 
-/// The process that started this one: [`parent_process`].
+/// The process that started this one, as [`parent_process`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentProcess {
     name: String,
     pid: u32,
 }
 
-/// The process of this program that started this one; `None` in the program that the user started.
+/// Returns the process of this program that started this one, or `None` in the program that the
+/// user started.
 pub fn parent_process() -> Option<ParentProcess> {
     let told = identity::told()?;
     let (name, pid) = told.parent.clone()?;
@@ -103,28 +106,31 @@ pub fn parent_process() -> Option<ParentProcess> {
 }
 
 impl ParentProcess {
-    /// Its name.
+    /// Returns the name of the process.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether it still runs.
+    /// Returns whether the process is still running.
     pub fn is_alive(&self) -> bool {
-        // When it ends, the kernel gives us another parent.
+        // When the parent ends, the kernel assigns another parent to this process.
         getppid().is_some_and(|parent| parent.as_raw_nonzero().get().cast_unsigned() == self.pid)
     }
 
-    /// Waits for its end, at most so long; whether it has ended. For processes that [outlive](crate::Process::outlive_parent) it.
+    /// Waits for the end of the process, at most `timeout`. Returns whether it has ended. It is
+    /// meant for processes that [outlive](crate::Process::outlive_parent) their parent.
     pub fn join(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let pidfd =
             Pid::from_raw(self.pid.cast_signed()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        // Opened first, compared then: the number may be another process's by now.
+        // The pidfd was opened first, and `is_alive` is checked after that. If the parent is still
+        // alive then, the pidfd is the parent's. Otherwise the pid may have been reused, and the
+        // pidfd may belong to another process.
         while self.is_alive() {
             let Some(pidfd) = &pidfd else { return !self.is_alive() };
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -141,9 +147,10 @@ impl ParentProcess {
     }
 }
 
-/// The processes that this one has started and that run, in that order. Those that have ended are reaped by asking.
+/// Returns the running processes that this process has started, in the order of their start.
+/// Processes that have ended are reaped by this call.
 ///
-/// Workers of pools are not among them.
+/// Workers of pools are not included.
 ///
 /// ```
 /// use executor::{Process, prelude::*};
@@ -165,8 +172,9 @@ pub fn active_children() -> Vec<ChildHandle> {
     table::running().into_iter().map(|record| ChildHandle { record }).collect()
 }
 
-/// How many processors the machine has, whether this process may use them or not: `os.cpu_count`. See
-/// [`usable_cpus`](crate::usable_cpus) for the number of workers.
+/// Returns the number of processors of the machine, whether or not this process may use them. It
+/// corresponds to `os.cpu_count`. For the number of workers, use
+/// [`usable_cpus`](crate::usable_cpus).
 ///
 /// ```
 /// assert!(executor::cpu_count() >= executor::usable_cpus());
@@ -175,8 +183,9 @@ pub fn cpu_count() -> usize {
     crate::os::cpu::configured().max(crate::os::cpu::usable_cpus())
 }
 
-/// How many threads this process has; `threading.active_count`. A fresh [`Process`](crate::Process) has two: the one that runs its
-/// body, and the one that watches its parent. 0 if the system does not say: where `/proc` is not mounted.
+/// Returns the number of threads of this process. It corresponds to `threading.active_count`. A new
+/// [`Process`](crate::Process) has two threads: one runs its body, and one watches its parent. The
+/// result is 0 if the system does not provide the number, because `/proc` is not mounted.
 pub fn thread_count() -> usize {
     process::thread_count().unwrap_or(0)
 }

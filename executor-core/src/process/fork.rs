@@ -1,4 +1,4 @@
-//! Copies of this process.
+//! Forks: copies of this process.
 
 use std::{
     fmt, io,
@@ -18,23 +18,26 @@ use crate::{
     worker::{entry, watcher},
 };
 
-/// Which side of a [`fork`] this is.
+/// The side of a [`fork`] in which the call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fork {
-    /// The process that called it; with the child's pid.
+    /// The process that called `fork`, with the pid of the child.
     Parent(u32),
-    /// The copy.
+    /// The child: a copy of the process that called `fork`.
     Child,
 }
 
-/// Copies this process: `fork(2)`. Both sides go on behind the call, each with its own copy of every variable.
+/// Copies this process, as `fork(2)` does. The call returns in both processes, each with its own
+/// copy of every variable.
 ///
-/// A child that is made within a task, a callback or an exit hook, and that comes back from it, ends there: by `_exit`, so without
-/// exit hooks and destructors, and without a flush; with code 0, or 101 after a panic of the task. The original goes on.
+/// If the call is made within a task, a callback or an exit hook, and the child returns from it,
+/// the child ends there. It ends by `_exit`, so without exit hooks, destructors and a flush, with
+/// code 0, or 101 after a panic of the task. The parent continues.
 ///
-/// The child is the caller's to wait for, with `waitpid`; it is not among [`active_children`](crate::active_children).
-/// Executors and processes of this library are inert in it: use them, and they say so. What was printed and not flushed is flushed
-/// before, so that it does not appear twice.
+/// The caller must wait for the child with `waitpid`. The child is not among
+/// [`active_children`](crate::active_children). Executors and processes of this library are inert
+/// in the child: calls to them return errors that say so. Standard output is flushed before the
+/// fork, so that buffered output does not appear twice.
 ///
 /// ```
 /// use executor::Fork;
@@ -47,18 +50,20 @@ pub enum Fork {
 /// ```
 ///
 /// # Safety
-/// In a process with more than one thread, the child may only do what a signal handler may (no allocation, no lock) until it
-/// calls `exec` or ends: whatever another thread had locked at this moment stays locked in it. [`fork_with`] refuses where that is so.
+/// In a process with more than one thread, the child may do only what a signal handler may do (no
+/// allocation, no lock) until it calls `exec` or ends. A lock that another thread holds during the
+/// fork stays locked in the child. [`fork_with`] refuses in such a process.
 ///
-/// As for [`fork_with`], nothing that either side does afterwards may rely on its having some memory for itself that was borrowed
-/// before, if that is memory which processes share. Both sides go on with all that is on the stack.
+/// The second condition is the same as for [`fork_with`], for both processes. After the fork,
+/// neither of them may rely on exclusive access to memory that was borrowed before the fork, if
+/// processes share this memory. Both processes continue with everything that is on the stack.
 ///
 /// # Errors
 /// If the system refuses.
 pub unsafe fn fork() -> io::Result<Fork> {
     let _ = io::stdout().flush();
     let pause = table::pause();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller ensures the conditions of this function.
     match unsafe { fork::fork() }? {
         Some(pid) => Ok(Fork::Parent(pid)),
         None => {
@@ -68,13 +73,14 @@ pub unsafe fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Runs `body` in a copy of this process, which ends with it: exit code 0, or 101 if it panics. Its pid; the child is the
-/// caller's to wait for.
+/// Runs `body` in a copy of this process, and returns the pid of the copy. The copy ends when
+/// `body` has returned, with exit code 0, or 101 if `body` panics. The caller must wait for the
+/// child.
 ///
 /// ```
 /// # fn main() -> Result<(), executor::StartError> {
 /// let answer = 6 * 7;
-/// // SAFETY: the closure has a copy of a number.
+/// // SAFETY: the closure has its own copy of a number.
 /// let pid = unsafe { executor::fork_with(move || assert_eq!(answer, 42)) }?;
 /// assert!(pid > 0);
 /// # Ok(())
@@ -82,25 +88,33 @@ pub unsafe fn fork() -> io::Result<Fork> {
 /// ```
 ///
 /// # Safety
-/// Nothing that `body` does may rely on its having some memory for itself that the parent has as well. A copy of a process
-/// has copies of its references, and where they lead into memory that processes share, two have what the type says that one
-/// has: a `&mut [u8]` of [`SharedBytes`](crate::SharedBytes) that were not sent yet, the reference behind a guard of a
-/// [`Value`](crate::Value) or an [`Array`](crate::Array), shared mappings of other libraries. In a task the arguments that it
-/// borrows (`&[u8]`, `&str`) are such memory, too: its worker's executor uses it again when the task has ended, whether the copy
-/// has ended or not. This library's own handles ask on which side they are: in the copy, guards give nothing back when they are
-/// dropped, and panic when they are read or written through; so do [`SharedBytes`](crate::SharedBytes) that are not frozen, and
-/// their [`get_mut`](crate::SharedBytes::get_mut) is `None`. What was borrowed before the fork asks nobody.
+/// `body` must not rely on exclusive access to memory that the parent also has. The child has
+/// copies of the parent's references. If a reference points into memory that processes share, two
+/// processes have access, although the type promises exclusive access to one. Examples are a
+/// `&mut [u8]` of [`SharedBytes`](crate::SharedBytes) that were not sent yet, the reference behind
+/// a guard of a [`Value`](crate::Value) or an [`Array`](crate::Array), and shared mappings of other
+/// libraries. In a task, the arguments that it borrows (`&[u8]`, `&str`) are such memory, too: the
+/// worker's executor reuses the memory when the task has ended, even if the child has not ended.
 ///
-/// Threads are no concern: it refuses where there are others.
+/// The handles of this library check in which process they are. In the child, a guard releases
+/// nothing when it is dropped, and panics when it is read or written through. The same holds for
+/// [`SharedBytes`](crate::SharedBytes) that are not frozen, and their
+/// [`get_mut`](crate::SharedBytes::get_mut) returns `None`. A reference that was borrowed before
+/// the fork cannot check anything.
+///
+/// Other threads are not a safety condition: the function refuses if there are any.
 ///
 /// # Errors
-/// [`StartError::Threads`] if this process has other threads (but for those that watch its processes and its parent), [`StartError::Fork`] if the system refuses.
+/// - [`StartError::Threads`] if this process has other threads, except for those of this library
+///   that watch its processes and its parent.
+/// - [`StartError::Fork`] if the system refuses.
 pub unsafe fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     let pause = table::pause();
     check_threads(&pause)?;
     let _ = io::stdout().flush();
-    // SAFETY: there is no other thread but the watchers, of children and of the parent, which sleep and hold no lock while the
-    // pause lasts; what glibc locks it makes usable in the child itself. What `body` makes of memory that is shared is the caller's promise.
+    // SAFETY: there are no other threads except the watchers, of children and of the parent. They
+    // sleep, and during the pause they hold no lock that the child uses. glibc makes its own locks
+    // usable in the child. The caller ensures that `body` makes no wrong use of shared memory.
     let forked = unsafe { fork::fork() }.map_err(|error| StartError::Fork(Arc::new(error)))?;
     if let Some(pid) = forked {
         return Ok(pid);
@@ -109,9 +123,11 @@ pub unsafe fn fork_with(body: impl FnOnce()) -> Result<u32, StartError> {
     leave(if catch(body).is_ok() { 0 } else { 101 })
 }
 
-/// Whether a copy of this process would be whole. Two threads of ours sleep, and hold nothing that a copy touches: the one
-/// that watches processes, and in a child the one that watches its parent.
+/// Checks that a fork of this process would be usable, because no other thread can hold a lock. Two
+/// threads of this library are allowed: the one that watches processes, and, in a child, the one
+/// that watches its parent. They sleep, and hold nothing that a copy uses.
 pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
+    // This thread and the watchers.
     let expected = 1 + usize::from(table::has_watcher(pause)) + watcher::threads();
     let counted = settled_thread_count(expected);
     match counted.map_err(|error| StartError::Fork(Arc::new(error)))? {
@@ -120,36 +136,43 @@ pub(super) fn check_threads(pause: &Pause<'_>) -> Result<(), StartError> {
     }
 }
 
-/// Makes a copy that is told by `socket` what it is for; its pid. `ours` is the parent's end, which it closes.
+/// Makes a copy of this process that receives its setup from `socket`, and returns its pid. `ours`
+/// is the parent's end of the socket pair, which the copy closes.
 pub(super) fn child(pause: Pause<'_>, socket: OwnedFd, ours: BorrowedFd<'_>) -> io::Result<u32> {
     let _ = io::stdout().flush();
-    // SAFETY: there is no other thread but those of ours that sleep: counted by `check_threads` under the same pause; see
-    // `fork_with`. As to shared memory: nothing that was on a stack of the parent's goes on in the copy. It runs one task, whose
-    // arguments came by the socket, and then `leave`s without dropping anything. What it can reach of the parent's are statics,
-    // where handles of this library are inert: guards are neither read nor written through, and unsealed bytes are not given
-    // out. A reference into shared memory that was leaked into a static is beyond what can be checked. It is the one thing that
-    // this function, which safe code calls, leaves to the program: the documentation of `StartMethod::Fork` says so.
+    // SAFETY: there are no other threads except sleeping threads of this library. `check_threads`
+    // counted them under the same pause. See `fork_with`.
+    //
+    // Shared memory: nothing that was on a stack of the parent continues in the copy. The copy runs
+    // one task, whose arguments come from the socket, and then `leave`s without dropping anything.
+    // Of the parent's values it can reach only statics. The handles of this library are inert
+    // there: guards can be neither read nor written through, and unsealed bytes are not accessible.
+    // A reference into shared memory that was leaked into a static cannot be checked. This is the
+    // one condition that this function, which safe code calls, leaves to the program. The
+    // documentation of `StartMethod::Fork` says so.
     if let Some(pid) = unsafe { fork::fork() }? {
         return Ok(pid);
     }
+    // This is the child.
     pause.forget_all();
     fork::close(ours);
     leave(entry::forked(socket))
 }
 
-/// Ends a copy: what belongs to it runs, nothing of the program that it was copied from.
+/// Ends the child of a fork. It does the work that belongs to the end of the child, and none that
+/// belongs to the process that it was copied from.
 fn leave(code: i32) -> ! {
     exit::finish();
     let _ = io::stdout().flush();
     fork::leave(code)
 }
 
-/// This process's id, `os.getpid`.
+/// Returns the id of this process, as `os.getpid` does.
 pub fn getpid() -> u32 {
     std::process::id()
 }
 
-/// The id of this process's parent, `os.getppid`.
+/// Returns the id of this process's parent, as `os.getppid` does.
 pub fn getppid() -> u32 {
     std::os::unix::process::parent_id()
 }

@@ -1,24 +1,29 @@
-//! Processes with one task each: started, watched, joined.
+//! Processes that run one task each: how they are started, watched and joined.
 //!
 //! ```text
 //!  Process::new(task) ── options ── start ──►  child: one of
-//!     │  encoded at `new`                        Spawn       the program again, from /proc/self/exe
-//!     ▼                                          ForkServer  a copy of a small, single-threaded child of ours
-//!  Child<T> ─── handle of a Record               Fork        a copy of this process, refused with threads
-//!     │           ▲
-//!     │           └── the watcher, one thread: report over the child's socket, then its end by pidfd, then reaped
-//!     ▼
-//!  join, wait, is_alive, exit_code: the record says
+//!     │  encoded at `new`                        Spawn       the program again, /proc/self/exe
+//!     ▼                                          ForkServer  a copy of a small, single-threaded
+//!  Child<T> ─── handle of a Record                           child of this process
+//!     │           ▲                              Fork        a copy of this process; refused if
+//!     │           │                                          it has other threads
+//!     │           └── the watcher, one thread: reads the report from the child's socket, learns
+//!     ▼               of its end by pidfd, then reaps it
+//!  join, wait, is_alive, exit_code: answered from the Record
 //! ```
 //!
-//! | who dies | noticed by | then |
-//! |---|---|---|
-//! | the child | pidfd, in the watcher thread (in `join` where a thread is not to be had) | what it reported is read, it is reaped; `join` returns |
-//! | the parent, by `exit` or the end of `main` | `child::exit`, by `atexit` | daemons are terminated, the others waited for |
-//! | the parent, by a signal | the child's own watcher | the child kills its group, unless it was told to outlive |
-//! | the fork server | the next start, by its socket | another one is started |
+//! What happens when a process dies:
 //!
-//! The table of records belongs to the process that made it. A forked child clears its copy before anything else.
+//! - **The child.** The watcher thread notices it by the pidfd, or `join` does if no thread can be
+//!   started. The child's report is read, the child is reaped, and `join` returns.
+//! - **The parent, by `exit` or the end of `main`.** `child::exit` notices it by `atexit`. Daemons
+//!   are terminated, and the other processes are waited for.
+//! - **The parent, by a signal.** The child's own watcher thread notices it. The child kills its
+//!   process group, unless it was told to outlive its parent.
+//! - **The fork server.** The next start notices it by the server's socket, and starts another one.
+//!
+//! The table of records belongs to the process that created it. A forked child has a table of its
+//! own, which is empty.
 
 pub(crate) mod child;
 pub(crate) mod context;
@@ -48,10 +53,12 @@ use crate::{
     wire::{attachment::Attachment, buffer::Buffer},
 };
 
-/// A process to be started, with the one task that it runs: `multiprocessing.Process`.
+/// A process to be started, with the one task that it runs. It corresponds to
+/// `multiprocessing.Process`.
 ///
-/// Set what it needs, then [`start`](Self::start) it; the [`Child`] that comes back is joined, watched, signalled. Unlike
-/// in Python the body's return value comes back, from [`Child::join`].
+/// Set options, then [`start`](Self::start) it. The [`Child`] that `start` returns can be joined,
+/// watched and signalled. Unlike in Python, the body's return value is available, from
+/// [`Child::join`].
 ///
 /// ```
 /// use executor::{Process, prelude::*};
@@ -70,42 +77,53 @@ use crate::{
 ///
 /// # How it ends
 ///
-/// With exit code 0 when the body returns, 1 when it returns `Err` (or its value does not encode), 101 when it panics, as
-/// any Rust program. Before that its [exit hooks](crate::at_exit) run, its [registered threads](crate::spawn_thread) and
-/// its own processes are waited for.
+/// The process ends with exit code 0 when the body returns, with 1 when it returns `Err` (or if its
+/// value cannot be encoded), and with 101 when it panics, like any Rust program. Before it ends,
+/// its [exit hooks](crate::at_exit) run, and it waits for its [registered
+/// threads](crate::spawn_thread) and its own processes.
 ///
-/// A task with a [time limit](crate::Task::timeout) ends its process when that is over, counted from the start: the process
-/// and its group are killed, and [`join`](Child::join) says [`TimedOut`](crate::TaskError::TimedOut).
+/// If the task has a [time limit](crate::Task::timeout), it is counted from the start of the
+/// process. When it has passed, the process and its group are killed, and [`join`](Child::join)
+/// returns [`TimedOut`](crate::TaskError::TimedOut).
 ///
-/// The programs that it has started and left in its process group are killed when it has ended, however it did, unless they are
-/// [kept](Self::keep_programs). Its own [`Process`]es and workers notice its end, and end. What has put itself into
-/// another group or session (`setsid`, as daemons do) goes on, and so does what a process leaves that [outlived](Self::outlive_parent)
-/// its parent: there is nobody who would notice.
+/// When the process has ended, in whatever way, the programs that it has started and that are still
+/// in its process group are killed, unless they are [kept](Self::keep_programs). Its own
+/// [`Process`]es and workers notice its end, and end. Programs that have moved to another group or
+/// session (`setsid`, as daemons do) continue. So do the programs of a process that has
+/// [outlived](Self::outlive_parent) its parent, because no process is left to notice its end.
 ///
-/// A process that is no [`daemon`](Self::daemon) is waited for when the program ends by itself. When the program is killed,
-/// its processes are, too, unless they [outlive it](Self::outlive_parent).
+/// When the program ends by itself, it waits for its processes, except [`daemon`](Self::daemon)s.
+/// When the program is killed, its processes are killed, too, unless they [outlive
+/// it](Self::outlive_parent).
 ///
-/// # What it has of its parent
+/// # What it inherits from its parent
 ///
-/// The signal mask of the thread that starts it, and what its parent ignores: a thread that has blocked `SIGTERM` starts a child
-/// that [`terminate`](crate::ChildHandle::terminate) does not end. SIGTTOU and SIGTTIN are blocked as well; otherwise a terminal
-/// could stop the child when it writes. It leads a process group of its own, so Ctrl-C and Ctrl-Z at a terminal reach
-/// the parent only: a stopped parent's processes go on.
+/// The process inherits the signal mask of the thread that starts it, and the signals that its
+/// parent ignores. For example, if this thread has blocked `SIGTERM`,
+/// [`terminate`](crate::ChildHandle::terminate) does not end the child. In addition, SIGTTOU and
+/// SIGTTIN are blocked. Otherwise a terminal could stop the child when it writes. The child leads
+/// its own process group, so Ctrl-C and Ctrl-Z at a terminal reach only the parent: when the parent
+/// is stopped, its processes continue.
 ///
-/// Programs that it starts inherit the mask of the thread that starts them, these two signals included: a terminal does not stop
-/// them either, and their reading from it is an error. A program that needs them unblocked, such as a shell that is to control
-/// jobs, is given a mask of its own in [`pre_exec`](std::os::unix::process::CommandExt::pre_exec). The same holds in a pool's workers.
+/// Programs that the process starts inherit the mask of the thread that starts them, including the
+/// two blocked signals. So a terminal does not stop them either, and reading from it is an error. A
+/// program that needs these signals unblocked, such as a shell with job control, must be given
+/// another mask in [`pre_exec`](std::os::unix::process::CommandExt::pre_exec). The same holds in a
+/// pool's workers.
 ///
-/// What the parent has printed is written out before the child starts, so that it comes before what the child prints; unless
-/// another thread holds the lock of standard output for longer than a moment. (Workers of pools are started in the
-/// background, and nothing is flushed for them.)
+/// Output that the parent has printed is written out before the child starts, so that it appears
+/// before the child's output. The exception is that another thread holds the lock of standard
+/// output for more than a moment. (Workers of pools are started in the background, and nothing is
+/// flushed for them.)
 #[must_use = "a process does nothing until it is started"]
 pub struct Process<T> {
     entry: &'static TaskEntry,
+    /// The encoded arguments and the descriptors that belong to them, or why they cannot be
+    /// encoded.
     arguments: Result<(Vec<u8>, Vec<Attachment>), TaskError>,
-    /// What errors call the task.
+    /// The name of the task in errors.
     task: String,
-    /// The task's time limit.
+    /// The time limit of the task.
     timeout: Option<Duration>,
     name: Option<String>,
     daemon: Option<bool>,
@@ -124,7 +142,8 @@ pub struct Process<T> {
     marker: PhantomData<fn() -> T>,
 }
 
-/// What a [`Process`] can be made of: a [`Task`], or a value whose type has `#[task] impl Run for …`.
+/// The types that a [`Process`] can be made from: a [`Task`], or a type with
+/// `#[task] impl Run for …`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither a task nor a value with `Run`",
     label = "expected a task",
@@ -132,7 +151,7 @@ pub struct Process<T> {
     note = "`#[task]` above a function makes its `::task`, and above `impl Run for …` a body of a value"
 )]
 pub trait IntoBody {
-    /// What [`Child::join`] returns.
+    /// The type of the value that [`Child::join`] returns.
     type Output;
 
     #[doc(hidden)]
@@ -147,10 +166,12 @@ impl<F: TaskArgs<A>, A> IntoBody for Task<F, A> {
     }
 }
 
-/// A value that is a process's body: Python's subclass of `Process` with a `run` of its own.
+/// A value that is the body of a process. It corresponds to a subclass of Python's `Process` with
+/// its own `run` method.
 ///
-/// `#[task]` above the `impl` makes it one. The fields travel, so the type has serde's `Serialize` and `Deserialize`.
-/// Calling [`run`](Self::run) directly runs it here.
+/// Write `#[task]` above the `impl`. The fields are sent to the process, so the type must implement
+/// serde's `Serialize` and `Deserialize`. A direct call of [`run`](Self::run) runs the body in the
+/// calling process.
 ///
 /// ```
 /// use executor::{Process, Run, prelude::*};
@@ -172,15 +193,16 @@ impl<F: TaskArgs<A>, A> IntoBody for Task<F, A> {
 /// }
 /// ```
 pub trait Run {
-    /// What [`run`](Self::run) returns; `#[task]` writes it.
+    /// The type that [`run`](Self::run) returns. `#[task]` generates it.
     type Output;
 
-    /// The body.
+    /// Runs the body.
     fn run(self) -> Self::Output;
 }
 
 impl<T> Process<T> {
-    /// A process that is going to run this: a task, or a value with [`Run`]. Its arguments are encoded now, so they may be borrowed.
+    /// Makes a process that will run this body: a task, or a value with [`Run`]. The arguments are
+    /// encoded during this call, so they may be borrowed.
     pub fn new(body: impl IntoBody<Output = T>) -> Self {
         body.into_process()
     }
@@ -213,31 +235,38 @@ impl<T> Process<T> {
         }
     }
 
-    /// Its name, a label without meaning to the system. By default that of the [task](crate::Task::name), if it has one, else
-    /// `Process-1`, `Process-2`, …, and for the second process of the first one `Process-1:2`.
+    /// Sets the name of the process, a label that has no meaning to the system. The default is the
+    /// name of the [task](crate::Task::name), if it was given one. Otherwise it is `Process-1`,
+    /// `Process-2`, …, and `Process-1:2` for the second process that `Process-1` starts.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Whether it is terminated when the program ends by itself, in place of being waited for. By default as the process that
-    /// starts it; `false` in the program that the user started. A daemon may have children; they die with it.
+    /// Sets whether the process is terminated when the program ends by itself. Otherwise the
+    /// program waits for it. The default is the setting of the process that starts it; it is
+    /// `false` in the program that the user started and in workers of pools. A daemon may have
+    /// children, which end when it ends.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.daemon = Some(daemon);
         self
     }
 
-    /// Whether it goes on when this process is killed or crashes. By default its whole process group is killed then. At an
-    /// end by itself the program waits for it all the same, unless it is a daemon.
+    /// Sets whether the process continues when this process is killed or crashes. By default its
+    /// whole process group is killed then. If this process ends by itself, it still waits for the
+    /// process, unless the process is a daemon.
     pub fn outlive_parent(mut self, outlive: bool) -> Self {
         self.outlives_parent = outlive;
         self
     }
 
-    /// Whether the programs that it has started may go on after it has ended with exit code 0: it has returned a value, or called
-    /// `exit(0)`. By default they are killed with its process group, whatever its end was; after any other end they always are.
+    /// Sets whether the programs that the process has started may continue after it has ended with
+    /// exit code 0, that is, after its body has returned a value or called `exit(0)`. By default
+    /// they are killed with its process group in all cases. After any other end they are always
+    /// killed.
     ///
-    /// For a process that starts a server and is done. [`kill_tree`](crate::ChildHandle::kill_tree) ends what it has left.
+    /// Use it for a process that starts a server and returns.
+    /// [`kill_tree`](crate::ChildHandle::kill_tree) ends the programs that it has left.
     ///
     /// ```
     /// use executor::{Process, prelude::*};
@@ -261,65 +290,68 @@ impl<T> Process<T> {
         self
     }
 
-    /// A variable of its environment, beside those that it inherits.
+    /// Sets an environment variable of the process, in addition to the inherited ones.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((key.into(), Some(value.into())));
         self
     }
 
-    /// A variable that it is not to inherit.
+    /// Removes an environment variable, so that the process does not inherit it.
     pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
         self.environment.push((key.into(), None));
         self
     }
 
-    /// Its working directory; by default this process's.
+    /// Sets the working directory. The default is the one of this process.
     pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
-    /// Its standard input; by default empty. It leads a process group of its own, so reading from a terminal stops it.
+    /// Sets the standard input. By default it is empty. The process leads its own process group, so
+    /// reading from a terminal is an error.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdin = stdin.into();
         self
     }
 
-    /// Its standard output; by default this process's.
+    /// Sets the standard output. The default is the one of this process.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.stdout = stdout.into();
         self
     }
 
-    /// Its standard error; by default this process's.
+    /// Sets the standard error. The default is the one of this process.
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
         self.stderr = stderr.into();
         self
     }
 
-    /// What the system is to refuse it.
+    /// Sets the resource limits of the process.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// How it is started; by default as [`start_method`](crate::start_method) says.
+    /// Sets how the process is started. The default is the result of
+    /// [`start_method`](crate::start_method).
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.method = Some(method);
         self
     }
 
-    /// Another path of the program, for [`StartMethod::Spawn`]: a copy of it, say, that is going to stay. It must be the same
-    /// build, and reach [`init`](crate::init).
+    /// Sets another path of the program, for [`StartMethod::Spawn`]: for example a copy of it that
+    /// will not be replaced. It must be the same build, and must reach [`init`](crate::init).
     pub fn executable(mut self, path: impl Into<PathBuf>) -> Self {
         self.executable = Some(path.into());
         self
     }
 
-    /// Starts it. Returns as soon as it is started, not when its body begins.
+    /// Starts the process. Returns when it is started, without waiting until its body begins.
     ///
     /// # Errors
-    /// [`StartError`]: arguments that do not encode, a program that never passed its entry, an operating system that refuses.
+    /// [`StartError`], for example if the arguments cannot be encoded, if the program never called
+    /// the entry point, or if the operating system refuses.
     pub fn start(self) -> Result<Child<T>, StartError> {
         start::start(self)
     }
@@ -336,7 +368,7 @@ impl<T> fmt::Debug for Process<T> {
     }
 }
 
-/// Where a process's standard input, output or error goes.
+/// The target of a process's standard input, output or error.
 ///
 /// ```
 /// use executor::{Process, Stdio, prelude::*};
@@ -367,18 +399,19 @@ enum Place {
 }
 
 impl Stdio {
-    /// Nothing comes, and what is written vanishes.
+    /// Discards output. Input is empty.
     pub fn null() -> Self {
         Stdio(Place::Null)
     }
 
-    /// This process's own.
+    /// Uses the stream of this process.
     pub fn inherit() -> Self {
         Stdio(Place::Inherit)
     }
 
-    /// A pipe, whose other end the [`Child`] has. It holds 64 KiB: of an output, read all of it before you [`join`](Child::join), since
-    /// a child whose pipe is full waits for its reader, and never ends.
+    /// Makes a pipe, whose other end is kept by the [`Child`]. A pipe holds 64 KiB. So read all of
+    /// the output before you call [`join`](Child::join): a child whose pipe is full waits for its
+    /// reader, and never ends.
     pub fn piped() -> Self {
         Stdio(Place::Piped)
     }

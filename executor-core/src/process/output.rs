@@ -1,4 +1,4 @@
-//! What this process has printed, and the children it is about to start.
+//! Flushes standard output before a child is started.
 
 use std::{
     io::{self, Write as _},
@@ -9,21 +9,24 @@ use std::{
 
 use crate::os::{fork::PerProcess, signals, sync::lock};
 
-/// How long a start waits for the flush. Shorter: on a busy machine, earlier output appears after the child's. Longer: a thread
-/// that holds the lock delays each start by as much.
+/// How long a start waits for the flush. With a lower value, on a busy machine, earlier output of
+/// this process may appear after the child's. With a higher value, a thread that holds the lock of
+/// standard output delays each start by this much.
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// Writes out what this process has printed so far, an unterminated line included, so that it comes before what a child
-/// prints.
+/// Writes out what this process has printed so far, including an unterminated line, so that it
+/// appears before the child's output.
 ///
-/// Another thread may hold the lock of standard output for as long as it likes, and may even wait for the child, so this
-/// thread must not wait for it. std has no way to try that lock. So a helper flushes, for which this waits a moment.
+/// Another thread may hold the lock of standard output for as long as it likes, and may even wait
+/// for the child. So the calling thread must not block on this lock. std has no way to try to take
+/// it. Therefore a helper thread does the flush, and the caller waits for it for a limited time.
 pub(super) fn flush() {
     static FLUSHES: PerProcess<Flushes> = PerProcess::new(Flushes::default);
     FLUSHES.get().ask(LIMIT, || drop(io::stdout().flush()));
 }
 
-/// Flushes by one helper at a time: a second one would only wait for the lock behind the first.
+/// The flushes that were requested. One helper thread at a time does them. A second helper would
+/// only wait for the lock behind the first.
 #[derive(Default)]
 struct Flushes {
     state: Mutex<State>,
@@ -32,12 +35,13 @@ struct Flushes {
 
 #[derive(Default)]
 struct State {
-    /// How many flushes have been asked for,
+    /// Number of flushes that were requested.
     asked: u64,
-    /// and how many of those were asked for before the last one that has ended had begun.
+    /// Number of these flushes that are complete: a flush began after the request, and has ended.
     done: u64,
-    /// The helper flushes until nobody asks any more.
+    /// Whether a helper thread is flushing. It exits when there are no more requests.
     helps: bool,
+    /// The helper thread that was started last, until it is joined.
     helper: Option<JoinHandle<()>>,
 }
 
@@ -48,6 +52,7 @@ impl Flushes {
         state.asked += 1;
         let own = state.asked;
         if !state.helps {
+            // All signals are blocked in the helper, so that it receives none of the program's.
             let helper = signals::deaf(|| {
                 let builder = thread::Builder::new().name("executor-flush".into()).stack_size(64 * 1024);
                 builder.spawn(move || self.help(flush))
@@ -65,14 +70,18 @@ impl Flushes {
         let helper = if state.helps { None } else { state.helper.take() };
         drop(state);
         if let Some(helper) = helper {
-            // It is at its end. So this process has no thread that it had not before.
+            // The helper is about to exit. Join it, so that this process has no more threads after
+            // the call than before it. A fork checks the number of threads.
             let _ = helper.join();
         }
     }
 
+    /// The helper's loop. It flushes until all requests that were made in the meantime are
+    /// complete.
     fn help(&self, flush: impl Fn()) {
         let mut state = lock(&self.state);
         while state.done < state.asked {
+            // Only the requests made before the flush begins are complete after it.
             let asked = state.asked;
             drop(state);
             flush();
@@ -112,7 +121,7 @@ mod tests {
         };
         let first = thread::spawn(move || flushes.ask(LONG, flush));
         has_begun.recv().unwrap();
-        // Printed too late for the flush under way.
+        // This is printed after the flush has begun, so that flush does not cover it.
         printed.store(2, Ordering::SeqCst);
         let seen = Arc::clone(&written);
         let second = thread::spawn(move || {
@@ -140,7 +149,7 @@ mod tests {
         });
         flushes.ask(Duration::from_millis(1), || unreachable!("there is a helper"));
         drop(end);
-        // The next one finds the helper at work or makes another.
+        // This call either finds the helper still at work, or starts another one.
         flushes.ask(LONG, || ());
     }
 }

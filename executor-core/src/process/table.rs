@@ -1,7 +1,8 @@
-//! The processes of this program, and the one thread that watches them.
+//! The table of the running processes of this program, and the one thread that watches them.
 //!
-//! Whoever forks takes the table's lock first. All that the thread can hold then is a record's lock, for a moment, and a
-//! copy of this process never touches those of its parent; so the thread does not count as one that could be in the way.
+//! Each fork takes the table's lock first. While a fork holds it, the watcher thread can hold only
+//! the lock of a record, and only for a moment. A copy of this process never uses the records of
+//! its parent. So a fork may ignore the watcher thread.
 
 use std::{
     io,
@@ -42,17 +43,18 @@ use crate::{
     worker::BODY,
 };
 
-/// What is known of one process; its handles and the table share it.
+/// What this process knows about one child process. The handles of the child and the table share
+/// it.
 pub(crate) struct Record {
     pub(super) name: String,
     pub(super) task: String,
     pub(super) daemon: bool,
-    /// Whether what it has started goes on after it has returned.
+    /// Whether the programs that the child has started continue after it has returned.
     keeps_programs: bool,
     pub(super) parent: u32,
     pub(super) process: Process,
     pub(super) origin: Origin,
-    /// The time limit of its task, and when that is over.
+    /// The time limit of the child's task, and the time at which it ends.
     limit: Option<(Duration, Instant)>,
     board: Shared<Board>,
     state: Mutex<State>,
@@ -61,27 +63,31 @@ pub(crate) struct Record {
 
 #[derive(Default)]
 struct State {
-    /// Over which it reports. Closed when it has ended, since it takes the end of this for ours; so no copy of this process may keep it.
+    /// The socket over which the child reports. It is closed when the child has ended. The child
+    /// takes the end of this socket for the end of this process, so a copy of this process must not
+    /// keep it.
     socket: Option<Arc<NotInherited>>,
-    /// Nothing more is to be read from it.
+    /// Whether nothing more is to be read from the socket.
     heard: bool,
-    /// Its report is there, and this process has no room for the descriptor that comes with it. Not asked again before its end: the
-    /// socket stays readable, and the watcher would never sleep.
+    /// Whether the report has arrived, but this process has no free descriptor number for the
+    /// descriptor that belongs to it. The socket is not read again before the child's end. It stays
+    /// readable, so the watcher would otherwise never sleep.
     starved: bool,
     report: Option<Said>,
-    /// A report whose descriptors are still on their way, and how many there are to be.
+    /// A report whose descriptors have not all arrived yet: its value, the descriptors so far, and
+    /// the expected number of descriptors.
     begun: Option<(Payload, Vec<Attachment>, usize)>,
-    /// A SIGKILL was ours.
+    /// Whether this process has sent SIGKILL to the child.
     killed: bool,
-    /// Its task's time was over, and it is killed for that.
+    /// Whether the child was killed because its task's time limit had passed.
     timed_out: bool,
-    /// Whoever watched it is gone.
+    /// Whether the thread that watched the child has ended.
     unwatched: bool,
     wakers: Vec<Waker>,
 }
 
-/// What a process has reported. Decoded by whoever asks for it: how long that takes is the child's choice, and it is kept under locks
-/// that all processes need.
+/// The report of a child. It is decoded by the thread that asks for the value. Decoding may take as
+/// long as the child likes, and reports are stored under locks that all processes need.
 #[derive(Clone)]
 enum Said {
     Value(Payload),
@@ -101,11 +107,12 @@ impl Said {
     }
 }
 
-/// A descriptor for the result of a child, where the program has used up all that it may have: it is given up for the moment in which
-/// the result is mapped. There is one while there are processes.
+/// A descriptor that is kept as a reserve. When a child's result arrives and the program has used
+/// up its descriptor numbers, the reserve is closed for the moment in which the result is mapped.
+/// It exists while there are child processes.
 static SPARE: PerProcess<Mutex<Option<OwnedFd>>> = PerProcess::new(Mutex::default);
 
-/// Sees to it that there is one.
+/// Opens the spare descriptor, if there is none.
 fn keep_spare() {
     let mut spare = lock(SPARE.get());
     if spare.is_none() {
@@ -113,33 +120,35 @@ fn keep_spare() {
     }
 }
 
-/// How long the end of a process is waited for that was terminated because the program ends; killed after that.
+/// How long the end of the program waits for a daemon that it has terminated. After this it kills
+/// the daemon.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the watcher stays with nothing to watch. Longer costs a sleeping thread, shorter a thread for each process of
-/// a series.
+/// How long the watcher thread stays when there is nothing to watch. A higher value keeps a
+/// sleeping thread for longer. A lower value starts a new thread for each process of a series.
 const IDLE: Duration = Duration::from_secs(1);
 
 struct Table {
     running: Vec<Arc<Record>>,
-    /// Rung to make the watcher look at the table; `None` while there is no watcher.
+    /// An eventfd that wakes the watcher, so that it looks at the table. `None` while there is no
+    /// watcher.
     watcher: Option<Arc<OwnedFd>>,
 }
 
-/// A forked child has its own, empty one.
+/// The table of this process. A forked child has its own empty table.
 static TABLE: PerProcess<Mutex<Table>> =
     PerProcess::new(|| Mutex::new(Table { running: Vec::new(), watcher: None }));
 
-/// Reaps all children but those of pools.
+/// The processes that children have left behind, if they become children of this process.
 static REAPER: PerProcess<Reaper> = PerProcess::new(Reaper::default);
 
-/// What was asked for of a process.
+/// The properties of a process that its user asked for.
 pub(super) struct Asked {
     pub(super) name: String,
-    /// What errors call its task.
+    /// The name of the task in errors.
     pub(super) task: String,
     pub(super) daemon: bool,
     pub(super) keeps_programs: bool,
-    /// Of its task.
+    /// The time limit of the task.
     pub(super) limit: Option<Duration>,
 }
 
@@ -165,7 +174,7 @@ impl Record {
         })
     }
 
-    /// How it ended, if it has.
+    /// Returns how the child ended, or `None` if it is running.
     pub(super) fn status(&self) -> Option<ExitStatus> {
         if self.origin.forked() {
             return None;
@@ -173,7 +182,7 @@ impl Record {
         if let Some(status) = self.settled_status() {
             return Some(status);
         }
-        // The watcher may not have got to it yet; whoever asks wants to know.
+        // The watcher may not have noticed the end yet, so check here.
         if self.process.has_ended() {
             self.look();
         }
@@ -186,7 +195,8 @@ impl Record {
         self.process.status()
     }
 
-    /// Waits for its end; `None` at `deadline`, and at once where it is not this process's child.
+    /// Waits for the end of the child. Returns `None` at `deadline`, or at once if it is not a
+    /// child of this process.
     pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
         if self.origin.forked() {
             return None;
@@ -218,18 +228,22 @@ impl Record {
         }
     }
 
-    /// After its end. The watcher has told that while it still had a handle, and a handle keeps descriptors open; it drops it
-    /// under the table's lock.
+    /// Removes the record from the table after the child's end.
+    ///
+    /// The watcher announces the end while it still has a handle of the record, and a handle keeps
+    /// descriptors open. The watcher drops the handle under the table's lock. So once this call has
+    /// had the lock, the handle is gone.
     fn leave_table(&self) {
         lock(TABLE.get()).running.retain(|other| !std::ptr::eq(&**other, self));
     }
 
-    /// As a future asks; wakes `waker` at the end.
+    /// Polls for the end of the child, for a future. At the end it wakes `waker`.
     pub(super) fn poll(&self, waker: &Waker) -> Poll<()> {
         if self.origin.forked() {
             return Poll::Ready(());
         }
-        // Cloned before the lock is taken, and dropped after it is free if it is there already: both are users' code.
+        // The waker is cloned before the lock is taken. If it is not needed, it is dropped after
+        // the lock is released. Both run user code.
         let mut new = Some(waker.clone());
         let mut state = lock(&self.state);
         if self.process.status().is_some() {
@@ -243,7 +257,8 @@ impl Record {
         drop(state);
         drop(new);
         if !Record::is_watched() && !self.rewatch() {
-            // The system refuses a thread: nobody else would look.
+            // The system refuses to start a watcher thread, so no other thread would notice the
+            // end. Wait briefly here, and poll again.
             if self.wait_alone(Some(Instant::now() + Duration::from_millis(1))).is_some() {
                 return Poll::Ready(());
             }
@@ -252,14 +267,14 @@ impl Record {
         Poll::Pending
     }
 
-    /// Tries once more to have it watched.
+    /// Tries again to start a watcher thread. Returns whether there is one.
     fn rewatch(&self) -> bool {
         let mut table = lock(TABLE.get());
         ring(&mut table);
         table.watcher.is_some()
     }
 
-    /// What `join` returns, once it has ended.
+    /// Returns the outcome for `join`, once the child has ended.
     pub(super) fn outcome(&self) -> Outcome {
         if self.origin.forked() {
             let text = format!(
@@ -300,23 +315,26 @@ impl Record {
         }
     }
 
-    /// Sends it a signal. A process that has ended, or is another's, gets none.
+    /// Sends a signal to the child. Does nothing if the child has ended, or if it is not a child of
+    /// this process.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
-        // Before its lock: that may have been held when this process was copied.
+        // Check this before taking the lock. In a fork, the lock may be held for ever.
         if self.origin.forked() {
             return Ok(());
         }
         let mut state = lock(&self.state);
         state.killed |= signal == Signal::KILL;
-        // Under the lock: it is reaped under it, and its number another's after that.
+        // Send the signal under the lock. The child is reaped under the same lock, and after that
+        // its pid may belong to another process.
         match self.process.status() {
             None => self.process.signal(signal),
             Some(_) => Ok(()),
         }
     }
 
-    /// Kills its process group, what is left of it after its end; whether it was allowed to. Where not, the child is asked to
-    /// end itself, by the end of its socket.
+    /// Kills the child's process group, or what is left of the group after the child's end. Returns
+    /// whether the system allowed it. If not, shuts down the child's socket, so that the child ends
+    /// itself.
     pub(super) fn kill_group(&self) -> bool {
         if self.origin.forked() {
             return true;
@@ -324,7 +342,7 @@ impl Record {
         self.kill_group_in(&mut lock(&self.state))
     }
 
-    /// When its time is over, if it has a limit and that is still to come.
+    /// Returns when the child's time limit ends, if it has a limit that can still end it.
     fn limit_at(&self) -> Option<Instant> {
         let (_, at) = self.limit?;
         lock(&self.state).has_to_end().then_some(at)
@@ -343,18 +361,21 @@ impl Record {
         sent
     }
 
-    /// Reads what it has reported, and reaps it if it has ended. Wakes who waits, so the caller holds no lock.
+    /// Reads the child's report, and reaps the child if it has ended. It wakes waiting tasks, so
+    /// the caller must hold no lock.
     fn look(&self) {
         wake_each(self.look_and_take_wakers().unwrap_or_default());
     }
 
-    /// As [`look`](Self::look): whom to wake, if it has ended.
+    /// Does the same as [`look`](Self::look), but returns the wakers to be woken if the child has
+    /// ended. Returns `None` if it is still running.
     fn look_and_take_wakers(&self) -> Option<Vec<Waker>> {
         let mut state = lock(&self.state);
         if self.process.status().is_some() {
             return Some(Vec::new());
         }
-        // First asked, then read: what it said before its end is there by then.
+        // Check for the end first, then read. If the child has ended, everything that it has sent
+        // can be read now.
         let ended = self.process.has_ended();
         if !state.heard
             && let Some(socket) = state.socket.clone()
@@ -373,7 +394,7 @@ impl Record {
             return None;
         }
         state.socket = None;
-        // Where its status is lost, its report says whether it has returned.
+        // If the exit status was lost, a report with a value tells that the body has returned.
         let returned = matches!(state.report, Some(Said::Value(_)));
         REAPER.get().reap_and_keep(&self.process, |status| {
             let well = status == ExitStatus::Exited(0) || status == ExitStatus::Unknown && returned;
@@ -390,13 +411,15 @@ fn is_readable(socket: BorrowedFd<'_>) -> bool {
 }
 
 impl State {
-    /// Whether it is to be killed when its time is over: it has not reported, all of it, nor was it killed for that. Also one whose
-    /// report has begun: it may be stopped before the rest.
+    /// Returns whether the child is to be killed when its time limit ends. This is so if its report
+    /// is not complete and it was not killed for the limit already. A report that has only begun
+    /// does not count, because the child may stop before it sends the rest.
     fn has_to_end(&self) -> bool {
         !self.timed_out && self.report.is_none()
     }
 
-    /// Reads what is there of a child's report, and never waits: it may have stopped in the middle. Whether more is to come.
+    /// Reads the available part of a child's report. It never waits, because the child may have
+    /// stopped in the middle of the report. Returns whether more is to come.
     fn read(&mut self, socket: BorrowedFd<'_>, ended: bool) -> bool {
         if self.starved && !ended {
             return true;
@@ -409,7 +432,7 @@ impl State {
                         self.starved = true;
                         return true;
                     }
-                    // It has hung up: that says nothing more than its end.
+                    // The child has closed the socket, which tells no more than its end.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
                     Err(error) => {
                         self.refused(&format!("what it reported cannot be received (recvmsg): {error}"))
@@ -437,11 +460,11 @@ impl State {
         true
     }
 
-    /// Reads the first message of a report; whether that was all.
+    /// Reads the first message of a report. Returns whether the report is complete.
     fn read_first(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let answer = match handshake::receive_report_now(socket) {
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                // Once more, with the one that is kept for this.
+                // Try again after closing the spare descriptor.
                 drop(lock(SPARE.get()).take());
                 let again = handshake::receive_report_now(socket);
                 if again.is_err() {
@@ -449,7 +472,8 @@ impl State {
                 }
                 again
             }
-            // The library speaks, in another version: the only word of it that can be read.
+            // The child runs another version of the library. This error is the only part of its
+            // message that can be understood.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Ok(self.refused(&error.to_string()));
             }
@@ -463,17 +487,18 @@ impl State {
         Ok(complete)
     }
 
-    /// There is no value: it never came to its task, or what it said did not come here.
+    /// Records that there is no value, because the child never ran its task, or because its report
+    /// could not be received.
     fn refused(&mut self, why: &str) -> bool {
         self.report = Some(Said::refused(why));
         true
     }
 
-    /// Takes in the first part of a report; whether that was all.
+    /// Takes the first part of a report. Returns whether the report is complete.
     fn begin(&mut self, report: Report, file: Option<OwnedFd>) -> bool {
         let payload = match file.filter(|_| report.in_file) {
             None => Payload::from(report.payload.into_vec()),
-            // The descriptor is not kept.
+            // The descriptor is closed after this. The mapping is enough.
             Some(file) => match SealedView::open(&file) {
                 Ok(view) => Payload::sealed(view),
                 Err(error) => return self.refused(&format!("its result cannot be mapped: {error}")),
@@ -496,13 +521,14 @@ impl State {
                 self.report = Some(Said::Failure(kind, payload));
                 true
             }
-            // Nothing that a child of ours says.
+            // A child never sends such a report.
             _ => true,
         }
     }
 }
 
-/// Kills and reaps a child that is not in the table, if it ends within `limit`.
+/// Called when a child was reaped by other code than the watcher. The processes that it has left
+/// behind are waited for, if they become children of this process.
 pub(super) fn kill(child: &Process, limit: Duration) {
     REAPER.get().kill(child, limit);
     look_behind();
@@ -522,7 +548,7 @@ fn look_behind() {
     }
 }
 
-/// Adds a process, and sees to it that it is watched.
+/// Adds a process to the table, and ensures that it is watched.
 pub(super) fn add(record: &Arc<Record>) {
     exit::end_children_by(finish);
     keep_spare();
@@ -531,13 +557,14 @@ pub(super) fn add(record: &Arc<Record>) {
     ring(&mut table);
 }
 
+/// Wakes the watcher, and starts it if there is none.
 fn ring(table: &mut Table) {
     if table.watcher.is_none() {
         let Ok(bell) = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) else { return };
         let Ok(bell) = above_stdio(bell) else { return };
         let bell = Arc::new(bell);
         let theirs = Arc::clone(&bell);
-        // Where the system refuses a thread, whoever joins looks for himself.
+        // If the system refuses a thread, each call that waits for a process checks it itself.
         let made = signals::deaf(|| {
             thread::Builder::new().name("executor-children".into()).stack_size(128 * 1024).spawn(move || {
                 if catch(|| watch(&theirs)).is_err() {
@@ -552,7 +579,8 @@ fn ring(table: &mut Table) {
     }
 }
 
-/// The watcher has panicked: who waits looks for himself from here on.
+/// Handles a panic of the watcher thread: wakes all waiting threads and tasks. From now on they
+/// check their processes themselves.
 fn watcher_is_gone() {
     let records = {
         let mut table = lock(TABLE.get());
@@ -570,33 +598,38 @@ fn watcher_is_gone() {
     }
 }
 
-/// Whether there is a watcher: a thread that need not be feared by whoever forks while it has the [`pause`].
+/// Returns whether there is a watcher thread. A fork may ignore this thread while it holds the
+/// [`pause`].
 pub(super) fn has_watcher(pause: &Pause<'_>) -> bool {
     pause.0.watcher.is_some()
 }
 
-/// While it lives, the watcher sleeps and holds no lock.
+/// Keeps the table locked. While it exists, the watcher sleeps or is about to wait for the lock.
+/// It holds no lock that a copy of this process uses.
 pub(super) struct Pause<'a>(MutexGuard<'a, Table>);
 
+/// Locks the table until the returned value is dropped.
 pub(super) fn pause() -> Pause<'static> {
     Pause(lock(TABLE.get()))
 }
 
 impl Pause<'_> {
-    /// In a forked child: nothing of the parent's is ours.
+    /// Forgets all processes, in a forked child: they are the parent's children.
     pub(super) fn forget_all(mut self) {
-        // Not dropped here, under the lock: they have wakers, which are users' code. Nor elsewhere: all of it is copies.
+        // The records are leaked. Their wakers are user code, which must not run under the lock.
+        // They need not be dropped later either, because they are only copies.
         std::mem::forget(std::mem::take(&mut self.0.running));
         self.0.watcher = None;
     }
 }
 
-/// The watcher's life.
+/// The watcher thread's loop.
 fn watch(bell: &Arc<OwnedFd>) {
     let mut idle_since = Instant::now();
     let origin = Origin::here();
     loop {
-        // A waker has copied this process, and has returned in the copy, which has no children.
+        // If a waker has forked this process and returned in the copy, the copy ends here. It has
+        // no children.
         origin.end_copy(0);
         let records = {
             let mut table = lock(TABLE.get());
@@ -609,7 +642,8 @@ fn watch(bell: &Arc<OwnedFd>) {
                 None => true,
             });
             if !ended.is_empty() {
-                // They are the user's, and may ask for `active_children` or start the next process.
+                // The wakers are user code. They may call `active_children` or start another
+                // process, which take the lock.
                 drop(table);
                 wake_each(ended);
                 continue;
@@ -623,8 +657,8 @@ fn watch(bell: &Arc<OwnedFd>) {
             }
             table.running.clone()
         };
-        // The descriptors stay open as long as the records live, which is until after the sleep. A socket is not among those
-        // that are slept on once it was read: what it says is said before the end.
+        // The records keep the descriptors open until after the sleep. A socket is not polled once
+        // its report was read: a child sends nothing after it.
         let unheard = |record: &Arc<Record>| {
             let state = lock(&record.state);
             state.socket.clone().filter(|_| !state.heard && !state.starved)
@@ -636,6 +670,8 @@ fn watch(bell: &Arc<OwnedFd>) {
             let socket = socket.as_ref().and_then(|socket| socket.get());
             fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         }
+        // Sleep until the first of these times: the next look at orphans, the end of this idle
+        // thread, or the end of a time limit.
         let reaper = REAPER.get();
         reaper.look(records.iter().map(|record| record.process.pid()));
         let orphans = reaper.next_look(!records.is_empty());
@@ -647,19 +683,19 @@ fn watch(bell: &Arc<OwnedFd>) {
         });
         ready::doze(&mut fds, limit.as_ref());
         let _ = rustix::io::read(&**bell, &mut [0_u8; 8]);
-        // What is dropped here may be the last handle of a record; under no lock.
+        // A dropped record may be its last handle, so drop them while no lock is held.
         drop(fds);
         drop((sockets, records));
     }
 }
 
-/// Those that run, in the order in which they were started.
+/// Returns the running processes, in the order of their start.
 pub(super) fn running() -> Vec<Arc<Record>> {
     let records = lock(TABLE.get()).running.clone();
     records.into_iter().filter(|record| record.status().is_none()).collect()
 }
 
-/// At the end of the program: daemons are ended, the others waited for.
+/// Ends the processes at the end of the program: terminates daemons, and waits for the others.
 fn finish() {
     let records = running();
     let daemons: Vec<_> = records.iter().filter(|record| record.daemon).collect();
@@ -669,7 +705,8 @@ fn finish() {
     let deadline = Instant::now() + GRACE;
     for daemon in &daemons {
         if daemon.wait_alone(Some(deadline)).is_none() {
-            // One that may not be killed is not waited for any longer: the end of this program ends it.
+            // If the daemon may not be killed, do not wait much longer. It ends itself when this
+            // program has ended.
             let killed = daemon.kill_group();
             daemon.wait_alone((!killed).then(|| Instant::now() + GRACE));
         }
@@ -680,9 +717,11 @@ fn finish() {
 }
 
 impl Record {
-    /// As [`wait`](Self::wait), where the watcher may be missing: by looking for oneself.
+    /// Does the same as [`wait`](Self::wait), without a watcher: the calling thread checks the
+    /// process.
     pub(super) fn wait_alone(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
-        /// Nobody rings here, so this is how late a report of a child is read that waits for room.
+        /// How often the child's socket is read. This thread is woken only by the child's end, so a
+        /// child that waits for space in the socket is delayed by up to this time.
         const LOOK: Duration = Duration::from_millis(50);
         loop {
             if let Some(status) = self.status() {
@@ -692,7 +731,7 @@ impl Record {
             if left.is_zero() {
                 return None;
             }
-            // In a forked copy nobody's end is ever seen.
+            // A fork of this process never sees the end of the child.
             let Some(pidfd) = self.process.pidfd().filter(|_| !self.origin.forked()) else {
                 return self.status();
             };
@@ -703,7 +742,7 @@ impl Record {
         }
     }
 
-    /// Whether somebody watches it.
+    /// Returns whether there is a watcher thread.
     pub(super) fn is_watched() -> bool {
         lock(TABLE.get()).watcher.is_some()
     }
@@ -717,7 +756,7 @@ mod tests {
     fn a_time_limit_counts_until_the_whole_report_is_there() {
         let mut state = State::default();
         assert!(state.has_to_end());
-        // Stopped after the first part.
+        // The child has stopped after the first part of its report.
         state.begun = Some((Payload::from(&[][..]), Vec::new(), 1));
         assert!(state.has_to_end());
         state.report = Some(Said::Value(Payload::from(&[][..])));
