@@ -1,4 +1,5 @@
-//! What moves beside the frames: arguments in segments, and descriptors over the control socket.
+//! Data that is transferred outside the frames: arguments in segments, and descriptors over the
+//! control socket.
 
 use std::{
     io,
@@ -20,18 +21,18 @@ use crate::{
     },
 };
 
-/// Arguments as a call reads them.
+/// The arguments of a call: their encoded bytes and their descriptors.
 #[derive(Clone)]
 pub(super) struct Arrived<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) attachments: Vec<Attachment>,
 }
 
-/// The arena of the pool's arguments.
+/// The segments that contain the arguments which the pool sends.
 pub(super) struct Arguments {
-    /// Not closed by us, as the control socket.
+    /// Its descriptor is never closed by this code, for the same reason as the control socket.
     arena: ManuallyDrop<Arena>,
-    /// Segments that were mapped once stay so: to map again costs faults.
+    /// A segment stays mapped after its first use, because mapping it again causes page faults.
     views: [Option<Mapping>; SEGMENTS],
 }
 
@@ -48,23 +49,30 @@ impl Arguments {
         let view = &mut self.views[usize::from(number)];
         if view.as_ref().is_none_or(|view| view.len() < len) {
             *view = None;
-            // Twice what is asked for, so that arguments which grow are mapped a few times and not each time. Addresses
-            // cost nothing; memory is taken where it was written only.
+            // Map up to twice as much as needed. So when arguments grow, the segment is mapped a
+            // few times only, and not each time. Addresses cost nothing, and memory is used only
+            // where it was written.
             let roomy = len.next_power_of_two().clamp(1 << 20, SEGMENT_BYTES_MAX);
             *view = Some(self.arena.map(number, roomy, Access::Read)?);
         }
         let view = view.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: within the mapping, which stays as long as `self` is borrowed. The parent wrote these bytes before it
-        // sent the frame. It writes there again only after the task was resolved: which is after this worker's reply, or after its
-        // end, or never again if it was given up without having ended (`Split::leave_arguments`). Nobody else can write to the
-        // arena, unless he reopens this read-only descriptor by way of `/proc`, which a process can do to its own memory anyway.
-        // The memory cannot end early: the file's length is sealed. A fork of this process has no reply to wait for: what it may
-        // read after this one's is told in the documentation of `fork_with`.
+        // SAFETY: the range is within the mapping, which exists as long as `self` is borrowed.
+        //
+        // The parent wrote these bytes before it sent the frame. It writes there again only after
+        // the task was resolved. That is after this worker's reply, or after this worker's end, or
+        // never, if the pool has given this worker up before its end (`Split::leave_arguments`). No
+        // other process can write to the arena, unless this process reopens this read-only
+        // descriptor through `/proc`; a process can always do such things to its own memory.
+        //
+        // The mapped memory cannot be truncated, because the file's length is sealed.
+        //
+        // A fork of this process does not send a reply that the parent would wait for. What it may
+        // read after this process's reply is described in the documentation of `fork_with`.
         Ok(unsafe { std::slice::from_raw_parts(view.at().as_ptr(), len) })
     }
 }
 
-/// Where arguments are when they are not in the frame.
+/// Returns the encoded arguments, which are in the frame or in a segment.
 pub(super) fn locate<'a>(
     arguments: &'a mut Option<Arguments>,
     header: &ToWorker,
@@ -77,12 +85,13 @@ pub(super) fn locate<'a>(
     arguments.as_mut().ok_or(io::ErrorKind::NotFound)?.read(reference)
 }
 
-/// The socket over which descriptors travel.
+/// The control socket, over which descriptors are sent.
 pub(super) struct Control {
-    /// Not closed by us: a task that closes what it does not own may have done so, and std ends a process with words of
-    /// its own that closes a descriptor twice.
+    /// Never closed by this code. A task may have closed it, although it does not own it, and std
+    /// may abort a process that closes a descriptor twice.
     socket: &'static OwnedFd,
-    /// Which socket it was: another file may have its number by now.
+    /// Identifies the socket. If a task has closed it, another file may have the same descriptor
+    /// number by now.
     inode: Option<(u64, u64)>,
 }
 
@@ -98,10 +107,12 @@ impl Control {
         }
     }
 
-    /// The descriptors that belong to this frame. They are in the socket already, or will be at once.
+    /// Receives the descriptors that belong to this frame. They are in the socket already, or
+    /// arrive at once.
     ///
-    /// Those of a task for which this process has no room are missing where its arguments are decoded. For an initializer that is
-    /// an error here: it is not what fails.
+    /// If this process has no free descriptor numbers for those of a task, they are missing when
+    /// the task's arguments are decoded, and the task fails. For an initializer, this is an error
+    /// here, because it is not the initializer that has failed.
     pub(super) fn receive(&self, header: &ToWorker) -> io::Result<Vec<Attachment>> {
         if header.flags & flag::ATTACHED == 0 {
             return Ok(Vec::new());
@@ -113,13 +124,14 @@ impl Control {
             Order::Run | Order::Stop => socket::recv_short(self.socket.as_fd(), &mut task)?,
         };
         kill_point!(AttachmentsReceived);
+        // The message contains the id of the task, so that a mix-up is detected.
         match len == task.len() && u64::from_le_bytes(task) == header.task.as_u64() {
             true => Ok(descriptors.into_iter().map(Arc::new).collect()),
             false => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
-    /// Sends what goes with a reply, before the reply.
+    /// Sends the descriptors that belong to a reply. It must be called before the reply is sent.
     pub(super) fn send(&self, task: TaskId, attachments: &[Attachment]) -> io::Result<()> {
         self.check()?;
         let descriptors: Vec<_> = attachments.iter().map(|descriptor| descriptor.as_fd()).collect();

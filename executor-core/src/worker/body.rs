@@ -1,10 +1,10 @@
-//! A child that runs one task, says how it ended, and ends.
+//! A child that runs one task, reports how it ended, and exits.
 //!
 //! ```text
 //!  setup ─► surroundings, limits, watcher ─► call: decode, run, encode ─► Report ─► the exit code
-//!                                              │ a panic: noted on the board, printed as any program's
+//!                                              │ a panic: goes to the board, is printed
 //!                                              ▼
-//!                                 exit, abort, a signal: no report; the parent has the status
+//!                                 exit, abort, a signal: no report; the parent reads the status
 //! ```
 
 use std::{
@@ -29,20 +29,20 @@ use crate::{
     },
 };
 
-/// The one task of a process has this number on its board.
+/// Used as the task id on the board of a process with one task.
 pub(crate) const BODY: TaskId = TaskId::from_raw(1);
 
-/// What a program exits with whose `main` has returned an error,
+/// The exit code of a program whose `main` has returned an error.
 const FAILED: i32 = 1;
-/// and has panicked.
+/// The exit code of a program whose `main` has panicked.
 pub(super) const PANICKED: i32 = 101;
 
-/// What a report takes beside its payload, and less than that.
+/// Upper bound for the size of a report without its payload.
 const REPORT_BYTES_BESIDE: usize = 1024;
 
-/// Runs the body; the code to exit with.
+/// Runs the body. Returns the exit code.
 ///
-/// `threads`: how many this process has, this one included.
+/// `threads` is the number of threads of this process, including the calling one.
 pub(crate) fn run(
     parent: u32,
     setup: BodySetup,
@@ -50,7 +50,8 @@ pub(crate) fn run(
     descriptors: Vec<OwnedFd>,
     threads: usize,
 ) -> i32 {
-    // Closed with the process, not before: it is watched, and the parent watches it.
+    // The socket stays open until the process ends. This process watches it, and the parent watches
+    // the other end.
     let socket: &'static OwnedFd = Box::leak(Box::new(socket));
     let refuse = |text: String| {
         let _ = handshake::refuse(socket, &text.into());
@@ -68,14 +69,17 @@ pub(crate) fn run(
     panics::install(prepared, true);
     fault::watch_this_stack(&prepared.stack_overflow);
     let arguments = Arrived { bytes: &setup.arguments, attachments };
+    // A call without a store never puts its result into a segment.
     let code = Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
         let Contents::Bytes(bytes) = contents else { return FAILED };
+        // A large result is sent in a file, for which the limits would apply.
         if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
             setup.limits.lift();
         }
-        // Nobody may be there any more, where a process outlives its parent.
+        // The parent may be gone, if this process outlives it.
         let said = report(socket, kind, bytes, attachments).inspect_err(|error| {
-            // A result for which the system has no file is no death: the parent is told.
+            // If the system refuses the file for a large result, tell the parent. Otherwise it
+            // would report this process as lost.
             let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
             let _ = report(socket, Reply::Refused, text.as_bytes(), &[]);
         });
@@ -89,6 +93,7 @@ pub(crate) fn run(
     code
 }
 
+/// Sends the report of the call to the parent.
 fn report(
     socket: &OwnedFd,
     kind: Reply,
@@ -105,7 +110,7 @@ fn report(
     if payload.len() + REPORT_BYTES_BESIDE <= socket::MESSAGE_BYTES_MAX {
         handshake::send(socket, &report(payload, false), &[])?;
     } else {
-        // The parent maps it, and copies nothing.
+        // The parent maps the file, and copies nothing.
         let file = sealed::sealed_file(payload)?;
         handshake::send(socket, &report(&[], true), &[file.as_fd()])?;
     }
@@ -115,7 +120,7 @@ fn report(
     Ok(())
 }
 
-/// All that must be so before a byte of the arguments is decoded.
+/// Makes everything ready that must be in place before the arguments are decoded.
 fn prepare(
     parent: u32,
     setup: &BodySetup,
@@ -157,7 +162,7 @@ fn prepare(
         watcher::start(parent, socket, None)
             .map_err(|error| format!("it cannot watch its parent: {error}"))?;
     }
-    // Last: what is above needs descriptors.
+    // Set the limits last, because the steps above need descriptors.
     setup.limits.adopt()?;
     debug_assert!(socket::is_one(socket.as_fd()));
     Ok(board)

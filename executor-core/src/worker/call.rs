@@ -1,4 +1,5 @@
-//! One call: find, decode, run, encode, and whatever goes wrong on the way.
+//! Runs one call: finds the function, decodes the arguments, runs it, encodes the result, and
+//! handles all errors of these steps.
 
 use std::{
     cell::OnceCell,
@@ -27,7 +28,7 @@ use crate::{
 
 /// Runs calls on this thread.
 pub(super) struct Caller {
-    /// For async tasks; made with the first of them.
+    /// The runtime for async tasks, created with the first of them.
     runtime: OnceCell<tokio::runtime::Runtime>,
     /// Reused from call to call.
     context: CallContext,
@@ -36,20 +37,21 @@ pub(super) struct Caller {
 impl Drop for Caller {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Waits for nothing: a blocking call that a task left behind would hold up the worker's end.
+            // This does not wait. Otherwise a blocking call that a task left behind would delay the
+            // end of the worker.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Caller {
-    /// Large results are to go into segments of this store.
+    /// Creates a caller. Large results go into segments of the store `results`, if there is one.
     pub(super) fn new(results: Option<Arc<Store>>) -> Self {
         let context = CallContext::new(Buffer::with_store(results));
         Caller { runtime: OnceCell::new(), context }
     }
 
-    /// Runs one call and hands the reply's kind and payload to `reply`.
+    /// Runs one call, and passes the kind and the payload of the reply to `reply`.
     pub(super) fn call<R>(
         &mut self,
         task: TaskId,
@@ -73,8 +75,9 @@ impl Caller {
                 Err(error) => Err(no_runtime(&error)),
             },
         }));
-        // A copy of this process that the task has made by `fork`, and that has come back from the task: it ends here, as a
-        // program's `main` would. What it shares with this process (rings, board, segments, sockets) it has not touched.
+        // If the task has forked this process, and the copy has returned from the task, the copy
+        // ends here, like a program whose `main` returns. So far it has not touched anything that
+        // it shares with this process (rings, board, segments, sockets).
         origin.end_copy(if result.is_ok() { 0 } else { PANICKED });
         drop(running);
         kill_point!(Encoded);
@@ -87,7 +90,7 @@ impl Caller {
             Ok(Err(refused)) => Some((Reply::Refused, refused.into_bytes())),
             Err(payload) => {
                 let failure = panics::caught(&*payload);
-                // Not dropped: what was thrown may itself panic then.
+                // The payload is not dropped, because its destructor could panic.
                 std::mem::forget(payload);
                 Some(panicked(context.stage(), failure))
             }
@@ -96,13 +99,14 @@ impl Caller {
             None => {
                 let replied = reply(Reply::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
-                // Not kept until the next call: a peer waits for the end of a connection that was sent away.
+                // Drop the descriptors now, not at the next call. The peer of a connection that was
+                // sent away waits until all its descriptors are closed.
                 context.attachments = Vec::new();
                 kill_point!(SegmentLeft);
                 replied
             }
             Some((kind, text)) => {
-                // What was encoded before it failed is nobody's.
+                // Discard the part of a result that was encoded before the failure.
                 context.out.clear();
                 reply(kind, Contents::Bytes(&text), &[])
             }
@@ -110,8 +114,9 @@ impl Caller {
     }
 }
 
-/// The worker's own runtime. Multi-threaded, so that `spawn` and `block_in_place` work as under `#[tokio::main]`,
-/// and what an async task has spawned goes on after it.
+/// Returns the worker's runtime, and creates it if necessary. It is multi-threaded, so that `spawn`
+/// and `block_in_place` work as under `#[tokio::main]`, and so that tasks that an async task has
+/// spawned continue after its end.
 fn runtime_in(
     place: &OnceCell<tokio::runtime::Runtime>,
     origin: Origin,
@@ -120,7 +125,8 @@ fn runtime_in(
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("executor-tokio")
-            // As behind a call: a copy that something spawned has made must not go on as this runtime.
+            // A copy that a spawned task has made by `fork` must not continue as this runtime. It
+            // ends here, as after a call.
             .on_thread_park(move || origin.end_copy(0))
             .enable_all()
             .build()?;
@@ -133,7 +139,8 @@ fn no_runtime(why: &dyn Display) -> String {
     format!("no runtime for async tasks could be made: {why}")
 }
 
-/// What is told of a panic: whose it was, by what went on when it came.
+/// Returns the reply for a panic. It depends on the stage of the call, which tells whose code
+/// panicked.
 fn panicked(stage: Stage, mut failure: Failure) -> (Reply, Vec<u8>) {
     let serde = |what: &str| {
         let at = failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
@@ -142,7 +149,7 @@ fn panicked(stage: Stage, mut failure: Failure) -> (Reply, Vec<u8>) {
     match stage {
         Stage::Decode => return (Reply::DecodeError, serde("Deserialize")),
         Stage::Encode => return (Reply::EncodeError, serde("Serialize")),
-        // tokio panics where the system refuses it a thread.
+        // tokio panics if the system refuses it a thread.
         Stage::Prepare => return (Reply::Refused, no_runtime(&failure.message).into_bytes()),
         Stage::Run => {}
         Stage::Describe => failure.during = Some("while its error was put into words".into()),

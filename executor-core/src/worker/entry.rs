@@ -1,4 +1,5 @@
-//! "Am I a worker?": asked first of all in `main`.
+//! The entry point: finds out, at the start of `main`, whether this process is a child of an
+//! executor.
 
 use std::{
     ffi::{OsStr, OsString, c_char, c_int},
@@ -34,16 +35,18 @@ use crate::{
     wire::handshake::{self, Hello, Refusal, Role, Setup, Transport, WorkerSetup},
 };
 
-/// This process has seen that it is a child, and is one.
+/// Whether this process has passed the entry point as a child.
 static ADOPTED: AtomicBool = AtomicBool::new(false);
 
-/// Makes this program able to be a worker: call it first thing in `main`, before threads are started and before
-/// anything is printed.
+/// Makes this program able to run as a worker. Call it at the start of `main`, before threads are
+/// started and before anything is printed.
 ///
-/// In the program that the user started it returns at once. In a worker it never returns: it runs tasks until the
-/// executor is done with them, and ends the process. `#[executor::main]` calls it for you.
+/// In the program that the user started, it returns at once. In a worker it never returns: it runs
+/// tasks until the executor stops the worker, and then ends the process. `#[executor::main]` calls
+/// it.
 ///
-/// A program that makes an executor without having called it gets an error that says so, from the executor.
+/// If a program builds an executor without having called this function, building returns an error
+/// that says so.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -58,42 +61,51 @@ static ADOPTED: AtomicBool = AtomicBool::new(false);
 /// }
 /// ```
 ///
-/// # Who can make a worker of a program
+/// # Which processes become workers
 ///
-/// A worker is started with the argument `--executor-worker` and a socket as its standard input, over which it is told what to
-/// do. Whoever can start a program can do that too, so before a byte is read the kernel is asked who made the socket, and whether this
-/// process has privileges that its starter has not (setuid, setgid, capabilities of its file). What a process with the argument is:
+/// A worker is started with the argument `--executor-worker`, and with a socket as its standard
+/// input, over which it receives its work. Any user who can start a program can do this, too. So
+/// before reading any byte, this function asks the kernel who created the socket, and whether this
+/// process has privileges that its starter does not have (setuid, setgid, or capabilities of its
+/// file). A process with the argument behaves as follows, depending on its standard input:
 ///
-/// | standard input | without such privileges | with them |
-/// |---|---|---|
-/// | a socket that the user and group made as whom this process acts | a worker | it ends with exit code 1, and the socket is told why |
-/// | a socket that others made | it ends with exit code 1, and the socket is told why | a program: `init` returns |
-/// | anything else | it ends with exit code 2 and a line on standard error | a program: `init` returns |
+/// - **A socket that was created by the user and group as which this process acts.** The process is
+///   a worker. With such privileges, it ends with exit code 1, and sends the reason over the
+///   socket.
+/// - **A socket that was created by another user or group.** The process ends with exit code 1, and
+///   sends the reason over the socket. With such privileges, it is a program: `init` returns.
+/// - **Anything else.** The process ends with exit code 2, and writes a line to standard error.
+///   With such privileges, it is a program: `init` returns.
 ///
-/// So nobody runs anything with rights that he has not. A program with privileges has no workers of its own either; to start one is
-/// an error. And a process that may have been started as a worker never runs the program's `main`, which would start the next one: a worker that
-/// the system refuses what it needs ends with exit code 1, and its executor is told why.
+/// So no user can run code with rights that the user does not have. A program with privileges
+/// cannot have workers either: starting one is an error. A process that may have been started as a
+/// worker never runs the program's `main`, which would start the next worker. If the system refuses
+/// a worker the resources that it needs, the worker ends with exit code 1, and its executor
+/// receives the reason.
 pub fn init() {
     if ADOPTED.load(Ordering::Acquire) {
         return;
     }
     if let Some(socket) = adopt() {
-        // The main thread: where !Send state and thread-bound libraries expect to be.
+        // Tasks run on the main thread, where libraries that are bound to a thread, and state that
+        // is not `Send`, expect to be.
         run(socket, false);
     }
     registry::close();
     birth::pass_as_program();
 }
 
-/// The entry of test binaries, whose `main` is not the user's: called from an `.init_array` entry, `own`, with what the loader gives
-/// to each.
+/// The entry point of test binaries, in which the user does not write `main`. It is called from an
+/// `.init_array` entry, `own`, with the arguments that the loader passes to each entry.
 ///
-/// std's runtime is not up yet. A thread of our own gives the worker a name and a stack; SIGPIPE is set by hand, as
-/// std would have done. The constructors of libraries come behind ours in the table, and are run here, since the loader never gets to
-/// them in a worker: a task finds them done, as everything in `main` does.
+/// std's runtime is not initialised yet. A worker runs on a thread of its own, with a name and a
+/// stack size, and SIGPIPE is set here as std would have done. The constructors of libraries that
+/// follow this one in the table are called here, because in a worker the loader never reaches them.
+/// So tasks can rely on them, like all code in `main`.
 ///
 /// # Safety
-/// Called by the loader, by way of `own`, with the arguments that it gives to constructors.
+/// It must be called by the loader, through `own`, with the arguments that the loader passes to
+/// constructors.
 #[doc(hidden)]
 pub unsafe fn init_before_main(
     own: *const Constructor,
@@ -101,10 +113,13 @@ pub unsafe fn init_before_main(
     argv: *const *const c_char,
     envp: *const *const c_char,
 ) {
-    // There may be several of our entries, if a library has one, too: the first calls the others.
+    // If a library also has an entry, there are several. The first one calls the others as
+    // constructors, and they return here.
     if ADOPTED.load(Ordering::Acquire) {
         return;
     }
+    // std opens closed standard descriptors before `main`. Without this, a file that is opened
+    // below could get one of their numbers.
     if birth::is_marked() {
         process::fill_stdio();
     }
@@ -115,21 +130,25 @@ pub unsafe fn init_before_main(
                 &"the table of the program's constructors (`.init_array`) was not found".to_owned().into(),
             );
         };
-        // SAFETY: within the table, which is there, and not written any more, as long as the program.
+        // SAFETY: the pointer is within the table, which exists and is not written as long as the
+        // program runs.
         for constructor in unsafe { &*behind } {
-            // SAFETY: as the loader would do next; it does not get to do it, since this never returns.
+            // SAFETY: the loader would call it next in the same way. It does not get to do this,
+            // because this function never returns.
             unsafe { constructor(argc, argv, envp) };
         }
-        // SAFETY: sets a disposition, as std's runtime does after the constructors. That a thread of theirs sets it at the same
-        // moment is no worse than there.
+        // SAFETY: this sets a disposition, as std's runtime does after the constructors. If a
+        // thread that a constructor started does the same concurrently, the effect is the same as
+        // with std.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         run(socket, true);
     }
     birth::pass_as_program();
 }
 
-/// Takes descriptor 0 away, if it is an executor's socket: tasks and the programs they start see an empty input. `None` in a program
-/// that is no child; a child that cannot be one ends here.
+/// Takes an executor's socket from descriptor 0. Tasks, and the programs that they start, see an
+/// empty input. Returns `None` in a program that is not a child. A process that is marked but
+/// cannot be a child ends here.
 fn adopt() -> Option<OwnedFd> {
     let stdin = rustix::stdio::stdin();
     match birth::birth() {
@@ -150,27 +169,29 @@ fn adopt() -> Option<OwnedFd> {
     Some(socket)
 }
 
-/// Ends a child that cannot be what it was started for.
+/// Ends a child that cannot serve its purpose.
 fn refuse(socket: impl AsFd, refusal: &Refusal) -> ! {
-    // Nobody may be there to hear it.
+    // The receiver may be gone.
     let _ = handshake::refuse(socket, refusal);
     std::process::exit(1)
 }
 
-/// Ends a process that nobody has started as a worker, and that somebody has told to be one.
+/// Ends a process that has the marker argument but was not started by an executor.
 #[allow(clippy::print_stderr, reason = "the user's own terminal; there is nobody else to tell")]
 fn end_unasked(why: &str) -> ! {
     eprintln!("`{}` is for an executor that starts its workers, and of no use by hand: {why}", birth::MARKER);
     std::process::exit(2)
 }
 
-/// Never returns.
+/// Runs as a child, and never returns.
 fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
     kill_point!(Started);
+    // A child that a fork server has made begins again here, with its own socket.
     loop {
         let (setup, descriptors) = match handshake::receive::<Setup>(&socket) {
             Ok(received) => received,
-            // Another version, say. Where it is the parent that is gone, nobody hears it.
+            // This happens if the parent runs another version of the library, for example. If the
+            // parent is gone, nobody receives the reason.
             Err(error) => refuse(&socket, &Refusal::of("to read its setup", &error)),
         };
         kill_point!(SetupRead);
@@ -193,7 +214,8 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                 ended.unwrap_or(1)
             }
             Role::ForkServer(setup) => match fork_server::serve(parent, &socket, setup) {
-                // In a child, which is told by its own socket what it is for.
+                // This is a copy that the fork server has made. It receives its purpose over its
+                // own socket.
                 Some(own) => {
                     socket = own;
                     continue;
@@ -205,7 +227,7 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
     }
 }
 
-/// In a copy of a process that has run for a while: the code to end it with.
+/// Runs as a child that is a copy of a process that has run for a while. Returns the exit code.
 pub(crate) fn forked(socket: OwnedFd) -> i32 {
     let refuse = |refusal: &Refusal| {
         let _ = handshake::refuse(&socket, refusal);
@@ -232,19 +254,19 @@ pub(super) fn lead_own_group() {
     let _ = rustix::process::setpgid(None, None);
 }
 
-/// Where `main` is not ours.
+/// Runs `work` on a new thread, for a process whose `main` is not the library's.
 fn on_thread<R: Send + 'static>(
     stack_bytes: Option<u64>,
     work: impl FnOnce() -> io::Result<R> + Send + 'static,
 ) -> io::Result<R> {
-    // 8 MiB: what a main thread has.
+    // The default is 8 MiB, as for a main thread.
     let stack_bytes = stack_bytes.map_or(8 << 20, |bytes| bytes as usize);
     let thread =
         std::thread::Builder::new().name("executor-worker".into()).stack_size(stack_bytes).spawn(work)?;
     thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
 }
 
-/// The life of a worker of a pool.
+/// Runs as a worker of a pool.
 fn work(
     parent: u32,
     setup: WorkerSetup,
@@ -252,7 +274,8 @@ fn work(
     descriptors: Vec<OwnedFd>,
     own_thread: bool,
 ) -> io::Result<()> {
-    // Until the process ends: it is how the parent sees us, and we the parent.
+    // The socket stays open until the process ends. By it, the parent notices the end of this
+    // process, and this process notices the end of the parent.
     let socket: &'static OwnedFd = Box::leak(Box::new(socket));
     cpu::adopt_several(setup.several_cpus);
     let ready = prepare(parent, &setup, socket, descriptors, own_thread);
@@ -271,16 +294,16 @@ fn work(
     }
 }
 
-/// What a worker has before it says hello.
+/// The resources that a worker needs before it says hello.
 struct Ready {
     segment: &'static Segment,
     doorbell: &'static Doorbell,
     arenas: serve::Arenas,
-    /// Over ipc-channel only, with its name.
+    /// The server and its name. Only for the transport over ipc-channel.
     server: Option<(ipc::Server, String)>,
 }
 
-/// All that the system may refuse, before the parent counts on this worker.
+/// Acquires all resources that the system may refuse, before the parent counts on this worker.
 fn prepare(
     parent: u32,
     setup: &WorkerSetup,
@@ -301,7 +324,7 @@ fn prepare(
         ),
         _ => None,
     };
-    // Before anything that waits for the parent.
+    // Start this before anything that waits for the parent.
     watcher::start(parent, socket, directory).map_err(|error| Refusal::of("to watch its parent", &error))?;
     Ok(Ready {
         segment: Box::leak(Box::new(segment)),
@@ -322,8 +345,8 @@ fn open(descriptors: Vec<OwnedFd>) -> io::Result<(Shared<Segment>, Shared<Doorbe
     Ok((Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?, arenas))
 }
 
-/// The main thread's stack grows up to this limit, asked at each growth; the kernel keeps at least 128 MiB of
-/// addresses free for it.
+/// Raises the limit for the main thread's stack. The system reads the limit each time the stack
+/// grows, and keeps at least 128 MiB of addresses free for it.
 fn raise_stack_limit(bytes: u64) -> Result<(), String> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const GAP_BYTES: u64 = 120 << 20;
@@ -340,19 +363,20 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
         .map_err(|error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}"))
 }
 
-/// Opens an ipc-channel server in the parent's directory. ipc-channel asks `TMPDIR` where to make it, so that is changed
-/// for the moment.
+/// Opens an ipc-channel server in the parent's directory. ipc-channel creates it in the directory
+/// that `TMPDIR` names, so `TMPDIR` is changed for the duration of the call.
 fn listen(directory: &OsStr, own_thread: bool) -> io::Result<(ipc::Server, String)> {
-    // The main thread, and in a test binary the one that was just made.
+    // The main thread, and in a test binary also the thread that was just started.
     let expected = 1 + usize::from(own_thread);
-    // A program that calls `init` with threads of its own running gets its environment left alone, and so does one of which
-    // nobody can say.
+    // If other threads run, or the number of threads is unknown, the environment must not be
+    // changed.
     if !process::thread_count().is_ok_and(|threads| threads <= expected) {
         return ipc::Server::new();
     }
     let own = setting::temporary_directory();
-    // SAFETY: no other thread is there that could read the environment meanwhile: counted above. The main thread of a test binary
-    // waits for this one, and none is started between here and there.
+    // SAFETY: there is no other thread that could read the environment in the meantime, as counted
+    // above. The main thread of a test binary waits for this thread, and no thread is started
+    // between the count and here.
     unsafe { std::env::set_var("TMPDIR", directory) };
     let server = ipc::Server::new();
     match own {

@@ -1,16 +1,21 @@
-//! A child that makes other children by `fork`: it is small and has one thread, so a copy of it is cheap, and nothing is
-//! locked in it.
+//! A child that makes other children by `fork`. It is small and has only one thread, so copying it
+//! is cheap, and no lock is held in it during a fork.
 //!
 //! ```text
-//!  parent                                      fork server, one thread
-//!    setup of a child, written into one end of a pair
-//!    the other end  ──── "make one" ────────►  clone(CLONE_PARENT): the child is the parent's own
-//!    pid            ◄──────────────────────────└─► child: says its pid over its own socket,
-//!    makes it leave the server's group               leaves the server's group, reads its setup, lives
-//!                                                  (no copy: the server says why, over the same socket)
-//!  the server dies meanwhile: the pid, or the end of that socket, and so no child that nobody knows of
-//!  the child dies before it has said its pid: it is in the server's group, which is ended and reaped then
-//!  the parent dies (pidfd), or hangs up (end of file): the server ends
+//!  parent                                   fork server, one thread
+//!    makes a pair of sockets
+//!    one end  ──── "make one" ───────────►  clone(CLONE_PARENT): the child is the parent's own
+//!    pid      ◄───────────────────────────└─► child: sends its pid over that end,
+//!    moves the child out of the                 leaves the server's group,
+//!    server's group
+//!    setup    ────────────────────────────────► reads its setup, runs its task
+//!                                           (no copy: the server sends the error instead)
+//!
+//!  the server dies meanwhile: the parent receives the pid, or the end of that socket; so there is
+//!                             no child that the parent does not know
+//!  the child dies before it has sent its pid: it is in the server's group, which is killed and
+//!                             reaped after that
+//!  the parent dies (pidfd), or hangs up (end of file): the server exits
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -35,9 +40,11 @@ use crate::{
     },
 };
 
-/// Serves until the parent hangs up: `None`. In a child: the socket that tells it what it is for.
+/// Serves requests until the parent hangs up, and returns `None`. In a child, returns the socket
+/// from which the child receives its setup.
 pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Option<OwnedFd> {
-    // No thread for this here. The socket alone does not tell: a copy of the parent may hold the other end, too.
+    // The parent is watched by this thread: the server has no other thread. The socket alone is not
+    // enough, because a copy of the parent may hold the other end, too.
     let parent = Pid::from_raw(parent.cast_signed())?;
     watcher::outlive_no_stop();
     let pidfd = match pidfd_open(parent, PidfdFlags::empty()) {
@@ -74,11 +81,12 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         let own = descriptors.into_iter().next()?;
         kill_point!(ServerAsked);
         match fork::clone_sibling() {
-            // The copy has its own descriptor of the socket, and says who it is.
+            // The copy has its own descriptor of the socket, and sends its pid itself.
             Ok(Some(_)) => kill_point!(ServerCloned),
             Ok(None) => {
                 kill_point!(CopyMade);
-                // First its number: one that dies unknown is reaped with the server's group, in which it is until then.
+                // Send the pid first. If this process dies before the parent has received it, it is
+                // reaped with the server's group, to which it belongs until it leaves it below.
                 socket::send(&own, &i64::from(std::process::id()).to_le_bytes(), &[]).ok()?;
                 kill_point!(CopyNamed);
                 lead_own_group();
@@ -87,14 +95,14 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
             }
             Err(error) => {
                 let answer = -i64::from(error.raw_os_error().unwrap_or(libc::EINVAL));
-                // Whoever asked may have gone.
+                // The parent may be gone.
                 let _ = socket::send(&own, &answer.to_le_bytes(), &[]);
             }
         }
     }
 }
 
-/// Runs what is to be there in every child.
+/// Runs the tasks of `preload`, whose state is to exist in every child.
 fn prepare(setup: ForkServerSetup) -> Result<(), String> {
     if registry::fingerprint() != setup.tasks {
         return Err("the fork server runs another build of this program".into());
@@ -102,7 +110,7 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
     for (function, arguments) in setup.preload {
         let arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
         let task = TaskId::from_raw(1);
-        // Its runtime, if it is async, ends with the caller.
+        // If the task is async, its runtime ends with this caller.
         Caller::new(None).call(task, function, arguments, |kind, contents, _| match (kind, contents) {
             (Reply::Done, _) => Ok(()),
             (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::error::reply::text(kind, bytes)),
@@ -110,7 +118,7 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         })?;
     }
     match settled_thread_count(1).map_err(|error| format!("after `preload`: {error}"))? {
-        // What `preload` has printed without a line's end would be in each copy's buffer.
+        // Output of `preload` without a line's end would be in the buffer of each copy.
         1 => {
             flush_output();
             Ok(())

@@ -1,20 +1,24 @@
-//! The child's side. It knows the wire and the registry, and nothing of the pool.
+//! The child's side: workers, processes with one task, and the fork server. It uses the wire format
+//! and the registry, and nothing of the pool.
 //!
 //! ```text
 //!  start ─► entry::init ── not a worker ─► return to `main`
 //!             │ a worker: take descriptor 0 away, read Setup, say Hello, watch the parent
 //!             ▼
-//!           serve: receive ─► claim ─► call: decode, run, encode ─► reply ─┐   all on one and the same thread:
-//!             ▲                                                            │   the process's main thread
+//!           serve: receive ─► claim ─► call: decode, run, encode ─► reply ─┐  all on one thread:
+//!             ▲                                                            │  the main thread
 //!             └────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! `serve` is a worker of a pool. A process of its own (`body`) runs one task in the same way and says how it ended; the
-//! fork server (`fork_server`) makes other children, and never has a second thread.
+//! `serve` is the loop of a pool's worker. A process with one task (`body`) runs the task in the
+//! same way and reports how it ended. The fork server (`fork_server`) makes other children, and
+//! never has a second thread.
 //!
-//! When the parent dies, the watcher thread kills the worker's whole process group, also while a task computes. When a
-//! task panics, the hook notes message and place on the board first, so that they survive an abort, and the panic is
-//! caught around the call. When the stack overflows, the fault handler notes that, and the process dies as it would.
+//! When the parent dies, the watcher thread kills the worker's whole process group, even while a
+//! task computes. When a task panics, the panic hook first writes the message and the location to
+//! the board, so that they survive an abort. Then the panic is caught around the call. When the
+//! stack overflows, the fault handler records it, and the process dies as it would without the
+//! handler.
 
 mod beside;
 mod body;

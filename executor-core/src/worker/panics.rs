@@ -1,16 +1,18 @@
-//! What a task's panic said, kept for the reply, and on the board for the case that there will be no reply.
+//! Records the panics of tasks: for the reply, and on the board, in case there is no reply.
 //!
 //! ```text
-//!  a panic ─► the hook: its words, place and backtrace are noted     in `LAST`, of the task's thread; in `OTHERS`, of others;
-//!     │                                                              on the board, for the pool, should the process end
-//!     ├─ caught by the task: the note stays, and means nothing
-//!     └─ caught by us: its payload says what it was; a note adds place and backtrace, if it is this panic's
-//!  a task begins ─► nothing that was noted before is its
+//!  a panic ─► the hook records its message, location and backtrace:
+//!     │         in `LAST` for the task's thread, in `OTHERS` for other threads, and
+//!     │         on the board, which the pool reads if the process ends
+//!     ├─ caught by the task: the record stays, and is not used
+//!     └─ caught by this library: the payload has the message; a record adds location and
+//!        backtrace, if it belongs to this panic
+//!  a task begins ─► it discards all earlier records
 //! ```
 //!
-//! The last panic that was noted need not be the one that ended the task: a task may catch one and end by another, which
-//! was thrown by another thread, or resumed, and passed no hook here. So a note is believed only where it is of the very
-//! payload that was caught.
+//! The panic that was recorded last need not be the one that ended the task. A task may catch one
+//! panic, and end by another one that another thread has thrown, or that was resumed and so did not
+//! call the hook. So a record is used only if it belongs to the payload that was caught.
 
 use std::{
     any::{Any, TypeId},
@@ -31,38 +33,42 @@ use crate::{
 };
 
 thread_local! {
-    /// The task that this thread runs; 0 for none.
+    /// The task that this thread is running, or 0 if it runs none.
     static CURRENT: Cell<u64> = const { Cell::new(0) };
     /// The last panic of this thread while it ran the task.
     static LAST: RefCell<Option<Note>> = const { RefCell::new(None) };
 }
 
-/// The last panics of other threads since the task has begun.
+/// The last panics of other threads since the task began.
 static OTHERS: Mutex<Vec<Note>> = Mutex::new(Vec::new());
-/// More than this are forgotten: they are there for the one that a task passes on.
+/// Maximum number of records in `OTHERS`; older ones are discarded. They are needed only if a task
+/// passes on a panic of another thread.
 const OTHERS_MAX: usize = 16;
 
-/// Something is noted, here or on the board: a task that begins has to clear it away.
+/// Whether there is a record, here or on the board, that the next task has to discard.
 static NOTED: AtomicBool = AtomicBool::new(false);
-/// One panic is written to the board at a time.
+/// Held while a panic is written to the board. The board takes one at a time.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// The board of this process, and which process that is: a fork of it has a copy of the hook, and of the board the very
-/// memory, and its panics are nobody's here.
+/// The board of this process. `PROCESS` is the id of this process. A fork of it has a copy of the
+/// hook, and shares the board's memory, but its panics must not be recorded here.
 static BOARD: AtomicPtr<Board> = AtomicPtr::new(std::ptr::null_mut());
+/// The process that has installed the hook: see `BOARD`.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
-/// Counts the hooks that were installed: in the body of a process that was forked from a worker there are two.
+/// Number of hooks that were installed. In a process with one task that was forked from a worker,
+/// there are two.
 static INSTALLED: AtomicU32 = AtomicU32::new(0);
 
-/// What is known of one panic.
+/// The record of one panic.
 struct Note {
     payload: Identity,
     location: Option<String>,
     backtrace: Option<String>,
 }
 
-/// Which payload. The text of one that is not constant lies in memory of its own, which it keeps from the hook to whoever
-/// catches it.
+/// Identifies the payload of a panic. The text of a `String` is in memory of its own, which the
+/// payload keeps from the hook to the place where the panic is caught. So its address identifies
+/// it.
 #[derive(PartialEq)]
 enum Identity {
     Text { at: usize, text: String },
@@ -83,17 +89,19 @@ fn text_of(payload: &(dyn Any + Send)) -> Option<&str> {
     constant.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
-/// From now on, panics are noted, and those of the thread that runs tasks go no further; those of other threads go to the
-/// hook before.
+/// Installs a panic hook that records panics. A panic of a thread that runs a task is not passed on
+/// to the previous hook. A panic of another thread is.
 ///
-/// `aloud`: the hook before gets to know of all of them. What a task's panic says comes home with its future; the panic of
-/// a process's body is that process's end, and its words belong where the last words of any program go.
+/// With `aloud`, all panics are passed on to the previous hook. The message of a task's panic is
+/// reported by the task's future. The panic of a process's body ends the process, so its message is
+/// printed, like that of any program.
 pub(super) fn install(board: &'static Board, aloud: bool) {
     let number = INSTALLED.fetch_add(1, Ordering::Relaxed) + 1;
     BOARD.store(std::ptr::from_ref(board).cast_mut(), Ordering::Relaxed);
     PROCESS.store(std::process::id(), Ordering::Release);
     let previous = take_hook();
     set_hook(Box::new(move |info| {
+        // In a fork, and in the hook that a later `install` has replaced, nothing is recorded.
         let ours = INSTALLED.load(Ordering::Relaxed) == number
             && PROCESS.load(Ordering::Acquire) == std::process::id();
         let task = local::get(&CURRENT);
@@ -111,7 +119,8 @@ fn note(board: &Board, task: u64, info: &PanicHookInfo<'_>) {
     let message = text_of(info.payload()).unwrap_or(NO_TEXT);
     let location = info.location().map(ToString::to_string).unwrap_or_default();
     let on_board = if task == 0 { ELSEWHERE } else { TaskId::from_raw(task) };
-    // The second panic that std raises where unwinding must not go says less than the first, and is the process's end.
+    // If a panic must not unwind, std raises a second one, which ends the process. Its message says
+    // less than the first one's.
     let consequence = message.starts_with("panic in a ");
     let fatal = consequence || cfg!(panic = "abort");
     {
@@ -135,7 +144,8 @@ fn note(board: &Board, task: u64, info: &PanicHookInfo<'_>) {
         }
         others.push(note);
     } else {
-        // A panic while the last one is being looked at cannot be: this thread is here.
+        // The borrow can fail only if this thread panics while it reads the record, which does not
+        // happen.
         let _ = LAST.try_with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
                 *last = Some(note);
@@ -146,17 +156,17 @@ fn note(board: &Board, task: u64, info: &PanicHookInfo<'_>) {
 
 const NO_TEXT: &str = "(a panic payload that is no text)";
 
-/// Marks what this thread runs; cleared on drop.
+/// Marks this thread as running a task. Dropping it removes the mark.
 pub(super) struct Running;
 
 impl Running {
-    /// What was noted before belongs to others: from here on, what is noted is this task's.
+    /// Marks this thread as running `task`, and discards the records of earlier panics.
     pub(super) fn task(task: TaskId) -> Running {
         if NOTED.load(Ordering::Relaxed) {
             forget();
         }
         fault::forget();
-        // The initializer has number 0 on the wire; here that means "none".
+        // The initializer has number 0 on the wire, but 0 means "no task" here.
         let task = if task.as_u64() == 0 { INITIALIZER } else { task };
         local::set(&CURRENT, task.as_u64());
         Running
@@ -174,11 +184,12 @@ fn forget() {
     NOTED.store(false, Ordering::Relaxed);
     let _ = LAST.try_with(RefCell::take);
     lock(&OTHERS).clear();
-    // A fork that has installed nothing of its own has its parent's board, whose notes are its parent's.
+    // A fork that has not installed a hook has its parent's board. The records there belong to the
+    // parent.
     if PROCESS.load(Ordering::Acquire) != std::process::id() {
         return;
     }
-    // SAFETY: null, or the `&'static Board` of `install`.
+    // SAFETY: the pointer is null, or the `&'static Board` that was passed to `install`.
     let board = unsafe { BOARD.load(Ordering::Relaxed).as_ref() };
     if let Some(board) = board {
         let _one = lock(&WRITING);
@@ -186,12 +197,13 @@ fn forget() {
     }
 }
 
-/// Whether the caller is a task.
+/// Returns whether the calling thread is running a task.
 pub(crate) fn in_task() -> bool {
     local::get(&CURRENT) != 0
 }
 
-/// What is to be told of a panic that was caught: its own words, and place and backtrace where they are known to be its.
+/// Describes a panic that was caught: its message, and its location and backtrace if a record
+/// certainly belongs to it.
 pub(super) fn caught(payload: &(dyn Any + Send)) -> Failure {
     let identity = Identity::of(payload);
     let mut failure =
@@ -201,10 +213,12 @@ pub(super) fn caught(payload: &(dyn Any + Send)) -> Failure {
     let mut notes = own.into_iter().chain(others).filter(|note| note.payload == identity);
     let Some(note) = notes.next() else { return failure };
     let mut rest = notes.peekable();
+    // With several records of this payload, it is unknown which backtrace is the right one.
     if rest.peek().is_none() {
         failure.backtrace = note.backtrace;
     }
-    // Constant texts lie in one place, wherever they are thrown: where two threads threw the same, nobody knows which.
+    // A constant text has the same address wherever it is thrown, so two threads may have thrown
+    // the same one. The location is used only if all records agree on it.
     if rest.all(|other| other.location == note.location) {
         failure.location = note.location;
     }

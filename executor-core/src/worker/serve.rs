@@ -1,4 +1,4 @@
-//! The worker's loop: receive a frame, call, reply.
+//! The worker's loop: receive a frame, run the call, reply.
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
@@ -20,11 +20,12 @@ use crate::{
     },
 };
 
-/// Where large bytes are: the pool's arguments and this worker's results. `None` if the parent could make none.
+/// The memory for large values: the pool's arguments, and the store for this worker's results.
+/// `None` if the parent could not create it.
 pub(super) type Arenas = Option<(Arguments, Arc<Store>)>;
 
-/// Receives, calls, replies, until told to stop. The control socket stays open until the process ends: it is how the
-/// parent sees us.
+/// Receives frames, runs calls and replies, until it receives the order to stop. The control socket
+/// stays open until the process ends, because the parent notices the end of this process by it.
 pub(super) fn serve(
     mut end: impl WorkerEnd + 'static,
     control: &'static OwnedFd,
@@ -32,7 +33,7 @@ pub(super) fn serve(
 ) -> io::Result<()> {
     let control = Control::new(control);
     let (mut arguments, results) = arenas.unzip();
-    // The panic hook and the fault handler may need it at any time until the process ends.
+    // The panic hook and the fault handler may use the board at any time until the process ends.
     let board = end.board();
     panics::install(board, false);
     fault::watch_this_stack(&board.stack_overflow);
@@ -40,13 +41,16 @@ pub(super) fn serve(
     let mut stopwatch = Stopwatch::default();
     kill_point!(ServeBegins);
     loop {
+        // The connection is closed: the parent is gone, or has given up this worker.
         let Ok(frame) = end.recv() else { watcher::end_group() };
+        // The time that was spent waiting for this frame is not part of a call.
         if end.has_waited() {
             stopwatch.start();
         }
         let header = frame.header;
-        // Also of a task that was taken back: each frame has its own message. Without them nothing can be begun here, so
-        // what was sent runs elsewhere.
+        // Receive the descriptors even if the task was taken back, because each frame with
+        // descriptors has its own message on the control socket. If they cannot be received, this
+        // worker cannot begin any task. It ends, and the tasks that were sent to it run elsewhere.
         let attachments = match control.receive(&header) {
             Ok(attachments) => attachments,
             Err(error) if header.order == Order::Init => {
@@ -54,7 +58,7 @@ pub(super) fn serve(
                 if end.reply(FromWorker::new(Reply::Refused), text.as_bytes()).is_err() {
                     watcher::end_group();
                 }
-                // Nothing but the end comes for a worker that was refused something.
+                // When an initializer was refused, the pool sends only the order to stop.
                 continue;
             }
             Err(_) => watcher::end_group(),
@@ -83,18 +87,19 @@ pub(super) fn serve(
     }
 }
 
-/// One frame that asks for work.
+/// A frame that asks for work, and what is needed to do it.
 struct Job<'a, E> {
     end: &'a mut E,
     caller: &'a mut Caller,
     stopwatch: &'a mut Stopwatch,
     control: &'a Control,
     header: ToWorker,
-    /// Not looked at before they are claimed.
+    /// The arguments. They must not be read before they are claimed.
     arguments: io::Result<Arrived<'a>>,
 }
 
 impl<E: WorkerEnd> Job<'_, E> {
+    /// Runs the initializer, and reports whether it has succeeded.
     fn initialize(mut self) -> Result<(), Closed> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         let Job { end, caller, control, header, .. } = self;
@@ -104,7 +109,7 @@ impl<E: WorkerEnd> Job<'_, E> {
             Err(error) => return end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes()),
         };
         caller.call(header.task, header.function, arguments, |kind, contents, attachments| match kind {
-            // An initializer's value is nobody's: that it has run is the answer.
+            // The value of the initializer is not sent. `Ready` says that it has run.
             Reply::Done => {
                 kill_point!(InitEnds);
                 end.reply(FromWorker::new(Reply::Ready), &[])
@@ -119,7 +124,8 @@ impl<E: WorkerEnd> Job<'_, E> {
         })
     }
 
-    /// Runs the items one after the other. Each is claimed before a byte of its arguments is looked at.
+    /// Runs the items of the frame one after the other. Each item is claimed before its arguments
+    /// are read.
     fn run(mut self) -> Result<(), Closed> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
@@ -131,7 +137,8 @@ impl<E: WorkerEnd> Job<'_, E> {
         kill_point!(Claimed);
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::CHUNK == 0 {
-            // Given away: a descriptor that the task drops is to be closed then.
+            // Pass ownership of the descriptors to the call, so that a descriptor is closed when
+            // the task drops it.
             return match arguments {
                 Ok(arguments) => self.call(0, Ok(arguments)),
                 Err(error) => self.call(0, Err(&error)),
@@ -141,7 +148,7 @@ impl<E: WorkerEnd> Job<'_, E> {
             if item > first {
                 kill_point!(BeforeClaimNext);
                 if !board.claim_next(self.header.seq, item) {
-                    // What is left was taken back.
+                    // The pool has taken back the remaining items.
                     kill_point!(NextRefused);
                     return Ok(());
                 }
@@ -159,6 +166,7 @@ impl<E: WorkerEnd> Job<'_, E> {
         Ok(())
     }
 
+    /// Runs one item and replies.
     fn call(&mut self, item: u32, arguments: Result<Arrived<'_>, &io::Error>) -> Result<(), Closed> {
         let Job { end, caller, stopwatch, control, header, .. } = self;
         let task = TaskId::from_raw(header.task.as_u64() + u64::from(item));
@@ -176,15 +184,17 @@ impl<E: WorkerEnd> Job<'_, E> {
     }
 }
 
+/// Returns the error for arguments in a segment that cannot be mapped.
 fn unmapped(error: &io::Error) -> String {
     format!("the memory of its arguments cannot be read: {error}")
 }
 
-/// Of a result that goes in parts; what it is asked for, see `os/room.rs`. The one who collects them would be cut off later, and
-/// this worker with it.
+/// A result of this length or more that is sent in parts is sent only if there is enough memory
+/// available: see `os/room.rs`. Otherwise the pool could run out of memory while it collects the
+/// parts, and would end this worker then.
 const ASKED_FROM: usize = 64 << 20;
 
-/// Replies with what was encoded, wherever that is.
+/// Replies with the encoded result, from the frame buffer or from a segment.
 fn reply<E: WorkerEnd>(
     end: &mut E,
     control: &Control,
@@ -193,7 +203,7 @@ fn reply<E: WorkerEnd>(
     attachments: &[Attachment],
 ) -> Result<(), Closed> {
     if !attachments.is_empty() {
-        // First, so that the pool finds them when it sees the frame.
+        // Send the descriptors first, so that the pool finds them when it receives the frame.
         if let Err(error) = control.send(header.task, attachments) {
             let text = format!("the descriptors of its result cannot be sent: {error}");
             return end.reply(FromWorker { reply: Reply::Refused, ..header }, text.as_bytes());
@@ -217,27 +227,33 @@ fn reply<E: WorkerEnd>(
     }
 }
 
-/// How long calls take, on average over some while they are short: to look at the clock takes as long as a short call.
+/// Measures how long calls take. Reading the clock takes as long as a short call, so short calls
+/// are measured together, and their average is used.
 #[derive(Default)]
 struct Stopwatch {
+    /// The time at which the current measurement began.
     since: u64,
+    /// Number of calls since then.
     calls: u64,
+    /// Number of calls that are measured together.
     every: u64,
+    /// The average duration of a call in the last measurement, in nanoseconds.
     average: u64,
 }
 
 impl Stopwatch {
-    /// Calls shorter than this are measured together,
+    /// If calls take less than this on average, they are measured together.
     const SHORT_NANOS: u64 = 2_000;
-    /// this many at most.
+    /// Maximum number of calls that are measured together.
     const TOGETHER_MAX: u64 = 16;
 
+    /// Begins a measurement.
     fn start(&mut self) {
         self.since = clock::now_nanos();
         self.calls = 0;
     }
 
-    /// A call has ended: how long it took, as far as is known.
+    /// Called when a call has ended. Returns its duration, as far as it is known.
     fn lap(&mut self) -> u64 {
         self.calls += 1;
         if self.calls >= self.every {

@@ -1,8 +1,8 @@
-//! State that lives in a worker between tasks.
+//! State that is kept in a worker between tasks.
 //!
-//! A task's own statics and thread-locals persist from task to task as in any program; this is the typed way, for what
-//! an initializer makes and tasks use. Initializer and tasks run on one and the same thread, so the state need not be
-//! `Send`.
+//! A task's statics and thread-locals are kept from task to task, as in any program. This module is
+//! a typed alternative, for values that an initializer creates and tasks use. The initializer and
+//! the tasks run on the same thread, so the state need not be `Send`.
 //!
 //! ```
 //! use executor::prelude::*;
@@ -29,37 +29,41 @@ use std::{
 };
 
 thread_local! {
+    /// The values, one for each type.
     static STATE: RefCell<HashMap<TypeId, Box<dyn Any>>> = RefCell::default();
 }
 
-/// Stores a value for later tasks on this worker; one of each type. The old one, if any, is dropped.
+/// Stores a value for later tasks on this worker. There is one value for each type; a previous
+/// value is dropped.
 ///
-/// State lives as long as the thread's other locals: in exit hooks, and in the destructors of thread-locals, there may be none
-/// any more. A value that is stored then is dropped.
+/// The state exists as long as the thread's other thread-locals. In exit hooks, and in the
+/// destructors of thread-locals, it may not exist any more. A value that is stored then is dropped.
 pub fn set<T: 'static>(value: T) {
     let mut value: Option<Box<dyn Any>> = Some(Box::new(value));
     let old = STATE.try_with(|state| state.borrow_mut().insert(TypeId::of::<T>(), value.take()?));
-    // Outside the borrow: its drop is user code, and may use the state.
+    // Dropped after the borrow has ended, because its destructor is user code and may use the
+    // state.
     drop((old, value));
 }
 
-/// Takes a value out.
+/// Removes a value and returns it. Returns `None` if there is no value of this type.
 pub fn take<T: 'static>() -> Option<T> {
     let value = STATE.try_with(|state| state.borrow_mut().remove(&TypeId::of::<T>())).ok()??;
     value.downcast().ok().map(|value| *value)
 }
 
-/// Lends a value that [`set`] has stored on this worker.
+/// Calls `f` with the value of type `T` that [`set`] has stored on this worker.
 ///
 /// # Panics
-/// If there is none of this type, also because it is lent already further up the stack.
+/// If there is no value of this type. This is also so within another call of `with` for the same
+/// type, because that call has taken the value out.
 pub fn with<T: 'static, R>(f: impl FnOnce(&mut T) -> R) -> R {
-    /// Puts the value back, also when `f` panics.
+    /// Puts the value back, even if `f` panics.
     struct Lent<T: 'static>(Option<T>);
     impl<T: 'static> Drop for Lent<T> {
         fn drop(&mut self) {
-            // A new one may have been set meanwhile; then the old one goes with `self`, outside the borrow: its drop is user
-            // code.
+            // If a new value was set in the meantime, keep it. Then the old value is dropped with
+            // `self`, after the borrow has ended, because its destructor is user code.
             let _ = STATE.try_with(|state| {
                 if let Entry::Vacant(vacant) = state.borrow_mut().entry(TypeId::of::<T>())
                     && let Some(value) = self.0.take()

@@ -1,9 +1,10 @@
-//! Ends the worker when its parent has ended or was replaced, whatever its task is doing.
+//! Ends this process when its parent has ended or was replaced, whatever its task is doing.
 //!
 //! ```text
-//!  the parent ends          its pidfd, and the kernel gives us another parent
-//!  the parent is replaced   (`exec`) its pid stays, and its end of our socket is closed: nobody in it knows of us
-//!  and we are stopped       no thread of ours runs: the kernel continues us when the parent ends
+//!  the parent ends          its pidfd is readable, and the kernel assigns another parent
+//!  the parent is replaced   (`exec`) it keeps its pid, but its end of the socket is closed:
+//!                           the new program does not know this process
+//!  this process is stopped  no thread of it runs: the kernel continues it when the parent ends
 //! ```
 
 use std::{
@@ -24,23 +25,27 @@ use rustix::{
 
 use crate::os::{arena::inode, ready, signals, socket::is_hung_up};
 
-/// How often the parent is looked for when no descriptor can be had.
+/// How often to check the parent when no pidfd can be opened.
 const WITHOUT_DESCRIPTOR: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Has the kernel continue this process, should it be stopped, when its parent ends: what watches the parent is a part of it, and is
-/// stopped as well.
+/// Makes the kernel continue this process, if it is stopped, when its parent ends. The watcher
+/// thread is a part of this process, so it is stopped, too.
 ///
-/// SIGCONT, and not SIGKILL: the group has to be killed, too, which only we can do. So it does no harm that the kernel takes a thread
-/// for the parent, and sends the signal as often as the one that we belong to ends: who runs is not changed by it.
+/// The signal is SIGCONT, and not SIGKILL, because the process group must be killed as well, which
+/// only this process does. The kernel sends the signal whenever the parent's thread that started
+/// this process ends, even if the parent lives on. This does no harm: SIGCONT does not affect a
+/// process that runs.
 pub(super) fn outlive_no_stop() {
-    // A system that refuses it is as before.
+    // If the system refuses, a stopped process stays as it is.
     let _ = set_parent_process_death_signal(Some(Signal::CONT));
 }
 
-/// Watches `parent` on a thread of its own, and `socket`, whose other end it has. When it is gone, nobody else removes the directory
-/// that it made for us.
+/// Watches `parent` on a new thread, and also `socket`, whose other end the parent has. The watcher
+/// removes `directory`, which the parent has made for this process, because no other process does
+/// so when the parent is gone.
 ///
-/// The socket stays open as long as this process lives, unless a task closes what it does not own: then it may be another file.
+/// The socket stays open as long as this process lives, unless a task closes it although it does
+/// not own it. Then the descriptor number may belong to another file.
 pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsString>) -> io::Result<()> {
     let end_group = move || {
         if let Some(directory) = &directory {
@@ -55,7 +60,8 @@ pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsS
         Some(Err(rustix::io::Errno::SRCH)) | None => end_group(),
         Some(Err(error)) => return Err(error.into()),
     };
-    // Opened first, compared then: a number that was given to another process meanwhile is not our parent's.
+    // The pidfd was opened first, and the parent is compared after that. If the pid was given to
+    // another process in the meantime, that process is not the parent.
     if getppid() != pid {
         end_group();
     }
@@ -64,13 +70,13 @@ pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsS
         let mut watched = Some(pidfd);
         let mut lifeline = Some(socket);
         loop {
-            // Of the socket, only its end: the kernel tells of that unasked.
+            // For the socket, no events are requested: the kernel always reports its hang-up.
             let ends = lifeline.iter().map(|socket| PollFd::new(*socket, PollFlags::empty()));
             let starts = watched.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
             let mut fds: Vec<_> = ends.chain(starts).collect();
             ready::doze(&mut fds, watched.is_none().then_some(&WITHOUT_DESCRIPTOR));
             drop(fds);
-            // The kernel gives us another parent before it lets the poll return.
+            // The kernel assigns another parent before it lets the poll return.
             if getppid() != pid {
                 end_group();
             }
@@ -79,13 +85,15 @@ pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsS
             if lifeline.is_some_and(|socket| is_hung_up(socket.as_fd())) {
                 end_group();
             }
-            // Woken by something else: a task has closed what it does not own. Ours is not closed again, the number may
-            // be somebody else's by now.
+            // The poll has returned for another reason: a task has closed a descriptor that it does
+            // not own. Open another pidfd. The old one is not closed, because its number may belong
+            // to another file by now.
             std::mem::forget(watched.take());
             watched = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         }
     };
-    // A signal that the task has blocked, to wait for it, must not end the process by way of this thread.
+    // All signals are blocked in this thread. A task may block a signal to wait for it, and the
+    // signal must not be delivered to this thread and end the process.
     signals::deaf(|| {
         thread::Builder::new().name("executor-watcher".into()).stack_size(64 * 1024).spawn(watch)
     })?;
@@ -93,10 +101,10 @@ pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsS
     Ok(())
 }
 
-/// The process that has such a thread: a copy of it does not.
+/// The id of the process that has a watcher thread. A forked copy of the process has none.
 static WATCHED: AtomicI32 = AtomicI32::new(0);
 
-/// How many threads of this kind there are. They sleep, and hold no lock.
+/// Returns the number of watcher threads. They sleep, and hold no lock.
 pub(crate) fn threads() -> usize {
     usize::from(WATCHED.load(Ordering::Relaxed) == getpid().as_raw_nonzero().get())
 }
@@ -104,12 +112,14 @@ pub(crate) fn threads() -> usize {
 /// Kills this process and the programs that its tasks started.
 #[expect(clippy::disallowed_methods, reason = "the group of this very process")]
 pub(super) fn end_group() -> ! {
-    // A task may have put itself into another group, whose other members are none of ours.
-    // SAFETY: takes nothing. The answer is 0 for a group of outside the PID namespace, which is not this process's.
+    // A task may have put this process into another group, whose other members do not belong to it.
+    //
+    // SAFETY: the call has no arguments. It returns 0 for a group outside the PID namespace, which
+    // is not this process's group.
     if unsafe { libc::getpgrp() } == getpid().as_raw_nonzero().get() {
         let _ = kill_process_group(getpid(), Signal::KILL);
     }
     let _ = kill_process(getpid(), Signal::KILL);
-    // Not reached: the signal cannot be caught.
+    // This is not reached, because the signal cannot be caught.
     std::process::abort()
 }
