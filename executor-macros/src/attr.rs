@@ -1,9 +1,9 @@
-//! What stands in the parentheses of an attribute.
+//! Parses the options of an attribute, `#[task(…)]` and `#[main(…)]`.
 
 use proc_macro2::TokenStream;
 use syn::{Error, Ident, LitStr, Path, Result, ext::IdentExt, meta::ParseNestedMeta, parse::Parser};
 
-/// `#[task(name = "…", handle = Ident, crate = "path", codec = "…")]`
+/// The options of `#[task(name = "…", handle = Ident, crate = "path", codec = "…")]`.
 pub(crate) struct TaskAttr {
     pub(crate) name: Option<LitStr>,
     pub(crate) handle: Option<Ident>,
@@ -27,7 +27,7 @@ impl TaskAttr {
                 let ident = meta.value()?.parse().map_err(|error| {
                     Error::new(
                         error.span(),
-                        "`handle` is the name of a type, without quotes: `handle = ResizeTask`",
+                        "`handle` takes the name of a type, without quotes: `handle = ResizeTask`",
                     )
                 })?;
                 set(&mut handle, &meta, ident)
@@ -36,7 +36,7 @@ impl TaskAttr {
             } else if meta.path.is_ident("codec") {
                 set(&mut codec, &meta, codec_of(&meta)?)
             } else {
-                Err(meta.error("unknown option; `#[task]` takes `name`, `handle`, `codec` and `crate`"))
+                Err(meta.error("unknown option: `#[task]` takes `name`, `handle`, `codec` and `crate`"))
             }
         });
         parser.parse2(tokens)?;
@@ -49,7 +49,7 @@ impl TaskAttr {
     }
 }
 
-/// `#[main(crate = "path")]`
+/// Parses `#[main(crate = "path")]`, and returns the path of the `executor` crate.
 pub(crate) fn parse_main(tokens: TokenStream) -> Result<Path> {
     let mut krate = None;
     let parser = syn::meta::parser(|meta| {
@@ -57,8 +57,8 @@ pub(crate) fn parse_main(tokens: TokenStream) -> Result<Path> {
             set(&mut krate, &meta, crate_path(&meta)?)
         } else {
             Err(meta.error(
-                "unknown option; `#[executor::main]` takes `crate` only, the runtime's options belong to its own \
-                 attribute below",
+                "unknown option: `#[executor::main]` takes only `crate`; put the runtime's options in its \
+                 own attribute below",
             ))
         }
     });
@@ -82,23 +82,24 @@ fn string(meta: &ParseNestedMeta<'_>, what: &str) -> Result<LitStr> {
 }
 
 fn name_of(meta: &ParseNestedMeta<'_>) -> Result<LitStr> {
-    let name = string(meta, "`name` is a string: `name = \"images/resize\"`")?;
+    let name = string(meta, "`name` takes a string: `name = \"images/resize\"`")?;
     let text = name.value();
     if text.is_empty() || text.contains(|c: char| c.is_control()) {
-        return Err(Error::new(name.span(), "a task's name is not empty and has no control characters"));
+        return Err(Error::new(name.span(), "a task's name must not be empty or contain control characters"));
     }
     Ok(name)
 }
 
 fn crate_path(meta: &ParseNestedMeta<'_>) -> Result<Path> {
-    let what = "`crate` is a path in quotes, where the `executor` crate is found: `crate = \"::my_crate::executor\"`";
+    let what =
+        "`crate` takes the path of the `executor` crate, in quotes: `crate = \"::my_crate::executor\"`";
     let path = string(meta, what)?;
     path.parse_with(Path::parse_mod_style).map_err(|_| Error::new(path.span(), what))
 }
 
 fn codec_of(meta: &ParseNestedMeta<'_>) -> Result<Codec> {
-    let what =
-        "`codec` is \"postcard\" (the default) or \"messagepack\" (for types that postcard cannot encode)";
+    let what = "`codec` must be \"postcard\" (the default) or \"messagepack\" (for types that postcard \
+                cannot encode)";
     let codec = string(meta, what)?;
     match codec.value().as_str() {
         "postcard" => Ok(Codec::Postcard),
@@ -107,7 +108,8 @@ fn codec_of(meta: &ParseNestedMeta<'_>) -> Result<Codec> {
     }
 }
 
-/// Names that a type beside the function would take away from everybody.
+/// Whether `name` is the name of a primitive type. A generated type with this name would hide the
+/// primitive type in the whole module.
 pub(crate) fn is_primitive(name: &Ident) -> bool {
     const PRIMITIVES: [&str; 17] = [
         "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128",

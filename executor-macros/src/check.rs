@@ -1,5 +1,5 @@
-//! What a function must be, to be a task function. Each refusal stands on the token that is the reason, and all of
-//! them are told at once.
+//! Checks that a function can be a task function. Each error points at the token that causes it,
+//! and all errors are reported together.
 
 use proc_macro2::{Span, TokenStream};
 use syn::{
@@ -11,13 +11,13 @@ use syn::{
 
 use crate::types;
 
-/// The function above whose body we do not look.
+/// The signature of a task function that has passed all checks. Its body is not parsed.
 pub(crate) struct TaskFunction {
     pub(crate) attrs: Vec<Attribute>,
     pub(crate) vis: Visibility,
     pub(crate) is_async: bool,
     pub(crate) ident: Ident,
-    /// Lifetimes only.
+    /// Lifetime parameters only.
     pub(crate) generics: Generics,
     pub(crate) params: Vec<Param>,
     /// `None` for a function without `->`.
@@ -25,12 +25,13 @@ pub(crate) struct TaskFunction {
 }
 
 pub(crate) struct Param {
-    /// What the user calls it, or `arg0` where a pattern takes it apart.
+    /// The parameter's own name, or `arg0`, `arg1` and so on where the parameter is a pattern.
     pub(crate) ident: Ident,
     pub(crate) ty: Type,
 }
 
-/// Attributes, visibility and signature; the body is only looked for.
+/// Attributes, visibility and signature of a function. Its body is not parsed: it only has to be
+/// there.
 struct Head {
     attrs: Vec<Attribute>,
     vis: Visibility,
@@ -58,7 +59,7 @@ impl Parse for Head {
                 && !input.peek2(Token![extern]),
         ];
         if is_item.contains(&true) {
-            return Err(Error::new(what, "`#[task]` belongs above a function"));
+            return Err(Error::new(what, "`#[task]` can only be used on a function or an `impl Run` block"));
         }
         let sig: Signature = input.parse()?;
         if input.peek(Token![;]) {
@@ -76,29 +77,31 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
     if let Safety::Unsafe(token) = &sig.safety {
         refusals.add(
             token.span,
-            "a task function cannot be `unsafe`: whoever runs it elsewhere cannot promise what it asks; wrap the call \
-             in a safe function",
+            "a task function cannot be `unsafe`: the worker that calls it cannot uphold its safety \
+             requirements; wrap the call in a safe function",
         );
     }
     if let Some(abi) = &sig.abi {
-        refusals
-            .add(abi.extern_token.span, "a task function has Rust's own calling convention: remove `extern`");
+        refusals.add(
+            abi.extern_token.span,
+            "a task function must use Rust's own calling convention: remove `extern`",
+        );
     }
     if let Some(variadic) = &sig.variadic {
-        refusals.add(variadic.span(), "a task function has a fixed number of parameters");
+        refusals.add(variadic.span(), "a task function must have a fixed number of parameters");
     }
     for param in &sig.generics.params {
         match param {
             GenericParam::Lifetime(_) => {}
             GenericParam::Type(param) => refusals.add(
                 param.ident.span(),
-                "a task function has no type parameters: the worker must know the types; write one function for \
-                 each type, or take an enum",
+                "a task function cannot have type parameters: the worker must know the types; write one \
+                 function for each type, or take an enum",
             ),
             GenericParam::Const(param) => refusals.add(
                 param.ident.span(),
-                "a task function has no const parameters: the worker must know the types; take the value as an \
-                 argument",
+                "a task function cannot have const parameters: the worker must know the types; take the \
+                 value as an argument",
             ),
         }
     }
@@ -109,11 +112,16 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
         match input {
             FnArg::Receiver(receiver) => refusals.add(
                 receiver.self_token.span,
-                "a task function is a free function: move it out of the `impl` and take what `self` was as an argument",
+                "a task function must be a free function: move it out of the `impl` and take the value of \
+                 `self` as an argument",
             ),
             FnArg::Typed(param) => {
                 if let Some(cfg) = param.attrs.iter().find(|attr| attr.path().is_ident("cfg")) {
-                    refusals.add(cfg.span(), "put `#[cfg]` above the whole task function, one for each signature");
+                    refusals.add(
+                        cfg.span(),
+                        "a parameter cannot have `#[cfg]`: put it on the whole task function, and write one \
+                         function for each signature",
+                    );
                 }
                 types::check_param(&param.ty, &mut refusals);
                 let ident = plain_name(input).unwrap_or_else(|| unused_name(i, &names));
@@ -142,7 +150,7 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
     })
 }
 
-/// `a` of `a: i64` and of `mut a: i64`.
+/// The name of a parameter that is a plain identifier: `a` for both `a: i64` and `mut a: i64`.
 fn plain_name(input: &FnArg) -> Option<Ident> {
     match input {
         FnArg::Typed(param) => match &*param.pat {
@@ -153,7 +161,8 @@ fn plain_name(input: &FnArg) -> Option<Ident> {
     }
 }
 
-/// `arg0` for the first parameter; the user may have called another one that.
+/// A name for a parameter without one: `arg0` for the first parameter. Underscores are added while
+/// another parameter has the same name.
 fn unused_name(i: usize, names: &[Ident]) -> Ident {
     let mut name = format!("arg{i}");
     while names.iter().any(|other| *other == name) {
@@ -163,6 +172,7 @@ fn unused_name(i: usize, names: &[Ident]) -> Ident {
 }
 
 #[derive(Default)]
+/// All errors found in one function, combined into one `syn::Error`.
 pub(crate) struct Refusals(Option<Error>);
 
 impl Refusals {

@@ -1,4 +1,4 @@
-//! What `#[task]` makes.
+//! Generates the code for `#[task]`.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -14,7 +14,8 @@ pub(crate) fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
     if let Some(implementation) = run::parse(&item) {
         return run::expand(attr, &implementation).unwrap_or_else(|error| error.to_compile_error());
     }
-    // The function itself stays also when it is refused, so that its callers bring no errors of their own.
+    // Emit the function itself even when it is rejected. Without it, each call of the function
+    // would be an error too.
     let generated = generate(attr, item.clone()).unwrap_or_else(|error| error.to_compile_error());
     quote!(#item #generated)
 }
@@ -25,7 +26,7 @@ fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let handle = attr.handle.clone().unwrap_or_else(|| function.ident.clone());
     if attr::is_primitive(&handle) {
         let message = format!(
-            "a type named `{handle}` would hide the primitive one: name the task's type yourself, \
+            "a type named `{handle}` would hide the primitive type: choose another name for the task's type, \
              `#[task(handle = {}Task)]`",
             capitalized(&function.ident),
         );
@@ -46,13 +47,13 @@ struct Task {
     function: TaskFunction,
 }
 
-/// A parameter, as the generated code needs it.
+/// One parameter, in the form that the generated code needs.
 struct Argument {
-    /// The local variable that holds it.
+    /// The local variable that holds the argument.
     local: Ident,
-    /// What errors call it.
+    /// The parameter's name in error messages.
     name: String,
-    /// What travels: `T` of `&T`. Lifetimes are left to the compiler.
+    /// The type of the value that is encoded: `T` for `&T`. The compiler infers its lifetimes.
     travels: Type,
     is_reference: bool,
 }
@@ -88,7 +89,7 @@ impl Task {
             )]
             const _: () = {
                 use #krate::__private as __executor;
-                // For its constants, on `Probe` only.
+                // `Fallback` supplies the constants that `Probe` does not have for a type.
                 use __executor::Fallback as _;
                 #constructor
                 #encode
@@ -97,17 +98,17 @@ impl Task {
         }
     }
 
-    /// `fn task`, with the parameters of the function.
+    /// Generates `fn task`, which has the parameters of the function.
     fn constructor(&self) -> TokenStream {
         let Task { handle, function, .. } = self;
         let TaskFunction { attrs, vis, ident, params, .. } = function;
         let (generics, types) = self.named_types();
         let (impl_generics, _, where_clause) = generics.split_for_impl();
         let names: Vec<_> = params.iter().map(|param| &param.ident).collect();
-        // "Defined here" is the function, for the compiler's notes and for editors.
+        // Compiler notes ("defined here") and editors then lead to the user's function.
         let task = Ident::new("task", Span::call_site().located_at(ident.span()));
         let kept = attrs.iter().filter(|attr| attr.path().is_ident("deprecated") || is_doc_hidden(attr));
-        // Not the function's own words: its examples would be tests twice.
+        // Do not copy the function's own documentation: its examples would run twice as doc tests.
         let doc = format!("A call of [`{0}`](fn@{0}), to be run somewhere else.", ident.unraw());
         quote! {
             impl #handle {
@@ -123,7 +124,8 @@ impl Task {
         }
     }
 
-    /// The types of the parameters with every lifetime named, and those names.
+    /// The types of the parameters with every lifetime named, and the generics that declare those
+    /// lifetimes.
     fn named_types(&self) -> (Generics, Vec<Type>) {
         let mut generics = self.function.generics.clone();
         let types = self.function.params.iter().map(|param| {
@@ -142,6 +144,7 @@ impl Task {
             let mut travels = ty.clone();
             types::infer_lifetimes(&mut travels);
             Argument {
+                // `mixed_site` keeps these names apart from names in the user's code.
                 local: format_ident!("__arg{i}", span = Span::mixed_site()),
                 name: param.ident.unraw().to_string(),
                 travels,
@@ -151,7 +154,7 @@ impl Task {
         arguments.collect()
     }
 
-    /// `impl TaskArgs`: in the caller.
+    /// Generates `impl TaskArgs`, which encodes the arguments in the calling process.
     fn encode(&self, arguments: &[Argument]) -> TokenStream {
         let handle = &self.handle;
         let format = self.format();
@@ -180,7 +183,7 @@ impl Task {
         }
     }
 
-    /// `impl TaskFn` and the registration: in the worker.
+    /// Generates `impl TaskFn` and the registration, through which the worker finds the function.
     fn task_fn(&self, arguments: &[Argument]) -> TokenStream {
         let Task { attr, handle, function } = self;
         let krate = &attr.krate;
@@ -189,6 +192,7 @@ impl Task {
         let span = function.output.as_ref().map_or_else(|| ident.span(), Spanned::span);
         let unit: Type = parse_quote_spanned!(span=> ());
         let returned = function.output.as_ref().unwrap_or(&unit);
+        // Whether the type is a `Result`, under any name, is decided by the compiler.
         let outcome = quote_spanned! {span=>
             <#returned as __executor::Outcome<{ <__executor::Probe<#returned>>::IS_RESULT }>>
         };
@@ -200,6 +204,7 @@ impl Task {
             }
         };
         let travels: Vec<_> = arguments.iter().map(|argument| &argument.travels).collect();
+        // `file!` and the others then give the place of the user's function.
         let place_file = quote_spanned!(ident.span()=> ::core::file!());
         let place_line = quote_spanned!(ident.span()=> ::core::line!());
         let place_column = quote_spanned!(ident.span()=> ::core::column!());
@@ -252,7 +257,9 @@ impl Task {
                 registered: __executor::Registered::new(),
             };
 
-            // For an image that has this function, and not the library.
+            // Registers the function before `main` if it is in another image than the `executor`
+            // library, for example in a program that links the library as a `dylib`. `TASKS` lists
+            // only the functions of the library's own image.
             #[used]
             #[unsafe(link_section = ".init_array")]
             static __NOTE: extern "C" fn() = {
@@ -264,7 +271,8 @@ impl Task {
         }
     }
 
-    /// The function that decodes, runs and encodes.
+    /// Generates the function that runs in the worker: it decodes the arguments, calls the task
+    /// function and encodes its result.
     fn call(&self, arguments: &[Argument], returned: &Type, span: Span) -> TokenStream {
         let format = self.format();
         let ident = &self.function.ident;
@@ -288,6 +296,8 @@ impl Task {
         );
         let dot_await = self.function.is_async.then(|| quote!(.await));
         let output_way = way(&format, &quote_spanned!(span=> __Output), span);
+        // The constants of `Probe<__Error>` say what the error type supports: whether its value can
+        // be sent along, and how its sources are found.
         let error = |constant: &str| {
             let constant = Ident::new(constant, span);
             quote_spanned!(span=> <__executor::Probe<__Error>>::#constant)
@@ -300,6 +310,8 @@ impl Task {
         let failed = quote_spanned! {span=>
             __executor::failed::<#format, __Error, _>(&__error, #value, [#(#upcasts),*], #cx)
         };
+        // `run_begins` and `run_ends` record that the function itself is running. A panic inside it
+        // is the task's; a panic outside comes from decoding or encoding a value.
         let body = quote! {
             let mut #reader = __executor::Arguments::<#format>::new(#bytes, #cx);
             #(#decode)*
@@ -347,12 +359,14 @@ impl Task {
     }
 }
 
-/// How a value of this type travels: the compiler picks.
+/// An expression for how a value of this type is encoded. The compiler chooses by the traits that
+/// the type implements, which a macro cannot see.
 fn way(format: &TokenStream, ty: &impl ToTokens, span: Span) -> TokenStream {
     quote_spanned!(span=> __executor::way::<#format, #ty, _, _>(<__executor::Probe<#ty>>::VIA))
 }
 
-/// The same for an argument.
+/// The same as [`way`], for the type of an argument. A slice `&[T]` is sent as a `Vec<T>`, except
+/// `&[u8]`, which [`way`] sends as a byte string.
 fn argument_way(format: &TokenStream, ty: &Type) -> TokenStream {
     match ty {
         Type::Slice(slice) if !types::is_byte_slice(ty) => {

@@ -1,17 +1,18 @@
-//! The attributes of the `executor` crate.
+//! The attribute macros of the `executor` crate.
 //!
 //! ```text
-//!   attr: what stands in the parentheses ─┐
-//!   check: what the function may be ──────┼──► expand: the function, untouched, and beside it
-//!   types: what its types say ────────────┘            `struct add {}`, `add::task`, the registration
+//!   attr: the options in parentheses ──┐
+//!   check: what a function must be ────┼──► expand: the function, unchanged, and beside it
+//!   types: rules about its types ──────┘            `struct add {}`, `add::task`, the registration
 //! ```
 //!
-//! Above `impl Run for …` it is `run`, which makes such a function.
+//! `#[task]` on an `impl Run for …` block goes to the module `run`, which generates such a
+//! function.
 //!
-//! The function's tokens pass through as they are. Everything that depends on what a type *is* (is it a `Result`, is
-//! the error serde, is it a byte string) is decided by the compiler, in `executor_core::__private`; here only spelling
-//! can be seen.
-
+//! The tokens of the function are passed through unchanged. A macro sees only how a type is
+//! spelled. Everything that depends on what a type *is* (whether it is a `Result`, whether an error
+//! implements serde's traits, whether it is a byte string) is therefore decided by the compiler, in
+//! `executor_core::__private`.
 mod attr;
 mod check;
 mod entry;
@@ -21,7 +22,8 @@ mod types;
 
 use proc_macro::TokenStream;
 
-// What users read stands where `executor` exports these two, so that the examples can use it.
+// The documentation for users is in the `executor` crate, where these two are exported, because its
+// examples need that crate.
 
 #[allow(missing_docs)]
 #[proc_macro_attribute]

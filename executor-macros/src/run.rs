@@ -1,4 +1,5 @@
-//! What `#[task] impl Run for …` makes: a task function that runs the value, and the way from the value to its process.
+//! Expands `#[task] impl Run for …`. It generates a task function that runs the value, and an
+//! `impl IntoBody`, which turns the value into a `Process`.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
@@ -6,7 +7,7 @@ use syn::{Error, ImplItem, ItemImpl, Path, Result, ReturnType, Type, spanned::Sp
 
 use crate::attr::TaskAttr;
 
-/// `None` if it is something else.
+/// Parses an `impl Run for …` block. Returns `None` for any other item.
 pub(crate) fn parse(item: &TokenStream) -> Option<ItemImpl> {
     let item = syn::parse2::<ItemImpl>(item.clone()).ok()?;
     let (path, _) = item.trait_.as_ref()?;
@@ -19,30 +20,40 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
     let krate = &attr.krate;
     let own = &item.self_ty;
     let Type::Path(path) = &**own else {
-        return Err(Error::new(own.span(), "`Run` is for a type of your own, named by its path"));
+        return Err(Error::new(
+            own.span(),
+            "`#[task] impl Run` needs a named type, such as a struct or an enum",
+        ));
     };
     if !item.generics.params.is_empty() {
         return Err(Error::new(
             item.generics.span(),
-            "a process's type has no parameters: it is found by name",
+            "`#[task] impl Run` cannot have generic parameters: the new process finds the implementation by \
+             its name",
         ));
     }
     if let Some(handle) = &attr.handle {
         return Err(Error::new(
             handle.span(),
-            "`handle` names the type of a function's task; here the type is there",
+            "`handle` is for task functions only: `impl Run` uses the type that is already there",
         ));
     }
     let [ImplItem::Fn(run)] = &item.items[..] else {
-        return Err(Error::new(item.span(), "write `fn run(self)`, and nothing else"));
+        return Err(Error::new(item.span(), "`impl Run` must contain `fn run(self)` and nothing else"));
     };
     let signature = &run.sig;
     let takes_self = matches!(signature.inputs.first(), Some(syn::FnArg::Receiver(receiver)) if matches!(receiver.kind, syn::ReceiverKind::Value));
     if signature.ident != "run" || signature.inputs.len() != 1 || !takes_self {
-        return Err(Error::new(signature.span(), "write `fn run(self)`: the value moves to the process"));
+        return Err(Error::new(
+            signature.span(),
+            "`run` must take `self` and no arguments: the value is moved to the new process",
+        ));
     }
     if let Some(asyncness) = &signature.asyncness {
-        return Err(Error::new(asyncness.span(), "`run` is no `async fn`; a task function may be one"));
+        return Err(Error::new(
+            asyncness.span(),
+            "`run` cannot be an `async fn`: use an `async` task function instead",
+        ));
     }
     let output: Type = match &signature.output {
         ReturnType::Default => syn::parse_quote!(()),
@@ -57,6 +68,7 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
         crate::attr::Codec::Postcard => quote!(),
         crate::attr::Codec::MessagePack => quote!(codec = "messagepack",),
     };
+    // The block `const _` keeps the generated function's name out of the user's module.
     Ok(quote! {
         const _: () = {
             #[#krate::task(#(name = #attr_name,)* #codec crate = #krate_text)]
@@ -81,7 +93,8 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
     })
 }
 
-/// `MyProcess` as a part of a function's name.
+/// Converts a type's name to snake case for use in a function's name: `MyProcess` becomes
+/// `my_process`.
 fn snake(path: &Path) -> String {
     let name = path.segments.last().map(|last| last.ident.to_string()).unwrap_or_default();
     let mut out = String::new();

@@ -1,4 +1,5 @@
-//! What the spelling of a type says: which references can be sent, and what its lifetimes are.
+//! Checks and rewrites types by their spelling: which references can be sent, and which lifetimes a
+//! type has.
 
 use proc_macro2::Span;
 use syn::{
@@ -10,7 +11,8 @@ use syn::{
 
 use crate::check::Refusals;
 
-/// `T` of `&T`: the referenced value is what travels.
+/// Returns `T` and `true` for `&T`, because the referenced value is what is sent. Any other type is
+/// returned as it is, with `false`.
 pub(crate) fn behind_reference(ty: &Type) -> (&Type, bool) {
     match ty {
         Type::Reference(reference) => (&reference.elem, true),
@@ -28,7 +30,7 @@ pub(crate) fn check_param(ty: &Type, refusals: &mut Refusals) {
     CheckParam { refusals }.visit_type(inner);
 }
 
-/// What is wrong with a parameter `&T`, apart from its `T`.
+/// Checks the reference of a parameter `&T`, without its `T`.
 fn check_reference(ty: &Type, refusals: &mut Refusals) {
     match ty {
         Type::Group(group) => check_reference(&group.elem, refusals),
@@ -42,14 +44,15 @@ fn check_mut_and_static(reference: &TypeReference, refusals: &mut Refusals) {
     if let Some(token) = &reference.mutability {
         refusals.add(
             token.span,
-            "a task function cannot take `&mut`: it runs in another process, on a copy; take the value and return it",
+            "a task function cannot take `&mut`: it works on a copy, in another process; take the value and \
+             return it",
         );
     }
     if let Some(lifetime) = reference.lifetime.as_ref().filter(|lifetime| lifetime.ident == "static") {
         refusals.add(
             lifetime.span(),
-            "a task function cannot take a `'static` reference: the worker decodes the value, and drops it after the \
-             call; remove `'static`, or take an owned type",
+            "a task function cannot take a `'static` reference: the worker decodes the value and drops it \
+             after the call; remove `'static`, or take an owned type",
         );
     }
 }
@@ -62,8 +65,8 @@ impl<'ast> Visit<'ast> for CheckParam<'_> {
     fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
         check_mut_and_static(reference, self.refusals);
         if reference.mutability.is_none() && !is_borrowed_when_decoded(&reference.elem) {
-            let message = "a reference inside another type cannot be decoded, unless it is `&str`, `&[u8]` or \
-                           `&Path`: take an owned type here, or a reference to the whole";
+            let message = "a reference inside another type cannot be decoded, unless it is `&str`, `&[u8]` \
+                           or `&Path`: use an owned type here, or take a reference to the whole argument";
             self.refusals.add_error(Error::new_spanned(reference, message));
         }
         visit::visit_type_reference(self, reference);
@@ -72,7 +75,7 @@ impl<'ast> Visit<'ast> for CheckParam<'_> {
     fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
         self.refusals.add(
             ty.impl_token.span,
-            "a task function cannot take `impl Trait`: the worker must know the type; name a type here",
+            "a task function cannot take `impl Trait`: the worker must know the type; use a concrete type",
         );
     }
 
@@ -82,7 +85,8 @@ impl<'ast> Visit<'ast> for CheckParam<'_> {
     }
 }
 
-/// serde decodes these three in place.
+/// Whether a reference to this type can be decoded inside another type: serde decodes `&str`,
+/// `&[u8]` and `&Path` in place.
 fn is_borrowed_when_decoded(ty: &Type) -> bool {
     match ty {
         Type::Path(path) => {
@@ -103,7 +107,8 @@ fn check_self(ty: &TypePath, refusals: &mut Refusals) {
     if let Some(first) = ty.path.segments.first().filter(|first| first.ident == "Self") {
         refusals.add(
             first.ident.span(),
-            "a task function is a free function: move it out of the `impl`, and name the type",
+            "a task function must be a free function: move it out of the `impl` and write the type's name \
+             instead of `Self`",
         );
     }
 }
@@ -118,8 +123,8 @@ struct CheckOutput<'a> {
 
 impl<'ast> Visit<'ast> for CheckOutput<'_> {
     fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
-        let message = "the result of a task function comes from another process and cannot be a reference: return an \
-                       owned type, as `String` for `&str`";
+        let message = "the result of a task function comes from another process and cannot be a reference: \
+                       return an owned type, such as `String` for `&str`";
         self.refusals.add_error(Error::new_spanned(reference, message));
     }
 
@@ -134,15 +139,15 @@ impl<'ast> Visit<'ast> for CheckOutput<'_> {
     fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
         self.refusals.add(
             ty.impl_token.span,
-            "a task function cannot return `impl Trait`: the caller must know the type to decode it; name a type, as \
-             `Vec<T>` for an iterator",
+            "a task function cannot return `impl Trait`: the caller must know the type to decode it; use a \
+             concrete type, such as `Vec<T>` for an iterator",
         );
     }
 
     fn visit_type_never(&mut self, ty: &'ast TypeNever) {
         self.refusals.add(
             ty.bang_token.span,
-            "a task function returns: its result is what the future yields; remove `-> !`",
+            "a task function must return: the future yields its result; remove `-> !`",
         );
     }
 
@@ -151,11 +156,12 @@ impl<'ast> Visit<'ast> for CheckOutput<'_> {
         visit::visit_type_path(self, ty);
     }
 
-    // The lifetimes of a function pointer are its own.
+    // Skip function pointers: they declare their own lifetimes, and borrow nothing.
     fn visit_type_fn_ptr(&mut self, _: &'ast TypeFnPtr) {}
 }
 
-/// Gives each elided lifetime a name and adds it to `generics`: the generated `task` returns a type that holds it.
+/// Gives each elided lifetime a name and adds it to `generics`. The generated `task` returns a type
+/// that mentions these lifetimes, so they need names.
 pub(crate) fn name_lifetimes(ty: &mut Type, generics: &mut Generics) {
     NameLifetimes { generics }.visit_type_mut(ty);
 }
@@ -189,7 +195,8 @@ impl VisitMut for NameLifetimes<'_> {
     fn visit_type_fn_ptr_mut(&mut self, _: &mut TypeFnPtr) {}
 }
 
-/// Lets the compiler find each lifetime: for types in expressions, where the function's own are not in scope.
+/// Replaces each lifetime except `'static` by `'_`, so that the compiler infers it. This is for
+/// types in expressions, where the function's own lifetimes are not in scope.
 pub(crate) fn infer_lifetimes(ty: &mut Type) {
     struct InferLifetimes;
     impl VisitMut for InferLifetimes {
