@@ -1,10 +1,11 @@
-//! `Debug` of errors.
+//! Implements `Debug` for the error types.
 
-/// `Debug` for errors: what their `Display` says.
+/// Implements `Debug` for error types: it writes what their `Display` writes.
 macro_rules! debug_is_display {
     ($([$($generics:tt)*] $error:ty),+ $(,)?) => {$(
         impl<$($generics)*> std::fmt::Debug for $error {
-            /// As `Display`: it is what `unwrap` and a `main` that returns it print.
+            /// Writes the `Display` text, because `unwrap`, and a `main` that returns the error,
+            /// print the `Debug` output.
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 std::fmt::Display::fmt(self, f)
             }

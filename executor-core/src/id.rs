@@ -1,4 +1,4 @@
-//! Identities: newtypes that are never interchangeable.
+//! Identity types: newtypes, so that one kind of identity is never mistaken for another.
 
 use std::fmt;
 
@@ -28,13 +28,14 @@ use serde::{Deserialize, Serialize};
 pub struct TaskId(u64);
 
 impl TaskId {
-    /// For tests and for the wire; users get theirs from [`TaskFuture::id`](crate::TaskFuture::id).
+    /// Makes an id from its number, for tests and for the wire. Users get ids from
+    /// [`TaskFuture::id`](crate::TaskFuture::id).
     #[doc(hidden)]
     pub const fn from_raw(raw: u64) -> Self {
         TaskId(raw)
     }
 
-    /// The number itself: counts from 1 in each process.
+    /// Returns the number itself. Each process counts from 1.
     pub const fn as_u64(self) -> u64 {
         self.0
     }
@@ -52,7 +53,7 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// Identity of one worker process of one pool. A replacement gets a new one.
+/// Identity of one worker process of one pool. The worker that replaces a lost one gets a new id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WorkerId(pub(crate) u32);
 
@@ -62,16 +63,19 @@ impl fmt::Debug for WorkerId {
     }
 }
 
-/// Identity of a task function: a hash of its name.
+/// Identity of a task function: a hash of its name, or of its name and its place in the source if
+/// another function has the same name.
 ///
-/// A hash and not an index, because it crosses the wire: the order of the linked list of tasks may differ between
-/// two builds, a name does not. Two names with one hash are found by [`Registry`](crate::registry) at start.
+/// It is a hash and not an index because it crosses the wire. The order of the linked list of tasks
+/// may differ between two builds, but a name does not. The [`registry`](crate::registry) assigns
+/// the ids. It gives different ids to two functions whose names have the same hash.
 #[doc(hidden)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct FnId(pub u64);
 
 impl FnId {
-    /// FNV-1a, 64 bit: simple enough for a `const fn`, and the same in every build.
+    /// Returns the hash of a text: FNV-1a with 64 bits. It is simple enough for a `const fn`, and
+    /// the same in every build.
     pub const fn of(name: &str) -> Self {
         let bytes = name.as_bytes();
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -91,7 +95,8 @@ impl fmt::Debug for FnId {
     }
 }
 
-/// Hashes ids: sequential numbers and hashes of names need mixing, not protection from an attacker.
+/// Hashes ids. Sequential numbers and hashes of names need mixing, but no protection from an
+/// attacker.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct IdHasher;
 
@@ -103,7 +108,7 @@ impl std::hash::BuildHasher for IdHasher {
     }
 }
 
-/// One multiplication (Fibonacci hashing) for each word.
+/// The state of the hash: one multiplication (Fibonacci hashing) for each word.
 pub(crate) struct Mix(u64);
 
 impl std::hash::Hasher for Mix {
@@ -122,18 +127,20 @@ impl std::hash::Hasher for Mix {
     }
 
     fn write_u64(&mut self, word: u64) {
-        // The high bits are the well-mixed ones, and hash tables look at the low ones.
+        // Multiplication mixes the high bits best, but hash tables look at the low ones. So swap
+        // them.
         self.0 = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
 
-/// What two processes compare before the first task: the same functions with the same types.
+/// A summary of the task functions of a program. Two processes compare it before the first task: if
+/// it is equal, they have the same functions with the same types.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Over the sorted names, numbers and signatures.
+    /// Hash over the sorted names, numbers and signatures.
     pub hash: u64,
-    /// How many functions.
+    /// Number of functions.
     pub count: u64,
 }
 

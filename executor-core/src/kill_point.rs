@@ -1,10 +1,11 @@
-//! Where a worker can be made to die, for the test that makes it die everywhere (`tests/deaths.rs`).
+//! The places at which a test can make a worker die. `tests/deaths.rs` makes one die at each place.
 //!
-//! `kill_point!(Step)` stands after each step of the worker's side of the protocol. Without the feature `kill-points` it
-//! is nothing at all. With it, it calls the hook that the test's program has set before the entry; the hook knows whether
-//! this is where this worker is to die, and by what.
+//! `kill_point!(Step)` stands after each step of the worker's side of the protocol. Without the
+//! feature `kill-points` it expands to nothing. With the feature it calls the hook that the test's
+//! program set before the library's entry point. The hook knows whether this worker is to die at
+//! this step, and in which way.
 
-/// Nothing, unless a test wants a worker to die here.
+/// Marks a place at which a test can make a worker die. Without tests, it expands to nothing.
 #[cfg(not(feature = "kill-points"))]
 macro_rules! kill_point {
     ($step:ident) => {
@@ -29,7 +30,8 @@ mod hook {
 
     macro_rules! steps {
         ($($(#[$list_comment:meta])+ $list:ident { $($(#[$comment:meta])+ $step:ident,)+ })+) => {
-            /// A step of a worker's or a process's life, or of a user of shared objects, at whose end it can be made to die.
+            /// A step at whose end a test can make the process die. It is a step of a worker, of a
+            /// process with one task, or of a process that uses shared objects.
             #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
             #[repr(u32)]
             pub enum Step {
@@ -43,319 +45,329 @@ mod hook {
     }
 
     steps! {
-        /// Those of a worker, in the order in which it comes to them first, more or less.
+        /// The steps of a worker, roughly in the order in which it first reaches them.
         ALL {
-        /// The process knows that it is a worker.
+        /// The process was started as a worker and knows it.
         Started,
-        /// It has mapped its segment.
+        /// It has received its setup. Nothing is mapped yet.
         SetupRead,
-        /// It watches its parent, and listens where that is how it is reached.
+        /// It watches its parent, and accepts connections if the parent reaches it that way. The
+        /// hello is not sent yet.
         HelloNext,
-        /// The hello is in the socket.
+        /// It has sent its hello.
         HelloSaid,
         /// It is about to look for its first frame.
         ServeBegins,
-        /// It has read where the ring's head is.
+        /// It has read the head of the ring.
         HeadRead,
-        /// A message is copied out, and not yet consumed.
+        /// It has copied a message out of the ring, and has not consumed it yet.
         MessageCopied,
-        /// A message is consumed, and not yet looked at.
+        /// It has consumed a message, and has not looked at it yet.
         TailStored,
-        /// A message was made into frames, or is one part of a frame.
+        /// It has split a message into frames, or has kept it as one part of a frame.
         MessageTaken,
-        /// It knows that the pool wants room, and has not told of any.
+        /// It knows that the pool waits for space in the ring, and has not notified it of any.
         RoomWishTaken,
-        /// It has said that it sleeps, and has not looked once more.
+        /// It has announced that it sleeps, and has not checked once more for a message.
         SleepAnnounced,
         /// It does not sleep any more.
         Woken,
-        /// The descriptors that go with a frame are received.
+        /// It has received the descriptors that belong to a frame.
         AttachmentsReceived,
-        /// It knows where the arguments lie, in the frame or in a segment.
+        /// It knows where the arguments are: in the frame or in a segment.
         ArgumentsLocated,
-        /// The initializer's frame is here.
+        /// It has the initializer's frame.
         InitBegins,
         /// The initializer has run.
         InitEnds,
-        /// It has a task, unclaimed.
+        /// It has a task, and has not claimed it.
         BeforeClaim,
-        /// The task has begun.
+        /// It has claimed a task: the task counts as begun.
         Claimed,
-        /// The task was taken back before.
+        /// Its claim failed, because the pool had taken the task back.
         ClaimRefused,
-        /// An item of a chunk is answered, the next not claimed.
+        /// It has answered an item of a chunk, and has not claimed the next one.
         BeforeClaimNext,
-        /// The next item of a chunk has begun.
+        /// It has claimed the next item of a chunk: the item counts as begun.
         NextClaimed,
-        /// The rest of a chunk was taken back before.
+        /// Its claim failed, because the pool had taken back the rest of the chunk.
         NextRefused,
-        /// The arguments are decoded.
+        /// It has decoded the arguments.
         Decoded,
-        /// In the task's own code: reached by the test's tasks.
+        /// It is in the task's own code. Only the test's tasks reach this step.
         InTask,
         /// The task has returned.
         Ran,
-        /// It owns a segment for its result, and has not told of it.
+        /// It owns a segment for its result, and has told nobody about it.
         SegmentTaken,
-        /// Its result is encoded.
+        /// The result is encoded.
         Encoded,
-        /// The descriptors that go with a result are sent, the result is not.
+        /// It has sent the descriptors that belong to a result, and has not sent the result.
         AttachmentsSent,
-        /// The words of a message lie in the ring, behind the head.
+        /// It has written the words of a message into the ring, beyond the head. They are not
+        /// published.
         WordsWritten,
-        /// The message is published, and nobody was told.
+        /// It has published a message, and has notified nobody.
         HeadStored,
-        /// It has taken a waiting thread's word, and has not woken the thread.
+        /// It has reset the word on which a thread waits, and has not woken the thread.
         WaiterTaken,
-        /// It has taken the unattended ring's word, and has not rung for the reader.
+        /// It has reset the word that says the ring is unattended, and has not rung for the reader.
         ReaderTaken,
-        /// The doorbell has counted, and has not looked whether the reader sleeps.
+        /// It has incremented the doorbell's counter, and has not checked whether the reader
+        /// sleeps.
         DoorbellCounted,
-        /// It has taken the sleeping reader's word, and has not woken it.
+        /// It has reset the word on which the reader sleeps, and has not woken the reader.
         DoorbellTaken,
-        /// Whoever should know of a message was told.
+        /// It has notified the receiver of a message.
         Rung,
-        /// The reply is out, and the segment of its result is the pool's.
+        /// It has sent the reply, and the segment with the result belongs to the pool.
         SegmentLeft,
-        /// A part of a result is out, more are to follow.
+        /// It has sent a part of a result. More parts follow.
         PartSent,
-        /// The ring has no room for a message.
+        /// The ring has no space for a message.
         RingFull,
-        /// It has said that it sleeps for room, and has not looked once more.
+        /// It has announced that it sleeps until there is space, and has not checked once more.
         RoomSleepAnnounced,
-        /// It does not sleep for room any more.
+        /// It does not sleep for space any more.
         RoomWoken,
-        /// It was told to leave.
+        /// It has received the order to stop.
         StopRead,
-        /// It is about to leave.
+        /// It is about to exit.
         Exiting,
-        /// ipc-channel: a message is received, and not yet looked at.
+        /// ipc-channel: it has received a message, and has not looked at it yet.
         IpcReceived,
-        /// ipc-channel: a message is about to be sent.
+        /// ipc-channel: it is about to send a message.
         IpcSendNext,
-        /// ipc-channel: a message is sent.
+        /// ipc-channel: it has sent a message.
         IpcSent,
         }
-        /// Those of a user of queues.
+        /// The steps of a process that uses queues.
         QUEUE {
-        /// It has a number for descriptors, and has sent none.
+        /// It has a ticket for descriptors, and has sent no descriptors.
         QueueTicketTaken,
-        /// The descriptors of an item are sent, the item is not put.
+        /// It has sent the descriptors of an item, and has not put the item.
         QueueDescriptorsSent,
-        /// It has a piece of memory for a large item, and has written nothing.
+        /// It has a piece of memory for a large item, and has written nothing to it.
         QueuePieceMade,
-        /// The claim of a large item says that it has room in the queue.
+        /// It has noted in the claim of a large item that the item has a place in the queue.
         QueueRoomNoted,
-        /// That room is counted.
+        /// That place is counted as reserved.
         QueueRoomReserved,
-        /// A large item is written, and not put.
+        /// It has written a large item, and has not put it.
         QueuePieceWritten,
-        /// It has noted that a large item is about to be put.
+        /// It has noted that it is about to put a large item.
         QueuePendingNoted,
-        /// The large item is no more its own.
+        /// The large item does not belong to this process any more.
         QueueClaimHandedOn,
-        /// The end of a ring is marked as empty.
+        /// It has marked the end of a ring as padding.
         QueuePadded,
-        /// It has shortened a hole, and the part it cut off is in no claim yet.
+        /// It has shortened a hole. The part that it cut off is in no claim yet.
         QueueHoleSplit,
-        /// A ring is there, and nothing leads to it.
+        /// It has made a ring, and nothing points to the ring.
         QueueRingMade,
-        /// It has noted that something is about to lead to the ring.
+        /// It has noted that a record is about to point to the new ring.
         QueueRingNoted,
-        /// A record leads to the new ring, and producers are in the old one.
+        /// A record points to the new ring. Producers are still in the old one.
         QueueMovePublished,
         /// Producers are in the new ring.
         QueueProducersMoved,
-        /// An item is written, and not there for others.
+        /// It has written an item that others cannot see yet.
         QueueRecordWritten,
-        /// An item is there.
+        /// Others can see the item.
         QueueRecordPublished,
-        /// An item is counted, and the next one would be written over it.
+        /// It has counted an item. The tail has not moved, so the next item would overwrite this
+        /// one.
         QueuePutCounted,
-        /// An item is put, and nobody told.
+        /// It has put an item, and has notified nobody.
         QueueTailStored,
-        /// It has found an item, and copied it.
+        /// It has found an item. A short item is copied.
         QueueItemCopied,
-        /// It has looked at the descriptors of an item.
+        /// It has looked at the descriptors of an item, without removing them from the socket.
         QueueDescriptorsSeen,
-        /// It has noted which item it takes.
+        /// It has noted which item it is about to take.
         QueueTakeNext,
-        /// The item is taken, and not counted.
+        /// It has taken the item, and has not counted it.
         QueueTaken,
-        /// It is counted, and nobody told.
+        /// It has counted the item as taken, and has notified nobody.
         QueueTakeCounted,
-        /// A large item is noted as its own.
+        /// It has noted in a claim that the memory of a large item is about to be its own.
         QueuePieceClaimed,
-        /// A large item is copied, and its memory not given back.
+        /// It has copied a large item, and has not given its memory back.
         QueuePieceCopied,
-        /// Its memory is kept for the next one.
+        /// It has put the memory into stock for the next large item.
         QueuePieceKept,
-        /// It is given back, and noted as its own still.
+        /// It has given the memory back to the system. The claim still names this process as the
+        /// owner.
         QueuePieceFreed,
-        /// A hole beside it is noted nowhere.
+        /// It is merging a hole with its neighbour. The neighbour is noted nowhere.
         QueueHolesMerged,
-        /// The last place of the file is noted nowhere, and not behind the end.
+        /// The last place of the file is in no claim, and not yet beyond the end of the used part.
         QueueEndNoted,
-        /// A hole is left for others.
+        /// It has left a hole for others.
         QueueHoleLeft,
-        /// The descriptors of an item that it has taken are out of the socket.
+        /// It has removed the descriptors of an item that it took from the socket.
         QueueDescriptorsTaken,
-        /// It has noted that it will hold an item which is not done, and has not taken it.
+        /// It has noted that it will hold an unfinished item, and has not taken the item.
         QueueItemHeld,
-        /// There is to be one more table of items that are not done, and it is noted.
+        /// It has noted that it is about to add a table of unfinished items.
         QueueTableNoted,
-        /// There is one, and it is noted still.
+        /// It has added the table, and has not removed the note.
         QueueTableAdded,
-        /// The bytes of an item that is kept are read.
+        /// It has read the bytes of an item whose memory is kept until the item is done.
         QueueHeldCopied,
-        /// An item is done, and nobody told.
+        /// It has marked an item as done, and has notified nobody.
         QueueItemDone,
-        /// The piece of an item that is done is to be given back, and noted.
+        /// It has noted that it is about to give back the memory of a finished item.
         QueueDonePieceNoted,
-        /// It is nobody's item's, and noted still.
+        /// The memory belongs to no item any more. The note is still there.
         QueueDoneCleared,
-        /// An item of a dead process is counted as to be got again, and is not.
+        /// It has counted an item of a dead process as available again. The item is not available
+        /// yet.
         QueueRequeueCounted,
-        /// An item can be got again no more, and is counted still.
+        /// It has taken such an item again. The item is still counted as available.
         QueueTakenAgain,
-        /// It is noted that an item of a dead process is lost.
+        /// It has noted that it is about to count an item of a dead process as lost.
         QueueLossNoted,
-        /// It is counted as lost, and as in somebody's hands.
+        /// The item is counted as lost. Its entry still says that the dead process holds it.
         QueueLossCounted,
-        /// It has noted that it leaves a ring.
+        /// It has noted that it is about to leave a ring.
         QueueOldRingNoted,
-        /// Consumers are in the next ring, the one before is still there.
+        /// Consumers are in the next ring. The previous ring still exists.
         QueueConsumersMoved,
-        /// The ring before is given back, and noted still.
+        /// It has given the memory of the previous ring back.
         QueueOldRingFreed,
         }
-        /// Those of a user of locks and their kin.
+        /// The steps of a process that uses locks and the like.
         SYNC {
-        /// It has a mutex that was free.
+        /// It has acquired a mutex that was free.
         MutexTaken,
-        /// It has a mutex for which it has waited, or whose holder has died.
+        /// It has acquired a mutex after a wait, or a mutex whose owner has died.
         MutexTakenSlowly,
-        /// It has marked a mutex as waited for, and does not sleep yet.
+        /// It has marked a mutex as contended, and does not sleep yet.
         MutexMarked,
         /// It does not sleep on a mutex any more.
         MutexWoken,
-        /// A mutex is free, and whoever sleeps on it not woken.
+        /// It has released a mutex, and has woken no sleeper.
         MutexReleased,
-        /// A sleeper on a mutex is woken.
+        /// It has woken a sleeper on a mutex.
         MutexHandedOn,
-        /// Within a lock, it knows what to write.
+        /// Inside a lock: it has computed the value to write.
         ValueComputed,
-        /// Within a lock, it has written.
+        /// Inside a lock: it has written the value.
         ValueWritten,
-        /// It counts as a holder of one more.
+        /// It has incremented its owner count.
         HolderCounted,
-        /// It counts as a holder of one less.
+        /// It has decremented its owner count.
         HolderDiscounted,
-        /// It has given back without the mutex, which another one has.
+        /// It has given back one level of its owner count without the mutex, which another process
+        /// has.
         HolderGaveBack,
-        /// A permit is there, and nobody told.
+        /// It has released a permit, and has notified nobody.
         PermitReleased,
-        /// A permit exists no more, and counts as held.
+        /// It has removed a permit for good. The permit still counts as held.
         PermitForgotten,
-        /// It has set an event, and woken nobody.
+        /// It has set an event, and has woken nobody.
         EventSet,
-        /// It has said that it waits for an event, and does not sleep yet.
+        /// It has announced that it waits for an event, and does not sleep yet.
         EventMarked,
         /// It does not sleep on an event any more.
         EventWoken,
-        /// It has an RLock, and has written who it is.
+        /// It has a lock that counts levels (an `RLock`, for example), and its owner id is written.
         LevelsWritten,
-        /// It is written down as waiting, and holds the condition's lock and its mutex.
+        /// It is registered as a waiter, and holds the condition's lock and its mutex.
         ConditionEntered,
         /// It has released the condition's lock.
         ConditionReleased,
         /// It does not sleep on a condition any more.
         ConditionWoken,
-        /// It was notified and has the lock again, and is written down still.
+        /// It was notified or timed out, and has the lock again. It is still registered as a
+        /// waiter.
         ConditionReacquired,
-        /// It has notified a waiter, and not woken it.
+        /// It has notified a waiter, and has not woken it.
         ConditionTold,
-        /// It has come to a barrier, and holds its mutex.
+        /// It is registered at a barrier, and holds the barrier's mutex.
         BarrierEntered,
         /// It does not sleep at a barrier any more.
         BarrierWoken,
-        /// It runs a barrier's action.
+        /// It is about to run a barrier's action.
         BarrierActing,
         /// It has begun to let the others pass.
         BarrierReleasing,
-        /// It has let one of them pass.
+        /// It has told one of the others to pass, and has not woken it.
         BarrierTold,
         /// It has begun to break a barrier, without the mutex.
         BarrierBreaking,
-        /// It has told one of them that the barrier is broken.
+        /// It has told one of the others that the barrier is broken, and has not woken it.
         BarrierBrokenOff,
-        /// It has left a mutex for others to release.
+        /// It has left a mutex in a state in which others may release it.
         MutexLeft,
-        /// It has said that it listens to a bell, and does not sleep yet.
+        /// It has announced that it listens to a bell, and does not sleep yet.
         BellListened,
         /// It does not sleep on a bell any more.
         BellWoken,
-        /// It has rung a bell, and woken nobody.
+        /// It has rung a bell, and has woken nobody.
         BellRung,
         }
-        /// Those of a user of named memory.
+        /// The steps of a process that uses named memory.
         NAMED {
-        /// The folder of all names is there, and empty.
+        /// The folder that contains all names exists, and may be empty.
         NameFolderMade,
         /// It owns a file that has no name yet.
         NameOwned,
-        /// It has made a folder for a name, which is empty.
+        /// It has made an empty folder for a name.
         NameFresh,
-        /// The file is in that folder, which is not the name's yet.
+        /// The file is in that folder. The folder does not have the name yet.
         NameLinked,
-        /// The name is there.
+        /// The name exists.
         NamePublished,
-        /// It does not own a name any more.
+        /// It does not own a name any more, and has not removed the name.
         NameLeft,
-        /// It has marked a name that nobody needs.
+        /// It has marked a name that nobody owns for removal.
         NameDoomed,
         /// It knows which file to remove.
         NameRemovedNext,
-        /// The file is removed, and its folder is not.
+        /// It has removed the file, and has not removed its folder.
         NameRemoved,
         }
-        /// Those of a process with one task, and of the fork server.
+        /// The steps of a process with one task, and of the fork server.
         PROCESS {
-        /// The fork server has run what is to be there in every child, and has not said so.
+        /// The fork server has run the preparation that every child shall have, and has not
+        /// reported it.
         ServerPrepared,
-        /// The fork server is ready, and has said so.
+        /// The fork server has reported that it is ready.
         ServerReady,
-        /// The fork server was asked for a child.
+        /// The fork server has received a request for a child.
         ServerAsked,
-        /// The fork server has made a child, and has its socket still.
+        /// The fork server has made a child, and still has the child's socket.
         ServerCloned,
-        /// A copy of the fork server: nobody knows its number.
+        /// A copy of the fork server exists, and has told nobody its process id.
         CopyMade,
-        /// A copy of the fork server whose number is known leads no group yet.
+        /// The copy has sent its process id, and leads no process group yet.
         CopyNamed,
-        /// It leads a group of its own.
+        /// The copy leads a process group of its own.
         CopyLeads,
-        /// A copy of the program knows what it is for, and leads no group yet.
+        /// A copy of the program has received its setup, and leads no process group yet.
         ForkRead,
-        /// It has made ready for its task.
+        /// It is prepared for its task: segments are mapped, and the descriptors have arrived.
         BodyPrepared,
-        /// The first message of its report is sent.
+        /// It has sent the first message of its report.
         ReportSent,
-        /// All of its report is sent.
+        /// It has sent its whole report.
         Reported,
-        /// It is about to leave.
+        /// It is about to exit.
         BodyExiting,
         }
     }
 
     static HOOK: OnceLock<fn(Step)> = OnceLock::new();
 
-    /// From now on, each step that this process reaches is told to this function. Only the first call counts.
+    /// Sets the function that is called with each step that this process reaches. Only the first
+    /// call has an effect.
     pub fn set_hook(hook: fn(Step)) {
         let _ = HOOK.set(hook);
     }
 
-    /// A step is reached.
+    /// Calls the hook, if there is one: this process has reached a step.
     pub fn reached(step: Step) {
         if let Some(hook) = HOOK.get() {
             hook(step);

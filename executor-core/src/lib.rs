@@ -1,28 +1,29 @@
-//! The machinery of the `executor` crate. Depend on that one; its documentation is the guide.
+//! The machinery of the `executor` crate. Depend on `executor` instead; its documentation is the
+//! guide.
 //!
-//! In layers, each of which uses those above it:
+//! The crate consists of layers. Each layer uses only layers above it in this table:
 //!
-//! | folder | what lives there |
+//! | folder | contents |
 //! |---|---|
-//! | `id`, `debug`, `unwind`, `shield` | plain vocabulary |
-//! | `os` | what is asked of the operating system |
+//! | `id`, `debug`, `unwind`, `shield` | basic types; containment of user code |
+//! | `os` | system calls |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
-//! | `error` | why a task has no result |
-//! | `registry`, `task` | task functions by name, calls as data |
-//! | `heap` | memory that processes share, and blocks in it |
-//! | `sync` | locks and their kin, in shared memory |
-//! | `shm` | shared objects that travel: bytes, values, arrays, memory |
+//! | `error` | the reasons why a task has no result |
+//! | `registry`, `task` | task functions by name; calls as plain data |
+//! | `heap` | memory that processes share, and the blocks in it |
+//! | `sync` | locks, semaphores, events and the like, in shared memory |
+//! | `shm` | shared objects that can be sent: bytes, values, arrays, memory |
 //! | `ipc` | connections, listeners, queues |
-//! | `transport` | how frames move |
-//! | `future` | the cell, the handle, waiting |
-//! | `child` | what every child has: its identity, start method, log, exit |
-//! | `worker` | the child's side |
+//! | `transport` | how frames move between processes |
+//! | `child` | what every child process has: identity, start method, log, exit |
+//! | `worker` | the code that runs in a child |
+//! | `future` | the cell and the handle of a result; waiting for it |
 //! | `process` | processes with one task |
-//! | `pool` | who runs what: scheduler, driver |
-//! | `executor` | what users submit to |
+//! | `pool` | which worker runs which task: scheduler, driver |
+//! | `executor` | the types that users submit tasks to |
 
-// Not a word of ours in a user's output.
+// Printed text would mix with the user's own output.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -30,7 +31,7 @@ compile_error!(
     "`executor` needs a target of 64 bit: it shares memory in sizes and addresses that 32 bits cannot hold"
 );
 
-// First: its macro is used by those below.
+// This module comes first, because the modules below use its macro.
 #[cfg(not(feature = "kill-points"))]
 #[macro_use]
 mod kill_point;

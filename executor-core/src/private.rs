@@ -1,11 +1,14 @@
-//! What generated code may name. Not part of the public interface: it changes without notice.
+//! The items that generated code uses. They are not part of the public interface, and change
+//! without notice.
 //!
-//! The attribute sees spelling, these items see types. `Probe::<T>::X` is an associated constant of an inherent
-//! implementation where there is one for `T`, and of [`Fallback`] where there is none: inherent items win. That is
-//! how `type Answer = Result<…>` is recognised as a `Result`, and how an error type is asked whether it is serde.
-//! It works on concrete types only, which is one reason why task functions are not generic.
+//! The attribute `#[task]` sees only how a type is spelled; the items here see the type itself.
+//! `Probe::<T>::X` is an associated constant. If `Probe<T>` has an inherent implementation with `X`
+//! for this `T`, the constant comes from there, because inherent items win. Otherwise it comes from
+//! [`Fallback`]. In this way `type Answer = Result<…>` is recognised as a `Result`, and the library
+//! finds out whether an error type implements serde's traits. This works on concrete types only,
+//! which is one reason why task functions are not generic.
 
-// A `CallResult` is large for the failure in it, and it is returned once a call.
+// A `CallResult` is large because of the failure in it, but it is returned only once per call.
 #![allow(clippy::result_large_err)]
 
 use std::{
@@ -40,11 +43,11 @@ use crate::{
     wire::attachment::{self, Attachment},
 };
 
-/// Asks questions about `T`.
+/// Answers questions about `T` at compile time.
 #[derive(Debug)]
 pub struct Probe<T: ?Sized>(PhantomData<T>);
 
-/// The answers for a type that has no better one.
+/// The answers for a type for which [`Probe`] has no better one.
 pub trait Fallback {
     type Type: ?Sized;
     const IS_RESULT: bool = false;
@@ -64,7 +67,8 @@ impl<T, E> Probe<Result<T, E>> {
     pub const IS_RESULT: bool = true;
 }
 
-/// What a function's return type means: only a `Result` can fail.
+/// The meaning of a function's return type: only a `Result` can fail. For any other type, the value
+/// is the output and the error is impossible.
 pub trait Outcome<const IS_RESULT: bool> {
     type Output;
     type Error;
@@ -89,9 +93,10 @@ impl<T, E> Outcome<true> for Result<T, E> {
     }
 }
 
-// How a value travels. Byte strings go through serde_bytes: element by element they would be 30 to 65 times slower.
+// The ways to send a value. Byte strings go through serde_bytes. Encoded element by element, they
+// would be 30 to 65 times slower.
 
-/// A type that can be sent in the way `V`.
+/// A type that can be sent to another process in the way `V`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot travel to another process",
     label = "needs serde's `Serialize` and `Deserialize`",
@@ -101,22 +106,23 @@ impl<T, E> Outcome<true> for Result<T, E> {
             travels by serde is a copy, an `Arc` or `Mutex` with serde's feature `rc` too"
 )]
 pub trait Travels<'de, V> {
-    /// What is decoded, for a call to borrow from.
+    /// The decoded type. The call borrows its argument from it.
     type Decoded;
     fn encode<F: Format>(value: &Self, out: &mut Buffer) -> Result<(), CodecError>;
     fn decode<F: Format>(reader: &mut F::Reader<'de>) -> Result<Self::Decoded, CodecError>;
-    /// Decodes a value that fills `bytes` exactly, if it is one that needs no reader.
+    /// Decodes a value that fills `bytes` exactly, if it is of a type that needs no reader. Returns
+    /// `None` for all other types.
     #[inline(always)]
     fn lone<F: Format>(_bytes: &'de [u8]) -> Option<Self::Decoded> {
         None
     }
 }
 
-/// As the type's serde implementation says.
+/// The way of a type that is encoded by its serde implementation.
 #[derive(Debug, Clone, Copy)]
 pub struct AsSerde;
 
-/// As a byte string.
+/// The way of a type that is encoded as a byte string.
 #[derive(Debug, Clone, Copy)]
 pub struct AsBytes;
 
@@ -152,7 +158,8 @@ impl<'de, T: Serialize + Deserialize<'de>> Travels<'de, AsSerde> for T {
     }
 }
 
-/// `$type` is encoded `as` something serde writes, and decoded to something that derefs to it.
+/// Implements [`Travels`] for `$type`: it is encoded as something that serde writes, and decoded to
+/// something that derefs to it.
 macro_rules! travels {
     ($([$($generics:tt)*] $way:ident: $type:ty => $decoded:ty, |$value:ident| $encode:expr, $wire:ty => $decode:expr;)*) => {$(
         #[diagnostic::do_not_recommend]
@@ -182,23 +189,26 @@ travels! {
     [T: Serialize + Deserialize<'de>] AsSerde: [T] => Vec<T>, |value| value, Vec<T> => |items| items;
 }
 
-/// A way for `T`, with what it takes already proven.
+/// A way to send a `T`, together with the proof that `T` has what the way requires.
 ///
-/// Both sides of a task get theirs by calling [`way`] with the same words, so that a type that cannot travel is told
-/// once, in serde's own words, and not once for each use.
+/// Both sides of a task get their `Way` from a call of [`way`] that consists of the same tokens. So
+/// the compiler reports a type that cannot be sent only once, in serde's own words, and not at each
+/// use.
 pub struct Way<'de, F: Format, T: ?Sized, D> {
     encode: fn(&T, &mut Buffer) -> Result<(), CodecError>,
     decode: fn(&mut F::Reader<'de>) -> Result<D, CodecError>,
     lone: fn(&'de [u8]) -> Option<D>,
 }
 
-// `Decoded = D` and not `T::Decoded`: the latter would be told as a second error, on a worse place.
+// The bound says `Decoded = D` instead of naming `T::Decoded` in the return type. Otherwise the
+// compiler would report a second error, at a worse place.
 #[inline(always)]
 pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
     Way { encode: T::encode::<F>, decode: T::decode::<F>, lone: T::lone::<F> }
 }
 
-/// The way of a `[T]`, asked for by its items, so that an item type that is not serde is what the compiler points at.
+/// Returns the way of a `[T]`. It takes the item type, so that the compiler points at the item type
+/// if that does not implement serde's traits.
 #[inline(always)]
 pub fn slice_way<'de, F: Format, T: Serialize + Deserialize<'de>>() -> Way<'de, F, [T], Vec<T>> {
     way::<F, [T], AsSerde, _>(AsSerde)
@@ -240,7 +250,7 @@ impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
         stage.during(Stage::Decode, decode).map_err(|error| undecodable(error, name))
     }
 
-    /// All of it was read.
+    /// Checks that all bytes of the arguments were read.
     #[inline]
     pub fn finish(self) -> Result<(), CallResult> {
         F::finish(&self.reader).map_err(CallResult::Decode)?;
@@ -249,8 +259,10 @@ impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     }
 }
 
-/// Arguments whose `Serialize` and `Deserialize` do not suit each other, or the codec, should not have been sent: that is
-/// an error of encoding, although only the reader can find it.
+/// Converts an error of decoding an argument into the result of the call.
+///
+/// Arguments whose `Serialize` and `Deserialize` do not match each other, or do not suit the codec,
+/// should not have been sent. That is an error of encoding, although only the reader can find it.
 #[cold]
 fn undecodable(error: CodecError, name: &str) -> CallResult {
     let error = error.of_argument(name);
@@ -260,11 +272,12 @@ fn undecodable(error: CodecError, name: &str) -> CallResult {
     }
 }
 
-/// Encodes a result behind what is in `cx.out`.
+/// Encodes a result and appends it to `cx.out`.
 #[inline(always)]
 pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContext) -> CallResult {
     kill_point!(Ran);
-    // Before anything is written to memory that the parent shares with the original.
+    // A copy of this process that the task made by `fork` ends here, before it writes to memory
+    // that the parent shares with the original.
     cx.origin.end_copy(0);
     let start = cx.out.len();
     let (encoded, attachments) =
@@ -275,6 +288,7 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
             CallResult::Done
         }
         Err(error) => {
+            // Remove what was encoded before the error.
             cx.out.truncate(start);
             CallResult::Encode(error)
         }
@@ -292,7 +306,7 @@ pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]
     match F::finish(&reader) {
         Ok(()) => Ok(value),
         Err(error) => {
-            // That it panics as well is not what went wrong.
+            // If the drop panics as well, the error to report is still the first one.
             let _ = catch(|| drop(value));
             Err(error)
         }
@@ -301,7 +315,7 @@ pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]
 
 // What is kept of an error.
 
-/// Where an error's sources are found.
+/// Returns an error as a `dyn Error`, whose sources can be read.
 pub type Upcast<E> = fn(&E) -> &(dyn Error + 'static);
 
 impl<E: Error + 'static> Probe<E> {
@@ -320,16 +334,16 @@ impl<E: AsRef<dyn Error + Send + Sync>> Probe<E> {
     pub const TO_SYNC_ERROR: Option<Upcast<E>> = Some(|error| error.as_ref());
 }
 
-/// Keeps the error itself, encoded, for `RemoteError::downcast`.
+/// Keeps the encoded error itself, for `RemoteError::downcast`.
 pub trait Value<E> {
     fn value<F: Format>(error: &E) -> Option<(Codec, ByteBuf)>;
 }
 
-/// It is serde.
+/// The error type implements serde's traits.
 #[derive(Debug, Clone, Copy)]
 pub struct ItsValue;
 
-/// It is not.
+/// The error type does not implement serde's traits.
 #[derive(Debug, Clone, Copy)]
 pub struct NoValue;
 
@@ -340,7 +354,7 @@ impl<E: Serialize + DeserializeOwned> Probe<E> {
 impl<E: Serialize> Value<E> for ItsValue {
     fn value<F: Format>(error: &E) -> Option<(Codec, ByteBuf)> {
         let mut bytes = Buffer::new();
-        // An error that cannot be encoded is still an error with a message; only `downcast` finds nothing.
+        // An error that cannot be encoded still has a message. Only `downcast` finds nothing.
         F::encode(error, &mut bytes).ok()?;
         Some((F::CODEC, ByteBuf::from(bytes.into_vec())))
     }
@@ -352,7 +366,7 @@ impl<E> Value<E> for NoValue {
     }
 }
 
-/// What is told of a task's own error.
+/// Describes a task's own error for the parent: message, type name, sources and encoded value.
 pub fn failed<F: Format, E: Display, V: Value<E>>(
     error: &E,
     _: V,
@@ -371,13 +385,14 @@ pub fn failed<F: Format, E: Display, V: Value<E>>(
         message,
         type_name: std::any::type_name::<E>().to_owned(),
         sources,
-        // As where it cannot be encoded: only `downcast` finds nothing.
+        // If `Serialize` panics, the error still has a message, as above.
         value: catch(|| V::value::<F>(error)).unwrap_or_default(),
         ..Failure::default()
     })
 }
 
-/// For the fingerprint: two builds that agree on it read each other's bytes.
+/// Returns the signature of a task function for the fingerprint. Two builds with the same
+/// signatures can read each other's bytes.
 pub fn signature(parameters: &[&str], output: &str, package: Option<&str>, version: Option<&str>) -> String {
     format!(
         "{} {} ({}) -> {output}",

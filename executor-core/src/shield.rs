@@ -1,7 +1,10 @@
-//! Futures of other crates, which clone and drop the waker they are given under locks of their own.
+//! Protects the wakers of users from futures of other crates.
 //!
-//! A waker is its user's code in all three: a task's may own other futures of the same object, and to drop it then takes the
-//! same lock again. So those futures get a waker of ours, and the user's is cloned, dropped and woken under no lock.
+//! Such a future clones, drops and wakes the waker that it is given, and it may do so while it
+//! holds a lock of its own. All three operations run the user's code. For example, the waker of a
+//! task may own other futures of the same object. To drop that waker takes the same lock again,
+//! which deadlocks. So these futures get a waker of ours instead. The user's waker is cloned,
+//! dropped and woken while no lock is held.
 
 use std::{
     future::{Future, poll_fn},
@@ -10,9 +13,10 @@ use std::{
     task::{Context, Wake, Waker},
 };
 
-/// Awaits a future that must not see the user's waker.
+/// Awaits a future without showing it the user's waker.
 pub(crate) async fn shielded<F: Future>(future: F) -> F::Output {
-    // Dropped last: by then there is no waker of the user's behind ours any more.
+    // Locals are dropped in reverse order, so the future is dropped last. By then `shield` has been
+    // dropped, and our waker holds no waker of the user.
     let mut future = pin!(future);
     let shield = Held(Arc::default());
     let ours = Waker::from(Arc::clone(&shield.0));
@@ -23,7 +27,7 @@ pub(crate) async fn shielded<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// Lets others run first.
+/// Yields once, so that other tasks run first.
 pub(crate) async fn yield_once() {
     let mut yielded = false;
     poll_fn(|context| {
@@ -36,6 +40,7 @@ pub(crate) async fn yield_once() {
     .await
 }
 
+/// The user's waker behind ours. It is `None` while nobody waits, and after [`Held`] was dropped.
 #[derive(Default)]
 struct Shield(Mutex<Option<Waker>>);
 
@@ -50,6 +55,7 @@ impl Shield {
             held.as_ref().is_some_and(|held| held.will_wake(waker))
         };
         if !known {
+            // The clone and the drop are the user's code, so both run while the lock is free.
             let old = self.replace(Some(waker.clone()));
             drop(old);
         }
@@ -58,14 +64,15 @@ impl Shield {
 
 impl Wake for Shield {
     fn wake(self: Arc<Self>) {
-        // Whoever polls next leaves it again.
+        // The next poll stores a waker again, so this one can be taken out.
         if let Some(waker) = self.replace(None) {
             waker.wake();
         }
     }
 }
 
-/// Gives the user's waker back when the future is over or dropped, though the other crate may keep ours.
+/// Drops the user's waker when the future is over or dropped. The other crate may keep our waker
+/// for longer.
 struct Held(Arc<Shield>);
 
 impl Drop for Held {

@@ -1,8 +1,9 @@
-//! What the sources of this crate keep to, and no compiler checks: which folder may use which, a picture at the head of each folder,
-//! and paths in `ARCHITECTURE.md` that exist.
+//! Checks rules of the sources that no compiler checks: which folder may use which other folder,
+//! that each folder's head has a picture, and that the paths in `ARCHITECTURE.md` exist.
 //!
 //! ```text
-//!  src/**/*.rs ─► code without comments, texts and tests ─► the folders that it names ─► none that lies above its own
+//!  src/**/*.rs ─► code without comments, string contents and tests ─► the folders that it names
+//!              ─► none of them lies above its own
 //! ```
 
 use std::{
@@ -11,7 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders (and files) of `src`, from the bottom up: each may use those before it. As the table of `ARCHITECTURE.md` says.
+/// The folders (and files) of `src`, from the bottom up. Each may use those in front of it. The
+/// table in `ARCHITECTURE.md` shows the same layers.
 const LAYERS: [&str; 21] = [
     "kill_point",
     "debug",
@@ -37,9 +39,9 @@ const LAYERS: [&str; 21] = [
 ];
 /// Folders that do not know each other, though one of them lies above: the first uses nothing of the second.
 const STRANGERS: [(&str, &str); 2] = [("pool", "worker"), ("pool", "process")];
-/// Above all: what users call, and what generated code calls.
+/// The layers above all others: what users call, and what generated code calls.
 const TOP: [&str; 3] = ["executor", "private", "lib"];
-/// Seen by tests and fuzzers only, whatever they use.
+/// The modules that only tests and fuzzers see. They may use everything.
 const BESIDE: [&str; 2] = ["fuzz", "tidy"];
 
 fn sources() -> PathBuf {
@@ -57,7 +59,7 @@ fn all_below(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every Rust file of this crate, in order.
+/// Returns every Rust file of this crate, sorted by path.
 pub(crate) fn rust_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     all_below(&sources(), &mut files);
@@ -65,7 +67,8 @@ pub(crate) fn rust_files() -> Vec<PathBuf> {
     files
 }
 
-/// A text in which comments and the contents of string literals are blanks: of the same length, with the same lines.
+/// Returns a text with its comments and the contents of its string literals replaced by blanks.
+/// Length and line breaks stay the same.
 fn code_of(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut code = bytes.to_vec();
@@ -80,7 +83,7 @@ fn code_of(text: &str) -> String {
         } else if let Some(literal) = rest.strip_prefix("r#\"") {
             at + 3 + literal.find("\"#").expect("a literal ends") + 2
         } else if rest.starts_with("'\"'") || rest.starts_with("b'\"'") {
-            // A quotation mark that begins no literal.
+            // A quotation mark in a character literal begins no string.
             at + 4
         } else if rest.starts_with('"') {
             let mut end = at + 1;
@@ -98,7 +101,7 @@ fn code_of(text: &str) -> String {
     String::from_utf8(code).expect("blanks in place of whole characters")
 }
 
-/// Where the block ends that begins at the next brace from `at` on.
+/// Returns the end of the block that begins at the next brace from `at` on.
 fn block_end(code: &str, at: usize) -> usize {
     let mut depth = 0;
     for (offset, byte) in code[at..].bytes().enumerate() {
@@ -112,7 +115,8 @@ fn block_end(code: &str, at: usize) -> usize {
     code.len()
 }
 
-/// Takes the modules of tests out of a file's code; the names of those that are files of their own.
+/// Replaces the test modules in a file's code by blanks. Returns the names of the test modules that
+/// are files of their own.
 fn without_tests(code: &mut String) -> Vec<String> {
     let mut files = Vec::new();
     let mut from = 0;
@@ -124,7 +128,7 @@ fn without_tests(code: &mut String) -> Vec<String> {
         if !attribute.contains("test") || attribute.starts_with("#[cfg(not(") {
             continue;
         }
-        // Other attributes may follow.
+        // Other attributes may follow in front of the item.
         let mut item = code[end..].trim_start();
         while item.starts_with("#[") {
             item = item[item.find(']').expect("an attribute ends") + 1..].trim_start();
@@ -150,7 +154,8 @@ fn word(code: &str) -> &str {
     &code[..end]
 }
 
-/// What a path from the crate's root on begins with: one name, or those of a list in braces. With the line of each.
+/// Returns the names with which a path from the crate's root begins, and the line of each: one
+/// name, or the names of a list in braces.
 fn named(code: &str, at: usize) -> Vec<(String, usize)> {
     let line = |at: usize| code[..at].matches('\n').count() + 1;
     if !code[at..].starts_with('{') {
@@ -174,13 +179,15 @@ fn named(code: &str, at: usize) -> Vec<(String, usize)> {
     names
 }
 
-/// The names at the crate's root that a file uses, with the line of each. `depth`: how many modules it lies below the root.
+/// Returns the names at the crate's root that a file uses, and the line of each. `depth` is the
+/// number of modules between the file and the root.
 fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
     let mut roots = vec!["crate::".to_owned()];
     roots.push("super::".repeat(depth));
     let mut found = Vec::new();
     for root in roots {
         for (at, _) in code.match_indices(&root) {
+            // `mycrate::` and `a::crate::` do not name the root.
             let before = code[..at].chars().next_back();
             let is_longer = before.is_some_and(|char| char.is_alphanumeric() || char == '_' || char == ':');
             if !is_longer && !code[at + root.len()..].starts_with("super::") {
@@ -191,7 +198,7 @@ fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
     found
 }
 
-/// Each use of a layer that lies above, or is a stranger, as `file:line: …`.
+/// Returns each use of a layer that lies above the file's own, as `file:line: …`.
 fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
     let modules: Vec<_> = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
     let own = modules[0];
@@ -217,7 +224,8 @@ fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
         .collect()
 }
 
-/// The sources without those that are tests as a whole: their paths from `src` on, and their code.
+/// Returns the sources without the files that consist of tests: their paths from `src` on, and
+/// their code.
 pub(crate) fn library() -> Vec<(String, String)> {
     let (root, paths) = (sources(), rust_files());
     let mut tests = BTreeSet::new();
@@ -225,6 +233,7 @@ pub(crate) fn library() -> Vec<(String, String)> {
     for path in paths {
         let text = fs::read_to_string(&path).expect("it can be read");
         let mut code = code_of(&text);
+        // The submodules of `mod.rs` and `lib.rs` lie beside them, those of `x.rs` in a folder `x`.
         let folder = match path.file_stem().and_then(|name| name.to_str()) {
             Some("mod" | "lib") => path.parent().expect("below src").to_owned(),
             _ => path.with_extension(""),
@@ -243,7 +252,7 @@ fn no_folder_uses_one_that_lies_above_it() {
     assert!(files.len() > 100, "{} files were found", files.len());
     let up: Vec<_> = files.iter().flat_map(|(file, code)| arrows_that_run_up(file, code)).collect();
     assert!(up.is_empty(), "arrows run up:\n{}", up.join("\n"));
-    // Each layer is there, and is used or uses others: a name that nobody has would forbid nothing.
+    // Each layer exists. A name without a file would forbid nothing.
     for layer in LAYERS {
         let is_it = |file: &str| file.split('/').next().unwrap_or_default().trim_end_matches(".rs") == layer;
         assert!(files.iter().any(|(file, _)| is_it(file)), "there is no `{layer}`");
@@ -304,7 +313,7 @@ fn each_folder_opens_with_a_picture() {
 #[test]
 fn the_paths_that_the_architecture_names_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    // A package of this crate alone has no such page.
+    // A package of this crate alone does not contain this page.
     let Ok(text) = fs::read_to_string(root.join("ARCHITECTURE.md")) else { return };
     let mut missing = Vec::new();
     let mut named = 0;

@@ -1,9 +1,10 @@
-//! Runs user code where its panic must not go on: callbacks, hooks, tasks' surroundings.
+//! Runs user code whose panic must be contained: callbacks, hooks, and the code around tasks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs user code where its panic must not go on; its message, if it panics. What was thrown is forgotten and not
-/// dropped: its drop may panic as well.
+/// Runs user code and contains its panic. Returns the panic's message, if it panics.
+///
+/// The panic's payload is forgotten and not dropped, because its `Drop` may panic as well.
 pub(crate) fn catch<R>(run: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
         let message = panic_message(&*payload).to_owned();
@@ -12,7 +13,7 @@ pub(crate) fn catch<R>(run: impl FnOnce() -> R) -> Result<R, String> {
     })
 }
 
-/// The text of a panic's payload.
+/// Returns the text of a panic's payload.
 fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
