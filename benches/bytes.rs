@@ -1,6 +1,7 @@
-//! What bytes cost, one task at a time: `cargo bench --bench bytes` (`-- --quick` for a shorter one).
+//! Measures the cost of large arguments and results, one task at a time.
 //!
-//! Beside each figure stands that of the same copies within one process.
+//! Run it with `cargo bench --bench bytes` (`-- --quick` for a shorter run). Beside each figure is
+//! the cost of the same copies within one process.
 
 use std::{
     hint::black_box,
@@ -79,7 +80,7 @@ fn main() {
     }
 }
 
-/// The median of several.
+/// Returns MB/s for `work`, from the median time of five repetitions.
 fn rate(size: usize, rounds: usize, mut work: impl FnMut()) -> f64 {
     work();
     let mut times: Vec<Duration> = (0..5)

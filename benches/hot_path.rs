@@ -1,4 +1,5 @@
-//! Instructions for each task: what the clock of a busy machine cannot say. `cargo bench --bench hot_path`.
+//! Counts the instructions of each task, which the load of the machine does not change. Run it with
+//! `cargo bench --bench hot_path`.
 //!
 //! ```text
 //!  this process ── perf stat ──► itself, `--run map 1000`   parent ──► worker
@@ -6,11 +7,17 @@
 //!  difference / 2000 tasks: start and end of the program cancel out
 //! ```
 //!
-//! Counted by `perf` where the processor's counters are to be had, else by valgrind's callgrind (one that knows
-//! `pidfd_open` and can start `/proc/self/exe`), else by single steps: this program traces itself, a stop for each
-//! instruction. That is some thousand times slower than the processor, but needs nothing and says who did how much.
-//! One worker. Instructions of user code only, not the kernel's. When all is slow, the two sides wait for each other
-//! in other places: compare figures of one tool with one another. `-- --tool NAME` takes no other.
+//! It uses the first tool that works here:
+//!
+//! - `perf`, if the processor's counters can be read;
+//! - valgrind's callgrind, in a version that supports `pidfd_open` and can start `/proc/self/exe`;
+//! - single steps: this program traces itself, with a stop for each instruction. This is some
+//!   thousand times slower than the processor, but needs nothing, and tells the parent's
+//!   instructions from the worker's.
+//!
+//! `-- --tool NAME` uses only the tool of this name. There is one worker. Only instructions of user
+//! code are counted, not those of the kernel. Under a slow tool, the two sides wait for each other
+//! at other points, so compare only figures of the same tool with one another.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,7 +41,8 @@ const WORKLOADS: [(&str, &str); 3] = [
 /// Instructions of the parent, of the worker, and of both.
 type Counts = BTreeMap<&'static str, f64>;
 
-/// Its name, how it counts so many tasks of a workload, and how many: few and many, in full and quick.
+/// A tool: its name, a function that counts the instructions of a number of tasks of a workload,
+/// and the numbers of tasks (few and many) for a full and for a quick run.
 type Tool = (&'static str, fn(&str, u64) -> Option<Counts>, [(u64, u64); 2]);
 
 fn main() -> ExitCode {
@@ -47,11 +55,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if args.iter().any(|arg| arg == "--list") {
-        // cargo-nextest asks every test program for its tests; this one has none.
+        // cargo-nextest asks every test program for its tests; this program has none.
         return ExitCode::SUCCESS;
     }
     if !args.iter().any(|arg| arg == "--bench") {
-        // `cargo test`: that the work works, without a tool.
+        // `cargo test` only checks that the workloads run, without a tool.
         WORKLOADS.iter().for_each(|(workload, _)| work(workload, 50));
         return ExitCode::SUCCESS;
     }
@@ -67,7 +75,7 @@ fn main() -> ExitCode {
         if wanted.is_some_and(|wanted| *wanted != tool) {
             continue;
         }
-        // Steps need nothing, and trying takes them half a minute.
+        // Do not try single steps first: they always work, and a trial would take half a minute.
         if tool == "single steps" || counted("trip", 1).is_some() {
             chosen = Some((tool, counted, counts[usize::from(quick)]));
             break;
@@ -110,7 +118,8 @@ fn work(workload: &str, count: u64) {
     pool.shutdown(true);
 }
 
-/// Parent and worker together: the counters are inherited.
+/// Counts the instructions of parent and worker together, because child processes inherit the
+/// counters.
 fn perf(workload: &str, count: u64) -> Option<Counts> {
     let output = Command::new("perf")
         .args(["stat", "-x", ",", "-e", "instructions:u", "--"])
@@ -120,7 +129,7 @@ fn perf(workload: &str, count: u64) -> Option<Counts> {
         .output()
         .ok()?;
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    // "<not supported>" in the first field, where there are no counters.
+    // Without counters, the first field is "<not supported>".
     let line = report.lines().find(|line| line.contains("instructions"))?;
     Some(Counts::from([("both", line.split(',').next()?.parse().ok()?)]))
 }
@@ -145,7 +154,8 @@ fn callgrind(workload: &str, count: u64) -> Option<Counts> {
     (status.success() && counts.len() == 2).then_some(counts)
 }
 
-/// Whether it is a worker's, and its total.
+/// Reads one output file of callgrind. Returns whether it is a worker's, and the total of
+/// instructions.
 fn report(path: &Path) -> Option<(bool, f64)> {
     let text = std::fs::read_to_string(path).ok()?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
@@ -153,31 +163,34 @@ fn report(path: &Path) -> Option<(bool, f64)> {
     Some((worker, field("totals:").or_else(|| field("summary:"))?.trim().parse().ok()?))
 }
 
-/// Every instruction of every thread of both processes, one stop each.
+/// Counts every instruction of every thread of both processes, with one stop for each.
 fn single_steps(workload: &str, count: u64) -> Option<Counts> {
     use std::os::unix::process::CommandExt;
 
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["--run", workload, &count.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: one system call, which may be made between fork and exec.
+    // SAFETY: the closure makes a single system call, which is allowed between fork and exec.
     unsafe {
         command.pre_exec(|| match ptrace(libc::PTRACE_TRACEME, 0, 0) {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    // All on one processor: a step is then a switch of context, not an interrupt to another processor, which takes ten
-    // times as long in a virtual machine.
+    // Keep all threads on one processor. A step is then a context switch, and not an interrupt to
+    // another processor, which takes ten times as long in a virtual machine.
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(rustix::thread::sched_getcpu());
     rustix::thread::sched_setaffinity(None, &cpus).ok()?;
     let first = command.spawn().ok()?.id() as i32;
-    // A wait that nothing ends is ended by this: all that is traced dies with the first process's tracer or parent.
+    // After the limit, kill the first process, in case a wait below never ends. Its worker dies
+    // with it.
     let (done, waiting) = std::sync::mpsc::channel::<()>();
     let limit = std::thread::spawn(move || {
         if waiting.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            // SAFETY: no memory is involved. The process has not been waited for, or the channel would be closed.
+            // SAFETY: no memory is involved. `first` can only be the pid of another process in the
+            // short time after the loop has waited for it: the worker then ends too, and the
+            // channel is closed.
             unsafe { libc::kill(first, libc::SIGKILL) };
         }
     });
@@ -186,7 +199,8 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
     let mut succeeded = false;
     loop {
         let mut status = 0;
-        // SAFETY: `status` is ours. Threads of others and children of children are waited for too.
+        // SAFETY: `status` is valid for writing. `__WALL` also waits for threads and for children
+        // of children.
         let thread = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
         if thread < 0 {
             // No child is left.
@@ -201,12 +215,13 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
         }
         let process = *processes.entry(thread).or_insert_with(|| {
             if thread == first {
+                // `EXITKILL` makes the kernel kill all traced processes if this program dies.
                 let follow = libc::PTRACE_O_TRACECLONE
                     | libc::PTRACE_O_TRACEFORK
                     | libc::PTRACE_O_TRACEVFORK
                     | libc::PTRACE_O_TRACEEXEC
                     | libc::PTRACE_O_EXITKILL;
-                // SAFETY: the thread is stopped and ours.
+                // SAFETY: the thread is stopped and traced by this thread.
                 unsafe { ptrace(libc::PTRACE_SETOPTIONS, thread, follow.into()) };
             }
             process_of(thread)
@@ -216,9 +231,10 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
         if signal == libc::SIGTRAP && event == 0 {
             *counts.entry(if process == first { "parent" } else { "worker" }).or_default() += 1.0;
         }
-        // Stops of the tracing itself are not for the program.
+        // SIGTRAP and SIGSTOP come from the tracing itself, so do not pass them on to the program.
         let signal = if signal == libc::SIGTRAP || signal == libc::SIGSTOP { 0 } else { signal };
-        // SAFETY: the thread is stopped and ours; if it was killed meanwhile, the call fails and the next wait says so.
+        // SAFETY: the thread is stopped and traced by this thread. If it was killed in the
+        // meantime, the call fails, and the next wait reports its end.
         unsafe { ptrace(libc::PTRACE_SINGLESTEP, thread, signal.into()) };
     }
     drop(done);
@@ -228,10 +244,13 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
 
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 
+/// Calls `ptrace` with `data` as its last argument.
+///
 /// # Safety
-/// As the request demands; none that is used here reads or writes memory of this process.
+/// The caller must meet the requirements of the request. None of the requests used here reads or
+/// writes memory of this process.
 unsafe fn ptrace(request: libc::c_uint, thread: i32, data: i64) -> i64 {
-    // SAFETY: the caller's.
+    // SAFETY: the caller meets the requirements of the request.
     unsafe { libc::ptrace(request, thread, 0_i64, data) }
 }
 

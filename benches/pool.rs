@@ -1,6 +1,9 @@
-//! What a task costs: a first look, in seconds. `cargo bench --bench pool` (`-- --quick` for a shorter one).
+//! A first look at the cost of a task, in seconds.
 //!
-//! A benchmark with its own `main` needs the entry like any program: the first line of `main` here.
+//! Run it with `cargo bench --bench pool` (`-- --quick` for a shorter run).
+//!
+//! A benchmark with its own `main` needs an entry point for workers, like any program: here it is
+//! the first line of `main`.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +19,15 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// So long that each worker takes one.
+/// Sleeps long enough that each of two tasks gets a worker of its own.
 #[task]
 fn nap() {
     std::thread::sleep(Duration::from_millis(20));
 }
 
-/// What a process takes of the memory, shared pages in equal parts among those that share them. It depends on what else
-/// runs: the C library is shared with every other program.
+/// Returns the proportional memory of a process in KiB: each shared page is divided equally among
+/// the processes that share it. The figure depends on the other programs that are running, because
+/// they all share the C library.
 fn pss_kib(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
@@ -32,10 +36,11 @@ fn pss_kib(pid: u32) -> u64 {
 
 fn main() {
     executor::init();
-    // `cargo bench` says so; `cargo test` runs this too, to see that a benchmark's workers are found.
+    // `cargo bench` passes `--bench`. `cargo test` does not; it runs this program to check that a
+    // benchmark's workers start.
     let args: Vec<String> = std::env::args().collect();
     if args.iter().any(|arg| arg == "--list") {
-        // cargo-nextest asks every test program for its tests; this one has none.
+        // cargo-nextest asks every test program for its tests; this program has none.
         return;
     }
     let quick = args.iter().any(|arg| arg == "--quick") || !args.iter().any(|arg| arg == "--bench");
@@ -46,6 +51,7 @@ fn main() {
     pool.submit(no_op::task(0)).result().expect("a result");
     row("first result of a new pool", started.elapsed(), 1);
 
+    // Start both workers before measuring their memory.
     let both: Vec<_> = (0..2).map(|_| pool.submit(nap::task())).collect();
     both.into_iter().for_each(|nap| nap.result().expect("a nap"));
     let memory: u64 = pool.worker_pids().into_iter().map(pss_kib).sum();

@@ -1,7 +1,8 @@
-//! From start to join: a process that does nothing, by each start method, beside what else starts processes.
+//! Measures the time from start to join of a process that does nothing, for each start method and
+//! for other ways to start a process.
 //!
-//! `cargo bench --bench start`. Rounds are interleaved, but for those of CPython, which follow; figures are microseconds,
-//! median and range.
+//! Run it with `cargo bench --bench start`. Rounds are interleaved, except for those of CPython,
+//! which follow at the end. Figures are in microseconds: median and range.
 
 use std::{
     process::{Command, Stdio},
@@ -14,7 +15,7 @@ use executor::{Context, StartMethod, prelude::*};
 #[task]
 fn nothing() {}
 
-/// Prints the time of each start and join.
+/// Prints the time of each start and join, without the first one.
 const PYTHON: &str = "
 import multiprocessing, sys, time
 def nothing(): pass
@@ -52,14 +53,15 @@ fn python(method: &str, rounds: usize) -> Option<Vec<f64>> {
 
 fn main() {
     executor::init();
-    // A test runner asks what is here: nothing.
+    // A test runner asks for the list of tests; there are none.
     if std::env::args().any(|arg| arg == "--list") {
         return;
     }
     let quick = !std::env::args().any(|arg| arg == "--bench");
     let rounds = if quick { 2 } else { 100 };
-    // Made first, and warm: a fork server is started by its first child. There is no thread beside this one and the library's watcher, so `Fork` is
-    // allowed.
+    // Create the contexts first, and start one child with each: the first child starts the fork
+    // server. `Fork` is allowed, because this process has no threads except this one and the
+    // library's watcher.
     let contexts = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork].map(Context::new);
     let mut rows: Vec<(String, Vec<f64>)> = contexts
         .iter()

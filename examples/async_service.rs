@@ -1,6 +1,8 @@
-//! A web service: a task for each request, with a time limit; when the client leaves, its work ends.
+//! A web service that runs one task for each request, with a time limit. When the client
+//! disconnects, the task is killed.
 //!
-//! `cargo run --release --example async_service` tries it once; with `-- --serve` it stays, on port 8080.
+//! `cargo run --release --example async_service` starts the service and makes three requests. With
+//! `-- --serve` the service keeps running, on port 8080.
 
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ fn fibonacci(n: u64) -> u64 {
 
 async fn handler(State(pool): State<ProcessPoolExecutor>, Path(n): Path<u64>) -> (StatusCode, String) {
     let task = fibonacci::task(n).timeout(Duration::from_secs(1));
-    // axum drops this future when the client leaves; that kills the worker, and the pool replaces it.
+    // axum drops this future when the client disconnects. `kill_on_drop` then kills the worker, and
+    // the pool replaces it.
     match pool.submit(task).kill_on_drop().await {
         Ok(value) => (StatusCode::OK, format!("{value}\n")),
         Err(error) if error.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, format!("{error}\n")),
@@ -46,7 +49,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     print!("{}", request(address, 30).await?);
     print!("{}", request(address, 90).await?);
-    // This client leaves at once; its worker would compute for hours.
+    // This client disconnects early. Its task would otherwise compute until its limit of one
+    // second.
     drop(tokio::time::timeout(Duration::from_millis(50), request(address, 91)).await);
     pool.shutdown_async().await;
     Ok(())

@@ -1,4 +1,4 @@
-//! A batch job: submit everything, let callbacks collect, shut down when all is done.
+//! A batch job: submits all inputs, collects the results in callbacks, and shuts down at the end.
 //!
 //! `cargo run --release --example callbacks`
 
@@ -12,7 +12,7 @@ struct Report {
     bad: Vec<String>,
 }
 
-/// One input of many. `Err` fails the task, as an exception does in Python.
+/// Parses one of many inputs. `Err` fails the task, as an exception does in Python.
 #[task]
 fn parse(line: &str) -> Result<u32, std::num::ParseIntError> {
     line.trim().parse()
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for line in ["1", "22", "three", "4 ", "", "666"] {
         let report = Arc::clone(&report);
-        // Runs in this process, on the executor's callback thread, one at a time.
+        // The callback runs in this process, on the executor's callback thread, one at a time.
         pool.submit(parse::task(line).name(format!("parse {line:?}"))).on_done(move |outcome| {
             let mut report = report.lock().unwrap();
             match outcome {
@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
     }
 
-    // Returns when every task has ended and every callback has run.
+    // `shutdown` returns when every task has ended and every callback has run.
     pool.shutdown(true);
     let report = report.lock().unwrap();
     println!("{} lines parsed, {} bad:", report.done, report.bad.len());

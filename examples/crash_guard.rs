@@ -1,4 +1,5 @@
-//! A guard around dangerous code: what the caller sees when it crashes, hangs or panics, and that nothing else suffers.
+//! Guards a program against dangerous code: shows what the caller sees when a task crashes, hangs
+//! or panics, and that other tasks are not affected.
 //!
 //! `cargo run --release --example crash_guard`
 
@@ -6,12 +7,12 @@ use std::time::Duration;
 
 use executor::prelude::*;
 
-/// Stands for a native library with a bug.
+/// Stands for a native library with bugs.
 #[task]
 fn native(input: u32) -> u32 {
     match input {
         2 => {
-            // SAFETY: none. It writes to address zero, on purpose: the process that does so is ended by SIGSEGV.
+            // SAFETY: none. This writes to address zero on purpose, and SIGSEGV ends the process.
             unsafe { std::ptr::without_provenance_mut::<u8>(std::hint::black_box(0)).write_volatile(1) }
             0
         }

@@ -5,9 +5,10 @@
 //! cargo run --release --example gigabyte -- 1024    a gigabyte
 //! ```
 //!
-//! The bytes are made in a worker, come back as a [`SharedBytes`], and are checked by parts in all workers. Every process
-//! maps the same pages: each has all of them in its resident size (RSS), and in the proportional one (PSS), where a page
-//! counts for each process with its share, all together hold them once.
+//! A worker makes the bytes and returns them as a [`SharedBytes`]. All workers then check parts of
+//! them. Every process maps the same pages. The resident size (RSS) of each process counts all of
+//! these pages. The proportional size (PSS) divides each page among the processes that map it, so
+//! the sum over all processes is one copy.
 
 use std::{
     error::Error,
@@ -17,7 +18,7 @@ use std::{
 
 use executor::{SharedBytes, prelude::*, usable_cpus};
 
-/// Fills as many bytes as one likes with something that is not all the same.
+/// Fills `len` bytes with a pattern that is not constant.
 #[task]
 fn produce(len: usize) -> std::io::Result<SharedBytes> {
     let mut bytes = SharedBytes::try_zeroed(len)?;
@@ -28,7 +29,7 @@ fn produce(len: usize) -> std::io::Result<SharedBytes> {
     Ok(bytes)
 }
 
-/// The sum of the words of one part; read where they are.
+/// Sums the words of one part, and reads them in place.
 #[task]
 fn checksum(bytes: SharedBytes, part: usize, parts: usize) -> u64 {
     let size = bytes.len().div_ceil(parts).next_multiple_of(8);
@@ -37,14 +38,16 @@ fn checksum(bytes: SharedBytes, part: usize, parts: usize) -> u64 {
     words.iter().fold(0, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)))
 }
 
-/// Looks at all the bytes and tells what that takes of memory: (process, resident KiB, proportional KiB).
+/// Reads all the bytes and returns the memory that they take: (process, resident KiB, proportional
+/// KiB).
 #[task]
 fn footprint(bytes: SharedBytes) -> std::io::Result<(u32, u64, u64)> {
     checksum(bytes.clone(), 0, 1);
-    // Until the others have looked too: shares change when somebody comes or goes.
+    // Wait until the other workers have read them too: a proportional size depends on how many
+    // processes map a page.
     std::thread::sleep(Duration::from_millis(300));
     let text = fs::read_to_string("/proc/self/smaps")?;
-    // Of the mapping of these bytes only; a header line is followed by the figures.
+    // Count only the mapping of these bytes. In smaps, a header line is followed by its figures.
     let mut ours = false;
     let (mut resident, mut proportional) = (0, 0);
     for line in text.lines() {
@@ -57,7 +60,7 @@ fn footprint(bytes: SharedBytes) -> std::io::Result<(u32, u64, u64)> {
             _ => {}
         }
     }
-    // Nor does anybody leave before the others have measured.
+    // Do not unmap the bytes before the other workers have measured.
     std::thread::sleep(Duration::from_millis(300));
     Ok((std::process::id(), resident, proportional))
 }
@@ -103,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A sum that wraps.
+/// A sum that wraps on overflow.
 struct Wrapping(u64);
 
 impl std::iter::Sum<u64> for Wrapping {

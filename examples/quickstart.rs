@@ -1,4 +1,4 @@
-//! The whole of it in one page: a task, a pool, a future, a callback.
+//! The library on one page: a task, a pool, a future, a callback and a map.
 //!
 //! `cargo run --release --example quickstart`
 

@@ -6,8 +6,9 @@
 //! cargo run --release --example wordcount -- ~/.cargo/registry/src --serial
 //! ```
 //!
-//! Options: `--workers N`; `--serial` does the same work in this process as well, compares the totals, and prints both
-//! times and the speed-up; `--all` lists every file that was left out.
+//! Options: `--workers N` sets the number of workers. `--serial` does the same work in this process
+//! as well, compares the totals, and prints both times and the speed-up. `--all` lists every file
+//! that was left out.
 
 use std::{
     collections::HashMap,
@@ -22,23 +23,27 @@ use executor::prelude::*;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-/// A batch has about half of what is left for each worker, within these bounds: large ones first, since each batch is one
-/// more result to merge in this one process; small ones last, so that all workers end together.
+/// Bounds for the size of a batch in bytes. Within them, a batch has about half of each worker's
+/// share of the remaining bytes. The first batches are large, because each batch is one more result
+/// to merge in this one process. The last batches are small, so that all workers end at about the
+/// same time.
 const BATCH_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(64 << 20);
 const TOP: usize = 20;
 const SKIPPED_SHOWN: usize = 20;
 
-/// What is counted.
+/// The counts of one batch, or of all files.
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 struct Counts {
-    /// Travels as a list: nobody looks anything up in a batch's own table, and building one is most of decoding it.
+    /// How often each word occurs. The words of a batch are sent as a list instead, because
+    /// building a table is most of the time it takes to decode one, and the table of a single batch
+    /// is never searched.
     #[serde(skip)]
     words: HashMap<String, u64>,
     total: u64,
     lines: u64,
     bytes: u64,
     files: u64,
-    /// Files that could not be read, or are no UTF-8, and why.
+    /// Files that could not be read or are not UTF-8, each with the reason.
     skipped: Vec<(OsString, String)>,
 }
 
@@ -78,7 +83,8 @@ impl Counts {
     }
 }
 
-/// The task: what one worker does at a time. Names travel as `OsString`: a file's name need not be UTF-8.
+/// The task: counts one batch of files. Paths are sent as `OsString`, because the name of a file
+/// need not be UTF-8.
 #[task]
 fn count(files: &[OsString]) -> (Counts, Vec<(String, u64)>) {
     let mut counts = Counts::default();
@@ -92,7 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse()?;
     let (batches, mut unseen) = batches(&options.directory, options.workers);
     if options.serial {
-        // Both runs below then find the files in memory.
+        // Read all files once, so that both runs below find them in the page cache.
         batches.iter().flatten().for_each(|path| drop(std::fs::read(path)));
     }
 
@@ -125,7 +131,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if lost.is_empty() { Ok(()) } else { Err(format!("{} batches were lost", lost.len()).into()) }
 }
 
-/// The same work in this process.
+/// Does the same work in this process and compares the totals.
 fn compare(
     parallel: Counts,
     batches: &[Vec<OsString>],
@@ -142,7 +148,7 @@ fn compare(
     let serial_time = started.elapsed();
     println!("in one process: {}", seconds(serial_time));
     println!("speed-up: {:.2}", serial_time.as_secs_f64() / parallel_time.as_secs_f64());
-    // Directories that could not be read are in one list only.
+    // Unreadable directories are only in the parallel run's list, so the lists are not compared.
     serial.skipped.clone_from(&parallel.skipped);
     if serial != parallel {
         return Err("the totals differ from those of one process".into());
@@ -151,7 +157,8 @@ fn compare(
     Ok(())
 }
 
-/// Every regular file below `directory`, in batches; what could not be looked into beside it.
+/// Returns every regular file below `directory`, in batches, and the entries that could not be
+/// read.
 fn batches(directory: &Path, workers: usize) -> (Vec<Vec<OsString>>, Vec<(OsString, String)>) {
     let (mut files, mut unseen, mut left) = (Vec::new(), Vec::new(), 0);
     let not_ours = |name: &OsStr| name != ".git" && name != "target";
@@ -218,7 +225,7 @@ fn table(header: [&str; 2], rows: impl IntoIterator<Item = [String; 2]>) {
     println!("{table}\n");
 }
 
-/// Draws on stderr, and only if that is a terminal.
+/// A progress bar on stderr. It is drawn only if stderr is a terminal.
 fn progress_bar(batches: usize) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left").expect("a valid template");

@@ -1,4 +1,4 @@
-//! Connections: there and back, and one way.
+//! Benchmarks of connections: round trips, and messages in one direction.
 
 use std::{
     io::{Read, Write},
@@ -36,7 +36,7 @@ fn median(mut run: impl FnMut() -> f64) -> f64 {
     figures[RUNS / 2]
 }
 
-/// Microseconds there and back.
+/// Microseconds for a round trip.
 fn round_trip(pool: &ProcessPoolExecutor, count: u64) -> f64 {
     let (ours, theirs) = pipe::<u64, u64>().expect("a pipe");
     let task = pool.submit(echo::task(theirs));
@@ -74,7 +74,7 @@ fn raw_round_trip(count: u64) -> f64 {
     figure
 }
 
-/// Messages a second, one way.
+/// Messages per second in one direction.
 fn one_way(pool: &ProcessPoolExecutor, size: usize, count: u64) -> f64 {
     median(|| {
         let (sender, receiver) = channel::<()>().expect("a pipe");

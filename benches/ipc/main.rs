@@ -1,7 +1,8 @@
-//! What processes share, side by side with CPython's `multiprocessing` and with the raw limit: `cargo bench --bench ipc`.
+//! Compares the objects that processes share with CPython's `multiprocessing` and with the limit of
+//! the machine. Run it with `cargo bench --bench ipc`.
 //!
-//! Medians of five runs. `-- NAME` runs the sections whose name contains it. Python is `EXECUTOR_BENCH_PYTHON`, or `python3`;
-//! without one, its column is empty.
+//! Figures are medians of five runs. `-- NAME` runs the sections whose name contains NAME. Python
+//! is `EXECUTOR_BENCH_PYTHON`, or `python3`. Without a Python, its column is empty.
 
 mod connection;
 mod memory;
@@ -10,11 +11,11 @@ mod sync;
 
 use std::process::ExitCode;
 
-/// One line of a table: nanoseconds for each.
+/// One line of a table, in nanoseconds per operation.
 pub(crate) struct Line {
     pub(crate) what: &'static str,
     pub(crate) ours: f64,
-    /// What it is, and how long it takes.
+    /// The name of the limit, and its time in nanoseconds.
     pub(crate) limit: (&'static str, f64),
 }
 
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
-    // As a test, everything is run once and shortly.
+    // Without `--bench` this is a test: everything runs once, for a short time.
     let short = !arguments.iter().any(|argument| argument == "--bench");
     let wanted = arguments.iter().find(|argument| !argument.starts_with('-'));
     let is_wanted = |name: &str| wanted.is_none_or(|wanted| name.contains(wanted.as_str()));

@@ -1,4 +1,4 @@
-//! Memory, with a name and without: made, found, given up.
+//! Benchmarks of shared memory, with and without a name: creating, attaching and removing it.
 
 use std::{
     fs::{self, File},
@@ -12,10 +12,11 @@ use executor::SharedMemory;
 use crate::Line;
 
 const RUNS: usize = 5;
-/// So many are held at a time.
+/// Number of objects that exist at the same time.
 const BATCH: u64 = 50;
 
-/// Nanoseconds for each, the median; what a run leaves is dropped outside of the time.
+/// The median time of `make` in nanoseconds. The objects that it makes are dropped outside the
+/// measured time.
 fn median<T>(count: u64, mut make: impl FnMut(u64) -> T) -> f64 {
     let mut run = |count: u64| {
         let mut spent = Duration::ZERO;
@@ -37,7 +38,7 @@ fn name(number: u64) -> String {
     format!("bench-{}-{number}", std::process::id())
 }
 
-/// A file of a page in `/dev/shm`, without anything around it.
+/// Creates and removes a file of one page in `/dev/shm`, without this library.
 fn file(number: u64) -> File {
     let path = format!("/dev/shm/{}", name(number));
     let mut file = File::create_new(&path).expect("a new file");
@@ -63,7 +64,7 @@ pub(crate) fn run(short: bool) {
     let attach = |_| drop(black_box(SharedMemory::attach(&there).expect("it is there")));
     lines.push(Line { what: "named memory, attached", ours: median(count, attach), limit });
     let many = if short { BATCH } else { 10_000 };
-    // Without a descriptor for each: a process has not so many.
+    // Keep only the names. A process may not have enough descriptors for so many objects.
     (0..many).for_each(|number| drop(named(1 << 33 | number).persistent().expect("it is ours")));
     lines.push(Line { what: "named memory beside 10,000 others", ours: median(count, named), limit });
     for number in 0..many {

@@ -1,4 +1,5 @@
-//! Queues: items a second, for several numbers of producers and consumers and several sizes.
+//! Benchmarks of queues: items per second, for several numbers of producers and consumers and
+//! several sizes.
 
 use std::{
     fmt,
@@ -13,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 const RUNS: usize = 5;
 
-/// Bytes that are encoded as a whole.
+/// Bytes that are encoded as one byte string, not byte by byte.
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
 impl Serialize for Bytes {
@@ -45,7 +46,7 @@ fn put_many(queue: Queue<Bytes>, together: Barrier, size: usize, count: u64) {
     let mut item = Bytes(vec![7; size]);
     together.wait().expect("all come");
     for _ in 0..count {
-        // The same one again: what is measured is the queue.
+        // Put an equal item each time.
         queue.put(std::mem::replace(&mut item, Bytes(Vec::new()))).unwrap_or_else(|error| panic!("{error}"));
         item = Bytes(vec![7; size]);
     }
@@ -62,10 +63,11 @@ fn get_many(queue: Queue<Bytes>, together: Barrier) -> u64 {
     count
 }
 
-/// Items a second.
+/// Items per second through a [`Queue`].
 fn ours(pool: &ProcessPoolExecutor, producers: usize, consumers: usize, size: usize, count: u64) -> f64 {
     let run = || {
-        // Bounded, as one would: with a bound, memory is reused; without one, producers run ahead.
+        // Use a bound, as a real program would. With a bound, memory is reused; without one,
+        // producers run ahead of the consumers.
         let queue = Queue::bounded(if size > 100_000 { 16 } else { 1024 }).expect("memory");
         let together = Barrier::new(producers + consumers + 1).expect("memory");
         let getting: Vec<_> =
@@ -88,7 +90,7 @@ fn ours(pool: &ProcessPoolExecutor, producers: usize, consumers: usize, size: us
     rates[RUNS / 2]
 }
 
-/// The same bytes through a pipe, from one thread to another.
+/// Items per second for the same bytes through a pipe, from one thread to another.
 fn pipe(size: usize, count: u64) -> f64 {
     let run = || {
         let (mut from, mut to) = std::io::pipe().expect("a pipe");
@@ -119,7 +121,8 @@ pub(crate) fn python(short: bool, section: &str) -> Option<serde_json::Value> {
 }
 
 pub(crate) fn run(short: bool) {
-    // As many as are at one queue at the most: each has its task at the same time.
+    // The largest number of producers and consumers at one queue: they all run at the same time,
+    // and each needs a worker.
     let pool = ProcessPoolExecutor::builder().max_workers(44).build().expect("a pool");
     let python = python(short, "queue");
     println!("{:<36} {:>12} {:>16} {:>12}", "items a second", "ours", "multiprocessing", "a pipe");

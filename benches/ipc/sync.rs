@@ -1,4 +1,4 @@
-//! Locks, values, arrays.
+//! Benchmarks of locks, values and arrays.
 
 use std::{
     hint::black_box,
@@ -18,7 +18,7 @@ use crate::Line;
 
 const RUNS: usize = 5;
 
-/// Nanoseconds for each, the median.
+/// The median time of one operation in nanoseconds.
 fn median(count: u64, mut act: impl FnMut(u64) -> Duration) -> f64 {
     act(count.div_ceil(10));
     let mut times: Vec<f64> = (0..RUNS).map(|_| act(count).as_secs_f64() / count as f64 * 1e9).collect();
@@ -32,7 +32,8 @@ fn timed(act: impl FnOnce()) -> Duration {
     began.elapsed()
 }
 
-/// How long it takes this one, from the moment when both are there.
+/// Locks and unlocks `count` times. Returns the time that this process takes, from the moment when
+/// both processes are ready.
 #[task]
 fn contend(lock: Lock, count: u64, together: Barrier) -> f64 {
     together.wait().expect("both come");

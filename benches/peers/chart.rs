@@ -1,4 +1,4 @@
-//! The chart of the README: tasks per second, one bar for each peer, on a scale of powers of ten.
+//! The chart of the README: tasks per second, one bar for each peer, on a logarithmic scale.
 
 use std::fmt::Write;
 
@@ -11,14 +11,14 @@ use crate::{
 };
 
 const WIDTH: f64 = 760.0;
-/// Where bars begin, and how far the longest may go.
+/// The x coordinates at which bars begin, and at which the longest bar ends.
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 670.0;
 const TOP: f64 = 84.0;
 const ROW: f64 = 30.0;
 const BAR: f64 = 20.0;
 
-/// Peer, what it is, its colour.
+/// Each peer with the colour of its bar.
 const BARS: &[(&str, &str)] = &[
     ("executor", "#c2410c"),
     ("procspawn", "#64748b"),
@@ -36,7 +36,7 @@ pub(crate) fn svg(results: &Results, facts: &Value) -> String {
         .iter()
         .filter_map(|&(peer, colour)| Some((peer, colour, results.median("noop", peer, "tasks/s")?)))
         .collect();
-    // Ours first, then the processes, then the threads; the fastest of each kind first.
+    // `executor` comes first, then processes, then threads. In each group, the fastest comes first.
     let kind = |peer: &str| if peer == "executor" { 0 } else { 2 - i32::from(PROCESS_PEERS.contains(&peer)) };
     bars.sort_by(|a, b| kind(a.0).cmp(&kind(b.0)).then(b.2.total_cmp(&a.2)));
     let rates = || bars.iter().map(|bar| bar.2.max(1.0).log10());

@@ -1,10 +1,11 @@
-//! The harness's side of a driver: one process for each peer, a line there, a line back, and a limit on the wait.
+//! The harness's side of a driver. There is one process for each peer. The harness writes a request
+//! as one line, and waits for one line as the reply, with a time limit.
 //!
 //! ```text
-//!  Drivers ── has(peer): started on first use; says once who is not installed
+//!  Drivers ── has(peer): starts the driver on first use; reports once if it is not installed
 //!          ── run(peer, request) ── line ──► driver's stdin
-//!                                ◄─ line ──  a thread that reads its stdout, recv with a time limit
-//!          ── too late: its process group is killed; the next run starts another
+//!                                ◄─ line ──  a thread reads its stdout, recv with a time limit
+//!          ── too late: its process group is killed; the next run starts another driver
 //! ```
 
 use std::{
@@ -27,7 +28,7 @@ use crate::{
 pub(crate) struct Drivers {
     python: PathBuf,
     mode: Mode,
-    /// `None`: not installed, or not wanted.
+    /// `None` for a peer that is not installed, or not wanted in this mode.
     started: HashMap<&'static str, Option<Driver>>,
     versions: BTreeMap<String, String>,
 }
@@ -43,12 +44,12 @@ impl Drivers {
         Drivers { python, mode, started: HashMap::new(), versions: BTreeMap::new() }
     }
 
-    /// What the peers in Python said about themselves.
+    /// The versions that the Python peers reported.
     pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         self.versions.clone()
     }
 
-    /// Whether there is such a peer here.
+    /// Whether the peer is available here. Starts its driver if necessary.
     pub(crate) fn has(&mut self, peer: &'static str) -> bool {
         if !self.started.contains_key(peer) {
             let driver = self.start(peer).unwrap_or_else(|error| {
@@ -60,7 +61,7 @@ impl Drivers {
         self.started[peer].is_some()
     }
 
-    /// Another process for this peer, if it is here at all.
+    /// Replaces the peer's driver with a new process, if the peer is available.
     pub(crate) fn restart(&mut self, peer: &'static str) {
         self.started.remove(peer);
         self.has(peer);
@@ -81,7 +82,7 @@ impl Drivers {
         let reply = match reply {
             Ok(reply) => reply,
             Err(error) => {
-                // Killed here; the next run gets a new one.
+                // Dropping the driver kills it. The next run gets a new one.
                 self.started.remove(peer);
                 return Err(error);
             }
@@ -106,7 +107,7 @@ impl Drivers {
             command.args(["--peer", peer, &parent]);
             command
         };
-        // A group of its own: what is killed for being late is the driver and all it forked.
+        // Give the driver its own process group, so that a kill also ends everything it has forked.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command
             .spawn()
@@ -148,7 +149,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Between runs a driver has nothing; one that is in the middle of something is not to go on.
+        // Kill the driver. Between runs it has nothing to lose, and a run in progress must not go
+        // on.
         if let Some(group) = rustix::process::Pid::from_raw(self.child.id() as i32) {
             #[expect(
                 clippy::disallowed_methods,

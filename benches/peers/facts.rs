@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! Facts about the machine on which the figures were measured.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -11,7 +11,7 @@ pub(crate) fn machine(versions: &BTreeMap<String, String>) -> Value {
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, name)| name);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // Its release only: a kernel may be named after a place.
+    // Keep only the release number: the rest of a kernel's name may name a place.
     let kernel: String = kernel.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version").output();
@@ -28,7 +28,7 @@ pub(crate) fn machine(versions: &BTreeMap<String, String>) -> Value {
     })
 }
 
-/// The same in one line.
+/// The same facts in one line of text.
 pub(crate) fn line(facts: &Value) -> String {
     let machine = &facts["machine"];
     let text = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();

@@ -1,11 +1,12 @@
-//! What the machine gives: two processes and nothing of a library between them.
+//! Limits of the machine: what two processes can do without a library between them.
 //!
 //! ```text
 //!  socket, pipe              16 bytes to a child of this executable, and back
 //!  shared memory, spinning   a number that each side waits for without sleeping
 //!  bare chain                tokio task ─futex─► child ─futex─► driver thread ─Waker─► tokio task
-//!  two children              started back to back, to the first byte of each at its `init()`
-//!  four copies               into a buffer, out into a fresh vector, and the same again; within one process
+//!  two children              started one right after the other, until each has sent its first byte
+//!                            at the point of its `init()`
+//!  four copies               into a buffer, into a new vector, and the same again; in one process
 //!  warm memcpy               one buffer to another, both touched before
 //! ```
 
@@ -50,16 +51,16 @@ pub(crate) fn run(limit: &str, request: &Request) -> Result<Figures, String> {
     figures.map_err(|error| error.to_string())
 }
 
-/// This process ends with the one that started it, however that ends.
+/// Makes this process die with its parent, however the parent ends.
 pub(crate) fn die_with(parent: &str) {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    // It may have died before the line above.
+    // The parent may have died before the signal was set.
     if std::os::unix::process::parent_id().to_string() != parent {
         std::process::exit(0);
     }
 }
 
-/// A child of this executable that is killed and reaped when this goes.
+/// A child of this executable. Dropping it kills and reaps the child.
 struct Other(Child);
 
 impl Other {
@@ -76,11 +77,11 @@ impl Drop for Other {
     }
 }
 
-/// `--child KIND PARENT ARGUMENT`: the other side.
+/// Runs this program as the child of a limit: `--child KIND PARENT ARGUMENT`.
 pub(crate) fn child(arguments: &[String]) -> ExitCode {
     let [kind, parent, argument] = arguments else { return ExitCode::FAILURE };
     if kind == "hello" {
-        // Before anything else: the moment that is measured.
+        // Do this before anything else: the arrival of this byte is measured.
         let _ = std::io::stdout().write_all(b"h");
         let _ = std::io::stdout().flush();
         return ExitCode::SUCCESS;
@@ -95,7 +96,7 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
             while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {}
         }
         "pipe" => {
-            // Files, not std's streams: those have buffers and locks.
+            // Open files instead of using std's streams, which have buffers and locks.
             let open = |fd: &str, write: bool| std::fs::File::options().read(!write).write(write).open(fd);
             let (Ok(mut input), Ok(mut output)) =
                 (open("/proc/self/fd/0", false), open("/proc/self/fd/1", true))
@@ -131,7 +132,7 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A busy process for each core, while it lives.
+/// A busy process for each core. Dropping this ends them.
 pub(crate) struct Load(#[allow(dead_code, reason = "held for its end")] Vec<Other>);
 
 impl Load {
@@ -178,7 +179,8 @@ fn pipe(count: u64) -> std::io::Result<Figures> {
     })
 }
 
-/// Two numbers that two processes share, each in a cache line pair of its own.
+/// Two numbers that two processes share. Each is in its own pair of cache lines, so that a write to
+/// one does not slow access to the other.
 #[repr(C)]
 struct Shared {
     request: AtomicU32,
@@ -186,11 +188,12 @@ struct Shared {
     answer: AtomicU32,
 }
 
-/// The mapping stays: a page for each run.
+/// Maps the shared memory. The mapping is never removed: it takes one page for each run.
 fn map(memory: &OwnedFd) -> &'static Shared {
     let (protection, flags) = (mm::ProtFlags::READ | mm::ProtFlags::WRITE, mm::MapFlags::SHARED);
     let bytes = size_of::<Shared>();
-    // SAFETY: a new mapping of a file of this size, never unmapped; all its bits are valid for atomics.
+    // SAFETY: this is a new mapping of a file of this size, and it is never unmapped. Every bit
+    // pattern is valid for the atomics.
     unsafe {
         &*mm::mmap(std::ptr::null_mut(), bytes, protection, flags, memory, 0).expect("a mapping").cast()
     }
@@ -201,15 +204,15 @@ fn attach(descriptor: &str) -> &'static Shared {
     map(&std::fs::File::options().read(true).write(true).open(path).expect("the parent's memory").into())
 }
 
-/// Memory, and a child that has it too.
+/// Creates shared memory, and starts a child that maps it too.
 #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
 fn share(kind: &str) -> std::io::Result<(&'static Shared, Other)> {
-    // Without CLOEXEC: the child opens it by its number.
+    // Create it without CLOEXEC, because the child opens it by its number.
     let memory = rustix::fs::memfd_create("ping-pong", MemfdFlags::empty())?;
     rustix::fs::ftruncate(&memory, size_of::<Shared>() as u64)?;
     let other = Other::start(kind, memory.as_raw_fd(), Stdio::null(), Stdio::null())?;
     let shared = map(&memory);
-    // It has answered once: it no longer needs our descriptor.
+    // Wait for one answer. After it, the child no longer needs this process's descriptor.
     shared.request.store(1, Ordering::Release);
     let _ = futex::wake(&shared.request, futex::Flags::empty(), 1);
     let started = Instant::now();
@@ -241,7 +244,7 @@ fn spinning(count: u64) -> std::io::Result<Figures> {
     })
 }
 
-/// The hops that a result takes to a task on tokio, and nothing else.
+/// Makes the wake-ups that a result needs to reach a task on tokio, and nothing else.
 fn chain(count: u64) -> Figures {
     let (shared, _other) = share("futex").expect("a child");
     let waker = Arc::new(AtomicWaker::new());
@@ -266,6 +269,8 @@ fn chain(count: u64) -> Figures {
         let (mine, waker) = (turn, Arc::clone(&waker));
         let mut sent = false;
         poll_fn(move |context| {
+            // Register before sending. Otherwise the answer could arrive before there is a waker to
+            // wake.
             waker.register(context.waker());
             if !std::mem::replace(&mut sent, true) {
                 shared.request.store(mine, Ordering::Release);
@@ -298,7 +303,7 @@ fn two_children(count: u64) -> std::io::Result<Figures> {
     Ok([figure("ms", times[times.len() / 2].as_secs_f64() * 1e3)].into_iter().collect())
 }
 
-/// What an echo through shared memory copies, if nothing overlaps.
+/// The copies that an echo through shared memory makes, one after the other.
 fn four_copies(size: u64, count: u64) -> (String, serde_json::Value) {
     let mut buffer = vec![1_u8; size as usize];
     measure::echo_rate(size, count, |bytes| {

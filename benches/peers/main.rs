@@ -1,22 +1,25 @@
-//! The library and its peers, side by side: `cargo bench --bench peers` (`-- --quick` for less than two minutes).
+//! Compares the library with its peers. Run it with `cargo bench --bench peers` (`-- --quick` for
+//! less than two minutes).
 //!
 //! ```text
-//!  harness (this process)                    drivers: one process for each peer, started when first needed
-//!  ──────────────────────                    ─────────────────────────────────────────────────────────────
+//!  harness (this process)                    drivers: one process per peer, started on first use
+//!  ──────────────────────                    ───────────────────────────────────────────────────
 //!  for each workload
 //!    for each repetition
 //!      for each peer         a JSON line ──► `--peer executor`   ── its pool of two workers
 //!                            ◄── figures     `--peer rayon`, …   ── threads
 //!                                            `peers.py loky`, …  ── a pool of Python
-//!                                            `--peer socket`, …  ── a limit: `--child …` on the other side
+//!                                            `--peer socket`, …  ── a limit: `--child …` at the
+//!                                                                   other end
 //!    medians ── table, JSON lines, chart
 //! ```
 //!
-//! Repetitions are interleaved, so that what disturbs the machine disturbs all. A driver makes its pool for one run and
-//! ends it before it answers: nobody's idle threads run beside somebody else's measurement. A driver that does not
-//! answer in time is killed and printed as such; drivers and what they start die with the harness.
+//! Repetitions are interleaved, so that a disturbance of the machine affects all peers. A driver
+//! creates its pool for one run, and ends it before it answers. The idle threads of one peer
+//! therefore never run beside the measurement of another. A driver that does not answer in time is
+//! killed and reported. Drivers and the processes they start die with the harness.
 //!
-//! `docs/performance.md` says what each workload means.
+//! `docs/performance.md` explains each workload.
 
 mod chart;
 mod driver;
@@ -58,7 +61,8 @@ cargo bench --bench peers -- [OPTIONS]
   --workloads      names of the workloads";
 
 fn main() -> ExitCode {
-    // In a worker of ours this never returns; in one of procspawn's it does, and the next line takes over.
+    // In a worker of this library, this call never returns. In a process of procspawn it returns,
+    // and the next line takes over.
     executor::init();
     processes::init();
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -81,10 +85,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// `None`: the question was answered.
+/// Parses the options. Returns `None` if an option such as `--help` was answered and nothing is to
+/// be run.
 fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
     let mut options = Options {
-        // `cargo bench` passes `--bench`; without it this is `cargo test`, which only wants to see that it runs.
+        // `cargo bench` passes `--bench`. Without it this is `cargo test`, which only checks that
+        // the benchmark runs.
         mode: Mode::Smoke,
         only: Vec::new(),
         python: std::env::var_os("EXECUTOR_BENCH_PYTHON").map_or_else(|| "python3".into(), PathBuf::from),
@@ -112,7 +118,8 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
                 println!("{USAGE}");
                 return Ok(None);
             }
-            // What `cargo test` passes on (`--nocapture`, a filter) is not for this program.
+            // `cargo test` passes on its own options (`--nocapture`, a filter). They are not for
+            // this program.
             _ if !bench => {}
             other => return Err(other.unexpected().into()),
         }
@@ -123,7 +130,7 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
     Ok(Some(options))
 }
 
-/// Whether every run of ours ended with figures.
+/// Runs the workloads and prints the results. Returns whether every run of `executor` gave figures.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let selected: Vec<&Workload> = WORKLOADS
         .iter()
@@ -152,7 +159,8 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
                 }
                 let request = workload.request(peer, options.mode);
                 if workload.name == "pending" {
-                    // What an allocator kept from the last time would hide what this time takes.
+                    // Use a new process. Memory that the allocator kept from the last run would
+                    // hide the growth of this run.
                     drivers.restart(peer);
                 }
                 match drivers.run(peer, &request) {

@@ -1,10 +1,11 @@
-//! A driver's side: reads requests, runs them on one peer, answers with figures.
+//! A driver's side: reads requests, runs them on one peer, and answers with figures.
 //!
 //! ```text
-//!  stdin ── Request ──► Pool::start ── warm-up ── measured part ── drop ──► {"figures": …} ── stdout
+//!  stdin ─ Request ─► Pool::start ─ warm-up ─ measured part ─ drop ─► {"figures": …} ─ stdout
 //! ```
 //!
-//! What all pools can do is written once here, over the trait [`Pool`]; `peers.py` has the same in Python.
+//! Workloads that all pools support are written once here, for the trait [`Pool`]. `peers.py` has
+//! the same workloads in Python.
 
 use std::{
     collections::VecDeque,
@@ -21,19 +22,19 @@ use crate::{
 
 pub(crate) const WORKERS: usize = 2;
 
-/// What a task does with its number.
+/// What a task does with its number `x`.
 #[derive(Clone, Copy)]
 pub(crate) enum Job {
     NoOp,
-    /// So many rounds on the CPU.
+    /// Compute for `x` rounds on the CPU.
     Spin,
-    /// So many milliseconds.
+    /// Sleep for `x` milliseconds.
     Sleep,
 }
 
 pub(crate) trait Pool: Sized {
     type Pending;
-    /// How many tasks may be pending at once.
+    /// Maximum number of tasks that may be pending at a time.
     const WINDOW: usize = usize::MAX;
 
     fn start(workers: usize) -> Self;
@@ -41,15 +42,16 @@ pub(crate) trait Pool: Sized {
     fn take(pending: Self::Pending) -> u64;
 }
 
-/// What only a pool of processes has: bytes that are copied, and a start that costs.
+/// Operations that only a pool of processes has: bytes are copied, and a start takes time.
 pub(crate) trait ProcessPool: Pool {
-    /// The time from the call to the result.
+    /// Sends the bytes to a task and back. Returns the time from the call to the result, and the
+    /// bytes.
     fn echo(&self, bytes: Vec<u8>) -> (Duration, Vec<u8>);
-    /// Two tasks that wait for each other; their process ids.
+    /// Runs two tasks that wait for each other. Returns their process ids.
     fn meet(&self, meeting: &Meeting) -> [u32; 2];
 }
 
-/// `--peer NAME PARENT`.
+/// Runs this program as a driver: `--peer NAME PARENT`.
 pub(crate) fn serve(peer: &str, parent: &str) -> ExitCode {
     limits::die_with(parent);
     let mut stdout = std::io::stdout();
@@ -75,7 +77,7 @@ pub(crate) fn serve(peer: &str, parent: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The workloads of any pool.
+/// Runs a workload that any pool supports.
 pub(crate) fn pool<P: Pool>(request: &Request) -> Result<Figures, String> {
     let count = request.count;
     let pool = P::start(WORKERS);
@@ -98,8 +100,9 @@ pub(crate) fn pool<P: Pool>(request: &Request) -> Result<Figures, String> {
         "cpu" => {
             warm_up(2);
             let rounds = calibrate(Duration::from_millis(5));
-            // Half of the serial work before and half after: a machine that slows down slows both sides. The median of
-            // single tasks: a burst of something else in a serial part would look like a speed-up.
+            // Half of the serial work runs before the parallel part and half after it, so that a
+            // machine that slows down slows both. The median of single tasks is used, because a
+            // burst of other work in a serial part would look like a speed-up.
             let half = (count / 10).max(2);
             let serial = || (0..half).map(|_| timed(|| _ = black_box(spin(rounds))));
             let mut alone: Vec<Duration> = serial().collect();
@@ -119,7 +122,7 @@ pub(crate) fn pool<P: Pool>(request: &Request) -> Result<Figures, String> {
     })
 }
 
-/// The same, and those of process pools.
+/// Runs a workload of any pool, or one that only process pools support.
 pub(crate) fn process_pool<P: ProcessPool>(request: &Request) -> Result<Figures, String> {
     match request.workload.as_str() {
         "echo" | "large" => {
@@ -149,7 +152,8 @@ pub(crate) fn process_pool<P: ProcessPool>(request: &Request) -> Result<Figures,
     }
 }
 
-/// Submits all, takes all; in order, and with no more pending than the pool can bear.
+/// Submits all jobs and takes their results, in order. At most [`Pool::WINDOW`] tasks are pending
+/// at a time.
 pub(crate) fn run_all<P: Pool>(pool: &P, jobs: impl Iterator<Item = (Job, u64)>) -> Duration {
     let mut pending = VecDeque::with_capacity(jobs.size_hint().0.min(P::WINDOW));
     timed(|| {
@@ -165,7 +169,8 @@ pub(crate) fn run_all<P: Pool>(pool: &P, jobs: impl Iterator<Item = (Job, u64)>)
     })
 }
 
-/// Payload divided by the time of the round trip. The copy that `echo` consumes is made beforehand.
+/// Payload divided by the time of the round trip. The copy that `echo` consumes is made outside the
+/// measured time.
 pub(crate) fn echo_rate(
     size: u64,
     count: u64,
@@ -182,7 +187,7 @@ pub(crate) fn echo_rate(
     figure(format!("{} KiB MB/s", size >> 10), (size * count) as f64 / time.as_secs_f64() / 1e6)
 }
 
-/// Reads all of it.
+/// Reads all the bytes and returns their sum.
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let words = words.iter().fold(0_u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
@@ -201,7 +206,7 @@ pub(crate) fn timed(work: impl FnOnce()) -> Duration {
     started.elapsed()
 }
 
-/// Work for a CPU that no compiler shortens.
+/// Computes for a number of rounds. The compiler cannot shorten this work.
 pub(crate) fn spin(rounds: u64) -> u64 {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     for _ in 0..rounds {
@@ -212,14 +217,15 @@ pub(crate) fn spin(rounds: u64) -> u64 {
     state
 }
 
-/// Rounds of [`spin`] that take so long: work is then the same everywhere, whatever the clock says.
+/// The number of rounds of [`spin`] that take `time`. A fixed number of rounds is the same work
+/// everywhere, whatever the clock says.
 fn calibrate(time: Duration) -> u64 {
     const SOME: u64 = 200_000;
     let best = (0..5).map(|_| timed(|| _ = black_box(spin(SOME)))).min().expect("five");
     (SOME as f64 * time.as_secs_f64() / best.as_secs_f64()) as u64
 }
 
-/// What a task does, wherever it runs.
+/// Does the job of a task, in a process or in a thread.
 pub(crate) fn perform(job: Job, x: u64) -> u64 {
     match job {
         Job::NoOp => x,
@@ -231,7 +237,8 @@ pub(crate) fn perform(job: Job, x: u64) -> u64 {
     }
 }
 
-/// A named pipe: to open it for reading waits for who opens it for writing, in any language.
+/// A named pipe. Opening it for reading waits until another process opens it for writing, in any
+/// language.
 pub(crate) struct Meeting(tempfile::TempDir);
 
 impl Meeting {
@@ -248,7 +255,7 @@ impl Meeting {
     }
 }
 
-/// One half of a meeting; returns its process id.
+/// One side of a meeting. Returns its process id.
 pub(crate) fn attend(path: &str, write: bool) -> u32 {
     std::fs::File::options().read(!write).write(write).open(path).expect("the other one comes");
     std::process::id()

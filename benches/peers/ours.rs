@@ -1,6 +1,6 @@
-//! `executor`: the workloads of all pools, and those that only it has.
+//! `executor` as a peer: the workloads of all pools, and the workloads that only `executor` has.
 //!
-//! Default options and two workers, except where workers are what is varied.
+//! It runs with default options and two workers, except where the number of workers is varied.
 
 use std::{hint::black_box, time::Duration, time::Instant};
 
@@ -81,7 +81,8 @@ impl ProcessPool for Ours {
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        // The driver answers when all is gone, so that nothing ends beside the next peer.
+        // Wait for the end of all workers before the driver answers. Otherwise they would end
+        // beside the next peer's measurement.
         self.0.shutdown(true);
     }
 }
@@ -119,8 +120,9 @@ fn awaited(count: u64) -> Figures {
     })
 }
 
-/// Workload 8: there, read whole by the task, and back. Bytes that are kept and sent again, and bytes that are made anew
-/// for each call, read whole when they are back, and dropped.
+/// Workload 8: `SharedBytes` are sent, read completely by the task, and returned. It is measured
+/// once with bytes that are kept and sent again, and once with bytes that are created for each
+/// call, read completely after their return, and dropped.
 fn shared(request: &Request) -> Figures {
     let pool = Ours::start(WORKERS);
     let trip = |bytes: SharedBytes| pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails");
@@ -146,14 +148,16 @@ fn shared(request: &Request) -> Figures {
     figures
 }
 
-/// Each point: so many workers, so many threads that submit their share and take its results.
+/// Measures each point of a grid: a number of workers, and a number of threads that each submit
+/// their share and take the results.
 fn grid(request: &Request) -> Figures {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let mut figures = Figures::new();
     let (mut best, mut least) = (0.0_f64, f64::INFINITY);
     for &workers in &request.axis {
         let pool = Ours::start(workers as usize);
-        // So long that no worker takes two: all are there when the clock starts.
+        // These tasks sleep so long that each worker gets one. All workers have then started before
+        // the measurement.
         measure::run_all(&pool, (0..workers).map(|_| (Job::Sleep, 10)));
         for &threads in &request.axis {
             let share = request.count / threads;
@@ -179,7 +183,7 @@ fn grid(request: &Request) -> Figures {
     figures
 }
 
-/// Futures that wait behind tasks which wait for a gate.
+/// Measures futures that are pending behind tasks that wait at a gate.
 fn pending(count: u64) -> Figures {
     let gates: Vec<Meeting> = (0..WORKERS).map(|_| Meeting::new()).collect();
     let pool = Ours::start(WORKERS);
@@ -189,7 +193,7 @@ fn pending(count: u64) -> Figures {
         std::thread::sleep(Duration::from_millis(1));
     }
     let before = resident();
-    // The handles count too: who has pending futures has them somewhere.
+    // The handles count as memory too, because a program with pending futures must keep them.
     let mut futures = Vec::with_capacity(count as usize);
     let tenth = (count / 10).max(1);
     let mut rates = Vec::new();
@@ -214,7 +218,7 @@ fn pending(count: u64) -> Figures {
     .collect()
 }
 
-/// Bytes of this process that are in memory.
+/// The resident memory of this process in bytes.
 fn resident() -> f64 {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     let pages: u64 = pages.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("resident pages");

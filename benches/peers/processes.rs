@@ -1,7 +1,8 @@
-//! The peer in Rust that starts processes: `procspawn::Pool`.
+//! The Rust peer that starts processes: `procspawn::Pool`.
 //!
-//! It starts this executable again too, and knows its processes by an environment variable; both entries live together
-//! because each looks for its own mark only.
+//! Like this library, it starts this executable again. It recognises its processes by an
+//! environment variable. Both entry points work in one program, because each looks only for its own
+//! mark.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,12 @@ use procspawn::JoinHandle;
 
 use crate::measure::{Job, Meeting, Pool, ProcessPool, attend, perform};
 
-/// The entry of its processes; in any other it returns.
+/// The entry point of procspawn's processes. In any other process it returns.
 pub(crate) fn init() {
     let mut config = procspawn::ProcConfig::new();
     config.pass_args(false);
-    // Its children see the end of their parent by the end of a channel; a killed parent is seen at once by this.
+    // Without this, procspawn's children end only when a channel is closed. With it, they end at
+    // once when the parent is killed.
     config.config_callback(|| {
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     });
@@ -24,7 +26,7 @@ pub(crate) struct Procspawn(procspawn::Pool);
 
 impl Pool for Procspawn {
     type Pending = JoinHandle<u64>;
-    /// A call that waits holds three descriptors, and 1024 is what a process usually may have.
+    /// A pending call holds three descriptors, and the usual limit of a process is 1024.
     const WINDOW: usize = 200;
 
     fn start(workers: usize) -> Self {

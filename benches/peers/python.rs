@@ -1,15 +1,16 @@
-//! Peers in Python: one script for all, `peers.py`, which speaks as our own drivers do.
+//! Python peers. One script, `peers.py`, drives all of them, with the same protocol as the Rust
+//! drivers.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// The driver of one of them.
+/// The command that starts the driver of a Python peer.
 pub(crate) fn command(python: &Path, peer: &str, parent: &str) -> Command {
     let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "benches", "peers", "peers.py"].iter().collect();
     let mut command = Command::new(python);
-    // -B: no byte code beside the sources.
+    // `-B` keeps Python from writing byte code beside the sources.
     command.arg("-B").arg(script).args([peer, parent]);
     command
 }

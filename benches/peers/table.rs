@@ -1,4 +1,5 @@
-//! Figures collected, and printed: a table for each workload, one of the goals, and JSON lines.
+//! Collects figures and prints them: a table for each workload, a table of the goals, and JSON
+//! lines.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::workload::{self, Figures, Workload};
 
-/// Workload, peer, figure: one value for each repetition.
+/// The values of all repetitions, by workload, peer and figure.
 #[derive(Default)]
 pub(crate) struct Results(BTreeMap<(&'static str, &'static str, String), Vec<f64>>);
 
@@ -49,7 +50,7 @@ fn spread(values: &[f64]) -> Spread {
     Spread { median, least: sorted[0], most: sorted[sorted.len() - 1] }
 }
 
-/// Three digits that say something, and thousands apart.
+/// Formats a value with about three significant digits, and spaces between groups of three digits.
 pub(crate) fn number(value: f64) -> String {
     let digits = match value.abs() {
         v if v >= 100.0 || v == 0.0 => 0,
@@ -70,7 +71,7 @@ pub(crate) fn number(value: f64) -> String {
     grouped + &rest
 }
 
-/// The peers of a workload, in its order, figure by figure.
+/// The table of a workload: figure by figure, with the peers in the workload's order.
 pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
     if workload.name == "grid" {
         return grid(results);
@@ -81,7 +82,7 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
             figures.push(figure);
         }
     }
-    // "64 KiB" before "1024 KiB".
+    // Sort by number: "64 KiB" comes before "1024 KiB".
     figures.sort_by_key(|figure| figure.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
     let mut table = table(&["figure", "peer", "median", "least", "most", "executor / it"]);
     for figure in figures {
@@ -106,7 +107,8 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
     table.to_string()
 }
 
-/// Workers down, threads across.
+/// The table of the grid: one row for each number of workers, one column for each number of
+/// threads.
 fn grid(results: &Results) -> String {
     let points: BTreeMap<(u64, u64), f64> = results
         .of("grid")
@@ -132,7 +134,7 @@ fn grid(results: &Results) -> String {
     table.to_string()
 }
 
-/// What was to be reached, and what was.
+/// The table of goals: each goal, the figure, and whether it was reached.
 pub(crate) fn goals(results: &Results) -> String {
     let mut table = table(&["workload", "figure", "executor", "range", "goal", "is", "ratio", "reached"]);
     for goal in workload::goals(results) {

@@ -1,6 +1,6 @@
-//! Peers in threads: `rayon::spawn` and tokio's `spawn_blocking`.
+//! Peers that run tasks in threads: `rayon::spawn` and tokio's `spawn_blocking`.
 //!
-//! They copy nothing and isolate nothing; what they show is what a queue and a thread's wake-up cost.
+//! They copy nothing and isolate nothing. They show the cost of a queue and of a thread's wake-up.
 
 use std::{
     future::Future,
@@ -50,7 +50,8 @@ impl Pool for SpawnBlocking {
         )
     }
 
-    // From a thread that is not the runtime's, so the result comes back as rayon's does.
+    // The caller's thread does not belong to the runtime, so it gets the result through a channel,
+    // as with rayon.
     fn submit(&self, job: Job, x: u64) -> Receiver<u64> {
         let (sender, receiver) = sync_channel(1);
         self.0.spawn_blocking(move || _ = sender.send(perform(job, x)));
@@ -72,7 +73,7 @@ pub(crate) fn run_tokio(request: &Request) -> Result<Figures, String> {
     }
 }
 
-/// Round trips, one at a time, within a task of a multi-thread runtime.
+/// Measures round trips, one at a time, in a task of a multi-thread runtime.
 pub(crate) fn on_tokio<F>(count: u64, mut submit: impl FnMut(u64) -> F + Send + 'static) -> Figures
 where
     F: Future<Output = u64> + Send,
@@ -90,7 +91,8 @@ where
         }
         trips
     };
-    // Spawned: `block_on`'s own thread is none of the runtime's.
+    // Spawn the work: `block_on` runs its future on the calling thread, which is not one of the
+    // runtime's threads.
     let trips = runtime.block_on(async { tokio::spawn(work).await }).expect("no panic");
     measure::trips(trips)
 }

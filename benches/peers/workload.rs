@@ -1,9 +1,9 @@
-//! What is run, by whom, how often, and what is to be reached.
+//! The workloads: what is run, by which peers, how often, and which goals are set.
 //!
 //! ```text
-//!  Workload ── peers: who takes part, `executor` first
-//!           ── request(peer, mode): how many; a peer that is ten times slower gets a tenth of the tasks
-//!  Goal     ── of one figure of ours, from the figures of others
+//!  Workload ── peers: the peers that take part, `executor` first
+//!           ── request(peer, mode): the number of tasks; a slow peer gets fewer than a fast one
+//!  Goal     ── for one figure of `executor`, derived from the figures of other peers
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::table::Results;
 pub(crate) enum Mode {
     Full,
     Quick,
-    /// A few seconds, without Python: to see that it runs.
+    /// A few seconds, without Python: only checks that the benchmark runs.
     Smoke,
 }
 
@@ -24,13 +24,13 @@ pub(crate) struct Workload {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) peers: &'static [&'static str],
-    /// One busy process for each core beside it.
+    /// Whether one busy process for each core runs beside the workload.
     pub(crate) loaded: bool,
 }
 
 pub(crate) const PYTHON: &[&str] =
     &["ProcessPoolExecutor", "multiprocessing.Pool", "loky", "pebble", "mpire"];
-/// What "the best process peer" is chosen from.
+/// The peers among which "the best process peer" is chosen.
 pub(crate) const PROCESS_PEERS: &[&str] =
     &["procspawn", "ProcessPoolExecutor", "multiprocessing.Pool", "loky", "pebble", "mpire"];
 
@@ -166,17 +166,18 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload { number: 13, name: "pending", title: "futures pending", peers: &["executor"], loaded: false },
 ];
 
-/// One run of one peer, as it goes over the wire; `peers.py` reads the same fields.
+/// One run of one peer, in the form in which it is sent to the driver. `peers.py` reads the same
+/// fields.
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
 pub(crate) struct Request {
     pub(crate) workload: String,
-    /// Tasks, items, round trips, pools: whatever the workload counts.
+    /// The number of tasks, items, round trips or pools, depending on the workload.
     pub(crate) count: u64,
-    /// Bytes, for the echoes.
+    /// Sizes in bytes, for the echo workloads.
     pub(crate) sizes: Vec<u64>,
-    /// Milliseconds, in order.
+    /// Lengths of the sleeps in milliseconds, in order.
     pub(crate) sleeps: Vec<u64>,
-    /// Both axes of the grid.
+    /// The values of both axes of the grid.
     pub(crate) axis: Vec<u64>,
 }
 
@@ -195,12 +196,13 @@ impl Workload {
 
     pub(crate) fn request(&self, peer: &str, mode: Mode) -> Request {
         let fast = !PROCESS_PEERS.contains(&peer);
-        // (full, quick, smoke), for who is fast and for who is not.
+        // Counts for (full, quick, smoke), by whether the peer is fast.
         let counts = match (self.name, fast) {
             ("noop", true) => (500_000, 100_000, 200),
             ("noop", false) => (10_000, 1_500, 50),
             ("map", true) => (4_000_000, 400_000, 200),
-            // Pool.map sends chunks, and needs as many items as we do to show its best.
+            // These peers send chunks. They need as many items as `executor` to reach their best
+            // rate.
             ("map", false) if matches!(peer, "multiprocessing.Pool" | "mpire") => (4_000_000, 400_000, 200),
             ("map", false) => (10_000, 1_500, 50),
             ("trip" | "await", true) => (20_000, 3_000, 100),
@@ -236,7 +238,8 @@ impl Workload {
     }
 }
 
-/// The same order for all peers and all times: a shuffle with a generator of our own.
+/// The sleeps in a shuffled order. The generator has a fixed seed, so the order is the same for all
+/// peers and all runs.
 fn sleeps(count: usize) -> Vec<u64> {
     let mut sleeps: Vec<u64> = (0..count).map(|i| if i < count.div_ceil(20) { 50 } else { 1 }).collect();
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
@@ -253,14 +256,14 @@ pub(crate) struct Goal {
     pub(crate) workload: &'static str,
     pub(crate) figure: String,
     pub(crate) text: String,
-    /// Where more is better, this is the least; else, the most.
+    /// The least value to reach if more is better, otherwise the most.
     pub(crate) bound: f64,
     pub(crate) value: f64,
     pub(crate) more_is_better: bool,
 }
 
 impl Goal {
-    /// 1 or more: reached.
+    /// The value relative to the bound: the goal is reached at 1 or more.
     pub(crate) fn ratio(&self) -> f64 {
         if self.more_is_better { self.value / self.bound } else { self.bound / self.value }
     }
@@ -270,7 +273,7 @@ impl Goal {
     }
 }
 
-/// All goals that the figures at hand can judge.
+/// Returns all goals that can be judged with the figures that exist.
 pub(crate) fn goals(results: &Results) -> Vec<Goal> {
     let mut goals = Judge { results, goals: Vec::new() };
     goals.at_least("noop", "tasks/s", 4.0, "rayon");
@@ -288,7 +291,7 @@ pub(crate) fn goals(results: &Results) -> Vec<Goal> {
     goals.at_least("shared", "65536 KiB MB/s", 0.25, "warm memcpy");
     goals.at_most("first", "ms", 1.6, "two children");
     goals.at_most("first", "ms", 1.0, "ProcessPoolExecutor");
-    // 1.95, or rayon's where the machine itself does not give that much.
+    // The goal is 1.95, or rayon's speed-up on a machine that does not allow this much.
     let ceiling = goals.results.median("cpu", "rayon", "speed-up").map_or(1.95, |rayon| rayon.min(1.95));
     goals.fixed("cpu", "speed-up", ceiling, "1.95, or rayon's", true);
     goals.at_most("uneven", "time / ideal", 1.02, "**");
@@ -312,7 +315,7 @@ impl Judge<'_> {
         self.relative(workload, figure, factor, peer, false);
     }
 
-    /// `*` is the best process peer, `**` the best of all.
+    /// Adds a goal relative to a peer. `*` means the best process peer, `**` the best of all peers.
     fn relative(&mut self, workload: &'static str, figure: &str, factor: f64, peer: &str, more: bool) {
         let best = |among: &mut dyn Iterator<Item = &&'static str>| {
             among
@@ -345,7 +348,7 @@ impl Judge<'_> {
     }
 }
 
-/// One figure.
+/// One figure with its name.
 pub(crate) fn figure(name: impl Into<String>, value: f64) -> (String, Value) {
     (name.into(), json!(value))
 }

@@ -1,4 +1,5 @@
-//! One process with one task: the parent's lines frame the child's, which has another pid, because `join` waits.
+//! One process runs one task. Because the parent waits in `join`, the child's line, with another
+//! pid, comes between the lines of the parent.
 
 use executor::{Process, getpid, prelude::*};
 

@@ -1,4 +1,5 @@
-//! A pool of four and five tasks of random length: the fifth runs in the process that is free first.
+//! Five tasks of random length in a pool of four processes. The fifth task runs in the first
+//! process that becomes free.
 
 use std::{
     hash::{BuildHasher, RandomState},

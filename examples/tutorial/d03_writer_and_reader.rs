@@ -1,4 +1,5 @@
-//! A writer and an endless reader over one `Queue`: the writer is joined, the reader terminated once it has read all.
+//! A writer and an endless reader share a `Queue`. The parent joins the writer, and terminates the
+//! reader once it has read all items.
 
 use executor::{JoinableQueue, Process, prelude::*};
 
@@ -26,9 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let writer = Process::new(write::task(queue.clone())).start()?;
     let reader = Process::new(read::task(queue.clone())).start()?;
     writer.join()?;
-    // Everything was read and accounted for. The tutorial terminates the reader at once, and may lose items.
+    // Returns when every item has been read and marked as done. The tutorial terminates the reader
+    // at once, and may lose items.
     queue.join()?;
-    // It is somewhere within `get`. In Python that may leave the queue locked for ever; here the queue goes on.
+    // The reader is killed somewhere within `get`. In Python this may leave the queue locked
+    // forever. Here the queue still works.
     reader.terminate()?;
     println!("the reader {}", reader.wait_exit());
     queue.put("D".to_owned())?;

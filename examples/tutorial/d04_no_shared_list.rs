@@ -1,4 +1,5 @@
-//! A child fills its own list, a static one; the parent's stays empty: processes share nothing that they are not given.
+//! A child fills a static list. The parent's list stays empty, because processes share only the
+//! objects that are passed to them.
 
 use std::sync::Mutex;
 
@@ -16,7 +17,8 @@ fn fill() -> usize {
 #[executor::main]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let child = Process::new(fill::task()).start()?;
-    // Joined before it is looked at: without that, an empty list would prove nothing.
+    // Join the child before looking at the parent's list. Otherwise an empty list would prove
+    // nothing.
     println!("in the child: {} names", child.join()?);
     println!("in the parent: {:?}", NAMES.lock().unwrap());
     Ok(())

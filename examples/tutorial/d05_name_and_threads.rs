@@ -1,4 +1,5 @@
-//! A name given by the parent is the child's; its pid is another one. It has two threads: one runs the body, one watches the parent.
+//! The parent gives the child its name. The child has a pid of its own and two threads: one runs
+//! the body, and the other watches the parent.
 
 use executor::{Process, current_process, getpid, prelude::*, thread_count};
 

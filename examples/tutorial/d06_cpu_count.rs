@@ -1,4 +1,5 @@
-//! `cpu_count()`: how many processors there are, and how many of them this process may use, which is the number for a pool.
+//! `cpu_count()` returns the number of processors. `usable_cpus()` returns how many of them this
+//! process may use, which is the right size for a pool.
 
 fn main() {
     println!("{} processors, {} usable", executor::cpu_count(), executor::usable_cpus());

@@ -1,4 +1,5 @@
-//! `class MyProcess(Process)` with a `run` of its own: a value whose type has `Run`. The parent goes on meanwhile.
+//! Python's `class MyProcess(Process)` with its own `run` becomes a value whose type implements
+//! `Run`. The parent goes on while the child runs.
 
 use executor::{Process, Run, getpid, prelude::*};
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let child = Process::new(MyProcess { name: "the child's run".into() }).start()?;
     println!("the parent is {}", getpid());
     child.join()?;
-    // Called directly, it is a method as any other.
+    // A direct call of `run` is an ordinary method call in this process.
     MyProcess { name: "the parent's run".into() }.run();
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! A child fills a queue and ends; the parent takes three items afterwards: first in, first out, and nothing is lost.
+//! A child fills a queue and ends. The parent takes three items afterwards: they come in order, and
+//! nothing is lost.
 
 use executor::{Process, Queue, prelude::*};
 

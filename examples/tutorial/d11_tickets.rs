@@ -1,5 +1,6 @@
-//! Twenty buyers, fifty tickets, their number in a file, a lock around look, think and write. One buyer is killed in the
-//! middle of it: the next one is told, and the number in the end is right.
+//! Twenty buyers share fifty tickets. The number of tickets is in a file, and a lock is held while
+//! a buyer reads, thinks and writes. One buyer is killed while it holds the lock. The next owner is
+//! told about this, and the final number is correct.
 
 use std::{fs, path::PathBuf, thread::sleep, time::Duration};
 
@@ -8,7 +9,8 @@ use executor::{Child, Lock, Process, prelude::*};
 #[task]
 fn buy(file: PathBuf, lock: Lock, dies: bool) -> Result<bool, String> {
     let text = |error: std::io::Error| error.to_string();
-    // Whoever held it and died may have left half a change behind. Here the file is written at once, so it has not.
+    // An owner that died may have left a change half done. Here the buyer dies before it writes, so
+    // the file is intact.
     let guard = lock.acquire().unwrap_or_else(|died| died.into_guard());
     let left: u32 = fs::read_to_string(&file).map_err(text)?.trim().parse().map_err(|_| "no number")?;
     sleep(Duration::from_millis(2));
@@ -31,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs::write(&file, tickets.to_string())?;
         let mut buyers: Vec<Child<bool>> = Vec::new();
         for number in 0..21 {
-            // One more than twenty, for the one that dies.
+            // Start 21 processes, because one of them dies.
             buyers.push(Process::new(buy::task(file.clone(), lock.clone(), number == 7)).start()?);
         }
         let sold = buyers.iter().filter(|buyer| matches!(buyer.join(), Ok(true))).count();

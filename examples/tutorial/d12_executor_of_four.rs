@@ -1,4 +1,5 @@
-//! An executor of four and ten tasks: at most four run at a time, and `shutdown` waits for all.
+//! Ten tasks on an executor with four workers: at most four run at a time, and `shutdown` waits for
+//! all.
 
 use std::{process, thread, time::Duration};
 
@@ -15,7 +16,7 @@ fn task(name: u32) {
 fn main() -> Result<(), executor::BuildError> {
     let pool = ProcessPoolExecutor::builder().max_workers(4).build()?;
     for name in 0..10 {
-        // A future that is dropped lets its task run.
+        // Dropping a future does not cancel its task.
         pool.submit(task::task(name));
     }
     pool.shutdown(true);

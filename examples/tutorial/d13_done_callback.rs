@@ -1,4 +1,4 @@
-//! A callback for each of ten tasks: it runs in the parent, once, with the result.
+//! A callback for each of ten tasks. It runs once, in the parent, and gets the result.
 
 use std::{process, thread, time::Duration};
 
@@ -25,7 +25,7 @@ fn main() -> Result<(), executor::BuildError> {
     for n in 0..10 {
         pool.submit(square::task(n)).add_done_callback(done);
     }
-    // Returns when the callbacks have run as well.
+    // Returns when all tasks have ended and all callbacks have run.
     pool.shutdown(true);
     println!("main ends");
     Ok(())

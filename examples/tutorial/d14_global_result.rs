@@ -1,4 +1,5 @@
-//! A global list that a child fills, printed on both sides: `[1, 4, 9, 16]` in the child, `[]` in the parent.
+//! A child fills a global list, and both sides print it: the child prints `[1, 4, 9, 16]`, the
+//! parent prints `[]`.
 
 use std::sync::Mutex;
 

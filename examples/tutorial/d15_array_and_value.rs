@@ -1,4 +1,4 @@
-//! `Array('i', 4)` and `Value('i')`, filled by a child: both sides print the same.
+//! A child fills an `Array('i', 4)` and a `Value('i')`. Both sides print the same values.
 
 use executor::{Array, Process, Value, prelude::*};
 

@@ -1,4 +1,4 @@
-//! One process puts squares into a queue, another one prints them until there are no more.
+//! One process puts squares into a queue. Another process prints them until the queue is empty.
 
 use executor::{Process, Queue, prelude::*};
 

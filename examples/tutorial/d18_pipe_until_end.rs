@@ -1,4 +1,4 @@
-//! A pipe: one process sends messages, the other receives until there is an `END`.
+//! One process sends messages through a pipe. The other receives them until it gets `END`.
 
 use executor::{Process, Receiver, Sender, channel, prelude::*};
 

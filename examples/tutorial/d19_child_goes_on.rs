@@ -1,10 +1,12 @@
-//! No daemon, not joined: the parent's last line comes, and the program waits for the child all the same.
+//! A child that is neither a daemon nor joined: the parent prints its last line first, and the
+//! program still waits for the child before it ends.
 
 use executor::{Event, Process, prelude::*};
 
 #[task]
 fn speak(go_on: Event) {
-    // The tutorial sleeps, and hopes; an event makes it certain that the parent's last line comes first.
+    // The tutorial relies on a sleep here. An event guarantees that the parent's last line comes
+    // first.
     go_on.wait();
     for number in 1..=3 {
         println!("child: {number}");

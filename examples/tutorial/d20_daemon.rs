@@ -1,4 +1,4 @@
-//! A daemon is ended with its parent: it never gets to its first line.
+//! A daemon is terminated when its parent ends, so it never prints its first line.
 
 use std::{thread::sleep, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A daemon that is joined says all it has to say, before the parent's last line.
+//! A daemon that is joined prints all its lines before the parent's last line.
 
 use std::{thread::sleep, time::Duration};
 

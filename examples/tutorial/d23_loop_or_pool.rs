@@ -1,10 +1,10 @@
-//! The same work in a plain loop and in a pool: the more work, the more the pool is worth.
+//! The same work in a plain loop and in a pool. The more work there is, the more a pool pays off.
 
 use std::{hint::black_box, time::Instant};
 
 use executor::{Pool, prelude::*};
 
-/// Some work: a sum that the compiler cannot foresee.
+/// Some work: a sum that the compiler cannot compute in advance.
 #[task]
 fn sum_up_to(n: u64) -> u64 {
     (0..n).fold(0, |sum, x| black_box(sum + x * x % 7))
@@ -13,7 +13,8 @@ fn sum_up_to(n: u64) -> u64 {
 #[executor::main]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder().build()?;
-    // The first call of each worker waits for its start.
+    // Start all workers before the measurement: the first call of a worker includes the time of its
+    // start.
     pool.map(sum_up_to::task, vec![1; 4 * pool.processes()])?;
     for size in [100, 10_000, 1_000_000] {
         let start = Instant::now();

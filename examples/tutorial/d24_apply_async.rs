@@ -1,4 +1,5 @@
-//! `pool.apply_async(f, args=(…))` and `.get()`: the value of one call, of any number of arguments.
+//! `pool.apply_async(f, args=(…))` and `.get()`: the value of a single call, with any number of
+//! arguments.
 
 use executor::{AsyncResult, Pool, prelude::*};
 

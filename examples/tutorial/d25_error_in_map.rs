@@ -1,4 +1,5 @@
-//! A task that fails in `pool.map` is an error value; the pool goes on, and so do the other items.
+//! A task that fails in `pool.map` gives an error value. The other items and the pool are not
+//! affected.
 
 use executor::{Pool, prelude::*};
 
@@ -7,7 +8,7 @@ fn divide(a: i64, b: i64) -> Result<i64, String> {
     a.checked_div(b).ok_or_else(|| format!("{a} divided by {b}"))
 }
 
-/// What nobody has thought of: its index is out of bounds.
+/// Panics for short slices, because the index is out of bounds.
 #[task]
 fn third(numbers: &[i64]) -> i64 {
     numbers[2]

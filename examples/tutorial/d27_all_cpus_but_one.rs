@@ -1,4 +1,5 @@
-//! `Pool(processes=cpu_count() - 1)`: one CPU is left to others. Where there is only one, the pool has one worker.
+//! `Pool(processes=cpu_count() - 1)` leaves one CPU to other programs. On a machine with a single
+//! CPU the pool has one worker.
 
 use executor::{Pool, prelude::*, usable_cpus};
 

@@ -1,4 +1,5 @@
-//! A plain `Queue` as an argument of tasks of a running pool. In Python that fails, and needs a manager.
+//! A plain `Queue` is an argument of tasks of a running pool. In Python this fails, and a manager
+//! is needed.
 
 use executor::{Pool, Queue, prelude::*};
 

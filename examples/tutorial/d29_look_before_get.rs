@@ -1,4 +1,5 @@
-//! `if not q.empty(): q.get()`: blocks nowhere while there is one consumer; with several, `try_get` is what to write.
+//! `if not q.empty(): q.get()` never blocks while there is one consumer. With several consumers,
+//! use `try_get`.
 
 use executor::{Process, Queue, prelude::*};
 

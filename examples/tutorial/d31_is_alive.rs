@@ -1,4 +1,5 @@
-//! Two processes, one longer than the other: `is_alive` before and after `join`; default names and given ones.
+//! Two processes, of which the second runs longer: `is_alive` before and after `join`, a default
+//! name and a given name.
 
 use executor::{Event, Process, prelude::*};
 

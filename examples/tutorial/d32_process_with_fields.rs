@@ -1,4 +1,5 @@
-//! `MyProcess(interval)`: a field travels to the child, whose run takes as long as it says; the parent measures a bit more.
+//! `MyProcess(interval)`: the field is sent to the child, which runs for this interval. The parent
+//! measures a slightly longer time.
 
 use std::{
     thread::sleep,

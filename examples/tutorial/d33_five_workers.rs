@@ -1,4 +1,4 @@
-//! Seven tasks on five workers: two processes serve a second task.
+//! Seven tasks on five workers: two of the tasks run in a process that has already run another one.
 
 use std::{process, thread, time::Duration};
 
@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     pool.close();
     pool.join()?;
     for result in results {
-        // Unread, an error would be lost, as it was in the tutorial; here the join would have logged it.
+        // In the tutorial, results are not read, and an error would be lost. Here `join` logs the
+        // errors of results that nobody has read.
         println!("{}", result.get()?);
     }
     println!("--end--");

@@ -1,4 +1,5 @@
-//! `cpu_count()` and `active_children()`: a number, and nobody before the first process is started.
+//! `cpu_count()` returns a number. `active_children()` returns an empty list before the first
+//! process is started.
 
 use executor::{active_children, cpu_count};
 

@@ -1,4 +1,5 @@
-//! A join with a limit returns when that has passed, and the child lives on: the parent's line comes first.
+//! A join with a time limit returns when the limit has passed, and the child lives on: the parent's
+//! last line comes first.
 
 use std::time::Duration;
 

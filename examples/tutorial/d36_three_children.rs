@@ -1,4 +1,5 @@
-//! Three workers of different durations, as `active_children()` lists them; they end by duration, whatever the order of joins.
+//! `active_children()` lists three children that run for different times. The shortest ends first,
+//! whatever the order of the joins.
 
 use std::{thread::sleep, time::Duration};
 
