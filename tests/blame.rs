@@ -1,5 +1,5 @@
-//! What an error says is what happened: the panic that ended the task, and no other; the step that went wrong, by its name;
-//! the remedy, also where `Debug` is what is printed.
+//! Errors report what really happened: the panic that ended the task and no other panic, the step
+//! that failed by its name, and the remedy (also in the `Debug` output).
 
 mod support;
 
@@ -30,15 +30,16 @@ fn location(error: &TaskError) -> Option<&str> {
     }
 }
 
-// ---- the panic that ended it ---------------------------------------------------------------------------------------
+// ---- the panic that ended it --------------------------------------------------------------------
 
-/// Panics, and catches that.
+/// Panics and catches the panic.
 #[task]
 fn catches(text: String) -> bool {
     catch_unwind(|| panic!("{text}")).is_err()
 }
 
-/// What a thread threw comes out of this one, as rayon does it: no hook of this thread sees it.
+/// Resumes in this thread a panic that was caught in another thread, as rayon does. This thread's
+/// panic hook does not run for it.
 #[task]
 fn passes_on(text: String) {
     let thrown = thread::spawn(move || panic!("{text}")).join().unwrap_err();
@@ -46,7 +47,7 @@ fn passes_on(text: String) {
 }
 
 #[test]
-fn a_panic_that_an_earlier_task_caught_is_not_told_of_a_later_one() {
+fn a_panic_caught_by_an_earlier_task_is_not_reported_for_a_later_one() {
     let _watchdog = watchdog();
     let pool = pool(1);
     assert!(pool.submit(catches::task("the old one".into())).result().unwrap());
@@ -56,7 +57,7 @@ fn a_panic_that_an_earlier_task_caught_is_not_told_of_a_later_one() {
     assert!(!error.to_string().contains("the old one"), "{error}");
 }
 
-/// Catches one panic, and ends by another that passes no hook.
+/// Catches one panic, then ends with another that runs no panic hook.
 #[task]
 fn catches_and_resumes(text: String) {
     let _ = catch_unwind(|| panic!("caught and forgotten"));
@@ -64,14 +65,15 @@ fn catches_and_resumes(text: String) {
 }
 
 #[test]
-fn a_panic_that_the_task_itself_caught_is_not_told_of_the_one_that_ended_it() {
+fn a_panic_caught_by_the_task_is_not_reported_as_the_one_that_ended_it() {
     let _watchdog = watchdog();
     let error = pool(1).submit(catches_and_resumes::task("the end".into())).result().unwrap_err();
     assert_eq!(message(&error), "the end");
     assert_eq!(location(&error), None, "nobody knows where it was thrown");
 }
 
-/// One text for two panics, in two threads at two places: constant, so that it lies in one place of memory.
+/// The same text for two panics in two threads at two places. It is a constant, so both payloads
+/// point to the same address.
 const SAME: &str = "the same words";
 
 #[task]
@@ -82,7 +84,7 @@ fn catches_here_and_resumes_from_there() {
 }
 
 #[test]
-fn where_two_places_are_possible_none_is_told() {
+fn the_location_is_omitted_when_two_panics_have_the_same_payload() {
     let _watchdog = watchdog();
     let error = pool(1).submit(catches_here_and_resumes_from_there::task()).result().unwrap_err();
     assert_eq!((message(&error), location(&error)), (SAME, None));
@@ -102,7 +104,7 @@ fn throws(what: u8) {
 }
 
 #[test]
-fn each_kind_of_payload_has_its_own_words_and_place() {
+fn each_kind_of_panic_payload_has_its_own_message_and_location() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for (what, text) in [(0, "constant"), (1, "made 1"), (2, "(a panic payload that is no text)")] {
@@ -114,7 +116,7 @@ fn each_kind_of_payload_has_its_own_words_and_place() {
     assert_eq!(location(&error), None, "{error}");
 }
 
-/// In a worker whose hook was replaced by the task's own.
+/// Panics after replacing the worker's panic hook with its own.
 #[task]
 fn replaces_the_hook() {
     std::panic::set_hook(Box::new(|_| {}));
@@ -122,21 +124,21 @@ fn replaces_the_hook() {
 }
 
 #[test]
-fn a_panic_that_passes_no_hook_of_ours_has_its_words() {
+fn a_panic_after_the_task_replaced_the_hook_still_has_its_message() {
     let _watchdog = watchdog();
     let error = pool(1).submit(replaces_the_hook::task()).result().unwrap_err();
     assert_eq!(message(&error), "without our hook");
 }
 
 #[test]
-fn a_fork_servers_preload_is_told_with_its_own_words() {
+fn a_panic_in_a_fork_server_preload_is_reported_with_its_message() {
     let _watchdog = watchdog();
     let context = executor::Context::new(StartMethod::ForkServer).preload(throws::task(1));
     let error = context.process(echo::task(1)).start().unwrap_err();
     assert!(error.to_string().contains("made 1"), "{error}");
 }
 
-// ---- an abort ------------------------------------------------------------------------------------------------------
+// ---- an abort -----------------------------------------------------------------------------------
 
 #[task]
 fn aborts() {
@@ -149,7 +151,7 @@ fn catches_and_aborts(text: String) {
     std::process::abort()
 }
 
-/// A panic in a thread of its own, then an abort.
+/// Lets a thread panic, then aborts.
 #[task]
 fn a_thread_panics_and_it_aborts(text: String) {
     let _ = thread::spawn(move || panic!("{text}")).join();
@@ -168,7 +170,7 @@ fn assert_aborted(error: &TaskError) -> Option<(String, bool)> {
 }
 
 #[test]
-fn after_an_abort_the_signal_and_the_last_panic_are_told_as_such() {
+fn an_abort_reports_the_signal_and_the_tasks_last_panic() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let error = pool.submit(catches_and_aborts::task("caught".into())).result().unwrap_err();
@@ -178,13 +180,13 @@ fn after_an_abort_the_signal_and_the_last_panic_are_told_as_such() {
 }
 
 #[test]
-fn an_abort_is_not_explained_by_what_an_earlier_task_caught() {
+fn an_abort_does_not_report_a_panic_caught_by_an_earlier_task() {
     let _watchdog = watchdog();
     let pool = pool(1);
     assert!(pool.submit(catches::task("the old one".into())).result().unwrap());
     let error = pool.submit(aborts::task()).result().unwrap_err();
     assert_eq!(assert_aborted(&error), None, "{error}");
-    // Also of another thread.
+    // The same when that panic happened in another thread of the earlier task.
     let error = pool.submit(passes_on::task("of a thread".into())).result().unwrap_err();
     assert_eq!(message(&error), "of a thread");
     let error = pool.submit(aborts::task()).result().unwrap_err();
@@ -198,7 +200,7 @@ fn catches_and_holds(gate: &std::path::Path) {
 }
 
 #[test]
-fn a_worker_that_was_stopped_and_died_of_something_else_is_not_said_to_be_killed_for_it() {
+fn a_worker_that_was_stopped_but_died_otherwise_is_not_reported_as_killed_for_stopping() {
     let _watchdog = watchdog();
     for last in [Signal::KILL, Signal::ABORT] {
         let (gate, pool) = (Gate::new(), pool(2));
@@ -208,10 +210,12 @@ fn a_worker_that_was_stopped_and_died_of_something_else_is_not_said_to_be_killed
         let busy = *pool.worker_pids().iter().find(|pid| **pid != idle).expect("it holds the task");
         stop(busy);
         stop(idle);
-        // The idle one is replaced when it has been seen stopped for long enough. So the busy one has been seen, too.
+        // The idle worker is replaced once it has been seen stopped for long enough. By then the
+        // busy worker has been seen stopped as well.
         let other = pool.submit(pid::task()).result().unwrap();
         assert!(other != idle && other != busy);
-        // Comes first of all when it goes on.
+        // The signal is pending while the worker is stopped, so it is delivered first when the
+        // worker continues.
         signal(busy, last);
         if last != Signal::KILL {
             signal(busy, Signal::CONT);
@@ -227,7 +231,7 @@ fn a_worker_that_was_stopped_and_died_of_something_else_is_not_said_to_be_killed
 }
 
 #[test]
-fn a_process_tells_its_last_panic_after_an_abort_too() {
+fn an_aborted_process_reports_its_last_panic() {
     let _watchdog = watchdog();
     let child = Process::new(catches_and_aborts::task("caught".into())).start().unwrap();
     let error = child.join().unwrap_err();
@@ -240,7 +244,7 @@ extern "C" fn cannot_unwind() {
     panic!("through C")
 }
 
-/// A caught one, then one that cannot be caught.
+/// Catches a panic, then panics where unwinding is impossible.
 #[task]
 fn panics_through_c() {
     let _ = catch_unwind(|| panic!("caught"));
@@ -248,7 +252,7 @@ fn panics_through_c() {
 }
 
 #[test]
-fn a_panic_that_nobody_can_catch_is_told_as_the_panic_with_the_signal() {
+fn a_panic_that_cannot_unwind_is_reported_as_a_panic_with_the_signal() {
     let _watchdog = watchdog();
     let error = pool(1).submit(panics_through_c::task()).result().unwrap_err();
     assert_eq!(message(&error), "through C");
@@ -257,20 +261,21 @@ fn a_panic_that_nobody_can_catch_is_told_as_the_panic_with_the_signal() {
     assert!(error.to_string().contains("SIGABRT"), "{error}");
 }
 
-/// A copy of the worker panics, and overflows nothing; the worker lives on and aborts.
+/// A forked copy of the worker panics without overflowing its stack. The worker itself lives on and
+/// aborts.
 #[task]
 fn a_copy_panics_and_it_aborts() {
-    // SAFETY: the copy calls nothing but a panic that is caught, and ends. No other thread of the worker holds a lock
-    // that a panic needs: its only one waits for the parent.
+    // SAFETY: the copy only panics, catches the panic and exits. No other thread of the worker can
+    // hold a lock that a panic needs: the only other thread waits for the parent.
     match unsafe { libc::fork() } {
         0 => {
             let _ = catch_unwind(|| panic!("in the copy"));
-            // SAFETY: ends the copy.
+            // SAFETY: `_exit` only ends the copy.
             unsafe { libc::_exit(0) }
         }
         copy => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: waits for the child forked above; `status` is valid for the call.
             assert_eq!(unsafe { libc::waitpid(copy, &mut status, 0) }, copy);
             assert_eq!(status, 0);
         }
@@ -279,7 +284,7 @@ fn a_copy_panics_and_it_aborts() {
 }
 
 #[test]
-fn a_panic_of_a_copy_of_the_worker_is_not_the_workers() {
+fn a_panic_in_a_forked_copy_of_the_worker_is_not_reported_for_the_worker() {
     let _watchdog = watchdog();
     let error = pool(1).submit(a_copy_panics_and_it_aborts::task()).result().unwrap_err();
     assert_eq!(assert_aborted(&error), None, "{error}");
@@ -291,19 +296,19 @@ fn recurse(depth: u64) -> u64 {
     page[0] + recurse(depth + 1)
 }
 
-/// A copy of the worker overflows its stack; the worker itself is ended by a signal later.
+/// A forked copy of the worker overflows its stack. Later a signal ends the worker itself.
 #[task]
 fn a_copy_overflows(signal: i32) {
     // SAFETY: as in `a_copy_panics_and_it_aborts`.
     match unsafe { libc::fork() } {
         0 => {
-            // What std says then belongs to nobody.
+            // Discard what std prints about the overflow.
             let _ = rustix::stdio::dup2_stderr(std::fs::File::create("/dev/null").unwrap());
             recurse(0);
         }
         copy => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: waits for the child forked above; `status` is valid for the call.
             assert_eq!(unsafe { libc::waitpid(copy, &mut status, 0) }, copy);
             assert!(libc::WIFSIGNALED(status), "{status}");
         }
@@ -318,7 +323,7 @@ fn overflows() {
 }
 
 fn raise(signal: i32) {
-    // SAFETY: sends a signal to this process.
+    // SAFETY: only sends a signal to this process.
     unsafe { libc::raise(signal) };
     loop {
         thread::park();
@@ -326,7 +331,7 @@ fn raise(signal: i32) {
 }
 
 #[test]
-fn a_stack_overflow_of_a_copy_is_not_the_workers() {
+fn a_stack_overflow_in_a_forked_copy_is_not_reported_for_the_worker() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGKILL] {
@@ -339,14 +344,15 @@ fn a_stack_overflow_of_a_copy_is_not_the_workers() {
     assert!(matches!(&error, TaskError::WorkerLost { detail, .. } if detail.stack_overflow), "{error}");
 }
 
-// ---- each step by its name -----------------------------------------------------------------------------------------
+// ---- each step by its name ----------------------------------------------------------------------
 
-/// Whether this process is a worker: what is dropped in the test itself does no harm.
+/// Returns whether this process is a worker. The guards below panic only there, so a drop in the
+/// test itself does no harm.
 fn in_worker() -> bool {
     executor::parent_process().is_some()
 }
 
-/// Panics when it is dropped in a worker.
+/// A value that panics when a worker drops it.
 #[derive(Serialize, Deserialize)]
 struct Guard(u8);
 
@@ -379,7 +385,7 @@ async fn gives_async() -> Guard {
 }
 
 #[test]
-fn a_panic_in_a_drop_is_a_panic_of_the_task() {
+fn a_panic_in_a_drop_is_reported_as_a_panic_of_the_task() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let given = |error: Result<Guard, TaskError>| error.map(std::mem::forget).unwrap_err();
@@ -398,11 +404,11 @@ fn a_panic_in_a_drop_is_a_panic_of_the_task() {
     assert!(!error.to_string().contains("while"), "the function itself has dropped it: {error}");
     let error = Process::new(gives::task()).start().unwrap().join().map(std::mem::forget).unwrap_err();
     assert_eq!(message(&error), "drop of a Guard");
-    // The worker goes on, and what was encoded before is nobody's result.
+    // The worker goes on, and the result encoded before the panic is not delivered to another task.
     assert_eq!(pool.submit(echo::task(7)).result().unwrap(), 7);
 }
 
-/// Decodes as it should, then the next argument does not.
+/// Its `Deserialize` reads its byte and then fails.
 #[derive(Serialize)]
 struct Never(u8);
 
@@ -419,14 +425,14 @@ fn takes_both(guard: &Guard, never: Never) -> u8 {
 }
 
 #[test]
-fn a_drop_after_arguments_that_do_not_decode_is_not_deserialize() {
+fn a_panic_in_a_drop_after_failed_decoding_is_not_blamed_on_deserialize() {
     let _watchdog = watchdog();
     let error = pool(1).submit(takes_both::task(&Guard(1), Never(1))).result().unwrap_err();
     assert_eq!(message(&error), "drop of a Guard");
     assert!(!error.to_string().contains("Deserialize"), "{error}");
 }
 
-/// Panics when it is dropped, here.
+/// A value that panics when the caller's process drops it.
 #[derive(Serialize, Deserialize)]
 struct Mine(u8);
 
@@ -444,14 +450,14 @@ fn takes_mine(mine: Mine) -> u8 {
 }
 
 #[test]
-fn a_drop_of_arguments_in_the_caller_is_not_serialize() {
+fn a_panic_in_a_drop_of_arguments_in_the_caller_is_not_blamed_on_serialize() {
     let _watchdog = watchdog();
     let error = pool(1).submit(takes_mine::task(Mine(1))).result().unwrap_err();
     assert_eq!(message(&error), "drop of what is mine");
     assert!(error.to_string().contains("in the caller, while its arguments were dropped"), "{error}");
 }
 
-/// Cannot be put into words.
+/// An error whose `Display` panics.
 #[derive(Serialize, Deserialize)]
 struct Unspeakable;
 
@@ -467,14 +473,14 @@ fn fails_unspeakably() -> Result<u8, Unspeakable> {
 }
 
 #[test]
-fn a_panic_in_the_display_of_an_error_is_not_serialize() {
+fn a_panic_in_an_errors_display_is_not_blamed_on_serialize() {
     let _watchdog = watchdog();
     let error = pool(1).submit(fails_unspeakably::task()).result().unwrap_err();
     assert_eq!(message(&error), "no words");
     assert!(error.to_string().contains("while its error was put into words"), "{error}");
 }
 
-/// An error with words and without bytes.
+/// An error with a working `Display` whose `Serialize` panics.
 #[derive(Debug, Deserialize)]
 struct Unwritable;
 
@@ -496,7 +502,7 @@ fn fails_unwritably() -> Result<u8, Unwritable> {
 }
 
 #[test]
-fn an_error_whose_serialize_panics_is_still_the_tasks_error() {
+fn an_error_whose_serialize_panics_is_still_reported_as_the_tasks_error() {
     let _watchdog = watchdog();
     let error = pool(1).submit(fails_unwritably::task()).result().unwrap_err();
     let TaskError::Failed(remote) = &error else { panic!("{error}") };
@@ -504,7 +510,8 @@ fn an_error_whose_serialize_panics_is_still_the_tasks_error() {
     assert!(remote.downcast::<Unwritable>().is_none());
 }
 
-/// From now on this worker has room for little more, and for the stack of a thread none. How many bytes it may have.
+/// Limits this worker's address space to about 1 MiB more than it uses, which is too little for the
+/// stack of another thread. Returns the limit in bytes.
 #[task]
 fn allows_no_more_threads() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -516,7 +523,7 @@ fn allows_no_more_threads() -> u64 {
 }
 
 #[test]
-fn no_runtime_is_not_a_decode_error() {
+fn a_runtime_that_cannot_start_is_not_reported_as_a_decode_error() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let addresses = pool.submit(allows_no_more_threads::task()).result().unwrap();
@@ -526,9 +533,9 @@ fn no_runtime_is_not_a_decode_error() {
     assert!(error.to_string().contains("gives_async"), "{error}");
 }
 
-// ---- a pool that cannot go on --------------------------------------------------------------------------------------
+// ---- a pool that cannot go on -------------------------------------------------------------------
 
-/// Fails where it has run before.
+/// Succeeds only the first time it is called with this path.
 #[task]
 fn only_once(note: std::path::PathBuf) -> Result<(), String> {
     match std::fs::File::create_new(note) {
@@ -538,7 +545,7 @@ fn only_once(note: std::path::PathBuf) -> Result<(), String> {
 }
 
 #[test]
-fn an_initializer_that_fails_at_a_later_restart_is_told_and_can_be_asked_for() {
+fn an_initializer_that_fails_at_a_restart_breaks_the_pool_and_broken_returns_the_cause() {
     let _watchdog = watchdog();
     let directory = tempfile::tempdir().unwrap();
     let pool = executor::ProcessPoolExecutor::builder()

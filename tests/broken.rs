@@ -1,9 +1,10 @@
-//! Broken workers: what happens to whom when a call goes wrong.
+//! Faults in tasks and workers: which future fails, and with which error.
 //!
-//! Faults are {error, panic, exit, abort, kill, segfault}, places are {encode args, decode args, run, encode result,
-//! decode result, idle, during shutdown}; the name of a test is its coordinate. Arguments are encoded and results
-//! decoded in the caller's own process: there, only an error and a panic are faults; exit, abort and kill end the
-//! program that asked for it.
+//! Faults are {error, panic, exit, abort, kill, segfault}. Places are {encode args, decode args,
+//! run, encode result, decode result, idle, during shutdown}. The name of a test is its pair of
+//! fault and place. The caller's own process encodes arguments and decodes results, so only an
+//! error and a panic are tested there: exit, abort and kill would end the program that submitted
+//! the task.
 
 mod support_b;
 
@@ -51,7 +52,7 @@ fn strike(fault: Fault) -> Result<(), String> {
                 std::thread::park();
             }
         }
-        // SAFETY: none. It writes to address zero, on purpose: the process that does so is ended by SIGSEGV.
+        // SAFETY: none. It writes to address zero on purpose, and SIGSEGV ends the process.
         Fault::Segfault => unsafe {
             std::ptr::without_provenance_mut::<u8>(std::hint::black_box(0)).write_volatile(1);
         },
@@ -59,11 +60,11 @@ fn strike(fault: Fault) -> Result<(), String> {
     Ok(())
 }
 
-/// An argument that strikes where it is told to.
+/// An argument that causes a fault at a given place.
 #[derive(Clone, Copy)]
 struct Trap(Place, Fault);
 
-/// A result that does.
+/// A result that causes a fault at a given place.
 struct Returned(Place, Fault);
 
 fn strike_at<E>(here: bool, fault: Fault, custom: impl FnOnce(String) -> E) -> Result<(), E> {
@@ -106,7 +107,7 @@ fn spring(trap: Trap) -> Result<Returned, String> {
     Ok(Returned(trap.0, trap.1))
 }
 
-/// Waits at the gate, then springs the trap.
+/// Waits at the gate, then runs the trap.
 #[task]
 fn spring_later(gate: &Path, trap: Trap) -> Result<Returned, String> {
     come_to(gate);
@@ -114,7 +115,7 @@ fn spring_later(gate: &Path, trap: Trap) -> Result<Returned, String> {
     Ok(Returned(trap.0, trap.1))
 }
 
-/// What the one who asked sees, and nobody else.
+/// Asserts that `error` describes this fault at this place. `worker` is the process that it hit.
 #[track_caller]
 fn assert_blame(place: Place, fault: Fault, error: &TaskError, worker: u32, function: &str) {
     let status = match fault {
@@ -154,7 +155,7 @@ fn assert_told(place: Place, fault: Fault, error: &TaskError, function: &str) {
                 _ => Side::Result,
             };
             assert_eq!(failure.side(), side);
-            // The future of a result knows its function, not what the task was called.
+            // The future knows only the function's name, not the name given to the task.
             let name = if place == Place::DecodeResult { function } else { "spring" };
             assert_eq!(failure.task(), name);
             assert!(failure.message().contains("struck"), "{failure}");
@@ -167,7 +168,8 @@ fn kills_worker(fault: Fault) -> bool {
     !matches!(fault, Fault::Error | Fault::Panic)
 }
 
-/// One fault at one place, with others before and behind: that future alone fails, and the pool is whole again.
+/// Causes one fault at one place, with other tasks before and behind it. Only that future fails,
+/// and the pool works again afterwards.
 #[track_caller]
 fn check(place: Place, fault: Fault) {
     let _watchdog = watchdog();
@@ -191,7 +193,7 @@ fn check(place: Place, fault: Fault) {
     );
 }
 
-/// The same while a shutdown waits: it returns, and what was accepted is done.
+/// The same while a shutdown waits: the shutdown returns, and all accepted tasks are done.
 #[track_caller]
 fn check_during_shutdown(place: Place, fault: Fault) {
     let _watchdog = watchdog();
@@ -253,9 +255,9 @@ matrix! {
     panic_at_decode_result_during_shutdown: check_during_shutdown(DecodeResult, Panic);
 }
 
-// ---- idle ----------------------------------------------------------------------------------------------------------
+// ---- idle ---------------------------------------------------------------------------------------
 
-/// Leaves a thread behind that strikes when the gate opens, while the worker has nothing to do.
+/// Leaves a thread behind that causes the fault when the gate opens, while the worker is idle.
 #[task]
 fn lay_fuse(gate: &Path, fault: Fault) -> u32 {
     let gate = gate.to_owned();
@@ -296,17 +298,18 @@ fn br25_kill_at_idle() {
 }
 
 #[test]
-fn br25_killed_from_outside_at_idle_with_the_next_task_on_its_way() {
+fn br25_an_idle_worker_killed_as_the_next_task_is_submitted_is_replaced() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for round in 0..20 {
         let worker = pool.submit(pid::task()).result().unwrap();
         signal(worker, Signal::KILL);
-        // At once: before, while or after the executor learns of it.
+        // Submit at once, so that this happens before, while or after the executor notices the
+        // death.
         let outcome = pool.submit(echo::task(round)).result();
         match outcome {
             Ok(value) => assert_eq!(value, round),
-            // The worker had taken it before the signal came.
+            // The worker had taken the task before the signal came.
             Err(TaskError::WorkerLost { pid, status, .. }) => {
                 assert_eq!((pid, status), (worker, ExitStatus::Signaled(libc::SIGKILL)));
             }
@@ -316,7 +319,7 @@ fn br25_killed_from_outside_at_idle_with_the_next_task_on_its_way() {
 }
 
 #[test]
-fn a_panic_on_another_thread_hurts_nobody() {
+fn a_panic_on_another_thread_of_a_worker_affects_no_task() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = pool(1);
@@ -333,10 +336,10 @@ fn a_panic_on_another_thread_hurts_nobody() {
     assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
 }
 
-// ---- single lines --------------------------------------------------------------------------------------------------
+// ---- single lines -------------------------------------------------------------------------------
 
 #[test]
-fn br01_killed_while_it_runs_names_pid_and_signal() {
+fn br01_a_worker_killed_while_it_runs_a_task_is_reported_with_pid_and_signal() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for (deadly, name) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
@@ -354,7 +357,7 @@ fn br01_killed_while_it_runs_names_pid_and_signal() {
 }
 
 #[test]
-fn br04_each_error_is_its_own() {
+fn br04_each_future_of_several_lost_workers_gets_its_own_error() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = pool(3);
@@ -376,7 +379,7 @@ fn br04_each_error_is_its_own() {
 }
 
 #[test]
-fn br05_exit_code_is_told() {
+fn br05_a_worker_that_exits_is_reported_with_its_exit_code() {
     let _watchdog = watchdog();
     let error = pool(1).submit(exit::task(99)).result().unwrap_err();
     let TaskError::WorkerLost { status, .. } = &error else { panic!("{error:?}") };
@@ -394,7 +397,7 @@ fn br23_callbacks_that_panic_do_not_stop_the_pool() {
         let sender = sender.clone();
         future.add_done_callback(move |outcome| {
             sender.send(*outcome.unwrap()).unwrap();
-            // As `panic!`, but the hook stays quiet.
+            // Like `panic!`, but without running the panic hook.
             std::panic::resume_unwind(Box::new("a callback"));
         });
     }
@@ -412,7 +415,7 @@ fn kill_other(other: u32) {
 }
 
 #[test]
-fn br27_a_sibling_killed_while_shutdown_waits() {
+fn br27_a_worker_killed_while_shutdown_waits_fails_only_its_task() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = pool(2);
@@ -425,7 +428,7 @@ fn br27_a_sibling_killed_while_shutdown_waits() {
     assert_eq!((pid, status), (sibling, ExitStatus::Signaled(libc::SIGKILL)));
 }
 
-/// It encodes, and never decodes.
+/// An error that can be encoded but never decoded.
 #[derive(Debug, Serialize)]
 struct Stubborn(String);
 
@@ -447,7 +450,7 @@ fn refuse(text: String) -> Result<(), Stubborn> {
 }
 
 #[test]
-fn br28_an_error_that_cannot_be_rebuilt_keeps_its_text() {
+fn br28_an_error_that_cannot_be_decoded_keeps_its_text() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let Err(TaskError::Failed(error)) = pool.submit(refuse::task("no".into())).result() else { panic!() };
@@ -456,7 +459,7 @@ fn br28_an_error_that_cannot_be_rebuilt_keeps_its_text() {
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
 }
 
-/// The item in the middle waits until its worker is killed.
+/// Returns its number. Item 50 first waits at the gate until its worker is killed.
 #[task]
 fn item(number: u64, gate: &Path) -> u64 {
     if number == 50 {
@@ -466,7 +469,7 @@ fn item(number: u64, gate: &Path) -> u64 {
 }
 
 #[test]
-fn br30_a_worker_killed_in_the_middle_of_a_map() {
+fn br30_a_worker_killed_in_the_middle_of_a_map_fails_only_its_item() {
     let _watchdog = watchdog();
     for workers in [1, 3] {
         for chunk in [1, 7] {
@@ -489,7 +492,7 @@ fn br30_a_worker_killed_in_the_middle_of_a_map() {
 }
 
 #[test]
-fn br31_a_map_whose_tasks_exit() {
+fn br31_a_map_whose_tasks_exit_reports_each_exit_code() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let outcomes = pool.map(exit::task, [1, 2, 3]).map(|outcome| match outcome {
@@ -508,7 +511,7 @@ fn length(bytes: Vec<u8>) -> u64 {
     bytes.len() as u64
 }
 
-/// A stopped worker, to which more is being sent than any buffer holds.
+/// Stops a worker and sends it more than any buffer holds, so that sending blocks halfway.
 fn half_sent(pool: &ProcessPoolExecutor) -> (u32, TaskFuture<u64>) {
     let worker = pool.submit(pid::task()).result().unwrap();
     support_b::stop(worker);
@@ -516,15 +519,15 @@ fn half_sent(pool: &ProcessPoolExecutor) -> (u32, TaskFuture<u64>) {
 }
 
 #[test]
-fn br33_death_while_a_large_argument_is_read() {
+fn br33_a_worker_killed_while_it_reads_a_large_argument_does_not_lose_the_task() {
     let _watchdog = watchdog();
-    // It had not begun: the task runs on another worker.
+    // The task had not begun, so it runs on another worker.
     let one = pool(1);
     let (worker, future) = half_sent(&one);
     signal(worker, Signal::KILL);
     assert_eq!(future.result().unwrap(), 16 << 20);
     one.shutdown(true);
-    // The pool is ended meanwhile: it returns, also before anybody kills the worker.
+    // If the pool is terminated meanwhile, it returns even though nobody kills the stopped worker.
     let one = pool(1);
     let (worker, future) = half_sent(&one);
     one.terminate_workers();
@@ -540,7 +543,7 @@ fn throw_no_text() {
 
 #[task]
 fn interrupt_itself() {
-    // Whoever started these tests in the background of a shell script had it ignored.
+    // A shell script that starts these tests in the background makes them ignore SIGINT.
     // SAFETY: restores the default action.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     signal(std::process::id(), Signal::INT);
@@ -550,7 +553,7 @@ fn interrupt_itself() {
 }
 
 #[test]
-fn br34_odd_ends_stay_with_their_task() {
+fn br34_unusual_ends_of_a_worker_affect_only_their_task() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = pool(2);
@@ -571,14 +574,14 @@ static HELD_BY_THE_PARENT: std::sync::Mutex<u64> = std::sync::Mutex::new(0);
 #[task]
 fn take_the_lock() -> u64 {
     use std::io::Write;
-    // The library's own locks too: the standard streams'.
+    // The standard library's own locks, too: those of the standard streams.
     std::io::stderr().lock().flush().unwrap();
     std::io::stdout().lock().flush().unwrap();
     *HELD_BY_THE_PARENT.lock().unwrap()
 }
 
 #[test]
-fn br36_locks_that_the_parent_holds_do_not_freeze_a_worker() {
+fn br36_locks_that_the_parent_holds_do_not_block_a_worker() {
     let _watchdog = watchdog();
     let mut held = HELD_BY_THE_PARENT.lock().unwrap();
     *held = 5;

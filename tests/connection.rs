@@ -49,7 +49,7 @@ fn things() -> Vec<Thing> {
     ]
 }
 
-/// Sends back what it gets; bytes when it has been told so, until an empty message.
+/// Sends back each value it receives. After a `None` it sends back bytes until an empty message.
 #[task]
 fn echo(peer: Connection<Option<Thing>, Option<Thing>>) -> u32 {
     let mut count = 0;
@@ -95,10 +95,10 @@ fn cn01_objects_and_bytes_and_16_mb_come_back_equal() {
 }
 
 #[test]
-fn cn03_poll_waits_as_long_as_it_is_told() {
+fn cn03_poll_waits_for_its_whole_timeout() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<u32, u32>().unwrap();
-    // There is no negative limit: a `Duration` is none.
+    // A negative timeout cannot be tested, since a `Duration` is never negative.
     assert!(!one.poll(Some(Duration::ZERO)).unwrap());
     let started = Instant::now();
     assert!(!one.poll(Some(SHORT)).unwrap());
@@ -117,7 +117,7 @@ fn cn03_poll_waits_as_long_as_it_is_told() {
 }
 
 #[test]
-fn cn04_a_closed_peer_is_the_end_for_values_and_bytes() {
+fn cn04_a_closed_peer_ends_both_values_and_bytes() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<u32, u32>().unwrap();
     other.send(&1).unwrap();
@@ -143,7 +143,7 @@ fn say_and_die(peer: Sender<u32>, gate: &std::path::Path) {
 }
 
 #[test]
-fn cn04_a_peer_that_is_killed_is_the_end_after_what_it_sent() {
+fn cn04_a_killed_peer_is_reported_as_closed_after_what_it_sent() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let gate = Gate::new();
@@ -177,14 +177,15 @@ fn give_away() -> Receiver<u32> {
 }
 
 #[test]
-fn the_end_comes_when_a_task_drops_its_end_and_not_when_it_returns() {
+fn a_connection_closes_when_its_task_has_ended_not_when_the_task_drops_it() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let gate = Gate::new();
     let (sender, receiver) = channel().unwrap();
     let future = pool.submit(drop_and_stay::task(sender, gate.path()));
     gate.wait_for(1);
-    // The executor has its own until the task is resolved: it may have to give it to another worker.
+    // The executor keeps its own copy of the end until the task is resolved, because it may have to
+    // send the task to another worker.
     assert!(matches!(receiver.try_recv(), Err(RecvError::Empty)));
     gate.open();
     future.result().unwrap();
@@ -195,7 +196,7 @@ fn the_end_comes_when_a_task_drops_its_end_and_not_when_it_returns() {
 }
 
 #[test]
-fn cn07_sub_ranges_arrive_as_they_are() {
+fn cn07_slices_of_a_message_arrive_unchanged() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<(), ()>().unwrap();
     let message = b"latin alphabet";
@@ -203,7 +204,7 @@ fn cn07_sub_ranges_arrive_as_they_are() {
         one.send_bytes(&message[range.clone()]).unwrap();
         assert_eq!(other.recv_bytes().unwrap(), &message[range]);
     }
-    // A range beyond the message is no slice.
+    // A range beyond the message is not a slice.
     assert!(message.get(10..20).is_none());
     let mut buffer = [b'.'; 8];
     one.send_bytes(b"latin").unwrap();
@@ -214,7 +215,8 @@ fn cn07_sub_ranges_arrive_as_they_are() {
         Err(RecvError::TooShort(message)) => assert_eq!(message, b"latin alphabet"),
         other => panic!("{other:?}"),
     }
-    // What is longer than was asked for stays where it is, also if it is not all here.
+    // A message longer than the given maximum stays in the connection, even when it has not arrived
+    // completely.
     let long = vec![7; 300_000];
     thread::scope(|scope| {
         scope.spawn(|| one.send_bytes(&long).unwrap());
@@ -233,7 +235,7 @@ fn cn07_sub_ranges_arrive_as_they_are() {
 }
 
 #[test]
-fn cn09_a_message_without_the_handle_it_speaks_of_is_an_error() {
+fn cn09_a_message_without_its_file_descriptor_is_a_decode_error() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<(u8, u8), Transfer<File>>().unwrap();
     let other = other.with_types::<(), Transfer<File>>();
@@ -243,14 +245,14 @@ fn cn09_a_message_without_the_handle_it_speaks_of_is_an_error() {
         Err(RecvError::Decode(text)) => assert!(text.contains("did not come"), "{text}"),
         other => panic!("{other:?}"),
     }
-    // It goes on after that.
+    // The connection remains usable.
     let one = one.with_types::<Transfer<File>, ()>();
     one.send(&Transfer::new(tempfile::tempfile().unwrap())).unwrap();
     assert!(other.recv().unwrap().metadata().unwrap().is_file());
 }
 
 #[test]
-fn kinds_of_messages_are_not_mixed_up() {
+fn receiving_the_wrong_kind_of_message_is_a_decode_error() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<u32, u32>().unwrap();
     one.send_bytes(&[1]).unwrap();
@@ -259,7 +261,7 @@ fn kinds_of_messages_are_not_mixed_up() {
     assert!(matches!(other.recv(), Err(RecvError::Decode(_))));
     assert!(matches!(other.recv_bytes(), Err(RecvError::Decode(_))));
     assert_eq!(other.recv().unwrap(), 3);
-    // What does not decode is used up, and the next one is not touched.
+    // A message that does not decode is consumed, and the next message is unaffected.
     let one = one.with_types::<String, ()>();
     one.send(&"text".to_owned()).unwrap();
     one.with_types::<u32, ()>().send(&0).unwrap();
@@ -275,7 +277,7 @@ fn refuse<S: serde::Serializer>(_: &(), _: S) -> Result<S::Ok, S::Error> {
 }
 
 #[test]
-fn what_cannot_be_encoded_is_an_error_of_send_and_nothing_is_sent() {
+fn a_value_that_cannot_be_encoded_fails_send_and_sends_nothing() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<Unwilling, u32>().unwrap();
     match one.send(&Unwilling(())) {
@@ -286,7 +288,7 @@ fn what_cannot_be_encoded_is_an_error_of_send_and_nothing_is_sent() {
 }
 
 #[test]
-fn cn17_an_empty_message_is_there_until_it_is_received() {
+fn cn17_poll_reports_an_empty_message_until_it_is_received() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<(), ()>().unwrap();
     one.send_bytes(b"").unwrap();
@@ -301,13 +303,13 @@ fn cn17_an_empty_message_is_there_until_it_is_received() {
 fn send_all(peer: Sender<()>, messages: Vec<String>) {
     for message in messages {
         peer.send_bytes(message.as_bytes()).unwrap();
-        // Not to find an order: the pauses are what is tested.
+        // This sleep does not enforce an order: the pauses are what is tested.
         thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn cn18_messages_with_pauses_come_in_order() {
+fn cn18_messages_sent_with_pauses_arrive_in_order() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let messages: Vec<String> = ["", "a", "", "", "bcd", "e"].iter().map(|text| (*text).to_owned()).collect();
@@ -326,7 +328,7 @@ fn one_way(reader: Receiver<u32>, writer: Sender<u32>) {
 }
 
 #[test]
-fn cn22_one_way_ends_work_in_a_child() {
+fn cn22_one_way_connections_work_in_a_worker() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let ((to, reader), (writer, from)) = (channel().unwrap(), channel().unwrap());
@@ -337,7 +339,7 @@ fn cn22_one_way_ends_work_in_a_child() {
 }
 
 #[test]
-fn cn24_data_of_several_sockets_is_read_to_the_end() {
+fn cn24_wait_any_reads_several_sockets_to_their_end() {
     let _watchdog = watchdog();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -371,14 +373,14 @@ fn cn24_data_of_several_sockets_is_read_to_the_end() {
 }
 
 #[test]
-fn cn25_waiting_ends_with_what_is_ready_or_with_the_limit() {
+fn cn25_wait_any_returns_the_ready_descriptors_or_none_after_the_timeout() {
     let _watchdog = watchdog();
     let (one, other_of_one) = pipe::<u32, u32>().unwrap();
     let (two, other_of_two) = pipe::<u32, u32>().unwrap();
     let started = Instant::now();
     assert!(wait_any(&[&one, &two], Some(SHORT)).unwrap().is_empty());
     assert!(started.elapsed() >= SHORT);
-    // A limit that has passed is zero: it looks and returns.
+    // With a timeout of zero it checks once and returns.
     assert!(wait_any(&[&one, &two], Some(Duration::ZERO)).unwrap().is_empty());
     other_of_two.send(&1).unwrap();
     assert_eq!(wait_any(&[&one, &two], Some(LONG)).unwrap(), [1]);
@@ -404,7 +406,7 @@ fn wait_any_takes_more_than_1024_descriptors() {
 }
 
 #[test]
-fn cn28_a_descriptor_that_is_no_connection_is_an_error() {
+fn cn28_a_descriptor_that_is_not_a_connection_is_an_error() {
     let file: OwnedFd = tempfile::tempfile().unwrap().into();
     let error = Connection::<(), ()>::try_from(file).unwrap_err().to_string();
     assert!(error.contains("SEQPACKET"), "{error}");
@@ -479,7 +481,7 @@ fn answer(mut tcp: Transfer<TcpStream>, unix: Transfer<UnixStream>) -> Transfer<
 }
 
 #[test]
-fn mx13_sockets_as_arguments_and_results() {
+fn mx13_sockets_are_passed_as_arguments_and_results() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -497,7 +499,7 @@ fn mx13_sockets_as_arguments_and_results() {
 }
 
 #[test]
-fn a_foreign_serialiser_is_refused() {
+fn a_foreign_serializer_is_rejected() {
     let (one, _other) = pipe::<(), ()>().unwrap();
     let error = serde_json::to_string(&one).unwrap_err().to_string();
     assert!(error.contains("a Connection:") && error.contains("serde_json"), "{error}");
@@ -506,7 +508,7 @@ fn a_foreign_serialiser_is_refused() {
 }
 
 #[test]
-fn an_end_is_not_taken_for_another_kind() {
+fn one_kind_of_connection_does_not_decode_as_another() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<Sender<u32>, Receiver<u32>>().unwrap();
     let (sender, _receiver) = channel().unwrap();
@@ -516,7 +518,7 @@ fn an_end_is_not_taken_for_another_kind() {
 }
 
 #[test]
-fn threads_that_share_an_end_do_not_mix_messages() {
+fn messages_of_threads_that_share_a_connection_do_not_mix() {
     let _watchdog = watchdog();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let client: Connection<(u8, Vec<u8>), ()> = Client::connect(listener.address(), None).unwrap();
@@ -552,14 +554,14 @@ fn threads_that_share_an_end_do_not_mix_messages() {
 }
 
 #[test]
-fn a_long_message_in_the_middle_of_which_the_limit_passes_is_not_lost() {
+fn a_timeout_in_the_middle_of_a_long_message_does_not_lose_it() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<Vec<u8>, ()>().unwrap();
     thread::scope(|scope| {
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let one = &one;
         scope.spawn(move || {
-            // It does not fit into the buffer: the sender stands still in the middle of it.
+            // The message does not fit into the buffer, so the sender blocks in the middle of it.
             one.send(&vec![3; 5 << 20]).unwrap();
             wait.recv().unwrap();
             one.send(&vec![4; 10]).unwrap();
@@ -577,7 +579,7 @@ fn a_long_message_in_the_middle_of_which_the_limit_passes_is_not_lost() {
         go.send(()).unwrap();
         assert_eq!(other.recv().unwrap(), [4; 10]);
     });
-    // An end in the middle of a message does not travel.
+    // When the receiver closes in the middle of a message, sending it fails.
     drop(other);
     assert!(matches!(one.send(&vec![0; 5 << 20]), Err(SendError::Closed)));
 }
@@ -588,14 +590,14 @@ fn send_half(peer: Sender<Vec<u8>>) {
 }
 
 #[test]
-fn a_sender_that_dies_within_a_message_leaves_no_half_of_one() {
+fn a_sender_that_dies_within_a_message_is_reported_as_truncated() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (sender, receiver) = channel().unwrap();
     let pid = pool.submit(support::pid::task()).result().unwrap();
     let future = pool.submit(send_half::task(sender));
     receiver.poll(None).unwrap();
-    // The buffer is full, and it waits in the middle.
+    // The buffer is full, and the sender is blocked in the middle of the message.
     assert!(matches!(receiver.try_recv(), Err(RecvError::Empty)));
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(pid as i32).unwrap(),
@@ -607,14 +609,14 @@ fn a_sender_that_dies_within_a_message_leaves_no_half_of_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ends_are_awaited_and_cancelling_takes_nothing() {
+async fn cancelling_a_receive_loses_no_message() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (ours, theirs) = pipe::<Option<Thing>, Option<Thing>>().unwrap();
     let future = pool.submit(echo::task(theirs));
     for thing in things() {
         ours.send_async(&Some(thing.clone())).await.unwrap();
-        // Dropped again and again, also while half of a message is here.
+        // The future is dropped again and again, also while half of a message has arrived.
         let back = loop {
             let receiving = tokio::time::timeout(Duration::from_micros(200), ours.recv_async());
             if let Ok(back) = receiving.await {
@@ -628,7 +630,7 @@ async fn ends_are_awaited_and_cancelling_takes_nothing() {
 }
 
 #[tokio::test]
-async fn stream_and_sink() {
+async fn a_sink_and_a_stream_carry_all_items_in_order() {
     let _watchdog = watchdog();
     let (sender, receiver) = channel::<Vec<u8>>().unwrap();
     let sending = async move {
@@ -650,7 +652,7 @@ async fn stream_and_sink() {
 }
 
 #[test]
-fn ends_are_awaited_without_tokio_and_on_one_runtime_after_another() {
+fn connections_are_awaited_without_tokio_and_on_several_runtimes_in_turn() {
     let _watchdog = watchdog();
     let (one, other) = pipe::<u32, u32>().unwrap();
     let talk = |number: u32| {
@@ -677,7 +679,7 @@ fn ends_are_awaited_without_tokio_and_on_one_runtime_after_another() {
 
 #[test]
 #[ignore = "takes 6 GiB of memory: `cargo test --release --test connection -- --ignored`"]
-fn past_two_gigabytes() {
+fn a_message_of_more_than_two_gigabytes_arrives_complete() {
     let _watchdog = support::watchdog_of(Duration::from_secs(900));
     let len = (2_usize << 30) + 12_345;
     let (one, other) = pipe::<(), ()>().unwrap();

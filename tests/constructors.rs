@@ -1,16 +1,17 @@
-//! What runs before `main` has run before a task does, in a binary whose `main` is not the user's.
+//! Constructors that run before `main` have run before any task, in a binary that uses the test
+//! harness's `main`.
 
 use executor::{Context, Process, StartMethod, prelude::*};
 use executor_test_programs::constructed;
 
 executor::test_support!();
 
-/// What a task finds is what the program finds, but for its own arguments.
+/// A task finds the same state as the program itself, except for its own command-line arguments.
 #[test]
-fn a_library_is_constructed_before_a_task_runs() {
+fn constructors_of_a_library_run_before_any_task() {
     let (ready, arguments, runs) = constructed();
     assert_eq!((ready, arguments, runs), (7, std::env::args_os().count(), 1));
-    // The name of the program and the marker.
+    // A worker has two arguments: the program's name and the marker.
     let expected = (7, 2, 1);
     let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(prepare::task()).build().unwrap();
     assert_eq!(pool.submit(constructed::task()).result().unwrap(), expected);
@@ -24,9 +25,9 @@ fn prepare() {
     assert_eq!(constructed(), (7, 2, 1));
 }
 
-/// A constructor may start threads, and end them.
+/// A constructor may start threads and end them.
 #[test]
-fn what_a_constructor_leaves_running_runs_in_a_worker() {
+fn a_thread_started_by_a_constructor_runs_in_a_worker() {
     let pool = ProcessPoolExecutor::builder().max_workers(1).env(WITH_THREAD, "").build().unwrap();
     assert!(pool.submit(a_thread_answers::task()).result().unwrap());
 }
@@ -34,7 +35,7 @@ fn what_a_constructor_leaves_running_runs_in_a_worker() {
 static ASK: std::sync::Mutex<Option<std::sync::mpsc::Sender<std::sync::mpsc::Sender<()>>>> =
     std::sync::Mutex::new(None);
 
-/// Not everywhere: a fork server with threads is refused.
+/// Set only in this test's workers, because a fork server with threads is refused.
 const WITH_THREAD: &str = "EXECUTOR_TEST_THREAD";
 
 extern "C" fn start_a_thread() {

@@ -1,4 +1,4 @@
-//! Copies of a process that its tasks, callbacks and hooks make by `fork`, and that come back from them.
+//! Copies of a process that tasks, callbacks and hooks make by `fork`, and that return from them.
 
 mod support_b;
 
@@ -15,17 +15,21 @@ use support_b::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
 
-/// What the copy does before it comes back.
+/// What the copy does before it returns.
 const RETURNS: u8 = 0;
 const PANICS: u8 = 1;
 const USES_THE_LIBRARY: u8 = 2;
 
-/// The pid of the worker, and of a copy that comes back from this function as well.
+/// Forks. Both processes return from this function: the original with its own pid and that of the
+/// copy, the copy with zeros.
 fn copy(by_library: bool, way: u8) -> (u32, u32) {
-    // The copy says when it has done all it was to do. Nobody hears of an assertion that fails there: it ends the copy as PANICS does.
+    // The copy writes to the pipe once it has done all it was to do. An assertion that fails in the
+    // copy is not reported, and would end the copy as `PANICS` does. The missing message shows the
+    // difference.
     let (mut hears, mut says) = std::io::pipe().unwrap();
     let copy = if by_library {
-        // SAFETY: the copy uses memory and threads of its own; glibc's allocator survives a fork.
+        // SAFETY: the copy uses only its own memory and threads, and glibc's allocator survives a
+        // fork.
         match unsafe { executor::fork() }.unwrap() {
             Fork::Parent(copy) => copy,
             Fork::Child => 0,
@@ -52,11 +56,11 @@ fn copy(by_library: bool, way: u8) -> (u32, u32) {
     drop(says);
     let mut said = vec![u8::MAX];
     if way == USES_THE_LIBRARY {
-        // To its end, which comes after exit hooks.
+        // Read to the end, which comes after the exit hooks would have run.
         said.clear();
         hears.read_to_end(&mut said).unwrap();
     } else {
-        // And no longer: from here on the copy and this process come back at the same time.
+        // Wait no longer than this, so that the copy and this process return at the same time.
         hears.read_exact(&mut said).expect("the copy has done what it was to do");
     }
     assert_eq!(said, [way], "{}", said.escape_ascii());
@@ -68,7 +72,8 @@ fn forks(by_library: bool, way: u8) -> (u32, u32) {
     copy(by_library, way)
 }
 
-/// Its result goes by shared memory, of which the copy must take nothing.
+/// Returns a result that is sent through shared memory. The copy must not take or release any of
+/// that memory.
 #[task]
 fn forks_and_returns_much(len: usize) -> Vec<u8> {
     let (own, _) = copy(false, RETURNS);
@@ -88,7 +93,7 @@ async fn forks_in_async(by_library: bool) -> (u32, u32) {
     copy(by_library, RETURNS)
 }
 
-/// In a thread of the worker's runtime, which goes on when this has ended.
+/// Forks in a thread of the worker's runtime. The runtime goes on after this task.
 #[task]
 async fn forks_in_a_spawned_future() -> (u32, u32) {
     tokio::spawn(async { copy(false, RETURNS) }).await.unwrap()
@@ -107,7 +112,7 @@ fn assert_copy_ends(pid: u32) {
 }
 
 #[test]
-fn a_copy_that_comes_back_from_a_task_ends_and_the_worker_goes_on() {
+fn a_copy_that_returns_from_a_task_ends_and_the_worker_goes_on() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let worker = pool.submit(pid::task()).result().unwrap();
@@ -126,14 +131,14 @@ fn a_copy_that_comes_back_from_a_task_ends_and_the_worker_goes_on() {
     assert_copy_ends(copy);
     for _ in 0..100 {
         pool.submit(forks_and_fails::task()).result().unwrap();
-        // More than the worker may have in shared memory at a time.
+        // Together the results exceed what the worker may hold in shared memory at a time.
         assert_eq!(pool.submit(forks_and_returns_much::task(100_000)).result().unwrap(), [1; 100_000]);
     }
     assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
 }
 
 #[test]
-fn no_task_is_lost_behind_one_that_forks() {
+fn no_task_is_lost_behind_a_task_that_forks() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let results = pool.map(forks_now_and_then::task, 0..20_000).map(Result::unwrap);
@@ -145,10 +150,10 @@ fn no_task_is_lost_behind_one_that_forks() {
 #[task]
 fn forks_and_aborts() {
     let mut status = 0;
-    // SAFETY: the copy only ends; glibc's allocator survives a fork.
+    // SAFETY: the copy only panics and ends, and glibc's allocator survives a fork.
     match unsafe { libc::fork() } {
         0 => panic!("the copy's words"),
-        // SAFETY: our child; the out-pointer is valid.
+        // SAFETY: `copy` is our child, and the out-pointer is valid.
         copy => assert_eq!(unsafe { libc::waitpid(copy, &mut status, 0) }, copy),
     }
     assert_eq!(libc::WEXITSTATUS(status), 101, "as a program that has panicked");
@@ -156,13 +161,13 @@ fn forks_and_aborts() {
 }
 
 #[test]
-fn what_a_copy_panicked_with_is_not_blamed_on_the_worker() {
+fn a_panic_in_a_copy_is_not_blamed_on_the_worker() {
     let _watchdog = watchdog();
     let error = pool(1).submit(forks_and_aborts::task()).result().unwrap_err();
     assert!(error.is_worker_lost() && !error.to_string().contains("the copy's words"), "{error}");
 }
 
-/// Notes who the copy is, where the result goes to nobody.
+/// Records the copy's pid in a file, for places whose result nobody receives.
 #[task]
 fn forks_and_notes(notes: &Path) {
     if let (1.., copy) = copy(false, RETURNS) {
@@ -178,7 +183,7 @@ fn assert_one_copy_was_noted_and_ends(notes: &Path) {
 }
 
 #[test]
-fn a_copy_that_comes_back_from_an_initializer_a_body_or_a_preload_ends() {
+fn a_copy_that_returns_from_an_initializer_a_process_or_a_preload_ends() {
     let _watchdog = watchdog();
     let notes = tempfile::tempdir().unwrap();
     let initializer = forks_and_notes::task(notes.path());
@@ -201,7 +206,7 @@ fn a_copy_that_comes_back_from_an_initializer_a_body_or_a_preload_ends() {
 }
 
 #[test]
-fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
+fn a_copy_that_returns_from_a_callback_or_a_waker_ends() {
     let _alone = alone();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -210,7 +215,7 @@ fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
     pool.submit(echo::task(1)).on_done(move |_| sender.send(copy(false, RETURNS)).unwrap());
     let (own, first) = receiver.recv().unwrap();
     assert_eq!(own, std::process::id());
-    // It would be called by the copy as well.
+    // A copy that did not end would call this callback as well.
     pool.submit(echo::task(2)).on_done(move |_| other.send((0, std::process::id())).unwrap());
     assert_eq!(receiver.recv().unwrap(), (0, own));
 
@@ -240,19 +245,19 @@ fn a_copy_that_comes_back_from_a_callback_or_a_waker_ends() {
 }
 
 #[test]
-fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
+fn a_copy_that_returns_from_a_callback_runs_no_later_callback() {
     let _alone = alone();
     let _watchdog = watchdog();
     let pool = pool(1);
     let gate = Gate::new();
-    // All of them of one future, so that the thread of callbacks runs them in one go.
+    // All callbacks belong to one future, so that the callback thread runs them in one batch.
     let future = pool.submit(hold::task(gate.path()));
     let (sender, copies) = mpsc::channel();
     for panics in [false, true] {
         let sender = sender.clone();
         future.add_done_callback(move |_| sender.send(copy(false, u8::from(panics)).1).unwrap());
     }
-    // Shared with copies, as what a callback has sent is.
+    // A file, because the copies would have channels of their own.
     let called = gate.file("called");
     let note = called.clone();
     future.add_done_callback(move |_| {
@@ -272,22 +277,23 @@ fn a_copy_that_comes_back_from_a_callback_runs_no_callback_behind_it() {
 }
 
 #[test]
-fn an_error_of_a_map_in_a_copy_has_the_index_of_no_item() {
+fn a_map_continued_in_a_copy_reports_an_error_with_an_index_of_no_item() {
     let _alone = alone();
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
-    // The first item is the last to come: what was yielded before it has other indexes.
+    // The first item finishes last, so everything yielded before it has another index.
     let path = gate.path().to_owned();
     let mut map =
         pool.map(|item: u64| hold_first::task(item, &path), 0..4).chunk_size(1).unordered().with_index();
     let mut yielded: Vec<_> = (0..3).map(|_| map.next().unwrap().0).collect();
     yielded.sort_unstable();
     assert_eq!(yielded, [1, 2, 3]);
-    // SAFETY: the copy takes a step of the map, which touches nothing of other threads there, and ends.
+    // SAFETY: the copy takes one step of the map, which touches nothing that other threads use, and
+    // exits.
     match unsafe { libc::fork() } {
         0 => {
             let told = matches!(map.next(), Some((4, Err(error))) if error.is_broken());
-            // SAFETY: ends the copy.
+            // SAFETY: `_exit` only ends the copy.
             unsafe { libc::_exit(i32::from(!told)) }
         }
         copy => {

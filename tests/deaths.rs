@@ -1,8 +1,10 @@
-//! Workers that die at every step of the protocol, and processes, users of locks and of named memory that die or are stopped at every
-//! step of theirs: see the programs `deaths`, `process_deaths`, `lock_deaths` and `named_deaths`.
+//! Workers that are killed at every step of the protocol, and processes, users of locks and users
+//! of named memory that are killed or stopped at every step of theirs. See the programs `deaths`,
+//! `process_deaths`, `lock_deaths` and `named_deaths`.
 //!
-//! They are programs of their own because they are built with the feature `kill-points`, which no other test is to have.
-//! `EXECUTOR_ROUNDS` and `EXECUTOR_SEED` are its, and `--nocapture` shows how often workers died at each step.
+//! These are separate programs because they are built with the feature `kill-points`, which no
+//! other test may have. The programs read `EXECUTOR_ROUNDS` and `EXECUTOR_SEED`. `--nocapture`
+//! shows how often workers died at each step.
 
 use std::process::Command;
 
@@ -21,11 +23,12 @@ fn check_with(name: &str, transport: &str, rounds: u64, stops: &str) {
     if !stops.is_empty() {
         program.env("EXECUTOR_STOPS", stops);
     }
-    // One seed is taken once, unless it is asked for more often.
+    // A given seed runs once, unless `EXECUTOR_ROUNDS` asks for more.
     if std::env::var_os("EXECUTOR_SEED").is_none() {
         program.env("EXECUTOR_ROUNDS", rounds.to_string());
     }
-    // What has failed is one line, and the seed: a trace of the program that looked is longer than what some keep of an output.
+    // Without a backtrace, a failure is one line and the seed. A backtrace would be longer than the
+    // part of the output that some systems keep.
     program.env("RUST_BACKTRACE", "0");
     let output = program.output().expect("it starts");
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
@@ -38,31 +41,31 @@ fn rounds() -> u64 {
 }
 
 #[test]
-fn death_inside_the_ring() {
+fn death_of_workers_inside_the_ring() {
     check("deaths", "ring", rounds());
 }
 
 #[test]
-fn death_over_ipc_channel() {
+fn death_of_workers_over_ipc_channel() {
     check("deaths", "ipc", rounds().div_ceil(3));
 }
 
 #[test]
-fn death_within_locks_and_their_kin() {
+fn death_within_locks_and_other_sync_primitives() {
     check("lock_deaths", "ring", rounds());
 }
 
 #[test]
-fn no_call_with_a_limit_takes_longer_while_a_process_is_stopped_within_locks_and_their_kin() {
+fn no_call_with_a_timeout_is_delayed_while_a_process_is_stopped_within_a_sync_primitive() {
     check_with("lock_deaths", "ring", rounds().div_ceil(10), "1");
 }
 
 #[test]
-fn death_and_standstill_of_processes_their_parents_and_their_fork_server() {
+fn death_and_stopping_of_processes_their_parents_and_their_fork_server() {
     check("process_deaths", "ring", rounds());
 }
 
 #[test]
-fn death_and_standstill_within_named_memory() {
+fn death_and_stopping_within_named_memory() {
     check("named_deaths", "ring", rounds());
 }

@@ -1,4 +1,5 @@
-//! Who becomes a worker of whom: programs that are started by strangers, by hand, with privileges, without devices.
+//! How a program becomes a worker: programs started by others, by hand, with privileges or without
+//! devices.
 
 #[macro_use]
 mod plays;
@@ -31,19 +32,19 @@ use tempfile::TempDir;
 
 list! { TESTS:
     without_devices_main_runs_once_and_tasks_run,
-    who_types_the_marker_gets_a_line_and_no_main,
-    a_start_that_loses_the_socket_is_an_end_and_not_a_program,
-    a_child_that_cannot_be_one_says_what_it_tried,
-    a_privileged_copy_is_a_program_like_any_other,
-    a_socket_that_another_user_has_made_is_not_read,
-    a_privileged_program_is_told_that_it_has_no_workers,
-    children_that_start_while_the_user_changes_are_children,
-    functions_of_one_name_are_told_apart,
-    a_program_that_is_started_by_way_of_the_loader_has_workers,
-    a_program_of_the_loader_whose_file_is_gone_says_so,
-    a_program_that_replaces_itself_leaves_nobody,
+    typing_the_marker_by_hand_prints_one_line_and_runs_no_main,
+    a_started_program_that_lost_its_socket_exits_and_does_not_run_main,
+    a_child_that_cannot_become_a_worker_reports_what_it_tried,
+    a_privileged_copy_does_not_become_a_worker,
+    a_socket_that_another_user_made_is_not_read,
+    a_privileged_program_gets_an_error_instead_of_workers,
+    children_started_while_the_user_changes_become_workers,
+    functions_with_the_same_name_are_distinguished,
+    a_program_started_through_the_loader_has_workers,
+    a_program_started_through_the_loader_reports_that_its_file_is_gone,
+    the_children_of_a_program_that_replaces_itself_end,
     stopped_children_end_with_their_parent,
-    who_has_reported_may_take_its_time,
+    a_process_that_has_returned_its_value_may_end_slowly,
 }
 
 list! { PROGRAMS:
@@ -63,18 +64,18 @@ fn main() {
     plays::main(TESTS, PROGRAMS);
 }
 
-/// Nobody in particular: has no rights, and is not us.
+/// The user `nobody`: it has no rights, and is not the user that runs the tests.
 const NOBODY: u32 = 65534;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-// ---- without devices -----------------------------------------------------------------------------------------------
+// ---- without devices ----------------------------------------------------------------------------
 
 fn without_devices_main_runs_once_and_tasks_run() {
     let Play { command: played, .. } = play("adds");
-    // Namespaces of its own, so that the end of the first process is the end of all.
+    // Use separate namespaces, so that the end of the first process ends all the others.
     let mut command = Command::new("unshare");
     command.args(["-mpf", "--kill-child", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\""]);
     command.arg(played.get_program());
@@ -91,7 +92,7 @@ fn without_devices_main_runs_once_and_tasks_run() {
     assert!(output.status.success());
 }
 
-/// Reads its input, which is to be empty.
+/// Adds two numbers. It also reads its standard input, which must be empty.
 #[task]
 fn add(a: u32, b: u32) -> u32 {
     assert_eq!(std::io::stdin().read(&mut [0]).unwrap(), 0);
@@ -113,7 +114,7 @@ fn adds() {
     );
 }
 
-// ---- marked, and no child ------------------------------------------------------------------------------------------
+// ---- the marker without a parent ----------------------------------------------------------------
 
 const MARKER: &str = "--executor-worker";
 
@@ -121,7 +122,7 @@ fn tells_that_main_runs() {
     println!("main of {}", rustix::process::geteuid().as_raw());
 }
 
-fn who_types_the_marker_gets_a_line_and_no_main() {
+fn typing_the_marker_by_hand_prints_one_line_and_runs_no_main() {
     let (stream, _other) = UnixStream::pair().unwrap();
     let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
     let alone =
@@ -149,7 +150,7 @@ fn who_types_the_marker_gets_a_line_and_no_main() {
     );
 }
 
-/// A program that starts this one in its own way.
+/// Writes a script that starts this program in its own way.
 fn script(directory: &TempDir, name: &str, line: &str) -> PathBuf {
     let path = directory.path().join(name);
     let own = std::env::current_exe().unwrap();
@@ -164,9 +165,9 @@ fn starts_scripts() {
     println!("{}", child.join().unwrap_err());
 }
 
-fn a_start_that_loses_the_socket_is_an_end_and_not_a_program() {
+fn a_started_program_that_lost_its_socket_exits_and_does_not_run_main() {
     let directory = tempfile::tempdir().unwrap();
-    // At most three times, should each of them start the next.
+    // Limited to three times, in case each one starts the next.
     let line = "#!/bin/sh\necho >>$0.log; [ $(wc -l <$0.log) -gt 3 ] && exit 7\nexec PROGRAM \"$@\" </dev/null 2>/dev/null\n";
     let loses = script(&directory, "loses", line);
     let said = play("starts_scripts").argument(loses).play_out();
@@ -176,18 +177,18 @@ fn a_start_that_loses_the_socket_is_an_end_and_not_a_program() {
     assert_eq!(lines.next(), None, "main runs once");
 }
 
-fn a_child_that_cannot_be_one_says_what_it_tried() {
+fn a_child_that_cannot_become_a_worker_reports_what_it_tried() {
     let directory = tempfile::tempdir().unwrap();
-    // Four descriptors, of which the socket takes the last one.
+    // Only four descriptors, of which the socket takes the last one.
     let starves = script(&directory, "starves", "#!/bin/sh\nulimit -n 4\nexec PROGRAM \"$@\"\n");
     let said = play("starts_scripts").argument(starves).play_out();
     assert!(said.starts_with("main\n") && said.contains("/dev/null"), "{said}");
     assert!(said.contains("Too many open files"), "{said}");
 }
 
-// ---- privileges ----------------------------------------------------------------------------------------------------
+// ---- privileges ---------------------------------------------------------------------------------
 
-/// Copies of this file in a directory that everybody may enter.
+/// Copies of this executable in a directory that everybody may enter.
 struct Copies(TempDir);
 
 impl Copies {
@@ -205,7 +206,8 @@ impl Copies {
         path
     }
 
-    /// With a capability that whoever starts it gets; `None` if the file system has none.
+    /// Makes a copy with a capability that whoever starts it receives. Returns `None` if the file
+    /// system does not support capabilities.
     fn with_capability(&self, name: &str) -> Option<PathBuf> {
         let path = self.make(name, 0o755);
         // `struct vfs_cap_data`, revision 2: CAP_NET_RAW (13), permitted and effective.
@@ -215,7 +217,8 @@ impl Copies {
         Some(path)
     }
 
-    /// Each way in which a file gives privileges to those who start it, as far as this system has it.
+    /// Every way in which a file grants privileges to the user who starts it, as far as this system
+    /// supports it.
     fn privileged(&self) -> Vec<(&'static str, PathBuf)> {
         let mut all = vec![("setuid", self.make("setuid", 0o4755)), ("setgid", self.make("setgid", 0o2755))];
         match self.with_capability("capable") {
@@ -250,7 +253,8 @@ fn who() -> (u32, u32) {
     (own.as_raw(), acting.as_raw())
 }
 
-/// As an attacker would: the argument and the socket are those of a child, the file is another one.
+/// Does what an attacker would do: the argument and the socket are those of a child, but the file
+/// is another one.
 fn starts_a_victim() {
     let child =
         Process::new(who::task()).executable(argument()).env("EXECUTOR_TEST_PROGRAM", "tells_that_main_runs");
@@ -260,7 +264,7 @@ fn starts_a_victim() {
     }
 }
 
-fn a_privileged_copy_is_a_program_like_any_other() {
+fn a_privileged_copy_does_not_become_a_worker() {
     if !is_root() {
         println!("skipped: only root can give privileges to a file");
         return;
@@ -279,21 +283,24 @@ fn a_privileged_copy_is_a_program_like_any_other() {
         match how {
             "setuid" => assert!(said.starts_with("main of 0\n"), "{how}: {said}"),
             "setgid" => assert!(said.starts_with(&format!("main of {NOBODY}\n")), "{how}: {said}"),
-            // The same user: it might as well be the child of such a program, which must not run its `main`.
+            // With capabilities the user stays the same. So this process could be the child of a
+            // privileged program, and it must not run `main`.
             _ => assert!(said.contains("privileges that its starter has not"), "{how}: {said}"),
         }
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the child has nothing to read")]
-fn a_socket_that_another_user_has_made_is_not_read() {
+fn a_socket_that_another_user_made_is_not_read() {
     if !is_root() {
         println!("skipped: only root has files that act as another user");
         return;
     }
-    // As `sudo` starts a program: all of its ids are root's, and its input is the other user's.
+    // As with a program started by `sudo`: all of its ids are root's, and its input belongs to the
+    // other user.
     let maker = std::thread::spawn(|| {
-        // SAFETY: changes what this thread alone acts as (the C library would change all threads); it ends soon.
+        // SAFETY: changes the effective user of this thread only (the C library's function would
+        // change all threads). The thread ends soon.
         let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, i64::from(NOBODY), -1_i64) };
         assert_eq!(changed, 0);
         rustix::net::socketpair(
@@ -310,22 +317,23 @@ fn a_socket_that_another_user_has_made_is_not_read() {
     let output = command.arg(MARKER).stdin(theirs).output().unwrap();
     assert_eq!((&*String::from_utf8_lossy(&output.stdout), output.status.code()), ("", Some(1)));
     drop(command);
-    // It is told why, and that is all.
+    // The peer is told why, and nothing else happens.
     let mut told = [0; 1024];
     let (len, _) = rustix::net::recv(&ours, &mut told[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
     let told = String::from_utf8_lossy(&told[..len]);
     assert!(told.contains(&format!("user {NOBODY} of group 0 made the socket")), "{told}");
 }
 
-/// How many children of each kind are started beside it.
+/// Number of children of each kind started while the user changes.
 const USER_ROUNDS: u64 = 10;
 
 const AGAIN: &str = "EXECUTOR_TEST_AGAIN";
 
-/// With all of its privileges, with none, or acting as somebody else for a while.
+/// Starts workers with all privileges, with none, or while temporarily acting as another user.
 fn starts_a_pool_with_its_privileges() {
     println!("main");
-    // Inherited by what this starts: should that be this program again, it goes no further.
+    // The variable is inherited by child processes. If a child turns out to be this program again,
+    // it stops here.
     if std::env::var_os(AGAIN).is_some() {
         std::process::exit(9);
     }
@@ -348,7 +356,7 @@ fn starts_a_pool_with_its_privileges() {
     std::io::stdout().flush().unwrap();
 }
 
-fn a_privileged_program_is_told_that_it_has_no_workers() {
+fn a_privileged_program_gets_an_error_instead_of_workers() {
     if !is_root() {
         println!("skipped: only root can give privileges to a file");
         return;
@@ -363,7 +371,7 @@ fn a_privileged_program_is_told_that_it_has_no_workers() {
             |kept: &str| as_nobody(play_file(&file, "starts_a_pool_with_its_privileges")).argument(kept);
         plays.push((format!("{how}, with all"), play("all")));
         if how == "setuid" {
-            // The file would give them to the next one again.
+            // The setuid bit would give the privileges to the worker again.
             plays.push((format!("{how}, dropped"), play("none")));
         }
     }
@@ -382,10 +390,12 @@ fn sum(bytes: Vec<u8>) -> u64 {
     bytes.into_iter().map(u64::from).sum()
 }
 
-/// While another thread becomes another user, and root again, for all threads: the C library sends each of them a signal.
+/// Starts children while another thread switches all threads to another user and back to root. For
+/// each change, the C library sends a signal to every thread.
 fn starts_children_while_its_user_changes() {
     println!("main");
-    // Inherited by what this starts: should that be this program again, it goes no further.
+    // The variable is inherited by child processes. If a child turns out to be this program again,
+    // it stops here.
     if std::env::var_os(AGAIN).is_some() {
         std::process::exit(9);
     }
@@ -397,26 +407,29 @@ fn starts_children_while_its_user_changes() {
             let mut changes = 0_u64;
             while !is_over.load(Ordering::Relaxed) {
                 for user in [NOBODY, 0] {
-                    // SAFETY: changes who this program is. That it was root is saved, so there is a way back; by their real and
-                    // effective ids, which are all that makes a program privileged, nobody can tell.
+                    // SAFETY: only changes this program's user ids. The saved id stays root, so
+                    // there is a way back. Only the real and effective ids decide whether a program
+                    // is privileged, so this program does not count as one.
                     assert_eq!(unsafe { libc::setresuid(user, user, 0) }, 0);
                 }
                 changes += 1;
-                // Each change interrupts each thread: without an end of them nobody gets anything done.
+                // Each change interrupts every thread. Without pauses no thread would make
+                // progress.
                 std::thread::sleep(Duration::from_micros(50));
             }
             changes
         });
         for round in 0..USER_ROUNDS {
-            // Who is to be over also where this fails: the other thread is waited for.
+            // Catch the panic, so that the flag is set even if this fails: the scope waits for the
+            // other thread.
             let started = std::panic::catch_unwind(|| {
                 assert_eq!(pool(1).submit(echo::task(round)).result().unwrap(), round);
                 for method in [StartMethod::Spawn, StartMethod::ForkServer] {
-                    // One of its own, so that it is started, too.
+                    // A context of its own, so that its fork server is started as well.
                     let child = Context::new(method).process(echo::task(round)).start().unwrap();
                     assert_eq!(child.join().unwrap(), round, "{method:?}");
                 }
-                // What does not fit into the first message is written to a file.
+                // Arguments that do not fit into the first message are written to a file.
                 let long = vec![1; 100_000];
                 assert_eq!(Process::new(sum::task(long)).start().unwrap().join().unwrap(), 100_000);
             });
@@ -432,7 +445,7 @@ fn starts_children_while_its_user_changes() {
     std::io::stdout().flush().unwrap();
 }
 
-fn children_that_start_while_the_user_changes_are_children() {
+fn children_started_while_the_user_changes_become_workers() {
     if !is_root() {
         println!("skipped: only root can become another user");
         return;
@@ -440,9 +453,9 @@ fn children_that_start_while_the_user_changes_are_children() {
     assert_eq!(play("starts_children_while_its_user_changes").play_out(), "main\nchanged\n");
 }
 
-// ---- names ---------------------------------------------------------------------------------------------------------
+// ---- names --------------------------------------------------------------------------------------
 
-fn functions_of_one_name_are_told_apart() {
+fn functions_with_the_same_name_are_distinguished() {
     let program = programs::build("dev", &["--bin", "executor-test-programs"]).join("executor-test-programs");
     let _watchdog = watchdog();
     let output = Command::new(program).output().unwrap();
@@ -451,9 +464,9 @@ fn functions_of_one_name_are_told_apart() {
     assert!(output.status.success(), "{stderr}");
 }
 
-// ---- by way of the loader ------------------------------------------------------------------------------------------
+// ---- started by the loader ----------------------------------------------------------------------
 
-/// The system's loader, if it is where glibc puts it.
+/// Returns the system's dynamic loader, if it is where glibc puts it.
 fn loader() -> Option<&'static str> {
     let places = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
     let found = places.into_iter().find(|place| Path::new(place).exists());
@@ -463,7 +476,7 @@ fn loader() -> Option<&'static str> {
     found
 }
 
-/// The same play, started by the loader.
+/// The same program, started through the dynamic loader.
 fn by_loader(play: Play, loader: &str, options: &[&str], program: &Path) -> Play {
     let mut command = Command::new(loader);
     command.args(options).arg(program);
@@ -472,7 +485,7 @@ fn by_loader(play: Play, loader: &str, options: &[&str], program: &Path) -> Play
     Play { command, tag: play.tag }
 }
 
-fn a_program_that_is_started_by_way_of_the_loader_has_workers() {
+fn a_program_started_through_the_loader_has_workers() {
     let Some(loader) = loader() else { return };
     let file = std::env::current_exe().unwrap();
     let (folder, name) = (file.parent().unwrap(), file.file_name().unwrap());
@@ -492,7 +505,7 @@ fn starts_a_pool_without_its_file() {
     println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| error.to_string()));
 }
 
-fn a_program_of_the_loader_whose_file_is_gone_says_so() {
+fn a_program_started_through_the_loader_reports_that_its_file_is_gone() {
     let Some(loader) = loader() else { return };
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("program");
@@ -506,9 +519,10 @@ fn a_program_of_the_loader_whose_file_is_gone_says_so() {
     }
 }
 
-// ---- whose child is it? --------------------------------------------------------------------------------------------
+// ---- children without their parent --------------------------------------------------------------
 
-/// One of each kind that ends with its parent, all at the gate: who they are, and the fork server. Started by a thread that has ended.
+/// Starts one child of each kind that ends with its parent, and waits until all are at the gate.
+/// Returns their pids and that of the fork server. A thread that has ended starts them.
 fn children_of_all_kinds(gate: &Path) -> Vec<u32> {
     let path = gate.to_owned();
     let start = move || {
@@ -541,7 +555,8 @@ fn listen(stdout: &mut impl BufRead) -> Vec<u32> {
     line.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// A copy of it goes on, and has all that is not closed in copies.
+/// Replaces itself with another program. A forked copy goes on, with every descriptor that is not
+/// closed in copies.
 fn replaces_itself() {
     let gate = PathBuf::from(argument());
     let mut children = children_of_all_kinds(&gate);
@@ -549,7 +564,7 @@ fn replaces_itself() {
     let copy = unsafe { libc::fork() };
     if copy == 0 {
         loop {
-            // SAFETY: sleeps.
+            // SAFETY: only sleeps.
             unsafe { libc::pause() };
         }
     }
@@ -558,7 +573,7 @@ fn replaces_itself() {
     panic!("{}", Command::new("sleep").arg("1000").exec());
 }
 
-fn a_program_that_replaces_itself_leaves_nobody() {
+fn the_children_of_a_program_that_replaces_itself_end() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (mut program, mut stdout, tag) = play("replaces_itself").argument(gate.path()).until_it_speaks();
@@ -584,8 +599,8 @@ fn has_children_of_all_kinds() {
 
 fn stopped_children_end_with_their_parent() {
     let _watchdog = watchdog();
-    // Whoever has no parent any more becomes ours. So its group is not that of an orphan, to whom the kernel sends SIGHUP:
-    // as in a container whose first process is in the session.
+    // Orphans become our children. So their process group is not orphaned, and the kernel does not
+    // send them SIGHUP. It is the same in a container whose first process is in the session.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let gate = Gate::new();
     let (mut program, mut stdout, tag) =
@@ -606,7 +621,8 @@ fn stopped_children_end_with_their_parent() {
     rustix::process::set_child_subreaper(None).unwrap();
 }
 
-/// What it has to do at its end begins when its parent has its value.
+/// Returns its value at once. Its exit hook then waits at the gate, after the parent has received
+/// the value.
 #[task]
 fn leaves_slowly(gate: PathBuf) -> u32 {
     executor::at_exit(0, move || come_to(&gate));
@@ -617,13 +633,14 @@ fn joins_who_takes_its_time() {
     let gate = PathBuf::from(argument());
     let child = Process::new(leaves_slowly::task(gate.clone())).start().unwrap();
     eventually("it is at its end", || arrivals_at(&gate) == 1);
-    // So that our side has read its value, and would have closed what it is not to close.
+    // Starting another process makes sure that our side has read the first one's value, and would
+    // by now have closed what it must not close.
     assert_eq!(Process::new(echo::task(1)).start().unwrap().join().unwrap(), 1);
     ready();
     println!("{:?} {:?}", child.join().map_err(|error| error.to_string()), child.wait_exit());
 }
 
-fn who_has_reported_may_take_its_time() {
+fn a_process_that_has_returned_its_value_may_end_slowly() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (program, mut stdout, _) = play("joins_who_takes_its_time").argument(gate.path()).until_it_speaks();

@@ -1,4 +1,4 @@
-//! Code that does not care which executor it has: `&impl Executor`, `&dyn Executor`, `Arc<dyn Executor>`.
+//! Code that works with any executor: `&impl Executor`, `&dyn Executor`, `Arc<dyn Executor>`.
 
 mod support;
 
@@ -60,7 +60,7 @@ fn the_same_code_runs_on_every_way_to_hold_an_executor() {
     let boxed: Box<dyn Executor> = Box::new(pool.clone());
     assert_eq!(dynamic(&*boxed), 39);
     assert_eq!(boxed.submit(square::task(3)).result().unwrap(), 9);
-    // All of them are one pool.
+    // All of them are the same pool.
     for executor in [&pool as &dyn Executor, &shared, &*shared, &typed, &*boxed] {
         let pid = executor.submit(support::pid::task()).result().unwrap();
         assert!(pool.worker_pids().contains(&pid));
@@ -84,7 +84,7 @@ fn a_shared_executor_is_used_from_many_threads() {
 #[test]
 fn a_map_keeps_the_executor_alive() {
     let _watchdog = watchdog();
-    // The handle that is left when the others are gone is the map's.
+    // Each map holds the last handle, since all other handles are dropped.
     let build = || ProcessPoolExecutor::builder().max_workers(1).on_drop(OnDrop::Kill).build().unwrap();
     let shared: Arc<dyn Executor> = Arc::new(build());
     let map = shared.map(square::task, 0..10).buffer_size(1);
@@ -95,7 +95,7 @@ fn a_map_keeps_the_executor_alive() {
 }
 
 #[test]
-fn shutdown_through_the_trait() {
+fn shutdown_through_the_trait_rejects_new_tasks_and_cancels_pending_ones() {
     let _watchdog = watchdog();
     let pool = support::pool(1);
     let executor: &dyn Executor = &pool;
@@ -121,7 +121,7 @@ fn shutdown_through_the_trait() {
 }
 
 #[tokio::test]
-async fn async_through_the_trait() {
+async fn tasks_maps_and_shutdown_are_awaited_through_the_trait() {
     let _watchdog = watchdog();
     let shared: Arc<dyn Executor> = Arc::new(support::pool(1));
     let accepted = shared.submit(square::task(3));
@@ -129,7 +129,7 @@ async fn async_through_the_trait() {
     let squares: Vec<u64> = shared.map(square::task, 0..4).stream().map(Result::unwrap).collect().await;
     assert_eq!(squares, [0, 1, 4, 9]);
     let executor: &dyn Executor = &shared;
-    // The future of a shutdown borrows nothing.
+    // The future of a shutdown borrows nothing, so it can be spawned.
     let end = tokio::spawn(executor.shutdown_async());
     end.await.unwrap();
     assert_eq!(accepted.await.unwrap(), 9);

@@ -1,7 +1,10 @@
-//! A limit on the size of files (`ulimit -f`: judges, sandboxes, batch systems) makes calls fail; it never ends the program.
+//! A limit on the size of files (`ulimit -f`: online judges, sandboxes, batch systems) makes calls
+//! fail, but never ends the program.
 //!
-//! The system answers a file that grows beyond the limit with a signal. All shared memory of the library is such files. So
-//! this program, under several limits, makes each object and calls what makes its memory grow, in itself and in workers.
+//! The system sends a signal to a process whose file grows beyond the limit, and all shared memory
+//! of the library is such files. So this program runs under several limits. In itself and in
+//! workers it makes each kind of object and calls every function that makes the object's memory
+//! grow.
 
 #[path = "support_b/harness.rs"]
 mod harness;
@@ -22,18 +25,18 @@ use executor::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Asks this file to be the program that runs under a limit.
+/// Names the program that this file runs as under a limit.
 const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
 
 const TESTS: &[(&str, fn())] = &[
-    ("under_a_limit_on_file_sizes_every_call_is_ok_or_an_error", every_call_is_ok_or_an_error),
-    ("under_a_limit_on_file_sizes_what_fits_works", what_fits_works),
-    ("a_limit_on_file_sizes_lowered_in_a_task_fails_its_calls_only", lowered_in_a_task),
-    ("a_queue_that_much_went_through_takes_items_under_a_limit", much_went_through_a_queue),
-    ("backlogs_of_a_queue_that_requeues_use_the_same_places_again", backlogs_that_are_requeued),
-    ("a_queues_file_is_as_long_as_its_content_and_not_its_traffic", as_long_as_its_content),
-    ("what_several_processes_put_and_get_does_not_lengthen_a_queues_file", several_processes_put_and_get),
-    ("a_result_that_the_limit_on_file_sizes_keeps_inside_is_an_error", a_result_is_kept_inside),
+    ("under_a_limit_on_file_sizes_every_call_succeeds_or_returns_an_error", every_call_is_ok_or_an_error),
+    ("under_a_limit_on_file_sizes_everything_that_fits_works", what_fits_works),
+    ("a_limit_on_file_sizes_lowered_in_a_task_fails_only_that_tasks_calls", lowered_in_a_task),
+    ("a_queue_that_carried_many_bytes_accepts_items_under_a_limit", much_went_through_a_queue),
+    ("backlogs_of_a_requeuing_queue_reuse_the_same_memory", backlogs_that_are_requeued),
+    ("the_length_of_a_queues_file_follows_its_content_and_not_its_traffic", as_long_as_its_content),
+    ("items_put_and_got_by_several_processes_do_not_lengthen_a_queues_file", several_processes_put_and_get),
+    ("a_result_that_exceeds_the_limit_on_file_sizes_is_an_error", a_result_is_kept_inside),
     ("a_storm_of_timer_signals_does_not_stop_an_allocation", a_storm_of_timers),
 ];
 
@@ -46,7 +49,8 @@ fn main() {
     }
 }
 
-/// Plays this file under a limit of so many blocks of 1024 bytes; the lines that it has printed. A signal is a failure.
+/// Runs this file under a limit of so many blocks of 1024 bytes. Returns the lines it printed. A
+/// signal is a failure.
 #[track_caller]
 fn play(program: &str, limit: &str, transport: &str) -> Vec<(String, String)> {
     let file = std::env::current_exe().unwrap();
@@ -98,7 +102,7 @@ fn what_fits_works() {
     worked("10000", &["an array", "shared bytes", "a queue: large item", "a process: large result"]);
 }
 
-/// Runs it under the limit, and prints how it ended.
+/// Makes the call and prints its outcome.
 fn attempt<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Option<T> {
     let outcome = catch_unwind(AssertUnwindSafe(call));
     let (line, value) = match outcome {
@@ -112,7 +116,7 @@ fn attempt<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Op
 
 const LARGE: usize = 1_000_000;
 
-/// Encoded at once; each byte for itself takes a second in a build that is not optimised.
+/// Encoded in one piece. Encoding every byte separately takes a second in an unoptimized build.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Bytes(#[serde(with = "serde_bytes")] Vec<u8>);
 
@@ -192,7 +196,7 @@ fn tries_objects(place: String) {
     objects(&place);
 }
 
-/// All that the library offers; a line for each.
+/// Tries everything that the library offers, and prints one line for each call.
 fn tries_every_call() {
     objects("");
     if let Some(pool) = attempt("a pool", || {
@@ -274,7 +278,8 @@ fn much_went_through_a_queue() {
     assert_eq!(queue.get().unwrap().0.len(), 300_000);
 }
 
-/// Backlogs of small items that are kept until they are done, each longer than there are claims.
+/// Sends backlogs of small items that are kept until they are done. Each backlog has more items
+/// than the queue has claims.
 fn backlogs_that_are_requeued() {
     let queue = JoinableQueue::<Bytes>::unbounded().unwrap().on_lost(OnLost::Requeue);
     let lengths = (0..60).map(|_| {
@@ -286,7 +291,7 @@ fn backlogs_that_are_requeued() {
     assert!(lengths[59] <= 2 * lengths[0], "{lengths:?}");
 }
 
-/// How long the only queue's file is, and how much memory it takes.
+/// Returns the length of the only queue's file and the amount of memory it uses.
 fn queue_file() -> (u64, u64) {
     let mut files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
@@ -298,7 +303,7 @@ fn queue_file() -> (u64, u64) {
     (file.len(), file.blocks() * 512)
 }
 
-/// Small and seeded: splitmix64.
+/// A small seeded generator: splitmix64.
 struct Random(u64);
 
 impl Random {
@@ -311,7 +316,8 @@ impl Random {
     }
 }
 
-/// Ten items for each; `EXECUTOR_ROUNDS=1000` for ten thousand of them.
+/// Scales the loops below: ten items for each kind of item and each round. `EXECUTOR_ROUNDS=1000`
+/// sends ten thousand items.
 fn rounds() -> usize {
     std::env::var("EXECUTOR_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
 }
@@ -330,7 +336,7 @@ fn as_long_as_its_content() {
         let (mut inside, mut most, mut longest, mut traffic) = (Vec::new(), 0, 0, 0);
         let mut sum = 0;
         for round in 0..rounds() * 10 {
-            // It fills up and becomes empty, again and again.
+            // The queue fills up and becomes empty in turn.
             let fills = round / 50 % 2 == 0;
             if inside.is_empty() || (random.below(10) < if fills { 8 } else { 2 } && inside.len() < 20) {
                 let item = len(&mut random);
@@ -347,7 +353,8 @@ fn as_long_as_its_content() {
             longest = longest.max(queue_file().0);
         }
         println!("{name}: {traffic} bytes went through, at most {most} at a time, in a file of {longest}");
-        // Beside what is in it: holes between items, what is kept for the next one, and rings.
+        // Besides its content, the file contains gaps between items, memory kept for the next item,
+        // and the rings.
         assert!(longest <= 2 * most as u64 + (12 << 20), "{name}: {longest} for {most}");
         for item in inside {
             assert_eq!(queue.get().unwrap().0.len(), item);
@@ -387,7 +394,7 @@ fn several_processes_put_and_get() {
     queue.close();
     let got: u64 = consumers.into_iter().map(|consumer| consumer.join().unwrap()).sum();
     assert_eq!(got, 3 * count as u64);
-    // Eight in it, and six in hands.
+    // At most eight items are in the queue, and six are held by the producers and consumers.
     let (len, _) = queue_file();
     println!("{got} items went through a file of {len} bytes");
     assert!(len <= 2 * 14 * 1_100_000 + (12 << 20), "{len}");
@@ -413,11 +420,12 @@ fn a_storm_of_timers() {
 
 extern "C" fn on_alarm(_: libc::c_int) {}
 
-/// An allocation of this takes far longer than a timer's period, which undoes what was begun on kernels before 6.
+/// Makes an allocation that takes far longer than the timer's period. On kernels before version 6,
+/// each signal undoes the part of the allocation that was done.
 fn allocates_in_a_storm() {
     let period = libc::timeval { tv_sec: 0, tv_usec: 1000 };
     let timer = libc::itimerval { it_interval: period, it_value: period };
-    // SAFETY: a handler that does nothing, and a timer.
+    // SAFETY: installs a handler that does nothing, and sets a timer.
     unsafe {
         libc::signal(libc::SIGALRM, on_alarm as *const () as libc::sighandler_t);
         assert_eq!(libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()), 0);

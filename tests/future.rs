@@ -1,4 +1,4 @@
-//! What a future tells, how it is waited for, cancelled and followed by callbacks.
+//! Futures: what they report, and how they are waited for, cancelled and followed by callbacks.
 
 mod support;
 
@@ -23,10 +23,10 @@ use support::{Gate, LONG, echo, eventually, fail, hold, hold_and_fail, note, not
 
 executor::test_support!();
 
-/// One future in each state a future can be in.
+/// One future in every state that a future can be in.
 struct States {
     queued: TaskFuture<u32>,
-    /// Not begun either, but on a worker already: this function is known to be quick.
+    /// Not begun either, but already sent to a worker, because this function is known to be quick.
     sent_ahead: TaskFuture<u32>,
     running: TaskFuture<u32>,
     cancelled: TaskFuture<u32>,
@@ -39,7 +39,8 @@ struct States {
 impl States {
     fn new() -> Self {
         let (pool, gate) = (pool(1), Gate::new());
-        // So often that the estimate of its running time forgets the first call.
+        // Often enough that the first call no longer affects the estimate of the function's running
+        // time.
         for i in 0..50 {
             pool.submit(echo::task(i)).result().unwrap();
         }
@@ -61,7 +62,7 @@ impl States {
     }
 }
 
-/// What a callback saw, as owned values.
+/// The outcome that a callback saw, as an owned value.
 type Seen = Result<u32, TaskError>;
 
 fn seen(outcome: Result<&u32, &TaskError>) -> Seen {
@@ -70,7 +71,7 @@ fn seen(outcome: Result<&u32, &TaskError>) -> Seen {
 
 type Report = mpsc::Receiver<(Seen, thread::ThreadId)>;
 
-/// A callback that sends what it sees, and who runs it.
+/// Returns a callback that sends the outcome it sees and the thread that runs it.
 fn reporter() -> (impl FnOnce(Result<&u32, &TaskError>) + Send + 'static, Report) {
     let (sender, receiver) = mpsc::channel();
     (
@@ -81,10 +82,10 @@ fn reporter() -> (impl FnOnce(Result<&u32, &TaskError>) + Send + 'static, Report
     )
 }
 
-// ---- callbacks -----------------------------------------------------------------------------------------------------
+// ---- callbacks ----------------------------------------------------------------------------------
 
 #[test]
-fn fu01_callback_of_a_pending_future_sees_the_result() {
+fn fu01_a_callback_of_a_pending_future_sees_the_result() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
@@ -99,7 +100,7 @@ fn fu01_callback_of_a_pending_future_sees_the_result() {
 }
 
 #[test]
-fn fu02_callback_of_a_pending_future_sees_the_error() {
+fn fu02_a_callback_of_a_pending_future_sees_the_error() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold_and_fail::task(gate.path()));
@@ -111,7 +112,7 @@ fn fu02_callback_of_a_pending_future_sees_the_error() {
 }
 
 #[test]
-fn fu03_callback_of_a_cancelled_future_sees_cancelled() {
+fn fu03_a_callback_of_a_cancelled_future_sees_cancelled() {
     let _watchdog = watchdog();
     let states = States::new();
     for future in [&states.queued, &states.sent_ahead] {
@@ -122,7 +123,7 @@ fn fu03_callback_of_a_cancelled_future_sees_cancelled() {
         assert!(seen.unwrap_err().is_cancelled());
         assert!(report.recv_timeout(LONG).is_err(), "once");
     }
-    // One that ran.
+    // A running task that is cancelled.
     let (callback, report) = reporter();
     states.running.add_done_callback(callback);
     assert!(states.running.cancel_running());
@@ -130,7 +131,7 @@ fn fu03_callback_of_a_cancelled_future_sees_cancelled() {
 }
 
 #[test]
-fn fu05_callback_added_to_a_succeeded_future_runs_at_once() {
+fn fu05_a_callback_added_to_a_succeeded_future_runs_at_once() {
     let _watchdog = watchdog();
     let future = pool(1).submit(echo::task(5));
     future.wait();
@@ -141,12 +142,12 @@ fn fu05_callback_added_to_a_succeeded_future_runs_at_once() {
         assert_eq!(seen.unwrap(), 5);
         assert_eq!(thread, thread::current().id());
     }
-    // The value is still there.
+    // The callbacks did not consume the value.
     assert_eq!(future.result().unwrap(), 5);
 }
 
 #[test]
-fn fu06_callback_added_to_a_failed_or_cancelled_future_runs_at_once() {
+fn fu06_a_callback_added_to_a_failed_or_cancelled_future_runs_at_once() {
     let _watchdog = watchdog();
     let states = States::new();
     let (callback, report) = reporter();
@@ -160,7 +161,7 @@ fn fu06_callback_added_to_a_failed_or_cancelled_future_runs_at_once() {
 }
 
 #[test]
-fn callbacks_run_in_order_one_at_a_time_and_a_panic_stops_none() {
+fn callbacks_run_in_order_on_one_thread_and_a_panic_stops_no_other() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
@@ -169,25 +170,25 @@ fn callbacks_run_in_order_one_at_a_time_and_a_panic_stops_none() {
         let log = Arc::clone(&log);
         future.add_done_callback(move |_| {
             log.lock().unwrap().push((number, thread::current().id()));
-            // Not `panic!`: its message on stderr would look like a failure.
+            // `panic!` would print a message to stderr that looks like a failure.
             if number % 5 == 0 {
                 std::panic::resume_unwind(Box::new("a callback panics"));
             }
         });
     }
     gate.open();
-    // Waits for callbacks too.
+    // `shutdown` waits for callbacks, too.
     pool.shutdown(true);
     let log = log.lock().unwrap();
     assert_eq!(log.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
     assert_eq!(log.iter().map(|(_, thread)| thread).collect::<std::collections::HashSet<_>>().len(), 1);
-    // At once, in the caller's thread: the caller does not see the panic either.
+    // This callback runs at once in the caller's thread. The caller does not see its panic either.
     future.add_done_callback(|_| std::panic::resume_unwind(Box::new("a callback panics")));
     assert!(future.result().is_ok());
 }
 
 #[test]
-fn a_slow_callback_delays_other_callbacks_but_no_result() {
+fn a_slow_callback_delays_other_callbacks_but_no_results() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let gate = Gate::new();
@@ -200,7 +201,7 @@ fn a_slow_callback_delays_other_callbacks_but_no_result() {
     });
     gate.open();
     has_entered.recv_timeout(LONG).unwrap();
-    // The callback sleeps, and all of this happens.
+    // All of this works while the callback waits.
     for i in 0..20 {
         assert_eq!(pool.submit(echo::task(i)).result().unwrap(), i);
         assert_eq!(block_on(pool.submit(echo::task(i))).unwrap(), i);
@@ -291,7 +292,7 @@ fn a_callback_may_submit_wait_and_add_callbacks() {
         let next = inner.submit(echo::task(outcome.unwrap() + 1));
         next.wait();
         let sender_inner = sender.clone();
-        // It is done, so this runs right here, within the other.
+        // The future is done, so this callback runs at once, within the other one.
         next.add_done_callback(move |outcome| sender_inner.send(*outcome.unwrap()).unwrap());
         sender.send(next.result().unwrap() + 1).unwrap();
     });
@@ -299,7 +300,7 @@ fn a_callback_may_submit_wait_and_add_callbacks() {
 }
 
 #[test]
-fn a_callback_takes_what_it_captured_by_value() {
+fn a_callback_may_consume_its_captured_values() {
     let _watchdog = watchdog();
     struct NotClone(Vec<u32>);
     let (sender, report) = mpsc::channel();
@@ -319,7 +320,7 @@ fn text(of: u32) -> Result<String, String> {
 }
 
 #[test]
-fn on_done_gets_the_result_by_value_before_and_after_the_end() {
+fn on_done_receives_the_result_by_value_before_and_after_the_end() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (sender, report) = mpsc::channel::<Result<String, TaskError>>();
@@ -339,7 +340,7 @@ fn on_done_gets_the_result_by_value_before_and_after_the_end() {
     });
     assert_eq!(report.try_recv().expect("it has run").unwrap(), "6");
 
-    // The task runs on although the future is gone, also when it was one that cancels.
+    // The task goes on although the future is gone, even if the future was marked `kill_on_drop`.
     let (sender, report) = mpsc::channel();
     let gate = Gate::new();
     pool.submit(hold::task(gate.path())).kill_on_drop().on_done(move |outcome| sender.send(outcome).unwrap());
@@ -368,10 +369,10 @@ fn a_callback_may_shut_the_executor_down_and_drop_its_last_handle() {
     }
 }
 
-// ---- what a future tells -------------------------------------------------------------------------------------------
+// ---- what a future tells ------------------------------------------------------------------------
 
 #[test]
-fn fu09_debug_shows_state_and_type_of_result_or_error() {
+fn fu09_debug_shows_the_state_and_the_type_of_the_result_or_the_error() {
     let _watchdog = watchdog();
     let states = States::new();
     let shows = |future: &TaskFuture<u32>, state: &str, more: &str| {
@@ -392,7 +393,7 @@ fn fu09_debug_shows_state_and_type_of_result_or_error() {
 }
 
 #[test]
-fn fu10_cancel_says_true_for_what_will_never_run_and_changes_nothing_else() {
+fn fu10_cancel_returns_true_only_for_tasks_that_will_never_run() {
     let _watchdog = watchdog();
     let states = States::new();
     assert!(states.queued.cancel());
@@ -401,7 +402,7 @@ fn fu10_cancel_says_true_for_what_will_never_run_and_changes_nothing_else() {
     assert!(states.cancelled.cancel());
     assert!(!states.failed.cancel());
     assert!(!states.finished.cancel());
-    // And again.
+    // A second call returns the same.
     assert!(states.queued.cancel() && states.sent_ahead.cancel() && !states.running.cancel());
 
     assert!(states.queued.cancelled() && states.queued.done());
@@ -414,27 +415,27 @@ fn fu10_cancel_says_true_for_what_will_never_run_and_changes_nothing_else() {
     assert!(states.cancelled.result().unwrap_err().is_cancelled());
     assert!(states.failed.result().unwrap_err().is_failed());
     assert_eq!(states.finished.result().unwrap(), 7);
-    // The gate saw one task: the other never began.
+    // Only one task came to the gate: the other one never began.
     states.pool.shutdown(true);
     assert_eq!(states.gate.arrivals(), 1);
 }
 
 #[test]
-fn fu11_cancelled_is_true_for_cancelled_ones_only() {
+fn fu11_cancelled_is_true_only_for_cancelled_futures() {
     let _watchdog = watchdog();
     let states = States::new();
     assert_eq!(states.all().map(TaskFuture::cancelled), [false, false, false, true, false, false]);
 }
 
 #[test]
-fn fu12_done_is_true_for_cancelled_failed_and_finished() {
+fn fu12_done_is_true_for_cancelled_failed_and_finished_futures() {
     let _watchdog = watchdog();
     let states = States::new();
     assert_eq!(states.all().map(TaskFuture::done), [false, false, false, true, true, true]);
 }
 
 #[test]
-fn fu13_running_is_true_for_the_running_one_only() {
+fn fu13_running_is_true_only_for_the_running_future() {
     let _watchdog = watchdog();
     let states = States::new();
     assert_eq!(states.all().map(TaskFuture::running), [false, false, true, false, false, false]);
@@ -444,7 +445,7 @@ fn fu13_running_is_true_for_the_running_one_only() {
 }
 
 #[test]
-fn fu15_a_waiter_gets_the_value_that_comes_while_it_waits() {
+fn fu15_a_waiter_receives_the_value_that_arrives_while_it_waits() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
@@ -463,7 +464,7 @@ fn fu15_a_waiter_gets_the_value_that_comes_while_it_waits() {
 }
 
 #[test]
-fn fu15_many_threads_wait_for_one_future() {
+fn fu15_many_threads_may_wait_for_one_future() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
@@ -488,12 +489,12 @@ fn fu15_many_threads_wait_for_one_future() {
 }
 
 #[test]
-fn fu17_with_no_time_to_wait_error_and_result_agree_in_every_state() {
+fn fu17_with_a_timeout_of_zero_error_and_result_agree_in_every_state() {
     let _watchdog = watchdog();
     let states = States::new();
     let waited = states.all().map(|future| future.wait_timeout(Duration::ZERO));
     assert_eq!(waited, [false, false, false, true, true, true]);
-    // Of those that are done, at once; a finished one has none.
+    // Futures that are done have their error at once. A finished one has none.
     assert!(states.cancelled.error().unwrap().is_cancelled());
     assert!(states.failed.error().unwrap().is_failed());
     assert!(states.finished.error().is_none());
@@ -509,14 +510,14 @@ fn fu17_with_no_time_to_wait_error_and_result_agree_in_every_state() {
     assert!(cancelled.result_timeout(Duration::ZERO).unwrap().unwrap_err().is_cancelled());
     assert!(failed.result_timeout(Duration::ZERO).unwrap().unwrap_err().is_failed());
     assert_eq!(finished.result_timeout(Duration::ZERO).unwrap().unwrap(), 7);
-    // What came back is as good as before.
+    // The futures that were returned work as before.
     gate.open();
     assert!(back.into_iter().all(|future| future.result().is_ok()));
     drop(pool);
 }
 
 #[test]
-fn a_time_limit_without_end_is_no_limit() {
+fn a_timeout_of_duration_max_is_no_timeout() {
     let _watchdog = watchdog();
     let pool = pool(1);
     assert_eq!(pool.submit(echo::task(1)).result_timeout(Duration::MAX).unwrap().unwrap(), 1);
@@ -525,7 +526,7 @@ fn a_time_limit_without_end_is_no_limit() {
 }
 
 #[test]
-fn fu18_who_waits_for_the_error_gets_it() {
+fn fu18_a_waiter_for_the_error_receives_it() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold_and_fail::task(gate.path()));
@@ -540,7 +541,7 @@ fn fu18_who_waits_for_the_error_gets_it() {
         let error = waiter.join().unwrap().unwrap();
         assert!(matches!(error, TaskError::Failed(error) if error.message() == "let go"));
     });
-    // A copy: the future has it still.
+    // `error` returned a copy, so the future still has the error.
     assert!(future.error().unwrap().is_failed());
     assert!(future.result().unwrap_err().is_failed());
 }
@@ -555,10 +556,10 @@ fn ids_are_unique_across_executors() {
     assert_eq!(handle.id(), futures[0].id());
 }
 
-// ---- cancelling ----------------------------------------------------------------------------------------------------
+// ---- cancelling ---------------------------------------------------------------------------------
 
 #[test]
-fn cancel_running_kills_the_running_task_and_nothing_else() {
+fn cancel_running_kills_only_the_running_task() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path()));
@@ -573,7 +574,7 @@ fn cancel_running_kills_the_running_task_and_nothing_else() {
         assert_eq!(future.result().unwrap(), i);
     }
     assert!(!pool.worker_pids().contains(&victim));
-    // Of what waits or has ended.
+    // The same call for tasks that wait or have ended.
     let states = States::new();
     assert!(states.queued.cancel_running() && states.sent_ahead.cancel_running());
     assert!(states.running.running(), "which costs nobody's life");
@@ -582,7 +583,7 @@ fn cancel_running_kills_the_running_task_and_nothing_else() {
 }
 
 #[test]
-fn cancel_handle_works_after_the_future_was_moved_away() {
+fn a_cancel_handle_works_after_the_future_was_moved() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
@@ -593,7 +594,7 @@ fn cancel_handle_works_after_the_future_was_moved_away() {
     assert!(handle.clone().cancel_running());
     assert!(waiter.join().unwrap().unwrap_err().is_cancelled());
     assert!(handle.done());
-    // After the result was taken it still knows.
+    // The handle still knows the outcome after the result was taken.
     assert!(handle.cancel() && handle.cancel_running());
 
     let finished = pool.submit(echo::task(1));
@@ -603,7 +604,7 @@ fn cancel_handle_works_after_the_future_was_moved_away() {
 }
 
 #[test]
-fn dropping_a_future_lets_its_task_run_on() {
+fn dropping_a_future_does_not_cancel_its_task() {
     let _watchdog = watchdog();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("notes");
@@ -619,7 +620,7 @@ fn dropping_a_future_lets_its_task_run_on() {
 }
 
 #[test]
-fn cancel_on_drop_withdraws_what_waits_and_spares_what_runs() {
+fn cancel_on_drop_cancels_a_waiting_task_but_not_a_running_one() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path())).cancel_on_drop();
@@ -638,7 +639,7 @@ fn cancel_on_drop_withdraws_what_waits_and_spares_what_runs() {
 }
 
 #[test]
-fn kill_on_drop_ends_what_runs() {
+fn kill_on_drop_ends_a_running_task() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path())).kill_on_drop();
@@ -653,15 +654,15 @@ fn kill_on_drop_ends_what_runs() {
     assert!(handle.cancel(), "by cancellation");
     assert_ne!(pool.submit(support::pid::task()).result().unwrap(), victim);
     assert_eq!(gate.arrivals(), 1);
-    // A future that has given its result kills nobody when it goes.
+    // A future whose result was taken kills nothing when it is dropped.
     let worker = pool.worker_pids();
     assert!(pool.submit(echo::task(1)).kill_on_drop().result().is_ok());
     assert_eq!(pool.submit(support::pid::task()).result().unwrap(), worker[0]);
 }
 
-// ---- await ---------------------------------------------------------------------------------------------------------
+// ---- await --------------------------------------------------------------------------------------
 
-/// Everything that is awaited here is the same on every runtime.
+/// Awaits everything that behaves the same on every runtime.
 async fn await_everything() {
     let pool = pool(2);
     assert_eq!(pool.submit(echo::task(4)).await.unwrap(), 4);
@@ -669,7 +670,7 @@ async fn await_everything() {
     let results = join_all((0..200).map(|i| pool.submit(echo::task(i)))).await;
     assert_eq!(results.into_iter().map(Result::unwrap).collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
 
-    // Through a reference, with a look in between.
+    // Await through a reference, after polling the future.
     let gate = Gate::new();
     let mut future = pool.submit(hold::task(gate.path()));
     assert!(futures::poll!(&mut future).is_pending());
@@ -678,7 +679,7 @@ async fn await_everything() {
     assert!((&mut future).await.is_ok());
     assert!(future.done() && !future.cancelled() && !future.running());
 
-    // Cancelled while it is awaited.
+    // Cancel the task while it is awaited.
     let gate = Gate::new();
     let future = pool.submit(hold::task(gate.path()));
     let handle = future.cancel_handle();
@@ -695,13 +696,13 @@ async fn await_everything() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn await_on_tokios_current_thread() {
+async fn futures_are_awaited_on_tokios_current_thread_runtime() {
     let _watchdog = watchdog();
     await_everything().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn await_on_tokios_many_threads() {
+async fn futures_are_awaited_on_tokios_multi_thread_runtime() {
     let _watchdog = watchdog();
     await_everything().await;
     let pool = pool(2);
@@ -713,13 +714,13 @@ async fn await_on_tokios_many_threads() {
 }
 
 #[test]
-fn await_on_no_runtime_at_all() {
+fn futures_are_awaited_without_a_runtime() {
     let _watchdog = watchdog();
     block_on(await_everything());
 }
 
 #[tokio::test]
-async fn select_by_reference_loses_nothing() {
+async fn select_by_reference_loses_no_result() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let mut future = pool.submit(hold::task(gate.path()));
@@ -736,7 +737,7 @@ async fn select_by_reference_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_time_limit_of_the_runtime_kills_with_kill_on_drop() {
+async fn dropping_a_kill_on_drop_future_in_select_kills_its_task() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path())).kill_on_drop();
@@ -757,7 +758,7 @@ async fn a_time_limit_of_the_runtime_kills_with_kill_on_drop() {
     pool.shutdown_async().await;
 }
 
-/// Counts.
+/// A waker that counts its wake-ups.
 #[derive(Default)]
 struct CountingWaker(AtomicUsize);
 
@@ -768,7 +769,7 @@ impl Wake for CountingWaker {
 }
 
 #[test]
-fn the_waker_of_the_last_poll_is_woken_once() {
+fn only_the_waker_of_the_last_poll_is_woken_and_once() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let mut future = pool.submit(hold::task(gate.path()));
@@ -789,14 +790,14 @@ fn the_waker_of_the_last_poll_is_woken_once() {
 }
 
 #[test]
-fn polling_after_ready_panics() {
+fn polling_a_future_after_ready_panics() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let mut future = pool.submit(echo::task(1));
     assert_eq!(block_on(&mut future).unwrap(), 1);
     let panic = catch_unwind(AssertUnwindSafe(|| block_on(&mut future))).unwrap_err();
     assert!(panic.downcast_ref::<&str>().unwrap().contains("after it was ready"));
-    // Only that: everything else still answers.
+    // Only polling panics. Everything else still answers.
     assert!(future.done() && !future.cancel());
     let (callback, report) = reporter();
     future.add_done_callback(callback);
@@ -804,7 +805,7 @@ fn polling_after_ready_panics() {
 }
 
 #[test]
-fn an_error_that_was_awaited_is_still_an_error() {
+fn an_error_that_was_awaited_is_still_reported() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let mut future = pool.submit(fail::task("no".into()));
@@ -824,7 +825,7 @@ impl Wake for PanickingWaker {
 }
 
 #[test]
-fn a_waker_that_panics_harms_nobody() {
+fn a_waker_that_panics_affects_no_other_task() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let mut future = pool.submit(hold::task(gate.path()));
@@ -840,7 +841,8 @@ fn a_waker_that_panics_harms_nobody() {
     }
 }
 
-/// Holds the last handle of an executor, and lets go of it where it is woken: on the executor's own thread.
+/// A waker that holds the last handle of an executor. It drops the handle when it is woken, on the
+/// executor's own thread.
 struct LastHandle(Mutex<Option<ProcessPoolExecutor>>, mpsc::Sender<()>);
 
 impl Wake for LastHandle {
@@ -865,7 +867,7 @@ fn a_waker_may_drop_the_last_handle_of_the_executor() {
     assert_eq!(after.result().unwrap(), 1, "accepted work is finished");
 }
 
-// ---- results that do not decode ------------------------------------------------------------------------------------
+// ---- results that do not decode -----------------------------------------------------------------
 
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
@@ -914,10 +916,10 @@ fn a_result_that_does_not_decode_is_an_error_wherever_it_is_read() {
     }
 }
 
-// ---- types ---------------------------------------------------------------------------------------------------------
+// ---- types --------------------------------------------------------------------------------------
 
 #[test]
-fn types_are_small_and_may_travel() {
+fn types_are_small_and_can_be_sent_between_threads() {
     fn travels<T: Send + Sync + Unpin + 'static>() {}
     fn clones<T: Clone>() {}
     travels::<TaskError>();
@@ -927,7 +929,8 @@ fn types_are_small_and_may_travel() {
     travels::<ProcessPoolExecutor>();
     clones::<ProcessPoolExecutor>();
     travels::<TaskFuture<u32>>();
-    // A future holds no value, only the way to it.
+    // A future holds no value, only the means to get it, so it is `Send` whatever the type of the
+    // value.
     travels::<TaskFuture<std::rc::Rc<std::cell::Cell<u32>>>>();
     assert!(size_of::<TaskError>() <= 32, "{}", size_of::<TaskError>());
     fn is_error<E: std::error::Error>() {}

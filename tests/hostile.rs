@@ -1,7 +1,8 @@
-//! Workers that write what they like to the memory that they share with their pool, and what the pool makes of it.
+//! Workers that write garbage to the memory that they share with their pool, and how the pool
+//! handles it.
 //!
-//! The tasks here find that memory as any wild pointer would: it is mapped. Where its words lie is written down in
-//! [`layout`], which its own test compares with what is really there.
+//! The tasks here find the shared memory in the way a wild pointer would: it is mapped into the
+//! worker. [`layout`] says where its words are. One test compares `layout` with the actual memory.
 
 mod support_b;
 
@@ -25,13 +26,13 @@ use support_b::{
 
 executor::test_support!();
 
-/// Where the words of the shared segment lie, in bytes.
+/// Offsets of the words in the shared segment, in bytes.
 mod layout {
     pub(crate) const CLAIMS: usize = 0;
     pub(crate) const SLOTS: usize = 1024;
     pub(crate) const BEGAN: usize = 8 * SLOTS;
     pub(crate) const DOWN: usize = 11_328;
-    /// Of one ring.
+    /// Offsets within one ring, down to `WORD_COUNT`.
     pub(crate) const HEAD: usize = 0;
     pub(crate) const TAIL: usize = 64;
     pub(crate) const ASLEEP: usize = 128;
@@ -47,7 +48,7 @@ const DONE: u8 = 5;
 const CREDIT: u8 = 11;
 const HEADER_BYTES: usize = 40;
 
-/// A mapping of this process, as memory that others write as well.
+/// A mapping of this process that other processes write to as well.
 #[derive(Clone, Copy)]
 struct Mapping {
     at: usize,
@@ -65,7 +66,8 @@ impl Mapping {
 
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at + 8 <= self.bytes && at.is_multiple_of(8));
-        // SAFETY: within the mapping, which stays until the process ends; others write to it by atomic operations.
+        // SAFETY: the word is within the mapping, which stays until the process ends. Others write
+        // to it only with atomic operations.
         unsafe { AtomicU64::from_ptr((self.at + at) as *mut u64) }
     }
 
@@ -76,7 +78,7 @@ impl Mapping {
     }
 }
 
-/// What a hostile task has in its hands.
+/// The mappings that a hostile task writes to.
 struct Shared {
     segment: Mapping,
     doorbell: Mapping,
@@ -101,7 +103,8 @@ impl Shared {
         self.up(layout::WORDS + 8 * (position % layout::WORD_COUNT) as usize)
     }
 
-    /// Publishes one message, once there is room; then wakes whoever might sleep.
+    /// Publishes one message as soon as there is memory available in the ring. Then wakes any
+    /// reader that may sleep.
     fn publish(&self, message: &[u8]) {
         self.publish_as(message, message.len() as u64);
     }
@@ -110,10 +113,13 @@ impl Shared {
         let head = self.up(layout::HEAD).load(Ordering::SeqCst);
         let words = 1 + message.len().div_ceil(8) as u64;
         let room = || head - self.up(layout::TAIL).load(Ordering::SeqCst) + words <= layout::WORD_COUNT;
+        // Wake the reader while waiting, because only the reader makes room.
         while !room() {
             self.wake();
             std::thread::yield_now();
         }
+        // The length and the content come first. The head is stored last, so that the reader sees a
+        // whole message.
         self.ring_word(head).store(len, Ordering::Relaxed);
         for (at, chunk) in message.chunks(8).enumerate() {
             let mut word = [0; 8];
@@ -124,8 +130,9 @@ impl Shared {
         self.wake();
     }
 
-    /// Whoever drains looks, wherever it sleeps.
+    /// Wakes the reader of the ring, wherever it sleeps.
     fn wake(&self) {
+        // The reader sleeps either on the ring's own word or on the doorbell, so wake both.
         let asleep = self.segment.half(layout::UP + layout::ASLEEP);
         asleep.store(0, Ordering::SeqCst);
         wake(asleep);
@@ -149,7 +156,7 @@ fn header(kind: u8, task: u64, length: u64) -> Vec<u8> {
     out
 }
 
-/// xorshift64*.
+/// A small random number generator: xorshift64*.
 struct Dice(u64);
 
 impl Dice {
@@ -160,7 +167,7 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Small, large, or anything.
+    /// Returns a small number, a large one, or any.
     fn number(&mut self) -> u64 {
         match self.roll() % 6 {
             0 => self.roll() % 8,
@@ -193,7 +200,7 @@ enum Deed {
 
 use Deed::*;
 
-/// Those after which a worker is cut off, whatever it does next.
+/// Violations after which the worker is cut off, whatever it does next.
 const DEEDS: [Deed; 15] = [
     WildHead,
     HeadBack,
@@ -218,7 +225,7 @@ fn park() -> ! {
     }
 }
 
-/// Does it, and then nothing more.
+/// Commits the violation, then does nothing more.
 #[task]
 fn misbehave(deed: Deed, seed: u64) {
     let shared = Shared::find();
@@ -226,7 +233,8 @@ fn misbehave(deed: Deed, seed: u64) {
     match deed {
         WildHead => shared.up(layout::HEAD).store(head + layout::WORD_COUNT + 1, Ordering::SeqCst),
         HeadBack => {
-            // The first message of a frame; then it takes that back, too late.
+            // Publishes the first message of a frame. Once it has been read, takes it back, which
+            // is too late.
             shared.publish(&header(DONE, 1, 4));
             while shared.up(layout::TAIL).load(Ordering::SeqCst) == head {
                 shared.wake();
@@ -269,7 +277,7 @@ fn misbehave(deed: Deed, seed: u64) {
     park()
 }
 
-/// Writes here and there, a hundred times, and then returns as if nothing had happened.
+/// Writes to random places up to a hundred times, then returns as if nothing had happened.
 #[task]
 fn scribble(seed: u64) -> u64 {
     let shared = Shared::find();
@@ -314,7 +322,7 @@ fn scribble(seed: u64) -> u64 {
     seed
 }
 
-/// The words are where this file says.
+/// Checks that the words are where this file says they are.
 #[task]
 fn look_around() -> Result<(), String> {
     let Shared { segment, .. } = Shared::find();
@@ -333,13 +341,13 @@ fn look_around() -> Result<(), String> {
     if begun < 2 { Err("no task has begun".into()) } else { Ok(()) }
 }
 
-/// Over ipc-channel there is no ring to write to.
+/// Returns whether the transport is ipc-channel, which has no ring to write to.
 fn over_ipc() -> bool {
     std::env::var_os("EXECUTOR_TRANSPORT").is_some_and(|name| name == "ipc")
 }
 
 #[test]
-fn the_words_are_where_these_tests_believe_them() {
+fn the_shared_words_are_where_these_tests_expect_them() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -354,22 +362,24 @@ fn mappings() -> usize {
     maps.lines().filter(|line| line.contains("memfd:executor-")).count()
 }
 
-/// Descriptors and mappings when no pool is left; a pool's threads hold it a moment longer than its owner.
+/// Returns the number of descriptors and mappings while no pool exists. A pool's threads hold its
+/// resources a moment longer than its owner.
 fn at_rest() -> (usize, usize) {
-    // Their threads, too: each closes what it has at its end.
+    // Also wait for the threads, because each one closes its descriptors when it ends.
     eventually("the pools of other tests are gone", || mappings() == 0 && executor_threads().is_empty());
     (descriptors(), 0)
 }
 
 #[test]
-fn a_worker_that_breaks_the_protocol_is_cut_off_and_the_others_go_on() {
+fn a_worker_that_breaks_the_protocol_is_killed_and_other_tasks_go_on() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
     }
     let before = at_rest();
     for deed in DEEDS {
-        // One that waits by itself, one for which the reader waits.
+        // Once the test's own thread waits for the result and reads the ring, and once the pool's
+        // reader does it.
         for helps in [true, false] {
             let pool = pool(2);
             let bad = pool.submit(misbehave::task(deed, 7));
@@ -386,7 +396,7 @@ fn a_worker_that_breaks_the_protocol_is_cut_off_and_the_others_go_on() {
             for (value, other) in others.into_iter().enumerate() {
                 match other.result() {
                     Ok(came) => assert_eq!(came, value as u64),
-                    // All that it had with it may have begun.
+                    // Any task that had been sent to this worker may count as begun.
                     Err(TaskError::WorkerLost { .. }) if deed == EverythingRandom => {}
                     Err(error) => panic!("{deed:?}, the other {value}: {error}"),
                 }
@@ -398,7 +408,7 @@ fn a_worker_that_breaks_the_protocol_is_cut_off_and_the_others_go_on() {
     eventually("descriptors and mappings are given back", || (descriptors(), mappings()) == before);
 }
 
-/// Leaves a thread behind that writes over the worker's position in the ring to it.
+/// Leaves a thread behind that keeps overwriting the worker's position in the ring to the worker.
 #[task]
 fn leave_a_garbler() {
     std::thread::spawn(|| {
@@ -410,7 +420,7 @@ fn leave_a_garbler() {
 }
 
 #[test]
-fn a_garbled_position_in_the_ring_to_the_worker_is_noticed_when_it_matters() {
+fn a_garbled_position_in_the_ring_to_the_worker_is_noticed_when_the_ring_is_full() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -418,7 +428,8 @@ fn a_garbled_position_in_the_ring_to_the_worker_is_noticed_when_it_matters() {
     let pool = pool(1);
     pool.submit(leave_a_garbler::task()).result().unwrap();
     let garbler = pool.submit(pid::task()).result().unwrap();
-    // More than the ring takes, so that the position is looked at; it has not begun, and goes to another worker.
+    // The argument is larger than the ring, so that the position is checked. The task has not
+    // begun, so it goes to another worker.
     let after = loop {
         assert_eq!(pool.submit(length::task(vec![0; 1 << 20])).result().unwrap(), 1 << 20);
         let after = pool.submit(pid::task()).result().unwrap();
@@ -434,14 +445,15 @@ fn length(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
-/// As the worker writes a result.
+/// Encodes a value as the worker encodes a result.
 fn encoded(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = Buffer::new();
     Postcard::encode(value, &mut bytes).expect("a number");
     bytes.into_vec()
 }
 
-/// Waits to be told ids of tasks, publishes a reply to each by hand, and returns nothing.
+/// Waits until it is told the ids of tasks, publishes a reply to each one by hand, and never
+/// returns.
 #[task]
 fn reply_by_hand(notes: &Path) -> u64 {
     let ids = loop {
@@ -460,7 +472,7 @@ fn reply_by_hand(notes: &Path) -> u64 {
 }
 
 #[test]
-fn replies_twice_early_and_out_of_order() {
+fn duplicate_early_and_unordered_replies_are_accepted_or_break_the_protocol() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -484,12 +496,13 @@ fn replies_twice_early_and_out_of_order() {
     }
 }
 
-/// Writes over the word on which whoever waits for it sleeps, says so, then leaves without a word.
+/// Overwrites the word on which the reader of its replies sleeps, and leaves a note that it has
+/// done so. Then it aborts, parks or returns.
 #[task]
 fn garble_who_sleeps(value: u32, how: u8, said: &Path) {
     let shared = Shared::find();
     let asleep = shared.segment.half(layout::UP + layout::ASLEEP);
-    // Somebody is going to sleep there: the one who asks for the result.
+    // The thread that asks for the result is going to sleep on this word.
     while asleep.load(Ordering::SeqCst) != 1 {
         std::thread::yield_now();
     }
@@ -504,21 +517,22 @@ fn garble_who_sleeps(value: u32, how: u8, said: &Path) {
 }
 
 #[test]
-fn who_sleeps_on_a_garbled_word_is_woken_all_the_same() {
+fn a_reader_that_sleeps_on_a_garbled_word_is_woken_nevertheless() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
     }
     for value in [0, 1, 2, 3, u32::MAX] {
         for how in 0..3 {
-            // Where the pool's own thread looks at the worker at the moment somebody asks, the latter waits elsewhere.
+            // If the pool's own thread is checking the worker when the result is asked for, then
+            // the asking thread waits elsewhere. So try again until it waits on this word.
             let (pool, ended, behind) = with_a_limit_long_enough("somebody sleeps there", |limit| {
                 let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
                 let said = notes.path().join("garbled");
                 let future = pool.submit(garble_who_sleeps::task(value, how, &said));
                 let behind = pool.submit(echo::task(1));
                 let canceller = future.cancel_handle();
-                // Who asks before a worker has the task waits elsewhere, too.
+                // A thread that asks before a worker has the task waits elsewhere as well.
                 eventually("it runs", || future.running());
                 let ended = std::thread::spawn(move || future.result());
                 let deadline = Instant::now() + limit;
@@ -542,7 +556,7 @@ fn who_sleeps_on_a_garbled_word_is_woken_all_the_same() {
     }
 }
 
-/// Says again and again that it has just begun.
+/// Records again and again that its task has just begun.
 #[task]
 fn always_just_begun(garble: bool) {
     let shared = Shared::find();
@@ -558,7 +572,7 @@ fn always_just_begun(garble: bool) {
 }
 
 #[test]
-fn a_time_limit_cannot_be_put_off() {
+fn a_task_cannot_postpone_its_timeout() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -571,7 +585,7 @@ fn a_time_limit_cannot_be_put_off() {
     }
 }
 
-/// Notes that it runs, writes over its claim word, and dies.
+/// Leaves a note that it runs, overwrites its claim word, and aborts.
 #[task]
 fn deny_and_die(notes: &Path) {
     let note = notes.join(std::process::id().to_string());
@@ -582,7 +596,7 @@ fn deny_and_die(notes: &Path) {
 }
 
 #[test]
-fn a_task_that_wrote_over_its_claim_does_not_run_again() {
+fn a_task_that_overwrote_its_claim_does_not_run_again() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -593,7 +607,7 @@ fn a_task_that_wrote_over_its_claim_does_not_run_again() {
     assert_eq!(fs::read_dir(notes.path()).unwrap().count(), 1, "it ran once");
 }
 
-/// Promises a payload, sends a little of it, and no more.
+/// Announces a payload of the given length, sends a little of it, and then nothing more.
 #[task]
 fn promise(id: u64, length: u64) {
     let shared = Shared::find();
@@ -611,7 +625,7 @@ fn memory() -> u64 {
 }
 
 #[test]
-fn a_promise_of_a_terabyte_costs_no_memory() {
+fn an_announced_payload_of_a_terabyte_allocates_no_memory() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -620,14 +634,14 @@ fn a_promise_of_a_terabyte_costs_no_memory() {
     pool.submit(echo::task(0)).result().unwrap();
     let before = memory();
     let future = pool.submit(promise::task(u64::MAX, 1 << 40).timeout(Duration::from_millis(500)));
-    // It is a promise: only a limit ends it.
+    // The announcement itself is valid, so only the timeout ends the task.
     assert!(future.result().unwrap_err().is_timeout());
-    // A terabyte would be seen; other tests' threads and pools are not.
+    // A terabyte would exceed this bound. The threads and pools of other tests do not.
     assert!(memory() - before < 4 << 30, "{} bytes more", memory() - before);
 }
 
 #[test]
-fn random_scribbling_hangs_and_breaks_nothing() {
+fn random_writes_to_the_shared_memory_never_hang_or_break_the_pool() {
     let _guards = (watchdog(), alone());
     if over_ipc() {
         return;
@@ -651,12 +665,13 @@ fn random_scribbling_hangs_and_breaks_nothing() {
             match other.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: {value} hangs"))
             {
                 Ok(came) if came == value as u64 => {}
-                // What the pool itself says is so.
+                // The pool itself must not be broken or shut down, and must not cancel.
                 Err(error) if error.is_broken() || error.is_shutdown() || error.is_cancelled() => {
                     panic!("EXECUTOR_SEED={seed}: the other {value}: {error}")
                 }
-                // What stood in the same ring may be wrong, on either way: another task or none, any value, any error. What
-                // stood on the same board is unknown.
+                // Replies in the same ring may be wrong in either direction: to another task or to
+                // none, with any value or any error. Nothing is known about tasks on the same
+                // board.
                 Ok(_) | Err(_) => wrong += 1,
             }
         }
@@ -666,7 +681,8 @@ fn random_scribbling_hangs_and_breaks_nothing() {
             Ok(_) | Err(_) => wrong += 1,
         }
     }
-    // A worker in which something is wrong answers nothing, is ended after its time, or was ended.
+    // In a worker whose shared memory is damaged, a task is not answered, reaches its timeout, or
+    // is lost.
     println!("{survived} went unnoticed, {lost} workers were lost, {wrong} tasks beside them");
     pool.kill_workers();
     drop(pool);

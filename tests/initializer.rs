@@ -1,4 +1,5 @@
-//! Initializers: once in each worker, before any task; and what becomes of the pool when one fails.
+//! Initializers run once in each worker before any task. These tests also cover a pool whose
+//! initializer fails.
 
 mod support_b;
 
@@ -15,7 +16,7 @@ executor::test_support!();
 
 struct State(String);
 
-/// Notes that it has run, in which worker.
+/// Records that it ran in this worker, and sets the worker's state.
 #[task]
 fn prepare(gate: &Path, value: String) {
     note_start(gate);
@@ -26,7 +27,7 @@ fn note_start(gate: &Path) {
     File::create(gate.join(format!("start-{}", std::process::id()))).expect("a note");
 }
 
-/// How many initializers have begun.
+/// Returns how many initializers have begun.
 fn starts(gate: &Gate) -> usize {
     let names = fs::read_dir(gate.path()).unwrap().map(|entry| entry.unwrap().file_name());
     names.filter(|name| name.to_string_lossy().starts_with("start-")).count()
@@ -39,7 +40,7 @@ fn state_at_the_gate(gate: &Path) -> (u32, String) {
 }
 
 #[test]
-fn in01_every_worker_sees_the_initialized_state() {
+fn in01_every_worker_sees_the_state_set_by_its_initializer() {
     let _watchdog = watchdog();
     let (notes, gate) = (Gate::new(), Gate::new());
     let pool = ProcessPoolExecutor::builder()
@@ -66,7 +67,7 @@ fn count_from(start: u64) {
     executor::worker_state::set(Count(std::cell::Cell::new(start)));
 }
 
-/// One more than at its last call in this worker.
+/// Returns one more than at its last call in this worker.
 #[task]
 fn count_on(gate: Option<&Path>) -> (u32, u64) {
     gate.into_iter().for_each(come_to);
@@ -78,7 +79,7 @@ fn count_on(gate: Option<&Path>) -> (u32, u64) {
 }
 
 #[test]
-fn to25_state_persists_within_a_worker_and_is_not_shared_among_workers() {
+fn to25_worker_state_persists_within_a_worker_and_is_not_shared_between_workers() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool =
@@ -89,7 +90,7 @@ fn to25_state_persists_within_a_worker_and_is_not_shared_among_workers() {
     let [(one, first), (other, second)] = both.map(|future| future.result().unwrap());
     assert_ne!(one, other, "two workers");
     assert_eq!((first, second), (101, 101), "each counts for itself");
-    // Each worker's numbers go on without a gap, however the tasks are spread.
+    // Each worker counts on without a gap, however the tasks are distributed.
     let futures: Vec<_> = (0..50).map(|_| pool.submit(count_on::task(None))).collect();
     let mut counts: Vec<_> = futures.into_iter().map(|future| future.result().unwrap()).collect();
     for worker in [one, other] {
@@ -102,7 +103,7 @@ fn to25_state_persists_within_a_worker_and_is_not_shared_among_workers() {
 }
 
 #[test]
-fn a_replacement_is_initialized_too() {
+fn a_replacement_worker_is_initialized_too() {
     let _watchdog = watchdog();
     let (notes, gate) = (Gate::new(), Gate::new());
     gate.open();
@@ -119,7 +120,7 @@ fn a_replacement_is_initialized_too() {
     assert_eq!(starts(&notes), 2);
 }
 
-/// Fails in one of several ways.
+/// Fails in the given way.
 #[task]
 fn fail(notes: &Path, how: String) -> Result<(), String> {
     note_start(notes);
@@ -136,7 +137,7 @@ fn broken_pool(notes: &Gate, how: &str, workers: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).initializer(task).build().unwrap()
 }
 
-/// Keeps the text of all errors that are logged.
+/// A subscriber that keeps the text of all logged errors.
 struct Log;
 
 static LOGGED: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
@@ -172,7 +173,7 @@ impl tracing::Subscriber for Log {
 }
 
 #[test]
-fn in02_a_failing_initializer_breaks_the_pool_and_says_why() {
+fn in02_a_failing_initializer_breaks_the_pool_and_its_error_is_reported() {
     let _watchdog = watchdog();
     tracing::subscriber::set_global_default(Log).expect("the only one of this test binary");
     let notes = Gate::new();
@@ -186,7 +187,7 @@ fn in02_a_failing_initializer_breaks_the_pool_and_says_why() {
         assert!(remote.task().ends_with("fail"), "{}", remote.task());
         assert!(error.to_string().contains("the model is missing"), "{error}");
     }
-    // Later ones too, and it was logged.
+    // Later tasks fail as well, and the error was logged.
     assert!(pool.submit(pid::task()).result().unwrap_err().is_broken());
     pool.shutdown(true);
     let logged = LOGGED.get().expect("something was logged").lock().unwrap();
@@ -194,7 +195,7 @@ fn in02_a_failing_initializer_breaks_the_pool_and_says_why() {
 }
 
 #[test]
-fn in07_a_pool_whose_initializer_always_fails_does_not_start_workers_for_ever() {
+fn in07_a_pool_whose_initializer_always_fails_stops_starting_workers() {
     let _watchdog = watchdog();
     for how in ["error", "panic", "exit", "abort"] {
         let notes = Gate::new();
@@ -218,7 +219,7 @@ fn in07_a_pool_whose_initializer_always_fails_does_not_start_workers_for_ever() 
     }
 }
 
-/// Succeeds in the first worker, leaves in every other.
+/// Succeeds in the first worker and exits in every other.
 #[task]
 fn only_once(notes: &Path) {
     let first = File::create_new(notes.join("first")).is_ok();
@@ -229,7 +230,7 @@ fn only_once(notes: &Path) {
 }
 
 #[test]
-fn replacements_that_die_at_their_start_again_and_again_break_the_pool() {
+fn replacements_that_repeatedly_exit_at_their_start_break_the_pool() {
     let _watchdog = watchdog();
     let notes = Gate::new();
     let pool = ProcessPoolExecutor::builder()
@@ -248,7 +249,7 @@ fn replacements_that_die_at_their_start_again_and_again_break_the_pool() {
 }
 
 #[test]
-fn a_pool_may_be_ended_while_an_initializer_hangs() {
+fn a_pool_can_be_ended_while_an_initializer_hangs() {
     let _watchdog = watchdog();
     for kill in [true, false] {
         let gate = Gate::new();
@@ -269,7 +270,7 @@ fn a_pool_may_be_ended_while_an_initializer_hangs() {
         pool.shutdown(true);
         assert_eq!(state(worker), None);
     }
-    // The only task is cancelled: nothing is left to wait for.
+    // Here the only task is cancelled, so shutdown has nothing left to wait for.
     let gate = Gate::new();
     let pool =
         ProcessPoolExecutor::builder().max_workers(1).initializer(hold::task(gate.path())).build().unwrap();
@@ -280,7 +281,7 @@ fn a_pool_may_be_ended_while_an_initializer_hangs() {
     assert_eq!(state(worker), None);
 }
 
-/// CPU time of a thread of this process, in clock ticks.
+/// Returns the CPU time of a thread of this process, in clock ticks.
 fn cpu_ticks(thread: &str) -> Option<u64> {
     let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
     let stats = threads.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
@@ -295,8 +296,8 @@ fn cpu_ticks(thread: &str) -> Option<u64> {
 }
 
 #[test]
-fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
-    /// Dies in the second worker, takes its time in the third.
+fn a_slow_initializer_after_a_failed_start_uses_no_cpu_time() {
+    /// Exits in the second worker and waits in the third.
     #[task]
     fn second_dies_third_hangs(notes: &Path) {
         if File::create_new(notes.join("first")).is_ok() {
@@ -307,7 +308,8 @@ fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
         }
     }
 
-    /// In a process of its own, which has one driver: what that has computed, in clock ticks.
+    /// Runs in a process with only one driver. Returns the CPU time that the driver used while an
+    /// initializer waited, in clock ticks.
     #[task]
     fn ticks_of_the_driver() -> u64 {
         let gate = Gate::new();
@@ -321,7 +323,8 @@ fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
         let future = pool.submit(pid::task());
         let worker = gate.wait_for(1)[0];
         let before = cpu_ticks("executor-driver").expect("it has a driver");
-        // Not to find an order: time in which a driver that does not sleep would compute.
+        // This sleep does not enforce an order: during it, a driver that does not sleep would use
+        // CPU time.
         std::thread::sleep(std::time::Duration::from_millis(500));
         let spent = cpu_ticks("executor-driver").expect("it has a driver") - before;
         gate.open();
@@ -335,7 +338,7 @@ fn a_slow_initializer_after_a_failed_start_costs_no_cpu() {
 }
 
 #[test]
-fn an_initializer_that_hangs_in_one_worker_ends_no_pool_in_which_another_works() {
+fn an_initializer_that_hangs_in_one_worker_does_not_break_a_pool_with_another_working_one() {
     #[task]
     fn second_hangs(notes: &Path) {
         if File::create_new(notes.join("first")).is_err() && File::create_new(notes.join("second")).is_ok() {
@@ -344,7 +347,8 @@ fn an_initializer_that_hangs_in_one_worker_ends_no_pool_in_which_another_works()
     }
 
     let _watchdog = watchdog();
-    // The limit is also that of the initializers that do not hang, which have to keep it.
+    // The timeout also applies to the initializers that do not hang, and they have to finish within
+    // it.
     with_a_limit_long_enough("the first worker and the third", |limit| {
         let (gate, held) = (Gate::new(), Gate::new());
         let pool = ProcessPoolExecutor::builder()
@@ -358,13 +362,15 @@ fn an_initializer_that_hangs_in_one_worker_ends_no_pool_in_which_another_works()
         if held.arrivals().is_empty() {
             return None;
         }
-        // For this one a second worker is started, whose initializer hangs; a third one runs it.
+        // A second worker is started for this task, and its initializer hangs. A third worker runs
+        // the task.
         let second = pool.submit(pid::task());
         let worker = second.result().unwrap();
         held.open();
         assert!(first.result().is_ok());
         assert!(pool.broken().is_none());
-        // Or the second was ended on its way to where it hangs.
+        // Otherwise the second worker was ended before it reached the gate, so try again with a
+        // longer timeout.
         let [slow] = gate.arrivals()[..] else { return None };
         assert_ne!(worker, slow);
         Some(())
@@ -372,7 +378,7 @@ fn an_initializer_that_hangs_in_one_worker_ends_no_pool_in_which_another_works()
 }
 
 #[test]
-fn initializer_and_tasks_run_on_one_thread() {
+fn the_initializer_and_tasks_run_on_one_thread() {
     #[task]
     fn set_here() {
         executor::worker_state::set(std::rc::Rc::new(std::thread::current().id()));

@@ -1,4 +1,5 @@
-//! Large arguments and results, and `SharedBytes`: what crosses, what is copied, and what is left when somebody dies.
+//! Large arguments and results, and `SharedBytes`: how they are sent, when they are copied, and
+//! that nothing is left behind when a worker dies.
 
 mod support;
 
@@ -30,7 +31,7 @@ fn make(len: usize, byte: u8) -> Vec<u8> {
     vec![byte; len]
 }
 
-/// Not the same everywhere, and quickly made.
+/// Returns bytes that differ from page to page and are quickly made.
 fn pattern(len: usize) -> Vec<u8> {
     let mut bytes = vec![7; len];
     for (i, chunk) in bytes.chunks_mut(4096).enumerate() {
@@ -43,7 +44,7 @@ fn over_ipc() -> bool {
     std::env::var("EXECUTOR_TRANSPORT").is_ok_and(|name| name == "ipc")
 }
 
-/// The name of the file that is mapped where these bytes lie.
+/// Returns the line of `/proc/self/maps` for the mapping that contains these bytes.
 fn mapped_file(bytes: &[u8]) -> String {
     let at = bytes.as_ptr() as usize;
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -66,7 +67,7 @@ fn file_of_text(numbers: Vec<u32>, text: Option<&str>) -> (usize, String) {
 }
 
 #[test]
-fn large_arguments_are_borrowed_in_place_and_cannot_be_written() {
+fn large_arguments_are_borrowed_in_place_and_are_read_only() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -93,7 +94,7 @@ fn to14_many_megabytes_arrive_in_both_directions() {
         let bytes = pattern(len);
         assert!(pool.submit(echo::task(bytes.clone())).result().unwrap() == bytes, "{len} bytes");
     }
-    // Several at a time, of sizes that change.
+    // Several at a time, of varying sizes.
     let sizes = (0..60).map(|i| (i * 7919 * 13) % (2 << 20));
     for item in pool.map(|len| echo::task(pattern(len)), sizes.clone()).buffer_size(16).zip(sizes) {
         assert!(item.0.unwrap() == pattern(item.1), "{} bytes", item.1);
@@ -138,7 +139,7 @@ fn bytes_in_messagepack(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn large_values_of_all_kinds_grow_into_a_segment() {
+fn large_values_of_all_types_are_encoded_into_a_segment() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -156,7 +157,7 @@ fn large_values_of_all_kinds_grow_into_a_segment() {
 }
 
 #[test]
-fn beyond_the_bounds_bytes_go_in_parts_and_nothing_waits() {
+fn beyond_the_limit_of_segments_values_are_sent_in_parts_without_waiting() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
@@ -166,7 +167,7 @@ fn beyond_the_bounds_bytes_go_in_parts_and_nothing_waits() {
     assert!(pool.stats().segments >= 64 && pool.stats().segments <= 128, "{:?}", pool.stats());
     gate.open();
     held.result().unwrap();
-    // More large results than there are segments, none of which has been looked at.
+    // More large results than there are segments, and none of them has been read.
     futures.iter().for_each(TaskFuture::wait);
     for (i, future) in futures.into_iter().enumerate() {
         assert!(future.result().unwrap() == pattern(40_000 + i), "{i}");
@@ -174,7 +175,7 @@ fn beyond_the_bounds_bytes_go_in_parts_and_nothing_waits() {
 }
 
 #[test]
-fn memory_goes_back_when_nobody_uses_it() {
+fn memory_is_returned_to_the_system_when_unused() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(2);
@@ -184,7 +185,7 @@ fn memory_goes_back_when_nobody_uses_it() {
     }
     let stats = pool.stats();
     assert!((16 << 20..=64 << 20).contains(&stats.segment_bytes), "{stats:?}");
-    // Its memory goes first, and then the segment is counted as empty.
+    // The memory is returned first. After that the segment is counted as empty.
     eventually("all is given back", || {
         let stats = pool.stats();
         (stats.segments, stats.segment_bytes) == (0, 0)
@@ -213,7 +214,7 @@ fn die_reading(bytes: &[u8]) -> usize {
     std::process::abort()
 }
 
-/// Dies while it is encoded, when a part of it is in a segment.
+/// A result that kills the process while it is encoded, when part of it is already in a segment.
 #[derive(Debug)]
 struct DiesHalfway;
 
@@ -245,12 +246,12 @@ fn die_with(bytes: SharedBytes) -> SharedBytes {
 }
 
 #[test]
-fn a_worker_that_dies_with_a_segment_loses_none() {
+fn a_worker_that_dies_while_using_a_segment_leaks_no_descriptor_or_memory() {
     let _tests = alone();
     let _watchdog = watchdog();
     let pool = pool(1);
     let bytes = pattern(1 << 20);
-    // Once, so that everything is there that stays.
+    // One task first, so that everything that stays open is counted in `before`.
     pool.submit(echo::task(bytes.clone())).result().unwrap();
     let before = open_descriptors();
     for _ in 0..10 {
@@ -259,14 +260,14 @@ fn a_worker_that_dies_with_a_segment_loses_none() {
         let shared = SharedBytes::from(&bytes[..]);
         assert!(pool.submit(die_with::task(shared)).result().unwrap_err().is_worker_lost());
     }
-    // The next task still works, with all segments there.
+    // The next task still works, with all segments available.
     assert!(pool.submit(echo::task(bytes.clone())).result().unwrap() == bytes);
     eventually("no descriptor is left", || open_descriptors() <= before + 1);
     eventually("no memory is left", || pool.stats().segment_bytes == 0);
 }
 
 #[test]
-fn results_of_a_dead_worker_can_be_read() {
+fn results_of_a_dead_worker_can_still_be_read() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -282,7 +283,7 @@ fn results_of_a_dead_worker_can_be_read() {
 }
 
 #[test]
-fn callbacks_and_the_future_each_get_the_value() {
+fn callbacks_and_the_future_each_receive_the_value() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -309,7 +310,7 @@ fn fail_with(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
 }
 
 #[test]
-fn failures_give_their_segments_back() {
+fn failed_and_cancelled_tasks_return_their_segments() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -330,7 +331,7 @@ fn failures_give_their_segments_back() {
     eventually("all are free", || pool.stats().segment_bytes == 0);
 }
 
-// ---- SharedBytes --------------------------------------------------------------------------------------------------
+// ---- SharedBytes --------------------------------------------------------------------------------
 
 #[task]
 fn shared_of(len: usize, byte: u8) -> SharedBytes {
@@ -355,7 +356,7 @@ fn same(bytes: SharedBytes) -> SharedBytes {
 }
 
 #[test]
-fn shared_bytes_are_the_same_memory_everywhere() {
+fn shared_bytes_are_the_same_memory_in_every_process() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(2);
@@ -391,7 +392,7 @@ fn mirror_in_messagepack(image: Image, bytes: &[u8]) -> (Image, usize) {
 }
 
 #[test]
-fn shared_bytes_travel_inside_of_other_types() {
+fn shared_bytes_can_be_fields_of_other_types() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(2);
@@ -410,7 +411,7 @@ fn shared_bytes_travel_inside_of_other_types() {
 }
 
 #[test]
-fn many_shared_bytes_wait_for_one_worker() {
+fn many_shared_bytes_can_wait_for_one_worker() {
     let _tests = alone();
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
@@ -418,7 +419,8 @@ fn many_shared_bytes_wait_for_one_worker() {
     let held = pool.submit(support::hold::task(gate.path()));
     let all: Vec<_> = (0..300_u32).map(|i| SharedBytes::from(i.to_le_bytes().to_vec())).collect();
     let futures: Vec<_> = all.iter().map(|bytes| pool.submit(same::task(bytes.clone()))).collect();
-    // Some of those that were sent ahead are taken back: their descriptors must not be taken for others'.
+    // Cancel some of those that were sent ahead. Their descriptors must not be mistaken for those
+    // of other tasks.
     for future in futures.iter().step_by(3) {
         future.cancel();
     }
@@ -458,7 +460,7 @@ fn an_initializer_may_keep_shared_bytes() {
 }
 
 #[test]
-fn another_serialiser_says_why_it_cannot() {
+fn another_serializer_rejects_shared_bytes_with_a_reason() {
     let bytes = SharedBytes::from(vec![1, 2, 3]);
     let error = serde_json::to_string(&bytes).unwrap_err().to_string();
     assert!(error.contains("arguments and results of tasks only"), "{error}");
@@ -472,7 +474,7 @@ fn too_many() -> Vec<SharedBytes> {
 }
 
 #[test]
-fn more_descriptors_than_a_task_can_take_are_an_error() {
+fn more_descriptors_than_a_task_can_carry_are_an_error() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);
@@ -481,19 +483,20 @@ fn more_descriptors_than_a_task_can_take_are_an_error() {
     assert_eq!(pool.submit(len::task(&[1])).result().unwrap(), 1);
 }
 
-/// What a task does that closes what it does not own.
+/// Closes descriptors that it does not own.
 #[task]
 fn close_everything() {
     for descriptor in 3..200 {
-        // SAFETY: it is not, and that is the point; nothing in this worker looks at what is closed here.
+        // SAFETY: none, and that is the point: this breaks the ownership of the descriptors.
+        // Nothing in this worker relies on the descriptors closed here for memory safety.
         unsafe { libc::close(descriptor) };
     }
 }
 
 #[test]
-fn a_worker_whose_descriptors_are_gone_is_replaced_or_does_without() {
+fn a_worker_whose_descriptors_were_closed_is_replaced_or_works_without_them() {
     if over_ipc() {
-        // There the connection itself is one of them.
+        // With ipc-channel, the connection itself is one of the closed descriptors.
         return;
     }
     let _tests = among_others();
@@ -507,7 +510,7 @@ fn a_worker_whose_descriptors_are_gone_is_replaced_or_does_without() {
     assert_eq!(pool.submit(len::task(&pattern(1 << 20))).result().unwrap(), 1 << 20);
 }
 
-/// A worker that writes what it likes where it can.
+/// Overwrites the start of every file of results that this worker can reach.
 #[task]
 fn scribble_on_the_results() {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -518,7 +521,7 @@ fn scribble_on_the_results() {
             let number: i32 = name.to_str().unwrap().parse().unwrap();
             let garbage = [0xff_u8; 4096];
             #[expect(clippy::disallowed_methods, reason = "plays a process that breaks the protocol")]
-            // SAFETY: a plain write to a descriptor that is open.
+            // SAFETY: a plain write to an open descriptor, from a live buffer of that length.
             let written = unsafe { libc::pwrite(number, garbage.as_ptr().cast(), garbage.len(), 0) };
             assert_eq!(written, 4096);
         }
@@ -526,7 +529,7 @@ fn scribble_on_the_results() {
 }
 
 #[test]
-fn a_worker_that_scribbles_hurts_itself_only() {
+fn a_worker_that_overwrites_its_results_damages_no_other_result() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let pool = pool(1);

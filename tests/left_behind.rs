@@ -1,4 +1,4 @@
-//! What children start, and what becomes of that when they end, however they do.
+//! Programs that children start, and how they end when the children end, in whatever way.
 
 #[macro_use]
 mod plays;
@@ -12,12 +12,12 @@ use rustix::process::Signal;
 use support_b::{Gate, LONG, eventually, pid, runs};
 
 list! { TESTS:
-    whatever_ends_a_process_its_programs_end_with_it,
-    programs_are_kept_after_a_return_if_that_was_asked_for,
-    the_programs_of_a_daemon_end_with_it,
-    what_a_preload_has_started_ends_with_its_server,
-    programs_end_also_where_the_system_reaps_the_children,
-    a_child_of_a_server_that_is_killed_stays,
+    programs_started_by_a_process_end_with_it_however_it_ends,
+    keep_programs_keeps_them_only_after_a_successful_end,
+    programs_started_by_a_daemon_end_with_it,
+    a_program_started_by_a_preload_ends_with_its_fork_server,
+    programs_end_with_their_process_when_sigchld_is_ignored,
+    children_of_a_killed_fork_server_go_on,
 }
 
 list! { PROGRAMS:
@@ -33,7 +33,7 @@ fn main() {
     plays::main(TESTS, PROGRAMS);
 }
 
-/// Starts a program, whose number is noted at the gate.
+/// Starts a program and leaves a note with its pid at the gate.
 #[expect(clippy::zombie_processes, reason = "it is to be left behind")]
 fn start_a_program(gate: &Path) {
     let program = Command::new("sleep").arg("1000").spawn().expect("`sleep`");
@@ -74,11 +74,11 @@ fn starts_and_ends(gate: &Path, end: End) -> Result<(), String> {
     Ok(())
 }
 
-fn whatever_ends_a_process_its_programs_end_with_it() {
+fn programs_started_by_a_process_end_with_it_however_it_ends() {
     with_each("has_processes_that_end");
 }
 
-/// How one that goes on for ever is ended by its parent.
+/// Ways in which the parent ends a process that would run for ever.
 const SENT: [fn(&Child<()>); 4] = [
     |child| child.terminate().unwrap(),
     |child| child.kill().unwrap(),
@@ -99,7 +99,7 @@ fn has_processes_that_end() {
             eventually(&format!("the program is gone: {end:?}, {number}"), || !runs(program));
         }
     }
-    // A limit of time is the fifth way.
+    // A timeout is the fifth way.
     let gate = Gate::new();
     let task = starts_and_ends::task(gate.path(), End::Forever).timeout(Duration::from_millis(500));
     let child = Process::new(task).start_method(method()).start().unwrap();
@@ -108,7 +108,7 @@ fn has_processes_that_end() {
     fine();
 }
 
-fn programs_are_kept_after_a_return_if_that_was_asked_for() {
+fn keep_programs_keeps_them_only_after_a_successful_end() {
     with_each("keeps_programs");
 }
 
@@ -123,7 +123,7 @@ fn keeps_programs() {
         }
         ended(&child);
         if matches!(end, End::Returns | End::Exits(0)) {
-            // Whoever has joined the child finds that decided.
+            // This is decided by the time the child can be joined, so there is no need to wait.
             assert!(runs(program), "{end:?}");
             assert!(!child.is_alive());
             child.kill_tree();
@@ -133,7 +133,7 @@ fn keeps_programs() {
     fine();
 }
 
-fn the_programs_of_a_daemon_end_with_it() {
+fn programs_started_by_a_daemon_end_with_it() {
     with_each("has_a_daemon");
 }
 
@@ -142,7 +142,7 @@ fn has_a_daemon() {
     let task = starts_and_ends::task(gate.path(), End::Forever);
     Process::new(task).daemon(true).start_method(method()).start().unwrap();
     gate.wait_for(1);
-    // `play_out` finds nothing that is left.
+    // `play_out` checks that no process is left.
     fine();
 }
 
@@ -151,7 +151,7 @@ fn starts(gate: &Path) {
     start_a_program(gate);
 }
 
-fn what_a_preload_has_started_ends_with_its_server() {
+fn a_program_started_by_a_preload_ends_with_its_fork_server() {
     assert_eq!(play("preloads_a_program").play_out(), "fine\n");
 }
 
@@ -167,7 +167,7 @@ fn preloads_a_program() {
     fine();
 }
 
-fn a_child_of_a_server_that_is_killed_stays() {
+fn children_of_a_killed_fork_server_go_on() {
     assert_eq!(play("kills_its_server").play_out(), "fine\n");
 }
 
@@ -190,12 +190,12 @@ fn kills_its_server() {
     fine();
 }
 
-fn programs_end_also_where_the_system_reaps_the_children() {
+fn programs_end_with_their_process_when_sigchld_is_ignored() {
     with_each("ignores_the_ends_of_its_children");
 }
 
 fn ignores_the_ends_of_its_children() {
-    // SAFETY: sets a disposition: the system reaps all children from now on.
+    // SAFETY: only sets a disposition. From now on the system reaps all children.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     if method() == StartMethod::Spawn {
         let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();

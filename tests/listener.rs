@@ -32,14 +32,14 @@ fn addresses() -> (tempfile::TempDir, Vec<Address>) {
 }
 
 #[test]
-fn cn11_an_address_is_bound_once() {
+fn cn11_an_address_can_only_be_bound_once_at_a_time() {
     let _watchdog = watchdog();
     let (_folder, addresses) = addresses();
     for address in addresses {
         let listener = Listener::bind(&address).unwrap();
         let error = Listener::bind(listener.address()).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{address}: {error}");
-        // And again when the first one is gone.
+        // The address can be bound again when the first listener is gone.
         let address = listener.address().clone();
         drop(listener);
         Listener::bind(&address).unwrap();
@@ -47,7 +47,7 @@ fn cn11_an_address_is_bound_once() {
 }
 
 #[test]
-fn cn12_after_closing_accept_is_an_error() {
+fn cn12_accept_after_close_is_an_error() {
     let _watchdog = watchdog();
     let (folder, addresses) = addresses();
     for address in addresses {
@@ -65,7 +65,7 @@ fn cn12_after_closing_accept_is_an_error() {
         assert!(matches!(listener.accept::<(), ()>(), Err(AcceptError::Closed)));
         assert_eq!(listener.incoming::<(), ()>().count(), 0);
         assert!(matches!(Client::connect::<(), ()>(listener.address(), None), Err(ConnectError::Io { .. })));
-        // What was accepted lives on.
+        // Accepted connections keep working.
         client.send(&2).unwrap();
         assert_eq!(accepted.recv().unwrap(), 2);
     }
@@ -94,7 +94,7 @@ fn call(address: String, key: Option<Vec<u8>>, text: String) -> Result<(), Strin
 }
 
 #[test]
-fn cn15_a_client_in_a_child_is_heard_even_if_accept_comes_later() {
+fn cn15_a_message_of_a_client_in_a_worker_arrives_even_if_accept_comes_later() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (_folder, addresses) = addresses();
@@ -106,7 +106,7 @@ fn cn15_a_client_in_a_child_is_heard_even_if_accept_comes_later() {
             }
             let key = key.as_ref().map(|key| key.as_bytes().to_vec());
             let client = pool.submit(call::task(listener.address().to_string(), key, "hello".to_owned()));
-            // The client is there, and has perhaps gone already.
+            // The client has connected, and may have disconnected already.
             wait_any(&[&listener], Some(LONG)).unwrap();
             let accepted: Connection<(), String> = listener.accept().unwrap();
             assert_eq!(accepted.recv().unwrap(), "hello");
@@ -119,7 +119,7 @@ fn cn15_a_client_in_a_child_is_heard_even_if_accept_comes_later() {
 }
 
 #[test]
-fn cn16_the_client_sees_what_the_accepted_end_sends() {
+fn cn16_the_client_receives_what_the_accepted_end_sends() {
     let _watchdog = watchdog();
     let (_folder, addresses) = addresses();
     for address in addresses {
@@ -132,7 +132,7 @@ fn cn16_the_client_sees_what_the_accepted_end_sends() {
 }
 
 #[test]
-fn cn20_quick_messages_are_not_merged() {
+fn cn20_messages_sent_in_quick_succession_are_not_merged() {
     let _watchdog = watchdog();
     let (_folder, addresses) = addresses();
     for address in addresses {
@@ -159,13 +159,13 @@ fn cn27_an_address_of_another_platform_is_an_error() {
     assert!(Listener::bind(&Address::Unix("x".repeat(200).into())).is_err());
 }
 
-/// What a client does that knows the protocol's outside, over TCP.
+/// Connects over TCP without the library, as a client that knows only the framing of the protocol.
 fn raw(listener: &Listener) -> TcpStream {
     let Address::Tcp(host, port) = listener.address() else { panic!() };
     TcpStream::connect((host.as_str(), *port)).unwrap()
 }
 
-/// As in `ipc/message.rs`.
+/// Returns a message head as `ipc/message.rs` defines it.
 fn head(kind: u8, descriptors: u8, len: u64) -> Vec<u8> {
     [&[b'x', b'q', kind, descriptors, 0, 0, 0, 0][..], &len.to_le_bytes()].concat()
 }
@@ -181,7 +181,7 @@ fn cn29_a_wrong_key_is_an_error_on_both_sides_and_the_next_client_is_served() {
             let (address, key) = (listener.address().clone(), key.cloned());
             thread::spawn(move || Client::connect::<u32, u32>(&address, key.as_ref()))
         };
-        // Another key, an empty one.
+        // Another key, then an empty one.
         for wrong in [AuthKey::random().unwrap(), AuthKey::new("")] {
             let client = connect(Some(&wrong));
             match listener.accept::<(), ()>() {
@@ -193,7 +193,7 @@ fn cn29_a_wrong_key_is_an_error_on_both_sides_and_the_next_client_is_served() {
                 other => panic!("{other:?}"),
             }
         }
-        // None, and it speaks at once.
+        // A client without a key that sends at once.
         let client = connect(None).join().unwrap().unwrap();
         client.send(&1).unwrap();
         assert!(matches!(
@@ -204,7 +204,7 @@ fn cn29_a_wrong_key_is_an_error_on_both_sides_and_the_next_client_is_served() {
             Err(RecvError::Invalid(text)) => assert!(text.contains("asks for a key"), "{text}"),
             other => panic!("{other:?}"),
         }
-        // And the right one.
+        // A client with the right key.
         let client = connect(Some(&key));
         let accepted: Connection<u32, u32> = listener.accept().unwrap();
         client.join().unwrap().unwrap().send(&1).unwrap();
@@ -213,10 +213,10 @@ fn cn29_a_wrong_key_is_an_error_on_both_sides_and_the_next_client_is_served() {
 }
 
 #[test]
-fn cn29_a_listener_that_does_not_know_the_key_is_not_believed() {
+fn cn29_a_client_rejects_a_listener_that_does_not_know_the_key() {
     let _watchdog = watchdog();
     let key = AuthKey::random().unwrap();
-    // One without a key, which goes on to talk.
+    // A listener without a key, which goes on to send.
     let listener = Listener::bind(&Address::any()).unwrap();
     let address = listener.address().clone();
     let client = thread::spawn({
@@ -227,7 +227,7 @@ fn cn29_a_listener_that_does_not_know_the_key_is_not_believed() {
     assert!(matches!(accepted.recv(), Err(RecvError::Invalid(text)) if text.contains("given none")));
     accepted.send(&1).unwrap();
     assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::NotAsked, .. })));
-    // One that makes up its welcome.
+    // A listener that invents its welcome message.
     let fake = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = Address::from(fake.local_addr().unwrap());
     let client = thread::spawn(move || Client::connect::<u32, u32>(&at, Some(&key)));
@@ -236,7 +236,7 @@ fn cn29_a_listener_that_does_not_know_the_key_is_not_believed() {
     stream.read_exact(&mut [0; 16 + 16 + 64]).unwrap();
     stream.write_all(&[head(7, 0, 32), vec![1; 32]].concat()).unwrap();
     assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::WrongKey, .. })));
-    // One that says nothing, with a limit.
+    // A listener that sends nothing, with a timeout.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = Address::from(silent.local_addr().unwrap());
     let error = Client::connect_timeout::<u32, u32>(&at, Some(&AuthKey::new("k")), SHORT).unwrap_err();
@@ -244,15 +244,17 @@ fn cn29_a_listener_that_does_not_know_the_key_is_not_believed() {
 }
 
 #[test]
-fn slow_and_wild_clients_hold_up_nobody() {
+fn slow_and_invalid_clients_delay_no_other_client() {
     let _watchdog = watchdog();
     let key = AuthKey::random().unwrap();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
         .unwrap()
         .authkey(key.clone())
-        // Long enough for the busiest machine: in this part nobody is dropped for want of time.
+        // Long enough for the busiest machine: in this part no client may be dropped for being
+        // slow.
         .auth_timeout(LONG * 10);
-    // They say nothing, half of a head, a wild length, another protocol, a message that is none of a handshake.
+    // The clients send nothing, half of a head, a huge length, another protocol, or a message that
+    // is not part of a handshake.
     let mut clients: Vec<TcpStream> = (0..20).map(|_| raw(&listener)).collect();
     clients[0].write_all(&head(6, 0, 64)[..7]).unwrap();
     clients[1].write_all(&head(6, 0, u64::MAX)).unwrap();
@@ -276,7 +278,8 @@ fn slow_and_wild_clients_hold_up_nobody() {
     };
     client.join().unwrap().unwrap().send(&1).unwrap();
     assert_eq!(accepted.recv().unwrap(), 1);
-    // Those that have spoken are out; whoever says nothing is still waited for.
+    // Clients that sent something wrong are refused. Clients that sent nothing are still waited
+    // for.
     while refused.len() < 5 {
         match listener.accept_timeout::<(), ()>(LONG) {
             Err(AcceptError::Refused { error, .. }) => refused.push(error),
@@ -288,7 +291,7 @@ fn slow_and_wild_clients_hold_up_nobody() {
     assert_eq!(refused, [NotAsked, NotAsked, NotAsked, NotAsked, WrongKey]);
     assert!(matches!(listener.accept_timeout::<(), ()>(SHORT), Err(AcceptError::TimedOut)));
     drop(clients);
-    // The others have gone away.
+    // The remaining clients have disconnected.
     for _ in 0..15 {
         assert!(matches!(
             listener.accept::<(), ()>(),
@@ -298,7 +301,7 @@ fn slow_and_wild_clients_hold_up_nobody() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_dropped_after_the_limit() {
+fn a_client_that_sends_nothing_is_dropped_after_the_timeout() {
     let _watchdog = watchdog();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
         .unwrap()
@@ -314,7 +317,7 @@ fn a_client_that_says_nothing_is_dropped_after_the_limit() {
     let mut rest = Vec::new();
     silent.read_to_end(&mut rest).unwrap();
     assert_eq!(rest.len(), 16 + 32, "the challenge, and the end");
-    // And of very many, the oldest for the youngest.
+    // When there are very many clients, the oldest is dropped in favor of the newest.
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
         .unwrap()
         .authkey(AuthKey::new("k"))
@@ -327,7 +330,7 @@ fn a_client_that_says_nothing_is_dropped_after_the_limit() {
 }
 
 #[test]
-fn what_comes_over_a_network_is_an_error_at_worst() {
+fn invalid_bytes_from_a_network_are_an_error_of_that_connection() {
     let _watchdog = watchdog();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let meet = |bytes: &[u8]| {
@@ -359,7 +362,7 @@ fn what_comes_over_a_network_is_an_error_at_worst() {
 }
 
 #[test]
-fn nothing_that_is_a_handle_crosses_a_network() {
+fn descriptors_cannot_be_sent_over_a_network() {
     let _watchdog = watchdog();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let client: Connection<SharedBytes, ()> = Client::connect(listener.address(), None).unwrap();
@@ -369,7 +372,7 @@ fn nothing_that_is_a_handle_crosses_a_network() {
         other => panic!("{other:?}"),
     }
     assert!(!accepted.poll(Some(Duration::ZERO)).unwrap());
-    // And what claims to be one is none.
+    // A value that claims to be a descriptor is not accepted as one.
     let client = client.with_types::<u8, ()>();
     client.send(&0).unwrap();
     let accepted = accepted.with_types::<(), SharedBytes>();
@@ -379,9 +382,9 @@ fn nothing_that_is_a_handle_crosses_a_network() {
 extern "C" fn ignore(_: libc::c_int) {}
 
 #[test]
-fn cn32_a_signal_does_not_end_accept_or_recv() {
+fn cn32_a_signal_does_not_interrupt_accept_or_recv() {
     let _watchdog = watchdog();
-    // SAFETY: a handler that does nothing, without SA_RESTART.
+    // SAFETY: installs a handler that does nothing, without SA_RESTART.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
@@ -391,7 +394,7 @@ fn cn32_a_signal_does_not_end_accept_or_recv() {
     let address = listener.address().clone();
     let (id, told) = std::sync::mpsc::channel();
     let server = thread::spawn(move || {
-        // SAFETY: always succeeds.
+        // SAFETY: `pthread_self` always succeeds.
         id.send(unsafe { libc::pthread_self() }).unwrap();
         let accepted: Connection<u32, u32> = listener.accept().unwrap();
         accepted.recv().unwrap()
@@ -412,10 +415,11 @@ fn cn32_a_signal_does_not_end_accept_or_recv() {
 }
 
 #[test]
-fn cn33_idle_connections_and_listeners_stay() {
+fn cn33_idle_connections_and_listeners_never_time_out() {
     let _watchdog = watchdog();
-    // No limit of ours counts while nobody does anything; the handshake's is shorter here than the pause. It counts
-    // while they shake hands, which on a busy machine takes longer than the shortest of these.
+    // No timeout applies to an idle connection. The timeout of the handshake is shorter here than
+    // the pauses. It does apply during the handshake, and on a busy machine a handshake may take
+    // longer than the shortest of these timeouts.
     with_a_limit_long_enough("two shake hands", |limit| {
         let key = AuthKey::random().unwrap();
         let listener = Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(limit);
@@ -447,7 +451,7 @@ fn serve_tcp(client: Connection<u64, u64>) {
 }
 
 #[test]
-fn mx13_an_accepted_client_is_handed_to_a_task() {
+fn mx13_an_accepted_client_can_be_passed_to_a_task() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let (_folder, addresses) = addresses();
@@ -480,11 +484,12 @@ async fn clients_are_accepted_asynchronously() {
 }
 
 #[test]
-fn a_file_that_a_killed_listener_left_is_taken_over() {
+fn the_socket_file_of_a_killed_listener_is_taken_over() {
     let _watchdog = watchdog();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    // As a listener leaves it that is killed: bound, and nobody there.
+    // The state that a killed listener leaves behind: the file is bound, and no process has the
+    // socket.
     let dead =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .unwrap();
@@ -496,14 +501,15 @@ fn a_file_that_a_killed_listener_left_is_taken_over() {
     let client: Connection<u32, ()> = Client::connect(&address, None).unwrap();
     client.send(&1).unwrap();
     assert_eq!(listener.accept::<(), u32>().unwrap().recv().unwrap(), 1);
-    // What is no socket stays.
+    // A file that is not a socket is left alone.
     drop(listener);
     std::fs::write(&path, "mine").unwrap();
     assert!(Listener::bind(&address).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
 }
 
-/// What clients do that never come to an end, over sockets of both kinds: each is begun anew when it is cut off.
+/// Messages that never complete a handshake, for sockets of both kinds. When a client is cut off,
+/// it starts again with the next script.
 fn hostile_scripts() -> Vec<(&'static str, Vec<u8>)> {
     let answer = [head(6, 0, 64), vec![1; 64]].concat();
     vec![
@@ -519,7 +525,8 @@ fn hostile_scripts() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Connects without the library, and sends the bytes for as long as they are taken; byte after byte, if it is a slow one.
+/// Connects without the library and sends the bytes for as long as the listener accepts them. A
+/// slow client sends them one at a time.
 fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
     let rest = || !done.load(Ordering::Relaxed);
     let gap = || thread::sleep(Duration::from_millis(1));
@@ -528,7 +535,7 @@ fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
             let Ok(mut stream) = TcpStream::connect((host.as_str(), *port)) else { return };
             let block = if slowly { Vec::new() } else { bytes.repeat(1 + 64 * 1024 / bytes.len()) };
             let _ = stream.set_write_timeout(Some(SHORT));
-            // It also hears when it is cut off, as an attacker would who wants to come again.
+            // A failed write also tells the client that it was cut off, so that it can come again.
             while rest() {
                 let sent = match slowly {
                     true => bytes.chunks(1).try_for_each(|byte| {
@@ -567,7 +574,7 @@ fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
 }
 
 #[test]
-fn clients_that_send_for_ever_hold_up_nobody() {
+fn clients_that_send_for_ever_delay_no_other_client() {
     const ROUNDS: u32 = 8;
     let _watchdog = watchdog();
     for address in ["127.0.0.1:0".parse().unwrap(), Address::any()] {
@@ -575,7 +582,8 @@ fn clients_that_send_for_ever_hold_up_nobody() {
         let listener = Listener::bind(&address).unwrap().authkey(key.clone());
         let (done, all_met, scripts) = (AtomicBool::new(false), AtomicBool::new(false), hostile_scripts());
         thread::scope(|scope| {
-            // Two that send as fast as they can and one that sends slowly, each with the next script when it is cut off.
+            // Two clients send as fast as they can, and one sends slowly. Each goes on with the
+            // next script when it is cut off.
             for attacker in 0..3 {
                 let (listener, done, scripts) = (&listener, &done, &scripts);
                 scope.spawn(move || {
@@ -592,9 +600,9 @@ fn clients_that_send_for_ever_hold_up_nobody() {
             let serving = scope.spawn(move || {
                 let mut refused = 0;
                 while !all_met.load(Ordering::Relaxed) || refused < 4 * scripts {
-                    // Every call comes back, whoever talks meanwhile.
+                    // Every call returns in time, whatever other clients send meanwhile.
                     match listener.accept_timeout::<u32, u32>(Duration::from_secs(2)) {
-                        // It may have given up meanwhile, and comes again.
+                        // The client may have given up meanwhile. It connects again.
                         Ok(client) => drop(client.recv().map(|met| client.send(&met))),
                         Err(AcceptError::Refused { .. }) => refused += 1,
                         Err(AcceptError::TimedOut) => {}
@@ -612,7 +620,8 @@ fn clients_that_send_for_ever_hold_up_nobody() {
             }
             all_met.store(true, Ordering::Relaxed);
             serving.join().unwrap();
-            // Nobody is looked after any more, and whoever ends it does not wait for those who talk.
+            // Nobody accepts any more. Closing the listener does not wait for the clients that are
+            // still sending.
             listener.close();
             done.store(true, Ordering::Relaxed);
         });
@@ -620,7 +629,7 @@ fn clients_that_send_for_ever_hold_up_nobody() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_dropped_after_the_limit_if_accept_is_awaited() {
+fn a_client_that_sends_nothing_is_dropped_after_the_timeout_of_an_awaited_accept() {
     let _watchdog = watchdog();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
         .unwrap()
@@ -633,14 +642,15 @@ fn a_client_that_says_nothing_is_dropped_after_the_limit_if_accept_is_awaited() 
     }
 }
 
-/// Listens where there is room for a few clients only, and says how many it has refused before one was accepted.
+/// Listens with descriptors for only a few clients. Returns how many clients it refused before it
+/// accepted one.
 #[task]
 fn serves_with_few_descriptors(address: &Sender<String>, key: Vec<u8>) -> Result<usize, String> {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap())
         .unwrap()
         .authkey(AuthKey::new(key))
         .auth_timeout(LONG * 10);
-    // The next one, and six more.
+    // Allow six descriptors more than the next free one.
     let next = rustix::io::dup(listener.as_fd()).unwrap().as_raw_fd() as u64;
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = rustix::process::Rlimit { current: Some(next + 7), ..getrlimit(Resource::Nofile) };
@@ -660,7 +670,7 @@ fn serves_with_few_descriptors(address: &Sender<String>, key: Vec<u8>) -> Result
 }
 
 #[test]
-fn clients_that_say_nothing_do_not_keep_others_out_by_having_all_descriptors() {
+fn silent_clients_that_use_up_all_descriptors_do_not_keep_others_out() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (sender, receiver) = executor::channel().unwrap();
@@ -676,7 +686,7 @@ fn clients_that_say_nothing_do_not_keep_others_out_by_having_all_descriptors() {
     assert!(serving.result().unwrap() > 0);
 }
 
-/// Sends packets that each begin a long message, and never the rest.
+/// Sends packets that each begin a long message, and never sends the rest.
 fn begins_without_end(socket: &OwnedFd, done: &AtomicBool) {
     let packet = [head(2, 0, 1 << 40), vec![7; 64 * 1024]].concat();
     while !done.load(Ordering::Relaxed)
@@ -685,7 +695,7 @@ fn begins_without_end(socket: &OwnedFd, done: &AtomicBool) {
 }
 
 #[test]
-fn a_peer_that_sends_without_end_does_not_take_a_receiver_beyond_its_limit() {
+fn a_peer_that_sends_for_ever_does_not_delay_a_receive_beyond_its_timeout() {
     let _watchdog = watchdog();
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -697,7 +707,7 @@ fn a_peer_that_sends_without_end_does_not_take_a_receiver_beyond_its_limit() {
         scope.spawn(move || begins_without_end(peer, done));
         assert!(matches!(end.recv_timeout(SHORT), Err(RecvError::Empty)));
         assert!(matches!(end.try_recv(), Err(RecvError::Empty)));
-        // A future lets the others of its thread run.
+        // The future lets other futures of its thread run.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             assert!(tokio::time::timeout(SHORT, end.recv_async()).await.is_err());

@@ -1,4 +1,5 @@
-//! Logging of a family of processes, and its secret.
+//! Log levels and messages of a process and its descendants, and the authentication key that they
+//! share.
 
 use std::{fs::File, io::Read};
 
@@ -29,11 +30,11 @@ fn key() -> Vec<u8> {
     current_process().authkey().as_bytes().to_vec()
 }
 
-/// One test, because the level is the whole process's.
+/// A single test, because the level belongs to the whole process.
 #[test]
 fn mx03_mx04_children_log_at_their_parents_level_with_name_and_file() {
     let of_child = || Process::new(level::task()).start().unwrap().join().unwrap();
-    // Nobody has set one: what the root says counts.
+    // Nobody has set a level yet, so the root's level applies.
     assert_eq!(log_level(), LevelFilter::current());
     assert_eq!(of_child(), LevelFilter::current().to_string());
     log_to_stderr(Level::INFO).unwrap();
@@ -54,7 +55,7 @@ fn mx03_mx04_children_log_at_their_parents_level_with_name_and_file() {
 }
 
 #[test]
-fn pr01_the_main_process_knows_itself_and_its_secret() {
+fn pr01_the_main_process_knows_itself_and_shares_its_authkey() {
     let own = current_process();
     assert!(own.is_alive() && !own.daemon() && own.exit_code().is_none());
     assert_eq!((own.name(), own.pid()), ("MainProcess", std::process::id()));

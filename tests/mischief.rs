@@ -1,4 +1,4 @@
-//! What a task may do to its worker, and what the one who asked for it sees.
+//! Harm that a task may do to its worker, and the error that its caller gets.
 
 mod support_b;
 
@@ -13,7 +13,7 @@ use support_b::{
 
 executor::test_support!();
 
-/// The pool is whole: its next task runs.
+/// Asserts that the pool still works, by running another task.
 #[track_caller]
 fn assert_whole(pool: &ProcessPoolExecutor) {
     assert_eq!(pool.submit(echo::task(42)).result().unwrap(), 42);
@@ -25,7 +25,7 @@ fn panic_with(message: String) {
 }
 
 #[test]
-fn a_panic_tells_message_and_place() {
+fn a_panic_is_reported_with_its_message_and_location() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let worker = pool.submit(pid::task()).result().unwrap();
@@ -63,7 +63,7 @@ fn panic_in_a_drop_of_a_panic() {
 }
 
 #[test]
-fn panics_that_abort_are_panics() {
+fn a_panic_that_aborts_is_still_reported_as_a_panic() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let Err(TaskError::Panicked(error)) = pool.submit(panic_where_unwinding_is_not_possible::task()).result()
@@ -86,7 +86,7 @@ fn catch_a_panic_then_dive() -> u64 {
 }
 
 #[test]
-fn a_panic_that_was_caught_is_not_blamed_for_a_stack_overflow() {
+fn a_caught_panic_is_not_blamed_for_a_later_stack_overflow() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let error = pool.submit(catch_a_panic_then_dive::task()).result().unwrap_err();
@@ -96,7 +96,7 @@ fn a_panic_that_was_caught_is_not_blamed_for_a_stack_overflow() {
 }
 
 #[test]
-fn exit_zero_is_a_loss_too() {
+fn a_worker_that_exits_with_code_zero_is_lost_too() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let error = pool.submit(exit::task(0)).result().unwrap_err();
@@ -116,7 +116,7 @@ fn dive(level: u64) -> u64 {
 }
 
 #[test]
-fn a_stack_overflow_is_named() {
+fn a_stack_overflow_is_reported_as_one() {
     let _watchdog = watchdog();
     let small = ProcessPoolExecutor::builder().max_workers(1).stack_size(256 << 10).build().unwrap();
     for pool in [pool(1), small] {
@@ -130,13 +130,14 @@ fn a_stack_overflow_is_named() {
 }
 
 #[test]
-fn a_stopped_worker_is_ended_by_the_time_limit() {
+fn a_stopped_worker_is_killed_when_its_task_times_out() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let (limit, error) = with_a_limit_long_enough("it is stopped", |limit| {
         let future = pool.submit(hold::task(gate.path()).timeout(limit));
         let behind = pool.submit(echo::task(1));
-        // Ended before it came to the gate, or before it stood still, it is not what this is about.
+        // If the worker was killed before it came to the gate or before it stopped, this attempt
+        // did not test the case.
         let arrivals = gate.arrivals();
         while gate.arrivals().len() == arrivals.len() && !future.done() {
             std::thread::yield_now();
@@ -161,9 +162,9 @@ fn a_stopped_worker_is_ended_by_the_time_limit() {
 }
 
 #[test]
-fn a_busy_loop_is_ended_by_the_time_limit_and_by_cancel_running() {
+fn a_busy_loop_is_ended_by_a_timeout_and_by_cancel_running() {
     let _watchdog = watchdog();
-    // The one with the limit may be ended before it comes to its gate.
+    // The task with the timeout may be ended before it comes to its gate.
     let (pool, early, gate) = (pool(1), Gate::new(), Gate::new());
     let late = pool.submit(spin::task(early.path()).timeout(Duration::from_millis(50)));
     assert!(late.result().unwrap_err().is_timeout());
@@ -176,13 +177,13 @@ fn a_busy_loop_is_ended_by_the_time_limit_and_by_cancel_running() {
 }
 
 #[test]
-fn a_worker_stopped_for_a_while_goes_on() {
+fn a_worker_that_was_stopped_for_a_while_goes_on() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(hold::task(gate.path()));
     let worker = gate.wait_for(1)[0];
     stop(worker);
-    // More than its window takes in; `submit` does not block.
+    // This is more than the worker's window of sent tasks takes. `submit` does not block.
     let more: Vec<_> = (0..10).map(|_| pool.submit(length::task(vec![0; 1 << 20]))).collect();
     gate.open();
     signal(worker, Signal::CONT);
@@ -195,7 +196,7 @@ fn length(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
-/// Starts programs, a child and a grandchild, and says who they are.
+/// Starts two programs, a child and its child, and writes their pids to files.
 #[task]
 #[expect(clippy::zombie_processes, reason = "they are to outlive the task, if it does not wait")]
 fn start_programs(gate: &Path, wait: bool) {
@@ -207,13 +208,13 @@ fn start_programs(gate: &Path, wait: bool) {
     }
 }
 
-/// What `start_programs` has noted of one of its programs.
+/// Returns the pid that `start_programs` wrote for one of its programs.
 fn started(gate: &Gate, name: &str) -> Option<u32> {
     fs::read_to_string(gate.file(name)).ok()?.trim().parse().ok()
 }
 
 #[test]
-fn programs_that_a_task_has_started_die_with_it() {
+fn programs_that_a_task_started_end_with_its_worker() {
     let _watchdog = watchdog();
     for how in ["kill", "timeout", "cancel", "terminate", "shutdown"] {
         if how == "timeout" {
@@ -237,7 +238,7 @@ fn programs_that_a_task_has_started_die_with_it() {
             "kill" => signal(pool.worker_pids()[0], Signal::KILL),
             "cancel" => assert!(future.cancel_running()),
             "terminate" => pool.terminate_workers(),
-            // The task has returned and left them running; they end with the worker.
+            // The task has returned and left its programs running. They end with the worker.
             "shutdown" => pool.shutdown(true),
             other => unreachable!("{other}"),
         }
@@ -246,13 +247,13 @@ fn programs_that_a_task_has_started_die_with_it() {
     }
 }
 
-/// Forks by hand; the copy keeps everything that the worker had open.
+/// Forks by hand and aborts. The copy keeps everything open that the worker had open.
 #[task]
 fn fork_and_die(gate: &Path) {
     // SAFETY: the child only sleeps.
     match unsafe { libc::fork() } {
         0 => loop {
-            // SAFETY: waits for a signal.
+            // SAFETY: only waits for a signal.
             unsafe { libc::pause() };
         },
         child => {
@@ -263,7 +264,7 @@ fn fork_and_die(gate: &Path) {
 }
 
 #[test]
-fn a_fork_of_a_worker_holds_up_nothing() {
+fn a_forked_copy_of_a_dead_worker_blocks_nothing() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let Err(TaskError::WorkerLost { status, .. }) = pool.submit(fork_and_die::task(gate.path())).result()
@@ -276,7 +277,7 @@ fn a_fork_of_a_worker_holds_up_nothing() {
     assert_whole(&pool);
 }
 
-/// Closes what it does not own.
+/// Closes descriptors that it does not own.
 #[task]
 fn close_everything() -> u64 {
     for fd in 3..100 {
@@ -287,14 +288,14 @@ fn close_everything() -> u64 {
 }
 
 #[test]
-fn a_worker_that_closes_every_descriptor_is_none_the_worse_or_is_replaced() {
+fn a_worker_that_closes_every_descriptor_goes_on_or_is_replaced() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let worker = pool.submit(pid::task()).result().unwrap();
     let closed = pool.submit(close_everything::task()).result();
     let after = pool.submit(pid::task()).result().unwrap();
     if std::env::var_os("EXECUTOR_TRANSPORT").is_some_and(|name| name == "ipc") {
-        // Its channels are descriptors.
+        // With ipc-channel, the channels themselves are descriptors.
         assert!(closed.as_ref().is_err_and(TaskError::is_worker_lost), "{closed:?}");
         assert_ne!(after, worker);
     } else {
@@ -303,7 +304,7 @@ fn a_worker_that_closes_every_descriptor_is_none_the_worse_or_is_replaced() {
     }
 }
 
-// ---- nesting -------------------------------------------------------------------------------------------------------
+// ---- nesting ------------------------------------------------------------------------------------
 
 #[task]
 fn nest(levels: u32) -> Result<u32, String> {
@@ -316,13 +317,13 @@ fn nest(levels: u32) -> Result<u32, String> {
 }
 
 #[test]
-fn executors_nest_ten_deep() {
+fn executors_can_be_nested_ten_deep() {
     let _watchdog = watchdog();
     assert_eq!(pool(1).submit(nest::task(9)).result().unwrap(), 9);
 }
 
 #[test]
-fn endless_nesting_is_an_error() {
+fn endless_nesting_of_executors_is_an_error() {
     let _watchdog = watchdog();
     let error = pool(1).submit(nest::task(u32::MAX)).result().unwrap_err();
     assert!(error.is_failed());
@@ -335,18 +336,18 @@ fn too_deep() -> bool {
 }
 
 #[test]
-fn one_level_is_not_too_deep() {
+fn one_level_of_nesting_is_allowed() {
     let _watchdog = watchdog();
     assert!(!pool(1).submit(too_deep::task()).result().unwrap());
 }
 
 #[test]
-fn cancelling_what_was_just_submitted_costs_nobody_else() {
+fn cancelling_a_task_just_submitted_affects_no_other_task() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let done = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Keeps the pool busy with questions, so that what is submitted waits in its intake.
+        // Keeps the pool busy with requests, so that new tasks wait in the pool's intake.
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 pool.worker_pids();
@@ -368,7 +369,7 @@ fn cancelling_what_was_just_submitted_costs_nobody_else() {
 }
 
 #[test]
-fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
+fn a_pool_used_from_many_threads_while_its_workers_are_killed_keeps_working() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let done = &std::sync::atomic::AtomicBool::new(false);
@@ -380,7 +381,7 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     for worker in pool.worker_pids() {
                         let pid = rustix::process::Pid::from_raw(worker as i32).unwrap();
-                        // It may have ended meanwhile, and is then reaped.
+                        // The worker may have ended and been reaped meanwhile.
                         if rustix::process::kill_process(pid, Signal::KILL).is_ok() {
                             kills.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         }
@@ -392,7 +393,7 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
         let submitting: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    // On a busy machine all is done before the first one is killed.
+                    // On a busy machine all tasks might be done before the first worker is killed.
                     let more = |value| value < 300 || kills.load(std::sync::atomic::Ordering::Relaxed) == 0;
                     for value in (0..).take_while(|value| more(*value)) {
                         match pool.submit(echo::task(value)).result() {
@@ -400,7 +401,7 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
                             Err(TaskError::WorkerLost { status, .. }) => {
                                 assert_eq!(status, ExitStatus::Signaled(libc::SIGKILL));
                             }
-                            // All replacements were killed before they came up.
+                            // All replacements were killed before they had started.
                             Err(TaskError::Broken(BrokenCause::NoEntry { status })) => {
                                 assert_eq!(status, ExitStatus::Signaled(libc::SIGKILL));
                             }
@@ -420,7 +421,8 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed() {
     pool.shutdown(true);
 }
 
-/// Leaves the group that is killed with the worker: not covered by the promise, but nobody may wait for it.
+/// Starts a program that leaves the process group which is killed with the worker. The program may
+/// survive, but nothing may wait for it.
 #[task]
 #[expect(clippy::zombie_processes, reason = "its parent, the worker, is killed")]
 fn leave_the_group(gate: &Path) {
@@ -432,13 +434,13 @@ fn leave_the_group(gate: &Path) {
 }
 
 #[test]
-fn a_program_that_left_the_group_holds_up_nothing() {
+fn a_program_that_left_the_workers_process_group_blocks_nothing() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let future = pool.submit(leave_the_group::task(gate.path()));
     let worker = gate.wait_for(1)[0];
     let child: u32 = fs::read_to_string(gate.file("child")).unwrap().parse().unwrap();
-    // In a session of its own it is where no signal of the executor reaches.
+    // In a session of its own, the program is out of reach of the executor's signals.
     eventually("it is sleep", || {
         fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "sleep")
     });

@@ -1,4 +1,5 @@
-//! `Pool`: the names of Python's `multiprocessing.Pool`, and what it does better.
+//! `Pool`: the interface of Python's `multiprocessing.Pool`, and guarantees that Python does not
+//! give.
 
 mod support;
 
@@ -43,7 +44,7 @@ fn nap(time: Duration) {
     thread::sleep(time);
 }
 
-/// Fails for this one.
+/// Returns squares, and fails for one number.
 #[task]
 fn all_but(bad: u64, x: u64) -> Result<u64, String> {
     if x == bad { Err(format!("{x} is bad")) } else { Ok(x * x) }
@@ -72,9 +73,9 @@ fn end(pool: &Pool) {
     assert!(pool.worker_pids().is_empty(), "all workers are reaped");
 }
 
-// ---- what is logged ------------------------------------------------------------------------------------------------
+// ---- what is logged -----------------------------------------------------------------------------
 
-/// Keeps the text of all warnings.
+/// A subscriber that keeps the text of all warnings and errors.
 struct Log;
 
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -116,19 +117,20 @@ fn log() {
     });
 }
 
-/// How many warnings contain this.
+/// Returns how many warnings contain this text.
 fn logged(part: &str) -> usize {
     LOGGED.lock().unwrap().iter().filter(|text| text.contains(part)).count()
 }
 
-// ---- the lines of the checklist ------------------------------------------------------------------------------------
+// ---- the lines of the checklist -----------------------------------------------------------------
 
 #[test]
-fn pl01_apply_gives_the_value() {
+fn pl01_apply_returns_the_value() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.apply(power::task(3, 4)).unwrap(), 81);
-    // What Python calls by name, Rust has in the order of the parameters; options go by name.
+    // Python's keyword arguments are positional parameters in Rust. Options have methods of their
+    // own.
     let task = repeat::task("ab", 2).name("twice").timeout(LONG);
     assert_eq!(pool.apply(task).unwrap(), "abab");
     end(&pool);
@@ -161,7 +163,7 @@ fn pl03_starmap_equals_the_sequential_list() {
     assert_eq!(pool.starmap_async(power::task, pairs.clone()).get().unwrap(), squares(40));
     assert_eq!(pool.chunk_size(7).starmap(power::task, pairs.clone()).unwrap(), squares(40));
     assert_eq!(pool.chunk_size(7).starmap_async(power::task, pairs).get().unwrap(), squares(40));
-    // A tuple of one.
+    // Tuples of one element work as well.
     assert_eq!(pool.starmap(square::task, [(3,)]).unwrap(), [9]);
     end(&pool);
 }
@@ -172,7 +174,7 @@ fn pl04_map_async_equals_the_sequential_list() {
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.map_async(square::task, 0..1_000).get().unwrap(), squares(1_000));
     let gate = Gate::new();
-    // It comes back while nothing has ended.
+    // `map_async` returns while all tasks are still running.
     let held = pool.map_async(|_| hold::task(gate.path()), 0..3);
     gate.wait_for(2);
     assert!(!held.ready() && !held.wait_timeout(Duration::from_millis(5)));
@@ -200,13 +202,13 @@ fn pl05_exactly_one_of_the_callbacks_runs_with_the_list_or_the_error() {
     let bad = watch(pool.map_async(|x| all_but::task(5, x), 0..10));
     assert_eq!(good.get().unwrap(), squares(10));
     assert!(bad.get().unwrap_err().is_failed());
-    // And when they are left only after the end.
+    // The same when the callbacks are added only after the end.
     let late = pool.map_async(|x| all_but::task(99, x), 0..3);
     late.wait();
     let _late = watch(late);
     end(&pool);
     drop(sender);
-    // Two maps run at the same time, so the first two may come in any order.
+    // Two maps run at the same time, so their callbacks may run in any order.
     let (mut lists, mut errors) = (Vec::new(), Vec::new());
     for (at, outcome) in calls.try_iter() {
         assert_ne!(at, thread::current().id(), "callbacks have a thread of their own");
@@ -220,13 +222,13 @@ fn pl05_exactly_one_of_the_callbacks_runs_with_the_list_or_the_error() {
 }
 
 #[test]
-fn pl07_an_empty_map_async_is_there_at_once() {
+fn pl07_an_empty_map_async_is_ready_at_once() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = Pool::new(1).unwrap();
     let busy = pool.apply_async(hold::task(gate.path()));
     gate.wait_for(1);
-    // Nobody is free, and nobody is needed.
+    // The only worker is busy, but an empty map needs none.
     let empty = pool.chunk_size(1).map_async(square::task, Vec::new());
     assert!(empty.ready());
     assert_eq!(empty.get_timeout(Duration::ZERO).unwrap().unwrap(), []);
@@ -236,7 +238,7 @@ fn pl07_an_empty_map_async_is_there_at_once() {
 }
 
 #[test]
-fn pl09_get_waits_as_long_as_the_task_takes() {
+fn pl09_get_waits_until_the_task_has_ended() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     pool.apply(pid::task()).unwrap();
@@ -249,7 +251,7 @@ fn pl09_get_waits_as_long_as_the_task_takes() {
 }
 
 #[test]
-fn pl10_a_limited_get_ends_in_time_and_the_pool_can_be_terminated() {
+fn pl10_get_timeout_returns_in_time_and_the_pool_can_be_terminated() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let limit = Duration::from_millis(30);
@@ -260,13 +262,13 @@ fn pl10_a_limited_get_ends_in_time_and_the_pool_can_be_terminated() {
     pool.terminate();
     pool.join().unwrap();
     assert!(pool.worker_pids().is_empty());
-    // Nobody who still waits does so for ever.
+    // Results that are still waited for become errors.
     assert!(late.get().unwrap_err().is_shutdown());
     assert!(map.get().unwrap_err().is_shutdown());
 }
 
 #[test]
-fn pl11_imap_gives_the_results_in_order_and_ends() {
+fn pl11_imap_yields_the_results_in_order_and_ends() {
     let _watchdog = watchdog();
     let pool = Pool::new(3).unwrap();
     for (n, chunk) in [(10, 1), (1_000, 100)] {
@@ -283,7 +285,7 @@ fn pl11_imap_gives_the_results_in_order_and_ends() {
 }
 
 #[test]
-fn pl11_next_timeout_gives_up_and_loses_nothing() {
+fn pl11_next_timeout_loses_no_result_when_it_times_out() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     let gate = Gate::new();
@@ -297,7 +299,7 @@ fn pl11_next_timeout_gives_up_and_loses_nothing() {
 }
 
 #[test]
-fn pl13_imap_unordered_gives_the_same_set() {
+fn pl13_imap_unordered_yields_the_same_set() {
     let _watchdog = watchdog();
     let pool = Pool::new(3).unwrap();
     for (n, chunk) in [(10, 1), (1_000, 100)] {
@@ -306,7 +308,7 @@ fn pl13_imap_unordered_gives_the_same_set() {
         all.sort_unstable();
         assert_eq!(all, squares(n));
     }
-    // What is done comes, whatever is before it in the input.
+    // A finished result is yielded although an earlier item has not finished.
     let gate = Gate::new();
     let mut results = pool.imap_unordered(
         |first| if first { hold::task(gate.path()).encode() } else { hold::task(Path::new("/")).encode() },
@@ -320,7 +322,7 @@ fn pl13_imap_unordered_gives_the_same_set() {
     end(&pool);
 }
 
-/// Yields numbers and panics in the place of this one.
+/// Yields numbers, and panics instead of yielding this one.
 fn says_when(at: u64) -> impl Iterator<Item = u64> {
     (0..1_000).inspect(move |x| {
         if *x == at {
@@ -330,7 +332,7 @@ fn says_when(at: u64) -> impl Iterator<Item = u64> {
 }
 
 #[test]
-fn pl14_before_the_error_of_an_input_only_valid_results_come() {
+fn pl14_results_before_the_panic_of_an_input_are_all_yielded() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     for at in [0, 1, 7] {
@@ -345,7 +347,7 @@ fn pl14_before_the_error_of_an_input_only_valid_results_come() {
             assert_eq!(seen, squares(at), "all that come before it, and nothing else");
         }
     }
-    // After it the iterator has ended, and the pool goes on.
+    // After the panic the iterator has ended, and the pool still works.
     let mut results = pool.imap(square::task, says_when(1));
     assert_eq!(results.next().unwrap().unwrap(), 0);
     assert!(catch_unwind(AssertUnwindSafe(|| results.next())).is_err());
@@ -355,7 +357,7 @@ fn pl14_before_the_error_of_an_input_only_valid_results_come() {
 }
 
 #[test]
-fn pl15_a_size_of_0_is_an_error_and_a_size_of_3_gives_three_processes() {
+fn pl15_a_size_of_0_is_an_error_and_a_size_of_3_starts_three_processes() {
     let _watchdog = watchdog();
     for error in [
         Pool::new(0).unwrap_err(),
@@ -366,13 +368,13 @@ fn pl15_a_size_of_0_is_an_error_and_a_size_of_3_gives_three_processes() {
     }
     let pool = Pool::new(3).unwrap();
     assert_eq!(pool.processes(), 3);
-    // Without a task.
+    // The processes are started although no task was submitted.
     eventually("three processes", || pool.worker_pids().len() == 3);
     end(&pool);
 }
 
 #[test]
-fn pl17_of_nothing_comes_nothing() {
+fn pl17_maps_of_an_empty_input_are_empty() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     assert_eq!(pool.map(square::task, []).unwrap(), []);
@@ -385,7 +387,7 @@ fn pl17_of_nothing_comes_nothing() {
 }
 
 #[test]
-fn pl18_after_the_scope_new_work_is_refused() {
+fn pl18_a_pool_rejects_work_after_its_scope() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let result = pool.scope(|pool| pool.map_async(square::task, 0..10).get()).unwrap();
@@ -393,14 +395,14 @@ fn pl18_after_the_scope_new_work_is_refused() {
     refuses(&pool);
     pool.join().unwrap();
     assert!(pool.worker_pids().is_empty(), "the scope's end ends the workers");
-    // Also when it panics.
+    // The same when the scope panics.
     let pool = Pool::new(1).unwrap();
     let panic = catch_unwind(AssertUnwindSafe(|| pool.scope(|_| std::panic::panic_any("out"))));
     assert!(panic.is_err());
     refuses(&pool);
 }
 
-/// Nothing is taken, in whatever way it is asked.
+/// Asserts that the pool rejects every kind of call.
 fn refuses(pool: &Pool) {
     assert!(pool.apply(square::task(1)).unwrap_err().is_shutdown());
     let result = pool.apply_async(square::task(1));
@@ -416,13 +418,13 @@ fn refuses(pool: &Pool) {
     assert!(pool.map_async(square::task, 0..3).get().unwrap_err().is_shutdown());
     assert!(pool.starmap(power::task, [(1, 1)]).unwrap_err().is_shutdown());
     assert!(pool.starmap_async(power::task, [(1, 1)]).get().unwrap_err().is_shutdown());
-    // One error, also of an endless input.
+    // A rejected iteration yields one error, even for an endless input.
     assert_eq!(pool.imap(square::task, 0..).filter(Result::is_err).count(), 1);
     assert_eq!(pool.imap_unordered(square::task, 0..).filter(Result::is_err).count(), 1);
 }
 
 #[test]
-fn pl19_an_error_has_kind_message_and_place_and_one_of_the_input_is_not_remote() {
+fn pl19_an_error_has_type_message_and_location_and_a_panic_of_the_input_is_the_callers() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     let TaskError::Failed(error) = pool.apply(fail::task("the reason".into())).unwrap_err() else {
@@ -432,7 +434,7 @@ fn pl19_an_error_has_kind_message_and_place_and_one_of_the_input_is_not_remote()
     let TaskError::Panicked(error) = pool.apply(panics::task()).unwrap_err() else { panic!("it panicked") };
     assert_eq!(error.message(), "as told");
     assert!(error.location().unwrap().starts_with(file!()), "{:?}", error.location());
-    // An input's panic is the caller's own, with what it threw; nothing was submitted.
+    // A panic of the input reaches the caller with its own payload, and nothing was submitted.
     let panic = catch_unwind(AssertUnwindSafe(|| pool.map(square::task, says_when(3)))).unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"when"));
     assert_eq!(pool.apply(square::task(3)).unwrap(), 9);
@@ -440,7 +442,7 @@ fn pl19_an_error_has_kind_message_and_place_and_one_of_the_input_is_not_remote()
 }
 
 #[test]
-fn pl22_a_terminated_pool_cannot_be_entered() {
+fn pl22_scope_on_a_terminated_or_closed_pool_is_an_error() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     pool.terminate();
@@ -454,10 +456,10 @@ fn pl22_a_terminated_pool_cannot_be_entered() {
 }
 
 #[test]
-fn pl23_a_running_pool_that_is_dropped_is_warned_of_and_its_workers_end() {
+fn pl23_dropping_a_running_pool_logs_a_warning_and_ends_its_workers() {
     let _watchdog = watchdog();
     log();
-    // Of all pools here only these have this many processes.
+    // Only the pools of this test have this number of processes.
     let warned = || logged("processes=7 ");
     let pool = Pool::new(7).unwrap();
     let pid = pool.apply(pid::task()).unwrap();
@@ -475,7 +477,7 @@ fn pl23_a_running_pool_that_is_dropped_is_warned_of_and_its_workers_end() {
 }
 
 #[test]
-fn pl24_caller_and_error_callback_both_get_the_error() {
+fn pl24_the_caller_and_the_error_callback_both_get_the_error() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     let (sender, errors) = mpsc::channel();
@@ -490,7 +492,7 @@ fn pl24_caller_and_error_callback_both_get_the_error() {
 }
 
 #[test]
-fn pl26_workers_are_replaced_after_their_tasks_and_no_result_is_lost() {
+fn pl26_workers_are_replaced_after_max_tasks_and_no_result_is_lost() {
     let _watchdog = watchdog();
     let pool = Pool::builder().processes(3).max_tasks_per_child(10).build().unwrap();
     eventually("three processes", || pool.worker_pids().len() == 3);
@@ -498,12 +500,12 @@ fn pl26_workers_are_replaced_after_their_tasks_and_no_result_is_lost() {
     let results: Vec<_> = (0..100).map(|x| pool.apply_async(square::task(x))).collect();
     let values: Vec<u64> = results.into_iter().map(|result| result.get().unwrap()).collect();
     assert_eq!(values, squares(100));
-    // 100 tasks, 10 for each: the first three have left.
+    // With 100 tasks and at most 10 for each worker, the first three workers have ended.
     eventually("three others", || {
         let pids = pool.worker_pids();
         pids.len() == 3 && pids.iter().all(|pid| !first.contains(pid))
     });
-    // The items of a map count one by one, however they travel.
+    // Each item of a map counts as a task, whatever the chunk size.
     let counts = pool.chunk_size(64).map(|_| pid::task(), 0..200).unwrap();
     for pid in &counts {
         assert!(counts.iter().filter(|other| *other == pid).count() <= 10, "{counts:?}");
@@ -519,12 +521,13 @@ fn pl30_an_initializer_runs_once_in_each_worker() {
         let file = notes_of.path().join(processes.to_string());
         let initializer = note::task(file.clone(), 1);
         let pool = Pool::builder().processes(processes).initializer(initializer).build().unwrap();
-        // Nothing to do: it runs all the same.
+        // The initializers run although there is no task.
         pool.close();
         pool.join().unwrap();
         assert_eq!(notes(&file), vec![1; processes]);
     }
-    // What is no task is no initializer: `tests/ui/fail/plain_function.rs`. One that fails is an error of the calls.
+    // Only a task can be an initializer: see `tests/ui/fail/plain_function.rs`. When an initializer
+    // fails, the calls return the error.
     let pool = Pool::builder().processes(1).initializer(fail::task("no model".into())).build().unwrap();
     let error = pool.apply(square::task(1)).unwrap_err();
     assert!(error.is_broken() && error.to_string().contains("no model"), "{error}");
@@ -533,7 +536,7 @@ fn pl30_an_initializer_runs_once_in_each_worker() {
 }
 
 #[test]
-fn pl32_to_join_a_running_pool_is_an_error() {
+fn pl32_joining_a_running_pool_is_an_error() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     assert_eq!(pool.join(), Err(PoolError::StillRunning));
@@ -545,7 +548,7 @@ fn pl32_to_join_a_running_pool_is_an_error() {
 }
 
 #[test]
-fn pl34_an_unfinished_result_is_neither_successful_nor_not() {
+fn pl34_successful_is_none_until_a_result_is_ready() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let gate = Gate::new();
@@ -562,9 +565,9 @@ fn pl34_an_unfinished_result_is_neither_successful_nor_not() {
     end(&pool);
 }
 
-// ---- the programs of the tutorials ---------------------------------------------------------------------------------
+// ---- the programs of the tutorials --------------------------------------------------------------
 
-/// Comes to the gate of its number, which is opened for it alone.
+/// Comes to its gate, which the test opens separately. Returns the pid.
 #[task]
 fn pass(gate: &Path) -> u32 {
     come_to(gate);
@@ -572,7 +575,7 @@ fn pass(gate: &Path) -> u32 {
 }
 
 #[test]
-fn se02_of_five_tasks_four_run_and_the_fifth_has_the_process_that_was_free_first() {
+fn se02_four_of_five_tasks_run_and_the_fifth_takes_the_first_free_process() {
     let _watchdog = watchdog();
     let pool = Pool::new(4).unwrap();
     let gates: Vec<Gate> = (0..5).map(|_| Gate::new()).collect();
@@ -592,19 +595,19 @@ fn se02_of_five_tasks_four_run_and_the_fifth_has_the_process_that_was_free_first
 }
 
 #[test]
-fn se13_an_item_that_fails_is_an_error_value_and_the_pool_maps_again() {
+fn se13_an_item_that_fails_is_an_error_and_the_pool_can_map_again() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let error = pool.map(|x| all_but::task(2, x), 0..5).unwrap_err();
     assert!(error.to_string().contains("2 is bad"), "{error}");
     assert_eq!(pool.map(|x| all_but::task(9, x), 0..5).unwrap(), squares(5));
-    // It does not cost the others, in whatever chunk they are.
+    // The failure does not affect other items, whatever the chunk size.
     for chunk in [1, 3, 5] {
         let each = pool.chunk_size(chunk).map_collect(|x| all_but::task(2, x), 0..5);
         let values: Vec<Option<u64>> = each.into_iter().map(Result::ok).collect();
         assert_eq!(values, [Some(0), Some(1), None, Some(9), Some(16)]);
     }
-    // Of several errors the first of the input, not of the clock.
+    // Among several errors, the first one in input order is reported, not the first one in time.
     let gate = Gate::new();
     let slow = pool.map_async(
         |x| match x {
@@ -620,7 +623,7 @@ fn se13_an_item_that_fails_is_an_error_value_and_the_pool_maps_again() {
 }
 
 #[test]
-fn se14_several_arguments() {
+fn se14_several_arguments_are_passed_by_starmap_and_apply_async() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.starmap(power::task, [(2, 3), (3, 2), (10, 3)]).unwrap(), [8, 9, 1000]);
@@ -629,7 +632,7 @@ fn se14_several_arguments() {
 }
 
 #[test]
-fn se15_all_cpus_but_one_and_at_least_one() {
+fn se15_all_but_one_starts_one_process_fewer_than_cpus_and_at_least_one() {
     let _watchdog = watchdog();
     let pool = Pool::builder().all_but(1).build().unwrap();
     assert_eq!(pool.processes(), (usable_cpus() - 1).max(1));
@@ -641,14 +644,15 @@ fn se15_all_cpus_but_one_and_at_least_one() {
 }
 
 #[test]
-fn se18_seven_tasks_on_five_workers_have_five_processes_and_two_serve_twice() {
+fn se18_five_workers_run_seven_tasks_and_two_of_them_run_twice() {
     let _watchdog = watchdog();
     let pool = Pool::new(5).unwrap();
     let gates: Vec<Gate> = (0..7).map(|_| Gate::new()).collect();
     let results: Vec<_> = gates.iter().map(|gate| pool.apply_async(pass::task(gate.path()))).collect();
     gates[..5].iter().for_each(|gate| gate.wait_for(1));
     assert_eq!(gates[5].arrivals() + gates[6].arrivals(), 0, "five at once");
-    // Two are let go, and what waits is theirs, since the others are still held.
+    // Only two tasks are released. The waiting tasks run on their workers, because all others are
+    // held.
     gates[..2].iter().for_each(Gate::open);
     gates[5..].iter().for_each(|gate| gate.wait_for(1));
     gates.iter().for_each(Gate::open);
@@ -666,7 +670,7 @@ fn se20_an_error_that_nobody_reads_is_logged_at_the_join() {
     let _watchdog = watchdog();
     log();
     let pool = Pool::new(2).unwrap();
-    // As in the tutorial: nothing is done with what `apply_async` returns.
+    // As in the tutorial, the value that `apply_async` returns is ignored.
     pool.apply_async(fail::task("dropped at once".into()));
     let held = pool.apply_async(fail::task("held and not read".into()));
     let map = pool.map_async(|text: &str| fail::task(text.into()), ["held in a map", "its second"]);
@@ -676,7 +680,7 @@ fn se20_an_error_that_nobody_reads_is_logged_at_the_join() {
     assert_eq!(logged("dropped when done"), 0);
     drop(done);
     assert_eq!(logged("dropped when done"), 1);
-    // These are not lost.
+    // These errors are read, so they are not logged.
     let read = pool.apply_async(fail::task("read".into()));
     assert!(read.get().is_err());
     pool.apply_async(fail::task("heard".into())).error_callback(|_| ());
@@ -690,15 +694,15 @@ fn se20_an_error_that_nobody_reads_is_logged_at_the_join() {
         assert_eq!(logged(lost), 1, "{lost}");
     }
     assert_eq!(logged("task `read`") + logged(": read") + logged("heard") + logged("awaited"), 0);
-    // What was logged as unread can still be read, and is not logged again.
+    // An error that was logged as unread can still be read, and is not logged again.
     assert!(held.get().is_err());
     drop(map);
     assert_eq!(logged("held in a map"), 1);
 }
 
-// ---- and what Python does not promise ------------------------------------------------------------------------------
+// ---- beyond Python's promises -------------------------------------------------------------------
 
-/// Who has come to it.
+/// Returns the pids of the processes that came to the gate.
 fn at_the_gate(gate: &Gate) -> Vec<u32> {
     let names = std::fs::read_dir(gate.path())
         .unwrap()
@@ -707,7 +711,7 @@ fn at_the_gate(gate: &Gate) -> Vec<u32> {
 }
 
 #[test]
-fn a_killed_worker_fails_its_call_and_no_other_and_the_join_ends() {
+fn a_killed_worker_fails_only_its_call_and_the_join_returns() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let gate = Gate::new();
@@ -722,9 +726,9 @@ fn a_killed_worker_fails_its_call_and_no_other_and_the_join_ends() {
     rustix::process::kill_process(raw, rustix::process::Signal::KILL).unwrap();
     let error = victim.get().unwrap_err();
     assert!(matches!(error, TaskError::WorkerLost { pid, .. } if pid == killed), "{error:?}");
-    // A new one takes its place, without work.
+    // A new worker takes its place even without work.
     eventually("two workers", || pool.worker_pids().len() == 2 && !pool.worker_pids().contains(&killed));
-    // In a map only the item that dies is lost, whatever travels with it.
+    // In a map only the item that aborts its worker is lost, whatever else is in its chunk.
     let each = pool.chunk_size(10).map_collect(|x| die_at::task(17, x), 0..40);
     for (x, result) in (0..).zip(each) {
         match x {
@@ -737,7 +741,7 @@ fn a_killed_worker_fails_its_call_and_no_other_and_the_join_ends() {
 }
 
 #[test]
-fn results_that_nobody_reads_and_errors_of_any_size_jam_nothing() {
+fn unread_results_and_errors_of_any_size_do_not_block_the_join() {
     let _watchdog = watchdog();
     log();
     let pool = Pool::new(2).unwrap();
@@ -748,7 +752,7 @@ fn results_that_nobody_reads_and_errors_of_any_size_jam_nothing() {
     let errors: Vec<_> = (0..5).map(|_| pool.apply_async(fail::task(big.clone()))).collect();
     let each = pool.map_collect(|text: &String| fail::task(text.clone()), [&big, &big]);
     assert!(each.iter().all(|result| result.as_ref().unwrap_err().to_string().len() > big.len()));
-    // Joined before anything is read.
+    // The pool is joined before anything is read.
     pool.close();
     pool.join().unwrap();
     for error in errors {
@@ -757,10 +761,11 @@ fn results_that_nobody_reads_and_errors_of_any_size_jam_nothing() {
 }
 
 #[test]
-fn two_hundred_workers_and_a_thousand_items() {
+fn two_hundred_workers_run_at_the_same_time() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let _watchdog = watchdog();
-    // Each worker takes some descriptors here, and the limit that a program begins with may be too low for so many.
+    // Each worker needs some descriptors in this process, and a program's initial limit may be too
+    // low for so many.
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum.map_or(Some(8192), |maximum| Some(maximum.min(8192)));
     setrlimit(Resource::Nofile, limit).unwrap();
@@ -776,7 +781,7 @@ fn two_hundred_workers_and_a_thousand_items() {
 }
 
 #[test]
-fn endless_inputs_are_read_as_far_as_asked() {
+fn endless_inputs_are_read_only_as_far_as_needed() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let pulled = Arc::new(Mutex::new(0));
@@ -794,7 +799,7 @@ fn endless_inputs_are_read_as_far_as_asked() {
 }
 
 #[test]
-fn an_imap_goes_on_after_close_and_ends_at_the_join() {
+fn an_imap_continues_after_close_and_ends_at_the_join() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let results = pool.imap(square::task, 0..500).buffer_size(4);
@@ -802,11 +807,12 @@ fn an_imap_goes_on_after_close_and_ends_at_the_join() {
     assert!(pool.apply(square::task(1)).unwrap_err().is_shutdown());
     let all: Vec<u64> = results.map(Result::unwrap).collect();
     assert_eq!(all, squares(500));
-    // With its end the workers leave, and nobody has to ask.
+    // The workers end together with the iteration, without a call.
     eventually("no worker is left", || pool.worker_pids().is_empty());
     pool.join().unwrap();
 
-    // One that nobody iterates holds up no join; what it has not submitted by then is one error.
+    // An iteration that nobody advances does not delay the join. The items that it has not
+    // submitted by then become one error.
     for unordered in [false, true] {
         let pool = Pool::new(2).unwrap();
         let mut results = match unordered {
@@ -825,7 +831,7 @@ fn an_imap_goes_on_after_close_and_ends_at_the_join() {
         values.sort_unstable();
         assert_eq!(values, squares(8), "what was submitted is not lost");
     }
-    // So does terminate, from another thread too.
+    // `terminate` ends an iteration too, even from another thread.
     let pool = Arc::new(Pool::new(1).unwrap());
     let gate = Gate::new();
     let mut results = pool.imap(|_| hold::task(gate.path()), 0..);
@@ -842,7 +848,7 @@ fn an_imap_goes_on_after_close_and_ends_at_the_join() {
 }
 
 #[test]
-fn a_limited_join_says_whether_all_is_over() {
+fn join_timeout_returns_whether_everything_has_ended() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     let gate = Gate::new();
@@ -854,7 +860,7 @@ fn a_limited_join_says_whether_all_is_over() {
     gate.open();
     assert_eq!(pool.join_timeout(LONG), Ok(true));
     assert!(result.ready() && pool.worker_pids().is_empty());
-    // It waits for callbacks as well.
+    // `join_timeout` waits for callbacks as well.
     let pool = Pool::new(1).unwrap();
     let (release, held) = mpsc::channel::<()>();
     pool.apply_async(square::task(1)).callback(move |_| assert!(held.recv().is_err()));
@@ -865,10 +871,10 @@ fn a_limited_join_says_whether_all_is_over() {
 }
 
 #[test]
-fn a_task_ignores_sigterm_and_the_pool_ends_all_the_same() {
+fn a_task_that_ignores_sigterm_does_not_stop_terminate() {
     #[task]
     fn deaf(gate: &Path) {
-        // SAFETY: a signal's disposition is set, in a process that has one task.
+        // SAFETY: only sets a signal's disposition, in a process that runs one task.
         unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
         come_to(gate);
     }
@@ -883,7 +889,7 @@ fn a_task_ignores_sigterm_and_the_pool_ends_all_the_same() {
 }
 
 #[test]
-fn a_callback_may_use_the_pool_and_its_panic_is_nobodys_but_its_own() {
+fn a_callback_may_use_the_pool_and_its_panic_affects_nothing_else() {
     let _watchdog = watchdog();
     let pool = Arc::new(Pool::new(1).unwrap());
     let (sender, seen) = mpsc::channel();
@@ -899,7 +905,7 @@ fn a_callback_may_use_the_pool_and_its_panic_is_nobodys_but_its_own() {
 }
 
 #[tokio::test]
-async fn results_are_awaited_and_a_drop_blocks_no_runtime() {
+async fn results_can_be_awaited_and_dropping_a_pool_does_not_block_the_runtime() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let (one, all) = (pool.apply_async(square::task(7)), pool.map_async(square::task, 0..100));
@@ -919,7 +925,7 @@ async fn results_are_awaited_and_a_drop_blocks_no_runtime() {
 }
 
 #[test]
-fn pools_nest_and_are_shared_by_threads() {
+fn pools_can_be_nested_and_shared_by_threads() {
     #[task]
     fn inner(n: u64) -> Result<Vec<u64>, String> {
         let pool = Pool::new(2).map_err(|error| error.to_string())?;
@@ -940,7 +946,7 @@ fn pools_nest_and_are_shared_by_threads() {
 }
 
 #[test]
-fn in_a_fork_of_this_process_a_pool_is_inert() {
+fn a_pool_is_inert_in_a_fork_of_its_process() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let gate = Gate::new();
@@ -949,10 +955,11 @@ fn in_a_fork_of_this_process_a_pool_is_inert() {
     let closed = Pool::new(1).unwrap();
     end(&closed);
     gate.wait_for(2);
-    // SAFETY: the child uses what this test is about, and memory; glibc's allocator survives a fork.
+    // SAFETY: the child uses only memory and the handles that this test is about, and glibc's
+    // allocator survives a fork.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: should it hang, it ends.
+            // SAFETY: only sets an alarm, which ends the child if it hangs.
             unsafe { libc::alarm(60) };
             let inert = catch_unwind(AssertUnwindSafe(|| {
                 let forked = |error: TaskError| assert!(error.to_string().contains("forked"), "{error}");
@@ -975,7 +982,7 @@ fn in_a_fork_of_this_process_a_pool_is_inert() {
                 pool.join().unwrap();
                 assert_eq!(pool.join_timeout(LONG), Ok(true));
                 drop((pool, closed));
-                // A new one is this process's own.
+                // A new pool belongs to this process, so it works.
                 let own = Pool::new(1).unwrap();
                 assert_eq!(own.apply(square::task(3)).unwrap(), 9);
                 end(&own);
@@ -986,7 +993,7 @@ fn in_a_fork_of_this_process_a_pool_is_inert() {
         child => {
             assert!(child > 0);
             let mut status = 0;
-            // SAFETY: our child; the out-pointer is valid.
+            // SAFETY: `child` is our child, and the out-pointer is valid.
             assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
             assert_eq!(status, 0, "the child's handles were inert");
             gate.open();

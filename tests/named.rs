@@ -1,4 +1,5 @@
-//! Memory and lists with names: how long they live, what is left alone, and what other users can do.
+//! Named memory and named lists: how long they live, which files the library leaves alone, and what
+//! other users can do.
 
 mod support;
 
@@ -14,7 +15,8 @@ use support::{LONG, named_file, pool, watchdog};
 
 executor::test_support!();
 
-/// A name of this test, which may run again while an earlier run's is there.
+/// Returns a name for this test. It contains the pid, because a file of an earlier run may still
+/// exist.
 fn name(what: &str) -> String {
     format!("named-{}-{what}", std::process::id())
 }
@@ -23,10 +25,10 @@ fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
 }
 
-// ---- how long ----------------------------------------------------------------------------------------------------------
+// ---- lifetime -----------------------------------------------------------------------------------
 
 #[test]
-fn small_memory_that_is_persistent_is_whole_when_its_maker_has_dropped_it() {
+fn small_persistent_memory_is_intact_after_its_maker_dropped_it() {
     for size in [1, 100, 4_000, 8_000, 8_192, 100_000] {
         let name = name(&format!("persistent-{size}"));
         let memory = SharedMemory::create_named(&name, size).unwrap().persistent().unwrap();
@@ -43,7 +45,7 @@ fn small_memory_that_is_persistent_is_whole_when_its_maker_has_dropped_it() {
 }
 
 #[test]
-fn small_memory_with_a_name_stays_for_who_has_it_when_its_maker_has_dropped_it() {
+fn small_named_memory_remains_for_its_users_after_its_maker_dropped_it() {
     let _watchdog = watchdog();
     let (one, two) = (name("maker"), name("list"));
     let memory = SharedMemory::create_named(&one, 100).unwrap();
@@ -54,7 +56,7 @@ fn small_memory_with_a_name_stays_for_who_has_it_when_its_maker_has_dropped_it()
     drop((memory, list));
     assert_eq!(&other.read_to_vec()[..5], b"other");
     assert_eq!(other_list.get(1), Some("b".into()));
-    // Its owner has ended, and that of the memory has not.
+    // The list's owner has ended, so its name is gone. The memory's new owner has not.
     assert_eq!(kind(ShareableList::attach(&two)), io::ErrorKind::NotFound);
     assert_eq!(SharedMemory::attach(&one).unwrap(), other);
     drop(other);
@@ -62,14 +64,14 @@ fn small_memory_with_a_name_stays_for_who_has_it_when_its_maker_has_dropped_it()
 }
 
 #[test]
-fn who_comes_too_late_to_own_a_name_is_told() {
+fn owning_a_name_that_is_gone_is_an_error() {
     let name = name("late");
     let memory = SharedMemory::create_named(&name, 10).unwrap();
     let (late, persists) = (SharedMemory::attach(&name).unwrap(), SharedMemory::attach(&name).unwrap());
     drop(memory);
     assert_eq!(kind(late.own()), io::ErrorKind::NotFound);
     assert_eq!(kind(persists.persistent()), io::ErrorKind::NotFound);
-    // The memory is there for who has it; the name is another's.
+    // Its users still have the memory, but the name now belongs to other memory.
     let second = SharedMemory::create_named(&name, 10).unwrap();
     late.write(0, b"first");
     assert_eq!(second.read_to_vec()[0], 0);
@@ -79,7 +81,7 @@ fn who_comes_too_late_to_own_a_name_is_told() {
 }
 
 #[test]
-fn who_comes_too_late_to_make_a_name_persistent_is_told() {
+fn making_a_name_that_is_gone_persistent_is_an_error() {
     let _watchdog = watchdog();
     let name = name("late-persistent");
     let owner = SharedMemory::create_named(&name, 1).unwrap();
@@ -105,7 +107,7 @@ fn make_list(name: &str) -> io::Result<ShareableList> {
 }
 
 #[test]
-fn memory_with_a_name_that_is_given_away_arrives() {
+fn named_memory_given_away_by_its_owner_arrives() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::<SharedMemory>::unbounded().unwrap();
@@ -120,7 +122,7 @@ fn memory_with_a_name_that_is_given_away_arrives() {
         let arrived = |memory: SharedMemory| {
             assert!(memory.len() >= size);
             assert_eq!((memory.name().as_ref(), &memory.read_to_vec()[..5]), (Some(&name), &b"hello"[..]));
-            // Who owned it has it no more.
+            // The owner has dropped the memory, so its name is gone.
             assert_eq!(kind(SharedMemory::attach(&name)), io::ErrorKind::NotFound);
         };
         let (there, called, bytes) = pool.submit(len::task(given())).result().unwrap();
@@ -133,7 +135,7 @@ fn memory_with_a_name_that_is_given_away_arrives() {
         arrived(receiver.recv_timeout(LONG).unwrap());
         let made = pool.submit(make::task(&name, size)).result().unwrap();
         assert_eq!((made.name(), &made.read_to_vec()[..5]), (Some(name.clone()), &b"child"[..]));
-        // Twice the same one.
+        // Send a second handle to memory that is still owned here.
         let memory = given();
         queue.put(memory.clone()).unwrap();
         assert_eq!(queue.get_timeout(LONG).unwrap(), memory);
@@ -147,19 +149,20 @@ fn memory_with_a_name_that_is_given_away_arrives() {
 fn make_and_die(names: Vec<String>, size: usize) {
     let make = |name: &String| SharedMemory::create_named(name, size).unwrap();
     let _memories: Vec<_> = names.iter().map(make).collect();
-    // SAFETY: a signal to this process itself.
+    // SAFETY: only sends a signal to this process itself.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
 #[test]
-fn the_names_of_the_dead_go_while_others_are_made() {
+fn names_of_dead_owners_are_removed_as_others_are_made() {
     let _watchdog = watchdog();
     let names: Vec<_> = (0..100).map(|number| name(&format!("dead-{number}"))).collect();
     assert!(pool(1).submit(make_and_die::task(names.clone(), 1)).result().is_err());
     let left = || names.iter().filter(|name| named_file(name).is_some()).count();
     let mut made = 0;
     while left() > 0 {
-        // Each looks at two others, chosen by chance: there are about as many.
+        // Each creation checks two other names, chosen at random, out of about as many as there
+        // are.
         assert!(made < 100_000, "{} are left", left());
         drop(SharedMemory::create_named(&name("living"), 1).unwrap());
         made += 1;
@@ -167,7 +170,7 @@ fn the_names_of_the_dead_go_while_others_are_made() {
 }
 
 #[test]
-fn a_name_whose_owner_was_killed_is_free_at_once() {
+fn a_name_whose_owner_was_killed_can_be_reused_at_once() {
     let _watchdog = watchdog();
     let names = [name("free")];
     assert!(pool(1).submit(make_and_die::task(names.to_vec(), 1)).result().is_err());
@@ -175,14 +178,14 @@ fn a_name_whose_owner_was_killed_is_free_at_once() {
     assert_eq!(SharedMemory::attach(&names[0]).unwrap(), memory);
 }
 
-/// Processor time of this thread.
+/// Returns the processor time of this thread.
 fn processor_time() -> std::time::Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[test]
-fn making_a_name_takes_about_as_long_beside_ten_thousand_others() {
+fn making_a_name_is_not_slowed_down_by_ten_thousand_others() {
     let _watchdog = watchdog();
     let make = |what: &str| {
         let once = |round: usize| {
@@ -206,14 +209,14 @@ fn making_a_name_takes_about_as_long_beside_ten_thousand_others() {
         SharedMemory::attach(name).unwrap().unlink().unwrap();
     }
     println!("50 names: {alone:?}; beside 10,000 others: {beside:?}");
-    // A look at each would take a hundred times as long.
+    // Checking every other name would take a hundred times as long.
     assert!(beside < alone * 4, "50 names: {alone:?}; beside 10,000 others: {beside:?}");
 }
 
-// ---- what is not ours --------------------------------------------------------------------------------------------------
+// ---- files that are not ours --------------------------------------------------------------------
 
 #[test]
-fn what_others_have_made_stays_whatever_it_is_called() {
+fn files_made_by_others_are_left_alone_whatever_their_name() {
     let _watchdog = watchdog();
     let mut files = Vec::new();
     for what in ["results.csv", "lock", "shared-memory"] {
@@ -221,7 +224,7 @@ fn what_others_have_made_stays_whatever_it_is_called() {
         fs::write(&path, "a week of work").unwrap();
         files.push(path);
     }
-    // In the place of a name, too.
+    // The same for files in the place of a name.
     let taken = ["text", "ours-by-the-first-word", "folder", "nothing"].map(name);
     let keeps: Vec<_> = taken
         .iter()
@@ -229,7 +232,7 @@ fn what_others_have_made_stays_whatever_it_is_called() {
         .collect();
     let places: Vec<_> = taken.iter().map(|name| named_file(name).unwrap()).collect();
     for (keep, place) in keeps.iter().zip(&places) {
-        // The folder is there still, since there is something else in it.
+        // The note keeps the folder in existence after the name was unlinked.
         fs::write(place.with_file_name("note"), "mine").unwrap();
         keep.unlink().unwrap();
     }
@@ -256,14 +259,14 @@ fn what_others_have_made_stays_whatever_it_is_called() {
     assert_eq!(fs::read_to_string(&places[1]).unwrap(), "executor");
     for place in &places {
         fs::remove_dir_all(place.parent().unwrap()).unwrap();
-        // They go with the last name in them.
+        // These folders are removed only if they are empty.
         let _ = fs::remove_dir(place.ancestors().nth(2).unwrap());
         let _ = fs::remove_dir(place.ancestors().nth(3).unwrap());
     }
 }
 
 #[test]
-fn a_link_or_a_pipe_in_the_place_of_a_name_is_not_followed() {
+fn a_symlink_or_a_fifo_in_the_place_of_a_name_is_not_followed() {
     let _watchdog = watchdog();
     let target = SharedMemory::create_named(&name("target"), 100).unwrap();
     for what in ["link", "pipe"] {
@@ -288,27 +291,28 @@ fn a_link_or_a_pipe_in_the_place_of_a_name_is_not_followed() {
         assert_eq!(kind(SharedMemory::create_named(&name, 10)), io::ErrorKind::AlreadyExists);
         assert_eq!(kind(memory.unlink()), io::ErrorKind::NotFound);
         fs::remove_file(&place).unwrap();
-        // An empty folder is nobody's.
+        // An empty folder belongs to nobody, so the name can be used again.
         drop(SharedMemory::create_named(&name, 10).unwrap());
         assert_eq!(named_file(&name), None);
     }
 }
 
-// ---- other users -------------------------------------------------------------------------------------------------------
+// ---- other users --------------------------------------------------------------------------------
 
-/// Runs a test that is ignored otherwise in a process that has a `/dev/shm` of its own; says so where that cannot be had.
+/// Runs an ignored test in a process with its own `/dev/shm`. Prints a message where this is not
+/// permitted.
 #[track_caller]
 fn with_own_directory(test: &str) {
     with_directory(test, c"mode=1777");
 }
 
-/// As [`with_own_directory`], mounted with these options.
+/// Like [`with_own_directory`], but mounts `/dev/shm` with these options.
 #[track_caller]
 fn with_directory(test: &str, options: &'static CStr) {
     let mut command = Command::new("/proc/self/exe");
     command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null());
-    // SAFETY: system calls with strings and null pointers.
+    // SAFETY: the closure makes only system calls, with strings and null pointers.
     unsafe {
         command.pre_exec(|| {
             let private = libc::MS_REC | libc::MS_PRIVATE;
@@ -338,7 +342,7 @@ fn with_directory(test: &str, options: &'static CStr) {
     }
 }
 
-/// What another user does.
+/// Runs a shell script as another user.
 fn stranger(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).uid(65534).gid(65534).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -352,8 +356,8 @@ fn entries() -> Vec<String> {
 }
 
 #[test]
-fn other_users_who_take_what_names_need_are_in_nobodys_way() {
-    with_own_directory("names_where_strangers_have_taken_what_they_can");
+fn names_work_although_other_users_took_the_folders_they_need() {
+    with_own_directory("names_work_although_a_stranger_took_the_folders");
 }
 
 #[task]
@@ -364,22 +368,23 @@ fn attach_and_write(name: &str) -> io::Result<()> {
 
 #[test]
 #[ignore = "run by the test above"]
-fn names_where_strangers_have_taken_what_they_can() {
+fn names_work_although_a_stranger_took_the_folders() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    // It comes and goes with the names in it.
+    // The folder exists only while there are names in it.
     let memory = SharedMemory::create_named("prize", 100).unwrap();
     let [folder] = &entries()[..] else { panic!("{:?}", entries()) };
     let folder = format!("/dev/shm/{folder}");
     let mode = fs::metadata(&folder).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o700);
     let inside = named_file("prize").unwrap().strip_prefix(&folder).unwrap().parent().unwrap().to_owned();
-    // For the stranger below: such a file, whole.
+    // Keep a complete copy of the file for the script below.
     fs::copy(named_file("prize").unwrap(), "/tmp/executor-named-test").unwrap();
     fs::set_permissions("/tmp/executor-named-test", fs::Permissions::from_mode(0o644)).unwrap();
     drop(memory);
     assert_eq!(entries(), [""; 0]);
-    // A folder where all may write, with memory of theirs; a file; a link; and a thousand more.
+    // The other user makes a writable folder that contains memory of that user, a file, a link, and
+    // a thousand more folders.
     let inside = inside.display();
     stranger(&format!(
         "umask 0; mkdir -p -m 777 '{folder}/{inside}'; chmod 777 '{folder}'
@@ -395,7 +400,8 @@ fn names_where_strangers_have_taken_what_they_can() {
     assert_eq!(&memory.read_to_vec()[..5], b"child");
     let own: Vec<_> = entries().into_iter().filter(|entry| !before.contains(entry)).collect();
     assert_eq!(own, [format!("{}.1001", folder.trim_start_matches("/dev/shm/"))]);
-    // What they give back is not taken by some while others are elsewhere.
+    // When the other user removes some of these, processes must not disagree about which folder to
+    // use.
     stranger(&format!("rm -r '{folder}' '{folder}.1' '{folder}.4'"));
     let newcomer = support::pool(1);
     newcomer.submit(attach_and_write::task("prize")).result().unwrap();
@@ -412,33 +418,33 @@ fn is_not_found(name: &str) -> bool {
 }
 
 #[test]
-fn a_link_of_a_stranger_does_not_choose_what_is_attached() {
-    with_own_directory("a_link_in_a_folder_of_a_stranger");
+fn a_link_made_by_another_user_does_not_decide_which_memory_is_attached() {
+    with_own_directory("a_link_in_a_folder_of_another_user_is_not_followed");
 }
 
 #[test]
 #[ignore = "run by the test above"]
-fn a_link_in_a_folder_of_a_stranger() {
+fn a_link_in_a_folder_of_another_user_is_not_followed() {
     let _watchdog = watchdog();
     let folder = only_folder();
     stranger(&format!("mkdir -m 755 '{folder}'"));
     let _memory = SharedMemory::create_named("chosen", 100).unwrap();
     let chosen = named_file("chosen").unwrap().parent().unwrap().to_owned();
     assert!(chosen.starts_with(format!("{folder}.1")), "{chosen:?}");
-    // Wherever the name may be looked for, it leads to another one of the same user.
+    // Wherever the name `asked` may be looked up, a link leads to another name of the victim.
     let chosen = chosen.display();
     stranger(&format!(
         "for a in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do for b in 0 1 2 3 4 5 6 7 8 9 a b c d e f; do
              mkdir '{folder}/'$a$b; ln -s '{chosen}' '{folder}/'$a$b/=asked
          done; done"
     ));
-    // In a process that has seen no folder yet.
+    // A new worker is a process that has not chosen a folder yet.
     assert!(pool(1).submit(is_not_found::task("asked")).result().unwrap());
 }
 
 #[test]
-fn what_strangers_give_back_does_not_split_the_names() {
-    with_own_directory("names_after_strangers_have_given_back");
+fn folders_removed_by_other_users_do_not_split_the_names() {
+    with_own_directory("names_are_found_after_other_users_removed_their_folders");
 }
 
 #[task]
@@ -448,13 +454,13 @@ fn make_persistent(name: &str) -> io::Result<()> {
 
 #[test]
 #[ignore = "run by the test above"]
-fn names_after_strangers_have_given_back() {
+fn names_are_found_after_other_users_removed_their_folders() {
     let _watchdog = watchdog();
     let folder = only_folder();
     stranger(&format!("mkdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do mkdir '{folder}.'$i; done"));
     let _first = SharedMemory::create_named("first", 100).unwrap();
     stranger(&format!("rmdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do rmdir '{folder}.'$i; done"));
-    // In a process that has seen no folder yet.
+    // A new worker is a process that has not chosen a folder yet.
     let newcomer = pool(1);
     newcomer.submit(attach_and_write::task("first")).result().unwrap();
     let newcomer = pool(1);
@@ -462,7 +468,7 @@ fn names_after_strangers_have_given_back() {
     SharedMemory::attach("second").unwrap().unlink().unwrap();
 }
 
-/// The folder that names have at first, which is gone again.
+/// Returns the folder that names are stored in at first. The folder no longer exists on return.
 fn only_folder() -> String {
     drop(SharedMemory::create_named("for-the-folder", 1).unwrap().persistent().unwrap());
     let [folder] = &entries()[..] else { panic!("{:?}", entries()) };
@@ -473,22 +479,25 @@ fn only_folder() -> String {
 }
 
 #[test]
-fn what_the_dead_have_named_is_in_nobodys_way_where_there_is_little_room() {
-    with_directory("names_where_there_is_little_room", c"mode=1777,size=64m,nr_inodes=100");
+fn names_of_dead_owners_do_not_use_up_a_small_file_system() {
+    with_directory(
+        "names_of_dead_owners_are_removed_in_a_small_file_system",
+        c"mode=1777,size=64m,nr_inodes=100",
+    );
 }
 
 #[test]
 #[ignore = "run by the test above"]
-fn names_where_there_is_little_room() {
+fn names_of_dead_owners_are_removed_in_a_small_file_system() {
     const MUCH: usize = 40 << 20;
     let _watchdog = watchdog();
     let die =
         |names: Vec<String>, size| assert!(pool(1).submit(make_and_die::task(names, size)).result().is_err());
-    // Each time anew after a crash.
+    // As when a program crashes and starts again, twice.
     die(vec!["cache".into()], MUCH);
     die(vec!["cache".into()], MUCH);
     let memory = SharedMemory::create_named("cache", MUCH).unwrap();
-    // Who lives has it, and there is no room for another one.
+    // A living owner keeps the name, and there is no room for other memory of this size.
     assert_eq!(kind(SharedMemory::create_named("cache", MUCH)), io::ErrorKind::AlreadyExists);
     assert_eq!(kind(SharedMemory::create_named("other", MUCH)), io::ErrorKind::StorageFull);
     drop(memory);
@@ -499,7 +508,7 @@ fn names_where_there_is_little_room() {
         io::ErrorKind::AlreadyExists
     );
     drop(list);
-    // A name takes folders, too, of which a file system has as many as it says.
+    // Each name also takes folders, and the file system has a limited number of inodes.
     let make = |number| SharedMemory::create_named(&format!("{number}"), 1).ok();
     let most = (0..100).map_while(make).collect::<Vec<_>>().len();
     assert!((20..100).contains(&most), "{most}");
@@ -508,13 +517,13 @@ fn names_where_there_is_little_room() {
 }
 
 #[test]
-fn nothing_is_left_where_names_were() {
-    with_own_directory("what_is_left_of_names");
+fn no_file_is_left_after_all_names_are_gone() {
+    with_own_directory("no_file_is_left_after_dropping_names_and_sweeping");
 }
 
 #[test]
 #[ignore = "run by the test above"]
-fn what_is_left_of_names() {
+fn no_file_is_left_after_dropping_names_and_sweeping() {
     let _watchdog = watchdog();
     let names: Vec<_> = (0..50).map(|number| name(&number.to_string())).collect();
     let memories: Vec<_> = names.iter().map(|name| SharedMemory::create_named(name, 10).unwrap()).collect();

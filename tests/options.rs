@@ -1,4 +1,4 @@
-//! What a pool is told, and what it finds out by itself.
+//! Options of a pool, and settings that it finds out by itself.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ executor::test_support!();
 
 #[task]
 fn recurse(levels: u64) -> u64 {
-    // About 1 KiB a level.
+    // Uses about 1 KiB of stack for each level.
     let frame = std::hint::black_box([levels; 128]);
     if levels == 0 { 0 } else { recurse(levels - 1) + frame[0] / levels }
 }
@@ -28,7 +28,7 @@ fn add(a: u64, b: u64) -> u64 {
 }
 
 #[test]
-fn stack_size_is_what_tasks_have() {
+fn stack_size_sets_the_stack_of_tasks() {
     const LEVELS: u64 = 32 << 10;
     let small = ProcessPoolExecutor::builder().max_workers(1).stack_size(1 << 20).build().unwrap();
     let error = small.submit(recurse::task(LEVELS)).result().unwrap_err();
@@ -38,7 +38,7 @@ fn stack_size_is_what_tasks_have() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused_by_name() {
+fn invalid_options_are_rejected_by_name() {
     let refused = |builder: executor::ProcessPoolBuilder, names: &str| {
         let error = builder.build().unwrap_err();
         assert!(
@@ -57,7 +57,7 @@ fn options_that_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
-fn many_threads_submit_to_one_pool() {
+fn many_threads_can_submit_to_one_pool() {
     let pool = Arc::new(ProcessPoolExecutor::builder().max_workers(2).build().unwrap());
     std::thread::scope(|scope| {
         for thread in 0..16_u64 {
@@ -90,7 +90,7 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     assert_eq!(ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", "1")), "1 1");
     let mut one = Command::new(asks());
     one.arg("cpus");
-    // SAFETY: only a system call on a local value between fork and exec.
+    // SAFETY: between fork and exec, the closure only makes a system call on a local value.
     unsafe {
         one.pre_exec(|| {
             let mut set = rustix::thread::CpuSet::new();
@@ -101,7 +101,8 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     assert_eq!(ask(&mut one), "1 1");
 }
 
-/// What the program says of its settings: lines of standard output, and what it has logged.
+/// Runs the program with this variable. Returns the lines it printed about its settings, and its
+/// log.
 fn settings(variable: &str, value: &OsStr) -> (Vec<String>, String) {
     let output = Command::new(asks()).arg("settings").env(variable, value).output().expect("starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -110,13 +111,13 @@ fn settings(variable: &str, value: &OsStr) -> (Vec<String>, String) {
     (stdout.lines().map(str::to_owned).collect(), stderr)
 }
 
-/// No variable of ours has a value that is not UTF-8.
+/// Returns a value that is not UTF-8, which no variable of ours accepts.
 fn not_utf8() -> OsString {
     OsString::from_vec(b"1\xff".to_vec())
 }
 
 #[test]
-fn mx07_a_malformed_limit_is_ignored_with_a_warning_and_is_an_error_where_it_is_needed() {
+fn mx07_an_invalid_cpu_count_is_a_warning_or_an_error_where_it_is_needed() {
     let all: usize = executor::usable_cpus();
     let malformed = ["0", "-1", "1.5", "max", "1 000", "99999999999999999999"];
     for value in malformed.into_iter().map(OsString::from).chain([not_utf8()]) {
@@ -139,7 +140,7 @@ fn mx07_a_malformed_limit_is_ignored_with_a_warning_and_is_an_error_where_it_is_
 }
 
 #[test]
-fn a_transport_that_is_not_understood_is_an_error_that_names_the_variable() {
+fn an_invalid_transport_is_an_error_that_names_the_variable() {
     for value in [OsString::from("nonsense"), "IPC".into(), "ring,ipc".into(), not_utf8()] {
         let (lines, _) = settings("EXECUTOR_TRANSPORT", &value);
         let problem = format!(
@@ -159,7 +160,7 @@ fn allowed() -> rustix::thread::CpuSet {
 }
 
 #[test]
-fn a_worker_knows_the_arguments_of_the_program_however_many_and_however_deep() {
+fn a_worker_has_the_arguments_of_the_program_however_many_and_long() {
     let program = asks();
     let name = program.to_str().map(str::len).unwrap();
     assert_eq!(ask(Command::new(&program).arg("args").args(["two", ""])), format!("4 {}", name + 4 + 3));

@@ -1,5 +1,5 @@
-//! Processes of their own: start, join, signals, values, what they inherit. Those that need a program's own `main` are in
-//! `start_methods.rs` and `program_end.rs`.
+//! `Process`: start, join, signals, values, and what a child inherits. Tests that need a `main` of
+//! their own are in `start_methods.rs` and `program_end.rs`.
 
 mod support_b;
 
@@ -24,10 +24,10 @@ use support_b::{Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, ru
 
 executor::test_support!();
 
-/// `Fork` needs a program with one thread: `start_methods.rs`.
+/// `Fork` requires a program with one thread, so it is tested in `start_methods.rs`.
 const METHODS: [StartMethod; 2] = [StartMethod::Spawn, StartMethod::ForkServer];
 
-/// Joins, but not for ever.
+/// Joins with a timeout.
 #[track_caller]
 fn joined<T>(child: &Child<T>) -> Result<T, TaskError> {
     child.join_timeout(LONG).expect("it ends")
@@ -46,10 +46,10 @@ fn status_of(error: &TaskError) -> ExitStatus {
     }
 }
 
-// ---- who is who ----------------------------------------------------------------------------------------------------
+// ---- identities ---------------------------------------------------------------------------------
 
 #[test]
-fn pr01_the_program_itself() {
+fn pr01_the_main_process_knows_itself() {
     let own = current_process();
     assert_eq!(own.name(), "MainProcess");
     assert!(own.is_alive() && !own.daemon());
@@ -65,7 +65,7 @@ fn relatives() -> (String, u32, bool, Option<(String, u32, bool)>) {
 }
 
 #[test]
-fn pr05_the_parent_of_a_child_and_of_none() {
+fn pr05_a_child_has_a_parent_and_the_program_has_none() {
     let _watchdog = watchdog();
     assert_eq!(parent_process(), None);
     for method in METHODS {
@@ -92,7 +92,7 @@ fn daemons() -> (bool, bool, bool, bool) {
 }
 
 #[test]
-fn pr04_a_daemon_if_told_so_or_its_creator_is_one() {
+fn pr04_a_child_is_a_daemon_if_requested_or_if_its_parent_is_one() {
     let _watchdog = watchdog();
     for method in METHODS {
         for (given, own) in [(None, false), (Some(false), false), (Some(true), true)] {
@@ -114,7 +114,7 @@ fn main_thread() -> (i32, bool) {
 }
 
 #[test]
-fn pr08_a_child_has_a_thread_of_its_own() {
+fn pr08_a_child_runs_its_task_on_a_thread_of_its_own() {
     let _watchdog = watchdog();
     for method in METHODS {
         let child = Process::new(main_thread::task()).start_method(method).start().unwrap();
@@ -126,7 +126,7 @@ fn pr08_a_child_has_a_thread_of_its_own() {
 }
 
 #[test]
-fn pr13_processors() {
+fn pr13_cpu_count_is_at_least_one_and_at_least_usable_cpus() {
     assert!(executor::cpu_count() >= 1);
     assert!(executor::cpu_count() >= executor::usable_cpus());
 }
@@ -145,7 +145,7 @@ fn names_below(levels: u32) -> Vec<String> {
 }
 
 #[test]
-fn mx12_default_names_show_the_path() {
+fn mx12_default_names_show_the_path_from_the_main_process() {
     let _watchdog = watchdog();
     for method in METHODS {
         let child = Process::new(names_below::task(2)).start_method(method).start().unwrap();
@@ -156,7 +156,7 @@ fn mx12_default_names_show_the_path() {
     }
 }
 
-// ---- values --------------------------------------------------------------------------------------------------------
+// ---- values -------------------------------------------------------------------------------------
 
 #[task]
 fn look_at(number: i64, text: String, list: Vec<u8>, tuple: (bool, Option<char>)) -> String {
@@ -164,14 +164,14 @@ fn look_at(number: i64, text: String, list: Vec<u8>, tuple: (bool, Option<char>)
 }
 
 #[test]
-fn pr03_arguments_arrive_as_they_are() {
+fn pr03_arguments_arrive_unchanged() {
     let _watchdog = watchdog();
     for method in METHODS {
         let task = look_at::task(-5, "a word".to_owned(), vec![1, 2], (true, Some('é')));
         let child = Process::new(task).start_method(method).start().unwrap();
         assert_eq!(joined(&child).unwrap(), "-5 a word [1, 2] (true, Some('é'))");
         assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
-        // As often as asked for.
+        // The value can be read any number of times.
         assert_eq!(child.join().unwrap(), "-5 a word [1, 2] (true, Some('é'))");
     }
 }
@@ -182,7 +182,7 @@ fn reversed(bytes: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn large_arguments_and_values_travel() {
+fn large_arguments_and_values_are_transferred() {
     let _watchdog = watchdog();
     let bytes: Vec<u8> = (0..5_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
     let expected: Vec<u8> = bytes.iter().rev().copied().collect();
@@ -192,7 +192,7 @@ fn large_arguments_and_values_travel() {
     }
 }
 
-/// The masks of blocked signals: this thread's, and that of a program that it starts.
+/// Returns the mask of blocked signals of this thread, and that of a program that it starts.
 #[task]
 fn blocked_here_and_in_a_program() -> [u64; 2] {
     let blocked = |status: &str| {
@@ -205,7 +205,7 @@ fn blocked_here_and_in_a_program() -> [u64; 2] {
 }
 
 #[test]
-fn a_program_that_a_child_starts_has_the_childs_mask_and_is_not_stopped_by_a_terminal() {
+fn a_program_started_by_a_child_inherits_its_signal_mask_with_terminal_stops_blocked() {
     let _watchdog = watchdog();
     let terminal = [Signal::TTIN, Signal::TTOU].map(|signal| 1 << (signal.as_raw() - 1));
     let terminal: u64 = terminal.into_iter().sum();
@@ -225,7 +225,7 @@ fn same(shared: Vec<SharedBytes>) -> Vec<SharedBytes> {
 }
 
 #[test]
-fn many_descriptors_travel_both_ways() {
+fn many_descriptors_are_transferred_in_both_directions() {
     let _watchdog = watchdog();
     for method in METHODS {
         let shared: Vec<_> = (0..60_u8).map(|byte| SharedBytes::from(vec![byte; 5000])).collect();
@@ -256,7 +256,7 @@ fn count(counted: Counted) -> usize {
 }
 
 #[test]
-fn pr19_what_was_passed_is_not_kept() {
+fn pr19_arguments_are_not_kept_by_the_parent() {
     let _watchdog = watchdog();
     for method in METHODS {
         let passed = Arc::new(());
@@ -292,7 +292,7 @@ fn makes() -> Unencodable {
 }
 
 #[test]
-fn what_does_not_encode_says_so() {
+fn a_value_that_does_not_encode_is_an_error_with_its_reason() {
     let _watchdog = watchdog();
     let error = Process::new(takes::task(Unencodable)).start().unwrap_err();
     assert!(matches!(error, StartError::Arguments(TaskError::Encode(_))), "{error:?}");
@@ -309,7 +309,7 @@ fn what_does_not_encode_says_so() {
     }
 }
 
-/// Serves requests, one a line, until told to stop.
+/// Serves requests, one for each line, until it receives "stop".
 #[derive(Serialize, Deserialize)]
 struct Server {
     factor: u64,
@@ -330,7 +330,7 @@ impl Run for Server {
 }
 
 #[test]
-fn pr26_a_type_of_the_users_with_fields_serves_until_told_to_stop() {
+fn pr26_a_user_defined_type_with_fields_serves_until_told_to_stop() {
     let _watchdog = watchdog();
     for method in METHODS {
         let child = Process::new(Server { factor: 3 })
@@ -352,10 +352,10 @@ fn pr26_a_type_of_the_users_with_fields_serves_until_told_to_stop() {
     }
 }
 
-// ---- join, signals, ends -------------------------------------------------------------------------------------------
+// ---- join, signals, ends ------------------------------------------------------------------------
 
 #[test]
-fn pr09_a_join_without_patience_returns_at_once() {
+fn pr09_a_join_with_a_timeout_of_zero_returns_at_once() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
@@ -382,25 +382,26 @@ fn ends_by(send: impl Fn(&Child<u32>), expected: Signal) {
         assert_eq!(status_of(&error), status);
         assert_eq!(child.exit_code(), Some(status));
         assert!(!child.is_alive());
-        // Nothing happens to what has ended.
+        // A signal to a child that has ended does nothing.
         send(&child);
         assert_eq!(child.exit_code(), Some(status));
     }
 }
 
 #[test]
-fn pr10_terminated() {
+fn pr10_terminate_ends_a_child_with_sigterm() {
     ends_by(|child| child.terminate().unwrap(), Signal::TERM);
 }
 
 #[test]
-fn pr11_killed() {
+fn pr11_kill_ends_a_child_with_sigkill() {
     ends_by(|child| child.kill().unwrap(), Signal::KILL);
 }
 
 #[test]
-fn interrupted() {
-    // Whoever started these tests in the background of a shell script had it ignored, and a child ignores what its parent does.
+fn interrupt_ends_a_child_with_sigint() {
+    // A shell script that starts these tests in the background makes them ignore SIGINT, and a
+    // child inherits that.
     // SAFETY: restores the default action.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     ends_by(|child| child.interrupt().unwrap(), Signal::INT);
@@ -421,12 +422,12 @@ fn start_below(gate: &Path) {
 }
 
 #[test]
-fn kill_tree_ends_all_that_it_has_started() {
+fn kill_tree_ends_all_processes_that_a_child_started() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
         let child = Process::new(start_below::task(gate.path())).start_method(method).start().unwrap();
-        // Its child, and a program of each of the two.
+        // The child's own child, and one program for each of the two.
         let pids = gate.wait_for(3);
         assert!(pids.iter().all(|pid| runs(*pid)));
         child.kill_tree();
@@ -436,7 +437,7 @@ fn kill_tree_ends_all_that_it_has_started() {
 }
 
 #[test]
-fn pr14_active_children_are_those_that_run() {
+fn pr14_active_children_are_the_children_that_still_run() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = pool(1);
@@ -480,7 +481,7 @@ fn pr16_the_sentinel_is_ready_after_the_end() {
 }
 
 #[test]
-fn pr17_closing_needs_an_end() {
+fn pr17_close_fails_until_the_child_has_ended() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
@@ -491,7 +492,7 @@ fn pr17_closing_needs_an_end() {
 }
 
 #[test]
-fn waiting_in_async_code() {
+fn children_can_be_awaited() {
     let _watchdog = watchdog();
     let children: Vec<_> = (0..10)
         .map(|number| {
@@ -503,13 +504,13 @@ fn waiting_in_async_code() {
     assert_eq!(values, (0..10).collect::<Vec<_>>());
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
-    // Nothing is lost by dropping.
+    // Dropping the future loses nothing.
     assert!(futures::FutureExt::now_or_never(child.wait()).is_none());
     gate.open();
     assert_eq!(futures::executor::block_on(child.wait()).unwrap(), child.pid());
 }
 
-/// A waker of the user's that asks the library.
+/// A waker that calls the library.
 struct Asks(std::sync::mpsc::Sender<usize>);
 
 impl std::task::Wake for Asks {
@@ -519,7 +520,7 @@ impl std::task::Wake for Asks {
 }
 
 #[test]
-fn a_waker_may_ask_for_children() {
+fn a_waker_may_call_active_children() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
@@ -532,7 +533,7 @@ fn a_waker_may_ask_for_children() {
 }
 
 #[test]
-fn what_debug_says() {
+fn debug_shows_the_name_state_pid_and_parent() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let process = Process::new(hold::task(gate.path())).name("talker").daemon(true);
@@ -550,7 +551,7 @@ fn what_debug_says() {
     assert!(format!("{child:?}").contains("SIGKILL"), "{child:?}");
 }
 
-// ---- how bodies end ------------------------------------------------------------------------------------------------
+// ---- how bodies end -----------------------------------------------------------------------------
 
 #[task]
 fn panics() {
@@ -576,7 +577,7 @@ fn overflows(depth: u64) -> u64 {
 }
 
 #[test]
-fn panics_and_errors_come_with_their_text_and_exit_code() {
+fn panics_and_errors_are_reported_with_their_text_and_exit_code() {
     let _watchdog = watchdog();
     for method in METHODS {
         let child = Process::new(panics::task()).stderr(Stdio::null()).start_method(method).start().unwrap();
@@ -616,7 +617,7 @@ fn panics_and_errors_come_with_their_text_and_exit_code() {
 }
 
 #[test]
-fn pr27_a_panic_is_in_the_file_that_stderr_goes_to() {
+fn pr27_a_panic_is_written_to_the_file_that_stderr_is_redirected_to() {
     let _watchdog = watchdog();
     for method in METHODS {
         let dir = tempfile::tempdir().unwrap();
@@ -635,7 +636,7 @@ fn pr27_a_panic_is_in_the_file_that_stderr_goes_to() {
 #[task]
 fn close_own(descriptors: Vec<i32>) -> u32 {
     for descriptor in descriptors {
-        // SAFETY: this process's standard output or error, which nobody owns.
+        // SAFETY: closes this process's standard output or error, which nothing owns.
         unsafe { libc::close(descriptor) };
     }
     println!("to nowhere");
@@ -664,7 +665,7 @@ fn leave_a_thread(gate: PathBuf, mark: PathBuf) {
 }
 
 #[test]
-fn pr21_a_registered_thread_is_waited_for() {
+fn pr21_a_child_waits_for_its_registered_threads() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
@@ -712,7 +713,8 @@ fn meet_and_put(together: Barrier, queue: Queue<u64>, value: u64) -> u32 {
     std::process::id()
 }
 
-/// Has a child and a pool of four put into its queue, the four at the same time; who they were, and what came.
+/// Lets a child and a pool of four workers put values into its queue at the same time. Returns the
+/// pids of all six processes and the values.
 #[task]
 fn has_a_child_and_a_pool(method: usize) -> (Vec<u32>, Vec<u64>) {
     let (queue, together) = (Queue::unbounded().unwrap(), Barrier::new(5).unwrap());
@@ -728,7 +730,7 @@ fn has_a_child_and_a_pool(method: usize) -> (Vec<u32>, Vec<u64>) {
 }
 
 #[test]
-fn pr30_a_child_has_a_queue_a_child_and_a_pool_of_its_own() {
+fn pr30_a_child_can_have_a_queue_a_child_and_a_pool() {
     let _watchdog = watchdog();
     for (number, method) in METHODS.into_iter().enumerate() {
         let child = Process::new(has_a_child_and_a_pool::task(number)).start_method(method).start().unwrap();
@@ -741,7 +743,7 @@ fn pr30_a_child_has_a_queue_a_child_and_a_pool_of_its_own() {
 }
 
 #[test]
-fn one_hundred_quick_children_end_with_the_right_code() {
+fn one_hundred_short_children_end_with_the_right_exit_code() {
     let _watchdog = watchdog();
     for method in METHODS {
         let children: Vec<_> = (0..100)
@@ -754,7 +756,7 @@ fn one_hundred_quick_children_end_with_the_right_code() {
 }
 
 #[test]
-fn one_hundred_terminated_at_once_end_so() {
+fn one_hundred_children_terminated_at_once_end_with_sigterm() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
@@ -771,7 +773,7 @@ fn one_hundred_terminated_at_once_end_so() {
     }
 }
 
-// ---- what they are given -------------------------------------------------------------------------------------------
+// ---- settings of a child ------------------------------------------------------------------------
 
 #[task]
 fn executable() -> PathBuf {
@@ -779,7 +781,7 @@ fn executable() -> PathBuf {
 }
 
 #[test]
-fn pr02_another_path_of_the_program() {
+fn pr02_executable_selects_another_path_of_the_program() {
     let _watchdog = watchdog();
     let own = std::env::current_exe().unwrap();
     let dir = tempfile::tempdir_in(own.parent().unwrap()).unwrap();
@@ -804,7 +806,7 @@ fn surroundings() -> (Option<String>, Option<String>, bool, PathBuf) {
 }
 
 #[test]
-fn environment_and_directory_as_told() {
+fn a_child_has_the_given_environment_and_directory() {
     let _watchdog = watchdog();
     let dir = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
     for method in METHODS {
@@ -839,7 +841,7 @@ fn read_all_and_say(word: &str) -> String {
 }
 
 #[test]
-fn standard_streams_through_pipes() {
+fn standard_streams_are_connected_through_pipes() {
     let _watchdog = watchdog();
     for method in METHODS {
         let child = Process::new(read_all_and_say::task("a word"))
@@ -860,7 +862,7 @@ fn standard_streams_through_pipes() {
 }
 
 #[test]
-fn a_join_ends_the_input_of_the_child() {
+fn a_join_closes_the_childs_piped_input() {
     let _watchdog = watchdog();
     for method in METHODS {
         let start =
@@ -873,7 +875,8 @@ fn a_join_ends_the_input_of_the_child() {
     }
 }
 
-/// Says, as the library would, that its value is coming and has descriptors, and then says nothing more.
+/// Reports, in the library's own format, that its value with descriptors follows, and then sends
+/// nothing more.
 #[task]
 fn say_half_a_report(gate: &Path) -> u32 {
     let sockets = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
@@ -881,10 +884,11 @@ fn say_half_a_report(gate: &Path) -> u32 {
         let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
         fs::read_link(&path).ok()?.to_str()?.starts_with("socket:").then_some(number)
     });
-    // The version, the kind of a reply that is done, an empty payload, which is in no file, 64 descriptors.
+    // The protocol version, the kind of a finished reply, an empty payload that is not in a file,
+    // and 64 descriptors.
     let report = [&5_u32.to_le_bytes()[..], &[5, 0, 0, 64]].concat();
     for socket in sockets.filter(|number| *number > 2) {
-        // SAFETY: sends bytes over a descriptor that is open.
+        // SAFETY: sends bytes from a live buffer over an open descriptor.
         unsafe { libc::send(socket, report.as_ptr().cast(), report.len(), 0) };
     }
     come_to(gate);
@@ -892,7 +896,7 @@ fn say_half_a_report(gate: &Path) -> u32 {
 }
 
 #[test]
-fn half_a_report_holds_up_nobody() {
+fn an_incomplete_report_delays_no_other_child() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
@@ -929,9 +933,9 @@ fn write_much(file: &Path) {
 }
 
 #[test]
-fn limits_are_kept_by_the_system() {
+fn resource_limits_are_enforced_by_the_system() {
     let _watchdog = watchdog();
-    // Python ignores it, and so does what it starts.
+    // Python ignores SIGXFSZ, and a program that Python starts inherits that.
     // SAFETY: restores the default action.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
     let gate = Gate::new();
@@ -957,7 +961,7 @@ fn limits_are_kept_by_the_system() {
         let child = Process::new(write_much::task(&gate.file("much"))).limits(small).start_method(method);
         assert_eq!(ended(&child.start().unwrap()), signaled(Signal::XFSZ));
 
-        // They concern the body, and not how its value gets home.
+        // The limits apply to the child's own code, and not to the transfer of its value.
         let small = Limits::default().file_size(1000).open_files(20);
         let child = Process::new(reversed::task(vec![7; 300_000])).limits(small).start_method(method);
         assert_eq!(joined(&child.start().unwrap()).unwrap().len(), 300_000);

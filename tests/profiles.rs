@@ -1,4 +1,5 @@
-//! Programs of users, built as users build them: dev, thin LTO with `panic = "abort"` and stripped, fat LTO.
+//! Programs of users, built the way users build them: dev, thin LTO with `panic = "abort"` and
+//! stripped, fat LTO.
 
 use std::{
     fs,
@@ -27,23 +28,24 @@ fn check(profile: &str) {
 }
 
 #[test]
-fn dev() {
+fn dev_build_runs_tasks_and_reports_faults() {
     check("dev");
 }
 
 #[test]
-fn thin_lto_panic_abort_stripped() {
+fn thin_lto_panic_abort_stripped_build_runs_tasks_and_reports_faults() {
     check("thin-abort");
 }
 
 #[test]
-fn fat_lto() {
+fn fat_lto_build_runs_tasks_and_reports_faults() {
     check("fat");
 }
 
-/// However the mistake is met, what `main` returns names the line to add: in the parent, and in the child.
+/// However the program uses the library, the error that `main` returns names the line to add, in
+/// the parent and in the child.
 #[test]
-fn every_way_to_forget_the_entry_ends_with_the_line_to_add() {
+fn every_use_without_the_entry_point_fails_with_the_line_to_add() {
     let directory = build("dev", &[]);
     for by in ["executor", "map", "pool", "process", "spawn", "forkserver"] {
         let log = std::env::temp_dir().join(format!("executor-forgot-{}-{by}", std::process::id()));
@@ -65,10 +67,10 @@ fn every_way_to_forget_the_entry_ends_with_the_line_to_add() {
     }
 }
 
-/// The child of a program that forgot the entry reaches `main` and makes a pool of its own: it gets an error there,
-/// and starts nothing. So there are two starts, whatever the parent asks for.
+/// The child of a program that forgot the entry point reaches `main` and makes a pool of its own.
+/// There it gets an error and starts nothing. So there are two starts, whatever the parent submits.
 #[test]
-fn a_forgotten_entry_is_an_error_that_names_the_line_and_no_fork_bomb() {
+fn a_forgotten_entry_point_is_an_error_and_no_fork_bomb() {
     let directory = build("dev", &[]);
     let log = std::env::temp_dir().join(format!("executor-forgot-{}", std::process::id()));
     let output = Command::new(directory.join("forgot")).env("FORGOT_LOG", &log).output().expect("starts");
@@ -86,7 +88,8 @@ fn a_forgotten_entry_is_an_error_that_names_the_line_and_no_fork_bomb() {
     assert!(parent.contains("exited with code 0"), "{parent}");
 }
 
-/// A file of a generated package. One that is as it should be stays, so that it need not be compiled again.
+/// Writes a file of a generated package. An unchanged file is not touched, so that it need not be
+/// compiled again.
 fn write(file: &Path, text: &str) {
     fs::create_dir_all(file.parent().expect("in a folder")).expect("made");
     if fs::read_to_string(file).is_ok_and(|old| old == text) {
@@ -95,10 +98,13 @@ fn write(file: &Path, text: &str) {
     fs::write(file, text).expect("written");
 }
 
-/// A workspace of a program, `app`; of a library that it is linked to at run time, `plug`, which has this library in it; and of
-/// another one, `late`, which the program opens while it runs. Builds and runs it. (Run by cargo, which tells the loader where the libraries are.)
+/// Builds and runs a workspace with three packages: a program, `app`; a library that is linked to
+/// it at run time, `plug`, which contains `executor`; and another library, `late`, which the
+/// program opens while it runs. Cargo runs the program, because it tells the loader where the
+/// libraries are.
 fn run_with_dylib(opened_later: bool) -> Output {
-    // Two tests have the one workspace, and its files are not to be written while the other one's cargo reads them.
+    // Two tests share the workspace. Its files must not be written while the other test's cargo
+    // reads them.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linked-dylib");
@@ -182,7 +188,7 @@ fn open(library: &str) -> Late {
 }
 "#,
     );
-    // The versions that the outer cargo has downloaded.
+    // Use the versions that the outer cargo has downloaded.
     if !root.join("Cargo.lock").exists() {
         fs::copy(Path::new(library).join("Cargo.lock"), root.join("Cargo.lock")).expect("copied");
     }
@@ -206,18 +212,19 @@ fn open(library: &str) -> Late {
     run.output().expect("cargo starts")
 }
 
-/// The task functions of the program are in another image than the library's own list of them.
+/// The program's task functions are in another image than the library's own list of task functions.
 #[test]
-fn a_program_that_has_the_library_by_a_linked_dylib_runs_the_tasks_of_both() {
+fn a_program_linked_to_the_library_through_a_dylib_runs_the_tasks_of_both() {
     let output = run_with_dylib(false);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "2 4\n6 8\n10\n", "{stderr}");
     assert!(output.status.success(), "{stderr}");
 }
 
-/// Workers begin with what the program begins with. The one function runs where it was opened; the others are as they were.
+/// A worker loads only what the program loads at its start. A function of a library opened later
+/// runs only in the process that opened it. Other functions are unaffected.
 #[test]
-fn a_function_of_a_library_that_is_opened_later_is_refused_at_submit_by_its_name() {
+fn a_task_function_of_a_library_opened_later_is_rejected_at_submit_by_name() {
     let output = run_with_dylib(true);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");

@@ -1,4 +1,5 @@
-//! How programs with processes end: by themselves, by a signal, from a terminal; and what becomes of their children then.
+//! How programs with child processes end: by themselves, by a signal, or from a terminal, and how
+//! their children end then.
 
 #[macro_use]
 mod plays;
@@ -35,41 +36,41 @@ use support_b::{
 
 list! { TESTS:
     mx01_exit_hooks_run_once_and_in_order,
-    mx02_hooks_from_two_threads,
+    mx02_exit_hooks_registered_and_called_on_two_threads_each_run_once,
     mx05_children_do_not_read_the_parents_input,
-    mx11_a_parent_that_is_terminated_leaves_nothing,
+    mx11_a_terminated_parent_leaves_no_process,
     a_normal_end_waits_for_children_but_not_for_daemons,
     a_normal_end_waits_for_registered_threads,
-    daemons_die_with_all_that_they_have_started,
+    daemons_end_with_all_processes_that_they_have_started,
     a_daemon_that_ignores_sigterm_is_killed,
-    a_killed_parent_takes_its_children_along,
-    a_child_that_outlives_its_parent,
-    no_zombies_stay_while_the_parent_runs,
-    ctrl_c_at_a_terminal_ends_three_levels,
-    a_panic_of_main_ends_as_any_other,
+    the_children_of_a_killed_parent_end,
+    a_child_with_outlive_parent_goes_on_after_its_parent_is_killed,
+    no_zombies_remain_while_the_parent_runs,
+    ctrl_c_at_a_terminal_ends_three_levels_of_processes,
+    a_panic_of_main_ends_the_program_like_a_normal_return,
     accepted_work_is_finished_however_the_program_ends,
-    at_the_end_each_executor_does_what_on_drop_says,
-    a_limit_ends_what_would_hold_up_the_end,
-    accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker,
-    a_callback_that_ends_the_program_loses_no_other_callback,
-    callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up,
-    a_callback_that_ends_an_ending_program_holds_up_no_shutdown,
-    what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing_of_threads,
-    accepted_work_of_a_process_is_finished_by_it,
-    what_a_callback_submits_at_the_end_is_finished_or_refused,
-    only_an_executor_that_finishes_its_work_takes_more_from_exit_hooks,
-    an_exit_hook_can_await_the_end_of_an_executor,
-    work_that_exit_hooks_submit_is_finished,
-    who_submits_without_end_does_not_hold_up_the_end,
-    exit_hooks_use_every_part_of_the_library,
-    destructors_of_thread_locals_use_every_part_of_the_library,
-    a_copy_that_a_program_has_forked_ends_without_the_programs_hooks_and_threads,
-    a_program_that_takes_orphans_keeps_none_of_its_workers_and_children,
-    what_preload_prints_is_printed_once,
-    what_was_printed_before_a_start_comes_before_what_the_child_prints,
-    a_start_does_not_wait_for_who_holds_standard_output,
+    at_the_end_of_the_program_each_executor_follows_on_drop,
+    exit_timeout_ends_work_that_would_delay_the_end_of_the_program,
+    accepted_work_of_a_pool_dropped_in_a_task_is_finished_by_its_worker,
+    a_callback_that_exits_the_program_loses_no_other_callback,
+    callbacks_and_threads_that_call_exit_do_not_delay_an_ending_program,
+    a_callback_that_calls_exit_does_not_delay_a_shutdown_at_the_end,
+    calls_of_exit_do_not_delay_an_ending_program_without_access_to_proc,
+    accepted_work_of_a_process_is_finished_by_that_process,
+    work_that_a_callback_submits_at_the_end_is_finished_or_rejected,
+    only_an_executor_with_on_drop_finish_accepts_work_from_exit_hooks,
+    an_exit_hook_can_await_the_shutdown_of_an_executor,
+    work_submitted_by_exit_hooks_is_finished,
+    a_thread_that_submits_for_ever_does_not_delay_the_end,
+    exit_hooks_can_use_every_part_of_the_library,
+    destructors_of_thread_locals_can_use_every_part_of_the_library,
+    a_forked_copy_ends_without_running_the_programs_hooks_and_threads,
+    a_subreaper_keeps_no_zombies_of_its_workers_and_children,
+    output_printed_by_preload_appears_once,
+    output_printed_before_a_start_comes_before_the_childs_output,
+    a_start_does_not_wait_for_a_thread_that_holds_standard_output,
     no_descriptor_of_a_pool_is_open_after_its_shutdown,
-    no_descriptor_of_a_process_is_open_after_it_was_joined,
+    no_descriptor_of_a_process_is_open_after_its_join,
 }
 
 list! { PROGRAMS:
@@ -114,7 +115,7 @@ fn main() {
 
 const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
 
-/// The argument is a method, a way, and a path.
+/// Parses the program's argument: a start method, the way in which the program ends, and a path.
 fn arguments() -> (StartMethod, String, PathBuf) {
     let argument = argument();
     let mut parts = argument.splitn(3, ' ');
@@ -128,7 +129,7 @@ fn to_argument(method: StartMethod, way: &str, path: &Path) -> String {
     format!("{method:?} {way} {}", path.display())
 }
 
-// ---- hooks ---------------------------------------------------------------------------------------------------------
+// ---- hooks --------------------------------------------------------------------------------------
 
 fn mx01_exit_hooks_run_once_and_in_order() {
     let expected =
@@ -136,7 +137,8 @@ fn mx01_exit_hooks_run_once_and_in_order() {
     let said = play("has_hooks").play_out();
     let (mut said, mut wanted): (Vec<_>, Vec<_>) = (said.lines().collect(), expected.lines().collect());
     assert_eq!(said.len(), wanted.len(), "{said:?}");
-    // Below the one of 5, and last among those of 0.
+    // This hook runs right after the hook of priority 5: it was registered last among the hooks of
+    // priority 0, and those run in reverse order.
     wanted.retain(|line| *line != "0, registered by a hook");
     let late = said.iter().position(|line| *line == "0, registered by a hook").unwrap();
     assert!(said[late - 1] == "5", "{said:?}");
@@ -150,7 +152,8 @@ fn say_it(word: &str) {
 }
 
 fn has_hooks() {
-    // Waited for between the hooks of 0 and those below. Its directory stays until the child has come through.
+    // The program waits for the child between the hooks of priority 0 and those below. The gate's
+    // directory must exist until the child has passed the gate.
     let gate = Arc::new(Gate::new());
     let kept = Arc::clone(&gate);
     at_exit(-1, move || {
@@ -184,7 +187,7 @@ fn say_behind(gate: &Path) {
     println!("after the child");
 }
 
-fn mx02_hooks_from_two_threads() {
+fn mx02_exit_hooks_registered_and_called_on_two_threads_each_run_once() {
     let said = play("stresses_hooks").play_out();
     assert_eq!(said, "all of them ran, each once\n");
 }
@@ -209,7 +212,7 @@ fn stresses_hooks() {
                     match (round + thread) % 3 {
                         0 => assert!(hook.call()),
                         1 => drop(hook.on_drop()),
-                        // Kept for the end, or until there are many.
+                        // Some hooks are kept until the end, or until there are many.
                         _ => kept.push(hook),
                     }
                     if kept.len() > 1000 {
@@ -225,7 +228,7 @@ fn stresses_hooks() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-// ---- standard input ------------------------------------------------------------------------------------------------
+// ---- standard input -----------------------------------------------------------------------------
 
 #[task]
 fn read_all() -> usize {
@@ -252,9 +255,9 @@ fn reads_beside_children() {
     print!("{}", std::io::read_to_string(std::io::stdin()).unwrap());
 }
 
-// ---- ends by itself ------------------------------------------------------------------------------------------------
+// ---- ends by itself -----------------------------------------------------------------------------
 
-/// What leads to a normal end, and the exit code that it gives.
+/// Ways to a normal end, and the exit code of each.
 const WAYS: [(&str, i32); 3] = [("returns", 0), ("exits", 3), ("exits-in-a-thread", 4)];
 
 fn a_normal_end_waits_for_children_but_not_for_daemons() {
@@ -264,7 +267,7 @@ fn a_normal_end_waits_for_children_but_not_for_daemons() {
             let argument = to_argument(method, way, gate.path());
             let (mut child, mut stdout, tag) =
                 play("ends_with_children").argument(argument).until_it_speaks();
-            // The daemon has to go before the others are waited for.
+            // The daemon has to end before the program waits for the other child.
             let daemon: u32 = fs::read_to_string(gate.file("daemon")).unwrap().parse().unwrap();
             eventually("the daemon is gone", || !runs(daemon));
             assert!(child.try_wait().unwrap().is_none(), "it waits for its child");
@@ -327,7 +330,7 @@ fn ends_with_a_thread() {
 
 #[task]
 fn ignore_terminate(gate: &Path) {
-    // SAFETY: sets a disposition.
+    // SAFETY: only sets a signal's disposition.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     come_to(gate);
 }
@@ -344,7 +347,7 @@ fn ends_with_a_stubborn_daemon() {
     eventually("it is at work", || fs::read_dir(&gate).unwrap().count() == 2);
 }
 
-fn a_panic_of_main_ends_as_any_other() {
+fn a_panic_of_main_ends_the_program_like_a_normal_return() {
     let gate = Gate::new();
     let mut play = play("panics_beside_children").argument(to_argument(StartMethod::Spawn, "", gate.path()));
     let output = play.command.output().unwrap();
@@ -359,7 +362,7 @@ fn panics_beside_children() {
     let fifo = gate.clone();
     let _child = Process::new(hold_then_mark::task(&gate, &gate.join("mark"))).start().unwrap();
     at_exit(0, move || {
-        // Opens the gate.
+        // Open the gate for the child.
         let file = File::options().read(true).write(true).open(fifo.join("fifo")).unwrap();
         static KEPT: Mutex<Option<File>> = Mutex::new(None);
         *KEPT.lock().unwrap() = Some(file);
@@ -367,9 +370,10 @@ fn panics_beside_children() {
     panic!("main had enough");
 }
 
-// ---- ends by a signal ----------------------------------------------------------------------------------------------
+// ---- ends by a signal ---------------------------------------------------------------------------
 
-/// A process, a process of its, a pool of that, and a program that a task of the pool has started.
+/// Starts a process that has a pool, and a task of that pool starts a program. With this process
+/// there are four levels below the test program.
 #[task]
 fn wait_below(gate: &Path, method: u8) {
     let method = METHODS[usize::from(method)];
@@ -414,7 +418,7 @@ fn ends_three_levels_by(how: Signal) {
         let gate = Gate::new();
         let argument = to_argument(method, "wait", gate.path());
         let (mut child, mut stdout, tag) = plays::play("waits_below").argument(argument).until_it_speaks();
-        // The environment of a program is there a moment after its start.
+        // The tag is read from a process's environment, which is set up a moment after its start.
         eventually("five can be seen", || tagged(&tag).len() >= 5);
         signal(child.id(), how);
         assert_eq!(child.wait().unwrap().signal(), Some(how.as_raw()));
@@ -425,15 +429,15 @@ fn ends_three_levels_by(how: Signal) {
     }
 }
 
-fn a_killed_parent_takes_its_children_along() {
+fn the_children_of_a_killed_parent_end() {
     ends_three_levels_by(Signal::KILL);
 }
 
-fn mx11_a_parent_that_is_terminated_leaves_nothing() {
+fn mx11_a_terminated_parent_leaves_no_process() {
     ends_three_levels_by(Signal::TERM);
 }
 
-fn daemons_die_with_all_that_they_have_started() {
+fn daemons_end_with_all_processes_that_they_have_started() {
     for method in METHODS {
         let gate = Gate::new();
         let argument = to_argument(method, "daemon", gate.path());
@@ -441,7 +445,7 @@ fn daemons_die_with_all_that_they_have_started() {
     }
 }
 
-fn a_child_that_outlives_its_parent() {
+fn a_child_with_outlive_parent_goes_on_after_its_parent_is_killed() {
     for method in METHODS {
         let gate = Gate::new();
         let argument = to_argument(method, "", gate.path());
@@ -473,7 +477,7 @@ fn has_one_that_outlives() {
     }
 }
 
-fn no_zombies_stay_while_the_parent_runs() {
+fn no_zombies_remain_while_the_parent_runs() {
     assert_eq!(play("forgets_children").play_out(), "");
 }
 
@@ -482,11 +486,11 @@ fn forgets_children() {
         for _ in 0..20 {
             drop(Process::new(pid::task()).start_method(method).start().unwrap());
         }
-        // Nobody asks for them.
+        // The handles were dropped, so nothing in this program waits for the children.
         eventually("all were reaped", || children().iter().all(|(_, state, _)| *state != 'Z'));
     }
     eventually("but for the fork server none is there", || children().len() <= 1);
-    // Where somebody else has reaped it, nobody waits for ever.
+    // A `wait_exit` returns even if something else has already reaped the child.
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
     gate.wait_for(1);
@@ -494,14 +498,14 @@ fn forgets_children() {
     assert_eq!(child.wait_exit(), ExitStatus::Signaled(libc::SIGKILL));
 }
 
-// ---- a terminal ----------------------------------------------------------------------------------------------------
+// ---- a terminal ---------------------------------------------------------------------------------
 
-fn ctrl_c_at_a_terminal_ends_three_levels() {
+fn ctrl_c_at_a_terminal_ends_three_levels_of_processes() {
     for method in METHODS {
         let gate = Gate::new();
         let mut play = play("waits_below").argument(to_argument(method, "wait", gate.path()));
         let (mut ours, mut theirs) = (0, 0);
-        // SAFETY: writes two descriptors, which nobody else knows.
+        // SAFETY: `openpty` writes two descriptors, which nothing else knows.
         let (ours, theirs) = unsafe {
             let made =
                 libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
@@ -510,7 +514,8 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
         };
         let stream = || Stdio::from(theirs.try_clone().unwrap());
         play.command.stdin(stream()).stdout(stream()).stderr(stream());
-        // SAFETY: system calls only, between fork and exec: a session of its own, with this terminal.
+        // SAFETY: between fork and exec, the closure only makes system calls. They make a new
+        // session with this terminal.
         unsafe {
             play.command.pre_exec(|| {
                 if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
@@ -520,7 +525,8 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
             })
         };
         let mut child = play.command.spawn().unwrap();
-        // The command keeps descriptors of the terminal, whose end would not be seen.
+        // The command keeps descriptors of the terminal. While they are open, the end of the
+        // terminal would not be seen.
         drop((play.command, theirs));
         let mut terminal = File::from(ours);
         let mut said = Vec::new();
@@ -533,7 +539,7 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
         terminal.write_all(&[3]).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGINT), "{method:?}");
         assert_nothing_left(&play.tag);
-        // All that is left to be read, until nobody has the other end any more (EIO).
+        // Read the remaining output until no process has the other end open (EIO).
         let mut some = [0; 100];
         while let Ok(len @ 1..) = terminal.read(&mut some) {
             said.extend_from_slice(&some[..len]);
@@ -542,9 +548,10 @@ fn ctrl_c_at_a_terminal_ends_three_levels() {
     }
 }
 
-// ---- ends with accepted work ---------------------------------------------------------------------------------------
+// ---- ends with accepted work --------------------------------------------------------------------
 
-/// How a program ends that has accepted work, and its exit code. In each of them nobody waits for that work.
+/// Ways in which a program ends that has accepted work, and its exit code. In each of them nothing
+/// waits for the work.
 const ENDS: [(&str, i32); 12] = [
     ("tokio", 0),
     ("tokio-on-one-thread", 0),
@@ -560,7 +567,8 @@ const ENDS: [(&str, i32); 12] = [
     ("panics", 101),
 ];
 
-/// A line, in one piece: at the end of a program std's own output comes in several, which mix with those of other processes.
+/// Writes a line in one piece. At the end of a program, std writes its output in several pieces,
+/// which can mix with those of other processes.
 fn say(line: &str) {
     std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
@@ -602,7 +610,7 @@ fn print_behind(gate: &Path, number: u32) -> u32 {
     number
 }
 
-/// Four tasks that wait at the gate, with callbacks; two of them run, two are pending.
+/// Submits four tasks that wait at the gate, with callbacks. Two of them run, and two are pending.
 fn accept(pool: &ProcessPoolExecutor, gate: &Path) {
     for number in 0..4 {
         let future = pool.submit(print_behind::task(gate, number));
@@ -646,7 +654,7 @@ fn ends_with_accepted_work() {
                     let pool = pool(2);
                     accept(&pool, &gate);
                     say("main ends");
-                    // Dropped where the runtime drops what it still has.
+                    // The pool is dropped when the runtime drops its remaining tasks.
                     std::future::pending::<()>().await;
                     drop(pool);
                 }
@@ -676,7 +684,7 @@ fn ends_with_accepted_work() {
             let _pool = accepted();
             let _ = thread::spawn(|| std::process::exit(4)).join();
         }
-        // As `main` does with an `Err`.
+        // The same as a `main` that returns `Err`.
         "error" => {
             std::mem::forget(accepted());
             std::process::exit(1)
@@ -689,7 +697,7 @@ fn ends_with_accepted_work() {
     }
 }
 
-fn at_the_end_each_executor_does_what_on_drop_says() {
+fn at_the_end_of_the_program_each_executor_follows_on_drop() {
     let _watchdog = support_b::watchdog();
     for (way, expected) in [
         ("kill", &["pending: shut down", "running: shut down"][..]),
@@ -702,7 +710,7 @@ fn at_the_end_each_executor_does_what_on_drop_says() {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         if way == "cancel" {
-            // The pending one is cancelled while the other one still runs.
+            // The pending task is cancelled while the other one still runs.
             stdout.read_line(&mut said).unwrap();
             assert_eq!(said, "pending: cancelled\n");
             gate.open();
@@ -750,7 +758,7 @@ fn ends_by_policy() {
     pool.submit(hold::task(&gate)).on_done(say_how_it_ended("pending"));
 }
 
-fn a_limit_ends_what_would_hold_up_the_end() {
+fn exit_timeout_ends_work_that_would_delay_the_end_of_the_program() {
     for way in ["static", "tokio"] {
         let gate = Gate::new();
         let play = play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
@@ -781,9 +789,10 @@ fn ends_by_a_limit() {
                 thread::park();
             }
         });
-        // Otherwise the limit may end the worker before it has begun, and what is left is a moment.
+        // Wait until the callback has begun. Otherwise the timeout might end the worker before its
+        // task has begun, and no callback would be left to delay the end.
         has_entered.recv().unwrap();
-        // Its drop would wait for the callback, without a limit.
+        // Dropping the pool here would wait for the callback without a timeout.
         return std::mem::forget(pool);
     }
     if way == "static" {
@@ -794,13 +803,13 @@ fn ends_by_a_limit() {
     runtime.block_on(async { accept(&pool()) });
 }
 
-fn accepted_work_of_a_dropped_pool_in_a_task_is_finished_by_its_worker() {
+fn accepted_work_of_a_pool_dropped_in_a_task_is_finished_by_its_worker() {
     let (code, lines) = lines_after_the_gate("drops_a_pool_in_a_task", "");
     let expected = ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
     assert_eq!((code, &lines[..]), (Some(0), &expected.map(str::to_owned)[..]));
 }
 
-/// The pool is dropped inside a task, so that is where nobody waits for it.
+/// Drops a pool inside a task, where the drop does not wait for the pool's work.
 #[task]
 fn accept_and_leave(gate: &Path) {
     accept(&pool(2), gate);
@@ -812,7 +821,7 @@ fn drops_a_pool_in_a_task() {
     say("main ends");
 }
 
-fn a_callback_that_ends_the_program_loses_no_other_callback() {
+fn a_callback_that_exits_the_program_loses_no_other_callback() {
     let play = play("ends_in_a_callback");
     let said = play.play_out_to(|status| status.code() == Some(7));
     let mut lines: Vec<_> = said.lines().collect();
@@ -825,7 +834,8 @@ fn wait_for(event: executor::Event) {
     event.wait();
 }
 
-/// A task whose callback ends the program, once the event is set. If the task was done before, its callback would be called here.
+/// Submits a task whose callback exits the program. The task ends when the event is set. If it
+/// ended before the callback was added, the callback would run on this thread.
 fn exits_in_a_callback(pool: &ProcessPoolExecutor, code: i32) -> executor::Event {
     let event = executor::Event::new().unwrap();
     pool.submit(wait_for::task(event.clone())).on_done(move |_| std::process::exit(code));
@@ -844,9 +854,9 @@ fn ends_in_a_callback() {
     }
 }
 
-fn callbacks_and_threads_that_end_an_ending_program_do_not_hold_it_up() {
+fn callbacks_and_threads_that_call_exit_do_not_delay_an_ending_program() {
     let (code, lines) = lines_after_the_gate("ends_an_ending_program", "");
-    // The thread may be the first to end it: between the last word of `main` and its return.
+    // The thread may call `exit` first, between the last line of `main` and its return.
     assert!(matches!(code, Some(0 | 8)), "{code:?}");
     assert_eq!(&lines[..], &["called 1", "called 2", "task 1", "task 2"].map(str::to_owned)[..]);
 }
@@ -866,10 +876,10 @@ fn ends_an_ending_program() {
     say("main ends");
 }
 
-fn a_callback_that_ends_an_ending_program_holds_up_no_shutdown() {
+fn a_callback_that_calls_exit_does_not_delay_a_shutdown_at_the_end() {
     for way in ["limit", "shutdown", "drop", "later"] {
         let (code, lines) = lines_after_the_gate("shuts_down_beside_a_callback_that_exits", way);
-        // The callback may be the first to end it: between the last word of `main` and its return.
+        // The callback may call `exit` first, between the last line of `main` and its return.
         assert!(matches!(code, Some(0 | 9)), "{way}: {code:?}");
         assert_eq!(lines, ["called 1"], "{way}");
     }
@@ -884,7 +894,8 @@ fn shuts_down_beside_a_callback_that_exits() {
         _ => builder.build(),
     }
     .unwrap();
-    // The end has begun when the callback comes to its `exit`: std holds whoever comes second.
+    // The first task ends only after the program has begun to end. So the callback's `exit` comes
+    // second, and std blocks every thread that calls `exit` second.
     pool.submit(hold::task(&gate)).on_done(drop);
     let exits = move |pool: &ProcessPoolExecutor| {
         let event = exits_in_a_callback(pool, 9);
@@ -909,7 +920,7 @@ fn shuts_down_beside_a_callback_that_exits() {
     say("main ends");
 }
 
-fn what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing_of_threads() {
+fn calls_of_exit_do_not_delay_an_ending_program_without_access_to_proc() {
     let _watchdog = support_b::watchdog();
     let mut play = play("ends_an_ending_program_unseen");
     let mut child = play.command.stdin(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
@@ -921,7 +932,7 @@ fn what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();
     assert_eq!(said, "called\n");
-    // Any of the three may be the first.
+    // Any of the three may end the program first.
     let code = child.wait().unwrap().code();
     assert!(matches!(code, Some(0 | 8 | 9)), "{code:?}");
     assert_nothing_left(&play.tag);
@@ -930,7 +941,8 @@ fn what_ends_an_ending_program_does_not_hold_it_up_where_the_system_says_nothing
 fn ends_an_ending_program_unseen() {
     let wait_for_end_of_input = || drop(std::io::read_to_string(std::io::stdin()));
     let pool = kept();
-    // Both workers are there before this process becomes another user: who is being started meanwhile has the socket of a stranger.
+    // Both workers must have started before this process changes its user. A worker still being
+    // started would find a socket made by another user.
     let gate = Gate::new();
     let both = [0, 1].map(|_| pool.submit(hold::task(gate.path())));
     gate.wait_for(both.len());
@@ -938,7 +950,8 @@ fn ends_an_ending_program_unseen() {
     let _workers = both.map(|held| held.result().unwrap());
     drop(gate);
     let (enters, has_entered) = std::sync::mpsc::channel();
-    // Held until it has its callback, which would else be called here.
+    // The tasks are held until their callbacks are added. Otherwise the callbacks would run on this
+    // thread.
     let [first, second] = [(); 2].map(|()| Gate::new());
     pool.submit(hold::task(first.path())).on_done(move |_| {
         enters.send(()).unwrap();
@@ -946,7 +959,7 @@ fn ends_an_ending_program_unseen() {
         std::process::exit(9)
     });
     first.open();
-    // The other one is called behind it, which is after the last word of this function.
+    // The second callback runs behind the first one, and so after the last line of this function.
     has_entered.recv().unwrap();
     pool.submit(hold::task(second.path())).on_done(|_| say("called"));
     second.open();
@@ -956,8 +969,8 @@ fn ends_an_ending_program_unseen() {
         wait_for_end_of_input();
         std::process::exit(8)
     });
-    // As a program that guards secrets: `/proc` is the superuser's alone then.
-    // SAFETY: changes what this process may do, and what others may do to it.
+    // Do as a program that guards secrets does: after this only root can read its `/proc` files.
+    // SAFETY: changes only what this process may do, and what other processes may do to it.
     unsafe {
         if libc::geteuid() == 0 {
             assert_eq!(libc::setuid(65_534), 0);
@@ -969,7 +982,7 @@ fn ends_an_ending_program_unseen() {
     say("main ends");
 }
 
-fn accepted_work_of_a_process_is_finished_by_it() {
+fn accepted_work_of_a_process_is_finished_by_that_process() {
     for method in METHODS {
         let argument = to_argument(method, "", Path::new(""));
         let said = play("has_a_process_with_a_pool").argument(argument).play_out();
@@ -990,9 +1003,9 @@ fn has_a_process_with_a_pool() {
     say("the end");
 }
 
-fn what_a_callback_submits_at_the_end_is_finished_or_refused() {
+fn work_that_a_callback_submits_at_the_end_is_finished_or_rejected() {
     let (code, lines) = lines_after_the_gate("submits_in_callbacks", "");
-    // Each one that was accepted has run, and its callback was called, which submits the next one.
+    // Every accepted task has run and its callback was called. The callback submits the next task.
     let (told, tasks) = lines.split_first().unwrap();
     assert_eq!((code, &**told), (Some(0), "refused"));
     let mut numbers: Vec<u32> = tasks.iter().map(|line| line["task ".len()..].parse().unwrap()).collect();
@@ -1006,7 +1019,7 @@ fn submits_in_callbacks() {
     say("main ends");
 }
 
-/// Submits again and again, until it is told that nothing more is accepted.
+/// Submits a task, and another one in its callback, until the pool rejects one.
 fn then(number: u32) {
     kept().submit(say_task::task(number + 1)).on_done(|outcome| match outcome {
         Ok(number) => then(number),
@@ -1015,7 +1028,7 @@ fn then(number: u32) {
     });
 }
 
-fn work_that_exit_hooks_submit_is_finished() {
+fn work_submitted_by_exit_hooks_is_finished() {
     let said = play("submits_in_hooks").play_out();
     assert_eq!(
         said, "task 0\ntask 1\nthe work of main is done: 1\ntask 2\ntask 3\n",
@@ -1042,8 +1055,8 @@ fn submits_in_hooks() {
     drop(pool.submit(say_task::task(1)));
 }
 
-fn only_an_executor_that_finishes_its_work_takes_more_from_exit_hooks() {
-    // Whether or not something happened to be pending when the end began.
+fn only_an_executor_with_on_drop_finish_accepts_work_from_exit_hooks() {
+    // The result must not depend on whether work was pending when the program began to end.
     for way in ["idle", "pending"] {
         let said = play("submits_in_hooks_by_policy").argument(way).play_out();
         let expected = "Finish: done\nCancelPending: shut down\nKill: shut down\n";
@@ -1082,7 +1095,7 @@ fn nap() {
     thread::sleep(Duration::from_millis(100));
 }
 
-fn an_exit_hook_can_await_the_end_of_an_executor() {
+fn an_exit_hook_can_await_the_shutdown_of_an_executor() {
     for way in ["idle", "busy", "callback", "held"] {
         assert_eq!(play("awaits_the_end_in_a_hook").argument(way).play_out(), "task 1\nended\n", "{way}");
     }
@@ -1096,7 +1109,7 @@ fn awaits_the_end_in_a_hook() {
         match &*argument() {
             "busy" => drop(pool.submit(nap::task())),
             "callback" => pool.submit(nap::task()).on_done(drop),
-            // It never returns: the program is ending.
+            // This callback never returns, because the program is already ending.
             "held" => exits_in_a_callback(pool, 9).set(),
             _ => {}
         }
@@ -1105,7 +1118,7 @@ fn awaits_the_end_in_a_hook() {
     });
 }
 
-fn who_submits_without_end_does_not_hold_up_the_end() {
+fn a_thread_that_submits_for_ever_does_not_delay_the_end() {
     assert_eq!(play("submits_for_ever").play_out(), "");
 }
 
@@ -1116,7 +1129,7 @@ fn submits_for_ever() {
         while pool.submit(echo::task(1)).result().is_ok() {
             let _ = sender.send(());
         }
-        // Refused, as the program ends.
+        // The pool rejects tasks once the program ends.
         loop {
             thread::park();
         }
@@ -1124,7 +1137,7 @@ fn submits_for_ever() {
     receiver.recv().unwrap();
 }
 
-// ---- where a thread's locals are gone ------------------------------------------------------------------------------
+// ---- after thread-locals are destroyed ----------------------------------------------------------
 
 struct Parts {
     queue: Queue<String>,
@@ -1149,7 +1162,7 @@ impl Parts {
             event,
             value: Value::new(1).unwrap(),
         };
-        // So that the thread's locals are made, and are gone then.
+        // Use everything once, so that the library's thread-locals exist and are destroyed later.
         parts.use_all();
         parts
     }
@@ -1197,7 +1210,7 @@ impl Parts {
             self.queue.put_async("awaited".to_owned()).await.unwrap();
             assert_eq!(self.queue.get_async().await.unwrap(), "awaited");
             let (a, b) = &self.ends;
-            // Sent by somebody else, so that it has to be awaited.
+            // A worker sends the value, so that it has to be awaited.
             let sent = self.pool.submit(send_later::task(a));
             assert_eq!(b.recv_async().await.unwrap(), 16);
             sent.await.unwrap();
@@ -1221,7 +1234,7 @@ fn set_later(event: executor::Event) {
     event.set();
 }
 
-/// As every runtime does it, without a thread-local.
+/// Polls and parks as every runtime does, but without a thread-local.
 fn block_on(future: impl Future<Output = ()>) {
     struct Unparks(thread::Thread);
     impl std::task::Wake for Unparks {
@@ -1246,7 +1259,7 @@ fn put_in(queue: Queue<String>) {
     queue.put("from a task".to_owned()).unwrap();
 }
 
-fn exit_hooks_use_every_part_of_the_library() {
+fn exit_hooks_can_use_every_part_of_the_library() {
     assert_eq!(play("has_a_hook_that_uses_everything").play_out(), "the last words\n");
 }
 
@@ -1258,15 +1271,16 @@ fn has_a_hook_that_uses_everything() {
     });
 }
 
-fn destructors_of_thread_locals_use_every_part_of_the_library() {
+fn destructors_of_thread_locals_can_use_every_part_of_the_library() {
     assert_eq!(
         play("has_a_thread_local_that_uses_everything").play_out(),
         "last words of a thread\nlast words of the main thread\n"
     );
 }
 
-/// Uses everything while its thread's locals are destroyed: those that were made after it are gone by then, and those that
-/// were made before it are not, so it is done in both orders.
+/// Uses every part of the library while its thread's locals are destroyed. Locals that were made
+/// later are gone by then, and locals that were made earlier are not. So the test does it in both
+/// orders.
 struct Last(&'static str);
 
 impl Drop for Last {
@@ -1297,7 +1311,7 @@ fn has_a_thread_local_that_uses_everything() {
     keep("the main thread");
 }
 
-fn a_copy_that_a_program_has_forked_ends_without_the_programs_hooks_and_threads() {
+fn a_forked_copy_ends_without_running_the_programs_hooks_and_threads() {
     assert_eq!(play("forks_beside_hooks_and_threads").play_out(), "the copy has ended\nthe hook\n");
 }
 
@@ -1309,13 +1323,14 @@ fn forks_beside_hooks_and_threads() {
     at_exit(0, || println!("the hook"));
     drop(kept().submit(hold::task(gate.path())));
     gate.wait_for(2);
-    // SAFETY: the copy only ends.
+    // SAFETY: the copy only exits.
     match unsafe { libc::fork() } {
-        // Its thread, its pool's driver and the process that it has started are not there.
+        // In the copy, the registered thread, the pool's driver and the child processes do not
+        // exist.
         0 => std::process::exit(0),
         child => {
             let mut status = 0;
-            // SAFETY: our child; the out-pointer is valid.
+            // SAFETY: `child` is our child, and the out-pointer is valid.
             assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
             assert_eq!(status, 0);
         }
@@ -1324,13 +1339,13 @@ fn forks_beside_hooks_and_threads() {
     gate.open();
 }
 
-// ---- orphans -------------------------------------------------------------------------------------------------------
+// ---- orphans ------------------------------------------------------------------------------------
 
-fn a_program_that_takes_orphans_keeps_none_of_its_workers_and_children() {
+fn a_subreaper_keeps_no_zombies_of_its_workers_and_children() {
     for way in ["recycled", "living", "process", "living-process"] {
         let argument = to_argument(StartMethod::Spawn, way, Path::new(""));
         assert_eq!(play("takes_orphans").argument(&argument).play_out(), "no zombie\n", "{way}");
-        // As the first process of a PID namespace.
+        // The same as the first process of a PID namespace.
         let mut first = std::process::Command::new("unshare");
         first.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
         if !first.arg("true").output().is_ok_and(|output| output.status.success()) {
@@ -1346,7 +1361,7 @@ fn a_program_that_takes_orphans_keeps_none_of_its_workers_and_children() {
     }
 }
 
-/// Leaves two programs behind that outlive the shell which has started them.
+/// Starts two programs through a shell. They outlive the shell.
 #[task]
 fn leave_behind(seconds: &str) {
     let script = format!("sleep {seconds} & sleep {seconds} &");
@@ -1362,7 +1377,7 @@ fn leave_behind_and_stay(gate: &Path) {
 fn takes_orphans() {
     let (_, way, _) = arguments();
     if std::process::id() != 1 {
-        // SAFETY: sets a flag of this process.
+        // SAFETY: only sets a flag of this process.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
     }
     let mut own = std::process::Command::new("sh").args(["-c", "exit 9"]).spawn().unwrap();
@@ -1410,9 +1425,9 @@ fn takes_orphans() {
     println!("no zombie");
 }
 
-// ---- what is printed -----------------------------------------------------------------------------------------------
+// ---- what is printed ----------------------------------------------------------------------------
 
-fn what_preload_prints_is_printed_once() {
+fn output_printed_by_preload_appears_once() {
     assert_eq!(play("prints_in_preload").play_out(), "preloaded;");
 }
 
@@ -1428,7 +1443,7 @@ fn prints_in_preload() {
     }
 }
 
-fn what_was_printed_before_a_start_comes_before_what_the_child_prints() {
+fn output_printed_before_a_start_comes_before_the_childs_output() {
     for method in METHODS {
         let argument = to_argument(method, "", Path::new(""));
         let said = play("prints_before_a_start").argument(argument).play_out();
@@ -1443,7 +1458,7 @@ fn prints_before_a_start() {
     println!("]");
 }
 
-fn a_start_does_not_wait_for_who_holds_standard_output() {
+fn a_start_does_not_wait_for_a_thread_that_holds_standard_output() {
     assert_eq!(play("starts_beside_a_held_output").play_out(), "ended\n");
 }
 
@@ -1453,7 +1468,7 @@ fn starts_beside_a_held_output() {
     let thread = thread::spawn(move || {
         let _lock = std::io::stdout().lock();
         holds.send(()).unwrap();
-        // It waits for what is only done after the starts.
+        // Wait for a message that is sent only after the starts.
         let _ = receiver.recv();
     });
     held.recv().unwrap();
@@ -1468,7 +1483,7 @@ fn starts_beside_a_held_output() {
     println!("ended");
 }
 
-// ---- descriptors ---------------------------------------------------------------------------------------------------
+// ---- descriptors --------------------------------------------------------------------------------
 
 fn no_descriptor_of_a_pool_is_open_after_its_shutdown() {
     assert_eq!(play("shuts_a_hundred_pools_down").play_out(), "as many as before\n");
@@ -1488,13 +1503,13 @@ fn shuts_a_hundred_pools_down() {
     for number in 0..100 {
         once(number);
         assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
-        // The system lists a thread that was joined for a moment.
+        // The system still lists a joined thread for a moment.
         eventually("no thread is left", || support_b::executor_threads().is_empty());
     }
     println!("as many as before");
 }
 
-fn no_descriptor_of_a_process_is_open_after_it_was_joined() {
+fn no_descriptor_of_a_process_is_open_after_its_join() {
     assert_eq!(play("joins_a_hundred_processes").play_out(), "as many as before\n");
 }
 

@@ -31,7 +31,7 @@ fn kill(pid: u32) {
 }
 
 #[test]
-fn qu01_put_in_all_forms_until_it_is_full() {
+fn qu01_every_form_of_put_works_until_the_queue_is_full() {
     let _watchdog = watchdog();
     let queue = Queue::bounded(6).unwrap();
     queue.put(1).unwrap();
@@ -65,7 +65,7 @@ fn put_all(queue: Queue<u32>, items: Vec<u32>) {
 }
 
 #[test]
-fn qu02_get_in_all_forms_what_a_child_has_put() {
+fn qu02_every_form_of_get_returns_what_a_worker_has_put() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::unbounded().unwrap();
@@ -86,7 +86,7 @@ fn qu02_get_in_all_forms_what_a_child_has_put() {
 }
 
 #[test]
-fn qu04_the_size_follows_exactly() {
+fn qu04_len_is_exact_after_every_put_and_get() {
     let queue = Queue::unbounded().unwrap();
     assert!(queue.is_empty() && queue.capacity().is_none());
     for size in 1..=100 {
@@ -108,14 +108,14 @@ static AT_INIT: LazyLock<(Queue<u32>, u32)> = LazyLock::new(|| {
 });
 
 #[test]
-fn qu06_a_queue_is_used_while_a_static_is_initialised() {
+fn qu06_a_queue_can_be_used_while_a_static_is_initialized() {
     let _watchdog = watchdog();
     assert_eq!(AT_INIT.1, 7);
     assert!(AT_INIT.0.is_empty());
 }
 
 #[test]
-fn qu07_get_waits_no_shorter_than_its_limit() {
+fn qu07_get_timeout_waits_for_its_whole_timeout() {
     let _watchdog = watchdog();
     let queue = Queue::<u32>::unbounded().unwrap();
     let limit = Duration::from_millis(200);
@@ -124,7 +124,7 @@ fn qu07_get_waits_no_shorter_than_its_limit() {
     assert!(started.elapsed() >= limit);
 }
 
-/// Does not want to be sent if it is odd.
+/// A number that refuses to be encoded if it is odd.
 #[derive(Debug, Deserialize)]
 struct Fussy(u32);
 
@@ -138,7 +138,7 @@ impl Serialize for Fussy {
 }
 
 #[test]
-fn qu09_what_cannot_be_encoded_is_an_error_of_put_that_has_the_item() {
+fn qu09_put_of_an_item_that_cannot_be_encoded_is_an_error_with_the_item() {
     let queue = Queue::unbounded().unwrap();
     match queue.put(Fussy(3)) {
         Err(PutError::Encode(Fussy(3), text)) => assert_eq!(text, "odd"),
@@ -150,7 +150,7 @@ fn qu09_what_cannot_be_encoded_is_an_error_of_put_that_has_the_item() {
 }
 
 #[test]
-fn qu10_a_closed_queue_takes_nothing_and_gives_what_it_has() {
+fn qu10_a_closed_queue_accepts_nothing_and_still_yields_its_items() {
     let _watchdog = watchdog();
     let queue = Queue::unbounded().unwrap();
     queue.put(1).unwrap();
@@ -163,7 +163,7 @@ fn qu10_a_closed_queue_takes_nothing_and_gives_what_it_has() {
     assert!(matches!(queue.get(), Err(GetError::Closed)));
     assert!(matches!(queue.try_get(), Err(GetError::Closed)));
     assert!(matches!(queue.get_timeout(LONG), Err(GetError::Closed)));
-    // And who waits is told.
+    // Closing also wakes waiting callers with an error.
     let (full, empty) = (Queue::bounded(1).unwrap(), Queue::<u32>::unbounded().unwrap());
     full.put(1).unwrap();
     thread::scope(|scope| {
@@ -176,21 +176,23 @@ fn qu10_a_closed_queue_takes_nothing_and_gives_what_it_has() {
     });
 }
 
-/// What this process has of queues: descriptors of any kind, and mappings of their memory.
+/// Returns how many descriptors this process has open, and how many mappings of queues' memory it
+/// has.
 fn open_and_mapped() -> (usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let mapped = maps.lines().filter(|line| line.contains("/memfd:executor-queue")).count();
     (std::fs::read_dir("/proc/self/fd").unwrap().count(), mapped)
 }
 
-/// Makes a queue, uses it in some way, and drops it, a hundred times for each way; what this process has before and after. A
-/// worker does nothing else meanwhile, so that one descriptor that stays open is seen.
+/// Makes a queue, uses it in the given way and drops it, a hundred times. Returns `open_and_mapped`
+/// before and after. The worker does nothing else meanwhile, so even one descriptor that stays open
+/// is noticed.
 #[task]
 fn descriptors_of_queues(way: u8) -> [(usize, usize); 2] {
     let round = || {
         let queue = SimpleQueue::new().unwrap();
         match way {
-            // Used up.
+            // The queue is emptied.
             0 => {
                 queue.put(SharedBytes::copy_from_slice(b"x")).unwrap();
                 queue.close();
@@ -198,14 +200,15 @@ fn descriptors_of_queues(way: u8) -> [(usize, usize); 2] {
                 queue.close();
                 assert!(matches!(queue.is_empty(), Err(GetError::Closed)));
             }
-            // With items in it, handles among them, closed and not closed.
+            // The queue still has items, with descriptors among them. It is closed in one way and
+            // not in the other.
             1 | 2 => {
                 (0..3).for_each(|_| queue.put(SharedBytes::copy_from_slice(b"x")).unwrap());
                 if way == 1 {
                     queue.close();
                 }
             }
-            // Received, by one that has it and by one that has it no more.
+            // The queue is received by a process that still has it, or no longer has it.
             3 | 4 => {
                 let office = SimpleQueue::new().unwrap();
                 office.put(queue.clone()).unwrap();
@@ -216,7 +219,7 @@ fn descriptors_of_queues(way: u8) -> [(usize, usize); 2] {
                 received.0.put(SharedBytes::copy_from_slice(b"x")).unwrap();
                 received.0.close();
             }
-            // Large items, of which one is left.
+            // Large items, one of which stays in the queue.
             _ => {
                 let queue = SimpleQueue::new().unwrap();
                 (0..2).for_each(|_| queue.put(large('a')).unwrap());
@@ -224,14 +227,15 @@ fn descriptors_of_queues(way: u8) -> [(usize, usize); 2] {
             }
         }
     };
-    // What the first one makes for all.
+    // The first round opens what all rounds share.
     round();
     let before = open_and_mapped();
     (0..100).for_each(|_| round());
     [before, open_and_mapped()]
 }
 
-/// As an argument, which is dropped here; what this process has of queues afterwards is what it had before.
+/// Uses a queue that came as an argument and drops it. Afterwards the process must have as much
+/// open as before.
 #[task]
 fn puts_and_closes(queue: SimpleQueue<u32>) {
     queue.put(1).unwrap();
@@ -244,7 +248,7 @@ fn what_is_open() -> (usize, usize) {
 }
 
 #[test]
-fn qu11_a_closed_simple_queue_and_its_descriptors() {
+fn qu11_a_closed_simple_queue_leaves_no_descriptor_open() {
     let _watchdog = watchdog();
     let queue = SimpleQueue::new().unwrap();
     queue.put(1).unwrap();
@@ -262,7 +266,7 @@ fn qu11_a_closed_simple_queue_and_its_descriptors() {
         let [before, after] = pool.submit(descriptors_of_queues::task(way)).result().unwrap();
         assert_eq!(before, after, "way {way}");
     }
-    // In another process than the one that has made it.
+    // The same in a process that did not make the queue.
     let pass = || {
         let queue = SimpleQueue::new().unwrap();
         pool.submit(puts_and_closes::task(queue.clone())).result().unwrap();
@@ -285,7 +289,7 @@ fn put_emptiness(queue: SimpleQueue<bool>) {
 }
 
 #[test]
-fn qu12_emptiness_is_right_at_each_step() {
+fn qu12_is_empty_is_right_at_each_step() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = SimpleQueue::new().unwrap();
@@ -298,7 +302,7 @@ fn qu12_emptiness_is_right_at_each_step() {
 }
 
 #[test]
-fn qu14_more_done_than_put_is_an_error() {
+fn qu14_more_calls_of_task_done_than_puts_are_an_error() {
     let queue = JoinableQueue::unbounded().unwrap();
     assert!(queue.task_done().is_err());
     queue.put(1).unwrap();
@@ -318,7 +322,7 @@ fn work_off(queue: JoinableQueue<u32>, sums: Queue<u32>) {
 }
 
 #[test]
-fn join_returns_when_all_is_worked_off_and_not_before() {
+fn join_returns_only_when_all_items_are_done() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let (queue, sums) = (JoinableQueue::bounded(3).unwrap(), Queue::unbounded().unwrap());
@@ -344,7 +348,7 @@ fn get_one_and_die(queue: JoinableQueue<u32>) {
 }
 
 #[test]
-fn join_says_what_a_dead_process_had_in_its_hands() {
+fn join_reports_the_items_that_a_dead_process_held() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = JoinableQueue::unbounded().unwrap();
@@ -353,7 +357,7 @@ fn join_says_what_a_dead_process_had_in_its_hands() {
     }
     assert!(pool.submit(get_one_and_die::task(queue.clone())).result().is_err());
     assert_eq!(queue.join().unwrap_err().count, 1);
-    // The others are done by one that lives.
+    // This living process gets and finishes the other items.
     let mut all = Vec::new();
     while let Ok(item) = queue.try_get() {
         all.push(item);
@@ -368,7 +372,7 @@ fn join_says_what_a_dead_process_had_in_its_hands() {
 fn qu18_a_task_of_a_running_pool_puts_and_the_parent_gets() {
     let _watchdog = watchdog();
     let pool = pool(2);
-    // It runs.
+    // Make sure that the pool runs.
     pool.submit(support::pid::task()).result().unwrap();
     let queue = Queue::unbounded().unwrap();
     let tasks: Vec<_> =
@@ -380,7 +384,7 @@ fn qu18_a_task_of_a_running_pool_puts_and_the_parent_gets() {
 }
 
 #[test]
-fn qu19_after_put_it_is_not_empty() {
+fn qu19_a_queue_is_not_empty_right_after_a_put() {
     for _ in 0..1000 {
         let queue = Queue::unbounded().unwrap();
         queue.put(1).unwrap();
@@ -398,7 +402,7 @@ fn put_and_nest(queue: Queue<u32>, depth: u32) {
 }
 
 #[test]
-fn qu20_child_and_grandchild_put_into_the_same_queue() {
+fn qu20_a_worker_and_its_own_worker_put_into_the_same_queue() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::unbounded().unwrap();
@@ -422,7 +426,7 @@ fn answer_mail(office: Office) -> Office {
 }
 
 #[test]
-fn handles_nest_in_arguments_and_results_and_are_of_the_same_queue() {
+fn queues_nested_in_arguments_and_results_are_the_same_queues() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (inbox, tray, joinable) =
@@ -441,7 +445,7 @@ fn handles_nest_in_arguments_and_results_and_are_of_the_same_queue() {
     assert!(back.by_name["x"] == joinable);
     assert_eq!(tray.get().unwrap(), "LETTER");
     assert_eq!(joinable.len(), 1);
-    // Its own is what it got.
+    // The handle that came back still works.
     back.inbox.put("again".to_owned()).unwrap();
     assert_eq!(inbox.get().unwrap(), "again");
     let error = serde_json::to_string(&inbox).unwrap_err().to_string();
@@ -449,7 +453,7 @@ fn handles_nest_in_arguments_and_results_and_are_of_the_same_queue() {
 }
 
 #[test]
-fn a_queue_that_is_not_told_of_is_an_error() {
+fn getting_an_item_as_another_type_is_a_decode_error() {
     let _watchdog = watchdog();
     let queue = Queue::unbounded().unwrap();
     queue.put("text".to_owned()).unwrap();
@@ -485,7 +489,7 @@ fn consume(queue: Queue<(u32, u32, Vec<u8>)>) -> BTreeMap<u32, Vec<u32>> {
 }
 
 #[test]
-fn many_producers_and_consumers_each_item_once_and_in_the_order_of_its_producer() {
+fn many_producers_and_consumers_pass_each_item_once_and_in_its_producers_order() {
     let _watchdog = watchdog();
     let pool = pool(8);
     for queue in [Queue::bounded(5).unwrap(), Queue::unbounded().unwrap()] {
@@ -514,7 +518,7 @@ fn put_large(queue: Queue<SharedOr>, len: usize) {
     queue.put(SharedOr::Bytes(serde_bytes_of(len))).unwrap();
 }
 
-/// Bytes as one string of them, as a task's argument is.
+/// A string that is encoded in one piece, as a task's argument is.
 #[derive(Serialize, Deserialize)]
 enum SharedOr {
     Bytes(String),
@@ -525,7 +529,7 @@ fn serde_bytes_of(len: usize) -> String {
 }
 
 #[test]
-fn items_larger_than_any_buffer_pass() {
+fn items_larger_than_any_buffer_arrive() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let queue = Queue::unbounded().unwrap();
@@ -536,14 +540,14 @@ fn items_larger_than_any_buffer_pass() {
         assert!(text == serde_bytes_of(len), "{len}");
         put.result().unwrap();
     }
-    // Nobody has to get anything for put to return.
+    // `put` returns without a `get`.
     pool.submit(put_large::task(queue.clone(), 64 << 20)).result().unwrap();
     assert_eq!(queue.len(), 1);
 }
 
 #[test]
 #[ignore = "takes 8 GiB of memory: `cargo test --release --test queue -- --ignored`"]
-fn past_two_gigabytes() {
+fn items_of_more_than_two_gigabytes_arrive() {
     let _watchdog = watchdog_of(Duration::from_secs(900));
     let queue = Queue::unbounded().unwrap();
     let len = (2_usize << 30) + 12_352;
@@ -554,7 +558,7 @@ fn past_two_gigabytes() {
 }
 
 #[test]
-fn a_backlog_goes_through_many_rings_and_its_memory_back() {
+fn a_backlog_of_a_hundred_thousand_items_arrives_in_order() {
     let _watchdog = watchdog();
     let queue = Queue::unbounded().unwrap();
     for round in 0..3_u64 {
@@ -578,7 +582,7 @@ fn put_and_die(queue: Queue<String>, gate: &Path) {
 }
 
 #[test]
-fn items_survive_their_producer() {
+fn items_survive_the_death_of_their_producer() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::unbounded().unwrap();
@@ -600,7 +604,7 @@ fn wait_in_get(queue: Queue<u32>) -> u32 {
 }
 
 #[test]
-fn a_consumer_that_is_killed_while_it_waits_harms_nobody() {
+fn a_consumer_killed_while_it_waits_does_not_affect_others() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let queue = Queue::unbounded().unwrap();
@@ -626,7 +630,7 @@ fn produce_through(queue: Producer<u32>, count: u32, then_die: bool) {
 }
 
 #[test]
-fn a_split_queue_is_closed_when_the_last_producer_is_gone_however() {
+fn a_split_queue_closes_when_its_last_producer_is_dropped_or_dies() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for then_die in [false, true] {
@@ -657,7 +661,7 @@ fn consume_one_and_die(queue: Consumer<u32>) {
 }
 
 #[test]
-fn a_producer_is_told_when_the_last_consumer_is_gone() {
+fn put_fails_when_the_last_consumer_is_gone() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (producer, consumer) = Queue::bounded(1).unwrap().split().unwrap();
@@ -702,7 +706,7 @@ fn open_parcels(queue: Queue<Parcel>) -> u32 {
 }
 
 #[test]
-fn mx13_sockets_files_connections_and_shared_objects_through_a_queue() {
+fn mx13_sockets_files_connections_and_shared_objects_can_be_put_into_a_queue() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::unbounded().unwrap();
@@ -733,7 +737,7 @@ fn mx13_sockets_files_connections_and_shared_objects_through_a_queue() {
 }
 
 #[test]
-fn more_items_with_handles_than_the_system_takes_make_put_wait_and_lose_nothing() {
+fn put_waits_when_the_system_accepts_no_more_descriptors_and_loses_nothing() {
     let _watchdog = watchdog();
     let queue = Queue::unbounded().unwrap();
     let bytes = SharedBytes::copy_from_slice(b"many");
@@ -747,7 +751,7 @@ fn more_items_with_handles_than_the_system_takes_make_put_wait_and_lose_nothing(
     };
     assert!(matches!(error, PutError::Full(_) | PutError::Io(..)), "{error:?}");
     assert!(put > 50, "{put}");
-    // What has none goes on.
+    // A waiting `put` goes on when others get items.
     let getting = thread::scope(|scope| {
         let waiting = scope.spawn(|| queue.put_timeout((put, bytes.clone()), LONG));
         for number in 0..put {
@@ -762,7 +766,7 @@ fn more_items_with_handles_than_the_system_takes_make_put_wait_and_lose_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn queues_are_awaited_and_cancelling_loses_nothing() {
+async fn queues_can_be_awaited_and_cancelling_loses_no_item() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (queue, back) = (Queue::bounded(2).unwrap(), Queue::bounded(2).unwrap());
@@ -777,7 +781,7 @@ async fn queues_are_awaited_and_cancelling_loses_nothing() {
         })
     };
     for number in 0..200_u32 {
-        // Dropped again and again.
+        // The future is dropped again and again.
         let got = loop {
             if let Ok(got) = tokio::time::timeout(Duration::from_micros(50), back.get_async()).await {
                 break got.unwrap();
@@ -798,7 +802,7 @@ fn double(queue: Queue<u32>, back: Queue<u32>) {
 }
 
 #[tokio::test]
-async fn stream_and_sink() {
+async fn stream_and_sink_carry_all_items_in_order() {
     let _watchdog = watchdog();
     let (producer, consumer) = Queue::bounded(4).unwrap().split().unwrap();
     let putting = async move {
@@ -811,7 +815,7 @@ async fn stream_and_sink() {
 }
 
 #[test]
-fn awaited_without_tokio() {
+fn queues_can_be_awaited_without_tokio() {
     let _watchdog = watchdog();
     let queue = Queue::bounded(1).unwrap();
     let all = futures::executor::block_on(async {
@@ -833,27 +837,27 @@ fn awaited_without_tokio() {
 }
 
 #[test]
-fn a_join_before_a_get_does_not_hang() {
+fn joining_a_worker_before_the_get_does_not_hang() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = Queue::unbounded().unwrap();
-    // Far more than any pipe takes, and nobody gets while the child is joined.
+    // Far more than a pipe holds, and nothing gets items while the worker is joined.
     pool.submit(put_large::task(queue.clone(), 10 << 20)).result().unwrap();
     pool.shutdown(true);
     let SharedOr::Bytes(text) = queue.get().unwrap();
     assert_eq!(text.len(), 10 << 20);
 }
 
-/// Longer than what lies in a ring.
+/// Longer than the items that are stored in a ring.
 const LARGE: usize = 300_000;
 
-/// A text, which is encoded as one string of bytes.
+/// Returns a text, which is encoded in one piece.
 fn large(letter: char) -> String {
     letter.to_string().repeat(LARGE)
 }
 
 #[test]
-fn consumers_get_on_while_more_producers_of_large_items_wait_than_there_are_places() {
+fn consumers_make_progress_while_very_many_producers_of_large_items_wait() {
     let _watchdog = watchdog();
     const PRODUCERS: usize = 80;
     for capacity in [1, 70] {
@@ -878,7 +882,8 @@ fn consumers_get_on_while_more_producers_of_large_items_wait_than_there_are_plac
     }
 }
 
-/// The memory that the files of this process's queues take. A test that asks runs in a worker, where there is one queue.
+/// Returns the memory used by the files of this process's queues. The tests that call it run in a
+/// worker that has only one queue.
 fn bytes_of_queues() -> u64 {
     use std::os::unix::fs::MetadataExt;
     let files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
@@ -889,7 +894,7 @@ fn bytes_of_queues() -> u64 {
     files.map(|file| file.metadata().unwrap().blocks() * 512).sum()
 }
 
-/// How many items lie in a queue for one at most, with ten producers.
+/// Returns how many items' memory a queue with a bound of one uses at most, with ten producers.
 #[task]
 fn ten_producers_of_ten_megabytes_at_a_bound_of_one() -> u64 {
     const LEN: usize = 10 << 20;
@@ -900,7 +905,7 @@ fn ten_producers_of_ten_megabytes_at_a_bound_of_one() -> u64 {
         let mut most = 0;
         for _ in 0..9 {
             eventually("the queue is full", || queue.is_full());
-            // All who are to come before the item is got: each has had its turn by then, or never writes.
+            // Give every producer time to write before the item is got, if it is going to.
             for _ in 0..20 {
                 most = most.max(bytes_of_queues());
                 thread::sleep(Duration::from_millis(5));
@@ -915,9 +920,9 @@ fn ten_producers_of_ten_megabytes_at_a_bound_of_one() -> u64 {
 }
 
 #[test]
-fn the_bound_of_a_queue_bounds_the_memory_of_items_that_are_being_put() {
+fn the_bound_of_a_queue_limits_the_memory_of_items_being_put() {
     let _watchdog = watchdog();
-    // The item, and what is kept for the next one.
+    // The item, and the memory kept for the next one.
     let items = pool(1).submit(ten_producers_of_ten_megabytes_at_a_bound_of_one::task()).result().unwrap();
     assert!(items <= 2, "{items} items lie in a queue for one");
 }
@@ -937,8 +942,9 @@ fn get_without_end(queue: Queue<u64>) {
     }
 }
 
-/// Has a process use a queue and stops it, again and again, until that has been somewhere within one of the queue's locks:
-/// then nobody else gets that lock before the process is continued or killed. Which lock is said by what is in the way there.
+/// Lets a process use a queue and stops it, again and again, until it is stopped while it holds one
+/// of the queue's locks. Then nobody else gets that lock before the process is continued or killed.
+/// `is_in_the_way` tells which lock is held, by trying an operation.
 fn with_a_process_stopped_within_a_lock(
     start: impl Fn(Queue<u64>) -> Child<()>,
     is_in_the_way: impl Fn(&Queue<u64>) -> bool,
@@ -947,7 +953,7 @@ fn with_a_process_stopped_within_a_lock(
     for _ in 0..2_000 {
         let queue = Queue::unbounded().unwrap();
         let child = start(queue.clone());
-        // It is there, and somewhere in its loop.
+        // The child has started and is somewhere in its loop.
         eventually("it is at it", || ticks(child.pid()) > 0);
         support::stop(child.pid());
         if is_in_the_way(&queue) {
@@ -959,13 +965,14 @@ fn with_a_process_stopped_within_a_lock(
     panic!("it was never stopped within a lock");
 }
 
-/// The processor time that a process has used for itself, in the system's units.
+/// Returns the user time of a process, in clock ticks.
 fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(11)?.parse().ok()).unwrap_or_default()
 }
 
-/// Polls futures made by this ten times: none is ready, and the quickest poll was not held up by anybody.
+/// Polls ten new futures. None may be ready, and at least the quickest poll must not have been
+/// blocked.
 fn is_pending_at_once<T>(mut future: impl FnMut() -> std::pin::Pin<Box<dyn Future<Output = T>>>) {
     let quickest = (0..10).map(|_| {
         let mut future = future();
@@ -978,7 +985,7 @@ fn is_pending_at_once<T>(mut future: impl FnMut() -> std::pin::Pin<Box<dyn Futur
 }
 
 #[test]
-fn an_awaited_put_waits_without_blocking_while_a_stopped_process_is_in_its_way() {
+fn an_awaited_put_does_not_block_while_a_stopped_process_holds_the_lock() {
     let _watchdog = watchdog();
     with_a_process_stopped_within_a_lock(
         |queue| executor::Process::new(put_without_end::task(queue)).daemon(true).start().unwrap(),
@@ -989,7 +996,8 @@ fn an_awaited_put_waits_without_blocking_while_a_stopped_process_is_in_its_way()
                 let queue = queue.clone();
                 Box::pin(async move { queue.put_async(7).await })
             });
-            // It was asked for now, or within a limit: not that there is no room, which there is.
+            // These calls return at once or after a timeout. The error must not be `Full`, because
+            // there is memory available.
             assert!(matches!(queue.try_put(7), Err(PutError::Busy(7))));
             assert!(matches!(queue.put_timeout(7, SHORT), Err(PutError::Busy(7))));
             futures::executor::block_on(async {
@@ -1008,7 +1016,7 @@ fn an_awaited_put_waits_without_blocking_while_a_stopped_process_is_in_its_way()
 }
 
 #[test]
-fn an_awaited_get_waits_without_blocking_while_a_stopped_process_is_in_its_way() {
+fn an_awaited_get_does_not_block_while_a_stopped_process_holds_the_lock() {
     let _watchdog = watchdog();
     with_a_process_stopped_within_a_lock(
         |queue| executor::Process::new(get_without_end::task(queue)).daemon(true).start().unwrap(),
@@ -1031,7 +1039,7 @@ fn an_awaited_get_waits_without_blocking_while_a_stopped_process_is_in_its_way()
                 };
                 futures::join!(queue.get_async(), killed).0
             });
-            // It is dead, and has taken nothing.
+            // The killed process has taken nothing.
             assert_eq!(got.unwrap(), 7);
         },
     );
@@ -1044,7 +1052,7 @@ fn get_and_die(queue: JoinableQueue<u32>) {
 }
 
 #[test]
-fn join_ends_after_more_deaths_one_by_one_than_a_table_has_places() {
+fn join_returns_after_more_successive_deaths_than_the_table_has_entries() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::unbounded().unwrap();
     for number in 0..70 {
@@ -1053,7 +1061,7 @@ fn join_ends_after_more_deaths_one_by_one_than_a_table_has_places() {
     }
     assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 70);
     queue.join().unwrap();
-    // And the next one is noticed as well.
+    // The next death is noticed as well.
     queue.put(0).unwrap();
     executor::Process::new(get_and_die::task(queue.clone())).start().unwrap().wait_exit();
     assert_eq!(queue.join_timeout(LONG).unwrap_err().count, 1);
@@ -1067,7 +1075,7 @@ fn get_and_wait(queue: JoinableQueue<u32>, gate: &Path) {
 }
 
 #[test]
-fn join_ends_after_more_deaths_at_once_than_a_table_has_places() {
+fn join_returns_after_more_simultaneous_deaths_than_the_table_has_entries() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::unbounded().unwrap();
     let gate = Gate::new();
@@ -1088,7 +1096,7 @@ fn join_ends_after_more_deaths_at_once_than_a_table_has_places() {
     for child in &children {
         child.wait_exit();
     }
-    // They die one after the other, so whoever joins may be told of them in parts.
+    // The processes die one after the other, so `join` may report them in parts.
     let mut lost = joining.join().unwrap().unwrap_err().count;
     while let Err(more) = queue.join_timeout(LONG) {
         lost += more.count;
@@ -1102,18 +1110,18 @@ fn take_one(queue: JoinableQueue<u32>) -> u32 {
 }
 
 #[test]
-fn an_item_whose_holder_lives_is_not_lost_when_the_holder_has_no_handle_left() {
+fn an_item_is_not_lost_while_the_process_that_got_it_lives_without_a_handle() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let queue = JoinableQueue::unbounded().unwrap();
     queue.put(5).unwrap();
     let worker = pool.submit(support::pid::task()).result().unwrap();
-    // Handed to us, who work on it.
+    // The worker got the item, and this process works on it.
     let item = pool.submit(take_one::task(queue.clone())).result().unwrap();
-    // Long enough for those who join to look for the dead more than once.
+    // Long enough for `join` to check for dead processes more than once.
     assert!(!queue.join_timeout(Duration::from_millis(350)).unwrap());
     assert_eq!((item, queue.task_done(), queue.join_timeout(LONG)), (5, Ok(()), Ok(true)));
-    // The item counts for the process that got it, as long as that lives.
+    // The item counts as held by the process that got it, as long as that process lives.
     queue.put(6).unwrap();
     pool.submit(take_one::task(queue.clone())).result().unwrap();
     kill(worker);
@@ -1128,7 +1136,7 @@ fn get_large_and_die(queue: JoinableQueue<String>) {
 }
 
 #[test]
-fn a_get_among_many_large_items_leaves_nothing_counted_as_held() {
+fn a_try_get_among_many_large_items_leaves_no_item_counted_as_held() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::bounded(2).unwrap();
     let threads: Vec<_> = (0..40)
@@ -1162,7 +1170,7 @@ impl<'de> Deserialize<'de> for CannotBeDecoded {
 }
 
 #[test]
-fn an_item_whose_decoding_panics_or_fails_is_done() {
+fn an_item_whose_decoding_panics_or_fails_counts_as_done() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::unbounded().unwrap();
     let get = |how: &dyn Fn()| {
@@ -1176,7 +1184,8 @@ fn an_item_whose_decoding_panics_or_fails_is_done() {
     get(&|| drop(queue.try_get()));
     get(&|| drop(futures::executor::block_on(queue.get_async())));
     get(&|| drop(futures::executor::block_on(queue.stream().next())));
-    // What fails is done as well: an error of `get` leaves no trace.
+    // An item that fails to decode counts as done as well: an error of `get` leaves nothing
+    // unfinished.
     let failing = JoinableQueue::unbounded().unwrap();
     failing.put(NeverDecoded(1)).unwrap();
     assert!(matches!(failing.get(), Err(GetError::Decode(_))));
@@ -1193,12 +1202,13 @@ impl<'de> Deserialize<'de> for NeverDecoded {
     }
 }
 
-/// As an ordinary user whose processes may have few open files.
+/// Fills queues with descriptors, as an ordinary user whose processes may have few open files.
 #[task]
 fn fill_queues_with_handles() -> Result<usize, String> {
     if rustix::process::geteuid().is_root() {
-        // Of a user for whom nobody else is at work. The privileges of root go with it, which are exempt from the limit.
-        // SAFETY: changes who this process is.
+        // Become a user with no other processes. This also gives up root's privileges, which exempt
+        // it from the limit.
+        // SAFETY: only changes this process's user ids.
         assert_eq!(unsafe { libc::setuid(support::user_of_its_own()) }, 0);
     }
     let limit = rustix::process::Rlimit { current: Some(128), maximum: Some(128) };
@@ -1215,11 +1225,11 @@ fn fill_queues_with_handles() -> Result<usize, String> {
             }
         }
     }
-    // Others of this user can still send theirs.
+    // Other senders of this user can still send descriptors.
     let (here, there) = pipe::<SharedBytes, SharedBytes>().unwrap();
     here.send(&bytes).map_err(|error| error.to_string())?;
     assert_eq!(*there.recv().unwrap(), *b"x");
-    // And what was got makes room again.
+    // Getting items makes room for others.
     let full = queues.iter().find(|queue| !queue.is_empty()).unwrap();
     drop((full.get().unwrap(), full.get().unwrap()));
     full.try_put(bytes).map_err(|error| error.to_string())?;
@@ -1227,7 +1237,7 @@ fn fill_queues_with_handles() -> Result<usize, String> {
 }
 
 #[test]
-fn items_with_handles_leave_room_for_descriptors_that_others_of_the_user_send() {
+fn items_with_descriptors_leave_room_for_other_descriptors_the_user_sends() {
     let _watchdog = watchdog();
     let put = executor::Process::new(fill_queues_with_handles::task()).start().unwrap().join().unwrap();
     assert!((10..128).contains(&put), "{put} items with a handle each lie in queues");
@@ -1242,7 +1252,7 @@ fn get_many_and_die(queue: JoinableQueue<u32>, count: usize) {
 }
 
 #[test]
-fn items_of_the_dead_are_got_again_where_that_is_asked() {
+fn items_held_by_dead_processes_are_got_again_with_on_lost_requeue() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::bounded(12).unwrap().on_lost(OnLost::Requeue);
     for number in 0..12 {
@@ -1256,14 +1266,14 @@ fn items_of_the_dead_are_got_again_where_that_is_asked() {
     let mut sorted = all.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, (0..12).collect::<Vec<_>>());
-    // What the last one had comes first.
+    // The items that the last process had held come first.
     assert_eq!(all[..3], [0, 1, 2]);
     assert_eq!((queue.join_timeout(LONG), queue.len(), queue.unfinished()), (Ok(true), 0, 0));
     assert!(queue.lost_items().next().is_none());
 }
 
 #[test]
-fn one_that_waits_gets_what_a_dead_process_had() {
+fn a_waiting_consumer_gets_the_item_of_a_process_that_dies() {
     let _watchdog = watchdog();
     for closed in [false, true] {
         for awaited in [false, true] {
@@ -1296,7 +1306,7 @@ fn one_that_waits_gets_what_a_dead_process_had() {
 }
 
 #[test]
-fn one_that_waits_for_what_may_come_back_is_told_when_it_is_done() {
+fn a_waiting_consumer_of_a_closed_queue_returns_when_the_held_item_is_done() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
     queue.put(7).unwrap();
@@ -1308,7 +1318,7 @@ fn one_that_waits_for_what_may_come_back_is_told_when_it_is_done() {
         let queue = queue.clone();
         move || queue.get()
     });
-    // Handed to us.
+    // The holder got the item, and this process marks it as done.
     queue.task_done().unwrap();
     assert!(matches!(waiting.join().unwrap(), Err(GetError::Closed)));
     gate.open();
@@ -1317,7 +1327,7 @@ fn one_that_waits_for_what_may_come_back_is_told_when_it_is_done() {
 }
 
 #[test]
-fn lost_items_can_be_asked_for_where_they_are_kept() {
+fn lost_items_returns_the_items_kept_with_on_lost_keep() {
     let _watchdog = watchdog();
     let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Keep);
     for number in 0..6 {
@@ -1332,13 +1342,13 @@ fn lost_items_can_be_asked_for_where_they_are_kept() {
     assert_eq!(lost.next().unwrap().unwrap(), 0);
     assert_eq!(queue.lost_items().map(Result::unwrap).collect::<Vec<_>>(), [1, 2, 3]);
     assert!(lost.next().is_none() && queue.unfinished() == 0);
-    // They may be put once more.
+    // The queue can still be used.
     queue.put(8).unwrap();
     assert_eq!(*queue.get_unfinished().unwrap(), 8);
 }
 
 #[test]
-fn an_item_with_handles_that_cannot_be_kept_is_refused_by_put() {
+fn with_on_lost_requeue_put_rejects_an_item_with_descriptors() {
     let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
     let error = queue.put(SharedBytes::copy_from_slice(b"x")).unwrap_err();
     assert!(matches!(&error, PutError::Io(_, error) if error.to_string().contains("handles")), "{error}");
@@ -1346,7 +1356,7 @@ fn an_item_with_handles_that_cannot_be_kept_is_refused_by_put() {
 }
 
 #[test]
-fn more_items_are_held_than_the_first_table_has_entries_and_are_done_in_any_order() {
+fn more_items_than_the_first_table_has_entries_can_be_held_and_done_in_any_order() {
     let _watchdog = watchdog();
     const COUNT: u32 = 3_000;
     let queue = JoinableQueue::unbounded().unwrap();
@@ -1365,7 +1375,7 @@ fn more_items_are_held_than_the_first_table_has_entries_and_are_done_in_any_orde
         drop(last);
         assert_eq!((queue.unfinished(), queue.join_timeout(LONG)), (0, Ok(true)));
     }
-    // And are known when their process dies.
+    // All held items are counted when their process dies.
     (0..COUNT).for_each(|number| queue.put(number).unwrap());
     let body = get_many_and_die::task(queue.clone(), COUNT as usize);
     executor::Process::new(body).start().unwrap().wait_exit();
@@ -1374,7 +1384,7 @@ fn more_items_are_held_than_the_first_table_has_entries_and_are_done_in_any_orde
 }
 
 #[test]
-fn more_items_are_held_than_tables_of_a_megabyte_have_entries() {
+fn more_items_can_be_held_than_tables_of_a_megabyte_have_entries() {
     let _watchdog = watchdog();
     const COUNT: usize = 40_000;
     let queue = JoinableQueue::unbounded().unwrap();
@@ -1385,13 +1395,14 @@ fn more_items_are_held_than_tables_of_a_megabyte_have_entries() {
     assert_eq!((queue.unfinished(), queue.join_timeout(LONG)), (0, Ok(true)));
 }
 
-/// The processor time that this process has used.
+/// Returns the processor time that this process has used.
 fn processor_time() -> Duration {
     let clock = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(clock).unwrap()
 }
 
-/// Fills a queue with items of so many bytes and a handle, then waits with four producers for room. The processor time of that.
+/// Fills a queue with items that have a descriptor each, then waits for room with four producers of
+/// items of `len` bytes. Returns the processor time that the waiting took.
 #[task]
 fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration {
     let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -1426,7 +1437,7 @@ fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration
         });
     }
     let used = processor_time().saturating_sub(began);
-    // Nobody was refused for good.
+    // Nothing was rejected for good: the next item still arrives.
     let all = thread::scope(|scope| {
         let last = scope.spawn(|| queue.put_timeout((item.clone(), bytes.clone()), LONG).unwrap());
         let all = (0..=put).map(|_| queue.get().unwrap().0.len()).sum::<usize>();
@@ -1438,9 +1449,9 @@ fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration
 }
 
 #[test]
-fn a_producer_sleeps_while_there_is_no_room_for_its_handles() {
+fn a_producer_sleeps_while_there_is_no_room_for_its_descriptors() {
     let _watchdog = watchdog();
-    // With few open files it is their number that refuses, with many the socket that is full.
+    // With few open files, their number is the limit. With many, the full socket is.
     for (len, awaited, files) in [
         (10, false, 128),
         (400_000, false, 128),
@@ -1449,7 +1460,8 @@ fn a_producer_sleeps_while_there_is_no_room_for_its_handles() {
         (400_000, false, 100_000),
         (400_000, true, 100_000),
     ] {
-        // Where the machine is busy some processor time is lost to others. One that looks again and again uses it each time.
+        // On a busy machine, some processor time may be charged by accident. A producer that polls
+        // uses it in every attempt.
         let sleeps = (0..5).any(|_| {
             let body = waits_for_room_for_handles::task(len, awaited, files);
             let used = executor::Process::new(body).start().unwrap().join().unwrap();
@@ -1467,7 +1479,7 @@ fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
     let queue = if requeued { queue.on_lost(OnLost::Requeue) } else { queue };
     queue.put("a".repeat(LEN)).unwrap();
     if requeued {
-        // Somebody has had it before.
+        // Another process has held the item before and died.
         executor::Process::new(get_large_and_die::task(queue.clone())).start().unwrap().wait_exit();
     }
     let size: u64 =
@@ -1481,7 +1493,7 @@ fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
 }
 
 #[test]
-fn an_item_for_which_there_is_no_memory_stays_in_the_queue() {
+fn an_item_stays_in_the_queue_when_there_is_no_memory_to_get_it() {
     let _watchdog = watchdog();
     for requeued in [false, true] {
         let process = executor::Process::new(gets_a_large_item_without_memory::task(requeued));

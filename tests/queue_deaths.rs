@@ -1,7 +1,9 @@
-//! Users of queues that die, or are stopped, at every step of what those do: see the program `queue_deaths`.
+//! Users of queues that are killed or stopped at every step of a queue operation. See the program
+//! `queue_deaths`.
 //!
-//! It is a program of its own because it is built with the feature `kill-points`, which no other test is to have.
-//! `EXECUTOR_ROUNDS` and `EXECUTOR_SEED` are its, and `--nocapture` shows how often somebody died at each step.
+//! This is a separate program because it is built with the feature `kill-points`, which no other
+//! test may have. The program reads `EXECUTOR_ROUNDS` and `EXECUTOR_SEED`. `--nocapture` shows how
+//! often a process died at each step.
 
 use std::process::Command;
 
@@ -24,12 +26,12 @@ fn check(stops: Option<u64>) {
 }
 
 #[test]
-fn death_inside_of_a_queue() {
+fn death_within_a_queue() {
     check(None);
 }
 
 #[test]
-fn no_call_with_a_limit_takes_longer_and_no_item_is_lost_while_a_process_is_stopped_inside_of_a_queue() {
-    // Each step comes among 300, which take minutes.
+fn no_call_with_a_timeout_is_delayed_and_no_item_is_lost_while_a_process_is_stopped_within_a_queue() {
+    // Every step would be reached in 300 rounds, which take minutes.
     check(Some(60));
 }

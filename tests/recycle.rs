@@ -1,4 +1,4 @@
-//! `max_tasks_per_worker`: workers that leave after so many tasks.
+//! `max_tasks_per_worker`: workers that end after a number of tasks.
 
 mod support_b;
 
@@ -17,7 +17,7 @@ fn pool(workers: usize, tasks: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).max_tasks_per_worker(tasks).build().unwrap()
 }
 
-/// Succeeds once; then there is a note of it.
+/// Succeeds once and leaves a note. Exits after that.
 #[task]
 fn only_once(notes: &Path) {
     let first = std::fs::File::create_new(notes.join("begun")).is_ok();
@@ -26,7 +26,7 @@ fn only_once(notes: &Path) {
     }
 }
 
-/// How often each has come.
+/// Counts how often each pid occurs.
 fn count(pids: impl IntoIterator<Item = u32>) -> BTreeMap<u32, usize> {
     let mut counts = BTreeMap::new();
     pids.into_iter().for_each(|pid| *counts.entry(pid).or_default() += 1);
@@ -34,25 +34,25 @@ fn count(pids: impl IntoIterator<Item = u32>) -> BTreeMap<u32, usize> {
 }
 
 #[test]
-fn mt01_after_three_tasks_a_worker_is_replaced() {
+fn mt01_a_worker_is_replaced_after_max_tasks() {
     let _watchdog = watchdog();
     let pool = pool(1, 3);
     let futures: Vec<_> = (0..4).map(|_| pool.submit(pid::task())).collect();
     let pids: Vec<u32> = futures.into_iter().map(|future| future.result().unwrap()).collect();
     assert!(pids[0] == pids[1] && pids[1] == pids[2] && pids[2] != pids[3], "{pids:?}");
     assert_eq!(pool.worker_pids(), [pids[3]], "one process");
-    // One that has had its tasks leaves, and without work nobody takes its place.
+    // A worker that has done its last task ends. Without further work it is not replaced.
     pool.submit(pid::task()).result().unwrap();
     pool.submit(pid::task()).result().unwrap();
     eventually("nobody is left", || pool.worker_pids().is_empty());
-    // One that dies in its last leaves no hole either, and a time limit that kills it counts as any other end.
+    // A worker that dies in its last task is replaced as well.
     let lost = [pool.submit(exit::task(1)), pool.submit(exit::task(2))].map(TaskFuture::result);
     assert!(lost.iter().all(|outcome| outcome.as_ref().unwrap_err().is_worker_lost()));
     assert_eq!(pool.submit(echo::task(5)).result().unwrap(), 5);
 }
 
 #[test]
-fn mt01_the_items_of_a_map_count_one_by_one() {
+fn mt01_each_item_of_a_map_counts_as_a_task() {
     let _watchdog = watchdog();
     for (workers, tasks, chunk) in [(1, 1, 8), (1, 7, 64), (3, 10, 512), (4, 3, 2)] {
         let pool = pool(workers, tasks);
@@ -67,7 +67,7 @@ fn mt01_the_items_of_a_map_count_one_by_one() {
 }
 
 #[test]
-fn mt02_an_early_shutdown_loses_no_result() {
+fn mt02_a_shutdown_before_the_last_result_loses_none() {
     let _watchdog = watchdog();
     let pool = pool(3, 1);
     let futures: Vec<_> = (0..6).map(|n| pool.submit(echo::task(n))).collect();
@@ -79,7 +79,7 @@ fn mt02_an_early_shutdown_loses_no_result() {
 }
 
 #[test]
-fn mt06_a_forced_shutdown_while_a_worker_leaves_starts_no_other() {
+fn mt06_a_forced_shutdown_while_a_worker_ends_starts_no_other() {
     let _watchdog = watchdog();
     for _ in 0..20 {
         let pool = pool(1, 1);
@@ -89,7 +89,7 @@ fn mt06_a_forced_shutdown_while_a_worker_leaves_starts_no_other() {
         gate.wait_for(1);
         gate.open();
         first.result().unwrap();
-        // It is leaving now, or has left.
+        // The worker is ending now, or has ended.
         pool.kill_workers();
         for future in queued {
             assert!(future.result().unwrap_err().is_shutdown());
@@ -100,7 +100,7 @@ fn mt06_a_forced_shutdown_while_a_worker_leaves_starts_no_other() {
 }
 
 #[test]
-fn mt07_without_a_replacement_queued_tasks_fail_and_say_so() {
+fn mt07_queued_tasks_fail_when_the_replacement_worker_cannot_start() {
     let _watchdog = watchdog();
     let notes = tempfile::tempdir().unwrap();
     let pool = ProcessPoolExecutor::builder()
@@ -119,10 +119,10 @@ fn mt07_without_a_replacement_queued_tasks_fail_and_say_so() {
 }
 
 #[test]
-fn mt08_a_limit_of_none_is_refused() {
+fn mt08_a_limit_of_zero_is_rejected() {
     let error = ProcessPoolExecutor::builder().max_tasks_per_worker(0).build().unwrap_err();
     assert!(matches!(&error, BuildError::Invalid(text) if text.contains("max_tasks_per_worker")), "{error}");
-    // One that nobody can reach is none.
+    // A limit that is never reached has no effect.
     let pool = pool(1, usize::MAX);
     assert_eq!(pool.submit(pid::task()).result().unwrap(), pool.submit(pid::task()).result().unwrap());
 }
@@ -136,7 +136,7 @@ fn item(number: u64, gate: &Path) -> u64 {
 }
 
 #[test]
-fn br30_a_worker_killed_in_the_middle_of_a_map_whose_workers_leave_by_themselves() {
+fn br30_a_worker_killed_in_the_middle_of_a_map_with_max_tasks_fails_only_its_item() {
     let _watchdog = watchdog();
     for tasks in [1, 3] {
         for (workers, chunk) in [(1, 1), (3, 1), (1, 7), (3, 7)] {
@@ -159,7 +159,7 @@ fn br30_a_worker_killed_in_the_middle_of_a_map_whose_workers_leave_by_themselves
 }
 
 #[test]
-fn a_long_way_through_many_workers() {
+fn three_hundred_tasks_run_on_a_succession_of_workers() {
     let _watchdog = watchdog();
     let pool = pool(4, 2);
     let futures: Vec<_> = (0..300).map(|_| pool.submit(pid::task())).collect();

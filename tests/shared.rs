@@ -32,7 +32,7 @@ fn fetch_add_often(value: RawValue<u64>, times: u32) {
 }
 
 #[test]
-fn sv10_many_processes_add_and_the_sum_is_exact() {
+fn sv10_the_sum_is_exact_when_many_processes_add() {
     let _watchdog = watchdog();
     let pool = pool(10);
     let (value, raw) = (Value::new(0_u64).unwrap(), RawValue::new(0_u64).unwrap());
@@ -51,7 +51,7 @@ fn give_back(values: Vec<(Value<i32>, Lock)>) -> Vec<(Value<i32>, Lock)> {
 }
 
 #[test]
-fn what_comes_back_is_the_same_object() {
+fn objects_that_come_back_from_a_task_are_the_same_objects() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let shared = Lock::new().unwrap();
@@ -61,14 +61,14 @@ fn what_comes_back_is_the_same_object() {
     assert!(values[0] != values[1]);
 }
 
-/// Dies as from outside.
+/// Kills this process with SIGKILL, as another process would.
 fn die() -> ! {
-    // SAFETY: a signal to this process itself.
+    // SAFETY: only sends a signal to this process itself.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     unreachable!("it was killed")
 }
 
-// ---- values ----------------------------------------------------------------------------------------------------------
+// ---- values -------------------------------------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -105,7 +105,7 @@ fn change_all(
 }
 
 #[test]
-fn sv01_a_child_changes_values_of_all_types() {
+fn sv01_a_task_changes_values_of_all_types() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let locked = (
@@ -126,7 +126,7 @@ fn sv01_a_child_changes_values_of_all_types() {
     assert_eq!((locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()), (7, 3.5, -232, i64::MIN));
     assert_eq!((byte.get(), particle.get(), raw.4.get(), raw.5.get()), (b'x', STILL, b'x', STILL));
     let task = change_all::task(locked.clone(), byte.clone(), particle.clone(), raw.clone());
-    // Below the least number, where `update` panics in the child and nothing is changed.
+    // The value is the least number, so `update` panics in the worker and changes nothing.
     assert!(pool.submit(task).result().is_err());
     assert_eq!(locked.3.get(), i64::MIN);
     locked.3.set(0);
@@ -139,13 +139,13 @@ fn sv01_a_child_changes_values_of_all_types() {
     assert_eq!((raw.4.get(), raw.5.get()), (255, MOVED));
 }
 
-/// In another thread.
+/// Runs a closure in another thread.
 fn elsewhere<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 #[test]
-fn sv02_a_value_has_its_own_lock_or_the_one_it_was_given() {
+fn sv02_a_value_has_its_own_lock_or_the_given_one() {
     let (own, other) = (Value::new(1_u32).unwrap(), Value::new(1_u32).unwrap());
     assert_eq!(own.get_lock(), own.clone().get_lock());
     assert_ne!(own.get_lock(), other.get_lock());
@@ -163,7 +163,7 @@ fn sv02_a_value_has_its_own_lock_or_the_one_it_was_given() {
 }
 
 #[test]
-fn sv07_a_copy_of_a_struct_does_not_change_with_it() {
+fn sv07_a_copy_of_a_struct_does_not_change_with_the_original() {
     let value = Value::new(STILL).unwrap();
     let copy = Value::new(value.get()).unwrap();
     value.lock().unwrap().position[0] = 5.0;
@@ -172,7 +172,7 @@ fn sv07_a_copy_of_a_struct_does_not_change_with_it() {
 }
 
 #[test]
-fn blocks_that_are_freed_are_zero_when_they_serve_again() {
+fn freed_blocks_are_zero_when_they_are_used_again() {
     for round in 0..100 {
         let arrays: Vec<_> = (0..20).map(|_| RawArray::<u64>::zeroed(50).unwrap()).collect();
         for array in &arrays {
@@ -183,7 +183,7 @@ fn blocks_that_are_freed_are_zero_when_they_serve_again() {
 }
 
 #[test]
-fn sv09_threads_that_make_and_drop_do_not_block_each_other() {
+fn sv09_threads_that_make_and_drop_objects_do_not_block_each_other() {
     let _watchdog = watchdog();
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -197,7 +197,7 @@ fn sv09_threads_that_make_and_drop_do_not_block_each_other() {
     });
 }
 
-// ---- arrays ----------------------------------------------------------------------------------------------------------
+// ---- arrays -------------------------------------------------------------------------------------
 
 #[task]
 fn change_array(array: Array<i32>, raw: RawArray<i32>) -> (Vec<i32>, Vec<i32>) {
@@ -210,7 +210,7 @@ fn change_array(array: Array<i32>, raw: RawArray<i32>) -> (Vec<i32>, Vec<i32>) {
 }
 
 #[test]
-fn sv03_both_sides_agree_on_an_array() {
+fn sv03_parent_and_task_see_the_same_array() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let numbers: Vec<i32> = (0..10).map(|i| i * i).collect();
@@ -230,7 +230,7 @@ fn sv03_both_sides_agree_on_an_array() {
 }
 
 #[test]
-fn an_index_that_is_not_there_panics() {
+fn an_index_out_of_range_panics() {
     let (array, raw) = (Array::<u8>::zeroed(3).unwrap(), RawArray::<u8>::zeroed(3).unwrap());
     let panics = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
     assert!(panics(&|| _ = array.get(3)) && panics(&|| array.set(3, 1)));
@@ -239,7 +239,7 @@ fn an_index_that_is_not_there_panics() {
 }
 
 #[test]
-fn sv05_an_array_has_its_own_lock_or_the_one_it_was_given() {
+fn sv05_an_array_has_its_own_lock_or_the_given_one() {
     let own = Array::<u8>::zeroed(5).unwrap();
     let guard = own.write().unwrap();
     assert!(own.get_lock().is_locked() && own.try_read().is_none() && own.try_write().is_none());
@@ -258,7 +258,7 @@ fn sv05_an_array_has_its_own_lock_or_the_one_it_was_given() {
 #[task]
 fn read_together(array: Array<u64>, together: Barrier) -> u64 {
     let guard = array.read().unwrap();
-    // All are here at the same time, or none passes.
+    // All readers are here at the same time, or the barrier never opens.
     together.wait_timeout(LONG).unwrap();
     guard.iter().sum()
 }
@@ -280,7 +280,7 @@ fn write_and_die(array: Array<u64>) {
 }
 
 #[test]
-fn many_read_or_one_writes_and_a_death_holds_nobody_up() {
+fn many_processes_read_or_one_writes_and_a_death_blocks_no_other() {
     let _watchdog = watchdog();
     let pool = pool(3);
     let (array, together) = (Array::from_slice(&[1_u64; 1000]).unwrap(), Barrier::new(4).unwrap());
@@ -308,7 +308,7 @@ fn many_read_or_one_writes_and_a_death_holds_nobody_up() {
     drop(array.write().unwrap());
 }
 
-/// What this process has of the memory of shared objects: its proportional part, in bytes.
+/// Returns this process's proportional share of the memory of shared objects, in bytes.
 fn pss() -> u64 {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut ours, mut sum) = (false, 0);
@@ -329,7 +329,7 @@ fn pss() -> u64 {
 fn sum_and_pss(array: Array<u64>, together: Barrier) -> (u64, u64) {
     let guard = array.read().unwrap();
     let sum = guard.iter().sum();
-    // All eight have it mapped, and have touched all of it.
+    // All eight workers have mapped and touched the whole array.
     together.wait_timeout(LONG).unwrap();
     let pss = pss();
     together.wait_timeout(LONG).unwrap();
@@ -337,7 +337,7 @@ fn sum_and_pss(array: Array<u64>, together: Barrier) -> (u64, u64) {
 }
 
 #[test]
-fn a_large_array_that_eight_tasks_share_is_in_memory_once() {
+fn a_large_array_shared_by_eight_tasks_is_in_memory_once() {
     let _watchdog = watchdog_of(Duration::from_secs(600));
     let leave = memory_to_spare(4);
     let bytes = if leave.is_some() { 1_usize << 30 } else { 64 << 20 };
@@ -356,13 +356,13 @@ fn a_large_array_that_eight_tasks_share_is_in_memory_once() {
         all += pss;
     }
     println!("{bytes} bytes, in nine processes {all}");
-    // Other tests of this program have large objects, too, but small ones.
+    // The shared objects of other tests in this program are small.
     assert!(all >= bytes as u64 / 10 * 9 && all <= bytes as u64 / 10 * 12, "{all} of {bytes}");
 }
 
 #[cfg(feature = "ndarray")]
 #[test]
-fn an_array_is_seen_as_a_matrix_in_place() {
+fn an_array_is_viewed_as_a_matrix_in_place() {
     let array = Array::<f64>::zeroed(6).unwrap();
     let mut guard = array.write().unwrap();
     guard.view_mut((2, 3)).unwrap()[[1, 0]] = 5.0;
@@ -374,9 +374,10 @@ fn an_array_is_seen_as_a_matrix_in_place() {
     assert_eq!(matrix.as_ptr(), array.as_ptr().cast_const());
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
-/// A name of this test, which may run again while an earlier run's is there.
+/// Returns a name for this test. It contains the pid, because a file of an earlier run may still
+/// exist.
 fn name(what: &str) -> String {
     format!("test-{}-{what}", std::process::id())
 }
@@ -386,7 +387,7 @@ fn there_is(name: &str) -> bool {
 }
 
 #[test]
-fn sh01_a_name_with_a_nul_is_refused() {
+fn sh01_an_invalid_name_is_rejected() {
     let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
     for bad in ["a\0b", "a/b", "", &"x".repeat(300)] {
         assert_eq!(kind(SharedMemory::create_named(bad, 10)), io::ErrorKind::InvalidInput, "{bad:?}");
@@ -395,7 +396,7 @@ fn sh01_a_name_with_a_nul_is_refused() {
 }
 
 #[test]
-fn sh02_what_one_handle_writes_another_one_by_name_sees() {
+fn sh02_a_handle_attached_by_name_sees_what_another_handle_writes() {
     let name = name("sh02");
     let memory = SharedMemory::create_named(&name, 1000).unwrap();
     assert!(memory.len() >= 1000);
@@ -408,13 +409,13 @@ fn sh02_what_one_handle_writes_another_one_by_name_sees() {
     attached.write(4, b"a");
     memory.read(3, &mut bytes[..5]);
     assert_eq!(&bytes[..5], b"hallo");
-    // SAFETY: nobody writes meanwhile.
+    // SAFETY: the range is within the memory, and nothing writes to it meanwhile.
     assert_eq!(unsafe { std::slice::from_raw_parts(memory.as_ptr().add(3), 5) }, b"hallo");
     assert!(memory.as_ptr().cast::<[u64; 8]>().is_aligned());
 }
 
 #[test]
-fn sh03_names_exist_once_and_are_removed_once() {
+fn sh03_a_name_can_only_be_created_once_and_removed_once() {
     let name = name("sh03");
     let memory = SharedMemory::create_named(&name, 1).unwrap();
     let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
@@ -422,7 +423,7 @@ fn sh03_names_exist_once_and_are_removed_once() {
     memory.unlink().unwrap();
     assert_eq!(memory.unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
     assert_eq!(kind(SharedMemory::attach(&name)), io::ErrorKind::NotFound);
-    // The name is free for another one, which the first one does not remove.
+    // The name is free for other memory, which the first handle does not remove.
     let second = SharedMemory::create_named(&name, 1).unwrap();
     assert_eq!(memory.unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
     drop(memory);
@@ -433,14 +434,14 @@ fn sh03_names_exist_once_and_are_removed_once() {
 }
 
 #[test]
-fn sh05_no_size_and_no_name_are_refused() {
+fn sh05_a_size_of_zero_a_huge_size_and_an_empty_name_are_rejected() {
     let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
     assert_eq!(kind(SharedMemory::create(0)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(SharedMemory::create(usize::MAX)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(SharedMemory::create_named(&name("sh05"), 0)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(SharedMemory::create_named("", 1)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(SharedMemory::attach("")), io::ErrorKind::InvalidInput);
-    // More than the machine has: an error here, and nobody is killed.
+    // A size beyond the machine's memory is an error here, and no process is killed for it.
     assert_eq!(kind(SharedMemory::create(1 << 50)), io::ErrorKind::OutOfMemory);
     assert_eq!(kind(SharedMemory::create_named(&name("sh05"), 1 << 50)), io::ErrorKind::OutOfMemory);
 }
@@ -457,7 +458,7 @@ fn write_by_handle(memory: SharedMemory, at: usize) {
 }
 
 #[test]
-fn sh07_a_child_writes_by_name_or_by_handle() {
+fn sh07_a_task_writes_to_memory_by_name_or_by_handle() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let name = name("sh07");
@@ -468,7 +469,7 @@ fn sh07_a_child_writes_by_name_or_by_handle() {
     pool.submit(write_by_handle::task(unnamed.clone(), 10)).result().unwrap();
     assert_eq!(&named.read_to_vec()[10..25], b"child\0\0\0\0\0child");
     assert_eq!(&unnamed.read_to_vec()[10..15], b"child");
-    // The memory travels, and not the name alone.
+    // A handle carries the memory itself, and not only its name.
     named.unlink().unwrap();
     pool.submit(write_by_handle::task(named.clone(), 30)).result().unwrap();
     assert_eq!(&named.read_to_vec()[30..35], b"child");
@@ -488,7 +489,7 @@ fn sh09_a_scope_removes_all_its_names() {
     assert_eq!(ShareableList::attach(&names[3]).unwrap(), list);
     drop(scope);
     assert!(!names.iter().any(|name| there_is(name)));
-    // What was shared is there still.
+    // The shared memory itself still exists.
     assert_eq!(list.get(1), Some(2.into()));
 }
 
@@ -501,7 +502,7 @@ fn attach_and_own(name: &str, owned: Event, release: Event) {
 }
 
 #[test]
-fn sh17_a_block_goes_when_a_second_owner_ends() {
+fn sh17_owned_memory_loses_its_name_when_its_last_owner_ends() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let name = name("sh17");
@@ -525,13 +526,14 @@ fn make_names_and_die(names: Vec<String>) {
 }
 
 #[test]
-fn rt01_the_names_of_a_killed_process_are_removed_by_whoever_comes_next() {
+fn rt01_the_names_of_a_killed_process_are_removed_by_attach_or_sweep() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let names: Vec<_> = ["removed", "left", "persistent"].map(name).into();
     assert!(pool.submit(make_names_and_die::task(names.clone())).result().is_err());
     let exist = || names.iter().map(|name| there_is(name)).collect::<Vec<_>>();
-    // The kernel lets go of a dead process's locks before it can be reaped; other tests sweep, too.
+    // The kernel releases a dead process's locks before the process can be reaped. Other tests
+    // sweep as well.
     assert_eq!(SharedMemory::attach(&names[1]).unwrap_err().kind(), io::ErrorKind::NotFound);
     SharedMemory::sweep();
     assert_eq!(exist(), [false, false, true]);
@@ -546,7 +548,7 @@ fn rt04_a_name_that_is_too_long_is_an_error() {
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
-// ---- lists -----------------------------------------------------------------------------------------------------------
+// ---- lists --------------------------------------------------------------------------------------
 
 fn items() -> Vec<ListItem> {
     vec![
@@ -567,7 +569,7 @@ fn change_list(list: ShareableList) -> Vec<String> {
 }
 
 #[test]
-fn sh13_a_copy_is_independent_and_another_handle_is_not() {
+fn sh13_a_copied_list_is_independent_and_another_handle_is_not() {
     let _watchdog = watchdog();
     let (first, second) = (name("sh13-first"), name("sh13-second"));
     let list = ShareableList::create_named(&first, items()).unwrap();
@@ -597,7 +599,7 @@ fn sh13_a_copy_is_independent_and_another_handle_is_not() {
 }
 
 #[test]
-fn sh14_only_the_name_of_a_list_travels() {
+fn sh14_only_the_name_of_a_named_list_is_serialized() {
     let sizes = [10, 400].map(|len| {
         let list = ShareableList::create_named(&name(&format!("sh14-{len:03}")), 0..len).unwrap();
         let text = serde_json::to_string(&list).unwrap();
@@ -608,7 +610,7 @@ fn sh14_only_the_name_of_a_list_travels() {
     assert_eq!(sizes[0], sizes[1]);
 }
 
-// ---- all of them -----------------------------------------------------------------------------------------------------
+// ---- all of them --------------------------------------------------------------------------------
 
 fn refused<T: Serialize + DeserializeOwned>(object: &T, what: &str) {
     let error = serde_json::to_string(object).unwrap_err().to_string();
@@ -616,7 +618,7 @@ fn refused<T: Serialize + DeserializeOwned>(object: &T, what: &str) {
 }
 
 #[test]
-fn another_serialiser_says_why_it_cannot() {
+fn another_serializer_rejects_shared_objects_with_a_reason() {
     refused(&Value::new(1).unwrap(), "a Value");
     refused(&RawValue::new(1).unwrap(), "a RawValue");
     refused(&Array::from_slice(&[1]).unwrap(), "an Array");
@@ -632,7 +634,7 @@ fn make(times: u64) -> Vec<(Value<u64>, Array<u64>)> {
 }
 
 #[test]
-fn what_a_task_makes_outlives_its_worker() {
+fn objects_made_by_a_task_outlive_its_worker() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let made = pool.submit(make::task(100)).result().unwrap();
@@ -657,20 +659,20 @@ fn descriptors_after(objects: Vec<(Value<u64>, Array<u64>)>) -> (usize, usize) {
 }
 
 #[test]
-fn objects_that_come_one_by_one_share_descriptors_and_nothing_stays() {
+fn objects_received_one_by_one_share_descriptors_and_release_them() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let before = pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1;
     let objects: Vec<_> = (0..300).flat_map(|_| pool.submit(make::task(1)).result().unwrap()).collect();
     let (with, after) = pool.submit(descriptors_after::task(objects)).result().unwrap();
-    // Of the worker's own: 600 objects in segments of 64 KiB.
+    // These are the worker's descriptors. It received 600 objects in segments of 64 KiB.
     assert!(with < before + 20, "{before}, {with}, {after}");
     eventually("all but the current segment is gone", || {
         pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1 <= before + 2
     });
 }
 
-/// Sends a handle through a pipe, and whether it arrives as a handle of another type.
+/// Sends a handle through a pipe, and receives it as a handle of another type.
 fn arrives_as<A: Serialize, B: DeserializeOwned>(sent: &A) -> Result<B, RecvError> {
     let (a, b) = executor::pipe::<(), ()>().unwrap();
     a.with_types::<A, ()>().send(sent).unwrap();
@@ -684,11 +686,11 @@ fn assert_is_refused<A: Serialize, B: DeserializeOwned>(sent: &A) {
 }
 
 #[test]
-fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
+fn memory_does_not_arrive_as_an_object_with_another_type_of_access() {
     let raw = RawArray::<u64>::zeroed(4).unwrap();
     assert_is_refused::<_, RawArray<[u8; 8]>>(&raw);
     assert_is_refused::<_, RawArray<[u32; 2]>>(&raw);
-    // Of the same length and alignment as a whole, in other pieces.
+    // The same total length and alignment, but elements of another size.
     let raw = RawArray::<u32>::zeroed(4).unwrap();
     assert_is_refused::<_, RawArray<u64>>(&raw);
     assert_is_refused::<_, RawArray<[u32; 2]>>(&raw);
@@ -699,7 +701,7 @@ fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
     assert_is_refused::<_, Value<[u8; 8]>>(&value);
     let raw_value = RawValue::new(7_u64).unwrap();
     assert_is_refused::<_, RawValue<[u32; 2]>>(&raw_value);
-    // In a process that has none of it yet, too.
+    // The same in a process that does not have this memory yet.
     let pool = pool(1);
     for other in [
         pool.submit(takes_bytes::task(Mistaken(RawArray::<u64>::zeroed(4).unwrap()))),
@@ -708,17 +710,18 @@ fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
         let error = other.result().unwrap_err();
         assert!(error.to_string().contains("something else"), "{error}");
     }
-    // Kinds of objects, as before.
+    // Different kinds of objects are rejected, too.
     let memory = SharedMemory::create(64).unwrap();
     assert_is_refused::<_, ShareableList>(&memory);
-    // Their places arrive as what they stand for, and the memory is asked what it is.
+    // Raw parts of an object are sent in the place of the object. The receiver must check what the
+    // memory contains.
     let raw_number = RawValue::new(7_u64).unwrap();
     assert_is_refused::<_, Value<u64>>(&(None::<Lock>, &raw_number));
     assert_is_refused::<_, Value<u64>>(&(None::<Lock>, Lock::new().unwrap()));
     assert_is_refused::<_, Array<u64>>(&(None::<Lock>, &raw_number, 1_u64));
     assert_is_refused::<_, RawArray<u64>>(&(&raw_number, 1_u64));
     assert_is_refused::<_, Lock>(&raw_number);
-    // What is accessed alike is the same to all who have it.
+    // Types with the same kind of access share the memory.
     let other = arrives_as::<_, Array<u64>>(&array).unwrap();
     other.set(3, 8);
     assert_eq!((array.get(3), other.len()), (8, 4));
@@ -732,7 +735,7 @@ fn memory_of_one_type_does_not_arrive_as_memory_that_is_accessed_otherwise() {
     assert_eq!(floats.get(0), 1.5);
 }
 
-/// Does it on a thread of its own: whether it panicked. What hangs fails.
+/// Runs `act` on another thread and returns whether it panicked. Fails if it hangs.
 #[track_caller]
 fn panics_soon(what: &str, act: impl FnOnce() + Send + 'static) -> bool {
     let (sender, ended) = std::sync::mpsc::channel();
@@ -744,7 +747,7 @@ fn panics_soon(what: &str, act: impl FnOnce() + Send + 'static) -> bool {
 }
 
 #[test]
-fn the_thread_that_holds_the_lock_of_a_value_uses_the_value() {
+fn the_thread_that_holds_a_values_lock_can_use_the_value() {
     let own = Value::new(0_i32).unwrap();
     let given = Value::with_lock(0_i32, &Lock::new().unwrap()).unwrap();
     for value in [own, given] {
@@ -752,7 +755,7 @@ fn the_thread_that_holds_the_lock_of_a_value_uses_the_value() {
             let guard = value.get_lock().acquire().unwrap();
             value.set(value.get() + 1);
             assert_eq!(value.fetch_add(1), 1);
-            // Also within a change, and by a guard of its own.
+            // Also within an update, and with a guard of its own.
             value.update(|number| *number += value.get());
             *value.lock().unwrap() += 1;
             assert_eq!(value.get(), 5);
@@ -767,7 +770,7 @@ fn the_thread_that_holds_the_lock_of_a_value_uses_the_value() {
 }
 
 #[test]
-fn the_lock_of_a_value_is_acquired_again_and_free_when_all_its_guards_are_gone() {
+fn a_values_lock_is_reentrant_and_free_when_all_its_guards_are_gone() {
     let value = Value::new(0_u64).unwrap();
     let panicked = panics_soon("lock", move || {
         let outer = value.get_lock().acquire().unwrap();
@@ -776,7 +779,7 @@ fn the_lock_of_a_value_is_acquired_again_and_free_when_all_its_guards_are_gone()
         drop(outer);
         let other = value.clone();
         let is_free = move || other.get_lock().try_acquire().is_some();
-        // Guards go to other threads; the lock goes with the last one.
+        // A guard can be dropped on another thread. The lock is released with the last guard.
         thread::scope(|scope| {
             scope.spawn(move || drop(inner));
         });
@@ -788,7 +791,7 @@ fn the_lock_of_a_value_is_acquired_again_and_free_when_all_its_guards_are_gone()
 }
 
 #[test]
-fn a_thread_that_has_a_guard_of_a_value_is_told_that_it_would_wait_for_itself() {
+fn a_thread_that_has_a_guard_of_a_value_panics_instead_of_waiting_for_itself() {
     let acts: [fn(&Value<u32>); 5] = [
         |value| _ = value.get(),
         |value| value.set(1),
@@ -816,7 +819,7 @@ fn a_thread_that_has_a_guard_of_a_value_is_told_that_it_would_wait_for_itself() 
 }
 
 #[test]
-fn the_thread_that_holds_the_lock_of_an_array_reads_and_writes_it() {
+fn the_thread_that_holds_an_arrays_lock_can_read_and_write_the_array() {
     let own = Array::<u32>::zeroed(3).unwrap();
     let given = Array::<u32>::zeroed_with_lock(3, &Lock::new().unwrap()).unwrap();
     for array in [own, given] {
@@ -835,7 +838,7 @@ fn the_thread_that_holds_the_lock_of_an_array_reads_and_writes_it() {
 }
 
 #[test]
-fn a_thread_that_has_a_guard_of_an_array_is_told_that_it_would_wait_for_itself() {
+fn a_thread_that_has_a_guard_of_an_array_panics_instead_of_waiting_for_itself() {
     let acts: [fn(&Array<u32>); 8] = [
         |array| drop((array.write().unwrap(), array.get(0))),
         |array| drop((array.write().unwrap(), array.set(0, 1))),
@@ -861,7 +864,7 @@ fn a_thread_that_has_a_guard_of_an_array_is_told_that_it_would_wait_for_itself()
 }
 
 #[test]
-fn a_thread_that_reads_reads_again_while_another_one_waits_to_write() {
+fn a_thread_that_reads_can_read_again_while_another_one_waits_to_write() {
     let _watchdog = watchdog();
     let array = Array::<u32>::zeroed(2).unwrap();
     let reads = array.read().unwrap();
@@ -882,7 +885,7 @@ fn a_thread_that_reads_reads_again_while_another_one_waits_to_write() {
 }
 
 #[test]
-fn tasks_that_share_a_thread_exclude_each_other_and_each_uses_the_value_that_it_has_locked() {
+fn tasks_on_one_thread_exclude_each_other_and_can_use_the_value_they_locked() {
     let _watchdog = watchdog();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
@@ -908,7 +911,7 @@ fn tasks_that_share_a_thread_exclude_each_other_and_each_uses_the_value_that_it_
         for task in tasks {
             task.await.unwrap();
         }
-        // The future that blocks the thread is no task.
+        // The future passed to `block_on` is not a spawned task.
         let guard = value.get_lock().acquire_async().await.unwrap();
         value.set(value.get() + 1);
         drop(guard);
@@ -948,7 +951,7 @@ fn the_branches_of_one_task_exclude_each_other() {
 }
 
 #[test]
-fn who_holds_a_lock_that_was_given_uses_what_it_was_given_to_in_all_forms() {
+fn a_given_lock_can_be_held_while_its_value_and_array_are_used_in_all_forms() {
     let _watchdog = watchdog();
     let lock = Lock::new().unwrap();
     let value = Value::with_lock(0_u32, &lock).unwrap();
@@ -972,7 +975,8 @@ fn use_lock(lock: Lock) {
     drop(lock.acquire().unwrap());
 }
 
-/// Whether a second guard is refused in each form. The array's memory is another file than the lock's.
+/// Returns whether a second guard is refused in each form. The array is in another file than the
+/// lock.
 #[task]
 fn second_guards_are_refused(lock: Lock, array: Array<u64>) -> [bool; 4] {
     let refused = |again: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(again)).is_err();
@@ -987,19 +991,19 @@ fn second_guards_are_refused(lock: Lock, array: Array<u64>) -> [bool; 4] {
 }
 
 #[test]
-fn a_guard_keeps_out_its_own_thread_where_lock_and_array_lie_in_different_memory() {
+fn a_guard_excludes_its_own_thread_when_lock_and_array_are_in_different_memory() {
     let _watchdog = watchdog();
     let lock = Lock::new().unwrap();
-    // Larger than what lies together with others.
+    // Too large to share a segment with other objects.
     let array = Array::<u64>::zeroed_with_lock(4096, &lock).unwrap();
-    // The next process is one user later of the lock's memory than of the array's.
+    // In the next process, the lock's memory has had one user more than the array's memory.
     pool(1).submit(use_lock::task(lock.clone())).result().unwrap();
     let refused = pool(1).submit(second_guards_are_refused::task(lock, array)).result().unwrap();
     assert_eq!(refused, [true; 4]);
 }
 
 #[test]
-fn a_guard_that_a_change_has_made_and_kept_is_that_of_its_task_alone() {
+fn a_guard_made_and_kept_in_an_update_belongs_to_its_task_only() {
     let _watchdog = watchdog();
     let value: &'static Value<u32> = Box::leak(Box::new(Value::new(0).unwrap()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -1008,7 +1012,7 @@ fn a_guard_that_a_change_has_made_and_kept_is_that_of_its_task_alone() {
             let mut kept = None;
             value.update(|_| kept = Some(value.get_lock().acquire().unwrap()));
             tokio::task::yield_now().await;
-            // Of the task that has it, it is re-entrant.
+            // For the task that holds the lock, it is reentrant.
             value.set(7);
             drop(kept);
         });
@@ -1021,7 +1025,7 @@ fn a_guard_that_a_change_has_made_and_kept_is_that_of_its_task_alone() {
     assert!(!value.get_lock().is_locked());
 }
 
-/// Says that it is something else when it is sent.
+/// Serializes as a `RawArray<u64>` and deserializes as a `RawArray` of another element type.
 #[derive(Clone)]
 struct Mistaken(RawArray<u64>);
 
@@ -1050,8 +1054,8 @@ fn adds_one(array: Array<u64>, value: Value<u64>) {
 }
 
 #[test]
-fn a_list_refuses_an_item_whose_length_does_not_fit_in_its_place() {
-    // Zeros that nobody has looked at take no memory.
+fn a_list_rejects_an_item_whose_length_does_not_fit_in_its_field() {
+    // Zeros that were never touched use no memory.
     let error = ShareableList::new([vec![0_u8; 4 << 30]]).unwrap_err().to_string();
     assert!(error.contains("item 0 has 4294967296 bytes"), "{error}");
 }

@@ -1,4 +1,5 @@
-//! Ends: shutdown with and without waiting, drop wherever it may happen, terminate and kill.
+//! How an executor ends: shutdown with and without waiting, drop in every place where it may
+//! happen, terminate and kill.
 
 mod support_b;
 
@@ -19,10 +20,12 @@ executor::test_support!();
 
 const NOW: ShutdownOptions = ShutdownOptions { wait: true, cancel_pending: true, deadline: None };
 
-/// A pool that was not woken for something finds it half a minute later. A wake-up takes less, on any machine.
+/// Less than the half minute after which a pool checks its state without being woken. On any
+/// machine, a wake-up takes less than this.
 const A_LOOK_AROUND: Duration = Duration::from_secs(25);
 
-/// No process and no thread of any executor is left. Threads that have been joined may be seen for a moment.
+/// Asserts that no process and no thread of any executor is left. Joined threads may still be
+/// listed for a moment.
 #[track_caller]
 fn assert_nothing_left() {
     eventually("all threads are gone", || executor_threads().is_empty());
@@ -30,14 +33,14 @@ fn assert_nothing_left() {
 }
 
 #[test]
-fn sd01_nothing_is_taken_in_after_shutdown() {
+fn sd01_nothing_is_accepted_after_shutdown() {
     let _alone = (alone(), watchdog());
     let pool = pool(1);
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
     pool.shutdown(true);
     assert!(matches!(pool.submit(echo::task(2)).result(), Err(TaskError::Shutdown)));
     assert!(matches!(pool.map(echo::task, [3]).next(), Some(Err(TaskError::Shutdown))));
-    // Also while what was accepted is still being finished, and through another handle.
+    // The same while accepted tasks are still being finished, and through another handle.
     let (pool, gate) = (support_b::pool(1), Gate::new());
     let other = pool.clone();
     let held = pool.submit(hold::task(gate.path()));
@@ -61,7 +64,7 @@ fn sd04_fifty_queued_tasks_are_done_when_shutdown_returns() {
 }
 
 #[test]
-fn sd05_shutdown_with_cancel_leaves_nothing_pending() {
+fn sd05_shutdown_with_cancel_pending_leaves_no_task_pending() {
     let _alone = (alone(), watchdog());
     let (pool, gate) = (pool(5), Gate::new());
     let futures: Vec<_> = (0..50).map(|_| pool.submit(hold::task(gate.path()))).collect();
@@ -111,9 +114,9 @@ fn sd10_the_end_of_a_scope_is_a_shutdown() {
 }
 
 #[test]
-fn sd11_a_dropped_executor_finishes_what_it_had() {
+fn sd11_an_executor_dropped_in_a_runtime_finishes_its_tasks() {
     let _alone = (alone(), watchdog());
-    // Where dropping must not wait: it does not, and everything is done nevertheless.
+    // In a runtime, drop must not wait. It returns at once, and everything is done nevertheless.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let gate = Gate::new();
     let futures: Vec<_> = runtime.block_on(async {
@@ -138,7 +141,7 @@ fn sd12_shutdown_without_waiting_finishes_by_itself() {
     assert!(!futures.iter().any(TaskFuture::done), "it did not wait");
     gate.open();
     futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
-    // The handle is still there: processes and threads end without it being dropped.
+    // The handle still exists: processes and threads end without it being dropped.
     eventually("the workers are gone", || support_b::children().is_empty());
     assert_nothing_left();
     drop(pool);
@@ -162,9 +165,9 @@ impl<'de> serde::Deserialize<'de> for Unencodable {
 fn take(_unencodable: Unencodable) {}
 
 #[test]
-fn sd16_an_argument_that_does_not_encode_does_not_hold_up_a_shutdown() {
+fn sd16_an_argument_that_does_not_encode_does_not_delay_a_shutdown() {
     let _alone = (alone(), watchdog());
-    // As the only task, and beside another one.
+    // As the only task, and with another task.
     for others in [0, 1] {
         let pool = pool(1);
         let fine: Vec<_> = (0..others).map(|_| pool.submit(echo::task(1))).collect();
@@ -178,13 +181,13 @@ fn sd16_an_argument_that_does_not_encode_does_not_hold_up_a_shutdown() {
 }
 
 #[test]
-fn sd17_encoding_errors_and_shutdowns_in_a_row() {
+fn sd17_encoding_errors_and_repeated_shutdowns_leave_nothing_behind() {
     let _alone = (alone(), watchdog());
     for _ in 0..5 {
         let pool = pool(4);
         let fine: Vec<_> = (0..4).map(|i| pool.submit(echo::task(i))).collect();
         let future = pool.submit(take::task(Unencodable));
-        // And more than once.
+        // Shut down several times.
         for _ in 0..5 {
             pool.shutdown(true);
         }
@@ -202,7 +205,7 @@ fn sd19_killing_a_pool_with_a_hundred_tasks_ends_them_all() {
     gate.wait_for(2);
     pool.kill_workers();
     pool.shutdown(true);
-    // The gate is still closed: nobody waited for a task.
+    // The gate is still closed, so nothing waited for a task.
     for future in futures {
         assert!(future.done());
         assert!(matches!(future.result(), Err(TaskError::Shutdown)));
@@ -213,13 +216,13 @@ fn sd19_killing_a_pool_with_a_hundred_tasks_ends_them_all() {
 
 #[task]
 fn hold_deaf_to_sigterm(gate: &std::path::Path) {
-    // SAFETY: ignores a signal; no handler of ours is involved.
+    // SAFETY: only ignores a signal; no handler of ours is involved.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     come_to(gate);
 }
 
 #[test]
-fn sd20_a_worker_within_a_task_dies_and_the_rest_of_the_task_never_runs() {
+fn sd20_a_worker_killed_within_a_task_never_runs_the_rest_of_it() {
     let _alone = (alone(), watchdog());
     for kill in [true, false] {
         let (pool, gate) = (pool(1), Gate::new());
@@ -238,7 +241,7 @@ fn sd20_a_worker_within_a_task_dies_and_the_rest_of_the_task_never_runs() {
         assert!(!mark.exists());
         assert_nothing_left();
     }
-    // One that does not listen to SIGTERM, and one that stands still.
+    // A worker that is stopped, and one that ignores SIGTERM.
     for stopped in [true, false] {
         let (pool, gate) = (pool(1), Gate::new());
         let future = match stopped {
@@ -263,7 +266,7 @@ fn fail() -> Result<(), String> {
 }
 
 #[test]
-fn sd21_ending_a_broken_pool_is_quiet() {
+fn sd21_terminating_a_broken_pool_keeps_its_cause() {
     let _alone = (alone(), watchdog());
     let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(fail::task()).build().unwrap();
     let broken = |error| matches!(error, TaskError::Broken(BrokenCause::Initializer(_)));
@@ -276,7 +279,7 @@ fn sd21_ending_a_broken_pool_is_quiet() {
 }
 
 #[test]
-fn sd22_ending_a_pool_that_never_started_is_quiet() {
+fn sd22_terminating_a_pool_that_never_started_does_nothing() {
     let _alone = (alone(), watchdog());
     for kill in [true, false] {
         let pool = pool(2);
@@ -292,7 +295,7 @@ fn sd22_ending_a_pool_that_never_started_is_quiet() {
 }
 
 #[test]
-fn sd23_a_forcibly_stopped_pool_takes_nothing() {
+fn sd23_a_terminated_or_killed_pool_rejects_tasks() {
     let _alone = (alone(), watchdog());
     for kill in [true, false] {
         for started in [true, false] {
@@ -312,10 +315,10 @@ fn sd23_a_forcibly_stopped_pool_takes_nothing() {
     }
 }
 
-// ---- neighbours ----------------------------------------------------------------------------------------------------
+// ---- related cases ------------------------------------------------------------------------------
 
 #[test]
-fn a_deadline_ends_what_still_runs() {
+fn a_deadline_ends_running_tasks() {
     let _alone = (alone(), watchdog());
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(spin::task(gate.path()));
@@ -342,7 +345,7 @@ fn a_later_and_harder_shutdown_overrides_a_softer_one() {
     pool.shutdown_with(ShutdownOptions { wait: false, cancel_pending: true, deadline: far });
     assert!(queued.result().unwrap_err().is_cancelled());
     assert!(!running.done());
-    // Asked to end, stopped so that it cannot, then killed.
+    // The worker is stopped so that it cannot react to being terminated, and then killed.
     stop(gate.arrivals()[0]);
     pool.terminate_workers();
     pool.kill_workers();
@@ -352,7 +355,7 @@ fn a_later_and_harder_shutdown_overrides_a_softer_one() {
 }
 
 #[test]
-fn many_threads_may_shut_down_at_once_while_others_submit() {
+fn many_threads_can_shut_down_at_once_while_others_submit() {
     let _alone = (alone(), watchdog());
     for round in 0..10 {
         let pool = pool(2);
@@ -391,11 +394,11 @@ fn shutdown_async_waits_without_blocking_the_runtime() {
     let future = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
     runtime.block_on(async {
-        // Dropping it stops the waiting, not the shutdown.
+        // Dropping the future stops only the waiting, not the shutdown.
         drop(pool.shutdown_async());
         assert!(matches!(pool.submit(echo::task(1)).await, Err(TaskError::Shutdown)));
         let open = async { gate.open() };
-        // On one thread: if the shutdown blocked it, the gate would never open.
+        // Both run on one thread: if the shutdown blocked it, the gate would never open.
         futures::join!(pool.shutdown_async(), open);
     });
     assert!(future.done());
@@ -412,7 +415,7 @@ fn shutdown_waits_for_callbacks_and_a_callback_may_shut_down() {
     gate.wait_for(1);
     let (other, first) = (pool.clone(), sender.clone());
     future.add_done_callback(move |_| {
-        // It cannot wait for itself.
+        // This shutdown cannot wait for the callback that it runs in.
         other.shutdown(true);
         first.send("first").unwrap();
     });
@@ -425,10 +428,10 @@ fn shutdown_waits_for_callbacks_and_a_callback_may_shut_down() {
     assert_eq!(receiver.try_iter().collect::<Vec<_>>(), ["first", "second"], "both have run");
 }
 
-// ---- drop ----------------------------------------------------------------------------------------------------------
+// ---- drop ---------------------------------------------------------------------------------------
 
 #[test]
-fn the_last_handle_counts() {
+fn only_dropping_the_last_handle_shuts_down() {
     let _alone = (alone(), watchdog());
     let pool = pool(1);
     let worker = pool.submit(pid::task()).result().unwrap();
@@ -440,7 +443,7 @@ fn the_last_handle_counts() {
 }
 
 #[test]
-fn drop_does_as_told() {
+fn drop_follows_the_on_drop_policy() {
     let _alone = (alone(), watchdog());
     for policy in [OnDrop::CancelPending, OnDrop::Kill] {
         let gate = Gate::new();
@@ -465,7 +468,7 @@ fn drop_does_as_told() {
 }
 
 #[test]
-fn drop_on_a_callback_thread_returns() {
+fn dropping_a_pool_on_the_callback_thread_returns() {
     let _alone = (alone(), watchdog());
     let (pool, gate, late) = (Arc::new(pool(1)), Gate::new(), Gate::new());
     let (sender, receiver) = mpsc::channel();
@@ -487,7 +490,7 @@ fn drop_on_a_callback_thread_returns() {
     assert_nothing_left();
 }
 
-/// Drops an executor with work that is not done.
+/// Drops an executor that has unfinished work. Returns whether the work is done.
 #[task]
 fn drop_within(gate: &std::path::Path) -> bool {
     let pool = support_b::pool(1);
@@ -498,7 +501,7 @@ fn drop_within(gate: &std::path::Path) -> bool {
 }
 
 #[test]
-fn drop_within_a_task_returns() {
+fn dropping_a_pool_within_a_task_returns() {
     let _alone = (alone(), watchdog());
     let gate = Gate::new();
     let pool = pool(1);
@@ -509,7 +512,7 @@ fn drop_within_a_task_returns() {
 }
 
 #[test]
-fn drop_while_unwinding_cancels_then_kills() {
+fn dropping_a_pool_while_unwinding_cancels_and_kills() {
     let _alone = (alone(), watchdog());
     let gate = Gate::new();
     let (sender, receiver) = mpsc::channel();
@@ -519,7 +522,7 @@ fn drop_while_unwinding_cancels_then_kills() {
         let futures = [pool.submit(spin::task(&path)), pool.submit(spin::task(&path))];
         eventually("it runs", || futures[0].running());
         sender.send(futures).unwrap();
-        // As `panic!`, but the hook stays quiet.
+        // Like `panic!`, but without running the panic hook.
         std::panic::resume_unwind(Box::new("on purpose"));
     });
     let [running, queued] = receiver.recv().unwrap();
@@ -532,10 +535,10 @@ fn drop_while_unwinding_cancels_then_kills() {
 }
 
 #[test]
-fn drop_in_a_waker_returns() {
+fn dropping_a_pool_in_a_waker_returns() {
     use std::task::{Context, Poll, Wake, Waker};
 
-    /// The last handle goes with the waker, on whatever thread wakes.
+    /// Holds the last handle and drops it when it is woken, on whatever thread that is.
     struct Last(std::sync::Mutex<Option<ProcessPoolExecutor>>, mpsc::Sender<()>);
     impl Wake for Last {
         fn wake(self: Arc<Self>) {

@@ -1,5 +1,5 @@
-//! The three start methods, and what children have of their parent: in programs with a `main` of their own, since `fork`
-//! wants one thread.
+//! The three start methods, and what children inherit from their parent. These tests run programs
+//! with a `main` of their own, because `fork` requires a program with one thread.
 
 #[macro_use]
 mod plays;
@@ -31,37 +31,37 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, set
 use support_b::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
 
 list! { TESTS:
-    sm01_a_child_has_the_method_of_its_context,
-    sm02_the_programs_method_is_set_once_or_by_force,
-    sm03_the_methods_of_this_system,
-    sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child,
-    what_a_constructor_has_opened_stays_open,
-    sm08_a_grandchild_and_a_child_deliver_through_one_pipe,
-    sm11_a_program_with_threads_is_not_copied,
-    sm13_eight_threads_that_start_processes,
-    pr22_a_parent_that_has_closed_its_output,
+    sm01_a_child_has_the_start_method_of_its_context,
+    sm02_the_programs_start_method_can_be_set_once_or_by_force,
+    sm03_available_lists_the_start_methods_of_this_system,
+    sm07_a_descriptor_of_the_parent_is_not_open_in_a_child,
+    a_descriptor_opened_by_a_constructor_stays_open,
+    sm08_a_child_and_a_grandchild_write_to_one_pipe,
+    sm11_a_program_with_threads_cannot_be_forked,
+    sm13_eight_threads_can_start_processes_at_once,
+    pr22_a_parent_that_has_closed_its_output_can_start_children,
     pr34_both_sides_of_a_fork_go_on,
-    pr35_nobody_but_the_parent_joins,
-    what_one_process_has_for_itself_its_copies_do_not_have,
-    a_copy_of_a_process_reads_nothing_that_the_process_could_write_meanwhile,
-    a_copy_that_is_made_within_an_update_writes_nothing,
-    a_process_whose_threads_cannot_be_counted_is_not_copied,
-    children_have_all_of_their_parents,
-    fork_again_and_again,
-    the_fork_server_is_started_again,
+    pr35_only_the_parent_can_join_a_child,
+    guards_and_unsent_bytes_of_a_process_cannot_be_used_in_its_copies,
+    a_forked_copy_cannot_read_memory_that_the_parent_could_change,
+    a_copy_forked_within_an_update_cannot_write,
+    a_process_whose_threads_cannot_be_counted_cannot_be_forked,
+    children_inherit_signals_directory_environment_and_arguments,
+    a_program_can_fork_again_and_again,
+    a_killed_fork_server_is_started_again,
     the_fork_server_ends_with_its_parent,
-    preload_runs_once_and_stays,
-    preload_that_cannot_be,
-    a_storm_of_signals_loses_nothing,
+    preload_runs_once_in_the_server_and_children_have_its_effect,
+    a_preload_that_fails_is_an_error_of_every_start,
+    processes_work_during_a_storm_of_signals,
     threads_of_the_library_take_no_signals,
-    few_descriptors_are_errors_and_no_hangs,
-    a_large_result_arrives_where_no_descriptor_is_left,
-    handles_for_which_no_descriptor_is_left_are_an_error_that_says_so,
-    a_large_result_is_read_by_nobody_but_who_joins,
-    children_own_mutexes_of_the_c_library_each_for_itself,
-    a_signal_of_a_fault_that_is_sent_ends_a_child,
+    too_few_descriptors_are_an_error_and_never_a_hang,
+    a_large_result_arrives_although_no_descriptor_is_left,
+    a_result_whose_descriptors_cannot_be_received_is_an_error_that_says_so,
+    a_large_result_is_read_only_when_it_is_joined,
+    a_child_owns_mutexes_of_the_c_library_separately,
+    a_child_ends_by_a_fault_signal_that_was_sent,
     children_have_the_name_of_the_program,
-    children_that_others_have_reaped,
+    children_reaped_by_others_still_report_their_value,
 }
 
 list! { PROGRAMS:
@@ -106,7 +106,7 @@ fn joined<T>(child: &Child<T>) -> Result<T, TaskError> {
     child.join_timeout(LONG).expect("it ends")
 }
 
-// ---- methods -------------------------------------------------------------------------------------------------------
+// ---- methods ------------------------------------------------------------------------------------
 
 fn number(method: StartMethod) -> usize {
     METHODS.iter().position(|other| *other == method).unwrap()
@@ -121,7 +121,7 @@ fn methods_below(levels: u32) -> Vec<usize> {
     methods
 }
 
-fn sm01_a_child_has_the_method_of_its_context() {
+fn sm01_a_child_has_the_start_method_of_its_context() {
     with_each("asks_for_methods");
 }
 
@@ -134,7 +134,7 @@ fn asks_for_methods() {
     fine();
 }
 
-fn sm02_the_programs_method_is_set_once_or_by_force() {
+fn sm02_the_programs_start_method_can_be_set_once_or_by_force() {
     with_each("sets_methods");
 }
 
@@ -156,29 +156,30 @@ fn sets_methods() {
     fine();
 }
 
-fn sm03_the_methods_of_this_system() {
+fn sm03_available_lists_the_start_methods_of_this_system() {
     let methods = StartMethod::available();
     assert_eq!(methods[0], start_method(), "the default is first");
     assert!(methods.contains(&StartMethod::Spawn));
     assert_ne!(methods[0], StartMethod::Fork);
 }
 
-// ---- descriptors ---------------------------------------------------------------------------------------------------
+// ---- descriptors --------------------------------------------------------------------------------
 
-/// What is open beyond the standard streams.
+/// Returns the descriptors that are open beyond the standard streams, and what they refer to.
 #[task]
 fn open_descriptors() -> BTreeMap<i32, String> {
     let own = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         let number = path.file_name()?.to_str()?.parse().ok()?;
-        // The directory that is being read is gone by now, or names itself.
+        // The descriptor of the directory being read is closed by now, or refers to the directory
+        // itself.
         let target = fs::read_link(&path).ok()?.display().to_string();
         (number > 2 && !target.contains("/fd")).then_some((number, target))
     });
     own.collect()
 }
 
-fn sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child() {
+fn sm07_a_descriptor_of_the_parent_is_not_open_in_a_child() {
     for method in [StartMethod::Spawn, StartMethod::ForkServer] {
         let said = play("has_a_high_socket").argument(format!("{method:?}")).play_out();
         assert_eq!(said, "fine\n", "{method:?}");
@@ -187,7 +188,7 @@ fn sm07_a_descriptor_of_the_parent_does_not_exist_in_a_child() {
 
 fn has_a_high_socket() {
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    // SAFETY: a number that nobody has; not close-on-exec.
+    // SAFETY: duplicates to a number that nothing uses. The new descriptor is not close-on-exec.
     assert_eq!(unsafe { libc::dup2(socket.as_raw_fd(), 200) }, 200);
     let child = Process::new(open_descriptors::task()).start_method(method()).start().unwrap();
     let open = joined(&child).unwrap();
@@ -196,7 +197,7 @@ fn has_a_high_socket() {
     fine();
 }
 
-fn sm13_eight_threads_that_start_processes() {
+fn sm13_eight_threads_can_start_processes_at_once() {
     for method in [StartMethod::Spawn, StartMethod::ForkServer] {
         let said = play("starts_from_threads").argument(format!("{method:?}")).play_out();
         assert_eq!(said, "fine\n", "{method:?}");
@@ -216,7 +217,8 @@ fn starts_from_threads() {
                     let process = process.stdin(Stdio::piped()).stdout(Stdio::piped());
                     let child = process.start().unwrap();
                     let open = joined(&child).unwrap();
-                    // Its own two pipes are its standard streams. Its socket and the pidfd of its parent are what it has.
+                    // Its own two pipes are its standard streams. Beyond these it has its socket
+                    // and the pidfd of its parent.
                     let count = |kind: &str| open.values().filter(|target| target.contains(kind)).count();
                     assert_eq!(count("pipe:"), 0, "{open:?}");
                     assert!(count("socket:") <= 1 && open.len() <= 2, "{open:?}");
@@ -228,7 +230,8 @@ fn starts_from_threads() {
         thread.join().unwrap();
     }
     assert!(active_children().is_empty());
-    // Nothing stays here either, but for what watches and the fork server.
+    // Nothing stays open in this process either, except for the watcher's descriptors and the fork
+    // server's.
     eventually("the descriptors are closed", || open_descriptors().len() <= 4);
     fine();
 }
@@ -249,12 +252,12 @@ fn say_with_a_child(word: &str) {
 const LOG: &str = "EXECUTOR_TEST_LOG";
 static OPENED: AtomicI32 = AtomicI32::new(-1);
 
-/// As a profiler or a preloaded tool does: before `main`, and not close-on-exec.
+/// Opens a file before `main`, and not close-on-exec, as a profiler or a preloaded tool does.
 extern "C" fn open_a_log() {
     let Some(path) = std::env::var_os(LOG) else { return };
     let path = std::ffi::CString::new(path.into_encoded_bytes()).unwrap();
     let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_APPEND;
-    // SAFETY: opens a file.
+    // SAFETY: `path` is a valid C string.
     OPENED.store(unsafe { libc::open(path.as_ptr(), flags, 0o600) }, Ordering::SeqCst);
 }
 
@@ -264,34 +267,35 @@ static OPEN_A_LOG: extern "C" fn() = open_a_log;
 
 #[task]
 fn log_beside(queue: Queue<u8>) -> isize {
-    // Maps shared memory, whose descriptors take the lowest free numbers.
+    // This maps shared memory, whose descriptors take the lowest free numbers.
     queue.put(1).unwrap();
     let _bytes = SharedBytes::from(&[1, 2, 3][..]);
-    // SAFETY: writes five bytes that are there.
+    // SAFETY: writes five bytes of a longer string.
     unsafe { libc::write(OPENED.load(Ordering::SeqCst), c"line\n".as_ptr().cast(), 5) }
 }
 
-fn what_a_constructor_has_opened_stays_open() {
+fn a_descriptor_opened_by_a_constructor_stays_open() {
     with_each("has_a_constructor");
 }
 
 fn has_a_constructor() {
-    // This process has opened none, its children do.
+    // Only the children open the file, not this process.
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
     if method() == StartMethod::Fork {
-        // A copy has what its original has.
-        // SAFETY: there are no threads.
+        // With `fork`, a copy has the descriptors of its original.
+        // SAFETY: this program has one thread.
         unsafe { std::env::set_var(LOG, &log) };
         open_a_log();
     }
     let queue = Queue::unbounded().unwrap();
-    // Of this process, and inheritable: the children have none of it, and may use its number.
+    // An inheritable descriptor of this process. The children must not have it, and may use its
+    // number.
     let (ours, _theirs) = std::io::pipe().unwrap();
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
     let process = Process::new(log_beside::task(queue.clone())).env(LOG, &log).start_method(method());
     if method() == StartMethod::ForkServer {
-        // It was started without the variable.
+        // The fork server was started without the variable.
         assert_eq!(joined(&process.start().unwrap()).unwrap(), -1);
         return fine();
     }
@@ -305,7 +309,7 @@ fn has_a_constructor() {
     fine();
 }
 
-fn sm08_a_grandchild_and_a_child_deliver_through_one_pipe() {
+fn sm08_a_child_and_a_grandchild_write_to_one_pipe() {
     with_each("nests_through_a_pipe");
 }
 
@@ -318,11 +322,12 @@ fn nests_through_a_pipe() {
     fine();
 }
 
-fn pr22_a_parent_that_has_closed_its_output() {
+fn pr22_a_parent_that_has_closed_its_output_can_start_children() {
     for closed in [vec![1], vec![2], vec![1, 2], vec![0, 1, 2]] {
         let gate = Gate::new();
         let mut play = play("has_closed_its_output").argument(gate.path());
-        // SAFETY: closes standard streams in the child, between fork and exec: nothing but system calls.
+        // SAFETY: between fork and exec, the closure only makes system calls that close standard
+        // streams.
         unsafe {
             play.command.pre_exec(move || {
                 for number in &closed {
@@ -338,9 +343,9 @@ fn pr22_a_parent_that_has_closed_its_output() {
 
 fn has_closed_its_output() {
     for number in [1, 2] {
-        // std has opened /dev/null in its place; here it is closed in earnest.
+        // std has opened /dev/null in place of the closed stream. Here it is really closed.
         if fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|path| path == Path::new("/dev/null")) {
-            // SAFETY: nobody owns it.
+            // SAFETY: nothing owns this descriptor.
             unsafe { libc::close(number) };
         }
     }
@@ -352,7 +357,7 @@ fn has_closed_its_output() {
     File::create(Path::new(&argument()).join("fine")).unwrap();
 }
 
-// ---- fork ----------------------------------------------------------------------------------------------------------
+// ---- fork ---------------------------------------------------------------------------------------
 
 fn status(pid: u32) -> Option<i32> {
     let (_, status) = waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap()?;
@@ -379,7 +384,7 @@ fn forks() {
         }
     }
     let answer = 42;
-    // SAFETY: both closures touch no memory that is shared.
+    // SAFETY: neither closure touches shared memory.
     let child = unsafe { executor::fork_with(|| println!("with {answer}")) }.unwrap();
     assert_eq!(status(child), Some(0));
     // SAFETY: as above.
@@ -389,17 +394,18 @@ fn forks() {
     fine();
 }
 
-fn pr35_nobody_but_the_parent_joins() {
+fn pr35_only_the_parent_can_join_a_child() {
     assert_eq!(play("joins_in_a_fork").play_out(), "fine\n");
 }
 
-fn what_one_process_has_for_itself_its_copies_do_not_have() {
+fn guards_and_unsent_bytes_of_a_process_cannot_be_used_in_its_copies() {
     assert_eq!(play("has_guards_when_it_forks").play_out(), "fine\n");
 }
 
 static UNSENT: std::sync::Mutex<Option<SharedBytes>> = std::sync::Mutex::new(None);
 
-/// Whether a copy of its parent, made by the library, can write what the parent has not sent to anybody.
+/// Returns whether a copy of its parent, made by the library, can write bytes that the parent has
+/// not sent anywhere.
 #[task]
 fn writes_what_its_parent_has() -> bool {
     UNSENT.lock().unwrap().as_mut().expect("the static was copied").get_mut().is_some()
@@ -410,7 +416,7 @@ static WRITES: std::sync::OnceLock<(ValueGuard<'static, u64>, ArrayWriteGuard<'s
     std::sync::OnceLock::new();
 static READS: std::sync::Mutex<Vec<ArrayReadGuard<'static, u64>>> = std::sync::Mutex::new(Vec::new());
 
-/// What it can read of what its parent has and could change meanwhile.
+/// Returns what it can read of its parent's objects that the parent could change meanwhile.
 #[task]
 fn reads_what_its_parent_has() -> Vec<String> {
     std::panic::set_hook(Box::new(|_| ()));
@@ -432,7 +438,7 @@ fn reads_what_its_parent_has() -> Vec<String> {
     read
 }
 
-fn a_copy_of_a_process_reads_nothing_that_the_process_could_write_meanwhile() {
+fn a_forked_copy_cannot_read_memory_that_the_parent_could_change() {
     assert_eq!(play("has_statics_when_it_forks").play_out(), "fine\n");
 }
 
@@ -449,7 +455,7 @@ fn has_statics_when_it_forks() {
     let context = Context::new(StartMethod::Fork);
     let read = context.process(reads_what_its_parent_has::task()).start().unwrap().join().unwrap();
     assert_eq!(read, ["frozen bytes"]);
-    // The parent has it all.
+    // The parent can still read everything.
     assert_eq!(UNSENT.lock().unwrap().as_ref().unwrap()[0], b'a');
     assert_eq!(
         (*WRITES.get().unwrap().0, WRITES.get().unwrap().1[0], READS.lock().unwrap()[0][0]),
@@ -458,7 +464,7 @@ fn has_statics_when_it_forks() {
     fine();
 }
 
-fn a_copy_that_is_made_within_an_update_writes_nothing() {
+fn a_copy_forked_within_an_update_cannot_write() {
     assert_eq!(play("forks_within_an_update").play_out(), "fine\n");
 }
 
@@ -466,10 +472,11 @@ type Change<'a> = &'a mut dyn FnMut(&mut u64);
 
 fn forks_within_an_update() {
     let (value, array) = (Value::new(1_u64).unwrap(), Array::from_slice(&[1_u64]).unwrap());
-    // Once more after a death: the lock comes with the news.
+    // The second round runs after a death, when the lock is acquired with the report of that death.
     for died in [false, true] {
         if died {
-            // SAFETY: the copy uses handles, which know on which side they are.
+            // SAFETY: the copy only uses handles, and these know whether they are in the original
+            // or in the copy.
             let dies = unsafe {
                 executor::fork_with(|| {
                     std::mem::forget((value.lock(), array.write()));
@@ -496,7 +503,7 @@ fn forks_within_an_update() {
             };
             let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(changed));
             if std::process::id() != own {
-                // SAFETY: ends the copy.
+                // SAFETY: `_exit` only ends the copy.
                 unsafe { libc::_exit(if changed.is_err() { 3 } else { 0 }) };
             }
             changed.unwrap();
@@ -512,7 +519,7 @@ fn has_guards_when_it_forks() {
     let (lock, rlock, semaphore) = (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(2).unwrap());
     let (value, array) = (Value::new(5_u64).unwrap(), Array::from_slice(&[1_u64, 2]).unwrap());
     let read = Array::from_slice(&[3_u64]).unwrap();
-    // The parent's, who drops them; the copy drops copies of them.
+    // The parent drops its guards, and the copy drops its copies of them.
     let mut guards = ManuallyDrop::new((
         lock.acquire().unwrap(),
         rlock.acquire().unwrap(),
@@ -524,7 +531,8 @@ fn has_guards_when_it_forks() {
     let refuses = |act: &mut dyn FnMut()| {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).expect_err("it is the parent's");
     };
-    // SAFETY: no reference that was made before the fork is used in the copy, but such as ask on which side they are.
+    // SAFETY: the copy uses no reference that was made before the fork, except through types that
+    // check whether they are in the copy.
     let copy = unsafe {
         executor::fork_with(|| {
             std::panic::set_hook(Box::new(|_| ()));
@@ -545,7 +553,7 @@ fn has_guards_when_it_forks() {
     }
     .unwrap();
     assert_eq!(status(copy), Some(0));
-    // And the parent has all of it still.
+    // The parent still has all of them.
     bytes.get_mut().unwrap()[0] = 2;
     (*guards.3, guards.4[0]) = (6, 6);
     assert!(lock.is_locked() && rlock.is_locked());
@@ -554,7 +562,7 @@ fn has_guards_when_it_forks() {
     assert!(lock.try_acquire().is_some() && rlock.try_acquire().is_some());
     assert!(array.try_write().is_some() && read.try_write().is_some());
     assert_eq!((value.get(), array.get(0), semaphore.value()), (6, 6, 2));
-    // Whoever is copied by the library: what is in a static.
+    // The same in a child forked by the library, for bytes in a static.
     *UNSENT.lock().unwrap() = Some(bytes);
     let context = Context::new(StartMethod::Fork);
     assert!(!context.process(writes_what_its_parent_has::task()).start().unwrap().join().unwrap());
@@ -562,7 +570,7 @@ fn has_guards_when_it_forks() {
     fine();
 }
 
-fn a_process_whose_threads_cannot_be_counted_is_not_copied() {
+fn a_process_whose_threads_cannot_be_counted_cannot_be_forked() {
     let said = play("forks_without_proc").play_out();
     match said.strip_prefix("impossible here: ") {
         Some(why) => println!("`/proc` cannot be taken away here, so this was not tried: {why}"),
@@ -574,7 +582,8 @@ fn forks_without_proc() {
     let hidden = || {
         let root = c"/".as_ptr();
         let own = libc::MS_REC | libc::MS_PRIVATE;
-        // SAFETY: the pointers are strings or null, as the calls want them; the mounts are this process's own.
+        // SAFETY: the pointers are strings or null, as the calls require. The mounts belong to this
+        // process only.
         let refused = unsafe {
             libc::unshare(libc::CLONE_NEWNS) != 0
                 || libc::mount(ptr::null(), root, ptr::null(), own, ptr::null()) != 0
@@ -586,10 +595,10 @@ fn forks_without_proc() {
         println!("impossible here: {error}");
         return;
     }
-    // What this one has locked would stay locked in the copy.
+    // A lock held by this thread would stay locked in the copy.
     let (hold, held) = std::sync::mpsc::channel::<()>();
     let other = thread::spawn(move || held.recv().unwrap());
-    // SAFETY: the closure touches nothing.
+    // SAFETY: the closure does nothing.
     let error = unsafe { executor::fork_with(|| ()) }.expect_err("nobody knows how many threads there are");
     assert!(error.to_string().contains("threads cannot be counted: is `/proc` mounted?"), "{error}");
     let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
@@ -615,11 +624,11 @@ fn joins_in_a_fork() {
         child.kill().unwrap();
         child.kill_tree();
         assert!(active_children().is_empty());
-        // A copy has children of its own.
+        // A copy can have children of its own.
         let own = Process::new(echo::task(5)).start().unwrap();
         assert_eq!(own.join().unwrap(), 5);
     };
-    // SAFETY: the closure touches no memory that is shared.
+    // SAFETY: the closure touches no shared memory.
     let copy = unsafe { executor::fork_with(body) }.unwrap();
     assert_eq!(status(copy), Some(0));
     assert!(child.is_alive());
@@ -628,7 +637,7 @@ fn joins_in_a_fork() {
     fine();
 }
 
-fn sm11_a_program_with_threads_is_not_copied() {
+fn sm11_a_program_with_threads_cannot_be_forked() {
     assert_eq!(play("forks_with_threads").play_out(), "fine\n");
 }
 
@@ -641,22 +650,23 @@ fn forks_with_threads() {
     // SAFETY: the closure does nothing.
     let error = unsafe { executor::fork_with(|| ()) }.unwrap_err();
     assert!(matches!(error, StartError::Threads { threads: 2 }), "{error:?}");
-    // Forced, by whoever knows what he does.
-    // SAFETY: the child ends at once.
+    // `executor::fork` leaves the responsibility to its caller and forks nevertheless.
+    // SAFETY: the child exits at once.
     match unsafe { executor::fork() }.unwrap() {
-        // SAFETY: ends the process.
+        // SAFETY: `_exit` only ends the child.
         Fork::Child => unsafe { libc::_exit(3) },
         Fork::Parent(child) => assert_eq!(status(child), Some(3)),
     }
     drop(stop);
     thread.join().unwrap();
-    // At once: a thread that has been joined does not count, though the system may list it for a moment.
+    // This works at once: a joined thread does not count, although the system may list it for a
+    // moment.
     let child = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap();
     assert_eq!(joined(&child).unwrap(), child.pid());
     fine();
 }
 
-fn fork_again_and_again() {
+fn a_program_can_fork_again_and_again() {
     assert_eq!(play("forks_again").play_out(), "fine\n");
 }
 
@@ -677,7 +687,7 @@ fn forks_again() {
     for _ in 0..30 {
         assert_eq!(joined(&start()).unwrap(), 7, "it has what its parent has");
     }
-    // Beside others, which the same thread watches.
+    // The same while there are other children, which the same thread watches.
     let gate = Gate::new();
     let other = Process::new(hold::task(gate.path())).start().unwrap();
     let below = Process::new(counted_below::task()).start_method(StartMethod::Fork).start().unwrap();
@@ -688,7 +698,8 @@ fn forks_again() {
         let child = Process::new(exit::task(code)).start_method(StartMethod::Fork).start().unwrap();
         assert_eq!(child.wait_exit_timeout(LONG), Some(ExitStatus::Exited(code)));
     }
-    // The thread leaves when there is nothing to watch for a while; meanwhile, too, it is not in the way.
+    // The watcher thread ends after a while without children. Until then it does not prevent a fork
+    // either.
     eventually("the watcher has left", || {
         // SAFETY: the closure does nothing.
         let child = unsafe { executor::fork_with(|| ()) }.expect("no thread is in the way");
@@ -698,7 +709,7 @@ fn forks_again() {
     fine();
 }
 
-// ---- what children have of their parent ----------------------------------------------------------------------------
+// ---- what children inherit from their parent ----------------------------------------------------
 
 #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Seen {
@@ -713,16 +724,16 @@ fn see() -> Seen {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let ignores = |signal: &i32| {
         let mut action = MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: writes the action, and is read where it did not fail.
+        // SAFETY: the call writes the action, which is read only if the call succeeded.
         unsafe {
             libc::sigaction(*signal, ptr::null(), action.as_mut_ptr()) == 0
                 && action.assume_init().sa_sigaction == libc::SIG_IGN
         }
     };
-    // SAFETY: writes the set.
+    // SAFETY: the call writes the set.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
     Seen {
-        // SAFETY: written above.
+        // SAFETY: the set was initialized above.
         blocked: (1..=64).filter(|signal| unsafe { libc::sigismember(set.as_ptr(), *signal) } == 1).collect(),
         ignored: (1..=64).filter(ignores).collect(),
         directory: std::env::current_dir().unwrap(),
@@ -740,13 +751,14 @@ fn seen_below(levels: u32) -> Vec<Seen> {
     seen
 }
 
-fn children_have_all_of_their_parents() {
+fn children_inherit_signals_directory_environment_and_arguments() {
     for method in METHODS {
         let mut play = play("has_an_odd_state").argument(format!("{method:?}"));
         play.command.args(["one", "--two", "", "drei ü"]);
-        // Whoever has started the tests may have left some blocked or ignored: a shell that is no terminal's ignores
-        // SIGINT and SIGQUIT in what it starts with `&`, `nohup` ignores SIGHUP.
-        // SAFETY: sets dispositions and a mask in the child, between fork and exec: nothing but system calls.
+        // Signals may be blocked or ignored in this process: a non-interactive shell ignores SIGINT
+        // and SIGQUIT in programs that it starts with `&`, and `nohup` ignores SIGHUP.
+        // SAFETY: between fork and exec, the closure only makes system calls that set dispositions
+        // and a mask.
         unsafe {
             play.command.pre_exec(|| {
                 for number in 1..=64 {
@@ -766,7 +778,7 @@ fn has_an_odd_state() {
     let check = |of: &str| {
         let own = see();
         assert_eq!(own.arguments[1..], ["one", "--two", "", "drei ü"]);
-        // The signals by which the terminal would stop it are blocked besides.
+        // A child also blocks the signals with which a terminal would stop it.
         let mut expected = own;
         expected.blocked.extend([libc::SIGTTIN, libc::SIGTTOU]);
         expected.blocked.sort_unstable();
@@ -776,11 +788,11 @@ fn has_an_odd_state() {
             assert_eq!(seen, expected, "{of}, level {level}");
         }
     };
-    // With the fork server: it is started by now, and the following is news to it.
+    // After this the fork server has started, so it does not know of the changes below.
     check("at first");
     let dir = tempfile::tempdir().unwrap();
     std::env::set_current_dir(dir.path()).unwrap();
-    // SAFETY: one thread at work, and the watcher, which reads no environment.
+    // SAFETY: only this thread runs, besides the watcher, which does not read the environment.
     unsafe {
         std::env::set_var("NEW", "a new one");
         std::env::remove_var("PATH");
@@ -797,23 +809,23 @@ fn has_an_odd_state() {
     assert_eq!(own.blocked, [libc::SIGUSR1, 40]);
     assert_eq!(own.ignored, [libc::SIGHUP, libc::SIGUSR2]);
     check("changed");
-    // SAFETY: sets a disposition.
+    // SAFETY: only sets a signal's disposition.
     unsafe { libc::signal(libc::SIGUSR2, libc::SIG_DFL) };
     check("changed back");
     fine();
 }
 
-/// Takes a signal by asking for it, as programs do that block it everywhere.
+/// Waits for a signal with `sigwait`, as programs do that block the signal everywhere.
 #[task]
 fn take_a_signal(gate: &Path) -> i32 {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let mut got = 0;
-    // SAFETY: initialises the set, then waits for what is in it.
+    // SAFETY: initializes the set, then waits for a signal in it.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
         libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-        // The signal comes while this thread does not ask for it.
+        // The signal arrives while this thread is not waiting for it.
         come_to(gate);
         libc::sigwait(set.as_ptr(), &mut got);
     }
@@ -834,9 +846,9 @@ fn waits_for_a_signal() {
     fine();
 }
 
-// ---- the fork server -----------------------------------------------------------------------------------------------
+// ---- the fork server ----------------------------------------------------------------------------
 
-/// Our child that is no process of the user's.
+/// Returns the pid of the fork server: the only child that is not a process started by the user.
 fn server() -> u32 {
     let known: Vec<_> = active_children().iter().map(|child| child.pid()).collect();
     let others: Vec<_> =
@@ -845,7 +857,7 @@ fn server() -> u32 {
     others[0]
 }
 
-fn the_fork_server_is_started_again() {
+fn a_killed_fork_server_is_started_again() {
     assert_eq!(play("kills_its_server").play_out(), "fine\n");
 }
 
@@ -873,7 +885,8 @@ fn kills_its_server() {
 }
 
 fn the_fork_server_ends_with_its_parent() {
-    // Also where a copy of the parent, which holds the other end of its socket, goes on.
+    // The server ends even if a copy of the parent goes on, which holds the other end of the
+    // server's socket.
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("has_a_fork_that_outlives").argument(gate.path()).until_it_speaks();
     let servers = || -> Vec<u32> {
@@ -894,7 +907,7 @@ fn has_a_fork_that_outlives() {
     let gate = PathBuf::from(argument());
     let child = Process::new(pid::task()).start_method(StartMethod::ForkServer).start().unwrap();
     joined(&child).unwrap();
-    // SAFETY: the closure touches no memory that is shared.
+    // SAFETY: the closure touches no shared memory.
     unsafe { executor::fork_with(|| come_to(&gate)) }.unwrap();
     eventually("it is there", || fs::read_dir(&gate).unwrap().count() == 2);
     plays::ready();
@@ -919,7 +932,7 @@ fn loaded() -> u64 {
     LOADED.load(Ordering::Relaxed)
 }
 
-fn preload_runs_once_and_stays() {
+fn preload_runs_once_in_the_server_and_children_have_its_effect() {
     assert_eq!(play("preloads").play_out(), "fine\n");
 }
 
@@ -939,7 +952,7 @@ fn preloads() {
         lines,
         "each once, in the server, and children have not its hooks"
     );
-    // Other methods, and other contexts, do not know of it.
+    // Other start methods and other contexts do not have the preload's effect.
     assert_eq!(joined(&Process::new(loaded::task()).start().unwrap()).unwrap(), 0);
     let other = Context::new(StartMethod::ForkServer);
     assert_eq!(joined(&other.process(loaded::task()).start().unwrap()).unwrap(), 0);
@@ -968,13 +981,13 @@ fn end_while_loading() {
     std::process::exit(0)
 }
 
-fn preload_that_cannot_be() {
+fn a_preload_that_fails_is_an_error_of_every_start() {
     assert_eq!(play("preloads_in_vain").play_out(), "fine\n");
 }
 
 fn preloads_in_vain() {
     let refused = |context: Context| {
-        // As often as asked, with the same reason.
+        // Each start fails, with the same reason.
         let errors = [(); 2].map(|()| context.process(pid::task()).start().unwrap_err());
         assert_eq!(errors[0].to_string(), errors[1].to_string());
         errors[0].to_string()
@@ -987,24 +1000,25 @@ fn preloads_in_vain() {
     let text = refused(context().preload(end_while_loading::task()));
     assert!(text.contains("preload"), "{text}");
     assert_eq!(children(), [], "no server stays");
-    // Nothing happens with other methods.
+    // With other methods, `preload` does nothing.
     let child =
         Context::new(StartMethod::Fork).preload(fail_to_load::task()).process(pid::task()).start().unwrap();
     joined(&child).unwrap();
     fine();
 }
 
-// ---- signals -------------------------------------------------------------------------------------------------------
+// ---- signals ------------------------------------------------------------------------------------
 
 extern "C" fn ignore_loudly(_: i32) {}
 
-fn a_storm_of_signals_loses_nothing() {
+fn processes_work_during_a_storm_of_signals() {
     assert_eq!(play("is_in_a_storm").play_out(), "fine\n");
 }
 
-/// Two processes: one works, the other one never stops signalling it. Handlers without SA_RESTART interrupt each call.
+/// Two processes: this one works, and the other one sends it signals without a pause. The handler
+/// has no SA_RESTART, so the signals interrupt every call.
 fn is_in_a_storm() {
-    // SAFETY: a handler that does nothing.
+    // SAFETY: installs a handler that does nothing.
     unsafe {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         action.sa_sigaction = ignore_loudly as *const () as usize;
@@ -1016,7 +1030,7 @@ fn is_in_a_storm() {
             signal(target, Signal::USR1);
         }
     };
-    // SAFETY: the closure touches no memory that is shared.
+    // SAFETY: the closure touches no shared memory.
     let storm = unsafe { executor::fork_with(signals) }.unwrap();
     for round in 0..10_i32 {
         for method in METHODS {
@@ -1033,14 +1047,14 @@ fn is_in_a_storm() {
     fine();
 }
 
-// ---- a system that refuses -----------------------------------------------------------------------------------------
+// ---- a system that refuses ----------------------------------------------------------------------
 
-fn few_descriptors_are_errors_and_no_hangs() {
+fn too_few_descriptors_are_an_error_and_never_a_hang() {
     with_each("has_few_descriptors");
 }
 
 fn has_few_descriptors() {
-    // What stays open for good is opened.
+    // Open everything that stays open for good.
     joined(&Process::new(pid::task()).start().unwrap()).unwrap();
     let before = support_b::descriptors();
     let normal = getrlimit(Resource::Nofile);
@@ -1048,7 +1062,7 @@ fn has_few_descriptors() {
     for room in 0..24_usize {
         let limit = 3 + room as u64;
         setrlimit(Resource::Nofile, Rlimit { current: Some(limit), ..normal }).unwrap();
-        // A fork server has the limit that was there at its start.
+        // A new context, because a fork server keeps the limit that it was started with.
         let context = Context::new(method());
         let started = context.process(echo::task(room as u64)).start();
         let ended = started.map(|child| (joined(&child), child.wait_exit()));
@@ -1058,7 +1072,7 @@ fn has_few_descriptors() {
                 assert_eq!((value, status), (room as u64, ExitStatus::Exited(0)));
                 worked += 1;
             }
-            // The child has the limit, too.
+            // The limit applies to the child as well.
             Ok((Err(_), status)) => assert_ne!(status, ExitStatus::Exited(0)),
             Err(error) => {
                 let text = error.to_string();
@@ -1076,12 +1090,12 @@ fn has_few_descriptors() {
     fine();
 }
 
-fn children_that_others_have_reaped() {
+fn children_reaped_by_others_still_report_their_value() {
     with_each("ignores_the_ends_of_children");
 }
 
 fn ignores_the_ends_of_children() {
-    // SAFETY: sets a disposition: the system reaps all children from now on.
+    // SAFETY: only sets a disposition. From now on the system reaps all children.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     for round in 0..20 {
         let child = Process::new(echo::task(round)).start_method(method()).start().unwrap();
@@ -1095,7 +1109,7 @@ fn ignores_the_ends_of_children() {
     fine();
 }
 
-// ---- large results, and none to be read ----------------------------------------------------------------------------
+// ---- large results, and results that are not read -----------------------------------------------
 
 #[task]
 fn large(gate: &Path, len: usize) -> Vec<u8> {
@@ -1103,12 +1117,13 @@ fn large(gate: &Path, len: usize) -> Vec<u8> {
     vec![7; len]
 }
 
-/// Takes all that the limit leaves.
+/// Opens files until the limit is reached.
 fn all_descriptors() -> Vec<File> {
     std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
 }
 
-/// Opens the gate where no descriptor is left. Its own needs one, so a few become free for a moment: fewer than any task here sends.
+/// Opens the gate when no descriptor is left. Opening the gate needs a descriptor, so a few are
+/// free for a moment: fewer than the number that any task here sends.
 fn open_without_descriptors(gate: &Gate) -> Vec<File> {
     let mut files = all_descriptors();
     files.truncate(files.len() - 2);
@@ -1122,7 +1137,7 @@ fn few_descriptors() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(128), ..limit }).unwrap();
 }
 
-fn a_large_result_arrives_where_no_descriptor_is_left() {
+fn a_large_result_arrives_although_no_descriptor_is_left() {
     with_each("has_no_descriptor_left");
 }
 
@@ -1150,7 +1165,7 @@ fn handles(gate: &Path) -> Vec<SharedBytes> {
     (0..10).map(|number| SharedBytes::from(&[number][..])).collect()
 }
 
-fn handles_for_which_no_descriptor_is_left_are_an_error_that_says_so() {
+fn a_result_whose_descriptors_cannot_be_received_is_an_error_that_says_so() {
     with_each("has_no_descriptor_for_handles");
 }
 
@@ -1159,7 +1174,8 @@ fn has_no_descriptor_for_handles() {
     let gate = Gate::new();
     let child = Process::new(handles::task(gate.path())).start_method(method()).start().unwrap();
     gate.wait_for(1);
-    // Before the child can say a word: what it sends is received by another thread of this process as soon as it is there.
+    // All descriptors must be used up before the child reports, because another thread of this
+    // process receives the report as soon as it arrives.
     let files = open_without_descriptors(&gate);
     let error = joined(&child).unwrap_err();
     assert!(!error.is_worker_lost() && error.to_string().contains("Too many open files"), "{error}");
@@ -1169,11 +1185,11 @@ fn has_no_descriptor_for_handles() {
     fine();
 }
 
-fn a_large_result_is_read_by_nobody_but_who_joins() {
+fn a_large_result_is_read_only_when_it_is_joined() {
     with_each("leaves_a_large_result");
 }
 
-/// Kilobytes of its own that this process has touched.
+/// Returns the resident anonymous memory of this process, in kilobytes.
 fn own_memory() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -1188,20 +1204,21 @@ fn leaves_a_large_result() {
     let child = Process::new(large::task(gate.path(), LEN)).start_method(method()).start().unwrap();
     let status = child.wait_exit_timeout(LONG);
     assert_eq!(status, Some(ExitStatus::Exited(0)), "{:?}", joined(&child).map(|bytes| bytes.len()));
-    // What is read for it is read while all other processes wait.
+    // A result must not be read in advance, because that would happen on a thread for which all
+    // other processes wait.
     let grown = own_memory().saturating_sub(before);
     assert!(grown < LEN / 1024 / 4, "{grown} kB");
     assert!(joined(&child).unwrap() == vec![7; LEN]);
     fine();
 }
 
-// ---- what the C library knows of a child ---------------------------------------------------------------------------
+// ---- the C library's state in a child -----------------------------------------------------------
 
-/// A mutex of the C library in a file that processes share.
+/// Maps a mutex of the C library from a file that processes share.
 fn mutex(file: &Path) -> *mut libc::pthread_mutex_t {
     let file = OpenOptions::new().read(true).write(true).open(file).unwrap();
     let (protection, len) = (libc::PROT_READ | libc::PROT_WRITE, size_of::<libc::pthread_mutex_t>());
-    // SAFETY: a mapping where the kernel chooses; it stays.
+    // SAFETY: creates a mapping at an address that the kernel chooses. It is never unmapped.
     let at = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     assert_ne!(at, libc::MAP_FAILED);
     at.cast()
@@ -1209,7 +1226,7 @@ fn mutex(file: &Path) -> *mut libc::pthread_mutex_t {
 
 #[task]
 fn locks_and_holds(gate: &Path) -> i32 {
-    // SAFETY: initialised by the parent, and mapped for good.
+    // SAFETY: the parent has initialized the mutex, and it stays mapped.
     let locked = unsafe { libc::pthread_mutex_trylock(mutex(&gate.join("mutex"))) };
     come_to(gate);
     locked
@@ -1221,7 +1238,7 @@ fn locks(gate: &Path) -> i32 {
     unsafe { libc::pthread_mutex_trylock(mutex(&gate.join("mutex"))) }
 }
 
-fn children_own_mutexes_of_the_c_library_each_for_itself() {
+fn a_child_owns_mutexes_of_the_c_library_separately() {
     with_each("shares_a_mutex");
 }
 
@@ -1230,7 +1247,7 @@ fn shares_a_mutex() {
     fs::write(gate.file("mutex"), [0; size_of::<libc::pthread_mutex_t>()]).unwrap();
     let shared = mutex(&gate.file("mutex"));
     let mut attributes = MaybeUninit::uninit();
-    // SAFETY: initialises the attributes first, then the mutex, which is mapped.
+    // SAFETY: initializes the attributes first, then the mutex, which is mapped.
     unsafe {
         libc::pthread_mutexattr_init(attributes.as_mut_ptr());
         libc::pthread_mutexattr_setpshared(attributes.as_mut_ptr(), libc::PTHREAD_PROCESS_SHARED);
@@ -1250,14 +1267,14 @@ fn shares_a_mutex() {
 
 #[task]
 fn raises(number: i32) {
-    // SAFETY: sends a signal to this thread.
+    // SAFETY: only sends a signal to this thread.
     unsafe { libc::raise(number) };
     loop {
         thread::park();
     }
 }
 
-fn a_signal_of_a_fault_that_is_sent_ends_a_child() {
+fn a_child_ends_by_a_fault_signal_that_was_sent() {
     with_each("is_sent_a_fault");
 }
 

@@ -1,4 +1,4 @@
-//! Submitting single calls and mapping functions over inputs.
+//! Submitting single calls, and mapping functions over inputs.
 
 mod support;
 
@@ -40,19 +40,19 @@ fn squares(n: u64) -> Vec<u64> {
     (0..n).map(|x| x * x).collect()
 }
 
-// ---- submit --------------------------------------------------------------------------------------------------------
+// ---- submit -------------------------------------------------------------------------------------
 
 #[test]
-fn ex01_submitted_task_yields_its_value() {
+fn ex01_a_submitted_task_returns_its_value() {
     let _watchdog = watchdog();
     let pool = pool(2);
     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
-    // And once more, now that a worker is there and has nothing to do.
+    // The same when the worker exists already and is idle.
     assert_eq!(pool.submit(add::task(i64::MIN, i64::MAX)).result().unwrap(), -1);
 }
 
 #[test]
-fn ex01_many_threads_submit_at_a_time() {
+fn ex01_many_threads_can_submit_at_a_time() {
     let _watchdog = watchdog();
     let pool = pool(2);
     std::thread::scope(|scope| {
@@ -68,7 +68,7 @@ fn ex01_many_threads_submit_at_a_time() {
     });
 }
 
-/// Field names that are keywords, or that code around a call likes to use.
+/// Field names that are keywords, or names that code around a call often uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Odd {
     r#fn: u8,
@@ -133,7 +133,7 @@ fn ex02_named_and_struct_arguments_reach_the_task_unchanged() {
     );
 }
 
-/// Counts its drops.
+/// Counts how often it is dropped.
 struct Dropping<'a>(&'a Cell<u32>);
 
 impl Drop for Dropping<'_> {
@@ -159,7 +159,7 @@ fn consume(argument: Argument, gate: &Path) -> u32 {
     argument.0
 }
 
-/// Private memory of this process, in bytes.
+/// Returns the private memory of this process, in bytes.
 fn private_memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -171,7 +171,8 @@ fn length(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// In a process of its own, where nobody else allocates: submits 64 times 8 MiB and forgets the futures.
+/// Submits 8 MiB 64 times and drops the futures. Runs in a process where nothing else allocates.
+/// Returns the memory used before and after.
 #[task]
 fn submit_and_forget() -> (usize, usize) {
     let pool = pool(1);
@@ -179,7 +180,8 @@ fn submit_and_forget() -> (usize, usize) {
     pool.submit(length::task(&bytes)).result().unwrap();
     let before = private_memory();
     for _ in 0..64 {
-        // The future is gone before the task is done; when the second one is, so is the first.
+        // The future is dropped before the task is done. When the second task is done, so is the
+        // first.
         drop(pool.submit(length::task(&bytes)));
         pool.submit(length::task(&[])).result().unwrap();
     }
@@ -187,22 +189,23 @@ fn submit_and_forget() -> (usize, usize) {
 }
 
 #[test]
-fn ex19_the_parent_keeps_no_argument_of_a_discarded_future() {
+fn ex19_the_parent_keeps_no_argument_of_a_dropped_future() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     drop(pool.submit(consume::task(Argument(1), gate.path())));
-    // Encoded means no longer needed: it is gone while the task still runs.
+    // The argument is no longer needed once it is encoded, so it is dropped while the task still
+    // runs.
     gate.wait_for(1);
     assert_eq!(DROPPED.load(Ordering::SeqCst), 1);
     gate.open();
 
-    // Nor its bytes.
+    // The encoded bytes are not kept either.
     let (before, after) = pool.submit(submit_and_forget::task()).result().unwrap();
     assert!(after < before + (256 << 20), "{before} bytes before, {after} after 512 MiB went through");
 }
 
 #[test]
-fn ex19_callbacks_and_what_they_captured_are_dropped() {
+fn ex19_callbacks_and_their_captured_values_are_dropped() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let captured = Arc::new(());
@@ -216,7 +219,7 @@ fn ex19_callbacks_and_what_they_captured_are_dropped() {
     eventually("all callbacks are gone", || Arc::strong_count(&captured) == 1);
 }
 
-// ---- map -----------------------------------------------------------------------------------------------------------
+// ---- map ----------------------------------------------------------------------------------------
 
 #[task]
 fn power(base: u64, exponent: u32) -> u64 {
@@ -224,7 +227,7 @@ fn power(base: u64, exponent: u32) -> u64 {
 }
 
 #[test]
-fn ex04_map_of_two_zipped_inputs_keeps_order() {
+fn ex04_a_map_of_two_zipped_inputs_keeps_its_order() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let sequential: Vec<u64> = (0..10).zip(0..10).map(|(base, exponent)| power(base, exponent)).collect();
@@ -246,14 +249,15 @@ fn ex05_every_chunk_size_gives_the_sequential_result() {
 }
 
 #[test]
-fn ex05_chunk_size_0_is_rejected() {
+fn ex05_a_chunk_size_of_0_is_rejected() {
     let _watchdog = watchdog();
     let pool = pool(1);
     assert_rejected(&pool, |input| pool.map(echo::task, input).chunk_size(0), "chunk_size");
     assert_rejected(&pool, |input| pool.map(echo::task, input).chunk_size(0).unordered(), "chunk_size");
 }
 
-/// One error that names the option, then the end; no item is pulled, no process touched.
+/// Asserts that the map yields one error that names the option, and then ends. It must not pull an
+/// item or start a process.
 fn assert_rejected<M: Iterator<Item = Result<u32, TaskError>>>(
     pool: &ProcessPoolExecutor,
     map: impl FnOnce(Box<dyn Iterator<Item = u32>>) -> M,
@@ -280,7 +284,7 @@ fn invert(x: i32) -> Result<i32, String> {
 }
 
 #[test]
-fn ex06_a_failing_item_fails_its_own_position() {
+fn ex06_a_failing_item_fails_at_its_own_position() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for chunk_size in [1, 2, 4] {
@@ -289,7 +293,7 @@ fn ex06_a_failing_item_fails_its_own_position() {
         assert_eq!(map.next().unwrap().unwrap(), 50);
         let error = map.next().unwrap().unwrap_err();
         assert!(error.is_failed() && error.to_string().contains("division by zero"), "{error}");
-        // Unlike Python's, the iteration goes on.
+        // Unlike in Python, the iteration goes on.
         assert_eq!(map.next().unwrap().unwrap(), 25);
         assert!(map.next().is_none());
         assert!(map.next().is_none(), "and it stays ended");
@@ -305,7 +309,7 @@ fn die_of_3(x: u32) -> u32 {
 }
 
 #[test]
-fn ex06_an_item_that_kills_its_worker_fails_its_own_position() {
+fn ex06_an_item_that_kills_its_worker_fails_at_its_own_position() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for chunk_size in [1, 4, 64] {
@@ -321,7 +325,7 @@ fn ex06_an_item_that_kills_its_worker_fails_its_own_position() {
 }
 
 #[test]
-fn ex11_every_buffer_size_gives_the_plain_result() {
+fn ex11_every_buffer_size_gives_the_sequential_result() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let n = 20;
@@ -362,7 +366,7 @@ fn same(a: u32, b: u32) -> bool {
 }
 
 #[test]
-fn ex12_zipped_inputs_stay_aligned_under_a_buffer() {
+fn ex12_zipped_inputs_stay_aligned_with_any_buffer_size() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for buffer_size in [1, 2, 7] {
@@ -374,7 +378,7 @@ fn ex12_zipped_inputs_stay_aligned_under_a_buffer() {
 }
 
 #[test]
-fn ex13_an_endless_input_is_pulled_only_as_far_as_the_buffer() {
+fn ex13_an_endless_input_is_pulled_only_as_far_as_the_buffer_size() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for (buffer_size, chunk_size) in [(2, 1), (2, 64), (1, 1), (5, 2)] {
@@ -390,7 +394,7 @@ fn ex13_an_endless_input_is_pulled_only_as_far_as_the_buffer() {
 }
 
 #[test]
-fn ex15_an_empty_input_ends_at_once() {
+fn ex15_a_map_of_an_empty_input_ends_at_once() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for buffer_size in [1, 2, 100] {
@@ -405,7 +409,7 @@ fn ex15_an_empty_input_ends_at_once() {
 }
 
 #[test]
-fn ex17_buffer_size_0_is_rejected_before_anything_is_submitted() {
+fn ex17_a_buffer_size_of_0_is_rejected_before_anything_is_submitted() {
     let _watchdog = watchdog();
     let pool = pool(1);
     assert_rejected(&pool, |input| pool.map(echo::task, input).buffer_size(0), "buffer_size");
@@ -415,7 +419,7 @@ fn ex17_buffer_size_0_is_rejected_before_anything_is_submitted() {
 }
 
 #[test]
-fn ex35_a_panicking_input_reaches_the_caller_and_the_pool_stays_usable() {
+fn ex35_a_panic_of_the_input_reaches_the_caller_and_the_pool_stays_usable() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for chunk_size in [1, 4] {
@@ -423,7 +427,7 @@ fn ex35_a_panicking_input_reaches_the_caller_and_the_pool_stays_usable() {
         let mut map = pool.map(square::task, input).chunk_size(chunk_size);
         let panic = catch_unwind(AssertUnwindSafe(|| map.next())).unwrap_err();
         assert_eq!(panic.downcast_ref::<String>().unwrap(), "item 3 of the input");
-        // What was taken before is not lost, and the map may be driven on.
+        // Items pulled before the panic are not lost, and the map can be continued.
         let rest: Vec<u64> = map.map(Result::unwrap).collect();
         assert_eq!(rest, [0, 1, 4, 16, 25, 36, 49, 64, 81]);
         assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
@@ -436,7 +440,7 @@ fn ex35_a_panicking_input_reaches_the_caller_and_the_pool_stays_usable() {
 }
 
 #[test]
-fn ex35_an_input_that_ends_with_an_error_leaves_the_error_with_the_caller() {
+fn ex35_an_error_of_the_input_stays_with_the_caller() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let mut failure = None;
@@ -448,7 +452,7 @@ fn ex35_an_input_that_ends_with_an_error_leaves_the_error_with_the_caller() {
 }
 
 #[test]
-fn map_pulls_in_the_callers_thread_from_an_input_that_cannot_leave_it() {
+fn map_pulls_on_the_callers_thread_from_an_input_that_is_not_send() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let dropped = Cell::new(0);
@@ -472,7 +476,7 @@ fn map_pulls_in_the_callers_thread_from_an_input_that_cannot_leave_it() {
 }
 
 #[test]
-fn unordered_map_yields_what_is_done_past_what_is_not() {
+fn an_unordered_map_yields_finished_items_before_unfinished_ones() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let closed = gate.path();
@@ -488,7 +492,7 @@ fn unordered_map_yields_what_is_done_past_what_is_not() {
 }
 
 #[test]
-fn dropping_a_map_cancels_what_has_not_begun() {
+fn dropping_a_map_cancels_items_that_have_not_begun() {
     let _watchdog = watchdog();
     for unordered in [false, true] {
         let (pool, gate) = (pool(1), Gate::new());
@@ -503,14 +507,14 @@ fn dropping_a_map_cancels_what_has_not_begun() {
         gate.wait_for(1);
         drop(map);
         gate.open();
-        // Of the eight that waited behind the one that ran, none has come.
+        // Eight items waited behind the running one, and none of them has run.
         pool.shutdown(true);
         assert_eq!(gate.arrivals(), 1);
     }
 }
 
 #[test]
-fn a_maps_time_limit_gives_one_error_and_cancels_the_rest() {
+fn the_timeout_of_a_map_yields_one_error_and_cancels_the_rest() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let limit = Duration::from_millis(20);
@@ -532,7 +536,7 @@ fn a_maps_time_limit_gives_one_error_and_cancels_the_rest() {
 }
 
 #[tokio::test]
-async fn map_as_a_stream_keeps_order_and_options() {
+async fn a_map_as_a_stream_keeps_its_order_and_options() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let results: Vec<u64> =
@@ -546,7 +550,7 @@ async fn map_as_a_stream_keeps_order_and_options() {
 }
 
 #[test]
-fn task_options_hold_for_each_item_of_a_map() {
+fn task_options_apply_to_each_item_of_a_map() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let make = |i: u32| hold::task(gate.path()).timeout(Duration::from_millis(20)).name(format!("item {i}"));
@@ -560,10 +564,10 @@ fn task_options_hold_for_each_item_of_a_map() {
     assert_eq!(error.task(), "item 0");
 }
 
-// ---- building, scaling ---------------------------------------------------------------------------------------------
+// ---- building and scaling -----------------------------------------------------------------------
 
 #[test]
-fn ex21_max_workers_0_is_an_error_that_says_so() {
+fn ex21_max_workers_of_0_is_an_error_that_says_so() {
     match ProcessPoolExecutor::builder().max_workers(0).build() {
         Err(error @ BuildError::Invalid(_)) => {
             assert!(error.to_string().contains("max_workers must be above 0"), "{error}");
@@ -573,7 +577,7 @@ fn ex21_max_workers_0_is_an_error_that_says_so() {
 }
 
 #[test]
-fn ex22_more_workers_than_a_platform_can_wait_for_at_once() {
+fn ex22_seventy_workers_run_at_the_same_time() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(70), Gate::new());
     let futures: Vec<_> = (0..70).map(|_| pool.submit(hold::task(gate.path()))).collect();
@@ -587,7 +591,7 @@ fn ex22_more_workers_than_a_platform_can_wait_for_at_once() {
 }
 
 #[test]
-fn ex22_any_number_of_workers_may_be_allowed() {
+fn ex22_any_number_of_workers_is_allowed() {
     let _watchdog = watchdog();
     let pool = pool(usize::MAX);
     assert_eq!(pool.max_workers(), usize::MAX);
@@ -595,12 +599,12 @@ fn ex22_any_number_of_workers_may_be_allowed() {
     assert_eq!(pool.map(square::task, 0..3).map(Result::unwrap).collect::<Vec<_>>(), squares(3));
 }
 
-/// Forbids this thread, and those it starts from now on, to ask for limits of the system.
+/// Forbids this thread, and threads that it starts from now on, to query limits of the system.
 fn forbid_asking() {
     let forbidden =
         [libc::SYS_sched_getaffinity, libc::SYS_prlimit64, libc::SYS_getrlimit, libc::SYS_sysinfo];
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    // The number of the call is the first word of what a filter sees.
+    // The number of the system call is the first word of the data that a filter reads.
     let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
     for call in forbidden {
         let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -620,7 +624,8 @@ fn forbid_asking() {
     assert_eq!((refused, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
 }
 
-/// In a process of its own: what is forbidden stays so.
+/// Builds a pool while queries of limits are forbidden. Runs in a process of its own, because the
+/// filter cannot be removed.
 #[task]
 fn build_in_a_sandbox() -> Result<(usize, i64), String> {
     forbid_asking();
@@ -630,7 +635,7 @@ fn build_in_a_sandbox() -> Result<(usize, i64), String> {
 }
 
 #[test]
-fn ex23_a_sandbox_that_forbids_asking_for_limits() {
+fn ex23_a_pool_works_in_a_sandbox_that_forbids_querying_limits() {
     let _watchdog = watchdog();
     let (workers, sum) = pool(1).submit(build_in_a_sandbox::task()).result().unwrap();
     assert!(workers >= 1);
@@ -638,7 +643,7 @@ fn ex23_a_sandbox_that_forbids_asking_for_limits() {
 }
 
 #[test]
-fn ex24_blocked_tasks_start_max_workers_processes_and_no_more() {
+fn ex24_blocked_tasks_start_exactly_max_workers_processes() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(3), Gate::new());
     let futures: Vec<_> = (0..15 * 3).map(|_| pool.submit(hold::task(gate.path()))).collect();
@@ -654,7 +659,7 @@ fn ex24_blocked_tasks_start_max_workers_processes_and_no_more() {
 }
 
 #[test]
-fn ex25_tasks_one_at_a_time_reuse_one_worker() {
+fn ex25_tasks_submitted_one_at_a_time_reuse_one_worker() {
     let _watchdog = watchdog();
     let pool = pool(4);
     let first = pool.submit(pid::task()).result().unwrap();
@@ -664,7 +669,7 @@ fn ex25_tasks_one_at_a_time_reuse_one_worker() {
     }
 }
 
-// ---- errors --------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Refusal {
@@ -699,7 +704,7 @@ fn refuse() -> Result<u32, Refusal> {
     Err(refusal())
 }
 
-/// On which line the task below panics.
+/// The line on which the task below panics.
 const PANIC_LINE: u32 = line!() + 4;
 
 #[task]
@@ -708,7 +713,7 @@ fn panic_with(text: &str) -> u32 {
 }
 
 #[test]
-fn ex27_an_error_comes_home_with_its_kind_and_its_arguments() {
+fn ex27_an_error_is_reported_with_its_type_and_its_fields() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let error = pool.submit(refuse::task()).result().unwrap_err();
@@ -722,7 +727,7 @@ fn ex27_an_error_comes_home_with_its_kind_and_its_arguments() {
 }
 
 #[test]
-fn ex27_a_panic_comes_home_with_message_location_and_backtrace() {
+fn ex27_a_panic_is_reported_with_message_location_and_backtrace() {
     let _watchdog = watchdog();
     let pool = ProcessPoolExecutor::builder().max_workers(1).env("RUST_BACKTRACE", "1").build().unwrap();
     let error = pool.submit(panic_with::task("ünï\ncode")).result().unwrap_err();
@@ -732,7 +737,7 @@ fn ex27_a_panic_comes_home_with_message_location_and_backtrace() {
     assert!(location.contains(&format!("tests/submit_map.rs:{PANIC_LINE}:")), "{location} {PANIC_LINE}");
     assert!(remote.backtrace().unwrap().contains("panic_with"), "{:?}", remote.backtrace());
     assert!(error.to_string().contains(location) && error.to_string().contains("message: ünï"), "{error}");
-    // The worker lives on.
+    // The worker goes on.
     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
 }
 
@@ -787,13 +792,13 @@ fn ex28_an_error_that_looks_empty_is_still_an_error() {
     assert_eq!((error.message(), error.downcast()), ("false", Some(false)));
     assert!(pool.submit(panic_with_nothing::task()).result().unwrap_err().is_panic());
     assert!(pool.submit(panic_with_empty_text::task()).result().unwrap_err().is_panic());
-    // And the other way round: a value that looks like an error.
+    // The reverse case: a value that looks like an error.
     assert_eq!(pool.submit(succeed_with_an_error::task()).result().unwrap(), Err("a value".into()));
 }
 
-// ---- data ----------------------------------------------------------------------------------------------------------
+// ---- data ---------------------------------------------------------------------------------------
 
-/// Length, and one byte of each page.
+/// Returns the length, and a mix of about one byte for each page.
 #[task]
 fn digest(bytes: &[u8]) -> (usize, u64) {
     digest_of(bytes)
@@ -830,14 +835,15 @@ fn round_trip(argument: usize, result: usize) {
     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3, "the pool works on");
 }
 
-/// Always run; the next one has the size that the behaviour speaks of.
+/// This test always runs. The next one tests the size that its name says, if there is enough
+/// memory.
 #[test]
 fn ex31_an_argument_of_300_megabytes_arrives() {
     let _watchdog = watchdog();
     round_trip(300_000_000, 300_000_000);
 }
 
-/// Takes some 6 GiB of memory, parent and worker together.
+/// Needs about 6 GiB of memory for the parent and the worker together.
 #[test]
 fn ex31_an_argument_of_2_gigabytes_arrives() {
     let Some(_leave) = memory_to_spare(10) else { return };
@@ -845,7 +851,7 @@ fn ex31_an_argument_of_2_gigabytes_arrives() {
     round_trip(2_200_000_000, 1_000);
 }
 
-/// Encodes its text back to front and counts, in each process, what is done with it.
+/// Encodes its text in reverse, and counts in each process how often it is encoded and decoded.
 #[derive(Clone, Debug, PartialEq)]
 struct Reversed(String);
 
@@ -870,7 +876,7 @@ fn counts() -> (u32, u32) {
     (ENCODED.load(Ordering::SeqCst), DECODED.load(Ordering::SeqCst))
 }
 
-/// The worker's counts before its result is encoded.
+/// Returns the worker's counts before its result is encoded.
 #[task]
 fn reversed(mut value: Reversed) -> (Reversed, (u32, u32)) {
     value.0.push('!');
@@ -896,7 +902,7 @@ fn not_self_describing(value: Untagged) -> Untagged {
 }
 
 #[test]
-fn ex32_a_types_own_encoder_and_a_tasks_own_codec_are_applied_on_both_ways() {
+fn ex32_a_types_encoder_and_a_tasks_codec_are_applied_in_both_directions() {
     let _watchdog = watchdog();
     let (first, second) = (pool(1), pool(1));
     let before = counts();
@@ -909,7 +915,8 @@ fn ex32_a_types_own_encoder_and_a_tasks_own_codec_are_applied_on_both_ways() {
     assert_eq!(again, Reversed("straight!!".into()));
     assert_eq!(in_worker_again, (in_worker.0 + 1, in_worker.1 + 1), "and once a call in the worker");
 
-    // A codec belongs to a task: one that uses another is not affected, in the same executor or in another.
+    // The codec belongs to the task. Tasks with another codec are not affected, in the same
+    // executor or in another one.
     let value = Untagged::More { value: serde_json::json!({ "a": [1, null, "b"] }) };
     for pool in [&first, &second] {
         let sent = self_describing::task(value.clone(), Reversed("text".into()));
@@ -922,7 +929,7 @@ fn ex32_a_types_own_encoder_and_a_tasks_own_codec_are_applied_on_both_ways() {
     assert!(error.to_string().contains("messagepack"), "it names the cure: {error}");
 }
 
-// ---- environment ---------------------------------------------------------------------------------------------------
+// ---- environment --------------------------------------------------------------------------------
 
 #[task]
 fn variable(name: &str) -> Option<String> {
@@ -946,7 +953,7 @@ fn ex33_workers_see_the_overridden_environment_and_the_parent_does_not() {
     assert_eq!(in_worker("EXECUTOR_TEST_EMPTY").as_deref(), Some(""));
     assert_eq!(in_worker("PATH").as_deref(), Some("/nowhere"));
     assert_eq!(in_worker("EXECUTOR_TEST_UNSET"), None);
-    // The rest is inherited.
+    // Other variables are inherited.
     assert_eq!(in_worker("CARGO_MANIFEST_DIR"), std::env::var("CARGO_MANIFEST_DIR").ok());
 
     assert_eq!(std::env::var("PATH").unwrap(), path);
@@ -957,7 +964,7 @@ fn ex33_workers_see_the_overridden_environment_and_the_parent_does_not() {
 }
 
 #[test]
-fn ex33_a_worker_that_replaces_another_has_the_environment_too() {
+fn ex33_a_replacement_worker_has_the_environment_too() {
     let _watchdog = watchdog();
     let build = ProcessPoolExecutor::builder().max_workers(1);
     let pool = build.env("EXECUTOR_TEST_EX33", "set").build().unwrap();
@@ -966,14 +973,14 @@ fn ex33_a_worker_that_replaces_another_has_the_environment_too() {
 }
 
 #[test]
-fn ex33_a_name_that_no_environment_can_have_is_rejected() {
+fn ex33_an_invalid_variable_name_or_value_is_rejected() {
     for (name, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0")] {
         let built = ProcessPoolExecutor::builder().env(name, value).build();
         assert!(matches!(built, Err(BuildError::Invalid(_))), "{name:?}={value:?}: {built:?}");
     }
 }
 
-/// A program that reads its stdin to the end, with the stdin of the worker.
+/// Runs a program that reads the worker's stdin to the end.
 #[task]
 fn run_cat() -> Result<String, String> {
     let output = Command::new("cat").output_with_inherited_stdin().map_err(|error| error.to_string())?;
@@ -997,7 +1004,8 @@ fn read_own_stdin() -> std::io::Result<String> {
     std::io::read_to_string(std::io::stdin())
 }
 
-/// In a process of its own: its stdin becomes a pipe that has some text and never ends. Then it is a parent.
+/// Replaces its own stdin by a pipe that has some text and never ends, then starts workers. Runs in
+/// a process of its own.
 #[task]
 fn parent_with_open_stdin() -> (String, String, Vec<u8>) {
     use std::io::{Read, Write};
@@ -1007,7 +1015,7 @@ fn parent_with_open_stdin() -> (String, String, Vec<u8>) {
     let pool = pool(1);
     let cat = pool.submit(run_cat::task()).result().unwrap();
     let own = pool.submit(read_own_stdin::task()).result().unwrap();
-    // Nobody has taken anything from it meanwhile.
+    // The workers have taken nothing from the pipe.
     let mut typed = [0; 5];
     std::io::stdin().read_exact(&mut typed).unwrap();
     drop(writer);
@@ -1024,7 +1032,7 @@ fn ex37_a_program_started_by_a_task_does_not_read_the_parents_stdin() {
     assert_eq!(typed, b"typed");
 }
 
-// ---- bad data ------------------------------------------------------------------------------------------------------
+// ---- bad data -----------------------------------------------------------------------------------
 
 #[derive(Debug)]
 struct Unwilling {
@@ -1057,7 +1065,7 @@ fn give_unwilling(panics: bool) -> Unwilling {
 }
 
 #[test]
-fn a_value_that_does_not_encode_fails_its_own_task_only() {
+fn a_value_that_does_not_encode_fails_only_its_own_task() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for (panics, says) in [(false, "I do not want to"), (true, "I panic instead")] {
@@ -1075,7 +1083,7 @@ fn a_value_that_does_not_encode_fails_its_own_task_only() {
 }
 
 #[test]
-fn encoding_happens_before_submit_returns() {
+fn arguments_are_encoded_before_submit_returns() {
     let _watchdog = watchdog();
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(1);
@@ -1088,7 +1096,7 @@ fn encoding_happens_before_submit_returns() {
     assert_eq!(notes(&dir.path().join("notes")), [1, 2]);
 }
 
-// ---- which result belongs to which input ---------------------------------------------------------------------------
+// ---- which result belongs to which input --------------------------------------------------------
 
 #[task]
 fn triple(x: u32) -> Result<u32, String> {
@@ -1124,7 +1132,7 @@ fn unordered_results_come_with_the_index_of_their_item() {
 }
 
 #[test]
-fn the_first_item_may_be_the_last_to_come_and_is_known_by_its_index() {
+fn an_item_that_finishes_last_is_identified_by_its_index() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let path = gate.path().to_owned();
@@ -1161,7 +1169,7 @@ fn an_error_of_the_whole_map_has_an_index_that_no_item_has() {
 }
 
 #[test]
-fn indexes_come_with_a_stream_too() {
+fn a_stream_can_have_indexes_too() {
     let _watchdog = watchdog();
     let results = pool(2).map(triple::task, 20..60).unordered().with_index().stream();
     let results: Vec<_> = futures::executor::block_on_stream(results).collect();
@@ -1170,10 +1178,10 @@ fn indexes_come_with_a_stream_too() {
 }
 
 #[test]
-fn a_dictionary_of_futures_finds_the_key_of_each_that_is_done() {
+fn a_hash_map_of_futures_finds_the_key_of_each_finished_future() {
     let _watchdog = watchdog();
     let pool = pool(2);
-    // Python: `{pool.submit(triple, x): x for x in …}`.
+    // In Python: `{pool.submit(triple, x): x for x in …}`.
     let (mut futures, mut keys) = (Vec::new(), HashMap::new());
     for x in 0..30 {
         let future = pool.submit(triple::task(x));

@@ -1,12 +1,13 @@
-//! Awkward surroundings: the quickstart and a task that aborts, under small limits, with refused system calls, without
-//! `/proc` or `/dev`, in odd terminals, as the first process, and so on.
+//! Unusual environments: the quickstart and a task that aborts, under small limits, with refused
+//! system calls, without `/proc` or `/dev`, in special terminals, as the first process, and so on.
 //!
-//! In each of them everything works, or what does not is an error that says what was tried and why it was refused. Nothing
-//! hangs, nothing is ended by a signal, and nothing is left behind.
+//! In each environment, everything works, or a failure is an error that says what was tried and why
+//! it was refused. Nothing hangs, nothing is ended by a signal, and nothing is left behind.
 //!
-//! It has its own `main`. Asked for nothing, it is the tests. Each starts this file again to *arrange* a surrounding by
-//! system calls, which then replaces itself by this file once more, to *play* a program in it. What the program has to tell
-//! goes through a pipe, since it may have no streams and may write no file.
+//! This file has its own `main`. Without a role it runs the tests. Each test starts this file again
+//! to *arrange* an environment by system calls. The arranger then replaces itself with this file
+//! once more, to *play* a program in the environment. The program reports through a pipe, because
+//! it may have no standard streams and may be unable to write a file.
 
 #[path = "support_b/harness.rs"]
 mod harness;
@@ -46,34 +47,35 @@ list! { TESTS:
     small_limits_are_errors,
     small_limits_of_users_and_groups_are_errors,
     refused_system_calls_are_errors,
-    what_a_container_lacks,
-    streams_and_terminals,
-    signals_of_the_caller,
-    places_names_and_priorities,
+    restrictions_of_containers_work_or_are_errors,
+    missing_streams_and_special_terminals_work,
+    ignored_and_blocked_signals_of_the_caller_work,
+    unusual_directories_environments_and_priorities_work,
 }
 
-/// What is known to fail, and how; it is played only if asked for by `EXECUTOR_TEST_ONLY`. A cell that works is not to
-/// stand here.
+/// Environments that are known to fail, and how. They are played only if `EXECUTOR_TEST_ONLY` asks
+/// for them. An environment that works must not be listed here.
 const EXPECTED_LATER: &[(&str, &str)] = &[];
 
-/// What this process is to be; nothing for the tests.
+/// Names the role of this process. It is not set for the tests.
 const ROLE: &str = "EXECUTOR_TEST_ROLE";
-/// The surrounding.
+/// Names the environment.
 const CELL: &str = "EXECUTOR_TEST_CELL";
-/// Marks a program and all that it starts.
+/// Marks a program and everything that it starts.
 const TAG: &str = "EXECUTOR_TEST_TAG";
-/// The terminal of cells that have one.
+/// Names the terminal of an environment that has one.
 const TERMINAL: &str = "EXECUTOR_TEST_TERMINAL";
-/// The control group that a cell may make; the test removes it.
+/// Names the control group that an environment may make. The test removes the group.
 const GROUP: &str = "EXECUTOR_TEST_GROUP";
 
-/// Where the program tells how it went: a descriptor that no limit of descriptors forbids, being open already.
+/// The descriptor on which the program reports. It is already open, so no limit on descriptors
+/// forbids it.
 const REPORT: RawFd = 200;
-/// The arranger's code for "this machine cannot do it".
+/// The arranger's exit code for "this machine cannot do it".
 const IMPOSSIBLE: i32 = 77;
-/// The loader's code for a program that it cannot load.
+/// The loader's exit code for a program that it cannot load.
 const NOT_LOADED: i32 = 127;
-/// Whatever hangs longer hangs.
+/// A program that takes longer than this counts as hanging.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 fn main() {
@@ -83,7 +85,7 @@ fn main() {
         Ok(role) => {
             executor::init();
             (cell().inside)();
-            // Not by `fcntl`, which may be refused.
+            // By `ioctl`, because `fcntl` may be refused.
             rustix::io::ioctl_fioclex(report()).expect("it is open");
             match role {
                 "quickstart" => quickstart(),
@@ -94,20 +96,21 @@ fn main() {
     }
 }
 
-// ---- the programs --------------------------------------------------------------------------------------------------
+// ---- the programs -------------------------------------------------------------------------------
 
 fn report() -> std::os::fd::BorrowedFd<'static> {
-    // SAFETY: open from the start to the end of each program, and nobody else's.
+    // SAFETY: the descriptor is open from the start to the end of each program, and nothing else
+    // uses it.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(REPORT) }
 }
 
-/// Tells how a step went: nothing, or why not.
+/// Reports the outcome of a step: nothing, or why it failed.
 fn step(name: &str, outcome: Result<(), String>) {
     let line = format!("{name}\t{}\n", outcome.err().unwrap_or_default().replace('\n', " "));
     rustix::io::write(report(), line.as_bytes()).expect("the test reads it");
 }
 
-/// Says what came in place of what should have.
+/// Returns an error that says which value came instead of the expected one.
 fn expect<T: PartialEq + std::fmt::Debug>(came: T, expected: T) -> Result<(), String> {
     if came == expected { Ok(()) } else { Err(format!("WRONG: {came:?} in place of {expected:?}")) }
 }
@@ -149,7 +152,7 @@ fn abort() {
     std::process::abort()
 }
 
-/// What the first page of the documentation shows, each step for itself.
+/// Plays the first page of the documentation, and reports each step separately.
 fn quickstart() {
     match ProcessPoolExecutor::builder().max_workers(2).build() {
         Err(error) => step("submit", Err(text(error))),
@@ -187,7 +190,7 @@ fn queue_and_lock() -> Result<(), String> {
     expect(queue.get().map_err(text)?, 42)
 }
 
-/// A worker dies of its task, that task fails, and the pool goes on.
+/// Plays a task that kills its worker. That task must fail, and the pool must go on.
 fn death() {
     let pool = match ProcessPoolExecutor::builder().max_workers(1).build() {
         Ok(pool) => pool,
@@ -198,10 +201,10 @@ fn death() {
     let status = match behind.result() {
         Err(TaskError::WorkerLost { status, .. }) => {
             let expected = match cell().name {
-                // Nobody can know.
+                // The status cannot be known here.
                 "SIGCHLD ignored" | "every signal ignored" => executor::ExitStatus::Unknown,
                 name if name.starts_with("SYS_waitid") => executor::ExitStatus::Unknown,
-                // How `abort` ends a process that may not signal itself: by an instruction that is none.
+                // If `abort` may not send a signal, it ends the process by an invalid instruction.
                 name if name.starts_with("SYS_tgkill") => executor::ExitStatus::Signaled(libc::SIGSEGV),
                 _ => executor::ExitStatus::Signaled(libc::SIGABRT),
             };
@@ -216,9 +219,9 @@ fn death() {
     pool.shutdown(true);
 }
 
-// ---- a surrounding -------------------------------------------------------------------------------------------------
+// ---- an environment -----------------------------------------------------------------------------
 
-/// Arranges it, before the program is there; an error is why this machine cannot.
+/// Arranges the environment before the program starts. An error says why this machine cannot do it.
 type Before = fn() -> Result<(), String>;
 
 struct Cell {
@@ -226,7 +229,7 @@ struct Cell {
     before: Before,
     /// What the program itself does first.
     inside: fn(),
-    /// What an error has to contain, one of these; without any, everything has to work.
+    /// Texts of which an error has to contain one. If there are none, everything has to work.
     refusals: &'static [&'static str],
 }
 
@@ -234,12 +237,13 @@ const fn works(name: &'static str, before: Before) -> Cell {
     Cell { name, before, inside: || {}, refusals: &[] }
 }
 
-/// It works, or is an error that contains one of these texts.
+/// An environment in which the program works, or fails with an error that contains one of these
+/// texts.
 const fn or_says(name: &'static str, refusals: &'static [&'static str], before: Before) -> Cell {
     Cell { name, before, inside: || {}, refusals }
 }
 
-/// In the arranger and in the program: the cell that it belongs to.
+/// Returns the environment of this process, in the arranger and in the program.
 fn cell() -> &'static Cell {
     let name = std::env::var(CELL).expect("the cell is named");
     all_cells().find(|cell| cell.name == name).expect("there is such a cell")
@@ -249,10 +253,11 @@ fn all_cells() -> impl Iterator<Item = &'static Cell> {
     [LIMITS, USERS, CALLS, CALLS_OF_A_START, CONTAINERS, STREAMS, SIGNALS, PLACES].into_iter().flatten()
 }
 
-/// Arranges the surrounding, then becomes the program.
+/// Arranges the environment, then becomes the program.
 fn arrange() {
     let file = File::open("/proc/self/exe").expect("this file");
-    // Of the outer test: the program is to be found without `/proc`, and by another user.
+    // The file is already open, because the program must be found without `/proc` and by another
+    // user.
     if let Err(why) = (cell().before)() {
         let _ = rustix::io::write(report(), format!("impossible\t{why}\n").as_bytes());
         std::process::exit(IMPOSSIBLE);
@@ -274,7 +279,8 @@ fn arrange() {
     let pointers = |all: &[CString]| {
         all.iter().map(|one| one.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect::<Vec<_>>()
     };
-    // SAFETY: two lists of strings, each ended by null, which live until the call returns, if it does.
+    // SAFETY: both lists of strings end with null, and they live until the call returns, if it
+    // does.
     unsafe {
         libc::fexecve(file.as_raw_fd(), pointers(&args).as_ptr().cast(), pointers(&variables).as_ptr().cast())
     };
@@ -291,7 +297,7 @@ fn nothing() -> Result<(), String> {
     Ok(())
 }
 
-// ---- limits --------------------------------------------------------------------------------------------------------
+// ---- limits -------------------------------------------------------------------------------------
 
 fn limit(resource: Resource, value: u64) -> Result<(), String> {
     setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
@@ -346,14 +352,14 @@ const LIMITS: &[Cell] = &[
     works("no core file", || limit(Resource::Core, 0)),
 ];
 
-/// Another user, of whom nobody else runs anything, with so many processes.
+/// Becomes a user that has no other processes, and limits the number of its processes.
 fn user_with(processes: u64) -> Result<(), String> {
     let nobody_else = support_b::user_of_its_own();
     if !rustix::process::geteuid().is_root() {
         return Err("only root can become another user".into());
     }
     limit(Resource::Nproc, processes)?;
-    // SAFETY: changes who this process is, which has one thread.
+    // SAFETY: only changes the user ids of this process, which has one thread.
     unsafe {
         os_error("setgroups", libc::setgroups(0, std::ptr::null()))?;
         os_error("setgid", libc::setgid(nobody_else))?;
@@ -361,7 +367,8 @@ fn user_with(processes: u64) -> Result<(), String> {
     }
 }
 
-/// Puts this process into a control group of its own, with this setting; the older hierarchies first.
+/// Puts this process into a control group of its own with this setting. Tries the older hierarchy
+/// first.
 fn control_group(controller: &str, old: &str, new: &str, value: &str) -> Result<(), String> {
     let name = std::env::var(GROUP).expect("the group is named");
     let root = Path::new("/sys/fs/cgroup");
@@ -408,9 +415,10 @@ const USERS: &[Cell] = &[
     works("a group of 64 MiB", || memory_of_group("67108864")),
 ];
 
-// ---- system calls --------------------------------------------------------------------------------------------------
+// ---- system calls -------------------------------------------------------------------------------
 
-/// From now on the kernel refuses this call, in this process and all that it starts.
+/// Makes the kernel refuse this system call from now on, in this process and in everything that it
+/// starts.
 fn refuse(call: libc::c_long, error: libc::c_int) -> Result<(), String> {
     const ARCHITECTURE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
     if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
@@ -430,7 +438,7 @@ fn refuse(call: libc::c_long, error: libc::c_int) -> Result<(), String> {
     };
     let give = |what| libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: what };
     let filter = [
-        // Of `seccomp_data`: the call's number, and for which architecture it is one.
+        // Offsets in `seccomp_data`: the architecture is at 4, and the number of the call at 0.
         load(4),
         is(ARCHITECTURE, 0, 3),
         load(0),
@@ -513,8 +521,8 @@ const CALLS: &[Cell] = refused! {
     SYS_mkdirat,
 };
 
-/// By which a worker learns whether anybody listens, and what it is for. Without them it can tell by nothing but its code, and
-/// on its standard error.
+/// Calls with which a worker finds out whether it has a parent and what it is for. Without them it
+/// can only report by its exit code and on its standard error.
 const CALLS_OF_A_START: &[Cell] = &[
     or_says("SYS_getsockopt: EPERM", CODE_2, || refuse(libc::SYS_getsockopt, libc::EPERM)),
     or_says("SYS_getsockopt: ENOSYS", CODE_2, || refuse(libc::SYS_getsockopt, libc::ENOSYS)),
@@ -525,12 +533,12 @@ const CALLS_OF_A_START: &[Cell] = &[
 const CODE_2: &[&str] = &["exited with code 2"];
 const CODE_1: &[&str] = &["exited with code 1", "(recvmsg)"];
 
-// ---- containers ----------------------------------------------------------------------------------------------------
+// ---- containers ---------------------------------------------------------------------------------
 
-/// Mounts of this process alone from now on.
+/// Makes the mounts of this process private from now on.
 fn own_mounts() -> Result<(), String> {
     let flags = libc::MS_REC | libc::MS_PRIVATE;
-    // SAFETY: the pointers are strings or null, as these calls want them.
+    // SAFETY: the pointers are strings or null, as these calls require.
     unsafe {
         os_error("unshare", libc::unshare(libc::CLONE_NEWNS))?;
         os_error(
@@ -540,21 +548,22 @@ fn own_mounts() -> Result<(), String> {
     }
 }
 
-/// Nothing is there any more.
+/// Hides a directory behind an empty file system.
 fn empty(place: &str, flags: libc::c_ulong) -> Result<(), String> {
     mount("tmpfs", place, flags)
 }
 
 fn mount(kind: &str, place: &str, flags: libc::c_ulong) -> Result<(), String> {
     let (kind, at) = (CString::new(kind).expect("no zero"), CString::new(place).expect("no zero"));
-    // SAFETY: the pointers are strings or null, as the call wants them.
+    // SAFETY: the pointers are strings or null, as the call requires.
     let mounted = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
     os_error(&format!("mount on {place}"), mounted)
 }
 
-/// Goes on as the first process of a new space of process ids; who was there waits, and ends as it ends.
+/// Continues as the first process of a new PID namespace. The original process waits for it, and
+/// ends in the same way.
 fn as_first_process() -> Result<(), String> {
-    // SAFETY: this process has one thread, so its copy may do as it likes.
+    // SAFETY: this process has one thread, so its copy may call anything.
     unsafe {
         os_error("unshare", libc::unshare(libc::CLONE_NEWPID))?;
         match libc::fork() {
@@ -582,7 +591,7 @@ const CONTAINERS: &[Cell] = &[
     works("a root that is read-only", || {
         own_mounts()?;
         let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
-        // SAFETY: the pointers are strings or null, as the call wants them.
+        // SAFETY: the pointers are strings or null, as the call requires.
         let mounted = unsafe {
             libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null())
         };
@@ -601,11 +610,11 @@ const CONTAINERS: &[Cell] = &[
         mount("proc", "/proc", 0)
     }),
     works("nobody of this name", || {
-        // SAFETY: takes a number.
+        // SAFETY: only takes a number.
         os_error("unshare", unsafe { libc::unshare(libc::CLONE_NEWUSER) })
     }),
     works("no network", || {
-        // SAFETY: takes a number.
+        // SAFETY: only takes a number.
         os_error("unshare", unsafe { libc::unshare(libc::CLONE_NEWNET) })
     }),
     Cell {
@@ -619,24 +628,25 @@ const CONTAINERS: &[Cell] = &[
     },
 ];
 
-// ---- streams and terminals -----------------------------------------------------------------------------------------
+// ---- streams and terminals ----------------------------------------------------------------------
 
 fn close(streams: &[RawFd]) -> Result<(), String> {
-    // SAFETY: nobody here uses them any more.
+    // SAFETY: nothing here uses these descriptors any more.
     streams.iter().try_for_each(|fd| os_error("close", unsafe { libc::close(*fd) }))
 }
 
 fn stdout_is(file: File) -> Result<(), String> {
-    // SAFETY: takes numbers; what was there is nobody's.
+    // SAFETY: only takes numbers, and nothing owns the replaced descriptor.
     os_error("dup2", unsafe { libc::dup2(file.as_raw_fd(), 1) })?;
     // SAFETY: as above.
     os_error("dup2", unsafe { libc::dup2(file.as_raw_fd(), 2) })
 }
 
-/// A session with the test's terminal as its own, which stops whoever writes from the background.
+/// Starts a session with the test's terminal. The terminal stops every process that writes from the
+/// background.
 fn on_a_terminal(foreground: bool) -> Result<(), String> {
     let path = std::env::var(TERMINAL).map_err(|_| "no terminal is to be had".to_owned())?;
-    // SAFETY: numbers, and a structure that the calls fill and read.
+    // SAFETY: the calls take numbers, and a structure that they fill and read.
     unsafe {
         os_error("setsid", libc::setsid())?;
         let terminal =
@@ -644,25 +654,30 @@ fn on_a_terminal(foreground: bool) -> Result<(), String> {
         os_error("TIOCSCTTY", libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0))?;
         let mut settings: libc::termios = std::mem::zeroed();
         os_error("tcgetattr", libc::tcgetattr(terminal.as_raw_fd(), &mut settings))?;
+        // With TOSTOP the terminal also stops background processes that write to it.
         settings.c_lflag |= libc::TOSTOP;
         os_error("tcsetattr", libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &settings))?;
         (0..3).try_for_each(|stream| os_error("dup2", libc::dup2(terminal.as_raw_fd(), stream)))?;
         if !foreground {
-            // Somebody else has the terminal: a copy that sleeps, in a group of its own, and ends with us.
+            // Give the terminal to another process group: a forked copy that only sleeps, and ends
+            // with this process.
             let parent = libc::getpid();
             match libc::fork() {
                 -1 => os_error("fork", -1)?,
                 0 => {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     libc::setpgid(0, 0);
+                    // Otherwise taking the terminal from the background would stop this copy.
                     libc::signal(libc::SIGTTOU, libc::SIG_IGN);
                     libc::tcsetpgrp(0, libc::getpid());
+                    // The test reads the report until every process has closed it.
                     libc::close(REPORT);
                     while libc::getppid() == parent {
                         libc::sleep(1);
                     }
                     libc::_exit(0)
                 }
+                // Continue only after the copy has the terminal.
                 child => {
                     while libc::tcgetpgrp(0) != child {
                         libc::usleep(1000);
@@ -689,12 +704,12 @@ const STREAMS: &[Cell] = &[
     works("a terminal with tostop", || on_a_terminal(true)),
     works("the background of a terminal with tostop", || on_a_terminal(false)),
     works("a session without a terminal", || {
-        // SAFETY: takes nothing.
+        // SAFETY: takes no arguments.
         os_error("setsid", unsafe { libc::setsid() })
     }),
 ];
 
-// ---- signals -------------------------------------------------------------------------------------------------------
+// ---- signals ------------------------------------------------------------------------------------
 
 fn ignore(signal: libc::c_int) -> Result<(), String> {
     // SAFETY: no handler is involved.
@@ -706,9 +721,10 @@ fn ignore(signal: libc::c_int) -> Result<(), String> {
 
 extern "C" fn nothing_to_do(_: libc::c_int) {}
 
-/// From now on each blocking call of this process is interrupted a thousand times a second.
+/// From now on, interrupts each blocking call of this process a thousand times a second.
 fn start_storm() {
-    // SAFETY: an all-zero `sigaction` is a valid one, without SA_RESTART; the handler does nothing.
+    // SAFETY: an all-zero `sigaction` is valid and does not set SA_RESTART. The handler does
+    // nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing_to_do as extern "C" fn(libc::c_int) as usize;
@@ -727,7 +743,7 @@ const SIGNALS: &[Cell] = &[
         (1..32).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)).try_for_each(ignore)
     }),
     works("every signal blocked", || {
-        // SAFETY: a set of signals, made and read here.
+        // SAFETY: the set of signals is made and read here.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&mut all);
@@ -737,7 +753,7 @@ const SIGNALS: &[Cell] = &[
     Cell { name: "a storm of SIGALRM", before: nothing, inside: start_storm, refusals: &[] },
 ];
 
-// ---- places --------------------------------------------------------------------------------------------------------
+// ---- places -------------------------------------------------------------------------------------
 
 const PLACES: &[Cell] = &[
     works("a working directory that was removed", || {
@@ -762,7 +778,7 @@ const PLACES: &[Cell] = &[
         Ok(())
     }),
     works("lowest priority, one processor", || {
-        // SAFETY: numbers, and a set of processors made here.
+        // SAFETY: the calls take numbers, and a set of processors made here.
         unsafe {
             os_error("setpriority", libc::setpriority(libc::PRIO_PROCESS, 0, 19))?;
             let mut one: libc::cpu_set_t = std::mem::zeroed();
@@ -776,7 +792,7 @@ const PLACES: &[Cell] = &[
     }),
     works("five hundred open descriptors", || {
         for _ in 0..500 {
-            // SAFETY: takes a number.
+            // SAFETY: only takes a number.
             let fd = unsafe { libc::dup(0) };
             os_error("dup", fd)?;
         }
@@ -786,14 +802,14 @@ const PLACES: &[Cell] = &[
         name: "not to be dumped",
         before: || user_with(1000),
         inside: || {
-            // SAFETY: takes numbers.
+            // SAFETY: only takes numbers.
             assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }, 0);
         },
         refusals: &[],
     },
 ];
 
-// ---- the tests -----------------------------------------------------------------------------------------------------
+// ---- the tests ----------------------------------------------------------------------------------
 
 fn small_limits_are_errors() {
     matrix(LIMITS);
@@ -808,33 +824,33 @@ fn refused_system_calls_are_errors() {
     matrix(CALLS_OF_A_START);
 }
 
-fn what_a_container_lacks() {
+fn restrictions_of_containers_work_or_are_errors() {
     matrix(CONTAINERS);
 }
 
-fn streams_and_terminals() {
+fn missing_streams_and_special_terminals_work() {
     matrix(STREAMS);
 }
 
-fn signals_of_the_caller() {
+fn ignored_and_blocked_signals_of_the_caller_work() {
     matrix(SIGNALS);
 }
 
-fn places_names_and_priorities() {
+fn unusual_directories_environments_and_priorities_work() {
     matrix(PLACES);
 }
 
-/// What came of one program in one surrounding.
+/// The outcome of one program in one environment.
 enum Verdict {
     Works,
-    /// Errors as they should be.
+    /// The program failed with proper errors.
     Refused(String),
     Impossible(String),
-    /// What must not be.
+    /// Something happened that must not happen.
     Wrong(String),
 }
 
-/// Plays both programs in each of these, prints a table, and fails if something came that must not.
+/// Plays both programs in each environment, prints a table, and fails if an outcome is wrong.
 fn matrix(cells: &[Cell]) {
     let only = std::env::var("EXECUTOR_TEST_ONLY").unwrap_or_default();
     let private = private_shared_memory();
@@ -878,7 +894,8 @@ fn matrix(cells: &[Cell]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A `/dev/shm` of this process and what it starts, where it may have one: what is left there is ours.
+/// Gives this process and its descendants a private `/dev/shm`, if the system permits it. Then
+/// every file left there is ours.
 fn private_shared_memory() -> bool {
     static PRIVATE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *PRIVATE.get_or_init(|| {
@@ -890,13 +907,13 @@ fn private_shared_memory() -> bool {
     })
 }
 
-/// Plays a program in a surrounding.
+/// Plays a program in an environment.
 fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     static PLAYS: AtomicU64 = AtomicU64::new(0);
     let number = format!("{}-{}", std::process::id(), PLAYS.fetch_add(1, Ordering::Relaxed));
     let (tag, group) = (format!("{TAG}={number}"), format!("executor-surroundings-{number}"));
     let dir = tempfile::tempdir().expect("a directory");
-    // For programs of other users, too.
+    // Programs of other users write here, too.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
     let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
     let mut command = Command::new("/proc/self/exe");
@@ -908,7 +925,8 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         command.env(TERMINAL, path);
     }
     let writes_raw = writes.as_raw_fd();
-    // SAFETY: a call that a signal handler might make as well.
+    // SAFETY: between fork and exec, the closure only makes a system call that is
+    // async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             if libc::dup2(writes_raw, REPORT) == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -916,10 +934,11 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     }
     let mut child = command.spawn().expect("it starts");
     drop(writes);
+    // Read all streams on threads, so that the program never blocks on a full pipe.
     let read = |mut from: Box<dyn Read + Send>| {
         thread::spawn(move || {
             let mut bytes = Vec::new();
-            // Of a terminal whose last user has ended, it is an error.
+            // Reading a terminal fails when its last user has ended.
             let _ = from.read_to_end(&mut bytes);
             String::from_utf8_lossy(&bytes).into_owned()
         })
@@ -937,7 +956,7 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         }
     };
     let mut left = tagged(&tag);
-    // What the program had started may take a moment to notice that it is gone.
+    // Processes that the program started may take a moment to notice that it has ended.
     let deadline = Instant::now() + HANGS_AFTER;
     while status.is_some() && !left.is_empty() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
@@ -945,6 +964,7 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     }
     let states: Vec<String> =
         left.iter().map(|(pid, line)| format!("{pid} {:?} {line}", support_b::state(*pid))).collect();
+    // A process that is left would keep the pipes open, which are read to their end below.
     for (pid, _) in &left {
         let _ =
             rustix::process::kill_process(rustix::process::Pid::from_raw(*pid as i32).unwrap(), Signal::KILL);
@@ -991,6 +1011,8 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     if said.lines().count() == 0 {
         return Verdict::Wrong(format!("{program} said nothing: {complaint}"));
     }
+    // An error is improper if it reports a wrong value, does not say what was tried, or has another
+    // reason than this environment gives.
     let improper = errors.iter().find(|(_, error)| {
         error.contains("WRONG")
             || !says_what_was_tried(error)
@@ -1006,7 +1028,7 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     }
 }
 
-/// Whether more stands before an answer of the system than that something went wrong.
+/// Returns whether an error says more before the system's answer than that something went wrong.
 fn says_what_was_tried(error: &str) -> bool {
     let mut before = None;
     for part in error.split(": ") {
@@ -1018,7 +1040,7 @@ fn says_what_was_tried(error: &str) -> bool {
     true
 }
 
-/// Control groups that a cell has made; they go once nobody is in them.
+/// Removes the control groups that an environment has made, once no process is in them.
 fn remove_group(name: &str) {
     for parent in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
         let group = Path::new(parent).join(name);
@@ -1029,9 +1051,9 @@ fn remove_group(name: &str) {
     }
 }
 
-/// A new terminal: the end that reads what is said on it, and its path.
+/// Makes a new terminal. Returns the end that reads its output, and its path.
 fn terminal() -> (OwnedFd, PathBuf) {
-    // SAFETY: numbers, and a buffer of the length that is said.
+    // SAFETY: the calls take numbers, and a buffer with its length.
     unsafe {
         let master = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
         assert!(master >= 0, "a terminal");

@@ -1,4 +1,5 @@
-//! Locks, semaphores, conditions, events and barriers, used by tasks in other processes and by threads of this one.
+//! Locks, semaphores, conditions, events and barriers, used by tasks in other processes and by
+//! threads of this process.
 
 mod support;
 
@@ -20,17 +21,17 @@ executor::test_support!();
 
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Dies as from outside, with all that it holds.
+/// Kills this process with SIGKILL while it holds everything that it has acquired.
 fn die() -> ! {
-    // SAFETY: a signal to this process itself.
+    // SAFETY: only sends a signal to this process itself.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     unreachable!("it was killed")
 }
 
-// ---- locks -----------------------------------------------------------------------------------------------------------
+// ---- locks --------------------------------------------------------------------------------------
 
 #[test]
-fn sy01_a_held_lock_is_not_to_be_had_and_a_free_one_not_released() {
+fn sy01_a_held_lock_cannot_be_acquired_and_a_free_one_cannot_be_released() {
     let lock = Lock::new().unwrap();
     let guard = lock.acquire().unwrap();
     assert!(lock.try_acquire().is_none());
@@ -41,7 +42,7 @@ fn sy01_a_held_lock_is_not_to_be_had_and_a_free_one_not_released() {
 }
 
 #[test]
-fn a_lock_is_waited_for_no_longer_than_asked() {
+fn acquire_timeout_waits_for_its_whole_timeout_and_no_longer() {
     let lock = Lock::new().unwrap();
     let guard = lock.acquire().unwrap();
     for limit in [Duration::ZERO, SHORT, Duration::from_millis(150)] {
@@ -74,7 +75,7 @@ fn hold_again(lock: RLock, held: Event, release: Event) -> (bool, String) {
 }
 
 #[test]
-fn sy02_a_lock_taken_in_another_process_is_locked_in_both() {
+fn sy02_a_lock_acquired_in_another_process_is_locked_in_both() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (held, release) = (Event::new().unwrap(), Event::new().unwrap());
@@ -99,7 +100,7 @@ fn sy02_a_lock_taken_in_another_process_is_locked_in_both() {
 }
 
 #[test]
-fn sy03_the_owner_is_shown_by_kind() {
+fn sy03_debug_shows_the_kind_of_owner() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (held, release) = (Event::new().unwrap(), Event::new().unwrap());
@@ -135,7 +136,7 @@ fn sy03_the_owner_is_shown_by_kind() {
 }
 
 #[test]
-fn what_was_left_locked_is_released_by_anybody() {
+fn a_lock_left_locked_can_be_released_by_any_process() {
     let _watchdog = watchdog();
     #[task]
     fn leave(lock: Lock) {
@@ -157,7 +158,7 @@ fn what_was_left_locked_is_released_by_anybody() {
 }
 
 #[test]
-fn a_recursive_lock_is_free_when_all_its_guards_are_gone_wherever_they_go() {
+fn a_recursive_lock_is_free_when_all_its_guards_are_dropped_on_any_thread() {
     let lock = RLock::new().unwrap();
     let guards: Vec<_> = (0..3).map(|_| lock.acquire().unwrap()).collect();
     let free_for_others =
@@ -190,13 +191,13 @@ fn die_holding_twice(lock: RLock, value: Value<[u64; 2]>) {
 }
 
 #[test]
-fn whoever_gets_the_lock_after_a_death_is_told_and_only_that_one() {
+fn a_lock_whose_holder_was_killed_reports_owner_died() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let (lock, holding) = (Lock::new().unwrap(), Event::new().unwrap());
     let dies = pool.submit(die_holding::task(lock.clone(), holding.clone()));
     assert!(holding.wait_timeout(LONG));
-    // While it dies, or after that.
+    // While the holder is dying, or after that.
     let died = lock.acquire().unwrap_err();
     assert!(died.to_string().contains("has died"));
     drop(died.into_guard());
@@ -208,7 +209,7 @@ fn whoever_gets_the_lock_after_a_death_is_told_and_only_that_one() {
     assert!(matches!(dies.result(), Err(TaskError::WorkerLost { .. })));
     assert!(!lock.is_locked());
     assert_eq!(format!("{lock:?}"), "RLock(its holder has died)");
-    // Who does not look leaves it to the next one.
+    // If a caller drops the report without looking at it, the next caller gets it again.
     for _ in 0..3 {
         drop(lock.try_acquire().unwrap().unwrap_err());
     }
@@ -216,17 +217,17 @@ fn whoever_gets_the_lock_after_a_death_is_told_and_only_that_one() {
     let deeper = lock.acquire().unwrap();
     drop((guard, deeper));
     drop(lock.acquire().unwrap());
-    // `get` and `update` leave the news to whoever locks.
+    // `get` and `update` leave the report to a caller that locks.
     assert_eq!(value.get(), [1, 0]);
     value.update(|value| value[1] = 1);
     assert_eq!(*value.lock().unwrap_err().into_guard(), [1, 1]);
     drop(value.lock().unwrap());
 }
 
-// ---- semaphores ------------------------------------------------------------------------------------------------------
+// ---- semaphores ---------------------------------------------------------------------------------
 
 #[test]
-fn sy06_a_semaphore_of_two_counts() {
+fn sy06_a_semaphore_of_two_counts_its_permits() {
     let semaphore = Semaphore::new(2).unwrap();
     assert_eq!(semaphore.value(), 2);
     let first = semaphore.acquire();
@@ -247,7 +248,7 @@ fn sy06_a_semaphore_of_two_counts() {
 }
 
 #[test]
-fn sy07_a_bounded_semaphore_is_not_released_above_its_bound() {
+fn sy07_a_bounded_semaphore_cannot_be_released_above_its_bound() {
     let semaphore = BoundedSemaphore::new(2).unwrap();
     assert_eq!(semaphore.release(), Err(ReleaseError::AboveBound));
     let permit = semaphore.acquire();
@@ -261,7 +262,7 @@ fn sy07_a_bounded_semaphore_is_not_released_above_its_bound() {
 }
 
 #[test]
-fn sy08_a_semaphore_at_zero_is_waited_for_no_longer_than_asked() {
+fn sy08_acquire_timeout_of_a_semaphore_at_zero_waits_for_its_whole_timeout() {
     let semaphore = Semaphore::new(0).unwrap();
     assert!(semaphore.try_acquire().is_none());
     for limit in [Duration::ZERO, SHORT, Duration::from_millis(150)] {
@@ -281,7 +282,7 @@ fn take_permits(semaphore: Semaphore, permits: usize, forgotten: usize) {
 }
 
 #[test]
-fn permits_of_a_killed_process_come_back_except_those_it_forgot() {
+fn permits_of_a_killed_process_are_returned_except_forgotten_ones() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let semaphore = Semaphore::new(5).unwrap();
@@ -302,7 +303,7 @@ fn acquire_without_end(semaphore: Semaphore) {
 }
 
 #[test]
-fn permits_are_had_within_the_limit_or_not_at_all_while_a_process_is_stopped_at_any_moment() {
+fn semaphore_calls_keep_their_timeouts_while_a_process_is_stopped_at_any_moment() {
     let _watchdog = watchdog();
     for round in 0..20 {
         let semaphore = Semaphore::new(1000).unwrap();
@@ -310,7 +311,8 @@ fn permits_are_had_within_the_limit_or_not_at_all_while_a_process_is_stopped_at_
         let child = Process::new(task).daemon(true).start().unwrap();
         eventually("it has acquired", || semaphore.value() < 1000);
         stop(child.pid());
-        // It stands still until they have returned, most often with the semaphore's mutex.
+        // The process stays stopped until these calls have returned. Most often it holds the
+        // semaphore's mutex.
         let (sender, returned) = std::sync::mpsc::channel();
         thread::spawn({
             let semaphore = semaphore.clone();
@@ -324,7 +326,7 @@ fn permits_are_had_within_the_limit_or_not_at_all_while_a_process_is_stopped_at_
         assert!(returned.recv_timeout(Duration::from_secs(20)).is_ok(), "round {round}: it hangs");
         child.kill().unwrap();
         child.wait_exit();
-        // What it held comes back.
+        // The permit that the process held is returned.
         assert!(semaphore.acquire_timeout(LONG).is_some());
         eventually("all permits are back", || semaphore.value() == 1000);
     }
@@ -344,7 +346,7 @@ fn within(semaphore: Semaphore, inside: RawValue<u32>, most: RawValue<u32>) -> u
 }
 
 #[test]
-fn no_more_than_the_permits_are_within() {
+fn no_more_processes_than_permits_are_inside_at_a_time() {
     let _watchdog = watchdog();
     let pool = pool(4);
     let semaphore = Semaphore::new(2).unwrap();
@@ -357,7 +359,7 @@ fn no_more_than_the_permits_are_within() {
     assert_eq!((inside.get(), semaphore.value()), (0, 2));
 }
 
-// ---- conditions ------------------------------------------------------------------------------------------------------
+// ---- conditions ---------------------------------------------------------------------------------
 
 #[task]
 fn wait_once(condition: Condition, sleeping: Value<u32>, woken: Value<u32>) {
@@ -369,7 +371,7 @@ fn wait_once(condition: Condition, sleeping: Value<u32>, woken: Value<u32>) {
 }
 
 #[test]
-fn sy09_one_notification_wakes_exactly_one() {
+fn sy09_notify_one_wakes_exactly_one_waiter() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let condition = Condition::new().unwrap();
@@ -380,7 +382,7 @@ fn sy09_one_notification_wakes_exactly_one() {
         let waiting = scope.spawn(wait);
         eventually("both wait", || sleeping.get() == 2 && !condition.get_lock().is_locked());
         for expected in 1..=2 {
-            // Under the lock: whoever counted as sleeping sleeps.
+            // Notify with the lock held, so that both waiters really sleep by now.
             let guard = condition.acquire().unwrap();
             condition.notify_one();
             drop(guard);
@@ -394,7 +396,7 @@ fn sy09_one_notification_wakes_exactly_one() {
 }
 
 #[test]
-fn sy11_as_many_wake_as_were_notified() {
+fn sy11_notify_wakes_as_many_waiters_as_asked() {
     let _watchdog = watchdog();
     let pool = pool(3);
     let condition = Condition::new().unwrap();
@@ -422,7 +424,7 @@ fn sy11_as_many_wake_as_were_notified() {
 }
 
 #[test]
-fn sy12_a_wait_that_nobody_ends_is_false_after_its_limit() {
+fn sy12_a_wait_without_a_notification_returns_false_after_its_timeout() {
     let condition = Condition::new().unwrap();
     for limit in [Duration::ZERO, SHORT, Duration::from_millis(150)] {
         let started = Instant::now();
@@ -435,10 +437,11 @@ fn sy12_a_wait_that_nobody_ends_is_false_after_its_limit() {
 }
 
 #[test]
-fn sy15_a_notification_is_true_and_signals_do_not_end_a_wait() {
+fn sy15_a_wait_returns_true_after_a_notification_and_is_not_ended_by_signals() {
     extern "C" fn nothing(_: libc::c_int) {}
     let _watchdog = watchdog();
-    // SAFETY: a handler that does nothing, without SA_RESTART: system calls are interrupted.
+    // SAFETY: installs a handler that does nothing, without SA_RESTART, so that system calls are
+    // interrupted.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
@@ -449,7 +452,7 @@ fn sy15_a_notification_is_true_and_signals_do_not_end_a_wait() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let guard = condition.acquire().unwrap();
-            // SAFETY: asks who this thread is.
+            // SAFETY: only asks for the id of this thread.
             thread_of_it.store(unsafe { libc::pthread_self() } as usize, Ordering::SeqCst);
             let (_guard, notified) = condition.wait_timeout(guard, LONG).unwrap();
             woken.store(true, Ordering::SeqCst);
@@ -459,7 +462,7 @@ fn sy15_a_notification_is_true_and_signals_do_not_end_a_wait() {
             thread_of_it.load(Ordering::SeqCst) != 0 && !condition.get_lock().is_locked()
         });
         for _ in 0..20 {
-            // SAFETY: the thread has not ended: nobody has notified it, and it is not joined.
+            // SAFETY: the thread has not ended: nothing has notified it, and it is not joined.
             unsafe { libc::pthread_kill(thread_of_it.load(Ordering::SeqCst) as _, libc::SIGUSR1) };
             thread::sleep(Duration::from_millis(1));
         }
@@ -479,7 +482,7 @@ fn wait_for_ever(condition: Condition, sleeping: Event) {
 }
 
 #[test]
-fn a_killed_waiter_takes_no_notification_with_it() {
+fn a_killed_waiter_consumes_no_notification() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let condition = Condition::new().unwrap();
@@ -487,7 +490,7 @@ fn a_killed_waiter_takes_no_notification_with_it() {
     let asleep = Event::new().unwrap();
     let doomed = pool.submit(wait_for_ever::task(condition.clone(), asleep.clone()));
     assert!(asleep.wait_timeout(LONG));
-    // It is the first in the line.
+    // The waiter that is going to be killed is the first in line.
     eventually("it waits", || !condition.get_lock().is_locked());
     let survivor = pool.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
     eventually("the other waits", || sleeping.get() == 1 && !condition.get_lock().is_locked());
@@ -499,7 +502,7 @@ fn a_killed_waiter_takes_no_notification_with_it() {
 }
 
 #[test]
-fn the_notification_of_one_that_dies_before_it_has_the_lock_goes_to_another_one() {
+fn a_notification_of_a_waiter_that_dies_before_it_has_the_lock_goes_to_another() {
     let _watchdog = watchdog();
     let (victims, others) = (pool(1), pool(1));
     let condition = Condition::new().unwrap();
@@ -511,7 +514,7 @@ fn the_notification_of_one_that_dies_before_it_has_the_lock_goes_to_another_one(
     let survivor = others.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
     eventually("the other waits", || sleeping.get() == 1 && !condition.get_lock().is_locked());
     let pid = victims.worker_pids()[0];
-    // It stands still, is told, and dies.
+    // The waiter is stopped, notified, and then killed.
     stop(pid);
     condition.notify_one();
     assert_eq!(woken.get(), 0);
@@ -522,7 +525,7 @@ fn the_notification_of_one_that_dies_before_it_has_the_lock_goes_to_another_one(
 }
 
 #[test]
-fn more_may_wait_than_there_are_places() {
+fn more_callers_can_wait_than_there_are_wait_slots() {
     let _watchdog = watchdog();
     let condition = Condition::new().unwrap();
     let [sleeping, woken] = [(); 2].map(|()| Value::new(0_u32).unwrap());
@@ -540,12 +543,12 @@ fn more_may_wait_than_there_are_places() {
 
 #[test]
 #[should_panic(expected = "of another lock")]
-fn a_guard_of_another_lock_is_refused() {
+fn waiting_with_a_guard_of_another_lock_panics() {
     let (condition, lock) = (Condition::new().unwrap(), Lock::new().unwrap());
     let _ = condition.wait_timeout(lock.acquire().unwrap(), SHORT);
 }
 
-// ---- events ----------------------------------------------------------------------------------------------------------
+// ---- events -------------------------------------------------------------------------------------
 
 #[task]
 fn set_later(event: Event) {
@@ -554,7 +557,7 @@ fn set_later(event: Event) {
 }
 
 #[test]
-fn sy16_an_event_is_waited_for() {
+fn sy16_an_event_can_be_set_cleared_and_waited_for() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let event = Event::new().unwrap();
@@ -576,7 +579,7 @@ fn sy16_an_event_is_waited_for() {
 }
 
 #[test]
-fn who_waits_notices_an_event_that_is_cleared_at_once() {
+fn a_waiter_notices_an_event_that_is_set_and_cleared_at_once() {
     let _watchdog = watchdog();
     let event = Event::new().unwrap();
     let waiting = AtomicUsize::new(0);
@@ -586,7 +589,7 @@ fn who_waits_notices_an_event_that_is_cleared_at_once() {
             event.wait_timeout(LONG)
         });
         eventually("it is about to wait", || waiting.load(Ordering::SeqCst) == 1);
-        // It may not sleep yet; but of many pulses it meets one.
+        // The waiter may not sleep yet, but it notices one of many pulses.
         while !waits.is_finished() {
             event.set();
             event.clear();
@@ -596,14 +599,14 @@ fn who_waits_notices_an_event_that_is_cleared_at_once() {
 }
 
 #[test]
-fn sy17_an_event_shows_whether_it_is_set() {
+fn sy17_debug_shows_whether_an_event_is_set() {
     let event = Event::new().unwrap();
     assert_eq!(format!("{event:?}"), "Event(unset)");
     event.set();
     assert_eq!(format!("{event:?}"), "Event(set)");
 }
 
-// ---- barriers --------------------------------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
 
 #[task]
 fn pass(barrier: Barrier, arrived: RawValue<u32>, times: u32) -> Vec<usize> {
@@ -612,7 +615,8 @@ fn pass(barrier: Barrier, arrived: RawValue<u32>, times: u32) -> Vec<usize> {
             arrived.fetch_add(1);
             let index = barrier.wait().unwrap();
             let arrived = arrived.get();
-            // All have come this time, and nobody is a time ahead of one that has not passed.
+            // All parties have come this time, and none is a round ahead of a party that has not
+            // passed.
             assert!((5 * time..=5 * time + 4).contains(&arrived), "{arrived} at {time}");
             index
         })
@@ -637,7 +641,7 @@ fn sy18_parties_pass_in_lock_step_once_and_ten_times() {
 }
 
 #[test]
-fn sy19_exactly_one_is_the_first() {
+fn sy19_each_party_gets_a_different_index_in_each_round() {
     let _watchdog = watchdog();
     let indices = pass_barrier(10);
     for time in 0..10 {
@@ -657,7 +661,7 @@ fn come_to_barrier(barrier: Barrier) -> bool {
 }
 
 #[test]
-fn sy21_one_aborts_and_all_get_broken() {
+fn sy21_abort_breaks_the_barrier_for_all_waiting_parties() {
     let _watchdog = watchdog();
     let pool = pool(4);
     let barrier = Barrier::new(5).unwrap();
@@ -672,7 +676,7 @@ fn sy21_one_aborts_and_all_get_broken() {
 }
 
 #[test]
-fn sy23_an_aborted_barrier_serves_again_after_a_reset() {
+fn sy23_a_broken_barrier_works_again_after_a_reset() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let barrier = Barrier::new(3).unwrap();
@@ -697,14 +701,14 @@ fn sy23_an_aborted_barrier_serves_again_after_a_reset() {
 }
 
 #[test]
-fn sy25_a_barrier_for_one_lets_it_pass() {
+fn sy25_a_barrier_for_one_party_never_waits() {
     let barrier = Barrier::new(1).unwrap();
     assert_eq!((barrier.wait(), barrier.wait()), (Ok(0), Ok(0)));
     assert_eq!(Barrier::new(0).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
 #[test]
-fn one_runs_the_action_before_all_go_on() {
+fn one_party_runs_the_action_before_any_party_goes_on() {
     let _watchdog = watchdog();
     let (barrier, actions) = (Barrier::new(3).unwrap(), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -735,7 +739,7 @@ fn an_action_that_panics_breaks_the_barrier() {
 }
 
 #[test]
-fn a_time_limit_breaks_the_barrier_for_all() {
+fn a_timeout_breaks_the_barrier_for_all_parties() {
     let _watchdog = watchdog();
     let barrier = Barrier::with_timeout(3, SHORT).unwrap();
     thread::scope(|scope| {
@@ -763,7 +767,7 @@ fn a_party_that_dies_while_it_waits_breaks_the_barrier() {
     assert!(barrier.is_broken());
 }
 
-// ---- all of them -----------------------------------------------------------------------------------------------------
+// ---- all of them --------------------------------------------------------------------------------
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct All {
@@ -803,11 +807,11 @@ fn use_all(all: All) -> All {
 }
 
 #[test]
-fn sy28_in_a_task_it_is_the_same_object() {
+fn sy28_an_object_passed_to_a_task_is_the_same_object() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let all = All::new();
-    // Of a running pool, not by inheritance.
+    // The objects are passed to a running pool, and not inherited.
     for _ in 0..2 {
         let task = pool.submit(use_all::task(all.clone()));
         assert!(all.event.as_ref().unwrap().wait_timeout(LONG));
@@ -828,7 +832,7 @@ fn sy28_in_a_task_it_is_the_same_object() {
 }
 
 #[test]
-fn another_serialiser_says_why_it_cannot() {
+fn another_serializer_rejects_sync_primitives_with_a_reason() {
     let error = serde_json::to_string(&Lock::new().unwrap()).unwrap_err().to_string();
     assert!(error.contains("a Lock: it travels in the arguments and results of tasks only"), "{error}");
     let text = r#"{"index":0,"offset":64,"len":8}"#;
@@ -848,12 +852,12 @@ fn descriptors_with(locks: Vec<Lock>) -> usize {
 }
 
 #[test]
-fn ten_thousand_locks_take_some_descriptors() {
+fn ten_thousand_locks_share_a_few_descriptors() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let before = descriptors();
     let locks: Vec<_> = (0..10_000).map(|_| Lock::new().unwrap()).collect();
-    // Other tests run meanwhile; they have a few pools.
+    // Other tests run meanwhile, and they have a few pools.
     assert!(descriptors() < before + 1_000, "{before}, then {}", descriptors());
     let there = pool.submit(descriptors_with::task(locks)).result().unwrap();
     assert!(there <= 24, "{there}");
@@ -863,13 +867,13 @@ fn ten_thousand_locks_take_some_descriptors() {
 fn contend(lock: Lock, count: RawValue<u64>, times: u32) {
     for _ in 0..times {
         let _guard = lock.acquire().unwrap();
-        // Not atomic: only the lock keeps the others out.
+        // This is not atomic: only the lock excludes the other processes.
         count.set(count.get() + 1);
     }
 }
 
 #[test]
-fn processes_exclude_each_other() {
+fn processes_exclude_each_other_with_a_lock() {
     let _watchdog = watchdog();
     let pool = pool(4);
     let (lock, count) = (Lock::new().unwrap(), RawValue::new(0_u64).unwrap());
@@ -882,7 +886,7 @@ fn processes_exclude_each_other() {
 }
 
 #[test]
-fn async_ends_wait_without_a_thread_of_their_own() {
+fn async_waits_work_and_can_be_cancelled() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -891,7 +895,7 @@ fn async_ends_wait_without_a_thread_of_their_own() {
     let holds = pool.submit(hold::task(all.lock.clone(), held.clone(), release.clone()));
     runtime.block_on(async {
         held.wait_async().await;
-        // To give up takes nothing.
+        // A cancelled wait acquires nothing.
         let waited = tokio::time::timeout(SHORT, all.lock.acquire_async()).await;
         assert!(waited.is_err());
         release.set();
@@ -906,7 +910,7 @@ fn async_ends_wait_without_a_thread_of_their_own() {
             condition.wait_async(guard),
         );
         drop(guard.unwrap());
-        // A notification of one that was dropped goes to another one.
+        // The notification of a dropped waiter goes to another one.
         let mut first = Box::pin(condition.wait_async(condition.acquire().unwrap()));
         assert!(futures::poll!(&mut first).is_pending());
         let mut second = Box::pin(condition.wait_async(condition.acquire().unwrap()));
@@ -933,8 +937,9 @@ fn async_ends_wait_without_a_thread_of_their_own() {
     holds.result().unwrap();
 }
 
-/// In a process of its own: how much of the time it computes while all wait, the least of some seconds, and how many watchers
-/// there are.
+/// Waits with 10,000 tasks. Returns the share of time in which the process used the CPU while all
+/// tasks waited (the least of several seconds), and the number of watcher threads. Runs in a
+/// process of its own.
 #[task]
 fn await_idly(what: u8) -> (f64, usize) {
     const WAITS: usize = 10_000;
@@ -966,7 +971,8 @@ fn await_idly(what: u8) -> (f64, usize) {
         while BEGUN.load(Ordering::Relaxed) < WAITS {
             tokio::task::yield_now().await;
         }
-        // What is left of their beginning counts in one second, what costs for ever in all of them.
+        // The rest of the start-up work falls into one of these seconds. A permanent cost shows in
+        // all of them.
         let mut least = f64::INFINITY;
         for _ in 0..10 {
             let (began, before) = (Instant::now(), used());
@@ -987,12 +993,12 @@ fn await_idly(what: u8) -> (f64, usize) {
 }
 
 #[test]
-fn ten_thousand_idle_waits_of_tasks_cost_next_to_nothing_and_a_handful_of_threads() {
+fn ten_thousand_idle_async_waits_use_little_cpu_and_few_threads() {
     let _watchdog = watchdog();
     for what in 0..4 {
         let child = Process::new(await_idly::task(what)).start().unwrap();
         let (computes, threads) = child.join().unwrap();
-        // It was 0.4 when each was looked at.
+        // It was 0.4 when the watcher checked every wait.
         assert!(computes < 0.25, "what {what}: {computes:.3} of the time");
         assert!((1..=4).contains(&threads), "what {what}: {threads} threads");
         println!("{what}: {computes:.3}, {threads} watchers");
@@ -1000,7 +1006,7 @@ fn ten_thousand_idle_waits_of_tasks_cost_next_to_nothing_and_a_handful_of_thread
 }
 
 #[test]
-fn many_await_at_the_same_time() {
+fn three_hundred_tasks_can_await_a_semaphore_at_the_same_time() {
     let _watchdog = watchdog();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
@@ -1023,14 +1029,14 @@ fn many_await_at_the_same_time() {
 }
 
 #[test]
-fn sy30_a_fork_uses_them_and_does_not_deadlock() {
+fn sy30_a_fork_can_use_the_primitives_without_a_deadlock() {
     let _watchdog = watchdog();
     let (lock, event, stop) = (Lock::new().unwrap(), Event::new().unwrap(), AtomicBool::new(false));
     let count = Value::new(0_u32).unwrap();
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                // Whatever lock there is, it is likely to be held at the moment of the fork.
+                // Any lock of the library is likely to be held at the moment of the fork.
                 while !stop.load(Ordering::Relaxed) {
                     drop((Lock::new().unwrap(), Value::new([0_u8; 100]).unwrap(), Event::new().unwrap()));
                     drop(lock.acquire().unwrap_or_else(|died| died.into_guard()));
@@ -1038,7 +1044,7 @@ fn sy30_a_fork_uses_them_and_does_not_deadlock() {
             });
         }
         for _ in 0..30 {
-            // SAFETY: the child uses this library and ends without unwinding.
+            // SAFETY: the child only uses this library, and ends without unwinding past this point.
             let child = unsafe { libc::fork() };
             if child == 0 {
                 let fine = std::panic::catch_unwind(|| {
@@ -1047,13 +1053,13 @@ fn sy30_a_fork_uses_them_and_does_not_deadlock() {
                     drop(lock.acquire().unwrap_or_else(|died| died.into_guard()));
                     count.fetch_add(1);
                     event.set();
-                    // One level deeper.
+                    // The same one level deeper.
                     // SAFETY: as above.
                     let grandchild = unsafe { libc::fork() };
                     if grandchild == 0 {
                         let held = lock.acquire().unwrap_or_else(|died| died.into_guard());
                         std::mem::forget(held);
-                        // SAFETY: ends this process, which holds the lock.
+                        // SAFETY: ends this process while it holds the lock.
                         unsafe { libc::_exit(0) };
                     }
                     wait_for_child(grandchild) == 0
@@ -1071,17 +1077,17 @@ fn sy30_a_fork_uses_them_and_does_not_deadlock() {
 
 fn wait_for_child(pid: libc::pid_t) -> i32 {
     let mut status = 0;
-    // SAFETY: a child of this process, and a place for its status.
+    // SAFETY: `pid` is a child of this process, and the out-pointer is valid.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
     status
 }
 
 #[test]
-fn the_guard_that_a_fork_inherits_does_nothing_and_its_parents_death_is_noticed() {
+fn a_guard_inherited_by_a_fork_does_nothing_and_the_parents_death_is_reported() {
     let _watchdog = watchdog();
     let (lock, go) = (Lock::new().unwrap(), Event::new().unwrap());
     let guard = lock.acquire().unwrap();
-    // SAFETY: the child uses this library and ends without unwinding.
+    // SAFETY: the child only uses this library, and ends without unwinding.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(guard);
@@ -1091,7 +1097,7 @@ fn the_guard_that_a_fork_inherits_does_nothing_and_its_parents_death_is_noticed(
     assert_eq!(wait_for_child(child), 0);
     assert!(lock.is_locked());
     drop(guard);
-    // A parent that holds it and ends, while its child goes on.
+    // A parent that holds the lock and ends, while its child goes on.
     // SAFETY: as above.
     let parent = unsafe { libc::fork() };
     if parent == 0 {

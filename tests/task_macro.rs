@@ -1,7 +1,8 @@
-//! What `#[task]` makes, without any process: arguments are encoded as `submit` does, the registry's entry is called
-//! as the worker does, and the reply is decoded as the future does.
+//! The code that `#[task]` generates, tested without a process: the arguments are encoded as
+//! `submit` does it, the registry's entry is called as the worker does it, and the reply is decoded
+//! as the future does it.
 
-// The functions are as odd as users may write them.
+// The functions are as unusual as those that users may write.
 #![allow(clippy::result_large_err, clippy::too_many_arguments, clippy::ptr_arg, clippy::type_complexity)]
 
 use std::{
@@ -19,7 +20,7 @@ use executor::{
 };
 use serde::{Deserialize, Serialize};
 
-/// One call, there and back.
+/// Runs one call in both directions.
 fn run<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<F::Output, CallResult> {
     let (args, _) = task.into_parts();
     let mut bytes = Buffer::new();
@@ -56,14 +57,14 @@ fn failure<F: TaskArgs<A>, A>(task: Task<F, A>) -> executor::__private::Failure 
     }
 }
 
-/// Adds.
+/// Adds two numbers.
 #[task]
 fn add(a: i64, b: i64) -> i64 {
     a + b
 }
 
 #[test]
-fn the_function_stays_what_it_was() {
+fn the_function_itself_is_unchanged() {
     assert_eq!(add(1, 2), 3);
     assert_eq!([1, 2].into_iter().map(|x| add(x, 1)).sum::<i64>(), 5);
     let pointer: fn(i64, i64) -> i64 = add;
@@ -71,14 +72,14 @@ fn the_function_stays_what_it_was() {
 }
 
 #[test]
-fn a_task_goes_there_and_back() {
+fn a_task_is_encoded_called_and_decoded() {
     assert_eq!(run(add::task(1, 2)).unwrap(), 3);
     assert_eq!(add::NAME, "task_macro::add");
     assert!(add::entry().place.file.ends_with("task_macro.rs"));
 }
 
 #[test]
-fn a_local_may_have_the_name_of_a_task() {
+fn a_local_variable_may_have_the_name_of_a_task() {
     let add = add(1, 2);
     assert_eq!([add].map(|add| add + 1), [4]);
 }
@@ -111,7 +112,7 @@ fn many(
 }
 
 #[test]
-fn from_no_parameter_to_many() {
+fn a_task_may_have_zero_to_many_parameters() {
     run(nothing::task()).unwrap();
     let task = many::task(
         1,
@@ -233,7 +234,7 @@ fn packed_bytes(a: Vec<u8>, b: Box<[u8]>, c: [u8; 40], d: &[u8], e: &Vec<u8>) ->
 }
 
 #[test]
-fn byte_strings() {
+fn byte_strings_are_accepted_in_every_form() {
     let all = [&[1][..], &[2], &[3; 40], &[4], &[5], &[6; 3]].concat();
     assert_eq!(run(bytes::task(vec![1], Box::new([2]), [3; 40], &[4], vec![5], &[6; 3])).unwrap(), all);
     let _plain: Task<bytes, (Vec<u8>, Box<[u8]>, [u8; 40], &[u8], Vec<u8>, &[u8; 3])> =
@@ -267,7 +268,7 @@ async fn later(text: &str, times: usize) -> Result<String, String> {
 }
 
 #[test]
-fn async_functions() {
+fn async_functions_can_be_tasks() {
     assert_eq!(run(later::task("ab", 2)).unwrap(), "abab");
     assert_eq!(failure(later::task("ab", 0)).message, "none");
 }
@@ -275,7 +276,7 @@ fn async_functions() {
 mod own {
     use super::*;
 
-    // A type called `Result` that is none.
+    // A type called `Result` that is not `std`'s.
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     pub(crate) struct Result<T>(pub(crate) T);
 
@@ -298,7 +299,7 @@ fn read(path: PathBuf) -> std::io::Result<u64> {
 }
 
 #[test]
-fn a_result_is_known_by_its_type() {
+fn a_result_is_recognized_by_its_type_and_not_its_name() {
     assert_eq!(run(own::wrapped::task(1)).unwrap(), own::Result(1));
     let forty_two: u8 = run(answer::task(true)).unwrap();
     assert_eq!(forty_two, 42);
@@ -365,7 +366,7 @@ fn boxed_sync_error() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 }
 
 #[test]
-fn what_is_kept_of_an_error() {
+fn an_error_keeps_its_message_sources_and_value() {
     let refusal = failure(refuse::task(10));
     assert_eq!(refusal.message, "refused: TooLarge(10)");
     let (codec, bytes) = refusal.value.expect("the type is serde");
@@ -405,7 +406,7 @@ fn untagged(before: u8, id: Id) -> String {
     format!("{before} {id:?}")
 }
 
-/// Writes a pair and reads one number.
+/// Serializes as a pair and deserializes from one number.
 #[derive(Debug)]
 struct Lopsided(u8);
 
@@ -427,7 +428,7 @@ fn lopsided(value: Lopsided, after: Option<u8>) -> String {
 }
 
 #[test]
-fn arguments_that_do_not_suit_the_codec_or_each_other_are_refused_with_the_name() {
+fn arguments_that_do_not_suit_the_codec_are_an_error_that_names_the_argument() {
     let value = serde_json::json!({"a": [1, null, "x"]});
     assert_eq!(run(json::task(value.clone())).unwrap(), value);
 
@@ -448,7 +449,7 @@ fn arguments_that_do_not_suit_the_codec_or_each_other_are_refused_with_the_name(
     );
 }
 
-/// Refuses to be encoded, or decoded, or panics there.
+/// Fails to encode, fails to decode, or panics while decoding.
 #[derive(Debug, Default, Clone, Copy)]
 struct Moody {
     encodes: bool,
@@ -487,7 +488,7 @@ fn panics() {
 }
 
 #[test]
-fn failing_in_each_stage() {
+fn an_error_in_each_stage_is_reported_for_that_stage() {
     let (args, _) = take_moody::task(1, Moody::default()).into_parts();
     let error = take_moody::encode_args(&args, &mut Buffer::new()).unwrap_err();
     assert_eq!(error.message, "argument `moody`: in no mood");
@@ -495,7 +496,8 @@ fn failing_in_each_stage() {
     let encoded = take_moody::task(1, Moody::default()).encode();
     assert!(format!("{:?}", encoded.into_parts().0).contains("in no mood"));
 
-    // The type's own refusal to decode is no fault of the codec, nor of its two halves.
+    // If the type's own code refuses to decode, neither the codec nor a mismatch of `Serialize` and
+    // `Deserialize` is blamed.
     let result = run(take_moody::task(1, Moody { encodes: true, panics: false }));
     let Err(CallResult::Decode(error)) = result else { panic!("{result:?}") };
     assert_eq!(error.message, "argument `moody`: still in no mood");
@@ -506,7 +508,7 @@ fn failing_in_each_stage() {
 }
 
 #[test]
-fn a_panic_passes_through_and_the_stage_tells_where() {
+fn a_panic_passes_through_and_the_stage_tells_where_it_happened() {
     let stage_of = |entry: &executor::__private::TaskEntry, bytes: &[u8]| {
         let mut cx = CallContext::new(Buffer::new());
         let Call::Sync(call) = entry.call else { panic!() };
@@ -518,7 +520,7 @@ fn a_panic_passes_through_and_the_stage_tells_where() {
 }
 
 #[test]
-fn bytes_that_are_no_arguments() {
+fn bytes_that_do_not_decode_are_an_error() {
     let Call::Sync(call) = add::entry().call else { panic!() };
     for bytes in [&[][..], &[1], &[1, 2, 3], &[0xff; 40]] {
         let result = call(bytes, &mut CallContext::new(Buffer::new()));
@@ -532,7 +534,7 @@ fn bytes_that_are_no_arguments() {
 fn named() {}
 
 #[test]
-fn names() {
+fn a_task_has_the_given_name_and_handle_or_default_ones() {
     assert_eq!(Named::NAME, "any name/at all");
     let _: Task<Named, ()> = Named::task();
     named();
@@ -546,7 +548,7 @@ fn names() {
 }
 
 #[test]
-fn the_fingerprint_is_of_every_task() {
+fn the_fingerprint_covers_every_task() {
     let fingerprint = executor::registry::fingerprint();
     assert!(fingerprint.count > 20);
     assert_eq!(fingerprint, executor::registry::fingerprint());
@@ -555,7 +557,7 @@ fn the_fingerprint_is_of_every_task() {
 }
 
 #[test]
-fn a_task_is_plain_data() {
+fn a_task_can_be_printed_cloned_and_sent() {
     fn is_static_and_send<T: Send + 'static>(_: &T) {}
     let task = add::task(1, 2).timeout(std::time::Duration::from_secs(1)).name("sum");
     let text = format!("{task:?}");

@@ -1,4 +1,4 @@
-//! Shared objects that travel to processes of every start method, and on from there.
+//! Shared objects passed to processes of every start method, and passed on from there.
 
 use std::{collections::BTreeMap, fs::File, io::Read, time::Duration};
 
@@ -12,7 +12,8 @@ executor::test_support!();
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Test binaries have threads, so `Fork` is refused here; programs of one thread are in `tests/programs`.
+/// Test binaries have threads, so `Fork` is refused here. Programs with one thread are in
+/// `tests/programs`.
 const METHODS: [StartMethod; 2] = [StartMethod::Spawn, StartMethod::ForkServer];
 
 #[derive(Serialize, Deserialize)]
@@ -27,7 +28,7 @@ fn count_under_lock(together: Together, times: u64) -> Result<(), String> {
     for (value, lock) in together.by_name.values() {
         for _ in 0..times {
             let _guard = lock.acquire().map_err(|died| died.to_string())?;
-            // Not atomic: only the lock keeps it together.
+            // This is not atomic: only the lock makes it correct.
             value.set(value.get() + 1);
         }
     }
@@ -41,7 +42,7 @@ fn count_under_lock(together: Together, times: u64) -> Result<(), String> {
 }
 
 #[test]
-fn sy29_locks_go_to_children_of_every_start_method() {
+fn sy29_locks_can_be_passed_to_children_of_every_start_method() {
     let lock = Lock::new().unwrap();
     let value = Value::new(0).unwrap();
     let queue = Queue::unbounded().unwrap();
@@ -68,7 +69,7 @@ fn sy29_locks_go_to_children_of_every_start_method() {
     assert_eq!(std::iter::from_fn(|| queue.try_get().ok()).collect::<Vec<_>>(), [200; 12]);
 }
 
-/// What one process puts: its word, who it is, and who has started it.
+/// What a process puts into the queue: its word, its pid, and its parent's pid.
 type Delivered = (String, u32, u32);
 
 #[task]
@@ -78,7 +79,7 @@ fn put(queue: Queue<Delivered>, word: &str) -> Result<u32, String> {
     Ok(pid)
 }
 
-/// Both deliver at the same time, and the child tells who they were.
+/// Puts into the queue, and starts a child that does so at the same time. Returns the pids of both.
 #[task]
 fn put_and_start_another(queue: Queue<Delivered>, method: usize) -> Result<[u32; 2], String> {
     let grandchild =
@@ -92,7 +93,7 @@ fn put_and_start_another(queue: Queue<Delivered>, method: usize) -> Result<[u32;
 }
 
 #[test]
-fn sm08_a_child_hands_its_queue_to_a_grandchild() {
+fn sm08_a_child_can_pass_its_queue_to_a_grandchild() {
     for method in METHODS {
         for (nested, below) in METHODS.iter().enumerate() {
             let queue = Queue::unbounded().unwrap();
@@ -119,13 +120,13 @@ fn make(permits: u32) -> Result<(Semaphore, Array<u8>), String> {
 }
 
 #[test]
-fn what_a_child_has_made_outlives_it() {
+fn objects_made_by_a_child_outlive_it() {
     for method in METHODS {
         let child = Process::new(make::task(3)).start_method(method).start().unwrap();
         let (semaphore, array) = child.join_timeout(LIMIT).unwrap().unwrap();
         assert_eq!(semaphore.value(), 3);
         assert_eq!(array.copy_to_vec(), [1, 2, 3]);
-        // Decoded a second time it is the same object.
+        // When the value is decoded a second time, it is the same object.
         let (again, _) = child.join().unwrap();
         again.release();
         assert_eq!(semaphore.value(), 4);
@@ -176,7 +177,7 @@ fn dies_with(lock: Lock) {
 }
 
 #[test]
-fn rt09_a_failure_deep_below_leaves_no_noise() {
+fn rt09_a_lost_worker_of_a_child_prints_nothing() {
     let child = Process::new(fails_in_a_grandchild::task()).stderr(Stdio::piped()).start().unwrap();
     let mut noise = String::new();
     File::from(child.take_stderr().unwrap()).read_to_string(&mut noise).unwrap();

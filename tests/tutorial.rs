@@ -1,4 +1,4 @@
-//! Demos of the tutorials, with gates in the place of sleeps.
+//! Demos of the tutorials, with gates instead of sleeps.
 
 mod support_b;
 
@@ -20,7 +20,7 @@ fn work(number: u64, gate: &std::path::Path) -> u64 {
 }
 
 #[test]
-fn d12_at_most_four_of_ten_run_at_a_time_and_shutdown_waits_for_all() {
+fn d12_at_most_four_of_ten_tasks_run_at_a_time_and_shutdown_waits_for_all() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = ProcessPoolExecutor::builder().max_workers(4).build().unwrap();
@@ -28,7 +28,7 @@ fn d12_at_most_four_of_ten_run_at_a_time_and_shutdown_waits_for_all() {
     gate.wait_for(4);
     assert_eq!(futures.iter().filter(|future| future.running()).count(), 4);
     assert_eq!(pool.worker_pids().len(), 4);
-    // Nothing passes the gate, so whoever came more than four would show here.
+    // Nothing passes the gate, so a fifth task would be counted here.
     assert_eq!(gate.arrivals().len(), 4);
     let open = thread::spawn(move || {
         gate.open();

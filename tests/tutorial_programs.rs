@@ -1,10 +1,12 @@
-//! The programs in `examples/tutorial`, run as their users run them, and what they print.
+//! Runs the programs in `examples/tutorial` as their users run them, and checks their output. Each
+//! test has the name of its program, with the numbers of the behaviors it covers in front.
 //!
-//! `cargo test --tests` does not build examples. So whichever test here is the first does, in the profile and the folder of this
-//! test: nothing is built twice, and the others wait for it.
+//! `cargo test --tests` does not build examples. So the first test that runs here builds them, in
+//! the profile and target folder of this test. Nothing is built twice, and the other tests wait for
+//! the build.
 //!
-//! What is asserted of the order holds on a machine of any load. That four or five tasks begin at once is shown with
-//! gates in the place of sleeps, by `se02_…` and `se18_…` in `mp_pool.rs`.
+//! The assertions about order hold under any load. Tests in `mp_pool.rs`, `se02_…` and `se18_…`,
+//! show with gates instead of sleeps that four or five tasks begin at once.
 
 mod support;
 
@@ -17,12 +19,12 @@ use std::{
 
 use support::watchdog_of;
 
-/// The folder of the programs, after they were built.
+/// Builds the programs if necessary, and returns their folder.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        // `target/<profile>/deps/…` is where this test lies.
+        // This test is in `target/<profile>/deps/`.
         let own = std::env::current_exe().expect("a path");
         let [profile, target] = [2, 3].map(|up| own.ancestors().nth(up).expect("three levels up"));
         let name = profile.file_name().and_then(|name| name.to_str()).expect("a name of cargo's");
@@ -34,7 +36,7 @@ fn programs() -> &'static Path {
             let path = entry.expect("an entry").path();
             cargo.arg("--example").arg(path.file_stem().expect("a program"));
         }
-        // Of the outer cargo, and not meant for another build.
+        // These variables belong to the outer cargo, and are not meant for another build.
         cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
         let output = cargo.output().expect("cargo starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -42,10 +44,11 @@ fn programs() -> &'static Path {
     })
 }
 
-/// Runs a program to its end; the lines that it and its workers print. It succeeds and complains of nothing.
+/// Runs a program to its end. Returns the lines that it and its workers print. Asserts that it
+/// succeeds and prints nothing to stderr except std's panic messages.
 #[track_caller]
 fn run(name: &str) -> Vec<String> {
-    // To build them may take minutes.
+    // Building the programs may take minutes.
     let _watchdog = watchdog_of(std::time::Duration::from_secs(900));
     let program = programs().join(name);
     let output = Command::new(&program).env("RUST_BACKTRACE", "0").output();
@@ -56,12 +59,12 @@ fn run(name: &str) -> Vec<String> {
     stdout.lines().map(str::to_owned).collect()
 }
 
-/// What std says of a panic, in the worker where it happens.
+/// Returns whether this is a line that std prints about a panic in a worker.
 fn says_std(line: &str) -> bool {
     ["thread 'main'", "index out of bounds", "note: run with"].iter().any(|start| line.starts_with(start))
 }
 
-/// The number between two texts.
+/// Returns the number between two texts.
 #[track_caller]
 fn between(line: &str, before: &str, after: &str) -> u32 {
     let rest = line.split_once(before).unwrap_or_else(|| panic!("`{before}` in {line:?}")).1;
@@ -69,13 +72,13 @@ fn between(line: &str, before: &str, after: &str) -> u32 {
     number.parse().unwrap_or_else(|_| panic!("a number in {line:?}"))
 }
 
-/// Which process runs what: follows begins and ends, and fails if a process begins a second before its first has
-/// ended. How many ran at most at the same time, and all processes.
+/// Tracks which process runs which task. Fails if a process begins a second task before its first
+/// has ended. Records the largest number of tasks that ran at the same time, and all processes.
 struct Running {
     now: BTreeMap<u32, u32>,
     most: usize,
     processes: BTreeSet<u32>,
-    /// How many have ended in it.
+    /// How many tasks have ended in each process.
     ended: BTreeMap<u32, usize>,
 }
 
@@ -118,7 +121,8 @@ fn d02_pool_of_four() {
     begun.sort_unstable();
     assert_eq!(begun, [0, 1, 2, 3, 4], "each once");
     assert!(running.most <= 4 && running.processes.len() <= 4 && !running.processes.contains(&parent));
-    // The fifth begins where another has ended, or in a process that comes up late: there were never five at a time.
+    // The fifth task begins after another one has ended, or in a process that starts late. Five
+    // never run at a time.
     assert!(running.ended.values().any(|ended| *ended > 1), "one has run two: {lines:#?}");
     assert_eq!(running.ended.values().sum::<usize>(), 5, "the join waits for all");
 }
@@ -163,7 +167,7 @@ fn d23_loop_or_pool() {
     let lines = run("d23_loop_or_pool");
     let sizes: Vec<u32> = lines.iter().map(|line| between(line, "size ", ":")).collect();
     assert_eq!(sizes, [100, 10_000, 1_000_000]);
-    // How much faster depends on the machine, and on who else is there.
+    // How much faster the pool is depends on the machine and its load.
     assert!(lines.iter().all(|line| line.ends_with("same results")), "{lines:#?}");
 }
 
@@ -208,7 +212,7 @@ fn d33_five_workers() {
     let (begins, was): (Vec<&String>, Vec<&String>) =
         lines[1..lines.len() - 1].iter().partition(|line| line.contains("begins"));
     assert_eq!((begins.len(), was.len()), (7, 7));
-    // In the order of the tasks, and in the process where each began.
+    // The values come in the order of the tasks, each with the process in which its task began.
     let mut pids = Vec::new();
     for (n, line) in (1..).zip(&was) {
         assert!(line.starts_with(&format!("mark{n} was in ")), "{line}");

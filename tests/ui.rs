@@ -1,9 +1,11 @@
-//! What the compiler says about each mistake.
+//! The compiler's error for each mistake in `tests/ui/fail`.
 //!
-//! After a change of a message: `TRYBUILD=overwrite cargo test --test ui`, then read the difference.
+//! After changing a message, run `TRYBUILD=overwrite cargo test --test ui` and read the difference.
 //!
-//! What it must accept, `tests/ui/pass`, are test targets (`Cargo.toml`): beside a case that passes, trybuild links every
-//! case, and builds all libraries twice more, in gigabytes. Those that fail need `cargo check`, once for all of them.
+//! Programs that must compile are in `tests/ui/pass`. They are test targets of their own
+//! (`Cargo.toml`), because with a passing case trybuild would link every case, and would build all
+//! libraries twice more, which takes gigabytes. Failing cases need only one `cargo check` for all
+//! of them.
 
 use std::{
     ffi::OsStr,
@@ -17,21 +19,23 @@ use std::{
 fn ui() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/ui/fail/*.rs");
-    // They are run when they are dropped.
+    // The cases run when `cases` is dropped.
     if let Err(failure) = catch_unwind(AssertUnwindSafe(|| drop(cases))) {
         println!("{}", why_nothing_was_compiled().unwrap_or_default());
         resume_unwind(failure);
     }
 }
 
-/// Trybuild says that cases have compiled, and no more, when a library could not be: that the disk was full, say.
+/// Runs the build again and returns its output if it fails. When a library cannot be built, because
+/// the disk is full for example, trybuild reports only that the cases have compiled.
 fn why_nothing_was_compiled() -> Option<String> {
     let cargo = || Command::new(env!("CARGO"));
     let metadata =
         cargo().args(["metadata", "--no-deps", "--format-version=1", "--offline"]).output().ok()?;
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).ok()?;
     let target = Path::new(metadata["target_directory"].as_str()?).join("tests/trybuild");
-    // As trybuild does, but for what it does with the output; the empty program of the project needs libraries alone.
+    // The same command as trybuild's, except for the handling of its output. The project's program
+    // is empty, so this builds only the libraries.
     let output = cargo()
         .current_dir(target.join("executor"))
         .env("CARGO_TARGET_DIR", &target)
@@ -46,7 +50,7 @@ fn why_nothing_was_compiled() -> Option<String> {
 }
 
 #[test]
-fn what_must_be_accepted_is_a_target() {
+fn every_program_in_ui_pass_is_a_test_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let files = fs::read_dir(root.join("tests/ui/pass")).unwrap().map(|entry| entry.unwrap().path());

@@ -1,4 +1,5 @@
-//! Values arrive as they were, or not at all: what serde's two halves of a type can be told to see differently.
+//! Values arrive unchanged or not at all, even if the `Serialize` and `Deserialize` of their type
+//! differ.
 
 use std::{collections::BTreeMap, fmt::Debug, thread};
 
@@ -14,9 +15,9 @@ use support::{pool, watchdog};
 
 executor::test_support!();
 
-// ---- through a pool, queues and pipes ------------------------------------------------------------------------------
+// ---- through a pool, queues and pipes -----------------------------------------------------------
 
-/// serde's `Serialize` counts all variants, its `Deserialize` those that are not skipped.
+/// serde's `Serialize` counts all variants, and its `Deserialize` only those that are not skipped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Event {
     #[serde(skip)]
@@ -51,7 +52,7 @@ fn only_error(of: u32) -> Result<(), Event> {
 }
 
 #[test]
-fn behind_a_skipped_variant_each_variant_arrives_as_itself() {
+fn variants_after_a_skipped_variant_arrive_unchanged() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for sent in [Event::Deposit(100), Event::Withdraw(1), Event::Close] {
@@ -72,7 +73,7 @@ fn behind_a_skipped_variant_each_variant_arrives_as_itself() {
 }
 
 #[test]
-fn queues_pipes_and_processes_carry_the_variant_that_was_sent() {
+fn queues_pipes_and_processes_deliver_the_variant_that_was_sent() {
     let _watchdog = watchdog();
     let queue = Queue::unbounded().unwrap();
     let (here, there) = pipe::<Event, Event>().unwrap();
@@ -132,7 +133,7 @@ fn negated(n: usize) -> Expr {
     (0..n).fold(Expr::Num(1), |expr, _| Expr::Neg(Box::new(expr)))
 }
 
-/// What the recursion of a `Drop` cannot.
+/// Frees a nested value without recursion. Its `Drop` would overflow the stack.
 fn free(mut expr: Expr) {
     while let Expr::Neg(inner) = expr {
         expr = *inner;
@@ -154,9 +155,9 @@ fn negate(expr: Expr) -> Expr {
     Expr::Neg(Box::new(expr))
 }
 
-/// A worker whose stack can take what its `Drop` cannot do without recursion.
+/// The worker's stack is large enough for the recursion in `Drop`.
 #[test]
-fn values_that_are_nested_too_deep_are_an_error_that_says_depth_and_end_nobody() {
+fn values_nested_too_deep_are_an_error_that_names_the_depth() {
     let _watchdog = watchdog();
     let pool = ProcessPoolExecutor::builder().max_workers(1).stack_size(100 << 20).build().unwrap();
     thread::Builder::new()
@@ -167,7 +168,7 @@ fn values_that_are_nested_too_deep_are_an_error_that_says_depth_and_end_nobody()
                     let error = future.result().map(free).unwrap_err().to_string();
                     assert!(error.contains("depth"), "{error}");
                 }
-                // The argument is freed by the one who encodes it, with a stack for that.
+                // This thread encodes and drops the argument, and needs a large stack to drop it.
                 let pool = pool.clone();
                 let large = thread::Builder::new().stack_size(100 << 20);
                 let error =
@@ -190,7 +191,7 @@ struct Skipped {
 }
 
 #[test]
-fn a_length_with_nothing_behind_it_is_an_error_and_no_memory() {
+fn a_length_without_data_is_an_error_and_allocates_no_memory() {
     let _watchdog = watchdog();
     for length in [1, 1 << 24, u64::MAX] {
         let (here, there) = pipe::<u64, u64>().unwrap();
@@ -202,7 +203,7 @@ fn a_length_with_nothing_behind_it_is_an_error_and_no_memory() {
     assert_eq!(there.recv().unwrap().len(), 1000);
 }
 
-/// Is another value when it has been read.
+/// Changes its value when it is deserialized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 struct Email(String);
@@ -230,7 +231,7 @@ fn greet_in_messagepack(email: Email) -> String {
 }
 
 #[test]
-fn a_type_that_normalises_when_it_is_read_is_legal_from_the_first_submit_on() {
+fn a_type_that_normalizes_when_it_is_read_works_from_the_first_submit() {
     let _watchdog = watchdog();
     let pool = pool(1);
     for _ in 0..2 {
@@ -240,7 +241,8 @@ fn a_type_that_normalises_when_it_is_read_is_legal_from_the_first_submit_on() {
 }
 
 mod says_nothing {
-    //! Types whose two halves differ where only serde's own copy is read: as the documentation of `#[task]` has them.
+    //! Types whose `Serialize` and `Deserialize` differ in a way that only serde's own buffered
+    //! copy of the data shows. The documentation of `#[task]` describes them.
 
     use serde::{Deserialize, Serialize};
 
@@ -282,7 +284,7 @@ mod says_nothing {
 }
 
 #[test]
-fn what_says_nothing_of_a_difference_arrives_as_in_json() {
+fn types_with_a_hidden_difference_arrive_as_in_json_or_are_rejected() {
     fn arrives_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(sent: T, expected: T) {
         let json = serde_json::from_str::<T>(&serde_json::to_string(&sent).unwrap()).unwrap();
         assert_eq!(json, expected);
@@ -306,9 +308,9 @@ fn what_says_nothing_of_a_difference_arrives_as_in_json() {
     arrives_as(Flat { within: Within { of: 5 } }, Flat { within: Within { of: 0 } });
 }
 
-// ---- everything that serde can be told, seeded ---------------------------------------------------------------------
+// ---- every attribute of serde, with random values -----------------------------------------------
 
-/// xorshift64*.
+/// A small random number generator: xorshift64*.
 struct Dice(u64);
 
 impl Dice {
@@ -324,7 +326,7 @@ impl Dice {
     }
 }
 
-/// A value by chance.
+/// A type with random values.
 trait Arbitrary: Sized {
     fn arbitrary(dice: &mut Dice) -> Self;
 }
@@ -346,7 +348,7 @@ arbitrary! {
     u32 => |dice| (dice.roll() >> dice.below(33)) as u32;
     i64 => |dice| (dice.roll() as i64) >> dice.below(64);
     u64 => |dice| dice.roll() >> dice.below(64);
-    // What JSON can carry exactly, too.
+    // Values that JSON represents exactly.
     f32 => |dice| dice.below(1 << 20) as f32 / 8.0;
     f64 => |dice| dice.below(1 << 40) as f64 / 8.0;
     char => |dice| char::from_u32(dice.below(0xd000) as u32).unwrap_or('x');
@@ -390,7 +392,7 @@ impl<A: Arbitrary, B: Arbitrary> Arbitrary for (A, B) {
     }
 }
 
-/// Pairs of functions that do not suit each other, or do.
+/// Functions for `serialize_with` and `deserialize_with`, some of which do not match each other.
 mod with {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -422,11 +424,12 @@ mod with {
     }
 }
 
-/// For each attribute: in a structure, in a variant with names, in a tuple structure, in a tuple variant, at a newtype
-/// and at a variant. `$first` stands before it and `$last` behind, so that whatever slips is seen.
+/// Applies each attribute in a struct, a struct variant, a tuple struct, a tuple variant, to a
+/// newtype and to a variant. The fields and variants before and after the attribute show whether
+/// data shifts.
 macro_rules! shapes {
     ($($module:ident: [$($field:meta)?] [$($variant:meta)?] [$($container:meta)?] $type:ty;)*) => {
-        $(#[allow(unreachable_patterns)] // two variants of one name
+        $(#[allow(unreachable_patterns)] // : two variants have the same name
         mod $module {
             use super::*;
 
@@ -489,7 +492,7 @@ macro_rules! shapes {
             }
         })*
 
-        /// One case of each attribute, shape and position.
+        /// Runs one case for each attribute, shape and position.
         fn cases(dice: &mut Dice, outcomes: &mut Outcomes) {
             $(
                 positions::<$module::Named>(dice, outcomes);
@@ -538,7 +541,7 @@ struct Outcomes {
     refused: u64,
 }
 
-/// A type as it is, and in whatever can be around it.
+/// Runs a case of the type by itself, or inside of other types.
 fn positions<T>(dice: &mut Dice, outcomes: &mut Outcomes)
 where
     T: Arbitrary + Clone + Debug + PartialEq + Serialize + DeserializeOwned,
@@ -555,7 +558,8 @@ where
     }
 }
 
-/// The same value arrives, or what JSON makes of it where an attribute says so (`skip`), or an error that is not empty.
+/// Runs one case. Either the same value arrives, or the value that JSON makes of it if the type has
+/// a `skip` attribute, or there is an error that is not empty.
 fn case<T>(dice: &mut Dice, outcomes: &mut Outcomes)
 where
     T: Arbitrary + Debug + PartialEq + Serialize + DeserializeOwned,
@@ -570,7 +574,8 @@ where
             Ok(arrived) if arrived == value => outcomes.same += 1,
             Ok(arrived) => {
                 let expected = json.as_ref().and_then(Option::as_ref);
-                // JSON has one null, and takes a field renamed on one side for its default; we must not.
+                // JSON has only one null, and uses the default for a field that is renamed on one
+                // side. Neither may happen here.
                 assert!(
                     expected == Some(&arrived) && std::any::type_name::<T>().contains("skipped"),
                     "{codec:?}: {value:?} arrived as {arrived:?}, by JSON as {expected:?}"
@@ -579,7 +584,7 @@ where
             }
             Err(error) => {
                 assert!(!error.message.is_empty());
-                // What has no attribute to be refused for arrives.
+                // A type without an attribute that could cause a rejection must arrive.
                 let name = std::any::type_name::<T>();
                 let plain = [
                     "plain", "texts", "floats", "units", "options", "lists", "numbers", "denied", "defaults",
@@ -587,7 +592,7 @@ where
                 .iter()
                 .chain(&["aliased", "values::renamed::", "both_as_text", "now_small_now_large"])
                 .any(|module| name.contains(*module));
-                // Two variants of its enum have one name, and no format tells them apart.
+                // Two variants of its enum have the same name, so no format can distinguish them.
                 let twins = name.contains("values::renamed::") && name.contains("Variants");
                 let plain =
                     plain && !twins && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
@@ -598,10 +603,11 @@ where
     }
 }
 
-/// `EXECUTOR_ROUNDS=700 cargo test --release --test values attribute -- --nocapture` is more than 100,000 cases.
+/// `EXECUTOR_ROUNDS=700 cargo test --release --test values attribute -- --nocapture` runs more than
+/// 100,000 cases.
 #[test]
 #[allow(clippy::print_stdout)]
-fn whatever_attribute_a_type_has_the_same_value_arrives_or_an_error() {
+fn with_any_attribute_the_same_value_arrives_or_an_error() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let nanos = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64 | 1);
     let seed = number("EXECUTOR_SEED").unwrap_or(nanos);

@@ -1,4 +1,4 @@
-//! Waiting for several futures: `wait`, `as_completed`, and the same as streams.
+//! Waiting for several futures: `wait` and `as_completed`, blocking and as streams.
 
 mod support;
 
@@ -14,10 +14,10 @@ fn ids<T>(futures: &[TaskFuture<T>]) -> Vec<TaskId> {
     futures.iter().map(TaskFuture::id).collect()
 }
 
-// ---- wait ----------------------------------------------------------------------------------------------------------
+// ---- wait ---------------------------------------------------------------------------------------
 
 #[test]
-fn wt02_first_completed_returns_the_quick_one() {
+fn wt02_first_completed_returns_the_first_finished_future() {
     let _watchdog = watchdog();
     let (pool, closed, quick_gate) = (pool(2), Gate::new(), Gate::new());
     let slow = pool.submit(hold::task(closed.path()));
@@ -32,12 +32,12 @@ fn wt02_first_completed_returns_the_quick_one() {
     quick_gate.open();
     let (done, not_done) = result.recv_timeout(LONG).unwrap();
     assert_eq!((ids(&done), ids(&not_done)), expected);
-    // What was not done is as good as before.
+    // Unfinished futures work as before.
     closed.open();
     assert!(not_done.into_iter().all(|future| future.result().is_ok()));
 }
 
-/// Where Python differs: there, a cancelled future that no worker has seen is not done yet.
+/// A difference from Python: there, a cancelled future that no worker has seen is not done yet.
 #[test]
 fn wt02_a_cancelled_future_is_done() {
     let _watchdog = watchdog();
@@ -52,7 +52,7 @@ fn wt02_a_cancelled_future_is_done() {
 }
 
 #[test]
-fn wt03_first_completed_returns_at_once_with_those_that_are_done() {
+fn wt03_first_completed_returns_at_once_with_finished_futures() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let finished = pool.submit(echo::task(1));
@@ -88,7 +88,7 @@ fn wt04_first_error_returns_at_the_failure_and_not_before() {
 }
 
 #[test]
-fn wt04_first_error_takes_no_cancellation_for_a_failure() {
+fn wt04_first_error_does_not_count_a_cancellation_as_a_failure() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path()));
@@ -108,7 +108,7 @@ fn crash() -> u32 {
 }
 
 #[test]
-fn wt04_a_lost_worker_is_a_failure() {
+fn wt04_a_lost_worker_counts_as_a_failure() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let slow = pool.submit(hold::task(gate.path()));
@@ -119,7 +119,7 @@ fn wt04_a_lost_worker_is_a_failure() {
 }
 
 #[test]
-fn wt06_first_error_returns_at_once_if_one_has_failed() {
+fn wt06_first_error_returns_at_once_if_a_future_has_failed() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let failed = pool.submit(fail::task("no".into()));
@@ -131,7 +131,7 @@ fn wt06_first_error_returns_at_once_if_one_has_failed() {
 }
 
 #[test]
-fn wt07_all_completed_returns_all() {
+fn wt07_all_completed_returns_all_futures_in_their_order() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let finished = pool.submit(echo::task(1));
@@ -159,7 +159,7 @@ fn wt07_all_completed_returns_all() {
 }
 
 #[test]
-fn wait_ends_with_its_time_limit_and_the_futures_go_on() {
+fn wait_returns_after_its_timeout_and_the_tasks_go_on() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let mut futures = vec![pool.submit(hold::task(gate.path()))];
@@ -176,7 +176,7 @@ fn wait_ends_with_its_time_limit_and_the_futures_go_on() {
 }
 
 #[test]
-fn wait_for_nothing_returns_at_once() {
+fn wait_for_no_futures_returns_at_once() {
     let _watchdog = watchdog();
     for when in [ReturnWhen::FirstCompleted, ReturnWhen::FirstError, ReturnWhen::AllCompleted] {
         let (done, not_done) = wait(Vec::<TaskFuture<u32>>::new(), when, None);
@@ -185,7 +185,7 @@ fn wait_for_nothing_returns_at_once() {
 }
 
 #[test]
-fn wait_sees_every_end_however_close_to_its_start() {
+fn wait_notices_every_end_however_close_to_its_start() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for round in 0..200_u32 {
@@ -200,10 +200,10 @@ fn wait_sees_every_end_however_close_to_its_start() {
     }
 }
 
-// ---- as_completed --------------------------------------------------------------------------------------------------
+// ---- as_completed -------------------------------------------------------------------------------
 
 #[test]
-fn ac01_each_future_comes_out_exactly_once() {
+fn ac01_each_future_is_yielded_exactly_once() {
     let _watchdog = watchdog();
     let (pool, first, second) = (pool(2), Gate::new(), Gate::new());
     let finished = pool.submit(echo::task(1));
@@ -226,7 +226,7 @@ fn ac01_each_future_comes_out_exactly_once() {
         assert!(![sooner_id, later_id].contains(&future.id()), "those that are done come first");
         seen.insert(future.id().as_u64());
     }
-    // The others in the order in which they end.
+    // The other futures are yielded in the order in which they finish.
     for (gate, id) in [(&first, sooner_id), (&second, later_id)] {
         gate.open();
         let future = completed.next().unwrap();
@@ -240,7 +240,7 @@ fn ac01_each_future_comes_out_exactly_once() {
 }
 
 #[test]
-fn ac01_many_futures_come_out_once_each() {
+fn ac01_a_thousand_futures_are_yielded_once_each() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let futures: Vec<_> = (0..1_000).map(|i| pool.submit(echo::task(i))).collect();
@@ -250,7 +250,7 @@ fn ac01_many_futures_come_out_once_each() {
 }
 
 #[test]
-fn ac05_the_time_limits_error_says_how_many_are_unfinished() {
+fn ac05_the_timeout_error_says_how_many_futures_are_unfinished() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let done = [pool.submit(echo::task(1)), pool.submit(echo::task(2))];
@@ -271,13 +271,13 @@ fn ac05_the_time_limits_error_says_how_many_are_unfinished() {
     let _: &dyn Error = &error;
     assert!(completed.next().is_none());
     drop(completed);
-    // They run on.
+    // The unfinished tasks go on.
     gate.open();
     assert!(ran_on.recv_timeout(LONG).unwrap() && ran_on.recv_timeout(LONG).unwrap());
 }
 
 #[test]
-fn ac05_no_time_at_all_still_gives_what_is_done() {
+fn ac05_with_a_timeout_of_zero_finished_futures_are_still_yielded() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let futures: Vec<_> = (0..3).map(|i| pool.submit(echo::task(i))).collect();
@@ -289,14 +289,14 @@ fn ac05_no_time_at_all_still_gives_what_is_done() {
 }
 
 #[test]
-fn as_completed_of_nothing_ends_at_once() {
+fn as_completed_of_no_futures_ends_at_once() {
     let _watchdog = watchdog();
     assert!(as_completed(Vec::<TaskFuture<u32>>::new()).next().is_none());
     assert!(block_on(as_completed(Vec::<TaskFuture<u32>>::new()).stream().next()).is_none());
 }
 
 #[test]
-fn dropping_as_completed_keeps_rules_of_the_futures_in_it() {
+fn dropping_as_completed_follows_the_drop_policy_of_each_future() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path()));
@@ -311,10 +311,10 @@ fn dropping_as_completed_keeps_rules_of_the_futures_in_it() {
     assert_eq!(gate.arrivals(), 2);
 }
 
-// ---- streams -------------------------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn as_completed_as_a_stream() {
+async fn as_completed_works_as_a_stream() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let held = pool.submit(hold::task(gate.path()));

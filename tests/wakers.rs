@@ -1,9 +1,12 @@
-//! Wakers that call the library in all that can be done with them: each future of the library lives with those.
+//! Wakers that call the library whenever they are cloned, dropped or woken. Every future of the
+//! library must work with such wakers.
 //!
-//! A waker is its user's code when it is cloned, dropped and woken. A task's may own futures, also of this library, so that
-//! dropping it drops those. Under a lock of ours, or of a library of ours, that would be a deadlock.
+//! A waker runs its user's code when it is cloned, dropped and woken. A task's waker may own
+//! futures, also of this library, so that dropping the waker drops those futures. If the library
+//! did this while holding one of its locks, or a lock in a library it uses, that would be a
+//! deadlock.
 
-#![allow(clippy::disallowed_methods)] // a thread-local without a destructor
+#![allow(clippy::disallowed_methods)] // : a thread-local without a destructor
 
 mod support;
 
@@ -31,16 +34,17 @@ executor::test_support!();
 
 type Subject = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What a waker does: makes such a future, polls it, and drops it.
+/// The state of a waker that makes a future with `make`, polls it and drops it, whenever it is
+/// used.
 struct Reentrant {
     make: Box<dyn Fn() -> Subject + Send + Sync>,
     entered: AtomicUsize,
-    /// How often it was woken, apart from being cloned and dropped.
+    /// How often it was woken. Clones and drops do not count.
     woken: AtomicUsize,
 }
 
 thread_local! {
-    /// What it does makes wakers do no more.
+    /// Set while a waker runs. Wakers used by its own calls do nothing more.
     static ENTERED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -59,7 +63,8 @@ impl Reentrant {
             return;
         }
         let mut other = (self.make)();
-        // Left in it, as a task's is: there is something to be taken back when it is dropped.
+        // This leaves a waker registered, as a task does, so that dropping the future has to remove
+        // it.
         let _ = other.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         drop(other);
         self.entered.fetch_add(1, Ordering::SeqCst);
@@ -67,34 +72,36 @@ impl Reentrant {
     }
 
     fn waker(self: Arc<Self>) -> Waker {
-        // SAFETY: the functions below keep the rules of `RawWaker`: each has its own count, and all of it is `Sync`.
+        // SAFETY: the functions below follow the rules of `RawWaker`: each waker owns one reference
+        // count, and the data is `Sync`.
         unsafe { Waker::from_raw(RawWaker::new(Arc::into_raw(self).cast(), &VTABLE)) }
     }
 
     /// # Safety
-    /// `data` is of a waker that is there for as long as what is returned.
+    /// `data` belongs to a waker that lives as long as the returned value.
     unsafe fn of(data: *const ()) -> ManuallyDrop<Arc<Self>> {
-        // SAFETY: made by `waker` or `clone`; the count stays the waker's.
+        // SAFETY: the pointer was made by `waker` or `clone`. The reference count remains the
+        // waker's.
         ManuallyDrop::new(unsafe { Arc::from_raw(data.cast::<Self>()) })
     }
 }
 
 static VTABLE: RawWakerVTable = RawWakerVTable::new(
     |data| {
-        // SAFETY: of a waker that is cloned.
+        // SAFETY: `data` belongs to the waker that is being cloned.
         let this = unsafe { Reentrant::of(data) };
         this.enter();
         RawWaker::new(Arc::into_raw(Arc::clone(&this)).cast(), &VTABLE)
     },
     |data| {
-        // SAFETY: of a waker that is used up.
+        // SAFETY: `data` belongs to the waker that is being consumed.
         let this = ManuallyDrop::into_inner(unsafe { Reentrant::of(data) });
         this.wake();
     },
-    // SAFETY: of a waker that is there.
+    // SAFETY: `data` belongs to a live waker.
     |data| unsafe { Reentrant::of(data) }.wake(),
     |data| {
-        // SAFETY: of a waker that is dropped.
+        // SAFETY: `data` belongs to the waker that is being dropped.
         let this = ManuallyDrop::into_inner(unsafe { Reentrant::of(data) });
         this.enter();
     },
@@ -104,30 +111,32 @@ fn poll(future: &mut Subject, waker: &Waker) -> Poll<()> {
     future.as_mut().poll(&mut Context::from_waker(waker))
 }
 
-/// Takes futures of one kind through all that can happen to a waker; each step must come back. `finish` makes one of them
-/// ready; more than once, since a future that a waker has made may have been the one.
+/// Takes futures of one kind through everything that can happen to a waker. Each step must return.
+/// `finish` makes one future ready. It is called repeatedly, because a future made by a waker may
+/// have been the one that became ready.
 fn lives_with_reentrant_wakers(
     what: &str,
     make: impl Fn() -> Subject + Clone + Send + Sync + 'static,
     mut finish: impl FnMut(),
 ) {
     let reentrant = Reentrant::new(make.clone());
-    // Of two that differ, each is kept, replaced by the other one, and dropped.
+    // Two different wakers are each stored, replaced by the other one, and dropped.
     let (one, other) = (Arc::clone(&reentrant).waker(), Arc::clone(&reentrant).waker());
     let apart = Reentrant::new(make.clone()).waker();
     let mut future = make();
     for waker in [&one, &apart, &other, Waker::noop(), &one, &one] {
         assert!(poll(&mut future, waker).is_pending(), "{what} is not ready");
     }
-    // Dropped with a waker in it.
+    // Drop the future while it holds a waker.
     drop(future);
     assert!(reentrant.entered.load(Ordering::SeqCst) > 0, "{what}: the waker was not kept");
     reentrant.woken.store(0, Ordering::SeqCst);
-    // One waits beside another one, and they end in the order in which they did not begin.
+    // One future waits beside another one, and the second is dropped first.
     let (mut first, mut second) = (make(), make());
     assert!(poll(&mut first, &one).is_pending() && poll(&mut second, &apart).is_pending(), "{what}");
     drop(second);
-    // Woken, whoever does it; and asked only then, since what is ready for one who asks need not have woken anybody.
+    // Wait until the waker was woken, and poll only then: if a poll already finds the future ready,
+    // no wake-up is needed.
     eventually(&format!("{what} wakes"), || {
         finish();
         reentrant.woken.load(Ordering::SeqCst) > 0
@@ -150,7 +159,7 @@ fn waits(event: Event) -> u32 {
 }
 
 #[test]
-fn events_locks_and_their_kin_live_with_wakers_that_call_the_library() {
+fn futures_of_sync_primitives_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let event = leak(Event::new().unwrap());
     lives_with_reentrant_wakers("an event", || Box::pin(event.wait_async()), || event.set());
@@ -177,7 +186,7 @@ fn events_locks_and_their_kin_live_with_wakers_that_call_the_library() {
         condition.notify_all();
     });
 
-    // One each: a barrier breaks when somebody who waits at it goes away.
+    // One barrier for each future, because a barrier breaks when a waiting party is dropped.
     let barriers: &Mutex<Vec<&Barrier>> = leak(Mutex::default());
     let wait = || -> Subject {
         let barrier = leak(Barrier::new(2).unwrap());
@@ -193,10 +202,10 @@ fn events_locks_and_their_kin_live_with_wakers_that_call_the_library() {
 }
 
 #[test]
-fn queues_live_with_wakers_that_call_the_library() {
+fn futures_of_queues_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let queue = leak(Queue::<u32>::bounded(8).unwrap());
-    // All of it: futures that wakers make take some.
+    // Fill and drain completely, because futures made by wakers take items as well.
     let fill = || while queue.try_put(1).is_ok() {};
     let drain = || while queue.try_get().is_ok() {};
     lives_with_reentrant_wakers("get_async", || Box::pin(async { drop(queue.get_async().await) }), fill);
@@ -231,11 +240,12 @@ fn queues_live_with_wakers_that_call_the_library() {
 }
 
 #[test]
-fn connections_and_listeners_live_with_wakers_that_call_the_library() {
+fn futures_of_connections_and_listeners_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let (ours, theirs) = executor::pipe::<Vec<u8>, u32>().unwrap();
     let ours = leak(ours);
-    // Several: a future that a waker makes takes a message, too, and each poll clones the waker first.
+    // Several messages, because a future made by a waker takes one as well, and each poll clones
+    // the waker first.
     let send = || (0..8).for_each(|_| theirs.send(&1).unwrap());
     lives_with_reentrant_wakers("recv_async", || Box::pin(async { drop(ours.recv_async().await) }), send);
     while ours.try_recv().is_ok() {}
@@ -244,7 +254,7 @@ fn connections_and_listeners_live_with_wakers_that_call_the_library() {
         || Box::pin(async { drop(ours.stream().next().await) }),
         send,
     );
-    // Full: the other end does not read.
+    // The connection is full, because the other end does not read.
     while ours.send_async(&vec![7; 50_000]).now_or_never().is_some() {}
     lives_with_reentrant_wakers(
         "send_async",
@@ -268,14 +278,14 @@ fn connections_and_listeners_live_with_wakers_that_call_the_library() {
 }
 
 #[test]
-fn futures_of_tasks_live_with_wakers_that_call_the_library() {
+fn futures_of_tasks_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let executor = leak(pool(2));
     let event = leak(Event::new().unwrap());
     let submit = || executor.submit(waits::task(event.clone()));
     let set = || {
         event.set();
-        // Those to come wait again.
+        // Futures made from now on wait again.
         executor.submit(waits::task(event.clone())).result().unwrap();
         event.clear();
     };
@@ -308,7 +318,7 @@ fn futures_of_tasks_live_with_wakers_that_call_the_library() {
 }
 
 #[test]
-fn processes_and_pools_live_with_wakers_that_call_the_library() {
+fn futures_of_processes_and_pools_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let event = leak(Event::new().unwrap());
     let child = leak(Process::new(waits::task(event.clone())).start().unwrap());

@@ -1,8 +1,9 @@
-//! Whole programs and what becomes of them: this file plays those that a test harness cannot be. Programs that are
-//! killed, that forget the entry, that fork, that change limits, masks and signals of their process.
+//! Whole programs and what they leave behind. This file plays programs that a test harness cannot
+//! be: programs that are killed, that forget the entry point, that fork, or that change the limits,
+//! masks and signals of their process.
 //!
-//! It has its own `main`. Asked for nothing, it is the tests: each starts this very file again, to play one program,
-//! and looks at what it said and what it left behind.
+//! This file has its own `main`. Without a program in its environment it runs the tests. Each test
+//! starts this file again to play one program, and checks its output and what it left behind.
 
 #[path = "support_b/harness.rs"]
 mod harness;
@@ -29,11 +30,11 @@ use support_b::{
 
 /// Names the program to be played.
 const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
-/// What its workers do instead of being workers.
+/// Names what its workers do instead of being workers.
 const CHILD: &str = "EXECUTOR_TEST_CHILD";
-/// What a program needs to know.
+/// The program's argument.
 const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
-/// Marks a program and all that it starts.
+/// Marks a program and everything that it starts.
 const TAG: &str = "EXECUTOR_TEST_TAG";
 
 macro_rules! list {
@@ -44,38 +45,38 @@ macro_rules! list {
 
 list! { TESTS:
     sd02_a_running_task_is_finished_when_main_returns,
-    sd26_nested_executors_at_exit,
-    sd27_a_refused_thread_is_a_broken_pool,
-    parent_killed_while_workers_compute,
-    parent_killed_while_workers_start,
-    parent_killed_deep_above,
-    a_thousand_pools_leave_nothing,
-    pools_over_ipc_channel_leave_nothing,
-    few_descriptors_many_tasks,
-    a_connection_without_descriptors_leaves_no_zombie,
-    a_child_that_never_connects,
-    a_program_that_forgets_the_entry,
-    a_storm_of_signals,
-    umask_zero,
-    odd_temporary_directories,
-    a_program_that_forks,
-    sigchld_ignored,
-    somebody_else_waits,
-    the_executable_is_gone,
-    standard_input_belongs_to_the_parent,
-    main_above_tokio_main,
-    output_of_workers_is_their_tasks_alone,
-    tasks_that_meet_after_quick_calls_get_their_workers,
-    a_pool_outlives_what_its_starting_workers_are_refused,
+    sd26_pools_kept_in_tasks_end_when_main_returns,
+    sd27_a_pool_that_cannot_start_its_threads_is_broken,
+    workers_that_compute_end_when_their_parent_is_killed,
+    workers_that_start_end_when_their_parent_is_killed,
+    nested_workers_end_when_the_topmost_parent_is_killed,
+    many_pools_leave_no_process_thread_or_descriptor,
+    many_pools_over_ipc_channel_leave_no_file,
+    a_thousand_tasks_run_although_descriptors_run_out,
+    a_connection_that_fails_for_lack_of_descriptors_leaves_no_zombie,
+    a_child_that_does_not_become_a_worker_breaks_the_pool,
+    a_program_that_forgets_the_entry_point_gets_an_error_and_starts_few_children,
+    a_pool_works_during_a_storm_of_signals,
+    with_a_umask_of_zero_nobody_else_can_connect_to_a_worker,
+    a_pool_works_with_unusual_temporary_directories,
+    handles_of_a_pool_are_inert_in_a_fork_of_the_program,
+    a_pool_works_when_sigchld_is_ignored,
+    a_pool_works_when_another_thread_waits_for_any_child,
+    workers_start_after_the_executable_was_removed_or_replaced,
+    workers_and_their_programs_do_not_read_the_parents_input,
+    executor_main_can_be_combined_with_tokio_main,
+    lost_and_panicking_workers_print_nothing,
+    tasks_that_wait_for_each_other_get_workers_after_quick_calls,
+    a_pool_survives_starts_of_workers_that_are_refused,
     a_program_that_drops_its_privileges_keeps_its_pool,
-    a_limit_is_told_also_where_the_signal_is_refused,
-    a_worker_that_the_terminal_stops_is_an_error,
-    a_stopped_worker_keeps_neither_its_limit_nor_the_end_waiting,
-    a_time_limit_of_a_process_is_kept,
-    options_of_an_initializer_and_a_preload_count,
+    a_timeout_is_reported_although_the_worker_cannot_be_signalled,
+    a_worker_stopped_by_its_terminal_is_an_error,
+    a_stopped_worker_delays_neither_its_timeout_nor_a_shutdown,
+    a_process_is_killed_at_its_timeout,
+    options_of_initializers_and_preloads_take_effect,
     an_initializer_that_hangs_breaks_the_pool,
-    a_descriptor_that_is_refused_to_an_initializer_is_a_refused_start,
-    a_library_that_is_opened_before_the_first_pool_breaks_none,
+    a_worker_without_descriptors_for_its_initializer_is_a_refused_start,
+    a_library_opened_before_the_first_pool_does_not_break_it,
 }
 
 list! { PROGRAMS:
@@ -121,7 +122,7 @@ fn main() {
     let Ok(program) = std::env::var(PROGRAM) else {
         harness::run(TESTS);
     };
-    // These see to it themselves, or do not.
+    // These two programs call it themselves, or leave it out.
     if !["forgets_entry", "is_async"].contains(&program.as_str()) {
         executor::init();
     }
@@ -130,7 +131,7 @@ fn main() {
     play();
 }
 
-// ---- the tests' side -----------------------------------------------------------------------------------------------
+// ---- the side of the tests ----------------------------------------------------------------------
 
 /// A program to be played.
 struct Play {
@@ -161,7 +162,8 @@ impl Play {
         self.env(ARGUMENT, argument)
     }
 
-    /// Plays it to its end. It succeeds and leaves no process behind.
+    /// Plays the program to its end. Asserts that it succeeds, prints nothing to stderr and leaves
+    /// no process behind. Returns its output.
     #[track_caller]
     fn play_out(self) -> String {
         let _watchdog = watchdog();
@@ -174,7 +176,7 @@ impl Play {
         stdout.into_owned()
     }
 
-    /// Starts it and waits until it has said its first line.
+    /// Starts the program and waits until it has printed its first line.
     fn until_it_speaks(mut self) -> (Child, BufReader<std::process::ChildStdout>, String) {
         let mut child = self.command.stderr(Stdio::inherit()).spawn().expect("it starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
@@ -185,7 +187,8 @@ impl Play {
     }
 }
 
-/// One second is promised; a busy machine gets a minute. Without the promise it would be for ever.
+/// Asserts that no process with this tag is left. They are promised to end within a second, and a
+/// busy machine gets a minute. Without the promise they would never end.
 #[track_caller]
 fn assert_nothing_left(tag: &str) {
     let deadline = Instant::now() + LONG;
@@ -212,7 +215,7 @@ fn ready() {
     println!("ready");
 }
 
-// ---- main returns --------------------------------------------------------------------------------------------------
+// ---- main returns -------------------------------------------------------------------------------
 
 fn sd02_a_running_task_is_finished_when_main_returns() {
     let _watchdog = watchdog();
@@ -247,7 +250,7 @@ fn prints_at_exit() {
     println!("main returns");
 }
 
-fn sd26_nested_executors_at_exit() {
+fn sd26_pools_kept_in_tasks_end_when_main_returns() {
     play("nests_at_exit").play_out();
 }
 
@@ -264,7 +267,7 @@ fn use_a_kept_pool(value: u64) -> u64 {
     })
 }
 
-/// Keeps a pool in a static, which nobody drops.
+/// Keeps a pool in a static, which is never dropped.
 #[task]
 fn use_a_static_pool(value: u64) -> u64 {
     static POOL: std::sync::OnceLock<ProcessPoolExecutor> = std::sync::OnceLock::new();
@@ -282,13 +285,13 @@ fn nests_at_exit() {
             [0, 1, 2, 3]
         );
     }
-    // Neither pool is shut down, and main returns.
+    // Neither pool is shut down before main returns.
 }
 
-fn sd27_a_refused_thread_is_a_broken_pool() {
+fn sd27_a_pool_that_cannot_start_its_threads_is_broken() {
     let mut broken = 0;
-    // Room for none, one, two, three … of the threads that an executor needs, and always a gibibyte for the
-    // allocator: threads have stacks of two.
+    // Enough address space for none, one, two, three or more of the threads that an executor needs,
+    // and always a gibibyte for the allocator. Each thread has a stack of two gibibytes.
     for room_gib in [1, 3, 5, 7, 20] {
         let said = play("is_refused_threads")
             .env("RUST_MIN_STACK", (2_u64 << 30).to_string())
@@ -326,7 +329,7 @@ fn is_refused_threads() {
     assert_eq!(children(), []);
 }
 
-// ---- the parent is killed ------------------------------------------------------------------------------------------
+// ---- the parent is killed -----------------------------------------------------------------------
 
 /// Starts a program and waits for it.
 #[task]
@@ -336,11 +339,11 @@ fn start_program(gate: &Path) {
     sleep.wait().expect("it was started");
 }
 
-fn parent_killed_while_workers_compute() {
+fn workers_that_compute_end_when_their_parent_is_killed() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("computes").argument(gate.path()).until_it_speaks();
-    // What is just being started has no environment yet.
+    // A process that is just being started has no environment yet.
     eventually("a program, two workers, and what one of them has started", || tagged(&tag).len() == 4);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -358,7 +361,7 @@ fn computes() {
     }
 }
 
-fn parent_killed_while_workers_start() {
+fn workers_that_start_end_when_their_parent_is_killed() {
     let _watchdog = watchdog();
     for started in 2..10 {
         let mut play = play("starts_many");
@@ -372,7 +375,8 @@ fn parent_killed_while_workers_start() {
 
 fn starts_many() {
     let gate = Gate::new();
-    // Killed, it could not remove the gate's directory; nobody comes to it.
+    // A killed process could not remove the gate's directory, so the gate is dropped here. No task
+    // opens this path.
     let path = gate.file("no-such-gate");
     drop(gate);
     let pool = pool(12);
@@ -382,7 +386,7 @@ fn starts_many() {
     }
 }
 
-/// Waits until there is such a file.
+/// Waits until this file exists.
 #[task]
 fn wait_for_file(path: &Path) {
     while !path.exists() {
@@ -390,7 +394,7 @@ fn wait_for_file(path: &Path) {
     }
 }
 
-fn parent_killed_deep_above() {
+fn nested_workers_end_when_the_topmost_parent_is_killed() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("nests_and_computes").argument(gate.path()).until_it_speaks();
@@ -423,14 +427,15 @@ fn pool_kept() -> &'static ProcessPoolExecutor {
     Box::leak(Box::new(pool(1)))
 }
 
-// ---- nothing is left behind ----------------------------------------------------------------------------------------
+// ---- nothing is left behind ---------------------------------------------------------------------
 
-fn a_thousand_pools_leave_nothing() {
+fn many_pools_leave_no_process_thread_or_descriptor() {
     play("makes_pools").play_out();
 }
 
-/// The only transport that has files leaves none, at whatever moment its workers die.
-fn pools_over_ipc_channel_leave_nothing() {
+/// ipc-channel is the only transport with files. It must leave none, at whatever moment its workers
+/// die.
+fn many_pools_over_ipc_channel_leave_no_file() {
     let dir = tempfile::tempdir().unwrap();
     play("makes_pools").env("TMPDIR", dir.path()).env("EXECUTOR_TRANSPORT", "ipc").play_out();
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -457,7 +462,7 @@ fn makes_pools() {
                 pool.kill_workers();
                 return;
             }
-            // At any moment of its start.
+            // The pool is killed at any moment of its start.
             _ => return pool.kill_workers(),
         }
         futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
@@ -473,17 +478,17 @@ fn makes_pools() {
     assert_eq!(descriptors(), before, "after {} pools: {:?}", rounds(), support_b::descriptor_names());
 }
 
-/// How many descriptors are open, without needing one to find out.
+/// Returns how many descriptors are open, without needing one to find out.
 fn open_below(limit: i32) -> usize {
-    // SAFETY: asks only.
+    // SAFETY: only asks for a flag.
     (0..limit).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } != -1).count()
 }
 
-fn few_descriptors_many_tasks() {
+fn a_thousand_tasks_run_although_descriptors_run_out() {
     play("has_few_descriptors").play_out();
 }
 
-/// Waits until there is no such file: to remove one takes no descriptor.
+/// Waits until this file no longer exists. Removing a file needs no descriptor.
 #[task]
 fn wait_while_file(path: &Path) -> u64 {
     while path.exists() {
@@ -501,7 +506,7 @@ fn has_few_descriptors() {
     File::create(&file).unwrap();
     let pool = pool(150);
     let futures: Vec<_> = (0..1000).map(|_| pool.submit(wait_while_file::task(&file))).collect();
-    // A hundred and fifty workers need more than there are.
+    // A hundred and fifty workers need more descriptors than the limit allows.
     eventually("descriptors run out", || open_below(256) >= 240);
     fs::remove_file(&file).unwrap();
     assert_eq!(futures.into_iter().map(|future| future.result().unwrap()).sum::<u64>(), 1000);
@@ -511,19 +516,20 @@ fn has_few_descriptors() {
     assert_eq!(open_below(256), before, "{:?}", support_b::descriptor_names());
 }
 
-fn a_connection_without_descriptors_leaves_no_zombie() {
+fn a_connection_that_fails_for_lack_of_descriptors_leaves_no_zombie() {
     play("cannot_connect").play_out();
 }
 
-/// Descriptors run out between a worker's start and its connection.
+/// Lets descriptors run out between a worker's start and its connection.
 fn cannot_connect() {
     let mut broken = 0;
     let before = open_below(1024);
-    // Over ipc-channel a worker needs more for itself; with less it cannot even say so.
+    // With ipc-channel a worker needs more descriptors for itself. With fewer it cannot even report
+    // the failure.
     let least = if std::env::var("EXECUTOR_TRANSPORT").is_ok_and(|name| name == "ipc") { 4 } else { 1 };
     for spare in least..least + 20 {
         let pool = pool(1);
-        // The descriptors of the pool itself, so that only those of the worker are missing.
+        // The pool has been made, so that only descriptors for the worker are missing.
         let future = {
             let limit = getrlimit(Resource::Nofile);
             setrlimit(Resource::Nofile, Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit })
@@ -546,7 +552,7 @@ fn cannot_connect() {
     assert!((1..20).contains(&broken), "{broken}: for some there were too few, for others enough");
 }
 
-// ---- children that are no workers ----------------------------------------------------------------------------------
+// ---- children that are not workers --------------------------------------------------------------
 
 fn play_child(child: &str) {
     match child {
@@ -573,7 +579,7 @@ fn play_child(child: &str) {
     }
 }
 
-fn a_child_that_never_connects() {
+fn a_child_that_does_not_become_a_worker_breaks_the_pool() {
     for child in ["sleeps", "closes", "stops", "babbles", "exits"] {
         play("has_mute_children").argument(child).play_out();
     }
@@ -581,7 +587,8 @@ fn a_child_that_never_connects() {
 
 fn has_mute_children() {
     let child = argument();
-    // Whoever has something to say has the time for it, and is not taken for one that says nothing.
+    // A child that reports something gets enough time, so that it is not mistaken for one that
+    // reports nothing.
     let speaks = matches!(child.as_str(), "exits" | "babbles");
     let limit = if speaks { LONG } else { Duration::from_millis(300) };
     let pool = ProcessPoolExecutor::builder()
@@ -610,7 +617,7 @@ fn has_mute_children() {
     assert_eq!(children(), []);
 }
 
-fn a_program_that_forgets_the_entry() {
+fn a_program_that_forgets_the_entry_point_gets_an_error_and_starts_few_children() {
     let dir = tempfile::tempdir().unwrap();
     let said = play("forgets_entry").argument(dir.path()).play_out();
     assert!(said.contains("#[executor::main]") && said.contains("executor::init()"), "{said}");
@@ -628,7 +635,8 @@ fn a_program_that_forgets_the_entry() {
     }
 }
 
-/// Leaves a note for each process; in a child it meets the executor as the program of a user would.
+/// Leaves a note for each process. A child runs this as well, as it would in a user's program
+/// without the entry point.
 fn forgets_entry() {
     let dir = PathBuf::from(argument());
     let note = match std::env::args().nth(1) {
@@ -652,7 +660,7 @@ fn forgets_entry() {
     }
 }
 
-// ---- signals, masks, directories -----------------------------------------------------------------------------------
+// ---- signals, masks, directories ----------------------------------------------------------------
 
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
@@ -660,9 +668,9 @@ extern "C" fn count_signal(_: libc::c_int) {
     SIGNALS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// From now on each blocking call of this process is interrupted a thousand times a second.
+/// From now on, interrupts each blocking call of this process a thousand times a second.
 fn start_storm() {
-    // SAFETY: an all-zero `sigaction` is a valid one; the handler adds to an atomic.
+    // SAFETY: an all-zero `sigaction` is valid, and the handler only adds to an atomic.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = count_signal as extern "C" fn(libc::c_int) as usize;
@@ -673,7 +681,7 @@ fn start_storm() {
     }
 }
 
-fn a_storm_of_signals() {
+fn a_pool_works_during_a_storm_of_signals() {
     play("is_in_a_storm").play_out();
 }
 
@@ -718,9 +726,9 @@ fn is_in_a_storm() {
     assert!(SIGNALS.load(Ordering::Relaxed) > 100, "there was a storm");
 }
 
-fn umask_zero() {
+fn with_a_umask_of_zero_nobody_else_can_connect_to_a_worker() {
     let dir = tempfile::tempdir().unwrap();
-    // Only ipc-channel has anything in the file system.
+    // Only ipc-channel uses the file system.
     let play = play("has_no_umask").env("TMPDIR", dir.path()).env("EXECUTOR_TRANSPORT", "ipc");
     play.argument(dir.path()).play_out();
 }
@@ -735,7 +743,8 @@ fn has_no_umask() {
     rustix::process::umask(rustix::fs::Mode::empty());
     let (seen, over) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        // Workers listen below this directory, for a moment each: it is looked at without a pause.
+        // A worker listens below this directory only for a moment, so the directory is read without
+        // a pause.
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 for entry in fs::read_dir(&dir).unwrap().filter_map(Result::ok) {
@@ -755,14 +764,14 @@ fn has_no_umask() {
         });
         over.store(true, Ordering::Relaxed);
     });
-    // For tasks the mask is what it was.
+    // Tasks still run with the original mask.
     let file = dir.join("made-by-a-task");
     pool(1).submit(make_file::task(&file)).result().unwrap();
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o666);
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "no socket is left");
 }
 
-fn odd_temporary_directories() {
+fn a_pool_works_with_unusual_temporary_directories() {
     let dir = tempfile::tempdir().unwrap();
     let long = dir.path().join("x".repeat(200));
     fs::create_dir(&long).unwrap();
@@ -788,9 +797,9 @@ fn works() {
     assert_eq!(pool.submit(variable::task("TMPDIR")).result().unwrap(), Some(argument()));
 }
 
-// ---- fork, SIGCHLD, waits ------------------------------------------------------------------------------------------
+// ---- fork, SIGCHLD, waits -----------------------------------------------------------------------
 
-fn a_program_that_forks() {
+fn handles_of_a_pool_are_inert_in_a_fork_of_the_program() {
     play("forks").play_out();
 }
 
@@ -804,7 +813,8 @@ fn forks() {
     let called: &'static AtomicBool = Box::leak(Box::new(called));
     moved.add_done_callback(move |_| called.store(true, Ordering::Relaxed));
     gate.wait_for(2);
-    // SAFETY: the child uses what this test is about, and memory; glibc's allocator survives a fork.
+    // SAFETY: the child uses only memory and the handles that this test is about, and glibc's
+    // allocator survives a fork.
     match unsafe { libc::fork() } {
         0 => {
             let inert = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -823,7 +833,7 @@ fn forks() {
                 pool.shutdown(true);
                 drop(pool);
                 drop(other);
-                // A new one is this process's own.
+                // A new pool belongs to this process, so it works.
                 let own = support_b::pool(1);
                 assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
                 own.shutdown(true);
@@ -835,10 +845,10 @@ fn forks() {
         child => {
             assert!(child > 0);
             let mut status = 0;
-            // SAFETY: our child; the out-pointer is valid.
+            // SAFETY: `child` is our child, and the out-pointer is valid.
             assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
             assert_eq!(status, 0, "the child's handles were inert");
-            // Here everything goes on.
+            // In the parent everything goes on.
             assert!(!future.done() && !called.load(Ordering::Relaxed));
             assert_eq!(pool.worker_pids().len(), 2);
             gate.open();
@@ -851,12 +861,12 @@ fn forks() {
     }
 }
 
-fn sigchld_ignored() {
+fn a_pool_works_when_sigchld_is_ignored() {
     play("ignores_sigchld").play_out();
 }
 
 fn ignores_sigchld() {
-    // SAFETY: ignores a signal; no handler of ours is involved.
+    // SAFETY: only ignores a signal; no handler of ours is involved.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     let gate = Gate::new();
     let pool = pool(2);
@@ -873,14 +883,14 @@ fn ignores_sigchld() {
     eventually("all are gone", || children().is_empty());
 }
 
-fn somebody_else_waits() {
+fn a_pool_works_when_another_thread_waits_for_any_child() {
     play("waits_for_any_child").play_out();
 }
 
 fn waits_for_any_child() {
     thread::spawn(|| {
         loop {
-            // SAFETY: waits for any child, as other libraries do; no out-pointer is given.
+            // SAFETY: waits for any child, as other libraries do. No out-pointer is passed.
             if unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } == -1 {
                 thread::yield_now();
             }
@@ -896,9 +906,9 @@ fn waits_for_any_child() {
     }
 }
 
-// ---- file, input, runtime ------------------------------------------------------------------------------------------
+// ---- file, input, runtime -----------------------------------------------------------------------
 
-fn the_executable_is_gone() {
+fn workers_start_after_the_executable_was_removed_or_replaced() {
     let _watchdog = watchdog();
     for replaced in [false, true] {
         let dir = tempfile::tempdir().unwrap();
@@ -931,7 +941,7 @@ fn outlives_its_file() {
     println!("a new worker");
 }
 
-fn standard_input_belongs_to_the_parent() {
+fn workers_and_their_programs_do_not_read_the_parents_input() {
     let _watchdog = watchdog();
     let mut play = play("reads_its_input");
     play.command.stdin(Stdio::piped());
@@ -961,7 +971,7 @@ fn reads_its_input() {
     println!("the parent reads {input:?}");
 }
 
-fn main_above_tokio_main() {
+fn executor_main_can_be_combined_with_tokio_main() {
     assert_eq!(play("is_async").play_out(), "42 true\n");
 }
 
@@ -979,8 +989,8 @@ async fn is_async() {
     pool.shutdown_async().await;
 }
 
-fn output_of_workers_is_their_tasks_alone() {
-    // `play_out` wants stderr to be empty.
+fn lost_and_panicking_workers_print_nothing() {
+    // `play_out` asserts that stderr is empty.
     assert_eq!(play("is_quiet").play_out(), "");
 }
 
@@ -1000,9 +1010,9 @@ fn is_quiet() {
     future.result().unwrap();
 }
 
-// ---- workers that are missing ------------------------------------------------------------------------------------------
+// ---- missing workers ----------------------------------------------------------------------------
 
-fn tasks_that_meet_after_quick_calls_get_their_workers() {
+fn tasks_that_wait_for_each_other_get_workers_after_quick_calls() {
     play("meets_after_quick_calls").play_out();
 }
 
@@ -1014,7 +1024,7 @@ fn meet(barrier: Option<executor::Barrier>) -> bool {
 fn meets_after_quick_calls() {
     for round in 0..20 {
         let pool = pool(3);
-        // Now the pool knows: it is quick.
+        // After these calls the pool knows that the function is quick.
         for _ in 0..20 {
             pool.submit(meet::task(None)).result().unwrap();
         }
@@ -1025,7 +1035,7 @@ fn meets_after_quick_calls() {
     }
 }
 
-/// Whether this user may become another one; says so if not.
+/// Returns whether this user may become another user, and prints a message if not.
 fn may_become_another_user() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -1034,17 +1044,19 @@ fn may_become_another_user() -> bool {
     root
 }
 
-/// In a program of its own: this user from here on, with no way back.
+/// Makes this process belong to another user, with no way back. Called only in programs of their
+/// own.
 fn become_user(number: u32) {
-    // SAFETY: changes who this process is; it has one thread that does anything.
+    // SAFETY: only changes the ids of this process, in which a single thread uses them.
     assert!(unsafe { libc::setgid(number) == 0 && libc::setuid(number) == 0 });
 }
 
-fn a_pool_outlives_what_its_starting_workers_are_refused() {
+fn a_pool_survives_starts_of_workers_that_are_refused() {
     if !may_become_another_user() {
         return;
     }
-    // With some of them the process of a second worker is there, and not the threads that it needs.
+    // With some of these limits, the process of a second worker can be started, but not the threads
+    // that it needs.
     for processes in 7..=14 {
         play("may_have_few_processes").argument(processes.to_string()).play_out();
     }
@@ -1053,14 +1065,14 @@ fn a_pool_outlives_what_its_starting_workers_are_refused() {
 fn may_have_few_processes() {
     let processes = argument().parse().unwrap();
     setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) }).unwrap();
-    // Nobody else's processes count.
+    // Become a user that has no other processes, because those would count as well.
     become_user(support_b::user_of_its_own());
     let gate = Gate::new();
     let pool = pool(4);
     let long = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
     let next: Vec<_> = (0..3).map(|_| pool.submit(pid::task())).collect();
-    // Time in which others can be started, or refused some times.
+    // Time in which more workers can be started, or be refused several times.
     let (done, waiting) = wait(next, ReturnWhen::AllCompleted, Some(Duration::from_millis(300)));
     gate.open();
     long.result().unwrap();
@@ -1095,9 +1107,10 @@ fn drops_its_privileges() {
     }
 }
 
-fn a_limit_is_told_also_where_the_signal_is_refused() {
+fn a_timeout_is_reported_although_the_worker_cannot_be_signalled() {
     if may_become_another_user() {
-        // Of a machine that is busy some answers are late. Of a pool that waits for who cannot be signalled all are.
+        // On a busy machine some answers are late. If the pool waited for a worker that it cannot
+        // signal, all answers would be late.
         let quick = (0..5).any(|_| play("may_not_signal_its_worker").play_out() == "quick\n");
         assert!(quick, "it takes as long as to give up a worker that was signalled and does not end");
     }
@@ -1113,20 +1126,20 @@ fn may_not_signal_its_worker() {
         Ok(Err(TaskError::TimedOut { .. })) => {}
         other => panic!("{other:?}"),
     }
-    // Far less than it would take to give up a worker that was signalled and does not end.
+    // Far less than the time after which a worker that was signalled but does not end is given up.
     println!("{}", if begun.elapsed() < Duration::from_secs(4) { "quick" } else { "late" });
 }
 
-// ---- workers that are stopped ------------------------------------------------------------------------------------------
+// ---- stopped workers ----------------------------------------------------------------------------
 
-fn a_worker_that_the_terminal_stops_is_an_error() {
+fn a_worker_stopped_by_its_terminal_is_an_error() {
     play("stops_by_its_terminal").play_out();
 }
 
-/// As a task that unblocks the signal and then writes to a terminal after `stty tostop`.
+/// Does what a task does that unblocks SIGTTOU and then writes to a terminal after `stty tostop`.
 #[task]
 fn stop_as_a_terminal_does() {
-    // SAFETY: a fresh set with one signal, for this thread only; then the signal for it.
+    // SAFETY: makes a new set with one signal and unblocks it for this thread only, then raises it.
     unsafe {
         let mut set = std::mem::MaybeUninit::uninit();
         libc::sigemptyset(set.as_mut_ptr());
@@ -1138,15 +1151,15 @@ fn stop_as_a_terminal_does() {
 
 fn stops_by_its_terminal() {
     let pool = pool(1);
-    // Without a time limit.
+    // The task has no timeout.
     let error = pool.submit(stop_as_a_terminal_does::task()).result().unwrap_err();
     assert!(error.is_worker_lost(), "{error:?}");
     assert!(error.to_string().contains("SIGTTOU"), "{error}");
-    // And another worker goes on.
+    // Another worker goes on.
     pool.submit(pid::task()).result().unwrap();
 }
 
-fn a_stopped_worker_keeps_neither_its_limit_nor_the_end_waiting() {
+fn a_stopped_worker_delays_neither_its_timeout_nor_a_shutdown() {
     play("has_its_worker_stopped").play_out();
 }
 
@@ -1157,14 +1170,14 @@ fn has_its_worker_stopped() {
         support_b::stop(worker);
         worker
     };
-    // The worker has to be stopped before its limit ends it.
+    // The worker has to be stopped before its timeout ends it.
     with_a_limit_long_enough("it is stopped within its limit", |limit| {
         let gate = Gate::new();
         let limited = pool.submit(hold::task(gate.path()).timeout(limit));
         eventually("it is at the gate, or was too slow", || !gate.arrivals().is_empty() || limited.done());
         let worker = *gate.arrivals().first()?;
         let pid = rustix::process::Pid::from_raw(worker.cast_signed()).unwrap();
-        // It may be gone.
+        // The process may be gone already.
         let _ = rustix::process::kill_process(pid, Signal::STOP);
         let mut stopped = false;
         eventually("it is stopped, or was too slow", || {
@@ -1179,13 +1192,14 @@ fn has_its_worker_stopped() {
     let held = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
     let worker = stop();
-    // Who goes on soon enough has lost nothing.
+    // A worker that is continued soon enough loses nothing.
     signal(worker, Signal::CONT);
     let behind = pool.submit(pid::task());
     gate.open();
     assert_eq!((held.result().unwrap(), behind.result().unwrap()), (worker, worker));
 
-    // One that is stopped while it has nothing to do takes up the place of a worker that could run what comes.
+    // A worker that is stopped while idle does not keep the next task from running: another worker
+    // runs it.
     let idle = stop();
     assert_ne!(pool.submit(pid::task()).result().unwrap(), idle);
 
@@ -1198,9 +1212,9 @@ fn has_its_worker_stopped() {
     assert!(error.is_worker_lost() && error.to_string().contains("stopped by signal 19"), "{error}");
 }
 
-// ---- limits and names that are not a pool's --------------------------------------------------------------------------
+// ---- options outside of a pool's tasks ----------------------------------------------------------
 
-fn a_time_limit_of_a_process_is_kept() {
+fn a_process_is_killed_at_its_timeout() {
     play("limits_a_process").play_out();
 }
 
@@ -1217,16 +1231,16 @@ fn limits_a_process() {
     assert_eq!(child.name(), "the hanging one");
     let error = child.join().unwrap_err();
     assert!(error.is_timeout() && error.to_string().contains("the hanging one"), "{error}");
-    // One that ends in time is not touched.
+    // A process that ends in time is unaffected.
     let child = executor::Process::new(pid::task().timeout(Duration::from_secs(60))).start().unwrap();
     child.join().unwrap();
 }
 
-fn options_of_an_initializer_and_a_preload_count() {
+fn options_of_initializers_and_preloads_take_effect() {
     play("has_options_elsewhere").play_out();
 }
 
-fn a_library_that_is_opened_before_the_first_pool_breaks_none() {
+fn a_library_opened_before_the_first_pool_does_not_break_it() {
     play("opens_a_library").play_out();
 }
 
@@ -1240,7 +1254,8 @@ fn opens_a_library() {
     let opened = Box::leak(Box::new(opened));
     note(opened);
     assert_eq!(opened.id(), None, "workers begin without it");
-    // Otherwise workers have another list of tasks than this process, and are taken for another program's.
+    // If this failed, the workers would have another list of tasks than this process, and would be
+    // taken for workers of another program.
     pool(1).submit(pid::task()).result().unwrap();
 }
 
@@ -1269,10 +1284,10 @@ fn has_options_elsewhere() {
     assert!(error.contains("to preload") && error.contains("time limit"), "{error}");
 }
 
-/// Names the file that says how many descriptors a worker may have, if it is there.
+/// Names the file that says how many descriptors a worker may have, if the file exists.
 const FILES: &str = "EXECUTOR_TEST_FILES";
 
-/// Before the entry: in a worker that is about to take up its work.
+/// Sets the limit in a worker that is about to start. Called before the entry point.
 fn take_limit() {
     let Some(file) = std::env::var_os(FILES) else { return };
     let Ok(files) = fs::read_to_string(&file) else { return };
@@ -1281,7 +1296,7 @@ fn take_limit() {
     fs::write(Path::new(&file).with_extension(std::process::id().to_string()), "").unwrap();
 }
 
-fn a_descriptor_that_is_refused_to_an_initializer_is_a_refused_start() {
+fn a_worker_without_descriptors_for_its_initializer_is_a_refused_start() {
     play("has_no_room_for_what_its_initializer_needs").play_out();
 }
 
@@ -1301,7 +1316,7 @@ fn has_no_room_for_what_its_initializer_needs() {
     let pool = builder(2).build().unwrap();
     let first = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
-    // Enough to come up, and not for all that comes then.
+    // Enough descriptors to start, but not for everything that arrives afterwards.
     fs::write(&file, "64").unwrap();
     let second = pool.submit(hold::task(gate.path()));
     let refused = || {
@@ -1312,10 +1327,10 @@ fn has_no_room_for_what_its_initializer_needs() {
     let refused = refused().unwrap();
     eventually("and ends", || !support_b::runs(refused));
     gate.open();
-    // One works, so the pool does.
+    // One worker works, so the pool does too.
     assert_eq!(first.result().unwrap(), second.result().unwrap());
     assert!(pool.broken().is_none());
-    // Where nobody works, it is told what was refused.
+    // If no worker works, the error says what was refused.
     match builder(1).build().unwrap().submit(pid::task()).result() {
         Err(TaskError::Broken(BrokenCause::Initializer(error))) => {
             assert!(error.is_refused() && error.to_string().contains("descriptors"), "{error}");
@@ -1330,7 +1345,8 @@ fn an_initializer_that_hangs_breaks_the_pool() {
 
 fn waits_for_an_initializer() {
     let builder = || ProcessPoolExecutor::builder().max_workers(2).initializer(hangs::task());
-    // The limit of a start is also that of the worker that comes up, which has to keep it.
+    // With `start_timeout`, the timeout also applies to the start of the worker, which has to
+    // finish within it.
     let too_slow = |error: &TaskError| matches!(error, TaskError::Broken(BrokenCause::Start(_)));
     for of_the_start in [true, false] {
         with_a_limit_long_enough("a worker comes up", |limit| {
@@ -1352,7 +1368,7 @@ fn waits_for_an_initializer() {
             }
         });
     }
-    // One that takes longer than a start may, and is allowed to.
+    // An initializer with a timeout of its own may take longer than a start.
     with_a_limit_long_enough("a worker comes up", |limit| {
         let gate = Gate::new();
         let pool = ProcessPoolExecutor::builder()
@@ -1369,7 +1385,7 @@ fn waits_for_an_initializer() {
             assert!(too_slow(&waiting.result().unwrap_err()));
             return None;
         }
-        // Not to find an order: time in which it would be ended.
+        // This sleep does not enforce an order: it is time in which the initializer would be ended.
         thread::sleep(limit + Duration::from_secs(1));
         gate.open();
         waiting.result().unwrap();

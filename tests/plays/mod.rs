@@ -1,9 +1,11 @@
-//! Programs with a `main` of their own, played by the test binary itself: it starts its own file again, with the name of a
-//! program in its environment, and looks at what that says and leaves behind.
+//! Programs with a `main` of their own, played by the test binary itself. The binary starts its own
+//! file again with the name of a program in its environment, and checks the program's output and
+//! what it leaves behind.
 //!
-//! A program has one thread (so it may fork) and its own alarm clock: what hangs is ended by `SIGALRM`.
+//! A program has one thread, so that it may fork, and an alarm, so that `SIGALRM` ends it if it
+//! hangs.
 
-#![allow(dead_code, unreachable_pub)] // each test crate uses a part
+#![allow(dead_code, unreachable_pub)] // : each test crate uses only a part
 
 use std::{
     io::{BufRead, BufReader},
@@ -23,28 +25,29 @@ use crate::support_b::{LONG, signal, tagged, watchdog};
 
 /// Names the program to be played.
 const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
-/// What it needs to know.
+/// The program's argument.
 const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
-/// Marks a program and all that it starts.
+/// Marks a program and everything that it starts.
 const TAG: &str = "EXECUTOR_TEST_TAG";
 
-/// Functions by their names.
+/// Defines a list of functions with their names.
 macro_rules! list {
     ($list:ident: $($name:ident,)*) => {
         const $list: &[(&str, fn())] = &[$((stringify!($name), $name),)*];
     };
 }
 
-/// The `main` of such a test binary.
+/// The `main` of a test binary that plays programs.
 pub fn main(tests: &[(&str, fn())], programs: &[(&str, fn())]) {
-    // Whoever started these tests in the background of a shell script had it ignored, and so had all that they start.
+    // A shell script that starts these tests in the background makes them ignore SIGINT, and every
+    // process that they start inherits that.
     // SAFETY: restores the default action.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let Ok(program) = std::env::var(PROGRAM) else {
         harness::run(tests);
     };
     executor::init();
-    // SAFETY: sets an alarm.
+    // SAFETY: only sets an alarm.
     unsafe { libc::alarm(7 * LONG.as_secs() as u32) };
     let (_, play) = programs.iter().find(|(name, _)| *name == program).expect("there is such a program");
     play();
@@ -71,7 +74,8 @@ impl Play {
         self
     }
 
-    /// Plays it to its end. It complains of nothing and leaves no process behind: how it ended, what it said.
+    /// Plays the program to its end. Asserts that it ends as expected, prints nothing to stderr and
+    /// leaves no process behind. Returns its output.
     #[track_caller]
     pub fn play_out_to(self, expected: impl Fn(ExitStatus) -> bool) -> String {
         let _watchdog = watchdog();
@@ -84,13 +88,13 @@ impl Play {
         stdout.into_owned()
     }
 
-    /// As [`play_out_to`](Self::play_out_to), with success.
+    /// Like [`play_out_to`](Self::play_out_to), for a program that succeeds.
     #[track_caller]
     pub fn play_out(self) -> String {
         self.play_out_to(|status| status.success())
     }
 
-    /// Starts it and waits until it has said its first line.
+    /// Starts the program and waits until it has printed its first line.
     #[track_caller]
     pub fn until_it_speaks(mut self) -> (Child, BufReader<ChildStdout>, String) {
         let mut child = self.command.stderr(Stdio::inherit()).spawn().expect("it starts");
@@ -102,7 +106,8 @@ impl Play {
     }
 }
 
-/// One second is promised; a busy machine gets a minute. Without the promise it would be for ever.
+/// Asserts that no process with this tag is left. They are promised to end within a second, and a
+/// busy machine gets a minute. Without the promise they would never end.
 #[track_caller]
 pub fn assert_nothing_left(tag: &str) {
     let deadline = Instant::now() + LONG;
@@ -132,20 +137,20 @@ pub fn ready() {
 /// All start methods.
 pub const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
 
-/// The one that this program was told to use.
+/// Returns the start method that this program was told to use.
 pub fn method() -> StartMethod {
     let name = argument();
     METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method")
 }
 
-/// Plays a program with each of them; it has to end by saying [`fine`].
+/// Plays a program with each start method. The program has to end by calling [`fine`].
 pub fn with_each(program: &str) {
     for method in METHODS {
         assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
     }
 }
 
-/// The last word of a program whose assertions have held.
+/// The last line of a program whose assertions have held.
 pub fn fine() {
     println!("fine");
 }

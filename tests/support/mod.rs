@@ -1,10 +1,11 @@
-//! What the integration tests share: gates that hold tasks until the test lets them go, notes that tasks leave behind,
-//! and deadlines, so that what hangs fails.
+//! Shared parts of the integration tests: gates that hold tasks until the test opens them, notes
+//! that tasks leave behind, and deadlines, so that a test that hangs fails.
 //!
-//! Nothing here measures time to find an order. A test that needs "the task runs now" waits until the task says so.
+//! Nothing here uses time to enforce an order. A test that needs "the task runs now" waits until
+//! the task says so.
 
-#![allow(dead_code, unreachable_pub)] // each test crate uses a part
-#![allow(clippy::print_stderr)] // the last words of a test that hangs
+#![allow(dead_code, unreachable_pub)] // : each test crate uses only a part
+#![allow(clippy::print_stderr)] // : the last message of a test that hangs
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -21,15 +22,15 @@ use std::{
 use executor::{ProcessPoolExecutor, task};
 use tempfile::TempDir;
 
-/// Long after anything here should have happened, also on a busy machine. It ends tests that hang and nothing else.
+/// Long enough for anything here, also on a busy machine. This limit only ends tests that hang.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// A pool of this many workers.
+/// Returns a pool with this many workers.
 pub fn pool(workers: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).build().expect("the options make sense")
 }
 
-/// Waits until `condition` holds; fails if that takes too long.
+/// Waits until `condition` holds, and fails if that takes too long.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
@@ -45,8 +46,8 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("the process is there");
 }
 
-/// Stops a process: when this returns all its threads stand still. `kill` alone returns before its effect, and the first thread
-/// stops before others.
+/// Stops a process. All its threads are stopped when this returns. `kill` alone returns before the
+/// signal takes effect, and some threads stop before others.
 #[track_caller]
 pub fn stop(pid: u32) {
     signal(pid, rustix::process::Signal::STOP);
@@ -57,39 +58,41 @@ pub fn stop(pid: u32) {
     });
 }
 
-/// The letter of a process's state, if there is such a process.
+/// Returns the letter of a process's state, if there is such a process.
 pub fn state(pid: u32) -> Option<char> {
     state_in(Path::new(&format!("/proc/{pid}")))
 }
 
-/// As [`state`], of what this folder of the system tells of: a process or a thread.
+/// Like [`state`], for the folder of a process or a thread in `/proc`.
 fn state_in(folder: &Path) -> Option<char> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
-    // The name stands in brackets and may itself contain some.
+    // The name is in parentheses, and may contain parentheses itself.
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// A user for whom nobody else is at work: another one in each process, and one that a container knows as well.
+/// Returns a user id without other processes. It differs from process to process, and it is valid
+/// in a container as well.
 pub fn user_of_its_own() -> u32 {
     10_000 + std::process::id() % 50_000
 }
 
-/// Tries with a limit that grows, until what has to happen within it had the time: `None` is "it had not". On a busy
-/// machine a moment is a second.
+/// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
+/// did not happen within its limit. On a busy machine even a short operation may take a second.
 #[track_caller]
 pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
     let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
     limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
-/// Leave for a test that needs so much memory, if the machine has it and `EXECUTOR_LARGE=0` does not refuse it; says so
-/// if not, and the test is not run. One at a time has it, of all test binaries.
+/// Permits a test to use this much memory, if the machine has it and `EXECUTOR_LARGE=0` is not set.
+/// Otherwise prints a message, and the test must not run. Only one test of all test binaries has
+/// the permit at a time.
 pub fn memory_to_spare(gib: u64) -> Option<File> {
     if std::env::var_os("EXECUTOR_LARGE").is_some_and(|value| value == "0") {
         eprintln!("not run: EXECUTOR_LARGE=0");
         return None;
     }
-    // A lock without a file of its own, which somebody would have to remove.
+    // A lock on a file that exists anyway, so that no lock file has to be removed.
     let leave = File::open("/").expect("the root directory");
     leave.lock().expect("nobody keeps it");
     let info = fs::read_to_string("/proc/meminfo").expect("/proc");
@@ -102,7 +105,7 @@ pub fn memory_to_spare(gib: u64) -> Option<File> {
     Some(leave)
 }
 
-/// Ends the process if the test that holds it has not ended in time: a hang is a failure, not a wait.
+/// Ends the process if its test has not ended in time, because a hang counts as a failure.
 #[must_use = "it guards until it is dropped"]
 pub struct Watchdog(Option<mpsc::Sender<()>>);
 
@@ -124,19 +127,20 @@ pub fn watchdog_of(limit: Duration) -> Watchdog {
     Watchdog(Some(sender))
 }
 
-/// The harness keeps what `eprintln!` says until the test has ended, and of a process that aborts no test ends.
+/// Writes directly to stderr. The harness keeps the output of `eprintln!` until the test has ended,
+/// and the test of a process that aborts never ends.
 fn say_past_the_harness(words: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{words}");
 }
 
-/// Holds tasks until it is opened, and counts those that have come to it.
+/// Holds tasks until it is opened, and counts the tasks that have come to it.
 ///
-/// It is a FIFO that nobody writes: whoever opens it for reading sleeps in the kernel until the gate opens it for
-/// writing. Dropping the gate opens it.
+/// The gate is a FIFO without a writer. A process that opens it for reading sleeps in the kernel
+/// until the gate opens it for writing. Dropping the gate opens it.
 pub struct Gate {
     dir: TempDir,
-    /// Kept, so that those who come later pass as well.
+    /// Kept open, so that tasks that come later pass as well.
     writer: Mutex<Option<File>>,
 }
 
@@ -149,20 +153,20 @@ impl Gate {
         Gate { dir, writer: Mutex::new(None) }
     }
 
-    /// What tasks need to come to it.
+    /// Returns the path that tasks need to come to the gate.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Lets everybody pass, also those who come later.
+    /// Lets every task pass, also those that come later.
     pub fn open(&self) {
-        // Opened for both, a FIFO does not wait for the other side.
+        // A FIFO opened for reading and writing does not wait for another process.
         let fifo =
             OpenOptions::new().read(true).write(true).open(self.path().join("fifo")).expect("the FIFO");
         *self.writer.lock().unwrap() = Some(fifo);
     }
 
-    /// How many have come so far, passed or not.
+    /// Returns how many have come so far, whether they have passed or not.
     pub fn arrivals(&self) -> usize {
         fs::read_dir(self.path()).expect("the gate's directory").count() - 1
     }
@@ -180,7 +184,7 @@ impl Drop for Gate {
     }
 }
 
-/// In a task: comes to the gate and waits until it is open.
+/// Called in a task: comes to the gate and waits until it is open.
 pub fn come_to(gate: &Path) {
     static ARRIVALS: AtomicU64 = AtomicU64::new(0);
     let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +193,7 @@ pub fn come_to(gate: &Path) {
     File::open(gate.join("fifo")).expect("the gate");
 }
 
-/// Waits at the gate, then gives the worker's process id.
+/// Waits at the gate, then returns the worker's pid.
 #[task]
 pub fn hold(gate: &Path) -> u32 {
     come_to(gate);
@@ -203,13 +207,13 @@ pub fn hold_and_fail(gate: &Path) -> Result<u32, String> {
     Err("let go".to_owned())
 }
 
-/// The worker's process id.
+/// Returns the worker's pid.
 #[task]
 pub fn pid() -> u32 {
     std::process::id()
 }
 
-/// What came, goes back.
+/// Returns its argument.
 #[task]
 pub fn echo(value: u32) -> u32 {
     value
@@ -220,25 +224,25 @@ pub fn fail(message: String) -> Result<u32, String> {
     Err(message)
 }
 
-/// Adds a line to a file, so that a test can see who ran.
+/// Appends a line to a file, so that a test can see which tasks ran.
 #[task]
 pub fn note(file: PathBuf, line: u32) -> u32 {
     use std::io::Write;
     let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the notes");
-    // One write with O_APPEND: lines of several workers do not mix.
+    // A single write with `O_APPEND`, so that lines of several workers do not mix.
     file.write_all(format!("{line}\n").as_bytes()).expect("a note");
     line
 }
 
-/// The lines that [`note`] left, in order.
+/// Returns the lines written by [`note`], in order.
 pub fn notes(file: &Path) -> Vec<u32> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().map(|line| line.parse().expect("a number a line")).collect()
 }
 
-/// The file of shared memory with this name, of whichever user.
+/// Returns the file of the shared memory with this name, of any user.
 pub fn named_file(name: &str) -> Option<std::path::PathBuf> {
-    // What ends while one looks is not there.
+    // Entries may disappear while they are listed.
     let within = |folder: std::path::PathBuf| {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
     };

@@ -1,8 +1,9 @@
-//! What `cargo test` and `cargo nextest` expect of a test binary that has its own `main`.
+//! The command-line interface that `cargo test` and `cargo nextest` expect of a test binary with
+//! its own `main`.
 
 use std::{panic::catch_unwind, process::exit, time::Instant};
 
-/// Runs the tests that the arguments ask for, one after the other, and ends the process.
+/// Runs the tests that the arguments select, one after the other, and ends the process.
 pub(crate) fn run(tests: &[(&str, fn())]) -> ! {
     let (mut filters, mut skipped, mut exact, mut list, mut ignored) =
         (Vec::new(), Vec::new(), false, false, false);

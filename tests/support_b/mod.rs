@@ -1,8 +1,10 @@
-//! What the tests of crashes and ends share: gates that hold tasks, looks at processes, limits on waiting.
+//! Shared parts of the tests of crashes and shutdown: gates that hold tasks, functions that look at
+//! processes, and limits on waiting.
 //!
-//! Nothing here sleeps to find an order: a test that needs "the task runs now" waits until the task says so.
+//! Nothing here sleeps to enforce an order. A test that needs "the task runs now" waits until the
+//! task says so.
 
-#![allow(dead_code, unreachable_pub)] // each test crate uses a part
+#![allow(dead_code, unreachable_pub)] // : each test crate uses only a part
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,20 +21,20 @@ use std::{
 use executor::{ProcessPoolExecutor, task};
 use tempfile::TempDir;
 
-/// Long after anything here should have happened, also on a busy machine. It ends tests that hang and nothing else.
+/// Long enough for anything here, also on a busy machine. This limit only ends tests that hang.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// A pool of this many workers.
+/// Returns a pool with this many workers.
 pub fn pool(workers: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).build().expect("the options make sense")
 }
 
-/// How often the long loops go round.
+/// Returns the number of rounds of long loops.
 pub fn rounds() -> usize {
     std::env::var("EXECUTOR_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(300)
 }
 
-/// Waits until `condition` holds; fails if that takes too long.
+/// Waits until `condition` holds, and fails if that takes too long.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
@@ -42,7 +44,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Ends the process if the test that holds it has not ended in time: a hang is a failure, not a wait.
+/// Ends the process if its test has not ended in time, because a hang counts as a failure.
 #[must_use = "it guards until it is dropped"]
 pub struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
 
@@ -59,27 +61,29 @@ pub fn watchdog() -> Watchdog {
     Watchdog(sender)
 }
 
-/// The harness keeps what `eprintln!` says until the test has ended, and of a process that aborts no test ends.
+/// Writes directly to stderr. The harness keeps the output of `eprintln!` until the test has ended,
+/// and the test of a process that aborts never ends.
 fn say_past_the_harness(words: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{words}");
 }
 
-/// For tests that look at the whole process: its threads, its children.
+/// Makes this test run alone. For tests that look at the whole process, such as its threads and
+/// children.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// ---- gates ---------------------------------------------------------------------------------------------------------
+// ---- gates --------------------------------------------------------------------------------------
 
-/// Holds tasks until it is opened, and knows who has come to it.
+/// Holds tasks until it is opened, and records the processes that have come to it.
 ///
-/// It is a FIFO that nobody writes: who opens it for reading sleeps in the kernel until the gate opens it for writing.
-/// Dropping the gate opens it.
+/// The gate is a FIFO without a writer. A process that opens it for reading sleeps in the kernel
+/// until the gate opens it for writing. Dropping the gate opens it.
 pub struct Gate {
     dir: TempDir,
-    /// Kept, so that those who come later pass as well.
+    /// Kept open, so that processes that come later pass as well.
     writer: Mutex<Option<File>>,
 }
 
@@ -92,25 +96,25 @@ impl Gate {
         Gate { dir, writer: Mutex::new(None) }
     }
 
-    /// What tasks need to come to it.
+    /// Returns the path that tasks need to come to the gate.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A file beside the gate.
+    /// Returns the path of a file beside the gate.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Lets everybody pass, also those who come later.
+    /// Lets every process pass, also those that come later.
     pub fn open(&self) {
-        // Opened for both, a FIFO does not wait for the other side.
+        // A FIFO opened for reading and writing does not wait for another process.
         let fifo =
             OpenOptions::new().read(true).write(true).open(self.path().join("fifo")).expect("the FIFO");
         *self.writer.lock().unwrap() = Some(fifo);
     }
 
-    /// Process ids of those who have come so far, passed or not.
+    /// Returns the pids of the processes that have come so far, whether they have passed or not.
     pub fn arrivals(&self) -> Vec<u32> {
         let names = fs::read_dir(self.path())
             .expect("the gate's directory")
@@ -120,7 +124,7 @@ impl Gate {
         numbers.map(|pid| pid.parse().expect("a process id")).collect()
     }
 
-    /// Waits until that many have come; who they are.
+    /// Waits until that many have come, and returns their pids.
     #[track_caller]
     pub fn wait_for(&self, arrivals: usize) -> Vec<u32> {
         eventually(&format!("{arrivals} came to the gate"), || self.arrivals().len() >= arrivals);
@@ -134,7 +138,7 @@ impl Drop for Gate {
     }
 }
 
-/// In a task: comes to the gate and waits until it is open.
+/// Called in a task: comes to the gate and waits until it is open.
 pub fn come_to(gate: &Path) {
     static ARRIVALS: AtomicU64 = AtomicU64::new(0);
     let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
@@ -142,35 +146,35 @@ pub fn come_to(gate: &Path) {
     File::open(gate.join("fifo")).expect("the gate");
 }
 
-// ---- tasks ---------------------------------------------------------------------------------------------------------
+// ---- tasks --------------------------------------------------------------------------------------
 
-/// Waits at the gate, then gives the worker's process id.
+/// Waits at the gate, then returns the worker's pid.
 #[task]
 pub fn hold(gate: &Path) -> u32 {
     come_to(gate);
     std::process::id()
 }
 
-/// Waits at the gate, then leaves a mark.
+/// Waits at the gate, then creates the file `mark`.
 #[task]
 pub fn hold_then_mark(gate: &Path, mark: &Path) {
     come_to(gate);
     File::create(mark).expect("the mark");
 }
 
-/// The worker's process id.
+/// Returns the worker's pid.
 #[task]
 pub fn pid() -> u32 {
     std::process::id()
 }
 
-/// What came, goes back.
+/// Returns its argument.
 #[task]
 pub fn echo(value: u64) -> u64 {
     value
 }
 
-/// Leaves with this code.
+/// Exits with this code.
 #[task]
 pub fn exit(code: i32) {
     std::process::exit(code)
@@ -186,7 +190,7 @@ pub fn spin(gate: &Path) {
     }
 }
 
-// ---- processes -----------------------------------------------------------------------------------------------------
+// ---- processes ----------------------------------------------------------------------------------
 
 /// Sends a signal.
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -194,8 +198,8 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("the process is there");
 }
 
-/// Stops a process: when this returns all its threads stand still. `kill` alone returns before its effect, and the first thread
-/// stops before others.
+/// Stops a process. All its threads are stopped when this returns. `kill` alone returns before the
+/// signal takes effect, and some threads stop before others.
 #[track_caller]
 pub fn stop(pid: u32) {
     signal(pid, rustix::process::Signal::STOP);
@@ -206,37 +210,40 @@ pub fn stop(pid: u32) {
     });
 }
 
-/// A user for whom nobody else is at work: another one in each process, and one that a container knows as well.
+/// Returns a user id without other processes. It differs from process to process, and it is valid
+/// in a container as well.
 pub fn user_of_its_own() -> u32 {
     10_000 + std::process::id() % 50_000
 }
 
-/// Tries with a limit that grows, until what has to happen within it had the time: `None` is "it had not". On a busy
-/// machine a moment is a second.
+/// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
+/// did not happen within its limit. On a busy machine even a short operation may take a second.
 #[track_caller]
 pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
     let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
     limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
-/// The letter of a process's state, if there is such a process.
+/// Returns the letter of a process's state, if there is such a process.
 pub fn state(pid: u32) -> Option<char> {
     state_in(Path::new(&format!("/proc/{pid}")))
 }
 
-/// As [`state`], of what this folder of the system tells of: a process or a thread.
+/// Like [`state`], for the folder of a process or a thread in `/proc`.
 fn state_in(folder: &Path) -> Option<char> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
-    // The name stands in brackets and may itself contain some.
+    // The name is in parentheses, and may contain parentheses itself.
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Whether a process runs. One that has ended and that nobody has waited for does not: orphans belong to the system.
+/// Returns whether a process runs. A process that has ended and was not waited for does not run: if
+/// it is an orphan, only the system can reap it.
 pub fn runs(pid: u32) -> bool {
     state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
-/// Children of this process, also those that have ended and were not waited for, with state and command.
+/// Returns the children of this process with their states and commands, also those that have ended
+/// and were not waited for.
 pub fn children() -> Vec<(u32, char, String)> {
     let own = std::process::id().to_string();
     let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
@@ -250,7 +257,7 @@ pub fn children() -> Vec<(u32, char, String)> {
     all.collect()
 }
 
-/// Names of the executors' threads in this process.
+/// Returns the names of the executors' threads in this process.
 pub fn executor_threads() -> Vec<String> {
     let names = fs::read_dir("/proc/self/task").expect("/proc").filter_map(|entry| {
         let name = fs::read_to_string(entry.ok()?.path().join("comm")).ok()?;
@@ -259,12 +266,12 @@ pub fn executor_threads() -> Vec<String> {
     names.filter(|name| name.starts_with("executor-")).collect()
 }
 
-/// How many descriptors this process has open.
+/// Returns how many descriptors this process has open.
 pub fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("/proc").count() - 1
 }
 
-/// What the descriptors of this process are.
+/// Returns what the descriptors of this process refer to.
 pub fn descriptor_names() -> Vec<String> {
     let links = fs::read_dir("/proc/self/fd")
         .expect("/proc")
@@ -272,7 +279,7 @@ pub fn descriptor_names() -> Vec<String> {
     links.map(|link| link.display().to_string()).collect()
 }
 
-/// Processes that have this in their environment, as (pid, command line).
+/// Returns the processes that have this variable in their environment, with their command lines.
 pub fn tagged(tag: &str) -> Vec<(u32, String)> {
     let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
         let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;

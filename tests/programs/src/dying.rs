@@ -1,16 +1,17 @@
-//! What the programs have in common whose processes die, or stand still, at every step of a protocol.
+//! Shared parts of the programs whose processes are killed or stopped at every step of a protocol.
 
 use std::time::Duration;
 
-/// Rounds when none are asked for.
+/// Number of rounds by default.
 pub(crate) const ROUNDS: u64 = 300;
-/// A step that chance has left out gets this many rounds of its own.
+/// Maximum number of extra rounds for a step that the random rounds did not reach.
 pub(crate) const EXTRA_ROUNDS_MAX: u64 = 400;
-/// A round takes some milliseconds, or a few tenths of a second after a death. This is long after it should have ended, also
-/// beside processes that are preferred to it, where sixteen rounds took two minutes.
+/// Time after which a round counts as hanging. A round takes some milliseconds, or a few tenths of
+/// a second after a death. This limit also allows for other processes with a higher priority, with
+/// which sixteen rounds took two minutes.
 pub(crate) const HANGS_AFTER: Duration = Duration::from_secs(120);
 
-/// Small and seeded: splitmix64.
+/// A small seeded random number generator: splitmix64.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -27,19 +28,20 @@ impl Random {
     }
 }
 
-/// What processes that are forked from here on write down together: a mapping of its own, so that it does not depend on what is
-/// tested.
+/// Makes a record that this process shares with the processes forked from now on. It is a mapping
+/// of its own, so that it does not depend on the tested code.
 ///
 /// # Safety
-/// Zeroes are a `T`, and all of it is atomics.
+/// A zeroed `T` must be valid, and `T` must consist of atomics only.
 #[allow(dead_code, reason = "programs that are started anew find theirs by a name")]
 pub(crate) unsafe fn record<T>() -> &'static T {
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     let bytes = size_of::<T>();
-    // SAFETY: a new mapping, never unmapped, zeroed.
+    // SAFETY: makes a new, zeroed mapping, which is never unmapped.
     let at =
         unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     assert_ne!(at, libc::MAP_FAILED);
-    // SAFETY: mapped above for ever, large enough, aligned to a page; the rest is the caller's promise.
+    // SAFETY: the mapping lives for ever, is large enough and is aligned to a page. The caller
+    // promises the rest.
     unsafe { &*at.cast::<T>() }
 }

@@ -1,5 +1,5 @@
-//! A library with tasks, as programs and their tests use it: it has a constructor, which runs before `main`, and a task that has the
-//! same name as one of the program in this package.
+//! A library with tasks, as programs and their tests use it. It has a constructor that runs before
+//! `main`, and a task with the same name as a task of the program in this package.
 
 use std::{
     ffi::{c_char, c_int},
@@ -12,7 +12,7 @@ static READY: AtomicU32 = AtomicU32::new(0);
 static ARGUMENTS: AtomicUsize = AtomicUsize::new(0);
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
-/// As the statics of C++ and registries of plugins are made.
+/// Runs before `main`, as constructors of C++ statics and of plugin registries do.
 extern "C" fn construct(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     RUNS.fetch_add(1, Ordering::SeqCst);
     ARGUMENTS.store(argc as usize, Ordering::SeqCst);
@@ -23,13 +23,14 @@ extern "C" fn construct(argc: c_int, argv: *const *const c_char, envp: *const *c
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCT: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = construct;
 
-/// What the constructor has written: 7, the number of arguments that it has seen, and how often it ran.
+/// Returns what the constructor has written: 7, the number of arguments that it received, and how
+/// often it ran.
 #[task]
 pub fn constructed() -> (u32, usize, u32) {
     (READY.load(Ordering::SeqCst), ARGUMENTS.load(Ordering::SeqCst), RUNS.load(Ordering::SeqCst))
 }
 
-/// The program in this package has a function of this name.
+/// The program in this package has a task with the same name.
 #[task]
 pub fn work(x: u32) -> u32 {
     x + 100

@@ -1,6 +1,7 @@
-//! The library and the program of a package are crates of one name, so their functions are too. And macros write one line several times.
+//! The library and the program of a package are crates with the same name, so their functions can
+//! have the same name as well. Macros generate several functions on the same line.
 
-// What the attribute writes is the library's affair.
+// The unsafe code that the attribute generates belongs to the library.
 #![forbid(unsafe_code)]
 
 use executor::{Process, prelude::*};
@@ -10,7 +11,7 @@ fn work(x: u32) -> u32 {
     x + 1
 }
 
-/// In two modules, from one line.
+/// Defines a function in each of two modules, on the same line.
 macro_rules! modules {
     ($($module:ident: $add:literal),*) => {$(
         mod $module {
@@ -23,7 +24,8 @@ macro_rules! modules {
 }
 modules!(ten: 10, twenty: 20);
 
-/// In two bodies, from one line, so that nothing tells them apart but that they are two.
+/// Defines a function in each of two bodies, on the same line. Nothing distinguishes them except
+/// that there are two.
 macro_rules! bodies {
     ($($body:ident: $add:literal),*) => {$(
         fn $body(pool: &ProcessPoolExecutor) -> u32 {

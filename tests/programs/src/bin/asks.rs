@@ -1,4 +1,4 @@
-//! Tells what the library knows of its surroundings, in the program and in its worker.
+//! Prints what the library knows about its environment, in the program and in its worker.
 
 use executor::prelude::*;
 

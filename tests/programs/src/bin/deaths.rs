@@ -1,11 +1,13 @@
-//! Workers that die at every step of the protocol, and at any moment; whatever happens, what a pool promises must hold.
+//! Workers that are killed at every step of the protocol, and at random moments. Everything that a
+//! pool promises must still hold.
 //!
-//! Each round is made from its seed: a pool, what is submitted to it and how it is waited for, which of its workers dies
-//! where and by what. Workers learn it from a record in memory that they share with this program, and write down there
-//! what they begin; so after each round it is known who ran what, whatever the pool believes.
+//! Each round is determined by its seed: a pool, what is submitted to it, how the results are
+//! waited for, and which of its workers dies where and how. Workers read their part from a record
+//! in memory that they share with this program, and record there which tasks they begin. So after
+//! each round it is known which worker ran which task, whatever the pool believes.
 //!
-//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed.
-//! At the end it prints how often workers have died at each step.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
+//! prints its seed. At the end the program prints how often workers died at each step.
 
 use std::{
     fmt,
@@ -22,33 +24,37 @@ use std::{
 use executor::{BrokenCause, ExitStatus, SharedBytes, prelude::*};
 use executor_core::kill_point::{self, Step};
 
-/// Rounds when none are asked for.
+/// Number of rounds by default.
 const ROUNDS: u64 = 300;
-/// A step that chance has left out gets this many rounds of its own.
+/// Maximum number of extra rounds for a step that the random rounds did not reach.
 const EXTRA_ROUNDS_MAX: u64 = 200;
-/// A round takes some milliseconds. Long after it should have ended, also on a busy machine.
+/// Time after which a round counts as hanging, also on a busy machine. A round takes some
+/// milliseconds.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
-/// Where a worker finds the record.
+/// Names the file of the record.
 const RECORD: &str = "EXECUTOR_TEST_RECORD";
 
-// ---- the record ----------------------------------------------------------------------------------------------------
+// ---- the record ---------------------------------------------------------------------------------
 
-/// Workers of one round that are recorded; those that come later do not die.
+/// Maximum number of workers that are recorded in one round. Later ones do not die.
 const LIVES: usize = 16;
-/// Of these, as many may be told to die. With more, a pool may rightly take itself for broken.
+/// Maximum number of workers that are planned to die. With more, a pool may rightly consider itself
+/// broken.
 const DOOMED_MAX: usize = 3;
 const TASKS: usize = 512;
 
-/// All atomics, of which zero is a value: what is shared with processes that die in the middle of anything.
+/// A record shared with processes that may die at any moment. It consists of atomics, of which zero
+/// is a valid value.
 #[repr(C)]
 struct Record {
-    /// Whether those who are told to die do so.
+    /// Whether workers that are planned to die do so.
     armed: AtomicU32,
     /// How many workers have started.
     started: AtomicU32,
     lives: [Life; LIVES],
-    /// How many tasks have begun, and which, in that order; each one more than its number.
+    /// How many tasks have begun, and which ones, in order. Each entry is the task's number plus
+    /// one.
     begun: AtomicU32,
     order: [AtomicU32; 2 * TASKS],
     tasks: [Ran; TASKS],
@@ -59,30 +65,31 @@ struct Life {
     pid: AtomicU32,
     /// The step to die at, plus one.
     step: AtomicU32,
-    /// How often it is to be reached until then.
+    /// How often that step must be reached before.
     left: AtomicU32,
     manner: AtomicU32,
-    /// The step where it died, plus one.
+    /// The step at which it died, plus one.
     died: AtomicU32,
-    /// Stands still and wants to be killed.
+    /// Whether it is stopped and wants to be killed.
     stands: AtomicU32,
-    /// Has claimed something, and has not come back for more since.
+    /// Whether it has claimed something and has not come back for more since.
     inside: AtomicU32,
-    /// Messages that it has published since.
+    /// Messages that it has published since then.
     published: AtomicU32,
-    /// Bytes of the result of what it ran last, as far as it got.
+    /// Length in bytes of the result of its last task, once that task has begun.
     result_len: AtomicU32,
 }
 
 #[repr(C)]
 struct Ran {
     times: AtomicU32,
-    /// By whom, plus one.
+    /// The worker that ran it, plus one.
     life: AtomicU32,
 }
 
 fn map(fd: i32) -> &'static Record {
-    // SAFETY: a new mapping of a file of that size, never unmapped; `Record` is all atomics, so others may write to it.
+    // SAFETY: a new mapping of a file of that size, which is never unmapped. `Record` consists of
+    // atomics only, so other processes may write to it.
     unsafe {
         let flags = libc::PROT_READ | libc::PROT_WRITE;
         let at = libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
@@ -92,9 +99,9 @@ fn map(fd: i32) -> &'static Record {
 }
 
 impl Record {
-    /// The record, and what must stay open for workers to find it.
+    /// Makes the record. The descriptor must stay open, so that workers find the record.
     fn create() -> (&'static Record, OwnedFd) {
-        // SAFETY: makes a descriptor, which is ours then.
+        // SAFETY: makes a descriptor, which then belongs to us.
         let fd = unsafe {
             #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
             let fd = libc::memfd_create(c"deaths".as_ptr(), libc::MFD_CLOEXEC);
@@ -108,7 +115,8 @@ impl Record {
     }
 
     fn clear(&self) {
-        // SAFETY: its own size, and zero is a value. No worker is there.
+        // SAFETY: writes exactly the size of the record, for which zero is a valid value. No worker
+        // exists now.
         unsafe { std::ptr::from_ref(self).cast_mut().write_bytes(0, 1) };
     }
 
@@ -148,7 +156,7 @@ enum Manner {
     Kill,
     Exit,
     Abort,
-    /// Stands still, and is killed after a while.
+    /// It is stopped, and killed after a while.
     Stop,
 }
 
@@ -165,12 +173,12 @@ impl Manner {
     }
 }
 
-// ---- the workers' side ---------------------------------------------------------------------------------------------
+// ---- the side of the workers --------------------------------------------------------------------
 
-/// In a worker: the record, and its number there.
+/// In a worker: the record, and the worker's number in it.
 static OWN: OnceLock<(&'static Record, usize)> = OnceLock::new();
 
-/// In a worker: from now on every step may be the last.
+/// In a worker: enables the hook, so that every step from now on may be the last.
 fn enroll(path: &std::ffi::OsStr) {
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
     let record = map(file.as_raw_fd());
@@ -198,7 +206,7 @@ fn on_step(step: Step) {
         Step::HeadStored | Step::IpcSent => {
             life.published.fetch_add(1, SeqCst);
         }
-        // It has come back for more: what it had is answered.
+        // The worker has come back for more, so its last task has been answered.
         Step::HeadRead | Step::MessageCopied | Step::SleepAnnounced | Step::IpcReceived => {
             life.inside.store(0, SeqCst);
         }
@@ -215,7 +223,7 @@ fn on_step(step: Step) {
 }
 
 fn die(life: &Life) -> ! {
-    // SAFETY: each of these ends or stops this process, and none touches its memory.
+    // SAFETY: each of these calls ends or stops this process, and none touches its memory.
     unsafe {
         match life.manner() {
             Manner::Kill => libc::kill(libc::getpid(), libc::SIGKILL),
@@ -232,14 +240,15 @@ fn die(life: &Life) -> ! {
     }
 }
 
-/// A task has begun: written down before anything else.
+/// Records that a task has begun. Called before anything else in the task.
 fn begin(number: u32, result_len: usize) {
     let Some((record, own)) = OWN.get() else { return };
     if let Some(life) = record.lives.get(*own) {
         life.result_len.store(result_len as u32, SeqCst);
     }
     let task = &record.tasks[number as usize];
-    // By whom, before that it was: one that is killed from outside in between would have run in nobody's life.
+    // Record the worker first, then the task: if the worker were killed from outside in between,
+    // the task would have run in no recorded worker.
     task.life.store(*own as u32 + 1, SeqCst);
     task.times.fetch_add(1, SeqCst);
     let at = record.begun.fetch_add(1, SeqCst) as usize;
@@ -249,12 +258,12 @@ fn begin(number: u32, result_len: usize) {
     kill_point::reached(Step::InTask);
 }
 
-/// What a task without a large result returns.
+/// Returns the result of a task without a large result.
 fn value(number: u32) -> u64 {
     u64::from(number) * 31 + 7
 }
 
-/// What a byte of a large value is.
+/// Returns the value of each byte of a large value.
 fn filler(number: u32) -> u8 {
     number as u8 ^ 0x5a
 }
@@ -265,7 +274,7 @@ fn tiny(number: u32) -> u64 {
     value(number)
 }
 
-/// Computes for a while, so that others get to sleep meanwhile.
+/// Computes for a while, so that other processes go to sleep meanwhile.
 #[task]
 fn busy(number: u32, micros: u64) -> u64 {
     begin(number, 0);
@@ -276,7 +285,7 @@ fn busy(number: u32, micros: u64) -> u64 {
     value(number)
 }
 
-/// Takes much, returns much, or both.
+/// Takes large arguments, returns a large result, or both.
 #[task]
 fn bulk(number: u32, bytes: Vec<u8>, back: usize) -> Vec<u8> {
     begin(number, back);
@@ -287,18 +296,18 @@ fn bulk(number: u32, bytes: Vec<u8>, back: usize) -> Vec<u8> {
     vec![filler(number); back]
 }
 
-/// Takes a descriptor, returns another.
+/// Takes a descriptor and returns another one.
 #[task]
 fn shared(number: u32, bytes: SharedBytes) -> SharedBytes {
     begin(number, 0);
     SharedBytes::copy_from_slice(&bytes)
 }
 
-/// The initializer.
+/// The initializer of a pool.
 #[task]
 fn prepare() {}
 
-// ---- what a round is -----------------------------------------------------------------------------------------------
+// ---- the plan of a round ------------------------------------------------------------------------
 
 struct Dice(u64);
 
@@ -329,10 +338,11 @@ impl Dice {
 struct Plan {
     workers: usize,
     initializer: bool,
-    /// A first task is through before anybody dies: from then on the pool does not take itself for broken.
+    /// Whether a first task ends before any worker dies. From then on, the pool does not consider
+    /// itself broken.
     warm: bool,
     deaths: Vec<Death>,
-    /// A worker is killed from outside after so many microseconds.
+    /// A worker is killed from outside after this many microseconds.
     outside: Option<u64>,
     works: Vec<Work>,
 }
@@ -341,7 +351,7 @@ struct Plan {
 struct Death {
     life: usize,
     step: Step,
-    /// At the how-manieth time.
+    /// How often the step must be reached.
     nth: u32,
     manner: Manner,
 }
@@ -355,11 +365,12 @@ enum Work {
         back: usize,
         wait: Wait,
     },
-    /// Bytes that travel as a descriptor, both ways.
+    /// Bytes that are sent as a descriptor in both directions.
     Shared(Wait),
-    /// More large arguments and results at a time than there are segments for: some go in parts.
+    /// More large arguments and results at a time than there are segments, so that some are sent in
+    /// parts.
     Hoard,
-    /// A map of this many items, which take so long; only so many results are asked for.
+    /// A map of this many items, which take this long. Only some of the results are taken.
     Map {
         items: usize,
         micros: u64,
@@ -373,9 +384,9 @@ enum Work {
 enum Wait {
     /// `result()`, before anything else is submitted.
     Now,
-    /// `result()` on one of these threads.
+    /// `result()` on one of the threads.
     Thread(usize),
-    /// `.await` on one of these threads.
+    /// `.await` on one of the threads.
     Await(usize),
     /// `cancel()`, which may come too late.
     Cancel,
@@ -384,20 +395,20 @@ enum Wait {
 }
 
 const THREADS: usize = 2;
-/// Between two rounds: this one and the watchdog's.
+/// Threads of this program between two rounds: the main thread and the watchdog.
 const OWN_THREADS: usize = 2;
-/// Segments for arguments, and for the results of each worker.
+/// Number of segments for arguments, and for the results of each worker.
 const SEGMENTS: usize = 64;
-/// Longer than a frame carries itself.
+/// A payload that is too long for the frame itself.
 const LARGE: usize = 40 * 1024;
 const SIZES: [usize; 3] = [0, 100 * 1024, 1024 * 1024];
 
-/// Steps that a worker comes to once.
+/// Returns whether a worker reaches this step only once.
 fn is_single(step: Step) -> bool {
     is_early(step) || matches!(step, Step::StopRead | Step::Exiting)
 }
 
-/// Steps before a worker can take tasks.
+/// Returns whether this step comes before a worker can take tasks.
 fn is_early(step: Step) -> bool {
     step <= Step::ServeBegins || matches!(step, Step::InitBegins | Step::InitEnds)
 }
@@ -405,15 +416,17 @@ fn is_early(step: Step) -> bool {
 impl Plan {
     fn of(seed: u64, steps: &[Step]) -> Plan {
         let mut dice = Dice(seed);
+        // Every step is the first one in turn, so that rounds in a row cover all steps.
         let first = steps[(seed % steps.len() as u64) as usize];
         let mut steps_to_die_at = vec![first];
+        // Sometimes further workers die at random steps.
         while steps_to_die_at.len() < DOOMED_MAX && dice.one_in(4) {
             steps_to_die_at.push(dice.pick(steps));
         }
         let warm = !dice.one_in(6);
         let initializer = dice.one_in(5)
             || steps_to_die_at.iter().any(|step| [Step::InitBegins, Step::InitEnds].contains(step));
-        // Once it is warm, the first worker is past these.
+        // If the pool is warm, the first worker is already past these steps.
         let from = usize::from(warm && is_early(first));
         let deaths: Vec<Death> = (from..)
             .zip(&steps_to_die_at)
@@ -422,7 +435,7 @@ impl Plan {
                 step: *step,
                 nth: match step {
                     step if is_single(*step) => 1,
-                    // Few come this way at all.
+                    // These steps are rarely reached.
                     Step::ClaimRefused | Step::NextRefused => 1,
                     step if goes_in_parts(*step) => dice.pick(&[1, 1, 2, 5]),
                     _ => dice.pick(&[1, 1, 1, 2, 3, 5, 9]),
@@ -438,6 +451,7 @@ impl Plan {
                 ]),
             })
             .collect();
+        // A hoard keeps the only worker busy until the segments are used up.
         let hoards = goes_in_parts(first);
         let workers = if hoards { 1 } else { (1 + dice.below(3) as usize).max(1 + from) };
         let outside = (warm && dice.one_in(4)).then(|| dice.below(4_000));
@@ -458,7 +472,7 @@ impl Plan {
     }
 }
 
-/// Steps that a worker comes to only where payloads go in parts.
+/// Returns whether a worker reaches this step only when payloads are sent in parts.
 fn goes_in_parts(step: Step) -> bool {
     use Step::{PartSent, RingFull, RoomSleepAnnounced, RoomWishTaken, RoomWoken};
     [PartSent, RingFull, RoomSleepAnnounced, RoomWishTaken, RoomWoken].contains(&step)
@@ -473,7 +487,7 @@ impl Work {
             8 if dice.one_in(4) => Wait::CancelRunning,
             _ => Wait::Cancel,
         };
-        // Some steps are come to by some work only.
+        // Some steps are reached only with some kinds of work.
         let rare = match first {
             Step::AttachmentsReceived | Step::AttachmentsSent => 1,
             Step::BeforeClaimNext | Step::NextClaimed | Step::NextRefused => 2,
@@ -500,7 +514,7 @@ impl Work {
         }
     }
 
-    /// Whether it may have the pool kill a worker.
+    /// Returns whether it may make the pool kill a worker.
     fn forces(&self) -> bool {
         match self {
             Work::Tiny(wait) | Work::Busy(_, wait) | Work::Shared(wait) | Work::Bulk { wait, .. } => {
@@ -519,19 +533,19 @@ impl Work {
     }
 }
 
-// ---- a round -------------------------------------------------------------------------------------------------------
+// ---- a round ------------------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
 enum Outcome {
     Unknown,
-    /// Nobody waits for it: a map was dropped before.
+    /// Nobody waits for the result, because its map was dropped before.
     Dropped,
     Right,
     Wrong,
     Failed(TaskError),
 }
 
-/// What is known of each task of a round, by its number.
+/// The outcome of each task of a round, by its number.
 type Outcomes = Arc<Mutex<Vec<Outcome>>>;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -541,9 +555,9 @@ struct Round<'a> {
     outcomes: Outcomes,
     /// How often each future's callback was called.
     calls: Arc<Vec<AtomicU32>>,
-    /// Of each task that is no item of a map: its number. In the order of submission.
+    /// The numbers of tasks that are not items of a map, in the order of submission.
     singles: Vec<u32>,
-    /// Of each map: its items.
+    /// The numbers of the items of each map.
     maps: Vec<std::ops::Range<u32>>,
     next: u32,
 }
@@ -638,9 +652,10 @@ impl Round<'_> {
                 self.wait(number, future, move |came| is_filled(came, number, LARGE), wait, threads);
             }
             Work::Hoard => {
-                // The worker is held up until arguments have taken all segments there are.
+                // The worker is kept busy until the arguments have taken all segments.
                 self.submit(Work::Busy(10_000, Wait::Thread(0)), threads);
-                // None is read before all are done: that keeps its segment.
+                // No result is read before all tasks are done, because an unread result keeps its
+                // segment.
                 let sizes = (1..work.tasks()).map(|at| if at <= SEGMENTS { LARGE } else { SIZES[2] });
                 let all: Vec<_> = sizes.map(|size| (size, self.submit_bulk(size, size))).collect();
                 all.iter().for_each(|(_, (_, future))| future.wait());
@@ -679,7 +694,7 @@ impl Round<'_> {
     }
 }
 
-/// What is the same before and after each round.
+/// Resources that must be the same before and after each round.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Resources {
     threads: usize,
@@ -689,7 +704,7 @@ struct Resources {
 }
 
 fn resources() -> Resources {
-    // First: what a thread has goes before it does.
+    // Count threads first: a thread releases its resources before it ends.
     let threads = std::fs::read_dir("/proc/self/task").expect("/proc").count();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc");
     Resources {
@@ -699,9 +714,9 @@ fn resources() -> Resources {
     }
 }
 
-/// Whether this process has a child, running or dead.
+/// Returns whether this process has a child, running or dead.
 fn has_child() -> bool {
-    // SAFETY: asks, and writes nothing.
+    // SAFETY: only asks, and writes nothing.
     unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WNOTHREAD) != -1 }
 }
 
@@ -713,12 +728,12 @@ struct Test {
     deaths: Vec<u64>,
     outside: u64,
     broken: u64,
-    /// Descriptors.
+    /// Descriptors kept by ipc-channel.
     kept: usize,
     slowest: (Duration, u64),
 }
 
-/// What the watchdog looks at.
+/// The current round and its start, which the watchdog checks.
 static CURRENT: Mutex<Option<(u64, Instant)>> = Mutex::new(None);
 
 impl Test {
@@ -744,6 +759,7 @@ impl Test {
     fn round(&mut self, plan: &Plan, outcomes: &Outcomes) {
         let record = self.record;
         record.clear();
+        // Tell each planned victim where to die. Workers read this when they start.
         for death in &plan.deaths {
             let life = &record.lives[death.life];
             life.step.store(death.step as u32 + 1, SeqCst);
@@ -773,6 +789,7 @@ impl Test {
                     (sender, scope.spawn(move || receiver.into_iter().for_each(|job| job())))
                 })
                 .unzip();
+            // In a warm round no worker dies before the first task has ended.
             record.armed.store(u32::from(!plan.warm), SeqCst);
             let undertaker = (plan.outside.is_some()
                 || plan.deaths.iter().any(|death| death.manner == Manner::Stop))
@@ -783,11 +800,12 @@ impl Test {
             for work in &plan.works {
                 aside.extend(round.submit(*work, &threads).map(|job| scope.spawn(job)));
             }
+            // Without senders, the threads end when their jobs are done.
             drop(threads);
             for thread in handles.into_iter().chain(aside) {
                 thread.join().expect("its assertions hold");
             }
-            // Those who die when they are told to leave are waited for as well.
+            // `shutdown` also waits for workers that die when they are told to stop.
             pool.shutdown(true);
             over.store(1, SeqCst);
             if let Some(undertaker) = undertaker {
@@ -816,17 +834,21 @@ impl Test {
     fn check_resources(&mut self, killed: usize) {
         assert!(!has_child(), "a child is left");
         let base = *self.base.get_or_insert_with(|| {
+            // The first call comes after a round without deaths. It waits until only this program's
+            // own threads are left.
             let alone = || Some(resources()).filter(|now| now.threads == OWN_THREADS);
             std::iter::repeat_with(alone).find_map(|now| now).expect("without end")
         });
-        // The last of the pool's threads lets go when all who wait for them were told: a moment later.
+        // The last of the pool's threads releases its resources a moment after everyone waiting for
+        // them was notified.
         let deadline = Instant::now() + HANGS_AFTER / 2;
         loop {
             let now = resources();
             if now == base {
                 return;
             }
-            // ipc-channel keeps a descriptor for a worker that dies while it is dialled.
+            // ipc-channel keeps a descriptor for a worker that dies while a connection to it is
+            // made.
             let died = self.record.lives().iter().filter(|life| life.died_at().is_some()).count();
             let kept = now.descriptors - base.descriptors.min(now.descriptors);
             if over_ipc()
@@ -843,7 +865,7 @@ impl Test {
     }
 }
 
-/// Kills a worker from outside after a while, and those who stand still.
+/// Kills stopped workers, and once a worker from outside after a while.
 fn undertake(
     record: &Record,
     pool: &ProcessPoolExecutor,
@@ -854,6 +876,7 @@ fn undertake(
     let mut began = Instant::now();
     let mut outside = outside.map(Duration::from_micros);
     while over.load(SeqCst) == 0 {
+        // The time starts when workers may die.
         if record.armed.load(SeqCst) == 0 {
             began = Instant::now();
         }
@@ -865,7 +888,7 @@ fn undertake(
         if outside.take_if(|after| record.armed.load(SeqCst) != 0 && began.elapsed() >= *after).is_some()
             && let Some(pid) = pool.worker_pids().first()
         {
-            // Noted before: its task may be judged at any moment after.
+            // Record it before the kill, because its task may be judged at any moment after that.
             killed.lock().expect("nobody panics here").push(*pid);
             kill(*pid);
         }
@@ -873,9 +896,9 @@ fn undertake(
     }
 }
 
-/// It may have ended meanwhile.
+/// Kills a process, which may have ended meanwhile.
 fn kill(pid: u32) {
-    // SAFETY: signals a process.
+    // SAFETY: only sends a signal.
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };
 }
 
@@ -883,10 +906,10 @@ fn is_broken(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(TaskError::Broken(_)))
 }
 
-/// What must be so, whoever died where.
+/// Checks what must hold, whichever workers died, and wherever they did.
 fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
     let deaths = record.lives().iter().filter(|life| life.died_at().is_some()).count() + killed.len();
-    // The pool has killed as well: maybe the very worker that was about to die.
+    // The pool may have killed a worker as well, perhaps the worker that was about to die.
     let forced = plan.works.iter().any(Work::forces);
     let mut victims = vec![0_u32; LIVES];
     let mut bystanders = vec![0_u32; LIVES];
@@ -904,17 +927,20 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
                 let (at, life) = record.life_of(*pid).expect("it says which worker it was");
                 let by_us = killed.contains(pid);
                 assert!(by_us || life.died_at().is_some(), "task {number} says that {life:?} was lost");
+                // The status is only known if nothing else can have killed the worker.
                 if !by_us && !forced {
                     assert_eq!(*status, life.manner().status(), "task {number}, {life:?}");
                 }
                 let runner = record.tasks[number].life.load(SeqCst) as usize;
                 assert!(ran == 0 || runner == at + 1, "task {number} ran in life {runner}, lost by {at}");
                 let inside = life.inside.load(SeqCst) == 1;
-                // What was first in line with several that died is no victim of this death in what was claimed here.
+                // A task that was first in line with several dead workers did not fail because of
+                // what this worker had claimed.
                 let claimed = ran == 1 || (inside && life.published.load(SeqCst) == 0);
                 victims[at] += u32::from(claimed);
                 bystanders[at] += u32::from(!claimed);
-                // Without having begun it is lost only if it was first in line with three that died.
+                // An unstarted task is lost only if it was first in line with three workers that
+                // died.
                 assert!(inside || by_us || deaths >= 3, "task {number} had not begun when {life:?} died");
             }
             Outcome::Failed(TaskError::Broken(cause)) => {
@@ -926,7 +952,7 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
             Outcome::Failed(error) => panic!("task {number} failed: {error}"),
         }
     }
-    // A pool that is broken before anything has begun has run nothing of what it was given.
+    // A pool that is broken before any task has begun has run none of its tasks.
     let broken = outcomes.iter().filter(|outcome| is_broken(outcome)).count();
     let others = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Right)).count();
     assert!(broken == 0 || others == 0, "{broken} tasks say that the pool is broken, {others} have results");
@@ -941,25 +967,27 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
             continue;
         }
         let (inside, published) = (life.inside.load(SeqCst) == 1, life.published.load(SeqCst));
+        // The worker died with a claimed task and no answer, so exactly this task must have failed.
         if inside && published == 0 && broken == 0 {
             let dropped = outcomes.iter().enumerate().any(|(number, outcome)| {
                 matches!(outcome, Outcome::Dropped)
                     && record.tasks[number].life.load(SeqCst) as usize == at + 1
             });
-            // Whose error it is may be nobody's any more.
+            // The error may belong to a task whose result nobody waits for.
             let unseen = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Dropped));
             assert!(
                 victims == 1 || dropped || unseen || forced,
                 "what life {at} had begun did not fail: {life:?}"
             );
         }
+        // A complete answer was published before the death, so no task may have failed.
         if inside && published > 0 && life.result_len.load(SeqCst) == 0 {
             assert_eq!(victims, 0, "the answer of life {at} was published: {life:?}");
         }
     }
 }
 
-/// With one worker, tasks begin in the order in which they were submitted, whoever died meanwhile.
+/// With one worker, tasks must begin in the order of submission, whichever workers died meanwhile.
 fn check_order(record: &Record, singles: &[u32], maps: &[std::ops::Range<u32>]) {
     let begun = (record.begun.load(SeqCst) as usize).min(record.order.len());
     let order: Vec<u32> =
@@ -1003,7 +1031,7 @@ fn over_ipc() -> bool {
     std::env::var_os("EXECUTOR_TRANSPORT").is_some_and(|name| name == "ipc")
 }
 
-/// The steps that workers of this transport come to.
+/// Returns the steps that workers of this transport reach.
 fn steps() -> Vec<Step> {
     let over_ipc = over_ipc();
     let is_there = |step: &Step| match step {
@@ -1021,7 +1049,7 @@ fn main() {
         enroll(&path);
     }
     executor::init();
-    // SAFETY: sets a limit. Nobody is to write down how a worker looked that aborts on purpose.
+    // SAFETY: only sets a limit. Workers that abort on purpose must not leave core files.
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 }) };
     let (record, fd) = Record::create();
     let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
@@ -1038,7 +1066,7 @@ fn main() {
         slowest: (Duration::ZERO, 0),
         steps: steps.clone(),
     };
-    // Nobody dies: what is left after this one is what was there before.
+    // In this round no worker dies. What is open after it is the base for the comparison.
     let quiet = Plan { deaths: Vec::new(), outside: None, warm: true, ..Plan::of(0, &steps) };
     test.round(&quiet, &Outcomes::default());
     let began = Instant::now();

@@ -1,4 +1,5 @@
-//! Panics of every kind, in a program built in every way: what comes home is checked here, by the parent.
+//! Causes panics and aborts of every kind, in a program built in each profile. The parent checks
+//! the errors here.
 
 use executor::{ExitStatus, Process, StartMethod, Stdio, prelude::*};
 
@@ -12,7 +13,7 @@ fn panics() {
     panic!("it broke: {}", 7)
 }
 
-/// A panic where unwinding is not possible.
+/// Panics where unwinding is impossible.
 #[task]
 fn panics_in_c() {
     extern "C" fn callback() {
@@ -59,7 +60,7 @@ fn main() {
     };
     panicked(pool.submit(panics::task()), "it broke: 7");
     panicked(pool.submit(panics_in_c::task()), "in a callback");
-    // With unwinding the second panic is the last word; without, the first one ends the process.
+    // With unwinding, the second panic is reported. Without it, the first one ends the process.
     match pool.submit(panics_while_panicking::task()).result() {
         Err(TaskError::Panicked(error)) => {
             assert!(["the first one", "in a destructor"].contains(&error.message()), "{error:?}");
@@ -79,7 +80,7 @@ fn main() {
     println!("all faults came home");
 }
 
-/// The same in processes of their own, whose exit codes say it, too.
+/// Causes the same faults in single processes, and checks their exit codes too.
 fn processes(method: StartMethod) {
     let abort = ExitStatus::Signaled(libc::SIGABRT);
     let unwound = if cfg!(panic = "unwind") { ExitStatus::Exited(101) } else { abort };

@@ -1,5 +1,7 @@
-//! A program that forgot the entry. Each start adds a line to the file that it is given, so that a test can count. What it
-//! needs the entry for is its argument, and how it shows what it is told: by `Display`, or as `main` does.
+//! A program that forgot the entry point. Each start appends a line to the file named by
+//! `FORGOT_LOG`, so that a test can count the starts. `FORGOT_BY` selects the API that needs the
+//! entry point, and `main` returns the error. Without it, the program prints the error by
+//! `Display`.
 
 use std::io::Write;
 

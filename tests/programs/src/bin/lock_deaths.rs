@@ -1,17 +1,22 @@
-//! Users of locks and their kin that die at every step of what those do, and at any moment; whatever happens, those who live
-//! get on, and what the locks promise holds.
+//! Users of locks and other sync primitives that are killed at every step of an operation, and at
+//! random moments. All other processes must go on, and the guarantees of the primitives must hold.
 //!
-//! Each round is made from its seed: a set of objects, three children (forked by hand, so that ten thousand rounds take no
-//! hour) that use all of them in an order of their own, and which of them dies where. After that the parent looks: nobody
-//! hangs, nobody was inside with another one, all permits are back, all tokens were taken or are there.
+//! Each round is determined by its seed: a set of objects, three children that use all of the
+//! objects in a random order, and which child is killed where. The children are forked by hand, so
+//! that ten thousand rounds take less than an hour. After that the parent checks that nothing hung,
+//! that no two processes were inside of a lock together, that all permits were returned, and that
+//! no token was lost.
 //!
-//! With `EXECUTOR_STOPS=1` the child is stopped there instead of killed. While it stands still, the parent makes each call that
-//! has a limit, that begins with `try_`, or that is async, of each object ([`limited`]): it returns in time, whatever it says.
-//! After that the child is continued, or killed as it stands, and all ends as ever. Besides the rounds of chance there is one
-//! for each step of each act, so a call meets one that is stopped at each step within the very object.
+//! With `EXECUTOR_STOPS=1` the child is stopped there instead of killed. While it is stopped, the
+//! parent makes every call on every object that has a timeout, whose name begins with `try_`, or
+//! that is async ([`limited`]). Each call must return in time, whatever its result. After that the
+//! child is continued, or killed while stopped, and the round ends as usual. Besides the random
+//! rounds there is one round for each step of each act, so that each call is made while a process
+//! is stopped at each step within the same object.
 //!
-//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often a child has died, or was stopped, at each step.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
+//! prints its seed. At the end the program prints how often a child was killed or stopped at each
+//! step.
 
 #[path = "../dying.rs"]
 mod dying;
@@ -40,30 +45,33 @@ const CHILDREN: usize = 3;
 const TIMES: u32 = 4;
 const PERMITS: u32 = 100;
 const ACTS: u64 = 15;
-/// Of the calls that are made while a child is stopped.
+/// Timeout of the calls that are made while a child is stopped.
 const LIMIT: Duration = Duration::from_millis(20);
-/// How long one stands still with a mutex so that another one comes to give back without it.
+/// How long a child is stopped while it holds a mutex, so that another one has to return a permit
+/// without the mutex.
 const STANDS: Duration = Duration::from_millis(40);
-/// So much longer a call may take than its limit.
+/// How much longer than its timeout a call may take.
 const MARGIN: Duration = Duration::from_millis(50);
-/// The same of a queue's calls, which have a patience of their own.
+/// The same for calls of a queue, which wait for a lock for some time in addition.
 const QUEUE_MARGIN: Duration = Duration::from_millis(150);
-/// On a busy machine a call may come late although nothing holds it up: not so often in a row.
+/// Number of attempts for each call. On a busy machine a call may be late without being delayed by
+/// the stopped process, but not so often in a row.
 const ATTEMPTS: usize = 8;
 
-// ---- where a child dies ----------------------------------------------------------------------------------------------
+// ---- where a child is killed --------------------------------------------------------------------
 
-/// Plus one; 0 is nowhere.
+/// The step plus one at which this process is killed or stopped. 0 means never.
 static STEP: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
-/// Only within this act, plus one; 0 is any.
+/// The act, plus one, in which this may happen. 0 means any act.
 static WITHIN: AtomicU32 = AtomicU32::new(0);
-/// The act that goes on, plus one.
+/// The current act, plus one.
 static ACT: AtomicU32 = AtomicU32::new(0);
-/// It stands still there, and does not die.
+/// Whether this process is stopped there instead of killed.
 static STOPS: AtomicBool = AtomicBool::new(false);
 
-/// What parent and children write down about a round; the parent's own mapping, so that it does not depend on what is tested.
+/// The record of a round, written by the parent and its children. It is the parent's own mapping,
+/// so that it does not depend on the tested code.
 #[repr(C)]
 struct Record {
     died: AtomicU32,
@@ -72,12 +80,12 @@ struct Record {
     passed: [AtomicU32; CHILDREN],
 }
 
-/// In a child: which one it is.
+/// The number of this child.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 fn record() -> &'static Record {
     static RECORD: OnceLock<&Record> = OnceLock::new();
-    // SAFETY: atomics.
+    // SAFETY: the record consists of atomics, of which zero is a valid value.
     RECORD.get_or_init(|| unsafe { dying::record() })
 }
 
@@ -88,7 +96,7 @@ fn on_step(step: Step) {
             record().died.store(step as u32 + 1, SeqCst);
         }
         if STOPS.load(SeqCst) {
-            // SAFETY: a signal to this process itself.
+            // SAFETY: only sends a signal to this process itself.
             unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
         } else {
             die();
@@ -97,16 +105,16 @@ fn on_step(step: Step) {
 }
 
 fn die() -> ! {
-    // SAFETY: a signal to this process itself.
+    // SAFETY: only sends a signal to this process itself.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     unreachable!("it was killed")
 }
 
-// ---- what they do ----------------------------------------------------------------------------------------------------
+// ---- what the children do -----------------------------------------------------------------------
 
 struct World {
     lock: Lock,
-    /// Two counts that are the same outside of the lock.
+    /// Two counts that are equal while the lock is free.
     counts: RawValue<[u64; 2]>,
     rlock: RLock,
     deep: RawValue<[u64; 2]>,
@@ -114,7 +122,7 @@ struct World {
     many: Semaphore,
     condition: Condition,
     tokens: RawValue<u32>,
-    /// Here the parent gives, one for each time that a child takes, and no more.
+    /// The parent gives these tokens, one for each time that a child takes one, and no more.
     gifts: (Condition, RawValue<u32>),
     start: Event,
     pulse: Event,
@@ -125,11 +133,11 @@ struct World {
     bounded: BoundedSemaphore,
     list: ShareableList,
     queue: Queue<u64>,
-    /// For two, who do not wait long for each other.
+    /// For two parties, which wait for each other only briefly.
     brief: Barrier,
 }
 
-/// Takes what there is, and says whether somebody has died.
+/// Returns the guard, and whether its previous holder has died.
 fn recovered<G>(acquired: LockResult<G>, into: impl FnOnce(OwnerDied<G>) -> G) -> (G, bool) {
     match acquired {
         Ok(guard) => (guard, false),
@@ -137,7 +145,8 @@ fn recovered<G>(acquired: LockResult<G>, into: impl FnOnce(OwnerDied<G>) -> G) -
     }
 }
 
-/// Counts who is inside of something in which only one may be.
+/// Records that this process is inside of something that only one process may be in, and checks
+/// that no other process is.
 fn alone(place: usize, died: bool, act: impl FnOnce()) {
     let inside = &record().inside[place];
     let mine = std::process::id();
@@ -148,7 +157,8 @@ fn alone(place: usize, died: bool, act: impl FnOnce()) {
     assert_eq!(inside.swap(0, SeqCst), mine, "another one came into {place}");
 }
 
-/// Both counts, one after the other; whoever finds them apart after a death brings them together.
+/// Increments both counts, one after the other. After a death they may differ, and are made equal
+/// again.
 fn count(counts: &RawValue<[u64; 2]>, died: bool) {
     let [mut a, b] = counts.get();
     assert!(a == b || died, "{a} and {b} without a death");
@@ -158,7 +168,8 @@ fn count(counts: &RawValue<[u64; 2]>, died: bool) {
     counts.set([a, a]);
 }
 
-/// Lets others come while one has a permit; longer, where another one is to be stopped meanwhile.
+/// Lets other processes run while this one holds a permit. Waits longer in rounds in which another
+/// process is to be stopped meanwhile.
 fn linger() {
     if STEP.load(SeqCst) == Step::HolderGaveBack as u32 + 1 {
         thread::sleep(Duration::from_millis(2));
@@ -166,7 +177,7 @@ fn linger() {
     thread::yield_now();
 }
 
-/// A token more, and one notification.
+/// Adds a token and notifies one waiter.
 fn give(condition: &Condition, tokens: &RawValue<u32>) {
     let (guard, _) = recovered(condition.acquire(), OwnerDied::into_guard);
     tokens.set(tokens.get() + 1);
@@ -174,7 +185,7 @@ fn give(condition: &Condition, tokens: &RawValue<u32>) {
     drop(guard);
 }
 
-/// As many as are taken, until the round is over.
+/// Gives as many tokens as the children take, until the round is over.
 fn give_gifts(world: &World, mut random: Random, over: &AtomicBool) {
     let mut gifts = TIMES * CHILDREN as u32;
     while gifts > 0 && !over.load(SeqCst) {
@@ -186,7 +197,7 @@ fn give_gifts(world: &World, mut random: Random, over: &AtomicBool) {
     }
 }
 
-/// Also where an assertion fails.
+/// Sets the flag when dropped, even after a failed assertion.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -245,13 +256,14 @@ impl World {
             }
             2 => {
                 let permit = self.one.acquire();
-                // A permit that came back from a dead one says nothing about it.
+                // No check here: a permit returned for a dead process says nothing about that
+                // process.
                 record().inside[2].swap(1, SeqCst);
                 thread::yield_now();
                 drop(permit);
             }
             3 => {
-                // There is one for all of them, at first: they wait for each other.
+                // At first there is one token for all children, so they wait for each other.
                 self.take();
                 thread::yield_now();
                 self.give();
@@ -296,12 +308,12 @@ impl World {
                 assert!(self.list.get(0).is_some());
             }
             12 => {
-                // The parent puts and gets, too: there may be no room, or nothing.
+                // The parent puts and gets as well, so the queue may be full or empty.
                 let _ = self.queue.put_timeout(0, Duration::from_millis(1));
                 let _ = self.queue.get_timeout(Duration::from_millis(1));
             }
             13 => {
-                // Most often it is broken by the limit.
+                // Most often this times out, which breaks the barrier.
                 let _ = self.brief.wait_timeout(Duration::from_micros(20));
                 self.brief.reset();
             }
@@ -321,7 +333,7 @@ impl World {
         take(&self.condition, &self.tokens);
     }
 
-    /// What a child does from beginning to end.
+    /// Runs a child from beginning to end.
     fn live(&self, mut random: Random) {
         self.start.wait();
         for _ in 0..TIMES {
@@ -333,7 +345,7 @@ impl World {
         }
     }
 
-    /// What must hold when all children have ended.
+    /// Checks what must hold when all children have ended.
     fn check(&self, deaths: u32, stops: bool) {
         let limit = HANGS_AFTER;
         let (guard, died) = recovered(self.lock.acquire_timeout(limit).expect("free"), OwnerDied::into_guard);
@@ -359,7 +371,7 @@ impl World {
         self.barrier.reset();
         assert_eq!(self.bounded.value(), 2, "the bounded permits");
         drop(self.array.write_timeout(limit).expect("nobody reads"));
-        // Where a child was stopped, the barrier was broken meanwhile.
+        // If a child was stopped, the calls made meanwhile have broken the barrier.
         if deaths == 0 && !stops {
             assert_eq!((self.tokens.get(), self.actions.get()), (1, TIMES));
         }
@@ -368,9 +380,9 @@ impl World {
     }
 }
 
-// ---- calls with a limit ----------------------------------------------------------------------------------------------
+// ---- calls with a limit -------------------------------------------------------------------------
 
-/// Polls it once and drops it: no async form blocks its thread.
+/// Polls a future once and drops it. No async call may block its thread.
 fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -378,10 +390,11 @@ fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// A call and its limit; `try_` and async forms have none.
+/// A call's name, its timeout and the call. `try_` and async calls have no timeout.
 type Limited = (&'static str, Duration, fn(&World));
 
-/// Waits under the condition's lock. What it is told was meant for a child.
+/// Waits with the condition's lock. A notification received here was meant for a child, so it is
+/// passed on.
 fn wait_with_limit(condition: &Condition) {
     if let Some(acquired) = condition.acquire_timeout(Duration::ZERO) {
         let (guard, _) = recovered(acquired, OwnerDied::into_guard);
@@ -393,10 +406,11 @@ fn wait_with_limit(condition: &Condition) {
     }
 }
 
-/// All calls with a limit, all `try_` and all async forms.
+/// Returns all calls with a timeout, all `try_` calls and all async calls.
 fn limited() -> Vec<Limited> {
     let now = Duration::ZERO;
-    // What is got is given back at once, also news of a death: a guard that is dropped within them leaves them.
+    // Everything acquired is released at once. If a guard is dropped within the report of a death,
+    // the report remains for the next caller.
     vec![
         ("Lock::acquire_timeout", LIMIT, |world| drop(world.lock.acquire_timeout(LIMIT))),
         ("Lock::try_acquire", now, |world| drop(world.lock.try_acquire())),
@@ -451,7 +465,7 @@ fn limited() -> Vec<Limited> {
     ]
 }
 
-/// Makes all those calls, while the child stands still.
+/// Makes all these calls while the child is stopped.
 ///
 /// # Panics
 /// If one of them takes too long.
@@ -473,7 +487,7 @@ fn keep_their_limits(world: &World) {
     }
 }
 
-/// The call that is being made.
+/// The call that is being made, as an index into [`limited`].
 static CALL: AtomicU32 = AtomicU32::new(0);
 
 /// Ends the program if a call of [`keep_their_limits`] hangs.
@@ -491,9 +505,9 @@ fn with_watchdog(seed: u64, act: impl FnOnce()) {
     watchdog.join().unwrap();
 }
 
-// ---- a round ---------------------------------------------------------------------------------------------------------
+// ---- a round ------------------------------------------------------------------------------------
 
-/// How one of the children dies.
+/// How the first child is killed or stopped.
 #[derive(Clone, Copy, Debug)]
 enum Doom {
     At(Step, u32),
@@ -501,14 +515,14 @@ enum Doom {
     Never,
 }
 
-/// What a round is to show.
+/// What a round is meant to reach.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wanted {
-    /// Where, if not left to chance.
+    /// The step, if it is not random.
     step: Option<Step>,
-    /// Within this act, if not in any.
+    /// The act in which this happens. `None` means any act.
     act: Option<u64>,
-    /// One is stopped, and not killed at once.
+    /// Whether the child is stopped, and not killed at once.
     stops: bool,
 }
 
@@ -516,7 +530,7 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     let mut random = Random(seed);
     let steps = Step::SYNC;
     let doom = match wanted.step {
-        // Once in a round at most.
+        // This step is reached at most once in a round.
         Some(Step::HolderGaveBack) => Doom::At(Step::HolderGaveBack, 1),
         Some(step) => Doom::At(step, 1 + random.below(4) as u32),
         None => match random.below(10) {
@@ -533,7 +547,8 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     let mut children = Vec::new();
     for number in 0..CHILDREN {
         let own = Random(random.next());
-        // SAFETY: there is one thread; the child uses the library and ends without unwinding.
+        // SAFETY: this process has one thread, and the child only uses the library and ends without
+        // unwinding.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
@@ -545,7 +560,7 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                     LEFT.store(times, SeqCst);
                     STEP.store(step as u32 + 1, SeqCst);
                 }
-                // Nobody comes there unless another one stands still with a mutex.
+                // This step is reached only while another child is stopped and holds a mutex.
                 (1, Doom::At(Step::HolderGaveBack, times)) => {
                     STOPS.store(true, SeqCst);
                     LEFT.store(times, SeqCst);
@@ -565,11 +580,12 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     }
     world.start.set();
     let victim = children[0];
-    // By a thread of its own: whoever stands still with that lock goes on only if this one continues it.
+    // On a thread of its own: giving may wait for a lock that a stopped child holds, and this
+    // thread has to continue that child.
     let gifts_random = Random(random.next());
     let over = AtomicBool::new(false);
     let (mut killed, mut deaths, mut stopped) = (false, 0, false);
-    // The one that stands still for the victim, and since when.
+    // The child that is stopped for the victim's sake, and since when.
     let mut stands: Option<(libc::pid_t, Instant)> = None;
     thread::scope(|scope| {
         scope.spawn(|| give_gifts(&world, gifts_random, &over));
@@ -581,18 +597,19 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
             {
                 killed = true;
                 let signal = if wanted.stops { libc::SIGSTOP } else { libc::SIGKILL };
-                // SAFETY: a child that was not waited for.
+                // SAFETY: `victim` is a child that was not waited for.
                 unsafe { libc::kill(victim, signal) };
             }
+            // Continue the other child once the victim was hit, or when it was not hit in time.
             if let Some((other, since)) = stands
                 && (stopped || deaths > 0 || since.elapsed() > STANDS)
             {
                 stands = None;
-                // SAFETY: a child that was not waited for.
+                // SAFETY: `other` is a child that was not waited for.
                 unsafe { libc::kill(other, libc::SIGCONT) };
             }
             let mut status = 0;
-            // SAFETY: asks for a child that has ended or stands still.
+            // SAFETY: only asks for a child that has ended or was stopped.
             let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
             if pid > 0 && libc::WIFSTOPPED(status) && pid != victim {
                 stands = Some((pid, Instant::now()));
@@ -600,14 +617,16 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                 with_watchdog(seed, || keep_their_limits(&world));
                 stopped = true;
                 let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
-                // SAFETY: a child that was not waited for.
+                // SAFETY: `victim` is a child that was not waited for.
                 unsafe { libc::kill(victim, signal) };
+                // The calls took time, so the round's time starts anew.
                 began = Instant::now();
             } else if pid > 0 {
                 children.retain(|child| *child != pid);
                 if libc::WIFSIGNALED(status) && pid == victim {
                     deaths += 1;
-                    // If it has begun to let the others pass, they do.
+                    // If the dead party had begun to release the barrier, the other parties must
+                    // pass it.
                     let died = record().died.load(SeqCst);
                     if !wanted.stops
                         && [Step::BarrierReleasing, Step::BarrierTold]
@@ -628,7 +647,7 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                             thread::sleep(Duration::from_micros(50));
                         }
                     }
-                    // The others wait for its tokens, and for itself.
+                    // The others wait for the victim's tokens, and for the victim at the barrier.
                     world.barrier.abort();
                     for _ in 0..TIMES {
                         world.give();
@@ -645,7 +664,7 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                     ];
                     let tokens = world.tokens.get();
                     for child in &children {
-                        // SAFETY: a child that was not waited for.
+                        // SAFETY: `child` was not waited for.
                         unsafe { libc::kill(*child, libc::SIGKILL) };
                     }
                     panic!("hangs: {} children, {doom:?}, {state:?}, {tokens} tokens", children.len());
@@ -655,18 +674,19 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
         }
     });
     world.check(deaths, stopped);
+    // In a round that must stop the victim, the step was not reached.
     if wanted.stops && !stopped {
         return None;
     }
     stopped_at()
 }
 
-/// Where the victim is.
+/// Returns the step at which the victim is.
 fn stopped_at() -> Option<Step> {
     (record().died.load(SeqCst) as usize).checked_sub(1).map(|at| all_steps()[at])
 }
 
-/// By their numbers.
+/// Returns all steps, ordered by their numbers.
 fn all_steps() -> Vec<Step> {
     Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect()
 }
@@ -682,7 +702,8 @@ fn attempt(seed: u64, wanted: Wanted) -> Option<Step> {
     })
 }
 
-/// Counts at which step something happened, and ends the program if it failed.
+/// Runs a round and counts the step at which its victim was hit. Ends the program if the round
+/// failed.
 fn count_attempt(counts: &mut BTreeMap<Step, u32>, seed: u64, wanted: Wanted) -> bool {
     let step = attempt(seed, wanted);
     assert!(!FAILED.load(SeqCst), "seed {seed}, {wanted:?}");
@@ -710,7 +731,7 @@ fn main() {
     let rounds = seeds.end - seeds.start;
     let mut places = 0;
     if all && stops {
-        // At each step of each act that comes to it.
+        // Run each step of each act, as far as the act reaches the step.
         for act in 0..ACTS {
             for (at, step) in Step::SYNC.iter().enumerate() {
                 let wanted = Wanted { step: Some(*step), act: Some(act), stops };

@@ -1,13 +1,17 @@
-//! Users of named memory that die or are stopped at every step of what they do, and at any moment; whatever happens, those who live
-//! make, find, own and remove names meanwhile, nobody waits for them, and in the end nothing is left.
+//! Users of named memory that are killed or stopped at every step of their operations, and at
+//! random moments. Meanwhile the other processes must be able to make, find, own and remove names.
+//! They must not wait for the victim, and in the end nothing may be left.
 //!
-//! Each round is made from its seed: three children (forked by hand, so that ten thousand rounds take no hour) that use the same few
-//! names in an order of their own, and which of them dies or stands still where. What each of them looks at is whole, and is what
-//! it takes it for: the first word of a memory says by whom and under which name it was made. Who stands still does so until the
-//! others have ended, and is then continued or killed; so whoever waits for it, hangs.
+//! Each round is determined by its seed: three children use the same few names in a random order,
+//! and the seed decides which child is killed or stopped, and where. The children are forked by
+//! hand, so that ten thousand rounds take less than an hour. Each child checks that the memory it
+//! finds is intact and is the expected one: the first bytes of the memory say under which name it
+//! was made. A stopped child stays stopped until the others have ended, and is then continued or
+//! killed. So a process that waits for it hangs.
 //!
-//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often a child has died, and has stood still, at each step.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
+//! prints its seed. At the end the program prints how often a child was killed and stopped at each
+//! step.
 
 #[path = "../dying.rs"]
 mod dying;
@@ -31,41 +35,42 @@ const CHILDREN: usize = 3;
 const NAMES: u64 = 3;
 const TIMES: u32 = 12;
 
-// ---- where a child dies ----------------------------------------------------------------------------------------------
+// ---- where a child is killed --------------------------------------------------------------------
 
-/// Plus one; 0 is nowhere.
+/// The step plus one at which this process is killed or stopped. 0 means never.
 static STEP: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 static SIGNAL: AtomicU32 = AtomicU32::new(0);
 
-/// What a child writes down before it falls; the parent's own mapping, so that it does not depend on what is tested.
+/// The step that a child records before it is killed or stopped. The record is the parent's own
+/// mapping, so that it does not depend on the tested code.
 fn fallen() -> &'static AtomicU32 {
     static RECORD: OnceLock<&AtomicU32> = OnceLock::new();
-    // SAFETY: atomics.
+    // SAFETY: the record is an atomic, of which zero is a valid value.
     RECORD.get_or_init(|| unsafe { dying::record() })
 }
 
 fn on_step(step: Step) {
     if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
         fallen().store(step as u32 + 1, SeqCst);
-        // SAFETY: a signal to this process itself.
+        // SAFETY: only sends a signal to this process itself.
         unsafe { libc::kill(libc::getpid(), SIGNAL.load(SeqCst) as libc::c_int) };
     }
 }
 
-// ---- what they do ----------------------------------------------------------------------------------------------------
+// ---- what the children do -----------------------------------------------------------------------
 
 fn name(round: &str, number: u64) -> String {
     format!("deaths-{round}-{number}")
 }
 
-/// What is in the memory of that name, whoever has made it.
+/// Returns the content of the memory with this name, whichever process has made it.
 fn mark(number: u64) -> [u8; 16] {
     [b'a' + number as u8; 16]
 }
 
 fn make(name: &str, number: u64, size: usize) -> io::Result<SharedMemory> {
-    // A name is seen with its memory zeroed, so that is what others may find.
+    // The name is visible while its memory is still zeroed, so others may find zeros.
     let memory = SharedMemory::create_named(name, size)?;
     memory.write(0, &mark(number));
     Ok(memory)
@@ -78,7 +83,7 @@ fn look(memory: &SharedMemory, number: u64, size: usize) {
     assert!(memory.len() >= size && pieces == [true; 2], "{found:?} in {number}");
 }
 
-/// What may come of a name that others make and remove at the same time.
+/// Returns whether this error may occur with names that others make and remove at the same time.
 fn is_usual(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
@@ -92,7 +97,7 @@ fn act(round: &str, random: &mut Random, held: &mut Vec<(u64, SharedMemory)>) {
         3 => SharedMemory::attach(&name).and_then(|memory| {
             look(&memory, number, size);
             memory.own()?;
-            // Owned: so it is found by others, unless one of them removes it.
+            // This process owns the name, so others find it, unless one of them removes it.
             held.push((number, memory));
             Ok(())
         }),
@@ -130,7 +135,8 @@ fn live(round: &str, mut random: Random) {
     }
 }
 
-/// What must hold when all children have ended: each name is free, and is what it is made as.
+/// Checks what must hold when all children have ended: each name is free, and can be made and found
+/// again.
 fn check(round: &str) {
     for number in 0..NAMES {
         let name = name(round, number);
@@ -145,7 +151,7 @@ fn check(round: &str) {
     assert_eq!(left(round), [""; 0], "after a sweep");
 }
 
-/// What there is of these names, under any user's folder.
+/// Returns the files with names of this round, in the folders of any user.
 fn left(round: &str) -> Vec<String> {
     let within = |folder: std::path::PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
     let folders = within("/dev/shm".into())
@@ -155,9 +161,9 @@ fn left(round: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(&format!("=deaths-{round}-"))).collect()
 }
 
-// ---- a round ---------------------------------------------------------------------------------------------------------
+// ---- a round ------------------------------------------------------------------------------------
 
-/// How one of the children falls.
+/// How the first child is killed or stopped.
 #[derive(Clone, Copy, Debug)]
 enum Doom {
     At(Step, u32),
@@ -167,18 +173,18 @@ enum Doom {
 
 fn wait(pid: libc::pid_t, flags: libc::c_int) -> Option<libc::c_int> {
     let mut status = 0;
-    // SAFETY: asks for a child of this process.
+    // SAFETY: only asks for the state of a child of this process.
     let ended = unsafe { libc::waitpid(pid, &mut status, flags) };
     assert!(ended >= 0, "{}", io::Error::last_os_error());
     (ended == pid).then_some(status)
 }
 
 fn kill(pid: libc::pid_t, signal: libc::c_int) {
-    // SAFETY: a child that was not waited for.
+    // SAFETY: `pid` is a child that was not waited for.
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Waits until it has ended, or stands still: `true`.
+/// Waits until the child has ended or is stopped. Returns whether it is stopped, and its status.
 fn settled(pid: libc::pid_t, children: &[libc::pid_t], what: &dyn std::fmt::Debug) -> (bool, libc::c_int) {
     let began = Instant::now();
     loop {
@@ -213,7 +219,8 @@ fn round(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::
     let mut children = Vec::new();
     for number in 0..CHILDREN {
         let own = Random(random.next());
-        // SAFETY: there is one thread; the child uses the library and ends without unwinding.
+        // SAFETY: this process has one thread, and the child only uses the library and ends without
+        // unwinding.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", io::Error::last_os_error());
         if pid == 0 {
@@ -233,14 +240,14 @@ fn round(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::
         kill(children[0], signal);
     }
     let victim = children[0];
-    // The others end while it stands still, if it does.
+    // If the victim is stopped, the others end while it is.
     for child in &children[1..] {
         let (_, status) = settled(*child, &children, &doom);
         assert_eq!(status, 0, "a child failed: {status:#x}");
     }
     let (stands, mut status) = settled(victim, &children, &doom);
     if stands {
-        // Names are made and found meanwhile: whatever it is in the middle of.
+        // While it is stopped, other names can be made and found, whatever operation it is in.
         let other = name(&names, 77);
         let memory = make(&other, 7, 100).expect("nobody has that name");
         assert_eq!(SharedMemory::attach(&other).expect("it is there"), memory);
@@ -255,10 +262,11 @@ fn round(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::
     Some((*steps.iter().find(|step| **step as usize == at)?, signal))
 }
 
-/// Removes this user's empty folders with a number. The library keeps one, which was hard to get while a stranger had the usual name
-/// (as other tests play), and then nobody comes to the step that makes one.
+/// Removes this user's empty folders with a number. The library keeps using such a folder if
+/// another user had the usual name (as other tests arrange), and then no process would reach the
+/// step that makes a folder.
 fn forget_numbered_folders() {
-    // SAFETY: asks who this is.
+    // SAFETY: only asks for this process's user id.
     let usual = format!("executor-shared-memory.{}.", unsafe { libc::geteuid() });
     for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&usual) {

@@ -1,20 +1,27 @@
-//! Processes with one task that die or are stopped at every step from their start to their end, and at any moment, with the fork server
-//! that makes them and the processes in between; whatever happens, what is told of each of them is true, and nothing of them is left.
+//! Processes with one task that are killed or stopped at every step from their start to their end,
+//! and at random moments. The victims include the fork server that makes processes, and processes
+//! in between. Everything reported about each process must be true, and nothing of it may be left.
 //!
-//! Each round is made from its seed: by which method some processes are started and what they do, and which process falls where. That is
-//! a child, a child's child, or the fork server; it is killed, or it stands still for up to 300 ms and is continued or killed then. A
-//! second one may fall at any moment, so one that stands still may lose its parent meanwhile. Then every process is joined, and:
+//! Each round is determined by its seed: the method by which some processes are started, what they
+//! do, and which process is hit where. The victim is a child, a child's child, or the fork server.
+//! It is killed, or it is stopped for up to 300 ms and then continued or killed. A second process
+//! may be hit at a random moment, so a stopped process may lose its parent meanwhile. Then every
+//! process is joined, and checked:
 //!
-//! - what it returned is its value, unless it fell, and its exit status is the one that it ended with;
-//! - no process of the round lives, nor a program that one of them has started (unless both have ended who knew of it, before one of
-//!   them saw the end of the other one);
-//! - this program has no child that has ended and was not reaped, and no descriptor more than before.
+//! - Its value is what it returned, unless it was hit, and its exit status is the one that it ended
+//!   with.
+//! - No process of the round is alive, and no program that one of them has started, unless both
+//!   processes that knew of the program ended before one of them noticed the end of the other.
+//! - This program has no child that has ended and was not reaped, and no more descriptors than
+//!   before.
 //!
-//! This program has one thread, so that it can be copied (`StartMethod::Fork`). What is done from outside is done by a process of its
-//! own, the stranger, which is told by the record, as all are.
+//! This program has one thread, so that it can be forked (`StartMethod::Fork`). Signals from
+//! outside are sent by a separate process, the stranger. It takes its orders from the record, as
+//! all processes do.
 //!
-//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often a process has died, and has stood still, at each step.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
+//! prints its seed. At the end the program prints how often a process was killed and stopped at
+//! each step.
 
 #[path = "../dying.rs"]
 mod dying;
@@ -36,48 +43,51 @@ use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
 use executor::{Child, Context, ExitStatus, SharedBytes, StartMethod, prelude::*};
 use executor_core::kill_point::{self, Step};
 
-/// Where a process finds the record.
+/// Names the file of the record.
 const RECORD: &str = "EXECUTOR_TEST_RECORD";
 
-/// As long as one stands still that is not continued at once.
+/// Maximum time for which a process is stopped, unless it is continued at once.
 const STANDS_MAX: Duration = Duration::from_millis(300);
 
-/// Processes of one round that are recorded.
+/// Maximum number of processes that are recorded in one round.
 const LIVES: usize = 64;
 
-// ---- the record ------------------------------------------------------------------------------------------------------
+// ---- the record ---------------------------------------------------------------------------------
 
-/// All atomics, of which zero is a value: what is shared with processes that die in the middle of anything.
+/// A record shared with processes that may die at any moment. It consists of atomics, of which zero
+/// is a valid value.
 #[repr(C)]
 struct Record {
-    /// This program, which does not fall.
+    /// This program, which is never hit.
     test: AtomicU32,
-    /// The round, and the last one that the stranger is done with. It is over when they are one.
+    /// The number of the round, and the number of the last round that the stranger has finished.
+    /// The round is over when they are equal.
     round: AtomicU32,
     settled: AtomicU32,
-    /// The test has seen all that it wants to see: the stranger does nothing more.
+    /// Set when the test has checked everything. The stranger then does nothing more.
     over: AtomicU32,
-    /// At which step one falls, plus one, and how often that is to be reached until then.
+    /// The step plus one at which a process is hit, and how often that step must be reached before.
     step: AtomicU32,
     left: AtomicU32,
-    /// The step where one fell, plus one, and who.
+    /// The step plus one at which a process was hit, and the process.
     fallen_at: AtomicU32,
     fallen: Victim,
-    /// Which process falls at any moment, by the order in which they come, plus one; and when, after it has come.
+    /// Which process is hit at a random moment (its place in the order of appearance, plus one),
+    /// and how long after it appeared.
     aim: AtomicU32,
     after_micros: AtomicU32,
     struck: Victim,
     lives: Pids,
-    /// What they have started in their groups.
+    /// Programs that the processes have started in their process groups.
     programs: Pids,
 }
 
-/// One that falls, and how.
+/// A process that is hit, and how.
 #[repr(C)]
 struct Victim {
     pid: AtomicU32,
     signal: AtomicU32,
-    /// If it is stopped: for how long, and what it gets then.
+    /// For a process that is stopped: how long, and the signal that it gets after that.
     stands_micros: AtomicU32,
     then: AtomicU32,
 }
@@ -89,7 +99,7 @@ struct Pids {
 }
 
 impl Pids {
-    /// May be called between `fork` and `exec`.
+    /// Records a pid. May be called between `fork` and `exec`.
     fn note(&self, pid: u32) {
         if let Some(place) = self.pids.get(self.count.fetch_add(1, SeqCst) as usize) {
             place.store(pid, SeqCst);
@@ -110,10 +120,10 @@ impl Victim {
         [&self.signal, &self.then].map(|signal| signal.load(SeqCst)).contains(&(libc::SIGKILL as u32))
     }
 
-    /// As it was chosen.
+    /// Chooses how the victim is hit.
     fn doom(&self, random: &mut Random, signal: libc::c_int) {
         self.signal.store(signal as u32, SeqCst);
-        // Few stand still for long, so that a round takes no third of a second.
+        // Only a few are stopped for long, so that a round takes less than a third of a second.
         let stands = match random.below(16) {
             0 => random.below(STANDS_MAX.as_micros() as u64),
             _ => random.below(3_000),
@@ -125,7 +135,8 @@ impl Victim {
 }
 
 fn map(fd: i32) -> &'static Record {
-    // SAFETY: a new mapping of a file of that size, never unmapped; `Record` is all atomics, so others may write to it.
+    // SAFETY: a new mapping of a file of that size, which is never unmapped. `Record` consists of
+    // atomics only, so other processes may write to it.
     unsafe {
         let flags = libc::PROT_READ | libc::PROT_WRITE;
         let at = libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
@@ -134,9 +145,9 @@ fn map(fd: i32) -> &'static Record {
     }
 }
 
-/// The record, and what must stay open for others to find it.
+/// Makes the record. The descriptor must stay open, so that other processes find the record.
 fn create_record() -> (&'static Record, OwnedFd) {
-    // SAFETY: makes a descriptor, which is ours then.
+    // SAFETY: makes a descriptor, which then belongs to us.
     let fd = unsafe {
         #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
         let fd = libc::memfd_create(c"process-deaths".as_ptr(), libc::MFD_CLOEXEC);
@@ -155,7 +166,8 @@ fn record() -> &'static Record {
     OWN.get().expect("every process of this program has it")
 }
 
-/// The process that was noted last: a copy of it is another one.
+/// The process that was recorded last. In a copy of that process the pid differs, and the copy is
+/// recorded as well.
 static NOTED: AtomicU32 = AtomicU32::new(0);
 
 fn on_step(step: Step) {
@@ -169,18 +181,18 @@ fn on_step(step: Step) {
     if record.step.load(SeqCst) == step as u32 + 1 && record.left.fetch_sub(1, SeqCst) == 1 {
         record.fallen_at.store(step as u32 + 1, SeqCst);
         record.fallen.pid.store(pid, SeqCst);
-        // SAFETY: a signal to this process itself.
+        // SAFETY: only sends a signal to this process itself.
         unsafe { libc::kill(libc::getpid(), record.fallen.signal.load(SeqCst) as libc::c_int) };
     }
 }
 
-// ---- what they do ----------------------------------------------------------------------------------------------------
+// ---- what the processes do ----------------------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(u8)]
 enum Job {
     Returns,
-    /// More than fits into a message.
+    /// Returns more than fits into a message.
     ReturnsMuch,
     /// Returns descriptors, which are sent after the rest.
     ReturnsMemory,
@@ -188,9 +200,9 @@ enum Job {
     Leaves,
     /// Starts a program, and goes on until it is ended.
     Stays,
-    /// Is between this program and another such process.
+    /// Starts another process, so that this one is in between, and joins it.
     Joins,
-    /// The same, and does not join.
+    /// Starts another process, and does not join it.
     Keeps,
     Panics,
     Exits,
@@ -220,19 +232,20 @@ fn value(number: u8, job: Job) -> (Vec<u8>, usize) {
     (vec![number; len], if job == Job::ReturnsMemory { 2 } else { 0 })
 }
 
-/// A program that does nothing, in the group of this process.
+/// Starts a program that does nothing, in the group of this process.
 fn start_program() {
     let (record, round) = (record(), record().round.load(SeqCst));
-    // SAFETY: the child does only what a signal handler may.
+    // SAFETY: the child only makes calls that are allowed in a signal handler.
     unsafe {
         if libc::fork() == 0 {
             record.programs.note(libc::getpid() as u32);
-            // If it comes so late that its round is over, it is none of the next one's.
+            // If the program starts after the end of its round, it must not be counted in the next
+            // one.
             if record.round.load(SeqCst) != round {
                 libc::_exit(0);
             }
-            // If it comes so late that its round is over, nobody looks for it: it ends by itself, and keeps no output open for which
-            // a test waits.
+            // If it starts that late, nobody looks for it. So it ends by itself, and keeps none of
+            // the output streams open whose end a test waits for.
             for stream in 0..3 {
                 libc::close(stream);
             }
@@ -264,14 +277,14 @@ fn work(number: u8, job: u8, method: usize) -> Value {
             let inner = if job == Job::Joins { Job::Leaves } else { Job::Stays };
             let child =
                 Context::new(METHODS[method]).process(work::task(number, inner as u8, 0)).daemon(true);
-            // Whoever makes it may fall, and so may the child.
+            // The process that makes the child may be hit, and so may the child.
             if let Ok(child) = child.start()
                 && job == Job::Joins
             {
                 let _ = child.join();
             }
         }
-        // Without a word on standard error.
+        // This prints nothing to standard error.
         Job::Panics => std::panic::resume_unwind(Box::new("as it was told")),
         Job::Exits => std::process::exit(Job::EXIT_CODE),
     }
@@ -279,28 +292,29 @@ fn work(number: u8, job: u8, method: usize) -> Value {
     (bytes, vec![SharedBytes::copy_from_slice(&[number; 100]); shared])
 }
 
-// ---- the stranger ----------------------------------------------------------------------------------------------------
+// ---- the stranger -------------------------------------------------------------------------------
 
-/// What is to be done to one that falls from here on.
+/// What the stranger still has to do to a victim.
 enum Order {
     None,
-    /// Struck then.
+    /// Hit it at this time.
     Strike(OwnedFd, Instant),
-    /// It stands still, or is about to; this is when it has stood for long enough.
+    /// It is stopped or about to stop. This is the time at which it has been stopped for long
+    /// enough.
     Resume(OwnedFd, Instant),
     Done,
 }
 
 fn open(pid: u32) -> Option<OwnedFd> {
-    // SAFETY: makes a descriptor, or says that there is no such process.
+    // SAFETY: makes a descriptor, or fails if there is no such process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-    // SAFETY: it is ours then.
+    // SAFETY: the new descriptor belongs to us.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn send(process: &OwnedFd, signal: u32) {
     let none = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a descriptor that is open; no memory. It may have ended.
+    // SAFETY: passes an open descriptor and no memory. The process may have ended.
     unsafe {
         libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, none, 0)
     };
@@ -310,7 +324,7 @@ fn micros(number: &AtomicU32) -> Duration {
     Duration::from_micros(u64::from(number.load(SeqCst)))
 }
 
-/// The state of a process as the kernel tells it, and its group: `None` if it has ended.
+/// Returns the state of a process and its process group, or `None` if it has ended.
 fn state(pid: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut words = stat.rsplit_once(") ")?.1.split(' ');
@@ -324,6 +338,8 @@ fn serve(record: &Record) {
     let (mut aimed, mut fallen) = (Order::None, Order::None);
     let now = Instant::now;
     while record.over.load(SeqCst) == 0 {
+        // The victim of a random moment: wait until it appears, hit it after a while, then continue
+        // or kill it.
         aimed = match aimed {
             Order::None => match (record.aim.load(SeqCst) as usize).checked_sub(1) {
                 None => Order::Done,
@@ -341,10 +357,11 @@ fn serve(record: &Record) {
             }
             other => resume(other, &record.struck),
         };
+        // The victim of a step hits itself. If that stops it, continue or kill it after a while.
         fallen = match fallen {
             Order::None => match record.fallen.pid.load(SeqCst) {
                 0 => Order::None,
-                // Until it does stand still.
+                // Wait until it is really stopped.
                 pid if record.fallen.signal.load(SeqCst) == libc::SIGSTOP as u32 => match state(pid) {
                     Some(('T', _)) => open(pid).map_or(Order::Done, |process| {
                         Order::Resume(process, now() + micros(&record.fallen.stands_micros))
@@ -358,7 +375,7 @@ fn serve(record: &Record) {
         };
         thread::sleep(Duration::from_micros(50));
     }
-    // Nobody is left standing by this one, however the round ended.
+    // The stranger leaves no process stopped, however the round ended.
     for (order, victim) in [(aimed, &record.struck), (fallen, &record.fallen)] {
         if let Order::Resume(process, _) = order {
             send(&process, victim.then.load(SeqCst));
@@ -376,13 +393,13 @@ fn resume(order: Order, victim: &Victim) -> Order {
     }
 }
 
-/// Makes the stranger. It ends with this program.
+/// Makes the stranger, which ends together with this program.
 fn make_stranger(record: &'static Record) {
-    // SAFETY: there is one thread; the child uses nothing of the library.
+    // SAFETY: this process has one thread, and the child uses nothing of the library.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "{}", io::Error::last_os_error());
     if pid == 0 {
-        // SAFETY: sets a signal for this process.
+        // SAFETY: only requests a signal for this process.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         loop {
             let round = record.round.load(SeqCst);
@@ -396,17 +413,17 @@ fn make_stranger(record: &'static Record) {
     }
 }
 
-// ---- a round ---------------------------------------------------------------------------------------------------------
+// ---- a round ------------------------------------------------------------------------------------
 
 struct Started {
     job: Job,
     number: u8,
     child: Child<Value>,
-    /// What it was ended by.
+    /// The signal with which the test has ended it.
     ended: Option<libc::c_int>,
 }
 
-/// Whether the report was whole when it fell there.
+/// Returns whether the report was complete when the process was hit at this step.
 fn has_reported(step: Step, job: Job) -> bool {
     match step {
         Step::ReportSent => job != Job::ReturnsMemory,
@@ -415,7 +432,7 @@ fn has_reported(step: Step, job: Job) -> bool {
     }
 }
 
-/// What must be so of one that has ended, and what must have been told of it.
+/// Checks a process that has ended, and what was reported about it.
 fn check(started: &Started, steps: &[Step]) {
     let Started { job, number, child, ended } = started;
     let (record, pid) = (record(), child.pid());
@@ -428,11 +445,12 @@ fn check(started: &Started, steps: &[Step]) {
         *steps.iter().find(|step| **step as u32 == at).expect("one of these")
     });
     let killed = ExitStatus::Signaled(libc::SIGKILL);
-    // One that stands still and is struck, too, may be continued by that, and have ended before it is killed.
+    // A process that is stopped and also hit by the stranger may be continued by that, and end
+    // before it is killed.
     let is_killed = fell.is_some() && record.fallen.is_killed() && !record.struck.is(pid);
     let may_be_killed =
         fell.is_some() && record.fallen.is_killed() || record.struck.is(pid) && record.struck.is_killed();
-    // By itself, or as it was told to.
+    // The status of an end by itself, or by the test.
     let usual = match (job, ended) {
         (_, Some(signal)) => ExitStatus::Signaled(*signal),
         (Job::Panics, _) => ExitStatus::Exited(101),
@@ -443,6 +461,7 @@ fn check(started: &Started, steps: &[Step]) {
         status == usual && (!is_killed || ended.is_some()) || status == killed && may_be_killed,
         "{job:?} {status}, fell at {fell:?}"
     );
+    // A value may come from a process that was killed, but only if its report was complete.
     match joined {
         Ok((bytes, shared)) => {
             let expected = value(*number, *job);
@@ -457,6 +476,7 @@ fn check(started: &Started, steps: &[Step]) {
         Err(TaskError::WorkerLost { pid: lost, status: told, .. }) => {
             assert_eq!((lost, told), (pid, status));
             assert!(status != ExitStatus::Exited(0), "it has ended well, and its value is lost");
+            // If it was lost although it was hit at a step, its report cannot have been complete.
             if let (Some(step), Job::Returns | Job::ReturnsMuch | Job::ReturnsMemory) = (fell, job) {
                 assert!(!has_reported(step, *job), "it had reported at {step:?}");
             }
@@ -465,7 +485,7 @@ fn check(started: &Started, steps: &[Step]) {
     }
 }
 
-/// Waits for what is true in a moment; a signal is sent before it has its effect.
+/// Waits until `found` returns nothing. A signal takes effect only a moment after it was sent.
 fn eventually(what: &str, mut found: impl FnMut() -> Vec<u32>) {
     let began = Instant::now();
     loop {
@@ -478,9 +498,9 @@ fn eventually(what: &str, mut found: impl FnMut() -> Vec<u32>) {
     }
 }
 
-/// A child of this program that has ended and that nobody has reaped.
+/// Returns a child of this program that has ended and was not reaped.
 fn unreaped() -> Option<u32> {
-    // SAFETY: an all-zero `siginfo_t` is a valid one, and is filled by the call, which looks only.
+    // SAFETY: an all-zero `siginfo_t` is valid and is filled by the call, which only asks.
     unsafe {
         let mut found: libc::siginfo_t = std::mem::zeroed();
         let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
@@ -494,20 +514,22 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("/proc").count()
 }
 
-/// Programs that nobody was left to end.
+/// Number of programs that no process was left to end.
 static LOST: AtomicU32 = AtomicU32::new(0);
 
-/// How long one who knows of a program may take to end it, if somebody is there.
+/// How long a process that knows of a program may take to end it, if such a process exists.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// What is left when all of a round is over: nothing. These are the children, and whether one was killed that had children itself.
+/// Checks that nothing is left at the end of a round. `children` are the children of this program,
+/// and `parent_killed` says whether one with children of its own was killed.
 fn check_nothing_is_left(base: Option<usize>, children: &[u32], parent_killed: bool) {
     let record = record();
     let living = |pids: &Pids| pids.all().filter(|pid| state(*pid).is_some()).collect::<Vec<_>>();
     eventually("these processes live", || living(&record.lives));
-    // What a process has started is ended by that process when its parent ends, and by its parent when it ends. Where both have ended
-    // before they saw the end of the other one, nobody is there who knows of it.
-    // Also where the one in between was killed while it ended the other one.
+    // A process ends the programs it has started when its own parent ends, and its parent ends them
+    // when the process ends. If both ended before they noticed each other's end, no process is left
+    // that knows of the program. The same holds if the process in between was killed while it was
+    // ending the other one.
     let is_lost = |program: &u32| {
         let Some((_, starter)) = state(*program) else { return false };
         parent_killed && !children.contains(&starter)
@@ -515,13 +537,14 @@ fn check_nothing_is_left(base: Option<usize>, children: &[u32], parent_killed: b
     let mut lost = HashSet::new();
     let began = Instant::now();
     eventually("these programs live", || {
-        // Each time: one writes itself down when it runs, which may be after all others have ended. Not before it has had the time
-        // to be ended by who knows of it.
+        // Look for lost programs each time, because a program records itself only when it runs,
+        // which may be after all other processes have ended. Before that, give the processes that
+        // know of the program time to end it.
         if began.elapsed() < MOMENT {
             return living(&record.programs);
         }
         for program in record.programs.all().filter(is_lost) {
-            // SAFETY: a signal to what was just seen to be one of these programs.
+            // SAFETY: sends a signal to a process that was just seen to be one of these programs.
             unsafe { libc::kill(program as libc::pid_t, libc::SIGKILL) };
             lost.insert(program);
         }
@@ -537,7 +560,7 @@ fn check_nothing_is_left(base: Option<usize>, children: &[u32], parent_killed: b
     }
 }
 
-/// Each of them; those more often that cost no start of a program.
+/// Returns any method. Methods that need no start of a program are more frequent.
 fn any_method(random: &mut Random) -> StartMethod {
     match random.below(8) {
         0 => StartMethod::Spawn,
@@ -546,7 +569,7 @@ fn any_method(random: &mut Random) -> StartMethod {
     }
 }
 
-/// Of processes by this method only.
+/// Returns the only start method whose processes reach this step, if there is only one.
 fn method_of(step: Step) -> Option<StartMethod> {
     match step {
         Step::ServerPrepared | Step::ServerReady | Step::ServerAsked | Step::ServerCloned => {
@@ -558,12 +581,13 @@ fn method_of(step: Step) -> Option<StartMethod> {
     }
 }
 
-/// What a round is for, where that is not left to chance.
+/// The case that a round must reach, if it is not random.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     step: Step,
     signal: libc::c_int,
-    /// The fork server is killed as well, at any moment, which is the first process of the round.
+    /// Whether the fork server, which is the first process of the round, is killed as well, at a
+    /// random moment.
     server: bool,
 }
 
@@ -575,8 +599,7 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
     let (step, signal) = wanted.map_or((any_step, any_signal), |wanted| (wanted.step, wanted.signal));
     let method = method_of(step).unwrap_or(any_method(&mut random));
     let with_server = wanted.is_some_and(|wanted| wanted.server);
-    // Cleared by the only one who is there.
-    // SAFETY: its own size, and zero is a value.
+    // Clear the record. Nobody else uses it now.
     let (test, before) = (record.test.load(SeqCst), record.round.load(SeqCst));
     for number in [&record.over, &record.step, &record.fallen_at, &record.aim] {
         number.store(0, SeqCst);
@@ -589,6 +612,7 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
         pids.pids.iter().for_each(|pid| pid.store(0, SeqCst));
     }
     assert_eq!(test, std::process::id());
+    // Without a base, the round only opens what stays open for good, and nothing is hit.
     if base.is_some() {
         record.fallen.doom(&mut random, signal);
         let signal = signals[random.below(2) as usize];
@@ -621,10 +645,12 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
         let child = match start() {
             Ok(child) => child,
             Err(error) => {
+                // Only a fork server that was hit can make a start fail.
                 let pids = [&record.fallen, &record.struck].map(|victim| victim.pid.load(SeqCst));
                 let is_usual = method == StartMethod::ForkServer && pids != [0; 2];
                 assert!(is_usual, "it was not started, and {pids:?} fell: {error}");
-                // One at least of those that fall has fallen, and at the second time nobody may be there who falls.
+                // At least one of the victims has been hit. By the second retry, no victim may be
+                // left.
                 match start().or_else(|_| start()) {
                     Ok(child) => child,
                     Err(error) => panic!("nor was it started the next time: {error}"),
@@ -633,7 +659,7 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
         };
         started.push(Started { job, number, child, ended: None });
         if with_server {
-            // The next one is asked of another server.
+            // The next process must be requested from another server.
             eventually("the server lives", || {
                 let server = record.struck.pid.load(SeqCst);
                 if server == 0 || state(server).is_some() { vec![server] } else { Vec::new() }
@@ -657,7 +683,7 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
                 libc::SIGKILL
             }
         });
-        // One that ends by itself may have been faster.
+        // A process that ends by itself may have ended first.
         if one.job != Job::Stays && (!was_alive || one.child.wait_exit().signal() != one.ended) {
             one.ended = None;
         }
@@ -671,6 +697,7 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
     drop(started);
     drop(context);
     check_nothing_is_left(base, &children, parent_killed);
+    // Let the stranger finish before the record is used again.
     record.over.store(1, SeqCst);
     let began = Instant::now();
     while record.settled.load(SeqCst) != before + 1 {
@@ -681,11 +708,11 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
     steps.iter().find(|step| **step as u32 == at).copied()
 }
 
-// ---- all of them -----------------------------------------------------------------------------------------------------
+// ---- all of them --------------------------------------------------------------------------------
 
 static SEED: AtomicU32 = AtomicU32::new(0);
 
-/// A start that does not end.
+/// Called when a round takes too long, for example because a start hangs.
 extern "C" fn on_alarm(_: libc::c_int) {
     println!("EXECUTOR_SEED={} hangs", SEED.load(SeqCst));
     std::process::abort();
@@ -698,7 +725,7 @@ fn attempt(
     base: Option<usize>,
 ) -> Option<(Step, libc::c_int)> {
     SEED.store(seed as u32, SeqCst);
-    // SAFETY: sets a timer.
+    // SAFETY: only sets a timer.
     unsafe { libc::alarm(2 * HANGS_AFTER.as_secs() as u32) };
     match catch_unwind(AssertUnwindSafe(|| round(seed, wanted, steps, base))) {
         Ok(step) => step.map(|step| (step, record().fallen.signal.load(SeqCst) as libc::c_int)),
@@ -715,8 +742,9 @@ fn attempt(
             println!("processes {:?}", record.lives.all().collect::<Vec<_>>());
             println!("programs {:?}", record.programs.all().collect::<Vec<_>>());
             for program in record.programs.all() {
-                // They would keep the output of this program open, for which a test waits.
-                // SAFETY: a signal to one that has written itself down in this round.
+                // The programs would keep the output of this program open, whose end a test waits
+                // for.
+                // SAFETY: sends a signal to a program that has recorded itself in this round.
                 unsafe { libc::kill(program as libc::pid_t, libc::SIGKILL) };
             }
             std::process::exit(1);
@@ -737,13 +765,13 @@ fn main() {
     let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
     // SAFETY: there is no other thread.
     unsafe { std::env::set_var(RECORD, path) };
-    // SAFETY: sets what is done at a signal: a line, and the end.
+    // SAFETY: sets a signal handler, which prints a line and aborts.
     unsafe { libc::signal(libc::SIGALRM, on_alarm as *const () as libc::sighandler_t) };
     make_stranger(record);
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let mut steps = vec![Step::Started, Step::SetupRead, Step::Decoded, Step::Ran, Step::Encoded];
     steps.extend(Step::PROCESS);
-    // Nobody falls: what is there after these is what was there before.
+    // In these rounds nothing is hit. What is open after them is the base for the comparison.
     for seed in 0..4 {
         let _ = attempt(seed, None, &steps, None);
     }
@@ -774,7 +802,8 @@ fn main() {
             }
         }
     }
-    // Too rare for chance: copies that stand still, and are killed, while their server has died and another one is asked.
+    // Cases too rare for random rounds: forked copies that are stopped and then killed, while their
+    // server has died and another one is asked.
     for (at, step) in [Step::CopyMade, Step::CopyNamed, Step::CopyLeads].into_iter().enumerate() {
         for seed in 0..seeds.clone().count().min(20) as u64 {
             let wanted = Wanted { step, signal: libc::SIGSTOP, server: true };
@@ -783,7 +812,7 @@ fn main() {
     }
     let (rounds, lost) = (seeds.end - seeds.start, u64::from(LOST.load(SeqCst)));
     println!("{rounds} rounds in {:.1?}, {lost} programs of which nobody was left to know", began.elapsed());
-    // It takes two deaths within one moment.
+    // A lost program requires two deaths within a moment.
     assert!(lost <= 3 + rounds / 20, "{lost} programs were left in {rounds} rounds");
     println!("  died stood");
     for (both, step) in fell.chunks(2).zip(&steps) {

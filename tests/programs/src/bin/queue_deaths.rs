@@ -1,17 +1,21 @@
-//! Users of a queue that die at every step of what it does, and at any moment; whatever happens, no item whose `put` had
-//! returned is lost, none comes twice, none is torn, their order is kept, and everybody else gets on.
+//! Users of a queue that are killed at every step of a queue operation, and at random moments. No
+//! item whose `put` has returned may be lost, no item may arrive twice or incomplete, the order of
+//! items must be kept, and all other processes must go on.
 //!
-//! Each round is made from its seed: a queue, two producers and three consumers (forked by hand, so that ten thousand rounds
-//! take no hour), what the items are, what becomes of those of the dead, and who dies where. What was put and got is noted in
-//! memory that the queue knows nothing of. A consumer that dies takes with it at most the items that it had not said are done; if
-//! they are requeued, none, and if they are kept, they can all be asked for.
+//! Each round is determined by its seed: a queue, two producers and three consumers, the items, the
+//! `OnLost` policy, and which process is killed where. The processes are forked by hand, so that
+//! ten thousand rounds take less than an hour. What was put and got is recorded in memory that is
+//! independent of the queue. A dead consumer loses at most the items that it had not marked as
+//! done. With `Requeue` it loses none, and with `Keep` all of them can be retrieved.
 //!
-//! With `EXECUTOR_STOPS=1` they are stopped there instead of killed. While one stands still, the parent makes each call that has a limit,
-//! that begins with `try_`, or that is async ([`keep_their_limits`]): it returns in time, whatever it says. After that the one is
-//! continued, or killed as it stands, and all ends as ever.
+//! With `EXECUTOR_STOPS=1` the processes are stopped there instead of killed. While a process is
+//! stopped, the parent makes every call that has a timeout, whose name begins with `try_`, or that
+//! is async ([`keep_their_limits`]). Each call must return in time, whatever its result. After that
+//! the process is continued, or killed while stopped, and the round ends as usual.
 //!
-//! `EXECUTOR_ROUNDS=10000` goes through that many seeds, `EXECUTOR_SEED=17` takes that one. What fails names its seed. At the
-//! end it prints how often somebody has died, or was stopped, at each step.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
+//! prints its seed. At the end the program prints how often a process was killed or stopped at each
+//! step.
 
 #[path = "../dying.rs"]
 mod dying;
@@ -36,37 +40,40 @@ use executor_core::kill_point::{self, Step};
 const PRODUCERS: usize = 2;
 const CONSUMERS: usize = 3;
 const ITEMS: usize = 24;
-/// Where the parent notes what it puts while somebody is stopped.
+/// Index under which the parent records the items that it puts while a process is stopped.
 const PARENT: usize = PRODUCERS;
-/// Of the calls that are made then.
+/// Timeout of the calls that the parent makes meanwhile.
 const LIMIT: Duration = Duration::from_millis(20);
-/// So much longer a call may take than its limit, with the patience of queues in it.
+/// How much longer than its timeout a call may take. It includes the time for which a queue waits
+/// for a lock.
 const MARGIN: Duration = Duration::from_millis(150);
-/// On a busy machine a call may come late although nothing holds it up: not so often in a row.
+/// Number of attempts for each call. On a busy machine a call may be late without being delayed by
+/// the stopped process, but not so often in a row.
 const ATTEMPTS: usize = 8;
 
-// ---- where somebody dies ---------------------------------------------------------------------------------------------
+// ---- where a process is killed ------------------------------------------------------------------
 
-/// Plus one; 0 is nowhere.
+/// The step plus one at which this process is killed or stopped. 0 means never.
 static STEP: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
-/// It stands still there, and does not die.
+/// Whether this process is stopped there instead of killed.
 static STOPS: AtomicBool = AtomicBool::new(false);
 
-/// What is written down about a round; a mapping of its own, so that it does not depend on what is tested.
+/// The record of a round. It is a mapping of its own, so that it does not depend on the tested
+/// code.
 #[repr(C)]
 struct Record {
     died: [AtomicU32; PRODUCERS + CONSUMERS],
-    /// How many puts have returned.
+    /// How many puts have returned, for each producer and the parent.
     put: [AtomicU32; PRODUCERS + 1],
     got: [[AtomicU8; ITEMS]; PRODUCERS + 1],
-    /// Of how many losses consumers were told.
+    /// How many losses were reported to consumers.
     told: AtomicU32,
 }
 
 fn record() -> &'static Record {
     static RECORD: OnceLock<&Record> = OnceLock::new();
-    // SAFETY: atomics.
+    // SAFETY: the record consists of atomics, of which zero is a valid value.
     RECORD.get_or_init(|| unsafe { dying::record() })
 }
 
@@ -76,18 +83,19 @@ fn on_step(step: Step) {
     if STEP.load(SeqCst) == step as u32 + 1 && LEFT.fetch_sub(1, SeqCst) == 1 {
         record().died[ME.load(SeqCst) as usize].store(step as u32 + 1, SeqCst);
         let signal = if STOPS.load(SeqCst) { libc::SIGSTOP } else { libc::SIGKILL };
-        // SAFETY: a signal to this process itself.
+        // SAFETY: only sends a signal to this process itself.
         unsafe { libc::kill(libc::getpid(), signal) };
         assert_eq!(signal, libc::SIGSTOP, "it was killed");
     }
 }
 
-// ---- what they do ----------------------------------------------------------------------------------------------------
+// ---- what the processes do ----------------------------------------------------------------------
 
-/// Who put it, the how manieth, its bytes, and some of them once more as a handle.
+/// The producer, the number of the item, its bytes, and sometimes shared bytes with the same two
+/// numbers.
 type Item = (u8, u8, String, Option<SharedBytes>);
 
-/// The length of an item, from all the ways that there are.
+/// Returns the length of an item. The lengths cover every way in which a queue stores an item.
 fn len_of(round: u64, producer: usize, number: usize) -> usize {
     let mut random = Random(round ^ (producer * 1000 + number) as u64);
     match random.below(12) {
@@ -99,12 +107,12 @@ fn len_of(round: u64, producer: usize, number: usize) -> usize {
     }
 }
 
-/// What becomes of items of the dead in this round.
+/// Returns the `OnLost` policy of this round.
 fn on_lost_of(round: u64) -> OnLost {
     [OnLost::Tell, OnLost::Keep, OnLost::Requeue][Random(round ^ 0x1057).below(3) as usize]
 }
 
-/// How many items a consumer gets before it says that they are done.
+/// Returns how many items a consumer gets before it marks them as done.
 fn batch_of(round: u64) -> usize {
     match on_lost_of(round) {
         OnLost::Requeue => 1,
@@ -130,7 +138,7 @@ fn produce(queue: &JoinableQueue<Item>, round: u64, producer: usize) {
     }
 }
 
-/// Checks that an item is whole.
+/// Checks that an item is complete.
 fn check(round: u64, item: &Item) {
     let (producer, number, text, handle) = item;
     let (_, _, expected, expected_handle) = self::item(round, usize::from(*producer), usize::from(*number));
@@ -141,7 +149,8 @@ fn check(round: u64, item: &Item) {
     }
 }
 
-/// Notes an item; checks that it is whole, and later than the one before, unless it comes again.
+/// Records an item. Checks that it is complete, and that it comes after the previous item of its
+/// producer, unless items may come again.
 fn note(round: u64, last: &mut [Option<u8>; PRODUCERS + 1], item: &Item) {
     check(round, item);
     let (producer, number, ..) = *item;
@@ -159,7 +168,7 @@ fn consume(queue: &JoinableQueue<Item>, round: u64) {
     let mut last = [None; PRODUCERS + 1];
     let mut held = 0;
     let all_are_done = |held: &mut usize| {
-        // One's own first, so they are exactly these.
+        // A process's own items are marked first, so these calls mark exactly the items it holds.
         (0..std::mem::take(held)).for_each(|_| queue.task_done().expect("it was got"));
     };
     for count in 1.. {
@@ -174,7 +183,8 @@ fn consume(queue: &JoinableQueue<Item>, round: u64) {
             all_are_done(&mut held);
         }
         if count % 5 == 0 {
-            // So that they, too, come to look for the dead. What they are told is told to nobody else.
+            // This makes the consumers check for dead processes as well. Each loss is reported only
+            // once, so count it here.
             if let Err(lost) = queue.join_timeout(Duration::ZERO) {
                 record().told.fetch_add(lost.count as u32, SeqCst);
             }
@@ -183,9 +193,9 @@ fn consume(queue: &JoinableQueue<Item>, round: u64) {
     all_are_done(&mut held);
 }
 
-// ---- calls while somebody is stopped ---------------------------------------------------------------------------------
+// ---- calls while a process is stopped -----------------------------------------------------------
 
-/// Polls it once and drops it: no async form blocks its thread.
+/// Polls a future once and drops it. No async call may block its thread.
 fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -193,7 +203,7 @@ fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// What the parent puts and gets meanwhile.
+/// What the parent puts and gets while a process is stopped.
 struct Parent<'a> {
     queue: &'a JoinableQueue<Item>,
     round: u64,
@@ -201,7 +211,7 @@ struct Parent<'a> {
 }
 
 impl Parent<'_> {
-    /// Whether it was put.
+    /// Makes the next item, passes it to `put`, and records it if it was put.
     fn put(&self, put: impl FnOnce(Item) -> Option<Result<(), PutError<Item>>>) {
         let number = record().put[PARENT].load(SeqCst) as usize;
         if number == ITEMS {
@@ -226,7 +236,7 @@ impl Parent<'_> {
     }
 }
 
-/// A call and its limit; `try_` and async forms have none.
+/// A call's name, its timeout and the call. `try_` and async calls have no timeout.
 type Limited = (&'static str, Duration, fn(&mut Parent<'_>));
 
 const LIMITED: [Limited; 7] = [
@@ -243,7 +253,7 @@ const LIMITED: [Limited; 7] = [
     }),
 ];
 
-/// Makes all those calls, while a child stands still.
+/// Makes all these calls while a child is stopped.
 ///
 /// # Panics
 /// If one of them takes too long.
@@ -261,9 +271,9 @@ fn keep_their_limits(parent: &mut Parent<'_>) {
     }
 }
 
-// ---- a round ---------------------------------------------------------------------------------------------------------
+// ---- a round ------------------------------------------------------------------------------------
 
-/// How somebody dies.
+/// How a process is killed or stopped.
 #[derive(Clone, Copy, Debug)]
 enum Doom {
     At(Step, u32),
@@ -271,7 +281,7 @@ enum Doom {
     Never,
 }
 
-/// Those of the locks that a queue is made of.
+/// Steps of the locks that a queue uses.
 const LOCKS: [Step; 9] = [
     Step::MutexTaken,
     Step::MutexTakenSlowly,
@@ -284,7 +294,7 @@ const LOCKS: [Step; 9] = [
     Step::BellRung,
 ];
 
-/// Where producers, or consumers, can die.
+/// Returns the steps at which producers or consumers can be killed.
 fn steps_of(producers: bool) -> Vec<Step> {
     let own = Step::QUEUE.iter().copied().filter(|step| (*step <= Step::QueueTailStored) == producers);
     own.chain(LOCKS).collect()
@@ -294,7 +304,7 @@ fn steps() -> Vec<Step> {
     Step::QUEUE.iter().copied().chain(LOCKS).collect()
 }
 
-/// The bytes that the queue's file takes.
+/// Returns the memory that the queue's file uses, in bytes.
 fn file_bytes() -> i64 {
     let files = std::fs::read_dir("/proc/self/fd").expect("descriptors").filter_map(|entry| {
         let path = entry.ok()?.path();
@@ -303,7 +313,7 @@ fn file_bytes() -> i64 {
     });
     files
         .map(|file| {
-            // SAFETY: zero is a value of it, and it is filled.
+            // SAFETY: an all-zero `stat` is valid, and the call fills it.
             unsafe {
                 let mut stat: libc::stat = std::mem::zeroed();
                 assert_eq!(libc::fstat(file.as_raw_fd(), &mut stat), 0);
@@ -317,16 +327,16 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("descriptors").count()
 }
 
-/// Where those have died who were to die at a step.
+/// Runs a round. Returns the steps at which processes were killed or stopped.
 fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     let mut random = Random(seed);
     let mut dooms = [Doom::Never; PRODUCERS + CONSUMERS];
     let victims = if wanted.is_some() { 3 } else { random.below(4) };
     for victim in 0..victims {
-        // Some of each kind, so that somebody goes on.
+        // Victims of both kinds, so that one producer and one consumer survive.
         let place = [0, PRODUCERS, PRODUCERS + 1][victim as usize];
         dooms[place] = match wanted {
-            // Somebody has to have died before, where it is about what the dead had.
+            // Steps that handle the items of a dead process need another process that died before.
             Some(_) if victim == 2 => Doom::At(Step::QueueTakeCounted, 1 + random.below(4) as u32),
             Some(step) => Doom::At(step, 1 + random.below(4) as u32),
             None => match random.below(10) {
@@ -340,6 +350,7 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             },
         };
     }
+    // Clear the record of the previous round.
     for died in &record().died {
         died.store(0, SeqCst);
     }
@@ -358,16 +369,17 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     let mut parent = Parent { queue: &queue, round: seed, last: [None; PRODUCERS + 1] };
     let mut children = Vec::new();
     for (place, doom) in dooms.iter().enumerate() {
-        // SAFETY: there is one thread; the child uses the library and ends without unwinding.
+        // SAFETY: this process has one thread, and the child only uses the library and ends without
+        // unwinding.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "{}", std::io::Error::last_os_error());
         if pid == 0 {
-            // Whatever becomes of this program, nobody is left behind.
-            // SAFETY: asks for a signal.
+            // The child ends together with this program, however the program ends.
+            // SAFETY: only requests a signal.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             ME.store(place as u32, SeqCst);
             if let Doom::At(step, times) = *doom {
-                // One dies in any case, where it is about what the dead had.
+                // For steps that handle the items of a dead process, one process is always killed.
                 STOPS.store(stops && (wanted.is_none() || place <= PRODUCERS), SeqCst);
                 LEFT.store(times, SeqCst);
                 STEP.store(step as u32 + 1, SeqCst);
@@ -392,22 +404,24 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
                 && began.elapsed() >= moment
             {
                 killed[*place] = true;
-                // SAFETY: a child that was not waited for.
+                // SAFETY: `pid` is a child that was not waited for.
                 unsafe { libc::kill(*pid, if stops { libc::SIGSTOP } else { libc::SIGKILL }) };
             }
         }
+        // Consumers end when the queue is closed, which happens after the last producer.
         if !closed && children.iter().all(|(_, place)| *place >= PRODUCERS) {
             closed = true;
             queue.close();
         }
         let mut status = 0;
-        // SAFETY: asks for a child that has ended.
+        // SAFETY: only asks for a child that has ended or was stopped.
         let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
         if pid > 0 && libc::WIFSTOPPED(status) {
             keep_their_limits(&mut parent);
             let signal = if random.below(2) == 0 { libc::SIGCONT } else { libc::SIGKILL };
-            // SAFETY: a child that was not waited for.
+            // SAFETY: `pid` is a child that was not waited for.
             unsafe { libc::kill(pid, signal) };
+            // The calls took time, so the round's time starts anew.
             began = Instant::now();
         } else if pid > 0 {
             let at = children.iter().position(|(child, _)| *child == pid).expect("a child of this round");
@@ -421,7 +435,7 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
         } else {
             if began.elapsed() > HANGS_AFTER {
                 for (child, _) in &children {
-                    // SAFETY: a child that was not waited for.
+                    // SAFETY: `child` was not waited for.
                     unsafe { libc::kill(*child, libc::SIGKILL) };
                 }
                 panic!("hangs: {children:?} of {dooms:?}, {queue:?}");
@@ -429,10 +443,10 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             thread::sleep(Duration::from_micros(50));
         }
     }
-    // What nobody got who could have: nothing, since one consumer lives.
+    // No item may be left in the queue, since at least one consumer survives.
     assert!(matches!(queue.try_get(), Err(GetError::Closed)), "{queue:?}");
     assert_eq!(queue.len(), 0);
-    // What the dead had got is lost for those who join, and told once.
+    // Items that dead consumers held are reported as lost to `join`, and only once.
     let most = if on_lost == OnLost::Requeue { 0 } else { dead_consumers * batch_of(seed) };
     let mut told = record().told.load(SeqCst) as usize;
     if let Err(lost) = queue.join() {
@@ -448,7 +462,8 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
         kept.push((item.0, item.1));
     }
     if on_lost == OnLost::Keep {
-        // One that is told of a loss may die before it says so here.
+        // A consumer may be killed after a loss was reported to it and before it recorded the loss
+        // here.
         assert!(kept.len() >= told, "{kept:?} are kept, and {told} losses told");
     } else {
         assert_eq!(kept, []);
@@ -468,16 +483,18 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             let got = usize::from(got.load(SeqCst));
             let again = if on_lost == OnLost::Requeue { dead_consumers } else { 0 };
             assert!(got <= 1 + again, "item {number} of {producer} came {got} times");
-            // The one that was being put when its producer died may be there.
+            // An item that was being put when its producer died may have arrived.
             assert!(got == 0 || number <= put, "item {number} of {producer} was never put");
             let is_lost = got == 0 && number < put && !kept.contains(&(producer as u8, number as u8));
             lost += usize::from(is_lost);
         }
     }
-    // Between the store that takes an item and the note of it here; where items are kept or put again, none is lost there.
+    // A consumer may be killed between taking an item and recording it here. With `Keep` and
+    // `Requeue` no item is lost there.
     let most = if on_lost == OnLost::Tell { dead_consumers } else { 0 };
     assert!(lost <= most, "{lost} items are lost, and {dead_consumers} consumers died: {dooms:?}");
-    // The ring, what is kept for the next large item, and of each that died what it had in its hands: a piece or a ring.
+    // The memory of the ring, the memory kept for the next large item, and one piece or ring for
+    // each victim that held it when it died.
     let kept = file_bytes();
     let most = (1 << 20) + (640 << 10) + ((victims as i64) << 20);
     assert!(kept <= most, "{kept} bytes are kept: {dooms:?}");
@@ -487,7 +504,7 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     died.map(|at| all_steps()[at]).collect()
 }
 
-/// By their numbers.
+/// Returns all steps, ordered by their numbers.
 fn all_steps() -> Vec<Step> {
     let mut all: Vec<Step> = Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect();
     all.sort_unstable();
@@ -496,7 +513,7 @@ fn all_steps() -> Vec<Step> {
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// Those of this round that were not waited for.
+/// Children of this round that were not waited for.
 static CHILDREN: [AtomicI32; PRODUCERS + CONSUMERS] = [const { AtomicI32::new(0) }; PRODUCERS + CONSUMERS];
 
 fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
@@ -509,7 +526,7 @@ fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             );
             FAILED.store(true, SeqCst);
             for child in CHILDREN.iter().map(|child| child.swap(0, SeqCst)).filter(|child| *child > 0) {
-                // SAFETY: a child that was not waited for.
+                // SAFETY: `child` was not waited for.
                 unsafe {
                     libc::kill(child, libc::SIGKILL);
                     libc::waitpid(child, std::ptr::null_mut(), 0);
@@ -523,7 +540,8 @@ fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
 fn main() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
-    // What a process has once is there before descriptors are counted.
+    // Make one queue first, so that descriptors that a process opens only once are open before
+    // counting.
     drop(JoinableQueue::<u32>::unbounded());
     let seeds = match number("EXECUTOR_SEED") {
         Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),

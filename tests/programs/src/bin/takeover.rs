@@ -1,4 +1,5 @@
-//! A program whose `main` does not call the entry: `test_support!` takes over before `main`, as in a test binary.
+//! A program whose `main` does not call the entry point. `test_support!` takes over before `main`,
+//! as in a test binary.
 
 use executor::prelude::*;
 
@@ -9,7 +10,7 @@ fn add(a: i64, b: i64) -> i64 {
     a + b
 }
 
-/// In another module than `add`, so that the linker has something to lose.
+/// In another module than `add`, so that a linker could drop one of the two object files.
 mod elsewhere {
     use super::task;
 
