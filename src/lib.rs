@@ -1,5 +1,5 @@
-//! `concurrent.futures` and `multiprocessing` for Rust: functions marked [`#[task]`](macro@task) run in child processes
-//! of the same program, and futures come back.
+//! `concurrent.futures` and `multiprocessing` for Rust: functions marked [`#[task]`](macro@task)
+//! run in child processes of the same program, and each call gives back a future.
 //!
 //! ```
 //! use executor::prelude::*;
@@ -16,73 +16,95 @@
 //! }
 //! ```
 //!
-//! People use processes for **isolation**: native code that may crash, libraries that want a process of their own, input
-//! that may blow up memory or never end. A task that does any of that takes down its worker and nothing else.
+//! People use processes for **isolation**: native code that may crash, libraries that need a
+//! process of their own, input that may exhaust memory or keep a computation running forever. A
+//! task that does any of this takes down its own worker and nothing else.
 //!
 //! # A tour in five minutes
 //!
-//! **Tasks.** [`#[task]`](macro@task) leaves a function as it is and puts a type of the same name beside it.
-//! `add(1, 2)` calls; `add::task(1, 2)` is the call as data, a [`Task`], to be run elsewhere. Arguments and results are
-//! any values that implement serde's traits. `Err` fails the task.
+//! **Tasks.** [`#[task]`](macro@task) leaves a function unchanged and adds a type of the same name
+//! beside it. `add(1, 2)` calls the function. `add::task(1, 2)` is the call as a value, a [`Task`],
+//! to be run in another process. Arguments and results can be any values that implement serde's
+//! traits. A task that returns `Err` has failed.
 //!
-//! **The entry.** A worker is your program, started again. [`#[executor::main]`](macro@main) (or [`init()`](init) as the
-//! first line of `main`, or [`test_support!`] in a crate of tests) makes it a worker before your own code runs. A
-//! documentation test needs a `main` with one of the first two.
+//! **Entry point.** A worker is your program, started again. [`#[executor::main]`](macro@main)
+//! turns that process into a worker before your own code runs. The alternatives are
+//! [`init()`](init) as the first line of `main`, and [`test_support!`] in a test crate. A
+//! documentation test needs a `main` that uses one of the first two.
 //!
-//! **The pool.** [`ProcessPoolExecutor::new`] has a worker for each CPU; [`builder`](ProcessPoolExecutor::builder) has
-//! options. Workers start on demand, are reused, and are replaced when they die.
+//! **The pool.** [`ProcessPoolExecutor::new`] creates a pool with up to one worker per CPU. Use
+//! [`builder`](ProcessPoolExecutor::builder) to set options. Workers start on demand, are reused,
+//! and are replaced when they die.
 //!
-//! **Futures.** [`submit`](ProcessPoolExecutor::submit) returns a [`TaskFuture`] at once. Block on its
-//! [`result`](TaskFuture::result), `.await` it on any runtime, or leave a
-//! [callback](TaskFuture::add_done_callback). [`wait`] and [`as_completed`] look at many;
-//! [`map`](ProcessPoolExecutor::map) makes a task for each item of an input, lazily, and yields the results in order.
+//! **Futures.** [`submit`](ProcessPoolExecutor::submit) returns a [`TaskFuture`] at once. Block on
+//! its [`result`](TaskFuture::result), `.await` it on any runtime, or attach a
+//! [callback](TaskFuture::add_done_callback). [`wait`] and [`as_completed`] work on many futures.
+//! [`map`](ProcessPoolExecutor::map) makes a task for each item of an input, lazily, and yields the
+//! results in order.
 //!
-//! **Errors.** A [`TaskError`] says what happened: the task's own `Err` ([`Failed`](TaskError::Failed)), its panic with
-//! message and place ([`Panicked`](TaskError::Panicked)), the death of its worker with signal or exit code
-//! ([`WorkerLost`](TaskError::WorkerLost)), its time limit ([`TimedOut`](TaskError::TimedOut)). A pool that cannot go on says so
-//! in each future ([`Broken`](TaskError::Broken)), and when it is asked ([`broken`](ProcessPoolExecutor::broken)). What an error
-//! prints with `{:?}`, as `unwrap` and `main` do, is the same text.
+//! **Errors.** A [`TaskError`] says what went wrong:
 //!
-//! **The end.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle, finishes accepted work and
-//! reaps the workers. What is not finished by then, because the handle was dropped inside of a runtime or is in a static, is
-//! finished when the program ends by itself: [how](ProcessPoolExecutor#the-end-of-the-program). If the program dies in any other
-//! way, its workers and what they have started die too.
+//! - the task returned `Err` ([`Failed`](TaskError::Failed));
+//! - the task panicked ([`Panicked`](TaskError::Panicked), with message and location);
+//! - its worker died ([`WorkerLost`](TaskError::WorkerLost), with signal or exit code);
+//! - its time limit passed ([`TimedOut`](TaskError::TimedOut)).
 //!
-//! # Where is what
+//! A pool that cannot go on reports this in each future ([`Broken`](TaskError::Broken)) and through
+//! [`broken`](ProcessPoolExecutor::broken). `{:?}` prints an error as the same text as `{}`, so
+//! `unwrap` and an `Err` returned from `main` are readable.
 //!
-//! | for | look at |
-//! |---|---|
-//! | tasks and their options | [`#[task]`](macro@task), [`Task`]; [`Encoded`] for those that are kept |
-//! | pools | [`ProcessPoolExecutor`] and its [builder](ProcessPoolBuilder); [`Executor`] for code that takes any; [`Pool`], Python's |
-//! | results | [`TaskFuture`], [`wait`], [`as_completed`], [`Map`], [`Map::with_index`]; [`TaskError`] |
-//! | state in workers | [`initializer`](ProcessPoolBuilder::initializer), [`worker_state`] |
-//! | one process for one call | [`Process`], [`Child`], [`Run`]; [`Context`] and [`StartMethod`]; [`Limits`] |
-//! | this process and its relatives | [`current_process`], [`parent_process`], [`active_children`], [`at_exit`], [`spawn_thread`] |
-//! | queues | [`Queue`], [`JoinableQueue`], [`SimpleQueue`] |
-//! | pipes and connections | [`pipe`], [`channel`], [`Connection`], [`wait_any`]; [`Transfer`] for files and sockets |
-//! | strangers that connect | [`Listener`], [`Client`], [`AuthKey`] |
-//! | locks | [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`], [`Barrier`] |
-//! | shared memory | [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`] |
-//! | pages that go further | [`guide`] |
+//! **Shutdown.** [`shutdown(true)`](ProcessPoolExecutor::shutdown), or dropping the last handle,
+//! finishes accepted work and reaps the workers. Some work may still be unfinished after that,
+//! because the handle was dropped inside an async runtime or is kept in a static. Such work is
+//! finished when the program ends normally: see
+//! [the end of the program](ProcessPoolExecutor#the-end-of-the-program). If the program dies in any
+//! other way, its workers die too, and so does everything they started.
+//!
+//! # Where to look
+//!
+//! - Tasks and their options: [`#[task]`](macro@task), [`Task`]; [`Encoded`] for tasks kept
+//!   as bytes.
+//! - Pools: [`ProcessPoolExecutor`] and its [builder](ProcessPoolBuilder); [`Executor`] for code
+//!   that accepts any executor; [`Pool`], which has the methods of Python's `Pool`.
+//! - Results: [`TaskFuture`], [`wait`], [`as_completed`], [`Map`], [`Map::with_index`];
+//!   [`TaskError`].
+//! - State in workers: [`initializer`](ProcessPoolBuilder::initializer), [`worker_state`].
+//! - One process for one call: [`Process`], [`Child`], [`Run`]; [`Context`] and [`StartMethod`];
+//!   [`Limits`].
+//! - This process, its parent and its children: [`current_process`], [`parent_process`],
+//!   [`active_children`], [`at_exit`], [`spawn_thread`].
+//! - Queues: [`Queue`], [`JoinableQueue`], [`SimpleQueue`].
+//! - Pipes and connections: [`pipe`], [`channel`], [`Connection`], [`wait_any`]; [`Transfer`] for
+//!   files and sockets.
+//! - Connections from unrelated processes: [`Listener`], [`Client`], [`AuthKey`].
+//! - Locks: [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`],
+//!   [`Barrier`].
+//! - Shared memory: [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`].
+//! - Longer guides: [`guide`].
 //!
 //! # Coming from Python
 //!
-//! [`guide::coming_from_python`] has each line of a tutorial's program beside ours; [`Pool`] has the methods of
-//! `multiprocessing.Pool`.
+//! [`guide::coming_from_python`] shows the Python code of a tutorial line by line, with the Rust
+//! code beside it. [`Pool`] has the methods of `multiprocessing.Pool`.
 //!
 //! # Large bytes
 //!
-//! Any argument or result may be large: above 32 KiB it goes through shared memory, of which the executor keeps some for
-//! the next one. A task that takes `&[u8]` or `&str` reads its argument where it lies; a `Vec<u8>` that comes back is
-//! copied once. [`SharedBytes`] cross without any copy, and are in memory once however many tasks read them.
+//! Any argument or result may be large. Above 32 KiB it goes through shared memory, and the
+//! executor keeps some of that memory for the next large value. A task that takes `&[u8]` or `&str`
+//! reads its argument in place, without a copy. A `Vec<u8>` that comes back is copied once.
+//! [`SharedBytes`] are sent without any copy, and are in memory once however many tasks read them.
 //! [`stats`](ProcessPoolExecutor::stats) tells how much memory an executor shares with its workers.
 //!
 //! # What processes share
 //!
-//! [`Lock`], [`RLock`], [`Semaphore`], [`Condition`], [`Event`] and [`Barrier`] work between tasks of any processes, and
-//! [`Value`], [`Array`], [`SharedMemory`] and [`ShareableList`] are memory that all of them see. Handles are arguments and
-//! results like any other, of pools that run already, too. A process that dies holds nobody up: its permits come back, and
-//! whoever gets its lock is told ([`OwnerDied`]). An `Arc<Mutex<T>>` is not shared that way: what travels is a copy. Nothing is left behind, but names that were asked to stay.
+//! [`Lock`], [`RLock`], [`Semaphore`], [`Condition`], [`Event`] and [`Barrier`] work between tasks
+//! of any processes. [`Value`], [`Array`], [`SharedMemory`] and [`ShareableList`] are memory that
+//! all these processes see. Handles to them are sent as ordinary arguments and results, also to
+//! pools that are already running.
+//!
+//! A process that dies does not block the others: its permits come back, and the next owner of its
+//! lock is told ([`OwnerDied`]). An `Arc<Mutex<T>>` is not shared this way, because a task gets a
+//! copy of it. Nothing is left behind in the system, except names that were asked to stay.
 //!
 //! # Limits, per task
 //!
@@ -106,14 +128,16 @@
 //!
 //! # Logging
 //!
-//! The library writes nothing to stdout or stderr. What nobody else would hear of (a callback that panicked, a worker
-//! that was cut off) it reports with [`tracing`](https://docs.rs/tracing).
+//! The library writes nothing to stdout or stderr. Events that no result or error reports, such as
+//! a callback that panicked or a worker that was cut off, are reported with
+//! [`tracing`](https://docs.rs/tracing).
 
 pub use executor_core::*;
 
-/// Makes a function a task function: one whose calls can be run in another process.
+/// Makes a function a task function, so that its calls can run in another process.
 ///
-/// The function stays what it was: `add(1, 2) == 3`. `add::task(1, 2)` is the task, this call to be run somewhere else.
+/// The function itself does not change: `add(1, 2) == 3`. `add::task(1, 2)` is a task, the same
+/// call to be run elsewhere.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -146,57 +170,82 @@ pub use executor_core::*;
 /// }
 /// ```
 ///
-/// # What it makes
+/// # What it generates
 ///
-/// Beside the function, and as visible as it, a type of the same name, with the function `task` of the same parameters. `use
-/// path::add` brings both. In documentation a link to the function is written ``[`add()`]``, and one to the type
-/// ``[`add`](struct@add)``: without that, rustdoc does not know which is meant. The type implements [`TaskFn`]; the function is registered when
-/// the program is linked, and found by its name in every process of the program. Calls through the function's name
-/// cost nothing.
+/// The attribute generates a type with the function's name and visibility. The type has an
+/// associated function `task` with the parameters of the original function. `use path::add` imports
+/// both the function and the type.
+///
+/// In documentation, write ``[`add()`]`` to link to the function and ``[`add`](struct@add)`` to
+/// link to the type. Otherwise rustdoc cannot tell which of the two is meant.
+///
+/// The type implements [`TaskFn`]. The function is registered when the program is linked, and every
+/// process of the program finds it by its name. Calling the function directly costs nothing extra.
 ///
 /// # Parameters
 ///
-/// Any number, of any type that has serde's `Serialize` and `Deserialize`, also as patterns. `&T` is sent as a `T`,
-/// `&[T]` as a `Vec<T>`; `&str`, `&[u8]` and `&Path` are read where they were received, also inside another type
-/// (`Option<&str>`; `Option<&[u8]>` with the default codec only). Types that borrow by serde's rules work too; write their
-/// lifetime, as in `Cow<'_, str>`.
-/// Byte strings (`Vec<u8>`, `Box<[u8]>`, `&[u8]`, `[u8; N]`) are copied as a whole, not byte by byte.
+/// A task function takes any number of parameters, of any type that implements serde's `Serialize`
+/// and `Deserialize`. Parameters may be patterns.
+///
+/// - `&T` is sent as a `T`, and `&[T]` as a `Vec<T>`.
+/// - `&str`, `&[u8]` and `&Path` are read from the received bytes without a copy. This also holds
+///   inside another type: `Option<&str>`, and with the default codec `Option<&[u8]>`.
+/// - Types that borrow by serde's rules work too. Write their lifetime, as in `Cow<'_, str>`.
+/// - Byte strings (`Vec<u8>`, `Box<[u8]>`, `&[u8]`, `[u8; N]`) are copied as a whole, not byte by
+///   byte.
 ///
 /// # Result
 ///
-/// Owned, `Send` and serde. A `Result<T, E>` under whatever name makes a future of `T`, and `Err` is
-/// [`TaskError::Failed`]. `E` needs `Display`. If it is a `std::error::Error`, an `anyhow::Error` or a
-/// `Box<dyn Error>`, the messages of its sources come along; if it is serde, [`RemoteError::downcast`] gives it back.
+/// The result must be an owned type that implements `Send` and serde's traits. A function that
+/// returns `Result<T, E>`, also through a type alias, gives a future of `T`, and its `Err` becomes
+/// [`TaskError::Failed`]. `E` must implement `Display`.
+///
+/// If `E` is a `std::error::Error`, an `anyhow::Error` or a `Box<dyn Error>`, the messages of its
+/// sources are sent along. If `E` implements serde's traits, [`RemoteError::downcast`] gives the
+/// value back.
 ///
 /// # Options
 ///
-/// - `#[task(name = "images/resize")]`: the name on the wire and in messages. By default it is the path,
-///   `my_crate::images::resize`. Several functions may have one name (functions in bodies of different functions of a
-///   module do, and those of a library and a program of one package): the library tells them apart; messages show the same name for both.
-/// - `#[task(handle = ResizeTask)]`: the name of the type, where the function's own is taken: `resize::resize` exported
-///   beside the module `resize`, or a function called `u8`. Then `ResizeTask::task(…)` is the task.
-/// - `#[task(codec = "messagepack")]`: how values are encoded. The default, postcard, is faster, but it cannot do
-///   `#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]`, `skip_serializing_if`, nor types like
-///   `serde_json::Value`; the error that you get names this option.
-///   Both compare kinds and names of what was written with what `Deserialize` asks for, and refuse what differs. Some types say
-///   nothing of a difference, and arrive as another value, as in JSON: fields of a tuple structure that are swapped by `skip`
-///   attributes of one side, names that two `rename`s of one side exchange, and `untagged` variants of which the first takes
-///   what the second wrote (an `f32` before an `f64`, bytes before a text, an `Option` before a variant without content).
-///   serde reads `tag`, `untagged` and `flatten` from a copy of its own, where nothing is compared: there a field that is renamed
-///   on one side is its `default`, and a variant that is written and not read is the `other` one.
-/// - `#[task(crate = "my_facade::executor")]`: where the `executor` crate is found.
+/// - `#[task(name = "images/resize")]` sets the name used on the wire and in messages. The default
+///   is the path, `my_crate::images::resize`. Several functions may have the same name, for example
+///   functions in the bodies of different functions of one module, or functions of a library and a
+///   program of one package. The library tells them apart, but messages show the same name for
+///   both.
+/// - `#[task(handle = ResizeTask)]` sets the name of the type, for cases where the function's own
+///   name is taken: a function `resize::resize` that is exported beside the module `resize`, or a
+///   function called `u8`. The task is then `ResizeTask::task(…)`.
+/// - `#[task(codec = "messagepack")]` sets how values are encoded. The default, postcard, is
+///   faster. It does not support `#[serde(untagged)]`, `#[serde(tag = …)]`, `#[serde(flatten)]`,
+///   `skip_serializing_if`, or types like `serde_json::Value`. The error for such a type names this
+///   option.
+///
+///   Both codecs compare the kinds and names of the encoded values with what `Deserialize` asks
+///   for, and reject a mismatch. Some mismatches are invisible to this check, as they are in JSON,
+///   and the value arrives changed:
+///
+///   - fields of a tuple structure that are swapped by `skip` attributes on one side only;
+///   - names that are exchanged by two `rename`s on one side only;
+///   - `untagged` variants where an earlier variant accepts what a later variant wrote (an `f32`
+///     before an `f64`, bytes before a text, an `Option` before a variant without content).
+///
+///   serde reads `tag`, `untagged` and `flatten` from a buffered copy of its own, where nothing is
+///   compared. There, a field that is renamed on one side only gets its `default`, and a variant
+///   that one side writes and the other does not know becomes the `other` variant.
+/// - `#[task(crate = "my_facade::executor")]` sets the path of the `executor` crate.
 ///
 /// # What cannot be a task function
 ///
-/// Each is a compile error with its reason: type and const parameters, `impl Trait`, `self`, `&mut`, `unsafe`,
-/// `extern`, a result that borrows. A function in an `impl` block has no room for a type beside it: the compiler says
-/// "struct is not supported in `impl`s". Move it out.
+/// The following are compile errors, each with its reason: type and const parameters, `impl Trait`,
+/// `self`, `&mut`, `unsafe`, `extern`, and a result that borrows. A function in an `impl` block
+/// does not work either, because no type can be declared beside it. There, the compiler says
+/// "struct is not supported in `impl`s". Move the function out of the block.
 ///
-/// The type also takes its name from modules and crates: below `#[task] fn serde()`, `serde::Serialize` is not found. Use
-/// `handle`.
+/// The generated type also shadows modules and crates of the same name: below `#[task] fn serde()`,
+/// the path `serde::Serialize` is not found. Use `handle` in this case.
 pub use executor_macros::task;
 
-/// Calls [`executor::init()`](init) before anything else in `main`, so that the program can be a worker of itself.
+/// Calls [`executor::init()`](init) before anything else in `main`, so that a process of this
+/// program can be a worker.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -212,7 +261,8 @@ pub use executor_macros::task;
 /// }
 /// ```
 ///
-/// In an async program it stands above the runtime's attribute. A worker then never starts that runtime:
+/// In an async program, write this attribute above the runtime's attribute. A worker then never
+/// starts that runtime:
 ///
 /// ```
 /// # use executor::prelude::*;
@@ -227,43 +277,48 @@ pub use executor_macros::task;
 /// }
 /// ```
 ///
-/// The other attributes of `main` stay where they are. `#[executor::main(crate = "my_facade::executor")]` says where the
-/// `executor` crate is found.
+/// Other attributes of `main` stay as they are. `#[executor::main(crate = "my_facade::executor")]`
+/// sets the path of the `executor` crate.
 pub use executor_macros::main;
 
 #[doc(hidden)]
 pub use executor_core::__private;
 
 pub mod guide {
-    //! Pages that go further than the tour at the top.
+    //! Guides that go further than the tour on the crate's front page.
 
     #[doc = include_str!("guide/coming_from_python.md")]
     pub mod coming_from_python {}
 }
 
 pub mod prelude {
-    //! The few names that most programs want: `use executor::prelude::*;`
+    //! The few names that most programs need: `use executor::prelude::*;`
 
     pub use crate::{
         Executor, ProcessPoolExecutor, ReturnWhen, Task, TaskError, TaskFn, TaskFuture, as_completed, task,
         wait,
     };
-    // Its methods on `&dyn Executor`; the name itself is rarely needed.
+    // The trait's methods are needed on `&dyn Executor`; the trait's name rarely is.
     pub use crate::ExecutorExt as _;
 }
 
-/// Makes a test binary able to be a worker. One line for each test crate (each file in `tests/`, and `lib.rs` if it
-/// has unit tests that use an executor):
+/// Lets a test binary be a worker.
+///
+/// Write one line in each test crate, that is, in each file in `tests/`, and in `lib.rs` if it has
+/// unit tests that use an executor:
 ///
 /// ```
 /// # #[cfg(test)]
 /// executor::test_support!();
 /// ```
 ///
-/// A test binary's `main` belongs to the test harness, so this runs before `main`, from a table that the system's
-/// loader calls. In a process that is not a worker it only looks at the arguments. In a worker the other constructors of
-/// the program (C++ statics, registries of plugins) have run before a task does. Works with `cargo test` and `cargo nextest`. Documentation tests need none of it: they have a `main` of their own, which can call
-/// [`init`](crate::init).
+/// The `main` of a test binary belongs to the test harness, so this code runs before `main`, from a
+/// table of constructors that the system's loader calls. In a process that is not a worker it only
+/// looks at the arguments. In a worker, the program's other constructors (C++ statics, registries
+/// of plugins) have run before the first task runs.
+///
+/// This works with `cargo test` and `cargo nextest`. Documentation tests do not need it: they have
+/// their own `main`, which can call [`init`](crate::init).
 #[macro_export]
 macro_rules! test_support {
     () => {
@@ -273,7 +328,8 @@ macro_rules! test_support {
                 argv: *const *const ::core::ffi::c_char,
                 envp: *const *const ::core::ffi::c_char,
             ) {
-                // SAFETY: only the loader has this function, from the table in which `EXECUTOR_INIT` lies.
+                // SAFETY: only the loader calls this function. It gets it from the table that
+                // `EXECUTOR_INIT` lies in.
                 unsafe { $crate::__private::init_before_main(&raw const EXECUTOR_INIT, argc, argv, envp) };
             }
             #[used]
@@ -283,7 +339,7 @@ macro_rules! test_support {
     };
 }
 
-/// The programs in the README are documentation tests.
+/// Compiles and runs the programs in the README as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
