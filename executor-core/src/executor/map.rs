@@ -20,7 +20,7 @@ use std::{
 
 use futures::Stream;
 
-use super::{Executor, RawChunk};
+use super::Executor;
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
@@ -28,13 +28,14 @@ use crate::{
         feed::{Feed, Numbered},
         timer::Timer,
     },
-    pool::ChunkCall,
+    pool::Chunk,
     task::encode::encode,
     task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
     wire::{
         buffer::{Buffer, Contents},
         frame::chunk_of,
+        payload::Payload,
     },
 };
 
@@ -294,14 +295,14 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         };
         ends.clear();
         bytes.clear();
-        self.executor.submit_chunk(RawChunk(ChunkCall {
-            entry: F::entry(),
-            arguments,
-            count,
-            options: TaskOptions::default(),
-            feed: Arc::clone(feed),
-            number: self.taken - u64::from(count),
-        }));
+        self.send(feed, self.taken - u64::from(count), arguments, count, TaskOptions::default());
+    }
+
+    /// Submits so many items, beginning with the one of this number.
+    fn send(&self, feed: &Arc<Feed>, number: u64, arguments: Payload, count: u32, options: TaskOptions) {
+        let control = || self.executor.control().0;
+        let chunk = Chunk::of_map(F::entry(), arguments, count, options, (feed, number), control);
+        self.executor.submit_chunk(chunk);
     }
 
     /// Returns a result that can be yielded without waiting.
@@ -462,14 +463,7 @@ where
         let arguments = self.open.bytes.take(attachments);
         self.submit_chunk(feed);
         self.taken += 1;
-        self.executor.submit_chunk(RawChunk(ChunkCall {
-            entry: F::entry(),
-            arguments,
-            count: 1,
-            options,
-            feed: Arc::clone(feed),
-            number,
-        }));
+        self.send(feed, number, arguments, 1, options);
     }
 }
 

@@ -3,11 +3,12 @@
 //! ```text
 //!  pool.submit(add::task(1, 2))      typed: encodes in the caller's thread
 //!        │
-//!        ▼ RawTask: entry, bytes, options
-//!  Executor::submit_raw              object-safe: `&dyn Executor`, `Arc<dyn Executor>`
-//!        │
-//!        ▼ RawFuture: a cell of bytes
-//!  TaskFuture<i64>                   typed again: decodes where the value is read
+//!        ├─► TaskFuture<i64>           decodes where the value is read
+//!        │     ▲ cell of bytes
+//!        ▼     │
+//!      Chunk: entry, bytes, options, and the cell
+//!        ▼
+//!  Executor::submit_chunk            object-safe: `&dyn Executor`, `Arc<dyn Executor>`
 //! ```
 
 mod map;
@@ -26,9 +27,12 @@ pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolE
 pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
-    future::{TaskFuture, cell::Cell},
+    future::{
+        TaskFuture,
+        cell::{Cell, Control},
+    },
     os::local,
-    pool::{Call, ChunkCall},
+    pool::{Chunk, next_task_ids},
     registry::TaskEntry,
     task::encode::encode,
     task::{IntoTask, Task, TaskArgs},
@@ -57,13 +61,13 @@ use crate::{
 /// }
 /// ```
 pub trait Executor: Send + Sync {
-    /// Submits a task.
+    /// Submits a chunk: one call, or several calls of one function that are sent together.
     #[doc(hidden)]
-    fn submit_raw(&self, task: RawTask) -> RawFuture;
+    fn submit_chunk(&self, chunk: Chunk);
 
-    /// Submits one chunk: several calls of one function that are sent together.
+    /// Returns what the futures of this executor's tasks ask.
     #[doc(hidden)]
-    fn submit_chunk(&self, chunk: RawChunk);
+    fn control(&self) -> RawControl;
 
     /// Returns the estimated duration of a call of this function, or `None` if it is unknown.
     #[doc(hidden)]
@@ -90,17 +94,9 @@ pub trait Executor: Send + Sync {
     fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// A task with encoded arguments.
+/// What futures ask of an executor.
 #[doc(hidden)]
-pub struct RawTask(pub(crate) Call);
-
-/// A chunk of calls of one function, with encoded arguments.
-#[doc(hidden)]
-pub struct RawChunk(pub(crate) ChunkCall);
-
-/// A future whose result type is not known.
-#[doc(hidden)]
-pub struct RawFuture(pub(crate) Arc<Cell>);
+pub struct RawControl(pub(crate) Arc<dyn Control>);
 
 /// Options of [`Executor::shutdown_with`].
 ///
@@ -189,12 +185,12 @@ pub trait ExecutorExt: Executor {
 impl<E: Executor + ?Sized> ExecutorExt for E {}
 
 impl<E: Executor + ?Sized> Executor for Arc<E> {
-    fn submit_raw(&self, task: RawTask) -> RawFuture {
-        (**self).submit_raw(task)
+    fn submit_chunk(&self, chunk: Chunk) {
+        (**self).submit_chunk(chunk);
     }
 
-    fn submit_chunk(&self, chunk: RawChunk) {
-        (**self).submit_chunk(chunk);
+    fn control(&self) -> RawControl {
+        (**self).control()
     }
 
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {
@@ -239,6 +235,14 @@ where
     let mut buffer = executor.buffer().using(local::take(&SMALL));
     let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
     local::put(&SMALL, buffer.into_small());
-    let call = Call { entry: F::entry(), arguments, options };
-    TaskFuture::new::<F>(executor.submit_raw(RawTask(call)).0)
+    let RawControl(control) = executor.control();
+    let cell = match arguments {
+        Ok(arguments) => {
+            let (chunk, cell) = Chunk::single(F::entry(), arguments, options, control);
+            executor.submit_chunk(chunk);
+            cell
+        }
+        Err(error) => Cell::done(next_task_ids(1), Some(control), error),
+    };
+    TaskFuture::new::<F>(cell)
 }

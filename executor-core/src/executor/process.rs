@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Executor, Map, RawChunk, RawFuture, RawTask, ShutdownOptions, submit};
+use super::{Executor, Map, RawControl, ShutdownOptions, submit};
 use crate::{
     child::birth::{self, Barren},
     error::{BrokenCause, BuildError},
     future::TaskFuture,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{self, AtEnd, Initializer, Pool, PoolOptions, Stats},
+    pool::{self, AtEnd, Chunk, Initializer, Pool, PoolOptions, Stats},
     registry::TaskEntry,
     task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
@@ -314,12 +314,12 @@ impl ProcessPoolExecutor {
 }
 
 impl Executor for ProcessPoolExecutor {
-    fn submit_raw(&self, task: RawTask) -> RawFuture {
-        RawFuture(self.handle.pool.submit(task.0))
+    fn submit_chunk(&self, chunk: Chunk) {
+        self.handle.pool.submit(chunk);
     }
 
-    fn submit_chunk(&self, chunk: RawChunk) {
-        self.handle.pool.submit_chunk(chunk.0);
+    fn control(&self) -> RawControl {
+        RawControl(self.handle.pool.clone())
     }
 
     fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {

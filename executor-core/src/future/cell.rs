@@ -456,11 +456,6 @@ impl fmt::Debug for Cell {
 pub(crate) struct Completer(Option<Arc<Cell>>);
 
 impl Completer {
-    /// Returns the id of the cell's task.
-    pub(crate) fn id(&self) -> TaskId {
-        self.0.as_ref().map_or(TaskId::from_raw(0), |cell| cell.id)
-    }
-
     /// Records that the task was sent to this worker.
     pub(crate) fn sent_to(&self, worker: WorkerId) {
         if let Some(cell) = &self.0 {

@@ -66,7 +66,6 @@ struct State {
 /// each item is delivered once.
 pub(crate) struct FeedChunk {
     feed: Arc<Feed>,
-    base: TaskId,
     number: u64,
     left: AtomicU32,
 }
@@ -112,7 +111,7 @@ impl Feed {
             }
         }
         drop(state);
-        Arc::new(FeedChunk { feed: Arc::clone(self), base, number, left: AtomicU32::new(count) })
+        Arc::new(FeedChunk { feed: Arc::clone(self), number, left: AtomicU32::new(count) })
     }
 
     /// Delivers an error for an item that never became a task.
@@ -244,11 +243,6 @@ impl Awaited for Waiter<'_> {
 }
 
 impl FeedChunk {
-    /// Returns the id of one of its tasks.
-    pub(crate) fn id(&self, item: u32) -> TaskId {
-        TaskId::from_raw(self.base.as_u64() + u64::from(item))
-    }
-
     /// Records that a part of the chunk was sent to this worker.
     pub(crate) fn sent_to(&self, worker: WorkerId) {
         self.feed.worker.store(worker.0, Ordering::Release);

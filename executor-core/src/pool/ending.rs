@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{NEXT_TASK, Pool, is_own_thread};
+use super::{Pool, chunk, is_own_thread};
 use crate::{child::exit::Accepts, future::callback::CallbackQueue, id::TaskId};
 
 /// What happens to unfinished work when the program ends.
@@ -163,7 +163,7 @@ impl Accepts for Pool {
             return;
         }
         // Work that comes later is not waited for here: threads that are not going to end may submit without end.
-        let next = TaskId::from_raw(NEXT_TASK.load(Ordering::SeqCst));
+        let next = chunk::id_of_the_next();
         let mut deadline = self.deadline(since);
         // Also where nothing happens to be pending: whether a hook can use it must not depend on that.
         if self.options.at_end != AtEnd::Finish {

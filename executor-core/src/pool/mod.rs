@@ -12,7 +12,7 @@
 //!                           └────────── cancel, shutdown
 //! ```
 //!
-//! Who owns what: the scheduler every task (frame and completer) and the state of every worker; a [`Record`] what the
+//! Who owns what: the scheduler every [`Chunk`] of tasks and the state of every worker; a [`Record`] what the
 //! system knows of a worker (process, link, exit); the driver the descriptors it polls. Nobody keeps a second copy.
 //! What was submitted while somebody else had the lock waits in the intake, and whoever has the lock takes it in.
 //!
@@ -25,6 +25,7 @@
 //! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
 
 mod beside;
+mod chunk;
 mod driver;
 mod ending;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
@@ -44,7 +45,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, Ordering, fence},
         mpsc,
     },
     task::{Context, Poll, Waker},
@@ -53,19 +54,20 @@ use std::{
 };
 
 use beside::Beside;
+pub(crate) use chunk::{Chunk, next_task_ids};
+use chunk::{Outcomes, Sending};
 pub(crate) use ending::AtEnd;
 use ending::{Batch, OnTheWay};
 use reader::Drains;
 use rustix::process::Signal;
-use scheduler::{Action, Claims, Config, End, Meta, Replied, Scheduler, Split};
+use scheduler::{Action, Claims, Config, End, Replied, Scheduler};
 
 use crate::{
     child::{exit, verdict::Ending},
     error::{BrokenCause, ExitStatus, TaskError, reply},
     future::{
         callback::{self, CallbackQueue},
-        cell::{Awaited, Cell, Completer, Control, Outcome, Wakers},
-        feed::{Feed, FeedChunk},
+        cell::{Awaited, Control, Wakers},
         timer::Timer,
         wait::Signal as Flag,
     },
@@ -77,10 +79,9 @@ use crate::{
     registry::TaskEntry,
     segment::{Results, Store},
     shield::shielded,
-    task::TaskOptions,
     transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, FromWorker, Items, Order, Reply, ToWorker, WireError, flag},
+        frame::{Frame, FromWorker, Order, Reply, ToWorker, WireError, flag},
         handshake::Transport,
         payload::Payload,
     },
@@ -99,25 +100,6 @@ pub struct Stats {
     /// has not been used for a second or two goes back to the system. The memory of a
     /// [`SharedBytes`](crate::SharedBytes) is not in it: that belongs to whoever has the handle.
     pub segment_bytes: u64,
-}
-
-/// A call on its way to a worker: encoded, no longer typed.
-pub(crate) struct Call {
-    pub(crate) entry: &'static TaskEntry,
-    pub(crate) arguments: Result<Payload, TaskError>,
-    pub(crate) options: TaskOptions,
-}
-
-/// Tasks of one function on their way to a worker together, as [`Items`](crate::wire::frame::Items) says.
-pub(crate) struct ChunkCall {
-    pub(crate) entry: &'static TaskEntry,
-    pub(crate) arguments: Payload,
-    pub(crate) count: u32,
-    /// Of a single one only.
-    pub(crate) options: TaskOptions,
-    pub(crate) feed: Arc<Feed>,
-    /// Of its first item, among all of the feed.
-    pub(crate) number: u64,
 }
 
 /// What each worker runs before any task.
@@ -147,75 +129,6 @@ pub(crate) struct PoolOptions {
     pub(crate) exit_timeout: Option<Duration>,
 }
 
-/// What the pool keeps of an unresolved task.
-struct Item {
-    entry: &'static TaskEntry,
-    name: Option<Box<str>>,
-    arguments: Payload,
-    resolver: Resolver,
-}
-
-/// See the entry of the scheduler's table that holds it.
-const _: () = assert!(size_of::<Item>() <= size_of::<[u64; 8]>());
-
-/// To whom the outcomes go.
-enum Resolver {
-    Cell(Completer),
-    Feed {
-        chunk: Arc<FeedChunk>,
-        /// Whether the arguments are those of a chunk.
-        several: bool,
-    },
-}
-
-impl Split for Item {
-    fn split(&self) -> Self {
-        let Resolver::Feed { chunk, several } = &self.resolver else {
-            unreachable!("a single task is not split")
-        };
-        Item {
-            entry: self.entry,
-            name: self.name.clone(),
-            arguments: self.arguments.clone(),
-            resolver: Resolver::Feed { chunk: Arc::clone(chunk), several: *several },
-        }
-    }
-
-    fn leave_arguments(&self) {
-        self.arguments.leave_segment();
-    }
-}
-
-/// What was submitted and is not with the scheduler yet.
-struct Submission {
-    task: TaskId,
-    item: Item,
-    meta: Meta,
-}
-
-impl Item {
-    fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.entry.name)
-    }
-
-    fn id(&self, item: u32) -> TaskId {
-        match &self.resolver {
-            Resolver::Cell(completer) => completer.id(),
-            Resolver::Feed { chunk, .. } => chunk.id(item),
-        }
-    }
-
-    /// Ends these items, all in the same way.
-    fn resolve(self, items: Items, error: TaskError, wakers: &mut Wakers) {
-        match self.resolver {
-            Resolver::Cell(completer) => completer.complete_into(Err(error), wakers),
-            Resolver::Feed { chunk, .. } => {
-                chunk.deliver((items.first..items.count).map(|item| (item, Err(error.clone()))), wakers);
-            }
-        }
-    }
-}
-
 /// What the system knows of a worker.
 #[derive(Default)]
 struct Record {
@@ -239,7 +152,7 @@ struct Record {
 
 /// Everything under the pool's one lock.
 struct Core {
-    scheduler: Scheduler<Item>,
+    scheduler: Scheduler<Chunk>,
     workers: BTreeMap<WorkerId, Record>,
     threads: Threads,
     /// Until when the driver sleeps.
@@ -251,7 +164,7 @@ struct Core {
     stuck: bool,
     /// Empty between two events; kept for their memory.
     actions: Actions,
-    absorbed: Vec<Submission>,
+    absorbed: Vec<Chunk>,
 }
 
 enum Threads {
@@ -263,7 +176,7 @@ enum Threads {
 pub(crate) struct Pool {
     core: Mutex<Core>,
     /// Held for a push or a swap only. Whoever frees `core` looks here once more.
-    intake: Mutex<Vec<Submission>>,
+    intake: Mutex<Vec<Chunk>>,
     /// The rings of the workers that are connected.
     rings: reader::Rings,
     /// Where the reader sleeps, and the descriptor by which workers see it.
@@ -319,23 +232,7 @@ impl Boards<'_> {
     }
 }
 
-/// Ids of tasks count through the whole process.
-static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
-
-/// The first of so many consecutive ids.
-pub(crate) fn next_task_ids(count: u32) -> TaskId {
-    TaskId::from_raw(NEXT_TASK.fetch_add(u64::from(count), Ordering::Relaxed))
-}
-
-/// Items that have ended without a reply.
-#[derive(Default)]
-struct Resolved {
-    items: Vec<(Item, Items, TaskError)>,
-    /// If there are any: they are on their way until this is dropped.
-    batch: Option<Batch>,
-}
-
-type Actions = Vec<Action<Item>>;
+type Actions = Vec<Action<Chunk>>;
 
 impl Pool {
     pub(crate) fn new(options: PoolOptions) -> std::io::Result<Arc<Self>> {
@@ -435,36 +332,11 @@ impl Pool {
 
     // ---- tasks -----------------------------------------------------------------------------------------------------
 
-    pub(crate) fn submit(self: &Arc<Self>, call: Call) -> Arc<Cell> {
-        let id = next_task_ids(1);
-        let control = Arc::clone(self) as Arc<dyn Control>;
-        if self.forked() {
-            return Cell::done(id, None, TaskError::Broken(BrokenCause::Forked));
+    /// Takes a chunk in. In a fork it is dropped: its futures and its map know that nothing comes.
+    pub(crate) fn submit(self: &Arc<Self>, chunk: Chunk) {
+        if !self.forked() {
+            self.take_in(chunk);
         }
-        let arguments = match call.arguments {
-            Ok(arguments) => arguments,
-            Err(error) => return Cell::done(id, Some(control), error),
-        };
-        let (cell, completer) = Cell::pending(id, control);
-        let TaskOptions { timeout, name } = call.options;
-        let meta = Meta { function: call.entry.number(), timeout, count: 1 };
-        let resolver = Resolver::Cell(completer);
-        let item = Item { entry: call.entry, name, arguments, resolver };
-        self.take_in(Submission { task: id, item, meta });
-        cell
-    }
-
-    pub(crate) fn submit_chunk(self: &Arc<Self>, call: ChunkCall) {
-        let ChunkCall { entry, arguments, count, options, feed, number } = call;
-        let base = next_task_ids(count);
-        let chunk = feed.open(base, count, number, || Arc::clone(self) as Arc<dyn Control>);
-        if self.forked() {
-            return;
-        }
-        let meta = Meta { function: entry.number(), timeout: options.timeout, count };
-        let (name, resolver) = (options.name, Resolver::Feed { chunk, several: count > 1 });
-        let item = Item { entry, name, arguments, resolver };
-        self.take_in(Submission { task: base, item, meta });
     }
 
     /// How long a call of this function takes, as far as is known.
@@ -543,16 +415,16 @@ impl Pool {
     }
 
     /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
-    fn take_in(self: &Arc<Self>, submission: Submission) {
-        let warms = submission.item.arguments.is_in_segment();
+    fn take_in(self: &Arc<Self>, chunk: Chunk) {
+        let warms = chunk.is_in_segment();
         if !self.started.load(Ordering::Acquire) {
             // First: whoever takes the task in may ask the starter for a worker at once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
         }
-        self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(submission);
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
         fence(Ordering::SeqCst);
         if !self.saturated.load(Ordering::Relaxed) {
-            let mut resolved = Resolved::default();
+            let mut resolved = Outcomes::default();
             self.attend_intake(&mut resolved);
             complete(resolved);
         }
@@ -697,22 +569,22 @@ impl Pool {
 
     /// Lets the scheduler decide, does what it says, and after the lock is free completes futures.
     fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
-        let mut resolved = Resolved::default();
-        let result = self.event_into(&mut resolved, decide);
-        complete(resolved);
+        let mut outcomes = Outcomes::default();
+        let result = self.event_into(&mut outcomes, decide);
+        complete(outcomes);
         result
     }
 
     fn event_into<R>(
         &self,
-        resolved: &mut Resolved,
+        outcomes: &mut Outcomes,
         decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
     ) -> R {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = self.event_in(&mut core, resolved, decide);
+        let result = self.event_in(&mut core, outcomes, decide);
         drop(core);
         if self.intake_waits() {
-            self.attend_intake(resolved);
+            self.attend_intake(outcomes);
         }
         result
     }
@@ -730,7 +602,7 @@ impl Pool {
     fn event_in<R>(
         &self,
         core: &mut Core,
-        resolved: &mut Resolved,
+        outcomes: &mut Outcomes,
         decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
     ) -> R {
         let now = Instant::now();
@@ -739,9 +611,9 @@ impl Pool {
         self.absorb_intake(core, now, &mut actions);
         // And if it was given to a worker, that must be done before anybody is asked whether the worker has begun it: what
         // is not on the board yet looks like what is not there to be taken back any more.
-        let mut rare = self.perform(core, &mut actions, resolved);
+        let mut rare = self.perform(core, &mut actions, outcomes);
         let result = decide(core, now, &mut actions);
-        rare |= self.perform(core, &mut actions, resolved);
+        rare |= self.perform(core, &mut actions, outcomes);
         core.actions = actions;
         let saturated = core.scheduler.is_saturated();
         if saturated != self.saturated.load(Ordering::Relaxed) {
@@ -771,16 +643,16 @@ impl Pool {
     fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
         let mut absorbed = std::mem::take(&mut core.absorbed);
         std::mem::swap(&mut absorbed, &mut self.intake.lock().unwrap_or_else(PoisonError::into_inner));
-        for Submission { task, item, meta } in absorbed.drain(..) {
-            core.scheduler.on_submit(now, task, item, meta, out);
+        for chunk in absorbed.drain(..) {
+            core.scheduler.on_submit(now, chunk, out);
         }
         core.absorbed = absorbed;
     }
 
     /// Takes in what was submitted, unless somebody has the lock, who will: it looks again after freeing it.
-    fn attend_intake(&self, resolved: &mut Resolved) {
+    fn attend_intake(&self, outcomes: &mut Outcomes) {
         while let Ok(mut core) = self.core.try_lock() {
-            self.event_in(&mut core, resolved, |_, _, _| ());
+            self.event_in(&mut core, outcomes, |_, _, _| ());
             drop(core);
             if !self.intake_waits() {
                 break;
@@ -789,34 +661,34 @@ impl Pool {
     }
 
     /// Acts; whether it did anything beside sending and resolving.
-    fn perform(&self, core: &mut Core, actions: &mut Actions, resolved: &mut Resolved) -> bool {
+    fn perform(&self, core: &mut Core, actions: &mut Actions, outcomes: &mut Outcomes) -> bool {
         let mut rare = false;
         let was_stuck = core.stuck;
         // Woken after the last frame of several.
         let mut unflushed: Option<WorkerId> = None;
         for action in actions.drain(..) {
             match action {
-                Action::Send { worker, chunk, seq } => {
+                Action::Send(worker, sending) => {
                     if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker) {
                         core.flush(other);
                     }
-                    core.send(worker, chunk, seq);
+                    core.send(worker, sending);
                     continue;
                 }
                 Action::Resolve(resolve) => {
-                    let (item, items, end) = *resolve;
+                    let (chunk, end) = *resolve;
                     let error = match end {
-                        End::Error(error) => error.of_task(item.name()),
+                        End::Error(error) => error.of_task(chunk.name()),
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
                             || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
-                            |record| record.ending().of_task(item.id(items.first), item.name()),
+                            |record| record.ending().of_task(chunk.first_id(), chunk.name()),
                         ),
                     };
-                    resolved.batch.get_or_insert_with(|| {
+                    outcomes.batch.get_or_insert_with(|| {
                         self.on_the_way.leave();
                         self.on_the_way.batch()
                     });
-                    resolved.items.push((item, items, error));
+                    outcomes.fail(chunk, error);
                     continue;
                 }
                 Action::Start(id) => {
@@ -861,8 +733,8 @@ impl Pool {
 
     /// Frames that came from one worker together.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
-        let mut resolved = Resolved::default();
-        let mut replies = Replies::default();
+        let mut resolved = Outcomes::default();
+        let mut replies = Outcomes::default();
         let mut credit = 0;
         let mut odd = Vec::new();
         let mut broken = None;
@@ -908,28 +780,15 @@ impl Pool {
         for header in odd {
             tracing::error!(?header, "a worker sent what it should not, and is ended");
         }
+        let in_chunks = replies.in_chunks;
         let mut wakers = Wakers::default();
-        for (completer, outcome) in replies.values {
-            completer.complete_into(outcome, &mut wakers);
-        }
-        for (item, completer, kind, payload) in replies.failures {
-            completer.complete_into(Err(reply::failure(&item, kind, &payload)), &mut wakers);
-        }
-        for (chunk, name, answers) in replies.chunks {
-            let outcomes = answers.into_iter().map(|(item, kind, payload)| match kind {
-                Reply::Done => (item, Ok(payload)),
-                kind => (item, Err(reply::failure(&name, kind, &payload))),
-            });
-            chunk.deliver(outcomes, &mut wakers);
-        }
-        for (item, items, error) in resolved.items {
-            item.resolve(items, error, &mut wakers);
-        }
+        replies.deliver(&mut wakers);
+        let _on_the_way = resolved.deliver(&mut wakers);
         let batch = (!wakers.is_empty()).then(|| self.on_the_way.batch());
         if batch.is_none() {
             self.on_the_way.arrive();
         }
-        Taken { wakers, in_chunks: replies.in_chunks, batch }
+        Taken { wakers, in_chunks, batch }
     }
 
     fn on_frame(
@@ -939,7 +798,7 @@ impl Pool {
         id: WorkerId,
         mut frame: Frame<FromWorker>,
         out: &mut Actions,
-        replies: &mut Replies,
+        replies: &mut Outcomes,
     ) -> Obeys {
         let Core { scheduler, workers, .. } = core;
         let claims = Boards(workers);
@@ -976,24 +835,24 @@ impl Pool {
                 }
                 _ => return Obeys::No,
             },
-            kind => {
+            reply => {
                 let Frame { header, payload, more } = frame;
                 let (mut task, nanos) = (header.task, header.nanos);
                 // A drain takes a ring's worth at most.
                 let mut left = 1 + more.len() as u32;
-                let mut answers = std::iter::once(payload).chain(more);
+                let mut payloads = std::iter::once(payload).chain(more);
                 while left > 0 {
                     let count = match scheduler.on_reply(now, id, task, left, nanos) {
-                        Ok(Replied::Last(item, at, count)) => {
-                            replies.take_last(item, at, count, kind, &mut answers);
+                        Ok(Replied::Last(chunk, at, count)) => {
+                            replies.answer_last(chunk, (at, count), reply, &mut payloads);
                             count
                         }
-                        Ok(Replied::Items(item, at, count)) => {
+                        Ok(Replied::Items(chunk, at, count)) => {
                             replies.in_chunks = true;
-                            replies.take_items(item, at, count, kind, &mut answers);
+                            replies.answer_some(chunk, (at, count), reply, &mut payloads);
                             count
                         }
-                        Ok(Replied::Late) => answers.next().map_or(0, |_| 1),
+                        Ok(Replied::Late) => payloads.next().map_or(0, |_| 1),
                         Err(scheduler::ReplyToNobody) => return Obeys::No,
                     };
                     task = TaskId::from_raw(task.as_u64().wrapping_add(u64::from(count)));
@@ -1023,12 +882,9 @@ pub(crate) fn is_own_thread() -> bool {
 }
 
 /// Runs wakers, so never under a lock.
-fn complete(resolved: Resolved) {
-    let Resolved { items, batch } = resolved;
+fn complete(outcomes: Outcomes) {
     let mut wakers = Wakers::default();
-    for (item, items, error) in items {
-        item.resolve(items, error, &mut wakers);
-    }
+    let batch = outcomes.deliver(&mut wakers);
     wakers.wake();
     drop(batch);
 }
@@ -1057,7 +913,7 @@ impl Drop for CoreGuard<'_> {
     fn drop(&mut self) {
         self.core = None;
         if self.pool.intake_waits() {
-            let mut resolved = Resolved::default();
+            let mut resolved = Outcomes::default();
             self.pool.attend_intake(&mut resolved);
             complete(resolved);
         }
@@ -1075,25 +931,10 @@ impl Core {
         }
     }
 
-    fn send(&mut self, worker: WorkerId, chunk: TaskId, seq: u32) {
-        let (Some(chunk), Some(record)) = (self.scheduler.chunk(chunk), self.workers.get(&worker)) else {
-            return;
-        };
-        let item = chunk.item;
-        let mut flags = 0;
-        if chunk.timed {
-            flags |= flag::TIMED;
+    fn send(&mut self, worker: WorkerId, Sending { header, arguments }: Sending) {
+        if let Some(record) = self.workers.get(&worker) {
+            self.stuck |= record.send(header, &arguments);
         }
-        if matches!(item.resolver, Resolver::Feed { several: true, .. }) {
-            flags |= flag::CHUNK;
-        }
-        let (task, items, function) = (chunk.base, chunk.items, item.entry.number());
-        match &item.resolver {
-            Resolver::Cell(completer) => completer.sent_to(worker),
-            Resolver::Feed { chunk, .. } => chunk.sent_to(worker),
-        }
-        let header = ToWorker { flags, seq, task, function, items, ..ToWorker::new(Order::Run) };
-        self.stuck |= record.send(header, &item.arguments);
     }
 
     fn flush(&self, worker: WorkerId) {
@@ -1118,59 +959,6 @@ impl Taken {
     fn wake(self) {
         self.wakers.wake();
         drop(self.batch);
-    }
-}
-
-/// What came from a worker, to be looked at when the lock is free: the text of an error may be long.
-#[derive(Default)]
-struct Replies {
-    values: Vec<(Completer, Outcome)>,
-    failures: Vec<(String, Completer, Reply, Payload)>,
-    chunks: Vec<(Arc<FeedChunk>, String, Vec<Answer>)>,
-    in_chunks: bool,
-}
-
-/// Of one item of a chunk.
-type Answer = (u32, Reply, Payload);
-
-impl Replies {
-    fn take_last(
-        &mut self,
-        item: Item,
-        at: u32,
-        count: u32,
-        kind: Reply,
-        answers: &mut dyn Iterator<Item = Payload>,
-    ) {
-        match item.resolver {
-            Resolver::Feed { .. } => self.take_items(&item, at, count, kind, answers),
-            Resolver::Cell(completer) => {
-                let Some(payload) = answers.next() else { return };
-                if kind == Reply::Done {
-                    self.values.push((completer, Ok(payload)));
-                } else {
-                    let name = item.name.map_or_else(|| item.entry.name.to_owned(), String::from);
-                    self.failures.push((name, completer, kind, payload));
-                }
-            }
-        }
-    }
-
-    fn take_items(
-        &mut self,
-        item: &Item,
-        at: u32,
-        count: u32,
-        kind: Reply,
-        answers: &mut dyn Iterator<Item = Payload>,
-    ) {
-        let Resolver::Feed { chunk, .. } = &item.resolver else { return };
-        let answers = (at..at + count).zip(answers).map(|(at, payload)| (at, kind, payload));
-        match self.chunks.last_mut() {
-            // They come one after the other.
-            Some((last, _, before)) if Arc::ptr_eq(last, chunk) => before.extend(answers),
-            _ => self.chunks.push((Arc::clone(chunk), item.name().to_owned(), answers.collect())),
-        }
     }
 }
 

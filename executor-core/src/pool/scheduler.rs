@@ -96,30 +96,58 @@ pub(crate) trait Claims {
     fn taken_in(&self, worker: WorkerId) -> u64;
 }
 
-/// What the pool keeps of a chunk: its frame and its completers. When a chunk is split, both parts need it.
-pub(crate) trait Split {
-    fn split(&self) -> Self;
+/// What the scheduler asks of a chunk. The pool's has arguments and a sink for the results; the simulation's has neither.
+pub(crate) trait Scheduled: Sized {
+    /// What a worker gets of it.
+    type Sending;
+
+    /// For the estimate of its running time.
+    fn function(&self) -> FnId;
+
+    /// Of a single task; a chunk of several has none.
+    fn timeout(&self) -> Option<Duration>;
+
+    /// The id of item 0.
+    fn base(&self) -> TaskId;
+
+    /// What is unresolved. At most the first of them has begun.
+    fn items(&self) -> Items;
+
+    /// So many of the first are resolved.
+    fn resolve_first(&mut self, count: u32);
+
+    /// Keeps the items before `at`, and returns the others as a chunk of their own.
+    fn split_off(&mut self, at: u32) -> Self;
+
+    /// Its unresolved items go to this worker, as the sending of this number.
+    fn send_to(&self, worker: WorkerId, seq: u32) -> Self::Sending;
 
     /// It is resolved, and a worker that was given up, and may live, may still read its arguments: their memory is not to be
     /// used again.
     fn leave_arguments(&self);
+
+    /// How many items are unresolved.
+    fn left(&self) -> u32 {
+        let Items { first, count } = self.items();
+        count - first
+    }
 }
 
-/// What is to be done. `T` is what the pool keeps of a chunk.
+/// What is to be done. `C` is the pool's chunk.
 #[derive(Debug)]
-pub(crate) enum Action<T> {
+pub(crate) enum Action<C: Scheduled> {
     /// Start a process for this worker.
     Start(WorkerId),
-    /// Send what is unresolved of this chunk.
-    Send { worker: WorkerId, chunk: TaskId, seq: u32 },
+    /// Send this to the worker.
+    Send(WorkerId, C::Sending),
     /// Ask the worker to leave.
     Stop(WorkerId),
     /// SIGTERM to the worker's group.
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
     Kill(WorkerId),
-    /// These items have ended. Boxed, because it is rare and the others are small.
-    Resolve(Box<(T, Items, End)>),
+    /// The unresolved items of this chunk have ended. Boxed, because it is rare and the others are small.
+    Resolve(Box<(C, End)>),
     /// Nothing is left to be done, ever.
     Closed,
 }
@@ -132,44 +160,19 @@ pub(crate) enum End {
     Lost(WorkerId),
 }
 
-/// What the scheduler needs to know of a chunk.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Meta {
-    /// For the estimate of its running time.
-    pub(crate) function: FnId,
-    /// Of a single task; a chunk of several has none.
-    pub(crate) timeout: Option<Duration>,
-    /// How many tasks it is.
-    pub(crate) count: u32,
-}
-
-/// What is to be sent of a chunk.
-pub(crate) struct ChunkView<'a, T> {
-    pub(crate) item: &'a T,
-    /// The id of item 0.
-    pub(crate) base: TaskId,
-    pub(crate) items: Items,
-    pub(crate) timed: bool,
-}
-
 /// To whom a reply belongs.
-pub(crate) enum Replied<'a, T> {
+pub(crate) enum Replied<'a, C> {
     /// The last items that were unresolved, and how many: the chunk is over.
-    Last(T, u32, u32),
+    Last(C, u32, u32),
     /// Some of more: from which on, and how many.
-    Items(&'a T, u32, u32),
+    Items(&'a C, u32, u32),
     /// It comes too late for a task that was condemned.
     Late,
 }
 
-struct Entry<T> {
-    item: T,
-    function: FnId,
-    timeout: Option<Duration>,
-    /// The id of item 0. The entry's own id is that of its first item when it was made.
-    base: TaskId,
-    /// What is unresolved. At most the first of them has begun.
-    items: Items,
+/// The entry's own id is that of the chunk's first item when the entry was made.
+struct Entry<C> {
+    chunk: C,
     place: Place,
     /// Since when it is, or its part of a chunk is, here, in nanoseconds of [`Scheduler::first`]: an `Instant` would make an entry
     /// larger than what is moved without a call.
@@ -178,13 +181,7 @@ struct Entry<T> {
 }
 
 /// Larger, and each insertion and each removal calls `memcpy`: 4 % of a no-op.
-const _: () = assert!(size_of::<Entry<[u64; 8]>>() <= 128);
-
-impl<T> Entry<T> {
-    fn left(&self) -> u32 {
-        self.items.count - self.items.first
-    }
-}
+const _: () = assert!(size_of::<Entry<[u64; 13]>>() <= 128);
 
 fn item_id(base: TaskId, item: u32) -> TaskId {
     TaskId::from_raw(base.as_u64() + u64::from(item))
@@ -397,11 +394,11 @@ pub(crate) struct Config {
     pub(crate) processors: usize,
 }
 
-pub(crate) struct Scheduler<T> {
+pub(crate) struct Scheduler<C> {
     config: Config,
     /// When the first task came.
     first: Option<Instant>,
-    tasks: TaskTable<Entry<T>>,
+    tasks: TaskTable<Entry<C>>,
     /// Ids of queued chunks, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
     queue: VecDeque<TaskId>,
     queued: usize,
@@ -430,9 +427,9 @@ pub(crate) struct Scheduler<T> {
     closed: bool,
 }
 
-type Actions<T> = Vec<Action<T>>;
+type Actions<C> = Vec<Action<C>>;
 
-impl<T: Split> Scheduler<T> {
+impl<C: Scheduled> Scheduler<C> {
     pub(crate) fn new(config: Config) -> Self {
         Scheduler {
             config,
@@ -465,14 +462,8 @@ impl<T: Split> Scheduler<T> {
         self.tasks.has_before(id)
     }
 
-    /// What was submitted under this id, while it is unresolved.
-    pub(crate) fn chunk(&self, chunk: TaskId) -> Option<ChunkView<'_, T>> {
-        let Entry { item, base, items, timeout, .. } = self.tasks.get(chunk)?;
-        Some(ChunkView { item, base: *base, items: *items, timed: timeout.is_some() })
-    }
-
     fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
-        self.tasks.get(chunk)?.timeout
+        self.tasks.get(chunk)?.chunk.timeout()
     }
 
     /// How long a call of this function takes, as far as is known.
@@ -564,27 +555,16 @@ impl<T: Split> Scheduler<T> {
 
     // ---- events: tasks ---------------------------------------------------------------------------------------------
 
-    /// A chunk comes in; `chunk` is the id of its first task.
-    pub(crate) fn on_submit(
-        &mut self,
-        now: Instant,
-        chunk: TaskId,
-        item: T,
-        meta: Meta,
-        out: &mut Actions<T>,
-    ) {
-        let items = Items { first: 0, count: meta.count };
+    /// A chunk comes in.
+    pub(crate) fn on_submit(&mut self, now: Instant, chunk: C, out: &mut Actions<C>) {
         if let Some(refusal) = self.refusal() {
-            out.push(Action::Resolve(Box::new((item, items, End::Error(refusal)))));
-            return;
+            return out.push(resolve(chunk, refusal));
         }
-        let Meta { function, timeout, .. } = meta;
         let at = now.saturating_duration_since(*self.first.get_or_insert(now)).as_nanos() as u64;
-        let entry =
-            Entry { item, function, timeout, base: chunk, items, place: Place::Queued, at, lost_unbegun: 0 };
-        let new = self.tasks.insert(chunk, entry);
+        let id = chunk.base();
+        let new = self.tasks.insert(id, Entry { chunk, place: Place::Queued, at, lost_unbegun: 0 });
         debug_assert!(new, "a task id is used once");
-        self.queue.push_back(chunk);
+        self.queue.push_back(id);
         self.queued += 1;
         // With others before it in the queue, nobody has room: every event ends with giving out what can be given.
         if self.queued == 1 || self.workers.len() < self.config.workers_max {
@@ -620,14 +600,14 @@ impl<T: Split> Scheduler<T> {
         task: TaskId,
         count: u32,
         nanos: u64,
-    ) -> Result<Replied<'_, T>, ReplyToNobody> {
+    ) -> Result<Replied<'_, C>, ReplyToNobody> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
         // Answers come in order: what was in flight before this one was taken back, and is skipped by the worker.
         let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
         let chunk = front.chunk;
         let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
-        let item = entry.items.first;
-        if item_id(entry.base, item) != task {
+        let item = entry.chunk.items().first;
+        if item_id(entry.chunk.base(), item) != task {
             return Err(ReplyToNobody);
         }
         if let Some(Doom { why: Why::Task(doomed, _), .. }) = &worker.doom
@@ -635,27 +615,27 @@ impl<T: Split> Scheduler<T> {
         {
             return Ok(Replied::Late);
         }
-        let count = count.min(entry.left());
-        entry.items.first += count;
+        let count = count.min(entry.chunk.left());
+        entry.chunk.resolve_first(count);
         front.left -= count;
         worker.load -= u64::from(front.estimate) * u64::from(count);
         worker.front_since = now;
         // A worker that lies here has more or less sent ahead to it, nothing else.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
         let new = Estimate { nanos: took, ended: took };
-        self.estimates.entry(entry.function).or_insert(new).learn(took);
+        self.estimates.entry(entry.chunk.function()).or_insert(new).learn(took);
         entry.lost_unbegun = 0;
-        let left = entry.left();
+        let left = entry.chunk.left();
         if left == 0 {
             worker.in_flight.pop_front();
         }
         worker.count_waiting(&mut self.with_waiting);
         if left > 0 {
-            return Ok(Replied::Items(&self.tasks[chunk].item, item, count));
+            return Ok(Replied::Items(&self.tasks[chunk].chunk, item, count));
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
-        self.timed -= usize::from(entry.timeout.is_some());
-        Ok(Replied::Last(entry.item, item, count))
+        self.timed -= usize::from(entry.chunk.timeout().is_some());
+        Ok(Replied::Last(entry.chunk, item, count))
     }
 
     /// Gives a worker that has answered more to do.
@@ -664,7 +644,7 @@ impl<T: Split> Scheduler<T> {
         now: Instant,
         id: WorkerId,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         self.retire_if_spent(now, id, out);
         self.rest_if_idle(id);
@@ -672,7 +652,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// What follows from any event: who has nothing to do gets something, or takes it over.
-    fn after_changes(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
+    fn after_changes(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         self.dispatch(now, out);
         self.balance(now, claims, out);
         self.watch(now);
@@ -680,7 +660,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Lets a worker go that has done all it may. Its place is free when its process has ended.
-    fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<T>) {
+    fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if worker.is_useful() && worker.is_spent() && worker.in_flight.is_empty() {
             worker.state = WorkerState::Stopping { since: now };
@@ -689,7 +669,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Idle workers take over what was sent ahead to others.
-    fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
+    fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         if !self.anything_waits() {
             return;
         }
@@ -748,13 +728,13 @@ impl<T: Split> Scheduler<T> {
         // No more are waiting here than workers come up, or no worker can be started at this moment.
         let chunks =
             self.queue.iter().take(self.config.workers_max).filter_map(|chunk| self.tasks.get(*chunk));
-        let several = chunks.filter(|entry| entry.place == Place::Queued && entry.left() > 1);
+        let several = chunks.filter(|entry| entry.place == Place::Queued && entry.chunk.left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
 
     /// Until when a queued chunk of several waits for those that come up.
-    fn waits_until(&self, entry: &Entry<T>) -> Option<Instant> {
-        let nanos = self.estimates.get(&entry.function).map_or(0, |estimate| estimate.ended);
+    fn waits_until(&self, entry: &Entry<C>) -> Option<Instant> {
+        let nanos = self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
         let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
         Some(self.first? + Duration::from_nanos(entry.at) + patience)
     }
@@ -786,7 +766,8 @@ impl<T: Split> Scheduler<T> {
             for chunk in std::mem::take(&mut self.queue) {
                 match self.tasks.get(chunk).filter(|entry| entry.place == Place::Queued) {
                     Some(entry)
-                        if entry.left() > 1 && self.waits_until(entry).is_some_and(|until| until <= now) =>
+                        if entry.chunk.left() > 1
+                            && self.waits_until(entry).is_some_and(|until| until <= now) =>
                     {
                         self.queued -= 1;
                         // One comes up for it already.
@@ -805,9 +786,9 @@ impl<T: Split> Scheduler<T> {
         let worker = self.workers.get_mut(&id).expect("looked at by the caller");
         let next = worker.in_flight.get(1).map(|next| next.seq);
         let Some(front) = worker.in_flight.front_mut() else { return };
-        let Entry { function, items, .. } = &self.tasks[front.chunk];
+        let chunk = &self.tasks[front.chunk].chunk;
         // Otherwise it waits for its turn, or its answers are on their way: nothing is known about its time.
-        let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= items.first)
+        let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= chunk.items().first)
             && next.is_none_or(|next| claims.begun(id, next) == Begun::No);
         let nanos = now.saturating_duration_since(worker.front_since).as_nanos();
         let nanos = u32::try_from(nanos).unwrap_or(u32::MAX);
@@ -816,7 +797,7 @@ impl<T: Split> Scheduler<T> {
         }
         worker.load += u64::from(nanos - front.estimate) * u64::from(front.left);
         front.estimate = nanos;
-        let estimate = self.estimates.entry(*function).or_default();
+        let estimate = self.estimates.entry(chunk.function()).or_default();
         estimate.nanos = estimate.nanos.max(nanos);
     }
 
@@ -837,7 +818,7 @@ impl<T: Split> Scheduler<T> {
 
     /// Splits a chunk that is in no place into as many parts, if it has so many tasks.
     fn parts(&mut self, chunk: TaskId, of: usize) -> Vec<TaskId> {
-        let Items { first, count } = self.tasks[chunk].items;
+        let Items { first, count } = self.tasks[chunk].chunk.items();
         let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
         let mut parts = vec![chunk];
         for part in (1..of).rev() {
@@ -876,7 +857,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// An idle worker takes over half of what was sent ahead to the one that has most of it.
-    fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
+    fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
         let spare = if self.is_crowded(now) { AHEAD.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
@@ -912,7 +893,7 @@ impl<T: Split> Scheduler<T> {
                 break;
             };
             // Tasks begin in order: if this one has begun, so have all before it.
-            if !claims.take_back(id, last.seq, self.tasks[last.chunk].items.first) {
+            if !claims.take_back(id, last.seq, self.tasks[last.chunk].chunk.items().first) {
                 break;
             }
             self.remove_sending(id, last.chunk);
@@ -929,7 +910,7 @@ impl<T: Split> Scheduler<T> {
             return false;
         };
         let Some(rest) = self.take_rest(id, front.chunk, claims) else { return false };
-        let items = self.tasks[rest].items;
+        let items = self.tasks[rest].chunk.items();
         let middle = items.first + (items.count - items.first).div_ceil(2);
         if middle < items.count {
             let upper = self.split_off(rest, middle);
@@ -943,7 +924,7 @@ impl<T: Split> Scheduler<T> {
     fn take_rest(&mut self, id: WorkerId, chunk: TaskId, claims: &dyn Claims) -> Option<TaskId> {
         let worker = self.workers.get_mut(&id)?;
         let sent = worker.in_flight.iter_mut().find(|sent| sent.chunk == chunk)?;
-        let items = self.tasks[chunk].items;
+        let items = self.tasks[chunk].chunk.items();
         // A broken worker may say anything about where it is.
         let begun = claims.take_rest(id, sent.seq)?.min(items.count - 1);
         let from = (begun + 1).max(items.first);
@@ -967,19 +948,10 @@ impl<T: Split> Scheduler<T> {
     /// Makes the items of a chunk from `at` on a chunk of their own.
     fn split_off(&mut self, chunk: TaskId, at: u32) -> TaskId {
         let entry = self.tasks.get_mut(chunk).expect("a task of this table");
-        debug_assert!(entry.items.first < at && at < entry.items.count);
-        let tail = Entry {
-            item: entry.item.split(),
-            function: entry.function,
-            timeout: entry.timeout,
-            base: entry.base,
-            items: Items { first: at, count: entry.items.count },
-            place: Place::Queued,
-            at: entry.at,
-            lost_unbegun: 0,
-        };
-        entry.items.count = at;
-        let id = item_id(entry.base, at);
+        debug_assert!(entry.chunk.items().first < at && at < entry.chunk.items().count);
+        let id = item_id(entry.chunk.base(), at);
+        let tail = entry.chunk.split_off(at);
+        let tail = Entry { chunk: tail, place: Place::Queued, at: entry.at, lost_unbegun: 0 };
         let new = self.tasks.insert(id, tail);
         debug_assert!(new, "no two entries have an item in common");
         id
@@ -995,7 +967,7 @@ impl<T: Split> Scheduler<T> {
         }
         worker.count_waiting(&mut self.with_waiting);
         let entry = self.tasks.get_mut(chunk).expect("what was in flight is in the table");
-        self.timed -= usize::from(entry.timeout.is_some());
+        self.timed -= usize::from(entry.chunk.timeout().is_some());
         entry.place = Place::Queued;
     }
 
@@ -1016,7 +988,7 @@ impl<T: Split> Scheduler<T> {
         now: Instant,
         task: TaskId,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) -> bool {
         let cancelled = self.cancel(now, task, claims, out);
         if cancelled {
@@ -1032,7 +1004,7 @@ impl<T: Split> Scheduler<T> {
         base: TaskId,
         count: u32,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         // It may have been split anywhere. The last first: withdrawing the first would let the next begin.
         for item in (0..count).rev() {
@@ -1046,17 +1018,13 @@ impl<T: Split> Scheduler<T> {
                 && let Some(rest) = self.take_rest(worker, id, claims)
             {
                 let entry = self.tasks.remove(rest).expect("just split off");
-                out.push(Action::Resolve(Box::new((
-                    entry.item,
-                    entry.items,
-                    End::Error(TaskError::Cancelled),
-                ))));
+                out.push(resolve(entry.chunk, TaskError::Cancelled));
             }
         }
         self.after_changes(now, claims, out);
     }
 
-    fn cancel(&mut self, now: Instant, chunk: TaskId, claims: &dyn Claims, out: &mut Actions<T>) -> bool {
+    fn cancel(&mut self, now: Instant, chunk: TaskId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
         match entry.place {
             // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
@@ -1069,7 +1037,7 @@ impl<T: Split> Scheduler<T> {
                 }
             }
             Place::Sent(id) => {
-                let first = entry.items.first;
+                let first = entry.chunk.items().first;
                 let Some(seq) = self.seq_of(id, chunk) else { return false };
                 if !claims.take_back(id, seq, first) {
                     return false;
@@ -1083,7 +1051,7 @@ impl<T: Split> Scheduler<T> {
             }
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
-        out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(TaskError::Cancelled)))));
+        out.push(resolve(entry.chunk, TaskError::Cancelled));
         true
     }
 
@@ -1093,7 +1061,7 @@ impl<T: Split> Scheduler<T> {
         now: Instant,
         task: TaskId,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) -> bool {
         if self.on_cancel(now, task, claims, out) {
             return true;
@@ -1142,7 +1110,7 @@ impl<T: Split> Scheduler<T> {
     // ---- events: workers -------------------------------------------------------------------------------------------
 
     /// The pool is made: starts the workers that are there from the beginning.
-    pub(crate) fn on_open(&mut self, now: Instant, out: &mut Actions<T>) {
+    pub(crate) fn on_open(&mut self, now: Instant, out: &mut Actions<C>) {
         self.dispatch(now, out);
     }
 
@@ -1166,7 +1134,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// A worker can take tasks.
-    pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
+    pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.doom.is_some() {
             return;
@@ -1184,7 +1152,7 @@ impl<T: Split> Scheduler<T> {
         now: Instant,
         id: WorkerId,
         cause: BrokenCause,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         let worker = self.forget(id);
         let unwanted = worker.is_some_and(|worker| {
@@ -1212,7 +1180,7 @@ impl<T: Split> Scheduler<T> {
         id: WorkerId,
         cause: impl FnOnce(bool) -> BrokenCause,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         self.on_end(now, id, true, cause, claims, out);
         self.after_changes(now, claims, out);
@@ -1226,13 +1194,17 @@ impl<T: Split> Scheduler<T> {
         has_ended: bool,
         cause: impl FnOnce(bool) -> BrokenCause,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         let Some(worker) = self.forget(id) else { return };
         if !has_ended {
             // Also what goes to others: it may have begun after all, and their end comes before its.
             for sent in &worker.in_flight {
-                self.tasks.get(sent.chunk).expect("what is in flight is in the table").item.leave_arguments();
+                self.tasks
+                    .get(sent.chunk)
+                    .expect("what is in flight is in the table")
+                    .chunk
+                    .leave_arguments();
             }
         }
         self.settle(id, &worker, claims, out);
@@ -1276,12 +1248,12 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
-    fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<T>) {
+    fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<C>) {
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
             let entry = self.tasks.get_mut(sent.chunk).expect("what is in flight is in the table");
-            self.timed -= usize::from(entry.timeout.is_some());
+            self.timed -= usize::from(entry.chunk.timeout().is_some());
             entry.place = Place::Queued;
-            let first = entry.items.first;
+            let first = entry.chunk.items().first;
             // What has ended with it: one item, unless its last answers could not be read.
             let mut behind = first + 1;
             let mut end = match &worker.doom {
@@ -1290,7 +1262,7 @@ impl<T: Split> Scheduler<T> {
                 }
                 Some(Doom { why: Why::Pool(error), .. }) => {
                     let entry = self.tasks.remove(sent.chunk).expect("looked at above");
-                    out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
+                    out.push(resolve(entry.chunk, error.clone()));
                     continue;
                 }
                 // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
@@ -1300,12 +1272,12 @@ impl<T: Split> Scheduler<T> {
                     match claims.begun(id, sent.seq) {
                         // An item before the first that is unresolved was answered; the next had not begun.
                         Begun::Yes(item, _) if item >= first => {
-                            behind = item.min(entry.items.count - 1) + 1;
+                            behind = item.min(entry.chunk.items().count - 1) + 1;
                             Some(End::Lost(id))
                         }
                         // It must not run twice.
                         Begun::Unknown => {
-                            behind = entry.items.count;
+                            behind = entry.chunk.items().count;
                             Some(End::Lost(id))
                         }
                         _ => None,
@@ -1321,13 +1293,13 @@ impl<T: Split> Scheduler<T> {
                 self.requeue(sent.chunk);
                 continue;
             };
-            if behind < entry.items.count {
+            if behind < entry.chunk.items().count {
                 // The others are as good as new.
                 let rest = self.split_off(sent.chunk, behind);
                 self.requeue(rest);
             }
             let entry = self.tasks.remove(sent.chunk).expect("looked at above");
-            out.push(Action::Resolve(Box::new((entry.item, entry.items, end))));
+            out.push(Action::Resolve(Box::new((entry.chunk, end))));
         }
         // A worker that was doomed before the pool was ended gives back what nobody is going to run.
         if matches!(self.intake, Intake::Killed | Intake::Broken(_))
@@ -1337,7 +1309,7 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
-    fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+    fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         if self.is_drained() {
             // Nobody waits for it.
             return;
@@ -1391,7 +1363,7 @@ impl<T: Split> Scheduler<T> {
         for_good: bool,
         has_run: bool,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) -> bool {
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.doom.is_none()) else {
             return false;
@@ -1426,7 +1398,7 @@ impl<T: Split> Scheduler<T> {
         now: Instant,
         id: WorkerId,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.stopped = None;
@@ -1435,7 +1407,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// A worker breaks the protocol: it is killed, and what it had is treated as at any death.
-    pub(crate) fn on_unruly(&mut self, now: Instant, id: WorkerId, out: &mut Actions<T>) {
+    pub(crate) fn on_unruly(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
         if self.workers.get(&id).is_some_and(|worker| worker.doom.is_none()) {
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
             out.push(Action::Kill(id));
@@ -1445,7 +1417,7 @@ impl<T: Split> Scheduler<T> {
     // ---- events: the whole pool ------------------------------------------------------------------------------------
 
     /// The pool cannot go on: everything unresolved fails with the cause, every worker is killed.
-    pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+    pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
@@ -1454,14 +1426,14 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// The pool's own machinery has failed: no exit will be noticed any more, so nothing waits for one.
-    pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<T>) {
+    pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
             if matches!(entry.place, Place::Sent(_)) {
-                entry.item.leave_arguments();
+                entry.chunk.leave_arguments();
             }
-            out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
+            out.push(resolve(entry.chunk, error.clone()));
         }
         self.workers.clear();
         self.idle.clear();
@@ -1477,7 +1449,7 @@ impl<T: Split> Scheduler<T> {
         cancel_pending: bool,
         deadline: Option<Instant>,
         claims: &dyn Claims,
-        out: &mut Actions<T>,
+        out: &mut Actions<C>,
     ) {
         if matches!(self.intake, Intake::Open) {
             self.intake = Intake::Draining;
@@ -1504,14 +1476,14 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Ends all workers, now: by SIGTERM and, after a grace time, SIGKILL; or by SIGKILL at once.
-    pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<T>) {
+    pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Open | Intake::Draining) {
             self.intake = Intake::Killed;
         }
         self.end_all(now, TaskError::Shutdown, at_once, out);
     }
 
-    fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<T>) {
+    fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
         self.shutdown_deadline = None;
         self.resolve_queue(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
@@ -1527,18 +1499,18 @@ impl<T: Split> Scheduler<T> {
         self.close_if_drained(now, out);
     }
 
-    fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<T>) {
+    fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
         for task in std::mem::take(&mut self.queue) {
             if self.tasks.get(task).is_some_and(|entry| entry.place == Place::Queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");
-                out.push(Action::Resolve(Box::new((entry.item, entry.items, End::Error(error.clone())))));
+                out.push(resolve(entry.chunk, error.clone()));
             }
         }
         self.queued = 0;
     }
 
     /// Time has passed.
-    pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<T>) {
+    pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
         }
@@ -1563,7 +1535,7 @@ impl<T: Split> Scheduler<T> {
         }
     }
 
-    fn tick_worker(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
+    fn tick_worker(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if let Some(doom) = &mut worker.doom {
             if doom.next <= now && !doom.killed {
@@ -1611,7 +1583,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Looks at the time limit of what a worker runs.
-    fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<T>) {
+    fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         // A large argument may take longer than that to arrive, and while more of it does nobody is deaf.
@@ -1659,12 +1631,12 @@ impl<T: Split> Scheduler<T> {
     // ---- decisions -------------------------------------------------------------------------------------------------
 
     /// Gives queued tasks to workers, and starts those that are always to be there.
-    fn dispatch(&mut self, now: Instant, out: &mut Actions<T>) {
+    fn dispatch(&mut self, now: Instant, out: &mut Actions<C>) {
         self.dispatch_to(now, false, out);
     }
 
     /// `waited`: what is in the queue has waited for a worker that runs, for long enough.
-    fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<T>) {
+    fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
         }
@@ -1679,7 +1651,7 @@ impl<T: Split> Scheduler<T> {
         self.workers.len() < self.config.workers_min && matches!(self.intake, Intake::Open)
     }
 
-    fn start(&mut self, now: Instant, out: &mut Actions<T>) {
+    fn start(&mut self, now: Instant, out: &mut Actions<C>) {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.workers.insert(id, Worker::new(now, self.config.tasks_max));
@@ -1687,7 +1659,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
-    fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<T>) {
+    fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
         while let Some(chunk) = self.next_queued() {
             if !self.idle.is_empty() && self.is_short(chunk) && self.is_crowded(now) {
@@ -1720,14 +1692,15 @@ impl<T: Split> Scheduler<T> {
 
     fn is_short(&self, chunk: TaskId) -> bool {
         let entry = &self.tasks[chunk];
-        let estimate = self.estimates.get(&entry.function);
-        estimate
-            .is_some_and(|estimate| u128::from(estimate.nanos) * u128::from(entry.left()) <= SHORT.as_nanos())
+        let estimate = self.estimates.get(&entry.chunk.function());
+        estimate.is_some_and(|estimate| {
+            u128::from(estimate.nanos) * u128::from(entry.chunk.left()) <= SHORT.as_nanos()
+        })
     }
 
     /// A busy worker that may have this short chunk ahead: the one that got the last, so that few are busy.
     fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
-        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].function)?.nanos);
+        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk.function())?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
             worker.is_useful()
@@ -1780,8 +1753,9 @@ impl<T: Split> Scheduler<T> {
         // A worker that may have few tasks takes no more of a chunk.
         let too_many = |tasks_max: u32| {
             let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
-            let waiting =
-                chunks.filter(|entry| entry.place == Place::Queued).map(|entry| u64::from(entry.left()));
+            let waiting = chunks
+                .filter(|entry| entry.place == Place::Queued)
+                .map(|entry| u64::from(entry.chunk.left()));
             waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
         };
         self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
@@ -1795,7 +1769,7 @@ impl<T: Split> Scheduler<T> {
     /// A busy worker that may have this chunk ahead: the one that has the least.
     fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
         let entry = &self.tasks[chunk];
-        let estimate = u64::from(self.estimates.get(&entry.function)?.nanos).max(1);
+        let estimate = u64::from(self.estimates.get(&entry.chunk.function())?.nanos).max(1);
         // Where all have been started, and none is idle, it can as well wait there: who is idle first takes it over.
         let anywhere = !self.could_grow();
         let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
@@ -1809,7 +1783,7 @@ impl<T: Split> Scheduler<T> {
 
     /// Sends the queue's first chunk, and up to `most` in all as long as they are of the same function and the worker may
     /// have them ahead.
-    fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<T>) {
+    fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<C>) {
         let mut of: Option<(FnId, Estimate)> = None;
         let mut sent = 0;
         while sent < most {
@@ -1820,20 +1794,20 @@ impl<T: Split> Scheduler<T> {
                 return;
             };
             let estimate = match of {
-                None => self.estimates.get(&entry.function).copied().unwrap_or_default(),
+                None => self.estimates.get(&entry.chunk.function()).copied().unwrap_or_default(),
                 Some((function, estimate)) => {
                     let room = worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
-                    if function != entry.function || !room || !worker.has_room() {
+                    if function != entry.chunk.function() || !room || !worker.has_room() {
                         return;
                     }
                     estimate
                 }
             };
-            let (seq, left) = (worker.next_seq, entry.left());
+            let (seq, left, function) = (worker.next_seq, entry.chunk.left(), entry.chunk.function());
             if let Some(budget) = &mut worker.budget {
                 if *budget < left {
                     // What the worker may not have is the next that somebody else gets.
-                    let beyond = entry.items.first + *budget;
+                    let beyond = entry.chunk.items().first + *budget;
                     let rest = self.split_off(chunk, beyond);
                     self.queue.insert(1, rest);
                     self.queued += 1;
@@ -1841,7 +1815,7 @@ impl<T: Split> Scheduler<T> {
                 }
                 *budget -= left;
             }
-            of = Some((entry.function, estimate));
+            of = Some((function, estimate));
             sent += 1;
             worker.next_seq = seq.wrapping_add(1);
             if worker.in_flight.is_empty() {
@@ -1860,10 +1834,10 @@ impl<T: Split> Scheduler<T> {
             });
             worker.count_waiting(&mut self.with_waiting);
             entry.place = Place::Sent(id);
-            self.timed += usize::from(entry.timeout.is_some());
+            self.timed += usize::from(entry.chunk.timeout().is_some());
             self.queue.pop_front();
             self.queued -= 1;
-            out.push(Action::Send { worker: id, chunk, seq });
+            out.push(Action::Send(id, entry.chunk.send_to(id, seq)));
         }
     }
 
@@ -1873,7 +1847,7 @@ impl<T: Split> Scheduler<T> {
     }
 
     /// Once nothing is unresolved and nothing more comes in, the workers leave; once they have left, all is over.
-    fn close_if_drained(&mut self, now: Instant, out: &mut Actions<T>) {
+    fn close_if_drained(&mut self, now: Instant, out: &mut Actions<C>) {
         if !self.is_drained() {
             return;
         }
@@ -1925,7 +1899,7 @@ impl<T: Split> Scheduler<T> {
             for in_flight in &worker.in_flight {
                 let entry = &self.tasks[in_flight.chunk];
                 assert!(entry.place == Place::Sent(*id), "place of {:?}", in_flight.chunk);
-                assert_eq!(entry.left(), in_flight.left, "items of {:?}", in_flight.chunk);
+                assert_eq!(entry.chunk.left(), in_flight.left, "items of {:?}", in_flight.chunk);
                 load += u64::from(in_flight.estimate) * u64::from(in_flight.left);
             }
             assert_eq!(load, worker.load, "load of {id:?}");
@@ -1940,7 +1914,7 @@ impl<T: Split> Scheduler<T> {
         let timed = self
             .tasks
             .values()
-            .filter(|entry| entry.place != Place::Queued && entry.timeout.is_some())
+            .filter(|entry| entry.place != Place::Queued && entry.chunk.timeout().is_some())
             .count();
         assert_eq!(timed, self.timed, "the count of timed tasks");
         let working = !matches!(self.intake, Intake::Broken(_) | Intake::Killed);
@@ -1962,6 +1936,11 @@ impl<T: Split> Scheduler<T> {
             "too few workers"
         );
     }
+}
+
+/// The unresolved items of a chunk end with this error.
+fn resolve<C: Scheduled>(chunk: C, error: TaskError) -> Action<C> {
+    Action::Resolve(Box::new((chunk, End::Error(error))))
 }
 
 /// A worker answered a question that nobody asked it.

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::scheduler::{Action, Claims, Config, End, Meta, Replied, ReplyToNobody, Scheduler, Split};
+use super::scheduler::{Action, Claims, Config, End, Replied, ReplyToNobody, Scheduled, Scheduler};
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
     id::{FnId, TaskId, WorkerId},
@@ -130,23 +130,47 @@ const KINDS: &[&str] = &[
 
 // ---- the world's record --------------------------------------------------------------------------------------------
 
-/// What was submitted: a chunk with this first task. Who resolves an item of it has it.
+/// What was submitted, or a part of it. Who resolves an item of it has it.
 #[derive(Debug)]
 struct Ticket {
+    function: FnId,
+    timeout: Option<Duration>,
     base: TaskId,
+    items: Items,
     /// Its arguments are never used again. The same for all parts of a chunk.
     left: Rc<Cell<bool>>,
 }
 
-impl Ticket {
-    fn new(base: TaskId) -> Self {
-        Ticket { base, left: Rc::default() }
-    }
-}
+impl Scheduled for Ticket {
+    type Sending = (TaskId, Items, u32);
 
-impl Split for Ticket {
-    fn split(&self) -> Self {
-        Ticket { base: self.base, left: Rc::clone(&self.left) }
+    fn function(&self) -> FnId {
+        self.function
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    fn base(&self) -> TaskId {
+        self.base
+    }
+
+    fn items(&self) -> Items {
+        self.items
+    }
+
+    fn resolve_first(&mut self, count: u32) {
+        self.items.first += count;
+    }
+
+    fn split_off(&mut self, at: u32) -> Self {
+        let items = Items { first: at, count: std::mem::replace(&mut self.items.count, at) };
+        Ticket { items, left: Rc::clone(&self.left), ..*self }
+    }
+
+    fn send_to(&self, _: WorkerId, seq: u32) -> Self::Sending {
+        (self.base, self.items, seq)
     }
 
     fn leave_arguments(&self) {
@@ -668,9 +692,7 @@ impl World {
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
             }
-            Action::Send { worker, chunk, seq } => {
-                let view = self.scheduler.chunk(chunk).expect("what is sent is in the table");
-                let (base, items) = (view.base, view.items);
+            Action::Send(worker, (base, items, seq)) => {
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
                     assert!(self.story(task).begun.is_none(), "{task:?} is sent after its beginning");
@@ -690,8 +712,8 @@ impl World {
                 if process.alive() {
                     process.frames.push_back(ToWorker::Run { base, seq, items });
                 }
-                if (base, items.count - items.first) != self.story(chunk).chunk {
-                    self.note("a chunk is split", Some(worker), Some(chunk));
+                if (base, items.count - items.first) != self.story(item(base, items.first)).chunk {
+                    self.note("a chunk is split", Some(worker), Some(item(base, items.first)));
                 }
             }
             Action::Stop(id) => {
@@ -756,7 +778,7 @@ impl World {
                 self.note(kind, Some(id), None);
             }
             Action::Resolve(resolve) => {
-                let (Ticket { base, left }, items, end) = *resolve;
+                let (Ticket { base, items, left, .. }, end) = *resolve;
                 // Whoever cannot be killed may read them for ever.
                 let mut living =
                     self.processes.values().filter(|process| process.alive() && process.killed.is_some());
@@ -931,8 +953,9 @@ impl World {
         if count > 1 {
             self.note("submit: a chunk of several", None, Some(task));
         }
-        let meta = Meta { function: FnId(function), timeout, count };
-        self.event(|scheduler, now, _, out| scheduler.on_submit(now, task, Ticket::new(task), meta, out));
+        let items = Items { first: 0, count };
+        let ticket = Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
+        self.event(|scheduler, now, _, out| scheduler.on_submit(now, ticket, out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
         }
