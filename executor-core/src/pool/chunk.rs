@@ -1,16 +1,17 @@
 //! A chunk: calls of one function on their way to a worker, and where their results go.
 //!
 //! ```text
-//!  caller: single, of_map ──► intake ──► the scheduler's table ──► Sending: header, arguments ──► worker
-//!                                          │       ▲                                                │
-//!                                        split   taken back                                         │
-//!                                          ▼       │                                                │
-//!                                        two chunks, one sink                                       │
-//!  cell, or a map's results ◄── Outcomes ◄─┴────────────────── reply, or the scheduler's verdict ◄──┘
+//!  caller: single, of_map ─► intake ─► the scheduler's table ─► Sending: header, arguments ─► worker
+//!                                       │       ▲                                              │
+//!                                     split   taken back                                       │
+//!                                       ▼       │                                              │
+//!                                     two chunks, one sink                                     │
+//!  cell or Feed ◄──────── Outcomes ◄────┴───────────── reply, or an error of the scheduler ◄───┘
 //! ```
 //!
-//! It is built once, in the thread that submits, and then moved: nobody keeps a second copy. A single call is a chunk of
-//! one item. [`Outcomes`] is the way home of every result, whether a worker has answered or the scheduler has decided.
+//! A chunk is built once, in the thread that submits, and then moved; there is no second copy. A
+//! single call is a chunk of one item. All results go home through [`Outcomes`]: the replies of
+//! workers, and the errors that the scheduler decides on.
 
 use std::{
     sync::{
@@ -36,55 +37,55 @@ use crate::{
     },
 };
 
-/// Ids of tasks count through the whole process.
+/// The next task id. Ids are unique in the process.
 static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 
-/// The first of so many consecutive ids.
+/// Takes `count` consecutive ids, and returns the first.
 pub(crate) fn next_task_ids(count: u32) -> TaskId {
     TaskId::from_raw(NEXT_TASK.fetch_add(u64::from(count), Ordering::Relaxed))
 }
 
-/// The id that the next task gets.
+/// Returns the id that the next task will get.
 pub(super) fn id_of_the_next() -> TaskId {
     TaskId::from_raw(NEXT_TASK.load(Ordering::SeqCst))
 }
 
-/// Calls of one function with consecutive ids. The arguments are encoded; no type is known any more.
+/// Calls of one function, with consecutive ids and encoded arguments.
 #[doc(hidden)]
 pub struct Chunk {
     entry: &'static TaskEntry,
     name: Option<Box<str>>,
-    /// Of a single call only.
+    /// The time limit. Only a single call has one.
     timeout: Option<Duration>,
     arguments: Payload,
-    /// Whether the arguments are laid out as those of several calls: see [`Items`].
+    /// Whether the arguments have the layout of several calls: see [`Items`].
     several: bool,
     /// The id of item 0.
     base: TaskId,
-    /// What is unresolved.
+    /// The items that are not resolved.
     items: Items,
     sink: Sink,
 }
 
-/// Together with what the scheduler notes beside it, it is moved without a call: see the entry of its table.
+/// A larger chunk would make the entries of the scheduler's table too large: see there.
 const _: () = assert!(size_of::<Chunk>() <= size_of::<[u64; 13]>());
 
-/// Where results go.
+/// Where the results of a chunk go.
 enum Sink {
-    /// To the future of a single call.
+    /// The future of a single call.
     Cell(Completer),
-    /// Among the results of a map.
+    /// A map.
     Map(Arc<FeedChunk>),
 }
 
-/// What goes to a worker of a chunk.
+/// The frame that brings a chunk to a worker.
 pub(crate) struct Sending {
     pub(super) header: ToWorker,
     pub(super) arguments: Payload,
 }
 
 impl Chunk {
-    /// A single call, and the cell in which its result will be.
+    /// Makes a chunk of a single call. Its result goes into the cell that is returned.
     #[inline]
     pub(crate) fn single(
         entry: &'static TaskEntry,
@@ -100,7 +101,8 @@ impl Chunk {
         (chunk, cell)
     }
 
-    /// So many calls of a map, beginning with the item of this number in it. `control` is asked for with the map's first.
+    /// Makes a chunk of `count` calls of a map. Its first item has the number `number` in the map.
+    /// `control` is called only for the first chunk of the map.
     pub(crate) fn of_map(
         entry: &'static TaskEntry,
         arguments: Payload,
@@ -116,22 +118,22 @@ impl Chunk {
         Chunk { entry, name, timeout, arguments, several: count > 1, base, items, sink }
     }
 
-    /// What errors and logs call it.
+    /// Returns the name that errors and logs use.
     pub(super) fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(self.entry.name)
     }
 
-    /// The id of its first unresolved item.
+    /// Returns the id of the first unresolved item.
     pub(super) fn first_id(&self) -> TaskId {
         TaskId::from_raw(self.base.as_u64() + u64::from(self.items.first))
     }
 
-    /// Whether its arguments take a segment of shared memory.
+    /// Whether the arguments are in a segment of shared memory.
     pub(super) fn is_in_segment(&self) -> bool {
         self.arguments.is_in_segment()
     }
 
-    /// What a worker's reply to one of its items means.
+    /// Converts a worker's reply for one item.
     fn answer(&self, reply: Reply, payload: Payload) -> Answer {
         match reply {
             Reply::Done => Answer::Value(payload),
@@ -209,11 +211,11 @@ impl Scheduled for Chunk {
     }
 }
 
-/// How an item ended. What takes long to be put into words is put into words when no lock is held.
+/// How an item ended. [`outcome`](Answer::outcome) may take long, and is called under no lock.
 enum Answer {
     Value(Payload),
     Error(TaskError),
-    /// A reply that is no value: the name of the task, and what the worker said. Boxed, because it is rare.
+    /// An error reply: the name of the task, and the reply. Boxed, because it is rare.
     Failure(Box<(Box<str>, Reply, Payload)>),
 }
 
@@ -230,20 +232,20 @@ impl Answer {
     }
 }
 
-/// Results that have left the scheduler. They go to their futures and maps when the lock is free.
+/// Results that have left the scheduler. They are delivered when the pool's lock is free.
 #[derive(Default)]
 pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
-    /// Items of one chunk come one after the other.
+    /// Results of maps. Consecutive results of one chunk are together.
     maps: Vec<(Arc<FeedChunk>, Vec<(u32, Answer)>)>,
-    /// A worker is in the middle of a chunk.
+    /// A worker is in the middle of a chunk, so its next replies follow within microseconds.
     pub(super) in_chunks: bool,
-    /// Those that came without a reply, if there are any: they are on their way until this is dropped.
+    /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
     pub(super) batch: Option<Batch>,
 }
 
 impl Outcomes {
-    /// The worker has answered for `count` items from `at` on: they were the chunk's last.
+    /// Adds replies for the chunk's last `count` items, which begin with item `at`.
     pub(super) fn answer_last(
         &mut self,
         chunk: Chunk,
@@ -261,7 +263,7 @@ impl Outcomes {
         }
     }
 
-    /// The worker has answered for `count` items from `at` on: more of the chunk are to come.
+    /// Adds replies for `count` items of the chunk, which begin with item `at`.
     pub(super) fn answer_some(
         &mut self,
         chunk: &Chunk,
@@ -277,7 +279,7 @@ impl Outcomes {
         }
     }
 
-    /// What is unresolved of the chunk ends with this error.
+    /// Adds this error for all unresolved items of the chunk.
     pub(super) fn fail(&mut self, chunk: Chunk, error: TaskError) {
         let Items { first, count } = chunk.items;
         match chunk.sink {
@@ -289,7 +291,8 @@ impl Outcomes {
         }
     }
 
-    /// Hands everything over; what is to be woken comes into `wakers`. Not under the pool's lock.
+    /// Delivers all results, and adds the wakers of those who wait to `wakers`. Must be called
+    /// without the pool's lock.
     pub(super) fn deliver(self, wakers: &mut Wakers) -> Option<Batch> {
         for (completer, answer) in self.cells {
             completer.complete_into(answer.outcome(), wakers);

@@ -22,16 +22,17 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Boards, Core, Initializer, Pool, Record, Threads,
+    Core, Initializer, Pool, Threads,
     beside::Beside,
     reader::{self, Drains},
     starter,
+    worker::{Boards, Drain, Worker},
 };
 use crate::{
     child::watch::{self, Reaper},
     error::BrokenCause,
     id::WorkerId,
-    os::{local, memory::Shared, process::Child, socket},
+    os::{local, memory::Shared, socket},
     registry,
     segment::Results,
     transport::{
@@ -100,7 +101,7 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
     };
     let driver = Driver {
         pool: Arc::clone(&pool),
-        workers: BTreeMap::new(),
+        unheard: BTreeMap::new(),
         trim_at: None,
         attend_at: None,
         unstick_at: None,
@@ -113,53 +114,20 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
         .inspect_err(|_| pool.close_rings())
 }
 
-/// What the driver watches of one worker.
-struct Watched {
-    child: Arc<Child>,
-    /// Before the hello.
-    socket: Option<Unheard>,
-    link: Option<Arc<dyn Link>>,
-    /// Who takes its replies, until there are no more.
-    drain: Option<Drain>,
-    /// Why it cannot work for us, although its process could be started: something that it needs was refused.
-    failed: Option<BrokenCause>,
-    /// It has ended; who drains it and has not come to its end by then is given up.
-    drained_by: Option<Instant>,
-    /// Over ipc-channel, until it is connected: where its server is. Removed when this is dropped.
-    directory: Option<tempfile::TempDir>,
-}
-
-impl Watched {
-    fn is_reaped(&self) -> bool {
-        self.child.status().is_some()
-    }
-
-    /// What this means for the pool is decided when its end is seen: it stays a child of ours until then.
-    fn fail(&mut self, cause: BrokenCause) {
-        self.failed = Some(cause);
-        // Where that is refused, the end of its socket ends it.
-        let _ = self.child.signal_group(rustix::process::Signal::KILL);
-    }
-}
-
 /// What is at hand for a worker that has not said hello.
 struct Unheard {
     socket: OwnedFd,
     segment: Shared<Segment>,
     results: Option<Arc<Results>>,
     nonce: u64,
-}
-
-enum Drain {
-    /// Whoever has the lease of its ring.
-    Ring,
-    /// A thread of its own.
-    Thread(JoinHandle<()>),
+    /// Over ipc-channel: where its server is, until it is connected. Removed when this is dropped.
+    _directory: Option<tempfile::TempDir>,
 }
 
 struct Driver {
     pool: Arc<Pool>,
-    workers: BTreeMap<WorkerId, Watched>,
+    /// Workers that have been started and have not said hello.
+    unheard: BTreeMap<WorkerId, Unheard>,
     /// When segments are looked at next.
     trim_at: Option<Instant>,
     /// When workers are looked at next that could be stopped.
@@ -206,9 +174,7 @@ impl Driver {
             self.tick();
             self.attend_workers();
             self.attend_memory();
-            self.reaper.look(
-                self.workers.values().filter(|worker| !worker.is_reaped()).map(|worker| worker.child.pid()),
-            );
+            self.reaper.look(self.pool.living().iter().map(|(_, child)| child.pid()));
             if self.pool.lock().closed {
                 return;
             }
@@ -234,16 +200,23 @@ impl Driver {
                 self.reaper.kill(&started.child, DRAIN_LIMIT);
             }
         }
-        for worker in std::mem::take(&mut self.workers).into_values() {
-            let was_given_up = !worker.is_reaped();
+        self.unheard.clear();
+        let left: Vec<_> = (self.pool.lock().workers.values_mut())
+            .filter_map(|worker| {
+                let child = Arc::clone(worker.child.as_ref()?);
+                Some((child, worker.link.clone(), worker.drain.take()))
+            })
+            .collect();
+        for (child, link, drain) in left {
+            let was_given_up = child.status().is_none();
             if was_given_up {
                 // It hangs in the kernel, and may do so for longer than anybody should wait.
-                watch::abandon(&worker.child, Duration::from_millis(100));
+                watch::abandon(&child, Duration::from_millis(100));
             }
-            if let Some(link) = &worker.link {
+            if let Some(link) = &link {
                 link.hang_up();
             }
-            if let Some(Drain::Thread(reader)) = worker.drain
+            if let Some(Drain::Thread(reader)) = drain
                 && (!was_given_up || reader.is_finished())
             {
                 let _ = reader.join();
@@ -267,14 +240,18 @@ impl Driver {
     /// A reader that hangs holds up nothing for ever.
     fn give_up_draining(&mut self) {
         let now = Instant::now();
-        let late = |worker: &Watched| worker.drained_by.is_some_and(|at| at <= now) && worker.drain.is_some();
-        for id in
-            self.workers.iter().filter(|(_, worker)| late(worker)).map(|(id, _)| *id).collect::<Vec<_>>()
-        {
-            if let Some(worker) = self.workers.get_mut(&id) {
-                tracing::error!(pid = worker.child.pid(), "a dead worker's reader hangs, and is given up");
-                worker.drain = None;
+        let mut core = self.pool.lock();
+        let mut late = Vec::new();
+        for (id, worker) in &mut core.workers {
+            if worker.drained_by.is_some_and(|at| at <= now)
+                && let Some(drain) = worker.drain.take()
+            {
+                late.push((*id, drain));
             }
+        }
+        drop(core);
+        for (id, _drain) in late {
+            tracing::error!(worker = id.0, "a dead worker's reader hangs, and is given up");
             self.forget_if_over(id);
         }
     }
@@ -307,34 +284,35 @@ impl Driver {
             self.attend_at = None;
             return;
         }
+        let connected = core.workers.iter().filter(|(_, worker)| worker.link.is_some());
+        let living = connected.filter_map(|(id, worker)| Some((*id, Arc::clone(worker.living()?))));
+        let living: Vec<_> = living.collect();
         drop(core);
         self.attend_at = Some(now + ATTEND_EVERY);
-        let looked: Vec<_> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.link.is_some() && !worker.is_reaped())
-            .map(|(id, worker)| {
-                let stopped_by = worker.child.stopped_by();
-                (*id, stopped_by, stopped_by.and_then(|_| worker.child.computed()))
+        let looked: Vec<_> = living
+            .into_iter()
+            .map(|(id, child)| {
+                let stopped_by = child.stopped_by();
+                (id, stopped_by, stopped_by.and_then(|_| child.computed()))
             })
             .collect();
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             for (id, stopped_by, computed) in looked {
-                let Some(record) = workers.get_mut(&id) else { continue };
-                let before = std::mem::replace(&mut record.stopped_by, stopped_by);
-                let computed_before = std::mem::replace(&mut record.computed, computed);
+                let Some(worker) = workers.get_mut(&id) else { continue };
+                let before = std::mem::replace(&mut worker.stopped_by, stopped_by);
+                let computed_before = std::mem::replace(&mut worker.computed, computed);
                 let has_run = computed_before.is_some() && computed_before != computed;
-                if let (None, Some(signal), Some(child)) = (before, stopped_by, &record.child) {
+                if let (None, Some(signal), Some(child)) = (before, stopped_by, &worker.child) {
                     tracing::warn!(signal, pid = child.pid(), "a worker is stopped");
                 }
                 match stopped_by {
                     Some(signal) => {
                         let for_good = matches!(signal, libc::SIGTTOU | libc::SIGTTIN);
                         if scheduler.on_stopped(now, id, for_good, has_run, &Boards(workers), out)
-                            && let Some(record) = workers.get_mut(&id)
+                            && let Some(worker) = workers.get_mut(&id)
                         {
-                            record.killed_as_stopped_by = Some(signal);
+                            worker.killed_as_stopped_by = Some(signal);
                         }
                     }
                     None if before.is_some() => scheduler.on_continued(now, id, &Boards(workers), out),
@@ -360,26 +338,25 @@ impl Driver {
     fn poll(&self) -> Vec<Source> {
         let mut sources = vec![Source::Bell];
         let mut fds = vec![PollFd::from_borrowed_fd(self.pool.bell.as_fd(), PollFlags::IN)];
-        for (id, worker) in &self.workers {
-            if let Some(Unheard { socket, .. }) = &worker.socket {
-                sources.push(Source::Socket(*id));
-                fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
-            }
-            if let Some(pidfd) = worker.child.pidfd()
-                && !worker.is_reaped()
-            {
+        for (id, Unheard { socket, .. }) in &self.unheard {
+            sources.push(Source::Socket(*id));
+            fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+        }
+        let living = self.pool.living();
+        for (id, child) in &living {
+            if let Some(pidfd) = child.pidfd() {
                 sources.push(Source::Process(*id));
                 fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
             }
         }
-        let armed = self.pool.lock().armed.unwrap_or_else(|| Instant::now() + LOOK_AROUND);
-        let drained = self
-            .workers
-            .values()
-            .filter(|worker| worker.drain.is_some())
-            .filter_map(|worker| worker.drained_by);
-        let orphans = self.reaper.next_look(!self.workers.is_empty());
+        let core = self.pool.lock();
+        let armed = core.armed.unwrap_or_else(|| Instant::now() + LOOK_AROUND);
+        let draining = core.workers.values().filter(|worker| worker.drain.is_some());
+        let drained = draining.filter_map(|worker| worker.drained_by).min();
+        drop(core);
+        let orphans = self.reaper.next_look(!living.is_empty());
         let armed = drained
+            .into_iter()
             .chain(self.trim_at)
             .chain(self.attend_at)
             .chain(self.unstick_at)
@@ -409,33 +386,16 @@ impl Driver {
             Ok(started) => started,
             Err(error) => return self.start_refused(id, &error),
         };
-        let child = started.child;
+        let starter::Started { child, socket, segment, results, nonce, directory } = started;
+        let gone = child.pidfd().is_none();
         let mut core = self.pool.lock();
-        let record = core.workers.entry(id).or_default();
-        record.child = Some(Arc::clone(&child));
-        if let Some(signal) = record.overdue.take() {
+        let worker = core.workers.entry(id).or_default();
+        worker.child = Some(child);
+        if let Some(signal) = worker.overdue.take() {
             core.signal(id, signal);
         }
         drop(core);
-        let gone = child.pidfd().is_none();
-        let socket = Some(Unheard {
-            socket: started.socket,
-            segment: started.segment,
-            results: started.results,
-            nonce: started.nonce,
-        });
-        self.workers.insert(
-            id,
-            Watched {
-                child,
-                socket,
-                link: None,
-                drain: None,
-                failed: None,
-                drained_by: None,
-                directory: started.directory,
-            },
-        );
+        self.unheard.insert(id, Unheard { socket, segment, results, nonce, _directory: directory });
         if gone {
             self.on_process(id);
         }
@@ -452,8 +412,8 @@ impl Driver {
 
     /// A worker says hello, or closes its end without a word.
     fn on_socket(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Some(Unheard { socket, segment, results, nonce }) = worker.socket.take() else { return };
+        let Some(unheard) = self.unheard.remove(&id) else { return };
+        let Unheard { socket, segment, results, nonce, _directory } = unheard;
         let (bytes, _fds) = match socket::recv(&socket) {
             Ok(message) => message,
             // It has ended without reading what it was sent: its exit says more.
@@ -461,7 +421,7 @@ impl Driver {
             Err(error) => {
                 tracing::warn!(%error, "a worker cannot be heard");
                 let text = format!("to receive a worker's first word (recvmsg): {error}");
-                return worker.fail(BrokenCause::Start(text.into()));
+                return self.refuse(id, BrokenCause::Start(text.into()));
             }
         };
         if bytes.is_empty() {
@@ -478,7 +438,7 @@ impl Driver {
             Ok(server) => server,
             Err(cause) => {
                 tracing::warn!(%cause, "a worker cannot work");
-                return worker.fail(cause);
+                return self.refuse(id, cause);
             }
         };
         let dialed = {
@@ -486,38 +446,42 @@ impl Driver {
             let beside = Arc::new(Beside::new(socket, results));
             // Under the lock, so that nobody kills it meanwhile.
             let mut core = self.pool.lock();
-            core.workers.entry(id).or_default().beside = Some(beside);
-            if !core.scheduler.is_wanted(id) || worker.child.has_ended() {
+            let worker = core.workers.entry(id).or_default();
+            worker.beside = Some(beside);
+            let has_ended = worker.living().is_none_or(|child| child.has_ended());
+            if !core.scheduler.is_wanted(id) || has_ended {
                 return;
             }
             server.map(ipc::dial).transpose()
         };
         match dialed.and_then(|dialed| connect(&self.pool, id, dialed, segment)) {
-            Ok((link, drain)) => {
-                worker.directory = None;
-                worker.link = Some(Arc::clone(&link));
-                worker.drain = Some(drain);
-                self.on_connected(id, link);
-            }
+            Ok((link, drain)) => self.on_connected(id, link, drain),
             Err(error) => {
                 tracing::warn!(%error, "a worker could not be connected");
-                worker.fail(refusal(&error));
+                self.refuse(id, refusal(&error));
             }
         }
     }
 
-    fn on_connected(&self, id: WorkerId, link: Arc<dyn Link>) {
+    fn refuse(&self, id: WorkerId, cause: BrokenCause) {
+        if let Some(worker) = self.pool.lock().workers.get_mut(&id) {
+            worker.refuse(cause);
+        }
+    }
+
+    fn on_connected(&self, id: WorkerId, link: Arc<dyn Link>, drain: Drain) {
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            let Some(record) = workers.get_mut(&id) else { return };
-            record.link = Some(Arc::clone(&link));
+            let Some(worker) = workers.get_mut(&id) else { return };
+            worker.link = Some(Arc::clone(&link));
+            worker.drain = Some(drain);
             if !scheduler.on_hello(now, id) {
                 return;
             }
             match &self.pool.options.initializer {
                 Some(Initializer { entry, arguments, .. }) => {
                     let header = ToWorker { function: entry.number(), ..ToWorker::new(Order::Init) };
-                    core.stuck |= record.send(header, arguments);
+                    core.stuck |= worker.send(header, arguments);
                     link.flush();
                 }
                 // Nothing to wait for: tasks may follow at once.
@@ -528,33 +492,39 @@ impl Driver {
 
     /// A worker's process has ended.
     fn on_process(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.is_reaped() {
-            return;
-        }
         // A hello that is still unread changes nothing; the exit status says more.
-        worker.socket = None;
-        worker.directory = None;
-        self.pool.lock().scheduler.on_ended(id);
-        self.reaper.reap(&worker.child);
-        if let Some(link) = &worker.link {
+        self.unheard.remove(&id);
+        let mut core = self.pool.lock();
+        let Some(child) = core.workers.get(&id).and_then(Worker::living).map(Arc::clone) else { return };
+        core.scheduler.on_ended(id);
+        drop(core);
+        self.reaper.reap(&child);
+        let mut core = self.pool.lock();
+        let Some(worker) = core.workers.get_mut(&id) else { return };
+        worker.drained_by = Some(Instant::now() + DRAIN_LIMIT);
+        let link = worker.link.clone();
+        drop(core);
+        if let Some(link) = link {
             link.hang_up();
-            worker.drained_by = Some(Instant::now() + DRAIN_LIMIT);
         }
         self.forget_if_over(id);
     }
 
     fn on_drained(&mut self, id: WorkerId, closed: &Closed) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if let Some(Drain::Thread(reader)) = worker.drain.take() {
+        let mut core = self.pool.lock();
+        let Some(worker) = core.workers.get_mut(&id) else { return };
+        let drain = worker.drain.take();
+        if let Closed::Protocol(error) = closed {
+            worker.breaks_protocol(error.clone());
+        }
+        let living = worker.living().map(|child| child.pid());
+        drop(core);
+        if let Some(Drain::Thread(reader)) = drain {
             let _ = reader.join();
         }
-        if let (Closed::Protocol(error), Some(record)) = (closed, self.pool.lock().workers.get_mut(&id)) {
-            record.broke_protocol.get_or_insert(error.clone());
-        }
-        if !worker.is_reaped() {
+        if let Some(pid) = living {
             // It lives and cannot be heard any more: it closed its channel, or sends garbage.
-            tracing::warn!(pid = worker.child.pid(), reason = %closed, "a worker is cut off");
+            tracing::warn!(pid, reason = %closed, "a worker is cut off");
             self.pool.event(|core, now, out| core.scheduler.on_unruly(now, id, out));
         }
         self.forget_if_over(id);
@@ -562,26 +532,24 @@ impl Driver {
 
     /// Once a worker has ended and all that it had published is seen, the scheduler judges.
     fn forget_if_over(&mut self, id: WorkerId) {
-        if !self.workers.get(&id).is_some_and(|worker| worker.is_reaped() && worker.drain.is_none()) {
+        if !self.pool.lock().workers.get(&id).is_some_and(Worker::is_over) {
             return;
         }
-        let failed = self.workers.remove(&id).and_then(|worker| worker.failed);
         self.pool.rings.remove(id);
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            let refused = workers.get(&id).and_then(|record| record.refused.clone());
-            if let Some(cause) = failed.or(refused) {
+            if let Some(cause) = workers.get(&id).and_then(|worker| worker.refused.clone()) {
                 return scheduler.on_start_refused(now, id, cause, out);
             }
             let initializer = self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
-            let unknown = Record::default();
+            let unknown = Worker::default();
             let ending = workers.get(&id).unwrap_or(&unknown).ending();
             let cause = |said_hello: bool| ending.before_ready(said_hello, initializer);
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
-        let record = self.pool.lock().workers.remove(&id);
+        let worker = self.pool.lock().workers.remove(&id);
         // Dropped without the lock: what it has to close waits where a thread forks.
-        drop(record);
+        drop(worker);
     }
 }
 

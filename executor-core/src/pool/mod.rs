@@ -12,7 +12,7 @@
 //!                           └────────── cancel, shutdown
 //! ```
 //!
-//! Who owns what: the scheduler every [`Chunk`] of tasks and the state of every worker; a [`Record`] what the
+//! Who owns what: the scheduler every [`Chunk`] of tasks and the state of every worker; a [`Worker`] what the
 //! system knows of a worker (process, link, exit); the driver the descriptors it polls. Nobody keeps a second copy.
 //! What was submitted while somebody else had the lock waits in the intake, and whoever has the lock takes it in.
 //!
@@ -36,6 +36,7 @@ pub(crate) mod scheduler;
 mod sim;
 mod starter;
 mod task_table;
+mod worker;
 
 use std::{
     collections::BTreeMap,
@@ -53,18 +54,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beside::Beside;
 pub(crate) use chunk::{Chunk, next_task_ids};
 use chunk::{Outcomes, Sending};
 pub(crate) use ending::AtEnd;
 use ending::{Batch, OnTheWay};
 use reader::Drains;
 use rustix::process::Signal;
-use scheduler::{Action, Claims, Config, End, Replied, Scheduler};
+use scheduler::{Action, Config, End, Replied, Scheduler};
+use worker::{Boards, Worker};
 
 use crate::{
-    child::{exit, verdict::Ending},
-    error::{BrokenCause, ExitStatus, TaskError, reply},
+    child::exit,
+    error::{BrokenCause, TaskError, reply},
     future::{
         callback::{self, CallbackQueue},
         cell::{Awaited, Control, Wakers},
@@ -79,9 +80,9 @@ use crate::{
     registry::TaskEntry,
     segment::{Results, Store},
     shield::shielded,
-    transport::{Link, board::Begun, ipc, ring::doorbell::Doorbell},
+    transport::{Link, ipc, ring::doorbell::Doorbell},
     wire::{
-        frame::{Frame, FromWorker, Order, Reply, ToWorker, WireError, flag},
+        frame::{Frame, FromWorker, Order, Reply, ToWorker, WireError},
         handshake::Transport,
         payload::Payload,
     },
@@ -129,31 +130,10 @@ pub(crate) struct PoolOptions {
     pub(crate) exit_timeout: Option<Duration>,
 }
 
-/// What the system knows of a worker.
-#[derive(Default)]
-struct Record {
-    child: Option<Arc<Child>>,
-    link: Option<Arc<dyn Link>>,
-    beside: Option<Arc<Beside>>,
-    /// A signal that was due before the process existed.
-    overdue: Option<Signal>,
-    killed_by_us: bool,
-    /// The signal that has stopped it, while it is stopped.
-    stopped_by: Option<i32>,
-    /// The same of a worker that is killed for it. It may have died of something else all the same, before that.
-    killed_as_stopped_by: Option<i32>,
-    /// What it had computed when it was last seen stopped.
-    computed: Option<Duration>,
-    /// How it did not keep to the protocol.
-    broke_protocol: Option<WireError>,
-    /// What the system has refused it before it was ready.
-    refused: Option<BrokenCause>,
-}
-
 /// Everything under the pool's one lock.
 struct Core {
     scheduler: Scheduler<Chunk>,
-    workers: BTreeMap<WorkerId, Record>,
+    workers: BTreeMap<WorkerId, Worker>,
     threads: Threads,
     /// Until when the driver sleeps.
     armed: Option<Instant>,
@@ -204,32 +184,6 @@ pub(crate) struct Pool {
     driver: Mutex<Option<JoinHandle<()>>>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
-}
-
-struct Boards<'a>(&'a BTreeMap<WorkerId, Record>);
-
-impl Claims for Boards<'_> {
-    fn begun(&self, worker: WorkerId, seq: u32) -> Begun {
-        self.link(worker).map_or(Begun::No, |link| link.board().begun(seq))
-    }
-
-    fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool {
-        self.link(worker).is_none_or(|link| link.board().take_back(seq, first))
-    }
-
-    fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32> {
-        self.link(worker)?.board().take_rest(seq)
-    }
-
-    fn taken_in(&self, worker: WorkerId) -> u64 {
-        self.link(worker).map_or(0, Link::taken_in)
-    }
-}
-
-impl Boards<'_> {
-    fn link(&self, worker: WorkerId) -> Option<&dyn Link> {
-        self.0.get(&worker)?.link.as_deref()
-    }
 }
 
 type Actions = Vec<Action<Chunk>>;
@@ -322,12 +276,14 @@ impl Pool {
             return Vec::new();
         }
         let core = self.lock();
-        core.workers
-            .values()
-            .filter_map(|record| record.child.as_ref())
-            .filter(|child| child.status().is_none())
-            .map(|child| child.pid())
-            .collect()
+        core.workers.values().filter_map(Worker::living).map(|child| child.pid()).collect()
+    }
+
+    /// The processes of the workers that live now.
+    fn living(&self) -> Vec<(WorkerId, Arc<Child>)> {
+        let core = self.lock();
+        let living = core.workers.iter().filter_map(|(id, worker)| Some((*id, Arc::clone(worker.living()?))));
+        living.collect()
     }
 
     // ---- tasks -----------------------------------------------------------------------------------------------------
@@ -387,7 +343,7 @@ impl Pool {
 
     fn results(&self) -> Vec<Arc<Results>> {
         let core = self.lock();
-        core.workers.values().filter_map(|record| record.beside.as_ref()?.results().cloned()).collect()
+        core.workers.values().filter_map(|worker| worker.beside.as_ref()?.results().cloned()).collect()
     }
 
     /// Empties segments that were not used since the last call; whether any hold memory still.
@@ -408,7 +364,7 @@ impl Pool {
     fn unstick(&self) -> bool {
         let mut core = self.lock();
         if core.stuck {
-            let all = core.workers.values().filter_map(|record| record.beside.as_ref());
+            let all = core.workers.values().filter_map(|worker| worker.beside.as_ref());
             core.stuck = all.fold(false, |left, beside| beside.flush() | left);
         }
         core.stuck
@@ -681,7 +637,7 @@ impl Pool {
                         End::Error(error) => error.of_task(chunk.name()),
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
                             || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
-                            |record| record.ending().of_task(chunk.first_id(), chunk.name()),
+                            |worker| worker.ending().of_task(chunk.first_id(), chunk.name()),
                         ),
                     };
                     outcomes.batch.get_or_insert_with(|| {
@@ -692,14 +648,14 @@ impl Pool {
                     continue;
                 }
                 Action::Start(id) => {
-                    core.workers.insert(id, Record::default());
+                    core.workers.insert(id, Worker::default());
                     if let Threads::Running { starter } = &core.threads {
                         // The starter lives until the driver has ended, which is after the last worker.
                         let _ = starter.send(id);
                     }
                 }
                 Action::Stop(id) => {
-                    if let Some(link) = core.workers.get(&id).and_then(|record| record.link.as_ref()) {
+                    if let Some(link) = core.workers.get(&id).and_then(|worker| worker.link.as_ref()) {
                         link.send(ToWorker::new(Order::Stop), &Vec::new().into());
                         link.flush();
                     }
@@ -739,8 +695,7 @@ impl Pool {
         let mut odd = Vec::new();
         let mut broken = None;
         self.event_into(&mut resolved, |core, now, out| {
-            let broke =
-                |core: &Core| core.workers.get(&id).is_some_and(|record| record.broke_protocol.is_some());
+            let broke = |core: &Core| core.workers.get(&id).is_some_and(Worker::broke_protocol);
             // What a worker says after it broke the protocol is not believed, even where it would make sense.
             let mut believed = !broke(core);
             for frame in frames.drain(..) {
@@ -754,8 +709,8 @@ impl Pool {
                     Obeys::No => {
                         odd.push(header);
                         believed = false;
-                        if let Some(record) = core.workers.get_mut(&id) {
-                            record.broke_protocol.get_or_insert(WireError::Unasked);
+                        if let Some(worker) = core.workers.get_mut(&id) {
+                            worker.breaks_protocol(WireError::Unasked);
                         }
                         core.scheduler.on_unruly(now, id, out);
                     }
@@ -769,7 +724,7 @@ impl Pool {
             let Core { scheduler, workers, .. } = core;
             scheduler.after_replies(now, id, &Boards(workers), out);
             self.spare_processor.store(scheduler.has_spare_processor(), Ordering::Relaxed);
-            if let Some(link) = workers.get(&id).and_then(|record| record.link.as_ref()) {
+            if let Some(link) = workers.get(&id).and_then(|worker| worker.link.as_ref()) {
                 link.credit(credit);
             }
         });
@@ -805,7 +760,7 @@ impl Pool {
         if frame.header.flags != 0 {
             let opened = workers
                 .get(&id)
-                .and_then(|record| record.beside.as_ref())
+                .and_then(|worker| worker.beside.as_ref())
                 .ok_or(beside::Impossible)
                 .and_then(|beside| beside.open(&mut frame));
             if opened.is_err() {
@@ -828,8 +783,8 @@ impl Pool {
                         return Obeys::ButIsBroken(cause);
                     }
                     // Its initializer has not failed: the system has refused what that needs, which is a refused start.
-                    if let Some(record) = workers.get_mut(&id) {
-                        record.refused = Some(cause);
+                    if let Some(worker) = workers.get_mut(&id) {
+                        worker.refused = Some(cause);
                     }
                     scheduler.on_unruly(now, id, out);
                 }
@@ -932,8 +887,8 @@ impl Core {
     }
 
     fn send(&mut self, worker: WorkerId, Sending { header, arguments }: Sending) {
-        if let Some(record) = self.workers.get(&worker) {
-            self.stuck |= record.send(header, &arguments);
+        if let Some(worker) = self.workers.get(&worker) {
+            self.stuck |= worker.send(header, &arguments);
         }
     }
 
@@ -959,60 +914,6 @@ impl Taken {
     fn wake(self) {
         self.wakers.wake();
         drop(self.batch);
-    }
-}
-
-impl Record {
-    /// Sends a frame, and what goes beside it; whether some of that waits for room.
-    fn send(&self, mut header: ToWorker, payload: &Payload) -> bool {
-        let Some(link) = &self.link else { return false };
-        let (flags, bytes) = payload.on_the_wire();
-        header.flags |= flags;
-        let stuck = match &self.beside {
-            Some(beside) if flags & flag::ATTACHED != 0 => beside.send(header.task, payload.attachments()),
-            _ => false,
-        };
-        link.send(header, &bytes);
-        stuck
-    }
-
-    /// Whether it got the signal, or is going to get it.
-    fn signal(&mut self, signal: Signal) -> bool {
-        self.killed_by_us = true;
-        match &self.child {
-            Some(child) => match child.signal_group(signal) {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(%error, pid = child.pid(), "a worker cannot be signalled, and is asked to end itself");
-                    self.hang_up();
-                    false
-                }
-            },
-            None => {
-                self.overdue = Some(signal);
-                true
-            }
-        }
-    }
-
-    /// Lets the worker see what it would see if this program ended.
-    fn hang_up(&self) {
-        if let Some(beside) = &self.beside {
-            beside.hang_up();
-        }
-    }
-
-    /// The end of this worker, to be judged.
-    fn ending(&self) -> Ending<'_> {
-        Ending {
-            pid: self.child.as_ref().map_or(0, |child| child.pid()),
-            status: self.child.as_ref().and_then(|child| child.status()).unwrap_or(ExitStatus::Unknown),
-            board: self.link.as_ref().map(|link| link.board()),
-            reached: true,
-            killed_by_us: self.killed_by_us,
-            broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
-            stopped_by: self.killed_as_stopped_by,
-        }
     }
 }
 

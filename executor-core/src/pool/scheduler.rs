@@ -96,44 +96,45 @@ pub(crate) trait Claims {
     fn taken_in(&self, worker: WorkerId) -> u64;
 }
 
-/// What the scheduler asks of a chunk. The pool's has arguments and a sink for the results; the simulation's has neither.
+/// What the scheduler needs of a chunk. The pool's chunk also has arguments and a
+/// sink for the results; the chunk of the simulation has neither.
 pub(crate) trait Scheduled: Sized {
-    /// What a worker gets of it.
+    /// What is sent to a worker.
     type Sending;
 
-    /// For the estimate of its running time.
+    /// Returns the function. Running times are estimated for each function.
     fn function(&self) -> FnId;
 
-    /// Of a single task; a chunk of several has none.
+    /// Returns the time limit. A chunk of several tasks has none.
     fn timeout(&self) -> Option<Duration>;
 
-    /// The id of item 0.
+    /// Returns the id of item 0.
     fn base(&self) -> TaskId;
 
-    /// What is unresolved. At most the first of them has begun.
+    /// Returns the unresolved items. At most the first of them has begun.
     fn items(&self) -> Items;
 
-    /// So many of the first are resolved.
+    /// Removes the first `count` unresolved items: they are resolved.
     fn resolve_first(&mut self, count: u32);
 
-    /// Keeps the items before `at`, and returns the others as a chunk of their own.
+    /// Splits the chunk: keeps the items before `at`, and returns the others as a second chunk.
     fn split_off(&mut self, at: u32) -> Self;
 
-    /// Its unresolved items go to this worker, as the sending of this number.
+    /// Returns what is to be sent to this worker as the sending `seq`: all unresolved items.
     fn send_to(&self, worker: WorkerId, seq: u32) -> Self::Sending;
 
-    /// It is resolved, and a worker that was given up, and may live, may still read its arguments: their memory is not to be
-    /// used again.
+    /// Excludes the memory of the arguments from reuse. It is called before the chunk is resolved
+    /// if a worker that was given up may still read them.
     fn leave_arguments(&self);
 
-    /// How many items are unresolved.
+    /// Returns the number of unresolved items.
     fn left(&self) -> u32 {
         let Items { first, count } = self.items();
         count - first
     }
 }
 
-/// What is to be done. `C` is the pool's chunk.
+/// What the pool has to do. `C` is the pool's chunk.
 #[derive(Debug)]
 pub(crate) enum Action<C: Scheduled> {
     /// Start a process for this worker.
@@ -146,7 +147,7 @@ pub(crate) enum Action<C: Scheduled> {
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
     Kill(WorkerId),
-    /// The unresolved items of this chunk have ended. Boxed, because it is rare and the others are small.
+    /// The unresolved items of this chunk have ended. Boxed, because it is rare.
     Resolve(Box<(C, End)>),
     /// Nothing is left to be done, ever.
     Closed,
@@ -1938,7 +1939,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 }
 
-/// The unresolved items of a chunk end with this error.
+/// Ends the unresolved items of a chunk with this error.
 fn resolve<C: Scheduled>(chunk: C, error: TaskError) -> Action<C> {
     Action::Resolve(Box::new((chunk, End::Error(error))))
 }

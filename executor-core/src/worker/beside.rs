@@ -60,7 +60,8 @@ impl Arguments {
         //
         // The parent wrote these bytes before it sent the frame. It writes there again only after
         // the task was resolved. That is after this worker's reply, or after this worker's end, or
-        // never, if the pool has given this worker up before its end (`Scheduled::leave_arguments`). No
+        // never, if the pool has given this worker up before its end
+        // (`Scheduled::leave_arguments`). No
         // other process can write to the arena, unless this process reopens this read-only
         // descriptor through `/proc`; a process can always do such things to its own memory.
         //
