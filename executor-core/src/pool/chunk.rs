@@ -219,6 +219,9 @@ enum Answer {
     Failure(Box<(Box<str>, Reply, Payload)>),
 }
 
+/// Items of one chunk, and how they ended.
+type Answers = Vec<(u32, Answer)>;
+
 impl Answer {
     fn outcome(self) -> Outcome {
         match self {
@@ -237,7 +240,7 @@ impl Answer {
 pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
     /// Results of maps. Consecutive results of one chunk are together.
-    maps: Vec<(Arc<FeedChunk>, Vec<(u32, Answer)>)>,
+    maps: Vec<(Arc<FeedChunk>, Answers)>,
     /// A worker is in the middle of a chunk, so its next replies follow within microseconds.
     pub(super) in_chunks: bool,
     /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
