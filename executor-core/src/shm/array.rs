@@ -25,7 +25,7 @@ use crate::{
     sync::{
         Lock, LockGuard, LockResult, OwnerDied, Recover,
         holders::Holding,
-        lock::{Held, LockLayout},
+        lock::{Call, Held, LockLayout},
         raw::{Deadline, deadline_in},
     },
 };
@@ -214,7 +214,8 @@ impl<T: Pod> Array<T> {
         self.check(index);
         // Counts as a call that runs user code, because a panic below runs the program's panic
         // hook.
-        let held = self.lock.hold_and_call();
+        let call = Call::default();
+        let held = self.lock.hold_and_call(&call);
         if held.is_shared() {
             self.check_not_lent();
         }
@@ -243,7 +244,8 @@ impl<T: Pod> Array<T> {
     /// `fork` and that returns from the closure: the lock belongs to the original process.
     pub fn update<R>(&self, index: usize, change: impl FnOnce(&mut T) -> R) -> R {
         self.check(index);
-        let held = self.lock.hold_and_call();
+        let call = Call::default();
+        let held = self.lock.hold_and_call(&call);
         if held.is_shared() {
             self.check_not_lent();
         }

@@ -17,7 +17,7 @@ use crate::heap::{
 };
 use crate::sync::{
     Lock, LockGuard, LockResult, OwnerDied, Recover,
-    lock::{Held, LockLayout},
+    lock::{Call, Held, LockLayout},
     raw::deadline_in,
 };
 
@@ -166,7 +166,8 @@ impl<T: Pod> Value<T> {
     /// As for [`get`](Self::get). Also in a copy of this process that the closure has created by
     /// `fork` and that returns from the closure: the lock belongs to the original process.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        let held = self.lock.hold_and_call();
+        let call = Call::default();
+        let held = self.lock.hold_and_call(&call);
         // Other guards of this thread may hold the lock, too. They must not have lent references.
         if held.is_shared() {
             self.check_not_lent();

@@ -1,6 +1,6 @@
 //! The lock, for mutual exclusion.
 
-use std::{fmt, io, time::Duration};
+use std::{cell::Cell, fmt, io, ptr::NonNull, time::Duration};
 
 use super::{
     changed::changed,
@@ -398,23 +398,34 @@ impl Lock {
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
         let user = self.user();
-        match user.layout.mutex.try_acquire_free(user.me) {
-            Some(_) => Held { user, how: How::Plainly },
+        let how = match user.layout.mutex.try_acquire_free(user.me) {
+            Some(_) => How::Plainly,
             None => user.hold_slowly(),
-        }
+        };
+        Held { user, how }
     }
 
     /// Like [`hold`](Self::hold), for a call that runs user code, which may use what the lock
-    /// protects.
+    /// protects. `call` is a new one, on the caller's stack.
     #[inline]
-    pub(crate) fn hold_and_call(&self) -> Held<'_> {
-        let mut held = self.hold();
-        // Record the holder, so that user code can enter the lock again.
-        if !matches!(held.how, How::Deeper) {
-            held.user.begin_levels(holder::this_call(), matches!(held.how, How::AfterDeath));
-            held.how = How::Counted;
-        }
-        held
+    pub(crate) fn hold_and_call<'a>(&'a self, call: &'a Call) -> Held<'a> {
+        let user = self.user();
+        let how = match user.layout.mutex.try_acquire_free(user.me) {
+            Some(_) => How::Plainly,
+            None => user.hold_slowly(),
+        };
+        let how = match how {
+            How::Plainly => {
+                call.begin(&user);
+                How::Calling(call)
+            }
+            How::AfterDeath => {
+                user.begin_levels(holder::this_call(), true);
+                How::Counted
+            }
+            how => how,
+        };
+        Held { user, how }
     }
 
     /// Records that `me` lends references into this block's value or, for `None`, that nobody does
@@ -551,6 +562,7 @@ impl<'a> User<'a> {
         if self.layout.sort.load(Ordering::Relaxed) < sort {
             return false;
         }
+        Call::record(&self);
         while let Some(levels) = self.levels() {
             // Salting twice gives the original holder.
             match holder::is_this(holder::salted(levels >> HOLDER_SHIFT, self.me)) {
@@ -646,14 +658,14 @@ impl<'a> User<'a> {
     }
 
     #[cold]
-    fn hold_slowly(self) -> Held<'a> {
+    fn hold_slowly(self) -> How<'a> {
         if self.go_deeper(GIVEN) {
-            return Held { user: self, how: How::Deeper };
+            return How::Deeper;
         }
         loop {
             match self.layout.mutex.acquire(self.lock.owners(), self.me, None) {
-                Some(Locked::Clean) => return Held { user: self, how: How::Plainly },
-                Some(Locked::OwnerDied) => return Held { user: self, how: How::AfterDeath },
+                Some(Locked::Clean) => return How::Plainly,
+                Some(Locked::OwnerDied) => return How::AfterDeath,
                 None => {}
             }
         }
@@ -691,9 +703,11 @@ fn check_mine(is_mine: bool) {
 }
 
 /// Holds a lock for the duration of a call.
+///
+/// It is dropped, never forgotten: see [`Call`].
 pub(crate) struct Held<'a> {
     user: User<'a>,
-    how: How,
+    how: How<'a>,
 }
 
 impl Held<'_> {
@@ -710,9 +724,10 @@ impl Held<'_> {
     pub(crate) fn is_shared(&self) -> bool {
         match self.how {
             How::Plainly | How::AfterDeath => false,
+            How::Calling(call) if !call.recorded.get() => false,
             // The call may have created a guard and kept it. Acquire: what was done through guards
             // that have been dropped happens before this.
-            How::Counted => self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1,
+            How::Calling(_) | How::Counted => self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1,
             How::Deeper => true,
         }
     }
@@ -720,9 +735,11 @@ impl Held<'_> {
 
 /// How a call holds a lock.
 #[derive(Clone, Copy)]
-enum How {
+enum How<'a> {
     /// Without a record of the holder.
     Plainly,
+    /// With a record that only this thread sees, until somebody needs the other one.
+    Calling(&'a Call),
     /// The same, after the previous holder died. Releasing reports the death to the next holder.
     AfterDeath,
     /// As one level.
@@ -734,15 +751,76 @@ enum How {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
+        if let How::Calling(call) = self.how {
+            call.end();
+        }
         // In a forked process it is the parent's.
         if !self.user.is_here() {
             return;
         }
         match self.how {
-            How::Plainly => self.user.layout.mutex.release(),
+            How::Calling(call) if call.recorded.get() => self.user.end_call(),
+            How::Plainly | How::Calling(_) => self.user.layout.mutex.release(),
             How::AfterDeath => self.user.layout.mutex.abandon(),
             How::Counted => self.user.end_call(),
             How::Deeper => self.user.end_one_of_several(),
+        }
+    }
+}
+
+/// A call that holds a lock while it runs user code.
+///
+/// User code may use what the lock protects, so the holder has to be known. Most calls change a
+/// number and use nothing, and the stores of a record in shared memory took a third of their time.
+/// So a call is only put into a list of this thread. Whoever then finds the lock taken
+/// ([`User::go_deeper`]) looks there, and makes the record in shared memory if it is this thread's.
+#[derive(Default)]
+pub(crate) struct Call {
+    /// The lock's words; none before the lock is held.
+    layout: Cell<Option<NonNull<LockLayout>>>,
+    me: Cell<Option<OwnerId>>,
+    /// The levels of the lock are this call's.
+    recorded: Cell<bool>,
+    /// The call within which this one runs.
+    outer: Cell<Option<NonNull<Call>>>,
+}
+
+thread_local! {
+    /// The innermost call of this thread.
+    static CALLS: Cell<Option<NonNull<Call>>> = const { Cell::new(None) };
+}
+
+impl Call {
+    #[inline]
+    fn begin(&self, user: &User<'_>) {
+        self.layout.set(Some(NonNull::from(user.layout)));
+        self.me.set(Some(user.me));
+        self.outer.set(local::get(&CALLS));
+        local::set(&CALLS, Some(NonNull::from(self)));
+    }
+
+    #[inline]
+    fn end(&self) {
+        local::set(&CALLS, self.outer.get());
+    }
+
+    /// If a call of this thread holds that lock, and nobody has recorded it: does so.
+    ///
+    /// In a forked process the calls are the parent's. They have the parent's number.
+    fn record(user: &User<'_>) {
+        let mut next = local::get(&CALLS);
+        while let Some(call) = next {
+            // SAFETY: what is in the list is borrowed by a `Held` of this thread, which takes it out
+            // when it is dropped. They are dropped in the reverse order of their making, since each
+            // is a variable of a call that runs within the one before.
+            let call = unsafe { call.as_ref() };
+            if call.layout.get() == Some(NonNull::from(user.layout)) && call.me.get() == Some(user.me) {
+                if !call.recorded.replace(true) {
+                    user.begin_levels(holder::this_call(), false);
+                }
+                return;
+            }
+            next = call.outer.get();
         }
     }
 }
