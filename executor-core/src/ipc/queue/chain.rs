@@ -1,5 +1,5 @@
-//! The words that processes share of a queue, and what is done with them, step by step: production code for one process or
-//! ten, and for the model checkers.
+//! The words of a queue in shared memory, and the operations on them, step by step. The same code
+//! runs in one process, in many, and in the model checkers.
 //!
 //! ```text
 //!              places[0], [1]: at, bytes, position                        places[0], [1]
@@ -8,48 +8,58 @@
 //!  ring 4   …│ item │ item │ item │ Moved ► ring 5         ring 5   │ item │ item │ 0 …
 //!             taken          to be taken
 //!
-//!  record:   header │ number │ [ticket] │ bytes, or where they are │       a multiple of 32 bytes, never broken by the end
+//!  record:   header │ number │ [ticket] │ bytes, or where they are
+//!            (a multiple of 32 bytes, never split by the end of the ring)
 //! ```
 //!
-//! # One store is the act
+//! # One store publishes, one store takes
 //!
-//! A record is written behind the last one and published by the store of its header, where zero was before; so the word
-//! behind the last record is always zero. It is taken by the store of `position` behind it. Everything else (the counts,
-//! where the next record goes) follows from these and is put right by the next owner of the mutex if one dies before it has
-//! followed. So a producer that is killed has either put a whole item or none, and what a killed consumer had begun to take
-//! is there still, up to that one store.
+//! A record is written behind the last one. The store of its header publishes it. That word was
+//! zero before, so the word behind the last record is always zero. A record is taken by one store
+//! too: the one that moves `position` behind it. Everything else (the counts, where the next record
+//! goes) follows from these two stores. If a process dies before it has updated the rest, the next
+//! owner of the mutex does so. So a killed producer has put either a whole item or none, and an
+//! item that a killed consumer had begun to take is still there, up to that one store.
 //!
 //! # Rings
 //!
-//! Producers never wait for room in a ring: when it is full, the record `Moved` says where the next one is, four times as
-//! large up to a bound. A consumer that comes there gives the old one back. While consumers keep up, one ring goes round.
+//! Producers never wait for room in a ring. When a ring is full, the record `Moved` says where the
+//! next one is; it is four times as large, up to a bound. A consumer that reaches `Moved` gives the
+//! old ring back. As long as consumers keep up, one ring is used round and round.
 //!
-//! `places[generation & 1]` is what counts. The other one is filled before the generation is stored, and belongs to a
-//! generation that nobody looks at.
+//! `places[generation & 1]` is the current place. The other one is filled before the new generation
+//! is stored. Until then it belongs to a generation that nobody looks at.
 //!
 //! # Places
 //!
-//! Rings and large items have places in the file. A place has one owner at any moment: the queue (a place that a record or
-//! `places` names), or one of the `claims`: of a process that writes or reads there, or of nobody, to be taken by the next one
-//! who needs it, with its memory ([`STOCK`]) or without ([`HOLE`]). It goes from one to the other by one store; around that
-//! store `pending_claim` tells whoever repairs to look which side has it. What is given back is merged with the holes beside it,
-//! and at the end of the file `next` goes down again: so the file is about as long as what was in the queue at a time.
+//! Rings and large items have places in the file. A place has exactly one owner at any moment. The
+//! owner is either the queue (a record or `places` names the place) or one of the `claims`. A claim
+//! belongs to a process that writes or reads at the place, or to nobody. A place that belongs to
+//! nobody can be taken by the next process that needs one, with its memory ([`STOCK`]) or without
+//! ([`HOLE`]). A place changes its owner by one store. Around that store, `pending_claim` tells a
+//! repairer to look which side owns the place. A place that is given back is merged with the holes
+//! beside it, and at the end of the file `next` goes down again. So the file is about as long as
+//! the largest amount of data that was in the queue at one time.
 //!
-//! A claim is had while a process writes, reads or gives back, and never while it waits for anything but a mutex: those for whom it
-//! waits may need one. So a producer of a large item first gets room for it, under the mutex (`reserved` counts the items that are
-//! being written), and then a claim, and writes when the mutex is free. If it cannot put the item at once then, it gives both back,
-//! and waits with neither. Who finds no claim free waits on `freed`, except a consumer: it reads with a claim that is for rings
-//! otherwise, under the mutex.
+//! A process holds a claim while it writes, reads, or gives back, and never while it waits for
+//! anything but a mutex: the processes that it waits for may need a claim themselves. So a producer
+//! of a large item first gets room for it under the mutex (`reserved` counts the items that are
+//! being written), then a claim, and writes after unlocking. If it cannot put the item at once
+//! then, it gives both back, and waits with neither. A process that finds no free claim waits on
+//! `freed`. A consumer first falls back to a claim that is otherwise for rings, and then reads
+//! under the mutex.
 //!
-//! Where a claim is shrunk or merged, the place is taken out of the one claim before it comes into the other. A process that
-//! dies in between loses a place of a file that is sparse; two never have one.
+//! When a claim is shrunk or merged, the place is removed from one claim before it is added to the
+//! other. If a process dies in between, a place in a sparse file is lost. Two processes never own
+//! the same place.
 //!
 //! # Descriptors
 //!
-//! They go over a socket before the record is published, with a number of their own, the ticket. If the producer dies in
-//! between, the next one publishes a `Void` with the ticket, and consumers throw away what belongs to it. A consumer looks at
-//! what is in the socket, takes the record, and only then takes the descriptors out of the socket. If it dies in between,
-//! the next one throws them away.
+//! Descriptors are sent over a socket before the record is published, with a number of their own,
+//! the ticket. If the producer dies in between, the next one publishes a `Void` with the ticket,
+//! and consumers discard the descriptors. A consumer peeks at the descriptors in the socket, takes
+//! the record, and only then removes the descriptors from the socket. If it dies in between, the
+//! next consumer discards them.
 
 mod holds;
 
@@ -70,34 +80,37 @@ use crate::{
     sync::raw::{Bell, RobustGuard, RobustMutex},
 };
 
-/// The first ring. More: each queue takes so much. Less: it is left sooner.
+/// Length of the first ring. A higher value costs every queue that much memory. A lower value makes
+/// a queue leave its first ring sooner.
 pub(super) const FIRST_BYTES: u64 = if MODEL { 128 } else { 64 << 10 };
 /// Length of the largest ring.
 ///
-/// A ring with the items of a bounded queue goes round; a queue whose items do not fit takes a new ring
-/// again and again, and each new page costs as much as some items of 16 bytes. A thousand items of 1 KiB
-/// need more than 1 MiB: with that as the largest ring they went at 0.6 times the rate. A higher value
-/// means that a queue keeps more memory after a backlog, and that it takes longer to make a ring, which
-/// is done under the producers' mutex (1 ms for 4 MiB).
+/// A ring with the items of a bounded queue goes round; a queue whose items do not fit takes a new
+/// ring again and again, and each new page costs as much as some items of 16 bytes. A thousand
+/// items of 1 KiB need more than 1 MiB: with that as the largest ring they went at 0.6 times the
+/// rate. A higher value means that a queue keeps more memory after a backlog, and that it takes
+/// longer to make a ring, which is done under the producers' mutex (1 ms for 4 MiB).
 ///
-/// It is smaller where processes are made to die at each step, so that they make rings more often.
+/// Smaller in tests that kill processes at each step, so that they make rings more often.
 const MOST_BYTES: u64 = match (MODEL, cfg!(feature = "kill-points")) {
     (true, _) => 256,
     (false, true) => 1 << 20,
     (false, false) => 4 << 20,
 };
-/// Longest item in a ring. It takes at most a quarter of the ring; longer items lie elsewhere, and are
-/// written and read without a mutex.
+/// Longest item in a ring. It takes at most a quarter of the ring; longer items lie elsewhere, and
+/// are written and read without a mutex.
 pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { (256 << 10) - 64 };
 
-/// Records are multiples of so many words, and so are rings: at the end of a ring there is always room for a `Moved`.
+/// Records and rings are multiples of this many words, so there is always room for a `Moved` at the
+/// end of a ring.
 const UNIT: u64 = 4;
 
-/// Places that are being written or read, kept, or holes. More: a look at more when one looks for the dead. Less: so many
-/// large items can be put and got at a time, and holes beyond that are lost.
+/// Number of claims: places that are being written or read, kept, or holes. A higher value makes
+/// the search for claims of dead processes slower. The value limits how many large items can be put
+/// and received at a time, and how many holes are remembered; the places of further holes are lost.
 const CLAIMS: usize = if MODEL { 4 } else { 64 };
-/// Of those, so many are for whoever has one of the two mutexes: for a ring, of which each side moves one at a time, or for the
-/// piece of a consumer that finds no other.
+/// Number of claims reserved for the holders of the two mutexes: for a ring (each side moves one at
+/// a time), or for the piece of a consumer that finds no other claim.
 const CLAIMS_OF_RINGS: usize = 2;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -105,89 +118,101 @@ const CLAIMS_OF_RINGS: usize = 2;
 struct Place {
     at: AtomicU64,
     bytes: AtomicU64,
-    /// In words, counted on and on.
+    /// In words. It only ever grows; the index in the ring is the position modulo the ring's size.
     position: AtomicU64,
 }
 
-/// What producers do under their mutex.
+/// State that producers change under their mutex.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Producers {
     mutex: RobustMutex,
-    /// Rung by producers: there are items.
+    /// Rung by producers when there are items.
     pub(super) items: Bell,
     generation: AtomicU64,
     places: [Place; 2],
-    /// Items put so far.
+    /// Number of items put so far.
     count: AtomicU64,
-    /// The claim of a piece that is about to be put, or of a ring to which nothing leads yet, plus one; 0 if there is none.
+    /// One plus the index of the claim of a piece that is about to be put, or of a ring that
+    /// nothing refers to yet; 0 if there is none.
     pending_claim: AtomicU64,
-    /// The last ticket: as many descriptors have been sent.
+    /// The last ticket, which is also the number of descriptors sent so far.
     ticket: AtomicU64,
-    /// Descriptors may lie in the socket for which there is no record yet; 0 if not.
+    /// The ticket of descriptors that may be in the socket without a record yet; 0 if there are
+    /// none.
     sending: AtomicU64,
-    /// Items that are being written and have room: claims that say so, or had said so when they were counted last.
+    /// Number of items that are being written and have reserved room: the claims with `has_room`,
+    /// as of the last count.
     reserved: AtomicU64,
 }
 
-/// What consumers do under theirs.
+/// State that consumers change under their mutex.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Consumers {
     mutex: RobustMutex,
-    /// Rung by consumers: there is room.
+    /// Rung by consumers when there is room.
     pub(super) room: Bell,
-    /// Rung by consumers: descriptors have left the socket. Who waits for that could do nothing with room, and would have been woken in
-    /// the place of one that could.
+    /// Rung by consumers when descriptors have left the socket. This is not `room`, because a
+    /// producer that waits for descriptors cannot use room, and would be woken in place of one that
+    /// can.
     pub(super) descriptors: Bell,
     generation: AtomicU64,
     places: [Place; 2],
-    /// Items taken so far.
+    /// Number of items taken so far.
     count: AtomicU64,
-    /// What `count` will be when the item is taken that is being taken.
+    /// The value that `count` will have once the current item is taken.
     taking: AtomicU64,
-    /// The ticket of what is being taken or thrown away, or was last.
+    /// The ticket of the item that is being taken or discarded, or was last.
     ticket: AtomicU64,
-    /// The claim for a piece that is about to be taken, or a ring that is about to be left, plus one; 0 if there is none.
+    /// One plus the index of the claim for a piece that is about to be taken, or for a ring that is
+    /// about to be left; 0 if there is none.
     pending_claim: AtomicU64,
 }
 
-/// A place in the file that a process has, for a piece that it writes or reads without any mutex, or for a ring on its way in or
-/// out; or one that the next one may have. Where a piece is when it is in the queue, only its record says.
+/// A place in the file that no record refers to. It belongs to a process: for a piece that the
+/// process writes or reads without a mutex, or for a ring that is being added or removed. Or it
+/// belongs to nobody, and the next process may take it. While a piece is in the queue, only its
+/// record says where it is.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 struct Claim {
-    /// Who has it; 0 for nobody, [`STOCK`], or [`HOLE`].
+    /// The process that owns the claim; 0 for nobody, [`STOCK`], or [`HOLE`].
     owner: AtomicU32,
-    /// Not 0: it is for an item that has room in the queue. Set under the producers' mutex only.
+    /// Not 0 if the claim is for an item with reserved room in the queue. Set only under the
+    /// producers' mutex.
     has_room: AtomicU32,
     at: AtomicU64,
-    /// 0: it has no piece (any more).
+    /// 0 if the claim has no piece (any more).
     bytes: AtomicU64,
 }
 
-/// The piece of a claim is kept: pages that were used before are filled several times as fast as new ones.
+/// Owner value: the claim's piece is kept with its memory. Filling pages that were used before is
+/// several times as fast as filling new ones.
 const STOCK: u32 = u32::MAX;
-/// The place of a claim is nobody's, has no memory and reads as zeros.
+/// Owner value: the claim's place belongs to nobody, has no memory, and reads as zeros.
 const HOLE: u32 = u32::MAX - 1;
-/// Of all that is kept. More: memory that lies idle. Less: larger items come to new pages.
+/// Maximum number of bytes that all kept pieces have. A higher value keeps more memory idle. A
+/// lower value makes larger items use new pages.
 ///
-/// Where processes are made to die at each step, little is kept, so that they come to giving back as well.
+/// In tests that kill processes at each step, little is kept, so that they exercise giving back
+/// too.
 const STOCK_BYTES_MAX: u64 = if cfg!(feature = "kill-points") { 400 << 10 } else { 8 << 20 };
-/// And of how many pieces. More: fewer claims are left for holes, and places of holes are lost. Less: small pieces come to new pages.
+/// Maximum number of kept pieces. A higher value leaves fewer claims for holes, and places of holes
+/// are lost. A lower value makes small pieces use new pages.
 const STOCK_PIECES_MAX: usize = CLAIMS / 2;
 
-/// All of it. Zero is a queue without a ring: see [`Chain::begin`].
+/// All shared words of a queue. All zeros is a queue without a ring: see [`Chain::begin`].
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Layout {
-    /// 0: unbounded.
+    /// 0 means unbounded.
     capacity: AtomicU64,
     closed: AtomicU32,
     reserved: AtomicU32,
-    /// Behind all places of the file that somebody has, or that are holes.
+    /// End of all places of the file that are owned or are holes.
     next: AtomicU64,
-    /// Rung when somebody needs a claim no more. It is written to without a mutex.
+    /// Rung when a claim becomes free. It is written to without a mutex.
     freed: Bell,
     /// Rung when all items are done, or when the queue is closed. It is written to without a mutex.
     pub(super) all_done: Bell,
@@ -200,39 +225,40 @@ pub(super) struct Layout {
 // SAFETY: `repr(C)`, atomics only, no drop, zero is a value.
 unsafe impl SharedLayout for Layout {}
 
-/// Words of a ring.
+/// The words of a ring.
 pub(super) trait Words {
     fn words(&self) -> usize;
     fn word(&self, index: usize) -> &AtomicU64;
-    /// Beside that word.
+    /// The model checkers' shadow of that word.
     fn shadow(&self, index: usize) -> &Shadow;
     fn write(&self, index: usize, bytes: &[u8]);
 }
 
-/// Where rings and large items lie, and how descriptors go.
+/// The memory of rings and large items, and the socket for descriptors.
 pub(super) trait Memory {
     type Ring: Words;
-    /// A ring as one has it who is at it.
+    /// A mapped ring.
     type Mapped<'a>: Deref<Target = Self::Ring>
     where
         Self: 'a;
 
-    /// Gives a place that reads as zeros its memory.
+    /// Allocates memory for a place that reads as zeros.
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()>;
-    /// Takes the memory of a place back, which reads as zeros then. Whether it does.
+    /// Frees the memory of a place, so that the place reads as zeros. Returns whether it does.
     fn free(&self, at: u64, bytes: u64) -> bool;
-    /// The ring of producers, and of consumers: each side is often asked for the same one, and quicker if what it had before was
-    /// dropped.
+    /// Maps the ring of producers or of consumers. Each side often asks for the same ring again.
+    /// That is faster if the previous mapping has been dropped.
     fn ring(&self, side: Side, place: RingPlace) -> io::Result<Self::Mapped<'_>>;
-    /// A ring that was mapped while the last one was in use is the last one now.
+    /// Keeps a ring that was mapped while the previous one was in use, as the mapping of this side.
     fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Self::Mapped<'a>) -> Self::Mapped<'a>;
-    /// A table of entries. See `holds.rs`.
+    /// Maps a table of entries. See `holds.rs`.
     fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Self::Ring>>;
-    /// Throws away descriptors with tickets up to this one.
+    /// Discards descriptors with tickets up to this one.
     fn discard(&self, ticket: u64);
 }
 
-/// So many records that are no items follow each other only where somebody garbles the memory.
+/// Maximum number of consecutive records that are not items. More occur only if a process garbles
+/// the memory.
 const STEPS_MAX: u32 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +276,7 @@ const ATTACHED: u64 = 1 << 8;
 const ELSEWHERE: u64 = 1 << 9;
 const LEN_SHIFT: u32 = 16;
 
-/// What is put.
+/// An item to be put.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry<'a> {
     pub(super) body: Body<'a>,
@@ -260,7 +286,7 @@ pub(super) struct Entry<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Body<'a> {
     Inline(&'a [u8]),
-    /// In a piece of its own.
+    /// The bytes are in a piece of their own.
     Elsewhere {
         piece: Piece,
         len: u64,
@@ -284,13 +310,13 @@ impl Piece {
     }
 }
 
-/// Of the place of an item that lies elsewhere, in its record.
+/// Number of bytes in a record that describe the piece of an item.
 const PIECE_BYTES: usize = 24;
 
-/// What can be taken.
+/// An item that can be taken.
 pub(super) struct Found<G> {
     number: u64,
-    /// Behind it.
+    /// The position behind the record.
     end: u64,
     pub(super) ticket: Option<u64>,
     pub(super) body: FoundBody<G>,
@@ -315,7 +341,7 @@ impl<M, O: Owners> Clone for Chain<'_, M, O> {
 
 impl<M, O: Owners> Copy for Chain<'_, M, O> {}
 
-/// How many items were taken and put, ever.
+/// Number of items taken and put so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Counts {
     taken: u64,
@@ -323,7 +349,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// Items that were put and not taken.
+    /// Returns the number of items that were put and not taken.
     fn waiting(self) -> u64 {
         // An item can be taken before its producer has counted it.
         let waiting = self.put.wrapping_sub(self.taken);
@@ -331,11 +357,12 @@ impl Counts {
     }
 }
 
-/// Where a ring lies, as shared words say, which any process that has a handle may have written.
+/// Location of a ring, read from shared words that any process with a handle may have written.
 ///
-/// The length is checked: not longer than a ring can be, so that no process maps more than that for
-/// another one's word, and a power of two of at least one record, as the rings of [`Chain`] are. A
-/// position in a ring is masked with its length, so other lengths would lead behind its end.
+/// The length is checked. It is not longer than a ring can be, so that no process maps more than
+/// that because of another process's word. It is a power of two of at least one record, as the
+/// rings of [`Chain`] are. A position in a ring is masked with its length, so other lengths would
+/// lead beyond its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingPlace(Piece);
 
@@ -356,7 +383,8 @@ impl RingPlace {
 /// Why a step was not taken. Nothing has changed then.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// Others have all claims. To be tried again when one of them has given its claim back: [`Chain::listen_for_claims`].
+    /// Other processes have all claims. Try again when one of them has given its claim back:
+    /// [`Chain::listen_for_claims`].
     NoClaim,
     Io(io::Error),
 }
@@ -371,10 +399,10 @@ pub(super) fn garbled() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the queue's memory is garbled")
 }
 
-/// Where a side is.
+/// The position of one side in its ring.
 struct Cursor<'a, G> {
     ring: G,
-    /// Words of the ring, a power of two.
+    /// Number of words in the ring, a power of two.
     size: u64,
     place: &'a Place,
     generation: u64,
@@ -382,12 +410,12 @@ struct Cursor<'a, G> {
 }
 
 impl<G: Deref<Target: Words>> Cursor<'_, G> {
-    /// Number of words from here to the end of the ring.
+    /// Returns the number of words from here to the end of the ring.
     fn to_end(&self) -> u64 {
         self.size - (self.position & (self.size - 1))
     }
 
-    /// Index in the ring of the word that is `ahead` words from here.
+    /// Returns the index in the ring of the word that is `ahead` words from here.
     fn wrapped(&self, ahead: u64) -> usize {
         (self.position.wrapping_add(ahead) & (self.size - 1)) as usize
     }
@@ -396,19 +424,21 @@ impl<G: Deref<Target: Words>> Cursor<'_, G> {
         self.ring.word(self.wrapped(ahead))
     }
 
-    /// A word of a record that is published, and not taken yet.
+    /// Reads a word of a record that is published and not taken yet.
     fn look(&self, ahead: u64) -> u64 {
         self.ring.shadow(self.wrapped(ahead)).look();
         self.word(ahead).load(Ordering::Relaxed)
     }
 
-    /// Writes a word where consumers have given the memory back; they see it when the record is published.
+    /// Writes a word in memory that consumers have given back. They see it when the record is
+    /// published.
     fn fill(&self, ahead: u64, word: u64) {
         self.ring.shadow(self.wrapped(ahead)).fill();
         self.word(ahead).store(word, Ordering::Relaxed);
     }
 
-    /// Where the words of a record are, none of which lies beyond the end of the ring.
+    /// Returns the index of a word of the record that starts here. No word of a record lies beyond
+    /// the end of the ring.
     fn index(&self, ahead: u64) -> usize {
         self.wrapped(0) + ahead as usize
     }
@@ -429,14 +459,14 @@ impl Entry<'_> {
     }
 }
 
-/// Words of a record with this header.
+/// Returns the number of words of a record with this header.
 fn words(header: u64) -> u64 {
     let attached = u64::from(header & ATTACHED != 0);
     (2 + attached + (header >> LEN_SHIFT).div_ceil(8)).next_multiple_of(UNIT)
 }
 
 impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
-    /// Makes a queue of zeroed words.
+    /// Initializes a queue from zeroed words.
     pub(super) fn begin(&self, capacity: u64) -> io::Result<()> {
         let Layout { next, producers, consumers, .. } = self.layout;
         self.layout.capacity.store(capacity, Ordering::Relaxed);
@@ -450,13 +480,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // What can be seen without a mutex.
 
-    /// Items that were put and not taken, and those that can be got again.
+    /// Returns the number of items that were put and not taken, plus those that can be received
+    /// again.
     pub(super) fn len(&self) -> u64 {
         self.counts().waiting().saturating_add(self.again())
     }
 
     fn counts(&self) -> Counts {
-        // In this order: what is taken meanwhile was put before.
+        // In this order, so that the difference is never too small: an item that is put and taken
+        // between the two loads counts only as put.
         let taken = self.layout.consumers.count.load(Ordering::Acquire);
         let put = self.layout.producers.count.load(Ordering::Acquire);
         Counts { taken, put }
@@ -470,7 +502,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.capacity().is_some_and(|capacity| self.len() >= capacity)
     }
 
-    /// Whether there is room for one more, beside what is being written.
+    /// Returns whether there is room for one more item, besides those that are being written.
     pub(super) fn has_room(&self) -> bool {
         let with = |capacity| {
             self.len().saturating_add(self.layout.producers.reserved.load(Ordering::Relaxed)) < capacity
@@ -484,7 +516,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Producers.
 
-    /// What was begun by one that died is finished or undone when it is got.
+    /// Locks a mutex. If its previous owner died, finishes or undoes what that process had begun.
     pub(super) fn lock(
         &self,
         side: Side,
@@ -496,7 +528,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// As [`lock`](Self::lock), without waiting: if somebody has it, the mutex's word, for which to wait, marked.
+    /// Locks a mutex like [`lock`](Self::lock), without waiting. If another process holds it,
+    /// returns the value of the mutex's word to wait on; with `will_wait`, the word is marked as
+    /// waited for.
     pub(super) fn try_lock(
         &self,
         side: Side,
@@ -522,7 +556,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 Side::Consumers => self.repair_consumers(),
             };
             if let Err(error) = repaired {
-                // For the next one to try.
+                // Leave the mutex marked as its owner having died, so that the next locker tries
+                // again.
                 std::mem::forget(guard);
                 self.mutex(side).abandon();
                 return Err(error);
@@ -569,6 +604,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let claim = self.layout.claims.get((claimed as usize).wrapping_sub(1));
         let piece = claim.map(|claim| claim.at.load(Ordering::Relaxed));
         let mut tail = self.tail()?;
+        // Go through the records behind the stored position. They are published, but the updates
+        // that follow from them may be missing.
         for step in 0.. {
             let header = tail.word(0).load(Ordering::Acquire);
             let attached = u64::from(header & ATTACHED != 0);
@@ -589,7 +626,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                         && Some(tail.word(2 + attached).load(Ordering::Relaxed)) == piece
                         && let Some(claim) = claim
                     {
-                        // It is the queue's.
+                        // The record names the piece, so it belongs to the queue.
                         claim.bytes.store(0, Ordering::Relaxed);
                     }
                 }
@@ -598,30 +635,34 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             if attached == 1 && tail.word(2).load(Ordering::Relaxed) == sending {
                 producers.sending.store(0, Ordering::Relaxed);
             }
-            // Last: as long as this is not stored, the one who repairs after us finds the record, too.
+            // Store this last: until it is stored, a process that repairs after us finds the
+            // record, too.
             let words = checked_words(header, &tail)?;
             tail.advance(words);
         }
         if let Some(claim) = claim
             && piece == Some(tail.place.at.load(Ordering::Relaxed))
         {
-            // A ring, and something leads to it.
+            // The claim is of a ring, and `places` already refers to it.
             claim.bytes.store(0, Ordering::Relaxed);
         }
-        // A piece that is not in the queue stays the dead one's, until somebody who wants one finds it.
+        // A piece that is not in the queue stays the dead process's, until a process that needs a
+        // claim finds it.
         producers.pending_claim.store(0, Ordering::Release);
         self.count_reserved(true);
         self.void_what_was_sent()
     }
 
-    /// Descriptors that lie in the socket, or are being put there or taken.
+    /// Returns the number of descriptors that are in the socket, or are being sent or taken.
     pub(super) fn in_flight(&self) -> u64 {
-        // In this order: what is taken meanwhile was sent before.
+        // In this order, so that the difference is never too small: descriptors that are sent and
+        // taken between the two loads count only as sent.
         let taken = self.layout.consumers.ticket.load(Ordering::Acquire);
         self.layout.producers.ticket.load(Ordering::Acquire).wrapping_sub(taken)
     }
 
-    /// From now on, so many descriptors, with this ticket, are thrown away unless they are put. Under the mutex.
+    /// Starts sending `count` descriptors and returns their ticket. From now on they are discarded
+    /// unless an item with this ticket is put. Called under the mutex.
     pub(super) fn new_ticket(&self, count: u64) -> u64 {
         let producers = &self.layout.producers;
         let ticket = producers.ticket.load(Ordering::Relaxed).wrapping_add(count);
@@ -631,7 +672,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         ticket
     }
 
-    /// Nothing was sent with the last ticket, which was for so many.
+    /// Undoes the last ticket, which was for `count` descriptors: nothing was sent with it.
     pub(super) fn forget_ticket(&self, count: u64) {
         let producers = &self.layout.producers;
         producers.sending.store(0, Ordering::Relaxed);
@@ -640,8 +681,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             .store(producers.ticket.load(Ordering::Relaxed).wrapping_sub(count), Ordering::Relaxed);
     }
 
-    /// Whether there is room for one more. Under the mutex; if there is none, the number to sleep with. `of_dead`: to look as well
-    /// whether it was reserved by processes that have died, which costs a system call for each other one that writes an item.
+    /// Checks whether there is room for one more item. If there is none, returns the value of the
+    /// word to sleep on. With `of_dead`, it also frees room that dead processes have reserved,
+    /// which costs a system call for each other process that is writing an item. Called under the
+    /// mutex.
     pub(super) fn look_for_room(&self, of_dead: bool) -> Result<(), u32> {
         if self.has_room() {
             return Ok(());
@@ -655,8 +698,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         if self.has_room() { Ok(()) } else { Err(heard) }
     }
 
-    /// A piece for an item of so many bytes, with room in the queue that [was found](Self::look_for_room); whether the piece has
-    /// no memory yet. Under the mutex; to be written when that is free.
+    /// Reserves a piece for an item of `bytes` bytes, with the room in the queue that
+    /// [`look_for_room`](Self::look_for_room) has found. The flag is whether the piece has no
+    /// memory yet. Called under the mutex; the piece is written after unlocking.
     pub(super) fn reserve_item(&self, bytes: u64, me: OwnerId) -> Result<(Piece, Claimed, bool), Failed> {
         let (piece, claimed, is_new) = self.new_piece(bytes, me)?;
         let producers = &self.layout.producers;
@@ -668,7 +712,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok((piece, claimed, is_new))
     }
 
-    /// Counts anew for how many items room is reserved: of those that gave it back or died, nobody has said so. Under the mutex.
+    /// Counts again how many items have reserved room. A process that gave its room back, or died,
+    /// has not updated the count. Called under the mutex.
     fn count_reserved(&self, of_dead: bool) {
         let mut reserved: u64 = 0;
         for claim in &self.layout.claims {
@@ -685,11 +730,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.layout.producers.reserved.store(reserved, Ordering::Relaxed);
     }
 
-    /// Puts an item. Under the mutex. If it is an error, nothing was put; descriptors that were sent for it are thrown away.
+    /// Puts an item. Called under the mutex. On an error, nothing was put, and descriptors that
+    /// were sent for the item are discarded.
     pub(super) fn put(&self, entry: Entry<'_>, claim: &mut Option<Claimed>) -> Result<(), Failed> {
         let producers = &self.layout.producers;
-        // If there is no memory, this is where that comes out, and nothing has changed but `sending`: the next one that
-        // sends descriptors, or gets the mutex after a death, says that those are void.
+        // A lack of memory is detected here, where nothing has changed but `sending`. The next
+        // producer that sends descriptors, or that repairs after a death, marks those descriptors
+        // as void.
         let tail = self.reserve(words(entry.header()))?;
         let place;
         let (bytes, claim) = match &entry.body {
@@ -700,7 +747,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             }
         };
         if let Some(Claimed(index)) = &claim {
-            // From now on, whoever repairs says whose it is.
+            // From now on, a repairer decides which side owns the piece.
             producers.pending_claim.store(*index as u64 + 1, Ordering::Release);
             kill_point!(QueuePendingNoted);
         }
@@ -719,16 +766,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(())
     }
 
-    /// What was claimed is the queue's.
+    /// Releases a claim whose place now belongs to the queue.
     fn hand_on(&self, claim: Claimed) {
-        // In this order: a claim that others may take is nobody's pending one.
+        // In this order: a claim that others may take must not be a pending one.
         let claim = &self.layout.claims[claim.0];
         let producers = &self.layout.producers;
         claim.bytes.store(0, Ordering::Relaxed);
         producers.pending_claim.store(0, Ordering::Release);
         kill_point!(QueueClaimHandedOn);
         if claim.has_room.load(Ordering::Relaxed) != 0 {
-            // The item counts as one that was put.
+            // The item now counts as one that was put.
             claim.has_room.store(0, Ordering::Relaxed);
             let reserved = producers.reserved.load(Ordering::Relaxed);
             producers.reserved.store(reserved.saturating_sub(1), Ordering::Relaxed);
@@ -736,29 +783,30 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.set_free(claim, 0);
     }
 
-    /// Somebody else may have the claim, with what is in it, if it is kept.
+    /// Releases a claim to nobody, to [`STOCK`], or to [`HOLE`]; others may take it then.
     fn set_free(&self, claim: &Claim, to: u32) {
         claim.owner.store(to, Ordering::Release);
-        // Either whoever looks for a claim sees this one, or we see that it waits.
+        // Either a process that looks for a claim sees this one, or we see that it listens.
         fence(Ordering::SeqCst);
         if self.layout.freed.is_listened_to() {
             self.layout.freed.ring_unlocked().wake_all();
         }
     }
 
-    /// Of one that found no claim: the number to sleep with on [`freed`](Self::freed). It has to look once more before.
+    /// Marks a listener for claims. Returns the value to sleep on with [`freed`](Self::freed). The
+    /// caller must look for a claim once more before it sleeps.
     pub(super) fn listen_for_claims(&self) -> u32 {
         let heard = self.layout.freed.listen();
         fence(Ordering::SeqCst);
         heard
     }
 
-    /// Rung when somebody needs a claim no more.
+    /// Returns the bell that is rung when a claim becomes free.
     pub(super) fn freed(&self) -> &'a Bell {
         &self.layout.freed
     }
 
-    /// Says of descriptors that were sent in vain that they are. Under the mutex.
+    /// Publishes a `Void` for descriptors that were sent without a record. Called under the mutex.
     pub(super) fn void_what_was_sent(&self) -> Result<(), Failed> {
         let producers = &self.layout.producers;
         let sending = producers.sending.load(Ordering::Relaxed);
@@ -770,7 +818,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(())
     }
 
-    /// Makes room for a record of so many words, in this ring or in the next.
+    /// Makes room for a record of `need` words, in this ring or in the next.
     fn reserve(&self, need: u64) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
         let mut tail = self.tail()?;
         loop {
@@ -780,7 +828,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 return Err(garbled().into());
             }
             let pad = if need > tail.to_end() { tail.to_end() } else { 0 };
-            // What is kept free behind it is for a `Moved`, and for the zero until then.
+            // `UNIT` words behind the record stay free: they hold the terminating zero now, and a
+            // `Moved` later.
             if need <= size / 4 && used + pad + need + UNIT <= size {
                 if pad > 0 {
                     tail.fill(pad, 0);
@@ -796,8 +845,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     /// Writes a record behind the last one, where [`reserve`](Self::reserve) made room for it.
     ///
-    /// `follow` does what follows from the record's being there. If this process dies before it has,
-    /// the one that repairs does it: it finds the record until the next one's place is stored.
+    /// `follow` performs the updates that follow from the record's being published. If this process
+    /// dies before it has, the repairer performs them: it finds the record until the position
+    /// behind it is stored.
     fn publish(
         &self,
         mut tail: Cursor<'a, M::Mapped<'a>>,
@@ -815,6 +865,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
         tail.ring.write(tail.index(2 + attached), bytes);
         kill_point!(QueueRecordWritten);
+        // The word behind the record must be zero before the record is published: it marks the end.
         tail.fill(need, 0);
         tail.word(0).store(header, Ordering::Release);
         kill_point!(QueueRecordPublished);
@@ -823,10 +874,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         kill_point!(QueueTailStored);
     }
 
-    /// How far consumers have come in this ring, which is the producers'.
+    /// Returns how far consumers have come in the producers' ring.
     fn taken_of(&self, generation: u64) -> u64 {
         let consumers = &self.layout.consumers;
-        // They are in this one, or still in one before; not in a later one, since there is none.
+        // Consumers are in this ring or still in an earlier one. There is no later one.
         if consumers.generation.load(Ordering::Acquire) != generation {
             return 0;
         }
@@ -839,13 +890,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         need: u64,
     ) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
         let producers = &self.layout.producers;
-        // A record is a quarter of it at most.
+        // A record takes at most a quarter of the ring.
         let fits = need.next_power_of_two() * 8 * 4;
         let bytes = (tail.size * 8 * 4).min(MOST_BYTES).max(fits);
         let (Piece { at, bytes }, claim) = self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| {
             kill_point!(QueueRingMade);
-            // Mapped before it is published, so that this cannot fail afterwards.
+            // Map the ring before it is published, so that mapping cannot fail afterwards.
             let next = RingPlace::new(at, bytes)?;
             Ok((next, self.memory.ring(Side::Producers, next)?))
         });
@@ -856,7 +907,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 return Err(error.into());
             }
         };
-        // From now on, whoever repairs says whose it is.
+        // From now on, a repairer decides which side owns the ring.
         producers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueRingNoted);
         tail.fill(2, at);
@@ -871,7 +922,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(self.cursor_in(self.memory.keep(Side::Producers, next, ring), place, generation)?)
     }
 
-    /// Goes to the next ring: its place, and the generation that it has.
+    /// Switches to the next ring. Returns its place and generation.
     fn flip<'p>(
         &self,
         places: &'p [Place; 2],
@@ -888,7 +939,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         (other, now + 1)
     }
 
-    /// Ends it for producers, and for consumers when it is empty. Under the producers' mutex.
+    /// Closes the queue for producers at once, and for consumers when it is empty. Called under the
+    /// producers' mutex.
     pub(super) fn close(&self) {
         self.layout.closed.store(1, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -908,8 +960,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let claimed = consumers.pending_claim.load(Ordering::Relaxed);
         if let Some(claim) = self.layout.claims.get((claimed as usize).wrapping_sub(1)) {
             let at = claim.at.load(Ordering::Relaxed);
-            // Not taken: the piece is the item's still; not left: the ring is the queue's; not given back: it is that of an entry.
-            // Otherwise it is the dead one's.
+            // Three cases in which the place is not the dead process's: the item is not taken, so
+            // the piece is still the item's; the ring is not left, so it is still the queue's; the
+            // place is still that of an entry. Otherwise the dead process's claim keeps it.
             if self.item_elsewhere(&head) == Some(at)
                 || head.place.at.load(Ordering::Relaxed) == at
                 || self.is_place_of_holds(at)?
@@ -932,7 +985,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(())
     }
 
-    /// Throws away descriptors with tickets up to this one, and tells who waits for room for some. Under the consumers' mutex.
+    /// Discards descriptors with tickets up to this one, and wakes producers that wait for room for
+    /// descriptors. Called under the consumers' mutex.
     pub(super) fn discard(&self, ticket: u64) {
         self.memory.discard(ticket);
         let descriptors = &self.layout.consumers.descriptors;
@@ -943,7 +997,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// Where the item lies that is next, if that is not in the ring.
+    /// Returns where the next item lies, if it lies outside of the ring.
     fn item_elsewhere(&self, head: &Cursor<'a, M::Mapped<'a>>) -> Option<u64> {
         let header = head.word(0).load(Ordering::Acquire);
         let attached = u64::from(header & ATTACHED != 0);
@@ -951,7 +1005,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             .then(|| head.word(2 + attached).load(Ordering::Relaxed))
     }
 
-    /// The next item. Under the mutex.
+    /// Finds the next item. Called under the mutex.
     pub(super) fn find(&self) -> Result<Option<Found<M::Mapped<'a>>>, Failed> {
         let consumers = &self.layout.consumers;
         let mut head = self.head()?;
@@ -960,19 +1014,22 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             match header & 0xff {
                 0 => return Ok(None),
                 MOVED => {
-                    // The producer stands, or has died, between publishing this and going there itself. Nothing can be
-                    // there before it has; and until then, whoever repairs reads here where it went.
+                    // The producer is suspended, or has died, between publishing `Moved` and moving
+                    // to the next ring itself. The next ring has no items before it has moved. And
+                    // until then, a repairer reads in this ring where the next one is, so the ring
+                    // must not be given back.
                     if self.layout.producers.generation.load(Ordering::Acquire) <= head.generation {
                         return Ok(None);
                     }
                     let (at, bytes) = moved_to(&head);
-                    // Mapped before it counts, so that a failure changes nothing.
+                    // Map the ring before switching to it, so that a failure changes nothing.
                     let next = RingPlace::new(at, bytes)?;
                     let ring = self.memory.ring(Side::Consumers, next)?;
                     let old =
                         (head.place.at.load(Ordering::Relaxed), head.place.bytes.load(Ordering::Relaxed));
                     let me = self.owners.me();
                     let claim = self.claim(me, &self.layout.claims).ok_or(Failed::NoClaim)?;
+                    // From now on, a repairer decides whether the old ring has been left.
                     consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
                     self.note(&claim, Piece { at: old.0, bytes: old.1 });
                     kill_point!(QueueOldRingNoted);
@@ -991,6 +1048,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                     head.advance(words);
                 }
                 VOID => {
+                    // Store the ticket first: if this process dies while it discards, the repairer
+                    // discards again.
                     consumers.ticket.store(head.look(2), Ordering::Release);
                     self.discard(head.look(2));
                     let words = checked_words(header, &head)?;
@@ -1023,7 +1082,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Err(garbled().into())
     }
 
-    /// As [`find`](Self::find). If there is none: the number to sleep with, if this is to `listen`.
+    /// Finds the next item, like [`find`](Self::find). If there is none, returns the value to sleep
+    /// on, provided that `listen` is set.
     pub(super) fn find_or_listen(&self, listen: bool) -> Result<Result<Found<M::Mapped<'a>>, u32>, Failed> {
         if let Some(found) = self.find()? {
             return Ok(Ok(found));
@@ -1032,13 +1092,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             return Ok(Err(0));
         }
         let heard = self.layout.producers.items.listen();
-        // Either the producer sees that we listen, or we see what it has put.
+        // Either the producer sees that we listen, or we see the item it has put.
         fence(Ordering::SeqCst);
         Ok(self.find()?.ok_or(heard))
     }
 
-    /// What is needed to take what was found: for a piece outside of rings, a claim, unless an entry of this process's names it from
-    /// then on. Under the mutex.
+    /// Gets what is needed to take the item that was found. For a piece outside of rings, that is a
+    /// claim, unless an entry of this process will name the piece. Called under the mutex.
     pub(super) fn claim_for(
         &self,
         found: &Found<M::Mapped<'a>>,
@@ -1056,7 +1116,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         spare.map(Reading::Now).ok_or(Failed::NoClaim)
     }
 
-    /// Takes what was found. Under the same mutex. A piece outside of rings is this process's then, by that claim, or the entry's.
+    /// Takes the item that was found. Called under the same mutex. A piece outside of rings then
+    /// belongs to this process, through the claim or through the entry.
     pub(super) fn take(
         &self,
         found: &Found<M::Mapped<'a>>,
@@ -1065,6 +1126,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         me: OwnerId,
     ) -> Option<Held> {
         let consumers = &self.layout.consumers;
+        // The entry comes first. If this process dies before `position` is stored, the entry's
+        // number shows that its item is still in the queue.
         let held = free.map(|free| self.write_hold(&free, me, found));
         let claim = reading.claim();
         if let (FoundBody::Elsewhere { piece, .. }, Some(claim)) = (&found.body, claim) {
@@ -1072,12 +1135,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             self.note(claim, *piece);
             kill_point!(QueuePieceClaimed);
         }
+        // If this process dies after `position` is stored, and no item follows, only `taking` tells
+        // the repairer how many items are taken.
         consumers.taking.store(found.number.wrapping_add(1), Ordering::Relaxed);
         if let Some(ticket) = found.ticket {
             consumers.ticket.store(ticket, Ordering::Release);
         }
         kill_point!(QueueTakeNext);
         let place = &consumers.places[(consumers.generation.load(Ordering::Relaxed) & 1) as usize];
+        // This store takes the item.
         place.position.store(found.end, Ordering::Release);
         kill_point!(QueueTaken);
         consumers.count.store(found.number.wrapping_add(1), Ordering::Release);
@@ -1095,7 +1161,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         &self.layout.claims[CLAIMS_OF_RINGS..]
     }
 
-    /// As somebody who has them all that are to be had.
+    /// Takes all claims that are free, for tests.
     #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
     pub(super) fn take_all_claims(&self) {
         while self.claim(self.owners.me(), &self.layout.claims).is_some() {}
@@ -1106,11 +1172,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Claimed(at.expect("one of them"))
     }
 
-    /// A claim without a place, one of these; none if others have them all.
+    /// Takes a claim without a place, out of `claims`; `None` if other processes have them all.
     fn claim(&self, me: OwnerId, claims: &'a [Claim]) -> Option<Claimed> {
         let of = |owner: u32| claims.iter().filter(move |claim| claim.owner.load(Ordering::Relaxed) == owner);
         let bytes = |claim: &&Claim| claim.bytes.load(Ordering::Relaxed);
-        // Each round makes the claim of a dead one somebody's or nobody's, or loses it to somebody else.
+        // Each round frees or takes the claim of a dead process, or loses a claim to another
+        // process.
         for _ in 0..4 * CLAIMS {
             if let Some(claim) = claims.iter().find(|claim| self.take_claim(claim, 0, me)) {
                 return Some(self.index_of(claim));
@@ -1118,14 +1185,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             if self.bury(me, claims) {
                 continue;
             }
-            // What is kept is given back first: beside a hole, or at the end, it needs no claim of its own then.
+            // Give back a kept piece first: if it is beside a hole, or at the end of the file, it
+            // then needs no claim of its own.
             if let Some(kept) = of(STOCK).min_by_key(bytes) {
                 if self.take_claim(kept, STOCK, me) {
                     self.shed(self.index_of(kept));
                 }
                 continue;
             }
-            // There are as many holes as there can be; the place of one is lost until the file goes. The smallest.
+            // All claims are in use or holes. Take the smallest hole's claim; its place is lost
+            // until the file is gone.
             let hole = of(HOLE).min_by_key(bytes)?;
             if self.take_claim(hole, HOLE, me) {
                 hole.bytes.store(0, Ordering::Relaxed);
@@ -1135,7 +1204,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         None
     }
 
-    /// Gives back what those of these claims had whose processes have died: nobody else finds it. Whether there was one.
+    /// Gives back the places of dead processes among these claims, which nobody else would find.
+    /// Returns whether there was one.
     fn bury(&self, me: OwnerId, claims: &'a [Claim]) -> bool {
         let mut found = false;
         for claim in claims.iter().filter(|claim| self.take_of_dead(claim, me)) {
@@ -1149,9 +1219,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         found
     }
 
-    /// A place for so many bytes, without memory, claimed by one of these.
+    /// Takes a place of `bytes` bytes without memory, for one of `claims`.
     fn new_place(&self, bytes: u64, me: OwnerId, claims: &'a [Claim]) -> Result<(Piece, Claimed), Failed> {
-        // Places of the dead are used again before a new one is begun. Each of the others that has one costs a system call.
+        // Use places of the dead again before a new one is added to the file. Checking costs a
+        // system call for each other process that has a claim.
         self.bury(me, &self.layout.claims);
         let claimed = self.claim(me, claims).ok_or(Failed::NoClaim)?;
         let Some(hole) = self.take_hole(bytes, me) else {
@@ -1161,10 +1232,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             return Ok((piece, claimed));
         };
         let (at, has) = (hole.at.load(Ordering::Relaxed), hole.bytes.load(Ordering::Relaxed));
-        // The place goes to the claim that was asked for, and what is left of the hole stays where it was: a hole may be one of
-        // the claims of rings, which a piece would keep for as long as it waits for room. In this order: see the module's opening.
+        // The place goes to the claim that was asked for, and the rest of the hole stays in the
+        // hole's claim. The other way round, a piece could keep one of the claims for rings for as
+        // long as it waits for room. The order of the stores is explained in the module's
+        // documentation.
         let Some(left) = has.checked_sub(bytes) else {
-            // Somebody has written to the words since they were looked at. The place is lost.
+            // Another process has written to the words since they were checked. The place is lost.
             hole.bytes.store(0, Ordering::Relaxed);
             self.set_free(hole, 0);
             self.set_free(&self.layout.claims[claimed.0], 0);
@@ -1179,7 +1252,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok((piece, claimed))
     }
 
-    /// The first hole in the file with so many bytes at least, which is this process's then.
+    /// Takes the hole nearest to the start of the file that has at least `bytes` bytes.
     fn take_hole(&self, bytes: u64, me: OwnerId) -> Option<&'a Claim> {
         let fits = |claim: &Claim| claim.bytes.load(Ordering::Acquire) >= bytes;
         for _ in 0..CLAIMS {
@@ -1188,7 +1261,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 .filter(|claim| claim.owner.load(Ordering::Relaxed) == HOLE && fits(claim))
                 .min_by_key(|claim| claim.at.load(Ordering::Relaxed))?;
             if self.take_claim(hole, HOLE, me) {
-                // It may have become another one meanwhile.
+                // It may have become another hole meanwhile.
                 if fits(hole) {
                     return Some(hole);
                 }
@@ -1198,12 +1271,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         None
     }
 
-    /// Gives the memory of a place back, and the place to whoever needs one next.
+    /// Frees the memory of a place, and releases the place for the next process that needs one.
     fn shed(&self, claimed: Claimed) {
         let mine = &self.layout.claims[claimed.0];
         let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
         if !self.memory.free(at, bytes) {
-            // What lies there would be taken for records. The place is lost.
+            // The old contents would be taken for records. So the place is never used again.
             mine.bytes.store(0, Ordering::Relaxed);
             self.set_free(mine, 0);
             return;
@@ -1213,7 +1286,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
         let end = at.wrapping_add(bytes);
         if self.layout.next.load(Ordering::Relaxed) == end {
-            // The last one: it is no hole, but what was never given to anybody.
+            // At the end of the file: the place becomes unused file again instead of a hole.
             mine.bytes.store(0, Ordering::Release);
             kill_point!(QueueEndNoted);
             if self.layout.next.compare_exchange(end, at, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -1226,7 +1299,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         kill_point!(QueueHoleLeft);
     }
 
-    /// Takes the holes beside a place into its claim, which is this process's.
+    /// Merges the holes beside a place into its claim, which belongs to this process.
     fn merge(&self, mine: &Claim) {
         let Some(me) = OwnerId::from_bits(mine.owner.load(Ordering::Relaxed)) else { return };
         for _ in 0..CLAIMS {
@@ -1240,7 +1313,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 is_hole && touches(other) && self.take_claim(other, HOLE, me)
             });
             let Some(other) = other else { return };
-            // It may have become another one meanwhile.
+            // It may have become another hole meanwhile.
             if !touches(other) {
                 self.set_free(other, HOLE);
                 continue;
@@ -1248,7 +1321,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             let (start, len) = (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Relaxed));
             other.bytes.store(0, Ordering::Release);
             kill_point!(QueueHolesMerged);
-            // One that dies between these has claimed a part of both.
+            // A process that dies between these stores has claimed a part of both.
             mine.at.store(at.min(start), Ordering::Release);
             mine.bytes.store(bytes.wrapping_add(len), Ordering::Release);
             self.set_free(other, 0);
@@ -1263,7 +1336,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     fn take_of_dead(&self, claim: &Claim, me: OwnerId) -> bool {
         let owner = claim.owner.load(Ordering::Relaxed);
         let is_dead = || OwnerId::from_bits(owner).is_none_or(|owner| !self.owners.is_alive(owner));
-        // Whose the piece is, is for those to say who repair what it has left.
+        // While the claim is pending, only the repairer of the dead process's state may decide who
+        // owns the piece.
         let is_pending = || {
             let number = self.index_of(claim).0 as u64 + 1;
             self.layout.producers.pending_claim.load(Ordering::Acquire) == number
@@ -1278,9 +1352,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         claim.bytes.store(piece.bytes, Ordering::Release);
     }
 
-    /// A piece for so many bytes, claimed; and whether it has no memory yet.
+    /// Takes a piece for `bytes` bytes. The flag is whether it has no memory yet.
     fn new_piece(&self, bytes: u64, me: OwnerId) -> Result<(Piece, Claimed, bool), Failed> {
-        // Of pieces that are kept, those that are neither too small nor far too large.
+        // Use a kept piece that is neither too small nor far too large.
         let fits = |claim: &Claim| {
             let has = claim.bytes.load(Ordering::Acquire);
             has >= bytes && has / 4 <= bytes
@@ -1288,7 +1362,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let kept =
             self.claims_of_pieces().iter().find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
         if let Some(claim) = kept {
-            // It may have become another one meanwhile.
+            // It may have become another piece meanwhile.
             if fits(claim) {
                 let (at, bytes) = (claim.at.load(Ordering::Relaxed), claim.bytes.load(Ordering::Relaxed));
                 kill_point!(QueuePieceMade);
@@ -1301,10 +1375,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok((piece, claim, true))
     }
 
-    /// Nobody needs the piece any more: it is kept, or given back.
+    /// Gives back a piece that is not needed any more: it is kept, or its memory is freed.
     pub(super) fn give_back(&self, claim: Claimed) {
         let mine = &self.layout.claims[claim.0];
-        // The room that it had: who looks for some counts anew.
+        // Release the reserved room as well. Producers that look for room count again.
         mine.has_room.store(0, Ordering::Relaxed);
         let bytes = mine.bytes.load(Ordering::Relaxed);
         let is_too_much = |more: usize, bytes: u64| {
@@ -1319,7 +1393,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             let me = OwnerId::from_bits(mine.owner.load(Ordering::Relaxed));
             self.set_free(mine, STOCK);
             kill_point!(QueuePieceKept);
-            // Of two that come to this at the same time, one sees both.
+            // If two processes come here at the same time, at least one sees both pieces.
             fence(Ordering::SeqCst);
             if !is_too_much(0, 0) || !me.is_some_and(|me| self.take_claim(mine, STOCK, me)) {
                 return;
@@ -1329,22 +1403,24 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
     }
 }
 
-/// A claimed piece. To be [given back](Chain::give_back), or else somebody else takes it when this process has ended.
+/// A claimed piece. It must be [given back](Chain::give_back); otherwise it stays claimed until
+/// this process has ended and another one takes it.
 #[must_use = "it stays claimed until it is given back"]
 #[derive(Debug)]
 pub(super) struct Claimed(usize);
 
-/// How the bytes of an item that was taken are got.
+/// How the bytes of a taken item are read.
 #[derive(Debug)]
 #[must_use = "it stays claimed until it is given back"]
 pub(super) enum Reading {
-    /// From the ring, before it is taken.
+    /// They were read from the ring, before the item was taken.
     Nothing,
-    /// From the piece that is claimed, when the mutex is free.
+    /// From the claimed piece, after unlocking.
     Later(Claimed),
-    /// As before, under the mutex: the claim is one of those for whoever has that.
+    /// From the claimed piece, under the mutex, because the claim is one of those for the mutex's
+    /// holder.
     Now(Claimed),
-    /// From the piece that the item's entry names, when the mutex is free.
+    /// From the piece that the item's entry names, after unlocking.
     Held,
 }
 
@@ -1357,12 +1433,12 @@ impl Reading {
     }
 }
 
-/// Where a `Moved` leads.
+/// Returns where a `Moved` leads: position in the file and length.
 fn moved_to<G: Deref<Target: Words>>(cursor: &Cursor<'_, G>) -> (u64, u64) {
     (cursor.look(2), cursor.look(3))
 }
 
-/// The length of a record; an error if it cannot be one.
+/// Returns the length of a record, or an error if it is impossible.
 fn checked_words<G: Deref<Target: Words>>(header: u64, cursor: &Cursor<'_, G>) -> io::Result<u64> {
     let words = match header & 0xff {
         PAD => (header >> LEN_SHIFT) / 8,
@@ -1396,7 +1472,7 @@ mod tests {
         }
     }
 
-    /// Only places, nothing in them.
+    /// A memory that has places without contents.
     pub(super) struct Places;
 
     impl Words for Places {
@@ -1449,7 +1525,7 @@ mod tests {
         let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
         let me = Alone.me();
         chain.begin(0).unwrap();
-        // Two rings that were left, with one between them that is used.
+        // Leave two rings, with one between them that is still used.
         let rings: Vec<_> =
             (0..3).map(|_| chain.new_place(MOST_BYTES, me, &layout.claims).unwrap()).collect();
         for (number, (_, claim)) in rings.into_iter().enumerate() {
@@ -1458,7 +1534,7 @@ mod tests {
                 _ => chain.shed(claim),
             }
         }
-        // As of producers that wait for room.
+        // Take pieces like producers that wait for room.
         let mut pieces = Vec::new();
         let refusal = loop {
             match chain.new_piece(MOST_BYTES / 2, me) {
@@ -1470,7 +1546,7 @@ mod tests {
         assert_eq!(pieces.len(), CLAIMS - CLAIMS_OF_RINGS);
         let of_rings: Vec<_> = (0..CLAIMS_OF_RINGS).map(|_| chain.claim(me, &layout.claims)).collect();
         assert!(of_rings.iter().all(Option::is_some), "{of_rings:?}");
-        // No byte is in two of them.
+        // No byte is in two of the pieces.
         pieces.sort_by_key(|(piece, _)| piece.at);
         assert!(pieces.windows(2).all(|two| two[0].0.at + two[0].0.bytes <= two[1].0.at), "{pieces:?}");
     }

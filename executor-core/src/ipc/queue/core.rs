@@ -1,4 +1,5 @@
-//! A queue as this process has it: its words, its file, its socket. Bytes and descriptors in, bytes and descriptors out.
+//! One process's view of a queue: its words, its file, its socket. It takes and returns bytes and
+//! descriptors; encoding and decoding happen elsewhere.
 
 use std::{
     borrow::Borrow,
@@ -45,47 +46,55 @@ use crate::{
     wire::attachment::{self, Attachment},
 };
 
-/// For calls that are not to wait: how long a mutex may be held by somebody else, who does some microseconds' work and may have to
-/// wait for a processor. More: such a call takes that long while the holder is stopped. Less: it does not know what is in the
-/// queue, and has to say so, where many processes share a processor.
+/// How long a call that must not wait may wait for a mutex. A holder needs it for some
+/// microseconds, but may have to wait for a processor first. A higher value makes such a call take
+/// that long while the holder is stopped. A lower value makes the call report `Busy` more often
+/// where many processes share a processor, because it has not seen what is in the queue.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Of the descriptors that the system allows a user to have on their way (as many as open files), the items of one queue may have
-/// one part in so many, and those of all queues of this process one in so many. Less: others who send descriptors are refused.
-/// More: fewer items with handles lie in a queue.
+/// The share of descriptors in transit that queues may use. The system allows a user as many in
+/// transit as a process may have open files. One queue may use that number divided by
+/// `IN_FLIGHT_OF_ONE`, and all queues of this process together that number divided by
+/// `IN_FLIGHT_OF_ALL`. With lower values, the system refuses descriptors that others send. With
+/// higher values, fewer items with handles fit in a queue.
 const IN_FLIGHT_OF_ONE: u64 = 8;
 const IN_FLIGHT_OF_ALL: u64 = 2;
 
-/// Mappings of tables that are kept.
+/// Maximum number of table mappings that are kept.
 const TABLES_MAX: usize = 32;
 
-/// Where the words begin in their block.
+/// Offset of the words in their block.
 const START: usize = Block::aligned(0, align_of::<Layout>());
 
-/// See the module's opening.
+/// One process's view of a queue. See the module's documentation.
 pub(super) struct Core {
     block: Block,
     store: Store,
     inode: (u64, u64),
     waiting: Mutex<Spin>,
     own: Mutex<Own>,
-    /// Items that can be got again, and those that can be asked for. Of whoever has the consumers' mutex.
+    /// Items that can be received again, and lost items that can be asked for. Used by the holder
+    /// of the consumers' mutex.
     returned: Mutex<[Returned; 2]>,
-    /// When it was looked last whether somebody has died who has items: see [`looks_for_the_dead`](Core::looks_for_the_dead).
+    /// When this process last checked for dead processes that hold items; see
+    /// [`looks_for_the_dead`](Core::looks_for_the_dead).
     looked: AtomicU64,
     this: Weak<Core>,
 }
 
-/// Items that this process has got and that are not done, the oldest first, but those of an [`Unfinished`].
+/// Items that this process has received and that are not done, the oldest first. Items in an
+/// [`Unfinished`] are not included.
 #[derive(Default)]
 struct Own {
-    /// A fork has none of its parent's.
+    /// The process that the items belong to. After a fork, this differs from the child's identity,
+    /// and the child starts with no items.
     of: Option<OwnerId>,
     items: VecDeque<Held>,
 }
 
-/// Queues of which this process has items: it is alive for others as long as it has one of these, whatever becomes of the handle
-/// with which it has got them.
+/// Queues with items that this process holds. They are kept alive so that other processes see this
+/// process as alive as long as it holds an item, even after it has dropped the handle with which it
+/// received the item.
 #[derive(Default)]
 struct Kept {
     queues: Mutex<HashMap<(u64, u64), Arc<Core>>>,
@@ -96,19 +105,19 @@ fn kept() -> &'static Kept {
     KEPT.get()
 }
 
-/// What the words of the block speak of.
+/// The memory and descriptors that the words of the block refer to.
 struct Store {
     extents: Extents,
-    /// Descriptors of items are sent here,
+    /// Descriptors of items are sent to this end of the socket pair.
     to: Arc<OwnedFd>,
-    /// and wait here.
+    /// Descriptors of items wait at this end.
     from: Arc<OwnedFd>,
-    /// The last ring of each side; at first of no length.
+    /// The ring that each side used last; empty at first.
     rings: [Mutex<Mapped<Window>>; 2],
     tables: Mutex<Vec<Mapped<Arc<Window>>>>,
 }
 
-/// A piece of the file, mapped.
+/// A mapped piece of the file.
 #[derive(Default)]
 pub(super) struct Mapped<W> {
     at: u64,
@@ -121,12 +130,13 @@ impl<W: Borrow<Window>> Mapped<W> {
     }
 }
 
-/// A ring for who is at it.
+/// A mapped ring that a call works on.
 pub(super) enum Ring<'a> {
-    /// The last one of this side.
+    /// The mapping that is kept for this side.
     Kept(MutexGuard<'a, Mapped<Window>>),
-    /// For this time, because the last one is still in use: while one goes from a ring to the next, or in a copy of a process of
-    /// which another thread was at it.
+    /// A mapping for this call only, because the kept one is in use. That happens while a call goes
+    /// from one ring to the next, and in a forked child if another thread of the parent was using
+    /// the ring.
     Own(Window),
 }
 
@@ -142,7 +152,7 @@ impl Deref for Ring<'_> {
     }
 }
 
-/// How long to wait.
+/// How long a call may wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wait {
     Not,
@@ -154,17 +164,17 @@ impl Wait {
         Wait::Until(deadline_in(limit))
     }
 
-    /// Until when a mutex is waited for.
+    /// Returns the deadline for acquiring a mutex.
     fn for_mutex(self) -> Option<Instant> {
         match self {
             Wait::Not => deadline_in(PATIENCE),
-            // A look at what is there is allowed in any case.
+            // A look at the queue is allowed even if the deadline is sooner.
             Wait::Until(Some(deadline)) => deadline_in(PATIENCE).max(Some(deadline)),
             Wait::Until(None) => None,
         }
     }
 
-    /// How long to sleep now; `None` if that is over.
+    /// Returns how long to sleep now; `None` if the time is up.
     fn nap(self) -> Option<Duration> {
         match self {
             Wait::Not => None,
@@ -173,7 +183,7 @@ impl Wait {
     }
 }
 
-/// Why nothing was put.
+/// Why an item was not put.
 #[derive(Debug)]
 pub(super) enum Refused {
     Full,
@@ -182,7 +192,7 @@ pub(super) enum Refused {
     Io(io::Error),
 }
 
-/// Why nothing was got.
+/// Why no item was received.
 #[derive(Debug)]
 pub(super) enum Missing {
     Empty,
@@ -203,24 +213,25 @@ impl From<io::Error> for Missing {
     }
 }
 
-/// What came of one attempt, under a mutex.
+/// Result of one attempt under a mutex.
 enum Step<'a, T> {
     Done(T),
-    /// To be tried once more at once. A large item is to be written before, for which there is room.
+    /// Try again at once. In `put`, a large item has to be written first; room for it is reserved.
     Again,
-    /// To be tried once more after [`Core::spin`]. No listener is marked.
+    /// Try again after [`Core::spin`]. The attempt has not marked a listener.
     Spin,
     Wait(Pause<'a>),
 }
 
-/// Of an attempt that was too early.
+/// What an attempt that could not be completed has to wait for.
 #[derive(Clone, Copy)]
 struct Pause<'a> {
-    /// Rung when the next one is due,
+    /// Rung when the attempt should be repeated.
     bell: &'a Bell,
-    /// if it was not since then.
+    /// The value of the bell's word before the attempt; the waiter sleeps only while it is
+    /// unchanged.
     heard: u32,
-    /// What there was not.
+    /// What was missing.
     lacks: Lack,
 }
 
@@ -228,14 +239,15 @@ struct Pause<'a> {
 enum Lack {
     /// An item, or room for one.
     Item,
-    /// Room for descriptors on their way. It is not spun for: whether there is room in the queue says nothing about it.
+    /// Room for more descriptors in transit. A call does not spin for it: whether there is room in
+    /// the queue says nothing about it.
     Descriptors,
     /// A claim. See `chain.rs`.
     Claim,
 }
 
 impl<'a> Pause<'a> {
-    /// Whether nobody has rung meanwhile.
+    /// Returns whether nobody has rung the bell since.
     fn was_in_vain(&self) -> bool {
         self.bell.word().load(Ordering::Relaxed) == self.heard
     }
@@ -245,17 +257,19 @@ impl<'a> Pause<'a> {
         self.woken()
     }
 
-    /// When it is over.
+    /// Returns the wake-up that this waiter got.
     fn woken(&self) -> Woken<'a> {
         match self.lacks {
             Lack::Item => self.bell.woken(),
-            // All are woken.
+            // Everyone is woken, so no wake-up needs to be passed on.
             Lack::Descriptors | Lack::Claim => Woken::default(),
         }
     }
 
-    /// What becomes of the wake-up after which this is: it has been looked for an item, or for room, and there was none; or it goes on to
-    /// one who does not lack what this one does.
+    /// Settles the previous wake-up after a new attempt has ended in this pause. If the attempt
+    /// lacked an item or room, it has looked for what the wake-up announced and found none, so the
+    /// wake-up is used up. Otherwise the waiter lacks something else, and dropping `woken` passes
+    /// the wake-up on to another waiter.
     fn settle(&self, woken: Woken<'_>) {
         if self.lacks == Lack::Item {
             woken.settle();
@@ -336,7 +350,7 @@ impl Memory for Store {
             return Ok(Arc::clone(&mapped.ring));
         }
         let ring = Arc::new(self.extents.window(at, bytes)?);
-        // There are so many at most, unless somebody garbles where they are.
+        // A queue has no more tables than this, unless a process garbles their positions.
         if tables.len() >= TABLES_MAX {
             tables.clear();
         }
@@ -354,8 +368,8 @@ impl Memory for Store {
 }
 
 impl Store {
-    /// The last ring of a side, unless it is in use. It is not waited for: one who is at both the last ring and the next one would wait
-    /// for itself.
+    /// Locks the mapping kept for a side, unless it is in use. It must not wait: a call that works
+    /// on both the last ring and the next one would wait for itself.
     #[inline]
     fn kept(&self, side: Side) -> Option<MutexGuard<'_, Mapped<Window>>> {
         match self.rings[side as usize].try_lock() {
@@ -365,27 +379,30 @@ impl Store {
         }
     }
 
-    /// The first ticket in the socket, how many descriptors belong to it, and those that this process had room for.
+    /// Peeks at the first message in the socket. Returns its ticket, how many descriptors belong to
+    /// it, and the descriptors that this process had room for.
     fn peek(&self) -> io::Result<(u64, usize, Vec<OwnedFd>)> {
         let mut message = [0; 9];
         let (len, descriptors) = peek_short_now(&self.from, &mut message)?;
         let [ticket @ .., count] = message;
         if len != message.len() {
-            // Nobody who keeps to the protocol has sent it.
+            // No process that keeps to the protocol has sent this.
             return Ok((0, 0, descriptors));
         }
         Ok((u64::from_le_bytes(ticket), usize::from(count), descriptors))
     }
 
-    /// Takes the first message out of the socket. Its descriptors are closed, if nobody has them.
+    /// Takes the first message out of the socket. Its descriptors are closed unless a process holds
+    /// them.
     fn drop_first(&self) {
         let _ = remove_now(&self.from);
     }
 
-    /// The descriptors of an item. They stay in the socket.
+    /// Returns the descriptors of an item. They stay in the socket.
     fn descriptors(&self, ticket: u64) -> io::Result<Vec<Attachment>> {
         loop {
-            // What is missing was taken by somebody who does not keep to the protocol; to decode the item will say so.
+            // If the message is missing, a process that does not keep to the protocol has taken it.
+            // Decoding the item reports that.
             let Ok((found, count, descriptors)) = self.peek() else { return Ok(Vec::new()) };
             if found < ticket {
                 self.drop_first();
@@ -404,7 +421,8 @@ impl Store {
     }
 }
 
-/// The queues of this process, by the number of their file: one that is received again is the same one.
+/// The queues of this process, by the device and inode of their file. So a queue that is received
+/// again is the same `Core`.
 #[derive(Default)]
 struct Table {
     queues: Mutex<HashMap<(u64, u64), Weak<Core>>>,
@@ -418,7 +436,8 @@ fn table() -> &'static Table {
 impl Drop for Core {
     fn drop(&mut self) {
         let mut queues = lock(&table().queues);
-        // It may have been received again meanwhile.
+        // The queue may have been received again meanwhile, and then the entry belongs to the new
+        // one.
         if queues.get(&self.inode).is_some_and(|other| other.strong_count() == 0) {
             queues.remove(&self.inode);
         }
@@ -426,7 +445,7 @@ impl Drop for Core {
 }
 
 impl Core {
-    /// A new queue; `capacity` 0 is none.
+    /// Creates a queue; a `capacity` of 0 means unbounded.
     pub(super) fn create(capacity: u64) -> io::Result<Arc<Self>> {
         let block = Block::allocate(Kind::Queue, START + size_of::<Layout>())?;
         let extents = Extents::create("executor-queue")?;
@@ -479,11 +498,12 @@ impl Core {
         self.chain().is_closed()
     }
 
-    /// Nothing is put from now on.
+    /// Closes the queue: nothing can be put any more.
     pub(super) fn close(&self) -> io::Result<()> {
-        // Under the mutex: what is being put is put before that, or not at all.
+        // Under the mutex, so that a concurrent put is either complete before this, or refused.
         let guard = self.lock(Side::Producers, Wait::Until(None));
-        // Also if what a dead process has left cannot be repaired: then nothing is being put.
+        // Close even if locking failed because the state left by a dead process cannot be repaired:
+        // nothing is being put then.
         self.chain().close();
         let locked = guard.map(drop);
         self.ring_items();
@@ -492,12 +512,12 @@ impl Core {
         locked
     }
 
-    /// Has consumers look again.
+    /// Wakes all consumers, so that they look again.
     pub(super) fn ring_items(&self) {
         self.layout().producers.items.ring_unlocked().wake_all();
     }
 
-    /// Has producers look again.
+    /// Wakes all producers, so that they look again.
     pub(super) fn ring_room(&self) {
         self.layout().consumers.room.ring_unlocked().wake_all();
         if self.layout().consumers.descriptors.is_listened_to() {
@@ -505,13 +525,14 @@ impl Core {
         }
     }
 
-    /// A mutex; `None` if somebody else has it for as long as that.
+    /// Locks a mutex; `None` if another process keeps it for longer than `wait` allows.
     #[inline]
     fn lock(&self, side: Side, wait: Wait) -> io::Result<Option<RobustGuard<'_, Liveness>>> {
         self.lock_letting_go(side, wait, || ())
     }
 
-    /// As [`lock`](Self::lock), by one that has what others may need: it lets go of that before it waits for them.
+    /// Locks a mutex like [`lock`](Self::lock). Before it waits for a claim, it calls `let_go`,
+    /// which gives back whatever other processes may need in order to go on.
     #[inline]
     fn lock_letting_go(
         &self,
@@ -538,7 +559,7 @@ impl Core {
         }
     }
 
-    /// As [`lock_letting_go`](Self::lock_letting_go), awaited.
+    /// Locks a mutex like [`lock_letting_go`](Self::lock_letting_go), without blocking the thread.
     async fn lock_async(
         &self,
         side: Side,
@@ -548,6 +569,8 @@ impl Core {
         loop {
             let (word, heard) = match self.with_claims(|| self.chain().try_lock(side, will_wait))? {
                 Ok(Ok(guard)) => return Ok(guard),
+                // The first attempt does not mark the mutex, since a mark costs its holder a system
+                // call.
                 Ok(Err(_)) if !will_wait => {
                     will_wait = true;
                     continue;
@@ -562,7 +585,8 @@ impl Core {
         }
     }
 
-    /// Tries a step that needs a claim. If there is none: until when to wait.
+    /// Runs a step that needs a claim. If no claim is free, marks a listener, tries once more, and
+    /// returns what to wait for.
     #[inline]
     fn with_claims<T>(
         &self,
@@ -583,7 +607,7 @@ impl Core {
 
     // Putting.
 
-    /// Puts an item, waiting for room. `gone` says whether there is nobody left to get it.
+    /// Puts an item, waiting for room. `gone` returns whether no consumer is left.
     pub(super) fn put(
         &self,
         bytes: &[u8],
@@ -592,7 +616,8 @@ impl Core {
         gone: impl Fn() -> bool,
     ) -> Result<(), Refused> {
         let mut putting = Putting::new(self, bytes, attachments);
-        // Nobody comes back to it who only tries.
+        // A call that only tries makes no second attempt, so it checks for reservations of the dead
+        // now.
         putting.of_dead = matches!(wait, Wait::Not);
         putting.may_spin = matches!(wait, Wait::Until(_));
         let mut woken = Woken::default();
@@ -618,11 +643,13 @@ impl Core {
                 }
                 Step::Wait(pause) => pause,
             };
+            // Neither room nor a claim may be held while waiting.
             putting.let_go();
             pause.settle(woken);
             if gone() {
                 return Err(Refused::Closed);
             }
+            // If only a claim was missing, the queue is not full.
             let Some(limit) = wait.nap() else {
                 return Err(if pause.lacks == Lack::Claim { Refused::Busy } else { Refused::Full });
             };
@@ -631,7 +658,7 @@ impl Core {
         }
     }
 
-    /// As [`put`](Self::put), awaited.
+    /// Puts an item like [`put`](Self::put), without blocking the thread.
     pub(super) async fn put_async(
         &self,
         bytes: &[u8],
@@ -651,7 +678,7 @@ impl Core {
                     putting.write()?;
                     continue;
                 }
-                // Never: it may not spin.
+                // Unreachable: `may_spin` is false.
                 Step::Spin => continue,
                 Step::Wait(pause) => pause,
             };
@@ -666,10 +693,12 @@ impl Core {
         }
     }
 
-    /// Sends the descriptors of an item that is about to be put. Under the mutex. If there are too many on their way, until when
-    /// to wait.
+    /// Sends the descriptors of an item that is about to be put. Called under the mutex. Returns
+    /// the ticket of the item, or what to wait for if too many descriptors are in transit.
     fn send(&self, attachments: &[Attachment]) -> Result<Result<u64, Pause<'_>>, Refused> {
         let chain = self.chain();
+        // `sending` holds only one ticket, so an earlier ticket that was not used must be published
+        // as void before it is replaced.
         if let Err(pause) = self.with_claims(|| chain.void_what_was_sent())? {
             return Ok(Err(pause));
         }
@@ -691,7 +720,7 @@ impl Core {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let bell = &self.layout().consumers.descriptors;
-                    // Once more after that: a consumer may just have made room.
+                    // Try once more after marking a listener: a consumer may just have made room.
                     if let Some(heard) = heard {
                         chain.forget_ticket(count);
                         return Ok(Err(Pause { bell, heard, lacks: Lack::Descriptors }));
@@ -707,7 +736,7 @@ impl Core {
         }
     }
 
-    /// Whether descriptors may be sent, says `may`; if they may not, until when to wait.
+    /// Returns `Ok` if `may` allows sending descriptors, otherwise what to wait for.
     fn look_for_room_on_the_way(&self, may: impl Fn() -> bool) -> Result<(), Pause<'_>> {
         if may() {
             return Ok(());
@@ -719,9 +748,10 @@ impl Core {
         if may() { Ok(()) } else { Err(Pause { bell, heard, lacks: Lack::Descriptors }) }
     }
 
-    /// Asked before a large item is written, which takes long, and when it was written and its descriptors could not be sent: not
-    /// only whether they may be sent, but whether the socket has room for some more. So nobody writes an item again and again
-    /// that cannot be sent.
+    /// Checks whether the descriptors of a large item can be sent. It is called before the item is
+    /// written, which takes long, and again if the item was written and its descriptors could not
+    /// be sent. It checks not only the limits but also that the socket has room for more. Otherwise
+    /// a producer could write an item again and again that cannot be sent.
     fn look_for_room_of_large(&self, attachments: &[Attachment]) -> Result<(), Pause<'_>> {
         if attachments.is_empty() {
             return Ok(());
@@ -732,9 +762,10 @@ impl Core {
         })
     }
 
-    /// Whether so many descriptors more may be on their way. The system counts those of all processes of a user, and refuses
-    /// everybody's at some number, so queues leave some to others; but each may have one item on its way, since to wait for what
-    /// lies in another queue might be to wait for ever.
+    /// Returns whether `count` more descriptors may be in transit. The kernel counts the
+    /// descriptors of all processes of a user and refuses everyone's above some number, so queues
+    /// leave some to others. But each queue may always have one item in transit: waiting for
+    /// descriptors that lie in another queue might be waiting forever.
     fn may_send(&self, count: u64) -> bool {
         let in_flight = self.chain().in_flight();
         if in_flight == 0 {
@@ -744,7 +775,7 @@ impl Core {
         if in_flight.saturating_add(count) > limit / IN_FLIGHT_OF_ONE {
             return false;
         }
-        // Dropped when the table is free: one may be the last one by then.
+        // Dropped after the table is unlocked: one of them may be the last handle by then.
         let all: Vec<_> = lock(&table().queues).values().filter_map(Weak::upgrade).collect();
         let sum = all.iter().fold(count, |sum, core| sum.saturating_add(core.chain().in_flight()));
         sum <= limit / IN_FLIGHT_OF_ALL
@@ -752,8 +783,8 @@ impl Core {
 
     // Getting.
 
-    /// Gets an item into `out`, waiting for one. `hold`: until it is said to be done, it is this process's. `gone` says whether
-    /// there is nobody left to put any.
+    /// Gets an item into `out`, waiting for one. With `hold`, the item belongs to this process
+    /// until it is marked as done. `gone` returns whether no producer is left.
     pub(super) fn get(
         &self,
         out: &mut Vec<u8>,
@@ -788,7 +819,7 @@ impl Core {
                     return Err(Missing::Closed);
                 }
                 if gone() {
-                    // What the last one put before it went.
+                    // Look once more: the last producer may have put an item before it went.
                     over = true;
                     woken = Woken::default();
                     continue;
@@ -802,7 +833,7 @@ impl Core {
         }
     }
 
-    /// As [`get`](Self::get), awaited.
+    /// Gets an item like [`get`](Self::get), without blocking the thread.
     pub(super) async fn get_async(
         &self,
         out: &mut Vec<u8>,
@@ -839,7 +870,7 @@ impl Core {
         }
     }
 
-    /// One attempt, under the mutex of consumers.
+    /// Makes one attempt to get an item, under the consumers' mutex.
     fn try_get(
         &self,
         guard: RobustGuard<'_, Liveness>,
@@ -854,11 +885,12 @@ impl Core {
                 chain.clear(me)?;
             }
             if chain.requeues() && self.looks_for_the_dead() && chain.reap()? > 1 {
-                // There is one for this process, and one for somebody else.
+                // One item came back for this process, and at least one more for others.
                 self.ring_items();
             }
             if let Some((held, piece, len)) = self.take_again(me, false, out)? {
                 let unfinished = Unfinished { core: self, held: Some(held) };
+                // Taking the item back makes room, as taking it from the ring would.
                 let rung = self.layout().consumers.room.ring();
                 let pass_on = slept && listen_for_others(items, || chain.len() > 0);
                 drop(guard);
@@ -869,21 +901,24 @@ impl Core {
                 return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
             }
         }
+        // Listen only after spinning, because a marked listener costs producers a system call.
         let found = match self.with_claims(|| chain.find_or_listen(!may_spin))? {
             Err(pause) => return Ok(Step::Wait(pause)),
             Ok(Ok(found)) => found,
             Ok(Err(_)) if may_spin => return Ok(Step::Spin),
             Ok(Err(_)) if hold && chain.requeues() && chain.reap()? > 0 => {
-                // What the dead had, to be got at once: by this one, or by another that is quicker.
+                // Items of dead processes came back and can be received at once, by this consumer
+                // or by a quicker one.
                 drop(guard);
                 self.ring_items();
                 return Ok(Step::Again);
             }
             Ok(Err(heard)) if hold && chain.requeues() && chain.others_hold(me)? => {
-                // What they have may come back, also when nothing new comes.
+                // Items that other processes hold may come back, even if nothing new is put.
                 return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
             }
-            // Closed, and then looked once more: what is put before that is got.
+            // Not closed: wait. If it is closed, look once more, because items put before the
+            // closing count.
             Ok(Err(heard)) if !chain.is_closed() => {
                 return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
             }
@@ -892,7 +927,7 @@ impl Core {
                 Ok(found) => found.ok_or(Missing::Closed)?,
             },
         };
-        // All that can fail comes before anything changes.
+        // Everything that can fail comes before anything changes.
         match &found.body {
             FoundBody::Inline { ring, word, len } => {
                 out.clear();
@@ -906,6 +941,8 @@ impl Core {
             Some(ticket) => self.store.descriptors(ticket)?,
         };
         kill_point!(QueueDescriptorsSeen);
+        // Get everything that taking needs first: an entry, then a claim for the piece. The entry
+        // is not marked yet, so it stays free if there is no claim.
         let free = match hold.then(|| self.with_claims(|| chain.free_hold(me))).transpose()?.transpose() {
             Ok(free) => free,
             Err(pause) => return Ok(Step::Wait(pause)),
@@ -914,6 +951,7 @@ impl Core {
             Ok(reading) => reading,
             Err(pause) => return Ok(Step::Wait(pause)),
         };
+        // From here on, the item belongs to this process.
         let unfinished = Unfinished { core: self, held: chain.take(&found, &reading, free, me) };
         if let Some(ticket) = found.ticket {
             chain.discard(ticket);
@@ -923,12 +961,15 @@ impl Core {
             FoundBody::Elsewhere { piece, len } => (*piece, *len),
             FoundBody::Inline { .. } => (Piece { at: 0, bytes: 0 }, 0),
         };
-        // It has the ring's mapping: the next thread of this process that has the mutex would map the ring anew.
+        // This unlocks the ring's mapping. Otherwise the next thread of this process that locks the
+        // mutex would have to map the ring anew.
         drop(found);
         let (read, reading) = match reading {
             Reading::Now(claim) => (self.read_claimed(piece, len, claim, out), Reading::Nothing),
             other => (Ok(()), other),
         };
+        // Ring while the mutex is held, and wake after unlocking, so that the woken process need
+        // not wait for the mutex.
         let rung = self.layout().consumers.room.ring();
         let pass_on = slept && listen_for_others(items, || chain.len() > 0);
         drop(guard);
@@ -957,7 +998,7 @@ impl Core {
         read
     }
 
-    /// Reads an item that an entry of this process's names. If that fails, the item is done.
+    /// Reads an item that is held by an entry of this process. If that fails, the item is done.
     fn read_held<'a>(
         &'a self,
         unfinished: Unfinished<'a>,
@@ -974,8 +1015,9 @@ impl Core {
         Ok(Got { attachments: Vec::new(), unfinished })
     }
 
-    /// Makes room for an item that lies elsewhere, before it is taken: for want of memory it is not lost. What its memory cannot hold
-    /// is no item; to read it will say so, and then it is gone.
+    /// Allocates memory for an item that lies in a piece of the file, before the item is taken. So
+    /// an item is not lost for want of memory. If the stated length exceeds the piece or the file,
+    /// nothing is allocated: the length is garbled, reading will fail, and the item is then lost.
     fn make_room(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         out.clear();
         match usize::try_from(len) {
@@ -994,10 +1036,10 @@ impl Core {
         }
     }
 
-    /// Looks for a moment whether `ready`, where that pays.
+    /// Spins for a moment until `ready`, where spinning has paid off before.
     ///
-    /// Before a listener is marked, since a listener costs the other side a system call, also if it
-    /// never sleeps.
+    /// This comes before a listener is marked, since a marked listener costs the other side a
+    /// system call, even if it never sleeps.
     fn spin(&self, ready: impl FnMut() -> bool) {
         if let Ok(mut spin) = self.waiting.try_lock() {
             spin.wait(u32::MAX, ready);
@@ -1006,12 +1048,13 @@ impl Core {
 
     // Items that are done.
 
-    /// From now on, what becomes of items whose processes die.
+    /// Sets what happens to items whose process dies.
     pub(super) fn set_on_lost(&self, lost: Lost) {
         self.chain().set_on_lost(lost);
     }
 
-    /// Whether it is time to look whether somebody has died who has items, though there are others to be got: they might never end.
+    /// Returns whether to look for dead processes that hold items, even though there are other
+    /// items to get: those others might never run out.
     fn looks_for_the_dead(&self) -> bool {
         let now = clock::now_nanos();
         let due = now.saturating_sub(self.looked.load(Ordering::Relaxed)) > RECHECK.as_nanos() as u64;
@@ -1021,7 +1064,8 @@ impl Core {
         due
     }
 
-    /// One item that was got is done: of this process's the oldest, or if it has none, the oldest of all. `false` if there is none.
+    /// Marks one received item as done: the oldest of this process, or if it has none, the oldest
+    /// of all. Returns `false` if there is none.
     pub(super) fn mark_done(&self) -> bool {
         let me = self.block.owners().me();
         while let Some(held) = self.next_of_own(me) {
@@ -1034,22 +1078,23 @@ impl Core {
                 self.after_done(held);
                 true
             }
-            // Who cannot look at what others have says of none of it that it is done.
+            // If the items of other processes cannot be looked at, none of them is marked as done.
             Ok(None) | Err(_) => false,
         }
     }
 
-    /// The oldest item of this process's, which it does not count as its own any more.
+    /// Removes and returns the oldest item of this process's list.
     fn next_of_own(&self, me: OwnerId) -> Option<Held> {
         let mut own = lock(&self.own);
         let held = if own.of == Some(me) { own.items.pop_front() } else { None };
-        // Dropped when the locks are free; and not the last one, since somebody calls this.
+        // Dropped after the locks are released. It is not the last reference, since the caller has
+        // one.
         let _kept = own.items.is_empty().then(|| lock(&kept().queues).remove(&self.inode));
         drop(own);
         held
     }
 
-    /// An item that this process has got is its own until [`mark_done`](Self::mark_done).
+    /// Adds an item to this process's list, until [`mark_done`](Self::mark_done).
     fn keep(&self, held: Held) {
         let me = self.block.owners().me();
         let chain = self.chain();
@@ -1057,7 +1102,7 @@ impl Core {
         if own.of != Some(me) {
             *own = Own { of: Some(me), items: VecDeque::new() };
         }
-        // Others have said of these that they are done.
+        // Remove items that other processes have marked as done.
         while own.items.front().is_some_and(|held| !chain.is_held_by(*held, me)) {
             own.items.pop_front();
         }
@@ -1066,7 +1111,8 @@ impl Core {
             return;
         }
         let mut queues = lock(&kept().queues);
-        // So have they of all that this process had of some queues, which are not needed any more.
+        // Other processes may also have marked all items of some other queues as done. Those queues
+        // need not be kept alive any longer.
         let is_over = |core: &Arc<Core>| core.own.try_lock().is_ok_and(|own| core.has_none(&own));
         let over: Vec<_> = queues.extract_if(|_, core| is_over(core)).collect();
         queues.extend(self.this.upgrade().map(|this| (self.inode, this)));
@@ -1088,33 +1134,34 @@ impl Core {
         is_done
     }
 
-    /// Tells those who want to know. Nobody is waited for.
+    /// Notifies waiters after an item is done. It waits for nobody.
     fn after_done(&self, held: Held) {
         let chain = self.chain();
         if chain.is_to_be_cleared()
             && let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false)
         {
-            // If it cannot be looked at here, another process does it.
+            // If the memory cannot be accessed here, another process clears it.
             let _ = chain.clear(guard.me());
         }
-        // Either whoever joins sees that it is done, or we see that somebody joins.
+        // Either the joiner sees that the item is done, or we see that it is listening.
         fence(Ordering::SeqCst);
         if self.layout().all_done.is_listened_to() && chain.was_last(held) {
             self.layout().all_done.ring_unlocked().wake_all();
         }
         if chain.requeues() && chain.is_closed() {
-            // They may be waiting for what does not come back.
+            // Consumers may be waiting for items that will not come back, because they are done.
             self.ring_items();
         }
     }
 
-    /// Items that were put and are not done.
+    /// Returns the number of items that were put and are not done.
     pub(super) fn unfinished(&self) -> u64 {
         self.chain().unfinished()
     }
 
-    /// The oldest item that was lost and kept, into `out`. It is done with that. `look`: first whether somebody has died, which is
-    /// looked for in any case before there is said to be none.
+    /// Takes the oldest lost item that was kept, into `out`; the item is then done. With `look`, it
+    /// checks for dead processes first. Without it, it checks before it returns that there are
+    /// none.
     pub(super) fn take_lost(
         &self,
         out: &mut Vec<u8>,
@@ -1137,7 +1184,7 @@ impl Core {
         self.read_held(unfinished, piece, len, out).map(|got| Some(got.unfinished))
     }
 
-    /// See [`Chain::take_again`].
+    /// Takes back an item of a dead process. See [`Chain::take_again`].
     fn take_again(
         &self,
         me: OwnerId,
@@ -1149,12 +1196,13 @@ impl Core {
         };
         match self.returned.try_lock() {
             Ok(mut returned) => take(&mut returned[usize::from(lost)]),
-            // A copy of a process whose other thread had it.
+            // A forked child whose parent's other thread held the lock.
             Err(_) => take(&mut Returned::default()),
         }
     }
 
-    /// Whether all items are done; if not, the number to sleep with. How many were lost is an error, once.
+    /// Checks whether all items are done. If not, returns the value of the `all_done` word to sleep
+    /// on. The number of lost items is returned once, as an error.
     fn look_for_end(&self) -> Result<Option<u32>, LostCount> {
         let heard = self.layout().all_done.listen();
         fence(Ordering::SeqCst);
@@ -1162,9 +1210,10 @@ impl Core {
         if chain.is_finished() {
             return Ok(None);
         }
-        // Somebody who dies rings nothing; all sleeps end soon, and then we are here again.
+        // A dying process rings no bell. But every sleep ends soon, and then this runs again.
         if let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false) {
-            // Where entries cannot be looked at, it is not over, and looked again.
+            // If the entries cannot be accessed, the join is not over, and the next round looks
+            // again.
             let requeued = chain.reap().unwrap_or(0);
             let lost = chain.take_lost();
             drop(guard);
@@ -1178,7 +1227,7 @@ impl Core {
         Ok(if chain.is_finished() { None } else { Some(heard) })
     }
 
-    /// Waits until all items are done; `false` if the deadline has passed.
+    /// Waits until all items are done; returns `false` if the deadline has passed.
     pub(super) fn join(&self, deadline: Option<Instant>) -> Result<bool, LostCount> {
         loop {
             let Some(heard) = self.look_for_end()? else { return Ok(true) };
@@ -1187,7 +1236,7 @@ impl Core {
         }
     }
 
-    /// As [`join`](Self::join), awaited.
+    /// Waits like [`join`](Self::join), without blocking the thread.
     pub(super) async fn join_async(&self) -> Result<(), LostCount> {
         while let Some(heard) = self.look_for_end()? {
             changed(&self.block, self.layout().all_done.word(), heard).await;
@@ -1196,24 +1245,25 @@ impl Core {
     }
 }
 
-/// So many items were held by processes that have died.
+/// The number of items that were held by processes that have died.
 pub(super) struct LostCount(pub(super) u64);
 
-/// What was got, beside its bytes.
+/// A received item, apart from its bytes.
 pub(super) struct Got<'a> {
     pub(super) attachments: Vec<Attachment>,
     pub(super) unfinished: Unfinished<'a>,
 }
 
-/// An item that was got and is done when this is dropped; so whatever happens between getting it and giving it to somebody, a
-/// failure or a panic, no item stays held for which nobody cares. Nothing, if items of the queue are not held.
+/// A received item that is marked as done when this is dropped. So no item stays held without an
+/// owner that will mark it, even if there is a failure or a panic between getting the item and
+/// handing it to the caller. Empty if the queue does not track items.
 pub(super) struct Unfinished<'a> {
     core: &'a Core,
     held: Option<Held>,
 }
 
 impl Unfinished<'_> {
-    /// It is done when this process says so.
+    /// Hands the item to this process, which has to mark it as done.
     pub(super) fn keep(mut self) {
         if let Some(held) = self.held.take() {
             self.core.keep(held);
@@ -1229,23 +1279,24 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Of one that was woken and has taken what it was woken for: others may be asleep still, for whom nobody is marked as
-/// listening. Whether there is something for one of them as well.
+/// Called by a waiter that was woken and got its item. Other waiters may still sleep without being
+/// marked as listeners, so this marks them again. Returns whether there is more to do for one of
+/// them.
 pub(super) fn listen_for_others(bell: &Bell, more: impl Fn() -> bool) -> bool {
     bell.listen();
-    // Either whoever rings sees the mark, or we see what it rings for.
+    // Either the ringer sees the mark, or we see what it rings for.
     fence(Ordering::SeqCst);
     more()
 }
 
-/// How an item is being got.
+/// How an item is received.
 #[derive(Clone, Copy)]
 struct Getting {
-    /// The item belongs to this process until it is said to be done.
+    /// The item belongs to this process until it is marked as done.
     hold: bool,
-    /// The call has slept, so it may have been woken instead of another one.
+    /// The call has slept, so it may have been woken in place of another one.
     slept: bool,
-    /// The call may wait, and has not looked for a moment yet whether that is needed.
+    /// The call may wait and has not spun yet.
     may_spin: bool,
 }
 
@@ -1254,12 +1305,13 @@ struct Putting<'a> {
     core: &'a Core,
     bytes: &'a [u8],
     attachments: &'a [Attachment],
-    /// Between two steps of one attempt, never while it is waited for anything but the mutex.
+    /// The reserved room, between two steps of one attempt. It is given back before waiting for
+    /// anything but the mutex.
     large: Option<Large<'a>>,
     slept: bool,
-    /// See [`Chain::look_for_room`].
+    /// Whether to check for room that dead processes have reserved. See [`Chain::look_for_room`].
     of_dead: bool,
-    /// The call may wait, and has not looked for a moment yet whether that is needed.
+    /// The call may wait and has not spun yet.
     may_spin: bool,
 }
 
@@ -1268,7 +1320,7 @@ impl<'a> Putting<'a> {
         Putting { core, bytes, attachments, large: None, slept: false, of_dead: false, may_spin: false }
     }
 
-    /// One attempt, under the mutex of producers.
+    /// Makes one attempt, under the producers' mutex.
     #[inline]
     fn step(&mut self, guard: RobustGuard<'_, Liveness>) -> Result<Step<'a, ()>, Refused> {
         let (core, chain) = (self.core, self.core.chain());
@@ -1276,9 +1328,11 @@ impl<'a> Putting<'a> {
             return Err(Refused::Closed);
         }
         let room = &core.layout().consumers.room;
-        // A future that was copied by a fork has its parent's.
+        // If a fork has copied this future, the reservation belongs to the parent. Drop it here,
+        // which gives nothing back.
         drop(self.large.take_if(|large| large.me != guard.me()));
         if self.large.is_none() {
+            // Spin once, before a listener is marked.
             if mem::take(&mut self.may_spin) && !chain.has_room() {
                 return Ok(Step::Spin);
             }
@@ -1293,6 +1347,8 @@ impl<'a> Putting<'a> {
                          which `on_lost` has asked for",
                     )));
                 }
+                // The descriptors are sent only after the item is written, so check first whether
+                // they will fit.
                 if let Err(pause) = core.look_for_room_of_large(self.attachments) {
                     return Ok(Step::Wait(pause));
                 }
@@ -1314,8 +1370,9 @@ impl<'a> Putting<'a> {
                     return Ok(Step::Wait(pause));
                 }
                 Err(_) => {
-                    // Before it is listened: to give it back rings the very bell, and whoever had listened before would be woken by
-                    // that at once, write all of it once more, and so on without end.
+                    // Give the piece back before listening. Giving it back rings the same bell. A
+                    // listener marked before would be woken by that at once, would write the whole
+                    // item once more, and so on without end.
                     self.let_go();
                     return Ok(match core.look_for_room_of_large(attachments) {
                         Ok(()) => Step::Again,
@@ -1334,6 +1391,7 @@ impl<'a> Putting<'a> {
         if let Err(pause) = core.with_claims(|| chain.put(Entry { body, ticket }, claim))? {
             return Ok(Step::Wait(pause));
         }
+        // As in `try_get`: ring while the mutex is held, wake after unlocking.
         let rung = core.layout().producers.items.ring();
         let pass_on = self.slept && listen_for_others(room, || chain.has_room());
         drop(guard);
@@ -1344,7 +1402,7 @@ impl<'a> Putting<'a> {
         Ok(Step::Done(()))
     }
 
-    /// Writes a large item. Without the mutex.
+    /// Writes a large item into its piece. Called without the mutex.
     fn write(&mut self) -> io::Result<()> {
         let Some(large) = &self.large else { return Ok(()) };
         self.core.store.extents.write(large.piece.at, self.bytes, large.is_new)?;
@@ -1352,7 +1410,7 @@ impl<'a> Putting<'a> {
         Ok(())
     }
 
-    /// Gives back what others may need, before it waits for them.
+    /// Gives back what other processes may need, before waiting for them.
     fn let_go(&mut self) {
         self.large = None;
     }
@@ -1363,10 +1421,11 @@ impl<'a> Putting<'a> {
     }
 }
 
-/// Room for a large item, and its piece. Given back, if it is not put.
+/// Reserved room for a large item, and its piece. It is given back if the item is not put.
 struct Large<'a> {
     core: &'a Core,
-    /// Whose the claim is. In a copy of a process it is still the other one's, who writes there, and is not given back.
+    /// The process that owns the claim. In a forked child, the claim still belongs to the parent,
+    /// which writes to the piece, so the child does not give it back.
     me: OwnerId,
     piece: Piece,
     claim: Option<Claimed>,
@@ -1379,13 +1438,13 @@ impl Drop for Large<'_> {
             && self.core.block.owners().is_me(self.me)
         {
             self.core.chain().give_back(claim);
-            // Others may have been waiting for this one's room.
+            // Others may have been waiting for this room.
             self.core.ring_room();
         }
     }
 }
 
-/// What travels.
+/// The serialized form of a queue.
 #[derive(Serialize, Deserialize)]
 struct Travelling {
     block: Place,
@@ -1428,7 +1487,8 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             }
             let new = Core::over(block.clone(), extents, to, from).map_err(|error| failed(&error))?;
             let mut queues = lock(&table().queues);
-            // Another thread may have been quicker. The one that is too much is dropped after the table is free.
+            // Another thread may have been quicker. The superfluous core is dropped after the table
+            // is unlocked.
             match queues.get(&inode).and_then(Weak::upgrade) {
                 Some(other) => {
                     drop(queues);
@@ -1453,13 +1513,14 @@ impl PartialEq for Core {
     }
 }
 
-/// See [`crate::fuzz`].
+/// Support for fuzzing. See [`crate::fuzz`].
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) mod fuzzed {
     use super::*;
     use crate::{fuzz::Input, os::memory::SharedLayout};
 
-    /// What is put at a time, and got: no more than has been put, and lies in the file.
+    /// Maximum number of bytes put and received at a time: no more than has been put and lies in
+    /// the file.
     pub(crate) const BYTES_MAX: usize = 64 << 20;
     const OPERATIONS_MAX: usize = 64;
 
@@ -1470,7 +1531,7 @@ pub(crate) mod fuzzed {
     unsafe impl SharedLayout for Word {}
 
     impl Core {
-        /// The words in which all of it lies that is not in the file.
+        /// Returns the words that hold everything except the contents of the file.
         pub(super) fn words(&self) -> &[Word] {
             self.block.parts(START, size_of::<Layout>() / 8)
         }
@@ -1488,7 +1549,8 @@ pub(crate) mod fuzzed {
         }
     }
 
-    /// A user of a queue, and another one that writes to the queue's words and to its first ring whatever it likes.
+    /// Fuzz target: a user of a queue, and another process that writes anything to the queue's
+    /// words and to its first ring.
     pub(crate) fn queue(data: &[u8]) {
         let mut input = Input::new(data);
         let kind = input.u8();
@@ -1497,7 +1559,8 @@ pub(crate) mod fuzzed {
         let hold = (kind / 16).is_multiple_of(2);
         let words = core.words();
         let ring = core.store.extents.window(0, super::super::chain::FIRST_BYTES).expect("memory");
-        // To wait for who does not let go of them is no fault, and takes its time.
+        // The mutexes are spared: waiting for a holder that never unlocks is no fault, and takes
+        // long.
         let chain = core.chain();
         let at = |side| (std::ptr::from_ref(chain.mutex(side)).addr() - words.as_ptr().addr()) / 8;
         let mutexes = [at(Side::Producers), at(Side::Consumers)];
@@ -1563,7 +1626,8 @@ mod tests {
         of("RssShmem:") + of("RssAnon:")
     }
 
-    /// A queue with an item in it, and whatever of its words said so many bytes says many more, which the file has.
+    /// Creates a queue with one item, and replaces each of its words that equals `from` (a length)
+    /// by `LONG`. The file has that length.
     fn with_garbled_lengths(item: &[u8], from: u64) -> Arc<Core> {
         let core = Core::create(0).unwrap();
         core.put(item, &[], Wait::Not, || false).unwrap();
@@ -1581,7 +1645,8 @@ mod tests {
 
     const LONG: u64 = 300 << 20;
 
-    /// What a task that is suspended within a put has, before the mutex is its own for the second time.
+    /// Brings a put to the state that a suspended task would have: a large item is written, and the
+    /// mutex has to be locked for the second time.
     fn half_put<'a>(core: &'a Core, bytes: &'a [u8]) -> Putting<'a> {
         let mut putting = Putting::new(core, bytes, &[]);
         let guard = core.lock(Side::Producers, Wait::Until(None)).unwrap().unwrap();
@@ -1624,7 +1689,7 @@ mod tests {
         assert!(puts.poll().is_pending());
         drop(core.get(&mut Vec::new(), Wait::Not, false, || false).map_err(|_| "nothing").unwrap());
         puts.until_woken();
-        // It looks for room, and has to wait for somebody who is putting.
+        // The put looks for room, and has to wait for another producer.
         let guard = core.lock(Side::Producers, Wait::Until(None)).unwrap().unwrap();
         assert!(puts.poll().is_pending());
         wakes_a_sleeper(core.layout().consumers.room.word(), || drop(puts));
@@ -1666,7 +1731,8 @@ mod tests {
                 is_woken
             })
         };
-        // It looks again by itself from time to time. If it did so at that moment, nobody was woken, and nothing is to be handed on.
+        // A sleeper looks by itself from time to time. If it does so at that moment, nobody was
+        // woken, and nothing has to be passed on. So one success of several tries is enough.
         assert!((0..8).any(|_| play()), "it slept on");
     }
 
@@ -1700,7 +1766,8 @@ mod tests {
     #[test]
     fn who_waits_for_a_place_to_repair_with_has_let_go_of_the_one_it_has() {
         let core = Core::create(0).unwrap();
-        // Three words more do not fit into the ring, and somebody has died who has sent descriptors: to say so takes a new ring.
+        // Three more words do not fit into the ring, and a process that has sent descriptors has
+        // died: to record that, the chain needs a new ring.
         let words = super::super::chain::FIRST_BYTES / 8;
         (0..words / 4 - 1).for_each(|_| core.put(b"", &[], Wait::Not, || false).unwrap());
         let bytes = vec![1; 300_000];
@@ -1740,7 +1807,7 @@ mod tests {
                 }
                 resident_bytes().saturating_sub(before)
             };
-            // Other tests take memory as well, at some moments as much.
+            // Other tests allocate memory as well, sometimes as much.
             let more: Vec<u64> = (0..5).map(|_| take()).collect();
             assert!(more.iter().any(|more| *more < LONG / 3), "{from}: {more:?} bytes more");
         }

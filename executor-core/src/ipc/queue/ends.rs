@@ -1,11 +1,13 @@
-//! Two kinds of handles of one queue, which know when the last one of the other kind is gone.
+//! Producer and consumer handles of one queue. Each kind can tell when the last handle of the other
+//! kind is gone.
 //!
 //! ```text
 //!  Producer, Producer, …  ── one end of a socket pair │ the other end ── Consumer, Consumer, …
 //! ```
 //!
-//! Nothing is sent through it. The kernel knows who has an end: processes, and messages in which one is on its way; and when
-//! the last one is gone, killed or not, the other end says so.
+//! Nothing is sent through the socket pair. The kernel counts who has an end: processes, and
+//! messages in transit that contain one. When the last copy of an end is closed, because its
+//! process exited or was killed or dropped it, the other end becomes readable.
 
 use std::{
     fmt, io,
@@ -34,13 +36,13 @@ use crate::{
     wire::attachment,
 };
 
-/// A handle of a queue that only puts. See [`Queue::split`].
+/// A handle that can only put items. See [`Queue::split`].
 pub struct Producer<T> {
     end: Arc<End>,
     types: PhantomData<fn(T)>,
 }
 
-/// A handle of a queue that only gets. See [`Queue::split`].
+/// A handle that can only get items. See [`Queue::split`].
 pub struct Consumer<T> {
     end: Arc<End>,
     types: PhantomData<fn() -> T>,
@@ -48,15 +50,15 @@ pub struct Consumer<T> {
 
 struct End {
     core: Arc<Core>,
-    /// This side's end of the pair; none only while it is dropped.
+    /// This side's end of the socket pair; `None` only during drop.
     here: Option<Arc<OwnedFd>>,
     produces: bool,
 }
 
 impl End {
-    /// Whether all handles of the other side are gone.
+    /// Returns whether all handles of the other side are gone.
     fn other_side_is_gone(&self) -> bool {
-        // Nothing is ever sent, so it is only readable at its end.
+        // Nothing is ever sent, so the socket becomes readable only when the other end is closed.
         let at_end = |here: &Arc<OwnedFd>| wait_for(here.as_fd(), PollFlags::IN, Some(Instant::now()));
         self.here.as_ref().is_some_and(|here| matches!(at_end(here), Ok(true)))
     }
@@ -64,8 +66,8 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // It may be the last one of this side: it is closed, and then those who wait look at once. Otherwise they would
-        // within 100 ms.
+        // This may be the last handle of this side. Close the end first and then notify the other
+        // side, so that its waiters notice at once. Otherwise they would notice only within 100 ms.
         drop(self.here.take());
         if self.produces {
             self.core.ring_items();
@@ -82,9 +84,11 @@ impl PartialEq for End {
 }
 
 impl<T> Queue<T> {
-    /// Makes two kinds of handles of it, each of which can be cloned and sent as often as one likes: when the last
-    /// [`Producer`] is gone, consumers get what is left, and then [`GetError::Closed`]; when the last [`Consumer`] is gone,
-    /// putting is [`PutError::Closed`]. Gone is gone, dropped, or killed; what is on its way to somebody is there.
+    /// Splits the queue into a producer and a consumer handle, each of which can be cloned and sent
+    /// any number of times. When the last [`Producer`] is gone, consumers get the remaining items
+    /// and then [`GetError::Closed`]. When the last [`Consumer`] is gone, putting fails with
+    /// [`PutError::Closed`]. A handle is gone when it is dropped or its process has died; a handle
+    /// in transit to another process still counts.
     ///
     /// ```
     /// use executor::{GetError, Producer, Queue, prelude::*};
@@ -142,7 +146,7 @@ impl<T> Consumer<T> {
 handles!(Producer, end);
 handles!(Consumer, end);
 
-/// The queue, as serde wants it.
+/// A wrapper that serializes the core of a queue.
 struct Sent<'a>(&'a Core);
 
 impl Serialize for Sent<'_> {

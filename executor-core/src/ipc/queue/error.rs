@@ -1,34 +1,36 @@
-//! Why something was not put, or not got.
+//! Errors of putting and getting.
 
 use std::io;
 
 use super::core::{Missing, Refused};
 
-/// Why an item was not put. It comes back: [`into_inner`](Self::into_inner).
+/// The error returned when an item was not put. It contains the item:
+/// [`into_inner`](Self::into_inner).
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PutError<T> {
-    /// There is no room, or there was none within the limit.
+    /// There is no room, or there was none within the time limit.
     #[error("the queue is full")]
     Full(T),
-    /// Another process is in the middle of putting an item and has not gone on within the limit, or within some milliseconds if
-    /// none was given; most likely it is stopped. So it is not known whether there is room. Only from what has `try` or `timeout`
-    /// in its name.
+    /// Another process is in the middle of putting an item and has not gone on within the time
+    /// limit, or within some milliseconds if there is no limit; most likely it is stopped. So
+    /// whether there is room is unknown. Only methods with `try` or `timeout` in their name return
+    /// this.
     #[error("the queue is in use by a process that does not go on: whether there is room is not known")]
     Busy(T),
-    /// The queue is closed, or nobody is left who could get it.
+    /// The queue is closed, or no consumer is left.
     #[error("the queue is closed")]
     Closed(T),
-    /// It cannot be encoded, for this reason.
+    /// The item cannot be encoded. The string is the reason.
     #[error("could not encode the item: {1}")]
     Encode(T, String),
-    /// The system refused: there is no memory, or there are too many descriptors on their way.
+    /// The operating system refused: there is no memory, or too many descriptors are in transit.
     #[error("could not put the item: {1}")]
     Io(T, #[source] io::Error),
 }
 
 impl<T> PutError<T> {
-    /// The item.
+    /// Returns the item.
     pub fn into_inner(self) -> T {
         match self {
             PutError::Full(item)
@@ -49,30 +51,31 @@ impl<T> PutError<T> {
     }
 }
 
-// An item need not be `Debug` for the error to be.
+// The error implements `Debug` even if the item does not.
 crate::debug::debug_is_display!([T] PutError<T>);
 crate::debug::debug_is_display!(GetError);
 
-/// Why no item was got.
+/// The error returned when no item was received.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
-    /// There is none, or there was none within the limit.
+    /// There is no item, or there was none within the time limit.
     #[error("the queue is empty")]
     Empty,
-    /// There are items, and another process is in the middle of getting one and has not gone on within the limit, or within some
-    /// milliseconds if none was given; most likely it is stopped. Only from what has `try` or `timeout` in its name.
+    /// There are items, but another process is in the middle of getting one and has not gone on
+    /// within the time limit, or within some milliseconds if there is no limit; most likely it is
+    /// stopped. Only methods with `try` or `timeout` in their name return this.
     #[error(
         "the queue is in use by a process that does not go on: there are items, and they cannot be got now"
     )]
     Busy,
-    /// The queue is closed, or nobody is left who could put anything; and it is empty.
+    /// The queue is closed, or no producer is left; and the queue is empty.
     #[error("the queue is closed")]
     Closed,
-    /// The item is no value of this type. It is used up.
+    /// The item is not a value of this type. It has been consumed.
     #[error("could not decode the item: {0}")]
     Decode(String),
-    /// The system refused, or the queue's memory is not what it should be.
+    /// The operating system refused, or the queue's memory is garbled.
     #[error("could not get an item: {0}")]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! A queue that knows when its items have been processed.
+//! A queue that tracks which items have been processed.
 
 use std::{
     fmt, io,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::ipc::readiness::deadline_in;
 
-/// A queue that knows when all its items are done: not only got, but processed.
+/// A queue that tracks when all its items are done: not only received, but processed.
 ///
 /// ```
 /// use executor::{JoinableQueue, prelude::*};
@@ -49,37 +49,42 @@ use crate::ipc::readiness::deadline_in;
 /// }
 /// ```
 ///
-/// A process that has got items and has not said that they are done keeps the queue, with its three open files, also when it has
-/// dropped all handles: it could still say so. Whoever gets from many queues says `task_done`, or uses
+/// A process that has received items and has not marked them as done keeps the queue and its three
+/// open files alive, even after it has dropped all its handles, because it could still mark them.
+/// So a process that gets items from many queues should call `task_done`, or use
 /// [`get_unfinished`](JoinableQueue::get_unfinished).
 ///
-/// Everything else holds as for [`Queue`].
+/// Everything else is the same as for [`Queue`].
 pub struct JoinableQueue<T> {
     queue: Queue<T>,
     types: PhantomData<()>,
 }
 
-/// What becomes of an item of a [`JoinableQueue`] that was got and not done when its process died.
+/// What happens to an item of a [`JoinableQueue`] if the process that received it dies before the
+/// item is done.
 ///
-/// A queue that keeps or requeues has each item in pages of its own: 4 KiB at least, and some microseconds more for each. Its items
-/// cannot contain handles, which die with the process that has got them.
+/// With `Keep` and `Requeue`, each item takes pages of its own: at least 4 KiB, and some
+/// microseconds more per item. The items cannot contain handles, because those die with the process
+/// that received them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnLost {
-    /// It is gone, and counted: those who [join](JoinableQueue::join) are told.
+    /// The item is lost and counted: [`join`](JoinableQueue::join) reports it.
     #[default]
     Tell,
-    /// As `Tell`, and it can be asked for: [`JoinableQueue::lost_items`].
+    /// As `Tell`, and the item can be fetched with [`JoinableQueue::lost_items`].
     Keep,
-    /// It is in the queue again, before all others, and gets counted as unfinished. Nobody limits how often: an item that ends
-    /// everybody who gets it does so one after the other.
+    /// The item goes back to the front of the queue and counts as unfinished. There is no limit: an
+    /// item that kills every process that gets it kills one after the other.
     ///
-    /// While others have items, which may come back, `get` waits for them also when the queue is closed, and says that it is closed
-    /// when those are done; except in a process that has items itself, so that those who get many before they work wait for nobody.
+    /// While other processes hold unfinished items, those items may come back. So `get` waits for
+    /// them even if the queue is closed, and returns `Closed` once they are done. A process that
+    /// holds unfinished items itself does not wait: processes that get many items before they work
+    /// on them would otherwise wait for each other.
     Requeue,
 }
 
-/// More items were said to be done than were got.
+/// The error of calling `task_done` more often than items were received.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("task_done was called more often than items were got")]
 pub struct TaskDoneError;
@@ -87,18 +92,18 @@ pub struct TaskDoneError;
 crate::debug::debug_is_display!(TaskDoneError, LostItems);
 
 impl<T> JoinableQueue<T> {
-    /// As [`Queue::bounded`].
+    /// Creates a queue for at most `capacity` items, like [`Queue::bounded`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Queue::bounded`].
     pub fn bounded(capacity: usize) -> io::Result<Self> {
         Ok(JoinableQueue { queue: Queue::bounded(capacity)?, types: PhantomData })
     }
 
-    /// As [`Queue::unbounded`].
+    /// Creates a queue without a bound, like [`Queue::unbounded`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Queue::unbounded`].
     pub fn unbounded() -> io::Result<Self> {
         Ok(JoinableQueue { queue: Queue::unbounded()?, types: PhantomData })
     }
@@ -111,10 +116,11 @@ impl<T> JoinableQueue<T> {
     gets!(true, nobody);
     looks!();
 
-    /// As [`get`](Self::get); the item is done when the guard is dropped, also by a panic.
+    /// Gets an item, like [`get`](Self::get). The item is done when the returned guard is dropped,
+    /// also during a panic.
     ///
     /// # Errors
-    /// As there. An item that does not decode is done.
+    /// As for [`get`](Self::get). An item that cannot be decoded counts as done.
     pub fn get_unfinished(&self) -> Result<UnfinishedItem<'_, T>, GetError>
     where
         T: DeserializeOwned,
@@ -125,18 +131,20 @@ impl<T> JoinableQueue<T> {
         Ok(UnfinishedItem { unfinished, item })
     }
 
-    /// One item that was got is done: the oldest of those that this process has got and that are not done. If it has got none, of
-    /// those of all processes, since somebody has then handed an item on.
+    /// Marks one received item as done: the oldest unfinished item that this process has received.
+    /// If this process has none, the oldest of all processes', because a process must then have
+    /// handed its item on to this one.
     ///
-    /// It waits for nobody.
+    /// This never waits.
     ///
     /// # Errors
-    /// If all items that were got are done already; or if this process has got none and has no memory to look at those of others.
+    /// If all received items are done already, or if this process has received none and has no
+    /// memory to look at those of other processes.
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
         if self.core().mark_done() { Ok(()) } else { Err(TaskDoneError) }
     }
 
-    /// What becomes of items whose processes have died; to be said before anything is put.
+    /// Sets what happens to items whose process dies. Call it before anything is put.
     ///
     /// ```
     /// use executor::{JoinableQueue, OnLost, Process, prelude::*};
@@ -167,8 +175,8 @@ impl<T> JoinableQueue<T> {
         self
     }
 
-    /// The items that were lost, the oldest first, of a queue that [keeps](OnLost::Keep) them. Each is given once. There are none in
-    /// any other queue.
+    /// Returns the lost items, the oldest first, if the queue [keeps](OnLost::Keep) them. Each item
+    /// is returned once. For any other queue there are none.
     ///
     /// ```
     /// use executor::{JoinableQueue, OnLost, Process, prelude::*};
@@ -192,7 +200,7 @@ impl<T> JoinableQueue<T> {
     /// ```
     ///
     /// # Errors
-    /// Of each item, as [`get`](Self::get).
+    /// For each item, as for [`get`](Self::get).
     pub fn lost_items(&self) -> impl Iterator<Item = Result<T, GetError>>
     where
         T: DeserializeOwned,
@@ -203,14 +211,14 @@ impl<T> JoinableQueue<T> {
             let look = std::mem::take(&mut look);
             match self.core().take_lost(&mut item.bytes, Wait::Until(None), look) {
                 Ok(None) => None,
-                // It is done when this is dropped, also if it is by a panic.
+                // The guard marks the item as done when it is dropped, also if decoding panics.
                 Ok(Some(_unfinished)) => Some(item.decode()),
                 Err(error) => Some(Err(error.into())),
             }
         })
     }
 
-    /// Items that were put and are not done.
+    /// Returns the number of items that were put and are not done.
     pub fn unfinished(&self) -> usize {
         usize::try_from(self.core().unfinished()).unwrap_or(usize::MAX)
     }
@@ -218,36 +226,40 @@ impl<T> JoinableQueue<T> {
     /// Waits until all items that were put are done.
     ///
     /// # Errors
-    /// If items will never be done, because the processes that had got them have died; it says so within 100 ms, once, and counts
-    /// them as done: join again for the others. An item counts for the process that got it, as long as that lives, whoever it was
-    /// handed to. What is to become of such items: [`on_lost`](Self::on_lost).
+    /// If items will never be done because the processes that received them have died. The error
+    /// comes within 100 ms, and once: the lost items then count as done, so call `join` again to
+    /// wait for the others. An item belongs to the process that received it, as long as that
+    /// process lives, even if the item was handed on to another one. [`on_lost`](Self::on_lost)
+    /// sets what happens to such items.
     pub fn join(&self) -> Result<(), LostItems> {
         self.core().join(None).map(|_| ()).map_err(LostItems::from)
     }
 
-    /// As [`join`](Self::join), waiting no longer than this: whether all are done.
+    /// Waits like [`join`](Self::join), but for at most `limit`. Returns whether all items are
+    /// done.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`join`](Self::join).
     pub fn join_timeout(&self, limit: Duration) -> Result<bool, LostItems> {
         self.core().join(deadline_in(Some(limit))).map_err(LostItems::from)
     }
 
-    /// As [`join`](Self::join), awaited; cancel safe.
+    /// Waits like [`join`](Self::join), without blocking the thread. Cancel safe.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`join`](Self::join).
     pub async fn join_async(&self) -> Result<(), LostItems> {
         self.core().join_async().await.map_err(LostItems::from)
     }
 }
 
-/// Items that were got and never done, because the processes that had got them died.
+/// The error that reports items that will never be done, because the processes that received them
+/// died.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{count} items are lost: the processes that had got them have died")]
 #[non_exhaustive]
 pub struct LostItems {
-    /// How many.
+    /// The number of lost items.
     pub count: usize,
 }
 
@@ -271,10 +283,11 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
     }
 }
 
-/// An item of a [`JoinableQueue`] that is done when this is dropped.
+/// An item of a [`JoinableQueue`]. It is done when this guard is dropped.
 #[must_use = "the item is done when this is dropped"]
 pub struct UnfinishedItem<'a, T> {
-    /// First, so that it is done before the item is dropped, which may panic.
+    /// The first field, so that the item is marked as done before its value is dropped, which may
+    /// panic.
     #[expect(dead_code, reason = "what it does, it does when it is dropped")]
     unfinished: Unfinished<'a>,
     item: T,

@@ -1,40 +1,48 @@
-//! Queues: items from any process to any process, first in, first out.
+//! Multi-process FIFO queues: any process can put items, and any process can get them.
 //!
 //! ```text
-//!  Queue<T>, Producer<T>, Consumer<T>, JoinableQueue<T>, SimpleQueue<T>      typed; encode and decode, in the caller's thread
+//!  Queue<T>, Producer<T>, Consumer<T>, JoinableQueue<T>, SimpleQueue<T>
+//!        │                          typed handles: encode and decode in the caller's thread
 //!        │ bytes, descriptors
 //!        ▼
-//!  core     as this process has it: mappings, waiting, awaiting
+//!  core     this process's view of a queue: mappings, blocking and async waits
 //!        │
 //!        ▼
-//!  chain    words in shared memory: two robust mutexes, rings of records, what is put right after a death
-//!        ├── a block of the heap (`heap/block.rs`)       the words
-//!        ├── a sparse anonymous file (`heap/extents.rs`)  rings, and items above 256 KiB, each in a piece of its own
-//!        └── a socket pair                               the descriptors of items
+//!  chain    words in shared memory: two robust mutexes, rings of records, repair after a death
+//!        ├── a block of the heap (`heap/block.rs`)        the words
+//!        ├── a sparse anonymous file (`heap/extents.rs`)  rings; each item above 256 KiB in a
+//!        │                                                piece of its own
+//!        └── a socket pair                                the descriptors of items
 //! ```
 //!
-//! `put` encodes and writes; there is no thread that does so later. So what it has returned for is in the queue, whatever
-//! becomes of its process. Producers have a mutex of their own, and so have consumers: one of each never wait for each
-//! other. Whoever finds nothing looks for some microseconds more, where that has paid, and then sleeps on a word.
+//! `put` encodes the item and writes it to shared memory before it returns. No background thread
+//! does this later. So an item is in the queue once `put` has returned, whatever happens to the
+//! process afterwards. Producers share one mutex and consumers share another, so a producer and a
+//! consumer never wait for each other. A call that finds nothing to do first spins for some
+//! microseconds, where spinning has paid off before, and then sleeps on a word.
 //!
-//! # Who waits
+//! # Waiting
 //!
-//! Whoever waits for room, for an item, or for one of the places in which large items are written and read, has nothing that others
-//! may need: what it had, it has given back before. An awaited call waits for the mutexes, too, without its thread. A call that is
-//! not to wait, or no longer, gives up after some milliseconds where somebody keeps a mutex, and says that it could not look
-//! (`Busy`): that the queue is full or empty, it says only where it has seen that.
+//! A call that waits for room, for an item, or for one of the places in which large items are
+//! written and read holds nothing that others may need: it gives everything back before it waits.
+//! An awaited call does not block its thread even while it waits for a mutex. A call that must not
+//! wait, or whose time is up, gives up after some milliseconds if another process keeps a mutex,
+//! and returns `Busy`. It reports "full" or "empty" only if it has seen that the queue is full or
+//! empty.
 //!
-//! # When somebody dies
+//! # When a process dies
 //!
-//! | who dies | then |
-//! |---|---|
-//! | a producer, before its item is published | the item is not there; its memory and descriptors are given back by the next one |
-//! | a producer, after that | the item is there |
-//! | a consumer, before the store that takes an item | the item is there still, for the next one |
-//! | a consumer, after that | the item is gone with it; in a joinable queue it is told as lost, kept, or to be got again |
-//! | either, with a mutex | the next one has it within 100 ms, and finishes or undoes what was begun |
-//! | either, before it wakes somebody | that one looks by itself within 100 ms |
-//! | the last one who has a handle | the kernel takes memory and descriptors back |
+//! - A producer, before its item is published: the item is not in the queue. The next producer
+//!   frees its memory and descriptors.
+//! - A producer, after that: the item is in the queue.
+//! - A consumer, before the store that takes an item: the item is still in the queue, for the next
+//!   consumer.
+//! - A consumer, after that: the item is lost. A joinable queue reports it, keeps it, or puts it
+//!   back.
+//! - Either, while it holds a mutex: the next locker gets the mutex within 100 ms, and finishes or
+//!   undoes what was begun.
+//! - Either, before it wakes a waiter: the waiter looks by itself within 100 ms.
+//! - The last process with a handle: the kernel frees memory and descriptors.
 
 mod chain;
 pub(crate) mod core;
@@ -97,66 +105,78 @@ use crate::wire::{
 ///
 /// # Items
 ///
-/// [`put`](Self::put) encodes the item, as a task's arguments are encoded, writes it to shared memory, and returns; it says if
-/// that fails, and gives the item back. Items may be of any size, past 2 GiB, and may contain handles: of shared memory,
-/// locks, other queues, connections, files ([`Transfer`](crate::Transfer)). Those of one producer come in the order in which
-/// it has put them.
+/// [`put`](Self::put) encodes the item in the same way as a task's arguments, writes it to shared
+/// memory, and returns. If encoding or writing fails, it returns an error together with the item.
+/// Items may be of any size, including more than 2 GiB. They may contain handles of shared memory,
+/// locks, other queues, connections, and files ([`Transfer`](crate::Transfer)). Items of one
+/// producer arrive in the order in which it put them.
 ///
-/// # It travels
+/// # Sending a queue
 ///
-/// A handle may be an argument or a result of a task, also of a pool that runs already, part of either, or go through a
-/// connection or another queue. All handles are of one queue; `==` tells. The memory is anonymous: when the last handle
-/// is gone, by whatever means, so is the queue with what is in it.
+/// A handle may be an argument or a result of a task, or a part of one, even if the pool is already
+/// running. It can also be sent through a connection or another queue. All copies are handles of
+/// the same queue, and `==` tells whether two handles are. The queue's memory is anonymous: when
+/// the last handle is gone, for whatever reason, the queue and its items are freed.
 ///
 /// # When a process is killed
 ///
-/// Nobody else is harmed, whatever it was doing. An item is in the queue when `put` has returned, and the death of its
-/// producer changes nothing about that. An item that was being put is there as a whole or not at all. An item that a
-/// consumer had begun to get is there still, up to one moment, after which it is gone with the consumer; what was got and
-/// not processed is gone too, which a [`JoinableQueue`] notices.
+/// Other processes are not harmed, whatever the killed process was doing. Once `put` has returned,
+/// the item is in the queue, and the death of its producer does not change that. If the producer
+/// dies during `put`, the item is in the queue either completely or not at all. If a consumer dies
+/// during `get`, the item stays in the queue up to one moment; after that moment it is lost with
+/// the consumer. Items that were received but not processed are lost; a [`JoinableQueue`] reports
+/// them.
 ///
-/// # Ends
+/// # Closing
 ///
-/// Nothing ends by itself: `get` waits for whoever may put something one day. [`close`](Self::close) ends it for all. To have
-/// it closed when the last producer is gone, killed or not, see [`split`](Self::split).
+/// A queue does not end by itself: `get` waits as long as an item might still be put.
+/// [`close`](Self::close) ends the queue for all handles. To close it automatically when the last
+/// producer is gone, killed or not, see [`split`](Self::split).
 ///
 /// # Waiting and awaiting
 ///
-/// All that waits is woken within 100 ms, even if the one who should have done that was killed before it did. What has `async`
-/// in its name is awaited on any runtime, and is cancel safe.
+/// Every waiting call is woken within 100 ms, even if the process that should have woken it was
+/// killed first. Methods with `async` in their name can be awaited on any runtime and are cancel
+/// safe.
 ///
-/// # What it costs
+/// # Cost
 ///
-/// Three descriptors, 64 KiB of memory at least, and as much as lies in it; of items above 256 KiB that are being put at the same
-/// time, no more are written than there is room for.
+/// A queue takes three descriptors, at least 64 KiB of memory, and the memory of the items in it.
+/// Items above 256 KiB are written before they are queued; the number being written at the same
+/// time never exceeds the room in the queue.
 ///
 /// # Items with handles
 ///
-/// The descriptors of an item lie in a socket until it is got. The system counts those of all processes of a user, and when
-/// there are as many as a process may have open files (`ulimit -n`), it refuses to send any more: whoever starts a process or sends
-/// a handle is then told so. So the items of one queue have an eighth of that at most, and those of all queues of a process the
-/// half; beyond that, and when the socket's buffer is full (some hundred items), such an item finds the queue full, bounded or not:
-/// `put` waits, `try_put` says [`Full`](PutError::Full). One item may always be on its way.
+/// The descriptors of an item stay in a socket until the item is received. The kernel counts such
+/// descriptors over all processes of a user. When there are as many as one process may have open
+/// files (`ulimit -n`), it refuses to send more, and then starting a process or sending a handle
+/// fails too. So the items of one queue may use an eighth of that limit, and those of all queues of
+/// a process half of it. Beyond that, or when the socket's buffer is full (at some hundred items),
+/// the queue counts as full for an item with handles, bounded or not: `put` waits, and `try_put`
+/// returns [`Full`](PutError::Full). One item with handles is always allowed.
 ///
-/// # Who has a handle is trusted with the queue
+/// # Every process with a handle is trusted with the queue
 ///
-/// All who have a handle can write to its memory, also what this library would not. They can make it lose items, wait for
-/// ever, or say that its memory is garbled; and items are whatever they have written. What they cannot do is to have others read or
-/// write beyond the queue's memory, or take much more memory than they have given to it themselves.
+/// A process with a handle can write anything to the queue's memory, including data that this
+/// library would never write. It can make the queue lose items, make others wait forever, or make
+/// the queue report that its memory is garbled; and it can put arbitrary bytes as items. It cannot
+/// make other processes read or write outside the queue's memory, or use much more memory than it
+/// has itself put into the queue.
 pub struct Queue<T> {
     core: Arc<Core>,
     types: PhantomData<fn(T) -> T>,
 }
 
 thread_local! {
-    /// Room for an item that is got.
+    /// Reused buffer for received items.
     static ITEM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A vector that grew beyond this is not kept for the next item.
+/// Maximum capacity in bytes of a buffer that is kept for the next item.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// The thread's vector, for as long as this lives.
+/// The bytes and attachments of a received item. The buffer is borrowed from the thread and
+/// returned on drop.
 struct Item {
     bytes: Vec<u8>,
     attachments: Vec<Attachment>,
@@ -181,7 +201,7 @@ impl Drop for Item {
     }
 }
 
-/// What all kinds of handles do.
+/// Encodes and puts an item. Shared by all kinds of handles.
 fn put<T: Serialize>(core: &Core, item: T, wait: Wait, gone: impl Fn() -> bool) -> Result<(), PutError<T>> {
     let encoded = match Encoded::of(&item) {
         Ok(encoded) => encoded,
@@ -212,7 +232,7 @@ fn get<T: DeserializeOwned>(
     Ok(value)
 }
 
-/// What was got, as a value. If it is none, or to decode it panics, it is done.
+/// Decodes a received item. If decoding fails or panics, the item counts as done.
 fn decode<T: DeserializeOwned>(mut item: Item, got: Got<'_>) -> Result<(T, Unfinished<'_>), GetError> {
     let Got { attachments, unfinished } = got;
     item.attachments = attachments;
@@ -224,7 +244,7 @@ async fn get_async<T: DeserializeOwned>(
     hold: bool,
     gone: impl Fn() -> bool,
 ) -> Result<T, GetError> {
-    // Not the thread's room: it would be away while this is awaited.
+    // Not the thread's buffer: it would be missing there for as long as this call is awaited.
     let mut item = Item { bytes: Vec::new(), attachments: Vec::new() };
     let got = core.get_async(&mut item.bytes, hold, gone).await?;
     let (value, unfinished) = decode(item, got)?;
@@ -232,13 +252,15 @@ async fn get_async<T: DeserializeOwned>(
     Ok(value)
 }
 
-/// The methods of whatever puts; `$gone` says, of `self`, whether nobody is left to get.
+/// Defines the putting methods of a handle. `$gone` takes `self` and returns whether no consumer is
+/// left.
 macro_rules! puts {
     ($gone:expr) => {
-        /// Puts an item; waits while the queue is full.
+        /// Puts an item, waiting while the queue is full.
         ///
         /// # Errors
-        /// If the item cannot be encoded, the queue is closed, or there is no memory. The item comes back.
+        /// If the item cannot be encoded, the queue is closed, or there is no memory. The error
+        /// contains the item.
         pub fn put(&self, item: T) -> Result<(), PutError<T>>
         where
             T: Serialize,
@@ -246,10 +268,10 @@ macro_rules! puts {
             $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::Until(None), || $gone(self))
         }
 
-        /// As [`put`](Self::put), if there is room now.
+        /// Puts an item if there is room now, like [`put`](Self::put) without waiting.
         ///
         /// # Errors
-        /// [`Full`](PutError::Full) if there is none.
+        /// As for [`put`](Self::put), and [`Full`](PutError::Full) if there is no room.
         pub fn try_put(&self, item: T) -> Result<(), PutError<T>>
         where
             T: Serialize,
@@ -257,10 +279,10 @@ macro_rules! puts {
             $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::Not, || $gone(self))
         }
 
-        /// As [`put`](Self::put), waiting no longer than this.
+        /// Puts an item, like [`put`](Self::put), waiting for at most `limit`.
         ///
         /// # Errors
-        /// [`Full`](PutError::Full) if there was no room.
+        /// As for [`put`](Self::put), and [`Full`](PutError::Full) if there was no room in time.
         pub fn put_timeout(&self, item: T, limit: Duration) -> Result<(), PutError<T>>
         where
             T: Serialize,
@@ -270,10 +292,10 @@ macro_rules! puts {
             })
         }
 
-        /// As [`put`](Self::put), awaited.
+        /// Puts an item without blocking the thread while it waits, like [`put`](Self::put).
         ///
         /// # Cancel safety
-        /// If the future is dropped, nothing was put.
+        /// If the future is dropped before it is complete, the item was not put.
         pub async fn put_async(&self, item: T) -> Result<(), PutError<T>>
         where
             T: Serialize + Send,
@@ -281,7 +303,8 @@ macro_rules! puts {
             $crate::ipc::queue::put_async(self.core(), item, || $gone(self)).await
         }
 
-        /// As a `Sink`. An item is put before the next one is taken.
+        /// Returns a `Sink` that puts its items into the queue. It puts an item before it accepts
+        /// the next one.
         pub fn sink(&self) -> impl Sink<T, Error = PutError<T>> + Send + Unpin
         where
             T: Serialize + Send,
@@ -293,14 +316,16 @@ macro_rules! puts {
     };
 }
 
-/// The methods of whatever gets; `$gone` says, of `self`, whether nobody is left to put.
+/// Defines the getting methods of a handle. `$gone` takes `self` and returns whether no producer is
+/// left.
 macro_rules! gets {
     ($hold:literal, $gone:expr) => {
-        /// Gets the next item; waits for one.
+        /// Gets the next item, waiting for one.
         ///
         /// # Errors
-        /// [`Closed`](GetError::Closed) if the queue is closed and empty. [`Decode`](GetError::Decode) if the item is no such
-        /// value; it is used up then.
+        /// [`Closed`](GetError::Closed) if the queue is closed and empty.
+        /// [`Decode`](GetError::Decode) if the item is not a value of this type; the item is then
+        /// consumed.
         pub fn get(&self) -> Result<T, GetError>
         where
             T: DeserializeOwned,
@@ -308,10 +333,10 @@ macro_rules! gets {
             $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Until(None), $hold, || $gone(self))
         }
 
-        /// As [`get`](Self::get), if there is one now.
+        /// Gets an item if there is one now, like [`get`](Self::get) without waiting.
         ///
         /// # Errors
-        /// [`Empty`](GetError::Empty) if there is none.
+        /// As for [`get`](Self::get), and [`Empty`](GetError::Empty) if there is no item.
         pub fn try_get(&self) -> Result<T, GetError>
         where
             T: DeserializeOwned,
@@ -319,10 +344,10 @@ macro_rules! gets {
             $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Not, $hold, || $gone(self))
         }
 
-        /// As [`get`](Self::get), waiting no longer than this.
+        /// Gets an item, like [`get`](Self::get), waiting for at most `limit`.
         ///
         /// # Errors
-        /// [`Empty`](GetError::Empty) if there was none.
+        /// As for [`get`](Self::get), and [`Empty`](GetError::Empty) if there was no item in time.
         pub fn get_timeout(&self, limit: Duration) -> Result<T, GetError>
         where
             T: DeserializeOwned,
@@ -332,10 +357,10 @@ macro_rules! gets {
             })
         }
 
-        /// As [`get`](Self::get), awaited.
+        /// Gets an item without blocking the thread while it waits, like [`get`](Self::get).
         ///
         /// # Cancel safety
-        /// A future that is dropped has taken nothing.
+        /// If the future is dropped before it is complete, no item was taken.
         pub async fn get_async(&self) -> Result<T, GetError>
         where
             T: DeserializeOwned,
@@ -343,7 +368,8 @@ macro_rules! gets {
             $crate::ipc::queue::get_async(self.core(), $hold, || $gone(self)).await
         }
 
-        /// All items to come, as a `Stream`, which ends when the queue is closed and empty, or after an error of the system's.
+        /// Returns a `Stream` of all items to come. It ends when the queue is closed and empty, or
+        /// after an error of the operating system.
         pub fn stream(&self) -> impl Stream<Item = Result<T, GetError>> + Send + Unpin
         where
             T: DeserializeOwned + Send,
@@ -360,44 +386,47 @@ macro_rules! gets {
     };
 }
 
-/// The methods of every handle.
+/// Defines the query methods of every handle.
 macro_rules! looks {
     () => {
-        /// Items in it. Exact with respect to what this thread has put and got; others may be at it.
+        /// Returns the number of items in the queue. It includes everything this thread has put and
+        /// got; other threads and processes may change it at any moment.
         pub fn len(&self) -> usize {
             usize::try_from(self.core().len()).unwrap_or(usize::MAX)
         }
 
-        /// Whether there are none. The same holds as for [`len`](Self::len); to get what there is, use `try_get`.
+        /// Returns whether the queue is empty. The same caveat as for [`len`](Self::len) applies;
+        /// to get the items that are there, use `try_get`.
         pub fn is_empty(&self) -> bool {
             self.core().len() == 0
         }
 
-        /// Whether it has as many items as it is bounded to.
+        /// Returns whether the queue holds as many items as its capacity.
         pub fn is_full(&self) -> bool {
             self.core().is_full()
         }
 
-        /// How many items it is bounded to; `None` if it is not.
+        /// Returns the maximum number of items; `None` for an unbounded queue.
         pub fn capacity(&self) -> Option<usize> {
             Some(usize::try_from(self.core().capacity()?).unwrap_or(usize::MAX))
         }
 
-        /// Ends it, for all handles everywhere: nothing is put any more, and when what is in it has been got,
-        /// [`GetError::Closed`] follows. Closing twice is fine.
+        /// Closes the queue for all handles in all processes. No more items can be put. Once the
+        /// remaining items have been received, `get` returns [`GetError::Closed`]. Closing twice is
+        /// fine.
         pub fn close(&self) {
-            // If its memory is garbled, it is at its end anyway.
+            // If the memory is garbled, the queue is unusable anyway.
             let _ = self.core().close();
         }
 
-        /// Whether it was closed.
+        /// Returns whether the queue is closed.
         pub fn is_closed(&self) -> bool {
             self.core().is_closed()
         }
     };
 }
 
-/// What all handles are.
+/// Implements the common traits of all handles.
 macro_rules! handles {
     ($type:ident, $field:tt) => {
         impl<T> Clone for $type<T> {
@@ -407,7 +436,7 @@ macro_rules! handles {
         }
 
         impl<T> PartialEq for $type<T> {
-            /// Whether both are handles of the same queue.
+            /// Returns whether both are handles of the same queue.
             fn eq(&self, other: &Self) -> bool {
                 self.$field == other.$field
             }
@@ -425,16 +454,16 @@ macro_rules! handles {
 
 pub(super) use {gets, handles, looks, puts};
 
-/// Nobody is known to be needed on the other side.
+/// The `gone` argument of handles that do not track the other side: never gone.
 fn nobody<T>(_: &T) -> bool {
     false
 }
 
 impl<T> Queue<T> {
-    /// A new one for at most so many items.
+    /// Creates a queue for at most `capacity` items.
     ///
     /// # Errors
-    /// If it is bounded to none, or the system has no memory or descriptor left.
+    /// If `capacity` is zero, or the system has no memory or descriptor left.
     pub fn bounded(capacity: usize) -> io::Result<Self> {
         let capacity = NonZeroUsize::new(capacity).ok_or_else(|| {
             io::Error::new(
@@ -445,7 +474,7 @@ impl<T> Queue<T> {
         Self::create(capacity.get() as u64)
     }
 
-    /// A new one without a bound: putting never waits.
+    /// Creates a queue without a bound: putting never waits for room.
     ///
     /// # Errors
     /// If the system has no memory or descriptor left.

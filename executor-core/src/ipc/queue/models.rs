@@ -1,8 +1,10 @@
-//! The words of a queue under a model checker: see `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! Model-checked tests of a queue's words. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run
+//! them.
 //!
-//! Threads play processes. The first ring is of sixteen words here, and records of four, so that the fourth item which nobody has
-//! taken lies in the next ring. A ring that is given back is zeroed, as the kernel does; who still looks at it finds
-//! nothing. Sleeps have no limit: a wake-up that is lost is a deadlock. Deaths are for `queue_deaths`.
+//! Threads play processes. Here the first ring has sixteen words, and records have four, so the
+//! fourth untaken item lies in the next ring. A ring that is given back is zeroed, as the kernel
+//! does; a process that still looks at it finds nothing. Sleeps have no limit, so a lost wake-up is
+//! a deadlock. Deaths of processes are tested by `queue_deaths`.
 
 use std::{collections::HashMap, io, sync::Arc};
 
@@ -73,7 +75,7 @@ struct File {
 }
 
 impl File {
-    /// What lies at a place outside of rings. One that was there before is the same memory.
+    /// Returns the memory at a place outside of rings. The same place always has the same memory.
     fn piece(&self, piece: Piece) -> Arc<(AtomicU64, Shadow)> {
         Arc::clone(self.pieces.lock().unwrap().entry(piece.at).or_default())
     }
@@ -89,7 +91,8 @@ impl Memory for File {
             words.clone().map(|_| AtomicU64::new(0)).collect(),
             words.map(|_| Shadow::default()).collect(),
         );
-        // One that was there before is the same memory. A place that was merged with the next one is longer now.
+        // A place that was allocated before has the same memory. A place that was merged with the
+        // next one is longer now.
         let mut rings = self.rings.lock().unwrap();
         if rings.get(&at).is_none_or(|before| before.0.len() != ring.0.len()) {
             rings.insert(at, Arc::new(ring));
@@ -139,7 +142,7 @@ impl Queue {
         Chain { layout: &self.layout, memory: &self.file, owners: process }
     }
 
-    /// As `Core::put`; `false` if it is closed.
+    /// Puts an item like `Core::put`; returns `false` if the queue is closed.
     fn put(&self, process: &Process, item: u64) -> bool {
         let chain = self.chain(process);
         let mut slept = false;
@@ -170,7 +173,7 @@ impl Queue {
         }
     }
 
-    /// As `Core::get`; `None` if it is closed and empty.
+    /// Gets an item like `Core::get`; returns `None` if the queue is closed and empty.
     fn get(&self, process: &Process) -> Option<u64> {
         let chain = self.chain(process);
         let mut slept = false;
@@ -204,7 +207,7 @@ impl Queue {
         }
     }
 
-    /// As `Core::get` of an item that is there, and is to be said to be done. Not read yet.
+    /// Takes an item that is there, like `Core::get` with `hold`. The item is not read yet.
     fn take_held(&self, process: &Process) -> Held {
         let chain = self.chain(process);
         let guard = chain.lock(Side::Consumers, None).unwrap().unwrap();
@@ -228,7 +231,7 @@ impl Queue {
         self.layout.consumers.room.ring_unlocked().wake_all();
     }
 
-    /// As `Core::put` of a large item, which is written when the mutex is free.
+    /// Puts a large item like `Core::put`, which writes it after unlocking.
     fn put_large(&self, process: &Process, item: u64) {
         let chain = self.chain(process);
         let room = &self.layout.consumers.room;
@@ -238,8 +241,8 @@ impl Queue {
             let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
             if let Some((piece, claim)) = &mut large {
                 let body = Body::Elsewhere { piece: *piece, len: 8 };
-                // The ring may be full. The place of the next one needs a claim, too, and a consumer
-                // that merges the holes beside an old ring has two for a moment.
+                // The ring may be full. The place of the next ring needs a claim, too, and a
+                // consumer that merges the holes beside an old ring has two claims for a moment.
                 if let Err(heard) = with_claims(&chain, || chain.put(Entry { body, ticket: None }, claim)) {
                     drop(guard);
                     claim.take().into_iter().for_each(|claim| chain.give_back(claim));
@@ -281,7 +284,7 @@ impl Queue {
         }
     }
 
-    /// As `Core::get` of a large item.
+    /// Gets a large item like `Core::get`.
     fn get_large(&self, process: &Process) -> u64 {
         let chain = self.chain(process);
         let mut slept = false;
@@ -336,7 +339,7 @@ impl Queue {
     }
 }
 
-/// As `Core::with_claims`.
+/// Runs a step like `Core::with_claims`.
 fn with_claims<T>(
     chain: &Chain<'_, File, Process>,
     mut step: impl FnMut() -> Result<T, Failed>,
@@ -352,7 +355,7 @@ fn with_claims<T>(
     }
 }
 
-/// There are two claims for the pieces of large items here, and three producers who need one each.
+/// Here there are two claims for the pieces of large items, and three producers that need one each.
 fn three_producers_and_two_claims(capacity: u64, preemptions: usize) {
     let each = few(1, 5);
     check(preemptions, move || {
@@ -388,7 +391,8 @@ fn more_producers_of_large_items_than_there_are_claims_all_put_theirs_one_at_a_t
 
 #[test]
 fn more_producers_of_large_items_than_there_are_claims_all_put_theirs_without_a_bound() {
-    // Four threads that are at it at the same time: with a preemption, loom takes more than half an hour.
+    // Four threads run at the same time. With even one preemption, loom takes more than half an
+    // hour.
     three_producers_and_two_claims(0, few(0, 2) as usize);
 }
 
@@ -412,7 +416,8 @@ fn items_come_in_order_through_one_ring_after_the_other() {
 
 #[test]
 fn a_place_in_a_ring_is_filled_again_only_after_its_item_was_taken() {
-    // The fourth item ends where the first one began, the fifth lies there: what is put before has been taken or goes elsewhere.
+    // The fourth item ends where the first one began, and the fifth lies in the first one's place.
+    // So either the first item has been taken, or the new ones go to another ring.
     check(1, || {
         let queue = Queue::new(0);
         let producer = Process(1);
@@ -526,7 +531,7 @@ fn each_of_several_that_sleep_is_woken_for_an_item_of_its_own() {
         let consumers: Vec<_> = (0..consumers as u32)
             .map(|number| {
                 let queue = Arc::clone(&queue);
-                // It takes one, and never looks again.
+                // It takes one item and never looks again.
                 thread::spawn(move || queue.get(&Process(2 + number)).unwrap())
             })
             .collect();
@@ -537,7 +542,8 @@ fn each_of_several_that_sleep_is_woken_for_an_item_of_its_own() {
     });
 }
 
-/// A queue of which this process has an item, whose entry is not the first one, and the first one is free.
+/// Makes a queue of which this process holds one item. The item's entry is the second, and the
+/// first entry is free.
 fn with_one_in_hand(process: &Process) -> (Arc<Queue>, Held) {
     let queue = Queue::new(0);
     assert!(queue.put(process, 1) && queue.put(process, 2));
@@ -546,7 +552,8 @@ fn with_one_in_hand(process: &Process) -> (Arc<Queue>, Held) {
     (queue, second)
 }
 
-/// A worker puts what follows from its item before it says that this is done, as one does that visits pages. `more` comes in between.
+/// A worker puts follow-up items before it marks its own item as done, like one that crawls pages.
+/// `more` runs in between.
 fn never_finished(more: impl Fn(&Queue, &Process) + Copy + Send + Sync + 'static) {
     check(2, move || {
         let (queue, held) = with_one_in_hand(&Process(1));

@@ -1,4 +1,4 @@
-//! The plain one.
+//! The simplest queue.
 
 use std::{fmt, io, marker::PhantomData};
 
@@ -7,9 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use super::core::Core;
 use super::{GetError, PutError, Queue, handles};
 
-/// A queue without bounds and limits: put, get, whether it is empty.
+/// A queue without a capacity and without time limits: put, get, and a test for emptiness.
 ///
-/// Everything else holds as for [`Queue`].
+/// Everything else is the same as for [`Queue`].
 ///
 /// ```
 /// let queue = executor::SimpleQueue::new()?;
@@ -26,7 +26,7 @@ pub struct SimpleQueue<T> {
 }
 
 impl<T> SimpleQueue<T> {
-    /// A new one.
+    /// Creates an empty queue.
     ///
     /// # Errors
     /// If the system has no memory or descriptor left.
@@ -37,7 +37,7 @@ impl<T> SimpleQueue<T> {
     /// Puts an item.
     ///
     /// # Errors
-    /// As [`Queue::put`].
+    /// As for [`Queue::put`].
     pub fn put(&self, item: T) -> Result<(), PutError<T>>
     where
         T: Serialize,
@@ -45,10 +45,10 @@ impl<T> SimpleQueue<T> {
         self.queue.put(item)
     }
 
-    /// Gets the next item; waits for one.
+    /// Gets the next item, waiting for one.
     ///
     /// # Errors
-    /// As [`Queue::get`].
+    /// As for [`Queue::get`].
     pub fn get(&self) -> Result<T, GetError>
     where
         T: DeserializeOwned,
@@ -56,15 +56,15 @@ impl<T> SimpleQueue<T> {
         self.queue.get()
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the queue is empty.
     ///
     /// # Errors
-    /// If it is closed.
+    /// If the queue is closed.
     pub fn is_empty(&self) -> Result<bool, GetError> {
         if self.queue.is_closed() { Err(GetError::Closed) } else { Ok(self.queue.is_empty()) }
     }
 
-    /// As [`Queue::close`].
+    /// Closes the queue, like [`Queue::close`].
     pub fn close(&self) {
         self.queue.close();
     }

@@ -1,43 +1,50 @@
-//! The items of a [`JoinableQueue`](crate::JoinableQueue) that were got and are not done, one entry each.
+//! The entries of a [`JoinableQueue`](crate::JoinableQueue): one for each item that was received
+//! and is not done.
 //!
 //! ```text
 //!              get                            done
-//!  (free) ───────────► owner, reading ► owner ─────► (free), or DONE while there is a piece to give back
+//!  (free) ───────────► owner, reading ► owner ─────► (free); DONE if a piece has to be given back
 //!                         │ its process has died
 //!                         ├──► (free), and counted in `lost`
-//!                         ├──► LOST,   and counted in `lost`      until somebody asks for it
-//!                         └──► AGAIN                              until somebody gets it
+//!                         ├──► LOST,   and counted in `lost`      until a process asks for it
+//!                         └──► AGAIN                              until a process gets it
 //! ```
 //!
-//! # One store is the act
+//! # One store decides
 //!
-//! What an entry's word says is so; nothing else counts items that are held. An entry is written before its item is taken, by
-//! one that has the consumers' mutex, so a process that dies in between has left an entry of an item that is in the queue still:
-//! its number says so, and whoever repairs clears it. That an item is done is a compare-and-swap without any mutex: to say so
-//! neither waits nor fails.
+//! The state word of an entry is the only truth about its item; there is no other count of held
+//! items. An entry is written before its item is taken, by the holder of the consumers' mutex. If a
+//! process dies in between, it leaves an entry for an item that is still in the queue. The entry's
+//! number shows that, and the repairer clears the entry. An item is marked as done by one
+//! compare-and-swap without a mutex, so marking neither waits nor fails.
 //!
-//! `lost` and `again` follow from the entries. `losing` says which entry is being counted, and what the count is then, so that
-//! whoever repairs can end it without counting twice.
+//! `lost` and `again` follow from the entries. `losing` names the entry that is being counted as
+//! lost, and `lost_then` is the resulting count. So a repairer can complete the count without
+//! counting an item twice.
 //!
 //! # Pieces
 //!
-//! To be got again, or asked for, an item must outlive who has got it. So in a queue of which that is wanted ([`OnLost`](crate::OnLost)) every
-//! item lies in a piece of its own, which its record names, and then its entry. Who reads it marks the entry as being read: others
-//! may say that an item is done which they have not got, but not one that is being read.
+//! An item that can be received again, or asked for, must outlive the process that received it. So
+//! in a queue that keeps or requeues items ([`OnLost`](crate::OnLost)), every item lies in a piece
+//! of its own. Its record names the piece first, and later its entry does. A process that reads an
+//! item marks the entry as being read: others may mark an item as done that they have not received,
+//! but not while it is being read.
 //!
 //! # Entries
 //!
-//! The first ones lie in the queue's words, more of them in tables in the file, each twice as large as the one before. Before
-//! there is a new table it is looked for those of the dead, so a table is as large as what is held at a time.
+//! The first entries lie in the queue's words. Further entries lie in tables in the file, each
+//! twice as large as the one before. Before a new table is added, the entries of dead processes are
+//! freed, so a table is only as large as the number of items held at one time requires.
 //!
-//! A table that cannot be mapped is not one that is missing: whoever looks at entries maps all tables first ([`Entries`]), and whoever
-//! takes an item has mapped the table of its entry before ([`FreeHold`]).
+//! A table that cannot be mapped must not be mistaken for one that does not exist. So a process
+//! that looks at the entries maps all tables first ([`Entries`]), and a process that takes an item
+//! has mapped the table of its entry before ([`FreeHold`]).
 
 use std::{cmp::Reverse, collections::BinaryHeap, ops::Deref};
 
 use super::*;
 
-/// What becomes of an item whose process has died before it was done.
+/// What happens to an item whose process has died before the item was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub(in crate::ipc::queue) enum Lost {
@@ -47,7 +54,7 @@ pub(in crate::ipc::queue) enum Lost {
     Requeued = 2,
 }
 
-/// Words of an entry.
+/// Indices of the words of an entry.
 const STATE: usize = 0;
 const NUMBER: usize = 1;
 const AT: usize = 2;
@@ -55,59 +62,65 @@ const BYTES: usize = 3;
 const LEN: usize = 4;
 const FIELDS: usize = 8;
 
-/// Entries in the queue's words. More: each queue takes so much. Less: more queues need a table.
+/// Number of entries in the queue's words. A higher value costs every queue that much memory. A
+/// lower value makes more queues need a table.
 ///
-/// Where processes are made to die at each step there are few, so that they come to tables as well.
+/// It is small in tests that kill processes at each step, so that they use tables too.
 const FIRST: usize = if MODEL || cfg!(feature = "kill-points") { 4 } else { 24 };
-/// Entries in the first table: 64 KiB.
+/// Number of entries in the first table: 64 KiB.
 const TABLE: usize = 1024;
-/// Tables: so that there can be entries for a thousand million items.
+/// Maximum number of tables. With them, there can be entries for a thousand million items.
 const TABLES: usize = 20;
-/// Entries that are looked at for a free one before another one is used for the first time.
+/// Number of entries that are checked for a free one before a fresh entry is used.
 const LOOKS: u32 = 64;
-/// Looks at all entries for whether all is done, while others put and get. More: who asks is kept by those, and by whoever garbles
-/// their counts. Less: it is asked again for what is finished, after [`RECHECK`](crate::sync::raw::RECHECK).
+/// Maximum number of passes over all entries to find out whether all items are done, while others
+/// put and get. A higher value lets those others, or a process that garbles their counts, keep the
+/// caller longer. A lower value reports a finished queue as unfinished more often, and the caller
+/// asks again only after [`RECHECK`](crate::sync::raw::RECHECK).
 const LOOKS_AT_ALL: u32 = 64;
 
-/// Beside the owner's number in `STATE`.
+/// Flags of the `STATE` word, beside the owner's number.
 const READING: u64 = 1 << 32;
 const AGAIN: u64 = 1 << 33;
 const LOST: u64 = 2 << 33;
 const DONE: u64 = 3 << 33;
-/// Above these, the lowest bits of the item's number: so whoever swaps the word swaps it for the item that was looked at, and not for
-/// another one of the same owner, unless that comes 2^29 items later.
+/// Position of the item's number in the `STATE` word; only its lowest bits fit. They make a
+/// compare-and-swap fail if the entry has changed to another item of the same owner since it was
+/// read, unless that item comes exactly 2^29 items later.
 const ITEM_SHIFT: u32 = 35;
 
-/// In `to_clear`.
+/// Value of `to_clear`: several entries may be `DONE`.
 const MANY: u32 = u32::MAX;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Holds {
-    /// A [`Lost`].
+    /// A [`Lost`] as a number.
     on_lost: AtomicU32,
-    /// Entries from here on have never been used.
+    /// Number of entries that have ever been used: the entries from this index on are fresh.
     used: AtomicU32,
-    /// Where a free one is looked for first.
+    /// The index at which the search for a free entry starts.
     from: AtomicU32,
-    /// The entry that is `DONE`, plus one; [`MANY`] if there may be several; 0 if there is none.
+    /// One plus the index of the entry that is `DONE`; [`MANY`] if there may be several; 0 if there
+    /// is none.
     to_clear: AtomicU32,
-    /// Items of the dead of which nobody has been told.
+    /// Number of items of dead processes that have not been reported yet.
     lost: AtomicU64,
-    /// The entry that is being counted as lost, plus one; 0 if none is.
+    /// One plus the index of the entry that is being counted as lost; 0 if there is none.
     losing: AtomicU64,
-    /// What `lost` is then.
+    /// The value of `lost` after that entry is counted.
     lost_then: AtomicU64,
-    /// Entries that are `AGAIN`.
+    /// Number of entries that are `AGAIN`.
     again: AtomicU64,
-    /// Counts how often entries have become `AGAIN` or `LOST`: as long as it is the same, nobody has to look for more of them.
+    /// How often entries have become `AGAIN` or `LOST`. While it is unchanged, nobody has to look
+    /// for more such entries.
     returns: AtomicU64,
     first: [AtomicU64; FIRST * FIELDS],
-    /// Where tables lie, plus one; 0 where there is none.
+    /// One plus the position of each table in the file; 0 where there is none.
     tables: [AtomicU64; TABLES],
 }
 
-/// An entry: in the queue's words, or in a table that is mapped, at that word of it.
+/// An entry: its words in the queue's words, or a mapped table and the entry's first word in it.
 enum Hold<'a, T> {
     First(&'a [AtomicU64]),
     Table(T, usize),
@@ -138,7 +151,8 @@ impl<T: Deref<Target: Words>> Hold<'_, T> {
         self.word(STATE).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// What it is when its item is no more: it is free at once, if there is no piece to give back.
+    /// Returns the state of the entry after its item is gone: free, or `DONE` if there is a piece
+    /// to give back.
     fn over(&self, state: State) -> State {
         if self.piece().is_some() { state.but(DONE) } else { State::FREE }
     }
@@ -154,7 +168,7 @@ impl State {
         State(what | item << ITEM_SHIFT)
     }
 
-    /// The same item, with which something else is.
+    /// Returns the state in which the same item is something else.
     fn but(self, what: u64) -> Self {
         State::new(what, self.0 >> ITEM_SHIFT)
     }
@@ -167,7 +181,7 @@ impl State {
         self.0 >> ITEM_SHIFT == item << ITEM_SHIFT >> ITEM_SHIFT
     }
 
-    /// Whose it is, if it is in somebody's hands.
+    /// Returns the process that holds the item, if one does.
     fn owner(self) -> Option<OwnerId> {
         let bits = u32::try_from(self.what() & !READING).ok()?;
         OwnerId::from_bits(bits)
@@ -186,8 +200,8 @@ impl State {
     }
 }
 
-/// All entries that have been used. Their tables were mapped before the first one is looked at: if that fails, nothing is known of
-/// any of them.
+/// All entries that have been used. All tables are mapped before the first entry is looked at. If
+/// mapping fails, nothing is known about any entry.
 struct Entries<'a, R> {
     first: &'a [AtomicU64],
     tables: [Option<Arc<R>>; TABLES],
@@ -215,29 +229,31 @@ impl<R: Words> Entries<'_, R> {
     }
 }
 
-/// The word at which an entry begins: of the queue's, or of that table.
+/// Returns the index of the first word of an entry: `Ok` in the queue's words, `Err` with the
+/// number of a table and the index in it.
 fn place_of(entry: u32) -> Result<usize, (usize, usize)> {
     let Some(at) = (entry as usize).checked_sub(FIRST) else { return Ok(entry as usize * FIELDS) };
     let number = (at / TABLE + 1).ilog2() as usize;
     Err((number, (at - TABLE * ((1 << number) - 1)) * FIELDS))
 }
 
-/// An entry that nobody has, for an item that is about to be taken. It can be written to.
+/// A free entry for an item that is about to be taken. Its table is mapped, so it can be written.
 pub(in crate::ipc::queue) struct FreeHold<'a, R> {
     entry: u32,
     hold: Hold<'a, Arc<R>>,
 }
 
-/// Entries that were to be taken again when this process looked last, the oldest item first, so that it does not look at all of them for
-/// each item. What an entry's word says is so nevertheless: another process may have taken it.
+/// Entries with items that could be taken again when this process last looked, the oldest item
+/// first. It saves looking at all entries for each item. The state word of an entry still decides:
+/// another process may have taken the item.
 #[derive(Default)]
 pub(in crate::ipc::queue) struct Returned {
-    /// What [`Holds::returns`] was then.
+    /// The value of [`Holds::returns`] at that time.
     seen: Option<u64>,
     entries: BinaryHeap<Reverse<(u64, u32)>>,
 }
 
-/// An item in this process's hands: its entry, and which item that is.
+/// An item held by this process: its entry and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ipc::queue) struct Held {
     entry: u32,
@@ -257,7 +273,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// Whether items must outlive who has got them.
+    /// Returns whether items must outlive the process that received them.
     pub(in crate::ipc::queue) fn keeps_items(&self) -> bool {
         self.on_lost() != Lost::Counted
     }
@@ -266,14 +282,14 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.on_lost() == Lost::Requeued
     }
 
-    /// Items that can be got again.
+    /// Returns the number of items that can be received again.
     pub(super) fn again(&self) -> u64 {
         self.layout.holds.again.load(Ordering::Acquire)
     }
 
     // Entries.
 
-    /// `None` if there is no such entry.
+    /// Returns an entry; `None` if there is no such entry.
     fn hold(&self, entry: u32) -> io::Result<Option<Hold<'a, Arc<M::Ring>>>> {
         match place_of(entry) {
             Ok(at) => Ok(Some(Hold::First(&self.layout.holds.first[at..at + FIELDS]))),
@@ -281,7 +297,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// `None` if there is no such table.
+    /// Returns a table; `None` if there is no such table.
     fn table(&self, number: usize) -> io::Result<Option<Arc<M::Ring>>> {
         let word = self.layout.holds.tables.get(number).map_or(0, |table| table.load(Ordering::Acquire));
         match word.checked_sub(1) {
@@ -290,7 +306,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// How many have been used: no more than there are, whatever a word says that anybody may have written.
+    /// Returns how many entries have been used. It is at most the number of entries that exist,
+    /// whatever the shared word says, because any process may have written it.
     fn used(&self) -> u32 {
         let holds = &self.layout.holds;
         let tables = holds.tables.iter().take_while(|table| table.load(Ordering::Relaxed) != 0).count();
@@ -298,7 +315,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         holds.used.load(Ordering::Acquire).min(u32::try_from(there).unwrap_or(u32::MAX))
     }
 
-    /// Those that have been used.
+    /// Returns the entries that have been used.
     fn entries(&self) -> io::Result<Entries<'a, M::Ring>> {
         let used = self.used();
         let mut tables = [const { None }; TABLES];
@@ -309,8 +326,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(Entries { first: &self.layout.holds.first, tables, used })
     }
 
-    /// An entry for an item that is about to be taken. Under the consumers' mutex; nothing has changed then but that there may be
-    /// one table more.
+    /// Finds or makes a free entry for an item that is about to be taken. Called under the
+    /// consumers' mutex. Nothing changes except that a table may be added.
     pub(in crate::ipc::queue) fn free_hold(&self, me: OwnerId) -> Result<FreeHold<'a, M::Ring>, Failed> {
         let holds = &self.layout.holds;
         let used = self.used();
@@ -321,7 +338,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 let Some(hold) = self.hold(entry)? else { continue };
                 match hold.state() {
                     State::FREE => return Ok(Some(FreeHold { entry, hold })),
-                    // Who has said so may have died before it said where.
+                    // The process that marked it as done may have died before it noted the entry in
+                    // `to_clear`.
                     state if state.what() == DONE => holds.to_clear.store(MANY, Ordering::Release),
                     _ => {}
                 }
@@ -332,10 +350,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             holds.from.store(free.entry.wrapping_add(1), Ordering::Relaxed);
             return Ok(free);
         }
+        // Start elsewhere next time, and use a fresh entry now, if its table exists.
         holds.from.store(from.wrapping_add(LOOKS), Ordering::Relaxed);
         if let Some(hold) = self.hold(used)? {
             return Ok(FreeHold { entry: used, hold });
         }
+        // Free the entries of dead processes before a table is added.
         self.reap()?;
         if let Some(free) = look(0, used)? {
             return Ok(free);
@@ -345,14 +365,14 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(FreeHold { entry: used, hold: Hold::Table(table, at) })
     }
 
-    /// The table in which that entry is, which is the first one that there is not yet.
+    /// Adds the table that contains this entry, which is the first table that does not exist yet.
     fn add_table(&self, entry: u32, me: OwnerId) -> Result<Arc<M::Ring>, Failed> {
         let consumers = &self.layout.consumers;
         let Err((number, _)) = place_of(entry) else { return Err(garbled().into()) };
         let word = self.layout.holds.tables.get(number);
         let word = word.ok_or_else(|| io::Error::other("too many items are not done"))?;
         if word.load(Ordering::Acquire) != 0 {
-            // There is one, with entries of items.
+            // The table exists and has entries of items.
             return Err(garbled().into());
         }
         let (Piece { at, bytes }, claim) = self.new_place(table_bytes(number), me, &self.layout.claims)?;
@@ -364,6 +384,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 return Err(error.into());
             }
         };
+        // From now on, a repairer decides whether the table is added.
         consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueTableNoted);
         word.store(at.wrapping_add(1), Ordering::Release);
@@ -375,7 +396,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(table)
     }
 
-    /// Writes down that this process has an item, which is to be taken at once. Under the consumers' mutex.
+    /// Writes an entry: this process holds an item that it takes next. Called under the consumers'
+    /// mutex.
     pub(super) fn write_hold(
         &self,
         free: &FreeHold<'_, M::Ring>,
@@ -391,18 +413,20 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             hold.word(field).store(word, Ordering::Relaxed);
         }
         let used = &self.layout.holds.used;
+        // Count the entry before it is held, so that every pass over the entries includes it.
         if used.load(Ordering::Relaxed) == *entry {
             used.store(entry.wrapping_add(1), Ordering::Release);
         }
+        // Store the state last: until then the entry is free, whatever its other words say.
         let state = State::new(u64::from(me.bits()) | READING, found.number);
         hold.word(STATE).store(state.0, Ordering::Release);
         kill_point!(QueueItemHeld);
         Held { entry: *entry, number: found.number }
     }
 
-    /// Its bytes have been read, or are not needed.
+    /// Clears the entry's "reading" flag: the item's bytes have been read, or are not needed.
     pub(in crate::ipc::queue) fn has_read(&self, held: Held, me: OwnerId) {
-        // The table was mapped when the item was taken, and is kept.
+        // The table was mapped when the item was taken, and is still mapped.
         if let Ok(Some(hold)) = self.hold(held.entry) {
             let reading = State::new(u64::from(me.bits()) | READING, held.number);
             hold.swap(reading, reading.but(me.bits().into()));
@@ -411,9 +435,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Done.
 
-    /// An item of this process's is done; `false` if somebody else has said so, or it is not this process's.
+    /// Marks an item of this process as done. Returns `false` if another process has done so, or if
+    /// the item is not this process's.
     pub(in crate::ipc::queue) fn is_done(&self, held: Held, me: OwnerId) -> bool {
-        // The table was mapped when the item was taken, and is kept.
+        // The table was mapped when the item was taken, and is still mapped.
         let Ok(Some(hold)) = self.hold(held.entry) else { return false };
         let state = hold.state();
         state.is_of(held.number)
@@ -422,11 +447,13 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             && self.end(held.entry, &hold, state)
     }
 
-    /// The oldest item that another process has is done, which it has handed to this one. None if there is none.
+    /// Marks the oldest item of all other processes as done, because a process must have handed its
+    /// item to this one. Returns `None` if there is none.
     pub(in crate::ipc::queue) fn is_done_for_another(&self, me: OwnerId) -> io::Result<Option<Held>> {
         let entries = self.entries()?;
         loop {
-            // Each state is looked at once: what is ended is what was chosen, or nothing.
+            // Each state is read once, so the compare-and-swap ends exactly the item that was
+            // chosen, or fails.
             let is_anothers =
                 |state: State| state.owner().is_some_and(|owner| owner != me) && !state.is_read();
             let seen = entries.iter().map(|(entry, hold)| {
@@ -464,13 +491,16 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         self.layout.holds.to_clear.load(Ordering::Relaxed) != 0
     }
 
-    /// Gives back the pieces of items that are done. Under the consumers' mutex. If it is an error, they are to be given back still.
+    /// Gives back the pieces of items that are done. Called under the consumers' mutex. On an
+    /// error, they stay to be given back.
     pub(in crate::ipc::queue) fn clear(&self, me: OwnerId) -> io::Result<()> {
         let to_clear = &self.layout.holds.to_clear;
+        // Reset this first: an item that becomes done meanwhile is then noted anew.
         let noted = to_clear.swap(0, Ordering::AcqRel);
         let cleared = match noted {
             0 => Ok(true),
-            // Mapped here, and not among all, so that it costs the same whatever is held beside it.
+            // Map only this entry's table instead of all of them, so that the cost does not depend
+            // on how many other items are held.
             one if one != MANY => {
                 self.hold(one - 1).map(|hold| hold.is_none_or(|hold| self.clear_hold(&hold, me)))
             }
@@ -482,7 +512,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         cleared.map(drop)
     }
 
-    /// `false` if it is to be cleared and there is no claim for that.
+    /// Clears an entry that is `DONE`. Returns `false` if there is no free claim for its piece.
     fn clear_hold(&self, hold: &Hold<'_, impl Deref<Target: Words>>, me: OwnerId) -> bool {
         let consumers = &self.layout.consumers;
         if hold.state().what() != DONE {
@@ -493,6 +523,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             return true;
         };
         let Some(claim) = self.claim(me, self.claims_of_pieces()) else { return false };
+        // From now on, a repairer decides whether the piece still belongs to the entry.
         consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         self.note(&claim, piece);
         kill_point!(QueueDonePieceNoted);
@@ -503,7 +534,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         true
     }
 
-    /// Whether a place is that of a table, or of an item that is written down here.
+    /// Returns whether a place is that of a table, or of an item whose entry is `DONE`.
     pub(super) fn is_place_of_holds(&self, at: u64) -> io::Result<bool> {
         let tables = &self.layout.holds.tables;
         Ok(tables.iter().any(|table| table.load(Ordering::Relaxed) == at.wrapping_add(1))
@@ -512,9 +543,10 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // Whether all is done.
 
-    /// Items that were put and are not done: as many as there were at some moment of this call, or, where others put and get without
-    /// a pause, a number between those of two moments; and never 0 if there always was one. Where entries cannot be looked at, no
-    /// fewer than there are.
+    /// Returns the number of items that were put and are not done. This is the number at some
+    /// moment during the call. Where others put and get without a pause, it is a number between
+    /// those of two moments, and never 0 if there always was an unfinished item. If the entries
+    /// cannot be accessed, it is an upper bound.
     pub(in crate::ipc::queue) fn unfinished(&self) -> u64 {
         let mut seen = 0;
         for _ in 0..LOOKS_AT_ALL {
@@ -529,15 +561,19 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 return seen;
             }
         }
-        // What was put or got meanwhile was not done then.
+        // An item that was put or received in the meantime was unfinished at some moment of this
+        // call.
         seen.max(1)
     }
 
-    /// Whether there are none, and no loss that is to be told. `false` also where entries cannot be looked at: to be asked again.
+    /// Returns whether no item is unfinished and no loss is left to report. Also returns `false` if
+    /// the entries cannot be accessed; the caller asks again.
     ///
-    /// One item after the other may be put and got, each before the one before it is done, so that there always is one: in a ring or
-    /// an entry that was looked at before it came there. So it is looked whether the counts are still the same: no item changes its
-    /// entry, so without one that is put or got those that are not done only become fewer.
+    /// A single pass is not enough. Items may be put and received one after the other, each before
+    /// the previous one is done, so that there always is an unfinished item, but in a ring or an
+    /// entry that this pass had looked at before the item came there. So the pass counts only if
+    /// the counts have not changed during it. An item never moves to another entry, so without puts
+    /// and gets the set of unfinished items only shrinks.
     pub(in crate::ipc::queue) fn is_finished(&self) -> bool {
         for _ in 0..LOOKS_AT_ALL {
             let counts = self.counts();
@@ -546,26 +582,29 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 return false;
             }
             if self.counts() == counts {
-                // Last: a loss is counted before it is nobody's item any more.
+                // Check this last: a loss is counted before its entry stops being unfinished.
                 return self.layout.holds.lost.load(Ordering::Acquire) == 0;
             }
         }
         false
     }
 
-    /// Whether an item is in this process's hands. Its table is mapped then.
+    /// Returns whether this process holds an item. The item's table is mapped in that case.
     pub(in crate::ipc::queue) fn is_held_by(&self, held: Held, me: OwnerId) -> bool {
         let hold = self.hold(held.entry).ok().flatten();
         hold.is_some_and(|hold| hold.get(NUMBER) == held.number && hold.state().owner() == Some(me))
     }
 
-    /// As [`is_finished`](Self::is_finished), asked when this one was done: where there are many, the next one is near.
+    /// Returns whether this item, which is now done, was the last one, like
+    /// [`is_finished`](Self::is_finished). It starts near the item's entry: if there are many
+    /// unfinished items, another one is near.
     pub(in crate::ipc::queue) fn was_last(&self, held: Held) -> bool {
-        // Without those that can be got again, of which one too many is counted while somebody looks for the dead: nobody would ring.
+        // Do not count the items that can be received again. While a process looks for the dead,
+        // that count is too high by one for a moment, and then nobody would ring.
         if self.counts().waiting() > 0 {
             return false;
         }
-        // To say it once too often wakes somebody who looks.
+        // A false "yes" only wakes a joiner, which then checks.
         let Ok(entries) = self.entries() else { return true };
         let is_unfinished = |entry: u32| entries.get(entry).is_some_and(|hold| hold.state().is_unfinished());
         let near = (1..=entries.used.max(1)).any(|step| {
@@ -575,7 +614,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         !near
     }
 
-    /// Whether other processes have items that may be got again, and this one has none: it is not waited for then.
+    /// Returns whether other processes hold items that may come back, and this process holds none.
+    /// If this process holds items itself, it does not wait for others.
     pub(in crate::ipc::queue) fn others_hold(&self, me: OwnerId) -> io::Result<bool> {
         let mut others = false;
         for (_, hold) in self.entries()?.iter() {
@@ -590,11 +630,12 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
 
     // The dead.
 
-    /// Looks whether processes have died that had items. Under the consumers' mutex. How many can be got again now.
+    /// Looks for dead processes that held items. Returns how many items can be received again now.
+    /// Called under the consumers' mutex.
     pub(in crate::ipc::queue) fn reap(&self) -> io::Result<u64> {
         let holds = &self.layout.holds;
         let mut requeued = 0;
-        // Who was asked about already: a system call for each process, and not for each item.
+        // The processes already checked: one system call per process instead of one per item.
         let mut asked: Vec<(OwnerId, bool)> = Vec::new();
         let entries = self.entries()?;
         for (entry, hold) in entries.iter() {
@@ -611,7 +652,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
             }
             match (self.on_lost(), hold.piece()) {
                 (Lost::Requeued, Some(_)) => {
-                    // In this order: see `is_finished`.
+                    // Count before the swap, so that `again` is never too small for `len`, which is
+                    // read without a mutex.
                     let again = holds.again.load(Ordering::Relaxed);
                     holds.again.store(again.wrapping_add(1), Ordering::Release);
                     kill_point!(QueueRequeueCounted);
@@ -638,7 +680,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         kill_point!(QueueLossNoted);
         holds.lost.store(lost.wrapping_add(1), Ordering::Release);
         kill_point!(QueueLossCounted);
-        // Also where it is not kept: whoever repairs tells by this whether it was lost, or somebody has said that it is done.
+        // Mark the entry as `LOST` even if the item is not kept. From this, a repairer tells
+        // whether the item was lost, or another process has marked it as done.
         let is_lost = hold.swap(from, from.but(LOST));
         if !is_lost {
             holds.lost.store(lost, Ordering::Release);
@@ -661,13 +704,15 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
     }
 
-    /// How many items were lost since it was asked last. Under the consumers' mutex.
+    /// Returns how many items were lost since the last call. Called under the consumers' mutex.
     pub(in crate::ipc::queue) fn take_lost(&self) -> u64 {
         self.layout.holds.lost.swap(0, Ordering::AcqRel)
     }
 
-    /// The oldest item that can be got again, or that was lost and kept: it is this process's then, unless `prepare` fails, which is
-    /// told where it lies and how long it is. Under the consumers' mutex. `returned`: this process's, of the same kind of items.
+    /// Takes the oldest item that can be received again, or that was lost and kept. The item then
+    /// belongs to this process, unless `prepare` fails, which gets the item's piece and length.
+    /// `returned` is this process's list for the same kind of items. Called under the consumers'
+    /// mutex.
     pub(in crate::ipc::queue) fn take_again(
         &self,
         me: OwnerId,
@@ -681,6 +726,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         }
         let what = if lost { LOST } else { AGAIN };
         let now = holds.returns.load(Ordering::Acquire);
+        // List the entries anew only if some have come back since the last time.
         if returned.seen != Some(now) {
             let entries = self.entries()?;
             let those = entries.iter().filter(|(_, hold)| hold.state().what() == what);
@@ -694,6 +740,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
                 && hold.get(NUMBER) == number
                 && let Some((piece, len)) = hold.piece()
             {
+                // `prepare` comes before the swap, since it may fail.
                 prepare(piece, len)?;
                 if hold.swap(state, state.but(u64::from(me.bits()) | READING)) {
                     returned.entries.pop();
@@ -711,7 +758,8 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         Ok(None)
     }
 
-    /// What a consumer that died in the middle has left. `taken`: how many items are taken.
+    /// Repairs the entries after a consumer has died in the middle of an operation. `taken` is the
+    /// number of items taken.
     pub(super) fn repair_holds(&self, taken: u64) -> io::Result<()> {
         let holds = &self.layout.holds;
         let entries = self.entries()?;
@@ -719,7 +767,7 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         for (_, hold) in entries.iter() {
             let state = hold.state();
             if state.is_held() && hold.get(NUMBER) >= taken {
-                // Its item is in the queue still, and so is the piece.
+                // Its item is still in the queue, and so is the piece.
                 hold.word(STATE).store(0, Ordering::Release);
             } else if state.what() == AGAIN {
                 again += 1;
@@ -729,7 +777,9 @@ impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
         let losing = losing.checked_sub(1).and_then(|entry| u32::try_from(entry).ok());
         if let Some(hold) = losing.and_then(|entry| entries.get(entry)) {
             let lost = holds.lost_then.load(Ordering::Relaxed);
-            // It is lost, and counted. Or it is there still, and found once more; or somebody has said that it is done.
+            // Either the entry is `LOST`, and counted. Or the entry still has its item, and the
+            // item will be found once more; or another process has marked it as done. In these
+            // cases, undo the count.
             let is_lost = hold.state().what() == LOST;
             holds.lost.store(if is_lost { lost } else { lost.wrapping_sub(1) }, Ordering::Release);
         }
@@ -757,8 +807,9 @@ mod tests {
         *,
     };
 
-    /// An item that was got by a process that has died while it was counted as lost, with this state: how many are lost, if another
-    /// process says then that an item is done, and somebody repairs.
+    /// Sets up an item of a dead process whose entry is in state `what`, because the process that
+    /// was counting it as lost has died too. Then another process marks an item as done, and
+    /// repairs the entries. Returns whether an item was marked, and how many were lost.
     fn lost_of_one(on_lost: Lost, what: u64) -> (bool, u64) {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
@@ -792,13 +843,14 @@ mod tests {
         let of = |item| State::new(me.bits().into(), item);
         let held = |number| Held { entry: 0, number };
         let hold: Hold<'_, &Places> = Hold::First(&layout.holds.first[..FIELDS]);
-        // Somebody has looked at the sixth, and is about to end it. The seventh came there.
+        // A process has looked at the sixth item and is about to end it. Meanwhile the seventh came
+        // to the entry.
         let (seen, now) = (of(6), of(7));
         hold.word(STATE).store(now.0, Ordering::Relaxed);
         hold.word(NUMBER).store(7, Ordering::Relaxed);
         assert!(!chain.end(0, &hold, seen));
         assert!(!chain.is_done(held(6), me));
-        // As many items later as the word has numbers for, the number itself says it.
+        // At 2^29 items later, the state word is the same, but the full number differs.
         assert!(!chain.is_done(held(7 + (1 << 29)), me));
         assert!(chain.is_done(held(7), me));
         assert_eq!(hold.get(STATE), 0);
@@ -808,7 +860,7 @@ mod tests {
     fn a_table_that_cannot_be_mapped_is_not_one_without_items() {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
-        // Of `Places` no table can be mapped.
+        // No table of `Places` can be mapped.
         let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
         let (me, holds) = (Alone.me(), &layout.holds);
         chain.begin(0).unwrap();
@@ -859,7 +911,7 @@ mod tests {
         come_back(2, 6);
         assert_eq!(next(&mut one), Some(5));
         assert_eq!(next(&mut other), Some(6));
-        // In the entry of one that was taken, and is done.
+        // This one comes to the entry of an item that was taken and is done.
         come_back(1, 4);
         assert_eq!(next(&mut other), Some(4));
         let refused = chain.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
