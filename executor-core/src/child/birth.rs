@@ -1,4 +1,5 @@
-//! How this process came to be: as a program, or as a child of one. Asked first of all in `main`.
+//! Determines whether this process is a program of its own or a child of this library. Checked
+//! first of all in `main`.
 //!
 //! ```text
 //!  no marker among its arguments     ──────────────────────────► Program
@@ -8,39 +9,40 @@
 //!    anything else                     Neither                   Program
 //! ```
 //!
-//! Privileges are those which a program has and its starter has not (setuid, setgid, capabilities).
-//! See [`init`](crate::init) for what follows from this.
+//! "Privileges" are those that a program has and the process that started it has not (setuid,
+//! setgid, capabilities). See [`init`](crate::init) for the consequences.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity;
 use crate::os::{process, socket::Credentials};
 
-/// The only argument of a child. It is no secret, and proves nothing: see [`Birth`]. It is not in the
-/// environment, which everything inherits that a task starts.
+/// The only argument of a child. It is no secret, and proves nothing: see [`Birth`]. It is not in
+/// the environment, because every program that a task starts would inherit it.
 pub(crate) const MARKER: &str = "--executor-worker";
 
-/// How deep pools and processes may be nested; loky's limit. Deeper than this is a task that submits
-/// itself without end.
+/// Maximum nesting depth of pools and processes, the same as loky's. Deeper nesting means that a
+/// task submits itself without end.
 const DEPTH_MAX: u32 = 10;
 
-/// The program goes on as a program: it is no child.
+/// Whether the entry has found that this process is a program and no child.
 static PASSED: AtomicBool = AtomicBool::new(false);
 
-/// How a process came to be.
+/// How this process was started.
 #[derive(Debug)]
 pub(crate) enum Birth {
-    /// As programs do: it is not marked, or has privileges, so that nobody can have started it as a
-    /// child.
+    /// As a program: it is not marked, or it has privileges with which nobody can have started it
+    /// as a child.
     Program,
     /// As a child: descriptor 0 is its socket.
     Child,
-    /// It is marked, so it must not run as a program, which might start the next such process, and
-    /// that the next. But it is no child: why, and whether descriptor 0 is a socket to say it over.
+    /// It is marked but is no child. It must not run as a program, because it might start another
+    /// such process, and that one the next. `why` is the reason; `has_socket` is whether descriptor
+    /// 0 is a socket over which to report it.
     Neither { why: String, has_socket: bool },
 }
 
-/// How this process came to be.
+/// Determines how this process was started.
 pub(crate) fn birth() -> Birth {
     if !is_marked() {
         return Birth::Program;
@@ -48,10 +50,11 @@ pub(crate) fn birth() -> Birth {
     let privileged = process::is_privileged();
     let own = Credentials::own();
     match Credentials::of_maker(rustix::stdio::stdin()) {
-        // A stranger's.
+        // The socket was made by another user.
         Ok(maker) if maker != own && privileged => Birth::Program,
-        // So it seems. Should it be a parent that changes its user by means which nobody sees, this
-        // is its child in all else.
+        // It looks like another user's socket. If a parent has changed its user in a way that is
+        // not visible here, this process is otherwise that parent's child, so report the reason
+        // over the socket.
         Ok(maker) if maker != own => Birth::Neither {
             why: format!("{maker} made the socket that is its standard input, and it acts as {own}"),
             has_socket: true,
@@ -71,25 +74,26 @@ pub(crate) fn birth() -> Birth {
     }
 }
 
-/// What the arguments say, which anybody can write.
+/// Returns whether the arguments contain the marker, which anybody can pass.
 pub(crate) fn is_marked() -> bool {
     std::env::args_os().nth(1).is_some_and(|arg| arg == MARKER)
 }
 
-/// The entry was passed by a program that is no child.
+/// Records that the entry was passed by a program that is no child.
 pub(crate) fn pass_as_program() {
     PASSED.store(true, Ordering::Release);
 }
 
-/// Why this process may not have children.
+/// Why this process must not have children.
 pub(crate) enum Barren {
-    /// It was started as a child, but its program did not ask.
+    /// It was started as a child, but its program has not called the entry.
     NoEntry,
-    /// Processes within processes, too deep.
+    /// Processes are nested too deeply.
     TooDeep { depth: u32, max: u32 },
 }
 
-/// Whether this process may have children: else it might start processes without end.
+/// Checks whether this process may have children. Without this check, it might start processes
+/// without end.
 pub(crate) fn may_have_children() -> Result<(), Barren> {
     if !PASSED.load(Ordering::Acquire) && identity::told().is_none() && !matches!(birth(), Birth::Program) {
         return Err(Barren::NoEntry);

@@ -1,21 +1,22 @@
-//! What happens when a program ends by itself.
+//! The work done when a program ends by itself.
 //!
 //! ```text
 //!  main returns, process::exit ─► atexit ─► finish, once:
-//!     1  registered threads are waited for                       spawn_thread
-//!     2  executors finish what they have accepted so far         a list of those that live
-//!     3  hooks of priority 0 and above, the highest first        at_exit
-//!     4  daemons are terminated, other children waited for       the table of processes
-//!     5  hooks below 0
-//!     6  executors are ended: they accept nothing more, and finish what came meanwhile
-//!  a signal, abort, _exit ─► nothing of that; children watch their parent
+//!     1  waits for registered threads                            spawn_thread
+//!     2  executors finish what they have accepted so far         list of living executors
+//!     3  calls hooks of priority 0 and above, highest first      at_exit
+//!     4  terminates daemons, waits for other children            table of processes
+//!     5  calls hooks below 0
+//!     6  shuts executors down: they accept nothing more, and finish what came meanwhile
+//!  a signal, abort, _exit ─► none of these steps; children watch their parent
 //! ```
 //!
-//! An executor that is dropped waits for its work itself, where it may. This is for the others: those that were dropped where
-//! waiting would block others (a tokio runtime, a task), and those that nobody drops (in a static, forgotten, in the frame of a
-//! `main` that has called `exit`). Hooks come after step 2, since they may take away what tasks and callbacks need; until
-//! step 6 executors still work, since hooks may need them. Those that are to cancel or kill what is not done
-//! ([`OnDrop`](crate::OnDrop)) do so in step 2, and accept nothing more.
+//! A dropped executor waits for its work itself, where it may. The steps here are for other
+//! executors: those dropped where waiting would block others (in a tokio runtime, in a task), and
+//! those that are never dropped (in a static, forgotten, or in the frame of a `main` that has
+//! called `exit`). Hooks come after step 2, since they may remove what tasks and callbacks need.
+//! Executors still work until step 6, since hooks may need them. Executors that are to cancel or
+//! kill unfinished work ([`OnDrop`](crate::OnDrop)) do so in step 2, and accept nothing more.
 
 use std::{
     collections::BTreeMap,
@@ -39,22 +40,25 @@ use crate::{
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// How often a thread that is waited for is looked at: it may be held by std for ever, since it has called `exit` as well.
+/// How often to check a thread that is waited for. std may block it forever because it has called
+/// `exit` as well.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A thread that has used no processor time for this long is taken to be held, where the system does not say where it waits.
-/// Shorter: a thread that waits for a slow disk or network is left behind. Longer: a thread that is held delays the end by as much.
+/// A thread that has used no processor time for this long is assumed to be blocked by std, on
+/// systems that do not tell where a thread waits. A lower value leaves behind threads that wait for
+/// a slow disk or network. A higher value delays the exit by that much for each blocked thread.
 const HELD_GRACE: Duration = Duration::from_secs(10);
 
-/// Finds out whether std holds a thread for ever, because it has called `exit` while the program was ending.
+/// Detects a thread that std blocks forever, because it has called `exit` while the program was
+/// ending.
 #[derive(Default)]
 pub(crate) struct Watch {
-    /// What it had computed, and since when it has computed no more.
+    /// The processor time it had used, and since when that has not increased.
     idle: Option<(Duration, Instant)>,
 }
 
 impl Watch {
-    /// To be asked again and again, while the program ends.
+    /// Returns whether the thread is blocked. Called repeatedly while the program ends.
     pub(crate) fn is_held(&mut self, thread: u32) -> bool {
         process::is_paused(thread).unwrap_or_else(|| {
             let (now, computed) = (Instant::now(), process::computed_by(thread).unwrap_or_default());
@@ -67,12 +71,12 @@ impl Watch {
     }
 }
 
-/// A forked child has its own: nothing of its parent's is done twice.
+/// A forked child has its own, so that nothing of its parent's is done twice.
 static END: PerProcess<End> = PerProcess::new(End::default);
 
 #[derive(Default)]
 struct End {
-    /// Hooks by (priority, number): run from the end.
+    /// Hooks by (priority, number), run from the end.
     hooks: Mutex<BTreeMap<(i32, u64), Hook>>,
     hooks_made: Mutex<u64>,
     threads: Mutex<Threads>,
@@ -80,7 +84,7 @@ struct End {
     /// Every executor that has been used and is still alive.
     executors: Mutex<Vec<Weak<dyn Accepts>>>,
     begun: AtomicBool,
-    /// Step 6 has been taken.
+    /// Whether step 6 has begun.
     over: AtomicBool,
 }
 
@@ -90,26 +94,26 @@ struct Threads {
     made: u64,
 }
 
-/// A thread that is waited for.
+/// A thread to wait for.
 struct Registered {
     number: u64,
-    /// Once it runs: its number, and the system's.
+    /// Its thread-local number and its system thread id, once it runs.
     thread: Option<(u32, u32)>,
     watch: Watch,
 }
 
-/// Something that accepts work, and must not lose it when the program ends.
+/// An object that accepts work and must not lose it when the program ends.
 pub(crate) trait Accepts: Send + Sync {
-    /// Waits until what was accepted up to now is done, callbacks included, or does with it what was asked for instead. Limits
-    /// count from `since`.
+    /// Waits until the work accepted so far is done, including callbacks, or does what the user
+    /// chose instead. Time limits count from `since`.
     fn settle(&self, since: Instant);
-    /// Accepts nothing more; does not wait.
+    /// Stops accepting work. Does not wait.
     fn close(&self);
-    /// After `close`: waits until everything is done.
+    /// Waits until everything is done. Called after `close`.
     fn join(&self, since: Instant);
 }
 
-/// Has the end of the program finish what is accepted.
+/// Registers an executor, so that the end of the program finishes its accepted work.
 pub(crate) fn finish_at_the_end(executor: Weak<dyn Accepts>) {
     extern "C" fn at_late_end() {
         let _ = catch(end_executors);
@@ -118,42 +122,45 @@ pub(crate) fn finish_at_the_end(executor: Weak<dyn Accepts>) {
     {
         let mut executors = lock(&end.executors);
         if executors.len() == executors.capacity() {
-            // Before it grows.
+            // Remove dead entries before the list would grow.
             executors.retain(|other| other.strong_count() > 0);
         }
         executors.push(executor);
     }
     match end.over.load(Ordering::SeqCst) {
         false => watch_the_end(),
-        // An exit handler of somebody else uses it. One that is registered by a handler is called, too.
+        // The executor is used by another exit handler. A handler that is registered by a handler
+        // is called too.
         true => fork::at_end(at_late_end),
     }
 }
 
 extern "C" fn at_end() {
     let origin = Origin::here();
-    // A panic must not cross the system's own code.
+    // A panic must not unwind into the system's code.
     let _ = catch(finish);
-    // A hook has copied this process, and has returned in the copy.
+    // A hook may have forked this process and returned in the child.
     origin.end_copy(0);
 }
 
-/// What the table of processes does at the end: it is told by the table, which is above this module.
+/// What the table of processes does at the end. The table registers it, because it is a layer above
+/// this module.
 static END_CHILDREN: OnceLock<fn()> = OnceLock::new();
 
-/// From now on this process has children, which are ended with it by this function.
+/// Registers the function that ends this process's children at exit. From now on this process has
+/// children.
 pub(crate) fn end_children_by(end_children: fn()) {
     let _ = END_CHILDREN.set(end_children);
     watch_the_end();
 }
 
-/// Makes the end of the program known.
+/// Registers the exit handler.
 fn watch_the_end() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| fork::at_end(at_end));
 }
 
-/// All that is to happen when this process ends by itself; once.
+/// Does all exit work of this process, once.
 pub(crate) fn finish() {
     if END.get().begun.swap(true, Ordering::SeqCst) {
         return;
@@ -169,13 +176,13 @@ pub(crate) fn finish() {
     end_executors();
 }
 
-/// Whether this process ends by itself.
+/// Returns whether the exit work of this process has begun.
 pub(crate) fn has_begun() -> bool {
     END.get().begun.load(Ordering::SeqCst)
 }
 
 fn each_executor(mut act: impl FnMut(&dyn Accepts)) {
-    // A copy of the list: callbacks may make executors. It only grows where that is so.
+    // Copy the list, because callbacks may create executors. It only grows if they do.
     let living: Vec<_> = lock(&END.get().executors).iter().filter_map(Weak::upgrade).collect();
     for executor in living {
         let _ = catch(|| act(&*executor));
@@ -184,29 +191,34 @@ fn each_executor(mut act: impl FnMut(&dyn Accepts)) {
 
 fn end_executors() {
     let end = END.get();
-    // From here on, an executor that is used for the first time sees to it that this is called again.
+    // From here on, an executor that is used for the first time registers a further handler.
     end.over.store(true, Ordering::SeqCst);
-    // First all, so that none of them hands its work to one that goes on.
+    // Close all of them first, so that none hands work to one that is still open.
     each_executor(|executor| executor.close());
     let since = Instant::now();
     each_executor(|executor| executor.join(since));
 }
 
-/// A function to be called when this process ends by itself: [`at_exit`].
+/// A function to be called when this process ends by itself. See [`at_exit`].
 #[derive(Clone)]
 pub struct ExitHook {
     key: (i32, u64),
 }
 
-/// Calls `hook` when this process ends by itself: when `main` returns, by [`std::process::exit`], or when the task of a
-/// [`Process`](crate::Process) or the last task of a worker is done. Not after a signal or an abort.
+/// Calls `hook` when this process ends by itself: when `main` returns, in [`std::process::exit`],
+/// or when the task of a [`Process`](crate::Process) or the last task of a worker is done. It is
+/// not called after a signal or an abort.
 ///
-/// Hooks with a higher priority are called first, of one priority those registered last. Those below 0 are called after the
-/// program's [processes](crate::Process) have ended. All of them are called after executors have finished what they had
-/// accepted before the end began, callbacks included; they may use executors and everything else of this library, and what they
-/// submit is finished, too. Only an executor that was used before, with another [`OnDrop`](crate::OnDrop) than `Finish`, has been
-/// shut down by then. Each hook is called once. A panic of one is swallowed (and logged, with `tracing`); the others are called all
-/// the same. A hook that registers another one has it called as well.
+/// Hooks with a higher priority are called first; among equal priorities, the hook registered last
+/// is called first. Hooks with a priority below 0 are called after the program's
+/// [processes](crate::Process) have ended. All hooks are called after executors have finished the
+/// work that they had accepted before the end began, including callbacks. Hooks may use executors
+/// and everything else of this library, and the work that they submit is finished too. The only
+/// exception is an executor that was used before and whose [`OnDrop`](crate::OnDrop) is not
+/// `Finish`: it has been shut down by then.
+///
+/// Each hook is called once. A panic of a hook is caught (and logged, with `tracing`), and the
+/// other hooks are still called. A hook that a hook registers is called as well.
 ///
 /// ```
 /// let hook = executor::at_exit(10, || { /* remove a file */ });
@@ -226,7 +238,8 @@ pub fn at_exit(priority: i32, hook: impl FnOnce() + Send + 'static) -> ExitHook 
 }
 
 impl ExitHook {
-    /// Calls it now, unless it was called or cancelled; whether it was called by this.
+    /// Calls the hook now, unless it was called or cancelled. Returns whether this call has called
+    /// it.
     pub fn call(&self) -> bool {
         let hook = lock(&END.get().hooks).remove(&self.key);
         match hook {
@@ -238,17 +251,17 @@ impl ExitHook {
         }
     }
 
-    /// Forgets it; whether it was still to be called.
+    /// Cancels the hook. Returns whether it was still pending.
     pub fn cancel(&self) -> bool {
         lock(&END.get().hooks).remove(&self.key).is_some()
     }
 
-    /// Whether it is still to be called.
+    /// Returns whether the hook is still to be called.
     pub fn is_pending(&self) -> bool {
         lock(&END.get().hooks).contains_key(&self.key)
     }
 
-    /// A value whose drop calls it.
+    /// Returns a guard that calls the hook when it is dropped.
     pub fn on_drop(self) -> ExitGuard {
         ExitGuard(self)
     }
@@ -276,7 +289,7 @@ fn run_hooks(least: i32) {
     loop {
         let next = {
             let mut hooks = lock(&END.get().hooks);
-            // Looked up each time: a hook may register another one.
+            // Look up the next hook each time, because a hook may register another one.
             let Some(&(priority, number)) = hooks.range((least, 0)..).next_back().map(|(key, _)| key) else {
                 return;
             };
@@ -290,27 +303,32 @@ fn run_hooks(least: i32) {
     }
 }
 
-/// As [`std::thread::spawn`], but the end of the process waits for the thread: Python's threads that are no daemons.
+/// Spawns a thread like [`std::thread::spawn`], but the end of the process waits for it, like a
+/// non-daemon thread in Python.
 ///
-/// Threads of std end with their process, wherever they are. One that must finish what it does (write a file, say)
-/// is started by this; the end of the program, of a [`Process`](crate::Process)'s body and of a worker waits for it, also
-/// in [`std::process::exit`].
+/// Threads of std end with their process, wherever they are. Use this function for a thread that
+/// must finish its work (writing a file, for example). The end of the program, of a
+/// [`Process`](crate::Process)'s body, and of a worker waits for it, also in
+/// [`std::process::exit`].
 ///
 /// ```
 /// let thread = executor::spawn_thread(|| 6 * 7);
 /// assert_eq!(thread.join().unwrap(), 42);
 /// ```
 ///
-/// If such a thread calls [`std::process::exit`] while the program is ending already, std holds it for ever, in `pause`. So the
-/// end of the process does not wait for a thread that it finds in `pause`, whoever has called that: wait for signals with
-/// `sigwait` instead. Where the system does not tell in which call a thread waits (there is no `/proc`, say), the end does not
-/// wait any more for a thread that has used no processor time for ten seconds.
+/// If such a thread calls [`std::process::exit`] while the program is already ending, std blocks it
+/// forever, in `pause`. So the end of the process does not wait for a thread that it finds in
+/// `pause`, even if the program has called that: use `sigwait` to wait for signals. On systems that
+/// do not tell in which call a thread waits (without `/proc`, for example), the end stops waiting
+/// for a thread that has used no processor time for ten seconds.
 ///
 /// # Panics
-/// If the system refuses a thread, as std's.
+/// If the system refuses to create a thread, like std's.
 pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     watch_the_end();
     let end = END.get();
+    // Register the thread before it starts, so that the end of the process waits for it from now
+    // on.
     let number = {
         let mut threads = lock(&end.threads);
         threads.made += 1;
@@ -336,7 +354,7 @@ struct Leaves {
 impl Drop for Leaves {
     fn drop(&mut self) {
         if self.origin.forked() {
-            // A copy that the thread has made of its process. Nothing there waits for it.
+            // A forked child, made by this thread. Nothing waits for the thread there.
             return;
         }
         let end = END.get();
@@ -346,7 +364,7 @@ impl Drop for Leaves {
 }
 
 fn wait_for_threads() {
-    // Where such a thread itself ends the process, it cannot be waited for.
+    // If a registered thread itself ends the process, it cannot be waited for.
     let own = local::this_thread();
     let end = END.get();
     let mut threads = lock(&end.threads);

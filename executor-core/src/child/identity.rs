@@ -1,4 +1,4 @@
-//! What this process is: the program that the user started, or one of its children, and which.
+//! The identity of this process: the program that the user started, or which of its children.
 //!
 //! ```text
 //!   user's shell ─► main program            "MainProcess", depth 0
@@ -7,8 +7,8 @@
 //!                     └─ worker of a pool    "PoolWorker-3"
 //! ```
 //!
-//! Told by the parent in the setup and written down once, before any code of the user runs. Only a child made by `fork`
-//! writes it a second time, since it begins as a copy of its parent.
+//! The parent sends it in the setup. It is stored once, before any user code runs. Only a child
+//! made by `fork` stores it a second time, since it begins as a copy of its parent.
 
 use std::{
     ffi::OsString,
@@ -23,34 +23,35 @@ use crate::wire::handshake::Identity;
 static CHILD: RwLock<Option<Arc<Identity>>> = RwLock::new(None);
 static CHILDREN: AtomicU32 = AtomicU32::new(0);
 
-/// The arguments that this process was started with.
+/// Returns the arguments that this process was started with.
 pub(crate) fn own_args() -> Vec<serde_bytes::ByteBuf> {
     use std::os::unix::ffi::OsStringExt;
     std::env::args_os().map(|arg| serde_bytes::ByteBuf::from(arg.into_vec())).collect()
 }
 
-/// What this process was told to be; `None` in the program that the user started.
+/// Returns the identity that the parent sent; `None` in the program that the user started.
 pub(crate) fn told() -> Option<Arc<Identity>> {
     CHILD.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// From now on, this process is that.
+/// Sets the identity of this process.
 pub(crate) fn become_child(identity: Identity) {
     CHILDREN.store(0, Ordering::Relaxed);
     *CHILD.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(identity));
 }
 
-/// How deep in executors and processes this process is.
+/// Returns how deeply this process is nested in executors and processes.
 pub(crate) fn depth() -> u32 {
     told().map_or(0, |told| told.depth)
 }
 
-/// This process's name.
+/// Returns this process's name.
 pub(crate) fn name() -> String {
     told().map_or_else(|| "MainProcess".to_owned(), |told| told.name.clone())
 }
 
-/// What a child of this process is told, but for its own name, path and daemon flag.
+/// Returns the identity for a child of this process, except for the child's name, path and daemon
+/// flag.
 pub(crate) fn for_child() -> std::io::Result<Identity> {
     let told = told();
     let name = name();
@@ -72,19 +73,20 @@ pub(crate) fn for_child() -> std::io::Result<Identity> {
     })
 }
 
-/// The number of the next child: 1, 2, …
+/// Returns the number of the next child: 1, 2, …
 pub(crate) fn next_child() -> u32 {
     CHILDREN.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-/// `1:2:3`, as default names have it.
+/// Formats a path as in default names: `1:2:3`.
 pub(crate) fn path_text(path: &[u32]) -> String {
     path.iter().map(u32::to_string).collect::<Vec<_>>().join(":")
 }
 
-/// The arguments of the program that the user started; in a child, those of its program, however deep.
+/// Returns the arguments of the program that the user started. In a child, at any depth, these are
+/// still the arguments of that program.
 ///
-/// (`std::env::args()` shows a child how it was started itself.)
+/// (In a child, `std::env::args()` returns the arguments with which the child itself was started.)
 ///
 /// ```
 /// assert!(executor::args().count() >= 1);
@@ -96,7 +98,8 @@ pub fn args() -> impl Iterator<Item = OsString> {
 }
 
 pub(crate) mod key {
-    //! The secret of this program: random in the program that the user started, handed to all of its children.
+    //! The secret of this program: random in the program that the user started, and sent to all of
+    //! its children.
 
     use std::{
         io,
@@ -110,7 +113,7 @@ pub(crate) mod key {
     static OWN: OnceLock<ByteBuf> = OnceLock::new();
     static SET: RwLock<Option<ByteBuf>> = RwLock::new(None);
 
-    /// This program's, in this process.
+    /// Returns the current secret of this process.
     pub(crate) fn current() -> io::Result<ByteBuf> {
         if let Some(set) = &*SET.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(set.clone());
@@ -130,7 +133,7 @@ pub(crate) mod key {
         Ok(OWN.get_or_init(|| ByteBuf::from(random.to_vec())).clone())
     }
 
-    /// Another one, for this process and the children it starts from now on.
+    /// Replaces the secret for this process and the children it starts from now on.
     pub(crate) fn set(key: ByteBuf) {
         *SET.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
     }

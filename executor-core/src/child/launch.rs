@@ -4,13 +4,13 @@
 //!  Launch: identity, role, descriptors ─► Setup ─► written into our end of a pair of sockets
 //!
 //!    Way::Program  the program, started anew: the other end is its descriptor 0
-//!    Way::Copied   a copy that a fork server has made: it has the other end, and gets the setup now
-//!    Way::Fork     a copy of this process, which goes on with the other end
+//!    Way::Copied   a copy that a fork server made: it has the other end, and gets the setup now
+//!    Way::Fork     a copy of this process, which continues with the other end
 //!
 //!  ─► Launched: the child, to be watched and reaped, and our end of its socket
 //! ```
 //!
-//! From there on all are the same: the child reads what it is for, and answers over the same socket.
+//! From there on, all kinds are alike: the child reads its setup, and answers over the same socket.
 
 use std::{
     io,
@@ -32,22 +32,22 @@ use crate::{
     },
 };
 
-/// How long a copy of a fork server may take to end if its socket does not take its setup. The copy
-/// has closed the socket then, most often because it dies.
+/// How long a copy made by a fork server may take to exit if its socket does not accept the setup.
+/// The copy has closed the socket in that case, usually because it is dying.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// A child to be launched: what it is told.
+/// A child to be launched, with everything it is told.
 pub(crate) struct Launch<'a> {
     pub(crate) identity: Identity,
-    /// What the child is for.
+    /// The purpose of the child.
     pub(crate) role: Role,
-    /// Descriptors of its role, in the order in which it takes them.
+    /// Descriptors for its role, in the order in which it takes them.
     pub(crate) descriptors: &'a [BorrowedFd<'a>],
-    /// Descriptors of the arguments of its task.
+    /// Descriptors in the arguments of its task.
     pub(crate) attachments: &'a [Attachment],
 }
 
-/// How a child comes into being.
+/// How a child is created.
 pub(crate) enum Way<'a> {
     /// The program is started anew.
     Program(Start<'a>),
@@ -57,11 +57,11 @@ pub(crate) enum Way<'a> {
     Fork(Fork<'a>),
 }
 
-/// Makes a copy of this process. Gets the copy's socket, and ours, which the copy is to close.
-/// Returns the pid in the parent, and never in the copy.
+/// Makes a copy of this process. It gets the copy's socket, and our own, which the copy must close.
+/// It returns the pid in the parent, and never returns in the copy.
 type Fork<'a> = Box<dyn FnOnce(OwnedFd, BorrowedFd<'_>) -> io::Result<u32> + 'a>;
 
-/// A child that was launched. It is its owner's to watch and to reap.
+/// A launched child. Its owner has to watch it and reap it.
 pub(crate) struct Launched {
     pub(crate) child: Child,
     /// Our end of its socket.
@@ -72,27 +72,27 @@ pub(crate) struct Launched {
 pub(crate) struct Refused {
     pub(crate) step: Step,
     pub(crate) error: io::Error,
-    /// The child exists all the same, and never learns what it is for. It is to be killed and reaped.
+    /// The child exists nevertheless, but will never get its setup. It must be killed and reaped.
     pub(crate) child: Option<Child>,
 }
 
-/// What the system refused.
+/// The step that the operating system refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// To start the program, the setup included.
+    /// Starting the program, including the setup.
     Start,
-    /// To make a pair of sockets.
+    /// Making a pair of sockets.
     Pair,
-    /// To send the setup.
+    /// Sending the setup.
     Tell,
-    /// To copy this process.
+    /// Forking this process.
     Fork,
-    /// To watch the child.
+    /// Watching the child.
     Watch,
 }
 
 impl Step {
-    /// A refusal that left no child behind.
+    /// Returns a refusal that left no child behind.
     fn refused(self) -> impl Fn(io::Error) -> Refused {
         move |error| Refused { step: self, error, child: None }
     }
@@ -102,7 +102,8 @@ impl Launch<'_> {
     /// Launches the child.
     pub(crate) fn by(self, way: Way<'_>) -> Result<Launched, Refused> {
         let Launch { identity, role, descriptors, attachments } = self;
-        // Signals of this thread: the pool's starter has them from the thread that made the pool.
+        // The signal mask of this thread. The pool's starter thread has the mask of the thread that
+        // made the pool.
         let setup = Setup { parent: std::process::id(), identity, signals: Signals::of_this_thread(), role };
         let tell = |socket: &OwnedFd| {
             handshake::send(socket, &setup, descriptors).asked("the setup of a process")?;
@@ -110,15 +111,16 @@ impl Launch<'_> {
         };
         match way {
             Way::Program(start) => {
-                // The setup is there when the child looks; it fits into an empty socket.
+                // Send the setup first, so that it is there when the child looks. It fits into an
+                // empty socket.
                 let (child, socket) = Child::start(start, MARKER, tell).map_err(Step::Start.refused())?;
                 Ok(Launched { child, socket })
             }
             Way::Copied(ServerCopy { pid, socket }) => {
                 let child = Child::adopt(pid).map_err(Step::Watch.refused())?;
-                // After the copy exists: should the server die, no other copy reads the same setup.
-                // If the copy has died meanwhile, its status is going to say so; its socket is
-                // closed a moment before.
+                // Send the setup only after the copy exists: if the server dies, no other copy
+                // reads the same setup. If the copy has died meanwhile, its exit status will say
+                // so; its socket was closed a moment before.
                 match tell(&socket) {
                     Err(error) if !child.ends_within(LAST_MOMENT) => {
                         Err(Refused { step: Step::Tell, error, child: Some(child) })
@@ -130,7 +132,8 @@ impl Launch<'_> {
                 let (socket, theirs) = socket::pair().map_err(Step::Pair.refused())?;
                 tell(&socket).map_err(Step::Tell.refused())?;
                 let pid = fork(theirs, socket.as_fd()).map_err(Step::Fork.refused())?;
-                // It does so itself, but who ends it may be faster, and means all that it leads.
+                // The child does so itself. But a process that ends the child may be faster, and
+                // must reach everything that the child leads.
                 lead_own_group(pid);
                 let child = Child::adopt(pid).map_err(Step::Watch.refused())?;
                 Ok(Launched { child, socket })
@@ -139,19 +142,19 @@ impl Launch<'_> {
     }
 }
 
-/// A copy that a fork server has made, and that waits for its setup. It ends itself if this is
-/// dropped.
+/// A copy that a fork server has made and that waits for its setup. It exits if this is dropped.
 pub(crate) struct ServerCopy {
     pid: u32,
     socket: OwnedFd,
 }
 
-/// Asks a fork server, by its socket, for a copy of itself. The inner error is the system's, which
-/// refused the server a copy; the outer one says that the server does not answer.
+/// Asks a fork server, through its socket, for a copy of itself. The inner error is the system's,
+/// which refused the server a copy. The outer error means that the server does not answer.
 pub(crate) fn ask_for_copy(server: BorrowedFd<'_>) -> io::Result<io::Result<ServerCopy>> {
     let (socket, theirs) = socket::pair()?;
     socket::send(server, &[1], &[theirs.as_fd()])?;
-    // So that the answer ends when neither server nor copy is there to speak.
+    // Close our copy, so that reading the answer ends if neither the server nor the copy can
+    // answer.
     drop(theirs);
     let mut answer = [0; 8];
     let (len, _) = socket::recv_short(&socket, &mut answer)?;
@@ -161,8 +164,9 @@ pub(crate) fn ask_for_copy(server: BorrowedFd<'_>) -> io::Result<io::Result<Serv
     match i64::from_le_bytes(answer) {
         pid @ 1.. => {
             let pid = u32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
-            // It does so itself, but may die or be stopped before. Whoever is in the server's group
-            // is killed and reaped with the server: the status of the copy would be lost.
+            // The copy does so itself, but it may die or be stopped before. Any process in the
+            // server's group is killed and reaped with the server, and the status of the copy would
+            // be lost.
             lead_own_group(pid);
             Ok(Ok(ServerCopy { pid, socket }))
         }

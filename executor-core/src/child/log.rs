@@ -1,7 +1,9 @@
-//! Log lines on standard error, from the whole family of processes: `multiprocessing.log_to_stderr`.
+//! Log lines on standard error, from all processes of the program, like Python's
+//! `multiprocessing.log_to_stderr`.
 //!
-//! The library itself logs with `tracing`, and to whom is the program's business. This is the smallest answer: a subscriber
-//! that prints lines. Children are told the level in their setup, and do the same before their body runs.
+//! The library logs with `tracing`, and the program chooses where that goes. This module is the
+//! smallest choice: a subscriber that prints lines. Children get the level in their setup, and
+//! install the same subscriber before their body runs.
 
 use std::{
     fmt::{self, Write as _},
@@ -25,17 +27,19 @@ use super::identity;
 static LEVEL: OnceLock<Level> = OnceLock::new();
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
-/// Another subscriber of `tracing` is there, and keeps the log: [`log_to_stderr`].
+/// Returned by [`log_to_stderr`] if another `tracing` subscriber exists. That one stays in place.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this process has a `tracing` subscriber already: set its level instead")]
 pub struct LoggerAlreadySet;
 
 crate::debug::debug_is_display!(LoggerAlreadySet);
 
-/// Prints what is logged with `tracing`, by this library and by the program, to standard error: in this process and in all
-/// children that it starts from now on, as `[LEVEL/process name] file:line: message`.
+/// Prints everything that this library and the program log with `tracing` to standard error, in
+/// this process and in all children that it starts from now on. The format is
+/// `[LEVEL/process name] file:line: message`.
 ///
-/// A program with a subscriber of its own does not need it; one in each child is set up by an initializer.
+/// A program with its own subscriber does not need this. To install its own subscriber in each
+/// child, it can use an initializer.
 ///
 /// ```
 /// executor::log_to_stderr(tracing::Level::INFO).unwrap();
@@ -44,30 +48,31 @@ crate::debug::debug_is_display!(LoggerAlreadySet);
 /// ```
 ///
 /// # Errors
-/// If there is a subscriber already, also by an earlier call.
+/// If a subscriber exists already, including one from an earlier call.
 pub fn log_to_stderr(level: Level) -> Result<(), LoggerAlreadySet> {
     set_global_default(Lines { level, spans: AtomicU64::new(1) }).map_err(|_| LoggerAlreadySet)?;
     let _ = LEVEL.set(level);
     Ok(())
 }
 
-/// What is logged: what [`log_to_stderr`] was told, here or in an ancestor; otherwise what `tracing`'s subscribers want.
+/// Returns the level of what is logged: the level given to [`log_to_stderr`], here or in an
+/// ancestor, or otherwise the level that `tracing`'s subscribers want.
 pub fn log_level() -> LevelFilter {
     LEVEL.get().map_or_else(LevelFilter::current, |level| LevelFilter::from_level(*level))
 }
 
-/// What children are told.
+/// Returns the level to send to children, as a number.
 pub(crate) fn number_for_child() -> Option<u8> {
     let level = LEVEL.get()?;
     LEVELS.iter().position(|other| other == level).map(|at| at as u8)
 }
 
-/// In a child: as the parent does.
+/// Installs the parent's level in a child.
 pub(crate) fn adopt() {
     let level =
         identity::told().and_then(|told| told.log_level).and_then(|at| LEVELS.get(usize::from(at)).copied());
     if let Some(level) = level {
-        // A forked child has its parent's already.
+        // A forked child already has its parent's subscriber.
         let _ = log_to_stderr(level);
     }
 }
@@ -102,7 +107,8 @@ impl Subscriber for Lines {
         }
         event.record(&mut Fields(&mut line));
         line.push('\n');
-        // At once, so that lines of several processes do not mix. Nobody is left to be told if that fails.
+        // Write the line at once, so that lines of several processes do not mix. A failure cannot
+        // be reported to anyone.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 

@@ -1,13 +1,13 @@
-//! Judges the end of a child process.
+//! Determines why a child process has ended.
 //!
 //! ```text
-//!  how it ended: exit code or signal           ─┐              ┌─► of_task       why the task that it ran has no result
-//!  its board: what it noted before that        ─┼─► Ending ───►┤
-//!  its parent: what was done to it, and why    ─┘              └─► before_ready  why a pool has no worker
+//!  how it ended: exit code or signal       ─┐            ┌► of_task       why it has no result
+//!  its board: what it noted before that    ─┼► Ending ──►┤
+//!  its parent: what was done to it, and why ┘            └► before_ready  why no worker started
 //! ```
 //!
-//! Everything on a board was noted since the task began. That a note came last does not make it the
-//! cause of the end, so a note counts only where it can have led to the exit status.
+//! Everything on a board was noted since the task began. A note that came last is not necessarily
+//! the cause of the end. So a note counts only if it can have led to the exit status.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -23,24 +23,25 @@ pub(crate) struct Ending<'a> {
     pub(crate) status: ExitStatus,
     /// `None` if the child was never connected.
     pub(crate) board: Option<&'a Board>,
-    /// The child came to the entry.
+    /// Whether the child came to the entry.
     pub(crate) reached: bool,
-    /// This program sent the child a signal that was to end it.
+    /// Whether this program sent the child a signal that was to end it.
     pub(crate) killed_by_us: bool,
-    /// The child was cut off for this: nothing that it noted is believed.
+    /// The protocol violation for which the child was disconnected. None of its notes is trusted
+    /// then.
     pub(crate) broke_protocol: Option<String>,
-    /// This program killed the child because this signal had stopped it.
+    /// The signal that had stopped the child, if this program killed it for that.
     pub(crate) stopped_by: Option<i32>,
 }
 
 impl Ending<'_> {
-    /// Why this task has no result: the child ended while it ran it.
+    /// Returns why this task has no result: the child ended while it ran it.
     pub(crate) fn of_task(self, task: TaskId, name: &str) -> TaskError {
         let Ending { pid, status, board, reached, killed_by_us, broke_protocol, stopped_by } = self;
         let board = board.filter(|_| broke_protocol.is_none());
         let signal = status.signal();
-        // std's handler ends the process by SIGABRT where it knows the stack, and lets the fault
-        // happen where it does not.
+        // If std's handler knows the stack, it ends the process by SIGABRT. Otherwise it lets the
+        // fault happen.
         let faulted = matches!(signal, Some(libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT));
         let stack_overflow =
             faulted && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
@@ -73,8 +74,8 @@ impl Ending<'_> {
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }
 
-    /// Why a pool has no worker: the child ended before it was ready. `initializer` is the name of
-    /// the initializer that runs after the hello, if the pool has one.
+    /// Returns why a pool has no worker: the child ended before it was ready. `initializer` is the
+    /// name of the initializer that runs after the hello, if the pool has one.
     pub(crate) fn before_ready(self, said_hello: bool, initializer: Option<&str>) -> BrokenCause {
         let status = self.status;
         match (said_hello, initializer) {
@@ -123,7 +124,7 @@ mod tests {
         for status in [ExitStatus::Exited(1), ExitStatus::Signaled(libc::SIGKILL)] {
             assert!(lost(ending(status, Some(&board)).of_task(TASK, "work")).last_panic.is_none());
         }
-        // One that was caught, and that the process went on from.
+        // A panic that was caught, after which the process continued.
         board.note_panic(TASK, "src/x.rs:1:2", "boom", false);
         assert!(lost(ending(abort, Some(&board)).of_task(TASK, "work")).last_panic.is_some());
     }
@@ -149,7 +150,7 @@ mod tests {
         let ours = Ending { killed_by_us: true, stopped_by: Some(libc::SIGTTIN), ..ending(killed, None) };
         let detail = lost(ours.of_task(TASK, "work"));
         assert!(!detail.killed_by_system && detail.stopped_by == Some(libc::SIGTTIN));
-        // It ended by itself before the kill came.
+        // The child ended by itself before the kill came.
         let exited = Ending { stopped_by: Some(libc::SIGTTIN), ..ending(ExitStatus::Exited(3), None) };
         assert_eq!(lost(exited.of_task(TASK, "work")).stopped_by, None);
     }

@@ -1,13 +1,13 @@
-//! Reaps children, each once, and looks after what they leave behind.
+//! Reaps children, each once, and handles the processes that they leave behind.
 //!
 //! ```text
-//!  a tenant's thread sleeps on pidfds ─► a child has ended ─► Reaper: the rest of its group is killed,
-//!                                                             its status taken, what it left waited for
-//!  a child that nobody wants         ─► kill, end ─────────►
+//!  a tenant's thread sleeps on pidfds ─► a child has ended ─► Reaper: kills the group's rest,
+//!                                                             takes its status, awaits leftovers
+//!  a child that is not wanted         ─► kill, end ─────────►
 //! ```
 //!
-//! A tenant has one reaper for all of its children: the driver of a pool, the table of processes.
-//! The exit status stays with the [`Child`].
+//! A tenant has one reaper for all of its children; the tenants are the driver of a pool and the
+//! table of processes. The exit status is stored in the [`Child`].
 
 use std::{
     sync::Mutex,
@@ -19,45 +19,47 @@ use crate::os::{exit_status::ExitStatus, orphans::Orphans, process::Child, sync:
 /// Reaps the children of one tenant.
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
-    /// What children have left behind, where that becomes ours.
+    /// Processes that children have left behind, where they become this process's children.
     orphans: Mutex<Orphans>,
 }
 
 impl Reaper {
-    /// Reaps a child that has ended. What it had started is killed.
+    /// Reaps a child that has ended, and kills the processes that it had started.
     pub(crate) fn reap(&self, child: &Child) -> ExitStatus {
         self.reap_and_keep(child, |_| false)
     }
 
-    /// Reaps a child that has ended. What it had started is killed, unless the end was one after
-    /// which that `may_stay`.
+    /// Reaps a child that has ended, and kills the processes that it had started, unless `may_stay`
+    /// returns `true` for the exit status.
     pub(crate) fn reap_and_keep(
         &self,
         child: &Child,
         may_stay: impl FnOnce(ExitStatus) -> bool,
     ) -> ExitStatus {
         let status = child.reap(may_stay);
-        // Of a child that others have reaped, the number of the group may be another's.
+        // If other code has reaped the child, its group's number may belong to another group by
+        // now.
         if status != ExitStatus::Unknown {
             self.look_behind(child);
         }
         status
     }
 
-    /// Kills a child and reaps it, if it ends within `limit`.
+    /// Kills a child, and reaps it if it ends within `limit`.
     pub(crate) fn kill(&self, child: &Child, limit: Duration) {
         child.kill(limit);
         self.give_up(child);
     }
 
-    /// Waits for the end of a child that is about to end, kills it if it takes longer than `limit`,
-    /// and reaps it.
+    /// Waits for the end of a child that is about to end, kills it if that takes longer than
+    /// `limit`, and reaps it.
     pub(crate) fn end(&self, child: &Child, limit: Duration) {
         child.end(limit);
         self.give_up(child);
     }
 
-    /// A child that has not ended yet is reaped later, as what it leaves behind is.
+    /// Reaps a child if it has ended. Otherwise it is reaped later, together with what it leaves
+    /// behind.
     fn give_up(&self, child: &Child) {
         child.reap(|_| false);
         self.look_behind(child);
@@ -67,29 +69,31 @@ impl Reaper {
         lock(&self.orphans).leader_reaped(child.pid());
     }
 
-    /// Looks after what was left behind, where it is time to; `living` are children that were not
+    /// Handles processes left behind, if it is time to. `living` are the children that were not
     /// reaped.
     pub(crate) fn look(&self, living: impl Iterator<Item = u32>) {
         lock(&self.orphans).look(living);
     }
 
-    /// When to look next, if there is something to look for; `living`: whether there are children.
+    /// Returns when to call [`look`](Self::look) next, if there is something to look for. `living`
+    /// is whether there are children.
     pub(crate) fn next_look(&self, living: bool) -> Option<Instant> {
         lock(&self.orphans).next_look(living)
     }
 
-    /// Whether nothing is left behind.
+    /// Returns whether no processes are left behind.
     pub(crate) fn is_idle(&self) -> bool {
         lock(&self.orphans).is_empty()
     }
 
-    /// Waits until nothing is left of what was killed, at most `limit`.
+    /// Waits at most `limit` until the killed processes are gone.
     pub(crate) fn wait(&self, limit: Duration) {
         lock(&self.orphans).wait(limit);
     }
 }
 
-/// Kills a child that hangs, and reaps it if it ends within `limit`. What it leaves behind is left.
+/// Kills a child that hangs, and reaps it if it ends within `limit`. Processes that it leaves
+/// behind are not handled.
 pub(crate) fn abandon(child: &Child, limit: Duration) {
     child.kill(limit);
     child.reap(|_| false);
