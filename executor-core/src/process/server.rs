@@ -1,4 +1,4 @@
-//! The fork server, as its parent sees it.
+//! The parent's side of a fork server.
 
 use std::{
     io,
@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-/// A fork server, started with the first child it is asked for, and again where it has died. Ends with its last handle.
+/// A handle of a fork server. The server is started when the first child is requested, and again if
+/// it has died. It ends with its last handle.
 #[derive(Clone)]
 pub(crate) struct Server(Arc<Mutex<State>>);
 
@@ -36,20 +37,23 @@ struct State {
 }
 
 struct Running {
-    /// A copy of this process does not keep it: its end tells the server that it is not needed.
+    /// A forked copy of this process must not keep the socket, because the server ends when it is
+    /// closed.
     socket: Option<NotInherited>,
     child: Child,
     origin: Origin,
 }
 
-/// How long a fork server may take to see that it is not needed any more; it is killed after that.
+/// How long a fork server may take to notice that it is not needed any more. After that it is
+/// killed.
 const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.origin.forked() {
-            // It ends when this is closed, and with it what `preload` has started. A child that it has made is not in its group:
-            // it has left that when its number is told to anybody (`ask`).
+            // The server ends when this is closed, together with the programs that `preload` has
+            // started. Children that it has made are not in its group: they have left it before
+            // anybody is told their pids (see `ask`).
             self.socket.take();
             table::end(&self.child, LAST_MOMENT);
         }
@@ -61,7 +65,7 @@ impl Server {
         Server(Arc::default())
     }
 
-    /// The one of processes without a context.
+    /// Returns the fork server of processes without a context.
     pub(super) fn of_program() -> Self {
         static OWN: PerProcess<Server> = PerProcess::new(Server::new);
         OWN.get().clone()
@@ -75,7 +79,7 @@ impl Server {
             <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
         });
         let bytes = match entry.known().and(encoded.map_err(|error| error.message)) {
-            // Nobody could stop it alone: it runs in the server itself.
+            // A task in the server cannot be stopped on its own: it runs in the server itself.
             _ if options.timeout.is_some() => {
                 Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
             }
@@ -86,13 +90,13 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
     }
 
-    /// Makes a child, which waits for its setup.
+    /// Makes a child, which then waits for its setup.
     pub(super) fn make(&self) -> Result<ServerCopy, StartError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.running.as_ref().is_some_and(|running| running.origin.forked()) {
             state.running = None;
         }
-        // One that has died is noticed by asking it; another one is asked then, once.
+        // A dead server is noticed when it is asked. Start another one then, and ask once more.
         let again = state.running.is_some();
         match ask(&mut state) {
             Err(StartError::Os { .. }) if again => {

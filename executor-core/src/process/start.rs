@@ -1,7 +1,7 @@
-//! One start: from the options of a [`Process`] to a child that the table knows.
+//! Starts one process: from the options of a [`Process`] to a child in the table of processes.
 //!
 //! ```text
-//!  Process ─► checks ─► identity, streams, board ─► Launch ─► by its method ─► Record ─► table, Child
+//!  Process ─► checks ─► identity, streams, board ─► Launch ─► by method ─► Record ─► table, Child
 //! ```
 
 use std::{
@@ -42,53 +42,55 @@ use crate::{
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The arguments of its task cannot be encoded.
+    /// The arguments of the task cannot be encoded.
     #[error("{0}")]
     Arguments(TaskError),
-    /// An option makes no sense.
+    /// An option has an invalid value.
     #[error("invalid option: {0}")]
     Invalid(Arc<str>),
-    /// This process, or the fork server, never passed the entry; going on would start processes without end.
+    /// This process, or the fork server, has never called the entry. Continuing would start
+    /// processes without end.
     #[error(
         "a process was started again but never reached executor's entry point; {remedy}",
         remedy = crate::error::ADD_THE_ENTRY
     )]
     NoEntry,
-    /// Processes within processes, too deep.
+    /// Processes are nested too deeply.
     #[error(
         "processes are nested {depth} deep, {max} is the limit: does a process start itself without end?"
     )]
     TooDeep {
-        /// How deep it would be.
+        /// The depth that the process would have.
         depth: u32,
-        /// How deep is allowed.
+        /// The maximum depth.
         max: u32,
     },
-    /// Two task functions have one name. Made where tasks are found by name across builds; a process of this program never makes
-    /// it, as it tells such functions apart.
+    /// Two task functions have the same name. This can happen only where tasks are found by name
+    /// across builds. A process of this program never returns it, because it tells such functions
+    /// apart.
     #[error("{0}")]
     DuplicateTask(Arc<str>),
-    /// [`StartMethod::Fork`] in a process with other threads.
+    /// [`StartMethod::Fork`] was used in a process with other threads.
     #[error(
         "this process has {threads} threads, and a copy of it would have one: what the others have locked stays locked in \
          it for ever; use StartMethod::Spawn or StartMethod::ForkServer, or start it before any thread"
     )]
     Threads {
-        /// All of them, this one included.
+        /// The number of threads, including the calling one.
         threads: usize,
     },
-    /// The fork server cannot make children.
+    /// The fork server cannot create children.
     #[error("the fork server cannot be used: {0}")]
     ForkServer(Arc<str>),
-    /// The system made no copy.
+    /// The system refused to fork.
     #[error("the operating system refused to fork: {0}")]
     Fork(Arc<io::Error>),
-    /// The operating system refused something.
+    /// The operating system refused a request.
     #[error("the operating system refused {what}: {error}")]
     Os {
-        /// What was asked for.
+        /// The request.
         what: &'static str,
-        /// Its answer.
+        /// The error that the system returned.
         error: Arc<io::Error>,
     },
 }
@@ -101,10 +103,10 @@ impl StartError {
     }
 }
 
-/// How long it is waited for the end of a child that was killed because its start failed.
+/// How long to wait for the end of a child that was killed because its start failed.
 const KILLED_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where a stream of the child goes, and our end of it.
+/// One standard stream of a child: the child's end, and this process's end of a pipe.
 struct Stream {
     theirs: Option<OwnedFd>,
     ours: Option<OwnedFd>,
@@ -113,7 +115,7 @@ struct Stream {
 impl Stream {
     fn open(place: Stdio, input: bool) -> io::Result<Self> {
         let (theirs, ours) = match place.0 {
-            // The child has an empty input anyway.
+            // The child's input is empty by default.
             Place::Null if input => (None, None),
             Place::Null => (Some(null()?), None),
             Place::Inherit if input => {
@@ -138,12 +140,13 @@ fn null() -> io::Result<OwnedFd> {
 /// Standard input, output and error of a child.
 struct Streams {
     has_stdin: bool,
-    /// What travels with the setup, since no child inherits it: its input, and to a copy its output
-    /// and error.
+    /// Descriptors that are sent with the setup, because no child inherits them: the child's input,
+    /// and for a copy also its output and error.
     told: Vec<OwnedFd>,
-    /// What the program inherits in place of our output and error, if it is started anew.
+    /// Descriptors that a newly started program inherits in place of this process's output and
+    /// error.
     inherited: [Option<OwnedFd>; 2],
-    /// The other ends of pipes.
+    /// This process's ends of the pipes.
     ours: [Option<OwnedFd>; 3],
 }
 
@@ -164,7 +167,8 @@ impl Streams {
     }
 }
 
-/// Output or error of this process. Where this process has closed its own, nothing.
+/// Duplicates this process's output or error. If this process has closed its own, opens
+/// `/dev/null`.
 fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
         Err(rustix::io::Errno::BADF) => null(),
@@ -181,7 +185,7 @@ impl From<Barren> for StartError {
     }
 }
 
-/// Ends what exists of a child that was not launched; why that was so.
+/// Ends a child that exists but was not launched, and converts the reason to an error.
 fn refused(Refused { step, error, child }: Refused) -> StartError {
     if let Some(child) = child {
         table::kill(&child, KILLED_LIMIT);
@@ -196,7 +200,7 @@ fn refused(Refused { step, error, child }: Refused) -> StartError {
     StartError::os(what, error)
 }
 
-/// Who the child is going to be.
+/// Determines the identity of the child.
 fn identity(name: Option<String>, daemon: Option<bool>, method: Option<StartMethod>) -> io::Result<Identity> {
     let number = identity::next_child();
     let program = identity::for_child()?;
@@ -225,7 +229,8 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     if process.executable.is_some() && method != StartMethod::Spawn {
         return Err(invalid("`executable` needs StartMethod::Spawn"));
     }
-    // Held until it is started: the watcher sleeps meanwhile, and is no thread to be feared by a fork.
+    // Held until the child is started. The watcher thread sleeps meanwhile, and so is no danger for
+    // a fork.
     let pause = (method == StartMethod::Fork).then(table::pause);
     if let Some(pause) = &pause {
         fork::check_threads(pause)?;
@@ -239,6 +244,8 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         keeps_programs: process.keeps_programs,
         limit: process.timeout,
     };
+    // A copy inherits the streams, environment and directory of the fork server, so it is sent its
+    // own.
     let copied = method != StartMethod::Spawn;
     let (board, board_fd) = board::create().map_err(os("memory"))?;
     let streams = Streams::open(process.stdin, process.stdout, process.stderr, copied)
@@ -256,7 +263,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let descriptors: Vec<_> = iter::once(&board_fd).chain(&streams.told).map(AsFd::as_fd).collect();
     ready::check().map_err(os("to wait for descriptors (`poll`)"))?;
     if method != StartMethod::Fork {
-        // A fork does so itself, where no other thread is.
+        // A fork flushes its output itself, after it has checked that there are no other threads.
         output::flush();
     }
     let way = match pause {

@@ -189,7 +189,7 @@ impl Record {
         self.settled_status()
     }
 
-    /// How it ended, once its report was read as well.
+    /// Returns how the child ended, once its report was read as well.
     fn settled_status(&self) -> Option<ExitStatus> {
         let _state = lock(&self.state);
         self.process.status()
