@@ -1,4 +1,4 @@
-//! What an executor does when the program ends by itself: see [`exit`](crate::process::exit).
+//! What an executor does when the program ends by itself: see [`exit`](crate::child::exit).
 //!
 //! ```text
 //!  scheduler ──► outcomes on their way ──► futures; the callback queue ──► callbacks
@@ -23,40 +23,42 @@ pub(crate) enum AtEnd {
     Finish,
     CancelPending,
     Kill,
-    /// By SIGTERM first.
+    /// Send SIGTERM first.
     Terminate,
 }
 
-/// How long the end waits for what cannot be waited for without a limit: a waker of the user that is being woken, and, after
-/// a limit has passed, processes that were killed. Shorter: a busy machine loses a callback. Longer: a waker that itself ends
-/// the program holds up the end for longer.
+/// How long the end of the program waits where it cannot wait without a limit: for a waker of the
+/// user that is being called, and, after a time limit, for processes that were killed. A lower
+/// value loses callbacks on a busy machine. A higher value delays the exit more if a waker itself
+/// ends the program.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Longest delay when a notification arrives just before the wait begins.
 const RECHECK: Duration = Duration::from_millis(20);
 
-/// Counts outcomes that have left the scheduler and have not reached futures and callbacks yet, in batches.
+/// Counts batches of outcomes that have left the scheduler and have not reached futures and
+/// callbacks yet.
 #[derive(Default)]
 pub(super) struct OnTheWay {
-    /// Written under the pool's lock, so without an atomic addition.
+    /// Written only under the pool's lock, so no atomic addition is needed.
     left: AtomicU64,
     arrived: AtomicU64,
-    /// The end of the program waits.
+    /// Whether the end of the program is waiting.
     awaited: AtomicBool,
     lock: Mutex<()>,
     changed: Condvar,
 }
 
-/// A batch on its way; arrives when it is dropped.
+/// A batch on its way. It arrives when this is dropped.
 pub(super) struct Batch(Arc<OnTheWay>);
 
 impl OnTheWay {
-    /// A batch has left the scheduler. Under the pool's lock only.
+    /// Records that a batch has left the scheduler. Called only under the pool's lock.
     pub(super) fn leave(&self) {
         self.left.store(self.left.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// A batch that has left has arrived.
+    /// Records that a batch has arrived.
     pub(super) fn arrive(&self) {
         self.arrived.fetch_add(1, Ordering::Release);
         if self.awaited.load(Ordering::Relaxed) {
@@ -65,12 +67,13 @@ impl OnTheWay {
         }
     }
 
-    /// A guard for a batch that has left; dropping it calls `arrive`.
+    /// Returns a guard for a batch that has left. Dropping it calls `arrive`.
     pub(super) fn batch(self: &Arc<Self>) -> Batch {
         Batch(Arc::clone(self))
     }
 
-    /// Under the pool's lock: nothing leaves meanwhile.
+    /// Returns whether no batch is on its way. Called under the pool's lock, so that none leaves
+    /// meanwhile.
     fn is_empty(&self) -> bool {
         self.arrived.load(Ordering::Acquire) == self.left.load(Ordering::Relaxed)
     }
@@ -89,7 +92,7 @@ impl Drop for Batch {
 }
 
 impl Pool {
-    /// Waits until `is_so`, at most until `deadline`; whether it is.
+    /// Waits until `is_so` returns `true`, at most until `deadline`. Returns whether it did.
     fn wait_until(&self, deadline: Option<Instant>, is_so: impl Fn() -> bool) -> bool {
         while !is_so() {
             let left =
@@ -102,7 +105,7 @@ impl Pool {
         true
     }
 
-    /// Whether a task is unresolved whose id is below this one.
+    /// Returns whether a task with an id below this one is unresolved.
     fn has_before(&self, id: TaskId) -> bool {
         self.event(|core, _, _| core.scheduler.has_before(id))
     }
@@ -112,18 +115,19 @@ impl Pool {
         !self.on_the_way.is_empty()
     }
 
-    /// When the end that has begun at `since` stops waiting for this pool.
+    /// Returns when the end of the program, begun at `since`, stops waiting for this pool.
     fn deadline(&self, since: Instant) -> Option<Instant> {
         self.options.exit_timeout.and_then(|limit| since.checked_add(limit))
     }
 
-    /// Whether the end can wait for this pool, here.
+    /// Returns whether the end of the program can wait for this pool on this thread.
     fn can_be_awaited(&self) -> bool {
         if self.forked() {
             return false;
         }
         if is_own_thread() {
-            // Its own thread would have to do what it waits for.
+            // The calling thread is the pool's own, and would have to do the work that it waits
+            // for.
             tracing::warn!(
                 "the program ends within a waker that runs on a thread of an executor, which therefore finishes nothing"
             );
@@ -132,7 +136,7 @@ impl Pool {
         true
     }
 
-    /// Begins to end, as is wished for the case that nobody has ended it.
+    /// Begins to shut down, in the way the user chose for a pool that was not shut down explicitly.
     fn end_as_wished(&self) {
         match self.options.at_end {
             AtEnd::Finish => self.shutdown(false, None),
@@ -142,14 +146,15 @@ impl Pool {
         }
     }
 
-    /// Ends what has not ended by its limit, and waits a moment for that.
+    /// Ends work that has passed the time limit, and waits briefly for that.
     fn cut_short(&self) {
         tracing::warn!(limit = ?self.options.exit_timeout, "accepted work holds up the end of the program, and is ended");
         self.shutdown(true, Some(Instant::now()));
         self.join_until(Instant::now() + GRACE);
     }
 
-    /// What has left the scheduler is given to callbacks, and callbacks run.
+    /// Waits until everything that has left the scheduler has reached its callbacks, and these have
+    /// run.
     fn finish_callbacks(&self, deadline: Option<Instant>) {
         let moment = Instant::now() + GRACE;
         self.wait_until(Some(deadline.map_or(moment, |at| at.min(moment))), || !self.is_on_the_way());
@@ -162,10 +167,12 @@ impl Accepts for Pool {
         if !self.can_be_awaited() {
             return;
         }
-        // Work that comes later is not waited for here: threads that are not going to end may submit without end.
+        // Work that is submitted later is not waited for here: threads that never end may submit
+        // without end.
         let next = chunk::id_of_the_next();
         let mut deadline = self.deadline(since);
-        // Also where nothing happens to be pending: whether a hook can use it must not depend on that.
+        // Shut down even if nothing is pending: whether a hook can use the pool must not depend on
+        // that.
         if self.options.at_end != AtEnd::Finish {
             self.end_as_wished();
         }
@@ -199,7 +206,8 @@ impl Accepts for Pool {
     }
 }
 
-/// Callbacks may be left when the pool is gone: they are also queued for results that were there already.
+/// Callbacks may remain after the pool is gone, because callbacks for results that already existed
+/// are queued, too.
 impl Accepts for CallbackQueue {
     fn settle(&self, since: Instant) {
         let deadline = self.exit_timeout.and_then(|limit| since.checked_add(limit)?.checked_add(GRACE));

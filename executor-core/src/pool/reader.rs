@@ -1,17 +1,20 @@
-//! Who takes the workers' replies.
+//! Receives the workers' replies.
 //!
 //! ```text
-//!  thread in `result()`: its task is with a worker whose lease is free ──► drains that worker itself, until its own
-//!                                                                          reply is there
-//!  otherwise: the reader thread, one for the pool ──► sleeps on the pool's doorbell, drains every worker that rang
+//!  thread in `result()`, its task is with a worker whose lease is free
+//!                                 ──► drains that worker itself, until its own reply is there
+//!  otherwise: the reader thread, one per pool
+//!                                 ──► sleeps on the pool's doorbell, drains every worker that rang
 //!  ipc-channel: a thread for each worker, blocked in `recv`
 //! ```
 //!
-//! Whoever drains hands the frames to [`Pool::on_frames`], which completes futures and sends the next tasks. What that
-//! wakes is woken after the lease is given back: wakers are user code, and may wait for another task of the same worker.
+//! The draining thread hands the frames to [`Pool::on_frames`], which completes futures and sends
+//! the next tasks. The resulting wakers are called after the lease is released, because wakers are
+//! user code, and may wait for another task of the same worker.
 //!
-//! A thread that drains sleeps on its worker's word. When its future ends in another way (cancelled, or the task went to
-//! another worker and ended there), who completes it pokes that word: [`Awaited`] remembers where its waiter sleeps.
+//! A draining thread sleeps on its worker's word. Its future may be completed in another way: it is
+//! cancelled, or the task went to another worker and ended there. The thread that completes it then
+//! pokes the word, which [`Awaited`] remembers.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -42,10 +45,10 @@ use crate::{
 
 type List = Vec<(WorkerId, Arc<RingLink>)>;
 
-/// The rings of all workers that are connected.
+/// The rings of all connected workers.
 #[derive(Default)]
 pub(super) struct Rings {
-    /// Replaced as a whole, so that the reader walks over it without the lock.
+    /// Replaced as a whole, so that the reader can iterate over it without the lock.
     list: Mutex<Arc<List>>,
     closed: AtomicBool,
 }
@@ -78,47 +81,50 @@ impl Rings {
     }
 }
 
-/// Between two looks while workers are in the middle of chunks, whose items end every few hundred nanoseconds. Longer:
-/// results come later, and a worker may run dry. Shorter: the reader runs after every item, and takes the processor that
-/// a worker could have.
+/// Sleep between two rounds while workers are in the middle of chunks, whose items end every few
+/// hundred nanoseconds. A higher value delays results, and a worker may run dry. A lower value
+/// makes the reader run after every item, and take processor time that a worker could use.
 const NAP: Duration = Duration::from_micros(50);
-/// Frames that may lie in memory between two drains; a burst's memory is given back.
+/// Number of frames for which the buffer keeps memory between two drains. More memory, after a
+/// burst, is freed.
 const FRAMES_KEPT: usize = 4_096;
 
-/// Draining, for whoever has the rings and knows what to do with what comes: the pool, or a model of it.
+/// Draining of rings, implemented by the pool and by its model.
 pub(super) trait Drains {
     fn rings(&self) -> &Rings;
     fn doorbell(&self) -> &Doorbell;
-    /// Completes futures, sends what is next; what is to be woken after that.
+    /// Completes futures and sends the next tasks. Returns what is to be woken afterwards.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken;
-    /// Whether there is a processor left when one more task is given out and the reader does not sleep.
+    /// Whether a processor is left for the reader to spin on, even if one more task is sent.
     fn has_spare_processor(&self) -> bool;
-    /// Nothing more comes from this worker.
+    /// Called when nothing more comes from this worker.
     fn on_drained(&self, id: WorkerId, closed: Closed);
 
-    /// The reader's life.
+    /// The reader thread's loop.
     fn read_rings(&self) {
         let mut frames = Vec::new();
         let mut looked = Instant::now();
         let mut spin = Spin::patient();
         let origin = Origin::here();
         loop {
-            // A waker has copied this process, and has returned in the copy, which has no business with these rings.
+            // A waker may have forked this process and returned in the child, which must not use
+            // these rings.
             origin.end_copy(0);
-            // Asked before anything is looked at, so that no ring falls between.
+            // Read this before looking at anything, so that no ring of the doorbell is missed.
             let heard = self.doorbell().heard();
             if self.rings().closed.load(Ordering::SeqCst) {
                 return;
             }
             let (mut any, mut in_chunks) = (false, false);
-            // A worker may have garbled the word that says whether it has rung.
+            // A worker may have garbled the word that says whether it has rung, so look at all from
+            // time to time.
             let everywhere = looked.elapsed() >= HEARING;
             if everywhere {
                 looked = Instant::now();
             }
             for (id, ring) in &*self.rings().list() {
                 if everywhere || ring.is_rung() {
-                    // What panics here is ours, and costs that worker only.
+                    // A panic here is a bug of this library. It costs only that worker.
                     match catch(|| self.drain_ring(*id, ring, &mut frames)) {
                         Ok(drained) => {
                             any |= drained.any;
@@ -137,20 +143,21 @@ pub(super) trait Drains {
         }
     }
 
-    /// Ends the reader.
+    /// Ends the reader thread.
     fn close_rings(&self) {
         self.rings().closed.store(true, Ordering::SeqCst);
         self.doorbell().ring();
     }
 
-    /// Drains one worker, unless somebody else does.
+    /// Drains one worker, unless another thread is doing so.
     fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Drained {
         let Some(mut lease) = ring.try_lease() else { return Drained::default() };
         if lease.is_over() {
             return Drained::default();
         }
         let drained = lease.drain(|frame| frames.push(frame));
-        // Given back before anything is woken; what the worker says from here on rings once more.
+        // The lease is released before anything is woken. A frame that the worker sends from then
+        // on rings the doorbell again.
         let taken = self.take_frames(id, ring, frames);
         let in_chunks = taken.in_chunks;
         drop(lease);
@@ -172,8 +179,9 @@ pub(super) trait Drains {
         self.on_frames(id, frames)
     }
 
-    /// Takes replies until what is awaited has come, where its task is with a worker that nobody drains; returns early when
-    /// that is no more so. The caller then waits as anybody does.
+    /// Drains replies until the awaited one has come, provided that its task is with a worker that
+    /// nobody else drains. Returns early when this is no longer so. The caller then waits in the
+    /// ordinary way.
     fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
         let origin = Origin::here();
         let mut frames = Vec::new();
@@ -184,12 +192,14 @@ pub(super) trait Drains {
                 return;
             }
             let (leave, taken) = self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
-            // While the lease is ours: the next holder may wait for the same thing.
+            // Call this while still holding the lease: the next holder may wait for the same
+            // future.
             awaited.helper_leaves(worker);
             drop(lease);
             taken.wake();
             if origin.forked() {
-                // A waker has copied this process. Nothing more comes to the copy, and its future says so.
+                // A waker has forked this process, and this is the child. Nothing more comes here,
+                // and the future says so.
                 return;
             }
             match leave {
@@ -200,7 +210,7 @@ pub(super) trait Drains {
         }
     }
 
-    /// One tenure of a lease.
+    /// Drains one worker while holding its lease.
     fn drain_for(
         &self,
         awaited: &dyn Awaited,
@@ -218,12 +228,14 @@ pub(super) trait Drains {
                 Ok(_) if !taken.wakers.is_empty() => return (Leave::TryAgain, taken),
                 Ok(any) => {
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    // Also while something keeps coming: none of it need ever be ours.
+                    // Check this also while frames keep coming, since none of them may ever be the
+                    // awaited one.
                     if left == Some(Duration::ZERO) {
                         return (Leave::Wait, taken);
                     }
                     if !any {
-                        // From here on who completes it wakes us, wherever the reply comes from.
+                        // From here on, the thread that completes the future wakes this one,
+                        // whichever worker the reply comes from.
                         if !awaited.helper_sleeps_at(worker) {
                             return (Leave::Wait, taken);
                         }
@@ -232,7 +244,7 @@ pub(super) trait Drains {
                 }
             }
             if awaited.worker() != Some(worker) {
-                // It is done, or its task is elsewhere now.
+                // The future is complete, or its task is with another worker now.
                 return (Leave::TryAgain, taken);
             }
         }
@@ -261,17 +273,17 @@ impl Drains for Pool {
     }
 }
 
-/// What a look at one worker brought.
+/// The result of draining one worker.
 #[derive(Default)]
 pub(super) struct Drained {
     any: bool,
     in_chunks: bool,
 }
 
-/// What a thread does after its tenure of a lease.
+/// What a thread does after releasing a lease.
 pub(super) enum Leave {
     TryAgain,
-    /// Wait as anybody does.
+    /// Wait in the ordinary way.
     Wait,
     /// Nothing more comes from this worker.
     Over(Closed),
@@ -280,12 +292,13 @@ pub(super) enum Leave {
 /// Reads the frames of one worker that is connected over ipc-channel, until nothing more can come.
 pub(super) fn read_inbox(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
     local::set(&super::OWN_THREAD, true);
-    // A reader that panics must still be missed: ipc-channel does, when a task writes into its channel by mistake.
+    // If this thread panics, the pool must still be notified. ipc-channel panics if a task writes
+    // into its channel by mistake.
     let origin = Origin::here();
     let read = || {
         let mut frames = Vec::new();
         loop {
-            // See `read_rings`.
+            // A waker may have forked this process, as in `read_rings`.
             origin.end_copy(0);
             match inbox.recv(&mut |frame| frames.push(frame)) {
                 Ok(()) => pool.on_frames(id, &mut frames).wake(),

@@ -1,5 +1,5 @@
-//! Starts processes, on a thread of its own: a `posix_spawn` blocks for about a millisecond, which neither `submit`
-//! nor the driver should.
+//! Starts worker processes, on a thread of its own. A `posix_spawn` blocks for about a millisecond,
+//! which neither `submit` nor the driver should.
 
 use std::{
     io,
@@ -38,20 +38,20 @@ use crate::{
 /// A process that has been started and has not said hello yet.
 pub(super) struct Started {
     pub(super) child: Arc<Child>,
-    /// Over which it says hello.
+    /// The socket over which the process says hello.
     pub(super) socket: OwnedFd,
     pub(super) segment: Shared<Segment>,
-    /// Where the worker puts large results.
+    /// The memory for the worker's large results.
     pub(super) results: Option<Arc<Results>>,
     pub(super) nonce: u64,
-    /// Over ipc-channel: where the worker's server is. Removed when this is dropped.
+    /// With ipc-channel, the directory of the worker's server. It is removed when this is dropped.
     pub(super) directory: Option<TempDir>,
 }
 
-/// Until nobody can ask for a worker any more.
+/// The starter thread's loop. It ends when no thread can request a worker any more.
 pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
     while let Ok(id) = orders.recv() {
-        // Whoever waits for the worker must hear of it in any case.
+        // Whoever waits for the worker must be notified in any case, so catch panics.
         let start = || start(pool, u64::from(id.0) << 32 | u64::from(std::process::id()));
         let started = catch(start).unwrap_or_else(|message| {
             Err(io::Error::other(format!("the pool's starter panicked: {message}")))
@@ -82,7 +82,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         directory: path.map(Into::into),
     });
     let mut descriptors = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
-    // A worker without arenas works too: all bytes go through the transport.
+    // A worker without arenas works too: all bytes then go through the transport.
     let results = match &pool.arguments {
         Some(_) => Some(Results::create().asked("to make memory for results (memfd_create)")?),
         None => None,
