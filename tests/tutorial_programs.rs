@@ -1,5 +1,6 @@
-//! Runs the programs in `examples/tutorial` as their users run them, and checks their output. Each
-//! test has the name of its program, with the numbers of the behaviors it covers in front.
+//! Runs the programs of the package `examples/tutorial` as their users run them, and checks their
+//! output. Each test has the name of its program, with the numbers of the behaviors it covers in
+//! front.
 //!
 //! `cargo test --tests` does not build examples. So the first test that runs here builds them, in
 //! the profile and target folder of this test. Nothing is built twice, and the other tests wait for
@@ -30,9 +31,11 @@ fn programs() -> &'static Path {
         let name = profile.file_name().and_then(|name| name.to_str()).expect("a name of cargo's");
         let mut cargo = Command::new(env!("CARGO"));
         // The outer cargo has downloaded everything that the lock file names.
-        cargo.current_dir(root).args(["build", "--offline", "--quiet", "-p", "executor"]);
+        cargo.current_dir(root).args(["build", "--offline", "--quiet"]);
+        // With this package as well, the library has the same features as in this test.
+        cargo.args(["-p", "executor-tutorial", "-p", "executor"]);
         cargo.args(["--profile", if name == "debug" { "dev" } else { name }]).arg("--target-dir").arg(target);
-        for entry in root.join("examples/tutorial").read_dir().expect("the programs") {
+        for entry in root.join("examples/tutorial/examples").read_dir().expect("the programs") {
             let path = entry.expect("an entry").path();
             cargo.arg("--example").arg(path.file_stem().expect("a program"));
         }
