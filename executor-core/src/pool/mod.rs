@@ -45,7 +45,7 @@ use std::{
     os::fd::OwnedFd,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, Ordering, fence},
         mpsc,
     },
@@ -379,10 +379,11 @@ impl Pool {
         }
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
         fence(Ordering::SeqCst);
-        if !self.saturated.load(Ordering::Relaxed) {
-            let mut resolved = Outcomes::default();
-            self.attend_intake(&mut resolved);
-            complete(resolved);
+        // A thread that has the lock takes the chunk in when it frees the lock.
+        if !self.saturated.load(Ordering::Relaxed)
+            && let Some(core) = self.try_lock()
+        {
+            self.locked(core).take_intake();
         }
         if warms {
             self.warm_up();
@@ -519,30 +520,27 @@ impl Pool {
 
     // ---- one event at a time ---------------------------------------------------------------------------------------
 
-    fn lock(&self) -> CoreGuard<'_> {
-        CoreGuard { core: Some(self.core.lock().unwrap_or_else(PoisonError::into_inner)), pool: self }
+    /// Waits for the lock.
+    fn lock(&self) -> Locked<'_> {
+        self.locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets the scheduler decide, does what it says, and after the lock is free completes futures.
-    fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
-        let mut outcomes = Outcomes::default();
-        let result = self.event_into(&mut outcomes, decide);
-        complete(outcomes);
-        result
-    }
-
-    fn event_into<R>(
-        &self,
-        outcomes: &mut Outcomes,
-        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
-    ) -> R {
-        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = self.event_in(&mut core, outcomes, decide);
-        drop(core);
-        if self.intake_waits() {
-            self.attend_intake(outcomes);
+    /// Takes the lock, unless another thread has it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
+        match self.core.try_lock() {
+            Ok(core) => Some(core),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
-        result
+    }
+
+    fn locked<'a>(&'a self, core: MutexGuard<'a, Core>) -> Locked<'a> {
+        Locked { core: Some(core), pool: self, outcomes: Outcomes::default() }
+    }
+
+    /// Lets the scheduler decide, does what it says, and completes futures when the lock is free.
+    fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
+        self.lock().event(decide)
     }
 
     /// Whether something was submitted that should not wait. Asked after the lock was freed: a submitter pushes first
@@ -555,47 +553,6 @@ impl Pool {
         !self.intake.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    fn event_in<R>(
-        &self,
-        core: &mut Core,
-        outcomes: &mut Outcomes,
-        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
-    ) -> R {
-        let now = Instant::now();
-        let mut actions = std::mem::take(&mut core.actions);
-        // First what came first: a task that is to be cancelled must be there.
-        self.absorb_intake(core, now, &mut actions);
-        // And if it was given to a worker, that must be done before anybody is asked whether the worker has begun it: what
-        // is not on the board yet looks like what is not there to be taken back any more.
-        let mut rare = self.perform(core, &mut actions, outcomes);
-        let result = decide(core, now, &mut actions);
-        rare |= self.perform(core, &mut actions, outcomes);
-        core.actions = actions;
-        let saturated = core.scheduler.is_saturated();
-        if saturated != self.saturated.load(Ordering::Relaxed) {
-            self.saturated.store(saturated, Ordering::Relaxed);
-        }
-        let rebalance_at = core.scheduler.rebalance_at();
-        let next = match rare || core.scheduler.has_timed() {
-            true => core.scheduler.next_deadline(),
-            // Comes and goes with ordinary events, and the rest cannot have changed.
-            false => rebalance_at,
-        };
-        // Only the first task after a while without tasks wakes the driver for this. From then on the driver looks by its own
-        // clock; if every event asked for a look, its own tick would wake it again and again.
-        let begins = !core.attended && core.scheduler.has_tasks();
-        core.attended |= begins;
-        let next = match begins {
-            true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),
-            false => next,
-        };
-        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
-            core.armed = next;
-            self.bell.ring();
-        }
-        result
-    }
-
     fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
         let mut absorbed = std::mem::take(&mut core.absorbed);
         std::mem::swap(&mut absorbed, &mut self.intake.lock().unwrap_or_else(PoisonError::into_inner));
@@ -603,17 +560,6 @@ impl Pool {
             core.scheduler.on_submit(now, chunk, out);
         }
         core.absorbed = absorbed;
-    }
-
-    /// Takes in what was submitted, unless somebody has the lock, who will: it looks again after freeing it.
-    fn attend_intake(&self, outcomes: &mut Outcomes) {
-        while let Ok(mut core) = self.core.try_lock() {
-            self.event_in(&mut core, outcomes, |_, _, _| ());
-            drop(core);
-            if !self.intake_waits() {
-                break;
-            }
-        }
     }
 
     /// Acts; whether it did anything beside sending and resolving.
@@ -689,12 +635,12 @@ impl Pool {
 
     /// Frames that came from one worker together.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
-        let mut resolved = Outcomes::default();
         let mut replies = Outcomes::default();
         let mut credit = 0;
         let mut odd = Vec::new();
         let mut broken = None;
-        self.event_into(&mut resolved, |core, now, out| {
+        let mut locked = self.lock();
+        locked.event(|core, now, out| {
             let broke = |core: &Core| core.workers.get(&id).is_some_and(Worker::broke_protocol);
             // What a worker says after it broke the protocol is not believed, even where it would make sense.
             let mut believed = !broke(core);
@@ -728,6 +674,7 @@ impl Pool {
                 link.credit(credit);
             }
         });
+        let resolved = locked.unlock();
         // Not under the lock: a subscriber is user code.
         if let Some(cause) = broken {
             tracing::error!(%cause, "the pool is broken");
@@ -844,34 +791,111 @@ fn complete(outcomes: Outcomes) {
     drop(batch);
 }
 
-/// The lock on the core. What was submitted while it was held is taken in when it is freed.
-struct CoreGuard<'a> {
+/// The locked core. There is no other way to it than [`Pool::lock`] and [`Pool::try_lock`].
+///
+/// ```text
+///  lock ─► event: what was submitted is taken in ─► decide ─► perform ─┐
+///            ▲                                                         │
+///            └── try_lock ◄── yes ── was anything submitted? ◄─ free ◄─┘
+///                                          └─ no ─► complete futures
+/// ```
+///
+/// When it is dropped, it frees the lock, and takes in what was submitted meanwhile by threads that
+/// found the lock taken. Then it completes futures, which runs wakers, so under no lock.
+struct Locked<'a> {
+    /// `None` once the lock is free, and while an event is decided.
     core: Option<MutexGuard<'a, Core>>,
     pool: &'a Pool,
+    /// Results of the events up to now.
+    outcomes: Outcomes,
 }
 
-impl std::ops::Deref for CoreGuard<'_> {
+impl Locked<'_> {
+    /// Takes in what was submitted, lets the scheduler decide, and performs its actions.
+    fn event<R>(&mut self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
+        // Taken out of `self`, so that after a panic `drop` finds no lock and does nothing.
+        let mut core = self.core.take().expect("it is freed last");
+        let now = Instant::now();
+        let mut actions = std::mem::take(&mut core.actions);
+        // First what came first: a task that is to be cancelled must be there.
+        self.pool.absorb_intake(&mut core, now, &mut actions);
+        // And if it was given to a worker, that must be done before anybody is asked whether the worker has begun it: what
+        // is not on the board yet looks like what is not there to be taken back any more.
+        let mut rare = self.pool.perform(&mut core, &mut actions, &mut self.outcomes);
+        let result = decide(&mut core, now, &mut actions);
+        rare |= self.pool.perform(&mut core, &mut actions, &mut self.outcomes);
+        core.actions = actions;
+        let saturated = core.scheduler.is_saturated();
+        if saturated != self.pool.saturated.load(Ordering::Relaxed) {
+            self.pool.saturated.store(saturated, Ordering::Relaxed);
+        }
+        let rebalance_at = core.scheduler.rebalance_at();
+        let next = match rare || core.scheduler.has_timed() {
+            true => core.scheduler.next_deadline(),
+            // Comes and goes with ordinary events, and the rest cannot have changed.
+            false => rebalance_at,
+        };
+        // Only the first task after a while without tasks wakes the driver for this. From then on the driver looks by its own
+        // clock; if every event asked for a look, its own tick would wake it again and again.
+        let begins = !core.attended && core.scheduler.has_tasks();
+        core.attended |= begins;
+        let next = match begins {
+            true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),
+            false => next,
+        };
+        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+            core.armed = next;
+            self.pool.bell.ring();
+        }
+        self.core = Some(core);
+        result
+    }
+
+    /// Takes in what was submitted.
+    fn take_intake(&mut self) {
+        self.event(|_, _, _| ());
+    }
+
+    /// Frees the lock, and returns results for the caller to deliver.
+    fn unlock(mut self) -> Outcomes {
+        self.free();
+        std::mem::take(&mut self.outcomes)
+    }
+
+    fn free(&mut self) {
+        loop {
+            drop(self.core.take());
+            if !self.pool.intake_waits() {
+                return;
+            }
+            // Another thread that has the lock by now looks at the intake after this.
+            let Some(core) = self.pool.try_lock() else { return };
+            self.core = Some(core);
+            self.take_intake();
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.core.is_some() {
+            self.free();
+            complete(std::mem::take(&mut self.outcomes));
+        }
+    }
+}
+
+impl std::ops::Deref for Locked<'_> {
     type Target = Core;
 
     fn deref(&self) -> &Core {
-        self.core.as_deref().expect("freed by drop only")
+        self.core.as_deref().expect("it is freed last")
     }
 }
 
-impl std::ops::DerefMut for CoreGuard<'_> {
+impl std::ops::DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut Core {
-        self.core.as_deref_mut().expect("freed by drop only")
-    }
-}
-
-impl Drop for CoreGuard<'_> {
-    fn drop(&mut self) {
-        self.core = None;
-        if self.pool.intake_waits() {
-            let mut resolved = Outcomes::default();
-            self.pool.attend_intake(&mut resolved);
-            complete(resolved);
-        }
+        self.core.as_deref_mut().expect("it is freed last")
     }
 }
 
