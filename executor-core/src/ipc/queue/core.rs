@@ -17,9 +17,9 @@ use rustix::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::chain::{
-    Body, Chain, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece, Reading,
-    Returned, RingPlace, Side, Words, garbled,
+use super::ring_list::{
+    Body, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece, Reading,
+    Returned, RingList, RingPlace, Side, Words, garbled,
 };
 use crate::{
     heap::{
@@ -242,7 +242,7 @@ enum Lack {
     /// Room for more descriptors in transit. A call does not spin for it: whether there is room in
     /// the queue says nothing about it.
     Descriptors,
-    /// A claim. See `chain.rs`.
+    /// A claim. See `ring_list/mod.rs`.
     Claim,
 }
 
@@ -451,7 +451,7 @@ impl Core {
         let extents = Extents::create("executor-queue")?;
         let (to, from) = socket::pair().asked("a pair of sockets (socketpair)")?;
         let core = Self::over(block, extents, Arc::new(to), Arc::new(from))?;
-        core.chain().begin(capacity)?;
+        core.list().begin(capacity)?;
         lock(&table().queues).insert(core.inode, Arc::downgrade(&core));
         Ok(core)
     }
@@ -478,24 +478,24 @@ impl Core {
     }
 
     #[inline]
-    fn chain(&self) -> Chain<'_, Store, Liveness> {
-        Chain { layout: self.layout(), memory: &self.store, owners: self.block.owners() }
+    fn list(&self) -> RingList<'_, Store, Liveness> {
+        RingList { layout: self.layout(), memory: &self.store, owners: self.block.owners() }
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.chain().len()
+        self.list().len()
     }
 
     pub(super) fn capacity(&self) -> Option<u64> {
-        self.chain().capacity()
+        self.list().capacity()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.chain().is_full()
+        self.list().is_full()
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.chain().is_closed()
+        self.list().is_closed()
     }
 
     /// Closes the queue: nothing can be put any more.
@@ -504,7 +504,7 @@ impl Core {
         let guard = self.lock(Side::Producers, Wait::Until(None));
         // Close even if locking failed because the state left by a dead process cannot be repaired:
         // nothing is being put then.
-        self.chain().close();
+        self.list().close();
         let locked = guard.map(drop);
         self.ring_items();
         self.ring_room();
@@ -540,9 +540,9 @@ impl Core {
         wait: Wait,
         mut let_go: impl FnMut(),
     ) -> io::Result<Option<RobustGuard<'_, Liveness>>> {
-        let chain = self.chain();
+        let list = self.list();
         loop {
-            let locked = match self.with_claims(|| chain.lock(side, wait.for_mutex()))? {
+            let locked = match self.with_claims(|| list.lock(side, wait.for_mutex()))? {
                 Ok(locked) => locked,
                 Err(pause) => match wait.nap() {
                     Some(limit) => {
@@ -567,7 +567,7 @@ impl Core {
     ) -> io::Result<RobustGuard<'_, Liveness>> {
         let mut will_wait = false;
         loop {
-            let (word, heard) = match self.with_claims(|| self.chain().try_lock(side, will_wait))? {
+            let (word, heard) = match self.with_claims(|| self.list().try_lock(side, will_wait))? {
                 Ok(Ok(guard)) => return Ok(guard),
                 // The first attempt does not mark the mutex, since a mark costs its holder a system
                 // call.
@@ -575,7 +575,7 @@ impl Core {
                     will_wait = true;
                     continue;
                 }
-                Ok(Err(word)) => (self.chain().mutex(side).word(), word),
+                Ok(Err(word)) => (self.list().mutex(side).word(), word),
                 Err(pause) => {
                     let_go();
                     (pause.bell.word(), pause.heard)
@@ -597,9 +597,9 @@ impl Core {
             match (step(), heard) {
                 (Ok(done), _) => return Ok(Ok(done)),
                 (Err(Failed::Io(error)), _) => return Err(error),
-                (Err(Failed::NoClaim), None) => heard = Some(self.chain().listen_for_claims()),
+                (Err(Failed::NoClaim), None) => heard = Some(self.list().listen_for_claims()),
                 (Err(Failed::NoClaim), Some(heard)) => {
-                    return Ok(Err(Pause { bell: self.chain().freed(), heard, lacks: Lack::Claim }));
+                    return Ok(Err(Pause { bell: self.list().freed(), heard, lacks: Lack::Claim }));
                 }
             }
         }
@@ -638,7 +638,7 @@ impl Core {
                     continue;
                 }
                 Step::Spin => {
-                    self.spin(|| self.chain().has_room() || self.is_closed());
+                    self.spin(|| self.list().has_room() || self.is_closed());
                     continue;
                 }
                 Step::Wait(pause) => pause,
@@ -696,17 +696,17 @@ impl Core {
     /// Sends the descriptors of an item that is about to be put. Called under the mutex. Returns
     /// the ticket of the item, or what to wait for if too many descriptors are in transit.
     fn send(&self, attachments: &[Attachment]) -> Result<Result<u64, Pause<'_>>, Refused> {
-        let chain = self.chain();
+        let list = self.list();
         // `sending` holds only one ticket, so an earlier ticket that was not used must be published
         // as void before it is replaced.
-        if let Err(pause) = self.with_claims(|| chain.void_what_was_sent())? {
+        if let Err(pause) = self.with_claims(|| list.void_what_was_sent())? {
             return Ok(Err(pause));
         }
         let count = attachments.len() as u64;
         if let Err(pause) = self.look_for_room_on_the_way(|| self.may_send(count)) {
             return Ok(Err(pause));
         }
-        let ticket = chain.new_ticket(count);
+        let ticket = list.new_ticket(count);
         let mut message = [0; 9];
         message[..8].copy_from_slice(&ticket.to_le_bytes());
         message[8] = attachments.len() as u8;
@@ -722,14 +722,14 @@ impl Core {
                     let bell = &self.layout().consumers.descriptors;
                     // Try once more after marking a listener: a consumer may just have made room.
                     if let Some(heard) = heard {
-                        chain.forget_ticket(count);
+                        list.forget_ticket(count);
                         return Ok(Err(Pause { bell, heard, lacks: Lack::Descriptors }));
                     }
                     heard = Some(bell.listen());
                     fence(Ordering::SeqCst);
                 }
                 Err(error) => {
-                    chain.forget_ticket(count);
+                    list.forget_ticket(count);
                     return Err(Refused::Io(socket::explained(error)));
                 }
             }
@@ -758,7 +758,7 @@ impl Core {
         }
         let count = attachments.len() as u64;
         self.look_for_room_on_the_way(|| {
-            self.may_send(count) && (self.chain().in_flight() == 0 || socket::has_room(self.store.to.as_fd()))
+            self.may_send(count) && (self.list().in_flight() == 0 || socket::has_room(self.store.to.as_fd()))
         })
     }
 
@@ -767,7 +767,7 @@ impl Core {
     /// leave some to others. But each queue may always have one item in transit: waiting for
     /// descriptors that lie in another queue might be waiting forever.
     fn may_send(&self, count: u64) -> bool {
-        let in_flight = self.chain().in_flight();
+        let in_flight = self.list().in_flight();
         if in_flight == 0 {
             return true;
         }
@@ -777,7 +777,7 @@ impl Core {
         }
         // Dropped after the table is unlocked: one of them may be the last handle by then.
         let all: Vec<_> = lock(&table().queues).values().filter_map(Weak::upgrade).collect();
-        let sum = all.iter().fold(count, |sum, core| sum.saturating_add(core.chain().in_flight()));
+        let sum = all.iter().fold(count, |sum, core| sum.saturating_add(core.list().in_flight()));
         sum <= limit / IN_FLIGHT_OF_ALL
     }
 
@@ -878,13 +878,13 @@ impl Core {
         how: Getting,
     ) -> Result<Step<'_, Got<'_>>, Missing> {
         let Getting { hold, slept, may_spin } = how;
-        let (chain, me) = (self.chain(), guard.me());
+        let (list, me) = (self.list(), guard.me());
         let items = &self.layout().producers.items;
         if hold {
-            if chain.is_to_be_cleared() {
-                chain.clear(me)?;
+            if list.is_to_be_cleared() {
+                list.clear(me)?;
             }
-            if chain.requeues() && self.looks_for_the_dead() && chain.reap()? > 1 {
+            if list.requeues() && self.looks_for_the_dead() && list.reap()? > 1 {
                 // One item came back for this process, and at least one more for others.
                 self.ring_items();
             }
@@ -892,7 +892,7 @@ impl Core {
                 let unfinished = Unfinished { core: self, held: Some(held) };
                 // Taking the item back makes room, as taking it from the ring would.
                 let rung = self.layout().consumers.room.ring();
-                let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+                let pass_on = slept && listen_for_others(items, || list.len() > 0);
                 drop(guard);
                 rung.wake_one();
                 if pass_on {
@@ -902,27 +902,27 @@ impl Core {
             }
         }
         // Listen only after spinning, because a marked listener costs producers a system call.
-        let found = match self.with_claims(|| chain.find_or_listen(!may_spin))? {
+        let found = match self.with_claims(|| list.find_or_listen(!may_spin))? {
             Err(pause) => return Ok(Step::Wait(pause)),
             Ok(Ok(found)) => found,
             Ok(Err(_)) if may_spin => return Ok(Step::Spin),
-            Ok(Err(_)) if hold && chain.requeues() && chain.reap()? > 0 => {
+            Ok(Err(_)) if hold && list.requeues() && list.reap()? > 0 => {
                 // Items of dead processes came back and can be received at once, by this consumer
                 // or by a quicker one.
                 drop(guard);
                 self.ring_items();
                 return Ok(Step::Again);
             }
-            Ok(Err(heard)) if hold && chain.requeues() && chain.others_hold(me)? => {
+            Ok(Err(heard)) if hold && list.requeues() && list.others_hold(me)? => {
                 // Items that other processes hold may come back, even if nothing new is put.
                 return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
             }
             // Not closed: wait. If it is closed, look once more, because items put before the
             // closing count.
-            Ok(Err(heard)) if !chain.is_closed() => {
+            Ok(Err(heard)) if !list.is_closed() => {
                 return Ok(Step::Wait(Pause { bell: items, heard, lacks: Lack::Item }));
             }
-            Ok(Err(_)) => match self.with_claims(|| chain.find())? {
+            Ok(Err(_)) => match self.with_claims(|| list.find())? {
                 Err(pause) => return Ok(Step::Wait(pause)),
                 Ok(found) => found.ok_or(Missing::Closed)?,
             },
@@ -943,18 +943,18 @@ impl Core {
         kill_point!(QueueDescriptorsSeen);
         // Get everything that taking needs first: an entry, then a claim for the piece. The entry
         // is not marked yet, so it stays free if there is no claim.
-        let free = match hold.then(|| self.with_claims(|| chain.free_hold(me))).transpose()?.transpose() {
+        let free = match hold.then(|| self.with_claims(|| list.free_hold(me))).transpose()?.transpose() {
             Ok(free) => free,
             Err(pause) => return Ok(Step::Wait(pause)),
         };
-        let reading = match self.with_claims(|| chain.claim_for(&found, me, hold))? {
+        let reading = match self.with_claims(|| list.claim_for(&found, me, hold))? {
             Ok(reading) => reading,
             Err(pause) => return Ok(Step::Wait(pause)),
         };
         // From here on, the item belongs to this process.
-        let unfinished = Unfinished { core: self, held: chain.take(&found, &reading, free, me) };
+        let unfinished = Unfinished { core: self, held: list.take(&found, &reading, free, me) };
         if let Some(ticket) = found.ticket {
-            chain.discard(ticket);
+            list.discard(ticket);
             kill_point!(QueueDescriptorsTaken);
         }
         let (piece, len) = match &found.body {
@@ -971,7 +971,7 @@ impl Core {
         // Ring while the mutex is held, and wake after unlocking, so that the woken process need
         // not wait for the mutex.
         let rung = self.layout().consumers.room.ring();
-        let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+        let pass_on = slept && listen_for_others(items, || list.len() > 0);
         drop(guard);
         rung.wake_one();
         if pass_on {
@@ -986,7 +986,7 @@ impl Core {
         };
         let unfinished = got.map_err(Missing::Io)?;
         if let Some(held) = unfinished.held {
-            chain.has_read(held, me);
+            list.has_read(held, me);
         }
         Ok(Step::Done(Got { attachments, unfinished }))
     }
@@ -994,7 +994,7 @@ impl Core {
     fn read_claimed(&self, piece: Piece, len: u64, claim: Claimed, out: &mut Vec<u8>) -> io::Result<()> {
         let read = self.read_piece(piece, len, out);
         kill_point!(QueuePieceCopied);
-        self.chain().give_back(claim);
+        self.list().give_back(claim);
         read
     }
 
@@ -1010,7 +1010,7 @@ impl Core {
         self.read_piece(piece, len, out)?;
         kill_point!(QueueHeldCopied);
         if let Some(held) = unfinished.held {
-            self.chain().has_read(held, self.block.owners().me());
+            self.list().has_read(held, self.block.owners().me());
         }
         Ok(Got { attachments: Vec::new(), unfinished })
     }
@@ -1050,7 +1050,7 @@ impl Core {
 
     /// Sets what happens to items whose process dies.
     pub(super) fn set_on_lost(&self, lost: Lost) {
-        self.chain().set_on_lost(lost);
+        self.list().set_on_lost(lost);
     }
 
     /// Returns whether to look for dead processes that hold items, even though there are other
@@ -1073,7 +1073,7 @@ impl Core {
                 return true;
             }
         }
-        match self.chain().is_done_for_another(me) {
+        match self.list().is_done_for_another(me) {
             Ok(Some(held)) => {
                 self.after_done(held);
                 true
@@ -1097,13 +1097,13 @@ impl Core {
     /// Adds an item to this process's list, until [`mark_done`](Self::mark_done).
     fn keep(&self, held: Held) {
         let me = self.block.owners().me();
-        let chain = self.chain();
+        let list = self.list();
         let mut own = lock(&self.own);
         if own.of != Some(me) {
             *own = Own { of: Some(me), items: VecDeque::new() };
         }
         // Remove items that other processes have marked as done.
-        while own.items.front().is_some_and(|held| !chain.is_held_by(*held, me)) {
+        while own.items.front().is_some_and(|held| !list.is_held_by(*held, me)) {
             own.items.pop_front();
         }
         own.items.push_back(held);
@@ -1122,12 +1122,12 @@ impl Core {
     }
 
     fn has_none(&self, own: &Own) -> bool {
-        let (chain, me) = (self.chain(), self.block.owners().me());
-        own.of != Some(me) || !own.items.iter().any(|held| chain.is_held_by(*held, me))
+        let (list, me) = (self.list(), self.block.owners().me());
+        own.of != Some(me) || !own.items.iter().any(|held| list.is_held_by(*held, me))
     }
 
     fn is_done(&self, held: Held, me: OwnerId) -> bool {
-        let is_done = self.chain().is_done(held, me);
+        let is_done = self.list().is_done(held, me);
         if is_done {
             self.after_done(held);
         }
@@ -1136,19 +1136,19 @@ impl Core {
 
     /// Notifies waiters after an item is done. It waits for nobody.
     fn after_done(&self, held: Held) {
-        let chain = self.chain();
-        if chain.is_to_be_cleared()
-            && let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false)
+        let list = self.list();
+        if list.is_to_be_cleared()
+            && let Ok(Ok(guard)) = list.try_lock(Side::Consumers, false)
         {
             // If the memory cannot be accessed here, another process clears it.
-            let _ = chain.clear(guard.me());
+            let _ = list.clear(guard.me());
         }
         // Either the joiner sees that the item is done, or we see that it is listening.
         fence(Ordering::SeqCst);
-        if self.layout().all_done.is_listened_to() && chain.was_last(held) {
+        if self.layout().all_done.is_listened_to() && list.was_last(held) {
             self.layout().all_done.ring_unlocked().wake_all();
         }
-        if chain.requeues() && chain.is_closed() {
+        if list.requeues() && list.is_closed() {
             // Consumers may be waiting for items that will not come back, because they are done.
             self.ring_items();
         }
@@ -1156,7 +1156,7 @@ impl Core {
 
     /// Returns the number of items that were put and are not done.
     pub(super) fn unfinished(&self) -> u64 {
-        self.chain().unfinished()
+        self.list().unfinished()
     }
 
     /// Takes the oldest lost item that was kept, into `out`; the item is then done. With `look`, it
@@ -1171,7 +1171,7 @@ impl Core {
         let Some(guard) = self.lock(Side::Consumers, wait)? else { return Ok(None) };
         let (held, piece, len) = loop {
             if look {
-                self.chain().reap()?;
+                self.list().reap()?;
             }
             match self.take_again(guard.me(), true, out)? {
                 Some(taken) => break taken,
@@ -1184,7 +1184,7 @@ impl Core {
         self.read_held(unfinished, piece, len, out).map(|got| Some(got.unfinished))
     }
 
-    /// Takes back an item of a dead process. See [`Chain::take_again`].
+    /// Takes back an item of a dead process. See [`RingList::take_again`].
     fn take_again(
         &self,
         me: OwnerId,
@@ -1192,7 +1192,7 @@ impl Core {
         out: &mut Vec<u8>,
     ) -> io::Result<Option<(Held, Piece, u64)>> {
         let mut take = |returned: &mut Returned| {
-            self.chain().take_again(me, lost, returned, |piece, len| self.make_room(piece, len, out))
+            self.list().take_again(me, lost, returned, |piece, len| self.make_room(piece, len, out))
         };
         match self.returned.try_lock() {
             Ok(mut returned) => take(&mut returned[usize::from(lost)]),
@@ -1206,16 +1206,16 @@ impl Core {
     fn look_for_end(&self) -> Result<Option<u32>, LostCount> {
         let heard = self.layout().all_done.listen();
         fence(Ordering::SeqCst);
-        let chain = self.chain();
-        if chain.is_finished() {
+        let list = self.list();
+        if list.is_finished() {
             return Ok(None);
         }
         // A dying process rings no bell. But every sleep ends soon, and then this runs again.
-        if let Ok(Ok(guard)) = chain.try_lock(Side::Consumers, false) {
+        if let Ok(Ok(guard)) = list.try_lock(Side::Consumers, false) {
             // If the entries cannot be accessed, the join is not over, and the next round looks
             // again.
-            let requeued = chain.reap().unwrap_or(0);
-            let lost = chain.take_lost();
+            let requeued = list.reap().unwrap_or(0);
+            let lost = list.take_lost();
             drop(guard);
             if requeued > 0 {
                 self.ring_items();
@@ -1224,7 +1224,7 @@ impl Core {
                 return Err(LostCount(lost));
             }
         }
-        Ok(if chain.is_finished() { None } else { Some(heard) })
+        Ok(if list.is_finished() { None } else { Some(heard) })
     }
 
     /// Waits until all items are done; returns `false` if the deadline has passed.
@@ -1309,7 +1309,7 @@ struct Putting<'a> {
     /// anything but the mutex.
     large: Option<Large<'a>>,
     slept: bool,
-    /// Whether to check for room that dead processes have reserved. See [`Chain::look_for_room`].
+    /// Whether to check for room that dead processes have reserved. See [`RingList::look_for_room`].
     of_dead: bool,
     /// The call may wait and has not spun yet.
     may_spin: bool,
@@ -1323,8 +1323,8 @@ impl<'a> Putting<'a> {
     /// Makes one attempt, under the producers' mutex.
     #[inline]
     fn step(&mut self, guard: RobustGuard<'_, Liveness>) -> Result<Step<'a, ()>, Refused> {
-        let (core, chain) = (self.core, self.core.chain());
-        if chain.is_closed() {
+        let (core, list) = (self.core, self.core.list());
+        if list.is_closed() {
             return Err(Refused::Closed);
         }
         let room = &core.layout().consumers.room;
@@ -1333,14 +1333,14 @@ impl<'a> Putting<'a> {
         drop(self.large.take_if(|large| large.me != guard.me()));
         if self.large.is_none() {
             // Spin once, before a listener is marked.
-            if mem::take(&mut self.may_spin) && !chain.has_room() {
+            if mem::take(&mut self.may_spin) && !list.has_room() {
                 return Ok(Step::Spin);
             }
-            if let Err(heard) = chain.look_for_room(self.of_dead) {
+            if let Err(heard) = list.look_for_room(self.of_dead) {
                 return Ok(Step::Wait(Pause { bell: room, heard, lacks: Lack::Item }));
             }
-            if self.bytes.len() > INLINE_MAX || chain.keeps_items() {
-                if chain.keeps_items() && !self.attachments.is_empty() {
+            if self.bytes.len() > INLINE_MAX || list.keeps_items() {
+                if list.keeps_items() && !self.attachments.is_empty() {
                     return Err(Refused::Io(io::Error::new(
                         io::ErrorKind::InvalidInput,
                         "an item with handles is lost with the process that gets it: it can be neither kept nor put again, \
@@ -1353,7 +1353,7 @@ impl<'a> Putting<'a> {
                     return Ok(Step::Wait(pause));
                 }
                 let whole = Extents::whole(self.bytes.len().max(1) as u64);
-                return Ok(match core.with_claims(|| chain.reserve_item(whole, guard.me()))? {
+                return Ok(match core.with_claims(|| list.reserve_item(whole, guard.me()))? {
                     Err(pause) => Step::Wait(pause),
                     Ok((piece, claim, is_new)) => {
                         self.large = Some(Large { core, me: guard.me(), piece, claim: Some(claim), is_new });
@@ -1388,12 +1388,12 @@ impl<'a> Putting<'a> {
                 (Body::Elsewhere { piece: large.piece, len }, &mut large.claim)
             }
         };
-        if let Err(pause) = core.with_claims(|| chain.put(Entry { body, ticket }, claim))? {
+        if let Err(pause) = core.with_claims(|| list.put(Entry { body, ticket }, claim))? {
             return Ok(Step::Wait(pause));
         }
         // As in `try_get`: ring while the mutex is held, wake after unlocking.
         let rung = core.layout().producers.items.ring();
-        let pass_on = self.slept && listen_for_others(room, || chain.has_room());
+        let pass_on = self.slept && listen_for_others(room, || list.has_room());
         drop(guard);
         rung.wake_one();
         if pass_on {
@@ -1437,7 +1437,7 @@ impl Drop for Large<'_> {
         if let Some(claim) = self.claim.take()
             && self.core.block.owners().is_me(self.me)
         {
-            self.core.chain().give_back(claim);
+            self.core.list().give_back(claim);
             // Others may have been waiting for this room.
             self.core.ring_room();
         }
@@ -1558,11 +1558,11 @@ pub(crate) mod fuzzed {
         core.set_on_lost([Lost::Counted, Lost::Kept, Lost::Requeued][usize::from(kind / 4 % 3)]);
         let hold = (kind / 16).is_multiple_of(2);
         let words = core.words();
-        let ring = core.store.extents.window(0, super::super::chain::FIRST_BYTES).expect("memory");
+        let ring = core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).expect("memory");
         // The mutexes are spared: waiting for a holder that never unlocks is no fault, and takes
         // long.
-        let chain = core.chain();
-        let at = |side| (std::ptr::from_ref(chain.mutex(side)).addr() - words.as_ptr().addr()) / 8;
+        let list = core.list();
+        let at = |side| (std::ptr::from_ref(list.mutex(side)).addr() - words.as_ptr().addr()) / 8;
         let mutexes = [at(Side::Producers), at(Side::Consumers)];
         let (mut out, mut mutex_is_garbled) = (Vec::new(), false);
         for _ in 0..OPERATIONS_MAX {
@@ -1601,7 +1601,7 @@ pub(crate) mod fuzzed {
                 }
                 13 => drop(core.join(Some(Instant::now()))),
                 14 => drop(core.take_lost(&mut out, Wait::Not, input.u8().is_multiple_of(2))),
-                _ => chain.close(),
+                _ => list.close(),
             }
         }
     }
@@ -1632,7 +1632,7 @@ mod tests {
         let core = Core::create(0).unwrap();
         core.put(item, &[], Wait::Not, || false).unwrap();
         file::set_len(&**core.store.extents.descriptor(), LONG).unwrap();
-        let ring = core.store.extents.window(0, super::super::chain::FIRST_BYTES).unwrap();
+        let ring = core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).unwrap();
         let words = core.words().iter().map(|word| &word.0).chain((0..ring.words()).map(|at| ring.word(at)));
         let mut garbled = 0;
         for word in words.filter(|word| word.load(Ordering::Relaxed) == from) {
@@ -1753,7 +1753,7 @@ mod tests {
         assert_eq!(unsafe { libc::waitpid(child as i32, &mut 0, 0) }, child as i32);
         core.put(b"new", &[], Wait::Not, || false).unwrap();
         let guard = core.lock(Side::Consumers, Wait::Until(None)).unwrap().unwrap();
-        assert_eq!(core.chain().reap().unwrap(), 1);
+        assert_eq!(core.list().reap().unwrap(), 1);
         let how = Getting { hold: true, slept: true, may_spin: false };
         let items = core.layout().producers.items.word();
         let mut out = Vec::new();
@@ -1767,17 +1767,17 @@ mod tests {
     fn who_waits_for_a_place_to_repair_with_has_let_go_of_the_one_it_has() {
         let core = Core::create(0).unwrap();
         // Three more words do not fit into the ring, and a process that has sent descriptors has
-        // died: to record that, the chain needs a new ring.
-        let words = super::super::chain::FIRST_BYTES / 8;
+        // died: to record that, the ring list needs a new ring.
+        let words = super::super::ring_list::FIRST_BYTES / 8;
         (0..words / 4 - 1).for_each(|_| core.put(b"", &[], Wait::Not, || false).unwrap());
         let bytes = vec![1; 300_000];
         let mut putting = half_put(&core, &bytes);
-        let chain = core.chain();
+        let list = core.list();
         let guard = core.lock(Side::Producers, Wait::Until(None)).unwrap().unwrap();
-        chain.new_ticket(1);
+        list.new_ticket(1);
         std::mem::forget(guard);
-        chain.mutex(Side::Producers).abandon();
-        chain.take_all_claims();
+        list.mutex(Side::Producers).abandon();
+        list.take_all_claims();
         assert!(
             core.lock(Side::Producers, Wait::Not).unwrap().is_none(),
             "a ring is to be had without a claim"
@@ -1791,7 +1791,7 @@ mod tests {
     fn a_length_that_another_process_wrote_makes_nobody_take_more_memory_than_it_names() {
         let large = vec![1; 300_000];
         for (item, from) in [
-            (&b"small"[..], super::super::chain::FIRST_BYTES),
+            (&b"small"[..], super::super::ring_list::FIRST_BYTES),
             (&large, large.len() as u64),
             (&large, Extents::whole(large.len() as u64)),
         ] {

@@ -12,9 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 
 use super::{
     GetError, Item, PutError, Queue, Wait,
-    chain::Lost,
     core::{Core, LostCount, Unfinished},
     decode, gets, handles, looks, nobody, puts,
+    ring_list::Lost,
 };
 use crate::ipc::readiness::deadline_in;
 

@@ -8,7 +8,7 @@
 //!  core     this process's view of a queue: mappings, blocking and async waits
 //!        │
 //!        ▼
-//!  chain    words in shared memory: two robust mutexes, rings of records, repair after a death
+//!  ring_list  words in shared memory: two robust mutexes, rings of records, repair after a death
 //!        ├── a block of the heap (`heap/block.rs`)        the words
 //!        ├── a sparse anonymous file (`heap/extents.rs`)  rings; each item above 256 KiB in a
 //!        │                                                piece of its own
@@ -44,13 +44,13 @@
 //! - Either, before it wakes a waiter: the waiter looks by itself within 100 ms.
 //! - The last process with a handle: the kernel frees memory and descriptors.
 
-mod chain;
 pub(crate) mod core;
 mod ends;
 mod error;
 mod joinable;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
+mod ring_list;
 mod simple;
 
 use std::{cell::Cell, fmt, io, marker::PhantomData, num::NonZeroUsize, sync::Arc, time::Duration};

@@ -9,11 +9,11 @@
 use std::{collections::HashMap, io, sync::Arc};
 
 use super::{
-    chain::{
-        Body, Chain, Claimed, Entry, Failed, FoundBody, Held, Layout, Memory, Piece, Reading, RingPlace,
+    core::listen_for_others,
+    ring_list::{
+        Body, Claimed, Entry, Failed, FoundBody, Held, Layout, Memory, Piece, Reading, RingList, RingPlace,
         Side, Words,
     },
-    core::listen_for_others,
 };
 use crate::{
     os::{
@@ -134,30 +134,30 @@ struct Queue {
 impl Queue {
     fn new(capacity: u64) -> Arc<Self> {
         let queue = Arc::new(Queue::default());
-        queue.chain(&Process(1)).begin(capacity).unwrap();
+        queue.list(&Process(1)).begin(capacity).unwrap();
         queue
     }
 
-    fn chain<'a>(&'a self, process: &'a Process) -> Chain<'a, File, Process> {
-        Chain { layout: &self.layout, memory: &self.file, owners: process }
+    fn list<'a>(&'a self, process: &'a Process) -> RingList<'a, File, Process> {
+        RingList { layout: &self.layout, memory: &self.file, owners: process }
     }
 
     /// Puts an item like `Core::put`; returns `false` if the queue is closed.
     fn put(&self, process: &Process, item: u64) -> bool {
-        let chain = self.chain(process);
+        let list = self.list(process);
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
-            if chain.is_closed() {
+            let Some(guard) = list.lock(Side::Producers, None).unwrap() else { continue };
+            if list.is_closed() {
                 return false;
             }
-            let heard = match chain.look_for_room(true) {
+            let heard = match list.look_for_room(true) {
                 Ok(()) => {
                     let bytes = item.to_le_bytes();
-                    chain.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None).unwrap();
+                    list.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None).unwrap();
                     let rung = self.layout.producers.items.ring();
                     let room = &self.layout.consumers.room;
-                    let pass_on = slept && listen_for_others(room, || chain.has_room());
+                    let pass_on = slept && listen_for_others(room, || list.has_room());
                     drop(guard);
                     rung.wake_one();
                     if pass_on {
@@ -175,13 +175,13 @@ impl Queue {
 
     /// Gets an item like `Core::get`; returns `None` if the queue is closed and empty.
     fn get(&self, process: &Process) -> Option<u64> {
-        let chain = self.chain(process);
+        let list = self.list(process);
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
-            let found = match chain.find_or_listen(true).unwrap() {
+            let Some(guard) = list.lock(Side::Consumers, None).unwrap() else { continue };
+            let found = match list.find_or_listen(true).unwrap() {
                 Ok(found) => found,
-                Err(heard) => match chain.is_closed().then(|| chain.find().unwrap()) {
+                Err(heard) => match list.is_closed().then(|| list.find().unwrap()) {
                     None => {
                         drop(guard);
                         self.layout.producers.items.sleep(heard, RECHECK).settle();
@@ -194,10 +194,10 @@ impl Queue {
             let FoundBody::Inline { ring, word, len: 8 } = &found.body else { panic!("another item") };
             ring.1[*word].look();
             let item = ring.0[*word].load(Ordering::Relaxed);
-            assert!(chain.take(&found, &Reading::Nothing, None, guard.me()).is_none());
+            assert!(list.take(&found, &Reading::Nothing, None, guard.me()).is_none());
             let rung = self.layout.consumers.room.ring();
             let items = &self.layout.producers.items;
-            let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+            let pass_on = slept && listen_for_others(items, || list.len() > 0);
             drop(guard);
             rung.wake_one();
             if pass_on {
@@ -209,23 +209,23 @@ impl Queue {
 
     /// Takes an item that is there, like `Core::get` with `hold`. The item is not read yet.
     fn take_held(&self, process: &Process) -> Held {
-        let chain = self.chain(process);
-        let guard = chain.lock(Side::Consumers, None).unwrap().unwrap();
-        let found = chain.find().unwrap().expect("there is one");
-        let entry = chain.free_hold(guard.me()).unwrap();
-        chain.take(&found, &Reading::Nothing, Some(entry), guard.me()).expect("it is held")
+        let list = self.list(process);
+        let guard = list.lock(Side::Consumers, None).unwrap().unwrap();
+        let found = list.find().unwrap().expect("there is one");
+        let entry = list.free_hold(guard.me()).unwrap();
+        list.take(&found, &Reading::Nothing, Some(entry), guard.me()).expect("it is held")
     }
 
     fn get_held(&self, process: &Process) -> Held {
         let held = self.take_held(process);
-        self.chain(process).has_read(held, process.me());
+        self.list(process).has_read(held, process.me());
         held
     }
 
     fn close(&self, process: &Process) {
-        let chain = self.chain(process);
-        let guard = chain.lock(Side::Producers, None).unwrap();
-        chain.close();
+        let list = self.list(process);
+        let guard = list.lock(Side::Producers, None).unwrap();
+        list.close();
         drop(guard);
         self.layout.producers.items.ring_unlocked().wake_all();
         self.layout.consumers.room.ring_unlocked().wake_all();
@@ -233,27 +233,27 @@ impl Queue {
 
     /// Puts a large item like `Core::put`, which writes it after unlocking.
     fn put_large(&self, process: &Process, item: u64) {
-        let chain = self.chain(process);
+        let list = self.list(process);
         let room = &self.layout.consumers.room;
         let mut large: Option<(Piece, Option<Claimed>)> = None;
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock(Side::Producers, None).unwrap() else { continue };
+            let Some(guard) = list.lock(Side::Producers, None).unwrap() else { continue };
             if let Some((piece, claim)) = &mut large {
                 let body = Body::Elsewhere { piece: *piece, len: 8 };
                 // The ring may be full. The place of the next ring needs a claim, too, and a
                 // consumer that merges the holes beside an old ring has two claims for a moment.
-                if let Err(heard) = with_claims(&chain, || chain.put(Entry { body, ticket: None }, claim)) {
+                if let Err(heard) = with_claims(&list, || list.put(Entry { body, ticket: None }, claim)) {
                     drop(guard);
-                    claim.take().into_iter().for_each(|claim| chain.give_back(claim));
+                    claim.take().into_iter().for_each(|claim| list.give_back(claim));
                     room.ring_unlocked().wake_all();
                     large = None;
-                    chain.freed().sleep_with_all(heard, RECHECK);
+                    list.freed().sleep_with_all(heard, RECHECK);
                     slept = true;
                     continue;
                 }
                 let rung = self.layout.producers.items.ring();
-                let pass_on = slept && listen_for_others(room, || chain.has_room());
+                let pass_on = slept && listen_for_others(room, || list.has_room());
                 drop(guard);
                 rung.wake_one();
                 if pass_on {
@@ -261,13 +261,13 @@ impl Queue {
                 }
                 return;
             }
-            if let Err(heard) = chain.look_for_room(true) {
+            if let Err(heard) = list.look_for_room(true) {
                 drop(guard);
                 room.sleep(heard, RECHECK).settle();
                 slept = true;
                 continue;
             }
-            match with_claims(&chain, || chain.reserve_item(64, guard.me())) {
+            match with_claims(&list, || list.reserve_item(64, guard.me())) {
                 Ok((piece, claim, _)) => {
                     drop(guard);
                     let memory = self.file.piece(piece);
@@ -277,7 +277,7 @@ impl Queue {
                 }
                 Err(heard) => {
                     drop(guard);
-                    chain.freed().sleep_with_all(heard, RECHECK);
+                    list.freed().sleep_with_all(heard, RECHECK);
                     slept = true;
                 }
             }
@@ -286,11 +286,11 @@ impl Queue {
 
     /// Gets a large item like `Core::get`.
     fn get_large(&self, process: &Process) -> u64 {
-        let chain = self.chain(process);
+        let list = self.list(process);
         let mut slept = false;
         loop {
-            let Some(guard) = chain.lock(Side::Consumers, None).unwrap() else { continue };
-            let found = match with_claims(&chain, || chain.find_or_listen(true)) {
+            let Some(guard) = list.lock(Side::Consumers, None).unwrap() else { continue };
+            let found = match with_claims(&list, || list.find_or_listen(true)) {
                 Ok(Ok(found)) => found,
                 Ok(Err(heard)) => {
                     drop(guard);
@@ -300,25 +300,25 @@ impl Queue {
                 }
                 Err(heard) => {
                     drop(guard);
-                    chain.freed().sleep_with_all(heard, RECHECK);
+                    list.freed().sleep_with_all(heard, RECHECK);
                     continue;
                 }
             };
             let FoundBody::Elsewhere { piece, len: 8 } = found.body else { panic!("another item") };
-            let reading = match with_claims(&chain, || chain.claim_for(&found, guard.me(), false)) {
+            let reading = match with_claims(&list, || list.claim_for(&found, guard.me(), false)) {
                 Ok(reading) => reading,
                 Err(heard) => {
                     drop(guard);
-                    chain.freed().sleep_with_all(heard, RECHECK);
+                    list.freed().sleep_with_all(heard, RECHECK);
                     continue;
                 }
             };
-            chain.take(&found, &reading, None, guard.me());
+            list.take(&found, &reading, None, guard.me());
             let read = |claim| {
                 let memory = self.file.piece(piece);
                 memory.1.look();
                 let item = memory.0.load(Ordering::Relaxed);
-                chain.give_back(claim);
+                list.give_back(claim);
                 item
             };
             let (now, later) = match reading {
@@ -328,7 +328,7 @@ impl Queue {
             };
             let rung = self.layout.consumers.room.ring();
             let items = &self.layout.producers.items;
-            let pass_on = slept && listen_for_others(items, || chain.len() > 0);
+            let pass_on = slept && listen_for_others(items, || list.len() > 0);
             drop(guard);
             rung.wake_one();
             if pass_on {
@@ -341,7 +341,7 @@ impl Queue {
 
 /// Runs a step like `Core::with_claims`.
 fn with_claims<T>(
-    chain: &Chain<'_, File, Process>,
+    list: &RingList<'_, File, Process>,
     mut step: impl FnMut() -> Result<T, Failed>,
 ) -> Result<T, u32> {
     let mut heard = None;
@@ -349,7 +349,7 @@ fn with_claims<T>(
         match (step(), heard) {
             (Ok(done), _) => return Ok(done),
             (Err(Failed::Io(error)), _) => panic!("{error}"),
-            (Err(Failed::NoClaim), None) => heard = Some(chain.listen_for_claims()),
+            (Err(Failed::NoClaim), None) => heard = Some(list.listen_for_claims()),
             (Err(Failed::NoClaim), Some(heard)) => return Err(heard),
         }
     }
@@ -380,7 +380,7 @@ fn three_producers_and_two_claims(capacity: u64, preemptions: usize) {
         all.sort_unstable();
         let put = (0..3).flat_map(|number| (0..each).map(move |item| number * 100 + item));
         assert!(all.iter().copied().eq(put), "{all:?}");
-        assert_eq!(queue.chain(&consumer).len(), 0);
+        assert_eq!(queue.list(&consumer).len(), 0);
     });
 }
 
@@ -410,7 +410,7 @@ fn items_come_in_order_through_one_ring_after_the_other() {
             assert_eq!(queue.get(&consumer), Some(item));
         }
         producer.join().unwrap();
-        assert_eq!(queue.chain(&consumer).len(), 0);
+        assert_eq!(queue.list(&consumer).len(), 0);
     });
 }
 
@@ -442,7 +442,7 @@ fn a_producer_waits_for_room_and_is_woken() {
         let producer = thread::spawn(move || {
             for item in 1..=count {
                 assert!(theirs.put(&Process(1), item));
-                assert!(theirs.chain(&Process(1)).len() <= 1);
+                assert!(theirs.list(&Process(1)).len() <= 1);
             }
         });
         for item in 1..=count {
@@ -548,7 +548,7 @@ fn with_one_in_hand(process: &Process) -> (Arc<Queue>, Held) {
     let queue = Queue::new(0);
     assert!(queue.put(process, 1) && queue.put(process, 2));
     let (first, second) = (queue.get_held(process), queue.get_held(process));
-    assert!(queue.chain(process).is_done(first, process.me()));
+    assert!(queue.list(process).is_done(first, process.me()));
     (queue, second)
 }
 
@@ -560,16 +560,16 @@ fn never_finished(more: impl Fn(&Queue, &Process) + Copy + Send + Sync + 'static
         let theirs = Arc::clone(&queue);
         let joiner = thread::spawn(move || {
             let process = Process(2);
-            let chain = theirs.chain(&process);
-            assert!(!chain.is_finished());
-            assert_ne!(chain.unfinished(), 0);
+            let list = theirs.list(&process);
+            assert!(!list.is_finished());
+            assert_ne!(list.unfinished(), 0);
         });
         let process = Process(1);
         assert!(queue.put(&process, 3));
         more(&queue, &process);
-        assert!(queue.chain(&process).is_done(held, process.me()));
+        assert!(queue.list(&process).is_done(held, process.me()));
         joiner.join().unwrap();
-        assert_eq!(queue.chain(&process).unfinished(), 1);
+        assert_eq!(queue.list(&process).unfinished(), 1);
     });
 }
 

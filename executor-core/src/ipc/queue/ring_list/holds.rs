@@ -40,9 +40,16 @@
 //! that looks at the entries maps all tables first ([`Entries`]), and a process that takes an item
 //! has mapped the table of its entry before ([`FreeHold`]).
 
-use std::{cmp::Reverse, collections::BinaryHeap, ops::Deref};
+use std::{cmp::Reverse, collections::BinaryHeap, io, ops::Deref, sync::Arc};
 
-use super::*;
+use super::{Failed, Found, FoundBody, Memory, Piece, RingList, Words, garbled};
+use crate::os::{
+    liveness::{OwnerId, Owners},
+    sync::{
+        MODEL,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
 
 /// What happens to an item whose process has died before the item was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -260,7 +267,7 @@ pub(in crate::ipc::queue) struct Held {
     number: u64,
 }
 
-impl<'a, M: Memory, O: Owners> Chain<'a, M, O> {
+impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     pub(in crate::ipc::queue) fn set_on_lost(&self, lost: Lost) {
         self.layout.holds.on_lost.store(lost as u32, Ordering::Relaxed);
     }
@@ -803,7 +810,10 @@ mod tests {
     use std::mem;
 
     use super::{
-        super::tests::{Alone, Places},
+        super::{
+            layout::Layout,
+            pieces::tests::{Alone, Places},
+        },
         *,
     };
 
@@ -813,8 +823,8 @@ mod tests {
     fn lost_of_one(on_lost: Lost, what: u64) -> (bool, u64) {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
-        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
-        chain.set_on_lost(on_lost);
+        let list = RingList { layout: &layout, memory: &Places, owners: &Alone };
+        list.set_on_lost(on_lost);
         let holds = &layout.holds;
         holds.first[STATE].store(State::new(what, 5).0, Ordering::Relaxed);
         holds.first[NUMBER].store(5, Ordering::Relaxed);
@@ -822,10 +832,10 @@ mod tests {
         for (word, number) in [(&holds.losing, 1), (&holds.lost_then, 1), (&holds.lost, 1)] {
             word.store(number, Ordering::Relaxed);
         }
-        let is_done = chain.is_done_for_another(Alone.me()).unwrap().is_some();
-        chain.repair_holds(6).unwrap();
+        let is_done = list.is_done_for_another(Alone.me()).unwrap().is_some();
+        list.repair_holds(6).unwrap();
         assert_eq!(holds.first[STATE].load(Ordering::Relaxed), 0);
-        (is_done, chain.take_lost())
+        (is_done, list.take_lost())
     }
 
     #[test]
@@ -838,7 +848,7 @@ mod tests {
     fn what_is_said_of_an_item_is_not_said_of_the_next_one_in_its_entry() {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
-        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let list = RingList { layout: &layout, memory: &Places, owners: &Alone };
         let me = Alone.me();
         let of = |item| State::new(me.bits().into(), item);
         let held = |number| Held { entry: 0, number };
@@ -848,11 +858,11 @@ mod tests {
         let (seen, now) = (of(6), of(7));
         hold.word(STATE).store(now.0, Ordering::Relaxed);
         hold.word(NUMBER).store(7, Ordering::Relaxed);
-        assert!(!chain.end(0, &hold, seen));
-        assert!(!chain.is_done(held(6), me));
+        assert!(!list.end(0, &hold, seen));
+        assert!(!list.is_done(held(6), me));
         // At 2^29 items later, the state word is the same, but the full number differs.
-        assert!(!chain.is_done(held(7 + (1 << 29)), me));
-        assert!(chain.is_done(held(7), me));
+        assert!(!list.is_done(held(7 + (1 << 29)), me));
+        assert!(list.is_done(held(7), me));
         assert_eq!(hold.get(STATE), 0);
     }
 
@@ -861,10 +871,10 @@ mod tests {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
         // No table of `Places` can be mapped.
-        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let list = RingList { layout: &layout, memory: &Places, owners: &Alone };
         let (me, holds) = (Alone.me(), &layout.holds);
-        chain.begin(0).unwrap();
-        chain.set_on_lost(Lost::Requeued);
+        list.begin(0).unwrap();
+        list.set_on_lost(Lost::Requeued);
         holds.tables[0].store((1 << 20) + 1, Ordering::Relaxed);
         holds.used.store(FIRST as u32 + 3, Ordering::Relaxed);
         holds.again.store(1, Ordering::Relaxed);
@@ -872,25 +882,25 @@ mod tests {
         for first in holds.first.chunks(FIELDS) {
             first[STATE].store(State::new(me.bits().into(), 1).0, Ordering::Relaxed);
         }
-        assert!(!chain.is_finished());
-        assert!(chain.unfinished() >= FIRST as u64 + 3);
-        assert!(matches!(chain.free_hold(me), Err(Failed::Io(_))));
-        assert!(matches!(chain.add_table(FIRST as u32, me), Err(Failed::Io(_))));
+        assert!(!list.is_finished());
+        assert!(list.unfinished() >= FIRST as u64 + 3);
+        assert!(matches!(list.free_hold(me), Err(Failed::Io(_))));
+        assert!(matches!(list.add_table(FIRST as u32, me), Err(Failed::Io(_))));
         assert_eq!(holds.tables[0].load(Ordering::Relaxed), (1 << 20) + 1, "another table is in its place");
-        assert!(chain.take_again(me, false, &mut Returned::default(), |_, _| Ok(())).is_err());
-        assert!(chain.reap().is_err());
-        assert!(chain.others_hold(me).is_err());
-        assert!(chain.is_done_for_another(me).is_err());
-        assert!(chain.clear(me).is_err() && chain.is_to_be_cleared());
-        assert!(chain.repair_holds(0).is_err() && chain.again() == 1);
-        assert!(chain.is_place_of_holds(0).is_err());
+        assert!(list.take_again(me, false, &mut Returned::default(), |_, _| Ok(())).is_err());
+        assert!(list.reap().is_err());
+        assert!(list.others_hold(me).is_err());
+        assert!(list.is_done_for_another(me).is_err());
+        assert!(list.clear(me).is_err() && list.is_to_be_cleared());
+        assert!(list.repair_holds(0).is_err() && list.again() == 1);
+        assert!(list.is_place_of_holds(0).is_err());
     }
 
     #[test]
     fn of_items_that_came_back_the_oldest_is_next_also_when_others_take_some_or_more_come() {
         // SAFETY: zero is a value, says `SharedLayout`.
         let layout: Layout = unsafe { mem::zeroed() };
-        let chain = Chain { layout: &layout, memory: &Places, owners: &Alone };
+        let list = RingList { layout: &layout, memory: &Places, owners: &Alone };
         let (me, holds) = (Alone.me(), &layout.holds);
         let come_back = |entry: usize, number: u64| {
             let words = &holds.first[entry * FIELDS..];
@@ -902,7 +912,7 @@ mod tests {
             holds.returns.fetch_add(1, Ordering::Relaxed);
         };
         let next = |returned: &mut Returned| {
-            let taken = chain.take_again(me, false, returned, |_, _| Ok(())).unwrap();
+            let taken = list.take_again(me, false, returned, |_, _| Ok(())).unwrap();
             taken.map(|(held, ..)| held.number)
         };
         let (mut one, mut other) = Default::default();
@@ -914,9 +924,9 @@ mod tests {
         // This one comes to the entry of an item that was taken and is done.
         come_back(1, 4);
         assert_eq!(next(&mut other), Some(4));
-        let refused = chain.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
+        let refused = list.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
         assert!(refused.is_err());
         assert_eq!((next(&mut one), next(&mut other), next(&mut one)), (Some(7), None, None));
-        assert_eq!(chain.again(), 0);
+        assert_eq!(list.again(), 0);
     }
 }
