@@ -212,12 +212,16 @@ impl Scheduled for Chunk {
 }
 
 /// How an item ended. [`outcome`](Answer::outcome) may take long, and is called under no lock.
+///
+/// Errors are boxed, because they are rare and results of maps are moved in large numbers.
 enum Answer {
     Value(Payload),
-    Error(TaskError),
-    /// An error reply: the name of the task, and the reply. Boxed, because it is rare.
+    Error(Box<TaskError>),
+    /// An error reply: the name of the task, and the reply.
     Failure(Box<(Box<str>, Reply, Payload)>),
 }
+
+const _: () = assert!(size_of::<Answer>() == size_of::<Payload>());
 
 /// Items of one chunk, and how they ended.
 type Answers = Vec<(u32, Answer)>;
@@ -226,7 +230,7 @@ impl Answer {
     fn outcome(self) -> Outcome {
         match self {
             Answer::Value(payload) => Ok(payload),
-            Answer::Error(error) => Err(error),
+            Answer::Error(error) => Err(*error),
             Answer::Failure(failure) => {
                 let (name, reply, payload) = *failure;
                 Err(reply::failure(&name, reply, &payload))
@@ -286,9 +290,9 @@ impl Outcomes {
     pub(super) fn fail(&mut self, chunk: Chunk, error: TaskError) {
         let Items { first, count } = chunk.items;
         match chunk.sink {
-            Sink::Cell(completer) => self.cells.push((completer, Answer::Error(error))),
+            Sink::Cell(completer) => self.cells.push((completer, Answer::Error(Box::new(error)))),
             Sink::Map(map) => {
-                let answers = (first..count).map(|item| (item, Answer::Error(error.clone())));
+                let answers = (first..count).map(|item| (item, Answer::Error(Box::new(error.clone()))));
                 self.maps.push((map, answers.collect()));
             }
         }
