@@ -37,7 +37,8 @@ const LAYERS: [&str; 21] = [
     "process",
     "pool",
 ];
-/// Folders that do not know each other, though one of them lies above: the first uses nothing of the second.
+/// Pairs of folders that do not use each other, although one of them lies above: the first uses
+/// nothing of the second.
 const STRANGERS: [(&str, &str); 2] = [("pool", "worker"), ("pool", "process")];
 /// The layers above all others: what users call, and what generated code calls.
 const TOP: [&str; 3] = ["executor", "private", "lib"];

@@ -374,7 +374,8 @@ impl Child {
     fn watch(pid: Pid) -> io::Result<Child> {
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Some(above_stdio(pidfd)?),
-            // Somebody has reaped the child already: SIGCHLD is ignored, or others wait for any child.
+            // Other code has reaped the child already: SIGCHLD is ignored, or that code waits for
+            // any child.
             Err(Errno::SRCH) => None,
             Err(error) => return Err(error).asked("to watch a process (pidfd_open)"),
         };

@@ -1,4 +1,5 @@
-//! What moves beside a worker's frames: its results in segments, and descriptors over its control socket.
+//! What a worker exchanges with the pool outside of its frames: results in segments, and
+//! descriptors over its control socket.
 
 use std::{
     collections::VecDeque,
@@ -18,16 +19,18 @@ use crate::{
     },
 };
 
-/// One worker's.
+/// The segments and the control socket of one worker.
 pub(super) struct Beside {
-    /// Kept open while the worker lives: its end tells the worker that we are gone. So no copy of this process may keep it.
+    /// The control socket. Its end tells the worker that this process has gone, so it is kept open
+    /// while the worker lives, and no copy of this process may keep it.
     control: NotInherited,
     results: Option<Arc<Results>>,
-    /// Found no room in the socket yet. The worker waits for them when it comes to their frames.
+    /// Descriptors that found no space in the socket yet. The worker waits for them when it comes
+    /// to their frames.
     waiting: Mutex<VecDeque<(TaskId, Vec<Attachment>)>>,
 }
 
-/// A frame that says what cannot be.
+/// The error for a frame that no worker may send.
 pub(super) struct Impossible;
 
 impl Beside {
@@ -35,9 +38,10 @@ impl Beside {
         Beside { control: NotInherited::new(control), results, waiting: Mutex::default() }
     }
 
-    /// Closes the worker's control socket, as the end of this program would: the worker ends itself.
+    /// Closes the worker's control socket, as the end of this program would. The worker then ends
+    /// itself.
     pub(super) fn hang_up(&self) {
-        // Refused only if the worker has done so.
+        // Refused only if the worker has closed its end already.
         if let Some(control) = self.control.get() {
             let _ = rustix::net::shutdown(control, rustix::net::Shutdown::Both);
         }
@@ -47,26 +51,27 @@ impl Beside {
         self.results.as_ref()
     }
 
-    /// Sends the descriptors of a frame that goes out now, in the order of the frames; never blocks. Whether any wait.
+    /// Sends the descriptors of a frame that goes out now, in the order of the frames. Never
+    /// blocks. Returns whether any descriptors are waiting.
     pub(super) fn send(&self, task: TaskId, attachments: &[Attachment]) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push_back((task, attachments.to_vec()));
         self.pump(&mut waiting)
     }
 
-    /// Sends what waits; whether any is left.
+    /// Sends the waiting descriptors. Returns whether any are left.
     pub(super) fn flush(&self) -> bool {
         self.pump(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn pump(&self, waiting: &mut VecDeque<(TaskId, Vec<Attachment>)>) -> bool {
-        // In a copy of this process there is no worker.
+        // A copy of this process has no workers.
         let Some(control) = self.control.get() else { return false };
         while let Some((task, attachments)) = waiting.front() {
             let descriptors: Vec<_> = attachments.iter().map(|descriptor| descriptor.as_fd()).collect();
             match socket::send_now(control, &task.as_u64().to_le_bytes(), &descriptors) {
                 Err(error) if is_passing(&error) => return true,
-                // The worker has gone: its tasks are dealt with where that is noticed.
+                // The worker has gone. Its tasks are handled where its end is noticed.
                 Err(_) => waiting.clear(),
                 Ok(()) => {
                     waiting.pop_front();
@@ -76,7 +81,7 @@ impl Beside {
         false
     }
 
-    /// Puts the payload in the frame of which it speaks.
+    /// Puts the payload that the frame refers to into the frame.
     pub(super) fn open(&self, frame: &mut Frame<FromWorker>) -> Result<(), Impossible> {
         let flags = frame.header.flags;
         // Only a value is ever sent in this way.
@@ -90,7 +95,7 @@ impl Beside {
             frame.payload = Payload::received(received.ok_or(Impossible)?);
         }
         if flags & flag::ATTACHED != 0 {
-            // Sent before the frame, so it is there.
+            // The descriptors were sent before the frame, so they are there.
             let mut task = [0; 8];
             let control = self.control.get().ok_or(Impossible)?;
             let message = socket::recv_short_now(control, &mut task);
@@ -101,7 +106,8 @@ impl Beside {
             {
                 return Err(Impossible);
             }
-            // None, if this process has too many open files: whoever looks for one says so. Then they are closed here.
+            // If this process has too many open files, the descriptors are closed here. The code
+            // that looks for one of them reports that.
             let attachments = match leaves_some_free(&descriptors) {
                 true => descriptors.into_iter().map(Arc::new).collect(),
                 false => Vec::new(),
@@ -113,11 +119,13 @@ impl Beside {
     }
 }
 
-/// Descriptor numbers kept free for the program. Higher: fewer unread results with handles can be held. Lower: unread results
-/// can keep the program from opening files.
+/// Number of descriptors that are kept free for the program. With a higher value, fewer unread
+/// results with handles can be held. With a lower value, unread results can keep the program from
+/// opening files.
 const LEFT_FREE: u64 = 64;
 
-/// Whether this process can still open files beside these. The system gives the lowest numbers that are free.
+/// Returns whether this process can still open files in addition to these. The system gives out the
+/// lowest free numbers.
 fn leaves_some_free(descriptors: &[OwnedFd]) -> bool {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     descriptors.iter().all(|descriptor| is_below(descriptor.as_raw_fd(), limit))
@@ -127,7 +135,8 @@ fn is_below(number: RawFd, limit: u64) -> bool {
     u64::from(number.cast_unsigned()) < limit - LEFT_FREE.min(limit / 8)
 }
 
-/// Whether there will be room: the socket is full, or too many descriptors are on their way in the whole system.
+/// Returns whether sending may succeed later: the socket is full, or too many descriptors are on
+/// their way in the whole system.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
 }
@@ -139,7 +148,7 @@ mod tests {
     use super::*;
     use crate::segment::Store;
 
-    /// (the pool's, the worker's store, the worker's end of the socket)
+    /// Returns the pool's end, the worker's store, and the worker's end of the socket.
     fn beside() -> (Beside, Arc<Store>, OwnedFd) {
         let (ours, theirs) = socket::pair().unwrap();
         let results = Results::create().unwrap();
@@ -212,7 +221,7 @@ mod tests {
     #[test]
     fn replies_leave_the_program_some_descriptors() {
         assert!(is_below(900, 1024) && is_below(959, 1024) && !is_below(960, 1024));
-        // Where there are few, some of them.
+        // With a small limit, some descriptors stay free too.
         assert!(is_below(13, 16) && !is_below(14, 16));
         assert!(is_below(i32::MAX, u64::MAX) && !is_below(3, 0));
     }

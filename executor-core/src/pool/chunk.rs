@@ -1,16 +1,16 @@
 //! A chunk: calls of one function on their way to a worker, and where their results go.
 //!
 //! ```text
-//!  caller: single, of_map ─► intake ─► the scheduler's table ─► Sending: header, arguments ─► worker
-//!                                       │       ▲                                              │
-//!                                     split   taken back                                       │
-//!                                       ▼       │                                              │
-//!                                     two chunks, one sink                                     │
-//!  cell or Feed ◄──────── Outcomes ◄────┴───────────── reply, or an error of the scheduler ◄───┘
+//!  caller: single, of_map ─► intake ─► scheduler's table ─► Sending: header, arguments ─► worker
+//!                                       │       ▲                                          │
+//!                                     split   taken back                                   │
+//!                                       ▼       │                                          │
+//!                                     two chunks, one sink                                 │
+//!  cell or Feed ◄──────── Outcomes ◄────┴────────── reply, or an error of the scheduler ◄──┘
 //! ```
 //!
-//! A chunk is built once, in the thread that submits, and then moved; there is no second copy. A
-//! single call is a chunk of one item. All results go home through [`Outcomes`]: the replies of
+//! A chunk is built once, in the thread that submits, and then moved. There is no second copy. A
+//! single call is a chunk of one item. All results pass through [`Outcomes`]: the replies of
 //! workers, and the errors that the scheduler decides on.
 
 use std::{
@@ -67,7 +67,8 @@ pub struct Chunk {
     sink: Sink,
 }
 
-/// A larger chunk would make the entries of the scheduler's table too large: see there.
+/// A larger chunk would make the entries of the scheduler's table too large: see
+/// `scheduler::Entry`.
 const _: () = assert!(size_of::<Chunk>() <= size_of::<[u64; 13]>());
 
 /// Where the results of a chunk go.
@@ -128,7 +129,7 @@ impl Chunk {
         TaskId::from_raw(self.base.as_u64() + u64::from(self.items.first))
     }
 
-    /// Whether the arguments are in a segment of shared memory.
+    /// Returns whether the arguments are in a segment of shared memory.
     pub(super) fn is_in_segment(&self) -> bool {
         self.arguments.is_in_segment()
     }
@@ -245,7 +246,8 @@ pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
     /// Results of maps. Consecutive results of one chunk are together.
     maps: Vec<(Arc<FeedChunk>, Answers)>,
-    /// A worker is in the middle of a chunk, so its next replies follow within microseconds.
+    /// Whether a worker is in the middle of a chunk, so that its next replies follow within
+    /// microseconds.
     pub(super) in_chunks: bool,
     /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
     pub(super) batch: Option<Batch>,
@@ -298,8 +300,8 @@ impl Outcomes {
         }
     }
 
-    /// Delivers all results, and adds the wakers of those who wait to `wakers`. Must be called
-    /// without the pool's lock.
+    /// Delivers all results, and adds the wakers of waiting threads and tasks to `wakers`. Must be
+    /// called without the pool's lock.
     pub(super) fn deliver(self, wakers: &mut Wakers) -> Option<Batch> {
         for (completer, answer) in self.cells {
             completer.complete_into(answer.outcome(), wakers);

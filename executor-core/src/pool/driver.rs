@@ -1,13 +1,14 @@
-//! The one thread that waits for descriptors and for time: handshakes, deaths, deadlines. The only user code it runs
-//! is wakers.
+//! The pool's thread that waits for descriptors and for time: handshakes, deaths, deadlines. The
+//! only user code it runs is wakers.
 //!
 //! ```text
 //!  notice Started ──► poll its socket and its pidfd
 //!  socket readable ─► Hello: compare, connect ──► scheduler.on_hello, on_ready
-//!  pidfd readable ──► kill the rest of its group, reap, hang up ──► the reader drains ──► notice Drained
+//!  pidfd readable ──► kill the rest of its group, reap, hang up ──► the reader drains
+//!                                                               ──► notice Drained
 //!  exited and drained ─► scheduler.on_exit
 //!  deadline ────────► scheduler.on_tick
-//!  closed ──────────► join the threads, tell those who wait, end
+//!  closed ──────────► join the threads, notify the waiting callers, end
 //! ```
 
 use std::{
@@ -46,31 +47,34 @@ use crate::{
     },
 };
 
-/// Should a wake-up ever be missed, the pool looks around this often.
+/// How often the driver checks everything, in case a wake-up is ever missed.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
 
-/// Who drains a dead worker has all that it will ever get; this is for one that hangs in a garbled message.
+/// How long the pool waits for the rest of a dead worker's replies. Everything that the worker had
+/// published is there already, so the limit only matters for a reader that hangs in a garbled
+/// message.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the end of a pool waits for what workers have left behind, which was killed: a process that hangs in the kernel holds
-/// up nothing for longer.
+/// How long the end of a pool waits for killed processes that workers have left behind. With the
+/// limit, a process that hangs in the kernel does not delay it for longer.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(1);
 
-/// How often segments that nobody has used since are emptied. More often: pages are taken and given back under a load
-/// that comes in waves. Less often: they stay longer.
+/// How often segments that were not used since are emptied. A lower value takes and returns memory
+/// pages again and again under a load that comes in waves. A higher value keeps unused pages for
+/// longer.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often running workers are checked for having been stopped. More often wakes the driver more under load; less often
-/// notices a stop later.
+/// How often running workers are checked for having been stopped. A lower value wakes the driver
+/// more often under load. A higher value notices a stop later.
 pub(super) const ATTEND_EVERY: Duration = Duration::from_secs(1);
 
-/// How soon descriptors are sent again that found no room in a worker's socket.
+/// How soon descriptors that found no space in a worker's socket are sent again.
 const STUCK_RETRY: Duration = Duration::from_millis(5);
 
-/// What other threads have to tell the driver.
+/// A message of another thread to the driver.
 pub(super) enum Notice {
     Started(WorkerId, io::Result<starter::Started>),
-    /// Nothing more comes from this worker.
+    /// Nothing more will come from this worker.
     Drained(WorkerId, Closed),
 }
 
@@ -81,7 +85,7 @@ impl Pool {
     }
 }
 
-/// Starts driver, reader and starter; the driver joins the others.
+/// Starts the driver, the reader and the starter. The driver joins the other two.
 pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<JoinHandle<()>> {
     let starter = {
         let pool = Arc::clone(&pool);
@@ -92,7 +96,7 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
         thread::Builder::new().name("executor-reader".into()).spawn(move || {
             local::set(&super::OWN_THREAD, true);
             if let Err(message) = catch(|| pool.read_rings()) {
-                // Nobody else takes the replies of what nobody waits for.
+                // Without the reader, replies for which no thread waits are never taken.
                 tracing::error!(message, "the pool's reader panicked");
                 let cause = BrokenCause::Internal(format!("the pool's reader panicked: {message}").into());
                 pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out));
@@ -107,20 +111,21 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
         unstick_at: None,
         reaper: Reaper::default(),
     };
-    // Should this one be refused, the starter ends with its sender, which the caller drops.
+    // If the driver's thread is refused, the starter ends too, because the caller drops its sender.
     thread::Builder::new()
         .name("executor-driver".into())
         .spawn(move || driver.run_guarded(starter, reader))
         .inspect_err(|_| pool.close_rings())
 }
 
-/// What is at hand for a worker that has not said hello.
+/// Resources for a worker that has not said hello.
 struct Unheard {
     socket: OwnedFd,
     segment: Shared<Segment>,
     results: Option<Arc<Results>>,
     nonce: u64,
-    /// Over ipc-channel: where its server is, until it is connected. Removed when this is dropped.
+    /// With ipc-channel, the directory of the worker's server, until it is connected. Removed on
+    /// drop.
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -128,11 +133,11 @@ struct Driver {
     pool: Arc<Pool>,
     /// Workers that have been started and have not said hello.
     unheard: BTreeMap<WorkerId, Unheard>,
-    /// When segments are looked at next.
+    /// When segments are checked next.
     trim_at: Option<Instant>,
-    /// When workers are looked at next that could be stopped.
+    /// When workers are checked next for having been stopped.
     attend_at: Option<Instant>,
-    /// When descriptors that found no room are sent again.
+    /// When descriptors that found no space are sent again.
     unstick_at: Option<Instant>,
     reaper: Reaper,
 }
@@ -145,8 +150,8 @@ enum Source {
 }
 
 impl Driver {
-    /// Nobody else would notice a death or a deadline: should the driver ever panic, everything it drove is ended
-    /// here, and every future says so.
+    /// Runs the driver. Without a driver, no death and no deadline is noticed. So if it panics,
+    /// everything that it drove is ended here, and every future reports the panic.
     fn run_guarded(mut self, starter: JoinHandle<()>, reader: JoinHandle<()>) {
         local::set(&super::OWN_THREAD, true);
         if let Err(message) = catch(|| self.run()) {
@@ -159,7 +164,8 @@ impl Driver {
 
     fn run(&mut self) {
         loop {
-            // A waker has copied this process, and has returned in the copy, which would reap nobody and drive nothing.
+            // A waker may have forked this process and returned in the copy. The copy has no
+            // workers to reap and nothing to drive, so it ends here.
             self.pool.origin.end_copy(0);
             let notices =
                 std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
@@ -170,7 +176,8 @@ impl Driver {
                 }
             }
             self.give_up_draining();
-            // First: it says until when to sleep, and whoever brings the first task after that rings.
+            // Before the other checks: it sets the time to sleep until, and a thread that submits
+            // the first task after that rings the bell.
             self.tick();
             self.attend_workers();
             self.attend_memory();
@@ -188,12 +195,13 @@ impl Driver {
         }
     }
 
-    /// Everything is resolved. Processes and threads first, so that who waited finds none.
+    /// Ends the pool's threads, after everything is resolved. Processes and threads end first, so
+    /// that a caller that waited for the end finds none.
     fn finish(mut self, starter: JoinHandle<()>, reader: JoinHandle<()>) {
         // Dropping the sender ends the starter.
         self.pool.lock().threads = Threads::Ended;
         let _ = starter.join();
-        // What it had started last, nobody wants any more.
+        // Processes that it has started last are not wanted any more.
         let late = std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
@@ -210,7 +218,7 @@ impl Driver {
         for (child, link, drain) in left {
             let was_given_up = child.status().is_none();
             if was_given_up {
-                // It hangs in the kernel, and may do so for longer than anybody should wait.
+                // The process hangs in the kernel, possibly for longer than the pool should wait.
                 watch::abandon(&child, Duration::from_millis(100));
             }
             if let Some(link) = &link {
@@ -224,20 +232,20 @@ impl Driver {
         }
         self.pool.close_rings();
         let _ = reader.join();
-        // They were killed, and are about to end.
+        // These processes were killed, and are about to end.
         self.reaper.wait(ORPHANS_LIMIT);
-        // Dropped without the lock: what they have to close waits where a thread forks.
+        // Dropped without the lock, because closing descriptors waits while another thread forks.
         let workers = std::mem::take(&mut self.pool.lock().workers);
         drop(workers);
         self.pool.callbacks.close();
-        // Whoever still holds the pool keeps its descriptors open, so drop our handle before telling waiters that the pool
-        // has ended.
+        // Each owner of the pool keeps its descriptors open. So this handle is dropped before
+        // waiting callers are told that the pool has ended.
         let ended = self.pool.ended.0.clone();
         drop(self);
         ended.close();
     }
 
-    /// A reader that hangs holds up nothing for ever.
+    /// Gives up readers that hang, so that none delays the pool for ever.
     fn give_up_draining(&mut self) {
         let now = Instant::now();
         let mut core = self.pool.lock();
@@ -260,14 +268,14 @@ impl Driver {
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             scheduler.on_tick(now, &Boards(workers), out);
-            // Whoever needs us earlier from now on rings.
+            // A thread that needs the driver earlier than this rings the bell.
             core.armed =
                 Some(core.scheduler.next_deadline().unwrap_or(now + LOOK_AROUND).min(now + LOOK_AROUND));
         });
     }
 
-    /// Looks whether workers are stopped, while there are tasks. Nobody else tells: a pidfd is readable at the end only, and
-    /// SIGCHLD belongs to the program.
+    /// Checks whether workers are stopped, while there are tasks. Nothing else reports a stop: a
+    /// pidfd is readable only at the end of the process, and SIGCHLD belongs to the program.
     fn attend_workers(&mut self) {
         let now = Instant::now();
         if self.attend_at.is_some_and(|at| at > now) {
@@ -279,7 +287,7 @@ impl Driver {
             return;
         }
         if self.attend_at.is_some() && !core.scheduler.has_tasks() {
-            // The next task is told by whoever brings it.
+            // The thread that submits the next task wakes the driver.
             core.attended = false;
             self.attend_at = None;
             return;
@@ -296,6 +304,7 @@ impl Driver {
                 (id, stopped_by, stopped_by.and_then(|_| child.computed()))
             })
             .collect();
+        // The system was asked without the lock. Meanwhile a worker may have been removed.
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             for (id, stopped_by, computed) in looked {
@@ -322,7 +331,7 @@ impl Driver {
         });
     }
 
-    /// Empties segments that nobody uses; sends descriptors that found no room.
+    /// Empties unused segments, and sends descriptors that found no space.
     fn attend_memory(&mut self) {
         let now = Instant::now();
         if self.pool.is_warm() {
@@ -334,7 +343,7 @@ impl Driver {
         self.unstick_at = self.pool.unstick().then_some(now + STUCK_RETRY);
     }
 
-    /// Waits for the next thing to do.
+    /// Waits for the next thing to do. Returns the sources that are ready.
     fn poll(&self) -> Vec<Source> {
         let mut sources = vec![Source::Bell];
         let mut fds = vec![PollFd::from_borrowed_fd(self.pool.bell.as_fd(), PollFlags::IN)];
@@ -366,7 +375,7 @@ impl Driver {
         let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) => {}
-            // A signal handler ran: look around and poll again.
+            // A signal handler ran. Check everything, and poll again.
             Err(rustix::io::Errno::INTR) => return Vec::new(),
             Err(error) => {
                 tracing::error!(%error, "poll failed");
@@ -410,13 +419,13 @@ impl Driver {
         });
     }
 
-    /// A worker says hello, or closes its end without a word.
+    /// Handles a worker's hello, or the end of its socket without one.
     fn on_socket(&mut self, id: WorkerId) {
         let Some(unheard) = self.unheard.remove(&id) else { return };
         let Unheard { socket, segment, results, nonce, _directory } = unheard;
         let (bytes, _fds) = match socket::recv(&socket) {
             Ok(message) => message,
-            // It has ended without reading what it was sent: its exit says more.
+            // The worker has ended without reading what it was sent. Its exit status says more.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
             Err(error) => {
                 tracing::warn!(%error, "a worker cannot be heard");
@@ -425,7 +434,7 @@ impl Driver {
             }
         };
         if bytes.is_empty() {
-            // It will exit, or `start_timeout` ends it.
+            // The worker will exit, or `start_timeout` ends it.
             return;
         }
         let hello = match handshake::answer_from_bytes::<Hello>(&bytes) {
@@ -442,9 +451,9 @@ impl Driver {
             }
         };
         let dialed = {
-            // Before the lock is taken: where a thread forks, this waits until it has.
+            // Made before the lock is taken, because this waits while another thread forks.
             let beside = Arc::new(Beside::new(socket, results));
-            // Under the lock, so that nobody kills it meanwhile.
+            // Under the lock, so that the pool does not kill the worker meanwhile.
             let mut core = self.pool.lock();
             let worker = core.workers.entry(id).or_default();
             worker.beside = Some(beside);
@@ -484,18 +493,19 @@ impl Driver {
                     core.stuck |= worker.send(header, arguments);
                     link.flush();
                 }
-                // Nothing to wait for: tasks may follow at once.
+                // There is nothing to wait for, so tasks may follow at once.
                 None => scheduler.on_ready(now, id, &Boards(workers), out),
             }
         });
     }
 
-    /// A worker's process has ended.
+    /// Handles the end of a worker's process.
     fn on_process(&mut self, id: WorkerId) {
-        // A hello that is still unread changes nothing; the exit status says more.
+        // A hello that is still unread changes nothing. The exit status says more.
         self.unheard.remove(&id);
         let mut core = self.pool.lock();
         let Some(child) = core.workers.get(&id).and_then(Worker::living).map(Arc::clone) else { return };
+        // From here on the worker gets no tasks, although its last replies were not read yet.
         core.scheduler.on_ended(id);
         drop(core);
         self.reaper.reap(&child);
@@ -523,14 +533,16 @@ impl Driver {
             let _ = reader.join();
         }
         if let Some(pid) = living {
-            // It lives and cannot be heard any more: it closed its channel, or sends garbage.
+            // The worker lives and cannot be heard any more: it closed its channel, or sends
+            // garbage.
             tracing::warn!(pid, reason = %closed, "a worker is cut off");
             self.pool.event(|core, now, out| core.scheduler.on_unruly(now, id, out));
         }
         self.forget_if_over(id);
     }
 
-    /// Once a worker has ended and all that it had published is seen, the scheduler judges.
+    /// Lets the scheduler decide about a worker's tasks, once the worker has ended and everything
+    /// that it had published was read.
     fn forget_if_over(&mut self, id: WorkerId) {
         if !self.pool.lock().workers.get(&id).is_some_and(Worker::is_over) {
             return;
@@ -548,17 +560,17 @@ impl Driver {
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
         let worker = self.pool.lock().workers.remove(&id);
-        // Dropped without the lock: what it has to close waits where a thread forks.
+        // Dropped without the lock, because closing descriptors waits while another thread forks.
         drop(worker);
     }
 }
 
-/// What a refusal of the system means for a pool in which nobody works.
+/// Converts a refusal of the system to the cause for a pool in which no worker works.
 fn refusal(error: &io::Error) -> BrokenCause {
     BrokenCause::Start(error.to_string().into())
 }
 
-/// Takes up the connection that the worker offers.
+/// Connects to a worker over the transport that it offers.
 fn connect(
     pool: &Arc<Pool>,
     id: WorkerId,
@@ -578,7 +590,7 @@ fn connect(
     Ok((link, Drain::Thread(reader)))
 }
 
-/// Whether this worker may work for us; the name of its server, if it has one.
+/// Checks whether a worker may work for this pool. Returns the name of its server, if it has one.
 fn check(hello: Hello) -> Result<Option<String>, BrokenCause> {
     let ours = registry::fingerprint();
     if hello.tasks != ours {

@@ -2,27 +2,32 @@
 //!
 //! ```text
 //!  submit ──► intake ──► Core (one lock) ── Scheduler: event in, actions out (pure) ──┐
-//!                           ▲   ▲   ▲                                                   │ perform, under the same lock
-//!                           │   │   │        Start ─► starter thread ─► process         │
-//!                           │   │   │        Send, Stop ─► Link (never blocks)   ◄──────┤
-//!                           │   │   │        Kill ─► the worker's group                 │
-//!                           │   │   │        Resolve ─► future, after the lock is free  ┘
-//!                           │   │   └── driver thread: handshakes, deaths (pidfd), deadlines
-//!                           │   └────── replies: the thread in `result()` itself, else the reader thread
-//!                           └────────── cancel, shutdown
+//!                          ▲   ▲   ▲                                                  │ performed
+//!                          │   │   │      Start ─► starter thread ─► process          │ under the
+//!                          │   │   │      Send, Stop ─► Link (never blocks)   ◄───────┤ same lock
+//!                          │   │   │      Kill ─► the worker's group                  │
+//!                          │   │   │      Resolve ─► future, after the lock is free   ┘
+//!                          │   │   └── driver thread: handshakes, deaths (pidfd), deadlines
+//!                          │   └────── replies: the thread in `result()`, else the reader thread
+//!                          └────────── cancel, shutdown
 //! ```
 //!
-//! Who owns what: the scheduler every [`Chunk`] of tasks and the state of every worker; a [`Worker`] what the
-//! system knows of a worker (process, link, exit); the driver the descriptors it polls. Nobody keeps a second copy.
-//! What was submitted while somebody else had the lock waits in the intake, and whoever has the lock takes it in.
+//! The scheduler owns every [`Chunk`] of tasks and the state of every worker. A [`Worker`] owns
+//! what the system provides for a worker: its process, link and exit status. The driver owns the
+//! descriptors that it polls. None of this is stored twice. A chunk that is submitted while another
+//! thread holds the lock waits in the intake, and the thread that holds the lock takes it from
+//! there.
 //!
-//! In the common case a task costs no hop: `submit` itself writes to an idle worker, the thread that waits for a result
-//! drains the worker's replies itself ([`reader`]), and whoever takes a reply writes the next task at once.
+//! In the common case a task is not handed from thread to thread: `submit` itself writes to an idle
+//! worker, the thread that waits for a result drains the worker's replies itself ([`reader`]), and
+//! the thread that takes a reply writes the next task at once.
 //!
-//! When a worker dies: its pidfd wakes the driver, which kills what is left of its group, reaps it and hangs up; who
-//! drains it then sees all that the worker had published, and after that the end; only then the scheduler judges who had
-//! begun what. When the pool's own threads cannot be started, the pool is broken, and says so. When the parent dies,
-//! each worker's watcher kills its group. A process forked from this one has no threads: all handles are inert there.
+//! When a worker dies, its pidfd wakes the driver. The driver kills the remaining processes of the
+//! worker's group, reaps the worker and closes the link. The thread that drains the worker first
+//! receives everything that the worker had published, and then the end. Only after that does the
+//! scheduler decide which tasks had begun. When the pool's own threads cannot be started, the pool
+//! is broken and reports it. When the parent dies, each worker's watcher kills its group. A process
+//! that was forked from this one has none of the pool's threads, so all handles do nothing there.
 
 mod beside;
 mod chunk;
@@ -88,35 +93,37 @@ use crate::{
     },
 };
 
-/// What an executor holds at a moment: see [`ProcessPoolExecutor::stats`](crate::ProcessPoolExecutor::stats).
+/// Workers and shared memory of an executor at one moment. See
+/// [`ProcessPoolExecutor::stats`](crate::ProcessPoolExecutor::stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Workers that live, or are being started.
+    /// Number of workers that are alive or being started.
     pub workers: usize,
-    /// Segments of shared memory that large arguments and results are in, or that are kept for the next ones. There are
-    /// at most 64 for arguments, and 64 for the results of each worker.
+    /// Number of shared-memory segments that hold large arguments and results, or are kept for
+    /// later ones. There are at most 64 for arguments, and 64 for the results of each worker.
     pub segments: usize,
-    /// Bytes of memory in those segments: at most 4 GiB for arguments, and 4 GiB for the results of each worker. What
-    /// has not been used for a second or two goes back to the system. The memory of a
-    /// [`SharedBytes`](crate::SharedBytes) is not in it: that belongs to whoever has the handle.
+    /// Bytes of memory in those segments: at most 4 GiB for arguments, and 4 GiB for the results of
+    /// each worker. Memory that has not been used for a second or two is returned to the system.
+    /// The memory of a [`SharedBytes`](crate::SharedBytes) is not counted: it belongs to the owner
+    /// of the handle.
     pub segment_bytes: u64,
 }
 
-/// What each worker runs before any task.
+/// A call that each worker runs before any task.
 pub(crate) struct Initializer<A> {
     pub(crate) entry: &'static TaskEntry,
-    /// What errors call it.
+    /// The name of the function, used in errors.
     pub(crate) name: Box<str>,
-    /// As the task itself says.
+    /// The time limit that the task function itself declares.
     pub(crate) timeout: Option<Duration>,
     pub(crate) arguments: A,
 }
 
-/// What the pool is to be like.
+/// Configuration of a pool.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
-    /// Started at once, and kept.
+    /// Number of workers that are started at once and kept.
     pub(crate) workers_min: usize,
     pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
@@ -125,24 +132,25 @@ pub(crate) struct PoolOptions {
     pub(crate) envs: Vec<(OsString, Option<OsString>)>,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
-    /// What becomes of accepted work when the program ends, and how long that may take.
+    /// What happens to accepted work when the program ends, and how long that may take.
     pub(crate) at_end: AtEnd,
     pub(crate) exit_timeout: Option<Duration>,
 }
 
-/// Everything under the pool's one lock.
+/// State protected by the pool's one lock.
 struct Core {
     scheduler: Scheduler<Chunk>,
     workers: BTreeMap<WorkerId, Worker>,
     threads: Threads,
-    /// Until when the driver sleeps.
+    /// When the driver wakes up next.
     armed: Option<Instant>,
-    /// Whether the driver looks for workers that are stopped: it does while there are tasks, and for a moment after.
+    /// Whether the driver checks for workers that are stopped. It checks while there are tasks, and
+    /// for a moment after.
     attended: bool,
     closed: bool,
-    /// Descriptors wait for room in a worker's control socket.
+    /// Whether descriptors are waiting for space in a worker's control socket.
     stuck: bool,
-    /// Empty between two events; kept for their memory.
+    /// Empty between two events. Kept to reuse the allocation.
     actions: Actions,
     absorbed: Vec<Chunk>,
 }
@@ -155,32 +163,34 @@ enum Threads {
 
 pub(crate) struct Pool {
     core: Mutex<Core>,
-    /// Held for a push or a swap only. Whoever frees `core` looks here once more.
+    /// Locked only for a push or a swap. A thread that unlocks `core` checks the intake once more.
     intake: Mutex<Vec<Chunk>>,
-    /// The rings of the workers that are connected.
+    /// The rings of all connected workers.
     rings: reader::Rings,
-    /// Where the reader sleeps, and the descriptor by which workers see it.
+    /// The word that the reader sleeps on, and the descriptor through which workers map it.
     doorbell: (Arc<Shared<Doorbell>>, OwnedFd),
-    /// Where large arguments lie, and the descriptor by which workers read them. `None` if the system allows no such
-    /// file: then they go in parts, as everything does that is too large.
+    /// Memory for large arguments, and the descriptor through which workers read it. `None` if the
+    /// system does not allow such a file. Large arguments are then sent in parts, like everything
+    /// that is too large for one frame.
     arguments: Option<(Arc<Store>, OwnedFd)>,
-    /// Segments hold memory that is to be given back some time.
+    /// Whether segments hold memory that is to be returned to the system later.
     warm: AtomicBool,
     /// Wakes the driver.
     bell: Bell,
-    /// What other threads have to tell the driver.
+    /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
     origin: Origin,
-    /// Whether the threads were asked for.
+    /// Whether starting the threads has been attempted.
     started: AtomicBool,
-    /// All workers have as much as they may: what is submitted waits in the intake until one has answered.
+    /// Whether all workers have as many tasks as they may. Submitted chunks then wait in the intake
+    /// until a worker has replied.
     saturated: AtomicBool,
-    /// Whether the reader may look again for a moment before it sleeps; as it was at the last reply.
+    /// Whether the reader may spin for a moment before it sleeps. Updated with each reply.
     spare_processor: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     on_the_way: Arc<OnTheWay>,
-    /// The last thread to end; whoever joins the pool joins it.
+    /// The last thread to end. Joining the pool joins this thread.
     driver: Mutex<Option<JoinHandle<()>>>,
     /// Closed when the pool's threads have ended.
     ended: (async_channel::Sender<()>, async_channel::Receiver<()>),
@@ -204,14 +214,15 @@ impl Pool {
         };
         let (doorbell, doorbell_fd) =
             Shared::create("executor-doorbell").asked("shared memory (memfd_create, ftruncate, mmap)")?;
-        // Opened again by the same user who made it.
+        // The file is opened a second time, which must happen as the user that created it.
         let arguments = signals::as_one_user(|_| {
             let store = Store::create()?;
             let descriptor = store.read_only()?;
             std::io::Result::Ok((store, descriptor))
         });
         let arguments = match arguments {
-            // What may be there another time is what the rest of an executor needs too.
+            // A limit on descriptors may be temporary, and the rest of an executor needs
+            // descriptors too. So this error is returned instead of working without the memory.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 return Err(error).asked("shared memory for arguments");
             }
@@ -270,7 +281,7 @@ impl Pool {
         &self.callbacks
     }
 
-    /// Process ids of the workers that live now.
+    /// Returns the process ids of the workers that are alive.
     pub(crate) fn worker_pids(&self) -> Vec<u32> {
         if self.forked() {
             return Vec::new();
@@ -279,35 +290,36 @@ impl Pool {
         core.workers.values().filter_map(Worker::living).map(|child| child.pid()).collect()
     }
 
-    /// The processes of the workers that live now.
+    /// Returns the processes of the workers that are alive.
     fn living(&self) -> Vec<(WorkerId, Arc<Child>)> {
         let core = self.lock();
         let living = core.workers.iter().filter_map(|(id, worker)| Some((*id, Arc::clone(worker.living()?))));
         living.collect()
     }
 
-    // ---- tasks -----------------------------------------------------------------------------------------------------
+    // ---- tasks ----------------------------------------------------------------------------------
 
-    /// Takes a chunk in. In a fork it is dropped: its futures and its map know that nothing comes.
+    /// Accepts a chunk. In a forked process the chunk is dropped, and its futures and its map know
+    /// that no result will come.
     pub(crate) fn submit(self: &Arc<Self>, chunk: Chunk) {
         if !self.forked() {
             self.take_in(chunk);
         }
     }
 
-    /// How long a call of this function takes, as far as is known.
+    /// Returns the estimated running time of a call of this function, if there is an estimate.
     pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
         if self.forked() { None } else { self.lock().scheduler.estimate(function) }
     }
 
-    // ---- memory ----------------------------------------------------------------------------------------------------
+    // ---- memory ---------------------------------------------------------------------------------
 
-    /// Where large arguments are to be encoded.
+    /// Returns the memory in which large arguments are encoded.
     pub(crate) fn arguments(&self) -> Option<Arc<Store>> {
         self.arguments.as_ref().map(|(store, _)| Arc::clone(store))
     }
 
-    /// A segment was used: the driver is to empty it when it is not used any more.
+    /// Records that a segment was used, so that the driver empties it when it is no longer used.
     fn warm_up(&self) {
         if !self.warm.load(Ordering::Relaxed) && !self.warm.swap(true, Ordering::SeqCst) {
             self.bell.ring();
@@ -318,7 +330,7 @@ impl Pool {
         self.warm.load(Ordering::SeqCst)
     }
 
-    /// Why it cannot go on.
+    /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<BrokenCause> {
         if self.forked() {
             return Some(BrokenCause::Forked);
@@ -326,7 +338,7 @@ impl Pool {
         self.lock().scheduler.broken().cloned()
     }
 
-    /// What the pool holds now.
+    /// Returns the current numbers of workers and segments.
     pub(crate) fn stats(&self) -> Stats {
         if self.forked() {
             return Stats::default();
@@ -346,9 +358,11 @@ impl Pool {
         core.workers.values().filter_map(|worker| worker.beside.as_ref()?.results().cloned()).collect()
     }
 
-    /// Empties segments that were not used since the last call; whether any hold memory still.
+    /// Empties segments that were not used since the last call. Returns whether any still hold
+    /// memory.
     fn trim(&self) -> bool {
-        // Cleared first: who uses one from here on sets it again, and rings.
+        // Cleared first: a thread that uses a segment after this sets it again, and wakes the
+        // driver.
         self.warm.store(false, Ordering::SeqCst);
         let mut left = self.arguments.as_ref().is_some_and(|(store, _)| store.trim());
         for results in self.results() {
@@ -360,7 +374,7 @@ impl Pool {
         left
     }
 
-    /// Sends descriptors that found no room in a worker's socket; whether any are left.
+    /// Sends descriptors that found no space in a worker's socket. Returns whether any are left.
     fn unstick(&self) -> bool {
         let mut core = self.lock();
         if core.stuck {
@@ -370,14 +384,18 @@ impl Pool {
         core.stuck
     }
 
-    /// Into the intake, and from there to the scheduler: by this thread, or by the one that has the lock.
+    /// Puts a chunk into the intake. It gets to the scheduler through this thread, or through the
+    /// thread that holds the lock.
     fn take_in(self: &Arc<Self>, chunk: Chunk) {
         let warms = chunk.is_in_segment();
         if !self.started.load(Ordering::Acquire) {
-            // First: whoever takes the task in may ask the starter for a worker at once.
+            // Before the push: the thread that takes the chunk in may ask the starter for a worker
+            // at once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
         }
         self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        // The push must be visible before `saturated` and the lock are examined: see
+        // `intake_waits`.
         fence(Ordering::SeqCst);
         // A thread that has the lock takes the chunk in when it frees the lock.
         if !self.saturated.load(Ordering::Relaxed)
@@ -390,15 +408,17 @@ impl Pool {
         }
     }
 
-    /// Starts the driver, the reader and the starter with the first task: a pool that is never used costs no thread.
+    /// Starts the driver, the reader and the starter when the first task comes, so that an unused
+    /// pool costs no thread.
     fn ensure_threads(self: &Arc<Self>, core: &mut Core, now: Instant, out: &mut Actions) {
         if !matches!(core.threads, Threads::NotStarted) || core.scheduler.refusal().is_some() {
             return;
         }
         self.started.store(true, Ordering::Release);
         let (sender, receiver) = mpsc::channel();
-        // With the first use and not with the pool: exit handlers are called in reverse order, so what the program has
-        // registered before is still there when work is finished.
+        // Exit handlers are called in reverse order. Registering at the first use, and not when the
+        // pool is created, means that everything the program registered before is still there when
+        // the remaining work is finished.
         let (pool, callbacks) = (Arc::downgrade(self), Arc::downgrade(&self.callbacks));
         exit::finish_at_the_end(pool);
         exit::finish_at_the_end(callbacks);
@@ -409,14 +429,14 @@ impl Pool {
             }
             Err(error) => {
                 core.threads = Threads::Ended;
-                // Nobody would notice the end of a worker.
+                // Without the driver, the end of a worker would go unnoticed.
                 let cause = BrokenCause::Start(format!("the system refused a thread: {error}").into());
                 core.scheduler.on_collapse(now, cause, out);
             }
         }
     }
 
-    // ---- shutdown --------------------------------------------------------------------------------------------------
+    // ---- shutdown -------------------------------------------------------------------------------
 
     pub(crate) fn shutdown(&self, cancel_pending: bool, deadline: Option<Instant>) {
         if self.forked() {
@@ -428,16 +448,18 @@ impl Pool {
         });
     }
 
-    /// Ends all workers: by SIGTERM and, after a grace time, SIGKILL; or by SIGKILL at once.
+    /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
     pub(crate) fn end_workers(&self, at_once: bool) {
         if !self.forked() {
             self.event(|core, now, out| core.scheduler.on_kill(now, at_once, out));
         }
     }
 
-    /// Waits until every task is resolved, every worker reaped, every thread gone, every queued callback run.
+    /// Waits until every task is resolved, every worker is reaped, every thread has ended, and
+    /// every queued callback has run.
     ///
-    /// On one of the pool's own threads it returns at once: a waker may run there, and would wait for itself.
+    /// On one of the pool's own threads it returns at once. Wakers run there, and a waker that
+    /// joined the pool would wait for its own thread.
     pub(crate) fn join(&self) {
         if self.forked() || is_own_thread() {
             return;
@@ -447,23 +469,25 @@ impl Pool {
         self.callbacks.join();
     }
 
-    /// Waits until every worker is reaped and every thread but that of callbacks is gone. Not on one of them.
+    /// Waits until every worker is reaped and every thread except the callback thread has ended.
+    /// Must not be called on one of those threads.
     fn join_threads(&self) {
-        // Only closes, never receives.
+        // Nothing is ever sent on this channel. `recv` returns when it is closed.
         let _ = self.ended.1.recv_blocking();
-        // Under the lock, so that whoever comes second finds it gone as well. It waits for nothing any more.
+        // Joined under the lock, so that a second caller also returns only after the thread has
+        // ended. The driver no longer waits for anything at this point.
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(driver) = driver.take() {
             let _ = driver.join();
         }
     }
 
-    /// Whether every worker is reaped and every thread gone. Never in a fork.
+    /// Returns whether every worker is reaped and every thread has ended. Always `false` in a fork.
     pub(crate) fn has_ended(&self) -> bool {
         !self.forked() && self.ended.1.is_closed()
     }
 
-    /// As [`join`](Self::join), at most until `deadline`; whether all is over.
+    /// Like [`join`](Self::join), at most until `deadline`. Returns whether everything has ended.
     pub(crate) fn join_until(&self, deadline: Instant) -> bool {
         if self.forked() || is_own_thread() {
             return true;
@@ -495,16 +519,17 @@ impl Pool {
         if self.callbacks.is_current_thread() {
             return;
         }
-        // Callbacks run in order: once this one runs, those before it have.
+        // Callbacks run in order: when this one runs, the earlier ones have run.
         let (last, flushed) = async_channel::bounded::<()>(1);
         self.callbacks.push(Box::new(move || drop(last)));
         if !self.callbacks.is_attended() {
-            // The system refused a thread; nobody else would ever run them.
+            // The system refused the callback thread, so nothing else would ever run the callbacks.
             self.callbacks.flush();
         }
         let mut flushed = pin!(shielded(flushed.recv()));
         loop {
-            // In an exit hook, nobody but the caller notices that a callback before this one is held in `exit`.
+            // In an exit hook, only this caller can notice that an earlier callback is blocked in
+            // `exit`.
             let mut look = exit::has_begun().then(|| Timer::new(Instant::now() + callback::LOOK));
             let looks = poll_fn(|context| match (flushed.as_mut().poll(context), &mut look) {
                 (Poll::Ready(_), _) => Poll::Ready(false),
@@ -518,14 +543,15 @@ impl Pool {
         }
     }
 
-    // ---- one event at a time ---------------------------------------------------------------------------------------
+    // ---- one event at a time --------------------------------------------------------------------
 
     /// Waits for the lock.
     fn lock(&self) -> Locked<'_> {
         self.locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes the lock, unless another thread has it.
+    /// Lets the scheduler decide, performs its actions, and completes futures after the lock is
+    /// free.
     fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
         match self.core.try_lock() {
             Ok(core) => Some(core),
@@ -543,8 +569,10 @@ impl Pool {
         self.lock().event(decide)
     }
 
-    /// Whether something was submitted that should not wait. Asked after the lock was freed: a submitter pushes first
-    /// and asks for `saturated` and the lock then, so that one of the two sees what the other did.
+    /// Returns whether a submitted chunk needs to be taken in now. Called after the lock was freed.
+    /// A submitter first pushes, and then examines `saturated` and the lock. This thread first
+    /// frees the lock, and then examines `saturated` and the intake. With the fence between the two
+    /// steps on each side, at least one of the threads sees what the other did.
     fn intake_waits(&self) -> bool {
         fence(Ordering::SeqCst);
         if self.saturated.load(Ordering::Relaxed) {
@@ -562,11 +590,11 @@ impl Pool {
         core.absorbed = absorbed;
     }
 
-    /// Acts; whether it did anything beside sending and resolving.
+    /// Performs actions. Returns whether any action was neither a send nor a resolution.
     fn perform(&self, core: &mut Core, actions: &mut Actions, outcomes: &mut Outcomes) -> bool {
         let mut rare = false;
         let was_stuck = core.stuck;
-        // Woken after the last frame of several.
+        // Several frames for one worker need only one wake-up, after the last of them.
         let mut unflushed: Option<WorkerId> = None;
         for action in actions.drain(..) {
             match action {
@@ -587,6 +615,8 @@ impl Pool {
                         ),
                     };
                     outcomes.batch.get_or_insert_with(|| {
+                        // The outcome counts as on its way from here, under the lock, until it
+                        // reaches its future.
                         self.on_the_way.leave();
                         self.on_the_way.batch()
                     });
@@ -596,7 +626,8 @@ impl Pool {
                 Action::Start(id) => {
                     core.workers.insert(id, Worker::default());
                     if let Threads::Running { starter } = &core.threads {
-                        // The starter lives until the driver has ended, which is after the last worker.
+                        // The starter lives until the driver has ended, which is after the end of
+                        // the last worker.
                         let _ = starter.send(id);
                     }
                 }
@@ -631,9 +662,9 @@ impl Pool {
         rare
     }
 
-    // ---- replies ---------------------------------------------------------------------------------------------------
+    // ---- replies --------------------------------------------------------------------------------
 
-    /// Frames that came from one worker together.
+    /// Takes frames that came from one worker together.
     fn on_frames(&self, id: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         let mut replies = Outcomes::default();
         let mut credit = 0;
@@ -642,7 +673,8 @@ impl Pool {
         let mut locked = self.lock();
         locked.event(|core, now, out| {
             let broke = |core: &Core| core.workers.get(&id).is_some_and(Worker::broke_protocol);
-            // What a worker says after it broke the protocol is not believed, even where it would make sense.
+            // Everything that a worker sends after a protocol violation is ignored, even valid
+            // frames.
             let mut believed = !broke(core);
             for frame in frames.drain(..) {
                 if !believed {
@@ -675,7 +707,7 @@ impl Pool {
             }
         });
         let resolved = locked.unlock();
-        // Not under the lock: a subscriber is user code.
+        // Outside the lock, because a subscriber of `tracing` is user code.
         if let Some(cause) = broken {
             tracing::error!(%cause, "the pool is broken");
         }
@@ -687,6 +719,8 @@ impl Pool {
         replies.deliver(&mut wakers);
         let _on_the_way = resolved.deliver(&mut wakers);
         let batch = (!wakers.is_empty()).then(|| self.on_the_way.batch());
+        // Without wakers the outcomes have arrived. Otherwise they arrive when the wakers have been
+        // called.
         if batch.is_none() {
             self.on_the_way.arrive();
         }
@@ -715,9 +749,11 @@ impl Pool {
             }
             self.warm_up();
         }
+        // Ids of tasks begin at 1. The initializer's reply has id 0.
         let initializer = frame.header.task.as_u64() == 0;
         match frame.header.reply {
-            // A ring tells its room by itself: a worker that says so in frames could do so without end.
+            // A worker's ring shows its free space by itself. If credit frames were allowed as
+            // well, a worker could send them without end.
             Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Reply::Credit => {}
             Reply::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
@@ -729,7 +765,8 @@ impl Pool {
                     if frame.header.reply != Reply::Refused {
                         return Obeys::ButIsBroken(cause);
                     }
-                    // Its initializer has not failed: the system has refused what that needs, which is a refused start.
+                    // The initializer has not failed. The system refused something that it needs,
+                    // which counts as a refused start.
                     if let Some(worker) = workers.get_mut(&id) {
                         worker.refused = Some(cause);
                     }
@@ -740,7 +777,7 @@ impl Pool {
             reply => {
                 let Frame { header, payload, more } = frame;
                 let (mut task, nanos) = (header.task, header.nanos);
-                // A drain takes a ring's worth at most.
+                // A drain takes at most one ring's worth of frames, so the number fits.
                 let mut left = 1 + more.len() as u32;
                 let mut payloads = std::iter::once(payload).chain(more);
                 while left > 0 {
@@ -770,7 +807,7 @@ impl Pool {
 enum Obeys {
     Yes,
     No,
-    /// It does, and its initializer has failed.
+    /// The worker keeps to the protocol, and its initializer has failed.
     ButIsBroken(BrokenCause),
 }
 
@@ -778,12 +815,13 @@ thread_local! {
     static OWN_THREAD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether the caller is one of a pool's own threads: a waker runs there, and may drop anything.
+/// Returns whether the current thread is one of a pool's own threads. Wakers run there, and may
+/// drop any value.
 pub(crate) fn is_own_thread() -> bool {
     local::get(&OWN_THREAD)
 }
 
-/// Runs wakers, so never under a lock.
+/// Completes futures and calls their wakers. Must not be called with a lock held.
 fn complete(outcomes: Outcomes) {
     let mut wakers = Wakers::default();
     let batch = outcomes.deliver(&mut wakers);
@@ -791,17 +829,7 @@ fn complete(outcomes: Outcomes) {
     drop(batch);
 }
 
-/// The locked core. There is no other way to it than [`Pool::lock`] and [`Pool::try_lock`].
-///
-/// ```text
-///  lock ─► event: what was submitted is taken in ─► decide ─► perform ─┐
-///            ▲                                                         │
-///            └── try_lock ◄── yes ── was anything submitted? ◄─ free ◄─┘
-///                                          └─ no ─► complete futures
-/// ```
-///
-/// When it is dropped, it frees the lock, and takes in what was submitted meanwhile by threads that
-/// found the lock taken. Then it completes futures, which runs wakers, so under no lock.
+/// The lock on the core. When it is freed, chunks that were submitted meanwhile are taken in.
 struct Locked<'a> {
     /// `None` once the lock is free, and while an event is decided.
     core: Option<MutexGuard<'a, Core>>,
@@ -819,8 +847,8 @@ impl Locked<'_> {
         let mut actions = std::mem::take(&mut core.actions);
         // First what came first: a task that is to be cancelled must be there.
         self.pool.absorb_intake(&mut core, now, &mut actions);
-        // And if it was given to a worker, that must be done before anybody is asked whether the worker has begun it: what
-        // is not on the board yet looks like what is not there to be taken back any more.
+        // Also perform what the intake led to before `decide` asks whether a worker has begun a
+        // task: a task that is not on the board yet looks as if it could not be taken back any more.
         let mut rare = self.pool.perform(&mut core, &mut actions, &mut self.outcomes);
         let result = decide(&mut core, now, &mut actions);
         rare |= self.pool.perform(&mut core, &mut actions, &mut self.outcomes);
@@ -835,8 +863,9 @@ impl Locked<'_> {
             // Comes and goes with ordinary events, and the rest cannot have changed.
             false => rebalance_at,
         };
-        // Only the first task after a while without tasks wakes the driver for this. From then on the driver looks by its own
-        // clock; if every event asked for a look, its own tick would wake it again and again.
+        // Only the first task after a time without tasks wakes the driver for this. From then on,
+        // the driver looks by its own clock. If every event asked for a look, the driver's own tick
+        // would wake it again and again.
         let begins = !core.attended && core.scheduler.has_tasks();
         core.attended |= begins;
         let next = match begins {
@@ -923,14 +952,15 @@ impl Core {
     }
 }
 
-/// What taking frames has led to.
+/// The result of taking frames.
 #[derive(Default)]
 struct Taken {
-    /// User code, so to be woken under no lock.
+    /// Wakers are user code, so they must be called without any lock.
     wakers: Wakers,
-    /// The worker is in the middle of a chunk: more is to come within the microsecond.
+    /// Whether the worker is in the middle of a chunk, so that more results follow within a
+    /// microsecond.
     in_chunks: bool,
-    /// What was taken is on its way until this is dropped, which is after the wakers were woken.
+    /// The outcomes count as on their way until this is dropped, after the wakers were called.
     batch: Option<Batch>,
 }
 

@@ -1,7 +1,8 @@
-//! Who drains the workers' replies, under a model checker: the lease, the reader, the threads that wait for results.
+//! Checks with a model checker how the workers' replies are drained: the lease, the reader, and the
+//! threads that wait for results.
 //!
-//! The rings, the reader's code and the cells are those of production; only the scheduler is left out: a reply completes
-//! the future whose task it names.
+//! The rings, the reader's code and the cells are those of production. Only the scheduler is
+//! replaced: a reply completes the future of the task that it names.
 
 use std::sync::{Arc, PoisonError};
 
@@ -40,7 +41,7 @@ const WORKER: WorkerId = WorkerId(7);
 struct Pool {
     rings: Rings,
     doorbell: Arc<Shared<Doorbell>>,
-    /// By the task's number.
+    /// The completers of the tasks, by the task's number.
     open: Mutex<Vec<Option<Completer>>>,
     /// How often the worker's end was reported.
     ended: AtomicU32,
@@ -51,7 +52,7 @@ impl Pool {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A task that is with the worker.
+    /// Adds a task that is with the worker.
     fn submit(self: &Arc<Self>, helped: bool) -> Arc<Cell> {
         let mut open = self.lock();
         let id = TaskId::from_raw(open.len() as u64);
@@ -61,7 +62,7 @@ impl Pool {
         cell
     }
 
-    /// It ends in another way than by a reply.
+    /// Completes a task in another way than by a reply.
     fn fail(&self, task: usize) {
         let completer = self.lock()[task].take();
         let mut wakers = Wakers::default();
@@ -108,7 +109,7 @@ impl Drains for Pool {
     fn on_drained(&self, _: WorkerId, closed: Closed) {
         assert_eq!(closed, Closed::Gone);
         assert_eq!(self.ended.fetch_add(1, Ordering::SeqCst), 0, "the end is reported once");
-        // The scheduler's judgement.
+        // In production the scheduler decides which tasks fail. Here all unresolved ones do.
         let tasks = self.lock().len();
         for task in 0..tasks {
             self.fail(task);
@@ -116,7 +117,7 @@ impl Drains for Pool {
     }
 }
 
-/// What the futures know of the pool; whether those who wait for them drain.
+/// The futures' handle of the pool, and whether a thread that waits for a future drains its worker.
 struct Helper(Arc<Pool>, bool);
 
 impl Control for Helper {
@@ -157,7 +158,7 @@ fn pool() -> (Arc<Pool>, RingWorkerEnd) {
     (Arc::new(pool), worker)
 }
 
-/// A worker that answers these tasks in turn.
+/// Replies to these tasks in turn, as a worker.
 fn answer(mut worker: RingWorkerEnd, tasks: std::ops::Range<u64>) -> RingWorkerEnd {
     for task in tasks {
         worker
@@ -167,7 +168,7 @@ fn answer(mut worker: RingWorkerEnd, tasks: std::ops::Range<u64>) -> RingWorkerE
     worker
 }
 
-/// Runs with a reader, and ends it; nobody may be left asleep.
+/// Runs `run` with a reader, and ends the reader. No thread may be left asleep.
 fn with_reader(pool: &Arc<Pool>, run: impl FnOnce()) {
     let theirs = Arc::clone(pool);
     let reader = thread::spawn(move || theirs.read_rings());
@@ -229,7 +230,8 @@ fn the_end_of_a_worker_is_heard_at_any_moment_and_once() {
         let theirs = Arc::clone(&pool);
         with_reader(&pool, || {
             let driver = thread::spawn(move || {
-                // What a worker had published before its death is received; what it had not is lost.
+                // Replies that the worker published before its death are received. Later ones are
+                // lost.
                 answer(worker, 0..answered);
                 theirs.ring().hang_up();
             });
@@ -254,7 +256,7 @@ fn a_future_that_ends_elsewhere_frees_its_thread_and_nobody_is_forgotten() {
         let others: Vec<_> = (1..tasks).map(|_| pool.submit(false)).collect();
         let theirs = Arc::clone(&pool);
         with_reader(&pool, || {
-            // Its reply comes at the same time as its end.
+            // The task's reply comes while it is completed in another way.
             let worker = thread::spawn(move || answer(worker, 0..tasks));
             let canceller = thread::spawn(move || theirs.fail(0));
             assert!(mine.wait(None));

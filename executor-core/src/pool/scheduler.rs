@@ -1,4 +1,5 @@
-//! Who runs what, and what to do next: events in, actions out. No I/O, no clock, no thread.
+//! Decides which worker runs which task: events in, actions out. It does no I/O, reads no clock,
+//! and has no thread.
 //!
 //! ```text
 //!  task    Queued ──send──► Sent(worker, slot) ──reply──► resolved
@@ -7,23 +8,28 @@
 //!            └──────────── taken back, or given back by a dead worker, in order ◄────────────┘
 //!
 //!  worker  Starting ──hello──► Initializing ──ready──► Ready ──stop──► Stopping
-//!             └───────────────────┴───── any ── doom (why) ─┴──────────────┴──► exit ──► forgotten
+//!             └───────────────────┴───── any ── kill (why) ─┴──────────────┴──► exit ──► forgotten
 //!
 //!  intake  Open ──shutdown──► Draining        Open, Draining ──kill──► Killed
 //!                                             any ──restart limit, initializer──► Broken(cause)
 //! ```
 //!
-//! It is the only place that knows that a task exists ([`Entry`]) and in what state a worker is ([`Worker`]). It is
-//! deterministic: the same events give the same actions, so a seeded simulation ([`sim`](super::sim)) can take it
-//! through thousands of crashes without starting a process.
+//! Only the scheduler knows which tasks exist ([`Entry`]) and in which state a worker is
+//! ([`Worker`]). It is deterministic: the same events give the same actions, so a seeded simulation
+//! ([`sim`](super::sim)) can take it through thousands of crashes without starting a process.
 //!
-//! What is submitted is a *chunk* of tasks: one function, consecutive ids, most often a single one. The items of a chunk
-//! begin, end, and are blamed one by one; a chunk only travels together, and is split when half of it goes elsewhere.
+//! Tasks are submitted in a *chunk*: calls of one function with consecutive ids, most often a
+//! single call. The items of a chunk begin, end and fail one by one. A chunk is only the unit in
+//! which they are sent, and it is split when a part of it goes elsewhere.
 //!
-//! Two rules carry the promises. *A worker's death fails only what it had begun*: beginning is a compare-and-swap on
-//! the worker's board, asked through [`Claims`], so that after a death there is one answer. *Nobody innocent is killed
-//! for another's sake*: before a worker is killed for a task's time limit or cancellation, everything behind that task
-//! is taken back; if something behind it has begun already, the task has ended, and the worker lives.
+//! Two rules carry the promises to the user:
+//!
+//! - *A worker's death fails only the tasks that it had begun.* A task is begun by a
+//!   compare-and-swap on the worker's board, which the scheduler reads through [`Claims`]. So after
+//!   a death it is certain whether the task had begun.
+//! - *No task is killed because of another task.* Before a worker is killed for a task's time limit
+//!   or cancellation, everything behind that task is taken back. If something behind it has begun
+//!   already, the task has ended, and the worker is not killed.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -39,60 +45,80 @@ use crate::{
     wire::frame::Items,
 };
 
-/// A worker gets tasks ahead worth this much time. More: results of uneven tasks wait behind each other, until another
-/// worker is idle and takes them over. Less: a worker runs dry while its reply travels (about 100 µs here).
+/// Amount of work that may be sent to a worker ahead of time, in estimated running time. A higher
+/// value lets results of uneven tasks wait behind each other, until another worker is idle and
+/// takes them over. A lower value lets a worker run dry while its reply travels (about 100 µs
+/// here).
 const AHEAD: Duration = Duration::from_micros(300);
-/// In a pool of more workers than processors, a task that is shorter than this waits for a worker that runs: to wake one
-/// that sleeps costs more, and takes the processor from one that runs. More: calls that wait for something themselves,
-/// as for an answer over a local socket, are kept from waiting side by side.
+/// Tasks that are shorter than this are given to a busy worker, in a pool of more workers than
+/// processors. Waking an idle worker costs more than such a task, and takes the processor from a
+/// worker that runs. A higher value also affects calls that only wait, such as for a reply over a
+/// local socket, and keeps them from waiting side by side.
 const SHORT: Duration = Duration::from_micros(10);
-/// What waits in this way, and has not begun although it should have, goes to an idle worker after this; one worker at a
-/// time is woken for it. Less: a worker counts as late whose turn on the processor has not come.
+/// How long a short task may wait behind a busy worker before an idle one is woken for it. One
+/// worker at a time is woken. A lower value mistakes a descheduled worker for a late one.
 const REBALANCE: Duration = Duration::from_millis(4);
-/// What waits behind another task for longer than this, and for longer than [`FEW`] of its own estimates, goes to
-/// another worker, which is started for it if need be. As long as a start takes: who waits less does not gain by one.
+/// How long a task may wait behind another task, in addition to [`FEW`] of its own estimates,
+/// before it goes to another worker. That worker is started if necessary. The value is about what a
+/// start takes: a task that waits for less would not gain by it.
 const START_COST: Duration = Duration::from_millis(1);
-/// A chunk of several that waits for a worker to come up for longer than this, as for one that initializes, is shared among
-/// more. Less: two workers are started for what one would have done as soon as it had come up.
+/// How long a chunk of several tasks may wait for a worker to come up, in addition to [`FEW`] of
+/// its own estimates, before it is shared among more workers. A worker may take long because it
+/// initializes. A lower value starts two workers for work that one would have done right after it
+/// had come up.
 const SLOW_START: Duration = Duration::from_millis(10);
-/// So many of its own estimates a task may wait behind another one while somebody else could run it.
+/// How many of its own estimated running times a task may wait behind another task while another
+/// worker could run it.
 const FEW: u32 = 4;
-/// A worker that was asked to stop is killed after this.
+/// How long a worker may take to end after it was asked to stop. Then it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// How long a worker may be stopped before it is killed, where nobody gains by waiting: the terminal has stopped it, the pool is
-/// shutting down, or it has nothing to do and tasks wait. Lower values kill workers that are stopped for a moment. A worker
-/// that runs a task in an open pool may be stopped for as long as a start may last.
+/// How long a worker may be stopped by a signal before it is killed, if waiting gains nothing: the
+/// terminal has stopped it, the pool is shutting down, or it has nothing to do while tasks wait. A
+/// lower value kills workers that are stopped for a moment. A worker that runs a task in an open
+/// pool may be stopped for as long as a start may last.
 const STOPPED_GRACE: Duration = Duration::from_secs(2);
-/// A worker that may not be signalled is asked to end itself, and is given up after this.
+/// How long a worker that the system does not let us signal may take to end itself when asked to.
+/// Then it is given up.
 const UNSIGNALLED_GRACE: Duration = Duration::from_millis(500);
-/// Between SIGTERM and SIGKILL.
+/// Time between SIGTERM and SIGKILL.
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
-/// Chunks that are sent to one worker before the next is looked for. More: the first gets all of a short queue. Less: more
-/// looking.
+/// Maximum number of chunks sent to one worker before another worker is chosen. A higher value
+/// gives all of a short queue to the first worker. A lower value means choosing a worker more
+/// often.
 const SHARE_MAX: usize = 32;
-/// A killed worker that does not end (it hangs in the kernel) is given up after this.
+/// How long a killed worker may take to end. After that it is taken to hang in the kernel, and is
+/// given up.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-/// A limit that may have passed, of a task that has not begun or whose answer is on its way, is looked at again after
-/// this at the earliest. Less: with a tiny limit the driver would do nothing else. More: a tiny limit is kept late.
+/// Minimum time before a task's limit is checked again, if the limit may have passed but the task
+/// has not begun, or its reply is on its way. With a lower value and a tiny limit, the driver would
+/// do nothing else. With a higher value, a tiny limit is enforced late.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// OTP's intensity and period: this many workers may die before they are ready, within this time.
+/// Number of workers that may die before they are ready, within [`START_FAILURES_PERIOD`]. Then the
+/// pool is broken. These are OTP's restart intensity and period.
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
-/// Ids of cancelled tasks that may stay in the queue besides as many as are waiting there.
+/// Number of ids of cancelled tasks that may stay in the queue, in addition to as many ids as tasks
+/// are waiting there.
 const QUEUE_SLACK: usize = 64;
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
-/// A task that was first in line, not begun, with a dying worker this often is taken to be the cause: its frame ends
-/// who reads it.
+/// After this many workers die with the same unstarted task at the head of their queue, the task is
+/// assumed to be what kills them, and fails with `WorkerLost`. The likely cause is a frame that
+/// kills every worker that reads it.
 const LOST_UNBEGUN_MAX: u8 = 3;
 
-/// What the scheduler asks of the workers' boards. `seq` is the number of a sending.
+/// The scheduler's view of the workers' boards, where workers record what they have begun. A
+/// sending is one chunk that was sent to one worker, and `seq` is its number.
 pub(crate) trait Claims {
+    /// Returns up to which item a sending has begun.
     fn begun(&self, worker: WorkerId, seq: u32) -> Begun;
-    /// Takes back what has not begun at all; `first` is the item that was offered.
+    /// Takes back a sending of which nothing has begun. `first` is the first item that was sent.
+    /// Returns whether the sending was taken back.
     fn take_back(&self, worker: WorkerId, seq: u32, first: u32) -> bool;
-    /// Takes back what is behind the item that has begun: that item, or `None` if nothing has begun.
+    /// Takes back the items behind the one that has begun last. Returns that item, or `None` if
+    /// nothing has begun.
     fn take_rest(&self, worker: WorkerId, seq: u32) -> Option<u32>;
-    /// How much of what it was sent has left for this worker, in any unit: while this grows, the worker takes it in.
+    /// Returns how much of the data sent to this worker has been taken in, in any unit. While the
+    /// number grows, the worker is still receiving.
     fn taken_in(&self, worker: WorkerId) -> u64;
 }
 
@@ -134,7 +160,7 @@ pub(crate) trait Scheduled: Sized {
     }
 }
 
-/// What the pool has to do. `C` is the pool's chunk.
+/// An action that the pool must perform. `C` is the pool's chunk.
 #[derive(Debug)]
 pub(crate) enum Action<C: Scheduled> {
     /// Start a process for this worker.
@@ -147,41 +173,44 @@ pub(crate) enum Action<C: Scheduled> {
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
     Kill(WorkerId),
-    /// The unresolved items of this chunk have ended. Boxed, because it is rare.
+    /// Resolve the unresolved items of this chunk. Boxed, because it is rare.
     Resolve(Box<(C, End)>),
-    /// Nothing is left to be done, ever.
+    /// All workers have ended, and nothing will ever be done again.
     Closed,
 }
 
-/// How a task ended that has no reply.
+/// How a task without a reply ended.
 #[derive(Clone, Debug)]
 pub(crate) enum End {
     Error(TaskError),
-    /// This worker was lost while it ran the task; the pool knows how.
+    /// The worker was lost while it ran the task. The pool knows the reason.
     Lost(WorkerId),
 }
 
-/// To whom a reply belongs.
+/// The items that a reply belongs to.
 pub(crate) enum Replied<'a, C> {
-    /// The last items that were unresolved, and how many: the chunk is over.
+    /// The last unresolved items of a chunk, which is complete: the chunk, the first of these
+    /// items, and their number.
     Last(C, u32, u32),
-    /// Some of more: from which on, and how many.
+    /// Some items of a chunk that has more: the chunk, the first of these items, and their number.
     Items(&'a C, u32, u32),
-    /// It comes too late for a task that was condemned.
+    /// The reply comes too late: the worker is being killed because of this task.
     Late,
 }
 
-/// The entry's own id is that of the chunk's first item when the entry was made.
+/// A chunk in the table of tasks. Its key is the id of its first item when the entry was made.
 struct Entry<C> {
     chunk: C,
     place: Place,
-    /// Since when it is, or its part of a chunk is, here, in nanoseconds of [`Scheduler::first`]: an `Instant` would make an entry
-    /// larger than what is moved without a call.
+    /// When the chunk was submitted, in nanoseconds since [`Scheduler::first`]. A part that was
+    /// split off keeps the time of the whole. An `Instant` would make an entry so large that moving
+    /// it calls `memcpy`.
     at: u64,
     lost_unbegun: u8,
 }
 
-/// Larger, and each insertion and each removal calls `memcpy`: 4 % of a no-op.
+/// If an entry is larger, each insertion and each removal calls `memcpy`, which costs 4 % of a
+/// no-op task.
 const _: () = assert!(size_of::<Entry<[u64; 13]>>() <= 128);
 
 fn item_id(base: TaskId, item: u32) -> TaskId {
@@ -194,25 +223,27 @@ enum Place {
     Sent(WorkerId),
 }
 
+/// The state of one worker.
 struct Worker {
     state: WorkerState,
-    /// In the order sent; the first one runs, the others were sent ahead.
+    /// What was sent to the worker, in the order sent. The first sending runs. The others were sent
+    /// ahead.
     in_flight: VecDeque<InFlight>,
     /// The number of the next sending.
     next_seq: u32,
-    /// What is in flight should take this long.
+    /// Estimated running time of everything in flight, in nanoseconds.
     load: u64,
-    /// How many more tasks it may have, if there is a limit.
+    /// How many more tasks the worker may get, if there is a limit.
     budget: Option<u32>,
-    /// When the first one in flight came to be the first: it cannot have begun earlier.
+    /// When the first sending in flight became the first. It cannot have begun earlier.
     front_since: Instant,
-    /// Since when it has been seen stopped by a signal: it takes no step, and gets nothing to do.
+    /// Since when the worker has been seen stopped by a signal. A stopped worker gets no tasks.
     stopped: Option<Instant>,
-    /// Its process has ended; what it had published is still to be read.
+    /// Whether the process has ended. What it had published may still have to be read.
     ended: bool,
-    /// Whether it counts among [`Scheduler::with_waiting`].
+    /// Whether the worker is counted in [`Scheduler::with_waiting`].
     counted: bool,
-    /// How much it had taken in when it was last looked at for that, and when this was.
+    /// The last value of [`Claims::taken_in`] that was new, and when it was seen.
     taken_in: Option<(u64, Instant)>,
     doom: Option<Doom>,
 }
@@ -234,17 +265,18 @@ impl Worker {
         }
     }
 
-    /// Whether the board has room for another sending, and the worker may have another task.
+    /// Returns whether the board has a free slot for another sending, and the worker may have
+    /// another task.
     fn has_room(&self) -> bool {
         !self.is_spent() && self.has_slot()
     }
 
-    /// Whether it has had all the tasks that it may have.
+    /// Returns whether the worker has had all the tasks that it may have.
     fn is_spent(&self) -> bool {
         self.budget == Some(0)
     }
 
-    /// It does not get this many of the tasks that it was sent.
+    /// Returns tasks to the budget that were sent to the worker and taken back.
     fn gives_back(&mut self, tasks: u32) {
         self.budget = self.budget.map(|budget| budget + tasks);
     }
@@ -257,7 +289,7 @@ impl Worker {
         self.state == WorkerState::Ready && self.doom.is_none() && self.stopped.is_none() && !self.ended
     }
 
-    /// Whether its first should have ended by now.
+    /// Returns whether the first sending should have ended by now.
     fn is_late(&self, now: Instant) -> bool {
         self.in_flight.front().is_some_and(|front| {
             let takes = Duration::from_nanos(u64::from(front.estimate)) + REBALANCE;
@@ -265,7 +297,8 @@ impl Worker {
         })
     }
 
-    /// Whether what it runs is going to end soon, as far as is known: it is short, and has not run for longer than that.
+    /// Returns whether the running task is expected to end soon: its estimate is short, and it has
+    /// not run for longer than its [`patience`](InFlight::patience).
     fn ends_soon(&self, now: Instant, floor: Duration) -> bool {
         self.in_flight.front().is_none_or(|front| {
             Duration::from_nanos(u64::from(front.estimate)) <= START_COST
@@ -273,12 +306,14 @@ impl Worker {
         })
     }
 
-    /// Whether a task waits behind another one here. Later items of a chunk wait as other tasks do.
+    /// Returns whether a task waits behind another one at this worker. The later items of a chunk
+    /// count as waiting tasks.
     fn has_waiting(&self) -> bool {
         self.in_flight.len() > 1 || self.in_flight.front().is_some_and(|front| front.left > 1)
     }
 
-    /// After a change of what is in flight.
+    /// Updates the number of workers with waiting tasks. Called after each change of what is in
+    /// flight.
     fn count_waiting(&mut self, workers: &mut usize) {
         let waiting = self.has_waiting();
         if waiting != self.counted {
@@ -287,53 +322,59 @@ impl Worker {
         }
     }
 
-    /// When what waits behind its first has waited for too long.
+    /// Returns when a task behind the first one will have waited for too long.
     fn waits_until(&self, floor: Duration) -> Option<Instant> {
         let front = self.in_flight.front().filter(|front| front.left > 1);
         let waiting = front.into_iter().chain(self.in_flight.iter().skip(1));
         waiting.map(|sent| sent.at + sent.patience(floor)).min()
     }
 
-    /// How long what waits behind the one that runs should take.
+    /// Returns the estimated running time of the tasks behind the one that runs.
     fn ahead(&self) -> u64 {
         self.load - self.in_flight.front().map_or(0, |front| u64::from(front.estimate))
     }
 }
 
+/// A sending: a chunk that is with a worker.
 #[derive(Clone, Copy)]
 struct InFlight {
     chunk: TaskId,
     seq: u32,
-    /// How long one item should take, in nanoseconds.
+    /// Estimated running time of one item, in nanoseconds.
     estimate: u32,
-    /// How long one took of those that had ended: what is corrected while it runs makes nobody more patient.
+    /// The same estimate from calls that have ended. [`patience`](Self::patience) uses it, because
+    /// raising `estimate` while a task runs must not let tasks wait for longer.
     ended: u32,
-    /// How many items of it the worker has or had.
+    /// Number of unresolved items of the chunk.
     left: u32,
     at: Instant,
-    /// Its time limit is not looked at before this.
+    /// The time limit is not checked before this.
     look_at: Instant,
-    /// When it began, as the worker first told: a worker that tells of another moment later moves nothing.
+    /// When the task began, as the worker reported it first. If the worker reports another time
+    /// later, the limit does not move.
     began: Option<Instant>,
 }
 
 impl InFlight {
-    /// How long it may wait behind another one.
+    /// Returns how long the sending may wait behind another one.
     fn patience(&self, floor: Duration) -> Duration {
         Duration::from_nanos(u64::from(FEW) * u64::from(self.ended)) + floor
     }
 }
 
-/// How long a call of a function takes, in nanoseconds.
+/// Estimated running time of one call of a function, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Estimate {
     nanos: u32,
-    /// As those calls say that have ended. A call that runs for longer puts `nanos` above it, until the next end.
+    /// The estimate from calls that have ended. A call that runs for longer raises `nanos` above
+    /// this, until the next call ends.
     ended: u32,
 }
 
 impl Estimate {
     fn learn(&mut self, took: u32) {
+        // A call was seen to run for longer than `ended`, so the old value says nothing about the
+        // next call and is replaced. Otherwise the values are smoothed.
         self.ended = match self.nanos > self.ended {
             true => took,
             false => ((u64::from(self.ended) * 3 + u64::from(took)) / 4) as u32,
@@ -350,24 +391,24 @@ enum WorkerState {
     Stopping { since: Instant },
 }
 
-/// Why a worker is going to be dead.
+/// The decision that a worker must end.
 #[derive(Clone, Debug)]
 struct Doom {
     why: Why,
-    /// When SIGKILL is due, if only SIGTERM was sent; afterwards, when to give up waiting.
+    /// When to send SIGKILL, if only SIGTERM was sent. After SIGKILL, when to give the worker up.
     next: Instant,
     killed: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Why {
-    /// For the sake of this task, which ends with this error.
+    /// Because of this task, which ends with this error.
     Task(TaskId, TaskError),
-    /// The whole pool ends, and what runs ends with this error.
+    /// Because the whole pool ends. The tasks that run end with this error.
     Pool(TaskError),
-    /// It did not come up in time.
+    /// Because it was not ready in time.
     Start,
-    /// It does not keep to the protocol, or did not leave when asked.
+    /// Because it violated the protocol, was stopped for too long, or did not leave when asked.
     Unruly,
 }
 
@@ -378,51 +419,54 @@ enum Intake {
     Broken(BrokenCause),
 }
 
-/// What cannot change while the pool lives.
+/// Settings that do not change while the pool lives.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) workers_max: usize,
-    /// So many are started without being asked for, and replaced when they end.
+    /// Number of workers that are started in advance, and replaced when they end.
     pub(crate) workers_min: usize,
-    /// What workers do of their own before they take tasks. It is not cut short when there is nothing to do after all, if
-    /// they were started without being asked for: somebody may want nothing else.
+    /// The name of the initializer, which a worker runs before it takes tasks. If `workers_min` is
+    /// not 0, a shutdown lets workers that are starting run it although there are no tasks, because
+    /// it may be all that the user wants.
     pub(crate) initializer: Option<Box<str>>,
     pub(crate) initializer_timeout: Duration,
-    /// A worker leaves after so many tasks.
+    /// Number of tasks after which a worker leaves.
     pub(crate) tasks_max: Option<u32>,
     pub(crate) start_timeout: Duration,
-    /// How many workers can run at the same time.
+    /// Number of workers that can run at the same time.
     pub(crate) processors: usize,
 }
 
 pub(crate) struct Scheduler<C> {
     config: Config,
-    /// When the first task came.
+    /// When the first task was submitted.
     first: Option<Instant>,
     tasks: TaskTable<Entry<C>>,
-    /// Ids of queued chunks, oldest first; one that was cancelled meanwhile is skipped when its turn comes.
+    /// Ids of queued chunks, oldest first. The id of a cancelled chunk stays here, and is skipped
+    /// when its turn comes.
     queue: VecDeque<TaskId>,
     queued: usize,
     workers: BTreeMap<WorkerId, Worker>,
-    /// Ready workers with nothing to do, the one that worked last at the end: its caches are warm.
+    /// Ready workers with nothing to do. The worker that was busy last is at the end, because its
+    /// caches are warm.
     idle: Vec<WorkerId>,
     /// Smoothed running time of each function.
     estimates: HashMap<FnId, Estimate, crate::id::IdHasher>,
-    /// The busy worker that got the last short task ahead.
+    /// The busy worker that was last given a short task ahead.
     favourite: Option<WorkerId>,
-    /// Workers behind whose first task others wait. Where there are none, as at one call after the other, no event looks at
-    /// each worker.
+    /// Number of workers where tasks wait behind the first one. If it is 0, as with one call after
+    /// the other, no event has to look at each worker.
     with_waiting: usize,
-    /// When to look whether tasks wait where they should not.
+    /// When to check for tasks that have waited for too long.
     rebalance_at: Option<Instant>,
-    /// Tasks with a time limit that are with workers.
+    /// Number of chunks with a time limit that are with workers.
     timed: usize,
     next_worker: u32,
     intake: Intake,
     shutdown_deadline: Option<Instant>,
     ever_ready: bool,
     start_failures: VecDeque<Instant>,
-    /// Starts that failed, one after the other, while somebody else worked.
+    /// Number of failed starts in a row while other workers worked.
     refusals: u32,
     no_start_before: Option<Instant>,
     closed: bool,
@@ -456,9 +500,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    // ---- what is asked of it ---------------------------------------------------------------------------------------
+    // ---- questions ------------------------------------------------------------------------------
 
-    /// Whether a chunk is unresolved whose id is below this one.
+    /// Returns whether an unresolved chunk has an id below this one.
     pub(crate) fn has_before(&self, id: TaskId) -> bool {
         self.tasks.has_before(id)
     }
@@ -467,23 +511,23 @@ impl<C: Scheduled> Scheduler<C> {
         self.tasks.get(chunk)?.chunk.timeout()
     }
 
-    /// How long a call of this function takes, as far as is known.
+    /// Returns the estimated running time of a call of this function, if there is an estimate.
     pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
         self.estimates.get(&function).map(|estimate| Duration::from_nanos(u64::from(estimate.nanos)))
     }
 
-    /// Whether a worker has begun this task.
+    /// Returns whether a worker has begun this task.
     pub(crate) fn is_running(&self, task: TaskId, claims: &dyn Claims) -> bool {
         let Some(Entry { place: Place::Sent(worker), .. }) = self.tasks.get(task) else { return false };
         self.seq_of(*worker, task).is_some_and(|seq| claims.begun(*worker, seq) != Begun::No)
     }
 
-    /// Whether this worker may still be put to work: nobody has decided to end it.
+    /// Returns whether this worker may still get work: there is no decision that it must end.
     pub(crate) fn is_wanted(&self, id: WorkerId) -> bool {
         self.workers.get(&id).is_some_and(|worker| worker.doom.is_none())
     }
 
-    /// When [`on_tick`](Self::on_tick) has something to do at the latest.
+    /// Returns the latest time for the next call of [`on_tick`](Self::on_tick).
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let mut next = self.shutdown_deadline.into_iter().chain(self.rebalance_at).min();
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
@@ -512,6 +556,7 @@ impl<C: Scheduled> Scheduler<C> {
                 earliest(at.max(front.look_at));
             }
         }
+        // The end of the back-off matters only if a worker would be started then.
         if (self.queued > 0 || self.lacks_workers())
             && let Some(at) = self.no_start_before
         {
@@ -520,17 +565,17 @@ impl<C: Scheduled> Scheduler<C> {
         next
     }
 
-    /// Whether an event that starts and ends no worker can have brought a deadline closer.
+    /// Returns whether an event that starts and ends no worker may have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
         self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
     }
 
-    /// Whether anything is unresolved.
+    /// Returns whether any task is unresolved.
     pub(crate) fn has_tasks(&self) -> bool {
         !self.tasks.is_empty()
     }
 
-    /// The one deadline that comes and goes with ordinary events.
+    /// Returns the one deadline that ordinary events set and clear.
     pub(crate) fn rebalance_at(&self) -> Option<Instant> {
         self.rebalance_at
     }
@@ -540,7 +585,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.contains_key(&worker)
     }
 
-    /// How long calls of this function took that have ended.
+    /// Returns the estimate from calls of this function that have ended.
     #[cfg(test)]
     pub(crate) fn ended_estimate(&self, function: FnId) -> Duration {
         self.estimates
@@ -548,15 +593,15 @@ impl<C: Scheduled> Scheduler<C> {
             .map_or(Duration::ZERO, |estimate| Duration::from_nanos(u64::from(estimate.ended)))
     }
 
-    /// (queued, with workers).
+    /// Returns the number of queued chunks, and of chunks that are with workers.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.queued, self.tasks.len() - self.queued)
     }
 
-    // ---- events: tasks ---------------------------------------------------------------------------------------------
+    // ---- events: tasks --------------------------------------------------------------------------
 
-    /// A chunk comes in.
+    /// Accepts a chunk, or resolves it with the reason why it is not accepted.
     pub(crate) fn on_submit(&mut self, now: Instant, chunk: C, out: &mut Actions<C>) {
         if let Some(refusal) = self.refusal() {
             return out.push(resolve(chunk, refusal));
@@ -567,14 +612,15 @@ impl<C: Scheduled> Scheduler<C> {
         debug_assert!(new, "a task id is used once");
         self.queue.push_back(id);
         self.queued += 1;
-        // With others before it in the queue, nobody has room: every event ends with giving out what can be given.
+        // If other chunks are before it in the queue, no worker has room: every event ends by
+        // giving out as much as possible.
         if self.queued == 1 || self.workers.len() < self.config.workers_max {
             self.dispatch(now, out);
             self.watch(now);
         }
     }
 
-    /// Why nothing is taken in any more.
+    /// Returns the error for new tasks, if no more are accepted.
     pub(crate) fn refusal(&self) -> Option<TaskError> {
         match &self.intake {
             Intake::Open => None,
@@ -583,7 +629,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Why no worker can be had any more.
+    /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<&BrokenCause> {
         match &self.intake {
             Intake::Broken(cause) => Some(cause),
@@ -591,9 +637,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// A worker has answered for a task, which took this long, and for those that follow, up to `count` in all. The
-    /// answer says for how many of them this chunk accounts. After the last answer of several that came together,
-    /// [`after_replies`](Self::after_replies) must be called.
+    /// Handles a worker's reply for `task`, which took `nanos`, and for the tasks that follow, up
+    /// to `count` in all. The result says how many of them belong to this chunk. After the last of
+    /// several replies that came together, [`after_replies`](Self::after_replies) must be called.
     pub(crate) fn on_reply(
         &mut self,
         now: Instant,
@@ -603,7 +649,8 @@ impl<C: Scheduled> Scheduler<C> {
         nanos: u64,
     ) -> Result<Replied<'_, C>, ReplyToNobody> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
-        // Answers come in order: what was in flight before this one was taken back, and is skipped by the worker.
+        // Replies come in order. A sending before this one can only have been taken back, and then
+        // it is not in flight any more, and the worker skips it.
         let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
         let chunk = front.chunk;
         let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
@@ -611,6 +658,7 @@ impl<C: Scheduled> Scheduler<C> {
         if item_id(entry.chunk.base(), item) != task {
             return Err(ReplyToNobody);
         }
+        // The task ends with the error for which its worker is killed.
         if let Some(Doom { why: Why::Task(doomed, _), .. }) = &worker.doom
             && *doomed == task
         {
@@ -621,7 +669,7 @@ impl<C: Scheduled> Scheduler<C> {
         front.left -= count;
         worker.load -= u64::from(front.estimate) * u64::from(count);
         worker.front_since = now;
-        // A worker that lies here has more or less sent ahead to it, nothing else.
+        // A worker that reports a false time only changes how much is sent ahead to it.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
         let new = Estimate { nanos: took, ended: took };
         self.estimates.entry(entry.chunk.function()).or_insert(new).learn(took);
@@ -639,7 +687,7 @@ impl<C: Scheduled> Scheduler<C> {
         Ok(Replied::Last(entry.chunk, item, count))
     }
 
-    /// Gives a worker that has answered more to do.
+    /// Gives a worker that has replied more to do.
     pub(crate) fn after_replies(
         &mut self,
         now: Instant,
@@ -652,7 +700,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.after_changes(now, claims, out);
     }
 
-    /// What follows from any event: who has nothing to do gets something, or takes it over.
+    /// Does what every event requires: gives out tasks, and lets idle workers take over waiting
+    /// ones.
     fn after_changes(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         self.dispatch(now, out);
         self.balance(now, claims, out);
@@ -660,7 +709,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// Lets a worker go that has done all it may. Its place is free when its process has ended.
+    /// Asks a worker to leave if it has done all the tasks that it may do. Its place becomes free
+    /// when its process has ended.
     fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if worker.is_useful() && worker.is_spent() && worker.in_flight.is_empty() {
@@ -669,12 +719,13 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Idle workers take over what was sent ahead to others.
+    /// Lets idle workers take over what was sent ahead to other workers.
     fn balance(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         if !self.anything_waits() {
             return;
         }
         while let Some(&idle) = self.idle.last() {
+            // In a crowded pool at most one idle worker is woken at a time.
             let crowded = self.is_crowded(now);
             if !self.take_over(now, idle, claims, out) || crowded {
                 break;
@@ -686,25 +737,26 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Whether a task waits, in the queue or behind another one.
+    /// Returns whether a task waits, in the queue or behind another one.
     fn anything_waits(&self) -> bool {
         self.queued > 0 || self.with_waiting > 0
     }
 
-    /// Whether somebody else could run what waits behind a task, now or when starts are tried again.
+    /// Returns whether another worker could run what waits behind a task, now or when starts are
+    /// tried again.
     fn could_grow(&self) -> bool {
         !self.idle.is_empty() || self.workers.len() < self.config.workers_max
     }
 
-    /// What a task may wait behind another one besides its own estimates.
+    /// Returns how long a task may wait behind another one, in addition to its own estimates.
     fn floor(&self, now: Instant) -> Duration {
         if !self.idle.is_empty() && self.is_crowded(now) { REBALANCE } else { START_COST }
     }
 
-    /// Sees to it that what waits behind another task is looked at in time.
+    /// Sets the time of the next check for tasks that wait behind another task.
     fn watch(&mut self, now: Instant) {
         let ends = matches!(self.intake, Intake::Broken(_) | Intake::Killed);
-        // A look that is far away is for what takes long.
+        // A check that is further away was set for long tasks, so it does not count.
         let soon = self.rebalance_at.is_some_and(|at| at <= now + REBALANCE);
         if soon || ends || !self.anything_waits() || !self.could_grow() {
             return;
@@ -713,6 +765,7 @@ impl<C: Scheduled> Scheduler<C> {
         let useful = self.workers.values().filter(|worker| worker.is_useful());
         let sent = useful.filter_map(|worker| worker.waits_until(floor)).min();
         let Some(at) = sent.into_iter().chain(self.queue_waits_until()).min() else { return };
+        // If no worker is idle, nothing can be moved before starts are tried again.
         let start_at = self.no_start_before.filter(|_| self.idle.is_empty()).unwrap_or(now);
         self.rebalance_by(at.max(start_at).max(now + START_COST));
     }
@@ -721,26 +774,29 @@ impl<C: Scheduled> Scheduler<C> {
         self.rebalance_at = Some(self.rebalance_at.map_or(at, |before| before.min(at)));
     }
 
-    /// When a chunk of several has waited in the queue for too long: those that come up are fewer than its tasks.
+    /// Returns when a queued chunk of several tasks has waited for too long. Splitting it lets more
+    /// workers start than are already coming up.
     fn queue_waits_until(&self) -> Option<Instant> {
         if self.queued == 0 || self.workers.len() >= self.config.workers_max {
             return None;
         }
-        // No more are waiting here than workers come up, or no worker can be started at this moment.
+        // Looking at `workers_max` chunks is enough: no more chunks wait here than workers come up,
+        // unless no worker can be started at this moment.
         let chunks =
             self.queue.iter().take(self.config.workers_max).filter_map(|chunk| self.tasks.get(*chunk));
         let several = chunks.filter(|entry| entry.place == Place::Queued && entry.chunk.left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
 
-    /// Until when a queued chunk of several waits for those that come up.
+    /// Returns how long a queued chunk of several tasks waits for the workers that are coming up.
     fn waits_until(&self, entry: &Entry<C>) -> Option<Instant> {
         let nanos = self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
         let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
         Some(self.first? + Duration::from_nanos(entry.at) + patience)
     }
 
-    /// What has waited behind another task for too long goes to somebody else: the estimate was wrong.
+    /// Moves tasks that have waited behind another task for too long to other workers. Their wait
+    /// shows that an estimate was wrong.
     fn relieve(&mut self, now: Instant, claims: &dyn Claims) {
         if self.idle.is_empty() && !self.has_place(now) {
             return;
@@ -752,12 +808,15 @@ impl<C: Scheduled> Scheduler<C> {
                 continue;
             }
             let waits_until = worker.waits_until(floor);
+            // The running task takes longer than expected. The estimate must not wait for its end.
             if !worker.ends_soon(now, floor) {
                 self.correct(now, id, claims);
             }
             if waits_until.is_none_or(|until| until > now) {
                 continue;
             }
+            // If everything behind the first sending could be taken back, that one still runs, and
+            // the items that it has not begun can go elsewhere too.
             let behind = self.workers[&id].in_flight.len() - 1;
             if self.take_back_from(id, behind, claims) == behind {
                 self.spread_rest(id, claims);
@@ -771,7 +830,7 @@ impl<C: Scheduled> Scheduler<C> {
                             && self.waits_until(entry).is_some_and(|until| until <= now) =>
                     {
                         self.queued -= 1;
-                        // One comes up for it already.
+                        // One worker is already coming up for this chunk.
                         let parts = self.parts(chunk, self.takers() + 1);
                         self.queued += parts.len();
                         self.queue.extend(parts);
@@ -782,13 +841,14 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// What a worker runs takes at least as long as it has run by now.
+    /// Raises the estimate of the task that a worker runs to the time that it has run.
     fn correct(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims) {
         let worker = self.workers.get_mut(&id).expect("looked at by the caller");
         let next = worker.in_flight.get(1).map(|next| next.seq);
         let Some(front) = worker.in_flight.front_mut() else { return };
         let chunk = &self.tasks[front.chunk].chunk;
-        // Otherwise it waits for its turn, or its answers are on their way: nothing is known about its time.
+        // Otherwise the task waits for its turn on the processor, or its replies are on their way.
+        // Its running time is not known then.
         let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= chunk.items().first)
             && next.is_none_or(|next| claims.begun(id, next) == Begun::No);
         let nanos = now.saturating_duration_since(worker.front_since).as_nanos();
@@ -802,8 +862,8 @@ impl<C: Scheduled> Scheduler<C> {
         estimate.nanos = estimate.nanos.max(nanos);
     }
 
-    /// Takes back what a worker has not begun of the chunk that it is in, and puts it at the front of the queue in as many
-    /// parts as there are workers that could take one.
+    /// Takes back the items of its current chunk that a worker has not begun. Puts them at the
+    /// front of the queue, in as many parts as there are workers that could take one.
     fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
         let Some(front) = self.workers[&id].in_flight.front() else { return };
         let Some(rest) = self.take_rest(id, front.chunk, claims) else { return };
@@ -812,12 +872,13 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// How many workers could take something.
+    /// Returns how many workers could take a part.
     fn takers(&self) -> usize {
         self.idle.len() + self.config.workers_max.saturating_sub(self.workers.len())
     }
 
-    /// Splits a chunk that is in no place into as many parts, if it has so many tasks.
+    /// Splits a chunk that is neither queued nor sent into this many parts, or into single tasks if
+    /// it has fewer.
     fn parts(&mut self, chunk: TaskId, of: usize) -> Vec<TaskId> {
         let Items { first, count } = self.tasks[chunk].chunk.items();
         let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
@@ -829,14 +890,15 @@ impl<C: Scheduled> Scheduler<C> {
         parts
     }
 
-    /// Whether more workers would run at a time than there are processors, if another one were woken.
+    /// Returns whether waking another worker would make more workers run than there are processors.
     fn is_crowded(&self, now: Instant) -> bool {
         let processors = self.config.processors;
         if self.config.workers_max <= processors || self.workers.len() - self.idle.len() < processors {
             return false;
         }
-        // One that starts, initializes or leaves may take long for it, and nothing can wait behind it. One that runs
-        // what takes long may sleep in it, and nothing should wait behind it.
+        // Workers that start, initialize or leave are not counted: this may take long, and no task
+        // can wait behind them. Workers that run a long task are not counted either: it may be
+        // sleeping, and no task should wait behind it.
         let running = self
             .workers
             .values()
@@ -844,12 +906,12 @@ impl<C: Scheduled> Scheduler<C> {
         running.take(processors).count() == processors
     }
 
-    /// Whether a processor is left when one more worker gets a task, for a thread that does not want to sleep.
+    /// Returns whether a processor is left for a spinning thread when one more worker gets a task.
     pub(crate) fn has_spare_processor(&self) -> bool {
         self.workers.len() - self.idle.len() + 2 <= self.config.processors
     }
 
-    /// Puts a worker that has nothing to do among the idle.
+    /// Puts a worker among the idle ones if it has nothing to do.
     fn rest_if_idle(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get(&id) else { return };
         if worker.is_useful() && worker.in_flight.is_empty() && !self.idle.contains(&id) {
@@ -857,8 +919,10 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// An idle worker takes over half of what was sent ahead to the one that has most of it.
+    /// Lets an idle worker take over half of what was sent ahead to the worker with the most work
+    /// ahead. Returns whether it got anything.
     fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
+        // In a crowded pool the usual amount of work stays where it is, unless its worker is late.
         let spare = if self.is_crowded(now) { AHEAD.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
@@ -870,12 +934,14 @@ impl<C: Scheduled> Scheduler<C> {
             return false;
         };
         let behind = worker.in_flight.len() - 1;
+        // With nothing behind the current chunk, the chunk itself is shared.
         let taken = match behind {
             0 => self.halve(victim, claims),
             _ => self.take_back_from(victim, behind.div_ceil(2), claims) > 0,
         };
         if taken {
-            // To the idle one first, or it would go where it came from.
+            // The idle worker gets its tasks first. Otherwise they might be sent to where they came
+            // from.
             if self.next_queued().is_some() {
                 self.idle.retain(|other| *other != idle);
                 self.send(now, idle, SHARE_MAX, out);
@@ -885,15 +951,16 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
-    /// Takes back, from the end, up to `count` sendings that have not begun, and puts them at the front of the queue;
-    /// how many it got.
+    /// Takes back up to `count` sendings that have not begun, from the last one on, and puts them
+    /// at the front of the queue. Returns how many it got.
     fn take_back_from(&mut self, id: WorkerId, count: usize, claims: &dyn Claims) -> usize {
         let mut taken = 0;
         while taken < count {
             let Some(last) = self.workers.get(&id).and_then(|worker| worker.in_flight.back()).copied() else {
                 break;
             };
-            // Tasks begin in order: if this one has begun, so have all before it.
+            // Sendings begin in order: if this one has begun, all sendings before it have begun
+            // too.
             if !claims.take_back(id, last.seq, self.tasks[last.chunk].chunk.items().first) {
                 break;
             }
@@ -904,8 +971,8 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
-    /// Takes back what a worker has not begun of the chunk that it is in, and puts it at the front of the queue in two
-    /// halves; whether it got anything.
+    /// Takes back the items of its current chunk that a worker has not begun, and puts them at the
+    /// front of the queue in two halves. Returns whether there were any.
     fn halve(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {
         let Some(front) = self.workers.get(&id).and_then(|worker| worker.in_flight.front()) else {
             return false;
@@ -921,19 +988,20 @@ impl<C: Scheduled> Scheduler<C> {
         true
     }
 
-    /// Takes back what a worker has not begun of a chunk that it is in: the id under which that is now, in no place.
+    /// Takes back the items of a chunk that its worker has not begun. Returns the id of the chunk
+    /// that they now are, which is neither queued nor sent.
     fn take_rest(&mut self, id: WorkerId, chunk: TaskId, claims: &dyn Claims) -> Option<TaskId> {
         let worker = self.workers.get_mut(&id)?;
         let sent = worker.in_flight.iter_mut().find(|sent| sent.chunk == chunk)?;
         let items = self.tasks[chunk].chunk.items();
-        // A broken worker may say anything about where it is.
+        // A broken worker may claim to be at any item.
         let begun = claims.take_rest(id, sent.seq)?.min(items.count - 1);
         let from = (begun + 1).max(items.first);
         if from >= items.count {
             return None;
         }
         if from == items.first {
-            // What it had begun is answered: all that is left goes.
+            // All items that had begun are answered, so the whole rest of the chunk is taken back.
             self.remove_sending(id, chunk);
             self.rest_if_idle(id);
             return Some(chunk);
@@ -946,7 +1014,8 @@ impl<C: Scheduled> Scheduler<C> {
         Some(self.split_off(chunk, from))
     }
 
-    /// Makes the items of a chunk from `at` on a chunk of their own.
+    /// Splits a chunk: its items from `at` on become a chunk of their own. Returns the id of the
+    /// new chunk.
     fn split_off(&mut self, chunk: TaskId, at: u32) -> TaskId {
         let entry = self.tasks.get_mut(chunk).expect("a task of this table");
         debug_assert!(entry.chunk.items().first < at && at < entry.chunk.items().count);
@@ -958,7 +1027,7 @@ impl<C: Scheduled> Scheduler<C> {
         id
     }
 
-    /// Takes a sending out of a worker's list, whichever it is.
+    /// Removes a sending from any position of a worker's list.
     fn remove_sending(&mut self, id: WorkerId, chunk: TaskId) {
         let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
         let Some(at) = worker.in_flight.iter().rposition(|sent| sent.chunk == chunk) else { return };
@@ -972,7 +1041,7 @@ impl<C: Scheduled> Scheduler<C> {
         entry.place = Place::Queued;
     }
 
-    /// Puts a chunk that is in no place at the front of the queue.
+    /// Puts a chunk that is neither queued nor sent at the front of the queue.
     fn requeue(&mut self, chunk: TaskId) {
         debug_assert!(self.tasks[chunk].place == Place::Queued);
         self.queue.push_front(chunk);
@@ -983,7 +1052,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.chunk == chunk).map(|sent| sent.seq)
     }
 
-    /// Withdraws a task that has not begun; whether it is withdrawn.
+    /// Cancels a task that has not begun. Returns whether it was cancelled.
     pub(crate) fn on_cancel(
         &mut self,
         now: Instant,
@@ -998,7 +1067,7 @@ impl<C: Scheduled> Scheduler<C> {
         cancelled
     }
 
-    /// Withdraws what has not begun of a chunk of this many tasks.
+    /// Cancels those of `count` tasks, from `base` on, that have not begun.
     pub(crate) fn on_cancel_chunk(
         &mut self,
         now: Instant,
@@ -1007,7 +1076,8 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
-        // It may have been split anywhere. The last first: withdrawing the first would let the next begin.
+        // The chunk may have been split anywhere. The last item comes first: cancelling the first
+        // one would let the worker begin the next.
         for item in (0..count).rev() {
             let id = item_id(base, item);
             let Some(entry) = self.tasks.get(id) else { continue };
@@ -1028,10 +1098,11 @@ impl<C: Scheduled> Scheduler<C> {
     fn cancel(&mut self, now: Instant, chunk: TaskId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
         match entry.place {
-            // Its id stays in the queue and is skipped when its turn comes: finding it there would take long.
+            // The id stays in the queue, because searching for it would take long. It is skipped
+            // when its turn comes.
             Place::Queued => {
                 self.queued -= 1;
-                // But they must not pile up behind a first task that waits long.
+                // But such ids must not pile up behind a first task that waits for long.
                 if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
                     let tasks = &self.tasks;
                     self.queue.retain(|queued| *queued != chunk && tasks.get(*queued).is_some());
@@ -1044,6 +1115,7 @@ impl<C: Scheduled> Scheduler<C> {
                     return false;
                 }
                 let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
+                // The next sending becomes the first one now.
                 if worker.in_flight.front().is_some_and(|front| front.chunk == chunk) {
                     worker.front_since = now;
                 }
@@ -1056,7 +1128,8 @@ impl<C: Scheduled> Scheduler<C> {
         true
     }
 
-    /// Withdraws a task, killing the worker if it has begun; whether it ends because of this.
+    /// Cancels a task, and kills its worker if the task has begun. Returns whether the task ends
+    /// because it was cancelled.
     pub(crate) fn on_cancel_running(
         &mut self,
         now: Instant,
@@ -1071,7 +1144,7 @@ impl<C: Scheduled> Scheduler<C> {
         let id = *id;
         match &self.workers[&id].doom {
             Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => return *other == task,
-            // It ends with its worker, but not because of this.
+            // The task ends with its worker, but for another reason.
             Some(_) => return false,
             None => {}
         }
@@ -1083,16 +1156,17 @@ impl<C: Scheduled> Scheduler<C> {
         condemned
     }
 
-    /// Dooms the worker that runs this task, for the task's sake; whether the task still ran. The caller kills, and
-    /// dispatches what was taken back.
+    /// Decides that the worker that runs this task must end because of the task. Returns whether
+    /// the task was still running. The caller kills the worker, and dispatches what was taken back.
     fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
         let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.chunk == task) else {
             return false;
         };
-        // From now on nothing can begin behind it. If something has begun already, the task itself has ended and its
-        // answer is on its way: whoever runs now is innocent.
+        // From here on nothing behind the task can begin. If something behind it has begun already,
+        // the task itself has ended and its reply is on its way. The task that runs now is
+        // innocent, so the worker must not be killed.
         let behind = self.workers[&id].in_flight.len() - at - 1;
         let innocent = self.take_back_from(id, behind, claims) < behind;
         if !innocent {
@@ -1108,14 +1182,15 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    // ---- events: workers -------------------------------------------------------------------------------------------
+    // ---- events: workers ------------------------------------------------------------------------
 
-    /// The pool is made: starts the workers that are there from the beginning.
+    /// Handles the creation of the pool: starts the workers that exist from the beginning.
     pub(crate) fn on_open(&mut self, now: Instant, out: &mut Actions<C>) {
         self.dispatch(now, out);
     }
 
-    /// A worker has said hello; its initializer comes next. `false` if nobody wants it any more.
+    /// Handles a worker's hello. Its initializer comes next. Returns `false` if the worker is not
+    /// wanted any more.
     pub(crate) fn on_hello(&mut self, now: Instant, id: WorkerId) -> bool {
         match self.workers.get_mut(&id) {
             Some(worker) if worker.doom.is_none() => {
@@ -1128,13 +1203,13 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Whether a worker runs its initializer.
+    /// Returns whether a worker runs its initializer.
     pub(crate) fn is_initializing(&self, id: WorkerId) -> bool {
         let Some(worker) = self.workers.get(&id) else { return false };
         matches!(worker.state, WorkerState::Initializing { .. })
     }
 
-    /// A worker can take tasks.
+    /// Handles a worker that can take tasks now.
     pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.doom.is_some() {
@@ -1147,7 +1222,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.after_replies(now, id, claims, out);
     }
 
-    /// This worker could not be started: the system refused it, or something that it needs before it can take a task.
+    /// Handles a worker that could not be started: the system refused it, or something that it
+    /// needs before it can take a task.
     pub(crate) fn on_start_refused(
         &mut self,
         now: Instant,
@@ -1159,10 +1235,11 @@ impl<C: Scheduled> Scheduler<C> {
         let unwanted = worker.is_some_and(|worker| {
             matches!(worker.doom, Some(Doom { why: Why::Pool(_) | Why::Task(..), .. }))
         });
-        // Whatever was refused, the question is whether somebody works, or is coming up. Others do the work meanwhile,
-        // and their end may give back what was missing; the last that could not be started decides.
+        // What was refused does not matter. What matters is whether another worker works or is
+        // coming up. Such workers do the work meanwhile, and may free the missing resource when
+        // they end. So this counts as a failed start only if there is no such worker.
         if unwanted {
-            // Nobody waits for it: the pool is shutting down.
+            // The pool is shutting down, so nothing waits for this worker.
         } else if self.workers.values().any(|worker| worker.doom.is_none()) {
             self.refusals += 1;
             self.back_off(now);
@@ -1174,7 +1251,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// A worker's process has ended, and everything it had published has been seen.
+    /// Handles the end of a worker's process, after everything that it had published was read.
     pub(crate) fn on_exit(
         &mut self,
         now: Instant,
@@ -1187,7 +1264,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.after_changes(now, claims, out);
     }
 
-    /// A worker is no more, or nobody waits for it any longer: then it may live, and `has_ended` is `false`.
+    /// Removes a worker that has ended. Also called for a worker that is given up: `has_ended` is
+    /// then `false`, and the process may still live.
     fn on_end(
         &mut self,
         now: Instant,
@@ -1199,7 +1277,8 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         let Some(worker) = self.forget(id) else { return };
         if !has_ended {
-            // Also what goes to others: it may have begun after all, and their end comes before its.
+            // This includes chunks that now go to other workers. This worker may have begun them
+            // after all, and may read their arguments after the other worker has finished.
             for sent in &worker.in_flight {
                 self.tasks
                     .get(sent.chunk)
@@ -1230,8 +1309,9 @@ impl<C: Scheduled> Scheduler<C> {
                 }
                 _ => cause(said_hello),
             };
-            // One that ended before it said hello met a limit of the system, if others of this program work; and one that was
-            // too slow is no reason to end those that were not.
+            // A worker that ended before its hello has met a limit of the system, if other workers
+            // of the same program work. A worker that was too slow is no reason to end the workers
+            // that were fast enough.
             if (!said_hello || too_slow) && self.workers.values().any(Worker::is_useful) {
                 self.refusals += 1;
                 self.back_off(now);
@@ -1248,14 +1328,16 @@ impl<C: Scheduled> Scheduler<C> {
         Some(worker)
     }
 
-    /// Decides about what a dead worker had: what it had begun has ended, the rest goes back in order.
+    /// Decides about the tasks of a dead worker: those that it had begun have ended, and the others
+    /// go back to the queue in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<C>) {
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
             let entry = self.tasks.get_mut(sent.chunk).expect("what is in flight is in the table");
             self.timed -= usize::from(entry.chunk.timeout().is_some());
             entry.place = Place::Queued;
             let first = entry.chunk.items().first;
-            // What has ended with it: one item, unless its last answers could not be read.
+            // The index after the items that ended with the worker. That is one item, unless the
+            // worker's last replies could not be read.
             let mut behind = first + 1;
             let mut end = match &worker.doom {
                 Some(Doom { why: Why::Task(task, error), .. }) if *task == sent.chunk => {
@@ -1266,17 +1348,19 @@ impl<C: Scheduled> Scheduler<C> {
                     out.push(resolve(entry.chunk, error.clone()));
                     continue;
                 }
-                // Not only asked but taken back: a worker that was given up may live, and must not begin it later.
+                // Taken back, and not only looked up: a worker that was given up may still live,
+                // and must not begin this later.
                 _ if claims.take_back(id, sent.seq, first) => None,
                 _ => {
                     claims.take_rest(id, sent.seq);
                     match claims.begun(id, sent.seq) {
-                        // An item before the first that is unresolved was answered; the next had not begun.
+                        // If the begun item is before the first unresolved one, it was answered,
+                        // and the next item had not begun.
                         Begun::Yes(item, _) if item >= first => {
                             behind = item.min(entry.chunk.items().count - 1) + 1;
                             Some(End::Lost(id))
                         }
-                        // It must not run twice.
+                        // Any item may have begun, and none may run twice.
                         Begun::Unknown => {
                             behind = entry.chunk.items().count;
                             Some(End::Lost(id))
@@ -1285,7 +1369,8 @@ impl<C: Scheduled> Scheduler<C> {
                     }
                 }
             };
-            // Only the first can have been the cause. Who waits behind three tasks that crash is innocent.
+            // Only the first sending can have caused the death. A task that waited behind three
+            // crashing tasks is innocent.
             if end.is_none() && ahead == 0 {
                 entry.lost_unbegun += 1;
                 end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
@@ -1295,14 +1380,15 @@ impl<C: Scheduled> Scheduler<C> {
                 continue;
             };
             if behind < entry.chunk.items().count {
-                // The others are as good as new.
+                // The items behind go back without any record of this death.
                 let rest = self.split_off(sent.chunk, behind);
                 self.requeue(rest);
             }
             let entry = self.tasks.remove(sent.chunk).expect("looked at above");
             out.push(Action::Resolve(Box::new((entry.chunk, end))));
         }
-        // A worker that was doomed before the pool was ended gives back what nobody is going to run.
+        // A worker that had to end before the pool was ended gives back tasks that no worker will
+        // run any more.
         if matches!(self.intake, Intake::Killed | Intake::Broken(_))
             && let Some(error) = self.refusal()
         {
@@ -1312,7 +1398,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         if self.is_drained() {
-            // Nobody waits for it.
+            // Nothing waits for a worker.
             return;
         }
         self.start_failures.push_back(now);
@@ -1335,8 +1421,9 @@ impl<C: Scheduled> Scheduler<C> {
         self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
     }
 
-    /// A worker's process has ended. Until all that it had published is read, and [`on_exit`](Self::on_exit) judges, it gets
-    /// nothing: a task that was sent to it now would count one of the deaths that it may be the cause of.
+    /// Records that a worker's process has ended. The worker gets no more tasks until everything
+    /// that it had published is read and [`on_exit`](Self::on_exit) decides. A task that was sent
+    /// to it now would have this death counted against it, as one that it may have caused.
     pub(crate) fn on_ended(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.ended = true;
@@ -1344,8 +1431,8 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// The system refuses to signal a worker, which was asked to end itself: what it was to be killed for is told soon,
-    /// whether or not it does.
+    /// Handles the system's refusal to signal a worker. The worker was asked to end itself instead.
+    /// Whether or not it does, the tasks for which it was to be killed are resolved soon.
     pub(crate) fn on_signal_refused(&mut self, now: Instant, id: WorkerId) {
         if let Some(doom) = self.workers.get_mut(&id).and_then(|worker| worker.doom.as_mut())
             && doom.killed
@@ -1354,9 +1441,10 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// A worker was looked at, and is stopped by a signal. What it has not begun goes to others. `for_good`: nobody is
-    /// going to continue it. `has_run`: it has computed since it was last seen stopped, because somebody stops and continues it
-    /// in turn. Whether it is killed for it.
+    /// Handles a worker that was found stopped by a signal. Tasks that it has not begun go to
+    /// others. `for_good` means that nothing is going to continue it. `has_run` means that it has
+    /// computed since it was last seen stopped, because it is stopped and continued in turn.
+    /// Returns whether it is killed for being stopped.
     pub(crate) fn on_stopped(
         &mut self,
         now: Instant,
@@ -1373,6 +1461,7 @@ impl<C: Scheduled> Scheduler<C> {
             worker.stopped = None;
         }
         let since = *worker.stopped.get_or_insert(now);
+        // A stopped worker takes no step, so it keeps only what it has begun.
         self.idle.retain(|idle| *idle != id);
         self.take_back_from(id, usize::MAX, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
@@ -1380,7 +1469,8 @@ impl<C: Scheduled> Scheduler<C> {
         {
             self.requeue(rest);
         }
-        // One that holds nothing takes up the place of a worker that could run what waits.
+        // A stopped worker without tasks takes the place of a worker that could run the waiting
+        // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
         let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
         let patience = if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
@@ -1393,7 +1483,7 @@ impl<C: Scheduled> Scheduler<C> {
         killed
     }
 
-    /// A worker that was stopped goes on.
+    /// Handles a stopped worker that was continued.
     pub(crate) fn on_continued(
         &mut self,
         now: Instant,
@@ -1407,7 +1497,8 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// A worker breaks the protocol: it is killed, and what it had is treated as at any death.
+    /// Handles a protocol violation: the worker is killed, and its tasks are treated as after any
+    /// death.
     pub(crate) fn on_unruly(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
         if self.workers.get(&id).is_some_and(|worker| worker.doom.is_none()) {
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
@@ -1415,9 +1506,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    // ---- events: the whole pool ------------------------------------------------------------------------------------
+    // ---- events: the whole pool -----------------------------------------------------------------
 
-    /// The pool cannot go on: everything unresolved fails with the cause, every worker is killed.
+    /// Breaks the pool: every unresolved task fails with the cause, and every worker is killed.
     pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
@@ -1426,7 +1517,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.end_all(now, TaskError::Broken(cause), true, out);
     }
 
-    /// The pool's own machinery has failed: no exit will be noticed any more, so nothing waits for one.
+    /// Handles a failure of the pool's own threads. No exit will be noticed any more, so all tasks
+    /// are resolved without waiting for one.
     pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
@@ -1443,7 +1535,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// Takes nothing in any more. What was accepted is finished, or with `cancel_pending` only what has begun.
+    /// Stops accepting tasks. Accepted tasks are finished, or with `cancel_pending` only those that
+    /// have begun.
     pub(crate) fn on_shutdown(
         &mut self,
         now: Instant,
@@ -1461,7 +1554,7 @@ impl<C: Scheduled> Scheduler<C> {
         if cancel_pending {
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
-                // What is still there has begun, maybe not with all its items.
+                // The sendings that are left have begun, but perhaps not all of their items.
                 let begun: Vec<_> = self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
                 for chunk in begun {
                     if let Some(rest) = self.take_rest(id, chunk, claims) {
@@ -1476,7 +1569,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// Ends all workers, now: by SIGTERM and, after a grace time, SIGKILL; or by SIGKILL at once.
+    /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
     pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Open | Intake::Draining) {
             self.intake = Intake::Killed;
@@ -1489,6 +1582,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.resolve_queue(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let next = now + if at_once { KILL_GRACE } else { TERMINATE_GRACE };
+            // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
             match &mut self.workers.get_mut(&id).expect("listed above").doom {
                 Some(doom) if doom.killed || !at_once => {}
                 _ => {
@@ -1510,12 +1604,13 @@ impl<C: Scheduled> Scheduler<C> {
         self.queued = 0;
     }
 
-    /// Time has passed.
+    /// Does what is due: enforces limits, and moves tasks that have waited for too long.
     pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
         }
-        // It is over, whether or not a worker is started now: else it would stay due, and the driver would not sleep.
+        // The back-off is over, whether or not a worker is started now. If it stayed due, the
+        // driver would not sleep.
         self.no_start_before.take_if(|at| *at <= now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
@@ -1527,7 +1622,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.dispatch_to(now, due, out);
         if due {
             self.balance(now, claims, out);
-            // What waits behind another task may be due before the next look at short ones.
+            // Tasks behind another task may be due before the next check of short ones.
             let next = self.rebalance_at.take();
             self.watch(now);
             self.rebalance_at = self.rebalance_at.into_iter().chain(next).min();
@@ -1544,7 +1639,7 @@ impl<C: Scheduled> Scheduler<C> {
                 doom.next = now + KILL_GRACE;
                 out.push(Action::Kill(id));
             } else if doom.next <= now {
-                // It hangs in the kernel. Nobody waits for it any longer.
+                // It hangs in the kernel, and the pool stops waiting for it.
                 let cause = |_| BrokenCause::Start("it was killed and did not end".into());
                 self.on_end(now, id, false, cause, claims, out);
                 self.close_if_drained(now, out);
@@ -1562,12 +1657,14 @@ impl<C: Scheduled> Scheduler<C> {
                 if since.checked_add(self.config.initializer_timeout).is_some_and(|at| at <= now) =>
             {
                 if self.workers.values().any(Worker::is_useful) {
-                    // Others have been through it, and do the work: this one was slow, or was stopped.
+                    // Other workers have finished it and do the work. This one was slow, or was
+                    // stopped.
                     self.doom(id, Doom { why: Why::Start, next: now + KILL_GRACE, killed: true });
                     out.push(Action::Kill(id));
                     return;
                 }
-                // As if it had failed: the next worker's would do the same, and tasks would wait for it again.
+                // This is treated as a failed initializer: the next worker's would take as long,
+                // and tasks would wait for it again.
                 let error = TaskError::timed_out(self.config.initializer_timeout, Phase::Run);
                 let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());
                 self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
@@ -1583,11 +1680,12 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Looks at the time limit of what a worker runs.
+    /// Checks the time limit of the task that a worker runs.
     fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
-        // A large argument may take longer than that to arrive, and while more of it does nobody is deaf.
+        // A worker is deaf if it takes nothing in for this long. A large argument may take longer
+        // to arrive, so the time counts from the last progress.
         let since = worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
         let deaf = since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
         if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
@@ -1597,8 +1695,9 @@ impl<C: Scheduled> Scheduler<C> {
                 worker.taken_in = Some((taken_in, now));
                 return;
             }
-            // It had nothing to do but to take this, and has not for as long as a whole start may last: somebody
-            // stopped it. The task has not begun, so it can go elsewhere.
+            // The worker had nothing to do but to take this task, and has not taken it for as long
+            // as a whole start may last. So something stopped it. The task has not begun, and can
+            // go elsewhere.
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
             out.push(Action::Kill(id));
             return;
@@ -1607,7 +1706,8 @@ impl<C: Scheduled> Scheduler<C> {
         if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
             return;
         }
-        // The limit counts from the moment when the worker began, which may be later than when it could have.
+        // The limit counts from when the worker began the task, which may be later than when it
+        // could have.
         let since = front.began.or_else(|| match claims.begun(id, front.seq) {
             Begun::No => None,
             Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
@@ -1619,7 +1719,7 @@ impl<C: Scheduled> Scheduler<C> {
             out.push(Action::Kill(id));
             return;
         }
-        // It has not begun, or begun later, or its answer is on its way.
+        // The task has not begun, or began later, or its reply is on its way.
         let worker = self.workers.get_mut(&id).expect("it has a front");
         let front = worker.in_flight.front_mut().expect("looked at above");
         front.began = since;
@@ -1629,14 +1729,15 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    // ---- decisions -------------------------------------------------------------------------------------------------
+    // ---- decisions ------------------------------------------------------------------------------
 
-    /// Gives queued tasks to workers, and starts those that are always to be there.
+    /// Gives queued tasks to workers, and starts workers up to `workers_min`.
     fn dispatch(&mut self, now: Instant, out: &mut Actions<C>) {
         self.dispatch_to(now, false, out);
     }
 
-    /// `waited`: what is in the queue has waited for a worker that runs, for long enough.
+    /// Does the same as [`dispatch`](Self::dispatch). `waited` means that the queued tasks have
+    /// waited long enough for a busy worker, so that an idle one may be woken.
     fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
             return;
@@ -1647,7 +1748,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Whether there are fewer workers than there are always to be.
+    /// Returns whether there are fewer workers than `workers_min`.
     fn lacks_workers(&self) -> bool {
         self.workers.len() < self.config.workers_min && matches!(self.intake, Intake::Open)
     }
@@ -1663,6 +1764,8 @@ impl<C: Scheduled> Scheduler<C> {
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
         while let Some(chunk) = self.next_queued() {
+            // Short tasks in a crowded pool go to a busy worker. An idle one is woken for them only
+            // if none has room and the tasks have waited or a worker is late, and then only one.
             if !self.idle.is_empty() && self.is_short(chunk) && self.is_crowded(now) {
                 match self.busy_with_room(now, chunk) {
                     Some(id) => {
@@ -1682,7 +1785,8 @@ impl<C: Scheduled> Scheduler<C> {
             } else if self.may_start(now) {
                 self.start(now, out);
             } else if let Some(id) = self.least_ahead(now, chunk) {
-                // Several at once when many wait: to look for the next worker costs a look at each.
+                // When many tasks wait, several are sent at once, because choosing a worker means
+                // looking at each.
                 let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
                 self.send(now, id, share, out);
             } else {
@@ -1699,7 +1803,8 @@ impl<C: Scheduled> Scheduler<C> {
         })
     }
 
-    /// A busy worker that may have this short chunk ahead: the one that got the last, so that few are busy.
+    /// Returns a busy worker that may have this short chunk ahead. The worker that got the last
+    /// short chunk is preferred, so that few workers are busy.
     fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
         let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk.function())?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
@@ -1719,14 +1824,15 @@ impl<C: Scheduled> Scheduler<C> {
         fitting.min_by_key(|(_, worker)| worker.load).map(|(id, _)| *id)
     }
 
-    /// Whether nobody could take a task that came now: what is submitted may wait for the next event.
+    /// Returns whether no worker could take a new task now. Submitted chunks may then wait for the
+    /// next event.
     pub(crate) fn is_saturated(&self) -> bool {
         self.queued > 0
             && self.workers.len() >= self.config.workers_max
             && matches!(self.intake, Intake::Open)
     }
 
-    /// The queue's first chunk that was not cancelled; it stays there.
+    /// Returns the first chunk in the queue that was not cancelled. It stays in the queue.
     fn next_queued(&mut self) -> Option<TaskId> {
         while let Some(&chunk) = self.queue.front() {
             if self.tasks.get(chunk).is_some_and(|entry| entry.place == Place::Queued) {
@@ -1737,10 +1843,12 @@ impl<C: Scheduled> Scheduler<C> {
         None
     }
 
-    /// Another worker is started if there is work for it beyond those that are already coming up.
+    /// Returns whether to start another worker: there is more work than for the workers that are
+    /// coming up.
     fn may_start(&self, now: Instant) -> bool {
         if !self.has_place(now) {
-            // The rule in a pool under load, so first: to count costs a look at every worker.
+            // Checked first, because it is the normal case in a pool under load, and counting means
+            // looking at every worker.
             return false;
         }
         let coming = self
@@ -1751,7 +1859,7 @@ impl<C: Scheduled> Scheduler<C> {
             })
             .filter(|worker| worker.doom.is_none())
             .count();
-        // A worker that may have few tasks takes no more of a chunk.
+        // With a limit on tasks per worker, a worker may take only a part of a chunk.
         let too_many = |tasks_max: u32| {
             let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
             let waiting = chunks
@@ -1762,16 +1870,17 @@ impl<C: Scheduled> Scheduler<C> {
         self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
     }
 
-    /// Whether another worker could be started now.
+    /// Returns whether another worker could be started now.
     fn has_place(&self, now: Instant) -> bool {
         self.workers.len() < self.config.workers_max && self.no_start_before.is_none_or(|at| at <= now)
     }
 
-    /// A busy worker that may have this chunk ahead: the one that has the least.
+    /// Returns the busy worker with the least work that may have this chunk ahead.
     fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
         let entry = &self.tasks[chunk];
         let estimate = u64::from(self.estimates.get(&entry.chunk.function())?.nanos).max(1);
-        // Where all have been started, and none is idle, it can as well wait there: who is idle first takes it over.
+        // If no worker can be started and none is idle, the chunk may wait behind any task. The
+        // first worker that becomes idle takes it over.
         let anywhere = !self.could_grow();
         let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
         self.workers
@@ -1782,15 +1891,15 @@ impl<C: Scheduled> Scheduler<C> {
             .map(|(id, _)| *id)
     }
 
-    /// Sends the queue's first chunk, and up to `most` in all as long as they are of the same function and the worker may
-    /// have them ahead.
+    /// Sends the first chunk of the queue to a worker. Sends further ones, up to `most` in all,
+    /// while they are calls of the same function and the worker may have them ahead.
     fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<C>) {
         let mut of: Option<(FnId, Estimate)> = None;
         let mut sent = 0;
         while sent < most {
             let Some(&chunk) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
-            // One that was cancelled has no entry: `dispatch` goes over it.
+            // A cancelled chunk has no entry. `next_queued` skips it.
             let Some(entry) = self.tasks.get_mut(chunk).filter(|entry| entry.place == Place::Queued) else {
                 return;
             };
@@ -1807,7 +1916,7 @@ impl<C: Scheduled> Scheduler<C> {
             let (seq, left, function) = (worker.next_seq, entry.chunk.left(), entry.chunk.function());
             if let Some(budget) = &mut worker.budget {
                 if *budget < left {
-                    // What the worker may not have is the next that somebody else gets.
+                    // The tasks beyond the worker's limit come next in the queue.
                     let beyond = entry.chunk.items().first + *budget;
                     let rest = self.split_off(chunk, beyond);
                     self.queue.insert(1, rest);
@@ -1842,12 +1951,13 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Nothing is unresolved, and nothing more comes in.
+    /// Returns whether nothing is unresolved and nothing more is accepted.
     fn is_drained(&self) -> bool {
         !matches!(self.intake, Intake::Open) && self.tasks.is_empty()
     }
 
-    /// Once nothing is unresolved and nothing more comes in, the workers leave; once they have left, all is over.
+    /// Asks the workers to leave once the pool is drained. Reports that the pool is closed once
+    /// they have left.
     fn close_if_drained(&mut self, now: Instant, out: &mut Actions<C>) {
         if !self.is_drained() {
             return;
@@ -1860,7 +1970,7 @@ impl<C: Scheduled> Scheduler<C> {
                 continue;
             }
             match worker.state {
-                // It leaves when it has initialized.
+                // This worker leaves after its initializer.
                 WorkerState::Starting { .. }
                     if self.config.initializer.is_some() && self.config.workers_min > 0 => {}
                 WorkerState::Starting { .. } => {
@@ -1868,6 +1978,7 @@ impl<C: Scheduled> Scheduler<C> {
                     self.doom(id, Doom { why, next: now + KILL_GRACE, killed: true });
                     out.push(Action::Kill(id));
                 }
+                // A worker that initializes reads this order after its initializer.
                 WorkerState::Initializing { .. } | WorkerState::Ready => {
                     worker.state = WorkerState::Stopping { since: now };
                     self.idle.retain(|idle| *idle != id);
@@ -1882,7 +1993,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// What must hold between any two events.
+    /// Checks what must be true between any two events.
     #[cfg(test)]
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.place == Place::Queued).count();
@@ -1939,11 +2050,11 @@ impl<C: Scheduled> Scheduler<C> {
     }
 }
 
-/// Ends the unresolved items of a chunk with this error.
+/// Returns the action that ends the unresolved items of a chunk with this error.
 fn resolve<C: Scheduled>(chunk: C, error: TaskError) -> Action<C> {
     Action::Resolve(Box::new((chunk, End::Error(error))))
 }
 
-/// A worker answered a question that nobody asked it.
+/// The error for a reply about a task that the worker does not have.
 #[derive(Debug, PartialEq)]
 pub(crate) struct ReplyToNobody;

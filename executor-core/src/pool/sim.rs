@@ -1,18 +1,20 @@
-//! A seeded simulation: the real [`Scheduler`] among workers that crash, hang, stop, are slow, and lie.
+//! A seeded simulation: the real [`Scheduler`] among workers that crash, hang, are stopped or slow,
+//! and lie.
 //!
 //! ```text
-//!  World ── user: submit, cancel, cancel_running, shutdown, kill ──────────────┐
-//!    │ ─── driver: hello, replies in batches, deaths drained first, ticks ─────┤ event ──► Scheduler
-//!    │ ─── workers: a claim word for each slot, frames in, replies out,        │             │
-//!    │              a process that may be dead for a while before it is seen   └── perform ◄─┘ actions
-//!    └─► after each event: what was promised is compared with what the world knows itself
+//!  World ── user: submit, cancel, cancel_running, shutdown, kill ──────────┐
+//!    │ ─── driver: hello, replies in batches, deaths drained first, ticks ─┤ event ──► Scheduler
+//!    │ ─── workers: a claim word for each slot, frames in, replies out,    │             │
+//!    │              a process that may be dead before its end is seen      └── perform ◄─┘ actions
+//!    └─► after each event: the scheduler's promises are checked against the world's own record
 //! ```
 //!
-//! No process, no thread, no clock: time is a number that the world moves. The world keeps its own record of what
-//! happened ([`Story`], [`Process`]) and never asks the scheduler for it.
+//! There is no process, no thread and no clock: time is a number that the world moves. The world
+//! keeps its own record of what happened ([`Story`], [`Process`]), and never asks the scheduler for
+//! it.
 //!
-//! `EXECUTOR_ROUNDS=10000` runs that many seeds, `EXECUTOR_SEED=17` runs that one. A failure prints its seed and the
-//! last events.
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds. `EXECUTOR_SEED=17` runs one seed. A failure prints
+//! its seed and the last events.
 
 use std::{
     cell::{Cell, RefCell},
@@ -32,7 +34,7 @@ use crate::{
 
 const ROUNDS: u64 = 300;
 const TRACE_LEN: usize = 40;
-/// What the scheduler promises to wait; said once more here, so that a change there is seen.
+/// Limits that the scheduler promises. They are repeated here, so that a change there is noticed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const KILL_GRACE: Duration = Duration::from_secs(5);
 const STOPPED_GRACE: Duration = Duration::from_secs(2);
@@ -40,7 +42,8 @@ const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 const LOST_UNBEGUN_MAX: u8 = 3;
 
-/// Everything that may happen; each is counted, and over the default rounds none may be missing.
+/// Everything that may happen. Each kind is counted, and none may be missing over the default
+/// number of rounds.
 const KINDS: &[&str] = &[
     "submit",
     "submit: with a time limit",
@@ -128,16 +131,16 @@ const KINDS: &[&str] = &[
     "closed",
 ];
 
-// ---- the world's record --------------------------------------------------------------------------------------------
+// ---- the world's record -------------------------------------------------------------------------
 
-/// What was submitted, or a part of it. Who resolves an item of it has it.
+/// A submitted chunk, or a part of one. Only the owner of a ticket can resolve its items.
 #[derive(Debug)]
 struct Ticket {
     function: FnId,
     timeout: Option<Duration>,
     base: TaskId,
     items: Items,
-    /// Its arguments are never used again. The same for all parts of a chunk.
+    /// Whether the memory of the arguments is excluded from reuse. Shared by all parts of a chunk.
     left: Rc<Cell<bool>>,
 }
 
@@ -186,16 +189,17 @@ fn ids(base: TaskId, items: Items) -> impl Iterator<Item = TaskId> {
     (items.first..items.count).map(move |at| item(base, at))
 }
 
+/// What a task does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Conduct {
     Returns,
-    /// Replies, and dies before it claims the next frame.
+    /// The worker replies, and dies before it claims the next frame.
     ReturnsAndDies,
     Crashes,
     Hangs,
-    /// Its frame kills the worker before it claims it.
+    /// The frame kills the worker before the worker claims it.
     Poison,
-    /// Returns when as many tasks as there may be workers wait in this way at the same time.
+    /// Returns when as many tasks of this kind run at the same time as there may be workers.
     Meets,
 }
 
@@ -209,20 +213,20 @@ enum Ending {
     Broken,
 }
 
-/// What is known of a task, from outside.
+/// What the world knows about a task.
 struct Story {
-    /// The chunk that it was submitted in.
+    /// The chunk in which it was submitted: the first id, and the number of tasks.
     chunk: (TaskId, u32),
     timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
     submitted: Instant,
     function: FnId,
-    /// How long it would take, as far as was known from calls that had ended when it was submitted.
+    /// The estimated running time, from calls that had ended when the task was submitted.
     estimate: Duration,
     begun: Option<(WorkerId, Instant)>,
     ending: Option<Ending>,
-    /// How often it was the first, unbegun, with a worker that died.
+    /// How many workers died while the task was their first one and had not begun.
     first_in_line: u8,
     cancel_granted: bool,
     cancel_running_asked: bool,
@@ -231,13 +235,13 @@ struct Story {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
-    /// The starter has not got to it.
+    /// The starter has not come to this worker.
     Ordered,
-    /// It runs, and has not said hello.
+    /// The process runs, and has not said hello.
     Booting,
-    /// Its hello lies in the socket.
+    /// The hello is in the socket.
     Greeted,
-    /// Its hello was read; it serves.
+    /// The hello was read, and the worker serves.
     Connected,
     Dead,
 }
@@ -250,7 +254,7 @@ enum ToWorker {
         seq: u32,
         items: Items,
     },
-    /// Not sent: what the worker still has to do of a chunk.
+    /// Not sent: the items of a chunk that the worker still has to run.
     Rest {
         base: TaskId,
         seq: u32,
@@ -264,9 +268,9 @@ enum FromWorker {
     Ready,
     InitFailed,
     Reply(TaskId),
-    /// A frame that no worker may send: its reader goes on.
+    /// A frame that no worker may send. The reader goes on.
     Unexpected,
-    /// Bytes that are no frame: its reader ends.
+    /// Bytes that are no frame. The reader ends.
     Garbage,
 }
 
@@ -288,23 +292,23 @@ enum Word {
 struct Words {
     sent: BTreeMap<u32, (Word, TaskId, Items)>,
     began: Option<Instant>,
-    /// What the pool has with this worker, in the order sent.
+    /// The tasks that the pool has with this worker, in the order sent.
     holding: VecDeque<TaskId>,
 }
 
 struct Process {
     life: Life,
     ordered: Instant,
-    /// The starter hangs: nothing will be heard of this one.
+    /// The starter hangs, so nothing will be heard of this worker.
     never_starts: bool,
-    /// Takes no step until it is continued; dies of SIGKILL all the same.
+    /// Whether the worker is stopped. It takes no step until it is continued, but SIGKILL ends it.
     stopped: bool,
-    /// Since when the pool has seen it so.
+    /// Since when the pool has seen the worker stopped.
     seen_stopped: Option<Instant>,
     greeted: Option<Instant>,
-    /// What it has taken in of a large argument.
+    /// How much of a large argument the worker has taken in.
     taken_in: u64,
-    /// No signal reaches it: it works on.
+    /// Whether no signal has an effect, so that the worker goes on.
     immortal: bool,
     dies_at: Option<Instant>,
     frames: VecDeque<ToWorker>,
@@ -313,14 +317,14 @@ struct Process {
     answered: Option<TaskId>,
     begun: Vec<TaskId>,
     words: RefCell<Words>,
-    // What the pool's record of it says.
+    // What the pool's record of the worker says.
     linked: bool,
-    /// Its reader reads no more.
+    /// Whether the reader has stopped reading.
     unread: bool,
     reaped: bool,
     ready: bool,
     overdue: bool,
-    // Reasons to end it.
+    // Reasons to end the worker.
     caught: bool,
     lied: bool,
     stop_sent: Option<Instant>,
@@ -334,7 +338,7 @@ impl Process {
         matches!(self.life, Life::Booting | Life::Greeted | Life::Connected)
     }
 
-    /// Whether it would never do anything again if nobody ended it.
+    /// Returns whether the worker will never do anything again unless it is ended.
     fn hopeless(&self) -> bool {
         let endless = match self.running {
             Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => until.is_none(),
@@ -345,7 +349,7 @@ impl Process {
 
     fn publish(&mut self, message: FromWorker) {
         if self.unread {
-            // Its channel is closed: it ends itself.
+            // The channel is closed, so the worker ends itself.
             self.die();
         } else {
             self.published.push_back(message);
@@ -360,7 +364,7 @@ impl Process {
     }
 }
 
-/// The pool's view of the boards: a worker without a link has begun nothing.
+/// The pool's view of the boards. A worker without a link has begun nothing.
 struct Boards<'a>(&'a BTreeMap<WorkerId, Process>);
 
 impl Boards<'_> {
@@ -415,7 +419,7 @@ impl Claims for Boards<'_> {
     }
 }
 
-/// SplitMix64: small, and the same everywhere.
+/// The SplitMix64 generator: small, and the same on every platform.
 struct Dice(u64);
 
 impl Dice {
@@ -444,7 +448,7 @@ impl Dice {
     }
 }
 
-/// How this seed's world is, in permille of the occasions.
+/// How often things happen in this seed's world, in permille of the occasions.
 struct Climate {
     crashes: u64,
     hangs: u64,
@@ -494,7 +498,7 @@ struct Step {
     task: Option<TaskId>,
 }
 
-/// What one worker could do next, or what could be done about it.
+/// A step of one worker, or a step of the pool for this worker.
 #[derive(Clone, Copy)]
 enum Turn {
     Starter(WorkerId),
@@ -505,11 +509,11 @@ enum Turn {
     Reap(WorkerId),
 }
 
-/// How long tasks waited although somebody could run them or could be started for them.
+/// How long tasks waited although a worker could run them or could be started for them.
 #[derive(Default)]
 struct Neglect {
     waited: Vec<Duration>,
-    /// The same, in estimates of a millisecond and more.
+    /// The same waits in multiples of the estimate, for estimates of a millisecond and more.
     estimates: Vec<f64>,
 }
 
@@ -530,14 +534,14 @@ struct World {
     broken: bool,
     ever_ready: bool,
     start_troubles: Vec<Instant>,
-    /// Whether the last of them came after the hello.
+    /// Whether the last failed start failed after the hello.
     trouble_in_initializer: bool,
     closed: bool,
-    /// What a start takes, until the process is there.
+    /// How long a start takes until the process exists.
     start_takes: Duration,
-    /// Those that wait for each other.
+    /// Workers whose tasks wait for each other.
     meeting: Vec<WorkerId>,
-    /// Since when tasks have waited although somebody could run them or could be started for them.
+    /// Since when tasks have waited although a worker could run them or could be started for them.
     neglects_since: Option<Instant>,
     neglect: Neglect,
     trace: VecDeque<Step>,
@@ -597,7 +601,7 @@ impl World {
         self.stories.iter().filter(|story| story.ending.is_none()).count()
     }
 
-    // ---- the pool's part: one event, its actions, and the look at the result ---------------------------------------
+    // ---- the pool's part: one event, its actions, and the look at the result --------------------
 
     fn event<R>(
         &mut self,
@@ -606,7 +610,8 @@ impl World {
         self.event_then(decide, |_, _| {})
     }
 
-    /// `then` takes note of what the scheduler answered, before the actions are compared with it.
+    /// Does the same as [`event`](Self::event). `then` records the scheduler's result before the
+    /// actions are checked against the record.
     fn event_then<R>(
         &mut self,
         decide: impl FnOnce(&mut Scheduler<Ticket>, Instant, &Boards<'_>, &mut Vec<Action<Ticket>>) -> R,
@@ -617,7 +622,7 @@ impl World {
         let result = decide(&mut self.scheduler, self.now, &Boards(&self.processes), &mut actions);
         then(self, &result);
         if !self.broken && matches!(self.scheduler.refusal(), Some(TaskError::Broken(_))) {
-            // Nobody said so from outside: the workers' starts must have been the reason.
+            // Nothing outside broke the pool, so failed starts must have been the reason.
             self.broken = true;
             let limit = self.config.initializer_timeout;
             let late = |process: &Process| {
@@ -635,7 +640,7 @@ impl World {
             assert!(now, "broken without a failed start");
             assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
             let works = |process: &Process| {
-                // Neither one whose end is seen and not told yet, nor one that stands still.
+                // Neither a worker whose end was seen and not reported yet, nor a stopped one.
                 let lives = process.life != Life::Dead && !process.stopped;
                 let fit = lives && process.ready && process.seen_stopped.is_none();
                 fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
@@ -698,7 +703,7 @@ impl World {
                     assert!(self.story(task).begun.is_none(), "{task:?} is sent after its beginning");
                 }
                 let process = self.process(worker);
-                // It may be dead: the scheduler learns that after its last reply.
+                // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(process.killed.is_none() && process.stop_sent.is_none(), "{worker:?} is leaving");
                 let mut words = process.words.borrow_mut();
@@ -724,7 +729,7 @@ impl World {
                 process.frames.push_back(ToWorker::Stop);
                 let spent = self.config.tasks_max.map(|max| max as usize);
                 let process = &self.processes[&id];
-                // Or it says so.
+                // A worker that lied may have run fewer tasks than its replies say.
                 let retires = spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
                 if retires && !self.shut_down {
                     self.note("leaves by its limit", Some(id), None);
@@ -744,7 +749,7 @@ impl World {
                 let process = self.process(id);
                 process.terminated = Some(now);
                 if process.life == Life::Ordered {
-                    // One overdue signal is kept, whichever; this world keeps SIGKILL.
+                    // Only one overdue signal is kept. This world keeps SIGKILL.
                 } else if obeys && process.alive() && !process.immortal && !process.stopped {
                     process.dies_at.get_or_insert(now);
                     self.note("obeys SIGTERM", Some(id), None);
@@ -779,7 +784,7 @@ impl World {
             }
             Action::Resolve(resolve) => {
                 let (Ticket { base, items, left, .. }, end) = *resolve;
-                // Whoever cannot be killed may read them for ever.
+                // A worker that cannot be killed may read the arguments for ever.
                 let mut living =
                     self.processes.values().filter(|process| process.alive() && process.killed.is_some());
                 let is_read = living.any(|process| {
@@ -803,7 +808,7 @@ impl World {
         }
     }
 
-    /// Nobody is killed without a reason.
+    /// Returns why a worker is killed. There must be a reason.
     fn why_killed(&mut self, id: WorkerId) -> &'static str {
         let (now, start_timeout) = (self.now, self.config.start_timeout);
         let over = self.shut_down && self.unresolved() == 0;
@@ -830,13 +835,14 @@ impl World {
         if !process.ready && since(process.greeted, self.config.initializer_timeout) {
             return "killed: initializer timeout";
         }
-        // It was given something to do and has not begun it for as long as a start may last.
+        // The worker was sent a task and has not begun it for as long as a start may last.
         let front = process.words.borrow().holding.front().copied();
         if front.is_some_and(|front| !self.begun_on(front, id)) && since(Some(process.ordered), start_timeout)
         {
             return "killed: deaf";
         }
-        // For a task, then: the one that it began last, or the killed one would be somebody else.
+        // So the worker is killed for a task. That must be the task that it began last: otherwise
+        // it runs another task, which is innocent.
         let Some(&task) = process.begun.last() else { panic!("{id:?} is killed and has begun nothing") };
         let story = &self.stories[task.as_u64() as usize - 1];
         let (_, began) = story.begun.expect("noted at the claim");
@@ -854,7 +860,7 @@ impl World {
         matches!(self.stories[task.as_u64() as usize - 1].begun, Some((on, _)) if on == worker)
     }
 
-    /// A task ended without a reply: was that just?
+    /// Checks that a task that ended without a reply ended for a valid reason.
     fn on_resolve(&mut self, task: TaskId, end: End) {
         let broken = self.scheduler.refusal().is_some_and(|why| why.is_broken());
         let deadline = self.deadline.is_some_and(|at| at <= self.now);
@@ -884,7 +890,7 @@ impl World {
                 assert!(story.cancel_running_asked, "{task:?} has begun, and nobody asked to cancel it");
                 ("end: cancelled while running", Ending::Cancelled)
             }
-            // `cancel` is granted in this very event.
+            // `cancel` is being granted in this very event.
             End::Error(TaskError::Cancelled) if story.cancel_granted || story.cancel_running_asked => {
                 ("end: cancelled", Ending::Cancelled)
             }
@@ -915,7 +921,7 @@ impl World {
         self.note(kind, None, Some(task));
     }
 
-    // ---- the user --------------------------------------------------------------------------------------------------
+    // ---- the user -------------------------------------------------------------------------------
 
     fn submit(&mut self, function: u64, timeout: Option<Duration>, conduct: Conduct) -> TaskId {
         self.submit_chunk(function, timeout, &[conduct])
@@ -992,7 +998,7 @@ impl World {
         }
     }
 
-    /// Withdraws what has not begun of a chunk.
+    /// Cancels the tasks of a chunk that have not begun.
     fn cancel_chunk(&mut self, (base, count): (TaskId, u32)) {
         self.note("cancel: a chunk", None, Some(base));
         let all = || ids(base, Items { first: 0, count });
@@ -1032,7 +1038,7 @@ impl World {
 
     fn cancel_running(&mut self, task: TaskId) -> bool {
         if self.story(task).chunk.1 > 1 {
-            // Nobody has a handle of one task of a chunk.
+            // A single task of a chunk has no handle.
             return false;
         }
         let before = self.story(task).ending;
@@ -1087,7 +1093,7 @@ impl World {
         self.event(|scheduler, now, _, out| scheduler.on_broken(now, cause, out));
     }
 
-    // ---- the driver and the readers --------------------------------------------------------------------------------
+    // ---- the driver and the readers -------------------------------------------------------------
 
     fn tick(&mut self) {
         let due = self.scheduler.next_deadline().is_some_and(|at| at <= self.now);
@@ -1095,7 +1101,8 @@ impl World {
         if self.deadline.is_some_and(|at| at <= self.now) {
             self.killed = true;
         }
-        // Who is given up in this tick is judged in it: its first task counts as at a death.
+        // The tick decides about workers that are given up in it. Their first tasks count as at a
+        // death.
         let given_up: Vec<_> = self
             .processes
             .iter()
@@ -1111,12 +1118,12 @@ impl World {
             assert!(!self.scheduler.knows(id), "{id:?} is not given up");
             self.note("given up", Some(id), None);
         }
-        // Else the driver would tick, and tick, and tick.
+        // If something stayed due, the driver would tick again and again.
         let next = self.scheduler.next_deadline();
         assert!(next.is_none_or(|at| at > self.now), "a tick leaves something due: {next:?}");
     }
 
-    /// The driver looks who is stopped.
+    /// Lets the driver check which workers are stopped.
     fn look_at_stopped(&mut self) {
         let linked = |process: &Process| process.linked && process.alive() && process.killed.is_none();
         let all = self.processes.iter().filter(|(_, process)| linked(process));
@@ -1135,7 +1142,7 @@ impl World {
                 let holding = self.processes[&id].words.borrow().holding.clone();
                 let begun = |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
                 let lied = self.processes[&id].lied;
-                // One that is going to be dead gives back what it has when it is.
+                // A worker that is about to end gives back its tasks when it has ended.
                 let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
                 assert!(doomed || lied || holding.iter().all(begun), "{id:?} keeps what it has not begun");
             } else if process.seen_stopped.take().is_some() {
@@ -1145,7 +1152,7 @@ impl World {
         }
     }
 
-    /// Before a worker's end is judged.
+    /// Updates the record before the scheduler decides about a worker's end.
     fn count_losses(&mut self, id: WorkerId) {
         let process = &self.processes[&id];
         if !process.ready && process.terminated.is_none() && process.stop_sent.is_none() {
@@ -1203,7 +1210,7 @@ impl World {
         process.greeted = Some(now);
         self.note("hello", Some(id), None);
         let (knows, killed) = (self.scheduler.knows(id), self.processes[&id].killed.is_some());
-        // One that has had SIGTERM only is not wanted either.
+        // A worker that was only sent SIGTERM is not wanted either.
         let wanted = knows && !killed && self.processes[&id].terminated.is_none();
         if wanted && !initializer {
             self.process(id).ready = true;
@@ -1227,7 +1234,8 @@ impl World {
         }
     }
 
-    /// Reads up to some messages of one worker as one event; the end, if it is dead and there are none.
+    /// Reads up to `at_most` messages of one worker as one event. If there are none, the worker is
+    /// dead, and its end is read.
     fn on_read(&mut self, id: WorkerId, at_most: usize) {
         let process = self.process(id);
         if process.published.is_empty() {
@@ -1245,7 +1253,7 @@ impl World {
         if count > 1 {
             self.note("batch of replies", Some(id), None);
         }
-        // Replies within one batch are judged before any of its actions is performed, as in the pool.
+        // All replies of a batch are processed before any action is performed, as in the pool.
         for message in &batch {
             match message {
                 FromWorker::InitFailed => self.broken = true,
@@ -1253,7 +1261,7 @@ impl World {
                 FromWorker::Reply(task)
                     if self.processes[&id].words.borrow().holding.front() != Some(task) =>
                 {
-                    // Not its turn: a lie, or words of one who was forgotten.
+                    // It is not this task's turn: a lie, or a reply of a worker that was given up.
                     self.process(id).caught = true;
                 }
                 FromWorker::Reply(task) if self.processes[&id].condemned != Some(*task) => {
@@ -1364,14 +1372,14 @@ impl World {
         self.processes.remove(&id);
     }
 
-    // ---- the workers -----------------------------------------------------------------------------------------------
+    // ---- the workers ----------------------------------------------------------------------------
 
     fn on_boot(&mut self, id: WorkerId) {
         if self.dice.permille(self.climate.start_trouble / 3) {
             self.note("dies before hello", Some(id), None);
             self.process(id).die();
         } else if self.dice.permille(self.climate.start_trouble / 5) {
-            // It hangs before its hello.
+            // The worker hangs before its hello.
             self.note("is stopped", Some(id), None);
             self.process(id).stopped = true;
         } else {
@@ -1536,9 +1544,9 @@ impl World {
         process.publish(message);
     }
 
-    // ---- time and chance -------------------------------------------------------------------------------------------
+    // ---- time and chance ------------------------------------------------------------------------
 
-    /// What could happen now.
+    /// Returns all steps that could happen now.
     fn turns(&self) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (&id, process) in &self.processes {
@@ -1583,7 +1591,7 @@ impl World {
         }
     }
 
-    /// Whether anything could happen now.
+    /// Takes one of the steps that could happen now. Returns `false` if there is none.
     fn any_turn(&mut self) -> bool {
         let turns = self.turns();
         if turns.is_empty() {
@@ -1607,7 +1615,7 @@ impl World {
         }
     }
 
-    /// When something will happen by itself.
+    /// Returns when something will happen by itself.
     fn next_moment(&self) -> Option<Instant> {
         let work = self.processes.values().filter(|process| process.alive()).flat_map(|process| {
             let until = match process.running {
@@ -1657,7 +1665,7 @@ impl World {
             return self.note("dies idle", Some(id), None);
         }
         match self.dice.below(100) {
-            // Few when nothing is taken in any more: there is only one way for them to go.
+            // Seldom when tasks are refused, because a refused task can end in only one way.
             0..=5 if self.scheduler.refusal().is_none() || self.dice.permille(50) => self.submit_any(),
             6..=8 => {
                 if let Some(task) = self.any_task() {
@@ -1684,7 +1692,7 @@ impl World {
             11 => self.tick(),
             12 if self.climate.stops > 0 => self.look_at_stopped(),
             12 => self.tick(),
-            // The driver keeps its time, more or less.
+            // The driver ticks about when it should.
             13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => self.tick(),
             13..=16 => {
                 self.wait();
@@ -1732,7 +1740,7 @@ impl World {
         self.note(kind, Some(id), None);
     }
 
-    /// From here on nothing new goes wrong, and everything must come to its end.
+    /// Runs the pool to its end. From here on nothing new goes wrong.
     fn drain(&mut self) {
         const STEPS_MAX: u32 = 60_000;
         const PATIENCE: u32 = 30_000;
@@ -1770,7 +1778,7 @@ impl World {
         assert_eq!(self.unresolved(), 0, "every task has ended");
         assert_eq!(self.scheduler.counts(), (0, 0));
         assert_eq!(self.scheduler.next_deadline(), None, "nothing is waited for");
-        // Whoever was given up may still end; and users go on using their handles.
+        // Workers that were given up may still end, and users still have their handles.
         for process in self.processes.values_mut().filter(|process| process.alive()) {
             process.die();
         }
@@ -1787,7 +1795,7 @@ impl World {
         assert_eq!(self.scheduler.next_deadline(), None);
     }
 
-    /// After the end a refusal is the one action that may still come.
+    /// Submits a task after the end. Its refusal is the only action that may still come.
     fn submit_refused(&mut self) -> TaskId {
         self.closed = false;
         let task = self.submit(0, None, Conduct::Returns);
@@ -1821,7 +1829,7 @@ impl World {
     }
 }
 
-// ---- the simulation itself -----------------------------------------------------------------------------------------
+// ---- the simulation itself ----------------------------------------------------------------------
 
 fn run_seed(seed: u64) -> World {
     let mut dice = Dice(seed);
@@ -1890,16 +1898,16 @@ fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
     }
 }
 
-// ---- nobody waits behind another one for long -------------------------------------------------------------------------
+// ---- no task waits behind another one for long --------------------------------------------------
 
-/// Said once more here, so that a change there is seen.
+/// Limits of the scheduler, repeated here so that a change there is noticed.
 const START_COST: Duration = Duration::from_millis(1);
 const REBALANCE: Duration = Duration::from_millis(4);
 const SLOW_START: Duration = Duration::from_millis(10);
 const FEW: u32 = 4;
 
 impl World {
-    /// Until `end`, with everything that can happen happening at once.
+    /// Lets everything that can happen happen at once, until `end`.
     fn go_on_until(&mut self, end: Instant) {
         loop {
             if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
@@ -1914,7 +1922,8 @@ impl World {
         }
     }
 
-    /// Nothing more happens at this moment.
+    /// Checks that no task has waited for too long. Called when nothing more happens at this
+    /// moment.
     fn look_for_neglect(&mut self) {
         let coming = self.processes.values().filter(|process| !process.ready && process.killed.is_none());
         let idle = |process: &Process| {
@@ -1947,7 +1956,8 @@ impl World {
         }
     }
 
-    /// Some calls of one function, all of this duration, or all of which meet.
+    /// Submits `count` calls of one function with this running time and conduct, in one chunk if
+    /// `together`.
     fn call(&mut self, function: u64, takes: Duration, conduct: Conduct, count: usize, together: bool) {
         let first = self.stories.len();
         if together {
@@ -2001,7 +2011,7 @@ fn run_changing_seed(seed: u64) -> World {
                     world.call(function, takes, Conduct::Returns, count, together);
                 }
             }
-            // Two that meet at the same time could wait for each other for ever.
+            // Two groups that meet at the same time could wait for each other for ever.
             if dice.permille(300) && world.stories.last().is_some_and(|last| last.conduct != Conduct::Meets) {
                 let pause = dice.micros(3_000);
                 world.go_on_until(world.now + pause);
@@ -2049,9 +2059,9 @@ fn no_task_waits_long_behind_another_one_while_somebody_could_run_it() {
     }
 }
 
-// ---- small cases, by hand ------------------------------------------------------------------------------------------
+// ---- small cases, by hand -----------------------------------------------------------------------
 
-/// As many workers as processors, on demand, without limits.
+/// A pool with as many workers as processors, started on demand, without limits.
 fn small(workers_max: usize, start_timeout: Duration) -> Config {
     Config {
         workers_max,
@@ -2067,7 +2077,8 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
 const A_MOMENT: Duration = Duration::from_millis(20);
 
 impl World {
-    /// `n` workers that are ready, and know that function 0 takes a microsecond.
+    /// Returns a world with `n` ready workers, whose scheduler knows that function 0 takes a
+    /// microsecond.
     fn ready(n: usize) -> Self {
         let mut world = World::new(1, small(n, Duration::from_secs(10)), Climate::calm());
         for _ in 0..n {
@@ -2083,7 +2094,7 @@ impl World {
         (0..count).map(|_| self.submit(0, None, Conduct::Returns)).collect()
     }
 
-    /// Until nothing happens by itself.
+    /// Runs until nothing happens by itself.
     fn settle(&mut self) {
         while self.any_turn() || self.wait() {
             if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
@@ -2100,7 +2111,7 @@ impl World {
         tasks.iter().all(|task| self.ending(*task) == Some(Ending::Value))
     }
 
-    /// The worker claims what comes next, or ends what it runs.
+    /// Lets the worker take one step: it claims its next task, or ends the running one.
     fn work(&mut self, id: u32) {
         self.advance(A_MOMENT);
         self.on_work(WorkerId(id));
@@ -2118,7 +2129,7 @@ fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
     assert!(world.holding(0) > 3 && world.holding(1) > 3, "sent ahead to both");
     world.process(WorkerId(0)).stopped = true;
     world.settle();
-    // What is first in line might begin at any time; it is not taken away.
+    // The first task in line might begin at any time, so it is not taken away.
     assert_eq!(world.holding(0), 1);
     assert_eq!(
         tasks.iter().filter(|task| world.stories[task.as_u64() as usize - 1].ending.is_none()).count(),
@@ -2133,7 +2144,8 @@ fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
 fn a_worker_that_is_still_receiving_is_not_taken_for_a_deaf_one() {
     let mut world = World::ready(1);
     let task = world.quick(1)[0];
-    // It begins nothing for longer than a start may last, and more of its argument arrives.
+    // The worker begins nothing for longer than a start may last, while more of its argument
+    // arrives.
     world.process(WorkerId(0)).stopped = true;
     for _ in 0..10 {
         world.process(WorkerId(0)).taken_in += 1;
@@ -2141,7 +2153,7 @@ fn a_worker_that_is_still_receiving_is_not_taken_for_a_deaf_one() {
         world.tick();
         assert!(world.processes[&WorkerId(0)].killed.is_none());
     }
-    // Then nothing arrives any more.
+    // Now nothing arrives any more.
     world.advance(Duration::from_secs(9));
     world.tick();
     assert!(world.processes[&WorkerId(0)].killed.is_none(), "it may still");
@@ -2217,7 +2229,8 @@ fn a_draining_pool_gets_past_frames_that_kill() {
     assert!(!world.broken);
 }
 
-/// The worker of a pool of one dies idle; then each new one dies before its hello, `pause` after the one before.
+/// Lets the only worker of a pool die idle. Then each new worker dies before its hello, `pause`
+/// after the one before.
 fn failing_starts(pause: Duration, count: usize) -> World {
     let mut world = World::ready(1);
     world.process(WorkerId(0)).die();
@@ -2242,7 +2255,7 @@ fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
     let pause = Duration::from_secs(2);
     assert!(!failing_starts(pause, START_FAILURES_MAX - 1).broken);
     assert!(failing_starts(pause, START_FAILURES_MAX).broken);
-    // Fewer than five in any ten seconds.
+    // These are fewer than five in any ten seconds.
     assert!(!failing_starts(Duration::from_secs(3), 20).broken);
 }
 
@@ -2272,7 +2285,8 @@ fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
 
 #[test]
 fn short_tasks_do_not_wait_for_a_worker_that_starts_or_leaves() {
-    // More workers than processors: there, short tasks wait for one that runs. These do not run.
+    // With more workers than processors, short tasks wait for a worker that runs. These workers do
+    // not run.
     let crowded = |tasks_max| {
         let config = Config {
             workers_max: 2,

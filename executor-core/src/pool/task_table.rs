@@ -1,8 +1,8 @@
-//! Tasks by id.
+//! A table of tasks by id.
 //!
-//! Ids are consecutive numbers, so a task's place follows from its number: pages of [`PAGE`] places, and a small map
-//! from a page's number to the page. A million pending tasks cost no rehashing, and a lookup touches one line. A page
-//! is dropped with its last task.
+//! Ids are consecutive numbers, so the number gives the place of a task: there are pages of
+//! [`PAGE`] places, and a small map from a page's number to the page. A million pending tasks cost
+//! no rehashing, and a lookup touches one cache line. A page is dropped with its last task.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,8 @@ struct Page<V> {
 pub(super) struct TaskTable<V> {
     pages: HashMap<u64, Page<V>, IdHasher>,
     len: usize,
-    /// An empty page, kept for the next: a pool that has one task at a time would else make one for each.
+    /// An empty page, kept for reuse. Otherwise a pool with one task at a time would allocate a
+    /// page for each task.
     spare: Option<Box<[Option<V>]>>,
 }
 
@@ -42,7 +43,7 @@ impl<V> TaskTable<V> {
         self.len == 0
     }
 
-    /// Whether there is one below this id.
+    /// Returns whether the table has a task with an id below this one.
     pub(super) fn has_before(&self, id: TaskId) -> bool {
         let (number, at) = place(id);
         self.pages.iter().any(|(page, Page { used, places })| match page.cmp(&number) {
@@ -52,7 +53,7 @@ impl<V> TaskTable<V> {
         })
     }
 
-    /// `false` if the id was there already; then nothing has changed.
+    /// Adds a task. Returns `false`, and changes nothing, if the id is there already.
     pub(super) fn insert(&mut self, id: TaskId, value: V) -> bool {
         let (number, at) = place(id);
         let spare = &mut self.spare;
@@ -91,7 +92,7 @@ impl<V> TaskTable<V> {
         Some(value)
     }
 
-    /// Everything, in no particular order.
+    /// Removes all tasks, and returns them in no particular order.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = V> {
         self.len = 0;
         let pages = std::mem::take(&mut self.pages);

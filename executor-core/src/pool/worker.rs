@@ -41,7 +41,7 @@ pub(super) struct Worker {
     pub(super) child: Option<Arc<Child>>,
     pub(super) link: Option<Arc<dyn Link>>,
     pub(super) beside: Option<Arc<Beside>>,
-    /// Who takes the worker's replies. `None` before the hello, and once nothing more comes.
+    /// What takes the worker's replies. `None` before the hello, and after the last reply.
     pub(super) drain: Option<Drain>,
     /// A signal to be sent as soon as the process exists.
     pub(super) overdue: Option<Signal>,
@@ -53,7 +53,7 @@ pub(super) struct Worker {
     pub(super) killed_as_stopped_by: Option<i32>,
     /// The processor time that the worker had used when it was last seen stopped.
     pub(super) computed: Option<Duration>,
-    /// How the worker broke the protocol, if it did.
+    /// How the worker violated the protocol, if it did.
     broke_protocol: Option<WireError>,
     /// Why the worker cannot take tasks although its process was started: the system has refused
     /// something that it needs.
@@ -75,12 +75,12 @@ impl Worker {
         self.child.as_ref().filter(|child| child.status().is_none())
     }
 
-    /// Whether the worker has ended and all its replies have been taken.
+    /// Returns whether the worker has ended and all its replies have been taken.
     pub(super) fn is_over(&self) -> bool {
         self.drain.is_none() && self.child.as_ref().is_some_and(|child| child.status().is_some())
     }
 
-    /// Sends a frame and its descriptors. Returns whether descriptors wait for room.
+    /// Sends a frame and its descriptors. Returns whether descriptors wait for space in the socket.
     pub(super) fn send(&self, mut header: ToWorker, payload: &Payload) -> bool {
         let Some(link) = &self.link else { return false };
         let (flags, bytes) = payload.on_the_wire();
@@ -94,7 +94,7 @@ impl Worker {
     }
 
     /// Sends a signal, now or as soon as the process exists. Returns `false` if the system refuses
-    /// that; then the worker is asked to end itself.
+    /// that. The worker is then asked to end itself.
     pub(super) fn signal(&mut self, signal: Signal) -> bool {
         self.killed_by_us = true;
         match &self.child {
@@ -123,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// Notes that the worker broke the protocol. The first time counts.
+    /// Notes that the worker violated the protocol. Only the first violation is kept.
     pub(super) fn breaks_protocol(&mut self, how: WireError) {
         self.broke_protocol.get_or_insert(how);
     }

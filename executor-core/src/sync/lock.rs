@@ -810,9 +810,9 @@ impl Call {
     fn record(user: &User<'_>) {
         let mut next = local::get(&CALLS);
         while let Some(call) = next {
-            // SAFETY: what is in the list is borrowed by a `Held` of this thread, which takes it out
-            // when it is dropped. They are dropped in the reverse order of their making, since each
-            // is a variable of a call that runs within the one before.
+            // SAFETY: Each call in the list is borrowed by a `Held` of this thread, which removes
+            // the call when it is dropped. The `Held`s are dropped in the reverse order of their
+            // making, since each is a variable of a call that runs within the one before.
             let call = unsafe { call.as_ref() };
             if call.layout.get() == Some(NonNull::from(user.layout)) && call.me.get() == Some(user.me) {
                 if !call.recorded.replace(true) {

@@ -124,7 +124,8 @@ pub(crate) struct FromWorker {
     pub(crate) consumed: u64,
 }
 
-/// The header of a frame in one of the two directions. A frame of the other direction does not decode.
+/// The header of a frame in one of the two directions. A frame of the other direction does not
+/// decode.
 pub(crate) trait Header: Copy {
     fn to_bytes(self) -> [u8; HEADER_BYTES];
     fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError>;
@@ -265,12 +266,11 @@ impl<H> Frame<H> {
     }
 }
 
-/// Returns whether a reply may be sent without a header after the reply with the header `last`.
-/// It may if the two headers differ only in the length and in the id, and the id is the next
-/// one. A reply with flags may not, because its payload is not all that belongs to it.
 impl FromWorker {
-    /// Whether a reply may go without a header behind this one: it differs in the id only, which is the next. One with
-    /// flags may not: its payload is not all there is of it.
+    /// Returns whether the reply with the header `next` may be sent without its header, behind the
+    /// reply with this header. It may if it is a value and the two headers differ only in the
+    /// length and in the id, which is the next one. A reply with flags may not, because its payload
+    /// is not all that belongs to it.
     pub(crate) fn precedes(&self, next: &FromWorker) -> bool {
         let same = FromWorker { task: self.task, length: self.length, ..*next };
         next.reply == Reply::Done
