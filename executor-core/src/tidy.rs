@@ -1,5 +1,6 @@
 //! Checks rules of the sources that no compiler checks: which folder may use which other folder,
-//! that each folder's head has a picture, and that the paths in `ARCHITECTURE.md` exist.
+//! that each folder's head has a picture, that the paths in `ARCHITECTURE.md` exist, and that prose
+//! is at most 100 columns wide.
 //!
 //! ```text
 //!  src/**/*.rs ─► code without comments, string contents and tests ─► the folders that it names
@@ -335,4 +336,72 @@ fn the_paths_that_the_architecture_names_exist() {
     }
     assert!(named > 20, "{named} paths were found");
     assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// The widest line of prose. rustfmt breaks lines of code at the same width.
+const PROSE_MAX: usize = 100;
+
+/// Returns the lines of prose that are too wide, as `file:line: …`: comments of a Rust file, and
+/// everything in a page except tables and the targets of links. Code in a fence is not prose.
+fn wide_prose(file: &str, text: &str) -> Vec<String> {
+    let is_page = file.ends_with(".md");
+    let mut fenced = false;
+    let mut wide = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let prose = match line.trim_start() {
+            line if is_page => line,
+            line if line.starts_with("//") => line.trim_start_matches(['/', '!']).trim_start(),
+            _ => {
+                fenced = false;
+                continue;
+            }
+        };
+        if prose.starts_with("```") {
+            fenced = !fenced;
+            continue;
+        }
+        let is_table = prose.starts_with('|');
+        let is_target = prose.starts_with('[') && prose.contains("]: ");
+        let width = line.chars().count();
+        if width > PROSE_MAX && !fenced && !is_table && !is_target {
+            wide.push(format!("{file}:{}: prose of {width} columns", number + 1));
+        }
+    }
+    wide
+}
+
+#[test]
+fn prose_is_at_most_a_hundred_columns_wide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut paths = Vec::new();
+    // A package of this crate alone contains only the first.
+    for folder in ["executor-core/src", "executor-macros", "src", "examples", "tests", "benches"] {
+        let folder = root.join(folder);
+        if folder.is_dir() {
+            all_below(&folder, &mut paths);
+        }
+    }
+    let pages =
+        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/performance.md", "docs/security.md"];
+    paths.extend(pages.into_iter().map(|page| root.join(page)).filter(|page| page.exists()));
+    assert!(paths.len() > 100, "{} files were found", paths.len());
+    let mut wide = Vec::new();
+    for path in &paths {
+        let name = path.strip_prefix(&root).expect("below the root").display().to_string();
+        wide.extend(wide_prose(&name, &fs::read_to_string(path).expect("it can be read")));
+    }
+    assert!(wide.is_empty(), "{}", wide.join("\n"));
+}
+
+#[test]
+fn wide_prose_is_found_and_code_is_not_prose() {
+    let long = "x".repeat(PROSE_MAX);
+    let wide = |file: &str, text: &str| wide_prose(file, text).len();
+    assert_eq!(wide("a.rs", &format!("    // {long}")), 1);
+    assert_eq!(wide("a.rs", &format!("/// {long}\nfn f() {{}}\n//! {long}")), 2);
+    assert_eq!(wide("a.rs", &format!("let a = \"{long}\";")), 0);
+    assert_eq!(wide("a.rs", &format!("/// ```\n/// {long}\n/// ```\n/// {long}")), 1);
+    assert_eq!(wide("a.md", &format!("{long}{long}")), 1);
+    assert_eq!(wide("a.md", &format!("| {long} |\n[a]: {long}\n```\n{long}y\n```")), 0);
+    assert_eq!(wide("a.rs", &format!("// {}", "ß".repeat(PROSE_MAX - 3))), 0);
 }

@@ -848,7 +848,8 @@ impl Locked<'_> {
         // First what came first: a task that is to be cancelled must be there.
         self.pool.absorb_intake(&mut core, now, &mut actions);
         // Also perform what the intake led to before `decide` asks whether a worker has begun a
-        // task: a task that is not on the board yet looks as if it could not be taken back any more.
+        // task: a task that is not on the board yet looks as if it could not be taken back any
+        // more.
         let mut rare = self.pool.perform(&mut core, &mut actions, &mut self.outcomes);
         let result = decide(&mut core, now, &mut actions);
         rare |= self.pool.perform(&mut core, &mut actions, &mut self.outcomes);

@@ -1309,7 +1309,8 @@ struct Putting<'a> {
     /// anything but the mutex.
     large: Option<Large<'a>>,
     slept: bool,
-    /// Whether to check for room that dead processes have reserved. See [`RingList::look_for_room`].
+    /// Whether to check for room that dead processes have reserved. See
+    /// [`RingList::look_for_room`].
     of_dead: bool,
     /// The call may wait and has not spun yet.
     may_spin: bool,

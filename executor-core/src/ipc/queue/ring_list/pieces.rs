@@ -38,8 +38,8 @@ impl Piece {
 ///
 /// The length is checked. It is not longer than a ring can be, so that no process maps more than
 /// that because of another process's word. It is a power of two of at least one record, as the
-/// rings of [`RingList`] are. A position in a ring is masked with its length, so other lengths would
-/// lead beyond its end.
+/// rings of [`RingList`] are. A position in a ring is masked with its length, so other lengths
+/// would lead beyond its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ipc::queue) struct RingPlace(Piece);
 
