@@ -12,7 +12,7 @@ use std::{
 use executor::{ExitStatus, Process, StartMethod, TaskError, prelude::*};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use support::{Gate, echo, pid, pool, signal, stop, watchdog};
+use support::{Gate, echo_number, pid, pool, signal, stop, watchdog};
 
 executor::test_support!();
 
@@ -134,7 +134,7 @@ fn a_panic_after_the_task_replaced_the_hook_still_has_its_message() {
 fn a_panic_in_a_fork_server_preload_is_reported_with_its_message() {
     let _watchdog = watchdog();
     let context = executor::Context::new(StartMethod::ForkServer).preload(throws::task(1));
-    let error = context.process(echo::task(1)).start().unwrap_err();
+    let error = context.process(echo_number::task(1)).start().unwrap_err();
     assert!(error.to_string().contains("made 1"), "{error}");
 }
 
@@ -405,7 +405,7 @@ fn a_panic_in_a_drop_is_reported_as_a_panic_of_the_task() {
     let error = Process::new(gives::task()).start().unwrap().join().map(std::mem::forget).unwrap_err();
     assert_eq!(message(&error), "drop of a Guard");
     // The worker goes on, and the result encoded before the panic is not delivered to another task.
-    assert_eq!(pool.submit(echo::task(7)).result().unwrap(), 7);
+    assert_eq!(pool.submit(echo_number::task(7)).result().unwrap(), 7);
 }
 
 /// Its `Deserialize` reads its byte and then fails.
@@ -553,10 +553,10 @@ fn an_initializer_that_fails_at_a_restart_breaks_the_pool_and_broken_returns_the
         .initializer(only_once::task(directory.path().join("note")))
         .build()
         .unwrap();
-    assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
+    assert_eq!(pool.submit(echo_number::task(1)).result().unwrap(), 1);
     assert!(pool.broken().is_none());
     assert!(pool.submit(aborts::task()).result().unwrap_err().is_worker_lost());
-    let error = pool.submit(echo::task(2)).result().unwrap_err();
+    let error = pool.submit(echo_number::task(2)).result().unwrap_err();
     assert!(error.is_broken() && error.to_string().contains("it has run before"), "{error}");
     let cause = pool.broken().unwrap();
     assert!(matches!(cause, executor::BrokenCause::Initializer(_)), "{cause}");

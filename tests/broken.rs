@@ -6,7 +6,7 @@
 //! error and a panic are tested there: exit, abort and kill would end the program that submitted
 //! the task.
 
-mod support_b;
+mod support;
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use std::{
 use executor::{ExitStatus, ShutdownOptions, Side, TaskError, TaskFuture, prelude::*};
 use rustix::process::Signal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support_b::{Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, watchdog};
+use support::{Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, watchdog};
 
 executor::test_support!();
 
@@ -187,7 +187,7 @@ fn check(place: Place, fault: Fault) {
     assert_eq!(next != worker, kills_worker(fault), "a new worker if and only if the old one died");
     pool.shutdown(true);
     assert_eq!(
-        (support_b::state(worker), support_b::state(next)),
+        (support::state(worker), support::state(next)),
         (None, None),
         "nobody is left, also no zombie"
     );
@@ -212,7 +212,7 @@ fn check_during_shutdown(place: Place, fault: Fault) {
         assert!(future.done());
         assert_eq!(future.result().unwrap(), i as u64);
     }
-    assert_eq!(support_b::state(worker), None);
+    assert_eq!(support::state(worker), None);
 }
 
 macro_rules! matrix {
@@ -279,7 +279,7 @@ fn check_idle(fault: Fault) {
     let next = pool.submit(pid::task()).result().unwrap();
     assert_ne!(next, worker);
     pool.shutdown(true);
-    assert_eq!(support_b::state(worker), None);
+    assert_eq!(support::state(worker), None);
 }
 
 #[test]
@@ -503,7 +503,7 @@ fn br31_a_map_whose_tasks_exit_reports_each_exit_code() {
     assert_eq!(pool.submit(echo::task(7)).result().unwrap(), 7, "the pool goes on");
     let workers = pool.worker_pids();
     pool.shutdown(true);
-    assert!(workers.into_iter().all(|worker| support_b::state(worker).is_none()), "it is closed");
+    assert!(workers.into_iter().all(|worker| support::state(worker).is_none()), "it is closed");
 }
 
 #[task]
@@ -514,7 +514,7 @@ fn length(bytes: Vec<u8>) -> u64 {
 /// Stops a worker and sends it more than any buffer holds, so that sending blocks halfway.
 fn half_sent(pool: &ProcessPoolExecutor) -> (u32, TaskFuture<u64>) {
     let worker = pool.submit(pid::task()).result().unwrap();
-    support_b::stop(worker);
+    support::stop(worker);
     (worker, pool.submit(length::task(vec![7; 16 << 20])))
 }
 
@@ -533,7 +533,7 @@ fn br33_a_worker_killed_while_it_reads_a_large_argument_does_not_lose_the_task()
     one.terminate_workers();
     one.shutdown(true);
     assert!(matches!(future.result(), Err(TaskError::Shutdown)));
-    assert_eq!(support_b::state(worker), None);
+    assert_eq!(support::state(worker), None);
 }
 
 #[task]

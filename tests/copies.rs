@@ -1,6 +1,6 @@
 //! Copies of a process that tasks, callbacks and hooks make by `fork`, and that return from them.
 
-mod support_b;
+mod support;
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use executor::{Context, Fork, Process, StartMethod, prelude::*};
-use support_b::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
+use support::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
 
@@ -40,7 +40,7 @@ fn copy(by_library: bool, way: u8) -> (u32, u32) {
     };
     if copy == 0 {
         if way == USES_THE_LIBRARY {
-            let own = support_b::pool(1);
+            let own = support::pool(1);
             assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
             let child = Process::new(echo::task(6)).start().unwrap();
             assert_eq!(child.join().unwrap(), 6);
@@ -309,6 +309,6 @@ fn a_map_continued_in_a_copy_reports_an_error_with_an_index_of_no_item() {
 #[task]
 fn hold_first(item: u64, gate: &Path) {
     if item == 0 {
-        support_b::come_to(gate);
+        support::come_to(gate);
     }
 }

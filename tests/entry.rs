@@ -5,7 +5,7 @@
 mod plays;
 #[path = "programs/builder.rs"]
 mod programs;
-mod support_b;
+mod support;
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ use std::{
 use executor::{Context, Process, StartMethod, prelude::*};
 use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
-use support_b::{Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog};
+use support::{Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog};
 use tempfile::TempDir;
 
 list! { TESTS:

@@ -117,7 +117,7 @@ fn shutdown_through_the_trait_rejects_new_tasks_and_cancels_pending_ones() {
     gate.open();
     assert!(running.result().is_ok());
     shared.shutdown(true);
-    assert_eq!(gate.arrivals(), 1);
+    assert_eq!(gate.arrivals().len(), 1);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! workers it makes each kind of object and calls every function that makes the object's memory
 //! grow.
 
-#[path = "support_b/harness.rs"]
+#[path = "support/harness.rs"]
 mod harness;
 
 use std::{

@@ -4,7 +4,7 @@
 //! The tasks here find the shared memory in the way a wild pointer would: it is mapped into the
 //! worker. [`layout`] says where its words are. One test compares `layout` with the actual memory.
 
-mod support_b;
+mod support;
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use executor::{
     prelude::*,
 };
 use serde::{Deserialize, Serialize};
-use support_b::{
+use support::{
     LONG, alone, descriptors, echo, eventually, executor_threads, pid, pool, rounds, watchdog,
     with_a_limit_long_enough,
 };

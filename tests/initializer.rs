@@ -1,7 +1,7 @@
 //! Initializers run once in each worker before any task. These tests also cover a pool whose
 //! initializer fails.
 
-mod support_b;
+mod support;
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use executor::{BrokenCause, TaskError, prelude::*};
-use support_b::{Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_limit_long_enough};
+use support::{Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_limit_long_enough};
 
 executor::test_support!();
 
@@ -113,7 +113,7 @@ fn a_replacement_worker_is_initialized_too() {
         .build()
         .unwrap();
     let worker = pool.submit(pid::task()).result().unwrap();
-    assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+    assert!(pool.submit(support::exit::task(1)).result().unwrap_err().is_worker_lost());
     let (next, value) = pool.submit(state_at_the_gate::task(gate.path())).result().unwrap();
     assert_ne!(next, worker);
     assert_eq!(value, "again");
@@ -239,7 +239,7 @@ fn replacements_that_repeatedly_exit_at_their_start_break_the_pool() {
         .build()
         .unwrap();
     pool.submit(pid::task()).result().unwrap();
-    assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+    assert!(pool.submit(support::exit::task(1)).result().unwrap_err().is_worker_lost());
     let error = pool.submit(pid::task()).result().unwrap_err();
     assert!(matches!(error, TaskError::Broken(BrokenCause::Initializer(_))), "{error:?}");
     assert!(error.to_string().contains("exited with code 4"), "{error}");
@@ -319,7 +319,7 @@ fn a_slow_initializer_after_a_failed_start_uses_no_cpu_time() {
             .build()
             .unwrap();
         pool.submit(pid::task()).result().unwrap();
-        assert!(pool.submit(support_b::exit::task(1)).result().unwrap_err().is_worker_lost());
+        assert!(pool.submit(support::exit::task(1)).result().unwrap_err().is_worker_lost());
         let future = pool.submit(pid::task());
         let worker = gate.wait_for(1)[0];
         let before = cpu_ticks("executor-driver").expect("it has a driver");

@@ -2,14 +2,14 @@
 
 #[macro_use]
 mod plays;
-mod support_b;
+mod support;
 
 use std::{fs::File, path::Path, process::Command, thread, time::Duration};
 
 use executor::{Child, Context, ExitStatus, Process, StartMethod, prelude::*};
 use plays::{fine, method, play, with_each};
 use rustix::process::Signal;
-use support_b::{Gate, LONG, eventually, pid, runs};
+use support::{Gate, LONG, eventually, pid, runs};
 
 list! { TESTS:
     programs_started_by_a_process_end_with_it_however_it_ends,
@@ -174,12 +174,12 @@ fn children_of_a_killed_fork_server_go_on() {
 fn kills_its_server() {
     let gate = Gate::new();
     let context = Context::new(StartMethod::ForkServer).preload(starts::task(gate.path()));
-    let hold = || context.process(support_b::hold::task(gate.path())).start().unwrap();
+    let hold = || context.process(support::hold::task(gate.path())).start().unwrap();
     let mut held = vec![hold()];
     for _ in 0..20 {
-        let server = support_b::children().into_iter().map(|(pid, ..)| pid);
+        let server = support::children().into_iter().map(|(pid, ..)| pid);
         let server = server.filter(|pid| held.iter().all(|child| child.pid() != *pid)).max().unwrap();
-        support_b::signal(server, Signal::KILL);
+        support::signal(server, Signal::KILL);
         held.push(hold());
         assert!(held.iter().all(|child| child.is_alive()));
     }

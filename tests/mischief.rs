@@ -1,12 +1,12 @@
 //! Harm that a task may do to its worker, and the error that its caller gets.
 
-mod support_b;
+mod support;
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
 use rustix::process::Signal;
-use support_b::{
+use support::{
     Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state, stop,
     watchdog, with_a_limit_long_enough,
 };

@@ -1,7 +1,7 @@
 //! `Process`: start, join, signals, values, and what a child inherits. Tests that need a `main` of
 //! their own are in `start_methods.rs` and `program_end.rs`.
 
-mod support_b;
+mod support;
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,9 @@ use rustix::{
     process::Signal,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support_b::{Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, runs, spin, watchdog};
+use support::{
+    Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, runs, spin, start_a_program, watchdog,
+};
 
 executor::test_support!();
 
@@ -405,13 +407,6 @@ fn interrupt_ends_a_child_with_sigint() {
     // SAFETY: restores the default action.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     ends_by(|child| child.interrupt().unwrap(), Signal::INT);
-}
-
-#[task]
-fn start_a_program(gate: &Path) {
-    let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    File::create(gate.join(format!("arrival-{}-sleep", sleep.id()))).unwrap();
-    sleep.wait().unwrap();
 }
 
 #[task]

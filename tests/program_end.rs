@@ -3,7 +3,7 @@
 
 #[macro_use]
 mod plays;
-mod support_b;
+mod support;
 
 use std::{
     cell::RefCell,
@@ -30,8 +30,9 @@ use executor::{
 };
 use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
-use support_b::{
-    Gate, LONG, children, come_to, echo, eventually, hold, hold_then_mark, pid, pool, runs, signal, tagged,
+use support::{
+    Gate, LONG, children, come_to, echo, eventually, hold, hold_then_mark, pid, pool, runs, signal,
+    start_a_program, tagged,
 };
 
 list! { TESTS:
@@ -388,13 +389,6 @@ fn wait_in_a_pool(gate: &Path) {
     pool(1).submit(start_a_program::task(gate)).result().unwrap();
 }
 
-#[task]
-fn start_a_program(gate: &Path) {
-    let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    File::create(gate.join(format!("arrival-{}-sleep", sleep.id()))).unwrap();
-    sleep.wait().unwrap();
-}
-
 fn waits_below() {
     let (method, way, gate) = arguments();
     let number = METHODS.iter().position(|other| *other == method).unwrap() as u8;
@@ -575,7 +569,7 @@ fn say(line: &str) {
 
 #[track_caller]
 fn lines_after_the_gate(program: &str, way: &str) -> (Option<i32>, Vec<String>) {
-    let _watchdog = support_b::watchdog();
+    let _watchdog = support::watchdog();
     let gate = Gate::new();
     let mut play = play(program).argument(to_argument(StartMethod::Spawn, way, gate.path()));
     let mut child = play.command.stderr(Stdio::null()).spawn().unwrap();
@@ -698,7 +692,7 @@ fn ends_with_accepted_work() {
 }
 
 fn at_the_end_of_the_program_each_executor_follows_on_drop() {
-    let _watchdog = support_b::watchdog();
+    let _watchdog = support::watchdog();
     for (way, expected) in [
         ("kill", &["pending: shut down", "running: shut down"][..]),
         ("cancel", &["pending: cancelled", "running: let go"]),
@@ -921,7 +915,7 @@ fn shuts_down_beside_a_callback_that_exits() {
 }
 
 fn calls_of_exit_do_not_delay_an_ending_program_without_access_to_proc() {
-    let _watchdog = support_b::watchdog();
+    let _watchdog = support::watchdog();
     let mut play = play("ends_an_ending_program_unseen");
     let mut child = play.command.stdin(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -1050,7 +1044,7 @@ fn submits_in_hooks() {
         say(&format!("the work of main is done: {}", pool.worker_pids().len()));
         drop(pool.submit(say_task::task(2)));
     });
-    at_exit(-1, || drop(support_b::pool(1).submit(say_task::task(3))));
+    at_exit(-1, || drop(support::pool(1).submit(say_task::task(3))));
     drop(pool.submit(say_task::task(0)));
     drop(pool.submit(say_task::task(1)));
 }
@@ -1499,12 +1493,12 @@ fn shuts_a_hundred_pools_down() {
         assert_eq!(future.result().unwrap(), number);
     };
     once(0);
-    let before = support_b::descriptors();
+    let before = support::descriptors();
     for number in 0..100 {
         once(number);
-        assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
+        assert_eq!(support::descriptors(), before, "{number}: {:?}", support::descriptor_names());
         // The system still lists a joined thread for a moment.
-        eventually("no thread is left", || support_b::executor_threads().is_empty());
+        eventually("no thread is left", || support::executor_threads().is_empty());
     }
     println!("as many as before");
 }
@@ -1521,10 +1515,10 @@ fn joins_a_hundred_processes() {
         }
     };
     once(0);
-    let before = support_b::descriptors();
+    let before = support::descriptors();
     for number in 0..100 {
         once(number);
-        assert_eq!(support_b::descriptors(), before, "{number}: {:?}", support_b::descriptor_names());
+        assert_eq!(support::descriptors(), before, "{number}: {:?}", support::descriptor_names());
     }
     println!("as many as before");
 }

@@ -1,6 +1,6 @@
 //! `max_tasks_per_worker`: workers that end after a number of tasks.
 
-mod support_b;
+mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use executor::{BuildError, ProcessPoolExecutor, prelude::*};
 use rustix::process::Signal;
-use support_b::{Gate, echo, eventually, exit, hold, pid, signal, watchdog};
+use support::{Gate, echo, eventually, exit, hold, pid, signal, watchdog};
 
 executor::test_support!();
 
@@ -130,7 +130,7 @@ fn mt08_a_limit_of_zero_is_rejected() {
 #[task]
 fn item(number: u64, gate: &Path) -> u64 {
     if number == 50 {
-        support_b::come_to(gate);
+        support::come_to(gate);
     }
     number
 }

@@ -13,7 +13,7 @@ use executor::{
     SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use support::{LONG, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of};
+use support::{LONG, descriptors, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of};
 
 executor::test_support!();
 
@@ -645,10 +645,6 @@ fn objects_made_by_a_task_outlive_its_worker() {
         value.set(1);
     }
     assert!(started.elapsed() < LONG);
-}
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 #[task]

@@ -1,7 +1,7 @@
 //! How an executor ends: shutdown with and without waiting, drop in every place where it may
 //! happen, terminate and kill.
 
-mod support_b;
+mod support;
 
 use std::{
     sync::{Arc, mpsc},
@@ -11,7 +11,7 @@ use std::{
 
 use executor::{BrokenCause, OnDrop, ShutdownOptions, TaskError, TaskFuture, prelude::*};
 use serde::{Serialize, Serializer};
-use support_b::{
+use support::{
     Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, spin,
     state, stop, watchdog,
 };
@@ -29,7 +29,7 @@ const A_LOOK_AROUND: Duration = Duration::from_secs(25);
 #[track_caller]
 fn assert_nothing_left() {
     eventually("all threads are gone", || executor_threads().is_empty());
-    assert_eq!(support_b::children(), [], "no child, also no zombie");
+    assert_eq!(support::children(), [], "no child, also no zombie");
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn sd01_nothing_is_accepted_after_shutdown() {
     assert!(matches!(pool.submit(echo::task(2)).result(), Err(TaskError::Shutdown)));
     assert!(matches!(pool.map(echo::task, [3]).next(), Some(Err(TaskError::Shutdown))));
     // The same while accepted tasks are still being finished, and through another handle.
-    let (pool, gate) = (support_b::pool(1), Gate::new());
+    let (pool, gate) = (support::pool(1), Gate::new());
     let other = pool.clone();
     let held = pool.submit(hold::task(gate.path()));
     pool.shutdown(false);
@@ -95,7 +95,7 @@ fn sd09_every_worker_is_reaped_when_shutdown_returns() {
     assert!(workers.iter().all(|worker| runs(*worker)));
     gate.open();
     pool.shutdown(true);
-    assert_eq!(support_b::children(), [], "reaped: there is no zombie either");
+    assert_eq!(support::children(), [], "reaped: there is no zombie either");
     assert!(workers.iter().all(|worker| state(*worker).is_none()));
     futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
     assert_nothing_left();
@@ -127,7 +127,7 @@ fn sd11_an_executor_dropped_in_a_runtime_finishes_its_tasks() {
     assert!(!futures.iter().any(TaskFuture::done));
     gate.open();
     futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
-    eventually("the workers are gone", || support_b::children().is_empty());
+    eventually("the workers are gone", || support::children().is_empty());
     assert_nothing_left();
 }
 
@@ -142,7 +142,7 @@ fn sd12_shutdown_without_waiting_finishes_by_itself() {
     gate.open();
     futures.into_iter().for_each(|future| assert!(future.result().is_ok()));
     // The handle still exists: processes and threads end without it being dropped.
-    eventually("the workers are gone", || support_b::children().is_empty());
+    eventually("the workers are gone", || support::children().is_empty());
     assert_nothing_left();
     drop(pool);
 }
@@ -175,7 +175,7 @@ fn sd16_an_argument_that_does_not_encode_does_not_delay_a_shutdown() {
         pool.shutdown(false);
         assert!(matches!(future.result(), Err(TaskError::Encode(_))));
         fine.into_iter().for_each(|future| assert_eq!(future.result().unwrap(), 1));
-        eventually("the workers are gone", || support_b::children().is_empty());
+        eventually("the workers are gone", || support::children().is_empty());
         assert_nothing_left();
     }
 }
@@ -483,17 +483,17 @@ fn dropping_a_pool_on_the_callback_thread_returns() {
     drop(pool);
     gate.open();
     // The second task still runs.
-    receiver.recv_timeout(support_b::LONG).expect("the callback returned");
+    receiver.recv_timeout(support::LONG).expect("the callback returned");
     late.open();
     behind.result().unwrap();
-    eventually("the workers are gone", || support_b::children().is_empty());
+    eventually("the workers are gone", || support::children().is_empty());
     assert_nothing_left();
 }
 
 /// Drops an executor that has unfinished work. Returns whether the work is done.
 #[task]
 fn drop_within(gate: &std::path::Path) -> bool {
-    let pool = support_b::pool(1);
+    let pool = support::pool(1);
     let future = pool.submit(hold::task(gate));
     eventually("it runs", || future.running());
     drop(pool);
@@ -557,8 +557,8 @@ fn dropping_a_pool_in_a_waker_returns() {
     let mut context = Context::from_waker(&waker);
     assert!(matches!(std::pin::Pin::new(&mut future).poll(&mut context), Poll::Pending));
     gate.open();
-    receiver.recv_timeout(support_b::LONG).expect("the waker returned");
+    receiver.recv_timeout(support::LONG).expect("the waker returned");
     assert_eq!(behind.result().unwrap(), 5);
-    eventually("the workers are gone", || support_b::children().is_empty());
+    eventually("the workers are gone", || support::children().is_empty());
     assert_nothing_left();
 }

@@ -3,7 +3,7 @@
 
 #[macro_use]
 mod plays;
-mod support_b;
+mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use executor::{
 };
 use plays::{METHODS, argument, fine, method, play, with_each};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
-use support_b::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
+use support::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
 
 list! { TESTS:
     sm01_a_child_has_the_start_method_of_its_context,
@@ -151,7 +151,7 @@ fn sets_methods() {
     assert_eq!(start_method(), StartMethod::ForkServer);
     let child = Process::new(methods_below::task(0)).start().unwrap();
     assert_eq!(joined(&child).unwrap(), [number(StartMethod::ForkServer)]);
-    let pool = support_b::pool(1);
+    let pool = support::pool(1);
     assert_eq!(pool.submit(methods_below::task(0)).result().unwrap(), [number(StartMethod::ForkServer)]);
     fine();
 }
@@ -890,15 +890,14 @@ fn the_fork_server_ends_with_its_parent() {
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("has_a_fork_that_outlives").argument(gate.path()).until_it_speaks();
     let servers = || -> Vec<u32> {
-        let marked =
-            support_b::tagged(&tag).into_iter().filter(|(_, line)| line.contains("--executor-worker"));
+        let marked = support::tagged(&tag).into_iter().filter(|(_, line)| line.contains("--executor-worker"));
         marked.map(|(pid, _)| pid).collect()
     };
     assert_eq!(servers().len(), 1);
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the server is gone", || servers().is_empty());
-    assert_eq!(support_b::tagged(&tag).len(), 1, "the copy is still here");
+    assert_eq!(support::tagged(&tag).len(), 1, "the copy is still here");
     gate.open();
     plays::assert_nothing_left(&tag);
 }
@@ -1026,7 +1025,7 @@ fn is_in_a_storm() {
     }
     let target = std::process::id();
     let signals = || {
-        while support_b::runs(target) && executor::getppid() == target {
+        while support::runs(target) && executor::getppid() == target {
             signal(target, Signal::USR1);
         }
     };
@@ -1056,7 +1055,7 @@ fn too_few_descriptors_are_an_error_and_never_a_hang() {
 fn has_few_descriptors() {
     // Open everything that stays open for good.
     joined(&Process::new(pid::task()).start().unwrap()).unwrap();
-    let before = support_b::descriptors();
+    let before = support::descriptors();
     let normal = getrlimit(Resource::Nofile);
     let (mut refused, mut worked) = (0, 0);
     for room in 0..24_usize {
@@ -1085,7 +1084,7 @@ fn has_few_descriptors() {
         }
     }
     assert!(refused > 2 && worked > 2, "{refused} were refused, {worked} worked");
-    eventually("no descriptor stays", || support_b::descriptors() <= before);
+    eventually("no descriptor stays", || support::descriptors() <= before);
     assert_eq!(children(), []);
     fine();
 }

@@ -21,7 +21,8 @@ use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, as_compl
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use support::{
-    Gate, come_to, echo, eventually, hold, memory_to_spare, note, notes, pid, pool, watchdog, watchdog_of,
+    Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool, variable,
+    watchdog, watchdog_of,
 };
 
 executor::test_support!();
@@ -210,7 +211,7 @@ fn ex19_callbacks_and_their_captured_values_are_dropped() {
     let pool = pool(1);
     let captured = Arc::new(());
     for _ in 0..10 {
-        let future = pool.submit(echo::task(1));
+        let future = pool.submit(echo_number::task(1));
         let held = Arc::clone(&captured);
         future.add_done_callback(move |_| drop(held));
         let held = Arc::clone(&captured);
@@ -252,8 +253,12 @@ fn ex05_every_chunk_size_gives_the_sequential_result() {
 fn ex05_a_chunk_size_of_0_is_rejected() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    assert_rejected(&pool, |input| pool.map(echo::task, input).chunk_size(0), "chunk_size");
-    assert_rejected(&pool, |input| pool.map(echo::task, input).chunk_size(0).unordered(), "chunk_size");
+    assert_rejected(&pool, |input| pool.map(echo_number::task, input).chunk_size(0), "chunk_size");
+    assert_rejected(
+        &pool,
+        |input| pool.map(echo_number::task, input).chunk_size(0).unordered(),
+        "chunk_size",
+    );
 }
 
 /// Asserts that the map yields one error that names the option, and then ends. It must not pull an
@@ -412,9 +417,13 @@ fn ex15_a_map_of_an_empty_input_ends_at_once() {
 fn ex17_a_buffer_size_of_0_is_rejected_before_anything_is_submitted() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    assert_rejected(&pool, |input| pool.map(echo::task, input).buffer_size(0), "buffer_size");
-    assert_rejected(&pool, |input| pool.map(echo::task, input).buffer_size(0).unordered(), "buffer_size");
-    let stream = |input| pool.map(echo::task, input).buffer_size(0).stream();
+    assert_rejected(&pool, |input| pool.map(echo_number::task, input).buffer_size(0), "buffer_size");
+    assert_rejected(
+        &pool,
+        |input| pool.map(echo_number::task, input).buffer_size(0).unordered(),
+        "buffer_size",
+    );
+    let stream = |input| pool.map(echo_number::task, input).buffer_size(0).stream();
     assert_rejected(&pool, |input| futures::executor::block_on_stream(stream(input)), "buffer_size");
 }
 
@@ -509,7 +518,7 @@ fn dropping_a_map_cancels_items_that_have_not_begun() {
         gate.open();
         // Eight items waited behind the running one, and none of them has run.
         pool.shutdown(true);
-        assert_eq!(gate.arrivals(), 1);
+        assert_eq!(gate.arrivals().len(), 1);
     }
 }
 
@@ -532,7 +541,7 @@ fn the_timeout_of_a_map_yields_one_error_and_cancels_the_rest() {
 
     gate.open();
     pool.shutdown(true);
-    assert!(gate.arrivals() <= 1, "what had not begun was cancelled");
+    assert!(gate.arrivals().len() <= 1, "what had not begun was cancelled");
 }
 
 #[tokio::test]
@@ -649,11 +658,11 @@ fn ex24_blocked_tasks_start_exactly_max_workers_processes() {
     let futures: Vec<_> = (0..15 * 3).map(|_| pool.submit(hold::task(gate.path()))).collect();
     gate.wait_for(3);
     assert_eq!(pool.worker_pids().len(), 3);
-    assert_eq!(gate.arrivals(), 3);
+    assert_eq!(gate.arrivals().len(), 3);
     assert_eq!(futures.iter().filter(|future| future.running()).count(), 3);
     gate.open();
     let pids: BTreeSet<u32> = futures.into_iter().map(|future| future.result().unwrap()).collect();
-    assert_eq!(gate.arrivals(), 15 * 3);
+    assert_eq!(gate.arrivals().len(), 15 * 3);
     assert_eq!(pids, BTreeSet::from_iter(pool.worker_pids()));
     assert_eq!(pids.len(), 3);
 }
@@ -930,11 +939,6 @@ fn ex32_a_types_encoder_and_a_tasks_codec_are_applied_in_both_directions() {
 }
 
 // ---- environment --------------------------------------------------------------------------------
-
-#[task]
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
 
 #[test]
 fn ex33_workers_see_the_overridden_environment_and_the_parent_does_not() {

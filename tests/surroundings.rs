@@ -9,9 +9,9 @@
 //! once more, to *play* a program in the environment. The program reports through a pipe, because
 //! it may have no standard streams and may be unable to write a file.
 
-#[path = "support_b/harness.rs"]
+#[path = "support/harness.rs"]
 mod harness;
-mod support_b;
+mod support;
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -35,7 +35,7 @@ use std::{
 
 use executor::{Lock, Process, Queue, SharedBytes, TaskError, prelude::*};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use support_b::tagged;
+use support::tagged;
 
 macro_rules! list {
     ($list:ident: $($name:ident,)*) => {
@@ -354,7 +354,7 @@ const LIMITS: &[Cell] = &[
 
 /// Becomes a user that has no other processes, and limits the number of its processes.
 fn user_with(processes: u64) -> Result<(), String> {
-    let nobody_else = support_b::user_of_its_own();
+    let nobody_else = support::user_of_its_own();
     if !rustix::process::geteuid().is_root() {
         return Err("only root can become another user".into());
     }
@@ -963,7 +963,7 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         left = tagged(&tag);
     }
     let states: Vec<String> =
-        left.iter().map(|(pid, line)| format!("{pid} {:?} {line}", support_b::state(*pid))).collect();
+        left.iter().map(|(pid, line)| format!("{pid} {:?} {line}", support::state(*pid))).collect();
     // A process that is left would keep the pipes open, which are read to their end below.
     for (pid, _) in &left {
         let _ =

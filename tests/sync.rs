@@ -15,7 +15,7 @@ use executor::{
 };
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use support::{LONG, eventually, pool, signal, stop, watchdog};
+use support::{LONG, descriptors, eventually, pool, signal, stop, watchdog};
 
 executor::test_support!();
 
@@ -838,10 +838,6 @@ fn another_serializer_rejects_sync_primitives_with_a_reason() {
     let text = r#"{"index":0,"offset":64,"len":8}"#;
     let error = serde_json::from_str::<Event>(text).unwrap_err().to_string();
     assert!(error.contains("an Event: its descriptor did not come with these bytes"), "{error}");
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 #[task]

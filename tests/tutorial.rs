@@ -1,6 +1,6 @@
 //! Demos of the tutorials, with gates instead of sleeps.
 
-mod support_b;
+mod support;
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use executor::prelude::*;
-use support_b::{Gate, come_to, eventually, watchdog};
+use support::{Gate, come_to, eventually, watchdog};
 
 executor::test_support!();
 
@@ -63,5 +63,5 @@ fn d13_a_callback_for_each_future_runs_in_the_parent() {
     let own = std::process::id();
     assert_eq!(seen, (0..10).map(|number| (own, number * number)).collect::<Vec<_>>(), "once each, here");
     assert!(gate.arrivals().iter().all(|pid| *pid != own), "and the tasks elsewhere");
-    eventually("no child is left", || support_b::children().is_empty());
+    eventually("no child is left", || support::children().is_empty());
 }

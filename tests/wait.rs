@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, error::Error, sync::mpsc, thread, time::Duratio
 
 use executor::{ReturnWhen, TaskFuture, TaskId, Unfinished, as_completed, task, wait};
 use futures::{Stream as _, StreamExt, executor::block_on, executor::block_on_stream};
-use support::{Gate, LONG, echo, fail, hold, hold_and_fail, pool, watchdog};
+use support::{Gate, LONG, echo_number, fail, hold, hold_and_fail, pool, watchdog};
 
 executor::test_support!();
 
@@ -43,7 +43,7 @@ fn wt02_a_cancelled_future_is_done() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path()));
-    let cancelled = pool.submit(echo::task(1));
+    let cancelled = pool.submit(echo_number::task(1));
     assert!(cancelled.cancel());
     let expected = (vec![cancelled.id()], vec![running.id()]);
     let (done, not_done) = wait([running, cancelled], ReturnWhen::FirstCompleted, None);
@@ -55,7 +55,7 @@ fn wt02_a_cancelled_future_is_done() {
 fn wt03_first_completed_returns_at_once_with_finished_futures() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
-    let finished = pool.submit(echo::task(1));
+    let finished = pool.submit(echo_number::task(1));
     let failed = pool.submit(fail::task("no".into()));
     finished.wait();
     failed.wait();
@@ -70,7 +70,7 @@ fn wt03_first_completed_returns_at_once_with_finished_futures() {
 fn wt04_first_error_returns_at_the_failure_and_not_before() {
     let _watchdog = watchdog();
     let (pool, closed, failure) = (pool(2), Gate::new(), Gate::new());
-    let success = pool.submit(echo::task(1));
+    let success = pool.submit(echo_number::task(1));
     success.wait();
     let failing = pool.submit(hold_and_fail::task(failure.path()));
     let slow = pool.submit(hold::task(closed.path()));
@@ -92,7 +92,7 @@ fn wt04_first_error_does_not_count_a_cancellation_as_a_failure() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let running = pool.submit(hold::task(gate.path()));
-    let cancelled = pool.submit(echo::task(1));
+    let cancelled = pool.submit(echo_number::task(1));
     cancelled.cancel();
     let (done, not_done) =
         wait([running, cancelled], ReturnWhen::FirstError, Some(Duration::from_millis(20)));
@@ -134,7 +134,7 @@ fn wt06_first_error_returns_at_once_if_a_future_has_failed() {
 fn wt07_all_completed_returns_all_futures_in_their_order() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
-    let finished = pool.submit(echo::task(1));
+    let finished = pool.submit(echo_number::task(1));
     let failed = pool.submit(fail::task("no".into()));
     let crashed = pool.submit(crash::task());
     for future in [&finished, &failed, &crashed] {
@@ -143,8 +143,8 @@ fn wt07_all_completed_returns_all_futures_in_their_order() {
     let running = pool.submit(hold::task(gate.path()));
     let failing = pool.submit(hold_and_fail::task(gate.path()));
     gate.wait_for(2);
-    let pending = pool.submit(echo::task(2));
-    let cancelled = pool.submit(echo::task(3));
+    let pending = pool.submit(echo_number::task(2));
+    let cancelled = pool.submit(echo_number::task(3));
     cancelled.cancel();
     let futures = [running, finished, pending, failed, cancelled, crashed, failing];
     let expected = ids(&futures);
@@ -189,10 +189,10 @@ fn wait_notices_every_end_however_close_to_its_start() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for round in 0..200_u32 {
-        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo::task(i))).collect();
+        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
         let (done, _) = wait(futures, ReturnWhen::FirstCompleted, None);
         assert!(!done.is_empty());
-        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo::task(i))).collect();
+        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
         let (done, not_done) = wait(futures, ReturnWhen::AllCompleted, None);
         assert_eq!((done.len() as u32, not_done.len()), (round % 5 + 1, 0));
         let sum: u32 = as_completed(done).map(|future| future.result().unwrap()).sum();
@@ -206,13 +206,13 @@ fn wait_notices_every_end_however_close_to_its_start() {
 fn ac01_each_future_is_yielded_exactly_once() {
     let _watchdog = watchdog();
     let (pool, first, second) = (pool(2), Gate::new(), Gate::new());
-    let finished = pool.submit(echo::task(1));
+    let finished = pool.submit(echo_number::task(1));
     let failed = pool.submit(fail::task("no".into()));
     finished.wait();
     failed.wait();
     let later = pool.submit(hold::task(second.path()));
     let sooner = pool.submit(hold::task(first.path()));
-    let cancelled = pool.submit(echo::task(2));
+    let cancelled = pool.submit(echo_number::task(2));
     cancelled.cancel();
     let (sooner_id, later_id) = (sooner.id(), later.id());
     let all = [later, finished, sooner, cancelled, failed];
@@ -243,7 +243,7 @@ fn ac01_each_future_is_yielded_exactly_once() {
 fn ac01_a_thousand_futures_are_yielded_once_each() {
     let _watchdog = watchdog();
     let pool = pool(2);
-    let futures: Vec<_> = (0..1_000).map(|i| pool.submit(echo::task(i))).collect();
+    let futures: Vec<_> = (0..1_000).map(|i| pool.submit(echo_number::task(i))).collect();
     let values: Vec<u32> = as_completed(futures).map(|future| future.result().unwrap()).collect();
     assert_eq!(values.len(), 1_000);
     assert_eq!(BTreeSet::from_iter(values), (0..1_000).collect());
@@ -253,7 +253,7 @@ fn ac01_a_thousand_futures_are_yielded_once_each() {
 fn ac05_the_timeout_error_says_how_many_futures_are_unfinished() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
-    let done = [pool.submit(echo::task(1)), pool.submit(echo::task(2))];
+    let done = [pool.submit(echo_number::task(1)), pool.submit(echo_number::task(2))];
     done.iter().for_each(TaskFuture::wait);
     let (callback, ran_on) = mpsc::channel();
     let running = [(); 2].map(|()| {
@@ -280,10 +280,10 @@ fn ac05_the_timeout_error_says_how_many_futures_are_unfinished() {
 fn ac05_with_a_timeout_of_zero_finished_futures_are_still_yielded() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let futures: Vec<_> = (0..3).map(|i| pool.submit(echo::task(i))).collect();
+    let futures: Vec<_> = (0..3).map(|i| pool.submit(echo_number::task(i))).collect();
     futures.iter().for_each(TaskFuture::wait);
     assert_eq!(as_completed(futures).timeout(Duration::ZERO).filter(Result::is_ok).count(), 3);
-    let futures: Vec<_> = (0..3).map(|i| pool.submit(echo::task(i))).collect();
+    let futures: Vec<_> = (0..3).map(|i| pool.submit(echo_number::task(i))).collect();
     assert_eq!(as_completed(futures).timeout(Duration::MAX).map(Result::unwrap).count(), 3);
     assert!(as_completed(Vec::<TaskFuture<u32>>::new()).timeout(Duration::ZERO).next().is_none());
 }
@@ -308,7 +308,7 @@ fn dropping_as_completed_follows_the_drop_policy_of_each_future() {
     assert_eq!(handles.each_ref().map(|handle| handle.done()), [false, false, true]);
     gate.open();
     pool.shutdown(true);
-    assert_eq!(gate.arrivals(), 2);
+    assert_eq!(gate.arrivals().len(), 2);
 }
 
 // ---- streams ------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ async fn as_completed_works_as_a_stream() {
     let (pool, gate) = (pool(2), Gate::new());
     let held = pool.submit(hold::task(gate.path()));
     let held_id = held.id();
-    let quick = (0..50).map(|i| pool.submit(echo::task(i)));
+    let quick = (0..50).map(|i| pool.submit(echo_number::task(i)));
     let mut stream = as_completed(std::iter::once(held).chain(quick)).stream();
     assert_eq!(stream.size_hint(), (51, Some(51)));
     for _ in 0..50 {
@@ -338,9 +338,9 @@ async fn as_completed_works_as_a_stream() {
 fn streams_need_no_runtime() {
     let _watchdog = watchdog();
     let pool = pool(2);
-    let futures: Vec<_> = (0..100).map(|i| pool.submit(echo::task(i))).collect();
+    let futures: Vec<_> = (0..100).map(|i| pool.submit(echo_number::task(i))).collect();
     let values = block_on_stream(as_completed(futures).stream()).map(|future| future.result().unwrap());
     assert_eq!(values.sum::<u32>(), 4_950);
-    let mapped = block_on_stream(pool.map(echo::task, 0..100).stream()).map(Result::unwrap);
+    let mapped = block_on_stream(pool.map(echo_number::task, 0..100).stream()).map(Result::unwrap);
     assert!(mapped.eq(0..100));
 }

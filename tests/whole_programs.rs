@@ -5,9 +5,9 @@
 //! This file has its own `main`. Without a program in its environment it runs the tests. Each test
 //! starts this file again to play one program, and checks its output and what it left behind.
 
-#[path = "support_b/harness.rs"]
-mod harness;
-mod support_b;
+#[macro_use]
+mod plays;
+mod support;
 
 use std::{
     collections::BTreeSet,
@@ -15,33 +15,22 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use executor::{BrokenCause, ExitStatus, TaskError, prelude::*};
+use plays::{PROGRAM, Play, argument, assert_nothing_left, harness, play, play_file, ready};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support_b::{
+use support::{
     Gate, LONG, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold, pid, pool,
-    rounds, signal, spin, tagged, watchdog, with_a_limit_long_enough,
+    rounds, signal, spin, tagged, variable, watchdog, with_a_limit_long_enough,
 };
 
-/// Names the program to be played.
-const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
 /// Names what its workers do instead of being workers.
 const CHILD: &str = "EXECUTOR_TEST_CHILD";
-/// The program's argument.
-const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
-/// Marks a program and everything that it starts.
-const TAG: &str = "EXECUTOR_TEST_TAG";
-
-macro_rules! list {
-    ($list:ident: $($name:ident,)*) => {
-        const $list: &[(&str, fn())] = &[$((stringify!($name), $name),)*];
-    };
-}
 
 list! { TESTS:
     sd02_a_running_task_is_finished_when_main_returns,
@@ -129,90 +118,6 @@ fn main() {
     let (_, play) = PROGRAMS.iter().find(|(name, _)| *name == program).expect("there is such a program");
     let _watchdog = (program != "computes").then(watchdog);
     play();
-}
-
-// ---- the side of the tests ----------------------------------------------------------------------
-
-/// A program to be played.
-struct Play {
-    command: Command,
-    tag: String,
-}
-
-fn play(program: &str) -> Play {
-    play_file(&std::env::current_exe().expect("this file"), program)
-}
-
-fn play_file(file: &Path, program: &str) -> Play {
-    static PLAYS: AtomicU64 = AtomicU64::new(0);
-    let number = format!("{}-{}", std::process::id(), PLAYS.fetch_add(1, Ordering::Relaxed));
-    let mut command = Command::new(file);
-    command.env(PROGRAM, program).env(TAG, &number).env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Play { command, tag: format!("{TAG}={number}") }
-}
-
-impl Play {
-    fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
-    fn argument(self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.env(ARGUMENT, argument)
-    }
-
-    /// Plays the program to its end. Asserts that it succeeds, prints nothing to stderr and leaves
-    /// no process behind. Returns its output.
-    #[track_caller]
-    fn play_out(self) -> String {
-        let _watchdog = watchdog();
-        let Play { mut command, tag } = self;
-        let Output { status, stdout, stderr } = command.output().expect("it starts");
-        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        assert!(status.success(), "it {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
-        assert_eq!(stderr, "", "it has nothing to complain of");
-        assert_nothing_left(&tag);
-        stdout.into_owned()
-    }
-
-    /// Starts the program and waits until it has printed its first line.
-    fn until_it_speaks(mut self) -> (Child, BufReader<std::process::ChildStdout>, String) {
-        let mut child = self.command.stderr(Stdio::inherit()).spawn().expect("it starts");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("it speaks");
-        assert_eq!(line, "ready\n");
-        (child, stdout, self.tag)
-    }
-}
-
-/// Asserts that no process with this tag is left. They are promised to end within a second, and a
-/// busy machine gets a minute. Without the promise they would never end.
-#[track_caller]
-fn assert_nothing_left(tag: &str) {
-    let deadline = Instant::now() + LONG;
-    loop {
-        let left = tagged(tag);
-        if left.is_empty() {
-            return;
-        }
-        if Instant::now() > deadline {
-            for (pid, _) in &left {
-                signal(*pid, Signal::KILL);
-            }
-            panic!("left behind: {left:?}");
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn argument() -> String {
-    std::env::var(ARGUMENT).expect("this program needs an argument")
-}
-
-fn ready() {
-    println!("ready");
 }
 
 // ---- main returns -------------------------------------------------------------------------------
@@ -475,7 +380,7 @@ fn makes_pools() {
         assert_eq!(children(), [], "round {round}");
     }
     eventually("threads end", || executor_threads().is_empty());
-    assert_eq!(descriptors(), before, "after {} pools: {:?}", rounds(), support_b::descriptor_names());
+    assert_eq!(descriptors(), before, "after {} pools: {:?}", rounds(), support::descriptor_names());
 }
 
 /// Returns how many descriptors are open, without needing one to find out.
@@ -513,7 +418,7 @@ fn has_few_descriptors() {
     drop(pool);
     assert_eq!(children(), [], "no child, also no zombie");
     eventually("threads end", || executor_threads().is_empty());
-    assert_eq!(open_below(256), before, "{:?}", support_b::descriptor_names());
+    assert_eq!(open_below(256), before, "{:?}", support::descriptor_names());
 }
 
 fn a_connection_that_fails_for_lack_of_descriptors_leaves_no_zombie() {
@@ -785,11 +690,6 @@ fn a_pool_works_with_unusual_temporary_directories() {
     assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
 }
 
-#[task]
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
 fn works() {
     let pool = pool(2);
     let sum: u64 = pool.map(echo::task, 0..20).map(Result::unwrap).sum();
@@ -834,7 +734,7 @@ fn forks() {
                 drop(pool);
                 drop(other);
                 // A new pool belongs to this process, so it works.
-                let own = support_b::pool(1);
+                let own = support::pool(1);
                 assert_eq!(own.submit(echo::task(5)).result().unwrap(), 5);
                 own.shutdown(true);
                 assert_eq!(children(), []);
@@ -1066,7 +966,7 @@ fn may_have_few_processes() {
     let processes = argument().parse().unwrap();
     setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) }).unwrap();
     // Become a user that has no other processes, because those would count as well.
-    become_user(support_b::user_of_its_own());
+    become_user(support::user_of_its_own());
     let gate = Gate::new();
     let pool = pool(4);
     let long = pool.submit(hold::task(gate.path()));
@@ -1167,7 +1067,7 @@ fn has_its_worker_stopped() {
     let pool = pool(1);
     let stop = || {
         let worker = *pool.worker_pids().last().unwrap();
-        support_b::stop(worker);
+        support::stop(worker);
         worker
     };
     // The worker has to be stopped before its timeout ends it.
@@ -1181,7 +1081,7 @@ fn has_its_worker_stopped() {
         let _ = rustix::process::kill_process(pid, Signal::STOP);
         let mut stopped = false;
         eventually("it is stopped, or was too slow", || {
-            stopped = support_b::state(worker) == Some('T');
+            stopped = support::state(worker) == Some('T');
             stopped || limited.done()
         });
         assert!(limited.result().unwrap_err().is_timeout());
@@ -1325,7 +1225,7 @@ fn has_no_room_for_what_its_initializer_needs() {
     };
     eventually("a second worker comes up", || refused().is_some());
     let refused = refused().unwrap();
-    eventually("and ends", || !support_b::runs(refused));
+    eventually("and ends", || !support::runs(refused));
     gate.open();
     // One worker works, so the pool does too.
     assert_eq!(first.result().unwrap(), second.result().unwrap());

@@ -9,6 +9,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -18,13 +19,13 @@ use std::{
 use executor::StartMethod;
 use rustix::process::Signal;
 
-#[path = "../support_b/harness.rs"]
-mod harness;
+#[path = "../support/harness.rs"]
+pub mod harness;
 
-use crate::support_b::{LONG, signal, tagged, watchdog};
+use crate::support::{LONG, signal, tagged, watchdog};
 
 /// Names the program to be played.
-const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
+pub const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
 /// The program's argument.
 const ARGUMENT: &str = "EXECUTOR_TEST_ARGUMENT";
 /// Marks a program and everything that it starts.
@@ -59,19 +60,29 @@ pub struct Play {
     pub tag: String,
 }
 
+/// Returns a program of this file, ready to be played.
 pub fn play(program: &str) -> Play {
+    play_file(&std::env::current_exe().expect("this file"), program)
+}
+
+/// Returns a program of another copy of this file.
+pub fn play_file(file: &Path, program: &str) -> Play {
     static PLAYS: AtomicU64 = AtomicU64::new(0);
     let number = format!("{}-{}", std::process::id(), PLAYS.fetch_add(1, Ordering::Relaxed));
-    let mut command = Command::new(std::env::current_exe().expect("this file"));
+    let mut command = Command::new(file);
     command.env(PROGRAM, program).env(TAG, &number).env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Play { command, tag: format!("{TAG}={number}") }
 }
 
 impl Play {
-    pub fn argument(mut self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.command.env(ARGUMENT, argument);
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
         self
+    }
+
+    pub fn argument(self, argument: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.env(ARGUMENT, argument)
     }
 
     /// Plays the program to its end. Asserts that it ends as expected, prints nothing to stderr and

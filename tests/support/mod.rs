@@ -1,5 +1,6 @@
 //! Shared parts of the integration tests: gates that hold tasks until the test opens them, notes
-//! that tasks leave behind, and deadlines, so that a test that hangs fails.
+//! that tasks leave behind, functions that look at processes, and deadlines, so that a test that
+//! hangs fails.
 //!
 //! Nothing here uses time to enforce an order. A test that needs "the task runs now" waits until
 //! the task says so.
@@ -11,7 +12,7 @@ use std::{
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -30,6 +31,11 @@ pub fn pool(workers: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).build().expect("the options make sense")
 }
 
+/// Returns the number of rounds of long loops.
+pub fn rounds() -> usize {
+    std::env::var("EXECUTOR_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(300)
+}
+
 /// Waits until `condition` holds, and fails if that takes too long.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -38,50 +44,6 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it did not come about: {what}");
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Sends a signal.
-pub fn signal(pid: u32, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id");
-    rustix::process::kill_process(pid, signal).expect("the process is there");
-}
-
-/// Stops a process. All its threads are stopped when this returns. `kill` alone returns before the
-/// signal takes effect, and some threads stop before others.
-#[track_caller]
-pub fn stop(pid: u32) {
-    signal(pid, rustix::process::Signal::STOP);
-    eventually("it stands still", || {
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let mut states = threads.map(|thread| state_in(&thread.path())).peekable();
-        states.peek().is_some() && states.all(|state| state == Some('T'))
-    });
-}
-
-/// Returns the letter of a process's state, if there is such a process.
-pub fn state(pid: u32) -> Option<char> {
-    state_in(Path::new(&format!("/proc/{pid}")))
-}
-
-/// Like [`state`], for the folder of a process or a thread in `/proc`.
-fn state_in(folder: &Path) -> Option<char> {
-    let stat = fs::read_to_string(folder.join("stat")).ok()?;
-    // The name is in parentheses, and may contain parentheses itself.
-    stat.rsplit_once(") ")?.1.chars().next()
-}
-
-/// Returns a user id without other processes. It differs from process to process, and it is valid
-/// in a container as well.
-pub fn user_of_its_own() -> u32 {
-    10_000 + std::process::id() % 50_000
-}
-
-/// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
-/// did not happen within its limit. On a busy machine even a short operation may take a second.
-#[track_caller]
-pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
-    let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
-    limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
 /// Permits a test to use this much memory, if the machine has it and `EXECUTOR_LARGE=0` is not set.
@@ -107,7 +69,7 @@ pub fn memory_to_spare(gib: u64) -> Option<File> {
 
 /// Ends the process if its test has not ended in time, because a hang counts as a failure.
 #[must_use = "it guards until it is dropped"]
-pub struct Watchdog(Option<mpsc::Sender<()>>);
+pub struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
 
 /// Guards a test against hanging.
 pub fn watchdog() -> Watchdog {
@@ -124,7 +86,7 @@ pub fn watchdog_of(limit: Duration) -> Watchdog {
             std::process::abort();
         }
     });
-    Watchdog(Some(sender))
+    Watchdog(sender)
 }
 
 /// Writes directly to stderr. The harness keeps the output of `eprintln!` until the test has ended,
@@ -134,13 +96,22 @@ fn say_past_the_harness(words: &str) {
     let _ = writeln!(std::io::stderr(), "{words}");
 }
 
-/// Holds tasks until it is opened, and counts the tasks that have come to it.
+/// Makes this test run alone. For tests that look at the whole process, such as its threads and
+/// children.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// ---- gates --------------------------------------------------------------------------------------
+
+/// Holds tasks until it is opened, and records the processes that have come to it.
 ///
 /// The gate is a FIFO without a writer. A process that opens it for reading sleeps in the kernel
 /// until the gate opens it for writing. Dropping the gate opens it.
 pub struct Gate {
     dir: TempDir,
-    /// Kept open, so that tasks that come later pass as well.
+    /// Kept open, so that processes that come later pass as well.
     writer: Mutex<Option<File>>,
 }
 
@@ -158,7 +129,12 @@ impl Gate {
         self.dir.path()
     }
 
-    /// Lets every task pass, also those that come later.
+    /// Returns the path of a file beside the gate.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets every process pass, also those that come later.
     pub fn open(&self) {
         // A FIFO opened for reading and writing does not wait for another process.
         let fifo =
@@ -166,15 +142,21 @@ impl Gate {
         *self.writer.lock().unwrap() = Some(fifo);
     }
 
-    /// Returns how many have come so far, whether they have passed or not.
-    pub fn arrivals(&self) -> usize {
-        fs::read_dir(self.path()).expect("the gate's directory").count() - 1
+    /// Returns the pids of the processes that have come so far, whether they have passed or not.
+    pub fn arrivals(&self) -> Vec<u32> {
+        let names = fs::read_dir(self.path())
+            .expect("the gate's directory")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("names are ours"));
+        let numbers =
+            names.filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
+        numbers.map(|pid| pid.parse().expect("a process id")).collect()
     }
 
-    /// Waits until that many have come.
+    /// Waits until that many have come, and returns their pids.
     #[track_caller]
-    pub fn wait_for(&self, arrivals: usize) {
-        eventually(&format!("{arrivals} came to the gate"), || self.arrivals() >= arrivals);
+    pub fn wait_for(&self, arrivals: usize) -> Vec<u32> {
+        eventually(&format!("{arrivals} came to the gate"), || self.arrivals().len() >= arrivals);
+        self.arrivals()
     }
 }
 
@@ -188,10 +170,11 @@ impl Drop for Gate {
 pub fn come_to(gate: &Path) {
     static ARRIVALS: AtomicU64 = AtomicU64::new(0);
     let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
-    let note = gate.join(format!("arrival-{}-{number}", std::process::id()));
-    File::create(note).expect("a note at the gate");
+    File::create(gate.join(format!("arrival-{}-{number}", std::process::id()))).expect("a note at the gate");
     File::open(gate.join("fifo")).expect("the gate");
 }
+
+// ---- tasks --------------------------------------------------------------------------------------
 
 /// Waits at the gate, then returns the worker's pid.
 #[task]
@@ -207,6 +190,13 @@ pub fn hold_and_fail(gate: &Path) -> Result<u32, String> {
     Err("let go".to_owned())
 }
 
+/// Waits at the gate, then creates the file `mark`.
+#[task]
+pub fn hold_then_mark(gate: &Path, mark: &Path) {
+    come_to(gate);
+    File::create(mark).expect("the mark");
+}
+
 /// Returns the worker's pid.
 #[task]
 pub fn pid() -> u32 {
@@ -215,13 +205,37 @@ pub fn pid() -> u32 {
 
 /// Returns its argument.
 #[task]
-pub fn echo(value: u32) -> u32 {
+pub fn echo(value: u64) -> u64 {
     value
 }
 
+/// Returns its argument. It has the type of a pid, so that its futures and those of [`pid`] and
+/// [`hold`] can be in one list.
+#[task]
+pub fn echo_number(value: u32) -> u32 {
+    value
+}
+
+/// Fails with this message.
 #[task]
 pub fn fail(message: String) -> Result<u32, String> {
     Err(message)
+}
+
+/// Exits with this code.
+#[task]
+pub fn exit(code: i32) {
+    std::process::exit(code)
+}
+
+/// Computes for ever.
+#[task]
+pub fn spin(gate: &Path) {
+    let number = std::process::id();
+    File::create(gate.join(format!("arrival-{number}-spin"))).expect("a note at the gate");
+    loop {
+        std::hint::spin_loop();
+    }
 }
 
 /// Appends a line to a file, so that a test can see which tasks ran.
@@ -238,6 +252,123 @@ pub fn note(file: PathBuf, line: u32) -> u32 {
 pub fn notes(file: &Path) -> Vec<u32> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().map(|line| line.parse().expect("a number a line")).collect()
+}
+
+/// Returns the value of an environment variable in the worker.
+#[task]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Starts a program that comes to the gate, and waits for its end.
+#[task]
+pub fn start_a_program(gate: &Path) {
+    let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().expect("`sleep`");
+    File::create(gate.join(format!("arrival-{}-sleep", sleep.id()))).expect("a note at the gate");
+    sleep.wait().expect("it ends");
+}
+
+// ---- processes ----------------------------------------------------------------------------------
+
+/// Sends a signal.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id");
+    rustix::process::kill_process(pid, signal).expect("the process is there");
+}
+
+/// Stops a process. All its threads are stopped when this returns. `kill` alone returns before the
+/// signal takes effect, and some threads stop before others.
+#[track_caller]
+pub fn stop(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+    eventually("it stands still", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut states = threads.map(|thread| state_in(&thread.path())).peekable();
+        states.peek().is_some() && states.all(|state| state == Some('T'))
+    });
+}
+
+/// Returns a user id without other processes. It differs from process to process, and it is valid
+/// in a container as well.
+pub fn user_of_its_own() -> u32 {
+    10_000 + std::process::id() % 50_000
+}
+
+/// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
+/// did not happen within its limit. On a busy machine even a short operation may take a second.
+#[track_caller]
+pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
+    let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
+    limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+}
+
+/// Returns the letter of a process's state, if there is such a process.
+pub fn state(pid: u32) -> Option<char> {
+    state_in(Path::new(&format!("/proc/{pid}")))
+}
+
+/// Like [`state`], for the folder of a process or a thread in `/proc`.
+fn state_in(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    // The name is in parentheses, and may contain parentheses itself.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Returns whether a process runs. A process that has ended and was not waited for does not run: if
+/// it is an orphan, only the system can reap it.
+pub fn runs(pid: u32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Returns the children of this process with their states and commands, also those that have ended
+/// and were not waited for.
+pub fn children() -> Vec<(u32, char, String)> {
+    let own = std::process::id().to_string();
+    let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?.chars().next()?;
+        (fields.next()? == own).then(|| (pid, state, name.to_owned()))
+    });
+    all.collect()
+}
+
+/// Returns the names of the executors' threads in this process.
+pub fn executor_threads() -> Vec<String> {
+    let names = fs::read_dir("/proc/self/task").expect("/proc").filter_map(|entry| {
+        let name = fs::read_to_string(entry.ok()?.path().join("comm")).ok()?;
+        Some(name.trim().to_owned())
+    });
+    names.filter(|name| name.starts_with("executor-")).collect()
+}
+
+/// Returns how many descriptors this process has open.
+pub fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("/proc").count() - 1
+}
+
+/// Returns what the descriptors of this process refer to.
+pub fn descriptor_names() -> Vec<String> {
+    let links = fs::read_dir("/proc/self/fd")
+        .expect("/proc")
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links.map(|link| link.display().to_string()).collect()
+}
+
+/// Returns the processes that have this variable in their environment, with their command lines.
+pub fn tagged(tag: &str) -> Vec<(u32, String)> {
+    let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let tagged = environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes());
+        tagged.then(|| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            (pid, String::from_utf8_lossy(&line).replace('\0', " "))
+        })
+    });
+    all.collect()
 }
 
 /// Returns the file of the shared memory with this name, of any user.
