@@ -102,15 +102,15 @@ fn add(a: u32, b: u32) -> u32 {
 fn adds() {
     println!("main");
     let pool = pool(1);
-    println!("{:?}", pool.submit(add::task(1, 2)).result().map_err(|error| error.to_string()));
+    println!("{:?}", pool.submit(add::task(1, 2)).result().map_err(|error| format!("{error:?}")));
     println!(
         "{:?}",
-        Process::new(add::task(1, 2)).start().unwrap().join().map_err(|error| error.to_string())
+        Process::new(add::task(1, 2)).start().unwrap().join().map_err(|error| format!("{error:?}"))
     );
     let context = executor::Context::new(executor::StartMethod::ForkServer);
     println!(
         "{:?}",
-        context.process(add::task(1, 2)).start().unwrap().join().map_err(|error| error.to_string())
+        context.process(add::task(1, 2)).start().unwrap().join().map_err(|error| format!("{error:?}"))
     );
 }
 
@@ -260,7 +260,7 @@ fn starts_a_victim() {
         Process::new(who::task()).executable(argument()).env("EXECUTOR_TEST_PROGRAM", "tells_that_main_runs");
     match child.start().unwrap().join() {
         Ok((own, acting)) => println!("a task has run as {own}, acting as {acting}"),
-        Err(error) => println!("{error}"),
+        Err(error) => println!("{error:?}"),
     }
 }
 
@@ -351,8 +351,8 @@ fn starts_a_pool_with_its_privileges() {
         };
         assert_eq!(changed, 0);
     }
-    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| error.to_string()));
-    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| error.to_string()));
+    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| format!("{error:?}")));
+    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}")));
     std::io::stdout().flush().unwrap();
 }
 
@@ -501,8 +501,8 @@ fn a_program_started_through_the_loader_has_workers() {
 
 fn starts_a_pool_without_its_file() {
     fs::remove_file(argument()).unwrap();
-    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| error.to_string()));
-    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| error.to_string()));
+    println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| format!("{error:?}")));
+    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}")));
 }
 
 fn a_program_started_through_the_loader_reports_that_its_file_is_gone() {
@@ -637,7 +637,7 @@ fn joins_who_takes_its_time() {
     // by now have closed what it must not close.
     assert_eq!(Process::new(echo::task(1)).start().unwrap().join().unwrap(), 1);
     ready();
-    println!("{:?} {:?}", child.join().map_err(|error| error.to_string()), child.wait_exit());
+    println!("{:?} {:?}", child.join().map_err(|error| format!("{error:?}")), child.wait_exit());
 }
 
 fn a_process_that_has_returned_its_value_may_end_slowly() {

@@ -786,6 +786,10 @@ fn pr02_executable_selects_another_path_of_the_program() {
     assert_eq!(joined(&child).unwrap(), other);
     let error = Process::new(pid::task()).executable(dir.path().join("nothing")).start().unwrap_err();
     assert!(matches!(error, StartError::Os { .. }), "{error:?}");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.downcast_ref::<std::io::Error>().unwrap().kind(), std::io::ErrorKind::NotFound);
+    assert!(!error.to_string().contains(&cause.to_string()), "{error}");
+    assert_eq!(format!("{error:?}"), format!("{error}: {cause}"));
     let error = Process::new(pid::task())
         .executable(other)
         .start_method(StartMethod::ForkServer)

@@ -600,9 +600,9 @@ fn forks_without_proc() {
     let other = thread::spawn(move || held.recv().unwrap());
     // SAFETY: the closure does nothing.
     let error = unsafe { executor::fork_with(|| ()) }.expect_err("nobody knows how many threads there are");
-    assert!(error.to_string().contains("threads cannot be counted: is `/proc` mounted?"), "{error}");
+    assert!(format!("{error:?}").contains("threads cannot be counted: is `/proc` mounted?"), "{error:?}");
     let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
-    assert!(error.to_string().contains("threads cannot be counted"), "{error}");
+    assert!(format!("{error:?}").contains("threads cannot be counted"), "{error:?}");
     assert_eq!(executor::thread_count(), 0);
     hold.send(()).unwrap();
     other.join().unwrap();
@@ -1074,7 +1074,7 @@ fn has_few_descriptors() {
             // The limit applies to the child as well.
             Ok((Err(_), status)) => assert_ne!(status, ExitStatus::Exited(0)),
             Err(error) => {
-                let text = error.to_string();
+                let text = format!("{error:?}");
                 assert!(
                     text.contains("Too many open files") || matches!(error, StartError::NoEntry),
                     "{text}"

@@ -732,7 +732,11 @@ fn ex27_an_error_is_reported_with_its_type_and_its_fields() {
     assert_eq!(remote.type_name(), std::any::type_name::<Refusal>());
     assert_eq!(remote.message(), "refused");
     assert_eq!(remote.sources(), ["8 asked, 5 allowed"]);
-    assert_eq!(error.to_string(), "task `submit_map::refuse` failed: refused: 8 asked, 5 allowed");
+    assert_eq!(error.to_string(), "task `submit_map::refuse` failed: refused");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "8 asked, 5 allowed");
+    assert!(cause.source().is_none());
+    assert_eq!(format!("{error:?}"), "task `submit_map::refuse` failed: refused: 8 asked, 5 allowed");
 }
 
 #[test]

@@ -115,8 +115,14 @@ fn expect<T: PartialEq + std::fmt::Debug>(came: T, expected: T) -> Result<(), St
     if came == expected { Ok(()) } else { Err(format!("WRONG: {came:?} in place of {expected:?}")) }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
+/// Returns the text of an error, and of the system's error that it comes from.
+fn text(error: impl std::error::Error) -> String {
+    let text = error.to_string();
+    match error.source() {
+        // Some errors contain the text of their source.
+        Some(cause) if !text.contains(&cause.to_string()) => format!("{text}: {cause}"),
+        _ => text,
+    }
 }
 
 #[task]

@@ -6,22 +6,29 @@
 //!  the pool                 exit status, deadline  ─► WorkerLost, TimedOut, … ─────┘
 //! ```
 //!
+//! The `Display` text of an error is one message. A cause that is an error of its own (an
+//! `io::Error`, the sources of a task's error) is not in this text, but in `source()`. So code that
+//! prints an error with its causes, as `anyhow` does, prints nothing twice. An error that only wraps
+//! another error of this folder contains the other's message, and has the other's cause.
+//!
 //! `unwrap`, and a `main` that returns an error, print the `Debug` of the error. So the `Debug`
-//! output is what people see, and it has to contain the remedy. For this reason the `Debug` of
-//! every error, in this folder and in the others, is the same as its `Display`. The macro
-//! `debug_is_display!` implements it. No error derives `Debug`; a test checks the sources for that.
+//! output is what people see, and it has to contain the remedy and the causes. For this reason the
+//! `Debug` of every error, in this folder and in the others, is its `Display` text, followed by the
+//! causes. The macros `debug_is_display!` and `debug_is_chain!` implement it. No error derives
+//! `Debug`; a test checks the sources for that.
 
 mod remote;
 pub(crate) mod reply;
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 pub use remote::{Failure, RemoteError};
 
-use crate::debug::debug_is_display;
+use crate::debug::{Chain, debug_is_chain, debug_is_display};
 pub use crate::os::exit_status::ExitStatus;
 
-debug_is_display!(CodecFailure, BrokenCause, BuildError);
+debug_is_display!(CodecFailure);
+debug_is_chain!(BrokenCause, BuildError);
 
 /// The remedy for the most common mistake: a child process of this program ran its `main`, but
 /// `main` never calls the library's entry point, which would have made the process a worker.
@@ -47,23 +54,20 @@ pub(crate) const ADD_THE_ENTRY: &str = "add `#[executor::main]` above `fn main`,
 ///     }
 /// }
 /// ```
-#[derive(Clone, thiserror::Error)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum TaskError {
     /// The task returned `Err`.
-    #[error("task `{task}` failed: {0}", task = .0.task())]
     Failed(RemoteError),
 
     /// The task panicked. The worker lives on, unless the program is built with `panic = "abort"`.
     ///
     /// The variant also covers a panic while the task's arguments, result or error were dropped,
     /// and a panic while the error was formatted. The message then says which of these panicked.
-    #[error("task `{task}` panicked{when}: {0}{then}", task = .0.task(), when = .0.circumstances(), then = .0.aftermath())]
     Panicked(RemoteError),
 
     /// The worker process ended while it ran this task: it crashed, called `process::exit`, or was
     /// killed from outside.
-    #[error("task `{task}` lost its worker: process {pid} {status}{hint}", task = detail.task, hint = detail.hint())]
     #[non_exhaustive]
     WorkerLost {
         /// Process id of the lost worker.
@@ -76,7 +80,6 @@ pub enum TaskError {
 
     /// A time limit has passed. If the limit was the task's own, the worker that ran the task was
     /// killed and replaced.
-    #[error("task `{task}` timed out: {what} of {limit:?} has passed", task = detail.task, what = phase.describe())]
     #[non_exhaustive]
     TimedOut {
         /// The limit that was set.
@@ -88,7 +91,6 @@ pub enum TaskError {
     },
 
     /// The worker used more memory than it may. Only executors that limit memory report this error.
-    #[error("memory limit exceeded: {peak} bytes used, {limit} allowed")]
     #[non_exhaustive]
     MemoryLimit {
         /// Allowed memory, in bytes.
@@ -98,39 +100,84 @@ pub enum TaskError {
     },
 
     /// The task was cancelled.
-    #[error("the task was cancelled")]
     Cancelled,
 
     /// The arguments or the result could not be encoded.
-    #[error("{0}")]
     Encode(CodecFailure),
 
     /// The arguments or the result could not be decoded.
-    #[error("{0}")]
     Decode(CodecFailure),
 
     /// The worker could not run the task, because the operating system refused it a resource: a
     /// thread for the runtime of async tasks, memory, or descriptors.
-    #[error("the worker could not serve task `{task}`: {0}", task = .0.task())]
     Refused(RemoteError),
 
     /// A parameter has an invalid value, for example a chunk of no items.
-    #[error("invalid: {0}")]
     Invalid(Arc<str>),
 
     /// The executor was shut down before the task could run.
-    #[error("the executor is shut down and takes no more tasks")]
     Shutdown,
 
     /// The executor cannot go on.
-    #[error("the executor is broken: {0}")]
     Broken(BrokenCause),
 }
 
-impl std::fmt::Debug for TaskError {
-    /// Writes the `Display` text, followed by the backtrace of a panic, if there is one.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)?;
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TaskError::Failed(remote) => write!(f, "task `{}` failed: {remote}", remote.task()),
+            TaskError::Panicked(remote) => {
+                let (when, then) = (remote.circumstances(), remote.aftermath());
+                write!(f, "task `{}` panicked{when}: {remote}{then}", remote.task())
+            }
+            TaskError::WorkerLost { pid, status, detail } => {
+                let LostDetail { task, .. } = &**detail;
+                write!(f, "task `{task}` lost its worker: process {pid} {status}{}", detail.hint())
+            }
+            TaskError::TimedOut { limit, phase, detail } => {
+                let TimedOutDetail { task } = &**detail;
+                write!(f, "task `{task}` timed out: {} of {limit:?} has passed", phase.describe())
+            }
+            TaskError::MemoryLimit { limit, peak } => {
+                write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")
+            }
+            TaskError::Cancelled => f.write_str("the task was cancelled"),
+            TaskError::Encode(failure) | TaskError::Decode(failure) => fmt::Display::fmt(failure, f),
+            TaskError::Refused(remote) => {
+                write!(f, "the worker could not serve task `{}`: {remote}", remote.task())
+            }
+            TaskError::Invalid(what) => write!(f, "invalid: {what}"),
+            TaskError::Shutdown => f.write_str("the executor is shut down and takes no more tasks"),
+            TaskError::Broken(cause) => write!(f, "the executor is broken: {cause}"),
+        }
+    }
+}
+
+impl Error for TaskError {
+    /// Returns the cause of the task's own error, or of the reason why the executor is broken. The
+    /// error or reason itself is in the message.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            TaskError::Failed(remote) | TaskError::Panicked(remote) | TaskError::Refused(remote) => {
+                remote.source()
+            }
+            TaskError::Encode(failure) | TaskError::Decode(failure) => failure.source(),
+            TaskError::Broken(cause) => cause.source(),
+            TaskError::WorkerLost { .. }
+            | TaskError::TimedOut { .. }
+            | TaskError::MemoryLimit { .. }
+            | TaskError::Cancelled
+            | TaskError::Invalid(_)
+            | TaskError::Shutdown => None,
+        }
+    }
+}
+
+impl fmt::Debug for TaskError {
+    /// Writes the `Display` text, then each cause behind a colon, followed by the backtrace of a
+    /// panic, if there is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Chain(self), f)?;
         match self {
             TaskError::Panicked(remote) => remote.write_backtrace(f),
             _ => Ok(()),
@@ -402,8 +449,10 @@ impl CodecFailure {
     }
 }
 
-impl std::fmt::Display for CodecFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Error for CodecFailure {}
+
+impl fmt::Display for CodecFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let CodecFailureInner { side, task, message } = &*self.0;
         match side {
             Side::Arguments => write!(f, "the arguments of task `{task}` cannot be encoded: {message}"),
@@ -452,34 +501,55 @@ pub enum Side {
 ///     }
 /// }
 /// ```
-#[derive(Clone, thiserror::Error)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum BrokenCause {
     /// The first worker ended before it sent its `Hello`: its program does not call the entry
     /// point.
-    #[error(
-        "a worker process started ({status}) but never reached executor's entry point; {remedy}",
-        remedy = ADD_THE_ENTRY
-    )]
     NoEntry {
         /// How the worker ended.
         status: ExitStatus,
     },
     /// A worker could not be started, or it ended before it was ready.
-    #[error("no worker could be started: {0}")]
     Start(Arc<str>),
     /// The initializer failed.
-    #[error("the initializer failed: {0}")]
     Initializer(Arc<TaskError>),
     /// The worker runs a program with a different list of tasks.
-    #[error("the worker runs another build of this program: {0}")]
     OtherBuild(Arc<str>),
     /// This process was forked from the process that made the executor.
-    #[error("this process was forked from the one that owns the executor; make a new executor here")]
     Forked,
     /// The library violated one of its own invariants.
-    #[error("internal error: {0}")]
     Internal(Arc<str>),
+}
+
+impl fmt::Display for BrokenCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BrokenCause::NoEntry { status } => write!(
+                f,
+                "a worker process started ({status}) but never reached executor's entry point; {ADD_THE_ENTRY}"
+            ),
+            BrokenCause::Start(why) => write!(f, "no worker could be started: {why}"),
+            BrokenCause::Initializer(error) => write!(f, "the initializer failed: {error}"),
+            BrokenCause::OtherBuild(what) => {
+                write!(f, "the worker runs another build of this program: {what}")
+            }
+            BrokenCause::Forked => f.write_str(
+                "this process was forked from the one that owns the executor; make a new executor here",
+            ),
+            BrokenCause::Internal(what) => write!(f, "internal error: {what}"),
+        }
+    }
+}
+
+impl Error for BrokenCause {
+    /// Returns the cause of the initializer's error. The error itself is in the message.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            BrokenCause::Initializer(error) => error.source(),
+            _ => None,
+        }
+    }
 }
 
 /// The reason why an executor could not be built.
@@ -491,21 +561,15 @@ pub enum BrokenCause {
 /// assert!(matches!(error, BuildError::Invalid(_)));
 /// assert_eq!(error.to_string(), "invalid option: max_workers must be above 0");
 /// ```
-#[derive(Clone, thiserror::Error)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum BuildError {
     /// An option has an invalid value.
-    #[error("invalid option: {0}")]
     Invalid(String),
     /// This process is itself a worker that never reached the entry point. If it built an executor,
     /// it would start processes without end.
-    #[error(
-        "this process was started as a worker but never reached executor's entry point; {remedy}",
-        remedy = ADD_THE_ENTRY
-    )]
     NoEntry,
     /// Tasks build executors whose tasks build executors in turn, and the nesting is too deep.
-    #[error("executors are nested {depth} deep, {max} is the limit: does a task submit itself without end?")]
     TooDeep {
         /// The nesting depth of this process.
         depth: u32,
@@ -514,10 +578,8 @@ pub enum BuildError {
     },
     /// Two task functions have the same name. Only executors that find tasks by name across builds
     /// report this error. A pool of this program tells such functions apart and never reports it.
-    #[error("{0}")]
     DuplicateTask(String),
     /// The operating system refused a request.
-    #[error("the operating system refused {what}: {error}")]
     Os {
         /// What was requested.
         what: &'static str,
@@ -526,15 +588,94 @@ pub enum BuildError {
     },
 }
 
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::Invalid(what) => write!(f, "invalid option: {what}"),
+            BuildError::NoEntry => write!(
+                f,
+                "this process was started as a worker but never reached executor's entry point; {ADD_THE_ENTRY}"
+            ),
+            BuildError::TooDeep { depth, max } => write!(
+                f,
+                "executors are nested {depth} deep, {max} is the limit: does a task submit itself without end?"
+            ),
+            BuildError::DuplicateTask(what) => f.write_str(what),
+            BuildError::Os { what, error: _ } => write!(f, "the operating system refused {what}"),
+        }
+    }
+}
+
+impl Error for BuildError {
+    /// Returns the operating system's error, as an [`io::Error`](std::io::Error).
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            BuildError::Os { error, .. } => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs};
+    use std::{collections::BTreeSet, fs, io, iter};
 
+    use super::*;
     use crate::tidy;
 
     /// Returns `Name` for `Name<T> {`, the text behind `pub enum ` or behind `impl<G> Error for `.
     fn name_of(text: &str) -> String {
         text.trim_start().chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+    }
+
+    /// Returns an error with its causes, as programs print them.
+    fn chain(error: &dyn Error) -> Vec<String> {
+        iter::successors(Some(error), |error| (*error).source()).map(ToString::to_string).collect()
+    }
+
+    fn remote(message: &str, sources: &[&str]) -> RemoteError {
+        let sources = sources.iter().map(|&source| source.to_owned()).collect();
+        RemoteError::new("load", Failure { message: message.to_owned(), sources, ..Failure::default() })
+    }
+
+    #[test]
+    fn an_error_and_its_causes_contain_each_text_once() {
+        let failed = TaskError::Failed(remote("no config", &["cannot read it", "permission denied"]));
+        let causes = ["cannot read it", "permission denied"];
+        assert_eq!(chain(&failed)[0], "task `load` failed: no config");
+        assert_eq!(chain(&failed)[1..], causes);
+        assert_eq!(format!("{failed:?}"), chain(&failed).join(": "));
+        let cause = BrokenCause::Initializer(Arc::new(failed.clone()));
+        let broken = TaskError::Broken(cause.clone());
+        assert_eq!(chain(&cause)[0], "the initializer failed: task `load` failed: no config");
+        assert_eq!(chain(&broken)[0], format!("the executor is broken: {cause}"));
+        assert_eq!(
+            (&chain(&cause)[1..], &chain(&broken)[1..]),
+            (&causes.map(str::to_owned)[..], &causes.map(str::to_owned)[..])
+        );
+        assert_eq!(format!("{broken:?}"), chain(&broken).join(": "));
+        // An error that includes the text of its source in its own.
+        let includes = TaskError::Failed(remote("no config: denied", &["denied", "errno 13"]));
+        assert_eq!(chain(&includes), ["task `load` failed: no config: denied", "errno 13"]);
+        let TaskError::Failed(remote) = &includes else { unreachable!() };
+        assert_eq!((remote.sources().len(), remote.message()), (2, "no config: denied"));
+        let codec = CodecFailure::new(Side::Result, "load", "no float");
+        assert_eq!(chain(&TaskError::Decode(codec.clone())), chain(&codec));
+        let os =
+            BuildError::Os { what: "a thread", error: Arc::new(io::Error::from_raw_os_error(libc::EAGAIN)) };
+        let source = os.source().and_then(|error| error.downcast_ref::<io::Error>());
+        assert_eq!(source.and_then(io::Error::raw_os_error), Some(libc::EAGAIN));
+        assert_eq!(
+            format!("{os:?}"),
+            format!("the operating system refused a thread: {}", source.expect("one"))
+        );
+    }
+
+    #[test]
+    fn a_very_long_list_of_causes_can_be_dropped() {
+        let sources: Vec<_> = (0..1_000_000).map(|number| number.to_string()).collect();
+        let failure = Failure { sources, ..Failure::default() };
+        assert!(chain(&RemoteError::new("load", failure)).len() < 100);
     }
 
     #[test]
@@ -544,9 +685,8 @@ mod tests {
             let text = fs::read_to_string(&file).expect("a source file");
             // Skip the tests: they contain the strings that are searched for here.
             let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-            for (_, behind) in
-                text.match_indices("debug_is_display!(").map(|(at, found)| (at, &text[at + found.len()..]))
-            {
+            let calls = ["debug_is_display!(", "debug_is_chain!("];
+            for behind in calls.iter().flat_map(|call| text.split(call).skip(1)) {
                 let list = behind.split(')').next().unwrap_or_default();
                 for part in list.split(',') {
                     shown.insert(name_of(part.split(']').next_back().unwrap_or_default()));

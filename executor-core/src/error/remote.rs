@@ -5,7 +5,7 @@ use std::{error::Error, fmt, sync::Arc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::ExitStatus;
-use crate::wire::codec::Codec;
+use crate::{debug::Chain, wire::codec::Codec};
 
 /// A task's own error or panic, as reported by the process in which it happened.
 ///
@@ -30,6 +30,50 @@ struct Inner {
     failure: Failure,
     /// How the process ended, if the panic ended it.
     ended: Option<ExitStatus>,
+    /// The first cause of the error, which contains the second, and so on.
+    cause: Option<Cause>,
+}
+
+/// A cause of a task's error: the text of an error in another process.
+#[derive(Clone)]
+struct Cause {
+    text: String,
+    next: Option<Box<Cause>>,
+}
+
+/// The maximum length of a chain of causes. A worker can send a list of any length, and dropping a
+/// longer chain could overflow the stack.
+const MAX_CAUSES: usize = 64;
+
+impl Cause {
+    /// Returns the causes of an error as a chain.
+    ///
+    /// Many error types include their source in their own text. Such a source is left out, so that
+    /// no text is printed twice.
+    fn chain(failure: &Failure) -> Option<Cause> {
+        let outer = std::iter::once(&failure.message).chain(&failure.sources);
+        let causes =
+            failure.sources.iter().zip(outer).filter(|(cause, outer)| !outer.ends_with(cause.as_str()));
+        let causes: Vec<_> = causes.map(|(cause, _)| cause).take(MAX_CAUSES).collect();
+        causes
+            .into_iter()
+            .rev()
+            .fold(None, |next, cause| Some(Cause { text: cause.clone(), next: next.map(Box::new) }))
+    }
+}
+
+crate::debug::debug_is_display!(Cause);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.next.as_deref().map(|next| next as _)
+    }
 }
 
 /// The part of a [`RemoteError`] that crosses the wire.
@@ -54,7 +98,8 @@ pub struct Failure {
 
 impl RemoteError {
     pub(crate) fn new(task: impl Into<String>, failure: Failure) -> Self {
-        RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None }))
+        let cause = Cause::chain(&failure);
+        RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None, cause }))
     }
 
     /// Returns the same panic with the exit status of the process that it ended.
@@ -62,7 +107,12 @@ impl RemoteError {
         let ended = Some(status);
         RemoteError(Arc::new(match Arc::try_unwrap(self.0) {
             Ok(inner) => Inner { ended, ..inner },
-            Err(shared) => Inner { task: shared.task.clone(), failure: shared.failure.clone(), ended },
+            Err(shared) => Inner {
+                task: shared.task.clone(),
+                failure: shared.failure.clone(),
+                ended,
+                cause: shared.cause.clone(),
+            },
         }))
     }
 
@@ -124,6 +174,9 @@ impl RemoteError {
 
     /// Returns the messages of the error's `source()` chain, outermost first.
     ///
+    /// [`source`](Error::source) gives the same messages as errors, without those that the message
+    /// before them already contains.
+    ///
     /// The list is filled if the task's error implements `std::error::Error`, or is an
     /// `anyhow::Error` or a `Box<dyn Error>`.
     pub fn sources(&self) -> &[String] {
@@ -165,27 +218,23 @@ impl RemoteError {
 }
 
 impl fmt::Display for RemoteError {
-    /// Writes one line: the message, then each source behind a colon.
+    /// Writes the message. The causes are in [`source`](Error::source).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message())?;
-        let mut last = self.message();
-        for source in self.sources() {
-            // Many error types include their source in their own text. Do not write it twice.
-            if !last.ends_with(source.as_str()) {
-                write!(f, ": {source}")?;
-            }
-            last = source;
-        }
-        Ok(())
+        f.write_str(self.message())
     }
 }
 
 impl fmt::Debug for RemoteError {
-    /// Writes the `Display` text, followed by the backtrace, if there is one.
+    /// Writes the message, then each cause behind a colon, followed by the backtrace, if there is
+    /// one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)?;
+        fmt::Display::fmt(&Chain(self), f)?;
         self.write_backtrace(f)
     }
 }
 
-impl Error for RemoteError {}
+impl Error for RemoteError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.cause.as_ref().map(|cause| cause as _)
+    }
+}

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     child::watch::{self, Reaper},
+    debug::Chain,
     error::BrokenCause,
     id::WorkerId,
     os::{local, memory::Shared, socket},
@@ -446,7 +447,7 @@ impl Driver {
         let server = match hello {
             Ok(server) => server,
             Err(cause) => {
-                tracing::warn!(%cause, "a worker cannot work");
+                tracing::warn!(cause = %Chain(&cause), "a worker cannot work");
                 return self.refuse(id, cause);
             }
         };

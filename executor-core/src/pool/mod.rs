@@ -70,6 +70,7 @@ use worker::{Boards, Worker};
 
 use crate::{
     child::exit,
+    debug::Chain,
     error::{BrokenCause, TaskError, reply},
     future::{
         callback::{self, CallbackQueue},
@@ -709,7 +710,7 @@ impl Pool {
         let resolved = locked.unlock();
         // Outside the lock, because a subscriber of `tracing` is user code.
         if let Some(cause) = broken {
-            tracing::error!(%cause, "the pool is broken");
+            tracing::error!(cause = %Chain(&cause), "the pool is broken");
         }
         for header in odd {
             tracing::error!(?header, "a worker sent what it should not, and is ended");

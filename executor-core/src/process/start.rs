@@ -5,7 +5,9 @@
 //! ```
 
 use std::{
+    error::Error,
     ffi::OsString,
+    fmt,
     fs::OpenOptions,
     io, iter,
     os::{
@@ -28,7 +30,7 @@ use crate::{
         launch::{Launch, Refused, Step, Way},
         start_method::{self, StartMethod},
     },
-    error::TaskError,
+    error::{ADD_THE_ENTRY, TaskError},
     os::{
         process::{Start, above_stdio},
         ready,
@@ -39,26 +41,17 @@ use crate::{
 };
 
 /// Why a process was not started.
-#[derive(Clone, thiserror::Error)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum StartError {
     /// The arguments of the task cannot be encoded.
-    #[error("{0}")]
     Arguments(TaskError),
     /// An option has an invalid value.
-    #[error("invalid option: {0}")]
     Invalid(Arc<str>),
     /// This process, or the fork server, has never called the entry. Continuing would start
     /// processes without end.
-    #[error(
-        "a process was started again but never reached executor's entry point; {remedy}",
-        remedy = crate::error::ADD_THE_ENTRY
-    )]
     NoEntry,
     /// Processes are nested too deeply.
-    #[error(
-        "processes are nested {depth} deep, {max} is the limit: does a process start itself without end?"
-    )]
     TooDeep {
         /// The depth that the process would have.
         depth: u32,
@@ -68,25 +61,17 @@ pub enum StartError {
     /// Two task functions have the same name. This can happen only where tasks are found by name
     /// across builds. A process of this program never returns it, because it tells such functions
     /// apart.
-    #[error("{0}")]
     DuplicateTask(Arc<str>),
     /// [`StartMethod::Fork`] was used in a process with other threads.
-    #[error(
-        "this process has {threads} threads, and a copy of it would have one: what the others have locked stays locked in \
-         it for ever; use StartMethod::Spawn or StartMethod::ForkServer, or start it before any thread"
-    )]
     Threads {
         /// The number of threads, including the calling one.
         threads: usize,
     },
     /// The fork server cannot create children.
-    #[error("the fork server cannot be used: {0}")]
     ForkServer(Arc<str>),
     /// The system refused to fork.
-    #[error("the operating system refused to fork: {0}")]
     Fork(Arc<io::Error>),
     /// The operating system refused a request.
-    #[error("the operating system refused {what}: {error}")]
     Os {
         /// The request.
         what: &'static str,
@@ -95,7 +80,45 @@ pub enum StartError {
     },
 }
 
-crate::debug::debug_is_display!(StartError);
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Arguments(error) => fmt::Display::fmt(error, f),
+            StartError::Invalid(what) => write!(f, "invalid option: {what}"),
+            StartError::NoEntry => write!(
+                f,
+                "a process was started again but never reached executor's entry point; {ADD_THE_ENTRY}"
+            ),
+            StartError::TooDeep { depth, max } => write!(
+                f,
+                "processes are nested {depth} deep, {max} is the limit: does a process start itself without end?"
+            ),
+            StartError::DuplicateTask(what) => f.write_str(what),
+            StartError::Threads { threads } => write!(
+                f,
+                "this process has {threads} threads, and a copy of it would have one: what the others have \
+                 locked stays locked in it for ever; use StartMethod::Spawn or StartMethod::ForkServer, or \
+                 start it before any thread"
+            ),
+            StartError::ForkServer(why) => write!(f, "the fork server cannot be used: {why}"),
+            StartError::Fork(_) => f.write_str("the operating system refused to fork"),
+            StartError::Os { what, error: _ } => write!(f, "the operating system refused {what}"),
+        }
+    }
+}
+
+impl Error for StartError {
+    /// Returns the operating system's error, as an [`io::Error`].
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            StartError::Arguments(error) => error.source(),
+            StartError::Fork(error) | StartError::Os { error, .. } => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+crate::debug::debug_is_chain!(StartError);
 
 impl StartError {
     pub(super) fn os(what: &'static str, error: io::Error) -> Self {

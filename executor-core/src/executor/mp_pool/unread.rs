@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{error::TaskError, future::callback::CallbackQueue, os::fork::Origin};
+use crate::{debug::Chain, error::TaskError, future::callback::CallbackQueue, os::fork::Origin};
 
 /// The outcome of a task, as far as the log needs it.
 pub(super) trait Outlook: Send + Sync {
@@ -95,6 +95,6 @@ impl Unread {
 /// These errors are expected.
 pub(super) fn log(error: &TaskError) {
     if !error.is_shutdown() && !error.is_cancelled() {
-        tracing::warn!(%error, "a task failed, and nobody has read its error");
+        tracing::warn!(error = %Chain(error), "a task failed, and nobody has read its error");
     }
 }
