@@ -43,6 +43,8 @@ pub mod kill_point;
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
+#[cfg(test)]
+mod auto_traits;
 mod child;
 mod debug;
 pub mod error;

@@ -44,7 +44,7 @@ const STRANGERS: [(&str, &str); 2] = [("pool", "worker"), ("pool", "process")];
 /// The layers above all others: what users call, and what generated code calls.
 const TOP: [&str; 3] = ["executor", "private", "lib"];
 /// The modules that only tests and fuzzers see. They may use everything.
-const BESIDE: [&str; 2] = ["fuzz", "tidy"];
+const BESIDE: [&str; 3] = ["auto_traits", "fuzz", "tidy"];
 
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

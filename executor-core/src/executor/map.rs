@@ -12,6 +12,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -94,6 +95,18 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// The chunk that is being filled.
     open: OpenChunk,
     marker: std::marker::PhantomData<fn() -> (F, A)>,
+}
+
+impl<F: TaskArgs<A>, A, I, M> fmt::Debug for Map<F, A, I, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("task", &F::NAME)
+            .field("unordered", &self.unordered)
+            .field("taken", &self.taken)
+            .field("yielded", &self.yielded)
+            .field("over", &self.over)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A chunk of items that are encoded and not submitted yet.
@@ -500,6 +513,12 @@ pub struct MapWithIndex<F: TaskArgs<A>, A, I, M> {
     map: Map<F, A, I, M>,
 }
 
+impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapWithIndex<F, A, I, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MapWithIndex").field(&self.map).finish()
+    }
+}
+
 impl<F: TaskArgs<A>, A, I, M> MapWithIndex<F, A, I, M> {
     /// Turns the iterator into a [`Stream`], for async code.
     pub fn stream(self) -> MapStreamWithIndex<F, A, I, M> {
@@ -531,6 +550,12 @@ pub struct MapStreamWithIndex<F: TaskArgs<A>, A, I, M> {
     stream: MapStream<F, A, I, M>,
 }
 
+impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStreamWithIndex<F, A, I, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MapStreamWithIndex").field(&self.stream.map).finish()
+    }
+}
+
 impl<F, A, I, M> Stream for MapStreamWithIndex<F, A, I, M>
 where
     F: TaskArgs<A>,
@@ -550,6 +575,12 @@ where
 pub struct MapStream<F: TaskArgs<A>, A, I, M> {
     map: Map<F, A, I, M>,
     timer: Option<Timer>,
+}
+
+impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStream<F, A, I, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MapStream").field(&self.map).finish()
+    }
 }
 
 // No field is ever pinned.

@@ -424,6 +424,26 @@ pub struct ProcessPoolBuilder {
     stack_size: Option<usize>,
 }
 
+impl std::fmt::Debug for ProcessPoolBuilder {
+    /// Writes the options. Of environment variables it writes the names only, because values may
+    /// be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.envs.iter().map(|(name, _)| name).collect();
+        f.debug_struct("ProcessPoolBuilder")
+            .field("max_workers", &self.max_workers)
+            .field("max_tasks_per_worker", &self.max_tasks_per_worker)
+            .field("start_at_once", &self.start_at_once)
+            .field("initializer", &self.initializer.as_ref().map(|initializer| &initializer.name))
+            .field("initializer_timeout", &self.initializer_timeout)
+            .field("envs", &names)
+            .field("start_timeout", &self.start_timeout)
+            .field("on_drop", &self.on_drop)
+            .field("exit_timeout", &self.exit_timeout)
+            .field("stack_size", &self.stack_size)
+            .finish_non_exhaustive()
+    }
+}
+
 impl ProcessPoolBuilder {
     /// Sets the maximum number of workers. The default is [`usable_cpus`](crate::usable_cpus).
     /// Workers start on demand.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     pin::Pin,
     sync::{Arc, Condvar, Mutex, PoisonError},
     task::{Context, Poll, Wake, Waker},
@@ -178,6 +179,25 @@ struct CompletionSet<T> {
     done: Arc<DoneQueue>,
     next_key: usize,
 }
+
+impl<T> fmt::Debug for CompletionSet<T> {
+    /// Writes the futures that were not yielded yet.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.pending.values()).finish()
+    }
+}
+
+macro_rules! debug {
+    ($($type:ident),+) => {$(
+        impl<T> fmt::Debug for $type<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($type)).field(&self.set).finish()
+            }
+        }
+    )+};
+}
+
+debug!(AsCompleted, AsCompletedStream, AsCompletedTimeout);
 
 impl<T> Default for CompletionSet<T> {
     fn default() -> Self {

@@ -31,6 +31,7 @@ use crate::{
 /// }
 /// ```
 #[must_use = "a builder does nothing until `build`"]
+#[derive(Debug)]
 pub struct PoolBuilder {
     processes: Processes,
     max_tasks_per_child: Option<usize>,
@@ -38,6 +39,7 @@ pub struct PoolBuilder {
 }
 
 /// The number of workers of a pool.
+#[derive(Debug)]
 enum Processes {
     Exactly(usize),
     /// The number of usable CPUs minus this number, but at least one.

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    fmt,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, PoisonError},
@@ -53,6 +54,12 @@ pub struct IMap<F: TaskArgs<A>, A, I, M> {
     feeding: Option<Feeding>,
     /// The error that ended the pool. It is yielded after the results that remain.
     ended_by: Option<TaskError>,
+}
+
+impl<F: TaskArgs<A>, A, I, M> fmt::Debug for IMap<F, A, I, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IMap").field("map", &self.map).finish_non_exhaustive()
+    }
 }
 
 /// The function that makes a task from an item. Here the items are tasks already.

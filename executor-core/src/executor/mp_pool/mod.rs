@@ -494,7 +494,7 @@ impl Pool {
 }
 
 /// The maps of a [`Pool`] with a chosen chunk size, made by [`Pool::chunk_size`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use = "it does nothing until it maps"]
 pub struct Chunked<'a> {
     pool: &'a Pool,
