@@ -494,15 +494,15 @@ fn children_can_be_awaited() {
             Process::new(echo::task(number)).start_method(METHODS[number as usize % 2]).start().unwrap()
         })
         .collect();
-    let all = futures::future::join_all(children.iter().map(Child::wait));
+    let all = futures::future::join_all(children.iter().map(Child::join_async));
     let values: Vec<_> = futures::executor::block_on(all).into_iter().map(Result::unwrap).collect();
     assert_eq!(values, (0..10).collect::<Vec<_>>());
     let gate = Gate::new();
     let child = Process::new(hold::task(gate.path())).start().unwrap();
     // Dropping the future loses nothing.
-    assert!(futures::FutureExt::now_or_never(child.wait()).is_none());
+    assert!(futures::FutureExt::now_or_never(child.join_async()).is_none());
     gate.open();
-    assert_eq!(futures::executor::block_on(child.wait()).unwrap(), child.pid());
+    assert_eq!(futures::executor::block_on(child.join_async()).unwrap(), child.pid());
 }
 
 /// A waker that calls the library.
@@ -521,7 +521,7 @@ fn a_waker_may_call_active_children() {
     let child = Process::new(hold::task(gate.path())).start().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     let waker = Arc::new(Asks(sender)).into();
-    let mut wait = Box::pin(child.wait());
+    let mut wait = Box::pin(child.join_async());
     assert!(wait.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
     gate.open();
     receiver.recv_timeout(LONG).expect("it comes to an end");
@@ -870,7 +870,7 @@ fn a_join_closes_the_childs_piped_input() {
         assert!(child.join_timeout(Duration::ZERO).is_none());
         assert_eq!(child.join().unwrap(), "");
         let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
-        assert_eq!(futures::executor::block_on(child.wait()).unwrap(), "");
+        assert_eq!(futures::executor::block_on(child.join_async()).unwrap(), "");
     }
 }
 

@@ -618,7 +618,7 @@ fn joins_in_a_fork() {
         assert!(matches!(error, TaskError::Invalid(_)), "{error:?}");
         assert!(error.to_string().contains("another process"), "{error}");
         assert!(child.join_timeout(Duration::ZERO).unwrap().is_err());
-        assert!(futures::executor::block_on(child.wait()).is_err());
+        assert!(futures::executor::block_on(child.join_async()).is_err());
         assert_eq!(child.wait_exit(), ExitStatus::Unknown);
         assert_eq!(child.exit_code(), None);
         child.kill().unwrap();

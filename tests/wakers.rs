@@ -322,7 +322,11 @@ fn futures_of_processes_and_pools_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let event = leak(Event::new().unwrap());
     let child = leak(Process::new(waits::task(event.clone())).start().unwrap());
-    lives_with_reentrant_wakers("a child", || Box::pin(async { drop(child.wait().await) }), || event.set());
+    lives_with_reentrant_wakers(
+        "a child",
+        || Box::pin(async { drop(child.join_async().await) }),
+        || event.set(),
+    );
     event.clear();
     let pool = leak(Pool::new(2).unwrap());
     lives_with_reentrant_wakers(

@@ -101,7 +101,7 @@ impl<T> Child<T> {
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
-    pub async fn wait(&self) -> Result<T, TaskError> {
+    pub async fn join_async(&self) -> Result<T, TaskError> {
         drop(self.take_stdin());
         Ended(&self.handle.record).await;
         (self.decode)(self.handle.record.outcome())
