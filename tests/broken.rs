@@ -620,7 +620,6 @@ fn every_future_is_resolved_once_while_workers_die_at_random() {
             _ => panic!("{:?} gave {error:?}", trap.1),
         }
     }
-    let deadline = Some(Instant::now() + Duration::from_secs(30));
-    pool.shutdown_with(ShutdownOptions { wait: true, cancel_pending: false, deadline });
+    pool.shutdown_with(ShutdownOptions::new().deadline(Instant::now() + Duration::from_secs(30)));
     assert_eq!(callbacks.load(std::sync::atomic::Ordering::Relaxed), 600, "each callback once");
 }

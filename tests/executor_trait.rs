@@ -112,7 +112,7 @@ fn shutdown_through_the_trait_rejects_new_tasks_and_cancels_pending_ones() {
     let running = shared.submit(support::hold::task(gate.path()));
     let pending = shared.submit(support::hold::task(gate.path()));
     gate.wait_for(1);
-    shared.shutdown_with(ShutdownOptions { wait: false, cancel_pending: true, deadline: None });
+    shared.shutdown_with(ShutdownOptions::new().wait(false).cancel_pending(true));
     assert!(pending.result().unwrap_err().is_cancelled());
     gate.open();
     assert!(running.result().is_ok());

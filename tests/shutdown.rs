@@ -18,7 +18,7 @@ use support::{
 
 executor::test_support!();
 
-const NOW: ShutdownOptions = ShutdownOptions { wait: true, cancel_pending: true, deadline: None };
+const NOW: ShutdownOptions = ShutdownOptions::new().cancel_pending(true);
 
 /// Less than the half minute after which a pool checks its state without being woken. On any
 /// machine, a wake-up takes less than this.
@@ -69,7 +69,7 @@ fn sd05_shutdown_with_cancel_pending_leaves_no_task_pending() {
     let (pool, gate) = (pool(5), Gate::new());
     let futures: Vec<_> = (0..50).map(|_| pool.submit(hold::task(gate.path()))).collect();
     gate.wait_for(5);
-    pool.shutdown_with(ShutdownOptions { wait: false, ..NOW });
+    pool.shutdown_with(NOW.wait(false));
     let cancelled = futures.iter().filter(|future| future.cancelled()).count();
     assert_eq!(cancelled, 45, "all that had not begun, at once");
     gate.open();
@@ -325,8 +325,7 @@ fn a_deadline_ends_running_tasks() {
     let queued = pool.submit(echo::task(1));
     gate.wait_for(1);
     let start = Instant::now();
-    let deadline = Some(start + Duration::from_millis(50));
-    pool.shutdown_with(ShutdownOptions { wait: true, cancel_pending: false, deadline });
+    pool.shutdown_with(ShutdownOptions::new().deadline(start + Duration::from_millis(50)));
     assert!(start.elapsed() < A_LOOK_AROUND, "it kept the deadline, it did not come across it");
     assert!(matches!(running.result(), Err(TaskError::Shutdown)));
     assert!(matches!(queued.result(), Err(TaskError::Shutdown)));
@@ -341,8 +340,7 @@ fn a_later_and_harder_shutdown_overrides_a_softer_one() {
     let queued = pool.submit(echo::task(1));
     gate.wait_for(1);
     pool.shutdown(false);
-    let far = Some(Instant::now() + Duration::from_secs(3600));
-    pool.shutdown_with(ShutdownOptions { wait: false, cancel_pending: true, deadline: far });
+    pool.shutdown_with(NOW.wait(false).deadline(Instant::now() + Duration::from_secs(3600)));
     assert!(queued.result().unwrap_err().is_cancelled());
     assert!(!running.done());
     // The worker is stopped so that it cannot react to being terminated, and then killed.
@@ -369,7 +367,7 @@ fn many_threads_can_shut_down_at_once_while_others_submit() {
                     0 => pool.shutdown(true),
                     1 => pool.shutdown(false),
                     2 => pool.shutdown_with(NOW),
-                    _ => pool.shutdown_with(ShutdownOptions { deadline: Some(Instant::now()), ..NOW }),
+                    _ => pool.shutdown_with(NOW.deadline(Instant::now())),
                 });
             }
             submitting.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -111,15 +111,13 @@ pub struct RawControl(pub(crate) Arc<dyn Control>);
 /// fn main() {
 ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
 ///     let future = pool.submit(forever::task());
-///     pool.shutdown_with(ShutdownOptions {
-///         wait: true,
-///         cancel_pending: true,
-///         deadline: Some(Instant::now() + Duration::from_millis(50)),
-///     });
+///     let deadline = Instant::now() + Duration::from_millis(50);
+///     pool.shutdown_with(ShutdownOptions::new().cancel_pending(true).deadline(deadline));
 ///     assert!(future.done());
 /// }
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct ShutdownOptions {
     /// Whether the call returns only when every task is resolved, every worker is reaped, and every
     /// queued callback has run.
@@ -131,10 +129,38 @@ pub struct ShutdownOptions {
     pub deadline: Option<Instant>,
 }
 
-impl Default for ShutdownOptions {
+impl ShutdownOptions {
     /// Returns the options of `shutdown(true)`: it waits, cancels nothing and has no deadline.
-    fn default() -> Self {
+    pub const fn new() -> Self {
         ShutdownOptions { wait: true, cancel_pending: false, deadline: None }
+    }
+
+    /// Sets [`wait`](field@Self::wait).
+    #[must_use]
+    pub const fn wait(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Sets [`cancel_pending`](field@Self::cancel_pending).
+    #[must_use]
+    pub const fn cancel_pending(mut self, cancel_pending: bool) -> Self {
+        self.cancel_pending = cancel_pending;
+        self
+    }
+
+    /// Sets [`deadline`](field@Self::deadline).
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+impl Default for ShutdownOptions {
+    /// Does the same as [`new`](Self::new).
+    fn default() -> Self {
+        Self::new()
     }
 }
 
