@@ -1,6 +1,6 @@
 //! Shared parts of the programs whose processes are killed or stopped at every step of a protocol.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// Number of rounds by default.
 pub(crate) const ROUNDS: u64 = 300;
@@ -10,6 +10,22 @@ pub(crate) const EXTRA_ROUNDS_MAX: u64 = 400;
 /// a second after a death. This limit also allows for other processes with a higher priority, with
 /// which sixteen rounds took two minutes.
 pub(crate) const HANGS_AFTER: Duration = Duration::from_secs(120);
+
+/// Returns the number in an environment variable, if it is set.
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+}
+
+/// Returns the seeds of the rounds: those from `EXECUTOR_SEED` on, one by default, or else those
+/// from zero on. `EXECUTOR_ROUNDS` says how many.
+#[allow(dead_code, reason = "`deaths` repeats one seed")]
+pub(crate) fn seeds() -> Range<u64> {
+    match number("EXECUTOR_SEED") {
+        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
+        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
+    }
+}
 
 /// A small seeded random number generator: splitmix64.
 pub(crate) struct Random(pub(crate) u64);
@@ -25,6 +41,16 @@ impl Random {
 
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
+    }
+
+    #[allow(dead_code, reason = "not every program has odds")]
+    pub(crate) fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    #[allow(dead_code, reason = "not every program picks")]
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
     }
 }
 

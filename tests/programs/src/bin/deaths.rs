@@ -9,6 +9,9 @@
 //! `EXECUTOR_ROUNDS=10000` runs that many seeds, and `EXECUTOR_SEED=17` runs that seed. A failure
 //! prints its seed. At the end the program prints how often workers died at each step.
 
+#[path = "../dying.rs"]
+mod dying;
+
 use std::{
     fmt,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
@@ -21,16 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random, number};
 use executor::{BrokenCause, ExitStatus, SharedBytes, prelude::*};
 use executor_core::kill_point::{self, Step};
-
-/// Number of rounds by default.
-const ROUNDS: u64 = 300;
-/// Maximum number of extra rounds for a step that the random rounds did not reach.
-const EXTRA_ROUNDS_MAX: u64 = 200;
-/// Time after which a round counts as hanging, also on a busy machine. A round takes some
-/// milliseconds.
-const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 /// Names the file of the record.
 const RECORD: &str = "EXECUTOR_TEST_RECORD";
@@ -309,31 +305,6 @@ fn prepare() {}
 
 // ---- the plan of a round ------------------------------------------------------------------------
 
-struct Dice(u64);
-
-impl Dice {
-    /// splitmix64.
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.roll() % end
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
 #[derive(Debug)]
 struct Plan {
     workers: usize,
@@ -415,7 +386,7 @@ fn is_early(step: Step) -> bool {
 
 impl Plan {
     fn of(seed: u64, steps: &[Step]) -> Plan {
-        let mut dice = Dice(seed);
+        let mut dice = Random(seed);
         // Every step is the first one in turn, so that rounds in a row cover all steps.
         let first = steps[(seed % steps.len() as u64) as usize];
         let mut steps_to_die_at = vec![first];
@@ -479,7 +450,7 @@ fn goes_in_parts(step: Step) -> bool {
 }
 
 impl Work {
-    fn roll(dice: &mut Dice, first: Step) -> Work {
+    fn roll(dice: &mut Random, first: Step) -> Work {
         let wait = match dice.below(10) {
             0..=2 => Wait::Now,
             3..=6 => Wait::Thread(dice.below(THREADS as u64) as usize),
@@ -1020,11 +991,6 @@ fn watch(record: &'static Record) {
         println!("begun: {:?}", order.map(|number| number - 1).collect::<Vec<_>>());
         std::process::abort();
     }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }
 
 fn over_ipc() -> bool {

@@ -34,7 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, Random, number, seeds};
 use executor::{
     Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockResult, OwnerDied, Queue,
     RLock, RawValue, Semaphore, ShareableList, Value,
@@ -714,14 +714,10 @@ fn count_attempt(counts: &mut BTreeMap<Step, u32>, seed: u64, wanted: Wanted) ->
 }
 
 fn main() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
     let stops = number("EXECUTOR_STOPS").unwrap_or(0) != 0;
     let chance = Wanted { stops, ..Wanted::default() };
-    let seeds = match number("EXECUTOR_SEED") {
-        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
-        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
-    };
+    let seeds = seeds();
     let all = number("EXECUTOR_SEED").is_none();
     let mut counts: BTreeMap<Step, u32> = Step::SYNC.iter().map(|step| (*step, 0)).collect();
     let began = Instant::now();

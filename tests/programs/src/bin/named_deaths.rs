@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, Random, number, seeds};
 use executor::{ShareableList, SharedMemory};
 use executor_core::kill_point::{self, Step};
 
@@ -287,12 +287,8 @@ fn attempt(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc
 }
 
 fn main() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
-    let seeds = match number("EXECUTOR_SEED") {
-        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
-        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
-    };
+    let seeds = seeds();
     let signals = [libc::SIGKILL, libc::SIGSTOP];
     let steps: Vec<_> = Step::NAMED.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
     let mut fell = vec![0_u32; steps.len()];

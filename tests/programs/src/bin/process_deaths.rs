@@ -39,7 +39,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, Random, number, seeds};
 use executor::{Child, Context, ExitStatus, SharedBytes, StartMethod, prelude::*};
 use executor_core::kill_point::{self, Step};
 
@@ -768,7 +768,6 @@ fn main() {
     // SAFETY: sets a signal handler, which prints a line and aborts.
     unsafe { libc::signal(libc::SIGALRM, on_alarm as *const () as libc::sighandler_t) };
     make_stranger(record);
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let mut steps = vec![Step::Started, Step::SetupRead, Step::Decoded, Step::Ran, Step::Encoded];
     steps.extend(Step::PROCESS);
     // In these rounds nothing is hit. What is open after them is the base for the comparison.
@@ -776,10 +775,7 @@ fn main() {
         let _ = attempt(seed, None, &steps, None);
     }
     let base = Some(descriptors());
-    let seeds = match number("EXECUTOR_SEED") {
-        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
-        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
-    };
+    let seeds = seeds();
     let signals = [libc::SIGKILL, libc::SIGSTOP];
     let both: Vec<_> = steps.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
     let mut fell = vec![0_u32; both.len()];

@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random};
+use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random, number, seeds};
 use executor::{GetError, JoinableQueue, OnLost, PutError, SharedBytes};
 use executor_core::kill_point::{self, Step};
 
@@ -538,15 +538,11 @@ fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
 }
 
 fn main() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     kill_point::set_hook(on_step);
     // Make one queue first, so that descriptors that a process opens only once are open before
     // counting.
     drop(JoinableQueue::<u32>::unbounded());
-    let seeds = match number("EXECUTOR_SEED") {
-        Some(seed) => seed..seed + number("EXECUTOR_ROUNDS").unwrap_or(1),
-        None => 0..number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS),
-    };
+    let seeds = seeds();
     let all = number("EXECUTOR_SEED").is_none();
     let stops = number("EXECUTOR_STOPS").unwrap_or(0) != 0;
     let every_step = all && seeds.end >= ROUNDS;
