@@ -73,8 +73,12 @@ fn main() {
             pool.submit(sum::task(bytes)).result().expect("a result");
         });
         println!("{} KiB, in MB/s", size >> 10);
-        println!("    echo                   {echoed:>8.0}    four copies within one process {copies:>8.0}");
-        println!("    one way, borrowed      {read:>8.0}    a warm copy within one process {warm:>8.0}");
+        println!(
+            "    echo                   {echoed:>8.0}    four copies within one process {copies:>8.0}"
+        );
+        println!(
+            "    one way, borrowed      {read:>8.0}    a warm copy within one process {warm:>8.0}"
+        );
         println!("    SharedBytes, kept      {shared:>8.0}");
         println!("    SharedBytes, made anew {fresh:>8.0}");
     }

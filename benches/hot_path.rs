@@ -105,9 +105,8 @@ fn main() -> ExitCode {
 fn work(workload: &str, count: u64) {
     let pool = ProcessPoolExecutor::builder().max_workers(1).build().expect("a pool");
     match workload {
-        "trip" => {
-            (0..count).for_each(|x| assert_eq!(pool.submit(no_op::task(x)).result().expect("a result"), x))
-        }
+        "trip" => (0..count)
+            .for_each(|x| assert_eq!(pool.submit(no_op::task(x)).result().expect("a result"), x)),
         "noop" => {
             let futures: Vec<_> = (0..count).map(|x| pool.submit(no_op::task(x))).collect();
             futures.into_iter().for_each(|future| _ = future.result().expect("a result"));

@@ -75,8 +75,9 @@ fn main() {
     for size in [1 << 10, 64 << 10, 1 << 20] {
         let bytes = vec![7_u8; size];
         let rounds = (rounds / 100).max(2);
-        let time =
-            timed(|| (0..rounds).try_for_each(|_| pool.submit(echo::task(bytes.clone())).result().map(drop)));
+        let time = timed(|| {
+            (0..rounds).try_for_each(|_| pool.submit(echo::task(bytes.clone())).result().map(drop))
+        });
         let rate = size as f64 * rounds as f64 / time.as_secs_f64() / 1e6;
         println!("{:<28} {rate:>12.1} MB/s", format!("echo of {} KiB", size >> 10));
     }

@@ -62,7 +62,8 @@ fn main() {
     // Create the contexts first, and start one child with each: the first child starts the fork
     // server. `Fork` is allowed, because this process has no threads except this one and the
     // library's watcher.
-    let contexts = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork].map(Context::new);
+    let contexts =
+        [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork].map(Context::new);
     let mut rows: Vec<(String, Vec<f64>)> = contexts
         .iter()
         .map(|context| (format!("executor, {:?}", context.start_method()), Vec::new()))
@@ -77,7 +78,8 @@ fn main() {
         }
         let times = &mut rows[contexts.len()].1;
         times.push(microseconds(|| {
-            let status = Command::new("/bin/true").stdin(Stdio::null()).status().expect("it starts");
+            let status =
+                Command::new("/bin/true").stdin(Stdio::null()).status().expect("it starts");
             assert!(status.success());
         }));
     }

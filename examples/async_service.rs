@@ -23,7 +23,10 @@ fn fibonacci(n: u64) -> u64 {
     if n < 2 { n } else { fibonacci(n - 1) + fibonacci(n - 2) }
 }
 
-async fn handler(State(pool): State<ProcessPoolExecutor>, Path(n): Path<u64>) -> (StatusCode, String) {
+async fn handler(
+    State(pool): State<ProcessPoolExecutor>,
+    Path(n): Path<u64>,
+) -> (StatusCode, String) {
     let task = fibonacci::task(n).timeout(Duration::from_secs(1));
     // axum drops this future when the client disconnects. `kill_on_drop` then kills the worker, and
     // the pool replaces it.

@@ -13,7 +13,9 @@ fn native(input: u32) -> u32 {
     match input {
         2 => {
             // SAFETY: none. This writes to address zero on purpose, and SIGSEGV ends the process.
-            unsafe { std::ptr::without_provenance_mut::<u8>(std::hint::black_box(0)).write_volatile(1) }
+            unsafe {
+                std::ptr::without_provenance_mut::<u8>(std::hint::black_box(0)).write_volatile(1)
+            }
             0
         }
         3 => loop {

@@ -91,7 +91,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         total.0
     );
 
-    let futures: Vec<_> = (0..workers).map(|_| pool.submit(footprint::task(bytes.clone()))).collect();
+    let futures: Vec<_> =
+        (0..workers).map(|_| pool.submit(footprint::task(bytes.clone()))).collect();
     let mut shares = 0;
     for future in futures {
         let (process, resident, proportional) = future.result()?;

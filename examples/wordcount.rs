@@ -180,7 +180,9 @@ fn batches(directory: &Path, workers: usize) -> (Vec<Vec<OsString>>, Vec<(OsStri
     for (path, size) in files {
         batch.push(path);
         bytes += size;
-        if bytes >= (left / (2 * workers.max(1) as u64)).clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end()) {
+        if bytes
+            >= (left / (2 * workers.max(1) as u64)).clamp(*BATCH_BYTES.start(), *BATCH_BYTES.end())
+        {
             batches.push(std::mem::take(&mut batch));
             left -= std::mem::take(&mut bytes);
         }
@@ -227,8 +229,8 @@ fn table(header: [&str; 2], rows: impl IntoIterator<Item = [String; 2]>) {
 
 /// A progress bar on stderr. It is drawn only if stderr is a terminal.
 fn progress_bar(batches: usize) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left").expect("a valid template");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left")
+        .expect("a valid template");
     ProgressBar::new(batches as u64).with_style(style)
 }
 

@@ -295,8 +295,8 @@ pub mod prelude {
     //! The few names that most programs need: `use executor::prelude::*;`
 
     pub use crate::{
-        Executor, ProcessPoolExecutor, ReturnWhen, Task, TaskError, TaskFn, TaskFuture, as_completed, task,
-        wait,
+        Executor, ProcessPoolExecutor, ReturnWhen, Task, TaskError, TaskFn, TaskFuture,
+        as_completed, task, wait,
     };
     // The trait's methods are needed on `&dyn Executor`; the trait's name rarely is.
     pub use crate::ExecutorExt as _;
@@ -330,7 +330,9 @@ macro_rules! test_support {
             ) {
                 // SAFETY: only the loader calls this function. It gets it from the table that
                 // `EXECUTOR_INIT` lies in.
-                unsafe { $crate::__private::init_before_main(&raw const EXECUTOR_INIT, argc, argv, envp) };
+                unsafe {
+                    $crate::__private::init_before_main(&raw const EXECUTOR_INIT, argc, argv, envp)
+                };
             }
             #[used]
             #[unsafe(link_section = ".init_array")]

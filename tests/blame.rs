@@ -110,7 +110,10 @@ fn each_kind_of_panic_payload_has_its_own_message_and_location() {
     for (what, text) in [(0, "constant"), (1, "made 1"), (2, "(a panic payload that is no text)")] {
         let error = pool.submit(throws::task(what)).result().unwrap_err();
         assert_eq!(message(&error), text);
-        assert!(location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")), "{error}");
+        assert!(
+            location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")),
+            "{error}"
+        );
     }
     let error = pool.submit(throws::task(3)).result().unwrap_err();
     assert_eq!(location(&error), None, "{error}");
@@ -175,7 +178,8 @@ fn an_abort_reports_the_signal_and_the_tasks_last_panic() {
     let pool = pool(1);
     let error = pool.submit(catches_and_aborts::task("caught".into())).result().unwrap_err();
     assert_eq!(assert_aborted(&error), Some(("caught".into(), false)));
-    let error = pool.submit(a_thread_panics_and_it_aborts::task("aside".into())).result().unwrap_err();
+    let error =
+        pool.submit(a_thread_panics_and_it_aborts::task("aside".into())).result().unwrap_err();
     assert_eq!(assert_aborted(&error), Some(("aside".into(), true)));
 }
 
@@ -341,7 +345,10 @@ fn a_stack_overflow_in_a_forked_copy_is_not_reported_for_the_worker() {
         assert!(!detail.stack_overflow, "{error}");
     }
     let error = pool.submit(overflows::task()).result().unwrap_err();
-    assert!(matches!(&error, TaskError::WorkerLost { detail, .. } if detail.stack_overflow), "{error}");
+    assert!(
+        matches!(&error, TaskError::WorkerLost { detail, .. } if detail.stack_overflow),
+        "{error}"
+    );
 }
 
 // ---- each step by its name ----------------------------------------------------------------------
@@ -396,13 +403,20 @@ fn a_panic_in_a_drop_is_reported_as_a_panic_of_the_task() {
     ];
     for error in dropped {
         assert_eq!(message(&error), "drop of a Guard");
-        assert!(location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")), "{error}");
-        assert!(error.to_string().contains("while its arguments or its result were dropped"), "{error}");
+        assert!(
+            location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("while its arguments or its result were dropped"),
+            "{error}"
+        );
     }
     let error = pool.submit(takes::task(Guard(1))).result().unwrap_err();
     assert_eq!(message(&error), "drop of a Guard");
     assert!(!error.to_string().contains("while"), "the function itself has dropped it: {error}");
-    let error = Process::new(gives::task()).start().unwrap().join().map(std::mem::forget).unwrap_err();
+    let error =
+        Process::new(gives::task()).start().unwrap().join().map(std::mem::forget).unwrap_err();
     assert_eq!(message(&error), "drop of a Guard");
     // The worker goes on, and the result encoded before the panic is not delivered to another task.
     assert_eq!(pool.submit(echo_number::task(7)).result().unwrap(), 7);
@@ -454,7 +468,10 @@ fn a_panic_in_a_drop_of_arguments_in_the_caller_is_not_blamed_on_serialize() {
     let _watchdog = watchdog();
     let error = pool(1).submit(takes_mine::task(Mine(1))).result().unwrap_err();
     assert_eq!(message(&error), "drop of what is mine");
-    assert!(error.to_string().contains("in the caller, while its arguments were dropped"), "{error}");
+    assert!(
+        error.to_string().contains("in the caller, while its arguments were dropped"),
+        "{error}"
+    );
 }
 
 /// An error whose `Display` panics.

@@ -141,10 +141,14 @@ fn assert_blame(place: Place, fault: Fault, error: &TaskError, worker: u32, func
 #[track_caller]
 fn assert_told(place: Place, fault: Fault, error: &TaskError, function: &str) {
     match (place, fault, error) {
-        (Place::Run, Fault::Error, TaskError::Failed(remote)) => assert_eq!(remote.message(), "struck"),
+        (Place::Run, Fault::Error, TaskError::Failed(remote)) => {
+            assert_eq!(remote.message(), "struck")
+        }
         (Place::Run, Fault::Panic, TaskError::Panicked(remote)) => {
             assert_eq!(remote.message(), "struck");
-            assert!(remote.location().is_some_and(|location| location.starts_with("tests/broken.rs:")));
+            assert!(
+                remote.location().is_some_and(|location| location.starts_with("tests/broken.rs:"))
+            );
         }
         (Place::EncodeArgs | Place::EncodeResult, _, TaskError::Encode(failure))
         | (Place::DecodeArgs | Place::DecodeResult, _, TaskError::Decode(failure)) => {
@@ -329,7 +333,8 @@ fn a_panic_on_another_thread_of_a_worker_affects_no_task() {
     let during = pool.submit(hold::task(held.path()));
     held.wait_for(1);
     gate.open();
-    let threads = || fs::read_dir(format!("/proc/{worker}/task")).map_or(0, |threads| threads.count());
+    let threads =
+        || fs::read_dir(format!("/proc/{worker}/task")).map_or(0, |threads| threads.count());
     eventually("the thread has ended", || threads() <= 3);
     held.open();
     assert_eq!(during.result().unwrap(), worker, "the task that ran meanwhile is innocent");
@@ -369,7 +374,9 @@ fn br04_each_future_of_several_lost_workers_gets_its_own_error() {
     }
     let mut lost = Vec::new();
     for (i, future) in futures.into_iter().enumerate() {
-        let Err(TaskError::WorkerLost { pid, detail, .. }) = future.result() else { panic!("it came back") };
+        let Err(TaskError::WorkerLost { pid, detail, .. }) = future.result() else {
+            panic!("it came back")
+        };
         assert_eq!(detail.task, format!("held {i}"));
         lost.push(pid);
     }
@@ -424,7 +431,9 @@ fn br27_a_worker_killed_while_shutdown_waits_fails_only_its_task() {
     let killer = pool.submit(kill_other::task(sibling));
     pool.shutdown(true);
     killer.result().unwrap();
-    let Err(TaskError::WorkerLost { pid, status, .. }) = held.result() else { panic!("it came back") };
+    let Err(TaskError::WorkerLost { pid, status, .. }) = held.result() else {
+        panic!("it came back")
+    };
     assert_eq!((pid, status), (sibling, ExitStatus::Signaled(libc::SIGKILL)));
 }
 
@@ -453,7 +462,9 @@ fn refuse(text: String) -> Result<(), Stubborn> {
 fn br28_an_error_that_cannot_be_decoded_keeps_its_text() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let Err(TaskError::Failed(error)) = pool.submit(refuse::task("no".into())).result() else { panic!() };
+    let Err(TaskError::Failed(error)) = pool.submit(refuse::task("no".into())).result() else {
+        panic!()
+    };
     assert_eq!(error.message(), "stubborn: no");
     assert!(error.downcast::<Stubborn>().is_none());
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
@@ -484,7 +495,9 @@ fn br30_a_worker_killed_in_the_middle_of_a_map_fails_only_its_item() {
             for (number, outcome) in outcomes.into_iter().enumerate() {
                 match outcome {
                     Err(error) if number == 50 => assert!(error.is_worker_lost(), "{error}"),
-                    other => assert_eq!(other.unwrap(), number as u64, "only item 50 was being run"),
+                    other => {
+                        assert_eq!(other.unwrap(), number as u64, "only item 50 was being run")
+                    }
                 }
             }
         }
@@ -560,7 +573,8 @@ fn br34_unusual_ends_of_a_worker_affect_only_their_task() {
     let bystander = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
     assert!(pool.submit(throw_no_text::task()).result().unwrap_err().is_panic());
-    let Err(TaskError::WorkerLost { status, .. }) = pool.submit(interrupt_itself::task()).result() else {
+    let Err(TaskError::WorkerLost { status, .. }) = pool.submit(interrupt_itself::task()).result()
+    else {
         panic!("it came back")
     };
     assert_eq!(status, ExitStatus::Signaled(libc::SIGINT));
@@ -615,7 +629,9 @@ fn every_future_is_resolved_once_while_workers_die_at_random() {
     for (trap, future) in futures {
         let Err(error) = future.result() else { panic!("{:?} went by", trap.1) };
         match (&error, kills_worker(trap.1)) {
-            (TaskError::WorkerLost { pid, .. }, true) => assert_blame(trap.0, trap.1, &error, *pid, "spring"),
+            (TaskError::WorkerLost { pid, .. }, true) => {
+                assert_blame(trap.0, trap.1, &error, *pid, "spring")
+            }
             (_, false) => assert_told(trap.0, trap.1, &error, "spring"),
             _ => panic!("{:?} gave {error:?}", trap.1),
         }

@@ -16,8 +16,8 @@ use std::{
 };
 
 use executor::{
-    Client, Connection, Listener, Receiver, RecvError, SendError, Sender, SharedBytes, TaskError, Transfer,
-    channel, pipe, prelude::*, wait_any,
+    Client, Connection, Listener, Receiver, RecvError, SendError, Sender, SharedBytes, TaskError,
+    Transfer, channel, pipe, prelude::*, wait_any,
 };
 use futures::{SinkExt, StreamExt};
 use rustix::net::{AddressFamily, SocketType};
@@ -312,7 +312,8 @@ fn send_all(peer: Sender<()>, messages: Vec<String>) {
 fn cn18_messages_sent_with_pauses_arrive_in_order() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let messages: Vec<String> = ["", "a", "", "", "bcd", "e"].iter().map(|text| (*text).to_owned()).collect();
+    let messages: Vec<String> =
+        ["", "a", "", "", "bcd", "e"].iter().map(|text| (*text).to_owned()).collect();
     let (sender, receiver) = channel().unwrap();
     let sent = pool.submit(send_all::task(sender, messages.clone()));
     for message in &messages {
@@ -355,7 +356,8 @@ fn cn24_wait_any_reads_several_sockets_to_their_end() {
         let mut streams: Vec<TcpStream> = (0..4).map(|_| listener.accept().unwrap().0).collect();
         let mut read = Vec::new();
         while !streams.is_empty() {
-            let descriptors: Vec<&dyn AsFd> = streams.iter().map(|stream| stream as &dyn AsFd).collect();
+            let descriptors: Vec<&dyn AsFd> =
+                streams.iter().map(|stream| stream as &dyn AsFd).collect();
             let ready = wait_any(&descriptors, None).unwrap();
             assert!(!ready.is_empty());
             for at in ready.into_iter().rev() {
@@ -397,7 +399,8 @@ fn wait_any_takes_more_than_1024_descriptors() {
     limit.current = limit.maximum.map_or(Some(8192), |maximum| Some(maximum.min(8192)));
     setrlimit(Resource::Nofile, limit).unwrap();
     let pipes: Vec<_> = (0..1500).map(|_| channel::<u32>().unwrap()).collect();
-    let mut descriptors: Vec<&dyn AsFd> = pipes.iter().map(|(_, receiver)| receiver as &dyn AsFd).collect();
+    let mut descriptors: Vec<&dyn AsFd> =
+        pipes.iter().map(|(_, receiver)| receiver as &dyn AsFd).collect();
     descriptors.push(&pipes[0].1);
     pipes[1234].0.send(&1).unwrap();
     assert_eq!(wait_any(&descriptors, None).unwrap(), [1234]);
@@ -503,7 +506,9 @@ fn a_foreign_serializer_is_rejected() {
     let (one, _other) = pipe::<(), ()>().unwrap();
     let error = serde_json::to_string(&one).unwrap_err().to_string();
     assert!(error.contains("a Connection:") && error.contains("serde_json"), "{error}");
-    let error = serde_json::to_string(&Transfer::new(tempfile::tempfile().unwrap())).unwrap_err().to_string();
+    let error = serde_json::to_string(&Transfer::new(tempfile::tempfile().unwrap()))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a Transfer:"), "{error}");
 }
 
@@ -672,7 +677,11 @@ fn connections_are_awaited_without_tokio_and_on_several_runtimes_in_turn() {
     };
     futures::executor::block_on(talk(1));
     for number in 2..5 {
-        tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(talk(number));
+        tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap()
+            .block_on(talk(number));
     }
     futures::executor::block_on(talk(5));
 }

@@ -13,7 +13,8 @@ fn constructors_of_a_library_run_before_any_task() {
     assert_eq!((ready, arguments, runs), (7, std::env::args_os().count(), 1));
     // A worker has two arguments: the program's name and the marker.
     let expected = (7, 2, 1);
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(prepare::task()).build().unwrap();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(prepare::task()).build().unwrap();
     assert_eq!(pool.submit(constructed::task()).result().unwrap(), expected);
     assert_eq!(Process::new(constructed::task()).start().unwrap().join().unwrap(), expected);
     let context = Context::new(StartMethod::ForkServer).preload(prepare::task());

@@ -132,7 +132,10 @@ fn a_copy_that_returns_from_a_task_ends_and_the_worker_goes_on() {
     for _ in 0..100 {
         pool.submit(forks_and_fails::task()).result().unwrap();
         // Together the results exceed what the worker may hold in shared memory at a time.
-        assert_eq!(pool.submit(forks_and_returns_much::task(100_000)).result().unwrap(), [1; 100_000]);
+        assert_eq!(
+            pool.submit(forks_and_returns_much::task(100_000)).result().unwrap(),
+            [1; 100_000]
+        );
     }
     assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
 }
@@ -143,7 +146,8 @@ fn no_task_is_lost_behind_a_task_that_forks() {
     let pool = pool(2);
     let results = pool.map(forks_now_and_then::task, 0..20_000).map(Result::unwrap);
     assert!(results.eq(0..20_000));
-    let futures: Vec<_> = (0..2_000).map(|number| pool.submit(forks_now_and_then::task(number))).collect();
+    let futures: Vec<_> =
+        (0..2_000).map(|number| pool.submit(forks_now_and_then::task(number))).collect();
     assert!(futures.into_iter().map(|future| future.result().unwrap()).eq(0..2_000));
 }
 
@@ -187,7 +191,8 @@ fn a_copy_that_returns_from_an_initializer_a_process_or_a_preload_ends() {
     let _watchdog = watchdog();
     let notes = tempfile::tempdir().unwrap();
     let initializer = forks_and_notes::task(notes.path());
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(initializer).build().unwrap();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(initializer).build().unwrap();
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
     assert_one_copy_was_noted_and_ends(notes.path());
     for method in [StartMethod::Spawn, StartMethod::ForkServer] {
@@ -198,7 +203,8 @@ fn a_copy_that_returns_from_an_initializer_a_process_or_a_preload_ends() {
         assert_copy_ends(copy);
     }
     let notes = tempfile::tempdir().unwrap();
-    let context = Context::new(StartMethod::ForkServer).preload(forks_and_notes::task(notes.path()));
+    let context =
+        Context::new(StartMethod::ForkServer).preload(forks_and_notes::task(notes.path()));
     for _ in 0..3 {
         assert_eq!(context.process(echo::task(2)).start().unwrap().join().unwrap(), 2);
     }
@@ -283,8 +289,11 @@ fn a_map_continued_in_a_copy_reports_an_error_with_an_index_of_no_item() {
     let (pool, gate) = (pool(2), Gate::new());
     // The first item finishes last, so everything yielded before it has another index.
     let path = gate.path().to_owned();
-    let mut map =
-        pool.map(|item: u64| hold_first::task(item, &path), 0..4).chunk_size(1).unordered().with_index();
+    let mut map = pool
+        .map(|item: u64| hold_first::task(item, &path), 0..4)
+        .chunk_size(1)
+        .unordered()
+        .with_index();
     let mut yielded: Vec<_> = (0..3).map(|_| map.next().unwrap().0).collect();
     yielded.sort_unstable();
     assert_eq!(yielded, [1, 2, 3]);

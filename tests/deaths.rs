@@ -31,7 +31,8 @@ fn check_with(name: &str, transport: &str, rounds: u64, stops: &str) {
     // part of the output that some systems keep.
     program.env("RUST_BACKTRACE", "0");
     let output = program.output().expect("it starts");
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     println!("{name} over {transport}: {stdout}");
     assert!(output.status.success(), "{}: {stderr}{stdout}", output.status);
 }

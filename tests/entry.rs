@@ -27,7 +27,9 @@ use std::{
 use executor::{Context, Process, StartMethod, prelude::*};
 use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
-use support::{Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog};
+use support::{
+    Gate, children, come_to, echo, eventually, hold, pool, runs, signal, state, watchdog,
+};
 use tempfile::TempDir;
 
 list! { TESTS:
@@ -80,7 +82,8 @@ fn without_devices_main_runs_once_and_tasks_run() {
     command.args(["-mpf", "--kill-child", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\""]);
     command.arg(played.get_program());
     command.envs(played.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    let trial = Command::new("unshare").args(["-mpf", "mount", "-t", "tmpfs", "none", "/dev"]).output();
+    let trial =
+        Command::new("unshare").args(["-mpf", "mount", "-t", "tmpfs", "none", "/dev"]).output();
     if !trial.is_ok_and(|output| output.status.success()) {
         println!("skipped: this user may not make an empty /dev");
         return;
@@ -110,7 +113,12 @@ fn adds() {
     let context = executor::Context::new(executor::StartMethod::ForkServer);
     println!(
         "{:?}",
-        context.process(add::task(1, 2)).start().unwrap().join().map_err(|error| format!("{error:?}"))
+        context
+            .process(add::task(1, 2))
+            .start()
+            .unwrap()
+            .join()
+            .map_err(|error| format!("{error:?}"))
     );
 }
 
@@ -125,8 +133,11 @@ fn tells_that_main_runs() {
 fn typing_the_marker_by_hand_prints_one_line_and_runs_no_main() {
     let (stream, _other) = UnixStream::pair().unwrap();
     let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
-    let alone =
-        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET, None);
+    let alone = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        None,
+    );
     let inputs: Vec<(&str, Stdio)> = vec![
         ("nothing", Stdio::null()),
         ("a pipe", Stdio::piped()),
@@ -139,7 +150,11 @@ fn typing_the_marker_by_hand_prints_one_line_and_runs_no_main() {
         let mut command = play("tells_that_main_runs").command;
         let output = command.arg(MARKER).stdin(input).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b""[..]), "{what}: {stderr}");
+        assert_eq!(
+            (output.status.code(), &*output.stdout),
+            (Some(2), &b""[..]),
+            "{what}: {stderr}"
+        );
         assert!(stderr.contains(MARKER) && stderr.lines().count() == 1, "{what}: {stderr}");
     }
     let mut command = play("tells_that_main_runs").command;
@@ -213,19 +228,22 @@ impl Copies {
         // `struct vfs_cap_data`, revision 2: CAP_NET_RAW (13), permitted and effective.
         let words: [u32; 5] = [0x0200_0001, 1 << 13, 0, 0, 0];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        rustix::fs::setxattr(&path, "security.capability", &bytes, rustix::fs::XattrFlags::empty()).ok()?;
+        rustix::fs::setxattr(&path, "security.capability", &bytes, rustix::fs::XattrFlags::empty())
+            .ok()?;
         Some(path)
     }
 
     /// Every way in which a file grants privileges to the user who starts it, as far as this system
     /// supports it.
     fn privileged(&self) -> Vec<(&'static str, PathBuf)> {
-        let mut all = vec![("setuid", self.make("setuid", 0o4755)), ("setgid", self.make("setgid", 0o2755))];
+        let mut all =
+            vec![("setuid", self.make("setuid", 0o4755)), ("setgid", self.make("setgid", 0o2755))];
         match self.with_capability("capable") {
             Some(path) => all.push(("capabilities", path)),
             None => println!("skipped: no capabilities of files here"),
         }
-        let mut trial = as_nobody(play_file(&self.make("trial", 0o4755), "tells_that_main_runs")).command;
+        let mut trial =
+            as_nobody(play_file(&self.make("trial", 0o4755), "tells_that_main_runs")).command;
         if trial.output().unwrap().stdout != b"main of 0\n" {
             println!("skipped: this file system gives no privileges");
             all.clear();
@@ -256,8 +274,9 @@ fn who() -> (u32, u32) {
 /// Does what an attacker would do: the argument and the socket are those of a child, but the file
 /// is another one.
 fn starts_a_victim() {
-    let child =
-        Process::new(who::task()).executable(argument()).env("EXECUTOR_TEST_PROGRAM", "tells_that_main_runs");
+    let child = Process::new(who::task())
+        .executable(argument())
+        .env("EXECUTOR_TEST_PROGRAM", "tells_that_main_runs");
     match child.start().unwrap().join() {
         Ok((own, acting)) => println!("a task has run as {own}, acting as {acting}"),
         Err(error) => println!("{error:?}"),
@@ -301,7 +320,8 @@ fn a_socket_that_another_user_made_is_not_read() {
     let maker = std::thread::spawn(|| {
         // SAFETY: changes the effective user of this thread only (the C library's function would
         // change all threads). The thread ends soon.
-        let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, i64::from(NOBODY), -1_i64) };
+        let changed =
+            unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, i64::from(NOBODY), -1_i64) };
         assert_eq!(changed, 0);
         rustix::net::socketpair(
             rustix::net::AddressFamily::UNIX,
@@ -319,7 +339,8 @@ fn a_socket_that_another_user_made_is_not_read() {
     drop(command);
     // The peer is told why, and nothing else happens.
     let mut told = [0; 1024];
-    let (len, _) = rustix::net::recv(&ours, &mut told[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
+    let (len, _) =
+        rustix::net::recv(&ours, &mut told[..], rustix::net::RecvFlags::DONTWAIT).unwrap();
     let told = String::from_utf8_lossy(&told[..len]);
     assert!(told.contains(&format!("user {NOBODY} of group 0 made the socket")), "{told}");
 }
@@ -344,7 +365,10 @@ fn starts_a_pool_with_its_privileges() {
         // SAFETY: this program has one thread.
         let changed = unsafe {
             match &*kept {
-                "none" => libc::setresuid(NOBODY, NOBODY, NOBODY) | libc::setresgid(NOBODY, NOBODY, NOBODY),
+                "none" => {
+                    libc::setresuid(NOBODY, NOBODY, NOBODY)
+                        | libc::setresgid(NOBODY, NOBODY, NOBODY)
+                }
                 "acting" => libc::seteuid(NOBODY),
                 other => panic!("{other}"),
             }
@@ -352,7 +376,10 @@ fn starts_a_pool_with_its_privileges() {
         assert_eq!(changed, 0);
     }
     println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| format!("{error:?}")));
-    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}")));
+    println!(
+        "{:?}",
+        Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}"))
+    );
     std::io::stdout().flush().unwrap();
 }
 
@@ -364,11 +391,13 @@ fn a_privileged_program_gets_an_error_instead_of_workers() {
     let copies = Copies::new();
     let mut plays = vec![(
         "an acting user".to_owned(),
-        play_file(&copies.make("plain", 0o755), "starts_a_pool_with_its_privileges").argument("acting"),
+        play_file(&copies.make("plain", 0o755), "starts_a_pool_with_its_privileges")
+            .argument("acting"),
     )];
     for (how, file) in copies.privileged() {
-        let play =
-            |kept: &str| as_nobody(play_file(&file, "starts_a_pool_with_its_privileges")).argument(kept);
+        let play = |kept: &str| {
+            as_nobody(play_file(&file, "starts_a_pool_with_its_privileges")).argument(kept)
+        };
         plays.push((format!("{how}, with all"), play("all")));
         if how == "setuid" {
             // The setuid bit would give the privileges to the worker again.
@@ -456,7 +485,8 @@ fn children_started_while_the_user_changes_become_workers() {
 // ---- names --------------------------------------------------------------------------------------
 
 fn functions_with_the_same_name_are_distinguished() {
-    let program = programs::build("dev", &["--bin", "executor-test-programs"]).join("executor-test-programs");
+    let program =
+        programs::build("dev", &["--bin", "executor-test-programs"]).join("executor-test-programs");
     let _watchdog = watchdog();
     let output = Command::new(program).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -502,7 +532,10 @@ fn a_program_started_through_the_loader_has_workers() {
 fn starts_a_pool_without_its_file() {
     fs::remove_file(argument()).unwrap();
     println!("{:?}", pool(1).submit(echo::task(7)).result().map_err(|error| format!("{error:?}")));
-    println!("{:?}", Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}")));
+    println!(
+        "{:?}",
+        Process::new(echo::task(7)).start().map(drop).map_err(|error| format!("{error:?}"))
+    );
 }
 
 fn a_program_started_through_the_loader_reports_that_its_file_is_gone() {
@@ -510,7 +543,8 @@ fn a_program_started_through_the_loader_reports_that_its_file_is_gone() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
-    let play = by_loader(play("starts_a_pool_without_its_file").argument(&file), loader, &[], &file);
+    let play =
+        by_loader(play("starts_a_pool_without_its_file").argument(&file), loader, &[], &file);
     let said = play.play_out();
     assert_eq!(said.lines().count(), 2, "{said}");
     for line in said.lines() {
@@ -576,7 +610,8 @@ fn replaces_itself() {
 fn the_children_of_a_program_that_replaces_itself_end() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let (mut program, mut stdout, tag) = play("replaces_itself").argument(gate.path()).until_it_speaks();
+    let (mut program, mut stdout, tag) =
+        play("replaces_itself").argument(gate.path()).until_it_speaks();
     let mut children = listen(&mut stdout);
     let copy = children.pop().unwrap();
     assert_eq!(children.len(), 4, "a worker, a process, a fork server and its process");
@@ -643,7 +678,8 @@ fn joins_who_takes_its_time() {
 fn a_process_that_has_returned_its_value_may_end_slowly() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let (program, mut stdout, _) = play("joins_who_takes_its_time").argument(gate.path()).until_it_speaks();
+    let (program, mut stdout, _) =
+        play("joins_who_takes_its_time").argument(gate.path()).until_it_speaks();
     gate.open();
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();

@@ -85,7 +85,8 @@ fn a_shared_executor_is_used_from_many_threads() {
 fn a_map_keeps_the_executor_alive() {
     let _watchdog = watchdog();
     // Each map holds the last handle, since all other handles are dropped.
-    let build = || ProcessPoolExecutor::builder().max_workers(1).on_drop(OnDrop::Kill).build().unwrap();
+    let build =
+        || ProcessPoolExecutor::builder().max_workers(1).on_drop(OnDrop::Kill).build().unwrap();
     let shared: Arc<dyn Executor> = Arc::new(build());
     let map = shared.map(square::task, 0..10).buffer_size(1);
     drop(shared);
@@ -126,7 +127,8 @@ async fn tasks_maps_and_shutdown_are_awaited_through_the_trait() {
     let shared: Arc<dyn Executor> = Arc::new(support::pool(1));
     let accepted = shared.submit(square::task(3));
     assert_eq!(shared.submit(square::task(4)).await.unwrap(), 16);
-    let squares: Vec<u64> = shared.map(square::task, 0..4).stream().map(Result::unwrap).collect().await;
+    let squares: Vec<u64> =
+        shared.map(square::task, 0..4).stream().map(Result::unwrap).collect().await;
     assert_eq!(squares, [0, 1, 4, 9]);
     let executor: &dyn Executor = &shared;
     // The future of a shutdown borrows nothing, so it can be spawned.

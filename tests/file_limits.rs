@@ -19,9 +19,9 @@ use std::{
 };
 
 use executor::{
-    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Limits, Lock, OnLost, Pool, Process,
-    Queue, RLock, RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory, SimpleQueue,
-    StartMethod, Value, pipe, prelude::*,
+    Array, Barrier, BoundedSemaphore, Condition, Event, JoinableQueue, Limits, Lock, OnLost, Pool,
+    Process, Queue, RLock, RawArray, RawValue, Semaphore, ShareableList, SharedBytes, SharedMemory,
+    SimpleQueue, StartMethod, Value, pipe, prelude::*,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -29,13 +29,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const PROGRAM: &str = "EXECUTOR_TEST_PROGRAM";
 
 const TESTS: &[(&str, fn())] = &[
-    ("under_a_limit_on_file_sizes_every_call_succeeds_or_returns_an_error", every_call_is_ok_or_an_error),
+    (
+        "under_a_limit_on_file_sizes_every_call_succeeds_or_returns_an_error",
+        every_call_is_ok_or_an_error,
+    ),
     ("under_a_limit_on_file_sizes_everything_that_fits_works", what_fits_works),
     ("a_limit_on_file_sizes_lowered_in_a_task_fails_only_that_tasks_calls", lowered_in_a_task),
     ("a_queue_that_carried_many_bytes_accepts_items_under_a_limit", much_went_through_a_queue),
     ("backlogs_of_a_requeuing_queue_reuse_the_same_memory", backlogs_that_are_requeued),
     ("the_length_of_a_queues_file_follows_its_content_and_not_its_traffic", as_long_as_its_content),
-    ("items_put_and_got_by_several_processes_do_not_lengthen_a_queues_file", several_processes_put_and_get),
+    (
+        "items_put_and_got_by_several_processes_do_not_lengthen_a_queues_file",
+        several_processes_put_and_get,
+    ),
     ("a_result_that_exceeds_the_limit_on_file_sizes_is_an_error", a_result_is_kept_inside),
     ("a_storm_of_timer_signals_does_not_stop_an_allocation", a_storm_of_timers),
 ];
@@ -58,7 +64,8 @@ fn play(program: &str, limit: &str, transport: &str) -> Vec<(String, String)> {
     command.args(["-c", &format!("ulimit -f {limit}; exec \"$0\"")]).arg(file);
     command.env(PROGRAM, program).env("EXECUTOR_TRANSPORT", transport).env("RUST_BACKTRACE", "0");
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.signal(), None, "{limit}\n{stdout}\n{stderr}");
     assert!(output.status.success(), "{limit}: {}\n{stdout}\n{stderr}", output.status);
     let lines = stdout.lines().map(|line| line.split_once(" => ").expect("a name and an outcome"));
@@ -99,7 +106,10 @@ fn what_fits_works() {
     worked("512", &["a lock", "a small queue", "a process", "in a worker: a lock"]);
     worked("512", &pool);
     worked("10000", &pool);
-    worked("10000", &["an array", "shared bytes", "a queue: large item", "a process: large result"]);
+    worked(
+        "10000",
+        &["an array", "shared bytes", "a queue: large item", "a process: large result"],
+    );
 }
 
 /// Makes the call and prints its outcome.
@@ -163,7 +173,9 @@ fn objects(place: &str) {
         });
         attempt(&name("a queue: large item"), || queue.put(bytes(LARGE)));
         while queue.try_get().is_ok() {}
-        attempt(&name("a queue: a backlog"), || (0..100).try_for_each(|_| queue.put(bytes(10_000))));
+        attempt(&name("a queue: a backlog"), || {
+            (0..100).try_for_each(|_| queue.put(bytes(10_000)))
+        });
     } else {
         attempt(&name("a small queue"), Queue::<u8>::unbounded);
     }
@@ -200,35 +212,51 @@ fn tries_objects(place: String) {
 fn tries_every_call() {
     objects("");
     if let Some(pool) = attempt("a pool", || {
-        let pool =
-            ProcessPoolExecutor::builder().max_workers(1).build().map_err(|error| error.to_string())?;
+        let pool = ProcessPoolExecutor::builder()
+            .max_workers(1)
+            .build()
+            .map_err(|error| error.to_string())?;
         pool.submit(len::task(bytes(0))).result().map_err(|error| error.to_string())?;
         Ok::<_, String>(pool)
     }) {
         attempt("a pool: small", || pool.submit(len::task(bytes(10))).result());
         attempt("a pool: large argument", || pool.submit(len::task(bytes(LARGE))).result());
         attempt("a pool: large result", || pool.submit(make::task(2 * LARGE)).result());
-        attempt("a pool: map", || pool.map(make::task, [100_000; 20]).collect::<Result<Vec<_>, _>>());
-        attempt("a pool: objects", || pool.submit(tries_objects::task("in a worker: ".into())).result());
+        attempt("a pool: map", || {
+            pool.map(make::task, [100_000; 20]).collect::<Result<Vec<_>, _>>()
+        });
+        attempt("a pool: objects", || {
+            pool.submit(tries_objects::task("in a worker: ".into())).result()
+        });
     }
     attempt("Python's pool", || {
         let pool = Pool::builder().processes(1).build().map_err(|error| error.to_string())?;
         pool.apply(len::task(bytes(LARGE))).map_err(|error| error.to_string())
     });
-    for (method, name) in [(StartMethod::Spawn, "a process"), (StartMethod::ForkServer, "of a fork server")] {
-        let run = |what: &str, run: &dyn Fn() -> Result<(), String>| attempt(&format!("{name}{what}"), run);
+    for (method, name) in
+        [(StartMethod::Spawn, "a process"), (StartMethod::ForkServer, "of a fork server")]
+    {
+        let run = |what: &str, run: &dyn Fn() -> Result<(), String>| {
+            attempt(&format!("{name}{what}"), run)
+        };
         let context = || executor::Context::new(method);
         run("", &|| {
-            let child = context().process(len::task(bytes(10))).start().map_err(|error| error.to_string())?;
+            let child = context()
+                .process(len::task(bytes(10)))
+                .start()
+                .map_err(|error| error.to_string())?;
             child.join().map(drop).map_err(|error| error.to_string())
         });
         run(": large argument", &|| {
-            let child =
-                context().process(len::task(bytes(LARGE))).start().map_err(|error| error.to_string())?;
+            let child = context()
+                .process(len::task(bytes(LARGE)))
+                .start()
+                .map_err(|error| error.to_string())?;
             child.join().map(drop).map_err(|error| error.to_string())
         });
         run(": large result", &|| {
-            let child = context().process(make::task(LARGE)).start().map_err(|error| error.to_string())?;
+            let child =
+                context().process(make::task(LARGE)).start().map_err(|error| error.to_string())?;
             child.join().map(drop).map_err(|error| error.to_string())
         });
         run(": objects", &|| {
@@ -242,9 +270,12 @@ fn tries_every_call() {
 #[task]
 fn lowers_its_limit() -> Result<String, String> {
     let maximum = getrlimit(Resource::Fsize).maximum;
-    setrlimit(Resource::Fsize, Rlimit { current: Some(1000), maximum }).map_err(|error| error.to_string())?;
-    let outcome = Array::<u8>::zeroed(LARGE).map(|array| array.len()).map_err(|error| error.to_string());
-    setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum }).map_err(|error| error.to_string())?;
+    setrlimit(Resource::Fsize, Rlimit { current: Some(1000), maximum })
+        .map_err(|error| error.to_string())?;
+    let outcome =
+        Array::<u8>::zeroed(LARGE).map(|array| array.len()).map_err(|error| error.to_string());
+    setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum })
+        .map_err(|error| error.to_string())?;
     Ok(format!("{outcome:?}"))
 }
 
@@ -296,7 +327,9 @@ fn queue_file() -> (u64, u64) {
     let mut files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
         let name = std::fs::read_link(&path).ok()?;
-        name.to_string_lossy().starts_with("/memfd:executor-queue").then(|| std::fs::metadata(path).unwrap())
+        name.to_string_lossy()
+            .starts_with("/memfd:executor-queue")
+            .then(|| std::fs::metadata(path).unwrap())
     });
     let file = files.next().expect("a queue");
     assert!(files.next().is_none(), "only one");
@@ -328,7 +361,9 @@ fn as_long_as_its_content() {
         ("one size", |_| 700_000),
         ("large ones", |random| 270_000 + random.below(5_000_000)),
         ("small ones in bursts", |random| random.below(20_000)),
-        ("all sizes", |random| [100, 10_000, 300_000, 3_000_000][random.below(4)] + random.below(100)),
+        ("all sizes", |random| {
+            [100, 10_000, 300_000, 3_000_000][random.below(4)] + random.below(100)
+        }),
     ];
     for (name, len) in kinds {
         let queue = Queue::<Bytes>::unbounded().unwrap();
@@ -338,7 +373,9 @@ fn as_long_as_its_content() {
         for round in 0..rounds() * 10 {
             // The queue fills up and becomes empty in turn.
             let fills = round / 50 % 2 == 0;
-            if inside.is_empty() || (random.below(10) < if fills { 8 } else { 2 } && inside.len() < 20) {
+            if inside.is_empty()
+                || (random.below(10) < if fills { 8 } else { 2 } && inside.len() < 20)
+            {
                 let item = len(&mut random);
                 queue.put(bytes(item)).unwrap();
                 inside.push(item);
@@ -352,7 +389,9 @@ fn as_long_as_its_content() {
             most = most.max(sum);
             longest = longest.max(queue_file().0);
         }
-        println!("{name}: {traffic} bytes went through, at most {most} at a time, in a file of {longest}");
+        println!(
+            "{name}: {traffic} bytes went through, at most {most} at a time, in a file of {longest}"
+        );
         // Besides its content, the file contains gaps between items, memory kept for the next item,
         // and the rings.
         assert!(longest <= 2 * most as u64 + (12 << 20), "{name}: {longest} for {most}");
@@ -368,7 +407,9 @@ fn puts(queue: Queue<Bytes>, seed: u64, count: usize) {
     let mut random = Random(seed);
     for _ in 0..count {
         queue
-            .put(bytes([1_000, 20_000, 400_000, 1_000_000][random.below(4)] + random.below(100_000)))
+            .put(bytes(
+                [1_000, 20_000, 400_000, 1_000_000][random.below(4)] + random.below(100_000),
+            ))
             .unwrap();
     }
 }
@@ -387,7 +428,8 @@ fn several_processes_put_and_get() {
     let count = rounds() * 3;
     let queue = Queue::<Bytes>::bounded(8).unwrap();
     let start = |task| Process::new(task).start().unwrap();
-    let producers: Vec<_> = (0..3).map(|seed| start(puts::task(queue.clone(), seed, count))).collect();
+    let producers: Vec<_> =
+        (0..3).map(|seed| start(puts::task(queue.clone(), seed, count))).collect();
     let consumers: Vec<_> =
         (0..3).map(|_| Process::new(gets::task(queue.clone())).start().unwrap()).collect();
     producers.into_iter().for_each(|producer| producer.join().unwrap());

@@ -19,7 +19,9 @@ use std::{
 use executor::{CancelHandle, Phase, ProcessPoolExecutor, Side, TaskError, TaskFuture, task};
 use futures::{executor::block_on, future::join_all};
 use serde::{Deserialize, Serialize};
-use support::{Gate, LONG, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pool, watchdog};
+use support::{
+    Gate, LONG, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pool, watchdog,
+};
 
 executor::test_support!();
 
@@ -58,7 +60,14 @@ impl States {
     }
 
     fn all(&self) -> [&TaskFuture<u32>; 6] {
-        [&self.queued, &self.sent_ahead, &self.running, &self.cancelled, &self.failed, &self.finished]
+        [
+            &self.queued,
+            &self.sent_ahead,
+            &self.running,
+            &self.cancelled,
+            &self.failed,
+            &self.finished,
+        ]
     }
 }
 
@@ -138,7 +147,8 @@ fn fu05_a_callback_added_to_a_succeeded_future_runs_at_once() {
     for _ in 0..2 {
         let (callback, report) = reporter();
         future.add_done_callback(callback);
-        let (seen, thread) = report.try_recv().expect("it has run when `add_done_callback` returns");
+        let (seen, thread) =
+            report.try_recv().expect("it has run when `add_done_callback` returns");
         assert_eq!(seen.unwrap(), 5);
         assert_eq!(thread, thread::current().id());
     }
@@ -180,8 +190,14 @@ fn callbacks_run_in_order_on_one_thread_and_a_panic_stops_no_other() {
     // `shutdown` waits for callbacks, too.
     pool.shutdown(true);
     let log = log.lock().unwrap();
-    assert_eq!(log.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
-    assert_eq!(log.iter().map(|(_, thread)| thread).collect::<std::collections::HashSet<_>>().len(), 1);
+    assert_eq!(
+        log.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
+        (0..20).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        log.iter().map(|(_, thread)| thread).collect::<std::collections::HashSet<_>>().len(),
+        1
+    );
     // This callback runs at once in the caller's thread. The caller does not see its panic either.
     future.add_done_callback(|_| std::panic::resume_unwind(Box::new("a callback panics")));
     assert!(future.result().is_ok());
@@ -233,7 +249,9 @@ fn to04_callbacks_of_a_timed_out_task_see_the_timeout() {
     let (sender, report) = mpsc::channel();
     let seen = sender.clone();
     let future = pool.submit(hold::task(gate.path()).timeout(limit));
-    future.add_done_callback(move |outcome| sender.send(outcome.map(|_| ()).map_err(Clone::clone)).unwrap());
+    future.add_done_callback(move |outcome| {
+        sender.send(outcome.map(|_| ()).map_err(Clone::clone)).unwrap()
+    });
     pool.submit(hold::task(gate.path()).timeout(limit))
         .on_done(move |outcome| seen.send(outcome.map(|_| ())).unwrap());
     for _ in 0..2 {
@@ -343,7 +361,9 @@ fn on_done_receives_the_result_by_value_before_and_after_the_end() {
     // The task goes on although the future is gone, even if the future was marked `kill_on_drop`.
     let (sender, report) = mpsc::channel();
     let gate = Gate::new();
-    pool.submit(hold::task(gate.path())).kill_on_drop().on_done(move |outcome| sender.send(outcome).unwrap());
+    pool.submit(hold::task(gate.path()))
+        .kill_on_drop()
+        .on_done(move |outcome| sender.send(outcome).unwrap());
     gate.open();
     assert!(report.recv_timeout(LONG).unwrap().is_ok());
 }
@@ -503,7 +523,8 @@ fn fu17_with_a_timeout_of_zero_error_and_result_agree_in_every_state() {
     let mut back = Vec::new();
     for future in [queued, sent_ahead, running] {
         let id = future.id();
-        let future = future.result_timeout(Duration::ZERO).expect_err("it is not done, so it comes back");
+        let future =
+            future.result_timeout(Duration::ZERO).expect_err("it is not done, so it comes back");
         assert_eq!(future.id(), id);
         back.push(future);
     }
@@ -520,7 +541,10 @@ fn fu17_with_a_timeout_of_zero_error_and_result_agree_in_every_state() {
 fn a_timeout_of_duration_max_is_no_timeout() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    assert_eq!(pool.submit(echo_number::task(1)).result_timeout(Duration::MAX).unwrap().unwrap(), 1);
+    assert_eq!(
+        pool.submit(echo_number::task(1)).result_timeout(Duration::MAX).unwrap().unwrap(),
+        1
+    );
     assert!(pool.submit(echo_number::task(1)).wait_timeout(Duration::MAX));
     assert_eq!(pool.submit(echo_number::task(1).timeout(Duration::MAX)).result().unwrap(), 1);
 }
@@ -551,7 +575,10 @@ fn ids_are_unique_across_executors() {
     let _watchdog = watchdog();
     let pools = [pool(1), pool(1)];
     let futures: Vec<_> = (0..100).map(|i| pools[i % 2].submit(echo_number::task(1))).collect();
-    assert_eq!(futures.iter().map(|future| future.id().as_u64()).collect::<BTreeSet<_>>().len(), 100);
+    assert_eq!(
+        futures.iter().map(|future| future.id().as_u64()).collect::<BTreeSet<_>>().len(),
+        100
+    );
     let handle = futures[0].cancel_handle();
     assert_eq!(handle.id(), futures[0].id());
 }
@@ -668,7 +695,10 @@ async fn await_everything() {
     assert_eq!(pool.submit(echo_number::task(4)).await.unwrap(), 4);
     assert!(pool.submit(fail::task("no".into())).await.unwrap_err().is_failed());
     let results = join_all((0..200).map(|i| pool.submit(echo_number::task(i)))).await;
-    assert_eq!(results.into_iter().map(Result::unwrap).collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
+    assert_eq!(
+        results.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+        (0..200).collect::<Vec<_>>()
+    );
 
     // Await through a reference, after polling the future.
     let gate = Gate::new();
@@ -780,7 +810,8 @@ fn only_the_waker_of_the_last_poll_is_woken_and_once() {
     }
     gate.open();
     eventually("the waker is woken", || new.0.load(Ordering::SeqCst) > 0);
-    let Poll::Ready(result) = Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) else {
+    let Poll::Ready(result) = Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop()))
+    else {
         panic!("woken, but not ready");
     };
     result.unwrap();
@@ -903,7 +934,9 @@ fn a_result_that_does_not_decode_is_an_error_wherever_it_is_read() {
         let future = pool.submit(undecodable::task(panics));
         for _ in 0..2 {
             let sender = sender.clone();
-            future.add_done_callback(move |outcome| sender.send(outcome.unwrap_err().clone()).unwrap());
+            future.add_done_callback(move |outcome| {
+                sender.send(outcome.unwrap_err().clone()).unwrap()
+            });
         }
         pool.submit(undecodable::task(panics))
             .on_done(move |outcome| sender.send(outcome.unwrap_err()).unwrap());

@@ -112,7 +112,8 @@ impl Shared {
     fn publish_as(&self, message: &[u8], len: u64) {
         let head = self.up(layout::HEAD).load(Ordering::SeqCst);
         let words = 1 + message.len().div_ceil(8) as u64;
-        let room = || head - self.up(layout::TAIL).load(Ordering::SeqCst) + words <= layout::WORD_COUNT;
+        let room =
+            || head - self.up(layout::TAIL).load(Ordering::SeqCst) + words <= layout::WORD_COUNT;
         // Wake the reader while waiting, because only the reader makes room.
         while !room() {
             self.wake();
@@ -290,7 +291,10 @@ fn scribble(seed: u64) -> u64 {
             1 => shared.segment.word(ring + layout::TAIL).store(dice.number(), Ordering::SeqCst),
             2 => shared.up(layout::HEAD).store(head + dice.roll() % 50, Ordering::SeqCst),
             3 => shared.ring_word(head).store(dice.number(), Ordering::SeqCst),
-            4 => shared.segment.half(ring + layout::ASLEEP).store(dice.roll() as u32 % 4, Ordering::SeqCst),
+            4 => shared
+                .segment
+                .half(ring + layout::ASLEEP)
+                .store(dice.roll() as u32 % 4, Ordering::SeqCst),
             5 => {
                 shared
                     .segment
@@ -313,7 +317,9 @@ fn scribble(seed: u64) -> u64 {
             }
             _ => {
                 for _ in 0..dice.roll() % 100 {
-                    let at = layout::UP + layout::WORDS + 8 * (dice.roll() % layout::WORD_COUNT) as usize;
+                    let at = layout::UP
+                        + layout::WORDS
+                        + 8 * (dice.roll() % layout::WORD_COUNT) as usize;
                     shared.segment.word(at).store(dice.number(), Ordering::SeqCst);
                 }
             }
@@ -336,8 +342,9 @@ fn look_around() -> Result<(), String> {
     if head == 0 || first < HEADER_BYTES as u64 || first > 8 * head || kind != DONE {
         return Err(format!("no first reply: head {head}, length {first}, kind {kind}"));
     }
-    let begun =
-        (0..layout::SLOTS).filter(|slot| segment.word(8 * slot).load(Ordering::SeqCst) & 3 == 2).count();
+    let begun = (0..layout::SLOTS)
+        .filter(|slot| segment.word(8 * slot).load(Ordering::SeqCst) & 3 == 2)
+        .count();
     if begun < 2 { Err("no task has begun".into()) } else { Ok(()) }
 }
 
@@ -366,7 +373,9 @@ fn mappings() -> usize {
 /// resources a moment longer than its owner.
 fn at_rest() -> (usize, usize) {
     // Also wait for the threads, because each one closes its descriptors when it ends.
-    eventually("the pools of other tests are gone", || mappings() == 0 && executor_threads().is_empty());
+    eventually("the pools of other tests are gone", || {
+        mappings() == 0 && executor_threads().is_empty()
+    });
     (descriptors(), 0)
 }
 
@@ -388,7 +397,9 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_other_tasks_go_on() {
                 eventually("it is done", || bad.done());
             }
             let error = bad.result().unwrap_err();
-            let TaskError::WorkerLost { detail, status, .. } = &error else { panic!("{deed:?}: {error}") };
+            let TaskError::WorkerLost { detail, status, .. } = &error else {
+                panic!("{deed:?}: {error}")
+            };
             assert_eq!(status.signal(), Some(libc::SIGKILL), "{deed:?}");
             assert!(detail.broke_protocol.is_some(), "{deed:?}: {error}");
             assert!(error.to_string().contains("broke the protocol"), "{deed:?}: {error}");
@@ -401,7 +412,11 @@ fn a_worker_that_breaks_the_protocol_is_killed_and_other_tasks_go_on() {
                     Err(error) => panic!("{deed:?}, the other {value}: {error}"),
                 }
             }
-            assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1, "{deed:?}: the pool goes on");
+            assert_eq!(
+                pool.submit(echo::task(1)).result().unwrap(),
+                1,
+                "{deed:?}: the pool goes on"
+            );
             pool.shutdown(true);
         }
     }
@@ -488,7 +503,10 @@ fn duplicate_early_and_unordered_replies_are_accepted_or_break_the_protocol() {
         match first.result() {
             Ok(value) => assert!(value == 9 && order[0] == 0),
             Err(error) => {
-                assert!(error.to_string().contains("broke the protocol") && order[0] != 0, "{error}")
+                assert!(
+                    error.to_string().contains("broke the protocol") && order[0] != 0,
+                    "{error}"
+                )
             }
         }
         assert_eq!(second.result().unwrap(), 9, "{order:?}");
@@ -526,29 +544,30 @@ fn a_reader_that_sleeps_on_a_garbled_word_is_woken_nevertheless() {
         for how in 0..3 {
             // If the pool's own thread is checking the worker when the result is asked for, then
             // the asking thread waits elsewhere. So try again until it waits on this word.
-            let (pool, ended, behind) = with_a_limit_long_enough("somebody sleeps there", |limit| {
-                let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
-                let said = notes.path().join("garbled");
-                let future = pool.submit(garble_who_sleeps::task(value, how, &said));
-                let behind = pool.submit(echo::task(1));
-                let canceller = future.cancel_handle();
-                // A thread that asks before a worker has the task waits elsewhere as well.
-                eventually("it runs", || future.running());
-                let ended = std::thread::spawn(move || future.result());
-                let deadline = Instant::now() + limit;
-                while !said.exists() {
-                    if Instant::now() >= deadline {
-                        canceller.cancel_running();
-                        let _ = ended.join().unwrap();
-                        return None;
+            let (pool, ended, behind) =
+                with_a_limit_long_enough("somebody sleeps there", |limit| {
+                    let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
+                    let said = notes.path().join("garbled");
+                    let future = pool.submit(garble_who_sleeps::task(value, how, &said));
+                    let behind = pool.submit(echo::task(1));
+                    let canceller = future.cancel_handle();
+                    // A thread that asks before a worker has the task waits elsewhere as well.
+                    eventually("it runs", || future.running());
+                    let ended = std::thread::spawn(move || future.result());
+                    let deadline = Instant::now() + limit;
+                    while !said.exists() {
+                        if Instant::now() >= deadline {
+                            canceller.cancel_running();
+                            let _ = ended.join().unwrap();
+                            return None;
+                        }
+                        std::thread::yield_now();
                     }
-                    std::thread::yield_now();
-                }
-                if how == 1 {
-                    assert!(canceller.cancel_running());
-                }
-                Some((pool, ended.join().unwrap(), behind))
-            });
+                    if how == 1 {
+                        assert!(canceller.cancel_running());
+                    }
+                    Some((pool, ended.join().unwrap(), behind))
+                });
             assert_eq!(ended.is_ok(), how == 2, "{value} {how}: {ended:?}");
             assert_eq!(behind.result().unwrap(), 1, "{value} {how}");
             drop(pool);
@@ -565,7 +584,8 @@ fn always_just_begun(garble: bool) {
         let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
         shared.segment.word(layout::BEGAN).store(now, Ordering::SeqCst);
         if garble {
-            (0..layout::SLOTS).for_each(|slot| shared.segment.word(8 * slot).store(now, Ordering::SeqCst));
+            (0..layout::SLOTS)
+                .for_each(|slot| shared.segment.word(8 * slot).store(now, Ordering::SeqCst));
         }
         std::thread::yield_now();
     }
@@ -579,7 +599,8 @@ fn a_task_cannot_postpone_its_timeout() {
     }
     for garble in [false, true] {
         let pool = pool(1);
-        let future = pool.submit(always_just_begun::task(garble).timeout(Duration::from_millis(100)));
+        let future =
+            pool.submit(always_just_begun::task(garble).timeout(Duration::from_millis(100)));
         let error = future.result().unwrap_err();
         assert!(error.is_timeout(), "{error}");
     }
@@ -660,9 +681,12 @@ fn random_writes_to_the_shared_memory_never_hang_or_break_the_pool() {
         let seed = first + round;
         let limit = Duration::from_secs(2);
         let bad = pool.submit(scribble::task(seed).timeout(limit));
-        let others: Vec<_> = (0..4).map(|value| pool.submit(echo::task(value).timeout(limit))).collect();
+        let others: Vec<_> =
+            (0..4).map(|value| pool.submit(echo::task(value).timeout(limit))).collect();
         for (value, other) in others.into_iter().enumerate() {
-            match other.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: {value} hangs"))
+            match other
+                .result_timeout(LONG)
+                .unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: {value} hangs"))
             {
                 Ok(came) if came == value as u64 => {}
                 // The pool itself must not be broken or shut down, and must not cancel.
@@ -675,7 +699,8 @@ fn random_writes_to_the_shared_memory_never_hang_or_break_the_pool() {
                 Ok(_) | Err(_) => wrong += 1,
             }
         }
-        match bad.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: it hangs")) {
+        match bad.result_timeout(LONG).unwrap_or_else(|_| panic!("EXECUTOR_SEED={seed}: it hangs"))
+        {
             Ok(came) if came == seed => survived += 1,
             Err(TaskError::WorkerLost { .. } | TaskError::TimedOut { .. }) => lost += 1,
             Ok(_) | Err(_) => wrong += 1,
@@ -690,5 +715,9 @@ fn random_writes_to_the_shared_memory_never_hang_or_break_the_pool() {
 }
 
 fn pool_of_two() -> ProcessPoolExecutor {
-    ProcessPoolExecutor::builder().max_workers(2).start_timeout(Duration::from_secs(5)).build().unwrap()
+    ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .start_timeout(Duration::from_secs(5))
+        .build()
+        .unwrap()
 }

@@ -10,7 +10,9 @@ use std::{
 };
 
 use executor::{BrokenCause, TaskError, prelude::*};
-use support::{Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_limit_long_enough};
+use support::{
+    Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_limit_long_enough,
+};
 
 executor::test_support!();
 
@@ -82,8 +84,11 @@ fn count_on(gate: Option<&Path>) -> (u32, u64) {
 fn to25_worker_state_persists_within_a_worker_and_is_not_shared_between_workers() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let pool =
-        ProcessPoolExecutor::builder().max_workers(2).initializer(count_from::task(100)).build().unwrap();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .initializer(count_from::task(100))
+        .build()
+        .unwrap();
     let both = [(); 2].map(|()| pool.submit(count_on::task(Some(gate.path()))));
     gate.wait_for(2);
     gate.open();
@@ -181,7 +186,9 @@ fn in02_a_failing_initializer_breaks_the_pool_and_its_error_is_reported() {
     let futures = [(); 5].map(|()| pool.submit(pid::task()));
     for future in futures {
         let error = future.result().unwrap_err();
-        let TaskError::Broken(BrokenCause::Initializer(cause)) = &error else { panic!("{error:?}") };
+        let TaskError::Broken(BrokenCause::Initializer(cause)) = &error else {
+            panic!("{error:?}")
+        };
         let TaskError::Failed(remote) = &**cause else { panic!("{cause:?}") };
         assert_eq!(remote.message(), "the model is missing");
         assert!(remote.task().ends_with("fail"), "{}", remote.task());
@@ -272,8 +279,11 @@ fn a_pool_can_be_ended_while_an_initializer_hangs() {
     }
     // Here the only task is cancelled, so shutdown has nothing left to wait for.
     let gate = Gate::new();
-    let pool =
-        ProcessPoolExecutor::builder().max_workers(1).initializer(hold::task(gate.path())).build().unwrap();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(hold::task(gate.path()))
+        .build()
+        .unwrap();
     let future = pool.submit(pid::task());
     let worker = gate.wait_for(1)[0];
     assert!(future.cancel());
@@ -333,7 +343,8 @@ fn a_slow_initializer_after_a_failed_start_uses_no_cpu_time() {
     }
 
     let _watchdog = watchdog();
-    let spent = executor::Process::new(ticks_of_the_driver::task()).start().unwrap().join().unwrap();
+    let spent =
+        executor::Process::new(ticks_of_the_driver::task()).start().unwrap().join().unwrap();
     assert!(spent <= 10, "the driver computed for {spent} of 50 ticks while nothing happened");
 }
 
@@ -341,7 +352,9 @@ fn a_slow_initializer_after_a_failed_start_uses_no_cpu_time() {
 fn an_initializer_that_hangs_in_one_worker_does_not_break_a_pool_with_another_working_one() {
     #[task]
     fn second_hangs(notes: &Path) {
-        if File::create_new(notes.join("first")).is_err() && File::create_new(notes.join("second")).is_ok() {
+        if File::create_new(notes.join("first")).is_err()
+            && File::create_new(notes.join("second")).is_ok()
+        {
             come_to(notes);
         }
     }
@@ -391,7 +404,11 @@ fn the_initializer_and_tasks_run_on_one_thread() {
     }
 
     let _watchdog = watchdog();
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(set_here::task()).build().unwrap();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(set_here::task())
+        .build()
+        .unwrap();
     assert!(pool.submit(is_here::task()).result().unwrap());
 }
 
@@ -399,8 +416,11 @@ fn the_initializer_and_tasks_run_on_one_thread() {
 fn no_task_starts_before_the_initializer_is_done() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let pool =
-        ProcessPoolExecutor::builder().max_workers(1).initializer(hold::task(gate.path())).build().unwrap();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .initializer(hold::task(gate.path()))
+        .build()
+        .unwrap();
     let future = pool.submit(echo::task(7));
     gate.wait_for(1);
     assert!(!future.running() && !future.done());

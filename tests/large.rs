@@ -51,7 +51,8 @@ fn mapped_file(bytes: &[u8]) -> String {
     let line = maps.lines().find(|line| {
         let (range, _) = line.split_once(' ').unwrap();
         let (start, end) = range.split_once('-').unwrap();
-        (usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap()).contains(&at)
+        (usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap())
+            .contains(&at)
     });
     line.unwrap_or_default().to_owned()
 }
@@ -152,7 +153,10 @@ fn large_values_of_all_types_are_encoded_into_a_segment() {
     let task = report_in_messagepack::task(large.clone(), &[0; 100_000]);
     assert_eq!(pool.submit(task).result().unwrap(), (large, 100_000));
     for len in [40_000, 70_000] {
-        assert!(pool.submit(bytes_in_messagepack::task(&pattern(len))).result().unwrap() == pattern(len));
+        assert!(
+            pool.submit(bytes_in_messagepack::task(&pattern(len))).result().unwrap()
+                == pattern(len)
+        );
     }
 }
 
@@ -190,7 +194,10 @@ fn memory_is_returned_to_the_system_when_unused() {
         let stats = pool.stats();
         (stats.segments, stats.segment_bytes) == (0, 0)
     });
-    assert!(pool.submit(echo::task(bytes.clone())).result().unwrap() == bytes, "and can be used again");
+    assert!(
+        pool.submit(echo::task(bytes.clone())).result().unwrap() == bytes,
+        "and can be used again"
+    );
 }
 
 /// Tests that count the descriptors of this process run alone.
@@ -223,7 +230,8 @@ impl Serialize for DiesHalfway {
         use serde::ser::SerializeTuple;
         let mut tuple = serializer.serialize_tuple(2)?;
         tuple.serialize_element(&vec![1_u64; 100_000])?;
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .unwrap();
         tuple.end()
     }
 }
@@ -275,7 +283,9 @@ fn results_of_a_dead_worker_can_still_be_read() {
     let shared = pool.submit(shared_of::task(1 << 20, 4));
     future.wait();
     shared.wait();
-    assert!(pool.submit(die_reading::task(&pattern(1 << 20))).result().unwrap_err().is_worker_lost());
+    assert!(
+        pool.submit(die_reading::task(&pattern(1 << 20))).result().unwrap_err().is_worker_lost()
+    );
     pool.shutdown(true);
     drop(pool);
     assert!(future.result().unwrap().iter().all(|byte| *byte == 9));
@@ -318,7 +328,8 @@ fn failed_and_cancelled_tasks_return_their_segments() {
         let panicked = pool.submit(panic_with::task(&[0; 100_000])).result();
         assert!(matches!(panicked, Err(TaskError::Panicked(_))));
     }
-    let Err(TaskError::Failed(error)) = pool.submit(fail_with::task(vec![b'x'; 100_000])).result() else {
+    let Err(TaskError::Failed(error)) = pool.submit(fail_with::task(vec![b'x'; 100_000])).result()
+    else {
         panic!("it failed")
     };
     assert_eq!(error.message().len(), 100_000);
@@ -453,7 +464,11 @@ fn an_initializer_may_keep_shared_bytes() {
     let _tests = among_others();
     let _watchdog = watchdog();
     let model = SharedBytes::from(vec![1; 100_000]);
-    let pool = ProcessPoolExecutor::builder().max_workers(2).initializer(keep::task(model)).build().unwrap();
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(2)
+        .initializer(keep::task(model))
+        .build()
+        .unwrap();
     for _ in 0..8 {
         assert_eq!(pool.submit(model_len::task()).result().unwrap(), 100_000);
     }
@@ -479,7 +494,10 @@ fn more_descriptors_than_a_task_can_carry_are_an_error() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let error = pool.submit(too_many::task()).result().unwrap_err();
-    assert!(matches!(error, TaskError::Encode(_)) && error.to_string().contains("more than 253"), "{error}");
+    assert!(
+        matches!(error, TaskError::Encode(_)) && error.to_string().contains("more than 253"),
+        "{error}"
+    );
     assert_eq!(pool.submit(len::task(&[1])).result().unwrap(), 1);
 }
 
@@ -520,9 +538,13 @@ fn scribble_on_the_results() {
             let name = entry.file_name();
             let number: i32 = name.to_str().unwrap().parse().unwrap();
             let garbage = [0xff_u8; 4096];
-            #[expect(clippy::disallowed_methods, reason = "plays a process that breaks the protocol")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "plays a process that breaks the protocol"
+            )]
             // SAFETY: a plain write to an open descriptor, from a live buffer of that length.
-            let written = unsafe { libc::pwrite(number, garbage.as_ptr().cast(), garbage.len(), 0) };
+            let written =
+                unsafe { libc::pwrite(number, garbage.as_ptr().cast(), garbage.len(), 0) };
             assert_eq!(written, 4096);
         }
     }

@@ -37,7 +37,8 @@ fn main() {
 #[expect(clippy::zombie_processes, reason = "it is to be left behind")]
 fn start_a_program(gate: &Path) {
     let program = Command::new("sleep").arg("1000").spawn().expect("`sleep`");
-    File::create(gate.join(format!("arrival-{}-program", program.id()))).expect("a note at the gate");
+    File::create(gate.join(format!("arrival-{}-program", program.id())))
+        .expect("a note at the gate");
 }
 
 #[track_caller]
@@ -55,8 +56,15 @@ enum End {
     Forever,
 }
 
-const ENDS: [End; 7] =
-    [End::Returns, End::Fails, End::Panics, End::Exits(0), End::Exits(3), End::Aborts, End::Forever];
+const ENDS: [End; 7] = [
+    End::Returns,
+    End::Fails,
+    End::Panics,
+    End::Exits(0),
+    End::Exits(3),
+    End::Aborts,
+    End::Forever,
+];
 
 #[task]
 fn starts_and_ends(gate: &Path, end: End) -> Result<(), String> {
@@ -178,7 +186,8 @@ fn kills_its_server() {
     let mut held = vec![hold()];
     for _ in 0..20 {
         let server = support::children().into_iter().map(|(pid, ..)| pid);
-        let server = server.filter(|pid| held.iter().all(|child| child.pid() != *pid)).max().unwrap();
+        let server =
+            server.filter(|pid| held.iter().all(|child| child.pid() != *pid)).max().unwrap();
         support::signal(server, Signal::KILL);
         held.push(hold());
         assert!(held.iter().all(|child| child.is_alive()));
@@ -211,7 +220,8 @@ fn ignores_the_ends_of_its_children() {
         for keep in [false, true] {
             let gate = Gate::new();
             let task = starts_and_ends::task(gate.path(), end);
-            let child = Process::new(task).keep_programs(keep).start_method(method()).start().unwrap();
+            let child =
+                Process::new(task).keep_programs(keep).start_method(method()).start().unwrap();
             let program = gate.wait_for(1)[0];
             ended(&child);
             if keep && end == End::Returns {

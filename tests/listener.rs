@@ -13,8 +13,8 @@ use std::{
 
 use executor::{
     __private::{Buffer, Format, Postcard},
-    AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener, RecvError,
-    SendError, Sender, SharedBytes,
+    AcceptError, Address, AuthError, AuthKey, Client, ConnectError, Connection, Listener,
+    RecvError, SendError, Sender, SharedBytes,
     prelude::*,
     wait_any,
 };
@@ -64,7 +64,10 @@ fn cn12_accept_after_close_is_an_error() {
         });
         assert!(matches!(listener.accept::<(), ()>(), Err(AcceptError::Closed)));
         assert_eq!(listener.incoming::<(), ()>().count(), 0);
-        assert!(matches!(Client::connect::<(), ()>(listener.address(), None), Err(ConnectError::Io { .. })));
+        assert!(matches!(
+            Client::connect::<(), ()>(listener.address(), None),
+            Err(ConnectError::Io { .. })
+        ));
         // Accepted connections keep working.
         client.send(&2).unwrap();
         assert_eq!(accepted.recv().unwrap(), 2);
@@ -105,7 +108,8 @@ fn cn15_a_message_of_a_client_in_a_worker_arrives_even_if_accept_comes_later() {
                 listener = listener.authkey(key.clone());
             }
             let key = key.as_ref().map(|key| key.as_bytes().to_vec());
-            let client = pool.submit(call::task(listener.address().to_string(), key, "hello".to_owned()));
+            let client =
+                pool.submit(call::task(listener.address().to_string(), key, "hello".to_owned()));
             // The client has connected, and may have disconnected already.
             wait_any(&[&listener], Some(LONG)).unwrap();
             let accepted: Connection<(), String> = listener.accept().unwrap();
@@ -224,9 +228,14 @@ fn cn29_a_client_rejects_a_listener_that_does_not_know_the_key() {
         move || Client::connect::<u32, u32>(&address, Some(&key))
     });
     let accepted: Connection<u32, u32> = listener.accept().unwrap();
-    assert!(matches!(accepted.recv(), Err(RecvError::Invalid(text)) if text.contains("given none")));
+    assert!(
+        matches!(accepted.recv(), Err(RecvError::Invalid(text)) if text.contains("given none"))
+    );
     accepted.send(&1).unwrap();
-    assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::NotAsked, .. })));
+    assert!(matches!(
+        client.join().unwrap(),
+        Err(ConnectError::Auth { error: AuthError::NotAsked, .. })
+    ));
     // A listener that invents its welcome message.
     let fake = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = Address::from(fake.local_addr().unwrap());
@@ -235,11 +244,15 @@ fn cn29_a_client_rejects_a_listener_that_does_not_know_the_key() {
     stream.write_all(&[head(5, 0, 32), vec![1; 32]].concat()).unwrap();
     stream.read_exact(&mut [0; 16 + 16 + 64]).unwrap();
     stream.write_all(&[head(7, 0, 32), vec![1; 32]].concat()).unwrap();
-    assert!(matches!(client.join().unwrap(), Err(ConnectError::Auth { error: AuthError::WrongKey, .. })));
+    assert!(matches!(
+        client.join().unwrap(),
+        Err(ConnectError::Auth { error: AuthError::WrongKey, .. })
+    ));
     // A listener that sends nothing, with a timeout.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = Address::from(silent.local_addr().unwrap());
-    let error = Client::connect_timeout::<u32, u32>(&at, Some(&AuthKey::new("k")), SHORT).unwrap_err();
+    let error =
+        Client::connect_timeout::<u32, u32>(&at, Some(&AuthKey::new("k")), SHORT).unwrap_err();
     assert!(matches!(error, ConnectError::Auth { error: AuthError::TimedOut, .. }), "{error}");
 }
 
@@ -376,7 +389,9 @@ fn descriptors_cannot_be_sent_over_a_network() {
     let client = client.with_types::<u8, ()>();
     client.send(&0).unwrap();
     let accepted = accepted.with_types::<(), SharedBytes>();
-    assert!(matches!(accepted.recv(), Err(RecvError::Decode(text)) if text.contains("did not come")));
+    assert!(
+        matches!(accepted.recv(), Err(RecvError::Decode(text)) if text.contains("did not come"))
+    );
 }
 
 extern "C" fn ignore(_: libc::c_int) {}
@@ -422,7 +437,8 @@ fn cn33_idle_connections_and_listeners_never_time_out() {
     // longer than the shortest of these timeouts.
     with_a_limit_long_enough("two shake hands", |limit| {
         let key = AuthKey::random().unwrap();
-        let listener = Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(limit);
+        let listener =
+            Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(limit);
         let address = listener.address().clone();
         let client = thread::spawn(move || {
             let client: Connection<u32, u32> = Client::connect(&address, Some(&key)).ok()?;
@@ -490,9 +506,13 @@ fn the_socket_file_of_a_killed_listener_is_taken_over() {
     let path = folder.path().join("socket");
     // The state that a killed listener leaves behind: the file is bound, and no process has the
     // socket.
-    let dead =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .unwrap();
+    let dead = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
     rustix::net::bind(&dead, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
     drop(dead);
     assert!(path.exists());
@@ -552,7 +572,8 @@ fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
         Address::Abstract(name) => {
             let flags = SocketFlags::CLOEXEC;
             let socket =
-                rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                    .unwrap();
             let at = rustix::net::SocketAddrUnix::new_abstract_name(name).unwrap();
             rustix::net::sockopt::set_socket_timeout(
                 &socket,
@@ -563,7 +584,9 @@ fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
             if rustix::net::connect(&socket, &at).is_err() {
                 return;
             }
-            while rest() && rustix::net::send(&socket, bytes, rustix::net::SendFlags::NOSIGNAL).is_ok() {
+            while rest()
+                && rustix::net::send(&socket, bytes, rustix::net::SendFlags::NOSIGNAL).is_ok()
+            {
                 if slowly {
                     gap();
                 }
@@ -580,7 +603,8 @@ fn clients_that_send_for_ever_delay_no_other_client() {
     for address in ["127.0.0.1:0".parse().unwrap(), Address::any()] {
         let key = AuthKey::random().unwrap();
         let listener = Listener::bind(&address).unwrap().authkey(key.clone());
-        let (done, all_met, scripts) = (AtomicBool::new(false), AtomicBool::new(false), hostile_scripts());
+        let (done, all_met, scripts) =
+            (AtomicBool::new(false), AtomicBool::new(false), hostile_scripts());
         thread::scope(|scope| {
             // Two clients send as fast as they can, and one sends slowly. Each goes on with the
             // next script when it is cut off.
@@ -612,7 +636,8 @@ fn clients_that_send_for_ever_delay_no_other_client() {
             });
             let mut met = 0;
             while met < ROUNDS && !serving.is_finished() {
-                let client = Client::connect_timeout::<u32, u32>(listener.address(), Some(key), LONG);
+                let client =
+                    Client::connect_timeout::<u32, u32>(listener.address(), Some(key), LONG);
                 let Ok(client) = client else { continue };
                 if client.send(&met).is_ok() && client.recv_timeout(LONG).is_ok() {
                     met += 1;
@@ -679,8 +704,10 @@ fn silent_clients_that_use_up_all_descriptors_do_not_keep_others_out() {
     let Ok(address) = receiver.recv() else { panic!("{:?}", serving.result()) };
     let address: Address = address.parse().unwrap();
     let Address::Tcp(host, port) = &address else { panic!() };
-    let _silent: Vec<_> = (0..12).map(|_| TcpStream::connect((host.as_str(), *port)).unwrap()).collect();
-    let client = Client::connect_timeout::<u32, u32>(&address, Some(&AuthKey::new("k")), LONG).unwrap();
+    let _silent: Vec<_> =
+        (0..12).map(|_| TcpStream::connect((host.as_str(), *port)).unwrap()).collect();
+    let client =
+        Client::connect_timeout::<u32, u32>(&address, Some(&AuthKey::new("k")), LONG).unwrap();
     client.send(&5).unwrap();
     assert_eq!(client.recv().unwrap(), 5);
     assert!(serving.result().unwrap() > 0);
@@ -697,9 +724,13 @@ fn begins_without_end(socket: &OwnedFd, done: &AtomicBool) {
 #[test]
 fn a_peer_that_sends_for_ever_does_not_delay_a_receive_beyond_its_timeout() {
     let _watchdog = watchdog();
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .unwrap();
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
     let end: Connection<(), u32> = ours.try_into().unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -46,11 +46,13 @@ fn mx03_mx04_children_log_at_their_parents_level_with_name_and_file() {
     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
     assert_eq!(pool.submit(level::task()).result().unwrap(), "info", "workers as well");
 
-    let child = Process::new(speak::task("hello")).name("speaker").stderr(Stdio::piped()).start().unwrap();
+    let child =
+        Process::new(speak::task("hello")).name("speaker").stderr(Stdio::piped()).start().unwrap();
     let mut said = String::new();
     File::from(child.take_stderr().unwrap()).read_to_string(&mut said).unwrap();
     child.join().unwrap();
-    let line = said.strip_prefix("[INFO/speaker] tests/logging.rs:").unwrap_or_else(|| panic!("{said}"));
+    let line =
+        said.strip_prefix("[INFO/speaker] tests/logging.rs:").unwrap_or_else(|| panic!("{said}"));
     assert!(line.ends_with(": said word=\"hello\"\n") && line.lines().count() == 1, "{said}");
 }
 

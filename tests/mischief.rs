@@ -7,8 +7,8 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
 use rustix::process::Signal;
 use support::{
-    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state, stop,
-    watchdog, with_a_limit_long_enough,
+    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state,
+    stop, watchdog, with_a_limit_long_enough,
 };
 
 executor::test_support!();
@@ -32,7 +32,9 @@ fn a_panic_is_reported_with_its_message_and_location() {
     let long = "x".repeat(100_000);
     for message in ["", "boom", "two\nlines", &long] {
         let line = "tests/mischief.rs:";
-        let Err(TaskError::Panicked(error)) = pool.submit(panic_with::task(message.into())).result() else {
+        let Err(TaskError::Panicked(error)) =
+            pool.submit(panic_with::task(message.into())).result()
+        else {
             panic!("it came back")
         };
         assert_eq!(error.message(), message);
@@ -66,13 +68,15 @@ fn panic_in_a_drop_of_a_panic() {
 fn a_panic_that_aborts_is_still_reported_as_a_panic() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let Err(TaskError::Panicked(error)) = pool.submit(panic_where_unwinding_is_not_possible::task()).result()
+    let Err(TaskError::Panicked(error)) =
+        pool.submit(panic_where_unwinding_is_not_possible::task()).result()
     else {
         panic!("it came back")
     };
     assert_eq!(error.message(), "within C");
     assert!(error.location().unwrap().starts_with("tests/mischief.rs:"));
-    let Err(TaskError::Panicked(error)) = pool.submit(panic_in_a_drop_of_a_panic::task()).result() else {
+    let Err(TaskError::Panicked(error)) = pool.submit(panic_in_a_drop_of_a_panic::task()).result()
+    else {
         panic!("it came back")
     };
     assert!(["the first", "the second"].contains(&error.message()), "{error:?}");
@@ -118,7 +122,8 @@ fn dive(level: u64) -> u64 {
 #[test]
 fn a_stack_overflow_is_reported_as_one() {
     let _watchdog = watchdog();
-    let small = ProcessPoolExecutor::builder().max_workers(1).stack_size(256 << 10).build().unwrap();
+    let small =
+        ProcessPoolExecutor::builder().max_workers(1).stack_size(256 << 10).build().unwrap();
     for pool in [pool(1), small] {
         let error = pool.submit(dive::task(0)).result().unwrap_err();
         let TaskError::WorkerLost { status, detail, .. } = &error else { panic!("{error:?}") };
@@ -148,7 +153,9 @@ fn a_stopped_worker_is_killed_when_its_task_times_out() {
             Signal::STOP,
         );
         stopped.ok()?;
-        eventually("it stands still or is gone", || matches!(state(worker), Some('T' | 'Z') | None));
+        eventually("it stands still or is gone", || {
+            matches!(state(worker), Some('T' | 'Z') | None)
+        });
         let stands_still = state(worker) == Some('T');
         let error = future.result().unwrap_err();
         assert_eq!(behind.result().unwrap(), 1);
@@ -267,7 +274,8 @@ fn fork_and_die(gate: &Path) {
 fn a_forked_copy_of_a_dead_worker_blocks_nothing() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
-    let Err(TaskError::WorkerLost { status, .. }) = pool.submit(fork_and_die::task(gate.path())).result()
+    let Err(TaskError::WorkerLost { status, .. }) =
+        pool.submit(fork_and_die::task(gate.path())).result()
     else {
         panic!("it came back")
     };
@@ -311,9 +319,14 @@ fn nest(levels: u32) -> Result<u32, String> {
     if levels == 0 {
         return Ok(0);
     }
-    let pool =
-        ProcessPoolExecutor::builder().max_workers(1).build().map_err(|error| format!("build: {error}"))?;
-    pool.submit(nest::task(levels - 1)).result().map(|below| below + 1).map_err(|error| error.to_string())
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(1)
+        .build()
+        .map_err(|error| format!("build: {error}"))?;
+    pool.submit(nest::task(levels - 1))
+        .result()
+        .map(|below| below + 1)
+        .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -394,7 +407,9 @@ fn a_pool_used_from_many_threads_while_its_workers_are_killed_keeps_working() {
             .map(|_| {
                 scope.spawn(|| {
                     // On a busy machine all tasks might be done before the first worker is killed.
-                    let more = |value| value < 300 || kills.load(std::sync::atomic::Ordering::Relaxed) == 0;
+                    let more = |value| {
+                        value < 300 || kills.load(std::sync::atomic::Ordering::Relaxed) == 0
+                    };
                     for value in (0..).take_while(|value| more(*value)) {
                         match pool.submit(echo::task(value)).result() {
                             Ok(came) => assert_eq!(came, value),

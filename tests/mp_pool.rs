@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use executor::{AsyncResult, BuildError, Phase, Pool, PoolError, TaskError, prelude::*, usable_cpus};
+use executor::{
+    AsyncResult, BuildError, Phase, Pool, PoolError, TaskError, prelude::*, usable_cpus,
+};
 use support::{
-    Gate, LONG, come_to, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pid, watchdog,
+    Gate, LONG, come_to, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pid,
+    watchdog,
 };
 
 executor::test_support!();
@@ -145,7 +148,8 @@ fn pl02_map_equals_the_sequential_list() {
     assert_eq!(pool.map(square::task, 0..10).unwrap(), squares(10));
     assert_eq!(pool.chunk_size(20).map(square::task, 0..100).unwrap(), squares(100));
     assert_eq!(pool.chunk_size(1_000_000).map(square::task, 0..100).unwrap(), squares(100));
-    let each: Vec<u64> = pool.map_collect(square::task, 0..100).into_iter().map(Result::unwrap).collect();
+    let each: Vec<u64> =
+        pool.map_collect(square::task, 0..100).into_iter().map(Result::unwrap).collect();
     assert_eq!(each, squares(100));
     let error = pool.chunk_size(0).map(square::task, 0..3).unwrap_err();
     assert!(matches!(error, TaskError::Invalid(_)), "{error:?}");
@@ -313,7 +317,13 @@ fn pl13_imap_unordered_yields_the_same_set() {
     // A finished result is yielded although an earlier item has not finished.
     let gate = Gate::new();
     let mut results = pool.imap_unordered(
-        |first| if first { hold::task(gate.path()).encode() } else { hold::task(Path::new("/")).encode() },
+        |first| {
+            if first {
+                hold::task(gate.path()).encode()
+            } else {
+                hold::task(Path::new("/")).encode()
+            }
+        },
         [true, false],
     );
     let early = results.next().unwrap();
@@ -341,7 +351,8 @@ fn pl14_results_before_the_panic_of_an_input_are_all_yielded() {
         for unordered in [false, true] {
             let mut seen = Vec::new();
             let panic = catch_unwind(AssertUnwindSafe(|| match unordered {
-                true => seen.extend(pool.imap_unordered(square::task, says_when(at)).map(Result::unwrap)),
+                true => seen
+                    .extend(pool.imap_unordered(square::task, says_when(at)).map(Result::unwrap)),
                 false => seen.extend(pool.imap(square::task, says_when(at)).map(Result::unwrap)),
             }));
             assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"when"));
@@ -433,11 +444,14 @@ fn pl19_an_error_has_type_message_and_location_and_a_panic_of_the_input_is_the_c
         panic!("it returned Err")
     };
     assert_eq!((error.message(), error.type_name()), ("the reason", "alloc::string::String"));
-    let TaskError::Panicked(error) = pool.apply(panics::task()).unwrap_err() else { panic!("it panicked") };
+    let TaskError::Panicked(error) = pool.apply(panics::task()).unwrap_err() else {
+        panic!("it panicked")
+    };
     assert_eq!(error.message(), "as told");
     assert!(error.location().unwrap().starts_with(file!()), "{:?}", error.location());
     // A panic of the input reaches the caller with its own payload, and nothing was submitted.
-    let panic = catch_unwind(AssertUnwindSafe(|| pool.map(square::task, says_when(3)))).unwrap_err();
+    let panic =
+        catch_unwind(AssertUnwindSafe(|| pool.map(square::task, says_when(3)))).unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"when"));
     assert_eq!(pool.apply(square::task(3)).unwrap(), 9);
     end(&pool);
@@ -448,7 +462,10 @@ fn pl22_scope_on_a_terminated_or_closed_pool_is_an_error() {
     let _watchdog = watchdog();
     let pool = Pool::new(1).unwrap();
     pool.terminate();
-    assert_eq!(pool.scope(|_| unreachable!("not running")).map(|(): ()| ()), Err(PoolError::NotRunning));
+    assert_eq!(
+        pool.scope(|_| unreachable!("not running")).map(|(): ()| ()),
+        Err(PoolError::NotRunning)
+    );
     pool.join().unwrap();
     let pool = Pool::new(1).unwrap();
     pool.close();
@@ -530,10 +547,15 @@ fn pl30_an_initializer_runs_once_in_each_worker() {
     }
     // Only a task can be an initializer: see `tests/ui/fail/plain_function.rs`. When an initializer
     // fails, the calls return the error.
-    let pool = Pool::builder().processes(1).initializer(fail::task("no model".into())).build().unwrap();
+    let pool =
+        Pool::builder().processes(1).initializer(fail::task("no model".into())).build().unwrap();
     let error = pool.apply(square::task(1)).unwrap_err();
     assert!(error.is_broken() && error.to_string().contains("no model"), "{error}");
-    assert_eq!(pool.imap(square::task, 0..).filter(Result::is_err).count(), 1, "and ends an endless map");
+    assert_eq!(
+        pool.imap(square::task, 0..).filter(Result::is_err).count(),
+        1,
+        "and ends an endless map"
+    );
     end(&pool);
 }
 
@@ -554,8 +576,10 @@ fn pl34_successful_is_none_until_a_result_is_ready() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let gate = Gate::new();
-    let (good, bad) =
-        (pool.apply_async(hold::task(gate.path())), pool.apply_async(hold_and_fail::task(gate.path())));
+    let (good, bad) = (
+        pool.apply_async(hold::task(gate.path())),
+        pool.apply_async(hold_and_fail::task(gate.path())),
+    );
     assert!(!good.ready() && !bad.ready());
     assert_eq!((good.successful(), bad.successful()), (None, None));
     gate.open();
@@ -581,7 +605,8 @@ fn se02_four_of_five_tasks_run_and_the_fifth_takes_the_first_free_process() {
     let _watchdog = watchdog();
     let pool = Pool::new(4).unwrap();
     let gates: Vec<Gate> = (0..5).map(|_| Gate::new()).collect();
-    let mut results: Vec<_> = gates.iter().map(|gate| pool.apply_async(pass::task(gate.path()))).collect();
+    let mut results: Vec<_> =
+        gates.iter().map(|gate| pool.apply_async(pass::task(gate.path()))).collect();
     let fifth = results.pop().unwrap();
     gates[..4].iter().for_each(|gate| drop(gate.wait_for(1)));
     assert_eq!(gates[4].arrivals().len(), 0, "four at once");
@@ -650,7 +675,8 @@ fn se18_five_workers_run_seven_tasks_and_two_of_them_run_twice() {
     let _watchdog = watchdog();
     let pool = Pool::new(5).unwrap();
     let gates: Vec<Gate> = (0..7).map(|_| Gate::new()).collect();
-    let results: Vec<_> = gates.iter().map(|gate| pool.apply_async(pass::task(gate.path()))).collect();
+    let results: Vec<_> =
+        gates.iter().map(|gate| pool.apply_async(pass::task(gate.path()))).collect();
     gates[..5].iter().for_each(|gate| drop(gate.wait_for(1)));
     assert_eq!(gates[5].arrivals().len() + gates[6].arrivals().len(), 0, "five at once");
     // Only two tasks are released. The waiting tasks run on their workers, because all others are
@@ -709,7 +735,9 @@ fn at_the_gate(gate: &Gate) -> Vec<u32> {
     let names = std::fs::read_dir(gate.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter_map(|name| name.strip_prefix("arrival-")?.split('-').next()?.parse().ok()).collect()
+    names
+        .filter_map(|name| name.strip_prefix("arrival-")?.split('-').next()?.parse().ok())
+        .collect()
 }
 
 #[test]
@@ -729,7 +757,9 @@ fn a_killed_worker_fails_only_its_call_and_the_join_returns() {
     let error = victim.get().unwrap_err();
     assert!(matches!(error, TaskError::WorkerLost { pid, .. } if pid == killed), "{error:?}");
     // A new worker takes its place even without work.
-    eventually("two workers", || pool.worker_pids().len() == 2 && !pool.worker_pids().contains(&killed));
+    eventually("two workers", || {
+        pool.worker_pids().len() == 2 && !pool.worker_pids().contains(&killed)
+    });
     // In a map only the item that aborts its worker is lost, whatever else is in its chunk.
     let each = pool.chunk_size(10).map_collect(|x| die_at::task(17, x), 0..40);
     for (x, result) in (0..).zip(each) {
@@ -778,7 +808,11 @@ fn two_hundred_workers_run_at_the_same_time() {
     let all = pool.map_async(|_| hold::task(gate.path()), 0..200);
     gate.wait_for(200);
     gate.open();
-    assert_eq!(all.get().unwrap().into_iter().collect::<BTreeSet<u32>>().len(), 200, "all at the same time");
+    assert_eq!(
+        all.get().unwrap().into_iter().collect::<BTreeSet<u32>>().len(),
+        200,
+        "all at the same time"
+    );
     end(&pool);
 }
 
@@ -795,7 +829,8 @@ fn endless_inputs_are_read_only_as_far_as_needed() {
     assert_eq!(first, squares(100));
     assert!(*pulled.lock().unwrap() <= 110);
     drop(results);
-    let some: BTreeSet<u64> = pool.imap_unordered(square::task, 0..).take(100).map(Result::unwrap).collect();
+    let some: BTreeSet<u64> =
+        pool.imap_unordered(square::task, 0..).take(100).map(Result::unwrap).collect();
     assert_eq!(some.len(), 100);
     end(&pool);
 }
@@ -896,12 +931,14 @@ fn a_callback_may_use_the_pool_and_its_panic_affects_nothing_else() {
     let pool = Arc::new(Pool::new(1).unwrap());
     let (sender, seen) = mpsc::channel();
     let other = Arc::clone(&pool);
-    pool.apply_async(square::task(3)).callback(|_| std::panic::panic_any("mine")).callback(move |nine| {
-        let again = other.apply(square::task(*nine)).unwrap();
-        other.close();
-        assert_eq!(other.join(), Ok(()), "it does not wait for itself");
-        sender.send(again).unwrap();
-    });
+    pool.apply_async(square::task(3)).callback(|_| std::panic::panic_any("mine")).callback(
+        move |nine| {
+            let again = other.apply(square::task(*nine)).unwrap();
+            other.close();
+            assert_eq!(other.join(), Ok(()), "it does not wait for itself");
+            sender.send(again).unwrap();
+        },
+    );
     assert_eq!(seen.recv_timeout(LONG).unwrap(), 81);
     pool.join().unwrap();
 }
@@ -952,8 +989,10 @@ fn a_pool_is_inert_in_a_fork_of_its_process() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();
     let gate = Gate::new();
-    let (held, map) =
-        (pool.apply_async(hold::task(gate.path())), pool.map_async(|_| hold::task(gate.path()), 0..3));
+    let (held, map) = (
+        pool.apply_async(hold::task(gate.path())),
+        pool.map_async(|_| hold::task(gate.path()), 0..3),
+    );
     let closed = Pool::new(1).unwrap();
     end(&closed);
     gate.wait_for(2);
@@ -964,7 +1003,8 @@ fn a_pool_is_inert_in_a_fork_of_its_process() {
             // SAFETY: only sets an alarm, which ends the child if it hangs.
             unsafe { libc::alarm(60) };
             let inert = catch_unwind(AssertUnwindSafe(|| {
-                let forked = |error: TaskError| assert!(error.to_string().contains("forked"), "{error}");
+                let forked =
+                    |error: TaskError| assert!(error.to_string().contains("forked"), "{error}");
                 assert!(held.ready() && map.ready());
                 forked(held.get().unwrap_err());
                 forked(map.get().unwrap_err());
@@ -974,7 +1014,8 @@ fn a_pool_is_inert_in_a_fork_of_its_process() {
                 assert!(pool.imap(square::task, 0..).all(|result| result.is_err()));
                 let calls = std::sync::atomic::AtomicU32::new(0);
                 let calls: &'static _ = Box::leak(Box::new(calls));
-                let count = |_: &TaskError| _ = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let count =
+                    |_: &TaskError| _ = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 drop(pool.apply_async(square::task(1)).error_callback(count));
                 drop(pool.map_async(square::task, 0..3).error_callback(count));
                 drop(closed.apply_async(square::task(1)).error_callback(count));

@@ -50,7 +50,8 @@ fn small_named_memory_remains_for_its_users_after_its_maker_dropped_it() {
     let (one, two) = (name("maker"), name("list"));
     let memory = SharedMemory::create_named(&one, 100).unwrap();
     let list = ShareableList::create_named(&two, ["a", "b"]).unwrap();
-    let (other, other_list) = (SharedMemory::attach(&one).unwrap(), ShareableList::attach(&two).unwrap());
+    let (other, other_list) =
+        (SharedMemory::attach(&one).unwrap(), ShareableList::attach(&two).unwrap());
     other.own().unwrap();
     other.write(0, b"other");
     drop((memory, list));
@@ -67,7 +68,8 @@ fn small_named_memory_remains_for_its_users_after_its_maker_dropped_it() {
 fn owning_a_name_that_is_gone_is_an_error() {
     let name = name("late");
     let memory = SharedMemory::create_named(&name, 10).unwrap();
-    let (late, persists) = (SharedMemory::attach(&name).unwrap(), SharedMemory::attach(&name).unwrap());
+    let (late, persists) =
+        (SharedMemory::attach(&name).unwrap(), SharedMemory::attach(&name).unwrap());
     drop(memory);
     assert_eq!(kind(late.own()), io::ErrorKind::NotFound);
     assert_eq!(kind(persists.persistent()), io::ErrorKind::NotFound);
@@ -121,7 +123,10 @@ fn named_memory_given_away_by_its_owner_arrives() {
         };
         let arrived = |memory: SharedMemory| {
             assert!(memory.len() >= size);
-            assert_eq!((memory.name().as_ref(), &memory.read_to_vec()[..5]), (Some(&name), &b"hello"[..]));
+            assert_eq!(
+                (memory.name().as_ref(), &memory.read_to_vec()[..5]),
+                (Some(&name), &b"hello"[..])
+            );
             // The owner has dropped the memory, so its name is gone.
             assert_eq!(kind(SharedMemory::attach(&name)), io::ErrorKind::NotFound);
         };
@@ -191,8 +196,9 @@ fn making_a_name_is_not_slowed_down_by_ten_thousand_others() {
         let once = |round: usize| {
             let name = |number: usize| name(&format!("{what}-{round}-{number}"));
             let began = processor_time();
-            let memories: Vec<_> =
-                (0..50).map(|number| SharedMemory::create_named(&name(number), 100).unwrap()).collect();
+            let memories: Vec<_> = (0..50)
+                .map(|number| SharedMemory::create_named(&name(number), 100).unwrap())
+                .collect();
             let spent = processor_time() - began;
             drop(memories);
             spent
@@ -276,7 +282,8 @@ fn a_symlink_or_a_fifo_in_the_place_of_a_name_is_not_followed() {
         fs::remove_file(&place).unwrap();
         match what {
             "link" => {
-                std::os::unix::fs::symlink(named_file(&target.name().unwrap()).unwrap(), &place).unwrap()
+                std::os::unix::fs::symlink(named_file(&target.name().unwrap()).unwrap(), &place)
+                    .unwrap()
             }
             _ => rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -377,7 +384,8 @@ fn names_work_although_a_stranger_took_the_folders() {
     let folder = format!("/dev/shm/{folder}");
     let mode = fs::metadata(&folder).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o700);
-    let inside = named_file("prize").unwrap().strip_prefix(&folder).unwrap().parent().unwrap().to_owned();
+    let inside =
+        named_file("prize").unwrap().strip_prefix(&folder).unwrap().parent().unwrap().to_owned();
     // Keep a complete copy of the file for the script below.
     fs::copy(named_file("prize").unwrap(), "/tmp/executor-named-test").unwrap();
     fs::set_permissions("/tmp/executor-named-test", fs::Permissions::from_mode(0o644)).unwrap();
@@ -457,9 +465,13 @@ fn make_persistent(name: &str) -> io::Result<()> {
 fn names_are_found_after_other_users_removed_their_folders() {
     let _watchdog = watchdog();
     let folder = only_folder();
-    stranger(&format!("mkdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do mkdir '{folder}.'$i; done"));
+    stranger(&format!(
+        "mkdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do mkdir '{folder}.'$i; done"
+    ));
     let _first = SharedMemory::create_named("first", 100).unwrap();
-    stranger(&format!("rmdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do rmdir '{folder}.'$i; done"));
+    stranger(&format!(
+        "rmdir '{folder}'; for i in 1 2 3 4 5 6 7 8 9; do rmdir '{folder}.'$i; done"
+    ));
     // A new worker is a process that has not chosen a folder yet.
     let newcomer = pool(1);
     newcomer.submit(attach_and_write::task("first")).result().unwrap();
@@ -491,8 +503,9 @@ fn names_of_dead_owners_do_not_use_up_a_small_file_system() {
 fn names_of_dead_owners_are_removed_in_a_small_file_system() {
     const MUCH: usize = 40 << 20;
     let _watchdog = watchdog();
-    let die =
-        |names: Vec<String>, size| assert!(pool(1).submit(make_and_die::task(names, size)).result().is_err());
+    let die = |names: Vec<String>, size| {
+        assert!(pool(1).submit(make_and_die::task(names, size)).result().is_err())
+    };
     // As when a program crashes and starts again, twice.
     die(vec!["cache".into()], MUCH);
     die(vec!["cache".into()], MUCH);
@@ -526,7 +539,8 @@ fn no_file_is_left_after_all_names_are_gone() {
 fn no_file_is_left_after_dropping_names_and_sweeping() {
     let _watchdog = watchdog();
     let names: Vec<_> = (0..50).map(|number| name(&number.to_string())).collect();
-    let memories: Vec<_> = names.iter().map(|name| SharedMemory::create_named(name, 10).unwrap()).collect();
+    let memories: Vec<_> =
+        names.iter().map(|name| SharedMemory::create_named(name, 10).unwrap()).collect();
     assert_eq!(entries().len(), 1);
     memories[7].unlink().unwrap();
     drop(memories);

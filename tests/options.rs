@@ -33,7 +33,8 @@ fn stack_size_sets_the_stack_of_tasks() {
     let small = ProcessPoolExecutor::builder().max_workers(1).stack_size(1 << 20).build().unwrap();
     let error = small.submit(recurse::task(LEVELS)).result().unwrap_err();
     assert!(error.to_string().contains("stack overflow"), "{error}");
-    let large = ProcessPoolExecutor::builder().max_workers(1).stack_size(110 << 20).build().unwrap();
+    let large =
+        ProcessPoolExecutor::builder().max_workers(1).stack_size(110 << 20).build().unwrap();
     assert_eq!(large.submit(recurse::task(LEVELS)).result().unwrap(), LEVELS);
 }
 
@@ -63,7 +64,8 @@ fn many_threads_can_submit_to_one_pool() {
         for thread in 0..16_u64 {
             let pool = pool.clone();
             scope.spawn(move || {
-                let futures: Vec<_> = (0..100).map(|x| pool.submit(add::task(thread * 1000, x))).collect();
+                let futures: Vec<_> =
+                    (0..100).map(|x| pool.submit(add::task(thread * 1000, x))).collect();
                 for (x, future) in (0..100).zip(futures) {
                     assert_eq!(future.result().unwrap(), thread * 1000 + x);
                 }
@@ -104,7 +106,8 @@ fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
 /// Runs the program with this variable. Returns the lines it printed about its settings, and its
 /// log.
 fn settings(variable: &str, value: &OsStr) -> (Vec<String>, String) {
-    let output = Command::new(asks()).arg("settings").env(variable, value).output().expect("starts");
+    let output =
+        Command::new(asks()).arg("settings").env(variable, value).output().expect("starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{value:?}: {stderr}");
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -147,7 +150,10 @@ fn an_invalid_transport_is_an_error_that_names_the_variable() {
             "invalid option: the environment variable EXECUTOR_TRANSPORT is {value:?}; \
              `ring` (the default) or `ipc` is understood"
         );
-        assert_eq!(lines[1..], ["executor", "pool", "told"].map(|made| format!("{made}: {problem}")));
+        assert_eq!(
+            lines[1..],
+            ["executor", "pool", "told"].map(|made| format!("{made}: {problem}"))
+        );
     }
     for value in ["", "ring", "ipc"] {
         let (lines, log) = settings("EXECUTOR_TRANSPORT", OsStr::new(value));
@@ -163,9 +169,15 @@ fn allowed() -> rustix::thread::CpuSet {
 fn a_worker_has_the_arguments_of_the_program_however_many_and_long() {
     let program = asks();
     let name = program.to_str().map(str::len).unwrap();
-    assert_eq!(ask(Command::new(&program).arg("args").args(["two", ""])), format!("4 {}", name + 4 + 3));
+    assert_eq!(
+        ask(Command::new(&program).arg("args").args(["two", ""])),
+        format!("4 {}", name + 4 + 3)
+    );
     // More than fits into one message of the handshake.
     let long = "x".repeat(100_000);
     let many = [long.as_str(); 4];
-    assert_eq!(ask(Command::new(&program).arg("args").args(many)), format!("6 {}", name + 4 + 400_000));
+    assert_eq!(
+        ask(Command::new(&program).arg("args").args(many)),
+        format!("6 {}", name + 4 + 400_000)
+    );
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use executor::{
-    Barrier, Child, ExitStatus, Limits, Process, Queue, Run, SharedBytes, StartError, StartMethod, Stdio,
-    active_children, current_process, parent_process, prelude::*,
+    Barrier, Child, ExitStatus, Limits, Process, Queue, Run, SharedBytes, StartError, StartMethod,
+    Stdio, active_children, current_process, parent_process, prelude::*,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -21,7 +21,8 @@ use rustix::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use support::{
-    Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, runs, spin, start_a_program, watchdog,
+    Gate, LONG, come_to, echo, eventually, exit, hold, pid, pool, runs, spin, start_a_program,
+    watchdog,
 };
 
 executor::test_support!();
@@ -62,7 +63,8 @@ fn pr01_the_main_process_knows_itself() {
 #[task]
 fn relatives() -> (String, u32, bool, Option<(String, u32, bool)>) {
     let own = current_process();
-    let parent = parent_process().map(|parent| (parent.name().to_owned(), parent.pid(), parent.is_alive()));
+    let parent =
+        parent_process().map(|parent| (parent.name().to_owned(), parent.pid(), parent.is_alive()));
     (own.name().to_owned(), own.pid(), own.daemon(), parent)
 }
 
@@ -71,7 +73,8 @@ fn pr05_a_child_has_a_parent_and_the_program_has_none() {
     let _watchdog = watchdog();
     assert_eq!(parent_process(), None);
     for method in METHODS {
-        let child = Process::new(relatives::task()).name("the child").start_method(method).start().unwrap();
+        let child =
+            Process::new(relatives::task()).name("the child").start_method(method).start().unwrap();
         let (name, pid, daemon, parent) = joined(&child).unwrap();
         assert_eq!((&*name, pid, daemon), ("the child", child.pid(), false));
         assert_eq!(parent, Some(("MainProcess".to_owned(), std::process::id(), true)));
@@ -189,7 +192,8 @@ fn large_arguments_and_values_are_transferred() {
     let bytes: Vec<u8> = (0..5_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
     let expected: Vec<u8> = bytes.iter().rev().copied().collect();
     for method in METHODS {
-        let child = Process::new(reversed::task(bytes.clone())).start_method(method).start().unwrap();
+        let child =
+            Process::new(reversed::task(bytes.clone())).start_method(method).start().unwrap();
         assert!(joined(&child).unwrap() == expected);
     }
 }
@@ -213,7 +217,10 @@ fn a_program_started_by_a_child_inherits_its_signal_mask_with_terminal_stops_blo
     let terminal: u64 = terminal.into_iter().sum();
     let mut seen = vec![pool(1).submit(blocked_here_and_in_a_program::task()).result().unwrap()];
     for method in METHODS {
-        let child = Process::new(blocked_here_and_in_a_program::task()).start_method(method).start().unwrap();
+        let child = Process::new(blocked_here_and_in_a_program::task())
+            .start_method(method)
+            .start()
+            .unwrap();
         seen.push(joined(&child).unwrap());
     }
     for [child, program] in seen {
@@ -262,8 +269,10 @@ fn pr19_arguments_are_not_kept_by_the_parent() {
     let _watchdog = watchdog();
     for method in METHODS {
         let passed = Arc::new(());
-        let child =
-            Process::new(count::task(Counted(Arc::clone(&passed)))).start_method(method).start().unwrap();
+        let child = Process::new(count::task(Counted(Arc::clone(&passed))))
+            .start_method(method)
+            .start()
+            .unwrap();
         assert_eq!(joined(&child).unwrap(), 1);
         assert_eq!(Arc::strong_count(&passed), 1, "the child's handle is still here: {child:?}");
     }
@@ -421,7 +430,8 @@ fn kill_tree_ends_all_processes_that_a_child_started() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
-        let child = Process::new(start_below::task(gate.path())).start_method(method).start().unwrap();
+        let child =
+            Process::new(start_below::task(gate.path())).start_method(method).start().unwrap();
         // The child's own child, and one program for each of the two.
         let pids = gate.wait_for(3);
         assert!(pids.iter().all(|pid| runs(*pid)));
@@ -448,7 +458,10 @@ fn pr14_active_children_are_the_children_that_still_run() {
         "{names:?}"
     );
     assert!(active.iter().any(|child| child.pid() == running.pid() && child.is_alive()));
-    assert!(!active.iter().any(|child| child.pid() == worker), "workers of pools are not among them");
+    assert!(
+        !active.iter().any(|child| child.pid() == worker),
+        "workers of pools are not among them"
+    );
     drop(unstarted);
     gate.open();
     joined(&running).unwrap();
@@ -491,7 +504,10 @@ fn children_can_be_awaited() {
     let _watchdog = watchdog();
     let children: Vec<_> = (0..10)
         .map(|number| {
-            Process::new(echo::task(number)).start_method(METHODS[number as usize % 2]).start().unwrap()
+            Process::new(echo::task(number))
+                .start_method(METHODS[number as usize % 2])
+                .start()
+                .unwrap()
         })
         .collect();
     let all = futures::future::join_all(children.iter().map(Child::join_async));
@@ -532,13 +548,19 @@ fn debug_shows_the_name_state_pid_and_parent() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let process = Process::new(hold::task(gate.path())).name("talker").daemon(true);
-    assert!(format!("{process:?}").contains("talker") && format!("{process:?}").contains("initial"));
+    assert!(
+        format!("{process:?}").contains("talker") && format!("{process:?}").contains("initial")
+    );
     let child = process.start().unwrap();
     let text = format!("{child:?}");
     let parent = std::process::id();
-    for part in
-        ["talker", "running", "daemon: true", &format!("pid: {}", child.pid()), &format!("parent: {parent}")]
-    {
+    for part in [
+        "talker",
+        "running",
+        "daemon: true",
+        &format!("pid: {}", child.pid()),
+        &format!("parent: {parent}"),
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     child.kill().unwrap();
@@ -575,7 +597,11 @@ fn overflows(depth: u64) -> u64 {
 fn panics_and_errors_are_reported_with_their_text_and_exit_code() {
     let _watchdog = watchdog();
     for method in METHODS {
-        let child = Process::new(panics::task()).stderr(Stdio::null()).start_method(method).start().unwrap();
+        let child = Process::new(panics::task())
+            .stderr(Stdio::null())
+            .start_method(method)
+            .start()
+            .unwrap();
         match joined(&child) {
             Err(TaskError::Panicked(error)) => {
                 assert_eq!(error.message(), "it broke: 7");
@@ -601,8 +627,11 @@ fn panics_and_errors_are_reported_with_their_text_and_exit_code() {
         let error = joined(&child).unwrap_err();
         assert_eq!(status_of(&error), ExitStatus::Signaled(Signal::ABORT.as_raw()));
 
-        let child =
-            Process::new(overflows::task(0)).stderr(Stdio::null()).start_method(method).start().unwrap();
+        let child = Process::new(overflows::task(0))
+            .stderr(Stdio::null())
+            .start_method(method)
+            .start()
+            .unwrap();
         let error = joined(&child).unwrap_err();
         assert!(
             error.is_worker_lost() && error.to_string().contains("stack overflow"),
@@ -643,7 +672,9 @@ fn pr23_a_child_may_close_its_output() {
     let _watchdog = watchdog();
     for method in METHODS {
         for descriptors in [vec![1], vec![2], vec![1, 2]] {
-            let child = Process::new(close_own::task(descriptors)).stdout(Stdio::null()).start_method(method);
+            let child = Process::new(close_own::task(descriptors))
+                .stdout(Stdio::null())
+                .start_method(method);
             let child = child.start().unwrap();
             assert_eq!(joined(&child).unwrap(), child.pid());
             assert_eq!(child.exit_code(), Some(ExitStatus::Exited(0)));
@@ -693,8 +724,9 @@ fn pr31_an_exit_hook_of_a_child_runs_at_its_end() {
         for (how, runs) in [(0, true), (1, true), (2, true), (3, false)] {
             let dir = tempfile::tempdir().unwrap();
             let mark = dir.path().join("mark");
-            let child =
-                Process::new(hook::task(mark.clone(), how)).stderr(Stdio::null()).start_method(method);
+            let child = Process::new(hook::task(mark.clone(), how))
+                .stderr(Stdio::null())
+                .start_method(method);
             ended(&child.start().unwrap());
             assert_eq!(mark.exists(), runs, "{method:?} {how}");
         }
@@ -728,7 +760,10 @@ fn has_a_child_and_a_pool(method: usize) -> (Vec<u32>, Vec<u64>) {
 fn pr30_a_child_can_have_a_queue_a_child_and_a_pool() {
     let _watchdog = watchdog();
     for (number, method) in METHODS.into_iter().enumerate() {
-        let child = Process::new(has_a_child_and_a_pool::task(number)).start_method(method).start().unwrap();
+        let child = Process::new(has_a_child_and_a_pool::task(number))
+            .start_method(method)
+            .start()
+            .unwrap();
         let (mut pids, values) = joined(&child).unwrap();
         assert_eq!(values, [0, 1, 2, 3, 4]);
         pids.sort_unstable();
@@ -757,7 +792,8 @@ fn one_hundred_children_terminated_at_once_end_with_sigterm() {
         let gate = Gate::new();
         let children: Vec<_> = (0..100)
             .map(|_| {
-                let child = Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
+                let child =
+                    Process::new(hold::task(gate.path())).start_method(method).start().unwrap();
                 child.terminate().unwrap();
                 child
             })
@@ -784,10 +820,14 @@ fn pr02_executable_selects_another_path_of_the_program() {
     fs::hard_link(&own, &other).unwrap();
     let child = Process::new(executable::task()).executable(&other).start().unwrap();
     assert_eq!(joined(&child).unwrap(), other);
-    let error = Process::new(pid::task()).executable(dir.path().join("nothing")).start().unwrap_err();
+    let error =
+        Process::new(pid::task()).executable(dir.path().join("nothing")).start().unwrap_err();
     assert!(matches!(error, StartError::Os { .. }), "{error:?}");
     let cause = std::error::Error::source(&error).unwrap();
-    assert_eq!(cause.downcast_ref::<std::io::Error>().unwrap().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(
+        cause.downcast_ref::<std::io::Error>().unwrap().kind(),
+        std::io::ErrorKind::NotFound
+    );
     assert!(!error.to_string().contains(&cause.to_string()), "{error}");
     assert_eq!(format!("{error:?}"), format!("{error}: {cause}"));
     let error = Process::new(pid::task())
@@ -801,7 +841,12 @@ fn pr02_executable_selects_another_path_of_the_program() {
 #[task]
 fn surroundings() -> (Option<String>, Option<String>, bool, PathBuf) {
     let variable = |name: &str| std::env::var(name).ok();
-    (variable("A"), variable("CARGO_PKG_NAME"), variable("PATH").is_some(), std::env::current_dir().unwrap())
+    (
+        variable("A"),
+        variable("CARGO_PKG_NAME"),
+        variable("PATH").is_some(),
+        std::env::current_dir().unwrap(),
+    )
 }
 
 #[test]
@@ -823,7 +868,8 @@ fn a_child_has_the_given_environment_and_directory() {
             .unwrap();
         assert_eq!(joined(&child).unwrap(), (Some("x=y".to_owned()), None, true, dir.clone()));
         for (key, value) in [("", "a"), ("a=b", "c"), ("a\0", "b"), ("a", "b\0")] {
-            let error = Process::new(pid::task()).env(key, value).start_method(method).start().unwrap_err();
+            let error =
+                Process::new(pid::task()).env(key, value).start_method(method).start().unwrap_err();
             assert!(matches!(error, StartError::Invalid(_)), "{key:?}: {error:?}");
         }
     }
@@ -850,8 +896,9 @@ fn standard_streams_are_connected_through_pipes() {
             .start_method(method)
             .start()
             .unwrap();
-        let [stdin, stdout, stderr] = [child.take_stdin(), child.take_stdout(), child.take_stderr()]
-            .map(|end| File::from(end.unwrap()));
+        let [stdin, stdout, stderr] =
+            [child.take_stdin(), child.take_stdout(), child.take_stderr()]
+                .map(|end| File::from(end.unwrap()));
         (&stdin).write_all(b"what it reads").unwrap();
         drop(stdin);
         assert_eq!(std::io::read_to_string(stdout).unwrap(), "a word\n");
@@ -864,8 +911,11 @@ fn standard_streams_are_connected_through_pipes() {
 fn a_join_closes_the_childs_piped_input() {
     let _watchdog = watchdog();
     for method in METHODS {
-        let start =
-            || Process::new(read_all_and_say::task("a word")).stdin(Stdio::piped()).stdout(Stdio::null());
+        let start = || {
+            Process::new(read_all_and_say::task("a word"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+        };
         let child = start().stderr(Stdio::null()).start_method(method).start().unwrap();
         assert!(child.join_timeout(Duration::ZERO).is_none());
         assert_eq!(child.join().unwrap(), "");
@@ -899,7 +949,10 @@ fn an_incomplete_report_delays_no_other_child() {
     let _watchdog = watchdog();
     for method in METHODS {
         let gate = Gate::new();
-        let child = Process::new(say_half_a_report::task(gate.path())).start_method(method).start().unwrap();
+        let child = Process::new(say_half_a_report::task(gate.path()))
+            .start_method(method)
+            .start()
+            .unwrap();
         gate.wait_for(1);
         let other = Process::new(echo::task(1)).start_method(method).start().unwrap();
         assert_eq!(joined(&other).unwrap(), 1);
@@ -947,22 +1000,27 @@ fn resource_limits_are_enforced_by_the_system() {
             .start()
             .unwrap();
         assert_eq!(joined(&child).unwrap(), 1 << 20);
-        let child =
-            Process::new(allocate::task(512 << 20)).limits(memory).stderr(Stdio::null()).start_method(method);
+        let child = Process::new(allocate::task(512 << 20))
+            .limits(memory)
+            .stderr(Stdio::null())
+            .start_method(method);
         let error = joined(&child.start().unwrap()).unwrap_err();
         assert_eq!(status_of(&error), signaled(Signal::ABORT), "{error}");
 
-        let child =
-            Process::new(open_many::task()).limits(Limits::default().open_files(20)).start_method(method);
+        let child = Process::new(open_many::task())
+            .limits(Limits::default().open_files(20))
+            .start_method(method);
         assert!((5..20).contains(&joined(&child.start().unwrap()).unwrap()));
 
         let small = Limits::default().file_size(1000);
-        let child = Process::new(write_much::task(&gate.file("much"))).limits(small).start_method(method);
+        let child =
+            Process::new(write_much::task(&gate.file("much"))).limits(small).start_method(method);
         assert_eq!(ended(&child.start().unwrap()), signaled(Signal::XFSZ));
 
         // The limits apply to the child's own code, and not to the transfer of its value.
         let small = Limits::default().file_size(1000).open_files(20);
-        let child = Process::new(reversed::task(vec![7; 300_000])).limits(small).start_method(method);
+        let child =
+            Process::new(reversed::task(vec![7; 300_000])).limits(small).start_method(method);
         assert_eq!(joined(&child.start().unwrap()).unwrap().len(), 300_000);
 
         let brief = Limits::default().cpu_time(Duration::from_millis(1));

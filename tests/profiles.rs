@@ -23,7 +23,11 @@ fn check(profile: &str) {
         let output = run(&directory.join(program));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} built as {profile}: {stderr}");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), says, "{program} built as {profile}: {stderr}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            says,
+            "{program} built as {profile}: {stderr}"
+        );
     }
 }
 
@@ -73,7 +77,8 @@ fn every_use_without_the_entry_point_fails_with_the_line_to_add() {
 fn a_forgotten_entry_point_is_an_error_and_no_fork_bomb() {
     let directory = build("dev", &[]);
     let log = std::env::temp_dir().join(format!("executor-forgot-{}", std::process::id()));
-    let output = Command::new(directory.join("forgot")).env("FORGOT_LOG", &log).output().expect("starts");
+    let output =
+        Command::new(directory.join("forgot")).env("FORGOT_LOG", &log).output().expect("starts");
     let starts = std::fs::read_to_string(&log).expect("the program wrote it");
     std::fs::remove_file(&log).expect("just read");
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -119,8 +124,9 @@ fn run_with_dylib(opened_later: bool) -> Output {
         &root.join("Cargo.toml"),
         "[workspace]\nmembers = [\"plug\", \"late\", \"app\"]\nresolver = \"3\"\n\n[profile.dev]\ndebug = \"line-tables-only\"\n",
     );
-    let dylib =
-        |name| format!("[lib]\nname = \"{name}\"\ncrate-type = [\"dylib\"]\n\n[dependencies]\n{executor}");
+    let dylib = |name| {
+        format!("[lib]\nname = \"{name}\"\ncrate-type = [\"dylib\"]\n\n[dependencies]\n{executor}")
+    };
     write(&root.join("plug/Cargo.toml"), &package("plug", &dylib("plug")));
     write(
         &root.join("plug/src/lib.rs"),
@@ -145,7 +151,10 @@ pub fn late(pool: &ProcessPoolExecutor) -> [String; 4] {
 }
 "#,
     );
-    write(&root.join("app/Cargo.toml"), &package("app", &format!("[dependencies]\n{executor}{plug}")));
+    write(
+        &root.join("app/Cargo.toml"),
+        &package("app", &format!("[dependencies]\n{executor}{plug}")),
+    );
     write(
         &root.join("app/src/main.rs"),
         r#"use executor::{Context, Process, StartMethod, prelude::*};
@@ -226,7 +235,8 @@ fn a_program_linked_to_the_library_through_a_dylib_runs_the_tasks_of_both() {
 #[test]
 fn a_task_function_of_a_library_opened_later_is_rejected_at_submit_by_name() {
     let output = run_with_dylib(true);
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     let lines: Vec<&str> = stdout.lines().skip(3).collect();
     let [here, refused @ .., after] = &lines[..] else { panic!("{stdout}\n{stderr}") };

@@ -25,8 +25,8 @@ use std::{
 };
 
 use executor::{
-    Connection, ExitStatus, JoinableQueue, OnDrop, Process, Queue, SharedBytes, StartMethod, TaskError,
-    Value, at_exit, pipe, prelude::*,
+    Connection, ExitStatus, JoinableQueue, OnDrop, Process, Queue, SharedBytes, StartMethod,
+    TaskError, Value, at_exit, pipe, prelude::*,
 };
 use plays::{Play, argument, assert_nothing_left, play, ready};
 use rustix::process::Signal;
@@ -122,7 +122,8 @@ fn arguments() -> (StartMethod, String, PathBuf) {
     let mut parts = argument.splitn(3, ' ');
     let mut next = || parts.next().unwrap().to_owned();
     let name = next();
-    let method = METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method");
+    let method =
+        METHODS.into_iter().find(|method| format!("{method:?}") == name).expect("a method");
     (method, next(), PathBuf::from(next()))
 }
 
@@ -133,10 +134,10 @@ fn to_argument(method: StartMethod, way: &str, path: &Path) -> String {
 // ---- hooks --------------------------------------------------------------------------------------
 
 fn mx01_exit_hooks_run_once_and_in_order() {
-    let expected =
-        "by hand\ndropped\nmain returns\n10, later\n10\n0, registered by a hook\n5\n0\nafter the child\n-1\n";
+    let expected = "by hand\ndropped\nmain returns\n10, later\n10\n0, registered by a hook\n5\n0\nafter the child\n-1\n";
     let said = play("has_hooks").play_out();
-    let (mut said, mut wanted): (Vec<_>, Vec<_>) = (said.lines().collect(), expected.lines().collect());
+    let (mut said, mut wanted): (Vec<_>, Vec<_>) =
+        (said.lines().collect(), expected.lines().collect());
     assert_eq!(said.len(), wanted.len(), "{said:?}");
     // This hook runs right after the hook of priority 5: it was registered last among the hooks of
     // priority 0, and those run in reverse order.
@@ -238,7 +239,8 @@ fn read_all() -> usize {
 
 fn mx05_children_do_not_read_the_parents_input() {
     for method in METHODS {
-        let mut play = play("reads_beside_children").argument(to_argument(method, "", Path::new("")));
+        let mut play =
+            play("reads_beside_children").argument(to_argument(method, "", Path::new("")));
         let mut child = play.command.stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"for the parent").unwrap();
         let output = child.wait_with_output().unwrap();
@@ -250,7 +252,11 @@ fn mx05_children_do_not_read_the_parents_input() {
 fn reads_beside_children() {
     let (method, ..) = arguments();
     let child = Process::new(read_all::task()).start_method(method).start().unwrap();
-    assert_eq!(child.join_timeout(LONG).unwrap().unwrap(), 0, "it sees the end of its input at once");
+    assert_eq!(
+        child.join_timeout(LONG).unwrap().unwrap(),
+        0,
+        "it sees the end of its input at once"
+    );
     let pool = pool(1);
     assert_eq!(pool.submit(read_all::task()).result().unwrap(), 0);
     print!("{}", std::io::read_to_string(std::io::stdin()).unwrap());
@@ -295,10 +301,12 @@ fn end(way: &str) {
 fn ends_with_children() {
     let (method, way, gate) = arguments();
     let mark = gate.join("mark");
-    let _child = Process::new(hold_then_mark::task(&gate, &mark)).start_method(method).start().unwrap();
+    let _child =
+        Process::new(hold_then_mark::task(&gate, &mark)).start_method(method).start().unwrap();
     let daemon = Process::new(hold::task(&gate)).daemon(true).start_method(method).start().unwrap();
     eventually("both are at work", || {
-        fs::read_dir(&gate).unwrap().flatten().filter(|entry| entry.file_name() != "fifo").count() == 2
+        fs::read_dir(&gate).unwrap().flatten().filter(|entry| entry.file_name() != "fifo").count()
+            == 2
     });
     fs::write(gate.join("daemon"), daemon.pid().to_string()).unwrap();
     ready();
@@ -309,7 +317,8 @@ fn a_normal_end_waits_for_registered_threads() {
     for way in ["returns", "exits"] {
         let gate = Gate::new();
         let argument = to_argument(StartMethod::Spawn, way, gate.path());
-        let (child, mut stdout, _tag) = play("ends_with_a_thread").argument(argument).until_it_speaks();
+        let (child, mut stdout, _tag) =
+            play("ends_with_a_thread").argument(argument).until_it_speaks();
         gate.wait_for(1);
         gate.open();
         let mut said = String::new();
@@ -350,7 +359,8 @@ fn ends_with_a_stubborn_daemon() {
 
 fn a_panic_of_main_ends_the_program_like_a_normal_return() {
     let gate = Gate::new();
-    let mut play = play("panics_beside_children").argument(to_argument(StartMethod::Spawn, "", gate.path()));
+    let mut play =
+        play("panics_beside_children").argument(to_argument(StartMethod::Spawn, "", gate.path()));
     let output = play.command.output().unwrap();
     assert_eq!(output.status.code(), Some(101));
     assert!(String::from_utf8_lossy(&output.stderr).contains("main had enough"));
@@ -378,7 +388,8 @@ fn panics_beside_children() {
 #[task]
 fn wait_below(gate: &Path, method: u8) {
     let method = METHODS[usize::from(method)];
-    let below = Process::new(wait_in_a_pool::task(gate)).daemon(true).start_method(method).start().unwrap();
+    let below =
+        Process::new(wait_in_a_pool::task(gate)).daemon(true).start_method(method).start().unwrap();
     File::create(gate.join(format!("arrival-{}-below", below.pid()))).unwrap();
     come_to(gate);
     below.join().unwrap();
@@ -411,7 +422,8 @@ fn ends_three_levels_by(how: Signal) {
     for method in METHODS {
         let gate = Gate::new();
         let argument = to_argument(method, "wait", gate.path());
-        let (mut child, mut stdout, tag) = plays::play("waits_below").argument(argument).until_it_speaks();
+        let (mut child, mut stdout, tag) =
+            plays::play("waits_below").argument(argument).until_it_speaks();
         // The tag is read from a process's environment, which is set up a moment after its start.
         eventually("five can be seen", || tagged(&tag).len() >= 5);
         signal(child.id(), how);
@@ -443,12 +455,15 @@ fn a_child_with_outlive_parent_goes_on_after_its_parent_is_killed() {
     for method in METHODS {
         let gate = Gate::new();
         let argument = to_argument(method, "", gate.path());
-        let (mut child, _stdout, tag) = play("has_one_that_outlives").argument(argument).until_it_speaks();
+        let (mut child, _stdout, tag) =
+            play("has_one_that_outlives").argument(argument).until_it_speaks();
         let pids = gate.wait_for(2);
         let outlives: u32 = fs::read_to_string(gate.file("outlives")).unwrap().parse().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        eventually("the other one is gone", || pids.iter().all(|pid| *pid == outlives || !runs(*pid)));
+        eventually("the other one is gone", || {
+            pids.iter().all(|pid| *pid == outlives || !runs(*pid))
+        });
         eventually("and the fork server", || tagged(&tag).len() == 1);
         assert!(runs(outlives) && !gate.file("mark").exists());
         gate.open();
@@ -501,8 +516,13 @@ fn ctrl_c_at_a_terminal_ends_three_levels_of_processes() {
         let (mut ours, mut theirs) = (0, 0);
         // SAFETY: `openpty` writes two descriptors, which nothing else knows.
         let (ours, theirs) = unsafe {
-            let made =
-                libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+            let made = libc::openpty(
+                &mut ours,
+                &mut theirs,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+            );
             assert_eq!(made, 0);
             (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
         };
@@ -538,7 +558,11 @@ fn ctrl_c_at_a_terminal_ends_three_levels_of_processes() {
         while let Ok(len @ 1..) = terminal.read(&mut some) {
             said.extend_from_slice(&some[..len]);
         }
-        assert_eq!(String::from_utf8_lossy(&said), "ready\r\n^C", "nothing but the terminal's own `^C`");
+        assert_eq!(
+            String::from_utf8_lossy(&said),
+            "ready\r\n^C",
+            "nothing but the terminal's own `^C`"
+        );
     }
 }
 
@@ -590,8 +614,9 @@ fn lines_after_the_gate(program: &str, way: &str) -> (Option<i32>, Vec<String>) 
 fn accepted_work_is_finished_however_the_program_ends() {
     for (way, code) in ENDS {
         let (ended, lines) = lines_after_the_gate("ends_with_accepted_work", way);
-        let expected =
-            ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
+        let expected = [
+            "called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3",
+        ];
         assert_eq!(lines, expected, "{way}");
         assert_eq!(ended, Some(code), "{way}");
     }
@@ -699,7 +724,8 @@ fn at_the_end_of_the_program_each_executor_follows_on_drop() {
         ("python", &["pending: shut down", "running: shut down"]),
     ] {
         let gate = Gate::new();
-        let mut play = play("ends_by_policy").argument(to_argument(StartMethod::Spawn, way, gate.path()));
+        let mut play =
+            play("ends_by_policy").argument(to_argument(StartMethod::Spawn, way, gate.path()));
         let mut child = play.command.stderr(Stdio::null()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
@@ -745,8 +771,9 @@ fn ends_by_policy() {
         other => panic!("{other}"),
     };
     static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
-    let pool =
-        POOL.get_or_init(|| ProcessPoolExecutor::builder().max_workers(1).on_drop(policy).build().unwrap());
+    let pool = POOL.get_or_init(|| {
+        ProcessPoolExecutor::builder().max_workers(1).on_drop(policy).build().unwrap()
+    });
     pool.submit(hold::task(&gate)).on_done(say_how_it_ended("running"));
     eventually("one runs", || fs::read_dir(&gate).unwrap().count() == 2);
     pool.submit(hold::task(&gate)).on_done(say_how_it_ended("pending"));
@@ -755,7 +782,8 @@ fn ends_by_policy() {
 fn exit_timeout_ends_work_that_would_delay_the_end_of_the_program() {
     for way in ["static", "tokio"] {
         let gate = Gate::new();
-        let play = play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
+        let play =
+            play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
         assert_eq!(play.play_out(), "running: shut down\n", "{way}");
     }
     let argument = to_argument(StartMethod::Spawn, "callback", Path::new(""));
@@ -799,7 +827,8 @@ fn ends_by_a_limit() {
 
 fn accepted_work_of_a_pool_dropped_in_a_task_is_finished_by_its_worker() {
     let (code, lines) = lines_after_the_gate("drops_a_pool_in_a_task", "");
-    let expected = ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
+    let expected =
+        ["called 0", "called 1", "called 2", "called 3", "task 0", "task 1", "task 2", "task 3"];
     assert_eq!((code, &lines[..]), (Some(0), &expected.map(str::to_owned)[..]));
 }
 
@@ -840,7 +869,8 @@ fn ends_in_a_callback() {
     let pool = kept();
     let event = exits_in_a_callback(pool, 7);
     for number in 1..4 {
-        pool.submit(echo::task(number)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+        pool.submit(echo::task(number))
+            .on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
     }
     event.set();
     loop {
@@ -988,7 +1018,9 @@ fn accepted_work_of_a_process_is_finished_by_that_process() {
 
 #[task]
 fn accept_in_a_static() {
-    kept().submit(say_task::task(5)).on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
+    kept()
+        .submit(say_task::task(5))
+        .on_done(|outcome| say(&format!("called {}", outcome.unwrap())));
 }
 
 fn has_a_process_with_a_pool() {
@@ -1002,7 +1034,8 @@ fn work_that_a_callback_submits_at_the_end_is_finished_or_rejected() {
     // Every accepted task has run and its callback was called. The callback submits the next task.
     let (told, tasks) = lines.split_first().unwrap();
     assert_eq!((code, &**told), (Some(0), "refused"));
-    let mut numbers: Vec<u32> = tasks.iter().map(|line| line["task ".len()..].parse().unwrap()).collect();
+    let mut numbers: Vec<u32> =
+        tasks.iter().map(|line| line["task ".len()..].parse().unwrap()).collect();
     numbers.sort_unstable();
     assert!(numbers.len() > 1 && numbers.into_iter().eq(1..=tasks.len() as u32), "{tasks:?}");
 }
@@ -1091,7 +1124,11 @@ fn nap() {
 
 fn an_exit_hook_can_await_the_shutdown_of_an_executor() {
     for way in ["idle", "busy", "callback", "held"] {
-        assert_eq!(play("awaits_the_end_in_a_hook").argument(way).play_out(), "task 1\nended\n", "{way}");
+        assert_eq!(
+            play("awaits_the_end_in_a_hook").argument(way).play_out(),
+            "task 1\nended\n",
+            "{way}"
+        );
     }
 }
 
@@ -1146,7 +1183,8 @@ struct Parts {
 impl Parts {
     fn new() -> Self {
         let (queue, joinable) = (Queue::unbounded().unwrap(), JoinableQueue::unbounded().unwrap());
-        let (pool, lock, event) = (pool(1), executor::RLock::new().unwrap(), executor::Event::new().unwrap());
+        let (pool, lock, event) =
+            (pool(1), executor::RLock::new().unwrap(), executor::Event::new().unwrap());
         let parts = Parts {
             queue,
             joinable,
@@ -1181,7 +1219,9 @@ impl Parts {
         echoed.unwrap();
         assert_eq!(self.queue.get().unwrap(), "from a task");
         let (sender, receiver) = std::sync::mpsc::channel();
-        self.pool.submit(echo::task(9)).on_done(move |outcome| sender.send(outcome.unwrap()).unwrap());
+        self.pool
+            .submit(echo::task(9))
+            .on_done(move |outcome| sender.send(outcome.unwrap()).unwrap());
         assert_eq!(receiver.recv().unwrap(), 9);
         {
             let _outer = self.lock.acquire();
@@ -1197,7 +1237,8 @@ impl Parts {
         executor::worker_state::take::<u8>();
         let mut done = as_completed([self.pool.submit(echo::task(13))]);
         assert_eq!(done.next().unwrap().result().unwrap(), 13);
-        let (done, rest) = wait(vec![self.pool.submit(echo::task(14))], ReturnWhen::AllCompleted, None);
+        let (done, rest) =
+            wait(vec![self.pool.submit(echo::task(14))], ReturnWhen::AllCompleted, None);
         assert_eq!((done.len(), rest.len()), (1, 0));
         assert_eq!(executor::spawn_thread(|| 15).join().unwrap(), 15);
         block_on(async {
@@ -1383,7 +1424,11 @@ fn takes_orphans() {
     let gate = Gate::new();
     match &*way {
         "recycled" => {
-            let pool = ProcessPoolExecutor::builder().max_workers(1).max_tasks_per_worker(1).build().unwrap();
+            let pool = ProcessPoolExecutor::builder()
+                .max_workers(1)
+                .max_tasks_per_worker(1)
+                .build()
+                .unwrap();
             for _ in 0..3 {
                 pool.submit(leave_behind::task("100")).result().unwrap();
             }
@@ -1396,7 +1441,9 @@ fn takes_orphans() {
             for _ in 0..3 {
                 pool.submit(leave_behind::task("0.01")).result().unwrap();
             }
-            eventually("only the worker is left", || others().iter().all(|(pid, ..)| *pid == worker));
+            eventually("only the worker is left", || {
+                others().iter().all(|(pid, ..)| *pid == worker)
+            });
             assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
         }
         "process" => {
@@ -1408,7 +1455,9 @@ fn takes_orphans() {
         "living-process" => {
             let child = Process::new(leave_behind_and_stay::task(gate.path())).start().unwrap();
             gate.wait_for(1);
-            eventually("only the child is left", || others().iter().all(|(pid, ..)| *pid == child.pid()));
+            eventually("only the child is left", || {
+                others().iter().all(|(pid, ..)| *pid == child.pid())
+            });
             gate.open();
             child.join().unwrap();
         }

@@ -14,8 +14,8 @@ use std::{
 };
 
 use executor::{
-    Child, Connection, Consumer, GetError, JoinableQueue, Lock, OnLost, ProcessPoolExecutor, Producer,
-    PutError, Queue, SharedBytes, SimpleQueue, TaskError, Transfer, pipe, prelude::*,
+    Child, Connection, Consumer, GetError, JoinableQueue, Lock, OnLost, ProcessPoolExecutor,
+    Producer, PutError, Queue, SharedBytes, SimpleQueue, TaskError, Transfer, pipe, prelude::*,
 };
 use futures::{SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
@@ -329,7 +329,8 @@ fn join_returns_only_when_all_items_are_done() {
     assert!(queue.join_timeout(Duration::ZERO).unwrap());
     queue.put(1).unwrap();
     assert!(!queue.join_timeout(SHORT).unwrap());
-    let workers: Vec<_> = (0..2).map(|_| pool.submit(work_off::task(queue.clone(), sums.clone()))).collect();
+    let workers: Vec<_> =
+        (0..2).map(|_| pool.submit(work_off::task(queue.clone(), sums.clone()))).collect();
     for item in 2..=100 {
         queue.put(item).unwrap();
     }
@@ -361,7 +362,10 @@ fn join_reports_the_items_that_a_dead_process_held() {
     let mut all = Vec::new();
     while let Ok(item) = queue.try_get() {
         all.push(item);
-        assert!(!queue.join_timeout(Duration::ZERO).unwrap(), "it is in the hands of one that lives");
+        assert!(
+            !queue.join_timeout(Duration::ZERO).unwrap(),
+            "it is in the hands of one that lives"
+        );
         queue.task_done().unwrap();
     }
     assert_eq!(all, [1, 2, 3, 4]);
@@ -375,8 +379,9 @@ fn qu18_a_task_of_a_running_pool_puts_and_the_parent_gets() {
     // Make sure that the pool runs.
     pool.submit(support::pid::task()).result().unwrap();
     let queue = Queue::unbounded().unwrap();
-    let tasks: Vec<_> =
-        (0..10).map(|i| pool.submit(put_all::task(queue.clone(), vec![10 * i, 10 * i + 1]))).collect();
+    let tasks: Vec<_> = (0..10)
+        .map(|i| pool.submit(put_all::task(queue.clone(), vec![10 * i, 10 * i + 1])))
+        .collect();
     let mut all: Vec<u32> = (0..20).map(|_| queue.get().unwrap()).collect();
     all.sort_unstable();
     assert_eq!(all, (0..10).flat_map(|i| [10 * i, 10 * i + 1]).collect::<Vec<_>>());
@@ -429,8 +434,11 @@ fn answer_mail(office: Office) -> Office {
 fn queues_nested_in_arguments_and_results_are_the_same_queues() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let (inbox, tray, joinable) =
-        (Queue::unbounded().unwrap(), Queue::unbounded().unwrap(), JoinableQueue::unbounded().unwrap());
+    let (inbox, tray, joinable) = (
+        Queue::unbounded().unwrap(),
+        Queue::unbounded().unwrap(),
+        JoinableQueue::unbounded().unwrap(),
+    );
     inbox.put("letter".to_owned()).unwrap();
     let office = Office {
         inbox: inbox.clone(),
@@ -439,7 +447,9 @@ fn queues_nested_in_arguments_and_results_are_the_same_queues() {
     };
     let back = pool.submit(answer_mail::task(office)).result().unwrap();
     assert!(
-        back.inbox == inbox && back.trays[1] == Some(tray.clone()) && back.trays[2] == Some(inbox.clone())
+        back.inbox == inbox
+            && back.trays[1] == Some(tray.clone())
+            && back.trays[2] == Some(inbox.clone())
     );
     assert!(back.inbox != tray);
     assert!(back.by_name["x"] == joinable);
@@ -461,7 +471,10 @@ fn getting_an_item_as_another_type_is_a_decode_error() {
     let other = other.with_types::<(), Queue<u32>>();
     one.send(&queue).unwrap();
     let of_numbers = other.recv().unwrap();
-    assert!(matches!(of_numbers.get(), Err(GetError::Decode(_))), "the types are the sender's to keep");
+    assert!(
+        matches!(of_numbers.get(), Err(GetError::Decode(_))),
+        "the types are the sender's to keep"
+    );
     assert!(queue.is_empty());
 }
 
@@ -494,7 +507,8 @@ fn many_producers_and_consumers_pass_each_item_once_and_in_its_producers_order()
     let pool = pool(8);
     for queue in [Queue::bounded(5).unwrap(), Queue::unbounded().unwrap()] {
         let consumers: Vec<_> = (0..4).map(|_| pool.submit(consume::task(queue.clone()))).collect();
-        let producers: Vec<_> = (0..4).map(|i| pool.submit(produce::task(queue.clone(), i, 500))).collect();
+        let producers: Vec<_> =
+            (0..4).map(|i| pool.submit(produce::task(queue.clone(), i, 500))).collect();
         producers.into_iter().for_each(|producer| producer.result().unwrap());
         queue.close();
         let mut all = BTreeMap::<u32, Vec<u32>>::new();
@@ -635,8 +649,9 @@ fn a_split_queue_closes_when_its_last_producer_is_dropped_or_dies() {
     let pool = pool(2);
     for then_die in [false, true] {
         let (producer, consumer) = Queue::bounded(3).unwrap().split().unwrap();
-        let tasks: Vec<_> =
-            (0..2).map(|_| pool.submit(produce_through::task(producer.clone(), 50, then_die))).collect();
+        let tasks: Vec<_> = (0..2)
+            .map(|_| pool.submit(produce_through::task(producer.clone(), 50, then_die)))
+            .collect();
         drop(producer);
         let mut count = 0;
         loop {
@@ -693,7 +708,9 @@ fn open_parcels(queue: Queue<Parcel>) -> u32 {
         match parcel {
             Parcel::Socket(socket) => (&*socket).write_all(b"over tcp").unwrap(),
             Parcel::File(mut file) => file.write_all(b"into the file").unwrap(),
-            Parcel::Connection(connection) => connection.send(&(connection.recv().unwrap() + 1)).unwrap(),
+            Parcel::Connection(connection) => {
+                connection.send(&(connection.recv().unwrap() + 1)).unwrap()
+            }
             Parcel::Bytes(bytes) => assert_eq!(*bytes, *b"shared"),
             Parcel::Back(queue, lock) => {
                 let _guard = lock.acquire();
@@ -783,7 +800,8 @@ async fn queues_can_be_awaited_and_cancelling_loses_no_item() {
     for number in 0..200_u32 {
         // The future is dropped again and again.
         let got = loop {
-            if let Ok(got) = tokio::time::timeout(Duration::from_micros(50), back.get_async()).await {
+            if let Ok(got) = tokio::time::timeout(Duration::from_micros(50), back.get_async()).await
+            {
                 break got.unwrap();
             }
         };
@@ -877,7 +895,10 @@ fn consumers_make_progress_while_very_many_producers_of_large_items_wait() {
                 *counts.entry(number).or_insert(0) += 1;
             }
             assert_eq!(counts.remove(&0), Some(capacity));
-            assert!(counts.len() == PRODUCERS && counts.values().all(|count| *count == 1), "{counts:?}");
+            assert!(
+                counts.len() == PRODUCERS && counts.values().all(|count| *count == 1),
+                "{counts:?}"
+            );
         });
     }
 }
@@ -888,7 +909,8 @@ fn bytes_of_queues() -> u64 {
     use std::os::unix::fs::MetadataExt;
     let files = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
-        let is_it = std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
+        let is_it =
+            std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
         is_it.then(|| File::open(path).ok()).flatten()
     });
     files.map(|file| file.metadata().unwrap().blocks() * 512).sum()
@@ -923,7 +945,8 @@ fn ten_producers_of_ten_megabytes_at_a_bound_of_one() -> u64 {
 fn the_bound_of_a_queue_limits_the_memory_of_items_being_put() {
     let _watchdog = watchdog();
     // The item, and the memory kept for the next one.
-    let items = pool(1).submit(ten_producers_of_ten_megabytes_at_a_bound_of_one::task()).result().unwrap();
+    let items =
+        pool(1).submit(ten_producers_of_ten_megabytes_at_a_bound_of_one::task()).result().unwrap();
     assert!(items <= 2, "{items} items lie in a queue for one");
 }
 
@@ -968,7 +991,9 @@ fn with_a_process_stopped_within_a_lock(
 /// Returns the user time of a process, in clock ticks.
 fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(11)?.parse().ok()).unwrap_or_default()
+    stat.rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(11)?.parse().ok())
+        .unwrap_or_default()
 }
 
 /// Polls ten new futures. None may be ready, and at least the quickest poll must not have been
@@ -1239,7 +1264,8 @@ fn fill_queues_with_handles() -> Result<usize, String> {
 #[test]
 fn items_with_descriptors_leave_room_for_other_descriptors_the_user_sends() {
     let _watchdog = watchdog();
-    let put = executor::Process::new(fill_queues_with_handles::task()).start().unwrap().join().unwrap();
+    let put =
+        executor::Process::new(fill_queues_with_handles::task()).start().unwrap().join().unwrap();
     assert!((10..128).contains(&put), "{put} items with a handle each lie in queues");
 }
 
@@ -1280,8 +1306,9 @@ fn a_waiting_consumer_gets_the_item_of_a_process_that_dies() {
             let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
             queue.put(7).unwrap();
             let gate = Gate::new();
-            let holder =
-                executor::Process::new(get_and_wait::task(queue.clone(), gate.path())).start().unwrap();
+            let holder = executor::Process::new(get_and_wait::task(queue.clone(), gate.path()))
+                .start()
+                .unwrap();
             gate.wait_for(1);
             if closed {
                 queue.close();
@@ -1311,7 +1338,8 @@ fn a_waiting_consumer_of_a_closed_queue_returns_when_the_held_item_is_done() {
     let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
     queue.put(7).unwrap();
     let gate = Gate::new();
-    let holder = executor::Process::new(get_and_wait::task(queue.clone(), gate.path())).start().unwrap();
+    let holder =
+        executor::Process::new(get_and_wait::task(queue.clone(), gate.path())).start().unwrap();
     gate.wait_for(1);
     queue.close();
     let waiting = thread::spawn({
@@ -1351,7 +1379,10 @@ fn lost_items_returns_the_items_kept_with_on_lost_keep() {
 fn with_on_lost_requeue_put_rejects_an_item_with_descriptors() {
     let queue = JoinableQueue::unbounded().unwrap().on_lost(OnLost::Requeue);
     let error = queue.put(SharedBytes::copy_from_slice(b"x")).unwrap_err();
-    assert!(matches!(&error, PutError::Io(_, error) if error.to_string().contains("handles")), "{error}");
+    assert!(
+        matches!(&error, PutError::Io(_, error) if error.to_string().contains("handles")),
+        "{error}"
+    );
     assert_eq!((queue.len(), queue.unfinished()), (0, 0));
 }
 
@@ -1430,7 +1461,8 @@ fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let refused = queue.put_timeout((item.clone(), bytes.clone()), waiting).unwrap_err();
+                    let refused =
+                        queue.put_timeout((item.clone(), bytes.clone()), waiting).unwrap_err();
                     assert!(matches!(refused, PutError::Full(_)), "{refused:?}");
                 });
             }
@@ -1482,8 +1514,13 @@ fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
         // Another process has held the item before and died.
         executor::Process::new(get_large_and_die::task(queue.clone())).start().unwrap().wait_exit();
     }
-    let size: u64 =
-        std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+    let size: u64 = std::fs::read_to_string("/proc/self/statm")
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let none = rustix::process::getrlimit(rustix::process::Resource::As);
     let limit = rustix::process::Rlimit { current: Some(size * 4096 + (16 << 20)), ..none };
     rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();

@@ -12,7 +12,8 @@ mod programs;
 
 fn check(stops: Option<u64>) {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-    let directory = programs::build(profile, &["--bin", "queue_deaths", "--features", "kill-points"]);
+    let directory =
+        programs::build(profile, &["--bin", "queue_deaths", "--features", "kill-points"]);
     let mut program = Command::new(directory.join("queue_deaths"));
     if let Some(rounds) = stops {
         program.env("EXECUTOR_STOPS", "1");
@@ -22,7 +23,12 @@ fn check(stops: Option<u64>) {
     }
     let output = program.output().expect("it starts");
     println!("{}", String::from_utf8_lossy(&output.stdout));
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -31,7 +37,8 @@ fn death_within_a_queue() {
 }
 
 #[test]
-fn no_call_with_a_timeout_is_delayed_and_no_item_is_lost_while_a_process_is_stopped_within_a_queue() {
+fn no_call_with_a_timeout_is_delayed_and_no_item_is_lost_while_a_process_is_stopped_within_a_queue()
+{
     // Every step would be reached in 300 rounds, which take minutes.
     check(Some(60));
 }

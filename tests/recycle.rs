@@ -60,7 +60,10 @@ fn mt01_each_item_of_a_map_counts_as_a_task() {
             pool.map(|_| pid::task(), 0..200).chunk_size(chunk).map(Result::unwrap).collect();
         assert_eq!(pids.len(), 200);
         let counts = count(pids);
-        assert!(counts.values().all(|count| *count <= tasks), "{workers} {tasks} {chunk}: {counts:?}");
+        assert!(
+            counts.values().all(|count| *count <= tasks),
+            "{workers} {tasks} {chunk}: {counts:?}"
+        );
         let values: Vec<u64> = pool.map(echo::task, 0..500).map(Result::unwrap).collect();
         assert_eq!(values, (0..500).collect::<Vec<_>>());
     }
@@ -121,10 +124,16 @@ fn mt07_queued_tasks_fail_when_the_replacement_worker_cannot_start() {
 #[test]
 fn mt08_a_limit_of_zero_is_rejected() {
     let error = ProcessPoolExecutor::builder().max_tasks_per_worker(0).build().unwrap_err();
-    assert!(matches!(&error, BuildError::Invalid(text) if text.contains("max_tasks_per_worker")), "{error}");
+    assert!(
+        matches!(&error, BuildError::Invalid(text) if text.contains("max_tasks_per_worker")),
+        "{error}"
+    );
     // A limit that is never reached has no effect.
     let pool = pool(1, usize::MAX);
-    assert_eq!(pool.submit(pid::task()).result().unwrap(), pool.submit(pid::task()).result().unwrap());
+    assert_eq!(
+        pool.submit(pid::task()).result().unwrap(),
+        pool.submit(pid::task()).result().unwrap()
+    );
 }
 
 #[task]
@@ -151,7 +160,9 @@ fn br30_a_worker_killed_in_the_middle_of_a_map_with_max_tasks_fails_only_its_ite
             for (number, outcome) in outcomes.into_iter().enumerate() {
                 match outcome {
                     Err(error) if number == 50 => assert!(error.is_worker_lost(), "{error}"),
-                    other => assert_eq!(other.unwrap(), number as u64, "only item 50 was being run"),
+                    other => {
+                        assert_eq!(other.unwrap(), number as u64, "only item 50 was being run")
+                    }
                 }
             }
         }

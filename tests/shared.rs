@@ -9,11 +9,13 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 use executor::{
-    Array, Barrier, Event, ListItem, Lock, RawArray, RawValue, RecvError, ShareableList, SharedMemory,
-    SharedMemoryScope, TooLarge, Value, prelude::*,
+    Array, Barrier, Event, ListItem, Lock, RawArray, RawValue, RecvError, ShareableList,
+    SharedMemory, SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use support::{LONG, descriptors, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of};
+use support::{
+    LONG, descriptors, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of,
+};
 
 executor::test_support!();
 
@@ -36,8 +38,10 @@ fn sv10_the_sum_is_exact_when_many_processes_add() {
     let _watchdog = watchdog();
     let pool = pool(10);
     let (value, raw) = (Value::new(0_u64).unwrap(), RawValue::new(0_u64).unwrap());
-    let locked: Vec<_> = (0..10).map(|_| pool.submit(add_often::task(value.clone(), 1000))).collect();
-    let atomic: Vec<_> = (0..10).map(|_| pool.submit(fetch_add_often::task(raw.clone(), 1000))).collect();
+    let locked: Vec<_> =
+        (0..10).map(|_| pool.submit(add_often::task(value.clone(), 1000))).collect();
+    let atomic: Vec<_> =
+        (0..10).map(|_| pool.submit(fetch_add_often::task(raw.clone(), 1000))).collect();
     for future in locked.into_iter().chain(atomic) {
         future.result().unwrap();
     }
@@ -55,7 +59,8 @@ fn objects_that_come_back_from_a_task_are_the_same_objects() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let shared = Lock::new().unwrap();
-    let values: Vec<_> = (0..100).map(|i| (Value::with_lock(i, &shared).unwrap(), shared.clone())).collect();
+    let values: Vec<_> =
+        (0..100).map(|i| (Value::with_lock(i, &shared).unwrap(), shared.clone())).collect();
     let back = pool.submit(give_back::task(values.clone())).result().unwrap();
     assert_eq!(back, values);
     assert!(values[0] != values[1]);
@@ -81,7 +86,8 @@ struct Particle {
 const STILL: Particle = Particle { position: [1.0, 2.0, 3.0], kind: 4, alive: 1 };
 const MOVED: Particle = Particle { position: [9.0, 8.0, 7.0], kind: 6, alive: 0 };
 
-type Raw = (RawValue<i32>, RawValue<f64>, RawValue<i16>, RawValue<i64>, RawValue<u8>, RawValue<Particle>);
+type Raw =
+    (RawValue<i32>, RawValue<f64>, RawValue<i16>, RawValue<i64>, RawValue<u8>, RawValue<Particle>);
 
 #[task]
 fn change_all(
@@ -123,7 +129,10 @@ fn sv01_a_task_changes_values_of_all_types() {
         RawValue::new(b'x').unwrap(),
         RawValue::new(STILL).unwrap(),
     );
-    assert_eq!((locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()), (7, 3.5, -232, i64::MIN));
+    assert_eq!(
+        (locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()),
+        (7, 3.5, -232, i64::MIN)
+    );
     assert_eq!((byte.get(), particle.get(), raw.4.get(), raw.5.get()), (b'x', STILL, b'x', STILL));
     let task = change_all::task(locked.clone(), byte.clone(), particle.clone(), raw.clone());
     // The value is the least number, so `update` panics in the worker and changes nothing.
@@ -133,7 +142,10 @@ fn sv01_a_task_changes_values_of_all_types() {
     raw.3.set(0);
     let task = change_all::task(locked.clone(), byte.clone(), particle.clone(), raw.clone());
     pool.submit(task).result().unwrap();
-    assert_eq!((locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()), (-7, 2.5, -300, -1));
+    assert_eq!(
+        (locked.0.get(), locked.1.get(), locked.2.get(), locked.3.get()),
+        (-7, 2.5, -300, -1)
+    );
     assert_eq!((byte.get(), particle.get()), (255, MOVED));
     assert_eq!((raw.0.get(), raw.1.get(), raw.2.get(), raw.3.get()), (-7, 2.5, -300, -1));
     assert_eq!((raw.4.get(), raw.5.get()), (255, MOVED));
@@ -150,11 +162,14 @@ fn sv02_a_value_has_its_own_lock_or_the_given_one() {
     assert_eq!(own.get_lock(), own.clone().get_lock());
     assert_ne!(own.get_lock(), other.get_lock());
     let guard = own.lock().unwrap();
-    assert!(own.get_lock().is_locked() && own.try_lock().is_none() && !other.get_lock().is_locked());
+    assert!(
+        own.get_lock().is_locked() && own.try_lock().is_none() && !other.get_lock().is_locked()
+    );
     assert!(own.lock_timeout(Duration::from_millis(5)).is_none());
     drop(guard);
     let shared = Lock::new().unwrap();
-    let (a, b) = (Value::with_lock(1_u32, &shared).unwrap(), Value::with_lock(2_u32, &shared).unwrap());
+    let (a, b) =
+        (Value::with_lock(1_u32, &shared).unwrap(), Value::with_lock(2_u32, &shared).unwrap());
     assert!(*a.get_lock() == shared && a.get_lock() == b.get_lock() && a != b);
     let guard = a.lock().unwrap();
     assert!(shared.is_locked() && elsewhere(|| b.try_lock().is_none()));
@@ -189,7 +204,8 @@ fn sv09_threads_that_make_and_drop_objects_do_not_block_each_other() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for len in 0..2_000_usize {
-                    let values = (Value::new(len).unwrap(), RawArray::<u8>::zeroed(len % 300).unwrap());
+                    let values =
+                        (Value::new(len).unwrap(), RawArray::<u8>::zeroed(len % 300).unwrap());
                     assert_eq!((values.0.get(), values.1.copy_to_vec()), (len, vec![0; len % 300]));
                 }
             });
@@ -214,8 +230,12 @@ fn sv03_parent_and_task_see_the_same_array() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let numbers: Vec<i32> = (0..10).map(|i| i * i).collect();
-    let (array, raw) = (Array::from_slice(&numbers).unwrap(), RawArray::from_slice(&numbers).unwrap());
-    assert_eq!((array.len(), array.get(3), &array.read().unwrap()[4..7]), (10, 9, &[16, 25, 36][..]));
+    let (array, raw) =
+        (Array::from_slice(&numbers).unwrap(), RawArray::from_slice(&numbers).unwrap());
+    assert_eq!(
+        (array.len(), array.get(3), &array.read().unwrap()[4..7]),
+        (10, 9, &[16, 25, 36][..])
+    );
     array.set(0, 7);
     array.write().unwrap()[5..].sort_by_key(|number| -number);
     raw.copy_from_slice(0, &array.copy_to_vec());
@@ -232,10 +252,14 @@ fn sv03_parent_and_task_see_the_same_array() {
 #[test]
 fn an_index_out_of_range_panics() {
     let (array, raw) = (Array::<u8>::zeroed(3).unwrap(), RawArray::<u8>::zeroed(3).unwrap());
-    let panics = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
+    let panics =
+        |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
     assert!(panics(&|| _ = array.get(3)) && panics(&|| array.set(3, 1)));
     assert!(panics(&|| _ = raw.get(3)) && panics(&|| raw.set(3, 1)));
-    assert!(panics(&|| raw.copy_from_slice(2, &[1, 2])) && panics(&|| raw.copy_from_slice(usize::MAX, &[1])));
+    assert!(
+        panics(&|| raw.copy_from_slice(2, &[1, 2]))
+            && panics(&|| raw.copy_from_slice(usize::MAX, &[1]))
+    );
 }
 
 #[test]
@@ -313,7 +337,10 @@ fn pss() -> u64 {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut ours, mut sum) = (false, 0);
     for line in maps.lines() {
-        if line.contains(" rw-s ") || line.contains(" r--s ") || line.contains("p ") && line.contains('-') {
+        if line.contains(" rw-s ")
+            || line.contains(" r--s ")
+            || line.contains("p ") && line.contains('-')
+        {
             ours = line.contains("memfd:executor-object ");
         }
         if let Some(rest) = line.strip_prefix("Pss:")
@@ -390,7 +417,11 @@ fn there_is(name: &str) -> bool {
 fn sh01_an_invalid_name_is_rejected() {
     let kind = |result: io::Result<SharedMemory>| result.unwrap_err().kind();
     for bad in ["a\0b", "a/b", "", &"x".repeat(300)] {
-        assert_eq!(kind(SharedMemory::create_named(bad, 10)), io::ErrorKind::InvalidInput, "{bad:?}");
+        assert_eq!(
+            kind(SharedMemory::create_named(bad, 10)),
+            io::ErrorKind::InvalidInput,
+            "{bad:?}"
+        );
         assert_eq!(kind(SharedMemory::attach(bad)), io::ErrorKind::InvalidInput, "{bad:?}");
     }
 }
@@ -430,7 +461,10 @@ fn sh03_a_name_can_only_be_created_once_and_removed_once() {
     assert_eq!(SharedMemory::attach(&name).unwrap(), second);
     drop(second);
     assert!(!there_is(&name));
-    assert_eq!(SharedMemory::create(1).unwrap().unlink().unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(
+        SharedMemory::create(1).unwrap().unlink().unwrap_err().kind(),
+        io::ErrorKind::NotFound
+    );
 }
 
 #[test]
@@ -443,7 +477,10 @@ fn sh05_a_size_of_zero_a_huge_size_and_an_empty_name_are_rejected() {
     assert_eq!(kind(SharedMemory::attach("")), io::ErrorKind::InvalidInput);
     // A size beyond the machine's memory is an error here, and no process is killed for it.
     assert_eq!(kind(SharedMemory::create(1 << 50)), io::ErrorKind::OutOfMemory);
-    assert_eq!(kind(SharedMemory::create_named(&name("sh05"), 1 << 50)), io::ErrorKind::OutOfMemory);
+    assert_eq!(
+        kind(SharedMemory::create_named(&name("sh05"), 1 << 50)),
+        io::ErrorKind::OutOfMemory
+    );
 }
 
 #[task]
@@ -483,7 +520,8 @@ fn sh09_a_scope_removes_all_its_names() {
     let memories: Vec<_> = (0..3).map(|_| scope.create(100).unwrap()).collect();
     let list = scope.list([1, 2, 3]).unwrap();
     memories[0].unlink().unwrap();
-    let names: Vec<_> = memories.iter().map(SharedMemory::name).chain([list.name()]).flatten().collect();
+    let names: Vec<_> =
+        memories.iter().map(SharedMemory::name).chain([list.name()]).flatten().collect();
     assert_eq!(names.len(), 4);
     assert!(names[1..].iter().all(|name| there_is(name)));
     assert_eq!(ShareableList::attach(&names[3]).unwrap(), list);
@@ -519,7 +557,8 @@ fn sh17_owned_memory_loses_its_name_when_its_last_owner_ends() {
 
 #[task]
 fn make_names_and_die(names: Vec<String>) {
-    let memories: Vec<_> = names.iter().map(|name| SharedMemory::create_named(name, 1).unwrap()).collect();
+    let memories: Vec<_> =
+        names.iter().map(|name| SharedMemory::create_named(name, 1).unwrap()).collect();
     memories[0].unlink().unwrap();
     let _persistent = memories[2].clone().persistent().unwrap();
     die();
@@ -595,7 +634,12 @@ fn sh13_a_copied_list_is_independent_and_another_handle_is_not() {
     assert_eq!(unnamed.get(0), Some("hello".into()));
     assert_eq!(copy.get(0), Some("howdy".into()));
     let empty = ShareableList::new(Vec::<ListItem>::new()).unwrap();
-    assert!(empty.is_empty() && empty.get(0).is_none() && empty.format().is_empty() && empty.count(1) == 0);
+    assert!(
+        empty.is_empty()
+            && empty.get(0).is_none()
+            && empty.format().is_empty()
+            && empty.count(1) == 0
+    );
 }
 
 #[test]
@@ -614,7 +658,10 @@ fn sh14_only_the_name_of_a_named_list_is_serialized() {
 
 fn refused<T: Serialize + DeserializeOwned>(object: &T, what: &str) {
     let error = serde_json::to_string(object).unwrap_err().to_string();
-    assert!(error.contains(what) && error.contains("arguments and results of tasks only"), "{error}");
+    assert!(
+        error.contains(what) && error.contains("arguments and results of tasks only"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -659,7 +706,8 @@ fn objects_received_one_by_one_share_descriptors_and_release_them() {
     let _watchdog = watchdog();
     let pool = pool(1);
     let before = pool.submit(descriptors_after::task(Vec::new())).result().unwrap().1;
-    let objects: Vec<_> = (0..300).flat_map(|_| pool.submit(make::task(1)).result().unwrap()).collect();
+    let objects: Vec<_> =
+        (0..300).flat_map(|_| pool.submit(make::task(1)).result().unwrap()).collect();
     let (with, after) = pool.submit(descriptors_after::task(objects)).result().unwrap();
     // These are the worker's descriptors. It received 600 objects in segments of 64 KiB.
     assert!(with < before + 20, "{before}, {with}, {after}");
@@ -727,7 +775,8 @@ fn memory_does_not_arrive_as_an_object_with_another_type_of_access() {
     pool.submit(adds_one::task(array.clone(), value.clone())).result().unwrap();
     assert_eq!((array.get(3), value.get()), (9, 10));
     let floats =
-        arrives_as::<_, RawArray<f32>>(&RawArray::from_slice(&[1.5_f32.to_bits()]).unwrap()).unwrap();
+        arrives_as::<_, RawArray<f32>>(&RawArray::from_slice(&[1.5_f32.to_bits()]).unwrap())
+            .unwrap();
     assert_eq!(floats.get(0), 1.5);
 }
 
@@ -852,7 +901,9 @@ fn a_thread_that_has_a_guard_of_an_array_panics_instead_of_waiting_for_itself() 
     let array = Array::<u32>::zeroed(2).unwrap();
     let panicked = panics_soon("array", move || {
         let reads = array.read().unwrap();
-        assert!(array.try_write().is_none() && array.write_timeout(Duration::from_millis(5)).is_none());
+        assert!(
+            array.try_write().is_none() && array.write_timeout(Duration::from_millis(5)).is_none()
+        );
         drop(reads);
         drop(array.write().unwrap());
     });
@@ -975,7 +1026,8 @@ fn use_lock(lock: Lock) {
 /// lock.
 #[task]
 fn second_guards_are_refused(lock: Lock, array: Array<u64>) -> [bool; 4] {
-    let refused = |again: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(again)).is_err();
+    let refused =
+        |again: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(again)).is_err();
     let _guard = array.write().unwrap();
     assert_eq!(array.get_lock(), &lock);
     [

@@ -12,8 +12,8 @@ use std::{
 use executor::{BrokenCause, OnDrop, ShutdownOptions, TaskError, TaskFuture, prelude::*};
 use serde::{Serialize, Serializer};
 use support::{
-    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool, runs, spin,
-    state, stop, watchdog,
+    Gate, alone, come_to, echo, eventually, executor_threads, hold, hold_then_mark, pid, pool,
+    runs, spin, state, stop, watchdog,
 };
 
 executor::test_support!();
@@ -268,12 +268,16 @@ fn fail() -> Result<(), String> {
 #[test]
 fn sd21_terminating_a_broken_pool_keeps_its_cause() {
     let _alone = (alone(), watchdog());
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(fail::task()).build().unwrap();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(fail::task()).build().unwrap();
     let broken = |error| matches!(error, TaskError::Broken(BrokenCause::Initializer(_)));
     assert!(broken(pool.submit(echo::task(1)).result().unwrap_err()));
     pool.terminate_workers();
     pool.kill_workers();
-    assert!(broken(pool.submit(echo::task(1)).result().unwrap_err()), "why it broke is still what is told");
+    assert!(
+        broken(pool.submit(echo::task(1)).result().unwrap_err()),
+        "why it broke is still what is told"
+    );
     pool.shutdown(true);
     assert_nothing_left();
 }
@@ -359,7 +363,9 @@ fn many_threads_can_shut_down_at_once_while_others_submit() {
         let pool = pool(2);
         let outcomes: Vec<_> = thread::scope(|scope| {
             let submitting: Vec<_> = (0..2)
-                .map(|_| scope.spawn(|| (0..200).map(|i| pool.submit(echo::task(i))).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| (0..200).map(|i| pool.submit(echo::task(i))).collect::<Vec<_>>())
+                })
                 .collect();
             for kind in 0..4 {
                 let pool = &pool;

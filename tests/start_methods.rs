@@ -22,9 +22,9 @@ use std::{
 };
 
 use executor::{
-    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, Queue, RLock,
-    Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard, active_children,
-    force_start_method, prelude::*, set_start_method, start_method,
+    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, Queue,
+    RLock, Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard,
+    active_children, force_start_method, prelude::*, set_start_method, start_method,
 };
 use plays::{METHODS, argument, fine, method, play, with_each};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
@@ -116,7 +116,9 @@ fn number(method: StartMethod) -> usize {
 fn methods_below(levels: u32) -> Vec<usize> {
     let mut methods = vec![number(start_method())];
     if levels > 0 {
-        methods.extend(joined(&Process::new(methods_below::task(levels - 1)).start().unwrap()).unwrap());
+        methods.extend(
+            joined(&Process::new(methods_below::task(levels - 1)).start().unwrap()).unwrap(),
+        );
     }
     methods
 }
@@ -152,7 +154,10 @@ fn sets_methods() {
     let child = Process::new(methods_below::task(0)).start().unwrap();
     assert_eq!(joined(&child).unwrap(), [number(StartMethod::ForkServer)]);
     let pool = support::pool(1);
-    assert_eq!(pool.submit(methods_below::task(0)).result().unwrap(), [number(StartMethod::ForkServer)]);
+    assert_eq!(
+        pool.submit(methods_below::task(0)).result().unwrap(),
+        [number(StartMethod::ForkServer)]
+    );
     fine();
 }
 
@@ -219,7 +224,8 @@ fn starts_from_threads() {
                     let open = joined(&child).unwrap();
                     // Its own two pipes are its standard streams. Beyond these it has its socket
                     // and the pidfd of its parent.
-                    let count = |kind: &str| open.values().filter(|target| target.contains(kind)).count();
+                    let count =
+                        |kind: &str| open.values().filter(|target| target.contains(kind)).count();
                     assert_eq!(count("pipe:"), 0, "{open:?}");
                     assert!(count("socket:") <= 1 && open.len() <= 2, "{open:?}");
                 }
@@ -293,7 +299,8 @@ fn has_a_constructor() {
     // number.
     let (ours, _theirs) = std::io::pipe().unwrap();
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
-    let process = Process::new(log_beside::task(queue.clone())).env(LOG, &log).start_method(method());
+    let process =
+        Process::new(log_beside::task(queue.clone())).env(LOG, &log).start_method(method());
     if method() == StartMethod::ForkServer {
         // The fork server was started without the variable.
         assert_eq!(joined(&process.start().unwrap()).unwrap(), -1);
@@ -344,7 +351,9 @@ fn pr22_a_parent_that_has_closed_its_output_can_start_children() {
 fn has_closed_its_output() {
     for number in [1, 2] {
         // std has opened /dev/null in place of the closed stream. Here it is really closed.
-        if fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|path| path == Path::new("/dev/null")) {
+        if fs::read_link(format!("/proc/self/fd/{number}"))
+            .is_ok_and(|path| path == Path::new("/dev/null"))
+        {
             // SAFETY: nothing owns this descriptor.
             unsafe { libc::close(number) };
         }
@@ -388,7 +397,8 @@ fn forks() {
     let child = unsafe { executor::fork_with(|| println!("with {answer}")) }.unwrap();
     assert_eq!(status(child), Some(0));
     // SAFETY: as above.
-    let child = unsafe { executor::fork_with(|| std::panic::resume_unwind(Box::new("quiet"))) }.unwrap();
+    let child =
+        unsafe { executor::fork_with(|| std::panic::resume_unwind(Box::new("quiet"))) }.unwrap();
     assert_eq!(status(child), Some(101));
     assert_eq!(children(), []);
     fine();
@@ -414,7 +424,8 @@ fn writes_what_its_parent_has() -> bool {
 static FROZEN: std::sync::OnceLock<SharedBytes> = std::sync::OnceLock::new();
 static WRITES: std::sync::OnceLock<(ValueGuard<'static, u64>, ArrayWriteGuard<'static, u64>)> =
     std::sync::OnceLock::new();
-static READS: std::sync::Mutex<Vec<ArrayReadGuard<'static, u64>>> = std::sync::Mutex::new(Vec::new());
+static READS: std::sync::Mutex<Vec<ArrayReadGuard<'static, u64>>> =
+    std::sync::Mutex::new(Vec::new());
 
 /// Returns what it can read of its parent's objects that the parent could change meanwhile.
 #[task]
@@ -516,7 +527,8 @@ fn forks_within_an_update() {
 fn has_guards_when_it_forks() {
     let mut bytes = SharedBytes::zeroed(16);
     bytes.get_mut().unwrap()[0] = 1;
-    let (lock, rlock, semaphore) = (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(2).unwrap());
+    let (lock, rlock, semaphore) =
+        (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(2).unwrap());
     let (value, array) = (Value::new(5_u64).unwrap(), Array::from_slice(&[1_u64, 2]).unwrap());
     let read = Array::from_slice(&[3_u64]).unwrap();
     // The parent drops its guards, and the copy drops its copies of them.
@@ -529,7 +541,8 @@ fn has_guards_when_it_forks() {
         read.read().unwrap(),
     ));
     let refuses = |act: &mut dyn FnMut()| {
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).expect_err("it is the parent's");
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(act))
+            .expect_err("it is the parent's");
     };
     // SAFETY: the copy uses no reference that was made before the fork, except through types that
     // check whether they are in the copy.
@@ -587,7 +600,13 @@ fn forks_without_proc() {
         let refused = unsafe {
             libc::unshare(libc::CLONE_NEWNS) != 0
                 || libc::mount(ptr::null(), root, ptr::null(), own, ptr::null()) != 0
-                || libc::mount(c"none".as_ptr(), c"/proc".as_ptr(), c"tmpfs".as_ptr(), 0, ptr::null()) != 0
+                || libc::mount(
+                    c"none".as_ptr(),
+                    c"/proc".as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    ptr::null(),
+                ) != 0
         };
         if refused { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     };
@@ -599,8 +618,12 @@ fn forks_without_proc() {
     let (hold, held) = std::sync::mpsc::channel::<()>();
     let other = thread::spawn(move || held.recv().unwrap());
     // SAFETY: the closure does nothing.
-    let error = unsafe { executor::fork_with(|| ()) }.expect_err("nobody knows how many threads there are");
-    assert!(format!("{error:?}").contains("threads cannot be counted: is `/proc` mounted?"), "{error:?}");
+    let error =
+        unsafe { executor::fork_with(|| ()) }.expect_err("nobody knows how many threads there are");
+    assert!(
+        format!("{error:?}").contains("threads cannot be counted: is `/proc` mounted?"),
+        "{error:?}"
+    );
     let error = Process::new(pid::task()).start_method(StartMethod::Fork).start().unwrap_err();
     assert!(format!("{error:?}").contains("threads cannot be counted"), "{error:?}");
     assert_eq!(executor::thread_count(), 0);
@@ -690,7 +713,8 @@ fn forks_again() {
     // The same while there are other children, which the same thread watches.
     let gate = Gate::new();
     let other = Process::new(hold::task(gate.path())).start().unwrap();
-    let below = Process::new(counted_below::task()).start_method(StartMethod::Fork).start().unwrap();
+    let below =
+        Process::new(counted_below::task()).start_method(StartMethod::Fork).start().unwrap();
     assert_eq!(joined(&below).unwrap(), 107);
     gate.open();
     joined(&other).unwrap();
@@ -734,7 +758,9 @@ fn see() -> Seen {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
     Seen {
         // SAFETY: the set was initialized above.
-        blocked: (1..=64).filter(|signal| unsafe { libc::sigismember(set.as_ptr(), *signal) } == 1).collect(),
+        blocked: (1..=64)
+            .filter(|signal| unsafe { libc::sigismember(set.as_ptr(), *signal) } == 1)
+            .collect(),
         ignored: (1..=64).filter(ignores).collect(),
         directory: std::env::current_dir().unwrap(),
         environment: std::env::vars().collect(),
@@ -838,11 +864,16 @@ fn threads_of_the_library_take_no_signals() {
 
 fn waits_for_a_signal() {
     let gate = Gate::new();
-    let child = Process::new(take_a_signal::task(gate.path())).start_method(method()).start().unwrap();
+    let child =
+        Process::new(take_a_signal::task(gate.path())).start_method(method()).start().unwrap();
     gate.wait_for(1);
     signal(child.pid(), Signal::USR1);
     gate.open();
-    assert_eq!(joined(&child).unwrap(), libc::SIGUSR1, "no thread beside has taken it, and died of it");
+    assert_eq!(
+        joined(&child).unwrap(),
+        libc::SIGUSR1,
+        "no thread beside has taken it, and died of it"
+    );
     fine();
 }
 
@@ -863,8 +894,9 @@ fn a_killed_fork_server_is_started_again() {
 
 fn kills_its_server() {
     let gate = Gate::new();
-    let start =
-        || Process::new(hold::task(gate.path())).start_method(StartMethod::ForkServer).start().unwrap();
+    let start = || {
+        Process::new(hold::task(gate.path())).start_method(StartMethod::ForkServer).start().unwrap()
+    };
     let mut started = vec![start()];
     let mut servers = BTreeSet::from([server()]);
     for _ in 0..5 {
@@ -888,9 +920,12 @@ fn the_fork_server_ends_with_its_parent() {
     // The server ends even if a copy of the parent goes on, which holds the other end of the
     // server's socket.
     let gate = Gate::new();
-    let (mut child, _stdout, tag) = play("has_a_fork_that_outlives").argument(gate.path()).until_it_speaks();
+    let (mut child, _stdout, tag) =
+        play("has_a_fork_that_outlives").argument(gate.path()).until_it_speaks();
     let servers = || -> Vec<u32> {
-        let marked = support::tagged(&tag).into_iter().filter(|(_, line)| line.contains("--executor-worker"));
+        let marked = support::tagged(&tag)
+            .into_iter()
+            .filter(|(_, line)| line.contains("--executor-worker"));
         marked.map(|(pid, _)| pid).collect()
     };
     assert_eq!(servers().len(), 1);
@@ -938,8 +973,9 @@ fn preload_runs_once_in_the_server_and_children_have_its_effect() {
 fn preloads() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("loads");
-    let context =
-        Context::new(StartMethod::ForkServer).preload(load::task(&file, 40)).preload(load::task(&file, 2));
+    let context = Context::new(StartMethod::ForkServer)
+        .preload(load::task(&file, 40))
+        .preload(load::task(&file, 2));
     assert!(!file.exists(), "the server is started with its first child");
     for _ in 0..5 {
         assert_eq!(joined(&context.process(loaded::task()).start().unwrap()).unwrap(), 42);
@@ -1000,8 +1036,11 @@ fn preloads_in_vain() {
     assert!(text.contains("preload"), "{text}");
     assert_eq!(children(), [], "no server stays");
     // With other methods, `preload` does nothing.
-    let child =
-        Context::new(StartMethod::Fork).preload(fail_to_load::task()).process(pid::task()).start().unwrap();
+    let child = Context::new(StartMethod::Fork)
+        .preload(fail_to_load::task())
+        .process(pid::task())
+        .start()
+        .unwrap();
     joined(&child).unwrap();
     fine();
 }
@@ -1033,8 +1072,9 @@ fn is_in_a_storm() {
     let storm = unsafe { executor::fork_with(signals) }.unwrap();
     for round in 0..10_i32 {
         for method in METHODS {
-            let two =
-                [0, 1].map(|more| Process::new(echo::task(round as u64 + more)).start_method(method).start());
+            let two = [0, 1].map(|more| {
+                Process::new(echo::task(round as u64 + more)).start_method(method).start()
+            });
             let two = two.map(|child| joined(&child.unwrap()).unwrap());
             assert_eq!(two, [round as u64, round as u64 + 1]);
             let child = Process::new(exit::task(round)).start_method(method).start().unwrap();
@@ -1144,8 +1184,9 @@ fn has_no_descriptor_left() {
     few_descriptors();
     for _ in 0..6 {
         let gate = Gate::new();
-        let start =
-            || Process::new(large::task(gate.path(), 200_000)).start_method(method()).start().unwrap();
+        let start = || {
+            Process::new(large::task(gate.path(), 200_000)).start_method(method()).start().unwrap()
+        };
         let started = [start(), start(), start()];
         gate.wait_for(started.len());
         let files = open_without_descriptors(&gate);
@@ -1177,7 +1218,10 @@ fn has_no_descriptor_for_handles() {
     // process receives the report as soon as it arrives.
     let files = open_without_descriptors(&gate);
     let error = joined(&child).unwrap_err();
-    assert!(!error.is_worker_lost() && error.to_string().contains("Too many open files"), "{error}");
+    assert!(
+        !error.is_worker_lost() && error.to_string().contains("Too many open files"),
+        "{error}"
+    );
     drop(files);
     let child = Process::new(handles::task(gate.path())).start_method(method()).start().unwrap();
     assert_eq!(joined(&child).unwrap().len(), 10);
@@ -1202,7 +1246,12 @@ fn leaves_a_large_result() {
     let before = own_memory();
     let child = Process::new(large::task(gate.path(), LEN)).start_method(method()).start().unwrap();
     let status = child.wait_exit_timeout(LONG);
-    assert_eq!(status, Some(ExitStatus::Exited(0)), "{:?}", joined(&child).map(|bytes| bytes.len()));
+    assert_eq!(
+        status,
+        Some(ExitStatus::Exited(0)),
+        "{:?}",
+        joined(&child).map(|bytes| bytes.len())
+    );
     // A result must not be read in advance, because that would happen on a thread for which all
     // other processes wait.
     let grown = own_memory().saturating_sub(before);
@@ -1216,9 +1265,12 @@ fn leaves_a_large_result() {
 /// Maps a mutex of the C library from a file that processes share.
 fn mutex(file: &Path) -> *mut libc::pthread_mutex_t {
     let file = OpenOptions::new().read(true).write(true).open(file).unwrap();
-    let (protection, len) = (libc::PROT_READ | libc::PROT_WRITE, size_of::<libc::pthread_mutex_t>());
+    let (protection, len) =
+        (libc::PROT_READ | libc::PROT_WRITE, size_of::<libc::pthread_mutex_t>());
     // SAFETY: creates a mapping at an address that the kernel chooses. It is never unmapped.
-    let at = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let at = unsafe {
+        libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
     assert_ne!(at, libc::MAP_FAILED);
     at.cast()
 }
@@ -1254,9 +1306,11 @@ fn shares_a_mutex() {
         libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
         assert_eq!(libc::pthread_mutex_init(shared, attributes.as_ptr()), 0);
     }
-    let holder = Process::new(locks_and_holds::task(gate.path())).start_method(method()).start().unwrap();
+    let holder =
+        Process::new(locks_and_holds::task(gate.path())).start_method(method()).start().unwrap();
     gate.wait_for(1);
-    let other = || joined(&Process::new(locks::task(gate.path())).start_method(method()).start().unwrap());
+    let other =
+        || joined(&Process::new(locks::task(gate.path())).start_method(method()).start().unwrap());
     assert_eq!(other().unwrap(), libc::EBUSY, "it is another one's");
     holder.kill().unwrap();
     assert!(holder.wait_exit_timeout(LONG).is_some());

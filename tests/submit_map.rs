@@ -21,8 +21,8 @@ use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, as_compl
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use support::{
-    Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool, variable,
-    watchdog, watchdog_of,
+    Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool,
+    variable, watchdog, watchdog_of,
 };
 
 executor::test_support!();
@@ -60,7 +60,8 @@ fn ex01_many_threads_can_submit_at_a_time() {
         for thread in 0..8_i64 {
             let pool = &pool;
             scope.spawn(move || {
-                let futures: Vec<_> = (0..100).map(|i| pool.submit(add::task(thread * 1_000, i))).collect();
+                let futures: Vec<_> =
+                    (0..100).map(|i| pool.submit(add::task(thread * 1_000, i))).collect();
                 for (i, future) in (0..).zip(futures) {
                     assert_eq!(future.result().unwrap(), thread * 1_000 + i);
                 }
@@ -202,7 +203,10 @@ fn ex19_the_parent_keeps_no_argument_of_a_dropped_future() {
 
     // The encoded bytes are not kept either.
     let (before, after) = pool.submit(submit_and_forget::task()).result().unwrap();
-    assert!(after < before + (256 << 20), "{before} bytes before, {after} after 512 MiB went through");
+    assert!(
+        after < before + (256 << 20),
+        "{before} bytes before, {after} after 512 MiB went through"
+    );
 }
 
 #[test]
@@ -231,7 +235,8 @@ fn power(base: u64, exponent: u32) -> u64 {
 fn ex04_a_map_of_two_zipped_inputs_keeps_its_order() {
     let _watchdog = watchdog();
     let pool = pool(2);
-    let sequential: Vec<u64> = (0..10).zip(0..10).map(|(base, exponent)| power(base, exponent)).collect();
+    let sequential: Vec<u64> =
+        (0..10).zip(0..10).map(|(base, exponent)| power(base, exponent)).collect();
     let pairs = || (0..10_u64).zip(0..10_u32);
     let plain = pool.map(|(base, exponent)| power::task(base, exponent), pairs());
     assert_eq!(plain.map(Result::unwrap).collect::<Vec<_>>(), sequential);
@@ -245,7 +250,11 @@ fn ex05_every_chunk_size_gives_the_sequential_result() {
     let pool = pool(2);
     for chunk_size in [6, 40, 50, 1_000, usize::MAX] {
         let results = pool.map(square::task, 0..40).chunk_size(chunk_size);
-        assert_eq!(results.map(Result::unwrap).collect::<Vec<_>>(), squares(40), "chunk size {chunk_size}");
+        assert_eq!(
+            results.map(Result::unwrap).collect::<Vec<_>>(),
+            squares(40),
+            "chunk size {chunk_size}"
+        );
     }
 }
 
@@ -352,9 +361,12 @@ fn ex11_no_combination_of_options_loses_or_repeats_an_item() {
         for n in [0, 1, 2, 7, 100] {
             for chunk_size in [1, 3, 64, 200] {
                 for buffer_size in [1, 2, 5, 80] {
-                    let map = || pool.map(square::task, 0..n).chunk_size(chunk_size).buffer_size(buffer_size);
-                    let what =
-                        format!("{workers} workers, {n} items, chunk {chunk_size}, buffer {buffer_size}");
+                    let map = || {
+                        pool.map(square::task, 0..n).chunk_size(chunk_size).buffer_size(buffer_size)
+                    };
+                    let what = format!(
+                        "{workers} workers, {n} items, chunk {chunk_size}, buffer {buffer_size}"
+                    );
                     assert_eq!(map().map(Result::unwrap).collect::<Vec<_>>(), squares(n), "{what}");
                     let mut unordered: Vec<_> = map().unordered().map(Result::unwrap).collect();
                     unordered.sort_unstable();
@@ -417,14 +429,22 @@ fn ex15_a_map_of_an_empty_input_ends_at_once() {
 fn ex17_a_buffer_size_of_0_is_rejected_before_anything_is_submitted() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    assert_rejected(&pool, |input| pool.map(echo_number::task, input).buffer_size(0), "buffer_size");
+    assert_rejected(
+        &pool,
+        |input| pool.map(echo_number::task, input).buffer_size(0),
+        "buffer_size",
+    );
     assert_rejected(
         &pool,
         |input| pool.map(echo_number::task, input).buffer_size(0).unordered(),
         "buffer_size",
     );
     let stream = |input| pool.map(echo_number::task, input).buffer_size(0).stream();
-    assert_rejected(&pool, |input| futures::executor::block_on_stream(stream(input)), "buffer_size");
+    assert_rejected(
+        &pool,
+        |input| futures::executor::block_on_stream(stream(input)),
+        "buffer_size",
+    );
 }
 
 #[test]
@@ -491,7 +511,8 @@ fn an_unordered_map_yields_finished_items_before_unfinished_ones() {
     let closed = gate.path();
     let open = Gate::new();
     open.open();
-    let mut map = pool.map(|i| hold::task(if i == 0 { closed } else { open.path() }), 0..10).unordered();
+    let mut map =
+        pool.map(|i| hold::task(if i == 0 { closed } else { open.path() }), 0..10).unordered();
     for _ in 1..10 {
         map.next().unwrap().unwrap();
     }
@@ -507,8 +528,9 @@ fn dropping_a_map_cancels_items_that_have_not_begun() {
         let (pool, gate) = (pool(1), Gate::new());
         let open = Gate::new();
         open.open();
-        let mut map =
-            pool.map(|i| hold::task(if i == 0 { open.path() } else { gate.path() }), 0..100).buffer_size(10);
+        let mut map = pool
+            .map(|i| hold::task(if i == 0 { open.path() } else { gate.path() }), 0..100)
+            .buffer_size(10);
         if unordered {
             map = map.unordered();
         }
@@ -529,7 +551,9 @@ fn the_timeout_of_a_map_yields_one_error_and_cancels_the_rest() {
     let limit = Duration::from_millis(20);
     let mut map = pool.map(|_| hold::task(gate.path()), 0..10).timeout(limit);
     match map.next() {
-        Some(Err(TaskError::TimedOut { limit: of, phase: Phase::Map, .. })) => assert_eq!(of, limit),
+        Some(Err(TaskError::TimedOut { limit: of, phase: Phase::Map, .. })) => {
+            assert_eq!(of, limit)
+        }
         other => panic!("{other:?}"),
     }
     assert!(map.next().is_none());
@@ -562,14 +586,18 @@ async fn a_map_as_a_stream_keeps_its_order_and_options() {
 fn task_options_apply_to_each_item_of_a_map() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
-    let make = |i: u32| hold::task(gate.path()).timeout(Duration::from_millis(20)).name(format!("item {i}"));
+    let make = |i: u32| {
+        hold::task(gate.path()).timeout(Duration::from_millis(20)).name(format!("item {i}"))
+    };
     let results: Vec<_> = pool.map(make, 0..3).chunk_size(3).collect();
     assert_eq!(results.len(), 3);
     for result in results {
         assert!(matches!(result, Err(TaskError::TimedOut { phase: Phase::Run, .. })), "{result:?}");
     }
     let named = |i: i32| invert::task(i).name(format!("item {i}"));
-    let Some(Err(TaskError::Failed(error))) = pool.map(named, [0]).next() else { panic!("it fails") };
+    let Some(Err(TaskError::Failed(error))) = pool.map(named, [0]).next() else {
+        panic!("it fails")
+    };
     assert_eq!(error.task(), "item 0");
 }
 
@@ -618,7 +646,10 @@ fn forbid_asking() {
     for call in forbidden {
         let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
         program.push(libc::sock_filter { code: equal as u16, jt: 0, jf: 1, k: call as u32 });
-        program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+        program.push(statement(
+            libc::BPF_RET | libc::BPF_K,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ));
     }
     program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
@@ -736,20 +767,30 @@ fn ex27_an_error_is_reported_with_its_type_and_its_fields() {
     let cause = std::error::Error::source(&error).unwrap();
     assert_eq!(cause.to_string(), "8 asked, 5 allowed");
     assert!(cause.source().is_none());
-    assert_eq!(format!("{error:?}"), "task `submit_map::refuse` failed: refused: 8 asked, 5 allowed");
+    assert_eq!(
+        format!("{error:?}"),
+        "task `submit_map::refuse` failed: refused: 8 asked, 5 allowed"
+    );
 }
 
 #[test]
 fn ex27_a_panic_is_reported_with_message_location_and_backtrace() {
     let _watchdog = watchdog();
-    let pool = ProcessPoolExecutor::builder().max_workers(1).env("RUST_BACKTRACE", "1").build().unwrap();
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).env("RUST_BACKTRACE", "1").build().unwrap();
     let error = pool.submit(panic_with::task("ünï\ncode")).result().unwrap_err();
     let TaskError::Panicked(remote) = &error else { panic!("{error:?}") };
     assert_eq!(remote.message(), "message: ünï\ncode");
     let location = remote.location().unwrap();
-    assert!(location.contains(&format!("tests/submit_map.rs:{PANIC_LINE}:")), "{location} {PANIC_LINE}");
+    assert!(
+        location.contains(&format!("tests/submit_map.rs:{PANIC_LINE}:")),
+        "{location} {PANIC_LINE}"
+    );
     assert!(remote.backtrace().unwrap().contains("panic_with"), "{:?}", remote.backtrace());
-    assert!(error.to_string().contains(location) && error.to_string().contains("message: ünï"), "{error}");
+    assert!(
+        error.to_string().contains(location) && error.to_string().contains("message: ünï"),
+        "{error}"
+    );
     // The worker goes on.
     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
 }
@@ -797,11 +838,17 @@ fn succeed_with_an_error() -> Result<Result<u8, String>, String> {
 fn ex28_an_error_that_looks_empty_is_still_an_error() {
     let _watchdog = watchdog();
     let pool = pool(1);
-    let Err(TaskError::Failed(error)) = pool.submit(fail_with_nothing::task()).result() else { panic!() };
+    let Err(TaskError::Failed(error)) = pool.submit(fail_with_nothing::task()).result() else {
+        panic!()
+    };
     assert_eq!((error.message(), error.downcast()), ("", Some(Nothing)));
-    let Err(TaskError::Failed(error)) = pool.submit(fail_with_empty_text::task()).result() else { panic!() };
+    let Err(TaskError::Failed(error)) = pool.submit(fail_with_empty_text::task()).result() else {
+        panic!()
+    };
     assert_eq!((error.message(), error.downcast()), ("", Some(String::new())));
-    let Err(TaskError::Failed(error)) = pool.submit(fail_with_false::task()).result() else { panic!() };
+    let Err(TaskError::Failed(error)) = pool.submit(fail_with_false::task()).result() else {
+        panic!()
+    };
     assert_eq!((error.message(), error.downcast()), ("false", Some(false)));
     assert!(pool.submit(panic_with_nothing::task()).result().unwrap_err().is_panic());
     assert!(pool.submit(panic_with_empty_text::task()).result().unwrap_err().is_panic());
@@ -926,7 +973,11 @@ fn ex32_a_types_encoder_and_a_tasks_codec_are_applied_in_both_directions() {
     assert_eq!(counts(), (before.0 + 1, before.1 + 1), "decoded where the result is read");
     let (again, in_worker_again) = first.submit(reversed::task(value)).result().unwrap();
     assert_eq!(again, Reversed("straight!!".into()));
-    assert_eq!(in_worker_again, (in_worker.0 + 1, in_worker.1 + 1), "and once a call in the worker");
+    assert_eq!(
+        in_worker_again,
+        (in_worker.0 + 1, in_worker.1 + 1),
+        "and once a call in the worker"
+    );
 
     // The codec belongs to the task. Tasks with another codec are not affected, in the same
     // executor or in another one.
@@ -977,7 +1028,10 @@ fn ex33_a_replacement_worker_has_the_environment_too() {
     let build = ProcessPoolExecutor::builder().max_workers(1);
     let pool = build.env("EXECUTOR_TEST_EX33", "set").build().unwrap();
     assert!(pool.submit(die_of_3::task(3)).result().unwrap_err().is_worker_lost());
-    assert_eq!(pool.submit(variable::task("EXECUTOR_TEST_EX33")).result().unwrap().as_deref(), Some("set"));
+    assert_eq!(
+        pool.submit(variable::task("EXECUTOR_TEST_EX33")).result().unwrap().as_deref(),
+        Some("set")
+    );
 }
 
 #[test]
@@ -991,7 +1045,8 @@ fn ex33_an_invalid_variable_name_or_value_is_rejected() {
 /// Runs a program that reads the worker's stdin to the end.
 #[task]
 fn run_cat() -> Result<String, String> {
-    let output = Command::new("cat").output_with_inherited_stdin().map_err(|error| error.to_string())?;
+    let output =
+        Command::new("cat").output_with_inherited_stdin().map_err(|error| error.to_string())?;
     Ok(output)
 }
 
@@ -1079,12 +1134,18 @@ fn a_value_that_does_not_encode_fails_only_its_own_task() {
     for (panics, says) in [(false, "I do not want to"), (true, "I panic instead")] {
         let error = pool.submit(take_unwilling::task(Unwilling { panics })).result().unwrap_err();
         let TaskError::Encode(failure) = &error else { panic!("{error:?}") };
-        assert_eq!((failure.side(), failure.task()), (Side::Arguments, "submit_map::take_unwilling"));
+        assert_eq!(
+            (failure.side(), failure.task()),
+            (Side::Arguments, "submit_map::take_unwilling")
+        );
         assert!(error.to_string().contains(says), "{error}");
 
         let error = pool.submit(give_unwilling::task(panics)).result().unwrap_err();
         let TaskError::Encode(failure) = &error else { panic!("{error:?}") };
-        assert_eq!((failure.side(), failure.task()), (Side::ResultInWorker, "submit_map::give_unwilling"));
+        assert_eq!(
+            (failure.side(), failure.task()),
+            (Side::ResultInWorker, "submit_map::give_unwilling")
+        );
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
     }
@@ -1125,7 +1186,8 @@ fn unordered_results_come_with_the_index_of_their_item() {
     let pool = pool(2);
     for chunk_size in [1, 7, 100] {
         let mut seen = BTreeSet::new();
-        for (index, result) in pool.map(triple::task, 0..300).unordered().chunk_size(chunk_size).with_index()
+        for (index, result) in
+            pool.map(triple::task, 0..300).unordered().chunk_size(chunk_size).with_index()
         {
             assert!(seen.insert(index), "{index} came twice");
             match result {
@@ -1135,7 +1197,8 @@ fn unordered_results_come_with_the_index_of_their_item() {
         }
         assert_eq!(seen.len(), 300);
     }
-    let in_order: Vec<usize> = pool.map(triple::task, 0..50).with_index().map(|(index, _)| index).collect();
+    let in_order: Vec<usize> =
+        pool.map(triple::task, 0..50).with_index().map(|(index, _)| index).collect();
     assert!(in_order.into_iter().eq(0..50));
 }
 
@@ -1145,7 +1208,8 @@ fn an_item_that_finishes_last_is_identified_by_its_index() {
     let (pool, gate) = (pool(2), Gate::new());
     let path = gate.path().to_owned();
     let items = (0..20).map(|x| (x == 0).then(|| path.clone())).zip(0..20);
-    let make = |(gate, x): (Option<PathBuf>, u32)| triple_when_let::task(gate.as_deref(), x).encode();
+    let make =
+        |(gate, x): (Option<PathBuf>, u32)| triple_when_let::task(gate.as_deref(), x).encode();
     let mut results = pool.map(make, items).unordered().chunk_size(1).with_index();
     let mut early: Vec<usize> = results
         .by_ref()
@@ -1182,7 +1246,9 @@ fn a_stream_can_have_indexes_too() {
     let results = pool(2).map(triple::task, 20..60).unordered().with_index().stream();
     let results: Vec<_> = futures::executor::block_on_stream(results).collect();
     assert_eq!(results.len(), 40);
-    assert!(results.iter().all(|(index, result)| *result.as_ref().unwrap() == 3 * (20 + *index as u32)));
+    assert!(
+        results.iter().all(|(index, result)| *result.as_ref().unwrap() == 3 * (20 + *index as u32))
+    );
 }
 
 #[test]

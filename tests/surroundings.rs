@@ -166,7 +166,10 @@ fn quickstart() {
             let came = pool.submit(add::task(1, 2)).result();
             step("submit", came.map_err(text).and_then(|came| expect(came, 3)));
             let came: Result<Vec<u32>, TaskError> = pool.map(|i| add::task(i, i), 0..20).collect();
-            step("map", came.map_err(text).and_then(|came| expect(came, (0..20).map(|i| 2 * i).collect())));
+            step(
+                "map",
+                came.map_err(text).and_then(|came| expect(came, (0..20).map(|i| 2 * i).collect())),
+            );
             let came = pool.submit(fill::task(100_000)).result();
             step("large", came.map_err(text).and_then(|came| expect(came, vec![7; 100_000])));
             step("bytes", shared_bytes(&pool));
@@ -211,7 +214,9 @@ fn death() {
                 "SIGCHLD ignored" | "every signal ignored" => executor::ExitStatus::Unknown,
                 name if name.starts_with("SYS_waitid") => executor::ExitStatus::Unknown,
                 // If `abort` may not send a signal, it ends the process by an invalid instruction.
-                name if name.starts_with("SYS_tgkill") => executor::ExitStatus::Signaled(libc::SIGSEGV),
+                name if name.starts_with("SYS_tgkill") => {
+                    executor::ExitStatus::Signaled(libc::SIGSEGV)
+                }
                 _ => executor::ExitStatus::Signaled(libc::SIGABRT),
             };
             expect(status, expected)
@@ -221,7 +226,10 @@ fn death() {
     };
     step("death", status);
     step("next", next.result().map_err(text).and_then(|came| expect(came, 2)));
-    step("later", pool.submit(add::task(2, 2)).result().map_err(text).and_then(|came| expect(came, 4)));
+    step(
+        "later",
+        pool.submit(add::task(2, 2)).result().map_err(text).and_then(|came| expect(came, 4)),
+    );
     pool.shutdown(true);
 }
 
@@ -256,7 +264,9 @@ fn cell() -> &'static Cell {
 }
 
 fn all_cells() -> impl Iterator<Item = &'static Cell> {
-    [LIMITS, USERS, CALLS, CALLS_OF_A_START, CONTAINERS, STREAMS, SIGNALS, PLACES].into_iter().flatten()
+    [LIMITS, USERS, CALLS, CALLS_OF_A_START, CONTAINERS, STREAMS, SIGNALS, PLACES]
+        .into_iter()
+        .flatten()
 }
 
 /// Arranges the environment, then becomes the program.
@@ -269,7 +279,8 @@ fn arrange() {
         std::process::exit(IMPOSSIBLE);
     }
     let role = std::env::var("EXECUTOR_TEST_NEXT").expect("what is played");
-    let variables = std::env::vars_os().filter(|(name, _)| name != ROLE).chain([(ROLE.into(), role.into())]);
+    let variables =
+        std::env::vars_os().filter(|(name, _)| name != ROLE).chain([(ROLE.into(), role.into())]);
     let variables: Vec<CString> = variables
         .map(|(name, value)| {
             let mut variable = name.into_vec();
@@ -283,14 +294,22 @@ fn arrange() {
         .map(|arg| CString::new(arg.into_vec()).expect("no zero in it"))
         .collect();
     let pointers = |all: &[CString]| {
-        all.iter().map(|one| one.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect::<Vec<_>>()
+        all.iter()
+            .map(|one| one.as_ptr().cast_mut())
+            .chain([std::ptr::null_mut()])
+            .collect::<Vec<_>>()
     };
     // SAFETY: both lists of strings end with null, and they live until the call returns, if it
     // does.
     unsafe {
-        libc::fexecve(file.as_raw_fd(), pointers(&args).as_ptr().cast(), pointers(&variables).as_ptr().cast())
+        libc::fexecve(
+            file.as_raw_fd(),
+            pointers(&args).as_ptr().cast(),
+            pointers(&variables).as_ptr().cast(),
+        )
     };
-    let why = format!("impossible\tthe program cannot be started: {}\n", io::Error::last_os_error());
+    let why =
+        format!("impossible\tthe program cannot be started: {}\n", io::Error::last_os_error());
     let _ = rustix::io::write(report(), why.as_bytes());
     std::process::exit(IMPOSSIBLE);
 }
@@ -442,7 +461,12 @@ fn refuse(call: libc::c_long, error: libc::c_int) -> Result<(), String> {
         jf,
         k: value,
     };
-    let give = |what| libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: what };
+    let give = |what| libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: what,
+    };
     let filter = [
         // Offsets in `seccomp_data`: the architecture is at 4, and the number of the call at 0.
         load(4),
@@ -456,7 +480,10 @@ fn refuse(call: libc::c_long, error: libc::c_int) -> Result<(), String> {
     // SAFETY: the program is valid while the calls last.
     unsafe {
         os_error("PR_SET_NO_NEW_PRIVS", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        os_error("PR_SET_SECCOMP", libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program))
+        os_error(
+            "PR_SET_SECCOMP",
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program),
+        )
     }
 }
 
@@ -562,7 +589,8 @@ fn empty(place: &str, flags: libc::c_ulong) -> Result<(), String> {
 fn mount(kind: &str, place: &str, flags: libc::c_ulong) -> Result<(), String> {
     let (kind, at) = (CString::new(kind).expect("no zero"), CString::new(place).expect("no zero"));
     // SAFETY: the pointers are strings or null, as the call requires.
-    let mounted = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    let mounted =
+        unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
     os_error(&format!("mount on {place}"), mounted)
 }
 
@@ -625,7 +653,9 @@ const CONTAINERS: &[Cell] = &[
     }),
     Cell {
         name: "another root, from inside",
-        before: || if rustix::process::geteuid().is_root() { Ok(()) } else { Err("only root can".into()) },
+        before: || {
+            if rustix::process::geteuid().is_root() { Ok(()) } else { Err("only root can".into()) }
+        },
         inside: || {
             std::os::unix::fs::chroot(std::env::temp_dir()).expect("we are root");
             std::env::set_current_dir("/").expect("it is there");
@@ -655,8 +685,11 @@ fn on_a_terminal(foreground: bool) -> Result<(), String> {
     // SAFETY: the calls take numbers, and a structure that they fill and read.
     unsafe {
         os_error("setsid", libc::setsid())?;
-        let terminal =
-            File::options().read(true).write(true).open(&path).map_err(|error| format!("{path}: {error}"))?;
+        let terminal = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| format!("{path}: {error}"))?;
         os_error("TIOCSCTTY", libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0))?;
         let mut settings: libc::termios = std::mem::zeroed();
         os_error("tcgetattr", libc::tcgetattr(terminal.as_raw_fd(), &mut settings))?;
@@ -746,14 +779,19 @@ const SIGNALS: &[Cell] = &[
     works("SIGPIPE ignored", || ignore(libc::SIGPIPE)),
     works("SIGTERM ignored", || ignore(libc::SIGTERM)),
     works("every signal ignored", || {
-        (1..32).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)).try_for_each(ignore)
+        (1..32)
+            .filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal))
+            .try_for_each(ignore)
     }),
     works("every signal blocked", || {
         // SAFETY: the set of signals is made and read here.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&mut all);
-            os_error("sigprocmask", libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut()))
+            os_error(
+                "sigprocmask",
+                libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut()),
+            )
         }
     }),
     Cell { name: "a storm of SIGALRM", before: nothing, inside: start_storm, refusals: &[] },
@@ -774,7 +812,9 @@ const PLACES: &[Cell] = &[
     works("a huge environment", || {
         for number in 0..14 {
             // SAFETY: this process has one thread.
-            unsafe { std::env::set_var(format!("EXECUTOR_TEST_LONG_{number}"), "x".repeat(100_000)) };
+            unsafe {
+                std::env::set_var(format!("EXECUTOR_TEST_LONG_{number}"), "x".repeat(100_000))
+            };
         }
         Ok(())
     }),
@@ -884,7 +924,8 @@ fn matrix(cells: &[Cell]) {
                 "WRONG"
             }
         };
-        let marks = [mark(try_in(cell, "quickstart", private)), mark(try_in(cell, "death", private))];
+        let marks =
+            [mark(try_in(cell, "quickstart", private)), mark(try_in(cell, "death", private))];
         println!("{:<38} {:<12} {:<12} {notes}", cell.name, marks[0], marks[1]);
         match (marks.contains(&"WRONG"), later) {
             (true, None) => wrong.push(format!("{}: {notes}", cell.name)),
@@ -921,9 +962,14 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     let dir = tempfile::tempdir().expect("a directory");
     // Programs of other users write here, too.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
-    let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    let (reads, writes) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
     let mut command = Command::new("/proc/self/exe");
-    command.env(ROLE, "arrange").env("EXECUTOR_TEST_NEXT", program).env(CELL, cell.name).env(TAG, &number);
+    command
+        .env(ROLE, "arrange")
+        .env("EXECUTOR_TEST_NEXT", program)
+        .env(CELL, cell.name)
+        .env(TAG, &number);
     command.env(GROUP, &group).env("TMPDIR", dir.path()).env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let terminal = cell.name.contains("a terminal with").then(terminal);
@@ -935,7 +981,11 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
     // async-signal-safe.
     unsafe {
         command.pre_exec(move || {
-            if libc::dup2(writes_raw, REPORT) == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            if libc::dup2(writes_raw, REPORT) == -1 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
         });
     }
     let mut child = command.spawn().expect("it starts");
@@ -972,8 +1022,10 @@ fn try_in(cell: &Cell, program: &str, private: bool) -> Verdict {
         left.iter().map(|(pid, line)| format!("{pid} {:?} {line}", support::state(*pid))).collect();
     // A process that is left would keep the pipes open, which are read to their end below.
     for (pid, _) in &left {
-        let _ =
-            rustix::process::kill_process(rustix::process::Pid::from_raw(*pid as i32).unwrap(), Signal::KILL);
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_raw(*pid as i32).unwrap(),
+            Signal::KILL,
+        );
     }
     if status.is_none() {
         let _ = child.kill();

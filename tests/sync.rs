@@ -10,8 +10,8 @@ use std::{
 };
 
 use executor::{
-    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, Process, RLock, RawValue, ReleaseError,
-    Semaphore, TaskError, Value, prelude::*,
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, Process, RLock, RawValue,
+    ReleaseError, Semaphore, TaskError, Value, prelude::*,
 };
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -252,7 +252,11 @@ fn sy07_a_bounded_semaphore_cannot_be_released_above_its_bound() {
     let semaphore = BoundedSemaphore::new(2).unwrap();
     assert_eq!(semaphore.release(), Err(ReleaseError::AboveBound));
     let permit = semaphore.acquire();
-    assert_eq!(semaphore.release(), Err(ReleaseError::AboveBound), "its permit comes back by itself");
+    assert_eq!(
+        semaphore.release(),
+        Err(ReleaseError::AboveBound),
+        "its permit comes back by itself"
+    );
     drop(permit);
     semaphore.acquire().forget();
     assert_eq!(semaphore.value(), 1);
@@ -351,8 +355,9 @@ fn no_more_processes_than_permits_are_inside_at_a_time() {
     let pool = pool(4);
     let semaphore = Semaphore::new(2).unwrap();
     let (inside, most) = (RawValue::new(0).unwrap(), RawValue::new(0).unwrap());
-    let futures: Vec<_> =
-        (0..4).map(|_| pool.submit(within::task(semaphore.clone(), inside.clone(), most.clone()))).collect();
+    let futures: Vec<_> = (0..4)
+        .map(|_| pool.submit(within::task(semaphore.clone(), inside.clone(), most.clone())))
+        .collect();
     for future in futures {
         assert!((1..=2).contains(&future.result().unwrap()));
     }
@@ -403,7 +408,9 @@ fn sy11_notify_wakes_as_many_waiters_as_asked() {
     let [sleeping, woken] = [(); 2].map(|()| Value::new(0_u32).unwrap());
     thread::scope(|scope| {
         let tasks: Vec<_> = (0..3)
-            .map(|_| pool.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone())))
+            .map(|_| {
+                pool.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()))
+            })
             .collect();
         for _ in 0..3 {
             scope.spawn(|| wait_once(condition.clone(), sleeping.clone(), woken.clone()));
@@ -428,7 +435,8 @@ fn sy12_a_wait_without_a_notification_returns_false_after_its_timeout() {
     let condition = Condition::new().unwrap();
     for limit in [Duration::ZERO, SHORT, Duration::from_millis(150)] {
         let started = Instant::now();
-        let (guard, notified) = condition.wait_timeout(condition.acquire().unwrap(), limit).unwrap();
+        let (guard, notified) =
+            condition.wait_timeout(condition.acquire().unwrap(), limit).unwrap();
         assert!(!notified && started.elapsed() >= limit);
         let (guard, holds) = condition.wait_for_timeout(guard, limit, || false).unwrap();
         assert!(!holds && condition.get_lock().is_locked());
@@ -511,7 +519,8 @@ fn a_notification_of_a_waiter_that_dies_before_it_has_the_lock_goes_to_another()
     let doomed = victims.submit(wait_for_ever::task(condition.clone(), asleep.clone()));
     assert!(asleep.wait_timeout(LONG));
     eventually("it waits", || !condition.get_lock().is_locked());
-    let survivor = others.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
+    let survivor =
+        others.submit(wait_once::task(condition.clone(), sleeping.clone(), woken.clone()));
     eventually("the other waits", || sleeping.get() == 1 && !condition.get_lock().is_locked());
     let pid = victims.worker_pids()[0];
     // The waiter is stopped, notified, and then killed.
@@ -665,7 +674,8 @@ fn sy21_abort_breaks_the_barrier_for_all_waiting_parties() {
     let _watchdog = watchdog();
     let pool = pool(4);
     let barrier = Barrier::new(5).unwrap();
-    let futures: Vec<_> = (0..4).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
+    let futures: Vec<_> =
+        (0..4).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
     eventually("four wait", || barrier.n_waiting() == 4);
     barrier.abort();
     for future in futures {
@@ -681,7 +691,8 @@ fn sy23_a_broken_barrier_works_again_after_a_reset() {
     let pool = pool(2);
     let barrier = Barrier::new(3).unwrap();
     for round in 0..3 {
-        let futures: Vec<_> = (0..2).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
+        let futures: Vec<_> =
+            (0..2).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
         eventually("two wait", || barrier.n_waiting() == 2);
         // By an abort and a reset, and by a reset alone.
         if round == 0 {
@@ -693,7 +704,8 @@ fn sy23_a_broken_barrier_works_again_after_a_reset() {
         }
         assert!(!barrier.is_broken());
     }
-    let futures: Vec<_> = (0..2).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
+    let futures: Vec<_> =
+        (0..2).map(|_| pool.submit(come_to_barrier::task(barrier.clone()))).collect();
     barrier.wait().unwrap();
     for future in futures {
         assert!(future.result().unwrap());
@@ -834,7 +846,10 @@ fn sy28_an_object_passed_to_a_task_is_the_same_object() {
 #[test]
 fn another_serializer_rejects_sync_primitives_with_a_reason() {
     let error = serde_json::to_string(&Lock::new().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("a Lock: it travels in the arguments and results of tasks only"), "{error}");
+    assert!(
+        error.contains("a Lock: it travels in the arguments and results of tasks only"),
+        "{error}"
+    );
     let text = r#"{"index":0,"offset":64,"len":8}"#;
     let error = serde_json::from_str::<Event>(text).unwrap_err().to_string();
     assert!(error.contains("an Event: its descriptor did not come with these bytes"), "{error}");
@@ -1004,8 +1019,11 @@ fn ten_thousand_idle_async_waits_use_little_cpu_and_few_threads() {
 #[test]
 fn three_hundred_tasks_can_await_a_semaphore_at_the_same_time() {
     let _watchdog = watchdog();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
     let semaphore = Semaphore::new(0).unwrap();
     runtime.block_on(async {
         let waiting: Vec<_> = (0..300)
@@ -1034,7 +1052,11 @@ fn sy30_a_fork_can_use_the_primitives_without_a_deadlock() {
             scope.spawn(|| {
                 // Any lock of the library is likely to be held at the moment of the fork.
                 while !stop.load(Ordering::Relaxed) {
-                    drop((Lock::new().unwrap(), Value::new([0_u8; 100]).unwrap(), Event::new().unwrap()));
+                    drop((
+                        Lock::new().unwrap(),
+                        Value::new([0_u8; 100]).unwrap(),
+                        Event::new().unwrap(),
+                    ));
                     drop(lock.acquire().unwrap_or_else(|died| died.into_guard()));
                 }
             });

@@ -3,7 +3,12 @@
 //! as the future does it.
 
 // The functions are as unusual as those that users may write.
-#![allow(clippy::result_large_err, clippy::too_many_arguments, clippy::ptr_arg, clippy::type_complexity)]
+#![allow(
+    clippy::result_large_err,
+    clippy::too_many_arguments,
+    clippy::ptr_arg,
+    clippy::type_complexity
+)]
 
 use std::{
     borrow::Cow,
@@ -29,7 +34,8 @@ fn run<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<F::Output, CallResult> {
     let mut out = Buffer::new();
     out.extend_from_slice(b"head");
     let mut cx = CallContext::new(out);
-    let entry = executor::registry::lookup(F::entry().id().expect("it is known")).expect("it is registered");
+    let entry = executor::registry::lookup(F::entry().id().expect("it is known"))
+        .expect("it is registered");
     assert!(std::ptr::eq(entry, F::entry()));
     let result = match &entry.call {
         Call::Sync(call) => call(&bytes, &mut cx),
@@ -236,16 +242,29 @@ fn packed_bytes(a: Vec<u8>, b: Box<[u8]>, c: [u8; 40], d: &[u8], e: &Vec<u8>) ->
 #[test]
 fn byte_strings_are_accepted_in_every_form() {
     let all = [&[1][..], &[2], &[3; 40], &[4], &[5], &[6; 3]].concat();
-    assert_eq!(run(bytes::task(vec![1], Box::new([2]), [3; 40], &[4], vec![5], &[6; 3])).unwrap(), all);
+    assert_eq!(
+        run(bytes::task(vec![1], Box::new([2]), [3; 40], &[4], vec![5], &[6; 3])).unwrap(),
+        all
+    );
     let _plain: Task<bytes, (Vec<u8>, Box<[u8]>, [u8; 40], &[u8], Vec<u8>, &[u8; 3])> =
         bytes::task(vec![], Box::new([]), [0; 40], &[], vec![], &[0; 3]);
     assert_eq!(run(try_bytes::task(vec![1, 200])).unwrap(), [1, 200]);
     let all = [&[1][..], &[2], &[3; 40], &[4], &[5]].concat();
-    assert_eq!(run(packed_bytes::task(vec![1], Box::new([2]), [3; 40], &[4], &vec![5])).unwrap(), all);
+    assert_eq!(
+        run(packed_bytes::task(vec![1], Box::new([2]), [3; 40], &[4], &vec![5])).unwrap(),
+        all
+    );
 }
 
 #[task]
-fn patterns((a, b): (i64, i64), mut c: i64, _: u8, _d: u8, [e, ..]: [i64; 2], Point { x, .. }: Point) -> i64 {
+fn patterns(
+    (a, b): (i64, i64),
+    mut c: i64,
+    _: u8,
+    _d: u8,
+    [e, ..]: [i64; 2],
+    Point { x, .. }: Point,
+) -> i64 {
     c += 1;
     a + b + c + e + x
 }
@@ -432,7 +451,8 @@ fn arguments_that_do_not_suit_the_codec_are_an_error_that_names_the_argument() {
     let value = serde_json::json!({"a": [1, null, "x"]});
     assert_eq!(run(json::task(value.clone())).unwrap(), value);
 
-    for result in [run(json_default::task(value)).map(drop), run(untagged::task(1, Id::Number(2))).map(drop)]
+    for result in
+        [run(json_default::task(value)).map(drop), run(untagged::task(1, Id::Number(2))).map(drop)]
     {
         let Err(CallResult::Unsuited(error)) = result else { panic!("{result:?}") };
         assert!(error.message.contains("#[task(codec = \"messagepack\")]"), "{error}");
@@ -512,7 +532,8 @@ fn a_panic_passes_through_and_the_stage_tells_where_it_happened() {
     let stage_of = |entry: &executor::__private::TaskEntry, bytes: &[u8]| {
         let mut cx = CallContext::new(Buffer::new());
         let Call::Sync(call) = entry.call else { panic!() };
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(bytes, &mut cx))).unwrap_err();
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(bytes, &mut cx)))
+            .unwrap_err();
         cx.stage()
     };
     assert_eq!(stage_of(take_moody::entry(), &[2, 1, 1, 1]), Stage::Decode);
@@ -561,7 +582,10 @@ fn a_task_can_be_printed_cloned_and_sent() {
     fn is_static_and_send<T: Send + 'static>(_: &T) {}
     let task = add::task(1, 2).timeout(std::time::Duration::from_secs(1)).name("sum");
     let text = format!("{task:?}");
-    assert!(text.contains("task_macro::add") && text.contains("sum") && text.contains("1s"), "{text}");
+    assert!(
+        text.contains("task_macro::add") && text.contains("sum") && text.contains("1s"),
+        "{text}"
+    );
     let encoded = borrowed_text();
     is_static_and_send(&encoded);
     assert_eq!(run(encoded.clone()).unwrap(), "ab");

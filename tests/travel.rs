@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs::File, io::Read, time::Duration};
 
 use executor::{
-    Array, Connection, Context, Event, Lock, Process, Queue, Semaphore, StartMethod, Stdio, Value, pipe,
-    prelude::*,
+    Array, Connection, Context, Event, Lock, Process, Queue, Semaphore, StartMethod, Stdio, Value,
+    pipe, prelude::*,
 };
 use serde::{Deserialize, Serialize};
 
@@ -97,15 +97,18 @@ fn sm08_a_child_can_pass_its_queue_to_a_grandchild() {
     for method in METHODS {
         for (nested, below) in METHODS.iter().enumerate() {
             let queue = Queue::unbounded().unwrap();
-            let child = Process::new(put_and_start_another::task(queue.clone(), nested)).start_method(method);
+            let child = Process::new(put_and_start_another::task(queue.clone(), nested))
+                .start_method(method);
             let child = child.start().unwrap();
             let [child_pid, grandchild_pid] = child.join_timeout(LIMIT).unwrap().unwrap();
             assert_eq!(child_pid, child.pid());
             let mut got = [queue.get_timeout(LIMIT).unwrap(), queue.get_timeout(LIMIT).unwrap()];
             got.sort();
             let us = std::process::id();
-            let expected =
-                [("child".to_owned(), child_pid, us), ("grandchild".to_owned(), grandchild_pid, child_pid)];
+            let expected = [
+                ("child".to_owned(), child_pid, us),
+                ("grandchild".to_owned(), grandchild_pid, child_pid),
+            ];
             assert_eq!(got, expected, "{method:?}, {below:?}");
             assert!(queue.is_empty() && us != child_pid && child_pid != grandchild_pid);
         }
@@ -160,7 +163,8 @@ fn pr26_a_process_serves_over_a_pipe_until_it_is_closed() {
 
 #[task]
 fn fails_in_a_grandchild() -> Result<(), String> {
-    let pool = ProcessPoolExecutor::builder().max_workers(2).build().map_err(|error| error.to_string())?;
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(2).build().map_err(|error| error.to_string())?;
     let lock = Lock::new().map_err(|error| error.to_string())?;
     let outcome = pool.submit(dies_with::task(lock)).result();
     pool.shutdown(true);

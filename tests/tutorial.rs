@@ -24,7 +24,8 @@ fn d12_at_most_four_of_ten_tasks_run_at_a_time_and_shutdown_waits_for_all() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let pool = ProcessPoolExecutor::builder().max_workers(4).build().unwrap();
-    let futures: Vec<_> = (0..10).map(|number| pool.submit(work::task(number, gate.path()))).collect();
+    let futures: Vec<_> =
+        (0..10).map(|number| pool.submit(work::task(number, gate.path()))).collect();
     gate.wait_for(4);
     assert_eq!(futures.iter().filter(|future| future.running()).count(), 4);
     assert_eq!(pool.worker_pids().len(), 4);
@@ -61,7 +62,11 @@ fn d13_a_callback_for_each_future_runs_in_the_parent() {
     let mut seen = seen.lock().unwrap().clone();
     seen.sort_unstable();
     let own = std::process::id();
-    assert_eq!(seen, (0..10).map(|number| (own, number * number)).collect::<Vec<_>>(), "once each, here");
+    assert_eq!(
+        seen,
+        (0..10).map(|number| (own, number * number)).collect::<Vec<_>>(),
+        "once each, here"
+    );
     assert!(gate.arrivals().iter().all(|pid| *pid != own), "and the tasks elsewhere");
     eventually("no child is left", || support::children().is_empty());
 }

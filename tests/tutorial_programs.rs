@@ -34,7 +34,10 @@ fn programs() -> &'static Path {
         cargo.current_dir(root).args(["build", "--offline", "--quiet"]);
         // With this package as well, the library has the same features as in this test.
         cargo.args(["-p", "executor-tutorial", "-p", "executor"]);
-        cargo.args(["--profile", if name == "debug" { "dev" } else { name }]).arg("--target-dir").arg(target);
+        cargo
+            .args(["--profile", if name == "debug" { "dev" } else { name }])
+            .arg("--target-dir")
+            .arg(target);
         for entry in root.join("examples/tutorial/examples").read_dir().expect("the programs") {
             let path = entry.expect("an entry").path();
             cargo.arg("--example").arg(path.file_stem().expect("a program"));
@@ -56,15 +59,21 @@ fn run(name: &str) -> Vec<String> {
     let program = programs().join(name);
     let output = Command::new(&program).env("RUST_BACKTRACE", "0").output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     assert!(output.status.success(), "{name} {}\n{stdout}\n{stderr}", output.status);
-    assert!(stderr.lines().all(|line| line.is_empty() || says_std(line)), "{name} complains: {stderr}");
+    assert!(
+        stderr.lines().all(|line| line.is_empty() || says_std(line)),
+        "{name} complains: {stderr}"
+    );
     stdout.lines().map(str::to_owned).collect()
 }
 
 /// Returns whether this is a line that std prints about a panic in a worker.
 fn says_std(line: &str) -> bool {
-    ["thread 'main'", "index out of bounds", "note: run with"].iter().any(|start| line.starts_with(start))
+    ["thread 'main'", "index out of bounds", "note: run with"]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
 
 /// Returns the number between two texts.
@@ -87,12 +96,21 @@ struct Running {
 
 impl Running {
     fn new() -> Self {
-        Running { now: BTreeMap::new(), most: 0, processes: BTreeSet::new(), ended: BTreeMap::new() }
+        Running {
+            now: BTreeMap::new(),
+            most: 0,
+            processes: BTreeSet::new(),
+            ended: BTreeMap::new(),
+        }
     }
 
     #[track_caller]
     fn begins(&mut self, pid: u32, task: u32) {
-        assert_eq!(self.now.insert(pid, task), None, "{pid} begins {task} in the middle of another");
+        assert_eq!(
+            self.now.insert(pid, task),
+            None,
+            "{pid} begins {task} in the middle of another"
+        );
         self.most = self.most.max(self.now.len());
         self.processes.insert(pid);
     }
@@ -109,7 +127,10 @@ fn d02_pool_of_four() {
     let lines = run("d02_pool_of_four");
     let parent = between(&lines[0], "Parent process ", ".");
     assert_eq!(lines.last().unwrap(), "All subprocesses done.");
-    assert_eq!(lines.iter().filter(|line| *line == "Waiting for all subprocesses done...").count(), 1);
+    assert_eq!(
+        lines.iter().filter(|line| *line == "Waiting for all subprocesses done...").count(),
+        1
+    );
     let mut running = Running::new();
     let mut begun = Vec::new();
     for line in &lines {
@@ -123,7 +144,9 @@ fn d02_pool_of_four() {
     }
     begun.sort_unstable();
     assert_eq!(begun, [0, 1, 2, 3, 4], "each once");
-    assert!(running.most <= 4 && running.processes.len() <= 4 && !running.processes.contains(&parent));
+    assert!(
+        running.most <= 4 && running.processes.len() <= 4 && !running.processes.contains(&parent)
+    );
     // The fifth task begins after another one has ended, or in a process that starts late. Five
     // never run at a time.
     assert!(running.ended.values().any(|ended| *ended > 1), "one has run two: {lines:#?}");
@@ -151,13 +174,16 @@ fn se09_d13_done_callback() {
     let lines = run("d13_done_callback");
     let main = between(&lines[0], "main is ", "");
     assert_eq!(lines.last().unwrap(), "main ends");
-    let callbacks: Vec<&String> = lines.iter().filter(|line| line.starts_with("callback")).collect();
+    let callbacks: Vec<&String> =
+        lines.iter().filter(|line| line.starts_with("callback")).collect();
     let mut values: Vec<u32> = callbacks.iter().map(|line| between(line, ": ", "")).collect();
     values.sort_unstable();
     assert_eq!(values, (0..10).map(|n| n * n).collect::<Vec<_>>(), "one for each");
     assert!(callbacks.iter().all(|line| between(line, "callback in ", ":") == main));
     let tasks = lines.iter().filter(|line| line.as_bytes()[0].is_ascii_digit());
-    assert!(tasks.clone().count() == 10 && tasks.clone().all(|line| between(line, " in ", "") != main));
+    assert!(
+        tasks.clone().count() == 10 && tasks.clone().all(|line| between(line, " in ", "") != main)
+    );
 }
 
 #[test]
@@ -176,7 +202,10 @@ fn d23_loop_or_pool() {
 
 #[test]
 fn d24_apply_async() {
-    assert_eq!(run("d24_apply_async"), ["one argument: 81", "several: 24", "many: [0, 1, 4, 9, 16]"]);
+    assert_eq!(
+        run("d24_apply_async"),
+        ["one argument: 81", "several: 24", "many: [0, 1, 4, 9, 16]"]
+    );
 }
 
 #[test]
@@ -185,7 +214,12 @@ fn d25_error_in_map() {
     let failed = "task `d25_error_in_map::divide` failed: 12 divided by 0";
     assert_eq!(
         lines[..4],
-        [format!("map: {failed}"), "value: 12".into(), format!("error: {failed}"), "value: 4".into()]
+        [
+            format!("map: {failed}"),
+            "value: 12".into(),
+            format!("error: {failed}"),
+            "value: 4".into()
+        ]
     );
     let panic = &lines[4];
     assert!(
@@ -203,7 +237,8 @@ fn d26_starmap() {
 #[test]
 fn d27_all_cpus_but_one() {
     let lines = run("d27_all_cpus_but_one");
-    let (cpus, processes) = (between(&lines[0], "usable CPUs: ", ""), between(&lines[1], "processes: ", ""));
+    let (cpus, processes) =
+        (between(&lines[0], "usable CPUs: ", ""), between(&lines[1], "processes: ", ""));
     assert_eq!(processes, (cpus - 1).max(1));
     assert_eq!(lines[2..], ["[1, 8, 27, 64, 125]"]);
 }
@@ -312,7 +347,10 @@ fn se04_d30_fork() {
     let parent = between(&lines[0], " of ", ":");
     assert_eq!(
         lines,
-        [format!("child {child} of {parent}: index 1"), format!("parent {parent} of {child}: index 1")]
+        [
+            format!("child {child} of {parent}: index 1"),
+            format!("parent {parent} of {child}: index 1")
+        ]
     );
     assert_ne!(child, parent);
 }
@@ -366,7 +404,10 @@ fn se17_d31_is_alive() {
 
 #[test]
 fn se17_d35_join_with_limit() {
-    assert_eq!(run("d35_join_with_limit"), ["is alive: true", "joined: false", "end main", "hello world"]);
+    assert_eq!(
+        run("d35_join_with_limit"),
+        ["is alive: true", "joined: false", "end main", "hello world"]
+    );
 }
 
 #[test]

@@ -45,7 +45,10 @@ fn why_nothing_was_compiled() -> Option<String> {
         .output()
         .ok()?;
     (!output.status.success()).then(|| {
-        format!("No case was compiled, since this failed:\n{}", String::from_utf8_lossy(&output.stderr))
+        format!(
+            "No case was compiled, since this failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })
 }
 
@@ -53,8 +56,10 @@ fn why_nothing_was_compiled() -> Option<String> {
 fn every_program_in_ui_pass_is_a_test_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let files = fs::read_dir(root.join("tests/ui/pass")).unwrap().map(|entry| entry.unwrap().path());
-    let programs: Vec<_> = files.filter(|file| file.extension() == Some(OsStr::new("rs"))).collect();
+    let files =
+        fs::read_dir(root.join("tests/ui/pass")).unwrap().map(|entry| entry.unwrap().path());
+    let programs: Vec<_> =
+        files.filter(|file| file.extension() == Some(OsStr::new("rs"))).collect();
     assert!(!programs.is_empty());
     for program in programs {
         let path = program.strip_prefix(root).unwrap().display().to_string();

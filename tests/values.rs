@@ -164,15 +164,17 @@ fn values_nested_too_deep_are_an_error_that_names_the_depth() {
         .stack_size(256 << 10)
         .spawn(move || {
             for n in [3_000, 80_000] {
-                for future in [pool.submit(nested_in_messagepack::task(n)), pool.submit(nested::task(n))] {
+                for future in
+                    [pool.submit(nested_in_messagepack::task(n)), pool.submit(nested::task(n))]
+                {
                     let error = future.result().map(free).unwrap_err().to_string();
                     assert!(error.contains("depth"), "{error}");
                 }
                 // This thread encodes and drops the argument, and needs a large stack to drop it.
                 let pool = pool.clone();
                 let large = thread::Builder::new().stack_size(100 << 20);
-                let error =
-                    large.spawn(move || pool.submit(negate::task(negated(n))).result().map(free).err());
+                let error = large
+                    .spawn(move || pool.submit(negate::task(negated(n))).result().map(free).err());
                 let error = error.unwrap().join().unwrap().unwrap().to_string();
                 assert!(error.contains("depth"), "{error}");
             }
@@ -236,7 +238,10 @@ fn a_type_that_normalizes_when_it_is_read_works_from_the_first_submit() {
     let pool = pool(1);
     for _ in 0..2 {
         assert_eq!(pool.submit(greet::task(Email(" bob".into()))).result().unwrap(), "bob");
-        assert_eq!(pool.submit(greet_in_messagepack::task(Email(" bob".into()))).result().unwrap(), "bob");
+        assert_eq!(
+            pool.submit(greet_in_messagepack::task(Email(" bob".into()))).result().unwrap(),
+            "bob"
+        );
     }
 }
 
@@ -569,7 +574,8 @@ where
     for codec in [Codec::Postcard, Codec::MessagePack] {
         outcomes.cases += 1;
         let mut bytes = Buffer::new();
-        let arrived = codec.encode(&value, &mut bytes).and_then(|()| codec.decode::<T>(&bytes.into_vec()));
+        let arrived =
+            codec.encode(&value, &mut bytes).and_then(|()| codec.decode::<T>(&bytes.into_vec()));
         match arrived {
             Ok(arrived) if arrived == value => outcomes.same += 1,
             Ok(arrived) => {
@@ -587,15 +593,17 @@ where
                 // A type without an attribute that could cause a rejection must arrive.
                 let name = std::any::type_name::<T>();
                 let plain = [
-                    "plain", "texts", "floats", "units", "options", "lists", "numbers", "denied", "defaults",
+                    "plain", "texts", "floats", "units", "options", "lists", "numbers", "denied",
+                    "defaults",
                 ]
                 .iter()
                 .chain(&["aliased", "values::renamed::", "both_as_text", "now_small_now_large"])
                 .any(|module| name.contains(*module));
                 // Two variants of its enum have the same name, so no format can distinguish them.
                 let twins = name.contains("values::renamed::") && name.contains("Variants");
-                let plain =
-                    plain && !twins && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
+                let plain = plain
+                    && !twins
+                    && !["skipped", "renamed_"].iter().any(|module| name.contains(module));
                 assert!(!plain, "{codec:?}: {value:?}: {error}");
                 outcomes.refused += 1;
             }
@@ -608,7 +616,8 @@ where
 #[test]
 #[allow(clippy::print_stdout)]
 fn with_any_attribute_the_same_value_arrives_or_an_error() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let number =
+        |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let nanos = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64 | 1);
     let seed = number("EXECUTOR_SEED").unwrap_or(nanos);
     println!("EXECUTOR_SEED={seed}");

@@ -62,7 +62,8 @@ fn wt03_first_completed_returns_at_once_with_finished_futures() {
     let running = pool.submit(hold::task(gate.path()));
     let pending = pool.submit(hold::task(gate.path()));
     let expected = (vec![finished.id(), failed.id()], vec![running.id(), pending.id()]);
-    let (done, not_done) = wait([running, finished, pending, failed], ReturnWhen::FirstCompleted, None);
+    let (done, not_done) =
+        wait([running, finished, pending, failed], ReturnWhen::FirstCompleted, None);
     assert_eq!((ids(&done), ids(&not_done)), expected, "each in the order in which they came in");
 }
 
@@ -189,10 +190,12 @@ fn wait_notices_every_end_however_close_to_its_start() {
     let _watchdog = watchdog();
     let pool = pool(2);
     for round in 0..200_u32 {
-        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
+        let futures: Vec<_> =
+            (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
         let (done, _) = wait(futures, ReturnWhen::FirstCompleted, None);
         assert!(!done.is_empty());
-        let futures: Vec<_> = (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
+        let futures: Vec<_> =
+            (0..round % 5 + 1).map(|i| pool.submit(echo_number::task(i))).collect();
         let (done, not_done) = wait(futures, ReturnWhen::AllCompleted, None);
         assert_eq!((done.len() as u32, not_done.len()), (round % 5 + 1, 0));
         let sum: u32 = as_completed(done).map(|future| future.result().unwrap()).sum();
@@ -261,8 +264,10 @@ fn ac05_the_timeout_error_says_how_many_futures_are_unfinished() {
         future.add_done_callback(move |outcome| callback.send(outcome.is_ok()).unwrap());
         future
     });
-    let mut completed = as_completed(done.into_iter().chain(running)).timeout(Duration::from_millis(20));
-    let mut values: Vec<u32> = (0..2).map(|_| completed.next().unwrap().unwrap().result().unwrap()).collect();
+    let mut completed =
+        as_completed(done.into_iter().chain(running)).timeout(Duration::from_millis(20));
+    let mut values: Vec<u32> =
+        (0..2).map(|_| completed.next().unwrap().unwrap().result().unwrap()).collect();
     values.sort_unstable();
     assert_eq!(values, [1, 2]);
     let error = completed.next().unwrap().unwrap_err();
@@ -339,7 +344,8 @@ fn streams_need_no_runtime() {
     let _watchdog = watchdog();
     let pool = pool(2);
     let futures: Vec<_> = (0..100).map(|i| pool.submit(echo_number::task(i))).collect();
-    let values = block_on_stream(as_completed(futures).stream()).map(|future| future.result().unwrap());
+    let values =
+        block_on_stream(as_completed(futures).stream()).map(|future| future.result().unwrap());
     assert_eq!(values.sum::<u32>(), 4_950);
     let mapped = block_on_stream(pool.map(echo_number::task, 0..100).stream()).map(Result::unwrap);
     assert!(mapped.eq(0..100));

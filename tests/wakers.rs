@@ -24,8 +24,8 @@ use std::{
 };
 
 use executor::{
-    Address, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool, Process, Queue,
-    Semaphore, TaskFuture, as_completed, prelude::*,
+    Address, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool, Process,
+    Queue, Semaphore, TaskFuture, as_completed, prelude::*,
 };
 use futures::{FutureExt, SinkExt, StreamExt};
 use support::{eventually, pool, watchdog};
@@ -50,7 +50,11 @@ thread_local! {
 
 impl Reentrant {
     fn new(make: impl Fn() -> Subject + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Reentrant { make: Box::new(make), entered: AtomicUsize::new(0), woken: AtomicUsize::new(0) })
+        Arc::new(Reentrant {
+            make: Box::new(make),
+            entered: AtomicUsize::new(0),
+            woken: AtomicUsize::new(0),
+        })
     }
 
     fn wake(&self) {
@@ -133,7 +137,10 @@ fn lives_with_reentrant_wakers(
     reentrant.woken.store(0, Ordering::SeqCst);
     // One future waits beside another one, and the second is dropped first.
     let (mut first, mut second) = (make(), make());
-    assert!(poll(&mut first, &one).is_pending() && poll(&mut second, &apart).is_pending(), "{what}");
+    assert!(
+        poll(&mut first, &one).is_pending() && poll(&mut second, &apart).is_pending(),
+        "{what}"
+    );
     drop(second);
     // Wait until the waker was woken, and poll only then: if a poll already finds the future ready,
     // no wake-up is needed.
@@ -208,7 +215,11 @@ fn futures_of_queues_work_with_wakers_that_call_the_library() {
     // Fill and drain completely, because futures made by wakers take items as well.
     let fill = || while queue.try_put(1).is_ok() {};
     let drain = || while queue.try_get().is_ok() {};
-    lives_with_reentrant_wakers("get_async", || Box::pin(async { drop(queue.get_async().await) }), fill);
+    lives_with_reentrant_wakers(
+        "get_async",
+        || Box::pin(async { drop(queue.get_async().await) }),
+        fill,
+    );
     drain();
     lives_with_reentrant_wakers(
         "a stream of a queue",
@@ -216,7 +227,11 @@ fn futures_of_queues_work_with_wakers_that_call_the_library() {
         fill,
     );
     fill();
-    lives_with_reentrant_wakers("put_async", || Box::pin(async { drop(queue.put_async(2).await) }), drain);
+    lives_with_reentrant_wakers(
+        "put_async",
+        || Box::pin(async { drop(queue.put_async(2).await) }),
+        drain,
+    );
     fill();
     lives_with_reentrant_wakers(
         "a sink of a queue",
@@ -247,7 +262,11 @@ fn futures_of_connections_and_listeners_work_with_wakers_that_call_the_library()
     // Several messages, because a future made by a waker takes one as well, and each poll clones
     // the waker first.
     let send = || (0..8).for_each(|_| theirs.send(&1).unwrap());
-    lives_with_reentrant_wakers("recv_async", || Box::pin(async { drop(ours.recv_async().await) }), send);
+    lives_with_reentrant_wakers(
+        "recv_async",
+        || Box::pin(async { drop(ours.recv_async().await) }),
+        send,
+    );
     while ours.try_recv().is_ok() {}
     lives_with_reentrant_wakers(
         "a stream of a connection",
@@ -302,7 +321,8 @@ fn futures_of_tasks_work_with_wakers_that_call_the_library() {
         lives_with_reentrant_wakers(
             "map",
             move || {
-                let mut map = executor.map(|event: Event| waits::task(event), vec![event.clone(); 3]);
+                let mut map =
+                    executor.map(|event: Event| waits::task(event), vec![event.clone(); 3]);
                 if let Some(limit) = timeout {
                     map = map.timeout(limit);
                 }
@@ -313,7 +333,11 @@ fn futures_of_tasks_work_with_wakers_that_call_the_library() {
     }
     let stopping = leak(pool(1));
     let task = stopping.submit(waits::task(event.clone()));
-    lives_with_reentrant_wakers("shutdown_async", || Box::pin(stopping.shutdown_async()), || event.set());
+    lives_with_reentrant_wakers(
+        "shutdown_async",
+        || Box::pin(stopping.shutdown_async()),
+        || event.set(),
+    );
     task.result().unwrap();
 }
 
@@ -337,7 +361,11 @@ fn futures_of_processes_and_pools_work_with_wakers_that_call_the_library() {
     event.clear();
     lives_with_reentrant_wakers(
         "map_async",
-        || Box::pin(pool.map_async(|event: Event| waits::task(event), vec![event.clone(); 3]).map(drop)),
+        || {
+            Box::pin(
+                pool.map_async(|event: Event| waits::task(event), vec![event.clone(); 3]).map(drop),
+            )
+        },
         || event.set(),
     );
 }

@@ -25,8 +25,8 @@ use executor::{BrokenCause, ExitStatus, TaskError, prelude::*};
 use plays::{PROGRAM, Play, argument, assert_nothing_left, harness, play, play_file, ready};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::{
-    Gate, LONG, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold, pid, pool,
-    rounds, signal, spin, tagged, variable, watchdog, with_a_limit_long_enough,
+    Gate, LONG, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold,
+    pid, pool, rounds, signal, spin, tagged, variable, watchdog, with_a_limit_long_enough,
 };
 
 /// Names what its workers do instead of being workers.
@@ -115,7 +115,8 @@ fn main() {
     if !["forgets_entry", "is_async"].contains(&program.as_str()) {
         executor::init();
     }
-    let (_, play) = PROGRAMS.iter().find(|(name, _)| *name == program).expect("there is such a program");
+    let (_, play) =
+        PROGRAMS.iter().find(|(name, _)| *name == program).expect("there is such a program");
     let _watchdog = (program != "computes").then(watchdog);
     play();
 }
@@ -207,7 +208,10 @@ fn sd27_a_pool_that_cannot_start_its_threads_is_broken() {
             other => panic!("{other}"),
         }
     }
-    assert!((2..5).contains(&broken), "{broken}: some rooms were too small, and the last one was not");
+    assert!(
+        (2..5).contains(&broken),
+        "{broken}: some rooms were too small, and the last one was not"
+    );
 }
 
 fn is_refused_threads() {
@@ -249,7 +253,9 @@ fn workers_that_compute_end_when_their_parent_is_killed() {
     let gate = Gate::new();
     let (mut child, _stdout, tag) = play("computes").argument(gate.path()).until_it_speaks();
     // A process that is just being started has no environment yet.
-    eventually("a program, two workers, and what one of them has started", || tagged(&tag).len() == 4);
+    eventually("a program, two workers, and what one of them has started", || {
+        tagged(&tag).len() == 4
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     assert_nothing_left(&tag);
@@ -302,7 +308,8 @@ fn wait_for_file(path: &Path) {
 fn nested_workers_end_when_the_topmost_parent_is_killed() {
     let _watchdog = watchdog();
     let gate = Gate::new();
-    let (mut child, _stdout, tag) = play("nests_and_computes").argument(gate.path()).until_it_speaks();
+    let (mut child, _stdout, tag) =
+        play("nests_and_computes").argument(gate.path()).until_it_speaks();
     eventually("a program and five workers, one below the other", || tagged(&tag).len() == 6);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -343,7 +350,8 @@ fn many_pools_leave_no_process_thread_or_descriptor() {
 fn many_pools_over_ipc_channel_leave_no_file() {
     let dir = tempfile::tempdir().unwrap();
     play("makes_pools").env("TMPDIR", dir.path()).env("EXECUTOR_TRANSPORT", "ipc").play_out();
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let left: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -380,7 +388,13 @@ fn makes_pools() {
         assert_eq!(children(), [], "round {round}");
     }
     eventually("threads end", || executor_threads().is_empty());
-    assert_eq!(descriptors(), before, "after {} pools: {:?}", rounds(), support::descriptor_names());
+    assert_eq!(
+        descriptors(),
+        before,
+        "after {} pools: {:?}",
+        rounds(),
+        support::descriptor_names()
+    );
 }
 
 /// Returns how many descriptors are open, without needing one to find out.
@@ -431,14 +445,18 @@ fn cannot_connect() {
     let before = open_below(1024);
     // With ipc-channel a worker needs more descriptors for itself. With fewer it cannot even report
     // the failure.
-    let least = if std::env::var("EXECUTOR_TRANSPORT").is_ok_and(|name| name == "ipc") { 4 } else { 1 };
+    let least =
+        if std::env::var("EXECUTOR_TRANSPORT").is_ok_and(|name| name == "ipc") { 4 } else { 1 };
     for spare in least..least + 20 {
         let pool = pool(1);
         // The pool has been made, so that only descriptors for the worker are missing.
         let future = {
             let limit = getrlimit(Resource::Nofile);
-            setrlimit(Resource::Nofile, Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit })
-                .unwrap();
+            setrlimit(
+                Resource::Nofile,
+                Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit },
+            )
+            .unwrap();
             let future = pool.submit(echo::task(7));
             future.wait();
             setrlimit(Resource::Nofile, limit).unwrap();
@@ -472,8 +490,12 @@ fn play_child(child: &str) {
         "stops" => signal(std::process::id(), Signal::STOP),
         "babbles" => {
             let socket = rustix::stdio::stdin();
-            rustix::net::send(socket, b"hello, I am somebody else", rustix::net::SendFlags::NOSIGNAL)
-                .unwrap();
+            rustix::net::send(
+                socket,
+                b"hello, I am somebody else",
+                rustix::net::SendFlags::NOSIGNAL,
+            )
+            .unwrap();
             loop {
                 thread::park();
             }
@@ -530,11 +552,21 @@ fn a_program_that_forgets_the_entry_point_gets_an_error_and_starts_few_children(
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    let (parents, kin): (Vec<_>, Vec<_>) = names.iter().map(|name| name.split_once('-').unwrap()).unzip();
-    let root =
-        names.iter().find(|name| name.ends_with("-root")).unwrap().split_once('-').unwrap().0.to_owned();
+    let (parents, kin): (Vec<_>, Vec<_>) =
+        names.iter().map(|name| name.split_once('-').unwrap()).unzip();
+    let root = names
+        .iter()
+        .find(|name| name.ends_with("-root"))
+        .unwrap()
+        .split_once('-')
+        .unwrap()
+        .0
+        .to_owned();
     assert_eq!(kin.iter().filter(|kin| **kin == "root").count(), 1);
-    assert!((2..=5).contains(&parents.len()), "at most as many children as the pool may have: {names:?}");
+    assert!(
+        (2..=5).contains(&parents.len()),
+        "at most as many children as the pool may have: {names:?}"
+    );
     for child in kin.into_iter().filter(|kin| *kin != "root") {
         assert_eq!(child, root, "a child of the program itself: {names:?}");
     }
@@ -554,7 +586,10 @@ fn forgets_entry() {
             let futures: Vec<_> = (0..20).map(|value| pool.submit(echo::task(value))).collect();
             for future in futures {
                 let error = future.result().unwrap_err();
-                assert!(matches!(error, TaskError::Broken(BrokenCause::NoEntry { .. })), "{error:?}");
+                assert!(
+                    matches!(error, TaskError::Broken(BrokenCause::NoEntry { .. })),
+                    "{error:?}"
+                );
                 println!("{error}");
             }
         }
@@ -681,9 +716,20 @@ fn a_pool_works_with_unusual_temporary_directories() {
     let long = dir.path().join("x".repeat(200));
     fs::create_dir(&long).unwrap();
     let missing = dir.path().join("missing");
-    for odd in [long.to_str().unwrap(), missing.to_str().unwrap(), "", ".", "/dev/null", "relative/missing"] {
+    for odd in [
+        long.to_str().unwrap(),
+        missing.to_str().unwrap(),
+        "",
+        ".",
+        "/dev/null",
+        "relative/missing",
+    ] {
         for transport in ["ring", "ipc"] {
-            play("works").env("TMPDIR", odd).env("EXECUTOR_TRANSPORT", transport).argument(odd).play_out();
+            play("works")
+                .env("TMPDIR", odd)
+                .env("EXECUTOR_TRANSPORT", transport)
+                .argument(odd)
+                .play_out();
         }
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -857,7 +903,8 @@ fn workers_and_their_programs_do_not_read_the_parents_input() {
 fn read_input() -> (String, String) {
     let mut own = String::new();
     std::io::stdin().read_to_string(&mut own).unwrap();
-    let program = Command::new("cat").stdout(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let program =
+        Command::new("cat").stdout(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
     (own, String::from_utf8(program.stdout).unwrap())
 }
 
@@ -884,7 +931,8 @@ fn no_runtime_yet() -> bool {
 #[tokio::main]
 async fn is_async() {
     let pool = pool(2);
-    let (value, none) = futures::join!(pool.submit(echo::task(42)), pool.submit(no_runtime_yet::task()));
+    let (value, none) =
+        futures::join!(pool.submit(echo::task(42)), pool.submit(no_runtime_yet::task()));
     println!("{} {}", value.unwrap(), none.unwrap());
     pool.shutdown_async().await;
 }
@@ -929,7 +977,8 @@ fn meets_after_quick_calls() {
             pool.submit(meet::task(None)).result().unwrap();
         }
         let barrier = executor::Barrier::new(3).unwrap();
-        let three: Vec<_> = (0..3).map(|_| pool.submit(meet::task(Some(barrier.clone())))).collect();
+        let three: Vec<_> =
+            (0..3).map(|_| pool.submit(meet::task(Some(barrier.clone())))).collect();
         let met: Vec<_> = three.into_iter().map(|future| future.result().unwrap()).collect();
         assert_eq!((met, pool.worker_pids().len()), (vec![true; 3], 3), "round {round}");
     }
@@ -964,7 +1013,8 @@ fn a_pool_survives_starts_of_workers_that_are_refused() {
 
 fn may_have_few_processes() {
     let processes = argument().parse().unwrap();
-    setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) }).unwrap();
+    setrlimit(Resource::Nproc, Rlimit { current: Some(processes), maximum: Some(processes) })
+        .unwrap();
     // Become a user that has no other processes, because those would count as well.
     become_user(support::user_of_its_own());
     let gate = Gate::new();
@@ -1012,7 +1062,10 @@ fn a_timeout_is_reported_although_the_worker_cannot_be_signalled() {
         // On a busy machine some answers are late. If the pool waited for a worker that it cannot
         // signal, all answers would be late.
         let quick = (0..5).any(|_| play("may_not_signal_its_worker").play_out() == "quick\n");
-        assert!(quick, "it takes as long as to give up a worker that was signalled and does not end");
+        assert!(
+            quick,
+            "it takes as long as to give up a worker that was signalled and does not end"
+        );
     }
 }
 
@@ -1074,7 +1127,9 @@ fn has_its_worker_stopped() {
     with_a_limit_long_enough("it is stopped within its limit", |limit| {
         let gate = Gate::new();
         let limited = pool.submit(hold::task(gate.path()).timeout(limit));
-        eventually("it is at the gate, or was too slow", || !gate.arrivals().is_empty() || limited.done());
+        eventually("it is at the gate, or was too slow", || {
+            !gate.arrivals().is_empty() || limited.done()
+        });
         let worker = *gate.arrivals().first()?;
         let pid = rustix::process::Pid::from_raw(worker.cast_signed()).unwrap();
         // The process may be gone already.
@@ -1109,7 +1164,10 @@ fn has_its_worker_stopped() {
     stop();
     pool.shutdown(true);
     let error = held.result().unwrap_err();
-    assert!(error.is_worker_lost() && error.to_string().contains("stopped by signal 19"), "{error}");
+    assert!(
+        error.is_worker_lost() && error.to_string().contains("stopped by signal 19"),
+        "{error}"
+    );
 }
 
 // ---- options outside of a pool's tasks ----------------------------------------------------------
@@ -1127,12 +1185,15 @@ fn hangs() {
 
 fn limits_a_process() {
     let limit = Duration::from_millis(200);
-    let child = executor::Process::new(hangs::task().timeout(limit).name("the hanging one")).start().unwrap();
+    let child = executor::Process::new(hangs::task().timeout(limit).name("the hanging one"))
+        .start()
+        .unwrap();
     assert_eq!(child.name(), "the hanging one");
     let error = child.join().unwrap_err();
     assert!(error.is_timeout() && error.to_string().contains("the hanging one"), "{error}");
     // A process that ends in time is unaffected.
-    let child = executor::Process::new(pid::task().timeout(Duration::from_secs(60))).start().unwrap();
+    let child =
+        executor::Process::new(pid::task().timeout(Duration::from_secs(60))).start().unwrap();
     child.join().unwrap();
 }
 
@@ -1148,7 +1209,9 @@ fn a_library_opened_before_the_first_pool_does_not_break_it() {
 fn opens_a_library() {
     use executor_core::registry::{Call, Registered, TaskEntry, note};
     let of_ours = <pid as executor::TaskFn>::entry();
-    let &TaskEntry { place, signature, call: Call::Sync(call), .. } = of_ours else { panic!("{of_ours:?}") };
+    let &TaskEntry { place, signature, call: Call::Sync(call), .. } = of_ours else {
+        panic!("{of_ours:?}")
+    };
     let registered = Registered::new();
     let opened = TaskEntry { name: "opened", place, signature, call: Call::Sync(call), registered };
     let opened = Box::leak(Box::new(opened));
@@ -1174,7 +1237,8 @@ fn has_options_elsewhere() {
     };
     let error = broken(hangs::task().timeout(Duration::from_millis(200)).name("to prepare"));
     assert!(error.is_timeout() && error.to_string().contains("to prepare"), "{error}");
-    let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(fails::task().name("to prepare"));
+    let pool =
+        ProcessPoolExecutor::builder().max_workers(1).initializer(fails::task().name("to prepare"));
     let error = pool.build().unwrap().submit(pid::task()).result().unwrap_err();
     assert!(error.to_string().contains("to prepare"), "{error}");
 
@@ -1211,7 +1275,10 @@ fn has_no_room_for_what_its_initializer_needs() {
     let file = dir.path().join("files");
     let builder = |workers| {
         let ends = (0..60).map(|_| executor::pipe().unwrap().0).collect();
-        ProcessPoolExecutor::builder().max_workers(workers).initializer(keeps::task(ends)).env(FILES, &file)
+        ProcessPoolExecutor::builder()
+            .max_workers(workers)
+            .initializer(keeps::task(ends))
+            .env(FILES, &file)
     };
     let pool = builder(2).build().unwrap();
     let first = pool.submit(hold::task(gate.path()));

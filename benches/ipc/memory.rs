@@ -54,7 +54,8 @@ fn named(number: u64) -> SharedMemory {
 pub(crate) fn run(short: bool) {
     let count = if short { BATCH } else { 5_000 };
     let limit = ("a file made and removed", median(count, file));
-    let mut lines = vec![Line { what: "memory, 1000 bytes", ours: median(count, |_| small()), limit }];
+    let mut lines =
+        vec![Line { what: "memory, 1000 bytes", ours: median(count, |_| small()), limit }];
     lines.push(Line { what: "memory, 100 kB", ours: median(count, |_| large()), limit });
     lines.push(Line { what: "named memory", ours: median(count, named), limit });
     let one = |number| drop(black_box(named(number)));
@@ -66,7 +67,11 @@ pub(crate) fn run(short: bool) {
     let many = if short { BATCH } else { 10_000 };
     // Keep only the names. A process may not have enough descriptors for so many objects.
     (0..many).for_each(|number| drop(named(1 << 33 | number).persistent().expect("it is ours")));
-    lines.push(Line { what: "named memory beside 10,000 others", ours: median(count, named), limit });
+    lines.push(Line {
+        what: "named memory beside 10,000 others",
+        ours: median(count, named),
+        limit,
+    });
     for number in 0..many {
         SharedMemory::attach(&name(1 << 33 | number))
             .and_then(|memory| memory.unlink())

@@ -47,7 +47,9 @@ fn put_many(queue: Queue<Bytes>, together: Barrier, size: usize, count: u64) {
     together.wait().expect("all come");
     for _ in 0..count {
         // Put an equal item each time.
-        queue.put(std::mem::replace(&mut item, Bytes(Vec::new()))).unwrap_or_else(|error| panic!("{error}"));
+        queue
+            .put(std::mem::replace(&mut item, Bytes(Vec::new())))
+            .unwrap_or_else(|error| panic!("{error}"));
         item = Bytes(vec![7; size]);
     }
 }
@@ -64,14 +66,21 @@ fn get_many(queue: Queue<Bytes>, together: Barrier) -> u64 {
 }
 
 /// Items per second through a [`Queue`].
-fn ours(pool: &ProcessPoolExecutor, producers: usize, consumers: usize, size: usize, count: u64) -> f64 {
+fn ours(
+    pool: &ProcessPoolExecutor,
+    producers: usize,
+    consumers: usize,
+    size: usize,
+    count: u64,
+) -> f64 {
     let run = || {
         // Use a bound, as a real program would. With a bound, memory is reused; without one,
         // producers run ahead of the consumers.
         let queue = Queue::bounded(if size > 100_000 { 16 } else { 1024 }).expect("memory");
         let together = Barrier::new(producers + consumers + 1).expect("memory");
-        let getting: Vec<_> =
-            (0..consumers).map(|_| pool.submit(get_many::task(queue.clone(), together.clone()))).collect();
+        let getting: Vec<_> = (0..consumers)
+            .map(|_| pool.submit(get_many::task(queue.clone(), together.clone())))
+            .collect();
         let each = count / producers as u64;
         let putting: Vec<_> = (0..producers)
             .map(|_| pool.submit(put_many::task(queue.clone(), together.clone(), size, each)))

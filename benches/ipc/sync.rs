@@ -21,7 +21,8 @@ const RUNS: usize = 5;
 /// The median time of one operation in nanoseconds.
 fn median(count: u64, mut act: impl FnMut(u64) -> Duration) -> f64 {
     act(count.div_ceil(10));
-    let mut times: Vec<f64> = (0..RUNS).map(|_| act(count).as_secs_f64() / count as f64 * 1e9).collect();
+    let mut times: Vec<f64> =
+        (0..RUNS).map(|_| act(count).as_secs_f64() / count as f64 * 1e9).collect();
     times.sort_by(f64::total_cmp);
     times[RUNS / 2]
 }
@@ -59,15 +60,18 @@ fn receive(array: Array<f64>, ready: Semaphore, done: Semaphore) {
 
 fn uncontended(count: u64) -> Line {
     let (lock, mutex) = (Lock::new().expect("memory"), Mutex::new(()));
-    let ours = median(count, |count| timed(|| (0..count).for_each(|_| drop(black_box(&lock).acquire()))));
-    let limit = median(count, |count| timed(|| (0..count).for_each(|_| drop(black_box(&mutex).lock()))));
+    let ours =
+        median(count, |count| timed(|| (0..count).for_each(|_| drop(black_box(&lock).acquire()))));
+    let limit =
+        median(count, |count| timed(|| (0..count).for_each(|_| drop(black_box(&mutex).lock()))));
     Line { what: "lock, uncontended", ours, limit: ("std's Mutex", limit) }
 }
 
 fn contended(pool: &ProcessPoolExecutor, count: u64) -> Line {
     let (lock, together) = (Lock::new().expect("memory"), Barrier::new(2).expect("memory"));
     let both = |count: u64| {
-        let tasks = [(); 2].map(|()| pool.submit(contend::task(lock.clone(), count / 2, together.clone())));
+        let tasks =
+            [(); 2].map(|()| pool.submit(contend::task(lock.clone(), count / 2, together.clone())));
         let times = tasks.map(|task| task.result().expect("it runs"));
         Duration::from_secs_f64(times[0].max(times[1]))
     };
@@ -92,9 +96,13 @@ fn contended(pool: &ProcessPoolExecutor, count: u64) -> Line {
 }
 
 fn increments(count: u64) -> [Line; 2] {
-    let (value, raw, atomic) =
-        (Value::new(0_u64).expect("memory"), RawValue::new(0_u64).expect("memory"), AtomicU64::new(0));
-    let locked = median(count, |count| timed(|| (0..count).for_each(|_| value.update(|value| *value += 1))));
+    let (value, raw, atomic) = (
+        Value::new(0_u64).expect("memory"),
+        RawValue::new(0_u64).expect("memory"),
+        AtomicU64::new(0),
+    );
+    let locked =
+        median(count, |count| timed(|| (0..count).for_each(|_| value.update(|value| *value += 1))));
     let added = median(count, |count| timed(|| (0..count).for_each(|_| _ = raw.fetch_add(1))));
     let limit = median(count, |count| {
         timed(|| (0..count).for_each(|_| _ = black_box(&atomic).fetch_add(1, Ordering::AcqRel)))
@@ -122,7 +130,8 @@ fn hand_over(pool: &ProcessPoolExecutor, bytes: usize, count: u64) -> Line {
     ready.release();
     task.result().expect("it ends");
 
-    let [(mut there, mut to), (mut back, mut from)] = [(); 2].map(|()| std::io::pipe().expect("a pipe"));
+    let [(mut there, mut to), (mut back, mut from)] =
+        [(); 2].map(|()| std::io::pipe().expect("a pipe"));
     let echo = thread::spawn(move || {
         let mut byte = [0];
         while there.read(&mut byte).is_ok_and(|count| count > 0) {

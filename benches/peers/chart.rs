@@ -34,10 +34,14 @@ const BARS: &[(&str, &str)] = &[
 pub(crate) fn svg(results: &Results, facts: &Value) -> String {
     let mut bars: Vec<(&str, &str, f64)> = BARS
         .iter()
-        .filter_map(|&(peer, colour)| Some((peer, colour, results.median("noop", peer, "tasks/s")?)))
+        .filter_map(|&(peer, colour)| {
+            Some((peer, colour, results.median("noop", peer, "tasks/s")?))
+        })
         .collect();
     // `executor` comes first, then processes, then threads. In each group, the fastest comes first.
-    let kind = |peer: &str| if peer == "executor" { 0 } else { 2 - i32::from(PROCESS_PEERS.contains(&peer)) };
+    let kind = |peer: &str| {
+        if peer == "executor" { 0 } else { 2 - i32::from(PROCESS_PEERS.contains(&peer)) }
+    };
     bars.sort_by(|a, b| kind(a.0).cmp(&kind(b.0)).then(b.2.total_cmp(&a.2)));
     let rates = || bars.iter().map(|bar| bar.2.max(1.0).log10());
     let low = rates().fold(f64::INFINITY, f64::min).min(3.0).floor();

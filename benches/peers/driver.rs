@@ -68,7 +68,9 @@ impl Drivers {
     }
 
     pub(crate) fn run(&mut self, peer: &'static str, request: &Request) -> Result<Figures, String> {
-        let Some(Some(driver)) = self.started.get_mut(peer) else { return Err("not started".to_owned()) };
+        let Some(Some(driver)) = self.started.get_mut(peer) else {
+            return Err("not started".to_owned());
+        };
         let limit = match self.mode {
             Mode::Full => Duration::from_secs(180),
             Mode::Quick => Duration::from_secs(30),
@@ -109,9 +111,9 @@ impl Drivers {
         };
         // Give the driver its own process group, so that a kill also ends everything it has forked.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command
-            .spawn()
-            .map_err(|error| format!("not installed: {peer} ({}: {error})", self.python.display()))?;
+        let mut child = command.spawn().map_err(|error| {
+            format!("not installed: {peer} ({}: {error})", self.python.display())
+        })?;
         let stdin = child.stdin.take().expect("piped");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let (sender, replies) = channel();
@@ -123,10 +125,13 @@ impl Drivers {
             }
         });
         let mut driver = Driver { child, stdin, replies };
-        let hello =
-            driver.reply(Duration::from_secs(30)).map_err(|error| format!("not started: {peer}: {error}"))?;
+        let hello = driver
+            .reply(Duration::from_secs(30))
+            .map_err(|error| format!("not started: {peer}: {error}"))?;
         if let Some(missing) = hello.get("missing").and_then(Value::as_str) {
-            return Err(format!("not installed: {missing} (pip install -r benches/peers/requirements.txt)"));
+            return Err(format!(
+                "not installed: {missing} (pip install -r benches/peers/requirements.txt)"
+            ));
         }
         if let Some(version) = hello.get("version").and_then(Value::as_str) {
             self.versions.insert(peer.to_owned(), version.to_owned());

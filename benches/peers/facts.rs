@@ -13,10 +13,12 @@ pub(crate) fn machine(versions: &BTreeMap<String, String>) -> Value {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     // Keep only the release number: the rest of a kernel's name may name a place.
     let kernel: String = kernel.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-    let rustc =
-        Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version").output();
-    let rustc =
-        rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .arg("--version")
+        .output();
+    let rustc = rustc
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default();
     json!({
         "machine": {
             "cpu": cpu,
@@ -41,5 +43,11 @@ pub(crate) fn line(facts: &Value) -> String {
     peers.sort_unstable();
     peers.dedup();
     let peers: String = peers.iter().map(|peer| format!(", {peer}")).collect();
-    format!("{}, {} cores, Linux {}, {}{peers}", text("cpu"), machine["cores"], text("kernel"), text("rustc"))
+    format!(
+        "{}, {} cores, Linux {}, {}{peers}",
+        text("cpu"),
+        machine["cores"],
+        text("kernel"),
+        text("rustc")
+    )
 }

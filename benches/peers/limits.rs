@@ -44,8 +44,12 @@ pub(crate) fn run(limit: &str, request: &Request) -> Result<Figures, String> {
         "shared memory, spinning" => spinning(request.count),
         "bare chain" => return Ok(chain(request.count)),
         "two children" => two_children(request.count),
-        "four copies" => Ok(request.sizes.iter().map(|&size| four_copies(size, request.count)).collect()),
-        "warm memcpy" => Ok(request.sizes.iter().map(|&size| warm_memcpy(size, request.count)).collect()),
+        "four copies" => {
+            Ok(request.sizes.iter().map(|&size| four_copies(size, request.count)).collect())
+        }
+        "warm memcpy" => {
+            Ok(request.sizes.iter().map(|&size| warm_memcpy(size, request.count)).collect())
+        }
         other => return Err(format!("nobody is called {other}")),
     };
     figures.map_err(|error| error.to_string())
@@ -66,7 +70,12 @@ struct Other(Child);
 impl Other {
     fn start(kind: &str, argument: i32, stdin: Stdio, stdout: Stdio) -> std::io::Result<Self> {
         let arguments = ["--child", kind, &std::process::id().to_string(), &argument.to_string()];
-        Command::new("/proc/self/exe").args(arguments).stdin(stdin).stdout(stdout).spawn().map(Other)
+        Command::new("/proc/self/exe")
+            .args(arguments)
+            .stdin(stdin)
+            .stdout(stdout)
+            .spawn()
+            .map(Other)
     }
 }
 
@@ -91,13 +100,16 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
     match kind.as_str() {
         "socket" => {
             use std::os::fd::AsFd;
-            let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+            let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else {
+                return ExitCode::FAILURE;
+            };
             let mut socket = UnixStream::from(socket);
             while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {}
         }
         "pipe" => {
             // Open files instead of using std's streams, which have buffers and locks.
-            let open = |fd: &str, write: bool| std::fs::File::options().read(!write).write(write).open(fd);
+            let open =
+                |fd: &str, write: bool| std::fs::File::options().read(!write).write(write).open(fd);
             let (Ok(mut input), Ok(mut output)) =
                 (open("/proc/self/fd/0", false), open("/proc/self/fd/1", true))
             else {
@@ -145,7 +157,10 @@ impl Load {
     }
 }
 
-fn ping_pong(count: u64, mut trip: impl FnMut() -> std::io::Result<()>) -> std::io::Result<Figures> {
+fn ping_pong(
+    count: u64,
+    mut trip: impl FnMut() -> std::io::Result<()>,
+) -> std::io::Result<Figures> {
     for _ in 0..(count / 10).clamp(2, 200) {
         trip()?;
     }
@@ -195,13 +210,20 @@ fn map(memory: &OwnedFd) -> &'static Shared {
     // SAFETY: this is a new mapping of a file of this size, and it is never unmapped. Every bit
     // pattern is valid for the atomics.
     unsafe {
-        &*mm::mmap(std::ptr::null_mut(), bytes, protection, flags, memory, 0).expect("a mapping").cast()
+        &*mm::mmap(std::ptr::null_mut(), bytes, protection, flags, memory, 0)
+            .expect("a mapping")
+            .cast()
     }
 }
 
 fn attach(descriptor: &str) -> &'static Shared {
     let path = format!("/proc/self/fd/{descriptor}");
-    map(&std::fs::File::options().read(true).write(true).open(path).expect("the parent's memory").into())
+    map(&std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("the parent's memory")
+        .into())
 }
 
 /// Creates shared memory, and starts a child that maps it too.
@@ -276,7 +298,11 @@ fn chain(count: u64) -> Figures {
                 shared.request.store(mine, Ordering::Release);
                 let _ = futex::wake(&shared.request, futex::Flags::empty(), 1);
             }
-            if shared.answer.load(Ordering::Acquire) == mine { Poll::Ready(x) } else { Poll::Pending }
+            if shared.answer.load(Ordering::Acquire) == mine {
+                Poll::Ready(x)
+            } else {
+                Poll::Pending
+            }
         })
     });
     over.store(true, Ordering::Release);

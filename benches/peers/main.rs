@@ -93,7 +93,8 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
         // the benchmark runs.
         mode: Mode::Smoke,
         only: Vec::new(),
-        python: std::env::var_os("EXECUTOR_BENCH_PYTHON").map_or_else(|| "python3".into(), PathBuf::from),
+        python: std::env::var_os("EXECUTOR_BENCH_PYTHON")
+            .map_or_else(|| "python3".into(), PathBuf::from),
         json: None,
         svg: None,
     };
@@ -104,7 +105,9 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
         match arg {
             Long("bench") => bench = true,
             Long("quick") => quick = true,
-            Long("only") => options.only = parser.value()?.string()?.split(',').map(str::to_owned).collect(),
+            Long("only") => {
+                options.only = parser.value()?.string()?.split(',').map(str::to_owned).collect()
+            }
             Long("python") => options.python = parser.value()?.into(),
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("svg") => options.svg = Some(parser.value()?.into()),

@@ -196,7 +196,8 @@ pub(crate) fn sum(bytes: &[u8]) -> u64 {
 
 pub(crate) fn trips(mut trips: Vec<Duration>) -> Figures {
     trips.sort();
-    let at = |part: usize| trips[(trips.len() * part / 100).min(trips.len() - 1)].as_secs_f64() * 1e6;
+    let at =
+        |part: usize| trips[(trips.len() * part / 100).min(trips.len() - 1)].as_secs_f64() * 1e6;
     [figure("p50 µs", at(50)), figure("p99 µs", at(99))].into_iter().collect()
 }
 
@@ -245,8 +246,14 @@ impl Meeting {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("pipe"), rustix::fs::FileType::Fifo, mode, 0)
-            .expect("a named pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            folder.path().join("pipe"),
+            rustix::fs::FileType::Fifo,
+            mode,
+            0,
+        )
+        .expect("a named pipe");
         Meeting(folder)
     }
 

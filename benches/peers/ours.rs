@@ -125,14 +125,17 @@ fn awaited(count: u64) -> Figures {
 /// call, read completely after their return, and dropped.
 fn shared(request: &Request) -> Figures {
     let pool = Ours::start(WORKERS);
-    let trip = |bytes: SharedBytes| pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails");
+    let trip = |bytes: SharedBytes| {
+        pool.0.submit(echo_shared::task(bytes)).result().expect("no task fails")
+    };
     let mut figures = Figures::new();
     for &size in &request.sizes {
         let bytes: Vec<u8> = (0..size).map(|i| i as u8).collect();
         let rate = |time: Duration| (size * request.count) as f64 / time.as_secs_f64() / 1e6;
         let kept = SharedBytes::from(bytes.clone());
         let sum = measure::sum(&bytes);
-        let same = |back: &(SharedBytes, u64)| assert_eq!(back.1, sum, "the task has read what was sent");
+        let same =
+            |back: &(SharedBytes, u64)| assert_eq!(back.1, sum, "the task has read what was sent");
         same(&trip(kept.clone()));
         let time = timed(|| (0..request.count).for_each(|_| same(&trip(kept.clone()))));
         figures.extend([figure(format!("{} KiB MB/s", size >> 10), rate(time))]);
@@ -165,7 +168,9 @@ fn grid(request: &Request) -> Figures {
                 timed(|| {
                     std::thread::scope(|scope| {
                         for _ in 0..threads {
-                            scope.spawn(|| measure::run_all(&pool, (0..share).map(|x| (Job::NoOp, x))));
+                            scope.spawn(|| {
+                                measure::run_all(&pool, (0..share).map(|x| (Job::NoOp, x)))
+                            });
                         }
                     });
                 })
@@ -188,7 +193,8 @@ fn pending(count: u64) -> Figures {
     let gates: Vec<Meeting> = (0..WORKERS).map(|_| Meeting::new()).collect();
     let pool = Ours::start(WORKERS);
     measure::run_all(&pool, (0..1000).map(|x| (Job::NoOp, x)));
-    let held: Vec<_> = gates.iter().map(|gate| pool.0.submit(attend::task(&gate.path(), false))).collect();
+    let held: Vec<_> =
+        gates.iter().map(|gate| pool.0.submit(attend::task(&gate.path(), false))).collect();
     while !held.iter().all(TaskFuture::running) {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -198,7 +204,8 @@ fn pending(count: u64) -> Figures {
     let tenth = (count / 10).max(1);
     let mut rates = Vec::new();
     for part in 0..10 {
-        let time = timed(|| futures.extend((0..tenth).map(|x| pool.submit(Job::NoOp, part * tenth + x))));
+        let time =
+            timed(|| futures.extend((0..tenth).map(|x| pool.submit(Job::NoOp, part * tenth + x))));
         rates.push(tenth as f64 / time.as_secs_f64());
     }
     let each = (resident() - before) / futures.len() as f64;
@@ -221,6 +228,7 @@ fn pending(count: u64) -> Figures {
 /// The resident memory of this process in bytes.
 fn resident() -> f64 {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: u64 = pages.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("resident pages");
+    let pages: u64 =
+        pages.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("resident pages");
     (pages * rustix::param::page_size() as u64) as f64
 }

@@ -17,7 +17,8 @@ pub(crate) fn init() {
     // Without this, procspawn's children end only when a channel is closed. With it, they end at
     // once when the parent is killed.
     config.config_callback(|| {
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        let _ =
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     });
     config.init();
 }
@@ -30,7 +31,13 @@ impl Pool for Procspawn {
     const WINDOW: usize = 200;
 
     fn start(workers: usize) -> Self {
-        Procspawn(procspawn::Pool::builder(workers).disable_stdin().disable_stdout().build().expect("a pool"))
+        Procspawn(
+            procspawn::Pool::builder(workers)
+                .disable_stdin()
+                .disable_stdout()
+                .build()
+                .expect("a pool"),
+        )
     }
 
     fn submit(&self, job: Job, x: u64) -> JoinHandle<u64> {

@@ -45,8 +45,11 @@ fn spread(values: &[f64]) -> Spread {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
-    let median =
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    let median = if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    };
     Spread { median, least: sorted[0], most: sorted[sorted.len() - 1] }
 }
 
@@ -83,17 +86,20 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
         }
     }
     // Sort by number: "64 KiB" comes before "1024 KiB".
-    figures.sort_by_key(|figure| figure.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
+    figures
+        .sort_by_key(|figure| figure.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
     let mut table = table(&["figure", "peer", "median", "least", "most", "executor / it"]);
     for figure in figures {
         let ours = results.median(workload.name, "executor", figure);
         for peer in workload.peers {
-            let Some((.., values)) = results.of(workload.name).find(|row| row.0 == *peer && row.1 == figure)
+            let Some((.., values)) =
+                results.of(workload.name).find(|row| row.0 == *peer && row.1 == figure)
             else {
                 continue;
             };
             let Spread { median, least, most } = spread(values);
-            let ratio = ours.filter(|_| *peer != "executor").map(|ours| format!("{:.2}", ours / median));
+            let ratio =
+                ours.filter(|_| *peer != "executor").map(|ours| format!("{:.2}", ours / median));
             table.add_row([
                 figure.to_owned(),
                 (*peer).to_owned(),
@@ -126,9 +132,9 @@ fn grid(results: &Results) -> String {
         .collect();
     let mut table = table(&head.iter().map(String::as_str).collect::<Vec<_>>());
     for workers in &axis {
-        let cells = axis
-            .iter()
-            .map(|threads| points.get(&(*workers, *threads)).copied().map_or(String::new(), number));
+        let cells = axis.iter().map(|threads| {
+            points.get(&(*workers, *threads)).copied().map_or(String::new(), number)
+        });
         table.add_row(std::iter::once(workers.to_string()).chain(cells));
     }
     table.to_string()
@@ -136,10 +142,13 @@ fn grid(results: &Results) -> String {
 
 /// The table of goals: each goal, the figure, and whether it was reached.
 pub(crate) fn goals(results: &Results) -> String {
-    let mut table = table(&["workload", "figure", "executor", "range", "goal", "is", "ratio", "reached"]);
+    let mut table =
+        table(&["workload", "figure", "executor", "range", "goal", "is", "ratio", "reached"]);
     for goal in workload::goals(results) {
-        let values = results.of(goal.workload).find(|row| row.0 == "executor" && row.1 == goal.figure);
-        let Spread { least, most, .. } = spread(values.expect("a goal is about a figure of ours").2);
+        let values =
+            results.of(goal.workload).find(|row| row.0 == "executor" && row.1 == goal.figure);
+        let Spread { least, most, .. } =
+            spread(values.expect("a goal is about a figure of ours").2);
         table.add_row([
             goal.workload.to_owned(),
             goal.figure.clone(),

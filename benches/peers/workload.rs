@@ -58,7 +58,14 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         number: 2,
         name: "map",
         title: "map of no-ops, default settings",
-        peers: &["executor", "ProcessPoolExecutor", "multiprocessing.Pool", "loky", "pebble", "mpire"],
+        peers: &[
+            "executor",
+            "ProcessPoolExecutor",
+            "multiprocessing.Pool",
+            "loky",
+            "pebble",
+            "mpire",
+        ],
         loaded: false,
     },
     Workload {
@@ -163,7 +170,13 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         peers: &["executor"],
         loaded: false,
     },
-    Workload { number: 13, name: "pending", title: "futures pending", peers: &["executor"], loaded: false },
+    Workload {
+        number: 13,
+        name: "pending",
+        title: "futures pending",
+        peers: &["executor"],
+        loaded: false,
+    },
 ];
 
 /// One run of one peer, in the form in which it is sent to the driver. `peers.py` reads the same
@@ -203,7 +216,9 @@ impl Workload {
             ("map", true) => (4_000_000, 400_000, 200),
             // These peers send chunks. They need as many items as `executor` to reach their best
             // rate.
-            ("map", false) if matches!(peer, "multiprocessing.Pool" | "mpire") => (4_000_000, 400_000, 200),
+            ("map", false) if matches!(peer, "multiprocessing.Pool" | "mpire") => {
+                (4_000_000, 400_000, 200)
+            }
             ("map", false) => (10_000, 1_500, 50),
             ("trip" | "await", true) => (20_000, 3_000, 100),
             ("trip" | "await", false) => (3_000, 600, 50),
@@ -241,7 +256,8 @@ impl Workload {
 /// The sleeps in a shuffled order. The generator has a fixed seed, so the order is the same for all
 /// peers and all runs.
 fn sleeps(count: usize) -> Vec<u64> {
-    let mut sleeps: Vec<u64> = (0..count).map(|i| if i < count.div_ceil(20) { 50 } else { 1 }).collect();
+    let mut sleeps: Vec<u64> =
+        (0..count).map(|i| if i < count.div_ceil(20) { 50 } else { 1 }).collect();
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     for last in (1..count).rev() {
         state ^= state << 13;
@@ -292,7 +308,8 @@ pub(crate) fn goals(results: &Results) -> Vec<Goal> {
     goals.at_most("first", "ms", 1.6, "two children");
     goals.at_most("first", "ms", 1.0, "ProcessPoolExecutor");
     // The goal is 1.95, or rayon's speed-up on a machine that does not allow this much.
-    let ceiling = goals.results.median("cpu", "rayon", "speed-up").map_or(1.95, |rayon| rayon.min(1.95));
+    let ceiling =
+        goals.results.median("cpu", "rayon", "speed-up").map_or(1.95, |rayon| rayon.min(1.95));
     goals.fixed("cpu", "speed-up", ceiling, "1.95, or rayon's", true);
     goals.at_most("uneven", "time / ideal", 1.02, "**");
     goals.fixed("grid", "least / best", 0.6, "0.6, where there are more than cores", true);
@@ -316,7 +333,14 @@ impl Judge<'_> {
     }
 
     /// Adds a goal relative to a peer. `*` means the best process peer, `**` the best of all peers.
-    fn relative(&mut self, workload: &'static str, figure: &str, factor: f64, peer: &str, more: bool) {
+    fn relative(
+        &mut self,
+        workload: &'static str,
+        figure: &str,
+        factor: f64,
+        peer: &str,
+        more: bool,
+    ) {
         let best = |among: &mut dyn Iterator<Item = &&'static str>| {
             among
                 .filter_map(|&peer| Some((peer, self.results.median(workload, peer, figure)?)))

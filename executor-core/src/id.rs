@@ -70,7 +70,9 @@ impl fmt::Debug for WorkerId {
 /// may differ between two builds, but a name does not. The [`registry`](crate::registry) assigns
 /// the ids. It gives different ids to two functions whose names have the same hash.
 #[doc(hidden)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct FnId(pub u64);
 
 impl FnId {

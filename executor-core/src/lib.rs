@@ -78,26 +78,29 @@ pub use child::{
     exit::{ExitGuard, ExitHook, at_exit, spawn_thread},
     identity::args,
     log::{LoggerAlreadySet, log_level, log_to_stderr},
-    start_method::{StartMethod, StartMethodAlreadySet, force_start_method, set_start_method, start_method},
+    start_method::{
+        StartMethod, StartMethodAlreadySet, force_start_method, set_start_method, start_method,
+    },
 };
 pub use error::{
-    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError, Side,
-    TaskError, TimedOutDetail,
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
+    Side, TaskError, TimedOutDetail,
 };
 pub use executor::{
-    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream, MapStreamWithIndex,
-    MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError, ProcessPoolBuilder, ProcessPoolExecutor,
-    ShutdownOptions,
+    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream,
+    MapStreamWithIndex, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError, ProcessPoolBuilder,
+    ProcessPoolExecutor, ShutdownOptions,
 };
 pub use future::{
-    AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture, Unfinished,
-    as_completed, wait,
+    AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture,
+    Unfinished, as_completed, wait,
 };
 pub use id::TaskId;
 pub use ipc::{
-    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection, Consumer,
-    GetError, JoinableQueue, Listener, LostItems, OnLost, Producer, PutError, Queue, Receiver, RecvError,
-    SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem, channel, pipe, wait_any,
+    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection,
+    Consumer, GetError, JoinableQueue, Listener, LostItems, OnLost, Producer, PutError, Queue,
+    Receiver, RecvError, SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem,
+    channel, pipe, wait_any,
 };
 pub use os::{cpu::usable_cpus, limits::Limits};
 pub use pool::Stats;
@@ -114,8 +117,8 @@ pub use shm::{
     SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
 };
 pub use sync::{
-    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult, OwnerDied,
-    Permit, RLock, RLockGuard, ReleaseError, Semaphore,
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult,
+    OwnerDied, Permit, RLock, RLockGuard, ReleaseError, Semaphore,
 };
 pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn};
 pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

@@ -203,7 +203,9 @@ pub struct Way<'de, F: Format, T: ?Sized, D> {
 // The bound says `Decoded = D` instead of naming `T::Decoded` in the return type. Otherwise the
 // compiler would report a second error, at a worse place.
 #[inline(always)]
-pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(_: V) -> Way<'de, F, T, D> {
+pub fn way<'de, F: Format, T: Travels<'de, V, Decoded = D> + ?Sized, V, D>(
+    _: V,
+) -> Way<'de, F, T, D> {
     Way { encode: T::encode::<F>, decode: T::decode::<F>, lone: T::lone::<F> }
 }
 
@@ -297,7 +299,10 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
 
 /// Decodes a result.
 #[inline(always)]
-pub fn decode_output<'de, F: Format, T>(way: Way<'de, F, T, T>, bytes: &'de [u8]) -> Result<T, CodecError> {
+pub fn decode_output<'de, F: Format, T>(
+    way: Way<'de, F, T, T>,
+    bytes: &'de [u8],
+) -> Result<T, CodecError> {
     if let Some(value) = (way.lone)(bytes) {
         return Ok(value);
     }
@@ -377,7 +382,9 @@ pub fn failed<F: Format, E: Display, V: Value<E>>(
         let outer = upcasts.into_iter().flatten().next().map(|upcast| upcast(error));
         let sources = std::iter::successors(
             outer.and_then(Error::source),
-            |error: &&(dyn Error + 'static)| -> Option<&(dyn Error + 'static)> { (*error).source() },
+            |error: &&(dyn Error + 'static)| -> Option<&(dyn Error + 'static)> {
+                (*error).source()
+            },
         );
         (error.to_string(), sources.map(ToString::to_string).collect())
     });
@@ -393,7 +400,12 @@ pub fn failed<F: Format, E: Display, V: Value<E>>(
 
 /// Returns the signature of a task function for the fingerprint. Two builds with the same
 /// signatures can read each other's bytes.
-pub fn signature(parameters: &[&str], output: &str, package: Option<&str>, version: Option<&str>) -> String {
+pub fn signature(
+    parameters: &[&str],
+    output: &str,
+    package: Option<&str>,
+    version: Option<&str>,
+) -> String {
     format!(
         "{} {} ({}) -> {output}",
         package.unwrap_or_default(),

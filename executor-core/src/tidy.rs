@@ -138,13 +138,19 @@ fn without_tests(code: &mut String) -> Vec<String> {
         let item = item.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
         let item = item.trim_start_matches("pub ");
         let Some(name) = item.strip_prefix("mod ") else { continue };
-        let name: String = name.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+        let name: String =
+            name.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
         let start = code.len() - item.len();
-        if code[start..].trim_start_matches("mod ").trim_start_matches(name.as_str()).starts_with(';') {
+        if code[start..]
+            .trim_start_matches("mod ")
+            .trim_start_matches(name.as_str())
+            .starts_with(';')
+        {
             files.push(name);
         } else {
             let end = block_end(code, start);
-            let blanks: String = code[start..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+            let blanks: String =
+                code[start..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
             code.replace_range(start..end, &blanks);
         }
     }
@@ -191,7 +197,8 @@ fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
         for (at, _) in code.match_indices(&root) {
             // `mycrate::` and `a::crate::` do not name the root.
             let before = code[..at].chars().next_back();
-            let is_longer = before.is_some_and(|char| char.is_alphanumeric() || char == '_' || char == ':');
+            let is_longer =
+                before.is_some_and(|char| char.is_alphanumeric() || char == '_' || char == ':');
             if !is_longer && !code[at + root.len()..].starts_with("super::") {
                 found.extend(named(code, at + root.len()));
             }
@@ -202,7 +209,8 @@ fn used(code: &str, depth: usize) -> Vec<(String, usize)> {
 
 /// Returns each use of a layer that lies above the file's own, as `file:line: …`.
 fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
-    let modules: Vec<_> = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
+    let modules: Vec<_> =
+        file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
     let own = modules[0];
     if TOP.contains(&own) || BESIDE.contains(&own) {
         return Vec::new();
@@ -211,8 +219,9 @@ fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
     let Some(height) = rank(own) else {
         return vec![format!("{file}:1: `{own}` has no place among the layers of tidy.rs")];
     };
-    let lies_above =
-        |name: &str| rank(name).is_some_and(|other| other > height) || TOP.contains(&name) && name != "lib";
+    let lies_above = |name: &str| {
+        rank(name).is_some_and(|other| other > height) || TOP.contains(&name) && name != "lib"
+    };
     used(code, modules.len())
         .into_iter()
         .filter_map(|(name, line)| {
@@ -243,7 +252,8 @@ pub(crate) fn library() -> Vec<(String, String)> {
         tests.extend(without_tests(&mut code).into_iter().map(|name| folder.join(name)));
         files.push((path, code));
     }
-    files.retain(|(path, _)| !path.ancestors().any(|part| tests.contains(&part.with_extension(""))));
+    files
+        .retain(|(path, _)| !path.ancestors().any(|part| tests.contains(&part.with_extension(""))));
     let name = |path: &Path| path.strip_prefix(&root).expect("below src").display().to_string();
     files.into_iter().map(|(path, code)| (name(&path), code)).collect()
 }
@@ -256,7 +266,9 @@ fn no_folder_uses_one_that_lies_above_it() {
     assert!(up.is_empty(), "arrows run up:\n{}", up.join("\n"));
     // Each layer exists. A name without a file would forbid nothing.
     for layer in LAYERS {
-        let is_it = |file: &str| file.split('/').next().unwrap_or_default().trim_end_matches(".rs") == layer;
+        let is_it = |file: &str| {
+            file.split('/').next().unwrap_or_default().trim_end_matches(".rs") == layer
+        };
         assert!(files.iter().any(|(file, _)| is_it(file)), "there is no `{layer}`");
     }
 }
@@ -289,8 +301,12 @@ fn a_use_of_what_lies_above_is_found_wherever_it_is_written() {
     ] {
         assert_eq!(up("sync/lock.rs", fine), [""; 0], "{fine}");
     }
-    assert_eq!(up("sync/lock.rs", "#[cfg(test)]\nmod tests { }\n\nuse crate::pool::Pool;").len(), 1);
-    let not_of_models = "#[cfg(not(all(test, executor_loom)))]\nmod real { use crate::pool::Pool; }";
+    assert_eq!(
+        up("sync/lock.rs", "#[cfg(test)]\nmod tests { }\n\nuse crate::pool::Pool;").len(),
+        1
+    );
+    let not_of_models =
+        "#[cfg(not(all(test, executor_loom)))]\nmod real { use crate::pool::Pool; }";
     assert_eq!(up("sync/lock.rs", not_of_models).len(), 1);
 }
 
@@ -305,8 +321,10 @@ fn each_folder_opens_with_a_picture() {
         let head = fs::read_to_string(folder.join("mod.rs")).expect("each folder has a `mod.rs`");
         let opening = head.lines().take_while(|line| line.starts_with("//!"));
         if !opening.into_iter().any(|line| line.trim_end() == "//! ```text") {
-            without
-                .push(format!("{}:1: no picture (```text) in its opening", folder.join("mod.rs").display()));
+            without.push(format!(
+                "{}:1: no picture (```text) in its opening",
+                folder.join("mod.rs").display()
+            ));
         }
     }
     assert!(without.is_empty(), "{}", without.join("\n"));
@@ -381,8 +399,13 @@ fn prose_is_at_most_a_hundred_columns_wide() {
             all_below(&folder, &mut paths);
         }
     }
-    let pages =
-        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/performance.md", "docs/security.md"];
+    let pages = [
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "README.md",
+        "docs/performance.md",
+        "docs/security.md",
+    ];
     paths.extend(pages.into_iter().map(|page| root.join(page)).filter(|page| page.exists()));
     assert!(paths.len() > 100, "{} files were found", paths.len());
     let mut wide = Vec::new();

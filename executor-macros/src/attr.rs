@@ -1,7 +1,9 @@
 //! Parses the options of an attribute, `#[task(…)]` and `#[main(…)]`.
 
 use proc_macro2::TokenStream;
-use syn::{Error, Ident, LitStr, Path, Result, ext::IdentExt, meta::ParseNestedMeta, parse::Parser};
+use syn::{
+    Error, Ident, LitStr, Path, Result, ext::IdentExt, meta::ParseNestedMeta, parse::Parser,
+};
 
 /// The options of `#[task(name = "…", handle = Ident, crate = "path", codec = "…")]`.
 pub(crate) struct TaskAttr {
@@ -36,7 +38,8 @@ impl TaskAttr {
             } else if meta.path.is_ident("codec") {
                 set(&mut codec, &meta, codec_of(&meta)?)
             } else {
-                Err(meta.error("unknown option: `#[task]` takes `name`, `handle`, `codec` and `crate`"))
+                Err(meta
+                    .error("unknown option: `#[task]` takes `name`, `handle`, `codec` and `crate`"))
             }
         });
         parser.parse2(tokens)?;
@@ -85,14 +88,16 @@ fn name_of(meta: &ParseNestedMeta<'_>) -> Result<LitStr> {
     let name = string(meta, "`name` takes a string: `name = \"images/resize\"`")?;
     let text = name.value();
     if text.is_empty() || text.contains(|c: char| c.is_control()) {
-        return Err(Error::new(name.span(), "a task's name must not be empty or contain control characters"));
+        return Err(Error::new(
+            name.span(),
+            "a task's name must not be empty or contain control characters",
+        ));
     }
     Ok(name)
 }
 
 fn crate_path(meta: &ParseNestedMeta<'_>) -> Result<Path> {
-    let what =
-        "`crate` takes the path of the `executor` crate, in quotes: `crate = \"::my_crate::executor\"`";
+    let what = "`crate` takes the path of the `executor` crate, in quotes: `crate = \"::my_crate::executor\"`";
     let path = string(meta, what)?;
     path.parse_with(Path::parse_mod_style).map_err(|_| Error::new(path.span(), what))
 }
@@ -112,8 +117,8 @@ fn codec_of(meta: &ParseNestedMeta<'_>) -> Result<Codec> {
 /// primitive type in the whole module.
 pub(crate) fn is_primitive(name: &Ident) -> bool {
     const PRIMITIVES: [&str; 17] = [
-        "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128",
-        "isize", "f32", "f64",
+        "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32",
+        "i64", "i128", "isize", "f32", "f64",
     ];
     PRIMITIVES.iter().any(|primitive| name.unraw() == primitive)
 }

@@ -3,8 +3,8 @@
 
 use proc_macro2::{Span, TokenStream};
 use syn::{
-    Attribute, Error, FnArg, GenericParam, Generics, Ident, Pat, Result, ReturnType, Safety, Signature,
-    Token, Type, Visibility,
+    Attribute, Error, FnArg, GenericParam, Generics, Ident, Pat, Result, ReturnType, Safety,
+    Signature, Token, Type, Visibility,
     parse::{Parse, ParseStream},
     spanned::Spanned,
 };
@@ -59,7 +59,10 @@ impl Parse for Head {
                 && !input.peek2(Token![extern]),
         ];
         if is_item.contains(&true) {
-            return Err(Error::new(what, "`#[task]` can only be used on a function or an `impl Run` block"));
+            return Err(Error::new(
+                what,
+                "`#[task]` can only be used on a function or an `impl Run` block",
+            ));
         }
         let sig: Signature = input.parse()?;
         if input.peek(Token![;]) {

@@ -2,7 +2,9 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::{Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_spanned, spanned::Spanned};
+use syn::{
+    Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_spanned, spanned::Spanned,
+};
 
 use crate::{
     attr::{self, Codec, TaskAttr},
@@ -63,9 +65,11 @@ impl Task {
         let Task { attr, handle, function } = self;
         let krate = &attr.krate;
         let TaskFunction { attrs, vis, .. } = function;
-        let cfgs: Vec<&Attribute> = attrs.iter().filter(|attr| attr.path().is_ident("cfg")).collect();
+        let cfgs: Vec<&Attribute> =
+            attrs.iter().filter(|attr| attr.path().is_ident("cfg")).collect();
         let hidden = attrs.iter().filter(|attr| is_doc_hidden(attr));
-        let struct_doc = format!("The task function [`{0}`](fn@{0}) as a type.", function.ident.unraw());
+        let struct_doc =
+            format!("The task function [`{0}`](fn@{0}) as a type.", function.ident.unraw());
 
         let constructor = self.constructor();
         let arguments = self.arguments();
@@ -107,7 +111,8 @@ impl Task {
         let names: Vec<_> = params.iter().map(|param| &param.ident).collect();
         // Compiler notes ("defined here") and editors then lead to the user's function.
         let task = Ident::new("task", Span::call_site().located_at(ident.span()));
-        let kept = attrs.iter().filter(|attr| attr.path().is_ident("deprecated") || is_doc_hidden(attr));
+        let kept =
+            attrs.iter().filter(|attr| attr.path().is_ident("deprecated") || is_doc_hidden(attr));
         // Do not copy the function's own documentation: its examples would run twice as doc tests.
         let doc = format!("A call of [`{0}`](fn@{0}), to be run somewhere else.", ident.unraw());
         quote! {
@@ -289,11 +294,12 @@ impl Task {
                 };
             }
         });
-        let pass = arguments.iter().map(
-            |Argument { local, is_reference, .. }| {
-                if *is_reference { quote!(&#local) } else { quote!(#local) }
-            },
-        );
+        let pass =
+            arguments.iter().map(
+                |Argument { local, is_reference, .. }| {
+                    if *is_reference { quote!(&#local) } else { quote!(#local) }
+                },
+            );
         let dot_await = self.function.is_async.then(|| quote!(.await));
         let output_way = way(&format, &quote_spanned!(span=> __Output), span);
         // The constants of `Probe<__Error>` say what the error type supports: whether its value can

@@ -39,7 +39,10 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
         ));
     }
     let [ImplItem::Fn(run)] = &item.items[..] else {
-        return Err(Error::new(item.span(), "`impl Run` must contain `fn run(self)` and nothing else"));
+        return Err(Error::new(
+            item.span(),
+            "`impl Run` must contain `fn run(self)` and nothing else",
+        ));
     };
     let signature = &run.sig;
     let takes_self = matches!(signature.inputs.first(), Some(syn::FnArg::Receiver(receiver)) if matches!(receiver.kind, syn::ReceiverKind::Value));

@@ -3,8 +3,8 @@
 
 use proc_macro2::Span;
 use syn::{
-    Error, GenericParam, Generics, Lifetime, LifetimeParam, Type, TypeFnPtr, TypeImplTrait, TypeNever,
-    TypePath, TypeReference,
+    Error, GenericParam, Generics, Lifetime, LifetimeParam, Type, TypeFnPtr, TypeImplTrait,
+    TypeNever, TypePath, TypeReference,
     visit::{self, Visit},
     visit_mut::{self, VisitMut},
 };
@@ -48,7 +48,9 @@ fn check_mut_and_static(reference: &TypeReference, refusals: &mut Refusals) {
              return it",
         );
     }
-    if let Some(lifetime) = reference.lifetime.as_ref().filter(|lifetime| lifetime.ident == "static") {
+    if let Some(lifetime) =
+        reference.lifetime.as_ref().filter(|lifetime| lifetime.ident == "static")
+    {
         refusals.add(
             lifetime.span(),
             "a task function cannot take a `'static` reference: the worker decodes the value and drops it \
@@ -89,9 +91,11 @@ impl<'ast> Visit<'ast> for CheckParam<'_> {
 /// `&[u8]` and `&Path` in place.
 fn is_borrowed_when_decoded(ty: &Type) -> bool {
     match ty {
-        Type::Path(path) => {
-            path.path.segments.last().is_some_and(|last| last.ident == "str" || last.ident == "Path")
-        }
+        Type::Path(path) => path
+            .path
+            .segments
+            .last()
+            .is_some_and(|last| last.ident == "str" || last.ident == "Path"),
         Type::Slice(_) => is_byte_slice(ty),
         Type::Group(group) => is_borrowed_when_decoded(&group.elem),
         Type::Paren(paren) => is_borrowed_when_decoded(&paren.elem),

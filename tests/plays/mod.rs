@@ -50,7 +50,8 @@ pub fn main(tests: &[(&str, fn())], programs: &[(&str, fn())]) {
     executor::init();
     // SAFETY: only sets an alarm.
     unsafe { libc::alarm(7 * LONG.as_secs() as u32) };
-    let (_, play) = programs.iter().find(|(name, _)| *name == program).expect("there is such a program");
+    let (_, play) =
+        programs.iter().find(|(name, _)| *name == program).expect("there is such a program");
     play();
 }
 
@@ -146,7 +147,8 @@ pub fn ready() {
 }
 
 /// All start methods.
-pub const METHODS: [StartMethod; 3] = [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
+pub const METHODS: [StartMethod; 3] =
+    [StartMethod::Spawn, StartMethod::ForkServer, StartMethod::Fork];
 
 /// Returns the start method that this program was told to use.
 pub fn method() -> StartMethod {
@@ -157,7 +159,11 @@ pub fn method() -> StartMethod {
 /// Plays a program with each start method. The program has to end by calling [`fine`].
 pub fn with_each(program: &str) {
     for method in METHODS {
-        assert_eq!(play(program).argument(format!("{method:?}")).play_out(), "fine\n", "{method:?}");
+        assert_eq!(
+            play(program).argument(format!("{method:?}")).play_out(),
+            "fine\n",
+            "{method:?}"
+        );
     }
 }
 

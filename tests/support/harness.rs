@@ -19,8 +19,9 @@ pub(crate) fn run(tests: &[(&str, fn())]) -> ! {
             _ => filters.push(arg),
         }
     }
-    let matches =
-        |name: &str, filter: &String| if exact { name == filter } else { name.contains(filter.as_str()) };
+    let matches = |name: &str, filter: &String| {
+        if exact { name == filter } else { name.contains(filter.as_str()) }
+    };
     let chosen = tests.iter().filter(|(name, _)| {
         !ignored
             && (filters.is_empty() || filters.iter().any(|filter| matches(name, filter)))
@@ -34,7 +35,11 @@ pub(crate) fn run(tests: &[(&str, fn())]) -> ! {
         }
         let start = Instant::now();
         let passed = catch_unwind(test).is_ok();
-        println!("test {name} ... {} ({:?})", if passed { "ok" } else { "FAILED" }, start.elapsed());
+        println!(
+            "test {name} ... {} ({:?})",
+            if passed { "ok" } else { "FAILED" },
+            start.elapsed()
+        );
         failed += i32::from(!passed);
     }
     exit(if failed > 0 { 101 } else { 0 })

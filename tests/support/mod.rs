@@ -58,7 +58,8 @@ pub fn memory_to_spare(gib: u64) -> Option<File> {
     let leave = File::open("/").expect("the root directory");
     leave.lock().expect("nobody keeps it");
     let info = fs::read_to_string("/proc/meminfo").expect("/proc");
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("since Linux 3.14");
+    let line =
+        info.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("since Linux 3.14");
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     if kib < gib << 20 {
         eprintln!("not run: it needs {gib} GiB of free memory, and there are {}", kib >> 20);
@@ -119,8 +120,14 @@ impl Gate {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::FileType::Fifo, mode, 0)
-            .expect("a FIFO");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("fifo"),
+            rustix::fs::FileType::Fifo,
+            mode,
+            0,
+        )
+        .expect("a FIFO");
         Gate { dir, writer: Mutex::new(None) }
     }
 
@@ -137,18 +144,21 @@ impl Gate {
     /// Lets every process pass, also those that come later.
     pub fn open(&self) {
         // A FIFO opened for reading and writing does not wait for another process.
-        let fifo =
-            OpenOptions::new().read(true).write(true).open(self.path().join("fifo")).expect("the FIFO");
+        let fifo = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path().join("fifo"))
+            .expect("the FIFO");
         *self.writer.lock().unwrap() = Some(fifo);
     }
 
     /// Returns the pids of the processes that have come so far, whether they have passed or not.
     pub fn arrivals(&self) -> Vec<u32> {
-        let names = fs::read_dir(self.path())
-            .expect("the gate's directory")
-            .map(|entry| entry.expect("an entry").file_name().into_string().expect("names are ours"));
-        let numbers =
-            names.filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
+        let names = fs::read_dir(self.path()).expect("the gate's directory").map(|entry| {
+            entry.expect("an entry").file_name().into_string().expect("names are ours")
+        });
+        let numbers = names
+            .filter_map(|name| Some(name.strip_prefix("arrival-")?.split_once('-')?.0.to_owned()));
         numbers.map(|pid| pid.parse().expect("a process id")).collect()
     }
 
@@ -170,7 +180,8 @@ impl Drop for Gate {
 pub fn come_to(gate: &Path) {
     static ARRIVALS: AtomicU64 = AtomicU64::new(0);
     let number = ARRIVALS.fetch_add(1, Ordering::Relaxed);
-    File::create(gate.join(format!("arrival-{}-{number}", std::process::id()))).expect("a note at the gate");
+    File::create(gate.join(format!("arrival-{}-{number}", std::process::id())))
+        .expect("a note at the gate");
     File::open(gate.join("fifo")).expect("the gate");
 }
 
@@ -297,7 +308,10 @@ pub fn user_of_its_own() -> u32 {
 /// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
 /// did not happen within its limit. On a busy machine even a short operation may take a second.
 #[track_caller]
-pub fn with_a_limit_long_enough<T>(what: &str, mut attempt: impl FnMut(Duration) -> Option<T>) -> T {
+pub fn with_a_limit_long_enough<T>(
+    what: &str,
+    mut attempt: impl FnMut(Duration) -> Option<T>,
+) -> T {
     let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
     limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
@@ -362,7 +376,8 @@ pub fn tagged(tag: &str) -> Vec<(u32, String)> {
     let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
         let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        let tagged = environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes());
+        let tagged =
+            environment.split(|byte| *byte == 0).any(|variable| variable == tag.as_bytes());
         tagged.then(|| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             (pid, String::from_utf8_lossy(&line).replace('\0', " "))
@@ -379,5 +394,7 @@ pub fn named_file(name: &str) -> Option<std::path::PathBuf> {
     };
     let ours = within("/dev/shm".into())
         .filter(|path| path.to_string_lossy().starts_with("/dev/shm/executor-shared-memory."));
-    ours.flat_map(within).map(|bucket| bucket.join(format!("={name}/memory"))).find(|file| file.exists())
+    ours.flat_map(within)
+        .map(|bucket| bucket.join(format!("={name}/memory")))
+        .find(|file| file.exists())
 }

@@ -64,16 +64,22 @@ struct Surroundings<'a> {
 /// Returns the calls of cargo that a command consists of, or what is wrong with the command.
 fn plan(arguments: &[&str], surroundings: &Surroundings<'_>) -> Result<Vec<Step>, String> {
     match *arguments {
-        ["check"] => {
-            Ok(["formatting", "clippy", "documentation"].into_iter().flat_map(check).flatten().collect())
-        }
+        ["check"] => Ok(["formatting", "clippy", "documentation"]
+            .into_iter()
+            .flat_map(check)
+            .flatten()
+            .collect()),
         ["check", step] => check(step).ok_or_else(|| format!("no such step: {step}")),
         ["test", ref rest @ ..] => Ok(vec![test(rest, surroundings)]),
         ["models", ref rest @ ..] => models(rest, surroundings),
         ["deaths", ref rest @ ..] => Ok(deaths(rest)),
         ["bench", name, ref rest @ ..] => {
             let rest = rest.strip_prefix(&["--"]).unwrap_or(rest);
-            Ok(vec![Step::cargo("bench -p executor --bench").args([name, "--"]).args(rest.iter().copied())])
+            Ok(vec![
+                Step::cargo("bench -p executor --bench")
+                    .args([name, "--"])
+                    .args(rest.iter().copied()),
+            ])
         }
         ["bench"] => Err("`bench` needs the name of a benchmark".to_owned()),
         [unknown, ..] => Err(format!("no such command: {}", [unknown].concat())),
@@ -87,7 +93,9 @@ fn check(step: &str) -> Option<Vec<Step>> {
         // The second call has the programs whose processes die at every step. They need a feature.
         "clippy" => vec![
             Step::cargo("clippy --workspace --all-targets -- -D warnings"),
-            Step::cargo("clippy -p executor-test-programs --features kill-points --bins -- -D warnings"),
+            Step::cargo(
+                "clippy -p executor-test-programs --features kill-points --bins -- -D warnings",
+            ),
         ],
         "documentation" => {
             vec![Step::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")]
@@ -154,14 +162,19 @@ fn run(steps: &[Step], root: &Path) -> bool {
         // What the outer cargo says about this package is not meant for another build.
         let of_this_package =
             |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-        for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_this_package)) {
+        for (name, _) in
+            env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_this_package))
+        {
             cargo.env_remove(name);
         }
         cargo.current_dir(root).args(&step.arguments);
         cargo.envs(step.variables.iter().map(|(name, value)| (name, value)));
         let variables = step.variables.iter().map(|(name, value)| format!("{name}='{value}' "));
         eprintln!("+ {}cargo {}", variables.collect::<String>(), step.arguments.join(" "));
-        cargo.status().inspect_err(|error| eprintln!("cargo: {error}")).is_ok_and(|status| status.success())
+        cargo
+            .status()
+            .inspect_err(|error| eprintln!("cargo: {error}"))
+            .is_ok_and(|status| status.success())
     })
 }
 
@@ -196,11 +209,15 @@ mod tests {
 
     fn planned(command: &str) -> Result<Vec<String>, String> {
         let arguments: Vec<&str> = command.split_whitespace().collect();
-        let surroundings =
-            Surroundings { rust_flags: "-g", target_folder: "/t", has_test: &|name| name == "queue" };
+        let surroundings = Surroundings {
+            rust_flags: "-g",
+            target_folder: "/t",
+            has_test: &|name| name == "queue",
+        };
         let steps = plan(&arguments, &surroundings)?;
         let line = |step: Step| {
-            let variables = step.variables.into_iter().map(|(name, value)| format!("{name}='{value}' "));
+            let variables =
+                step.variables.into_iter().map(|(name, value)| format!("{name}='{value}' "));
             variables.collect::<String>() + &step.arguments.join(" ")
         };
         Ok(steps.into_iter().map(line).collect())
@@ -224,8 +241,7 @@ mod tests {
 
     #[test]
     fn models_keep_the_flags_of_the_user_and_have_a_folder_for_each_checker() {
-        let loom =
-            "RUSTFLAGS='-g --cfg executor_loom' test -p executor-core --release --lib --target-dir /t/loom ";
+        let loom = "RUSTFLAGS='-g --cfg executor_loom' test -p executor-core --release --lib --target-dir /t/loom ";
         becomes("models loom", &(loom.to_owned() + "models"));
         becomes("models loom ring::models", &(loom.to_owned() + "ring::models"));
         assert_eq!(planned("models").unwrap().len(), 2);

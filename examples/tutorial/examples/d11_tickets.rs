@@ -12,7 +12,8 @@ fn buy(file: PathBuf, lock: Lock, dies: bool) -> Result<bool, String> {
     // An owner that died may have left a change half done. Here the buyer dies before it writes, so
     // the file is intact.
     let guard = lock.acquire().unwrap_or_else(|died| died.into_guard());
-    let left: u32 = fs::read_to_string(&file).map_err(text)?.trim().parse().map_err(|_| "no number")?;
+    let left: u32 =
+        fs::read_to_string(&file).map_err(text)?.trim().parse().map_err(|_| "no number")?;
     sleep(Duration::from_millis(2));
     if dies {
         std::process::abort();

@@ -21,13 +21,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for item in 0..100 {
         queue.put(item)?;
     }
-    let consumers =
-        [Process::new(consume::task(queue.clone())).start()?, Process::new(consume::task(queue)).start()?];
+    let consumers = [
+        Process::new(consume::task(queue.clone())).start()?,
+        Process::new(consume::task(queue)).start()?,
+    ];
     let mut all = Vec::new();
     for consumer in consumers {
         all.extend(consumer.join()?);
     }
     all.sort_unstable();
-    println!("two consumers got {} items, each once: {}", all.len(), all.iter().copied().eq(0..100));
+    println!(
+        "two consumers got {} items, each once: {}",
+        all.len(),
+        all.iter().copied().eq(0..100)
+    );
     Ok(())
 }

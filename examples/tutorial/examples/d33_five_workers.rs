@@ -15,7 +15,8 @@ fn worker(name: String) -> String {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::new(5)?;
     println!("--start--");
-    let results: Vec<_> = (1..=7).map(|n| pool.apply_async(worker::task(format!("mark{n}")))).collect();
+    let results: Vec<_> =
+        (1..=7).map(|n| pool.apply_async(worker::task(format!("mark{n}")))).collect();
     pool.close();
     pool.join()?;
     for result in results {

@@ -95,7 +95,10 @@ pub(crate) enum Barren {
 /// Checks whether this process may have children. Without this check, it might start processes
 /// without end.
 pub(crate) fn may_have_children() -> Result<(), Barren> {
-    if !PASSED.load(Ordering::Acquire) && identity::told().is_none() && !matches!(birth(), Birth::Program) {
+    if !PASSED.load(Ordering::Acquire)
+        && identity::told().is_none()
+        && !matches!(birth(), Birth::Program)
+    {
         return Err(Barren::NoEntry);
     }
     let (depth, max) = (identity::depth() + 1, DEPTH_MAX);

@@ -61,7 +61,8 @@ impl Watch {
     /// Returns whether the thread is blocked. Called repeatedly while the program ends.
     pub(crate) fn is_held(&mut self, thread: u32) -> bool {
         process::is_paused(thread).unwrap_or_else(|| {
-            let (now, computed) = (Instant::now(), process::computed_by(thread).unwrap_or_default());
+            let (now, computed) =
+                (Instant::now(), process::computed_by(thread).unwrap_or_default());
             let since = match self.idle {
                 Some((before, since)) if before == computed => since,
                 _ => self.idle.insert((computed, now)).1,
@@ -270,7 +271,10 @@ impl ExitHook {
 impl fmt::Debug for ExitHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (priority, _) = self.key;
-        f.debug_struct("ExitHook").field("priority", &priority).field("pending", &self.is_pending()).finish()
+        f.debug_struct("ExitHook")
+            .field("priority", &priority)
+            .field("pending", &self.is_pending())
+            .finish()
     }
 }
 
@@ -290,7 +294,9 @@ fn run_hooks(least: i32) {
         let next = {
             let mut hooks = lock(&END.get().hooks);
             // Look up the next hook each time, because a hook may register another one.
-            let Some(&(priority, number)) = hooks.range((least, 0)..).next_back().map(|(key, _)| key) else {
+            let Some(&(priority, number)) =
+                hooks.range((least, 0)..).next_back().map(|(key, _)| key)
+            else {
                 return;
             };
             hooks.remove(&(priority, number))
@@ -339,7 +345,9 @@ pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static
     let leaves = Leaves { number, origin: Origin::here() };
     thread::spawn(move || {
         let _leaves = leaves;
-        if let Some(own) = lock(&end.threads).running.iter_mut().find(|other| other.number == number) {
+        if let Some(own) =
+            lock(&end.threads).running.iter_mut().find(|other| other.number == number)
+        {
             own.thread = Some((local::this_thread(), process::this_thread()));
         }
         body()

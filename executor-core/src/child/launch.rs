@@ -104,7 +104,12 @@ impl Launch<'_> {
         let Launch { identity, role, descriptors, attachments } = self;
         // The signal mask of this thread. The pool's starter thread has the mask of the thread that
         // made the pool.
-        let setup = Setup { parent: std::process::id(), identity, signals: Signals::of_this_thread(), role };
+        let setup = Setup {
+            parent: std::process::id(),
+            identity,
+            signals: Signals::of_this_thread(),
+            role,
+        };
         let tell = |socket: &OwnedFd| {
             handshake::send(socket, &setup, descriptors).asked("the setup of a process")?;
             handshake::send_attachments(socket, attachments).asked("descriptors for a process")
@@ -113,7 +118,8 @@ impl Launch<'_> {
             Way::Program(start) => {
                 // Send the setup first, so that it is there when the child looks. It fits into an
                 // empty socket.
-                let (child, socket) = Child::start(start, MARKER, tell).map_err(Step::Start.refused())?;
+                let (child, socket) =
+                    Child::start(start, MARKER, tell).map_err(Step::Start.refused())?;
                 Ok(Launched { child, socket })
             }
             Way::Copied(ServerCopy { pid, socket }) => {

@@ -69,8 +69,9 @@ pub(crate) fn number_for_child() -> Option<u8> {
 
 /// Installs the parent's level in a child.
 pub(crate) fn adopt() {
-    let level =
-        identity::told().and_then(|told| told.log_level).and_then(|at| LEVELS.get(usize::from(at)).copied());
+    let level = identity::told()
+        .and_then(|told| told.log_level)
+        .and_then(|at| LEVELS.get(usize::from(at)).copied());
     if let Some(level) = level {
         // A forked child already has its parent's subscriber.
         let _ = log_to_stderr(level);

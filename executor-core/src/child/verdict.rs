@@ -80,7 +80,9 @@ impl Ending<'_> {
         let status = self.status;
         match (said_hello, initializer) {
             (false, _) => BrokenCause::NoEntry { status },
-            (true, Some(name)) => BrokenCause::Initializer(Arc::new(self.of_task(INITIALIZER, name))),
+            (true, Some(name)) => {
+                BrokenCause::Initializer(Arc::new(self.of_task(INITIALIZER, name)))
+            }
             (true, None) => BrokenCause::Start(format!("it {status} before it was ready").into()),
         }
     }
@@ -118,7 +120,10 @@ mod tests {
         board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
         let abort = ExitStatus::Signaled(libc::SIGABRT);
         let error = ending(abort, Some(&board)).of_task(TASK, "work");
-        assert!(matches!(&error, TaskError::Panicked(remote) if remote.message() == "boom"), "{error}");
+        assert!(
+            matches!(&error, TaskError::Panicked(remote) if remote.message() == "boom"),
+            "{error}"
+        );
         let other = TaskId::from_raw(6);
         assert!(lost(ending(abort, Some(&board)).of_task(other, "work")).last_panic.is_none());
         for status in [ExitStatus::Exited(1), ExitStatus::Signaled(libc::SIGKILL)] {
@@ -147,11 +152,13 @@ mod tests {
     fn a_kill_is_the_systems_where_this_program_has_not_killed() {
         let killed = ExitStatus::Signaled(libc::SIGKILL);
         assert!(lost(ending(killed, None).of_task(TASK, "work")).killed_by_system);
-        let ours = Ending { killed_by_us: true, stopped_by: Some(libc::SIGTTIN), ..ending(killed, None) };
+        let ours =
+            Ending { killed_by_us: true, stopped_by: Some(libc::SIGTTIN), ..ending(killed, None) };
         let detail = lost(ours.of_task(TASK, "work"));
         assert!(!detail.killed_by_system && detail.stopped_by == Some(libc::SIGTTIN));
         // The child ended by itself before the kill came.
-        let exited = Ending { stopped_by: Some(libc::SIGTTIN), ..ending(ExitStatus::Exited(3), None) };
+        let exited =
+            Ending { stopped_by: Some(libc::SIGTTIN), ..ending(ExitStatus::Exited(3), None) };
         assert_eq!(lost(exited.of_task(TASK, "work")).stopped_by, None);
     }
 

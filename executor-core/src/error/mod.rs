@@ -142,7 +142,9 @@ impl fmt::Display for TaskError {
                 write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")
             }
             TaskError::Cancelled => f.write_str("the task was cancelled"),
-            TaskError::Encode(failure) | TaskError::Decode(failure) => fmt::Display::fmt(failure, f),
+            TaskError::Encode(failure) | TaskError::Decode(failure) => {
+                fmt::Display::fmt(failure, f)
+            }
             TaskError::Refused(remote) => {
                 write!(f, "the worker could not serve task `{}`: {remote}", remote.task())
             }
@@ -158,9 +160,9 @@ impl Error for TaskError {
     /// error or reason itself is in the message.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            TaskError::Failed(remote) | TaskError::Panicked(remote) | TaskError::Refused(remote) => {
-                remote.source()
-            }
+            TaskError::Failed(remote)
+            | TaskError::Panicked(remote)
+            | TaskError::Refused(remote) => remote.source(),
             TaskError::Encode(failure) | TaskError::Decode(failure) => failure.source(),
             TaskError::Broken(cause) => cause.source(),
             TaskError::WorkerLost { .. }
@@ -236,11 +238,13 @@ impl TaskError {
     /// unchanged.
     pub(crate) fn of_task(self, name: &str) -> Self {
         match self {
-            TaskError::TimedOut { limit, phase, detail } if detail.task.is_empty() => TaskError::TimedOut {
-                limit,
-                phase,
-                detail: Arc::new(TimedOutDetail { task: name.to_owned() }),
-            },
+            TaskError::TimedOut { limit, phase, detail } if detail.task.is_empty() => {
+                TaskError::TimedOut {
+                    limit,
+                    phase,
+                    detail: Arc::new(TimedOutDetail { task: name.to_owned() }),
+                }
+            }
             other => other,
         }
     }
@@ -429,7 +433,11 @@ struct CodecFailureInner {
 
 impl CodecFailure {
     pub(crate) fn new(side: Side, task: impl Into<String>, message: impl Into<String>) -> Self {
-        CodecFailure(Arc::new(CodecFailureInner { side, task: task.into(), message: message.into() }))
+        CodecFailure(Arc::new(CodecFailureInner {
+            side,
+            task: task.into(),
+            message: message.into(),
+        }))
     }
 
     /// Returns whether the arguments or the result failed, and whether in the caller or in the
@@ -455,7 +463,9 @@ impl fmt::Display for CodecFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let CodecFailureInner { side, task, message } = &*self.0;
         match side {
-            Side::Arguments => write!(f, "the arguments of task `{task}` cannot be encoded: {message}"),
+            Side::Arguments => {
+                write!(f, "the arguments of task `{task}` cannot be encoded: {message}")
+            }
             Side::ArgumentsInWorker => {
                 write!(f, "the worker cannot decode the arguments of task `{task}`: {message}")
             }
@@ -625,7 +635,10 @@ mod tests {
 
     /// Returns `Name` for `Name<T> {`, the text behind `pub enum ` or behind `impl<G> Error for `.
     fn name_of(text: &str) -> String {
-        text.trim_start().chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+        text.trim_start()
+            .chars()
+            .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+            .collect()
     }
 
     /// Returns an error with its causes, as programs print them.
@@ -635,12 +648,16 @@ mod tests {
 
     fn remote(message: &str, sources: &[&str]) -> RemoteError {
         let sources = sources.iter().map(|&source| source.to_owned()).collect();
-        RemoteError::new("load", Failure { message: message.to_owned(), sources, ..Failure::default() })
+        RemoteError::new(
+            "load",
+            Failure { message: message.to_owned(), sources, ..Failure::default() },
+        )
     }
 
     #[test]
     fn an_error_and_its_causes_contain_each_text_once() {
-        let failed = TaskError::Failed(remote("no config", &["cannot read it", "permission denied"]));
+        let failed =
+            TaskError::Failed(remote("no config", &["cannot read it", "permission denied"]));
         let causes = ["cannot read it", "permission denied"];
         assert_eq!(chain(&failed)[0], "task `load` failed: no config");
         assert_eq!(chain(&failed)[1..], causes);
@@ -661,8 +678,10 @@ mod tests {
         assert_eq!((remote.sources().len(), remote.message()), (2, "no config: denied"));
         let codec = CodecFailure::new(Side::Result, "load", "no float");
         assert_eq!(chain(&TaskError::Decode(codec.clone())), chain(&codec));
-        let os =
-            BuildError::Os { what: "a thread", error: Arc::new(io::Error::from_raw_os_error(libc::EAGAIN)) };
+        let os = BuildError::Os {
+            what: "a thread",
+            error: Arc::new(io::Error::from_raw_os_error(libc::EAGAIN)),
+        };
         let source = os.source().and_then(|error| error.downcast_ref::<io::Error>());
         assert_eq!(source.and_then(io::Error::raw_os_error), Some(libc::EAGAIN));
         assert_eq!(
@@ -694,7 +713,11 @@ mod tests {
             }
             for (at, found) in text.match_indices("thiserror::Error)]") {
                 let start = text[..at].rfind("#[derive(").expect("it is derived");
-                assert!(!text[start..at].contains("Debug"), "{}: an error derives `Debug`", file.display());
+                assert!(
+                    !text[start..at].contains("Debug"),
+                    "{}: an error derives `Debug`",
+                    file.display()
+                );
                 let behind = &text[at + found.len()..];
                 let kind = ["enum ", "struct "]
                     .into_iter()

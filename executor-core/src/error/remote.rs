@@ -52,8 +52,11 @@ impl Cause {
     /// no text is printed twice.
     fn chain(failure: &Failure) -> Option<Cause> {
         let outer = std::iter::once(&failure.message).chain(&failure.sources);
-        let causes =
-            failure.sources.iter().zip(outer).filter(|(cause, outer)| !outer.ends_with(cause.as_str()));
+        let causes = failure
+            .sources
+            .iter()
+            .zip(outer)
+            .filter(|(cause, outer)| !outer.ends_with(cause.as_str()));
         let causes: Vec<_> = causes.map(|(cause, _)| cause).take(MAX_CAUSES).collect();
         causes
             .into_iter()
@@ -126,7 +129,13 @@ impl RemoteError {
     /// Returns the text between "panicked" and the message.
     pub(super) fn circumstances(&self) -> String {
         let mut text = String::new();
-        for part in self.0.failure.during.iter().cloned().chain(self.location().map(|at| format!("at {at}")))
+        for part in self
+            .0
+            .failure
+            .during
+            .iter()
+            .cloned()
+            .chain(self.location().map(|at| format!("at {at}")))
         {
             text.push(' ');
             text.push_str(&part);

@@ -8,14 +8,21 @@ pub(crate) fn failure(name: &str, kind: Reply, payload: &[u8]) -> TaskError {
     let text = || String::from_utf8_lossy(payload).into_owned();
     match kind {
         Reply::Failed | Reply::Panicked => match postcard::from_bytes::<Failure>(payload) {
-            Ok(failure) if kind == Reply::Failed => TaskError::Failed(RemoteError::new(name, failure)),
+            Ok(failure) if kind == Reply::Failed => {
+                TaskError::Failed(RemoteError::new(name, failure))
+            }
             Ok(failure) => TaskError::Panicked(RemoteError::new(name, failure)),
-            Err(error) => TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string())),
+            Err(error) => {
+                TaskError::Decode(CodecFailure::new(Side::Result, name, error.to_string()))
+            }
         },
-        Reply::Refused => {
-            TaskError::Refused(RemoteError::new(name, Failure { message: text(), ..Failure::default() }))
+        Reply::Refused => TaskError::Refused(RemoteError::new(
+            name,
+            Failure { message: text(), ..Failure::default() },
+        )),
+        Reply::DecodeError => {
+            TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text()))
         }
-        Reply::DecodeError => TaskError::Decode(CodecFailure::new(Side::ArgumentsInWorker, name, text())),
         Reply::Unsuited => TaskError::Encode(CodecFailure::new(Side::Arguments, name, text())),
         _ => TaskError::Encode(CodecFailure::new(Side::ResultInWorker, name, text())),
     }

@@ -312,7 +312,14 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     }
 
     /// Submits so many items, beginning with the one of this number.
-    fn send(&self, feed: &Arc<Feed>, number: u64, arguments: Payload, count: u32, options: TaskOptions) {
+    fn send(
+        &self,
+        feed: &Arc<Feed>,
+        number: u64,
+        arguments: Payload,
+        count: u32,
+        options: TaskOptions,
+    ) {
         let control = || self.executor.control().0;
         let chunk = Chunk::of_map(F::entry(), arguments, count, options, (feed, number), control);
         self.executor.submit_chunk(chunk);
@@ -465,8 +472,7 @@ where
                 return;
             }
         };
-        let small =
-            matches!(self.open.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= CHUNK_BYTES_MAX);
+        let small = matches!(self.open.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= CHUNK_BYTES_MAX);
         if plain && small && attachments.is_empty() {
             self.taken += 1;
             self.open.ends.push(self.open.bytes.len() as u32);

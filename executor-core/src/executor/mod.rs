@@ -259,7 +259,8 @@ where
     let (args, options) = task.into_parts();
     // Each thread reuses one vector for all its submissions.
     let mut buffer = executor.buffer().using(local::take(&SMALL));
-    let arguments = encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
+    let arguments =
+        encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
     local::put(&SMALL, buffer.into_small());
     let RawControl(control) = executor.control();
     let cell = match arguments {

@@ -365,7 +365,9 @@ impl Drop for Handle {
         match self.on_drop {
             OnDrop::Kill => self.pool.end_workers(true),
             // Long tasks must not hold up the unwinding.
-            _ if std::thread::panicking() => self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE)),
+            _ if std::thread::panicking() => {
+                self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE))
+            }
             OnDrop::Finish => self.pool.shutdown(false, None),
             OnDrop::CancelPending => self.pool.shutdown(true, None),
         }
@@ -466,7 +468,8 @@ impl ProcessPoolBuilder {
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
         let mut bytes = Buffer::new();
         let (args, TaskOptions { timeout, name }) = task.into_task().into_parts();
-        let (encoded, attachments) = attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
+        let (encoded, attachments) =
+            attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
         let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         let entry = T::Function::entry();
         let name = name.unwrap_or_else(|| entry.name.into());
@@ -654,7 +657,9 @@ impl ProcessPoolBuilder {
                 Some(Initializer { entry, name, timeout, arguments })
             }
             Some(Initializer { name, arguments: Err(error), .. }) => {
-                return invalid(&format!("the initializer `{name}` cannot be sent to workers: {error}"));
+                return invalid(&format!(
+                    "the initializer `{name}` cannot be sent to workers: {error}"
+                ));
             }
         };
         let initializer_timeout = self
@@ -685,7 +690,10 @@ impl ProcessPoolBuilder {
             },
             exit_timeout: self.exit_timeout,
         })
-        .map_err(|error| BuildError::Os { what: "the descriptors of an executor", error: Arc::new(error) })?;
+        .map_err(|error| BuildError::Os {
+            what: "the descriptors of an executor",
+            error: Arc::new(error),
+        })?;
         Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
     }
 }

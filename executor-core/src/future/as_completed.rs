@@ -280,7 +280,11 @@ impl<T> CompletionSet<T> {
                     if left == Duration::ZERO {
                         return None;
                     }
-                    self.done.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.done
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         };

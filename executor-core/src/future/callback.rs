@@ -167,7 +167,8 @@ impl CallbackQueue {
                 let until = deadline.map_or(look, |at| at.min(look));
                 state = self.help_or_wait(state, until).unwrap_or_else(|| self.lock());
                 self.abandon_exiting_callback(&mut state);
-                state.given_up = state.ran < last && deadline.is_some_and(|at| at <= Instant::now());
+                state.given_up =
+                    state.ran < last && deadline.is_some_and(|at| at <= Instant::now());
             }
         }
     }

@@ -173,7 +173,11 @@ impl Cell {
     }
 
     /// Makes a cell that is done from the start.
-    pub(crate) fn done(id: TaskId, control: Option<Arc<dyn Control>>, error: TaskError) -> Arc<Cell> {
+    pub(crate) fn done(
+        id: TaskId,
+        control: Option<Arc<dyn Control>>,
+        error: TaskError,
+    ) -> Arc<Cell> {
         let inner = Inner { state: State::Done(Err(error)), ..Inner::default() };
         Arc::new(Cell {
             id,
@@ -242,8 +246,10 @@ impl Cell {
                 None => (self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner), false),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let (next, _) =
-                        self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner);
+                    let (next, _) = self
+                        .changed
+                        .wait_timeout(inner, left)
+                        .unwrap_or_else(PoisonError::into_inner);
                     (next, left == Duration::ZERO)
                 }
             };
@@ -310,7 +316,8 @@ impl Cell {
         if !self.forked() {
             let mut inner = self.lock();
             let Some(rest) = &mut inner.rest else { return };
-            let dropped: Vec<_> = rest.observers.extract_if(.., |(other, _)| *other == key).collect();
+            let dropped: Vec<_> =
+                rest.observers.extract_if(.., |(other, _)| *other == key).collect();
             drop(inner);
             // Outside the lock, since dropping a waker runs user code.
             drop(dropped);
@@ -329,7 +336,11 @@ impl Cell {
     }
 
     /// Adds a callback. It runs on the callback thread even if the end has come already.
-    pub(crate) fn add_callback_on(self: &Arc<Self>, thread: &Arc<CallbackQueue>, callback: DoneCallback) {
+    pub(crate) fn add_callback_on(
+        self: &Arc<Self>,
+        thread: &Arc<CallbackQueue>,
+        callback: DoneCallback,
+    ) {
         if let Some((outcome, callback)) = self.keep_callback(callback) {
             thread.push(Box::new(move || run_callbacks(outcome, vec![callback])));
         }
@@ -381,7 +392,8 @@ impl Cell {
         let mut inner = self.lock();
         debug_assert!(matches!(inner.state, State::Pending), "a completer completes once");
         self.worker.store(NOWHERE, Ordering::Release);
-        let Rest { observers, callbacks } = inner.rest.take().map_or_else(Rest::default, |rest| *rest);
+        let Rest { observers, callbacks } =
+            inner.rest.take().map_or_else(Rest::default, |rest| *rest);
         let for_callbacks = (!callbacks.is_empty()).then(|| outcome.clone());
         wakers.0.extend(inner.waker.take());
         wakers.0.extend(observers.into_iter().map(|(_, waker)| waker));

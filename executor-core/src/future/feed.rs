@@ -147,7 +147,12 @@ impl Feed {
     /// Waits until an outcome can be yielded, at most until `deadline`, and takes all that can be.
     /// Returns whether there were any. With `help`, this thread drains a worker's replies in the
     /// meantime.
-    pub(crate) fn wait(&self, into: &mut VecDeque<Numbered>, deadline: Option<Instant>, help: bool) -> bool {
+    pub(crate) fn wait(
+        &self,
+        into: &mut VecDeque<Numbered>,
+        deadline: Option<Instant>,
+        help: bool,
+    ) -> bool {
         loop {
             // Read before taking: a delivery after this changes the version, so it is not missed.
             let seen = self.version.load(Ordering::Acquire);
@@ -173,7 +178,11 @@ impl Feed {
                 }
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                    state = self
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
                     left.is_zero()
                 }
             };
@@ -291,7 +300,8 @@ impl Drop for FeedChunk {
         // The chunk does not record which items are missing. In an ordered feed, the empty places
         // show it. In an unordered feed only their number is known, so the first items stand for
         // them.
-        let error = TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
+        let error =
+            TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
         let count = self.feed.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
         let mut wakers = Wakers::default();
         let state = self.feed.lock();
@@ -347,7 +357,10 @@ pub(crate) mod tests {
     }
 
     fn bytes(taken: &VecDeque<Numbered>) -> Vec<u8> {
-        taken.iter().map(|(_, outcome)| outcome.as_ref().map_or(255, |payload| payload[0])).collect()
+        taken
+            .iter()
+            .map(|(_, outcome)| outcome.as_ref().map_or(255, |payload| payload[0]))
+            .collect()
     }
 
     #[test]

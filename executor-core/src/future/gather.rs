@@ -59,8 +59,13 @@ type ListDecoder = Box<dyn FnOnce(Vec<Outcome>) -> Box<dyn Any> + Send>;
 impl Gather {
     /// Collects `total` outcomes. All chunks must have been submitted already.
     pub(crate) fn new(feed: Arc<Feed>, total: usize, callbacks: Arc<CallbackQueue>) -> Arc<Self> {
-        let gather =
-            Arc::new(Gather { feed, total, callbacks, state: Mutex::default(), changed: Condvar::new() });
+        let gather = Arc::new(Gather {
+            feed,
+            total,
+            callbacks,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         // Takes what is ready and leaves the waker.
         Arc::clone(&gather).wake();
         gather
@@ -141,7 +146,9 @@ impl Gather {
         // In a fork there is no callback thread, so run it here.
         if self.forked() {
             let ListCallback { decode, run } = callback;
-            if let Err(message) = catch(|| run(&*decode(vec![Err(TaskError::Broken(BrokenCause::Forked))]))) {
+            if let Err(message) =
+                catch(|| run(&*decode(vec![Err(TaskError::Broken(BrokenCause::Forked))])))
+            {
                 tracing::error!(message, "a callback panicked");
             }
             return;
@@ -227,7 +234,9 @@ mod tests {
         let (sender, called) = mpsc::channel();
         gather.add_callback(ListCallback {
             decode: Box::new(|outcomes| Box::new(first_bytes(&outcomes)) as Box<dyn Any>),
-            run: Box::new(move |list| sender.send(list.downcast_ref::<Vec<u8>>().cloned()).unwrap()),
+            run: Box::new(move |list| {
+                sender.send(list.downcast_ref::<Vec<u8>>().cloned()).unwrap()
+            }),
         });
         for (chunk, item) in [(&second, 1), (&first, 0), (&second, 0)] {
             let mut wakers = Wakers::default();

@@ -249,8 +249,9 @@ impl<T> TaskFuture<T> {
     {
         let decode = self.decode;
         let typed = move |outcome: &dyn Any| {
-            let outcome =
-                outcome.downcast_ref::<Result<T, TaskError>>().expect("decoded by this future's decoder");
+            let outcome = outcome
+                .downcast_ref::<Result<T, TaskError>>()
+                .expect("decoded by this future's decoder");
             callback(outcome.as_ref());
         };
         DoneCallback::Shared(
@@ -271,7 +272,8 @@ impl<T> TaskFuture<T> {
     {
         let decode = self.decode;
         self.on_drop = OnDrop::RunOn;
-        self.cell.add_callback(DoneCallback::Owned(Box::new(move |outcome| callback(decode(outcome)))));
+        self.cell
+            .add_callback(DoneCallback::Owned(Box::new(move |outcome| callback(decode(outcome)))));
     }
 
     /// Makes dropping the future [`cancel`](Self::cancel) the task.

@@ -28,7 +28,9 @@ mod handle;
 pub(crate) mod timer;
 pub(crate) mod wait;
 
-pub use as_completed::{AsCompleted, AsCompletedStream, AsCompletedTimeout, Unfinished, as_completed};
+pub use as_completed::{
+    AsCompleted, AsCompletedStream, AsCompletedTimeout, Unfinished, as_completed,
+};
 pub(crate) use handle::decode;
 pub use handle::{CancelHandle, TaskFuture};
 pub use wait::{ReturnWhen, wait};

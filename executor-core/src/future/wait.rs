@@ -125,7 +125,10 @@ impl Signal {
                     if left == Duration::ZERO {
                         return false;
                     }
-                    self.changed.wait_timeout(raised, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.changed
+                        .wait_timeout(raised, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         }

@@ -156,7 +156,8 @@ pub(super) fn seeds(codec: Codec) -> Vec<Vec<u8>> {
     let kinds = vec![Kinds::A(1), Kinds::Other, Kinds::C { x: true }, Kinds::A(2)];
     let odd = Odd { color: 1, cache: 2, kinds, length: 3, rest: Some(None) };
     let any = Any::Map(BTreeMap::from([("a".into(), Any::List(vec![]))]));
-    let shapes = vec![Shape::Deep(Box::new(Shape::Empty)), Shape::Pair(1, "a".into()), Shape::One(2)];
+    let shapes =
+        vec![Shape::Deep(Box::new(Shape::Empty)), Shape::Pair(1, "a".into()), Shape::One(2)];
     vec![
         encoded(codec, 14, &shapes[0]),
         encoded(codec, 15, &value),
@@ -179,7 +180,10 @@ fn shape(input: &mut Input<'_>, depth: usize) -> Shape {
         0 => Shape::Empty,
         1 => Shape::One(input.u64()),
         2 => Shape::Pair(input.u16() as i16, text(input)),
-        3 => Shape::Fields { a: (input.u8() > 99).then(|| input.u8()), b: input.array::<5>().to_vec() },
+        3 => Shape::Fields {
+            a: (input.u8() > 99).then(|| input.u8()),
+            b: input.array::<5>().to_vec(),
+        },
         _ if depth > 20 => Shape::Empty,
         _ => Shape::Deep(Box::new(shape(input, depth + 1))),
     }
@@ -198,7 +202,8 @@ fn many(input: &mut Input<'_>, depth: usize) -> Many {
         map: (0..len(input)).map(|_| (text(input), input.u64() as i64)).collect(),
         option: (depth < 5 && input.u8() > 99).then(|| Box::new(many(input, depth + 1))),
         shapes: (0..len(input)).map(|_| shape(input, 0)).collect(),
-        result: (input.u8() > 99).then(|| if input.u8() > 99 { Ok(input.u8()) } else { Err(text(input)) }),
+        result: (input.u8() > 99)
+            .then(|| if input.u8() > 99 { Ok(input.u8()) } else { Err(text(input)) }),
     }
 }
 

@@ -58,8 +58,16 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
     Target { name: "failure", run: failure, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "items", run: items, bytes_max: |_| 4096 },
-    Target { name: "postcard", run: postcard, bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len },
-    Target { name: "messagepack", run: messagepack, bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len },
+    Target {
+        name: "postcard",
+        run: postcard,
+        bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len,
+    },
+    Target {
+        name: "messagepack",
+        run: messagepack,
+        bytes_max: |len| codecs::levels(len) * AHEAD + 64 * len,
+    },
     Target { name: "round_trip", run: round_trip, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "ring", run: ring, bytes_max: shared::ring_bytes_max },
     Target { name: "message", run: message, bytes_max: crate::ipc::fuzzed::message_bytes_max },
@@ -126,7 +134,11 @@ fn frames<H: Header + PartialEq + std::fmt::Debug>(data: &[u8]) {
         taken += message.len();
         let assembled = assembler.message(message, |frame| {
             given += HEADER_BYTES + frame.payload.len();
-            assert_eq!(frame.header.length(), frame.payload.len() as u64, "a frame is as long as it says");
+            assert_eq!(
+                frame.header.length(),
+                frame.payload.len() as u64,
+                "a frame is as long as it says"
+            );
             let again = H::from_bytes(&frame.header.to_bytes());
             assert_eq!(again, Ok(frame.header), "a header survives");
         });

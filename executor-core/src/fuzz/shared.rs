@@ -110,10 +110,13 @@ pub fn ring(data: &[u8]) {
                 worker.publish(&mirror, input.bytes(len));
             }
             2 => {
-                let (kind, task) =
-                    ([Reply::Done, Reply::Failed, Reply::Credit][usize::from(input.u8()) % 3], input.u64());
+                let (kind, task) = (
+                    [Reply::Done, Reply::Failed, Reply::Credit][usize::from(input.u8()) % 3],
+                    input.u64(),
+                );
                 let length = word(&mut input);
-                let header = FromWorker { task: TaskId::from_raw(task), length, ..FromWorker::new(kind) };
+                let header =
+                    FromWorker { task: TaskId::from_raw(task), length, ..FromWorker::new(kind) };
                 worker.publish(&mirror, &header.to_bytes());
             }
             3 | 4 => {
@@ -121,8 +124,11 @@ pub fn ring(data: &[u8]) {
                 words[at].store(word(&mut input), Ordering::SeqCst);
             }
             5 => {
-                let later =
-                    (u32::from(input.u8()) % 64 + 1, place(&mut input, words.len()), word(&mut input));
+                let later = (
+                    u32::from(input.u8()) % 64 + 1,
+                    place(&mut input, words.len()),
+                    word(&mut input),
+                );
                 SCRIPT.with_borrow_mut(|script| {
                     script.iter_mut().for_each(|script| script.turns.push(later));
                 });
@@ -143,7 +149,10 @@ pub fn ring(data: &[u8]) {
                     assert_eq!(frame.header.length, frame.payload.len() as u64);
                     bytes += frame.payload.len();
                 });
-                assert!(!over || matches!(drained, Ok(false)) && bytes == 0, "after the end nothing comes");
+                assert!(
+                    !over || matches!(drained, Ok(false)) && bytes == 0,
+                    "after the end nothing comes"
+                );
                 over |= drained.is_err();
                 assert_eq!(lease.is_over(), over);
                 lease.sleep(Some(Duration::ZERO), || true);

@@ -102,10 +102,20 @@ fn mutate(dice: &mut Dice, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
             1 if at < input.len() => input[at] = dice.roll() as u8,
             // The bytes may be a length.
             2 | 3 if at + width <= input.len() => {
-                let values =
-                    [0, 1, u64::MAX, 1 << 31, 1 << 63, 0x7f, 0xffff, input.len() as u64, dice.roll()];
+                let values = [
+                    0,
+                    1,
+                    u64::MAX,
+                    1 << 31,
+                    1 << 63,
+                    0x7f,
+                    0xffff,
+                    input.len() as u64,
+                    dice.roll(),
+                ];
                 let value = values[dice.below(values.len())];
-                let bytes = if dice.below(4) == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
+                let bytes =
+                    if dice.below(4) == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
                 input[at..at + width].copy_from_slice(&bytes[..width]);
             }
             4 => input.truncate(at),
@@ -151,10 +161,18 @@ fn try_one(target: &Target, input: &[u8]) {
     if run.is_ok() && took <= may {
         return;
     }
-    let file = std::env::temp_dir().join(format!("{}-{:x}", target.name, FnId::of(&format!("{input:?}")).0));
+    let file = std::env::temp_dir().join(format!(
+        "{}-{:x}",
+        target.name,
+        FnId::of(&format!("{input:?}")).0
+    ));
     let kept = fs::write(&file, input);
-    let how = format!("EXECUTOR_FUZZ_FILE={} cargo test -p executor-core --lib fuzz", file.display());
-    panic!("target {}: took {took} bytes of {may}, {run:?}; again by `{how}` ({kept:?})", target.name);
+    let how =
+        format!("EXECUTOR_FUZZ_FILE={} cargo test -p executor-core --lib fuzz", file.display());
+    panic!(
+        "target {}: took {took} bytes of {may}, {run:?}; again by `{how}` ({kept:?})",
+        target.name
+    );
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -172,8 +190,9 @@ fn every_decoder_holds_against_the_corpus_and_its_mutations() {
     if let Some(file) = std::env::var_os("EXECUTOR_FUZZ_FILE").map(PathBuf::from) {
         let folder = file.parent().and_then(Path::file_name).and_then(|name| name.to_str());
         let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
-        let matches =
-            |target: &Target| folder == Some(target.name) || name.split('-').next() == Some(target.name);
+        let matches = |target: &Target| {
+            folder == Some(target.name) || name.split('-').next() == Some(target.name)
+        };
         let target = targets().find(matches).expect("a target of this name");
         return try_one(&target, &fs::read(&file).expect("the input"));
     }
@@ -195,7 +214,11 @@ fn every_decoder_holds_against_the_corpus_and_its_mutations() {
             }
         }
         let rate = runs as f64 / start.elapsed().as_secs_f64();
-        println!("{:>12}: {:>3} files, {runs:>9} runs, {rate:>9.0} a second", target.name, corpus.len());
+        println!(
+            "{:>12}: {:>3} files, {runs:>9} runs, {rate:>9.0} a second",
+            target.name,
+            corpus.len()
+        );
     }
 }
 
@@ -233,15 +256,20 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "frame" => {
             let mut out: Vec<_> = orders.map(|kind| message(&order(kind, 3, b"abc"))).into();
             out.extend(replies.map(|kind| message(&frame(kind, 3, b"abc"))));
-            out.push(message(&[order(Order::Stop, 0, b""), order(Order::Run, 30, &[1; 30])].concat()));
+            out.push(message(
+                &[order(Order::Stop, 0, b""), order(Order::Run, 30, &[1; 30])].concat(),
+            ));
             let whole = frame(Reply::Done, 100, &[9; 100]);
-            out.push([message(&whole[..70]), message(&whole[70..100]), message(&whole[100..])].concat());
-            out.push(message(&[frame(Reply::Done, 0, b""), frame(Reply::Failed, 30, &[1; 30])].concat()));
-            let lengths = [0, 1, 4, u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 40];
-            out.extend(
-                lengths
-                    .map(|length| [message(&frame(Reply::Done, length, b"abc")), message(b"def")].concat()),
+            out.push(
+                [message(&whole[..70]), message(&whole[70..100]), message(&whole[100..])].concat(),
             );
+            out.push(message(
+                &[frame(Reply::Done, 0, b""), frame(Reply::Failed, 30, &[1; 30])].concat(),
+            ));
+            let lengths = [0, 1, 4, u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 40];
+            out.extend(lengths.map(|length| {
+                [message(&frame(Reply::Done, length, b"abc")), message(b"def")].concat()
+            }));
             out.extend([message(&whole[..39]), message(b""), vec![1]]);
             out
         }
@@ -252,7 +280,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
-                let worker = WorkerSetup { nonce: 1, stack_bytes, several_cpus: true, transport, directory };
+                let worker =
+                    WorkerSetup { nonce: 1, stack_bytes, several_cpus: true, transport, directory };
                 let identity = Identity {
                     depth,
                     args,
@@ -266,13 +295,22 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     log_level: None,
                 };
                 let signals = Signals::default();
-                handshake::to_bytes(&Setup { parent: 2, identity, signals, role: Role::Worker(worker) })
+                handshake::to_bytes(&Setup {
+                    parent: 2,
+                    identity,
+                    signals,
+                    role: Role::Worker(worker),
+                })
             })
             .chain([vec![], vec![1], vec![1, 0, 0, 0], vec![9, 9, 9, 9, 9]])
             .collect(),
         "hello" => [None, Some("name".to_owned())]
             .map(|server| {
-                handshake::to_bytes(&Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server })
+                handshake::to_bytes(&Hello {
+                    nonce: 7,
+                    tasks: Fingerprint { hash: 1, count: 2 },
+                    server,
+                })
             })
             .into_iter()
             .chain([vec![], vec![1], vec![1, 0, 0, 0], [&[1, 0, 0, 0][..], &[0xff; 30]].concat()])
@@ -292,8 +330,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 value: Some((Codec::MessagePack, b"\x93\xa1a\xa1b\xa1c".to_vec().into())),
                 ..failure.clone()
             };
-            let list =
-                Failure { type_name: std::any::type_name::<Vec<String>>().into(), ..messagepack.clone() };
+            let list = Failure {
+                type_name: std::any::type_name::<Vec<String>>().into(),
+                ..messagepack.clone()
+            };
             let all = [Failure::default(), failure, messagepack, list];
             let whole = all.map(|failure| ::postcard::to_stdvec(&failure).expect("plain data"));
             let cut = whole.clone().map(|bytes| bytes[..bytes.len() / 2].to_vec());
@@ -348,7 +388,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             // A head in the first free line: written, opened, dropped, opened again.
             vec![3, 1, 4, 40, 0, 0, 8, 0, 3, 1, 4, 40, 0, 3, 3, 1, 4, 40, 0, 2, 3, 1, 4, 40, 0, 3],
             // Two objects that overlap.
-            vec![3, 1, 4, 200, 0, 0, 8, 0, 3, 2, 4, 40, 0, 0, 1, 0, 3, 1, 4, 200, 0, 3, 3, 2, 4, 40, 0, 3],
+            vec![
+                3, 1, 4, 200, 0, 0, 8, 0, 3, 2, 4, 40, 0, 0, 1, 0, 3, 1, 4, 200, 0, 3, 3, 2, 4, 40,
+                0, 3,
+            ],
             vec![0, 0, 0, 0, 3, 2, 64, 2, 0, 3, 1, 63, 1, 63, 3],
         ],
         "ring" => vec![
@@ -365,14 +408,15 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             vec![5, 2, 0, 0, 0, 5, 3, 4, 1, 0, 0, 200, 1, 1, 1, 1, 8, 8],
             // Sends until the ring is full, with an impossible position.
             vec![
-                6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 3, 6, 0, 0, 6, 255,
-                255, 8,
+                6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 6, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 3, 6, 0,
+                0, 6, 255, 255, 8,
             ],
         ],
         "message" => {
             // The same form as in `ipc/message.rs`: a mark, kind, descriptors, number, length.
-            let head =
-                |kind: u8, len: u64| [&[b'x', b'q', kind, 0, 9, 0, 0, 0][..], &len.to_le_bytes()].concat();
+            let head = |kind: u8, len: u64| {
+                [&[b'x', b'q', kind, 0, 9, 0, 0, 0][..], &len.to_le_bytes()].concat()
+            };
             let whole = [head(2, 5), b"bytes".to_vec()].concat();
             let mut out = Vec::new();
             for way in [[0, 3], [1, 3], [0, 0], [1, 1]] {
@@ -445,9 +489,12 @@ fn the_corpus_is_there() {
 #[test]
 fn what_is_kept_of_a_message_at_any_depth_is_a_multiple_of_the_message() {
     const ELEMENTS: usize = 50_000;
-    let of =
-        |head: &[u8], each: &[u8]| [head, &(ELEMENTS as u32).to_be_bytes(), &each.repeat(ELEMENTS)].concat();
-    for inner in [of(&[0xdd], &[1]), of(&[0xdf], &[0xa0, 1]), of(&[0xc6], &[1]), of(&[0xdd], &[0x90])] {
+    let of = |head: &[u8], each: &[u8]| {
+        [head, &(ELEMENTS as u32).to_be_bytes(), &each.repeat(ELEMENTS)].concat()
+    };
+    for inner in
+        [of(&[0xdd], &[1]), of(&[0xdf], &[0xa0, 1]), of(&[0xc6], &[1]), of(&[0xdd], &[0x90])]
+    {
         for around in [&b"\x91"[..], b"\x81\xa1k"] {
             for depth in [0, 1, 5, 30, 120] {
                 let bytes = [&around.repeat(depth)[..], &inner].concat();

@@ -286,10 +286,15 @@ impl Block {
     }
 
     /// Opens the block of a file that [`allocate_in`](Self::allocate_in) created.
-    pub(crate) fn open_file(file: OwnFile, kinds: &[Kind], fits: impl Fn(usize) -> bool) -> io::Result<Self> {
+    pub(crate) fn open_file(
+        file: OwnFile,
+        kinds: &[Kind],
+        fits: impl Fn(usize) -> bool,
+    ) -> io::Result<Self> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
         let segment = Segment::open_named(file)?;
-        let len = Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
+        let len =
+            Self::len_at(&segment, LINE).ok_or_else(|| invalid("no memory of this library"))?;
         let fits = |kind, _, len: usize| kinds.contains(&kind) && fits(len);
         Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
     }
@@ -314,7 +319,9 @@ impl Block {
         // SAFETY: head and body lie within the segment's mapping. Otherwise the block would not
         // have been noted.
         let at = unsafe { segment.at().add(offset).add(HEAD) };
-        Block { inner: Arc::new(Inner { at, len, segment, offset, kind, sent: AtomicBool::new(false) }) }
+        Block {
+            inner: Arc::new(Inner { at, len, segment, offset, kind, sent: AtomicBool::new(false) }),
+        }
     }
 
     fn head(&self) -> &BlockHead {
@@ -377,7 +384,10 @@ impl Block {
 
     /// Returns the first byte from `at` on that is aligned to `align`, which is at most a cache
     /// line.
-    #[expect(clippy::arithmetic_side_effects, reason = "of what lies before the elements: some kilobytes")]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "of what lies before the elements: some kilobytes"
+    )]
     #[inline]
     pub(crate) const fn aligned(at: usize, align: usize) -> usize {
         assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
@@ -432,7 +442,8 @@ impl Block {
         fits: impl Fn(usize) -> bool,
         lock: Option<&Block>,
     ) -> Result<Self, E> {
-        let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
+        let failed =
+            |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
         let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
         let segment = Segment::open(descriptor).map_err(|error| failed(&error))?;
         let fits = |kind, is: Access, len: usize| {
@@ -448,10 +459,12 @@ impl Block {
         kinds: &[Kind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, E> {
-        let failed = |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
+        let failed =
+            |error: &dyn fmt::Display| E::custom(format_args!("{}: {error}", kinds[0].name()));
         let descriptor = attachment::detach(place.index).map_err(|error| failed(&error))?;
-        let segment =
-            OwnFile::check(descriptor).and_then(Segment::open_named).map_err(|error| failed(&error))?;
+        let segment = OwnFile::check(descriptor)
+            .and_then(Segment::open_named)
+            .map_err(|error| failed(&error))?;
         let fits = |kind, _, len: usize| kinds.contains(&kind) && fits(len);
         Self::open(segment, place.offset, place.len, fits, None).map_err(|error| failed(&error))
     }
@@ -626,11 +639,13 @@ pub(crate) mod fuzzed {
                 }
             }
             for (index, one) in blocks.iter().enumerate() {
-                let (start, end) = (one.inner.offset, one.inner.offset.saturating_add(with_head(one.len())));
+                let (start, end) =
+                    (one.inner.offset, one.inner.offset.saturating_add(with_head(one.len())));
                 assert!(start >= LINE && end <= segment.len(), "within the memory");
                 let apart = |other: &Block| {
                     let from = other.inner.offset;
-                    let same = from == start && other.len() == one.len() && other.kind() == one.kind();
+                    let same =
+                        from == start && other.len() == one.len() && other.kind() == one.kind();
                     same || from >= end || from.saturating_add(with_head(other.len())) <= start
                 };
                 assert!(blocks[..index].iter().all(apart), "no two lie across each other");
@@ -704,7 +719,11 @@ mod tests {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         let why = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{}\n{said}{why}", output.status);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{}\n{said}{why}",
+            output.status
+        );
     }
 
     const KINDS: [Kind; 4] = [Kind::Value, Kind::RawValue, Kind::Array, Kind::RawArray];
@@ -743,7 +762,9 @@ mod tests {
             let anywhere = LINE + self.below(segment.len() / LINE - 2) * LINE;
             match near.is_empty() || self.below(4) == 0 {
                 true => anywhere,
-                false => (self.any(near) + self.below(3) * LINE).min(anywhere.max(segment.len() / 2)),
+                false => {
+                    (self.any(near) + self.below(3) * LINE).min(anywhere.max(segment.len() / 2))
+                }
             }
         }
     }
@@ -755,8 +776,8 @@ mod tests {
         for pair in held.windows(2) {
             let (one, other) = (pair[0], pair[1]);
             let same = (one.offset, one.len, one.kind) == (other.offset, other.len, other.kind);
-            let before =
-                one.segment.inode() != other.segment.inode() || one.offset + HEAD + one.len <= other.offset;
+            let before = one.segment.inode() != other.segment.inode()
+                || one.offset + HEAD + one.len <= other.offset;
             assert!(
                 same || before,
                 "{:?} of {} at {} and {:?} of {} at {}",
@@ -791,7 +812,8 @@ mod tests {
                         near.push(block.inner.offset);
                         let body = block.bytes(0, block.len());
                         // SAFETY: within the block, and nothing writes to it during the comparison.
-                        let body = unsafe { std::slice::from_raw_parts(body.as_ptr(), block.len()) };
+                        let body =
+                            unsafe { std::slice::from_raw_parts(body.as_ptr(), block.len()) };
                         assert!(body.iter().all(|byte| *byte == 0), "not zeroed");
                         held.push(block);
                     }
@@ -808,7 +830,13 @@ mod tests {
                     }
                     _ => {
                         let (offset, len) = (peer.place(&segment, &near), peer.any(&LENS));
-                        held.extend(Block::open(Arc::clone(&segment), offset as u64, len as u64, any, None));
+                        held.extend(Block::open(
+                            Arc::clone(&segment),
+                            offset as u64,
+                            len as u64,
+                            any,
+                            None,
+                        ));
                     }
                 }
                 assert_apart(&held);
@@ -845,11 +873,18 @@ mod tests {
                     let mut received = Vec::new();
                     for _ in 0..20_000 {
                         let offset = LINE + peer.below(segment.len() / LINE - 2) * LINE;
-                        received.extend(Block::open(Arc::clone(&segment), offset as u64, 40, any, None));
+                        received.extend(Block::open(
+                            Arc::clone(&segment),
+                            offset as u64,
+                            40,
+                            any,
+                            None,
+                        ));
                     }
                     received
                 });
-                let kept: Vec<_> = makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect();
+                let kept: Vec<_> =
+                    makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect();
                 (kept, forges.join().unwrap())
             });
             kept.extend(received);
@@ -885,7 +920,10 @@ mod tests {
             let made = Block::allocate(Kind::RawArray, 48).unwrap();
             send(&made);
             let offset = made.inner.offset;
-            assert!(!Arc::ptr_eq(&made.inner.segment, segment) || !made_up.contains(&offset), "{offset}");
+            assert!(
+                !Arc::ptr_eq(&made.inner.segment, segment) || !made_up.contains(&offset),
+                "{offset}"
+            );
         }
     }
 
@@ -895,7 +933,8 @@ mod tests {
         let named = Block::allocate_in(file(), Kind::Memory, 64).unwrap();
         let again = || Arc::new(named.descriptor().try_clone().unwrap());
         let by_name = |file| OwnFile::check(file).and_then(Segment::open_named);
-        rustix::fs::fchmod(named.descriptor(), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        rustix::fs::fchmod(named.descriptor(), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
         assert!(by_name(again()).is_ok());
         let error = Segment::open(again()).err().unwrap();
         assert!(error.to_string().contains("could shrink"), "{error}");
@@ -931,7 +970,10 @@ mod tests {
         };
         let error = open(file);
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert!(error.to_string().contains("another version of this library (layout 77."), "{error}");
+        assert!(
+            error.to_string().contains("another version of this library (layout 77."),
+            "{error}"
+        );
         let file = file::anonymous("x").unwrap();
         bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
         bytes[0] = b'x';

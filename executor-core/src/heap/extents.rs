@@ -41,7 +41,8 @@ pub(crate) struct Extents {
 impl Extents {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
         let file = file::anonymous(name).asked("shared memory (memfd_create)")?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL).asked("shared memory (fcntl)")?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)
+            .asked("shared memory (fcntl)")?;
         Ok(Extents { file: Arc::new(file) })
     }
 
@@ -88,7 +89,9 @@ impl Extents {
             // The process's limit for the size of files applies to a write by system call even
             // where the file is long enough already. It does not apply to a write through a
             // mapping.
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => self.write_mapped(at, bytes, error),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                self.write_mapped(at, bytes, error)
+            }
             other => other,
         }
     }
@@ -98,7 +101,8 @@ impl Extents {
     fn write_mapped(&self, at: u64, bytes: &[u8], too_large: io::Error) -> io::Result<()> {
         let whole = Self::whole(bytes.len() as u64);
         if !at.is_multiple_of(PAGE)
-            || at + whole > fstat(&self.file).asked("shared memory (fstat)")?.st_size.cast_unsigned()
+            || at + whole
+                > fstat(&self.file).asked("shared memory (fstat)")?.st_size.cast_unsigned()
         {
             return Err(too_large);
         }
@@ -106,7 +110,9 @@ impl Extents {
         // copy.
         self.allocate(at, whole)?;
         // Windows of at most `WINDOW_MAX`, so that no long mapping is needed.
-        for (at, bytes) in (at..).step_by(WINDOW_MAX as usize).zip(bytes.chunks(WINDOW_MAX as usize)) {
+        for (at, bytes) in
+            (at..).step_by(WINDOW_MAX as usize).zip(bytes.chunks(WINDOW_MAX as usize))
+        {
             self.window(at, Self::whole(bytes.len() as u64))?.write(0, bytes);
         }
         Ok(())
@@ -194,7 +200,8 @@ impl Window {
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: this creates a new mapping at an address that the kernel chooses.
         let at = unsafe { mmap(ptr::null_mut(), len, protection, flags, file, at)? };
-        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let at =
+            NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Window { at, words: len / 8 })
     }
 
@@ -224,14 +231,23 @@ impl Window {
     /// If the bytes reach beyond the window, as for [`word`](Self::word).
     #[inline]
     pub(crate) fn write(&self, index: usize, bytes: &[u8]) {
-        assert!(index <= self.words && bytes.len() <= (self.words - index) * 8, "beyond the window");
+        assert!(
+            index <= self.words && bytes.len() <= (self.words - index) * 8,
+            "beyond the window"
+        );
         // SAFETY: the bytes are within the mapping. There is no reference to them, and by the
         // protocol nobody reads them before they are published. A hostile process that garbles the
         // places can lead two threads of this process to the same bytes. Formally that is a data
         // race, of two copies through pointers, and no byte is looked at during the copies. A check
         // here could not detect it. Copying by atomic words would not help, because the same bytes
         // may be another thread's text.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(index).cast().as_ptr(), bytes.len()) }
+        unsafe {
+            ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.at.add(index).cast().as_ptr(),
+                bytes.len(),
+            )
+        }
     }
 
     /// Appends `len` bytes, starting at word `index`, to `out`.
@@ -249,7 +265,11 @@ impl Window {
         // and they are only looked at in `out`.
         unsafe {
             let end = out.as_mut_ptr().add(out.len());
-            ptr::copy_nonoverlapping(self.at.add(index).cast::<u8>().as_ptr().cast_const(), end, len);
+            ptr::copy_nonoverlapping(
+                self.at.add(index).cast::<u8>().as_ptr().cast_const(),
+                end,
+                len,
+            );
             out.set_len(out.len() + len);
         }
     }
@@ -292,7 +312,10 @@ mod tests {
         assert!(extents.punch(8192, 100_000), "again");
         assert!(!extents.punch(u64::MAX, 1));
         out.clear();
-        assert!(extents.read(8192, 10, &mut out).is_err(), "as many bytes are not in the whole file");
+        assert!(
+            extents.read(8192, 10, &mut out).is_err(),
+            "as many bytes are not in the whole file"
+        );
         extents.write(1 << 20, b"x", true).unwrap();
         extents.read(8192, 10, &mut out).unwrap();
         assert_eq!(out, [0; 10]);
@@ -337,13 +360,19 @@ mod tests {
         assert!(extents.read(0, 1, &mut Vec::new()).is_err());
         assert!(extents.read(u64::MAX, u64::MAX, &mut Vec::new()).is_err());
         extents.allocate(4096, 8192).unwrap();
-        for (at, len) in
-            [(4096, 0), (4096, 12_288), (4097, 4096), (4096, 100), (u64::MAX, 4096), (4096, u64::MAX)]
-        {
+        for (at, len) in [
+            (4096, 0),
+            (4096, 12_288),
+            (4097, 4096),
+            (4096, 100),
+            (u64::MAX, 4096),
+            (4096, u64::MAX),
+        ] {
             assert!(extents.window(at, len).is_err(), "{at} {len}");
         }
         let one = extents.window(4096, 8192).unwrap();
-        let other = Extents::open(Arc::clone(extents.descriptor())).unwrap().window(4096, 4096).unwrap();
+        let other =
+            Extents::open(Arc::clone(extents.descriptor())).unwrap().window(4096, 4096).unwrap();
         one.word(3).store(7, Ordering::Relaxed);
         assert_eq!((other.word(3).load(Ordering::Relaxed), one.words()), (7, 1024));
         one.write(10, b"hello");

@@ -54,7 +54,8 @@ const MAGIC: [u8; 8] = *b"\xb1exec\x1a\r\n";
 const VERSION: u32 = 1;
 /// Sizes that must not change without a change of `VERSION`. Two builds with different values here
 /// cannot share memory.
-const LAYOUT: u32 = (size_of::<Head>() | super::block::HEAD << 8 | super::block::BYTES_START << 16) as u32;
+const LAYOUT: u32 =
+    (size_of::<Head>() | super::block::HEAD << 8 | super::block::BYTES_START << 16) as u32;
 
 /// The head at the beginning of each file.
 #[repr(C, align(64))]
@@ -126,8 +127,10 @@ impl Mapping {
     fn new(descriptor: &OwnedFd, len: usize) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: this creates a new mapping at an address that the kernel chooses.
-        let at = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, descriptor, 0)? };
-        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let at =
+            unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, descriptor, 0)? };
+        let at =
+            NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Mapping { at, len })
     }
 }
@@ -176,7 +179,8 @@ impl Segment {
             .checked_add(LINE)
             .and_then(|len| len.checked_next_multiple_of(PAGE))
             .ok_or_else(too_large)?;
-        if i64::try_from(len).is_err() || isize::try_from(len).is_err() || !has_room_for(len as u64) {
+        if i64::try_from(len).is_err() || isize::try_from(len).is_err() || !has_room_for(len as u64)
+        {
             return Err(too_large());
         }
         // Allocate all memory now, so that a lack of memory is an error here. Otherwise a later
@@ -236,7 +240,8 @@ impl Segment {
         if head.magic.load(Ordering::Relaxed) != u64::from_ne_bytes(MAGIC) {
             return Err(invalid("no memory of this library"));
         }
-        let (version, layout) = (head.version.load(Ordering::Relaxed), head.layout.load(Ordering::Relaxed));
+        let (version, layout) =
+            (head.version.load(Ordering::Relaxed), head.layout.load(Ordering::Relaxed));
         if (version, layout) != (VERSION, LAYOUT) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -269,7 +274,15 @@ impl Segment {
         // SAFETY: the mapping is dropped after `liveness`.
         let liveness = unsafe { Liveness::new(Arc::clone(&descriptor), users)? };
         let blocks = Mutex::default();
-        Ok(Arc::new(Segment { descriptor, inode, origin: Origin::here(), blocks, sealed, liveness, mapping }))
+        Ok(Arc::new(Segment {
+            descriptor,
+            inode,
+            origin: Origin::here(),
+            blocks,
+            sealed,
+            liveness,
+            mapping,
+        }))
     }
 
     fn head(&self) -> &Head {
@@ -315,7 +328,13 @@ impl Segment {
     /// Returns `false` if the block is not within the file, or if any noted block overlaps it. This
     /// includes a block that looks the same, because a peer may have made up a handle of the block
     /// that was to be allocated next.
-    pub(crate) fn note_new(&self, offset: usize, len: usize, tag: u128, clear: impl FnOnce()) -> bool {
+    pub(crate) fn note_new(
+        &self,
+        offset: usize,
+        len: usize,
+        tag: u128,
+        clear: impl FnOnce(),
+    ) -> bool {
         if !self.is_within(offset, len) {
             return false;
         }
@@ -392,7 +411,10 @@ fn is_free(blocks: &BTreeMap<usize, Noted>, offset: usize, len: usize) -> bool {
     let end = offset.saturating_add(len);
     // Noted blocks do not overlap. So of those that begin before `end`, the last one also ends
     // last.
-    blocks.range(..end).next_back().is_none_or(|(other, noted)| other.saturating_add(noted.len) <= offset)
+    blocks
+        .range(..end)
+        .next_back()
+        .is_none_or(|(other, noted)| other.saturating_add(noted.len) <= offset)
 }
 
 /// A file that only this user and root can open for writing.

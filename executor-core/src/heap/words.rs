@@ -11,8 +11,8 @@ use std::{
     mem::MaybeUninit,
     ptr::NonNull,
     sync::atomic::{
-        AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32, AtomicU64,
-        AtomicUsize, Ordering,
+        AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32,
+        AtomicU64, AtomicUsize, Ordering,
     },
 };
 
@@ -239,7 +239,11 @@ mod tests {
             store(at, &values[4]);
             assert_eq!(load::<T>(at), values[4]);
         }
-        assert_eq!(memory[7].load(Ordering::Relaxed), u64::from_ne_bytes([7; 8]), "what is behind stays");
+        assert_eq!(
+            memory[7].load(Ordering::Relaxed),
+            u64::from_ne_bytes([7; 8]),
+            "what is behind stays"
+        );
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl FromStr for Address {
         if text.starts_with(['/', '.']) {
             return Ok(Address::Unix(text.into()));
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("it has no port, and is no path"))?;
+        let (host, port) =
+            text.rsplit_once(':').ok_or_else(|| wrong("it has no port, and is no path"))?;
         let port = port.parse().map_err(|_| wrong("its port is no number up to 65535"))?;
         let host = match host.strip_prefix('[') {
             Some(host) => host.strip_suffix(']').ok_or_else(|| wrong("a bracket is missing"))?,
@@ -124,8 +125,17 @@ mod tests {
 
     #[test]
     fn other_forms_are_errors() {
-        for text in ["", "name", "::1:80", "[::1:80", ":80", "host:", "host:65536", "host:-1", r"\\.\pipe\x"]
-        {
+        for text in [
+            "",
+            "name",
+            "::1:80",
+            "[::1:80",
+            ":80",
+            "host:",
+            "host:65536",
+            "host:-1",
+            r"\\.\pipe\x",
+        ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("host:port"), "{error}");
         }

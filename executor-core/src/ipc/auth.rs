@@ -193,7 +193,8 @@ impl Listening {
                 let Some((client, digest)) = nonce_and_digest(said) else { return OUT_OF_TURN };
                 match key.digest(Side::Client, &nonce, client).verify_slice(digest) {
                     Ok(()) => {
-                        let welcome = key.digest(Side::Listener, &nonce, client).finalize().into_bytes();
+                        let welcome =
+                            key.digest(Side::Listener, &nonce, client).finalize().into_bytes();
                         Step::SayAndBelieve(Kind::Welcome, welcome.to_vec())
                     }
                     Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
@@ -236,7 +237,9 @@ impl Asking {
                     Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
                 }
             }
-            (Asking::Answered { .. }, Kind::Refused) => Step::SayAndFail(Kind::Refused, AuthError::Refused),
+            (Asking::Answered { .. }, Kind::Refused) => {
+                Step::SayAndFail(Kind::Refused, AuthError::Refused)
+            }
             _ => OUT_OF_TURN,
         })
     }
@@ -253,11 +256,15 @@ mod tests {
     use super::*;
 
     /// Runs a handshake. Returns the result of each side.
-    fn meet(listener: &AuthKey, client: &AuthKey) -> (Result<(), AuthError>, Result<(), AuthError>) {
+    fn meet(
+        listener: &AuthKey,
+        client: &AuthKey,
+    ) -> (Result<(), AuthError>, Result<(), AuthError>) {
         let (mut listening, challenge) = Listening::begin().unwrap();
         let (mut asking, hello) = Asking::begin();
         assert_eq!(listening.hear(listener, hello.0, &hello.1), Step::Listen);
-        let Step::Say(kind, answer) = asking.hear(client, challenge.0, &challenge.1).unwrap() else {
+        let Step::Say(kind, answer) = asking.hear(client, challenge.0, &challenge.1).unwrap()
+        else {
             panic!()
         };
         match listening.hear(listener, kind, &answer) {
@@ -266,7 +273,9 @@ mod tests {
                 (Ok(()), Ok(()))
             }
             Step::SayAndFail(kind, error) => {
-                let Step::SayAndFail(_, other) = asking.hear(client, kind, &[]).unwrap() else { panic!() };
+                let Step::SayAndFail(_, other) = asking.hear(client, kind, &[]).unwrap() else {
+                    panic!()
+                };
                 (Err(error), Err(other))
             }
             _ => panic!(),
@@ -296,7 +305,9 @@ mod tests {
         let (mut listening, challenge) = greeted();
         let answered = || {
             let (mut asking, _) = Asking::begin();
-            let Ok(Step::Say(_, answer)) = asking.hear(&key, challenge.0, &challenge.1) else { panic!() };
+            let Ok(Step::Say(_, answer)) = asking.hear(&key, challenge.0, &challenge.1) else {
+                panic!()
+            };
             (asking, answer)
         };
         // The client's own digest, in the place of the listener's.
@@ -327,7 +338,9 @@ mod tests {
         ] {
             assert_eq!(greeted().0.hear(&key, kind, said), OUT_OF_TURN, "{kind:?}");
         }
-        for (kind, said) in [(Kind::Challenge, &[0; 31][..]), (Kind::Welcome, &[0; 32]), (Kind::Bytes, &[])] {
+        for (kind, said) in
+            [(Kind::Challenge, &[0; 31][..]), (Kind::Welcome, &[0; 32]), (Kind::Bytes, &[])]
+        {
             assert_eq!(Asking::Begun.hear(&key, kind, said).unwrap(), OUT_OF_TURN, "{kind:?}");
         }
     }
@@ -373,7 +386,8 @@ mod tests {
             // in.
             let mut honest = vec![hello, challenge];
             for _ in 0..4 {
-                let pick = |random: &mut Sequence, honest: &[(Kind, Vec<u8>)]| match random.below(4) {
+                let pick = |random: &mut Sequence, honest: &[(Kind, Vec<u8>)]| match random.below(4)
+                {
                     0 => {
                         let kind = KINDS[random.below(KINDS.len())];
                         let len = [0, 1, 31, 32, 33, 63, 64, 65][random.below(8)];
@@ -388,7 +402,9 @@ mod tests {
                 assert!(after < before || before == 0, "{kind:?} {step:?}");
                 match step {
                     Step::Listen => assert!(after > 0),
-                    Step::Say(..) | Step::Believe => panic!("a listener has one thing to say: {step:?}"),
+                    Step::Say(..) | Step::Believe => {
+                        panic!("a listener has one thing to say: {step:?}")
+                    }
                     Step::SayAndBelieve(kind, said) => {
                         assert_eq!(after, 0);
                         believed += 1;

@@ -124,7 +124,9 @@ impl Received {
     pub(super) fn into_user_bytes(self) -> Result<Vec<u8>, RecvError> {
         match self.kind {
             Kind::Bytes => Ok(self.into_bytes()),
-            Kind::Value => Err(RecvError::Decode("a value was sent, and bytes were asked for".to_owned())),
+            Kind::Value => {
+                Err(RecvError::Decode("a value was sent, and bytes were asked for".to_owned()))
+            }
             other => Err(unexpected(other)),
         }
     }
@@ -134,7 +136,9 @@ impl Received {
         match self.kind {
             Kind::Value => {}
             Kind::Bytes => {
-                return Err(RecvError::Decode("bytes were sent, and a value was asked for".to_owned()));
+                return Err(RecvError::Decode(
+                    "bytes were sent, and a value was asked for".to_owned(),
+                ));
             }
             other => return Err(unexpected(other)),
         }
@@ -334,7 +338,12 @@ impl Endpoint {
 
     /// Receives one message of at most `max` bytes. Waits until the deadline if `wait` is set.
     /// Returns [`RecvError::Empty`] if no message came.
-    pub(super) fn receive(&self, max: u64, deadline: Deadline, wait: bool) -> Result<Received, RecvError> {
+    pub(super) fn receive(
+        &self,
+        max: u64,
+        deadline: Deadline,
+        wait: bool,
+    ) -> Result<Received, RecvError> {
         let mut packet = Packet::take();
         let mut spun = false;
         loop {
@@ -367,7 +376,10 @@ impl Endpoint {
     /// Looks for input for a moment before sleeping, if that has paid off so far.
     fn spin(&self) -> bool {
         let look = || {
-            matches!(wait_for(self.socket.as_fd(), PollFlags::IN, Some(std::time::Instant::now())), Ok(true))
+            matches!(
+                wait_for(self.socket.as_fd(), PollFlags::IN, Some(std::time::Instant::now())),
+                Ok(true)
+            )
         };
         match self.incoming.try_lock() {
             Ok(mut incoming) => incoming.spin.wait(u32::MAX, look),
@@ -409,11 +421,16 @@ impl Endpoint {
                 // Packets are read whole. On a stream, do not read into the next message.
                 let room = match self.packets {
                     true => packet.0.len(),
-                    false => packet.0.len().min(usize::try_from(assembler.wanted()).unwrap_or(usize::MAX)),
+                    false => packet
+                        .0
+                        .len()
+                        .min(usize::try_from(assembler.wanted()).unwrap_or(usize::MAX)),
                 };
                 let (len, descriptors) = match recv_short_now(&self.socket, &mut packet.0[..room]) {
                     Ok(came) => came,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Attempt::NotYet),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Attempt::NotYet);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
                     Err(error) => return Err(error.into()),
                 };
@@ -476,7 +493,9 @@ impl Endpoint {
                 Attempt::NotYet => false,
                 Attempt::Again => true,
             };
-            if has_passed(deadline) || !more && !wait_for(self.socket.as_fd(), PollFlags::OUT, deadline)? {
+            if has_passed(deadline)
+                || !more && !wait_for(self.socket.as_fd(), PollFlags::OUT, deadline)?
+            {
                 return Err(SendError::Io(io::ErrorKind::TimedOut.into()));
             }
         }
@@ -516,7 +535,9 @@ impl Endpoint {
         // This message was begun by an earlier attempt, and another sender may have sent its rest.
         if let Some(ticket) = *ticket {
             if outgoing.given_up == ticket {
-                return Err(SendError::Io(io::Error::other("the system refused a part of the message")));
+                return Err(SendError::Io(io::Error::other(
+                    "the system refused a part of the message",
+                )));
             }
             let sent = outgoing.rest.is_none() || outgoing.begun != ticket;
             return Ok(if sent { Attempt::Done(()) } else { not_all });
@@ -546,8 +567,8 @@ impl Endpoint {
             return Err(SendError::Closed);
         }
         let len = what.bytes().len() as u64;
-        let descriptors =
-            u8::try_from(attachments.len()).map_err(|error| SendError::Encode(error.to_string()))?;
+        let descriptors = u8::try_from(attachments.len())
+            .map_err(|error| SendError::Encode(error.to_string()))?;
         let head = Head { kind, descriptors, number: part_number(outgoing.begun), len };
         let mut progress = Progress { head, at: 0, begun: false };
         let pushed = self.push(&mut progress, what.bytes(), 0, attachments);
@@ -622,9 +643,12 @@ impl Endpoint {
             }
             // On packets, each part after the first has a head of its own, with its offset.
             let head = match (self.packets, progress.begun) {
-                (true, true) => {
-                    Head { kind: Kind::More, descriptors: 0, len: progress.at as u64, ..progress.head }
-                }
+                (true, true) => Head {
+                    kind: Kind::More,
+                    descriptors: 0,
+                    len: progress.at as u64,
+                    ..progress.head
+                },
                 _ => progress.head,
             };
             let head = head.to_bytes();
@@ -633,13 +657,19 @@ impl Endpoint {
                 // The descriptors are sent with the first packet only.
                 let part = &left[..left.len().min(PART_BYTES)];
                 let descriptors = if progress.begun { &[][..] } else { &descriptors };
-                send_parts_now(&self.socket, &[IoSlice::new(&head), IoSlice::new(part)], descriptors)
-                    .map(|_| part.len())
+                send_parts_now(
+                    &self.socket,
+                    &[IoSlice::new(&head), IoSlice::new(part)],
+                    descriptors,
+                )
+                .map(|_| part.len())
             // On a stream, the head comes first and may itself be sent in pieces.
             } else {
                 let body = progress.at.saturating_sub(HEAD_BYTES).saturating_sub(from);
-                let parts =
-                    [IoSlice::new(&head[progress.at.min(HEAD_BYTES)..]), IoSlice::new(&bytes[body..])];
+                let parts = [
+                    IoSlice::new(&head[progress.at.min(HEAD_BYTES)..]),
+                    IoSlice::new(&bytes[body..]),
+                ];
                 send_parts_now(&self.socket, &parts, &[])
             };
             match sent {

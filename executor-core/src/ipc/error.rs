@@ -55,7 +55,10 @@ crate::debug::debug_is_display!(RecvError, SendError);
 impl RecvError {
     /// Whether nothing more can be received after this error.
     pub fn is_end(&self) -> bool {
-        matches!(self, RecvError::Closed | RecvError::Truncated | RecvError::Invalid(_) | RecvError::Io(_))
+        matches!(
+            self,
+            RecvError::Closed | RecvError::Truncated | RecvError::Invalid(_) | RecvError::Io(_)
+        )
     }
 }
 

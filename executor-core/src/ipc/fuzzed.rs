@@ -43,13 +43,16 @@ pub(crate) fn message(data: &[u8]) {
             };
             match came {
                 Ok(Arrival::Complete(message)) => {
-                    let len =
-                        message.bytes.map_or(taken.len().saturating_sub(HEAD_BYTES), |bytes| bytes.len());
+                    let len = message
+                        .bytes
+                        .map_or(taken.len().saturating_sub(HEAD_BYTES), |bytes| bytes.len());
                     assert!(len <= arrived, "more came out than went in");
                     assert!(len as u64 <= max || assembler.announced().is_none());
                     assert!(!assembler.has_begun(), "nothing of it is left");
                 }
-                Ok(Arrival::More) => assert!(!assembler.is_complete(), "one that is whole is given out"),
+                Ok(Arrival::More) => {
+                    assert!(!assembler.is_complete(), "one that is whole is given out")
+                }
                 Ok(Arrival::TooLong(len)) => {
                     assert!(len > max);
                     // The message is kept for a reader with a higher limit.
@@ -85,7 +88,8 @@ pub(crate) fn handshake(data: &[u8]) {
     let (mut heard, mut asked) = (0, 0);
     let (mut over, mut done) = (false, false);
     while !(input.is_empty() || over && done) {
-        let kinds = [Kind::Hello, Kind::Challenge, Kind::Answer, Kind::Welcome, Kind::Refused, Kind::Value];
+        let kinds =
+            [Kind::Hello, Kind::Challenge, Kind::Answer, Kind::Welcome, Kind::Refused, Kind::Value];
         let kind = kinds[usize::from(input.u8()) % kinds.len()];
         let len = usize::from(input.u8()).min(LEN_MAX as usize + 1);
         let said = input.bytes(len);

@@ -38,8 +38,8 @@ use rustix::{
     fs::{FileType, FlockOperation, Mode, OFlags, flock, lstat, open, unlink},
     io::Errno,
     net::{
-        AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind,
-        connect, listen, socket_with, sockopt,
+        AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with,
+        bind, connect, listen, socket_with, sockopt,
     },
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -55,7 +55,9 @@ use super::{
     endpoint::{Endpoint, Outgoings, Received},
     error::{RecvError, SendError},
     message::Kind,
-    readiness::{Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for},
+    readiness::{
+        Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for,
+    },
 };
 use crate::os::{fork::Origin, random, socket::retry, wake::Bell};
 
@@ -232,7 +234,8 @@ impl Listener {
             }
             Address::Abstract(name) => {
                 let name = match name.is_empty() {
-                    true => format!("executor-{:032x}", u128::from_ne_bytes(random::bytes()?)).into_bytes(),
+                    true => format!("executor-{:032x}", u128::from_ne_bytes(random::bytes()?))
+                        .into_bytes(),
                     false => name.clone(),
                 };
                 let socket = unix_socket(SocketFlags::NONBLOCK)?;
@@ -247,8 +250,10 @@ impl Listener {
         };
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = Bell::new()?;
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
         for one in [socket.as_fd(), timer.as_fd(), bell.as_fd()] {
             epoll::add(&set, one, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         }
@@ -348,8 +353,10 @@ impl Listener {
                     Err(AcceptError::Io(_)) => {
                         // Pause before the next attempt. The pause ends at once if the listener is
                         // closed.
-                        let bell = rustix::event::PollFd::new(&self.bell, rustix::event::PollFlags::IN);
-                        let _ = poll_until(&mut [bell], deadline_in(Some(Duration::from_millis(50))));
+                        let bell =
+                            rustix::event::PollFd::new(&self.bell, rustix::event::PollFlags::IN);
+                        let _ =
+                            poll_until(&mut [bell], deadline_in(Some(Duration::from_millis(50))));
                     }
                     Err(_) => {}
                 }
@@ -427,7 +434,8 @@ impl Listener {
             if came == HANDSHAKES_MAX {
                 return Ok(Turn::Again);
             }
-            let (socket, peer) = match retry(|| acceptfrom_with(&self.socket, SocketFlags::CLOEXEC)) {
+            let (socket, peer) = match retry(|| acceptfrom_with(&self.socket, SocketFlags::CLOEXEC))
+            {
                 Ok(client) => client,
                 Err(Errno::AGAIN) => break,
                 // The client has gone away already.
@@ -457,8 +465,13 @@ impl Listener {
             if say(&end, kind, &said).is_err() {
                 return Err(AcceptError::Refused { peer, error: AuthError::Closed });
             }
-            epoll::add(&self.set, end.socket(), epoll::EventData::new_u64(0), epoll::EventFlags::IN)
-                .map_err(io::Error::from)?;
+            epoll::add(
+                &self.set,
+                end.socket(),
+                epoll::EventData::new_u64(0),
+                epoll::EventFlags::IN,
+            )
+            .map_err(io::Error::from)?;
             // A limit that the clock cannot represent becomes a very late deadline.
             let deadline = now.checked_add(self.limit).unwrap_or(now + FOREVER);
             clients.handshakes.push(Handshake { end, peer, state, deadline });
@@ -567,7 +580,10 @@ impl Client {
     ///
     /// # Errors
     /// If there is no listener at this address, or the keys differ.
-    pub fn connect<S, R>(address: &Address, key: Option<&AuthKey>) -> Result<Connection<S, R>, ConnectError> {
+    pub fn connect<S, R>(
+        address: &Address,
+        key: Option<&AuthKey>,
+    ) -> Result<Connection<S, R>, ConnectError> {
         Self::connect_until(address, key, None)
     }
 
@@ -590,9 +606,9 @@ impl Client {
     ) -> Result<Connection<S, R>, ConnectError> {
         let connected = match address {
             Address::Tcp(host, port) => connect_tcp(host, *port, deadline),
-            Address::Unix(path) => {
-                SocketAddrUnix::new(path).map_err(Into::into).and_then(|at| connect_unix(&at, deadline))
-            }
+            Address::Unix(path) => SocketAddrUnix::new(path)
+                .map_err(Into::into)
+                .and_then(|at| connect_unix(&at, deadline)),
             Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name)
                 .map_err(Into::into)
                 .and_then(|at| connect_unix(&at, deadline)),
@@ -613,7 +629,8 @@ fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Result<(), Auth
     let (mut state, (kind, said)) = Asking::begin();
     say(end, kind, &said).map_err(|_| AuthError::Closed)?;
     loop {
-        let heard: Received = end.receive(LEN_MAX, deadline, true).map_err(|error| not_heard(&error))?;
+        let heard: Received =
+            end.receive(LEN_MAX, deadline, true).map_err(|error| not_heard(&error))?;
         // The listener is now calling `accept`, and a listener that accepts answers at once. So a
         // time limit applies from here on, even if the caller gave none.
         deadline = deadline.into_iter().chain(deadline_in(Some(HANDSHAKE_LIMIT))).min();
@@ -678,8 +695,10 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<(OwnedFd, Address)> {
 /// binds a path with this function.
 fn bind_path(path: &Path) -> io::Result<(OwnedFd, File)> {
     let address = SocketAddrUnix::new(path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
     let locked = folder.as_ref().is_some_and(lock_folder);
     let socket = unix_socket(SocketFlags::NONBLOCK)?;
     match bind(&socket, &address) {
@@ -708,8 +727,10 @@ fn lock_folder(folder: &OwnedFd) -> bool {
 
 fn is_left_behind(path: &Path, address: &SocketAddrUnix) -> bool {
     // Check the type of the file as well: connecting to any other kind of file is refused too.
-    let is_socket = lstat(path).is_ok_and(|now| FileType::from_raw_mode(now.st_mode) == FileType::Socket);
-    let probe = || -> io::Result<()> { Ok(connect(&unix_socket(SocketFlags::NONBLOCK)?, address)?) };
+    let is_socket =
+        lstat(path).is_ok_and(|now| FileType::from_raw_mode(now.st_mode) == FileType::Socket);
+    let probe =
+        || -> io::Result<()> { Ok(connect(&unix_socket(SocketFlags::NONBLOCK)?, address)?) };
     is_socket && probe().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 

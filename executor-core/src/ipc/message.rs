@@ -131,7 +131,8 @@ impl Partial {
         let room = self.bytes.capacity() - self.bytes.len();
         if room < bytes.len() {
             let wanted = self.bytes.len().max(PART_BYTES).max(bytes.len());
-            self.bytes.reserve_exact(usize::try_from(self.missing()).unwrap_or(usize::MAX).min(wanted));
+            self.bytes
+                .reserve_exact(usize::try_from(self.missing()).unwrap_or(usize::MAX).min(wanted));
         }
         self.bytes.extend_from_slice(bytes);
     }
@@ -285,7 +286,9 @@ mod tests {
     #[test]
     fn messages_come_together_from_packets() {
         let mut assembler = Assembler::default();
-        for len in [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES, 3 * PART_BYTES + 7] {
+        for len in
+            [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES, 3 * PART_BYTES + 7]
+        {
             let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
             assert!(all(&mut assembler, &packets(9, &bytes)).unwrap() == bytes, "{len}");
             assert!(!assembler.has_begun());
@@ -312,10 +315,12 @@ mod tests {
         let head = Head { kind: Kind::Value, descriptors: 0, number: 0, len: 1000 };
         let stream = [&head.to_bytes(), &bytes[..], &Head { len: 0, ..head }.to_bytes()].concat();
         for piece in [1, 3, 16, 17, 999] {
-            let (mut assembler, mut messages, mut rest) = (Assembler::default(), Vec::new(), &stream[..]);
+            let (mut assembler, mut messages, mut rest) =
+                (Assembler::default(), Vec::new(), &stream[..]);
             while !rest.is_empty() {
                 let len = piece.min(assembler.wanted() as usize).min(rest.len());
-                if let Arrival::Complete(message) = assembler.bytes(&rest[..len], u64::MAX).unwrap() {
+                if let Arrival::Complete(message) = assembler.bytes(&rest[..len], u64::MAX).unwrap()
+                {
                     messages.push(message.bytes.unwrap());
                 }
                 rest = &rest[len..];

@@ -76,7 +76,12 @@ pub fn wait_any(descriptors: &[&dyn AsFd], limit: Option<Duration>) -> io::Resul
     let mut polled: Vec<PollFd<'_>> =
         borrowed.iter().map(|one| PollFd::from_borrowed_fd(*one, PollFlags::IN)).collect();
     poll_until(&mut polled, deadline)?;
-    Ok(polled.iter().enumerate().filter(|(_, one)| !one.revents().is_empty()).map(|(at, _)| at).collect())
+    Ok(polled
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| !one.revents().is_empty())
+        .map(|(at, _)| at)
+        .collect())
 }
 
 /// Polls until a descriptor is ready or the deadline has passed. Returns the number of ready ones.
@@ -92,7 +97,11 @@ pub(super) fn poll_until(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::R
 }
 
 /// Waits for one descriptor. Returns `false` if the deadline has passed.
-pub(super) fn wait_for(descriptor: BorrowedFd<'_>, flags: PollFlags, deadline: Deadline) -> io::Result<bool> {
+pub(super) fn wait_for(
+    descriptor: BorrowedFd<'_>,
+    flags: PollFlags,
+    deadline: Deadline,
+) -> io::Result<bool> {
     Ok(poll_until(&mut [PollFd::from_borrowed_fd(descriptor, flags)], deadline)? > 0)
 }
 

@@ -89,16 +89,20 @@ impl<T: AsFd> AsFd for Transfer<T> {
 
 impl<T: AsFd> Serialize for Transfer<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let failed = |error: &dyn fmt::Display| ser::Error::custom(format_args!("a Transfer: {error}"));
+        let failed =
+            |error: &dyn fmt::Display| ser::Error::custom(format_args!("a Transfer: {error}"));
         // Send a duplicate, so that the sender's value stays usable.
         let own = self.0.as_fd().try_clone_to_owned().map_err(|error| failed(&error))?;
-        attachment::attach::<S>(&Arc::new(own)).map_err(|error| failed(&error))?.serialize(serializer)
+        attachment::attach::<S>(&Arc::new(own))
+            .map_err(|error| failed(&error))?
+            .serialize(serializer)
     }
 }
 
 impl<'de, T: From<OwnedFd>> Deserialize<'de> for Transfer<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a Transfer: {error}"));
+        let failed =
+            |error: &dyn fmt::Display| de::Error::custom(format_args!("a Transfer: {error}"));
         let index = u8::deserialize(deserializer)?;
         let descriptor = attachment::detach(index).map_err(|error| failed(&error))?;
         // Take over the descriptor if nothing else holds it. Otherwise the message it came with

@@ -96,7 +96,10 @@ impl Arena {
 
     /// Maps the first `len` bytes of segment `number`.
     pub(crate) fn map(&self, number: u8, len: usize, access: Access) -> io::Result<Mapping> {
-        assert!(usize::from(number) < SEGMENTS && len <= SEGMENT_BYTES_MAX, "a segment that there is not");
+        assert!(
+            usize::from(number) < SEGMENTS && len <= SEGMENT_BYTES_MAX,
+            "a segment that there is not"
+        );
         if inode(&self.file)? != self.inode {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
@@ -151,7 +154,8 @@ impl Mapping {
         };
         let len = len.max(1).next_multiple_of(PAGE_BYTES);
         // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
-        let at = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset)? };
+        let at =
+            unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset)? };
         Ok(Mapping { at: NonNull::new(at.cast()).ok_or_else(at_zero)?, len })
     }
 
@@ -180,10 +184,14 @@ impl Mapping {
             return Ok(());
         }
         // SAFETY: within the mapping. Populating changes no byte.
-        match unsafe { madvise(self.at.as_ptr().add(from).cast(), to - from, Advice::LinuxPopulateWrite) } {
-            Err(error @ (rustix::io::Errno::NOMEM | rustix::io::Errno::FAULT | rustix::io::Errno::NOSPC)) => {
-                Err(error.into())
-            }
+        match unsafe {
+            madvise(self.at.as_ptr().add(from).cast(), to - from, Advice::LinuxPopulateWrite)
+        } {
+            Err(
+                error @ (rustix::io::Errno::NOMEM
+                | rustix::io::Errno::FAULT
+                | rustix::io::Errno::NOSPC),
+            ) => Err(error.into()),
             _ => Ok(()),
         }
     }
@@ -220,12 +228,14 @@ pub(crate) fn vec_to_fill(len: usize) -> io::Result<Vec<u8>> {
     if len >= HUGE_FROM {
         // The advice takes whole pages, so leave out the partial ones at both ends.
         let spare: &mut [MaybeUninit<u8>] = vec.spare_capacity_mut();
-        let start = (spare.as_mut_ptr() as usize).next_multiple_of(PAGE_BYTES) - spare.as_ptr() as usize;
+        let start =
+            (spare.as_mut_ptr() as usize).next_multiple_of(PAGE_BYTES) - spare.as_ptr() as usize;
         let len = (spare.len() - start) / PAGE_BYTES * PAGE_BYTES;
         // SAFETY: these are whole pages of memory that the vector owns and does not use yet. The
         // advice changes no byte. If it is refused (by a kernel without huge pages), nothing
         // changes.
-        let _ = unsafe { madvise(spare.as_mut_ptr().add(start).cast(), len, Advice::LinuxHugepage) };
+        let _ =
+            unsafe { madvise(spare.as_mut_ptr().add(start).cast(), len, Advice::LinuxHugepage) };
     }
     Ok(vec)
 }

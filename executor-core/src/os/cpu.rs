@@ -96,7 +96,8 @@ fn quota(files: &impl Files) -> Option<usize> {
         };
         let (root, point) = mounts.lines().find_map(|mount| version.mounted(mount))?;
         // In a container the path may begin with the mounted root, or lead out of it.
-        let below = path.strip_prefix(root).filter(|_| root != "/").unwrap_or(path).trim_matches('/');
+        let below =
+            path.strip_prefix(root).filter(|_| root != "/").unwrap_or(path).trim_matches('/');
         let below = if below.split('/').any(|part| part == "..") { "" } else { below };
         let parts: Vec<_> = below.split('/').filter(|part| !part.is_empty()).collect();
         let of = |depth: usize| {
@@ -184,7 +185,8 @@ mod tests {
         }
     }
 
-    const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V2: &str =
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
     const V1: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
 
@@ -213,8 +215,10 @@ mod tests {
 
     #[test]
     fn the_smallest_quota_of_the_groups_above_counts() {
-        let limits =
-            [("/sys/fs/cgroup/a/cpu.max", "250000 100000"), ("/sys/fs/cgroup/a/b/cpu.max", "max 100000")];
+        let limits = [
+            ("/sys/fs/cgroup/a/cpu.max", "250000 100000"),
+            ("/sys/fs/cgroup/a/b/cpu.max", "max 100000"),
+        ];
         assert_eq!(v2("0::/a/b\n", &limits), Some(3));
         assert_eq!(v2("0::/\n", &limits), None);
         // In a container's own namespace the path may lead out of the mounted part.

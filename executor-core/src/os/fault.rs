@@ -26,7 +26,8 @@ static NOTE: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
 /// The process that watches its stack. A fork of it shares the page, but its faults must not be
 /// recorded there.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
-static PREVIOUS: [AtomicUsize; 2] = [AtomicUsize::new(libc::SIG_DFL), AtomicUsize::new(libc::SIG_DFL)];
+static PREVIOUS: [AtomicUsize; 2] =
+    [AtomicUsize::new(libc::SIG_DFL), AtomicUsize::new(libc::SIG_DFL)];
 
 fn slot(signal: libc::c_int) -> &'static AtomicUsize {
     &PREVIOUS[usize::from(signal == libc::SIGBUS)]
@@ -75,7 +76,8 @@ fn ensure_alternate_stack() {
     }
     // Never freed: it is needed as long as the thread, which lives as long as the process.
     let memory = Box::leak(vec![0_u8; ALTERNATE_STACK_BYTES].into_boxed_slice());
-    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
+    let stack =
+        libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
     // SAFETY: nothing else uses the memory, and it is never freed.
     unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
 }
@@ -97,7 +99,11 @@ fn install(signal: libc::c_int) {
     }
 }
 
-extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_fault(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     // SAFETY: the kernel passes a valid `siginfo_t` to a SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     if code <= 0 {

@@ -85,7 +85,9 @@ pub(crate) fn punch(file: impl AsFd, at: u64, len: u64) -> io::Result<()> {
 pub(crate) fn write_at(file: impl AsFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     let end = at.saturating_add(bytes.len() as u64);
     while !bytes.is_empty() {
-        match retry(|| unsignalled(|| pwrite(&file, bytes, at))).map_err(|error| refused(error, end))? {
+        match retry(|| unsignalled(|| pwrite(&file, bytes, at)))
+            .map_err(|error| refused(error, end))?
+        {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             n => {
                 at += n as u64;
@@ -143,7 +145,9 @@ fn refused(error: Errno, len: u64) -> io::Error {
             "a file of {len} bytes for shared memory was refused: the limit on file sizes is {limit} bytes for this process \
              (RLIMIT_FSIZE; raise it, as by `ulimit -f unlimited`)"
         ),
-        _ => format!("a file of {len} bytes for shared memory was refused: the system makes none as long"),
+        _ => format!(
+            "a file of {len} bytes for shared memory was refused: the system makes none as long"
+        ),
     };
     io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
@@ -221,7 +225,8 @@ fn is_pending() -> bool {
     // SAFETY: `sigpending` fills the set, which is read only if the call succeeded.
     unsafe {
         libc::sigemptyset(pending.as_mut_ptr());
-        libc::sigpending(pending.as_mut_ptr()) == 0 && libc::sigismember(pending.as_ptr(), libc::SIGXFSZ) == 1
+        libc::sigpending(pending.as_mut_ptr()) == 0
+            && libc::sigismember(pending.as_ptr(), libc::SIGXFSZ) == 1
     }
 }
 

@@ -142,7 +142,8 @@ fn register() {
         // SAFETY: the handlers only change atomics and close descriptors, which is allowed between
         // fork and exec. `before` waits for other threads, and these need nothing that this thread
         // holds.
-        let refused = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+        let refused =
+            unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if refused != 0 {
             // The system has no memory for one list entry. Forks then go unnoticed, as without this
             // module.
@@ -218,7 +219,8 @@ impl<T: Send + Sync> PerProcess<T> {
             {
                 return &made.value;
             }
-            let new = Box::into_raw(Box::new(Made { origin: Origin::here(), value: (self.make)() }));
+            let new =
+                Box::into_raw(Box::new(Made { origin: Origin::here(), value: (self.make)() }));
             if self.made.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 // SAFETY: created above, and never published.
                 drop(unsafe { Box::from_raw(new) });
@@ -298,8 +300,9 @@ impl KnownToTheLibrary {
             && unsafe { number.read() }.cast_unsigned() == super::process::this_thread();
         let mut robust: (*mut libc::c_void, usize) = (ptr::null_mut(), 0);
         // SAFETY: writes head and length of this thread's list.
-        let asked =
-            unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust.0, &raw mut robust.1) };
+        let asked = unsafe {
+            libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust.0, &raw mut robust.1)
+        };
         KnownToTheLibrary {
             number: if is_it { number } else { ptr::null_mut() },
             robust: if asked == 0 { robust } else { (ptr::null_mut(), 0) },
@@ -320,10 +323,12 @@ impl KnownToTheLibrary {
         // References into shared memory that `preload` has leaked into a static exist in all
         // copies, and the program must not use them: see `StartMethod::ForkServer`.
         #[cfg(target_arch = "x86_64")]
-        let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, self.number, 0) };
+        let cloned =
+            unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, self.number, 0) };
         // SAFETY: as above. These architectures take the last two arguments in the other order.
         #[cfg(not(target_arch = "x86_64"))]
-        let cloned = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, 0, self.number) };
+        let cloned =
+            unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, 0, self.number) };
         if cloned < 0 { Err(io::Error::last_os_error()) } else { Ok(cloned) }
     }
 
@@ -349,7 +354,9 @@ pub(crate) fn leave(code: i32) -> ! {
 pub(crate) fn at_end(handler: extern "C" fn()) {
     // SAFETY: the handler is a function of this program and does not unwind.
     if unsafe { libc::atexit(handler) } != 0 {
-        tracing::warn!("the system remembers no more exit handlers; processes are not waited for at the end");
+        tracing::warn!(
+            "the system remembers no more exit handlers; processes are not waited for at the end"
+        );
     }
 }
 
@@ -428,8 +435,12 @@ impl NotInherited {
         let descriptor = descriptor.into_raw_fd();
         // Reuse a free entry, or else add a new one to the front of the list.
         let taken = entries().find(|entry| {
-            let put =
-                entry.descriptor.compare_exchange(FREE, descriptor, Ordering::AcqRel, Ordering::Relaxed);
+            let put = entry.descriptor.compare_exchange(
+                FREE,
+                descriptor,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
             put.is_ok()
         });
         let entry = taken.unwrap_or_else(|| {
@@ -497,8 +508,8 @@ mod tests {
             // descriptor.
             unsafe {
                 let mut stat: libc::stat = std::mem::zeroed();
-                let is_it =
-                    libc::fstat(descriptor, &mut stat) == 0 && (stat.st_dev, stat.st_ino) == (device, inode);
+                let is_it = libc::fstat(descriptor, &mut stat) == 0
+                    && (stat.st_dev, stat.st_ino) == (device, inode);
                 found += i32::from(is_it);
             }
         }
@@ -575,7 +586,8 @@ mod tests {
             thread::spawn(move || {
                 let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
                 while !over.load(Ordering::Relaxed) {
-                    let reopen = || Ok(open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
+                    let reopen =
+                        || Ok(open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
                     drop(NotInherited::open(reopen).unwrap());
                 }
             })

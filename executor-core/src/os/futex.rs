@@ -11,8 +11,8 @@ use rustix::{
 /// Sleeps while the word is `expected`, for at most `limit`. It may also return after a signal
 /// handler ran, or for no reason.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) {
-    let limit =
-        limit.map(|limit| Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ });
+    let limit = limit
+        .map(|limit| Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ });
     // Not PRIVATE, because another process wakes the word. After any error, the caller looks at the
     // word again.
     let _ = futex::wait(word, Flags::empty(), expected, limit.as_ref());
@@ -50,7 +50,8 @@ pub(crate) fn wait_any<'a>(
     }
     // `futex_waitv` takes an absolute time, unlike a wait on a single word.
     let until = super::clock::now_nanos().saturating_add(limit.as_nanos() as u64);
-    let until = Timespec { tv_sec: (until / 1_000_000_000) as _, tv_nsec: (until % 1_000_000_000) as _ };
+    let until =
+        Timespec { tv_sec: (until / 1_000_000_000) as _, tv_nsec: (until % 1_000_000_000) as _ };
     let flags = futex::WaitvFlags::empty();
     let slept = futex::waitv(&list, flags, Some(&until), rustix::thread::ClockId::Monotonic);
     match slept {

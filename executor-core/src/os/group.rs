@@ -46,13 +46,18 @@ impl Group<'_> {
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.pidfd.map(|pidfd| by_descriptor(pidfd, signal)) {
             // This kernel does not support `PIDFD_SIGNAL_PROCESS_GROUP`.
-            Some(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => self.signal_by_number(signal),
+            Some(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.signal_by_number(signal)
+            }
             Some(answer) => answer,
             None => self.signal_members(signal),
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the leader is a child of this process, and not reaped")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the leader is a child of this process, and not reaped"
+    )]
     fn signal_by_number(&self, signal: Signal) -> io::Result<()> {
         // `waitid` succeeds only for a child that is not reaped; with NOWAIT it leaves the child
         // unreaped.
@@ -94,7 +99,10 @@ enum Left {
 
 /// Kills a child that was just started and cannot be watched, and the processes that it may have
 /// started. Returns whether the kernel allowed it.
-#[expect(clippy::disallowed_methods, reason = "the leader is a child of this process, and not reaped")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the leader is a child of this process, and not reaped"
+)]
 pub(super) fn kill_unwatched(leader: Pid) -> bool {
     kill_process_group(leader, Signal::KILL).is_ok()
 }
@@ -125,7 +133,8 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     const ROUNDS_MAX: usize = 100;
     // /proc is missing, or numbers processes by another PID namespace. Then no member can be found,
     // but it is not known that the group is empty either.
-    let Some(session) = own_processes().then(|| place(getpid())).flatten().map(|own| own.session) else {
+    let Some(session) = own_processes().then(|| place(getpid())).flatten().map(|own| own.session)
+    else {
         return (Err(Errno::NOSYS.into()), Left::Members);
     };
     let sought = Some(Place { group: leader.as_raw_nonzero().get(), session });
@@ -211,14 +220,19 @@ mod tests {
         let mut shell = Command::new("sh")
             .args([
                 "-c",
-                &format!("sleep 1000 >/dev/null & echo $!; sleep 1000 >/dev/null & echo $!; {then}"),
+                &format!(
+                    "sleep 1000 >/dev/null & echo $!; sleep 1000 >/dev/null & echo $!; {then}"
+                ),
             ])
             .stdout(Stdio::piped())
             .process_group(0)
             .spawn()
             .unwrap();
         let lines = BufReader::new(shell.stdout.take().unwrap()).lines();
-        let pids = lines.take(2).map(|line| Pid::from_raw(line.unwrap().parse().unwrap()).unwrap()).collect();
+        let pids = lines
+            .take(2)
+            .map(|line| Pid::from_raw(line.unwrap().parse().unwrap()).unwrap())
+            .collect();
         (shell, pids)
     }
 
@@ -258,7 +272,8 @@ mod tests {
         let pid = Pid::from_child(&leader);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         members.push(pid);
-        let group = Group { leader: pid, pidfd: Some(pidfd.as_fd()), is_over: &AtomicBool::new(false) };
+        let group =
+            Group { leader: pid, pidfd: Some(pidfd.as_fd()), is_over: &AtomicBool::new(false) };
         group.signal_by_number(Signal::KILL).unwrap();
         wait_for_the_end_of(&members);
         leader.wait().unwrap();
@@ -270,7 +285,10 @@ mod tests {
         let pid = Pid::from_child(&stranger);
         let is_over = AtomicBool::new(false);
         let group = Group { leader: pid, pidfd: None, is_over: &is_over };
-        assert!(group.signal(Signal::KILL).is_err(), "it lives, so it is not the one that was reaped");
+        assert!(
+            group.signal(Signal::KILL).is_err(),
+            "it lives, so it is not the one that was reaped"
+        );
         assert!(programs.iter().chain([&pid]).all(|pid| place(*pid).is_some()));
         // The stranger ends. Now only the programs that it has started have the number.
         rustix::process::kill_process(pid, Signal::KILL).unwrap();
@@ -286,14 +304,16 @@ mod tests {
     #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
     fn groups_are_killed_where_the_session_is_outside_the_namespace() {
         const WITHIN: [&str; 4] = ["-c", "unshare --pid --fork --mount-proc \"$@\"", "sh", "--"];
-        let probe = Command::new("sh").args(WITHIN).args(["cat", "/proc/self/stat"]).output().unwrap();
+        let probe =
+            Command::new("sh").args(WITHIN).args(["cat", "/proc/self/stat"]).output().unwrap();
         let stat = String::from_utf8_lossy(&probe.stdout);
         if !probe.status.success() {
             println!("left out: {}", String::from_utf8_lossy(&probe.stderr));
             return;
         }
         assert_eq!(stat.split(' ').nth(5), Some("0"), "a session outside: {stat}");
-        let tests = ["a_group_is_killed", "who_has_the_number", "a_group_that_was", "a_leader_that_is"];
+        let tests =
+            ["a_group_is_killed", "who_has_the_number", "a_group_that_was", "a_leader_that_is"];
         let names = tests.map(|test| format!("os::group::tests::{test}"));
         let own = std::env::current_exe().unwrap();
         let ran = Command::new("sh").args(WITHIN).arg(own).args(names).output().unwrap();
@@ -314,7 +334,8 @@ mod tests {
             .args([name, "--ignored"])
             .output()
             .unwrap();
-        let (said, errors) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        let (said, errors) =
+            (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
         if errors.contains("unshare") && said.is_empty() {
             println!("left out: {errors}");
             return;

@@ -36,9 +36,12 @@ fn end_of_table(own: usize) -> Option<usize> {
         // that it was given.
         let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
         // SAFETY: the description gives this address and this count.
-        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let headers =
+            unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         let base = info.dlpi_addr as usize;
-        let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) else { return 0 };
+        let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) else {
+            return 0;
+        };
         // Pairs of a tag and a value. The list ends with a tag of zero.
         let mut entry =
             ptr::with_exposed_provenance::<[usize; 2]>(base.wrapping_add(dynamic.p_vaddr as usize));
@@ -202,7 +205,9 @@ mod tests {
 
     #[test]
     fn the_loaders_options_are_those_before_the_program() {
-        let of = |all: &str, own| options_of_loader(all.as_bytes(), own, |path| path == Path::new("./p"));
+        let of = |all: &str, own| {
+            options_of_loader(all.as_bytes(), own, |path| path == Path::new("./p"))
+        };
         assert_eq!(of("ld\0./p\0", 1), [""; 0]);
         assert_eq!(of("ld\0--library-path\0/x\0./p\0one\0\0", 3), ["--library-path", "/x"]);
         assert_eq!(of("ld\0--argv0\0q\0./p\0", 1), ["--argv0", "q"]);

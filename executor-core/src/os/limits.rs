@@ -60,7 +60,9 @@ impl Limits {
     /// Removes the limits that could stop a large result from being sent. Such a result is sent in
     /// an anonymous file, which needs a descriptor and has a size.
     pub(crate) fn lift(&self) {
-        for (resource, limit) in [(Resource::Nofile, self.open_files), (Resource::Fsize, self.file_size)] {
+        for (resource, limit) in
+            [(Resource::Nofile, self.open_files), (Resource::Fsize, self.file_size)]
+        {
             if limit.is_some() {
                 let maximum = getrlimit(resource).maximum;
                 // If this is refused, the result may not be sent, and the report says so.

@@ -147,7 +147,10 @@ impl Liveness {
     ///
     /// # Safety
     /// The counter stays at its address as long as the result exists.
-    pub(crate) unsafe fn new(file: Arc<OwnedFd>, counter: NonNull<OwnerCounter>) -> io::Result<Self> {
+    pub(crate) unsafe fn new(
+        file: Arc<OwnedFd>,
+        counter: NonNull<OwnerCounter>,
+    ) -> io::Result<Self> {
         // SAFETY: the caller's promise.
         let seat = Seat::take(&file, unsafe { counter.as_ref() })?;
         Ok(Liveness { file, counter, seat: AtomicPtr::new(Box::into_raw(Box::new(seat))) })
@@ -176,8 +179,9 @@ impl Liveness {
         }
         // SAFETY: as promised to `new`.
         let seat = Seat::take(&self.file, unsafe { self.counter.as_ref() });
-        let seat =
-            seat.unwrap_or_else(|error| panic!("a fork cannot become a user of shared memory: {error}"));
+        let seat = seat.unwrap_or_else(|error| {
+            panic!("a fork cannot become a user of shared memory: {error}")
+        });
         let new = Box::into_raw(Box::new(seat));
         if self.seat.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: created above, and never published.
@@ -345,7 +349,8 @@ mod tests {
         let (counter, file) = Shared::<OwnerCounter>::create("liveness-test").unwrap();
         let file = Arc::new(file);
         // SAFETY: the counter is mapped until the end of the test.
-        let join = || unsafe { Liveness::new(Arc::clone(&file), NonNull::from(&*counter)).unwrap() };
+        let join =
+            || unsafe { Liveness::new(Arc::clone(&file), NonNull::from(&*counter)).unwrap() };
         let (a, b) = (join(), join());
         let (id_a, id_b) = (a.me(), b.me());
         assert_ne!(id_a, id_b);
@@ -380,7 +385,8 @@ mod tests {
         let (counter, file) = Shared::<OwnerCounter>::create("liveness-test").unwrap();
         let file = Arc::new(file);
         // SAFETY: as above.
-        let join = || unsafe { Liveness::new(Arc::clone(&file), NonNull::from(&*counter)).unwrap() };
+        let join =
+            || unsafe { Liveness::new(Arc::clone(&file), NonNull::from(&*counter)).unwrap() };
         let a = join();
         counter.given.store(a.me().bits() - 1, Ordering::Relaxed);
         let b = join();

@@ -67,7 +67,8 @@ pub(crate) fn this_thread() -> u32 {
 /// # Panics
 /// If there are no numbers left.
 fn next(numbers: &AtomicU32) -> u32 {
-    let given = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1));
+    let given =
+        numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1));
     given.expect("there have been more threads than can be counted")
 }
 

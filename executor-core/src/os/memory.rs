@@ -48,8 +48,13 @@ impl<T: SharedLayout> Shared<T> {
     /// shrink.
     pub(crate) fn open(fd: impl AsFd) -> io::Result<Self> {
         let size = rustix::fs::fstat(&fd)?.st_size;
-        if (size as u64) < size_of::<T>() as u64 || !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not the shared page of this protocol"));
+        if (size as u64) < size_of::<T>() as u64
+            || !fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not the shared page of this protocol",
+            ));
         }
         Self::map(fd)
     }
@@ -66,7 +71,8 @@ impl<T: SharedLayout> Shared<T> {
                 0,
             )?
         };
-        let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let at =
+            NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Shared { at })
     }
 }

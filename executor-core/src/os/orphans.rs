@@ -69,7 +69,9 @@ impl Orphans {
             self.look_at = Some(now + EVERY);
             self.takes_orphans = takes_orphans();
             if self.takes_orphans {
-                living.filter_map(|leader| Pid::from_raw(leader.cast_signed())).for_each(reap_beside);
+                living
+                    .filter_map(|leader| Pid::from_raw(leader.cast_signed()))
+                    .for_each(reap_beside);
             }
         }
     }

@@ -72,7 +72,9 @@ impl Surrounded {
     /// one and, in a test binary, the main thread, which waits for this one.
     pub(crate) fn adopt(self, threads: usize) -> io::Result<()> {
         if settled_thread_count(threads)? > threads {
-            return Err(io::Error::other("there are other threads, which may read the environment"));
+            return Err(io::Error::other(
+                "there are other threads, which may read the environment",
+            ));
         }
         // SAFETY: no thread can read the environment meanwhile: the threads were counted above, and
         // the expected ones wait for this one. The variables are not removed one by one, because an
@@ -222,7 +224,11 @@ pub(crate) fn is_privileged() -> bool {
 /// Describes an error of the system about this program's file.
 fn own_executable(error: io::Error) -> io::Error {
     let missing = error.kind() == io::ErrorKind::NotFound;
-    let hint = if missing { " (a program starts itself again from there: is `/proc` mounted?)" } else { "" };
+    let hint = if missing {
+        " (a program starts itself again from there: is `/proc` mounted?)"
+    } else {
+        ""
+    };
     io::Error::new(error.kind(), format!("{OWN_EXECUTABLE}{hint}: {error}"))
 }
 
@@ -328,7 +334,9 @@ impl Child {
             {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
-                    format!("{why}; a program with privileges is nobody's worker, so none is started"),
+                    format!(
+                        "{why}; a program with privileges is nobody's worker, so none is started"
+                    ),
                 ));
             }
             let (ours, theirs) = socket::pair().asked("to make a pair of sockets")?;
@@ -533,9 +541,12 @@ impl Child {
 
     fn wait(&self, limit: Duration) {
         if let Some(pidfd) = self.pidfd() {
-            let timeout =
-                rustix::event::Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ };
-            let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
+            let timeout = rustix::event::Timespec {
+                tv_sec: limit.as_secs() as _,
+                tv_nsec: limit.subsec_nanos() as _,
+            };
+            let mut fds =
+                [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
             let _ = retry(|| rustix::event::poll(&mut fds, Some(&timeout)));
         }
     }

@@ -21,8 +21,12 @@ pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
         match retry(|| getrandom(&mut out[filled..], GetRandomFlags::empty())) {
             Ok(more) => filled += more,
             Err(refused) => {
-                let file = |error| io::Error::other(format!("getrandom: {refused}; /dev/urandom: {error}"));
-                File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut out)).map_err(file)?;
+                let file = |error| {
+                    io::Error::other(format!("getrandom: {refused}; /dev/urandom: {error}"))
+                };
+                File::open("/dev/urandom")
+                    .and_then(|mut file| file.read_exact(&mut out))
+                    .map_err(file)?;
                 break;
             }
         }

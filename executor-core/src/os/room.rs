@@ -136,7 +136,8 @@ mod tests {
         assert_eq!(room("4:cpu,memory:/docker/x\n"), Some(70), "mounted together");
         assert_eq!(room("4:pids:/docker/x\n"), None);
         // In a container where the group itself is mounted, its path does not exist.
-        let inside = tree(&[("memory/memory.limit_in_bytes", "50"), ("memory/memory.usage_in_bytes", "60")]);
+        let inside =
+            tree(&[("memory/memory.limit_in_bytes", "50"), ("memory/memory.usage_in_bytes", "60")]);
         assert_eq!(groups_room(inside.path(), "4:memory:/docker/0123\n"), Some(0));
     }
 }

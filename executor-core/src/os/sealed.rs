@@ -276,7 +276,10 @@ fn add_seals(descriptor: &OwnedFd) -> io::Result<()> {
 fn sealed_len(descriptor: &OwnedFd) -> io::Result<usize> {
     // Files that are not in memory have no seals, so the call fails for them.
     if !fcntl_get_seals(descriptor)?.contains(SEALS) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory is not sealed against writing"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its memory is not sealed against writing",
+        ));
     }
     Ok(usize::try_from(fstat(descriptor)?.st_size).map_err(|_| io::ErrorKind::InvalidData)?)
 }
@@ -284,7 +287,8 @@ fn sealed_len(descriptor: &OwnedFd) -> io::Result<usize> {
 fn create(len: usize) -> io::Result<OwnedFd> {
     let descriptor = file::anonymous("executor-bytes").asked("shared memory (memfd_create)")?;
     file::set_len(&descriptor, len as u64).asked("shared memory (ftruncate)")?;
-    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW).asked("shared memory (fcntl)")?;
+    fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW)
+        .asked("shared memory (fcntl)")?;
     Ok(descriptor)
 }
 
@@ -340,7 +344,8 @@ mod tests {
             let mut bytes = SealedBytes::zeroed(4096 * (1 + round % 7)).unwrap();
             bytes.bytes_mut().unwrap().fill(9);
             std::thread::scope(|scope| {
-                let reader = scope.spawn(|| (0..100).all(|_| bytes.bytes().iter().all(|byte| *byte == 9)));
+                let reader =
+                    scope.spawn(|| (0..100).all(|_| bytes.bytes().iter().all(|byte| *byte == 9)));
                 bytes.seal().unwrap();
                 assert!(reader.join().unwrap());
             });

@@ -66,7 +66,9 @@ pub(crate) fn temporary_directory() -> Option<OsString> {
 pub(crate) fn temporary_directory_refused(directory: &OsStr, why: &str) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
-        tracing::warn!("the environment variable TMPDIR is {directory:?}, {why}; another directory is used");
+        tracing::warn!(
+            "the environment variable TMPDIR is {directory:?}, {why}; another directory is used"
+        );
     }
 }
 
@@ -90,7 +92,9 @@ mod tests {
         ] {
             assert_eq!(
                 setting.parse(Some(value)),
-                Err(format!("the environment variable EXECUTOR_TOES is {shown}; a number is understood"))
+                Err(format!(
+                    "the environment variable EXECUTOR_TOES is {shown}; a number is understood"
+                ))
             );
         }
     }
@@ -99,10 +103,14 @@ mod tests {
     /// understood as unset.
     #[test]
     fn the_environment_is_read_in_this_file_only() {
-        let reads =
-            |code: &str| ["env::var(", "env::var_os(", "getenv("].iter().any(|call| code.contains(call));
-        let readers: Vec<_> =
-            tidy::library().into_iter().filter(|(_, code)| reads(code)).map(|(file, _)| file).collect();
+        let reads = |code: &str| {
+            ["env::var(", "env::var_os(", "getenv("].iter().any(|call| code.contains(call))
+        };
+        let readers: Vec<_> = tidy::library()
+            .into_iter()
+            .filter(|(_, code)| reads(code))
+            .map(|(file, _)| file)
+            .collect();
         assert_eq!(readers, ["os/setting.rs"]);
     }
 }

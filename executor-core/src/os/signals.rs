@@ -33,7 +33,8 @@ impl Signals {
     pub(crate) fn of_this_thread() -> Self {
         let mut set = empty();
         // SAFETY: writes the set, and changes nothing.
-        let asked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
+        let asked =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) };
         let mut blocked = 0;
         if asked == 0 {
             for signal in 1..=SIGNALS {
@@ -183,7 +184,11 @@ impl Mask {
         let mut set = empty();
         // SAFETY: both have at least this length, with the words in the same order.
         unsafe {
-            ptr::copy_nonoverlapping(self.0.as_ptr().cast::<u8>(), set.as_mut_ptr().cast(), MASK_BYTES);
+            ptr::copy_nonoverlapping(
+                self.0.as_ptr().cast::<u8>(),
+                set.as_mut_ptr().cast(),
+                MASK_BYTES,
+            );
         }
         set
     }
@@ -285,7 +290,10 @@ mod tests {
         std::thread::spawn(move || {
             told.adopt();
             let terminal = 1 << (libc::SIGTTOU - 1) | 1 << (libc::SIGTTIN - 1);
-            assert_eq!(Signals::of_this_thread(), Signals { blocked: told.blocked | terminal, ..told });
+            assert_eq!(
+                Signals::of_this_thread(),
+                Signals { blocked: told.blocked | terminal, ..told }
+            );
         })
         .join()
         .unwrap();

@@ -11,9 +11,9 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv as recv_bytes, recvmsg, sendmsg,
-    socketpair, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    recv as recv_bytes, recvmsg, sendmsg, socketpair, sockopt,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -26,13 +26,17 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 const FDS_MAX: usize = 253;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((above_stdio(ours)?, above_stdio(theirs)?))
 }
 
 /// Runs `send` while sending over `socket` never waits. A message that finds no room fails with
 /// [`io::ErrorKind::WouldBlock`].
-pub(crate) fn without_waiting<R>(socket: &OwnedFd, send: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+pub(crate) fn without_waiting<R>(
+    socket: &OwnedFd,
+    send: impl FnOnce() -> io::Result<R>,
+) -> io::Result<R> {
     rustix::io::ioctl_fionbio(socket, true)?;
     let sent = send();
     rustix::io::ioctl_fionbio(socket, false)?;
@@ -82,7 +86,10 @@ impl fmt::Display for Credentials {
 impl Credentials {
     /// Returns the credentials of this process.
     pub(crate) fn own() -> Self {
-        Credentials { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
+        Credentials {
+            user: rustix::process::geteuid().as_raw(),
+            group: rustix::process::getegid().as_raw(),
+        }
     }
 
     /// Returns the credentials of the process that created the pair of which `fd` is an end, at the
@@ -129,7 +136,12 @@ pub(crate) fn send_now(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) 
     send_with(socket, bytes, fds, SendFlags::DONTWAIT)
 }
 
-fn send_with(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
+fn send_with(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<()> {
     send_parts(socket, &[IoSlice::new(bytes)], fds, flags).map(drop)
 }
 
@@ -152,7 +164,10 @@ fn send_parts(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors in one message",
+        ));
     }
     // Without NOSIGNAL, a send to a closed peer would raise SIGPIPE instead of returning an error.
     Ok(retry(|| sendmsg(&socket, parts, &mut ancillary, SendFlags::NOSIGNAL | flags))?)
@@ -177,7 +192,8 @@ pub(crate) fn explained(error: io::Error) -> io::Error {
 pub(crate) fn recv(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     // Allocate only as much as the message needs. Otherwise a worker would touch, and keep, 64 KiB
     // for a setup of a hundred bytes.
-    let (_, len) = receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC))?;
+    let (_, len) =
+        receive(|| recv_bytes(&socket, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::TRUNC))?;
     let mut bytes = vec![0; len.min(MESSAGE_BYTES_MAX)];
     let (len, fds) = recv_with(socket, &mut bytes, RecvFlags::empty())?;
     bytes.truncate(len);
@@ -219,24 +235,37 @@ pub(crate) fn recv_short(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usi
 
 /// Receives as [`recv_short`] does, but fails if this process has no free number for any of the
 /// descriptors.
-pub(crate) fn recv_short_whole(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) fn recv_short_whole(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     let (len, descriptors, whole) = recv_all(socket, bytes, RecvFlags::empty())?;
     whole.then_some((len, descriptors)).ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))
 }
 
 /// Receives as [`recv_short`] does, but never blocks. If there is no message, it fails with
 /// [`io::ErrorKind::WouldBlock`].
-pub(crate) fn recv_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) fn recv_short_now(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::DONTWAIT)
 }
 
 /// Receives as [`recv_short_now`] does, but the message stays. It will be received again, with its
 /// descriptors.
-pub(crate) fn peek_short_now(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) fn peek_short_now(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_with(socket, bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
 }
 
-fn recv_with(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
+fn recv_with(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     recv_all(socket, bytes, flags).map(|(len, descriptors, _)| (len, descriptors))
 }
 
@@ -250,7 +279,12 @@ fn recv_all(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = receive(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC | flags)
+        recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC | flags,
+        )
     })?;
     let mut fds = Vec::new();
     for message in ancillary.drain() {
@@ -313,7 +347,10 @@ mod tests {
         let (ours, _theirs) = pair().unwrap();
         assert_eq!(Credentials::of_maker(ours.as_fd()).unwrap(), Credentials::own());
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        assert_eq!(Credentials::of_maker(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        assert_eq!(
+            Credentials::of_maker(file.as_fd()).unwrap_err().raw_os_error(),
+            Some(libc::ENOTSOCK)
+        );
         let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(Credentials::of_maker(stream.as_fd()).is_err(), "another kind");
         let alone = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();

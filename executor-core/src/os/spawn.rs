@@ -213,7 +213,9 @@ impl Extensions {
                 // arguments.
                 Some(unsafe {
                     Extensions {
-                        add_closefrom: std::mem::transmute::<*mut libc::c_void, AddClosefrom>(closefrom),
+                        add_closefrom: std::mem::transmute::<*mut libc::c_void, AddClosefrom>(
+                            closefrom,
+                        ),
                         add_chdir: std::mem::transmute::<*mut libc::c_void, AddChdir>(chdir),
                     }
                 })
@@ -240,7 +242,9 @@ impl Actions {
 
     fn duplicate(&mut self, descriptor: &OwnedFd, number: RawFd) -> io::Result<()> {
         // SAFETY: initialised by `new`.
-        done(unsafe { libc::posix_spawn_file_actions_adddup2(self.get(), descriptor.as_raw_fd(), number) })
+        done(unsafe {
+            libc::posix_spawn_file_actions_adddup2(self.get(), descriptor.as_raw_fd(), number)
+        })
     }
 }
 
@@ -356,7 +360,8 @@ mod tests {
         said
     }
 
-    const WAYS: [fn(Spawn<'_>) -> io::Result<Pid>; 2] = [|spawn| spawn.spawn(), |spawn| spawn.by_fork()];
+    const WAYS: [fn(Spawn<'_>) -> io::Result<Pid>; 2] =
+        [|spawn| spawn.spawn(), |spawn| spawn.by_fork()];
 
     #[test]
     fn a_program_inherits_its_streams_and_nothing_else() {
@@ -387,8 +392,7 @@ mod tests {
 
     #[test]
     fn a_program_has_the_mask_that_its_starter_has_otherwise() {
-        let script =
-            "while read -r name value; do [ $name = SigBlk: ] && echo $value; done < /proc/$$/status";
+        let script = "while read -r name value; do [ $name = SigBlk: ] && echo $value; done < /proc/$$/status";
         for spawn in WAYS {
             let plain = said(spawn, script);
             let as_one_user = |mut program: Spawn<'_>| {
@@ -412,7 +416,8 @@ mod tests {
         let maker = std::thread::spawn(|| {
             // SAFETY: only changes the user of this thread (the C library would change all
             // threads). The thread ends soon.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, 65_534_i64, -1_i64) }, 0);
+            let set = unsafe { libc::syscall(libc::SYS_setresuid, -1_i64, 65_534_i64, -1_i64) };
+            assert_eq!(set, 0);
             socket::pair().unwrap()
         });
         let (_ours, theirs) = maker.join().unwrap();

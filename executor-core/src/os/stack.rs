@@ -62,7 +62,8 @@ mod tests {
     #[test]
     fn what_is_left_of_a_stack_is_less_than_it_is_large_and_shrinks_by_use() {
         let thread = std::thread::Builder::new().stack_size(1 << 20);
-        let (first, later) = thread.spawn(|| (left().unwrap(), deeper(100))).unwrap().join().unwrap();
+        let (first, later) =
+            thread.spawn(|| (left().unwrap(), deeper(100))).unwrap().join().unwrap();
         // The system may give a thread the larger stack of one that has ended.
         assert!(first > 900 << 10, "{first}");
         assert!(first - later >= 100 << 10, "{first} {later}");

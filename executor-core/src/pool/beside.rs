@@ -68,7 +68,8 @@ impl Beside {
         // A copy of this process has no workers.
         let Some(control) = self.control.get() else { return false };
         while let Some((task, attachments)) = waiting.front() {
-            let descriptors: Vec<_> = attachments.iter().map(|descriptor| descriptor.as_fd()).collect();
+            let descriptors: Vec<_> =
+                attachments.iter().map(|descriptor| descriptor.as_fd()).collect();
             match socket::send_now(control, &task.as_u64().to_le_bytes(), &descriptors) {
                 Err(error) if is_passing(&error) => return true,
                 // The worker has gone. Its tasks are handled where its end is noticed.
@@ -90,7 +91,8 @@ impl Beside {
             return Err(Impossible);
         }
         if flags & flag::SEGMENT != 0 {
-            let Reference { number, len } = Reference::from_bytes(&frame.payload).ok_or(Impossible)?;
+            let Reference { number, len } =
+                Reference::from_bytes(&frame.payload).ok_or(Impossible)?;
             let received = self.results.as_ref().and_then(|results| results.receive(number, len));
             frame.payload = Payload::received(received.ok_or(Impossible)?);
         }
@@ -127,7 +129,8 @@ const LEFT_FREE: u64 = 64;
 /// Returns whether this process can still open files in addition to these. The system gives out the
 /// lowest free numbers.
 fn leaves_some_free(descriptors: &[OwnedFd]) -> bool {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit =
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     descriptors.iter().all(|descriptor| is_below(descriptor.as_raw_fd(), limit))
 }
 
@@ -138,7 +141,10 @@ fn is_below(number: RawFd, limit: u64) -> bool {
 /// Returns whether sending may succeed later: the socket is full, or too many descriptors are on
 /// their way in the whole system.
 fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS)
+    )
 }
 
 #[cfg(test)]
@@ -211,9 +217,15 @@ mod tests {
         beside.open(&mut good).ok().unwrap();
         assert_eq!((good.payload.attachments().len(), &*good.payload), (2, &b"value"[..]));
         socket::send(&theirs, &8_u64.to_le_bytes(), &[event.as_fd()]).unwrap();
-        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "another task's");
+        assert!(
+            beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
+            "another task's"
+        );
         socket::send(&theirs, b"7", &[event.as_fd()]).unwrap();
-        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "a short message");
+        assert!(
+            beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
+            "a short message"
+        );
         drop(theirs);
         assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
     }

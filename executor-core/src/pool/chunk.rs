@@ -98,7 +98,16 @@ impl Chunk {
         let (cell, completer) = Cell::pending(base, control);
         let TaskOptions { timeout, name } = options;
         let sink = Sink::Cell(completer);
-        let chunk = Chunk { entry, name, timeout, arguments, several: false, base, items: Items::ONE, sink };
+        let chunk = Chunk {
+            entry,
+            name,
+            timeout,
+            arguments,
+            several: false,
+            base,
+            items: Items::ONE,
+            sink,
+        };
         (chunk, cell)
     }
 
@@ -281,7 +290,8 @@ impl Outcomes {
         payloads: &mut impl Iterator<Item = Payload>,
     ) {
         let Sink::Map(map) = &chunk.sink else { return };
-        let answers = (at..at + count).zip(payloads).map(|(at, payload)| (at, chunk.answer(reply, payload)));
+        let answers =
+            (at..at + count).zip(payloads).map(|(at, payload)| (at, chunk.answer(reply, payload)));
         match self.maps.last_mut() {
             Some((last, before)) if Arc::ptr_eq(last, map) => before.extend(answers),
             _ => self.maps.push((Arc::clone(map), answers.collect())),
@@ -294,7 +304,8 @@ impl Outcomes {
         match chunk.sink {
             Sink::Cell(completer) => self.cells.push((completer, Answer::Error(Box::new(error)))),
             Sink::Map(map) => {
-                let answers = (first..count).map(|item| (item, Answer::Error(Box::new(error.clone()))));
+                let answers =
+                    (first..count).map(|item| (item, Answer::Error(Box::new(error.clone()))));
                 self.maps.push((map, answers.collect()));
             }
         }

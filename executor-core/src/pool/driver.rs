@@ -87,10 +87,15 @@ impl Pool {
 }
 
 /// Starts the driver, the reader and the starter. The driver joins the other two.
-pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Result<JoinHandle<()>> {
+pub(super) fn start(
+    pool: Arc<Pool>,
+    orders: mpsc::Receiver<WorkerId>,
+) -> io::Result<JoinHandle<()>> {
     let starter = {
         let pool = Arc::clone(&pool);
-        thread::Builder::new().name("executor-starter".into()).spawn(move || starter::run(&pool, &orders))?
+        thread::Builder::new()
+            .name("executor-starter".into())
+            .spawn(move || starter::run(&pool, &orders))?
     };
     let reader = {
         let pool = Arc::clone(&pool);
@@ -99,7 +104,8 @@ pub(super) fn start(pool: Arc<Pool>, orders: mpsc::Receiver<WorkerId>) -> io::Re
             if let Err(message) = catch(|| pool.read_rings()) {
                 // Without the reader, replies for which no thread waits are never taken.
                 tracing::error!(message, "the pool's reader panicked");
-                let cause = BrokenCause::Internal(format!("the pool's reader panicked: {message}").into());
+                let cause =
+                    BrokenCause::Internal(format!("the pool's reader panicked: {message}").into());
                 pool.event(|core, now, out| core.scheduler.on_broken(now, cause, out));
             }
         })?
@@ -157,7 +163,8 @@ impl Driver {
         local::set(&super::OWN_THREAD, true);
         if let Err(message) = catch(|| self.run()) {
             tracing::error!(message, "the pool's driver panicked");
-            let cause = BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
+            let cause =
+                BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
             self.pool.event(|core, now, out| core.scheduler.on_collapse(now, cause, out));
         }
         self.finish(starter, reader);
@@ -168,8 +175,9 @@ impl Driver {
             // A waker may have forked this process and returned in the copy. The copy has no
             // workers to reap and nothing to drive, so it ends here.
             self.pool.origin.end_copy(0);
-            let notices =
-                std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
+            let notices = std::mem::take(
+                &mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner),
+            );
             for notice in notices {
                 match notice {
                     Notice::Started(id, started) => self.on_started(id, started),
@@ -203,7 +211,8 @@ impl Driver {
         self.pool.lock().threads = Threads::Ended;
         let _ = starter.join();
         // Processes that it has started last are not wanted any more.
-        let late = std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
+        let late =
+            std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
                 self.reaper.kill(&started.child, DRAIN_LIMIT);
@@ -270,8 +279,9 @@ impl Driver {
             let Core { scheduler, workers, .. } = core;
             scheduler.on_tick(now, &Boards(workers), out);
             // A thread that needs the driver earlier than this rings the bell.
-            core.armed =
-                Some(core.scheduler.next_deadline().unwrap_or(now + LOOK_AROUND).min(now + LOOK_AROUND));
+            core.armed = Some(
+                core.scheduler.next_deadline().unwrap_or(now + LOOK_AROUND).min(now + LOOK_AROUND),
+            );
         });
     }
 
@@ -325,7 +335,9 @@ impl Driver {
                             worker.killed_as_stopped_by = Some(signal);
                         }
                     }
-                    None if before.is_some() => scheduler.on_continued(now, id, &Boards(workers), out),
+                    None if before.is_some() => {
+                        scheduler.on_continued(now, id, &Boards(workers), out)
+                    }
                     None => {}
                 }
             }
@@ -373,7 +385,8 @@ impl Driver {
             .chain(orphans)
             .fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) => {}
             // A signal handler ran. Check everything, and poll again.
@@ -490,7 +503,8 @@ impl Driver {
             }
             match &self.pool.options.initializer {
                 Some(Initializer { entry, arguments, .. }) => {
-                    let header = ToWorker { function: entry.number(), ..ToWorker::new(Order::Init) };
+                    let header =
+                        ToWorker { function: entry.number(), ..ToWorker::new(Order::Init) };
                     core.stuck |= worker.send(header, arguments);
                     link.flush();
                 }
@@ -505,7 +519,9 @@ impl Driver {
         // A hello that is still unread changes nothing. The exit status says more.
         self.unheard.remove(&id);
         let mut core = self.pool.lock();
-        let Some(child) = core.workers.get(&id).and_then(Worker::living).map(Arc::clone) else { return };
+        let Some(child) = core.workers.get(&id).and_then(Worker::living).map(Arc::clone) else {
+            return;
+        };
         // From here on the worker gets no tasks, although its last replies were not read yet.
         core.scheduler.on_ended(id);
         drop(core);
@@ -554,7 +570,8 @@ impl Driver {
             if let Some(cause) = workers.get(&id).and_then(|worker| worker.refused.clone()) {
                 return scheduler.on_start_refused(now, id, cause, out);
             }
-            let initializer = self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
+            let initializer =
+                self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
             let unknown = Worker::default();
             let ending = workers.get(&id).unwrap_or(&unknown).ending();
             let cause = |said_hello: bool| ending.before_ready(said_hello, initializer);

@@ -95,8 +95,8 @@ impl Pool {
     /// Waits until `is_so` returns `true`, at most until `deadline`. Returns whether it did.
     fn wait_until(&self, deadline: Option<Instant>, is_so: impl Fn() -> bool) -> bool {
         while !is_so() {
-            let left =
-                deadline.map_or(RECHECK, |at| at.saturating_duration_since(Instant::now()).min(RECHECK));
+            let left = deadline
+                .map_or(RECHECK, |at| at.saturating_duration_since(Instant::now()).min(RECHECK));
             if left.is_zero() {
                 return false;
             }
@@ -157,7 +157,9 @@ impl Pool {
     /// run.
     fn finish_callbacks(&self, deadline: Option<Instant>) {
         let moment = Instant::now() + GRACE;
-        self.wait_until(Some(deadline.map_or(moment, |at| at.min(moment))), || !self.is_on_the_way());
+        self.wait_until(Some(deadline.map_or(moment, |at| at.min(moment))), || {
+            !self.is_on_the_way()
+        });
         self.callbacks.finish(deadline);
     }
 }
@@ -210,7 +212,8 @@ impl Accepts for Pool {
 /// are queued, too.
 impl Accepts for CallbackQueue {
     fn settle(&self, since: Instant) {
-        let deadline = self.exit_timeout.and_then(|limit| since.checked_add(limit)?.checked_add(GRACE));
+        let deadline =
+            self.exit_timeout.and_then(|limit| since.checked_add(limit)?.checked_add(GRACE));
         self.finish(deadline);
     }
 

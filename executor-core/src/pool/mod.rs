@@ -80,8 +80,8 @@ use crate::{
     },
     id::{FnId, TaskId, WorkerId},
     os::{
-        asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child, signals,
-        wake::Bell,
+        asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child,
+        signals, wake::Bell,
     },
     registry::TaskEntry,
     segment::{Results, Store},
@@ -213,8 +213,8 @@ impl Pool {
             start_timeout: options.start_timeout,
             processors: usable_cpus(),
         };
-        let (doorbell, doorbell_fd) =
-            Shared::create("executor-doorbell").asked("shared memory (memfd_create, ftruncate, mmap)")?;
+        let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")
+            .asked("shared memory (memfd_create, ftruncate, mmap)")?;
         // The file is opened a second time, which must happen as the user that created it.
         let arguments = signals::as_one_user(|_| {
             let store = Store::create()?;
@@ -294,7 +294,10 @@ impl Pool {
     /// Returns the processes of the workers that are alive.
     fn living(&self) -> Vec<(WorkerId, Arc<Child>)> {
         let core = self.lock();
-        let living = core.workers.iter().filter_map(|(id, worker)| Some((*id, Arc::clone(worker.living()?))));
+        let living = core
+            .workers
+            .iter()
+            .filter_map(|(id, worker)| Some((*id, Arc::clone(worker.living()?))));
         living.collect()
     }
 
@@ -356,7 +359,10 @@ impl Pool {
 
     fn results(&self) -> Vec<Arc<Results>> {
         let core = self.lock();
-        core.workers.values().filter_map(|worker| worker.beside.as_ref()?.results().cloned()).collect()
+        core.workers
+            .values()
+            .filter_map(|worker| worker.beside.as_ref()?.results().cloned())
+            .collect()
     }
 
     /// Empties segments that were not used since the last call. Returns whether any still hold
@@ -431,7 +437,8 @@ impl Pool {
             Err(error) => {
                 core.threads = Threads::Ended;
                 // Without the driver, the end of a worker would go unnoticed.
-                let cause = BrokenCause::Start(format!("the system refused a thread: {error}").into());
+                let cause =
+                    BrokenCause::Start(format!("the system refused a thread: {error}").into());
                 core.scheduler.on_collapse(now, cause, out);
             }
         }
@@ -584,7 +591,10 @@ impl Pool {
 
     fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
         let mut absorbed = std::mem::take(&mut core.absorbed);
-        std::mem::swap(&mut absorbed, &mut self.intake.lock().unwrap_or_else(PoisonError::into_inner));
+        std::mem::swap(
+            &mut absorbed,
+            &mut self.intake.lock().unwrap_or_else(PoisonError::into_inner),
+        );
         for chunk in absorbed.drain(..) {
             core.scheduler.on_submit(now, chunk, out);
         }
@@ -600,7 +610,8 @@ impl Pool {
         for action in actions.drain(..) {
             match action {
                 Action::Send(worker, sending) => {
-                    if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker) {
+                    if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker)
+                    {
                         core.flush(other);
                     }
                     core.send(worker, sending);
@@ -611,7 +622,11 @@ impl Pool {
                     let error = match end {
                         End::Error(error) => error.of_task(chunk.name()),
                         End::Lost(worker) => core.workers.get(&worker).map_or_else(
-                            || TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
+                            || {
+                                TaskError::Broken(BrokenCause::Internal(
+                                    "lost an unknown worker".into(),
+                                ))
+                            },
                             |worker| worker.ending().of_task(chunk.first_id(), chunk.name()),
                         ),
                     };
@@ -633,7 +648,9 @@ impl Pool {
                     }
                 }
                 Action::Stop(id) => {
-                    if let Some(link) = core.workers.get(&id).and_then(|worker| worker.link.as_ref()) {
+                    if let Some(link) =
+                        core.workers.get(&id).and_then(|worker| worker.link.as_ref())
+                    {
                         link.send(ToWorker::new(Order::Stop), &Vec::new().into());
                         link.flush();
                     }
@@ -757,7 +774,9 @@ impl Pool {
             // well, a worker could send them without end.
             Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Reply::Credit => {}
-            Reply::Ready if scheduler.is_initializing(id) => scheduler.on_ready(now, id, &claims, out),
+            Reply::Ready if scheduler.is_initializing(id) => {
+                scheduler.on_ready(now, id, &claims, out)
+            }
             Reply::Ready => return Obeys::No,
             _ if initializer => match &self.options.initializer {
                 Some(Initializer { name, .. }) if scheduler.is_initializing(id) => {

@@ -153,7 +153,12 @@ impl Control for Helper {
 
 fn pool() -> (Arc<Pool>, RingWorkerEnd) {
     let (link, worker, doorbell) = ends();
-    let pool = Pool { rings: Rings::default(), doorbell, open: Mutex::default(), ended: AtomicU32::new(0) };
+    let pool = Pool {
+        rings: Rings::default(),
+        doorbell,
+        open: Mutex::default(),
+        ended: AtomicU32::new(0),
+    };
     pool.rings.add(WORKER, Arc::new(link));
     (Arc::new(pool), worker)
 }

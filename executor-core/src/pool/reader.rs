@@ -150,7 +150,12 @@ pub(super) trait Drains {
     }
 
     /// Drains one worker, unless another thread is doing so.
-    fn drain_ring(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Drained {
+    fn drain_ring(
+        &self,
+        id: WorkerId,
+        ring: &RingLink,
+        frames: &mut Vec<Frame<FromWorker>>,
+    ) -> Drained {
         let Some(mut lease) = ring.try_lease() else { return Drained::default() };
         if lease.is_over() {
             return Drained::default();
@@ -170,7 +175,12 @@ pub(super) trait Drains {
         Drained { any, in_chunks }
     }
 
-    fn take_frames(&self, id: WorkerId, ring: &RingLink, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
+    fn take_frames(
+        &self,
+        id: WorkerId,
+        ring: &RingLink,
+        frames: &mut Vec<Frame<FromWorker>>,
+    ) -> Taken {
         if frames.is_empty() {
             // The worker may have rung because it made room.
             ring.credit(0);
@@ -191,7 +201,8 @@ pub(super) trait Drains {
             if lease.is_over() {
                 return;
             }
-            let (leave, taken) = self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
+            let (leave, taken) =
+                self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
             // Call this while still holding the lease: the next holder may wait for the same
             // future.
             awaited.helper_leaves(worker);

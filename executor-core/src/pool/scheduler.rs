@@ -282,11 +282,16 @@ impl Worker {
     }
 
     fn has_slot(&self) -> bool {
-        self.in_flight.front().is_none_or(|front| self.next_seq.wrapping_sub(front.seq) < SLOTS as u32)
+        self.in_flight
+            .front()
+            .is_none_or(|front| self.next_seq.wrapping_sub(front.seq) < SLOTS as u32)
     }
 
     fn is_useful(&self) -> bool {
-        self.state == WorkerState::Ready && self.doom.is_none() && self.stopped.is_none() && !self.ended
+        self.state == WorkerState::Ready
+            && self.doom.is_none()
+            && self.stopped.is_none()
+            && !self.ended
     }
 
     /// Returns whether the first sending should have ended by now.
@@ -513,12 +518,16 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns the estimated running time of a call of this function, if there is an estimate.
     pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
-        self.estimates.get(&function).map(|estimate| Duration::from_nanos(u64::from(estimate.nanos)))
+        self.estimates
+            .get(&function)
+            .map(|estimate| Duration::from_nanos(u64::from(estimate.nanos)))
     }
 
     /// Returns whether a worker has begun this task.
     pub(crate) fn is_running(&self, task: TaskId, claims: &dyn Claims) -> bool {
-        let Some(Entry { place: Place::Sent(worker), .. }) = self.tasks.get(task) else { return false };
+        let Some(Entry { place: Place::Sent(worker), .. }) = self.tasks.get(task) else {
+            return false;
+        };
         self.seq_of(*worker, task).is_some_and(|seq| claims.begun(*worker, seq) != Begun::No)
     }
 
@@ -543,7 +552,9 @@ impl<C: Scheduled> Scheduler<C> {
                         earliest(at);
                     }
                 }
-                WorkerState::Stopping { since } if worker.doom.is_none() => earliest(since + STOP_GRACE),
+                WorkerState::Stopping { since } if worker.doom.is_none() => {
+                    earliest(since + STOP_GRACE)
+                }
                 _ => {}
             }
             if let Some(doom) = &worker.doom {
@@ -731,7 +742,8 @@ impl<C: Scheduled> Scheduler<C> {
                 break;
             }
         }
-        let left = self.is_crowded(now) && !self.idle.is_empty() && self.idle.len() < self.workers.len();
+        let left =
+            self.is_crowded(now) && !self.idle.is_empty() && self.idle.len() < self.workers.len();
         if left {
             self.rebalance_by(now + REBALANCE);
         }
@@ -782,15 +794,19 @@ impl<C: Scheduled> Scheduler<C> {
         }
         // Looking at `workers_max` chunks is enough: no more chunks wait here than workers come up,
         // unless no worker can be started at this moment.
-        let chunks =
-            self.queue.iter().take(self.config.workers_max).filter_map(|chunk| self.tasks.get(*chunk));
+        let chunks = self
+            .queue
+            .iter()
+            .take(self.config.workers_max)
+            .filter_map(|chunk| self.tasks.get(*chunk));
         let several = chunks.filter(|entry| entry.place == Place::Queued && entry.chunk.left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
 
     /// Returns how long a queued chunk of several tasks waits for the workers that are coming up.
     fn waits_until(&self, entry: &Entry<C>) -> Option<Instant> {
-        let nanos = self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
+        let nanos =
+            self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
         let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
         Some(self.first? + Duration::from_nanos(entry.at) + patience)
     }
@@ -893,7 +909,9 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether waking another worker would make more workers run than there are processors.
     fn is_crowded(&self, now: Instant) -> bool {
         let processors = self.config.processors;
-        if self.config.workers_max <= processors || self.workers.len() - self.idle.len() < processors {
+        if self.config.workers_max <= processors
+            || self.workers.len() - self.idle.len() < processors
+        {
             return false;
         }
         // Workers that start, initialize or leave are not counted: this may take long, and no task
@@ -921,14 +939,22 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Lets an idle worker take over half of what was sent ahead to the worker with the most work
     /// ahead. Returns whether it got anything.
-    fn take_over(&mut self, now: Instant, idle: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
+    fn take_over(
+        &mut self,
+        now: Instant,
+        idle: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
         // In a crowded pool the usual amount of work stays where it is, unless its worker is late.
         let spare = if self.is_crowded(now) { AHEAD.as_nanos() as u64 } else { 0 };
         let Some((&victim, worker)) = self
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.doom.is_none())
-            .filter(|(_, worker)| worker.has_waiting() && (worker.ahead() > spare || worker.is_late(now)))
+            .filter(|(_, worker)| {
+                worker.has_waiting() && (worker.ahead() > spare || worker.is_late(now))
+            })
             .max_by_key(|(_, worker)| worker.ahead())
         else {
             return false;
@@ -956,7 +982,9 @@ impl<C: Scheduled> Scheduler<C> {
     fn take_back_from(&mut self, id: WorkerId, count: usize, claims: &dyn Claims) -> usize {
         let mut taken = 0;
         while taken < count {
-            let Some(last) = self.workers.get(&id).and_then(|worker| worker.in_flight.back()).copied() else {
+            let Some(last) =
+                self.workers.get(&id).and_then(|worker| worker.in_flight.back()).copied()
+            else {
                 break;
             };
             // Sendings begin in order: if this one has begun, all sendings before it have begun
@@ -1030,7 +1058,9 @@ impl<C: Scheduled> Scheduler<C> {
     /// Removes a sending from any position of a worker's list.
     fn remove_sending(&mut self, id: WorkerId, chunk: TaskId) {
         let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
-        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.chunk == chunk) else { return };
+        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.chunk == chunk) else {
+            return;
+        };
         if let Some(sent) = worker.in_flight.remove(at) {
             worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
             worker.gives_back(sent.left);
@@ -1049,7 +1079,12 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     fn seq_of(&self, worker: WorkerId, chunk: TaskId) -> Option<u32> {
-        self.workers.get(&worker)?.in_flight.iter().find(|sent| sent.chunk == chunk).map(|sent| sent.seq)
+        self.workers
+            .get(&worker)?
+            .in_flight
+            .iter()
+            .find(|sent| sent.chunk == chunk)
+            .map(|sent| sent.seq)
     }
 
     /// Cancels a task that has not begun. Returns whether it was cancelled.
@@ -1095,7 +1130,13 @@ impl<C: Scheduled> Scheduler<C> {
         self.after_changes(now, claims, out);
     }
 
-    fn cancel(&mut self, now: Instant, chunk: TaskId, claims: &dyn Claims, out: &mut Actions<C>) -> bool {
+    fn cancel(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
         match entry.place {
             // The id stays in the queue, because searching for it would take long. It is skipped
@@ -1143,7 +1184,9 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
         match &self.workers[&id].doom {
-            Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => return *other == task,
+            Some(Doom { why: Why::Task(other, TaskError::Cancelled), .. }) => {
+                return *other == task;
+            }
             // The task ends with its worker, but for another reason.
             Some(_) => return false,
             None => {}
@@ -1158,10 +1201,17 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Decides that the worker that runs this task must end because of the task. Returns whether
     /// the task was still running. The caller kills the worker, and dispatches what was taken back.
-    fn condemn(&mut self, now: Instant, task: TaskId, error: TaskError, claims: &dyn Claims) -> bool {
+    fn condemn(
+        &mut self,
+        now: Instant,
+        task: TaskId,
+        error: TaskError,
+        claims: &dyn Claims,
+    ) -> bool {
         let Some(Entry { place: Place::Sent(id), .. }) = self.tasks.get(task) else { return false };
         let id = *id;
-        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.chunk == task) else {
+        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.chunk == task)
+        else {
             return false;
         };
         // From here on nothing behind the task can begin. If something behind it has begun already,
@@ -1170,7 +1220,10 @@ impl<C: Scheduled> Scheduler<C> {
         let behind = self.workers[&id].in_flight.len() - at - 1;
         let innocent = self.take_back_from(id, behind, claims) < behind;
         if !innocent {
-            self.doom(id, Doom { why: Why::Task(task, error), next: now + KILL_GRACE, killed: true });
+            self.doom(
+                id,
+                Doom { why: Why::Task(task, error), next: now + KILL_GRACE, killed: true },
+            );
         }
         !innocent
     }
@@ -1210,7 +1263,13 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Handles a worker that can take tasks now.
-    pub(crate) fn on_ready(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
+    pub(crate) fn on_ready(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.doom.is_some() {
             return;
@@ -1297,8 +1356,10 @@ impl<C: Scheduled> Scheduler<C> {
                 Some(Doom { why: Why::Start, .. }) if said_hello => {
                     let waited = self.config.initializer_timeout;
                     BrokenCause::Start(
-                        format!("its initializer did not end within {waited:?} (`initializer_timeout`)")
-                            .into(),
+                        format!(
+                            "its initializer did not end within {waited:?} (`initializer_timeout`)"
+                        )
+                        .into(),
                     )
                 }
                 Some(Doom { why: Why::Start, .. }) => {
@@ -1473,7 +1534,8 @@ impl<C: Scheduled> Scheduler<C> {
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
         let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
-        let patience = if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
+        let patience =
+            if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
         let killed = now.saturating_duration_since(since) >= patience;
         if killed {
             self.doom(id, Doom { why: Why::Unruly, next: now + KILL_GRACE, killed: true });
@@ -1549,13 +1611,15 @@ impl<C: Scheduled> Scheduler<C> {
             self.intake = Intake::Draining;
         }
         if let Some(deadline) = deadline {
-            self.shutdown_deadline = Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
+            self.shutdown_deadline =
+                Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
         }
         if cancel_pending {
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
                 // The sendings that are left have begun, but perhaps not all of their items.
-                let begun: Vec<_> = self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
+                let begun: Vec<_> =
+                    self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
                 for chunk in begun {
                     if let Some(rest) = self.take_rest(id, chunk, claims) {
                         self.requeue(rest);
@@ -1631,7 +1695,13 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    fn tick_worker(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
+    fn tick_worker(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if let Some(doom) = &mut worker.doom {
             if doom.next <= now && !doom.killed {
@@ -1654,7 +1724,9 @@ impl<C: Scheduled> Scheduler<C> {
                 out.push(Action::Kill(id));
             }
             WorkerState::Initializing { since }
-                if since.checked_add(self.config.initializer_timeout).is_some_and(|at| at <= now) =>
+                if since
+                    .checked_add(self.config.initializer_timeout)
+                    .is_some_and(|at| at <= now) =>
             {
                 if self.workers.values().any(Worker::is_useful) {
                     // Other workers have finished it and do the work. This one was slow, or was
@@ -1686,7 +1758,8 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(front) = worker.in_flight.front().copied() else { return };
         // A worker is deaf if it takes nothing in for this long. A large argument may take longer
         // to arrive, so the time counts from the last progress.
-        let since = worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
+        let since =
+            worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
         let deaf = since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
         if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
             let taken_in = claims.taken_in(id);
@@ -1772,7 +1845,9 @@ impl<C: Scheduled> Scheduler<C> {
                         self.favourite = Some(id);
                         self.send(now, id, SHARE_MAX, out);
                     }
-                    None if !woken && (waited || self.workers.values().any(|worker| worker.is_late(now))) => {
+                    None if !woken
+                        && (waited || self.workers.values().any(|worker| worker.is_late(now))) =>
+                    {
                         woken = true;
                         let id = self.idle.pop().expect("looked at above");
                         self.send(now, id, 1, out);
@@ -1855,7 +1930,10 @@ impl<C: Scheduled> Scheduler<C> {
             .workers
             .values()
             .filter(|worker| {
-                matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Initializing { .. })
+                matches!(
+                    worker.state,
+                    WorkerState::Starting { .. } | WorkerState::Initializing { .. }
+                )
             })
             .filter(|worker| worker.doom.is_none())
             .count();
@@ -1872,7 +1950,8 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether another worker could be started now.
     fn has_place(&self, now: Instant) -> bool {
-        self.workers.len() < self.config.workers_max && self.no_start_before.is_none_or(|at| at <= now)
+        self.workers.len() < self.config.workers_max
+            && self.no_start_before.is_none_or(|at| at <= now)
     }
 
     /// Returns the busy worker with the least work that may have this chunk ahead.
@@ -1900,20 +1979,24 @@ impl<C: Scheduled> Scheduler<C> {
             let Some(&chunk) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // A cancelled chunk has no entry. `next_queued` skips it.
-            let Some(entry) = self.tasks.get_mut(chunk).filter(|entry| entry.place == Place::Queued) else {
+            let Some(entry) =
+                self.tasks.get_mut(chunk).filter(|entry| entry.place == Place::Queued)
+            else {
                 return;
             };
             let estimate = match of {
                 None => self.estimates.get(&entry.chunk.function()).copied().unwrap_or_default(),
                 Some((function, estimate)) => {
-                    let room = worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
+                    let room =
+                        worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
                     if function != entry.chunk.function() || !room || !worker.has_room() {
                         return;
                     }
                     estimate
                 }
             };
-            let (seq, left, function) = (worker.next_seq, entry.chunk.left(), entry.chunk.function());
+            let (seq, left, function) =
+                (worker.next_seq, entry.chunk.left(), entry.chunk.function());
             if let Some(budget) = &mut worker.budget {
                 if *budget < left {
                     // The tasks beyond the worker's limit come next in the queue.
@@ -1998,12 +2081,14 @@ impl<C: Scheduled> Scheduler<C> {
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.place == Place::Queued).count();
         assert_eq!(queued, self.queued, "the queue's count");
-        let waiting = self
-            .queue
-            .iter()
-            .filter(|chunk| self.tasks.get(**chunk).is_some_and(|entry| entry.place == Place::Queued));
+        let waiting = self.queue.iter().filter(|chunk| {
+            self.tasks.get(**chunk).is_some_and(|entry| entry.place == Place::Queued)
+        });
         assert_eq!(waiting.count(), queued, "each queued chunk waits in the queue once");
-        assert!(self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS, "ids of cancelled tasks pile up");
+        assert!(
+            self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS,
+            "ids of cancelled tasks pile up"
+        );
         let mut sent = 0;
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();
@@ -2016,7 +2101,10 @@ impl<C: Scheduled> Scheduler<C> {
             }
             assert_eq!(load, worker.load, "load of {id:?}");
             if let (Some(front), Some(back)) = (worker.in_flight.front(), worker.in_flight.back()) {
-                assert!(back.seq.wrapping_sub(front.seq) < SLOTS as u32, "two sendings in one slot");
+                assert!(
+                    back.seq.wrapping_sub(front.seq) < SLOTS as u32,
+                    "two sendings in one slot"
+                );
             }
             assert_eq!(worker.counted, worker.has_waiting(), "{id:?} is counted");
             let idle = worker.is_useful() && worker.in_flight.is_empty();
@@ -2034,7 +2122,8 @@ impl<C: Scheduled> Scheduler<C> {
             !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
             "a worker is idle while work is queued"
         );
-        let waits = |worker: &Worker| worker.is_useful() && worker.waits_until(START_COST).is_some();
+        let waits =
+            |worker: &Worker| worker.is_useful() && worker.waits_until(START_COST).is_some();
         assert!(
             !working
                 || !self.could_grow()

@@ -341,7 +341,9 @@ impl Process {
     /// Returns whether the worker will never do anything again unless it is ended.
     fn hopeless(&self) -> bool {
         let endless = match self.running {
-            Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => until.is_none(),
+            Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => {
+                until.is_none()
+            }
             None => false,
         };
         self.never_starts || self.alive() && (self.stopped || self.immortal || endless)
@@ -405,7 +407,8 @@ impl Claims for Boards<'_> {
         match *word {
             Word::Begun(at) => {
                 *word = Word::Last(at);
-                let taken: Vec<_> = ids(*base, Items { first: at + 1, count: items.count }).collect();
+                let taken: Vec<_> =
+                    ids(*base, Items { first: at + 1, count: items.count }).collect();
                 holding.retain(|held| !taken.contains(held));
                 Some(at)
             }
@@ -582,7 +585,8 @@ impl World {
     }
 
     fn note(&mut self, what: &'static str, worker: Option<WorkerId>, task: Option<TaskId>) {
-        *self.counts.get_mut(what).unwrap_or_else(|| panic!("{what:?} is not among the kinds")) += 1;
+        *self.counts.get_mut(what).unwrap_or_else(|| panic!("{what:?} is not among the kinds")) +=
+            1;
         if self.trace.len() == TRACE_LEN {
             self.trace.pop_front();
         }
@@ -626,19 +630,27 @@ impl World {
             self.broken = true;
             let limit = self.config.initializer_timeout;
             let late = |process: &Process| {
-                let over =
-                    process.greeted.and_then(|at| at.checked_add(limit)).is_some_and(|at| at <= self.now);
+                let over = process
+                    .greeted
+                    .and_then(|at| at.checked_add(limit))
+                    .is_some_and(|at| at <= self.now);
                 over && !process.ready
             };
             if self.processes.values().any(late) {
                 self.note("an initializer takes too long", None, None);
                 return self.perform_all(actions, result);
             }
-            let recent =
-                self.start_troubles.iter().filter(|at| self.now - **at <= START_FAILURES_PERIOD).count();
+            let recent = self
+                .start_troubles
+                .iter()
+                .filter(|at| self.now - **at <= START_FAILURES_PERIOD)
+                .count();
             let now = self.start_troubles.last() == Some(&self.now);
             assert!(now, "broken without a failed start");
-            assert!(!self.ever_ready || recent >= START_FAILURES_MAX, "broken after {recent} failed starts");
+            assert!(
+                !self.ever_ready || recent >= START_FAILURES_MAX,
+                "broken after {recent} failed starts"
+            );
             let works = |process: &Process| {
                 // Neither a worker whose end was seen and not reported yet, nor a stopped one.
                 let lives = process.life != Life::Dead && !process.stopped;
@@ -646,7 +658,10 @@ impl World {
                 fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
             };
             let before_hello = !self.trouble_in_initializer;
-            assert!(!before_hello || !self.processes.values().any(works), "broken while a worker works");
+            assert!(
+                !before_hello || !self.processes.values().any(works),
+                "broken while a worker works"
+            );
         }
         self.perform_all(actions, result)
     }
@@ -700,12 +715,18 @@ impl World {
             Action::Send(worker, (base, items, seq)) => {
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
-                    assert!(self.story(task).begun.is_none(), "{task:?} is sent after its beginning");
+                    assert!(
+                        self.story(task).begun.is_none(),
+                        "{task:?} is sent after its beginning"
+                    );
                 }
                 let process = self.process(worker);
                 // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
-                assert!(process.killed.is_none() && process.stop_sent.is_none(), "{worker:?} is leaving");
+                assert!(
+                    process.killed.is_none() && process.stop_sent.is_none(),
+                    "{worker:?} is leaving"
+                );
                 let mut words = process.words.borrow_mut();
                 assert!(
                     words.sent.last_key_value().is_none_or(|(last, _)| *last < seq),
@@ -730,7 +751,8 @@ impl World {
                 let spent = self.config.tasks_max.map(|max| max as usize);
                 let process = &self.processes[&id];
                 // A worker that lied may have run fewer tasks than its replies say.
-                let retires = spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
+                let retires =
+                    spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
                 if retires && !self.shut_down {
                     self.note("leaves by its limit", Some(id), None);
                 }
@@ -760,7 +782,8 @@ impl World {
             Action::Kill(id) => {
                 let why = self.why_killed(id);
                 self.note(why, Some(id), None);
-                let delay = if self.dice.permille(300) { self.dice.micros(50_000) } else { Duration::ZERO };
+                let delay =
+                    if self.dice.permille(300) { self.dice.micros(50_000) } else { Duration::ZERO };
                 let now = self.now;
                 let process = self.process(id);
                 assert!(process.killed.is_none(), "{id:?} is killed twice");
@@ -773,7 +796,8 @@ impl World {
                     Life::Dead => return,
                     _ if process.immortal => "SIGKILL without effect",
                     _ => {
-                        process.dies_at = Some(process.dies_at.unwrap_or(now + delay).min(now + delay));
+                        process.dies_at =
+                            Some(process.dies_at.unwrap_or(now + delay).min(now + delay));
                         if delay.is_zero() {
                             return;
                         }
@@ -785,10 +809,15 @@ impl World {
             Action::Resolve(resolve) => {
                 let (Ticket { base, items, left, .. }, end) = *resolve;
                 // A worker that cannot be killed may read the arguments for ever.
-                let mut living =
-                    self.processes.values().filter(|process| process.alive() && process.killed.is_some());
+                let mut living = self
+                    .processes
+                    .values()
+                    .filter(|process| process.alive() && process.killed.is_some());
                 let is_read = living.any(|process| {
-                    process.begun.last().is_some_and(|last| ids(base, items).any(|task| task == *last))
+                    process
+                        .begun
+                        .last()
+                        .is_some_and(|last| ids(base, items).any(|task| task == *last))
                 });
                 assert!(
                     left.get() || !is_read,
@@ -816,7 +845,8 @@ impl World {
         let since = |at: Option<Instant>, grace: Duration| {
             at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
         };
-        if self.killed || self.broken || self.scheduler.refusal().is_some_and(|why| why.is_broken()) {
+        if self.killed || self.broken || self.scheduler.refusal().is_some_and(|why| why.is_broken())
+        {
             return "killed: pool ends";
         }
         if process.caught {
@@ -829,7 +859,10 @@ impl World {
             return "killed: stopped";
         }
         if !process.linked {
-            assert!(over || since(Some(process.ordered), start_timeout), "{id:?} is killed while it starts");
+            assert!(
+                over || since(Some(process.ordered), start_timeout),
+                "{id:?} is killed while it starts"
+            );
             return if over { "killed: pool ends" } else { "killed: start timeout" };
         }
         if !process.ready && since(process.greeted, self.config.initializer_timeout) {
@@ -837,21 +870,32 @@ impl World {
         }
         // The worker was sent a task and has not begun it for as long as a start may last.
         let front = process.words.borrow().holding.front().copied();
-        if front.is_some_and(|front| !self.begun_on(front, id)) && since(Some(process.ordered), start_timeout)
+        if front.is_some_and(|front| !self.begun_on(front, id))
+            && since(Some(process.ordered), start_timeout)
         {
             return "killed: deaf";
         }
         // So the worker is killed for a task. That must be the task that it began last: otherwise
         // it runs another task, which is innocent.
-        let Some(&task) = process.begun.last() else { panic!("{id:?} is killed and has begun nothing") };
+        let Some(&task) = process.begun.last() else {
+            panic!("{id:?} is killed and has begun nothing")
+        };
         let story = &self.stories[task.as_u64() as usize - 1];
         let (_, began) = story.begun.expect("noted at the claim");
         assert!(story.ending.is_none(), "{id:?} is killed for {task:?}, which has ended");
         assert!(
-            story.cancel_running_asked || since(Some(began), story.timeout.unwrap_or(Duration::MAX)),
+            story.cancel_running_asked
+                || since(Some(began), story.timeout.unwrap_or(Duration::MAX)),
             "{id:?} is killed while it runs {task:?} rightfully"
         );
-        assert!(process.words.borrow().holding.iter().all(|held| *held == task || self.begun_on(*held, id)));
+        assert!(
+            process
+                .words
+                .borrow()
+                .holding
+                .iter()
+                .all(|held| *held == task || self.begun_on(*held, id))
+        );
         self.process(id).condemned = Some(task);
         "killed: for a task"
     }
@@ -865,16 +909,23 @@ impl World {
         let broken = self.scheduler.refusal().is_some_and(|why| why.is_broken());
         let deadline = self.deadline.is_some_and(|at| at <= self.now);
         let ended = self.killed || deadline;
-        let (now, shut_down, cancelled_pending) = (self.now, self.shut_down, self.cancelled_pending);
+        let (now, shut_down, cancelled_pending) =
+            (self.now, self.shut_down, self.cancelled_pending);
         let story = &self.stories[task.as_u64() as usize - 1];
         let (kind, ending) = match end {
             End::Lost(worker) => {
                 let begun = matches!(story.begun, Some((on, _)) if on == worker);
                 let thrice = story.begun.is_none() && story.first_in_line >= LOST_UNBEGUN_MAX;
-                assert!(begun || thrice, "{task:?} is lost with {worker:?}, which had not begun it");
+                assert!(
+                    begun || thrice,
+                    "{task:?} is lost with {worker:?}, which had not begun it"
+                );
                 let process = &self.processes[&worker];
                 let given_up = process.killed.is_some_and(|at| at + KILL_GRACE <= now);
-                assert!(process.reaped || given_up, "{task:?} is lost with {worker:?}, which lives");
+                assert!(
+                    process.reaped || given_up,
+                    "{task:?} is lost with {worker:?}, which lives"
+                );
                 (
                     if begun { "end: lost, begun" } else { "end: lost, first in line three times" },
                     Ending::Lost,
@@ -887,11 +938,16 @@ impl World {
                 ("end: timed out", Ending::TimedOut)
             }
             End::Error(TaskError::Cancelled) if story.begun.is_some() => {
-                assert!(story.cancel_running_asked, "{task:?} has begun, and nobody asked to cancel it");
+                assert!(
+                    story.cancel_running_asked,
+                    "{task:?} has begun, and nobody asked to cancel it"
+                );
                 ("end: cancelled while running", Ending::Cancelled)
             }
             // `cancel` is being granted in this very event.
-            End::Error(TaskError::Cancelled) if story.cancel_granted || story.cancel_running_asked => {
+            End::Error(TaskError::Cancelled)
+                if story.cancel_granted || story.cancel_running_asked =>
+            {
                 ("end: cancelled", Ending::Cancelled)
             }
             End::Error(TaskError::Cancelled) => {
@@ -899,7 +955,10 @@ impl World {
                 ("end: cancelled by shutdown", Ending::Cancelled)
             }
             End::Error(TaskError::Shutdown) => {
-                assert!(ended || shut_down && story.begun.is_none(), "{task:?} ends with a pool that lives");
+                assert!(
+                    ended || shut_down && story.begun.is_none(),
+                    "{task:?} ends with a pool that lives"
+                );
                 ("end: shutdown", Ending::Shutdown)
             }
             End::Error(TaskError::Broken(_)) => {
@@ -909,7 +968,11 @@ impl World {
             End::Error(error) => panic!("{task:?}: {error}"),
         };
         if story.cancel_running_granted {
-            assert_eq!(ending, Ending::Cancelled, "`cancel_running` had said it would be cancelled");
+            assert_eq!(
+                ending,
+                Ending::Cancelled,
+                "`cancel_running` had said it would be cancelled"
+            );
         }
         self.end(task, ending, kind);
     }
@@ -927,7 +990,12 @@ impl World {
         self.submit_chunk(function, timeout, &[conduct])
     }
 
-    fn submit_chunk(&mut self, function: u64, timeout: Option<Duration>, conducts: &[Conduct]) -> TaskId {
+    fn submit_chunk(
+        &mut self,
+        function: u64,
+        timeout: Option<Duration>,
+        conducts: &[Conduct],
+    ) -> TaskId {
         const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
         let most = TAKES_MICROS[function as usize];
         let chunk = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
@@ -960,7 +1028,8 @@ impl World {
             self.note("submit: a chunk of several", None, Some(task));
         }
         let items = Items { first: 0, count };
-        let ticket = Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
+        let ticket =
+            Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, ticket, out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
@@ -992,7 +1061,11 @@ impl World {
             let conduct = self.any_conduct();
             let timeout = self.dice.permille(self.climate.limits).then(|| {
                 let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
-                self.dice.pick(&[Duration::from_micros(micros), Duration::from_micros(micros), Duration::MAX])
+                self.dice.pick(&[
+                    Duration::from_micros(micros),
+                    Duration::from_micros(micros),
+                    Duration::MAX,
+                ])
             });
             self.submit(function, timeout, conduct);
         }
@@ -1008,9 +1081,15 @@ impl World {
         for task in &withdrawn {
             self.story(*task).cancel_granted = true;
         }
-        self.event(|scheduler, now, claims, out| scheduler.on_cancel_chunk(now, base, count, claims, out));
+        self.event(|scheduler, now, claims, out| {
+            scheduler.on_cancel_chunk(now, base, count, claims, out)
+        });
         for task in withdrawn {
-            assert_eq!(self.story(task).ending, Some(Ending::Cancelled), "{task:?} could be withdrawn");
+            assert_eq!(
+                self.story(task).ending,
+                Some(Ending::Cancelled),
+                "{task:?} could be withdrawn"
+            );
         }
     }
 
@@ -1028,7 +1107,8 @@ impl World {
         let before = self.story(task).ending;
         let pending = before.is_none() && self.story(task).begun.is_none();
         self.story(task).cancel_granted = true;
-        let granted = self.event(|scheduler, now, claims, out| scheduler.on_cancel(now, task, claims, out));
+        let granted =
+            self.event(|scheduler, now, claims, out| scheduler.on_cancel(now, task, claims, out));
         self.story(task).cancel_granted = granted;
         assert_eq!(granted, pending, "{task:?} can be withdrawn, or cannot");
         assert_eq!(granted, before != self.story(task).ending, "an answer that is true");
@@ -1043,8 +1123,9 @@ impl World {
         }
         let before = self.story(task).ending;
         self.story(task).cancel_running_asked = true;
-        let granted =
-            self.event(|scheduler, now, claims, out| scheduler.on_cancel_running(now, task, claims, out));
+        let granted = self.event(|scheduler, now, claims, out| {
+            scheduler.on_cancel_running(now, task, claims, out)
+        });
         let story = self.story(task);
         story.cancel_running_granted |= granted;
         story.cancel_running_asked = story.cancel_running_granted;
@@ -1076,7 +1157,9 @@ impl World {
             scheduler.on_shutdown(now, cancel_pending, deadline, claims, out);
         });
         if cancel_pending {
-            assert!(self.stories.iter().all(|story| story.ending.is_some() || story.begun.is_some()));
+            assert!(
+                self.stories.iter().all(|story| story.ending.is_some() || story.begun.is_some())
+            );
         }
     }
 
@@ -1125,10 +1208,12 @@ impl World {
 
     /// Lets the driver check which workers are stopped.
     fn look_at_stopped(&mut self) {
-        let linked = |process: &Process| process.linked && process.alive() && process.killed.is_none();
+        let linked =
+            |process: &Process| process.linked && process.alive() && process.killed.is_none();
         let all = self.processes.iter().filter(|(_, process)| linked(process));
         for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
-            let (now, for_good, has_run) = (self.now, self.dice.permille(500), self.dice.permille(200));
+            let (now, for_good, has_run) =
+                (self.now, self.dice.permille(500), self.dice.permille(200));
             let Some(process) = self.processes.get_mut(&id) else { continue };
             if process.stopped {
                 if has_run {
@@ -1140,14 +1225,20 @@ impl World {
                     scheduler.on_stopped(now, id, for_good, has_run, claims, out);
                 });
                 let holding = self.processes[&id].words.borrow().holding.clone();
-                let begun = |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
+                let begun =
+                    |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
                 let lied = self.processes[&id].lied;
                 // A worker that is about to end gives back its tasks when it has ended.
                 let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
-                assert!(doomed || lied || holding.iter().all(begun), "{id:?} keeps what it has not begun");
+                assert!(
+                    doomed || lied || holding.iter().all(begun),
+                    "{id:?} keeps what it has not begun"
+                );
             } else if process.seen_stopped.take().is_some() {
                 self.note("seen to go on", Some(id), None);
-                self.event(|scheduler, now, claims, out| scheduler.on_continued(now, id, claims, out));
+                self.event(|scheduler, now, claims, out| {
+                    scheduler.on_continued(now, id, claims, out)
+                });
             }
         }
     }
@@ -1470,8 +1561,14 @@ impl World {
                 let words = process.words.get_mut();
                 let word = &mut words.sent.get_mut(&seq).expect("it was sent").0;
                 let (expected, skips, claims) = match frame {
-                    ToWorker::Run { .. } => (Word::Offered(at), "skips what was taken back", "claims"),
-                    _ => (Word::Begun(at - 1), "skips the rest of a chunk", "claims the next of a chunk"),
+                    ToWorker::Run { .. } => {
+                        (Word::Offered(at), "skips what was taken back", "claims")
+                    }
+                    _ => (
+                        Word::Begun(at - 1),
+                        "skips the rest of a chunk",
+                        "claims the next of a chunk",
+                    ),
                 };
                 if *word != expected {
                     return self.note(skips, Some(id), Some(task));
@@ -1492,14 +1589,18 @@ impl World {
                 let waits = matches!(conduct, Conduct::Hangs | Conduct::Meets);
                 let until = if waits { None } else { Some(now + takes) };
                 let rest = Items { first: at + 1, ..items };
-                let rest = (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
+                let rest =
+                    (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
                 process.running = Some(Running::Task { task, until, rest });
                 let (condemned, lied) = (process.condemned, process.lied);
                 self.note(claims, Some(id), Some(task));
                 if conduct == Conduct::Hangs {
                     self.note("hangs in a task", Some(id), Some(task));
                 }
-                assert_eq!(condemned, None, "{task:?} begins behind a task that {id:?} is killed for");
+                assert_eq!(
+                    condemned, None,
+                    "{task:?} begins behind a task that {id:?} is killed for"
+                );
                 let in_order = self.config.workers_max > 1 || lied || task > self.last_begun;
                 assert!(in_order, "{task:?} begins after {:?}", self.last_begun);
                 self.last_begun = self.last_begun.max(task);
@@ -1507,7 +1608,8 @@ impl World {
                 assert!(story.ending.is_none() || lied, "{task:?} begins after its end");
                 assert!(story.begun.is_none(), "{task:?} runs twice");
                 story.begun = Some((id, now));
-                let (submitted, estimate, function) = (story.submitted, story.estimate, story.function);
+                let (submitted, estimate, function) =
+                    (story.submitted, story.estimate, story.function);
                 self.note_wait(submitted, estimate.max(self.scheduler.ended_estimate(function)));
                 if conduct == Conduct::Meets {
                     self.meet(id);
@@ -1536,7 +1638,10 @@ impl World {
             (1, _, Some(task)) => ("lies: out of order", FromWorker::Reply(task)),
             (2, ..) => ("lies: garbage", FromWorker::Garbage),
             (3, ..) => ("lies: garbage", FromWorker::Unexpected),
-            _ => ("lies: a task it does not have", FromWorker::Reply(TaskId::from_raw(u64::MAX >> 3))),
+            _ => (
+                "lies: a task it does not have",
+                FromWorker::Reply(TaskId::from_raw(u64::MAX >> 3)),
+            ),
         };
         self.note(what, Some(id), None);
         let process = self.process(id);
@@ -1551,7 +1656,9 @@ impl World {
         let mut turns = Vec::new();
         for (&id, process) in &self.processes {
             match process.life {
-                Life::Ordered if !process.never_starts && process.ordered + self.start_takes <= self.now => {
+                Life::Ordered
+                    if !process.never_starts && process.ordered + self.start_takes <= self.now =>
+                {
                     turns.push(Turn::Starter(id));
                 }
                 Life::Booting if !process.stopped => turns.push(Turn::Boot(id)),
@@ -1570,7 +1677,10 @@ impl World {
                 Life::Dead if !process.reaped => turns.push(Turn::Reap(id)),
                 _ => {}
             }
-            if process.linked && !process.unread && (process.reaped || !process.published.is_empty()) {
+            if process.linked
+                && !process.unread
+                && (process.reaped || !process.published.is_empty())
+            {
                 turns.push(Turn::Read(id));
             }
         }
@@ -1607,7 +1717,9 @@ impl World {
         let due: Vec<_> = self
             .processes
             .iter()
-            .filter(|(_, process)| process.alive() && process.dies_at.is_some_and(|at| at <= self.now))
+            .filter(|(_, process)| {
+                process.alive() && process.dies_at.is_some_and(|at| at <= self.now)
+            })
             .map(|(id, _)| *id)
             .collect();
         for id in due {
@@ -1630,7 +1742,11 @@ impl World {
         });
         let starts = self.processes.values().filter(|process| process.life == Life::Ordered);
         let starts = starts.map(|process| process.ordered + self.start_takes);
-        work.flatten().chain(starts).filter(|at| *at > self.now).chain(self.scheduler.next_deadline()).min()
+        work.flatten()
+            .chain(starts)
+            .filter(|at| *at > self.now)
+            .chain(self.scheduler.next_deadline())
+            .min()
     }
 
     fn wait(&mut self) -> bool {
@@ -1640,8 +1756,12 @@ impl World {
     }
 
     fn any_process(&mut self) -> Option<WorkerId> {
-        let alive: Vec<_> =
-            self.processes.iter().filter(|(_, process)| process.alive()).map(|(id, _)| *id).collect();
+        let alive: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.alive())
+            .map(|(id, _)| *id)
+            .collect();
         (!alive.is_empty()).then(|| self.dice.pick(&alive))
     }
 
@@ -1666,7 +1786,9 @@ impl World {
         }
         match self.dice.below(100) {
             // Seldom when tasks are refused, because a refused task can end in only one way.
-            0..=5 if self.scheduler.refusal().is_none() || self.dice.permille(50) => self.submit_any(),
+            0..=5 if self.scheduler.refusal().is_none() || self.dice.permille(50) => {
+                self.submit_any()
+            }
             6..=8 => {
                 if let Some(task) = self.any_task() {
                     self.cancel(task);
@@ -1693,7 +1815,9 @@ impl World {
             12 if self.climate.stops > 0 => self.look_at_stopped(),
             12 => self.tick(),
             // The driver ticks about when it should.
-            13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => self.tick(),
+            13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => {
+                self.tick()
+            }
             13..=16 => {
                 self.wait();
             }
@@ -1719,8 +1843,10 @@ impl World {
         match self.dice.below(10) {
             0..=5 => {
                 let cancel_pending = self.dice.permille(500);
-                let deadline =
-                    self.dice.permille(400).then(|| self.now + Duration::from_millis(self.dice.below(3_000)));
+                let deadline = self
+                    .dice
+                    .permille(400)
+                    .then(|| self.now + Duration::from_millis(self.dice.below(3_000)));
                 self.shutdown(cancel_pending, deadline);
             }
             6..=7 => {
@@ -1838,10 +1964,18 @@ fn run_seed(seed: u64) -> World {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]).min(workers_max),
         initializer: dice.permille(500).then(|| "prepare".into()),
-        initializer_timeout: dice.pick(&[Duration::from_millis(150), Duration::from_secs(30), Duration::MAX]),
+        initializer_timeout: dice.pick(&[
+            Duration::from_millis(150),
+            Duration::from_secs(30),
+            Duration::MAX,
+        ]),
         tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
         processors: dice.pick(&[1, 2, 64]),
-        start_timeout: dice.pick(&[Duration::from_millis(100), Duration::from_secs(10), Duration::MAX]),
+        start_timeout: dice.pick(&[
+            Duration::from_millis(100),
+            Duration::from_secs(10),
+            Duration::MAX,
+        ]),
     };
     let climate = Climate::roll(&mut dice);
     let steps = dice.pick(&[30, 200, 600, 1_200]);
@@ -1893,7 +2027,8 @@ fn promises_hold_among_crashing_slow_stopped_and_lying_workers() {
         println!("{:>12}  {kind}", counts.get(kind).copied().unwrap_or_default());
     }
     if rounds >= ROUNDS {
-        let missing: Vec<_> = counts.iter().filter(|(_, count)| **count == 0).map(|(kind, _)| kind).collect();
+        let missing: Vec<_> =
+            counts.iter().filter(|(_, count)| **count == 0).map(|(kind, _)| kind).collect();
         assert!(missing.is_empty(), "never happened: {missing:?}");
     }
 }
@@ -1925,14 +2060,21 @@ impl World {
     /// Checks that no task has waited for too long. Called when nothing more happens at this
     /// moment.
     fn look_for_neglect(&mut self) {
-        let coming = self.processes.values().filter(|process| !process.ready && process.killed.is_none());
+        let coming =
+            self.processes.values().filter(|process| !process.ready && process.killed.is_none());
         let idle = |process: &Process| {
-            process.ready && process.stop_sent.is_none() && process.words.borrow().holding.is_empty()
+            process.ready
+                && process.stop_sent.is_none()
+                && process.words.borrow().holding.is_empty()
         };
-        let could = self.processes.len() < self.config.workers_max || self.processes.values().any(idle);
+        let could =
+            self.processes.len() < self.config.workers_max || self.processes.values().any(idle);
         let (now, coming) = (self.now, coming.count());
-        let waiting: Vec<_> =
-            self.stories.iter().filter(|story| story.begun.is_none() && story.ending.is_none()).collect();
+        let waiting: Vec<_> = self
+            .stories
+            .iter()
+            .filter(|story| story.begun.is_none() && story.ending.is_none())
+            .collect();
         if !could || waiting.len() <= coming {
             self.neglects_since = None;
             return;
@@ -1949,7 +2091,8 @@ impl World {
     }
 
     fn note_wait(&mut self, submitted: Instant, estimate: Duration) {
-        let waited = self.neglects_since.map_or(Duration::ZERO, |since| self.now - since.max(submitted));
+        let waited =
+            self.neglects_since.map_or(Duration::ZERO, |since| self.now - since.max(submitted));
         self.neglect.waited.push(waited);
         if estimate >= Duration::from_millis(1) {
             self.neglect.estimates.push(waited.as_secs_f64() / estimate.as_secs_f64());
@@ -1958,7 +2101,14 @@ impl World {
 
     /// Submits `count` calls of one function with this running time and conduct, in one chunk if
     /// `together`.
-    fn call(&mut self, function: u64, takes: Duration, conduct: Conduct, count: usize, together: bool) {
+    fn call(
+        &mut self,
+        function: u64,
+        takes: Duration,
+        conduct: Conduct,
+        count: usize,
+        together: bool,
+    ) {
         let first = self.stories.len();
         if together {
             self.submit_chunk(function, None, &vec![conduct; count]);
@@ -2012,7 +2162,9 @@ fn run_changing_seed(seed: u64) -> World {
                 }
             }
             // Two groups that meet at the same time could wait for each other for ever.
-            if dice.permille(300) && world.stories.last().is_some_and(|last| last.conduct != Conduct::Meets) {
+            if dice.permille(300)
+                && world.stories.last().is_some_and(|last| last.conduct != Conduct::Meets)
+            {
                 let pause = dice.micros(3_000);
                 world.go_on_until(world.now + pause);
             } else {
@@ -2027,7 +2179,10 @@ fn run_changing_seed(seed: u64) -> World {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
             .unwrap_or_default();
-        panic!("EXECUTOR_SEED={seed} of changing times: {message}\nwhat happened last:{}", world.describe());
+        panic!(
+            "EXECUTOR_SEED={seed} of changing times: {message}\nwhat happened last:{}",
+            world.describe()
+        );
     }
     world
 }
@@ -2085,7 +2240,10 @@ impl World {
             world.submit(0, None, Conduct::Returns);
         }
         world.settle();
-        assert_eq!(world.stories.iter().filter(|story| story.ending == Some(Ending::Value)).count(), n);
+        assert_eq!(
+            world.stories.iter().filter(|story| story.ending == Some(Ending::Value)).count(),
+            n
+        );
         assert_eq!(world.processes.len(), n);
         world
     }
@@ -2132,7 +2290,10 @@ fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
     // The first task in line might begin at any time, so it is not taken away.
     assert_eq!(world.holding(0), 1);
     assert_eq!(
-        tasks.iter().filter(|task| world.stories[task.as_u64() as usize - 1].ending.is_none()).count(),
+        tasks
+            .iter()
+            .filter(|task| world.stories[task.as_u64() as usize - 1].ending.is_none())
+            .count(),
         1
     );
     world.process(WorkerId(0)).stopped = false;
@@ -2212,7 +2373,9 @@ fn who_waits_behind_many_crashing_tasks_is_innocent() {
     let behind = world.quick(3);
     world.settle();
     assert!(
-        crashing.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost))
+        crashing
+            .iter()
+            .all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost))
     );
     assert!(world.all_return(&behind));
 }
@@ -2224,7 +2387,11 @@ fn a_draining_pool_gets_past_frames_that_kill() {
     let good = world.quick(5);
     world.shutdown(false, None);
     world.drain();
-    assert!(poison.iter().all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost)));
+    assert!(
+        poison
+            .iter()
+            .all(|task| world.stories[task.as_u64() as usize - 1].ending == Some(Ending::Lost))
+    );
     assert!(world.all_return(&good));
     assert!(!world.broken);
 }

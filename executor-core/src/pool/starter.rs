@@ -91,9 +91,10 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         descriptors.extend([arguments.as_fd(), results.descriptor()]);
     }
     let program = Way::Program(Start { environment: &pool.options.envs, ..Start::default() });
-    let Launched { child, socket } = Launch { identity, role, descriptors: &descriptors, attachments: &[] }
-        .by(program)
-        .map_err(|refused| refused.error)
-        .asked("to start /proc/self/exe")?;
+    let Launched { child, socket } =
+        Launch { identity, role, descriptors: &descriptors, attachments: &[] }
+            .by(program)
+            .map_err(|refused| refused.error)
+            .asked("to start /proc/self/exe")?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

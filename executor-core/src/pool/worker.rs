@@ -86,7 +86,9 @@ impl Worker {
         let (flags, bytes) = payload.on_the_wire();
         header.flags |= flags;
         let stuck = match &self.beside {
-            Some(beside) if flags & flag::ATTACHED != 0 => beside.send(header.task, payload.attachments()),
+            Some(beside) if flags & flag::ATTACHED != 0 => {
+                beside.send(header.task, payload.attachments())
+            }
             _ => false,
         };
         link.send(header, &bytes);
@@ -143,7 +145,11 @@ impl Worker {
     pub(super) fn ending(&self) -> Ending<'_> {
         Ending {
             pid: self.child.as_ref().map_or(0, |child| child.pid()),
-            status: self.child.as_ref().and_then(|child| child.status()).unwrap_or(ExitStatus::Unknown),
+            status: self
+                .child
+                .as_ref()
+                .and_then(|child| child.status())
+                .unwrap_or(ExitStatus::Unknown),
             board: self.link.as_ref().map(|link| link.board()),
             reached: true,
             killed_by_us: self.killed_by_us,

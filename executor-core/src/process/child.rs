@@ -267,8 +267,9 @@ impl AsFd for ChildHandle {
     /// # Panics
     /// If there is none.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.sentinel()
-            .expect("SIGCHLD is ignored, or others wait for any child: there is no descriptor to watch")
+        self.sentinel().expect(
+            "SIGCHLD is ignored, or others wait for any child: there is no descriptor to watch",
+        )
     }
 }
 

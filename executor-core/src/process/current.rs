@@ -35,7 +35,10 @@ pub struct CurrentProcess {
 /// assert!(own.is_alive() && !own.daemon() && own.exit_code().is_none());
 /// ```
 pub fn current_process() -> CurrentProcess {
-    CurrentProcess { name: identity::name(), daemon: identity::told().is_some_and(|told| told.daemon) }
+    CurrentProcess {
+        name: identity::name(),
+        daemon: identity::told().is_some_and(|told| told.daemon),
+    }
 }
 
 impl CurrentProcess {
@@ -126,8 +129,8 @@ impl ParentProcess {
     /// meant for processes that [outlive](crate::Process::outlive_parent) their parent.
     pub fn join(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let pidfd =
-            Pid::from_raw(self.pid.cast_signed()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let pidfd = Pid::from_raw(self.pid.cast_signed())
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // The pidfd was opened first, and `is_alive` is checked after that. If the parent is still
         // alive then, the pidfd is the parent's. Otherwise the pid may have been reused, and the
         // pidfd may belong to another process.

@@ -35,7 +35,8 @@ mod start;
 mod table;
 
 use std::{
-    ffi::OsString, fmt, fs::File, marker::PhantomData, os::fd::OwnedFd, path::PathBuf, time::Duration,
+    ffi::OsString, fmt, fs::File, marker::PhantomData, os::fd::OwnedFd, path::PathBuf,
+    time::Duration,
 };
 
 pub use child::{Child, ChildHandle};
@@ -210,8 +211,8 @@ impl<T> Process<T> {
     fn of_task<F: TaskArgs<A> + TaskFn<Output = T>, A>(task: Task<F, A>) -> Self {
         let (args, options) = task.into_parts();
         let mut buffer = Buffer::new();
-        let arguments =
-            encode::<F, A>(args, &options, &mut buffer).map(|attached| (buffer.into_vec(), attached));
+        let arguments = encode::<F, A>(args, &options, &mut buffer)
+            .map(|attached| (buffer.into_vec(), attached));
         Process {
             entry: F::entry(),
             arguments,

@@ -54,7 +54,8 @@ impl Flushes {
         if !state.helps {
             // All signals are blocked in the helper, so that it receives none of the program's.
             let helper = signals::deaf(|| {
-                let builder = thread::Builder::new().name("executor-flush".into()).stack_size(64 * 1024);
+                let builder =
+                    thread::Builder::new().name("executor-flush".into()).stack_size(64 * 1024);
                 builder.spawn(move || self.help(flush))
             });
             match helper {

@@ -71,7 +71,11 @@ impl Server {
         OWN.get().clone()
     }
 
-    pub(super) fn preload<F: crate::task::TaskFn>(&self, entry: &'static TaskEntry, task: Task<F, Encoded>) {
+    pub(super) fn preload<F: crate::task::TaskFn>(
+        &self,
+        entry: &'static TaskEntry,
+        task: Task<F, Encoded>,
+    ) {
         let (args, options) = task.into_parts();
         let called = options.called(entry.name).to_owned();
         let mut buffer = Buffer::new();
@@ -84,7 +88,9 @@ impl Server {
                 Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
             }
             Err(error) => Err(format!("`{called}` cannot be sent to it: {error}")),
-            Ok(()) if !attached.is_empty() => Err(format!("the arguments of `{called}` carry descriptors")),
+            Ok(()) if !attached.is_empty() => {
+                Err(format!("the arguments of `{called}` carry descriptors"))
+            }
             Ok(()) => Ok(buffer.into_vec()),
         };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
@@ -126,17 +132,23 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
         .iter()
         .map(|(function, bytes)| match bytes {
             Ok(bytes) => Ok((*function, bytes.clone().into())),
-            Err(error) => Err(StartError::ForkServer(format!("`preload` is refused: {error}").into())),
+            Err(error) => {
+                Err(StartError::ForkServer(format!("`preload` is refused: {error}").into()))
+            }
         })
         .collect::<Result<Vec<_>, _>>()?;
     let has_preload = !preload.is_empty();
-    let identity =
-        Identity { name: "ForkServer".to_owned(), daemon: true, ..identity::for_child().map_err(os)? };
+    let identity = Identity {
+        name: "ForkServer".to_owned(),
+        daemon: true,
+        ..identity::for_child().map_err(os)?
+    };
     let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
     let child = Launch { identity, role, descriptors: &[], attachments: &[] };
     let Launched { child, socket } =
         child.by(Way::Program(Start::default())).map_err(|refused| os(refused.error))?;
-    let running = Running { socket: Some(NotInherited::new(socket)), child, origin: Origin::here() };
+    let running =
+        Running { socket: Some(NotInherited::new(socket)), child, origin: Origin::here() };
     let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };

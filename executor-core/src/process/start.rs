@@ -224,7 +224,11 @@ fn refused(Refused { step, error, child }: Refused) -> StartError {
 }
 
 /// Determines the identity of the child.
-fn identity(name: Option<String>, daemon: Option<bool>, method: Option<StartMethod>) -> io::Result<Identity> {
+fn identity(
+    name: Option<String>,
+    daemon: Option<bool>,
+    method: Option<StartMethod>,
+) -> io::Result<Identity> {
     let number = identity::next_child();
     let program = identity::for_child()?;
     let path = [&*program.path, &[number]].concat();
@@ -246,7 +250,9 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let (arguments, attachments) = process.arguments.map_err(StartError::Arguments)?;
     let (environment, directory) = (&*process.environment, process.directory.as_deref());
     if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
-        return Err(invalid("an environment variable has a name that is empty or contains `=`, or a NUL"));
+        return Err(invalid(
+            "an environment variable has a name that is empty or contains `=`, or a NUL",
+        ));
     }
     let method = process.method.unwrap_or_else(start_method::start_method);
     if process.executable.is_some() && method != StartMethod::Spawn {
@@ -258,8 +264,8 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     if let Some(pause) = &pause {
         fork::check_threads(pause)?;
     }
-    let identity =
-        identity(process.name, process.daemon, process.method).map_err(os("what a process is told"))?;
+    let identity = identity(process.name, process.daemon, process.method)
+        .map_err(os("what a process is told"))?;
     let asked = Asked {
         name: identity.name.clone(),
         task: process.task,
@@ -325,7 +331,10 @@ fn surroundings(
     let bytes = |text: OsString| serde_bytes::ByteBuf::from(text.as_bytes());
     let directory = directory.map(|path| path.as_os_str().to_owned());
     Surroundings {
-        environment: environment.into_iter().map(|(key, value)| (bytes(key), bytes(value))).collect(),
+        environment: environment
+            .into_iter()
+            .map(|(key, value)| (bytes(key), bytes(value)))
+            .collect(),
         directory: directory.or_else(|| std::env::current_dir().ok().map(Into::into)).map(bytes),
     }
 }

@@ -434,9 +434,9 @@ impl State {
                     }
                     // The child has closed the socket, which tells no more than its end.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
-                    Err(error) => {
-                        self.refused(&format!("what it reported cannot be received (recvmsg): {error}"))
-                    }
+                    Err(error) => self.refused(&format!(
+                        "what it reported cannot be received (recvmsg): {error}"
+                    )),
                 },
                 Some((_, attachments, count)) => match handshake::receive_attachments(socket, 1) {
                     Ok(some) => {
@@ -446,7 +446,9 @@ impl State {
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return false,
                     Err(error) => {
                         self.begun = None;
-                        self.refused(&format!("the descriptors of its result cannot be received: {error}"))
+                        self.refused(&format!(
+                            "the descriptors of its result cannot be received: {error}"
+                        ))
                     }
                 },
             };
@@ -501,7 +503,9 @@ impl State {
             // The descriptor is closed after this. The mapping is enough.
             Some(file) => match SealedView::open(&file) {
                 Ok(view) => Payload::sealed(view),
-                Err(error) => return self.refused(&format!("its result cannot be mapped: {error}")),
+                Err(error) => {
+                    return self.refused(&format!("its result cannot be mapped: {error}"));
+                }
             },
         };
         match Reply::from_u8(report.kind) {
@@ -566,11 +570,13 @@ fn ring(table: &mut Table) {
         let theirs = Arc::clone(&bell);
         // If the system refuses a thread, each call that waits for a process checks it itself.
         let made = signals::deaf(|| {
-            thread::Builder::new().name("executor-children".into()).stack_size(128 * 1024).spawn(move || {
-                if catch(|| watch(&theirs)).is_err() {
-                    watcher_is_gone();
-                }
-            })
+            thread::Builder::new().name("executor-children".into()).stack_size(128 * 1024).spawn(
+                move || {
+                    if catch(|| watch(&theirs)).is_err() {
+                        watcher_is_gone();
+                    }
+                },
+            )
         });
         table.watcher = made.is_ok().then_some(bell);
     }
@@ -666,7 +672,9 @@ fn watch(bell: &Arc<OwnedFd>) {
         let sockets: Vec<Option<Arc<NotInherited>>> = records.iter().map(unheard).collect();
         let mut fds = vec![PollFd::new(&**bell, PollFlags::IN)];
         for (record, socket) in records.iter().zip(&sockets) {
-            fds.extend(record.process.pidfd().map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
+            fds.extend(
+                record.process.pidfd().map(|pidfd| PollFd::from_borrowed_fd(pidfd, PollFlags::IN)),
+            );
             let socket = socket.as_ref().and_then(|socket| socket.get());
             fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         }
@@ -727,7 +735,8 @@ impl Record {
             if let Some(status) = self.status() {
                 return Some(status);
             }
-            let left = deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            let left =
+                deadline.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
             if left.is_zero() {
                 return None;
             }

@@ -189,7 +189,12 @@ pub struct CallContext {
 impl CallContext {
     /// Returns the context for a first call, with `out` as the buffer for its result.
     pub fn new(out: Buffer) -> Self {
-        CallContext { out, attachments: Vec::new(), stage: Stage::default(), origin: Origin::here() }
+        CallContext {
+            out,
+            attachments: Vec::new(),
+            stage: Stage::default(),
+            origin: Origin::here(),
+        }
     }
 
     /// Prepares the context for the next call. The caller has taken what the last call wrote.
@@ -286,7 +291,9 @@ pub enum CallResult {
 /// Functions of this crate's own image are in [`TASKS`] already, and are not added again.
 #[doc(hidden)]
 pub fn note(entry: &'static TaskEntry) {
-    if CLOSED.load(Ordering::Acquire) || TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry)) {
+    if CLOSED.load(Ordering::Acquire)
+        || TASKS.static_slice().as_ptr_range().contains(&ptr::from_ref(entry))
+    {
         return;
     }
     // Entries are constants, except for the words in `registered`. The `Release` below publishes
@@ -355,11 +362,14 @@ fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
     // Functions that differ in nothing keep the order of the linker and the loader. That order is
     // the same in every process of one executable.
     let position = |entry: &TaskEntry| entries.iter().position(|other| ptr::eq(*other, entry));
-    several.sort_by_cached_key(|entry| (entry.name, entry.place, (entry.signature)(), position(entry)));
+    several.sort_by_cached_key(|entry| {
+        (entry.name, entry.place, (entry.signature)(), position(entry))
+    });
     for entry in several {
         let Place { file, line, column, module } = entry.place;
         // The ordinal separates functions that differ in nothing, and texts whose hash is taken.
-        let text = format!("{}\n{file}:{line}:{column}\n{module}\n{}", entry.name, (entry.signature)());
+        let text =
+            format!("{}\n{file}:{line}:{column}\n{module}\n{}", entry.name, (entry.signature)());
         let ids = (0_u32..).map(|ordinal| match ordinal {
             0 => FnId::of(&text),
             _ => FnId::of(&format!("{text}\n{ordinal}")),

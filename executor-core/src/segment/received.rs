@@ -47,7 +47,11 @@ impl Results {
         let len = usize::try_from(len).ok().filter(|len| *len <= SEGMENT_BYTES_MAX)?;
         // A wrong length must not cost memory. Bytes that were really written use as much memory in
         // the arena.
-        (len as u64 <= self.arena.bytes()).then(|| Received { results: Arc::clone(self), number, len })
+        (len as u64 <= self.arena.bytes()).then(|| Received {
+            results: Arc::clone(self),
+            number,
+            len,
+        })
     }
 
     fn view(&self, number: u8, len: usize) -> io::Result<Arc<Mapping>> {
@@ -100,7 +104,11 @@ impl Received {
         // reference. So the vector then contains arbitrary bytes, as a broken worker could also
         // have sent.
         unsafe {
-            std::ptr::copy_nonoverlapping(view.at().as_ptr().add(start.min(self.len)), vec.as_mut_ptr(), len);
+            std::ptr::copy_nonoverlapping(
+                view.at().as_ptr().add(start.min(self.len)),
+                vec.as_mut_ptr(),
+                len,
+            );
             vec.set_len(len);
         }
         Ok(vec)
@@ -147,7 +155,8 @@ mod tests {
     #[test]
     fn a_ledger_full_of_garbage_hurts_nobody() {
         let results = Results::create().unwrap();
-        let store = super::super::Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let store =
+            super::super::Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
         for _ in 0..SEGMENTS {
             store.take(4096).unwrap().leave();
         }

@@ -96,7 +96,9 @@ impl Ledger {
     /// Returns how many segments have memory or an owner.
     pub(super) fn count(&self) -> usize {
         let taken = self.taken.load(Ordering::Relaxed);
-        (0..SEGMENTS as u8).filter(|number| taken & 1 << number != 0 || self.resident(*number) != 0).count()
+        (0..SEGMENTS as u8)
+            .filter(|number| taken & 1 << number != 0 || self.resident(*number) != 0)
+            .count()
     }
 
     /// Empties the segments that were not used since the last call. Returns whether any memory is
@@ -155,7 +157,12 @@ impl Store {
     }
 
     fn of(arena: Arena, ledger: Place) -> Self {
-        Store { arena, ledger, mappings: Mutex::new([const { None }; SEGMENTS]), origin: Origin::here() }
+        Store {
+            arena,
+            ledger,
+            mappings: Mutex::new([const { None }; SEGMENTS]),
+            origin: Origin::here(),
+        }
     }
 
     /// Returns the descriptor with which a worker reads its arguments.
@@ -281,7 +288,11 @@ impl Lease {
         // process owns the segment. No one reads it before being told of it. `bytes` does not lie
         // in the mapping, because no other function hands out access to it.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.at().as_ptr().add(at), bytes.len());
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                mapping.at().as_ptr().add(at),
+                bytes.len(),
+            );
         }
     }
 
@@ -403,7 +414,11 @@ mod tests {
         assert_eq!(lease.number(), small_number);
         assert_eq!(store.take(50_000).unwrap().number(), large_number);
         drop(lease);
-        assert_eq!(store.take(2 << 20).unwrap().number(), large_number, "the most is there already");
+        assert_eq!(
+            store.take(2 << 20).unwrap().number(),
+            large_number,
+            "the most is there already"
+        );
     }
 
     #[test]

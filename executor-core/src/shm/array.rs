@@ -148,7 +148,8 @@ impl<T: Pod> Array<T> {
 
     fn new(len: usize, lock: Option<&Lock>) -> io::Result<Self> {
         let (_, end) = range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let block = Block::allocate_for(Kind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
+        let block =
+            Block::allocate_for(Kind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
         let lock = lock.cloned().unwrap_or_else(|| Lock::of(&block));
         lock.belong_to(&block);
         Ok(Array { block, lock, len, marker: PhantomData })
@@ -346,7 +347,8 @@ impl<T: Pod> Array<T> {
                 Ok(self.reading(me))
             }
             Err(died) => {
-                Err(died.map(|held| ArrayReadGuard { array: self, hold: Hold::Alone(self.lend(held)) }))
+                Err(died
+                    .map(|held| ArrayReadGuard { array: self, hold: Hold::Alone(self.lend(held)) }))
             }
         })
     }
@@ -358,7 +360,10 @@ impl<T: Pod> Array<T> {
 
     /// Returns the guard of a reader that was just counted in the table.
     fn reading(&self, me: OwnerId) -> ArrayReadGuard<'_, T> {
-        ArrayReadGuard { array: self, hold: Hold::Shared(me, Some(Reading::of(self.at(0).addr().get()))) }
+        ArrayReadGuard {
+            array: self,
+            hold: Hold::Shared(me, Some(Reading::of(self.at(0).addr().get()))),
+        }
     }
 
     /// Returns a further guard for a thread that already reads and cannot take the lock, because a
@@ -448,7 +453,12 @@ impl<T: Pod> Array<T> {
 
 impl<T> Clone for Array<T> {
     fn clone(&self) -> Self {
-        Array { block: self.block.clone(), lock: self.lock.clone(), len: self.len, marker: PhantomData }
+        Array {
+            block: self.block.clone(),
+            lock: self.lock.clone(),
+            len: self.len,
+            marker: PhantomData,
+        }
     }
 }
 

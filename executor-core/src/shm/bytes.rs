@@ -222,17 +222,20 @@ impl fmt::Debug for SharedBytes {
 
 impl Serialize for SharedBytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let failed = |error: &dyn fmt::Display| ser::Error::custom(format_args!("a SharedBytes: {error}"));
+        let failed =
+            |error: &dyn fmt::Display| ser::Error::custom(format_args!("a SharedBytes: {error}"));
         // Seal before the descriptor leaves this process: see the type's documentation.
         self.inner.seal().map_err(|error| failed(&error))?;
-        let index = attachment::attach::<S>(self.inner.descriptor()).map_err(|error| failed(&error))?;
+        let index =
+            attachment::attach::<S>(self.inner.descriptor()).map_err(|error| failed(&error))?;
         serializer.serialize_u8(index)
     }
 }
 
 impl<'de> Deserialize<'de> for SharedBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a SharedBytes: {error}"));
+        let failed =
+            |error: &dyn fmt::Display| de::Error::custom(format_args!("a SharedBytes: {error}"));
         let index = u8::deserialize(deserializer)?;
         let descriptor = attachment::detach(index).map_err(|error| failed(&error))?;
         let inner = SealedBytes::open(descriptor).map_err(|error| failed(&error))?;
@@ -278,7 +281,8 @@ mod tests {
         assert!(bytes.get_mut().is_none());
         drop(clone);
         bytes.get_mut().unwrap()[4] = 1;
-        let (sent, _attached) = attachment::collect(|| Codec::Postcard.encode(&bytes, &mut Buffer::new()));
+        let (sent, _attached) =
+            attachment::collect(|| Codec::Postcard.encode(&bytes, &mut Buffer::new()));
         sent.unwrap();
         assert!(bytes.get_mut().is_none());
         assert_eq!(bytes.to_vec(), [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]);

@@ -158,7 +158,9 @@ impl ListItem {
         match kind {
             BOOL => bytes.first().map_or(ListItem::None, |byte| ListItem::Bool(*byte != 0)),
             INT => word().map_or(ListItem::None, |word| ListItem::Int(i64::from_ne_bytes(word))),
-            FLOAT => word().map_or(ListItem::None, |word| ListItem::Float(f64::from_ne_bytes(word))),
+            FLOAT => {
+                word().map_or(ListItem::None, |word| ListItem::Float(f64::from_ne_bytes(word)))
+            }
             STR => ListItem::Str(String::from_utf8_lossy(&bytes).into_owned()),
             BYTES => ListItem::Bytes(bytes),
             _ => ListItem::None,
@@ -231,16 +233,18 @@ impl ShareableList {
         // A slot stores a length in 32 bits, so a longer one would be stored as a different length.
         if let Some(index) = items.iter().position(|item| item.len() > ITEM_BYTES_MAX) {
             let len = items[index].len();
-            let text =
-                format!("item {index} has {len} bytes, and items of a list have {ITEM_BYTES_MAX} at most");
+            let text = format!(
+                "item {index} has {len} bytes, and items of a list have {ITEM_BYTES_MAX} at most"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let encoded: Vec<_> = items.iter().map(ListItem::encode).collect();
         let capacities = encoded.iter().map(|(_, bytes)| bytes.len().max(1).next_multiple_of(8));
         let data = size_of::<Head>() + items.len() * size_of::<Slot>();
         // Each item takes two halves.
-        let size =
-            capacities.clone().try_fold(data, |size, capacity| size.checked_add(capacity.checked_mul(2)?));
+        let size = capacities
+            .clone()
+            .try_fold(data, |size, capacity| size.checked_add(capacity.checked_mul(2)?));
         let size = size.ok_or_else(too_large)?;
         let count = u32::try_from(items.len()).map_err(|_| too_large())?;
         if u32::try_from(size / 8).is_err() {
@@ -304,7 +308,8 @@ impl ShareableList {
         let (at, capacity) = ((place >> 32) as usize * 8, place as u32 as usize);
         let after = size_of::<Head>() + size_of_val(self.slots());
         let end = at.checked_add(capacity.checked_mul(2)?)?;
-        (at >= after && end <= self.memory.len() && capacity.is_multiple_of(8)).then_some((at, capacity))
+        (at >= after && end <= self.memory.len() && capacity.is_multiple_of(8))
+            .then_some((at, capacity))
     }
 
     fn write(&self, slot: &Slot, kind: u8, bytes: &[u8]) -> Result<(), TooLarge> {
@@ -328,7 +333,8 @@ impl ShareableList {
     fn read(&self, slot: &Slot) -> ListItem {
         let word = slot.word.load(Ordering::Acquire);
         let (len, half) = ((word >> 32) as usize, (word >> 8 & 1) as usize);
-        let Some((at, capacity)) = self.halves(slot).filter(|(_, capacity)| len <= *capacity) else {
+        let Some((at, capacity)) = self.halves(slot).filter(|(_, capacity)| len <= *capacity)
+        else {
             return ListItem::None;
         };
         let mut bytes = vec![0; len];

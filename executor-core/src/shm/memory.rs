@@ -289,12 +289,16 @@ impl SharedMemory {
         kinds: &[Kind],
     ) -> Result<Self, D::Error> {
         match Sent::deserialize(deserializer)? {
-            Sent::Place(place) => Ok(Self::with(Block::arrive(place, kinds, None, fits, None)?, None)),
+            Sent::Place(place) => {
+                Ok(Self::with(Block::arrive(place, kinds, None, fits, None)?, None))
+            }
             Sent::Named(name, place) => {
                 Ok(Self::with(Block::arrive_named(place, kinds, fits)?, Some(Name::label(&name))))
             }
             Sent::Name(name) => Self::attach_kind(&name, kinds).map_err(|error| {
-                de::Error::custom(format_args!("the shared memory {name:?} cannot be attached: {error}"))
+                de::Error::custom(format_args!(
+                    "the shared memory {name:?} cannot be attached: {error}"
+                ))
             }),
         }
     }
@@ -373,7 +377,10 @@ impl SharedMemoryScope {
         list.ok_or_else(|| io::Error::other("no list was made"))
     }
 
-    fn add(&mut self, mut create: impl FnMut(&str) -> io::Result<SharedMemory>) -> io::Result<SharedMemory> {
+    fn add(
+        &mut self,
+        mut create: impl FnMut(&str) -> io::Result<SharedMemory>,
+    ) -> io::Result<SharedMemory> {
         use std::hash::{BuildHasher, RandomState};
         loop {
             // The hasher's keys come from the system and differ each time.

@@ -50,8 +50,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fstat, linkat, mkdirat, open, openat,
-        openat2, renameat, statat, unlinkat,
+        AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat, fchmod, fstat, linkat, mkdirat,
+        open, openat, openat2, renameat, statat, unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -136,7 +136,8 @@ fn is_want_of_room(error: &io::Error) -> bool {
 
 /// Opens a file without following a link, and without waiting if it is something other than a file.
 fn open_file(folder: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags =
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     openat(folder, path, flags, Mode::empty())
 }
 
@@ -162,7 +163,8 @@ fn own(file: BorrowedFd<'_>) -> io::Result<Description> {
 /// Becomes an owner of a file that has a name.
 fn own_named(file: BorrowedFd<'_>) -> io::Result<Description> {
     let owner = own(file)?;
-    let gone = || io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more");
+    let gone =
+        || io::Error::new(io::ErrorKind::NotFound, "the name is gone: it had no owner any more");
     for _ in 0..ATTEMPTS {
         // Check this after locking: a process that marks the name for removal from now on sees this
         // owner.
@@ -337,22 +339,27 @@ impl Folder {
             if !make {
                 break;
             }
-            let free = (0..).zip(&taken).find(|(number, taken)| number != *taken).map(|(number, _)| number);
+            let free = (0..)
+                .zip(&taken)
+                .find(|(number, taken)| number != *taken)
+                .map(|(number, _)| number);
             let number = free.unwrap_or(taken.len() as u32);
             let path = Self::path(user, number);
             match mkdirat(CWD, &path, Mode::RWXU) {
                 Ok(()) => is_new = true,
                 // Another process of this user, or another user, was faster.
                 Err(Errno::EXIST) => {}
-                Err(error) => return Err(error).asked(&format!("a folder for named memory, {path}")),
+                Err(error) => {
+                    return Err(error).asked(&format!("a folder for named memory, {path}"));
+                }
             }
             kill_point!(NameFolderMade);
         }
         Err(match make {
             false => io::ErrorKind::NotFound.into(),
-            true => {
-                io::Error::other(format!("{DIRECTORY}: others take each folder's name that is to be made"))
-            }
+            true => io::Error::other(format!(
+                "{DIRECTORY}: others take each folder's name that is to be made"
+            )),
         })
     }
 
@@ -362,7 +369,12 @@ impl Folder {
             Ok(file) => Ok(OwnFile::check(Arc::new(file)).map_or(Found::Strange, Found::Ours)),
             Err(Errno::NOENT) => Ok(Found::Nothing),
             Err(
-                Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::ISDIR | Errno::NXIO | Errno::WOULDBLOCK,
+                Errno::NOTDIR
+                | Errno::LOOP
+                | Errno::ACCESS
+                | Errno::ISDIR
+                | Errno::NXIO
+                | Errno::WOULDBLOCK,
             ) => Ok(Found::Strange),
             Err(error) => Err(error.into()),
         }
@@ -469,7 +481,9 @@ impl Folder {
     /// Returns the entries of a folder in this one, or none if that does not exist.
     fn list(&self, path: &str) -> Vec<CString> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(folder) = openat(&self.descriptor, path, flags, Mode::empty()) else { return Vec::new() };
+        let Ok(folder) = openat(&self.descriptor, path, flags, Mode::empty()) else {
+            return Vec::new();
+        };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(folder, &mut buffer);
         let mut names = Vec::new();
@@ -588,7 +602,8 @@ impl Name {
                     swept = true;
                 }
                 Err(error) => {
-                    return Err(error).asked(&format!("a name for shared memory in {}", folder.path));
+                    return Err(error)
+                        .asked(&format!("a name for shared memory in {}", folder.path));
                 }
             }
         }
@@ -669,7 +684,10 @@ impl Name {
         // Check this after setting the mark: a process that unlinks the name later removes a
         // persistent one.
         if fstat(file)?.st_nlink == 0 {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the name is gone: somebody has removed it"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name is gone: somebody has removed it",
+            ));
         }
         Ok(())
     }

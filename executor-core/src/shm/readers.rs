@@ -114,7 +114,9 @@ impl<O: Owners> Readers<'_, O> {
     #[track_caller]
     pub(super) fn wait_for_all(&self, deadline: Deadline, reads: impl Fn() -> bool) -> bool {
         loop {
-            let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
+            let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else {
+                return false;
+            };
             if holders::total(self.table) == 0 {
                 return true;
             }

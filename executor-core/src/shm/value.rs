@@ -105,8 +105,12 @@ impl<T: Pod> Value<T> {
     /// # Errors
     /// The system's error if no descriptor or memory is left.
     pub fn new(value: T) -> io::Result<Self> {
-        let block =
-            Block::allocate_for(Kind::Value, Access::of::<T>(), offset::<T>() + size_of::<T>(), None)?;
+        let block = Block::allocate_for(
+            Kind::Value,
+            Access::of::<T>(),
+            offset::<T>() + size_of::<T>(),
+            None,
+        )?;
         let lock = Lock::of(&block);
         Ok(Self::with(block, lock, value))
     }
@@ -263,7 +267,8 @@ impl<T: Pod> Value<T> {
         &'a self,
         acquired: LockResult<LockGuard<'a>>,
     ) -> Option<LockResult<ValueGuard<'a, T>>> {
-        let lent = acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block);
+        let lent =
+            acquired.as_ref().is_ok_and(LockGuard::is_deeper) && self.lock.is_lent(&self.block);
         (!lent).then(|| self.guard(acquired))
     }
 

@@ -249,8 +249,9 @@ impl<'a, O: Owners> Meeting<'a, O> {
     /// whether this call broke it. Waits for nobody.
     fn break_turn(self, turn: u64) -> bool {
         let turn = turn & !PHASE;
-        let begun =
-            [FILLING, ACTING].into_iter().any(|phase| self.change_phase(turn | phase, turn | BREAKING));
+        let begun = [FILLING, ACTING]
+            .into_iter()
+            .any(|phase| self.change_phase(turn | phase, turn | BREAKING));
         if begun {
             kill_point!(BarrierBreaking);
             self.end_or_wake();
@@ -367,7 +368,13 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 
     /// Ends the turn, or begins its action: the caller is the last to come.
-    fn complete(self, guard: &RobustGuard<'a, O>, filling: u64, index: usize, acts: bool) -> Step<'a> {
+    fn complete(
+        self,
+        guard: &RobustGuard<'a, O>,
+        filling: u64,
+        index: usize,
+        acts: bool,
+    ) -> Step<'a> {
         let turn = filling & !PHASE;
         if acts {
             self.head.acting.store(guard.me().bits(), Ordering::Relaxed);
@@ -445,7 +452,12 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 
     /// Runs the action, and lets all participants pass.
-    fn act(self, index: usize, acting: u64, action: Option<impl FnOnce()>) -> Result<usize, BarrierError> {
+    fn act(
+        self,
+        index: usize,
+        acting: u64,
+        action: Option<impl FnOnce()>,
+    ) -> Result<usize, BarrierError> {
         /// Breaks the barrier if the action panics.
         struct Acting<'a, O: Owners>(Meeting<'a, O>, u64);
         impl<O: Owners> Drop for Acting<'_, O> {
@@ -534,10 +546,12 @@ impl Barrier {
     }
 
     fn with(parties: usize, limit: u64) -> io::Result<Self> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "a barrier for nobody, or for too many");
+        let invalid =
+            || io::Error::new(io::ErrorKind::InvalidInput, "a barrier for nobody, or for too many");
         let count = u32::try_from(parties).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
         let cells = parties.checked_mul(2).and_then(|cells| cells.checked_mul(size_of::<Cell>()));
-        let len = cells.and_then(|cells| cells.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
+        let len =
+            cells.and_then(|cells| cells.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
         let barrier = Barrier { block: Block::allocate(Kind::Barrier, len)? };
         barrier.meeting().init(count, limit);
         Ok(barrier)

@@ -144,7 +144,8 @@ impl Cell {
     }
 
     pub(super) fn is_alive(&self, owners: &impl Owners) -> bool {
-        OwnerId::from_bits(self.owner.load(Ordering::Relaxed)).is_some_and(|owner| owners.is_alive(owner))
+        OwnerId::from_bits(self.owner.load(Ordering::Relaxed))
+            .is_some_and(|owner| owners.is_alive(owner))
     }
 }
 
@@ -157,6 +158,7 @@ pub(super) fn free(cells: &[Cell]) -> Option<&Cell> {
 /// count. The waiter may be dead.
 pub(super) fn first(cells: &[Cell], before: Option<u64>) -> Option<&Cell> {
     let ticket = |cell: &Cell| cell.ticket.load(Ordering::Relaxed);
-    let meant = |cell: &&Cell| cell.is_waiting() && before.is_none_or(|before| ticket(cell) < before);
+    let meant =
+        |cell: &&Cell| cell.is_waiting() && before.is_none_or(|before| ticket(cell) < before);
     cells.iter().filter(meant).min_by_key(|cell| ticket(cell))
 }

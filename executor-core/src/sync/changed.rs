@@ -78,7 +78,11 @@ pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> 
 
 /// Like [`changed`], for words that need no check after a death. It resolves only when the word is
 /// no longer `expected`, or when it was woken.
-pub(crate) fn changed_by_the_living<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
+pub(crate) fn changed_by_the_living<'a>(
+    block: &Block,
+    word: &'a AtomicU32,
+    expected: u32,
+) -> Changed<'a> {
     Changed { block: Some(block.clone()), word, expected, looks: false, place: None }
 }
 
@@ -182,8 +186,10 @@ fn enter(word: &Word, expected: u32, looks: bool, waker: &Waker) -> (Arc<Watcher
     };
     let mut list = lock(&watchers().list);
     // Prefer a watcher that already has the group, then one that can sleep on another word.
-    let tries: [fn(&Places, &Key) -> bool; 2] =
-        [|places, key| places.groups.contains_key(key), |places, _| places.groups.len() < WORDS_MAX];
+    let tries: [fn(&Places, &Key) -> bool; 2] = [
+        |places, key| places.groups.contains_key(key),
+        |places, _| places.groups.len() < WORDS_MAX,
+    ];
     for fits in tries {
         for watcher in &*list {
             let mut places = lock(&watcher.places);
@@ -325,8 +331,9 @@ impl Watcher {
     fn take_changed(&self) -> Over {
         let mut over = Over::default();
         let mut places = lock(&self.places);
-        let changed =
-            |(_, expected, _): &Key, group: &mut Group| group.word.get().load(Ordering::Acquire) != *expected;
+        let changed = |(_, expected, _): &Key, group: &mut Group| {
+            group.word.get().load(Ordering::Acquire) != *expected
+        };
         for (_, group) in places.groups.extract_if(changed) {
             over.wakers.extend(group.wakers.into_values());
             over.words.push(group.word);
@@ -345,7 +352,11 @@ impl Watcher {
         let is_told = |over: &Over, word: &Word| over.words.iter().any(|other| other.at == word.at);
         let left: Vec<&Word> = {
             let places = lock(&self.places);
-            others.iter().filter(|(key, _)| !places.groups.contains_key(key)).map(|(_, word)| word).collect()
+            others
+                .iter()
+                .filter(|(key, _)| !places.groups.contains_key(key))
+                .map(|(_, word)| word)
+                .collect()
         };
         for word in left {
             if !is_told(over, word) {
@@ -391,7 +402,12 @@ impl Watcher {
         let mut groups: Vec<(u64, Key)> = {
             let mut places = lock(&self.places);
             places.turn = places.turn.saturating_add(1);
-            places.groups.iter().filter(|(key, _)| key.2).map(|(key, group)| (group.looked, *key)).collect()
+            places
+                .groups
+                .iter()
+                .filter(|(key, _)| key.2)
+                .map(|(key, group)| (group.looked, *key))
+                .collect()
         };
         groups.sort_unstable();
         let mut left = LOOKS_OF_ALL;
@@ -435,7 +451,9 @@ mod tests {
         let word = Word { at: bell.word(), _block: Some(block.clone()) };
         let watcher = Watcher { news: AtomicU32::new(0), places: Mutex::default() };
         let key = (word.at.addr(), 0, true);
-        wakes_a_sleeper(word.get(), || watcher.tell_one(&[(key, word.clone())], &mut Over::default()));
+        wakes_a_sleeper(word.get(), || {
+            watcher.tell_one(&[(key, word.clone())], &mut Over::default())
+        });
     }
 }
 

@@ -99,7 +99,8 @@ impl<'a, O: Owners> Waiters<'a, O> {
         let free = cells::free(self.cells).or_else(|| {
             // The notifications of waiters that were told and died must not be lost.
             self.hand_on();
-            let dead = self.cells.iter().find(|cell| cell.is_waiting() && !cell.is_alive(self.owners));
+            let dead =
+                self.cells.iter().find(|cell| cell.is_waiting() && !cell.is_alive(self.owners));
             dead.inspect(|cell| cell.leave()).or_else(|| cells::free(self.cells))
         });
         let place = match free {
@@ -176,7 +177,9 @@ impl<O: Owners> Waiting<'_, O> {
     fn was_told(&self) -> bool {
         match self.place {
             Standing::Cell(cell) => cell.state() != State::Waiting,
-            Standing::Crowd { heard } => self.waiters.head.crowd.word().load(Ordering::Acquire) != heard,
+            Standing::Crowd { heard } => {
+                self.waiters.head.crowd.word().load(Ordering::Acquire) != heard
+            }
             Standing::Left => false,
         }
     }
@@ -244,7 +247,8 @@ impl<O: Owners> Drop for Waiting<'_, O> {
             cell.bequeath();
             return;
         };
-        let other = if cell.is_told() { self.waiters.tell_first(Some(cell.told_at())) } else { None };
+        let other =
+            if cell.is_told() { self.waiters.tell_first(Some(cell.told_at())) } else { None };
         cell.leave();
         drop(guard);
         if let Some(other) = other {
@@ -396,7 +400,11 @@ impl Condition {
         with(self.wait_until(guard, deadline_in(limit)))
     }
 
-    fn wait_until<'a>(&self, guard: LockGuard<'a>, deadline: Deadline) -> (LockResult<LockGuard<'a>>, bool) {
+    fn wait_until<'a>(
+        &self,
+        guard: LockGuard<'a>,
+        deadline: Deadline,
+    ) -> (LockResult<LockGuard<'a>>, bool) {
         self.check(&guard);
         let lock = guard.lock();
         // Enter before the lock is released: a notification in between would otherwise be missed.
@@ -513,7 +521,9 @@ impl Condition {
     }
 }
 
-fn with<'a>((acquired, notified): (LockResult<LockGuard<'a>>, bool)) -> LockResult<(LockGuard<'a>, bool)> {
+fn with<'a>(
+    (acquired, notified): (LockResult<LockGuard<'a>>, bool),
+) -> LockResult<(LockGuard<'a>, bool)> {
     let both = |guard| (guard, notified);
     acquired.map(both).map_err(|died: OwnerDied<_>| died.map(both))
 }
@@ -559,8 +569,10 @@ mod tests {
     fn a_waiter_is_notified_however_many_others_have_come_and_gone_meanwhile() {
         for gone in GONE {
             let condition = Condition::new().unwrap();
-            let (one, all) =
-                (condition.waiters().enter(None).unwrap(), condition.waiters().enter(None).unwrap());
+            let (one, all) = (
+                condition.waiters().enter(None).unwrap(),
+                condition.waiters().enter(None).unwrap(),
+            );
             condition.waiters().head.tickets.store(gone, Ordering::Relaxed);
             condition.notify_one();
             assert!(one.was_told() && !all.was_told(), "{gone} have gone");

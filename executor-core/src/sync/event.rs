@@ -79,7 +79,12 @@ impl Flag {
             if word & SLEEPERS != 0 {
                 return Err(word);
             }
-            match self.word.compare_exchange(word, word | SLEEPERS, Ordering::AcqRel, Ordering::Acquire) {
+            match self.word.compare_exchange(
+                word,
+                word | SLEEPERS,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return Err(word | SLEEPERS),
                 Err(now) => word = now,
             }

@@ -72,7 +72,9 @@ impl<G: Recover> Recover for (G, bool) {
 
 impl<G> fmt::Display for OwnerDied<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the process that held the lock has died, and what it protects may be half changed")
+        f.write_str(
+            "the process that held the lock has died, and what it protects may be half changed",
+        )
     }
 }
 

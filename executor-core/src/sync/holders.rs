@@ -54,7 +54,8 @@ impl Holding {
     /// Sets the count. The caller holds the mutex.
     fn set_count(&self, count: u32) {
         // A unit that is returned after this load is subtracted from the new count as well.
-        self.taken.store(self.returned.load(Ordering::Relaxed).wrapping_add(count), Ordering::Release);
+        self.taken
+            .store(self.returned.load(Ordering::Relaxed).wrapping_add(count), Ordering::Release);
     }
 
     fn is_of(&self, owner: OwnerId) -> bool {
@@ -62,14 +63,16 @@ impl Holding {
     }
 
     fn is_dead(&self, owners: &impl Owners) -> bool {
-        OwnerId::from_bits(self.owner.load(Ordering::Relaxed)).is_none_or(|owner| !owners.is_alive(owner))
+        OwnerId::from_bits(self.owner.load(Ordering::Relaxed))
+            .is_none_or(|owner| !owners.is_alive(owner))
     }
 }
 
 /// Iterates over all entries, beginning at the position that follows from the owner's number. Its
 /// entry is found there at once, unless several owners share the position.
 fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding> {
-    let (before, after) = table.split_at((owner.bits() as usize).checked_rem(table.len()).unwrap_or(0));
+    let (before, after) =
+        table.split_at((owner.bits() as usize).checked_rem(table.len()).unwrap_or(0));
     after.iter().chain(before)
 }
 
@@ -81,7 +84,8 @@ fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding
 /// would make the count zero, and a writer would be let in beside the readers.
 pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
     let own = from_home(table, owner).find(|entry| entry.is_of(owner));
-    let Some(entry) = own.or_else(|| from_home(table, owner).find(|entry| entry.count() == 0)) else {
+    let Some(entry) = own.or_else(|| from_home(table, owner).find(|entry| entry.count() == 0))
+    else {
         return false;
     };
     let count = entry.count();
@@ -95,7 +99,9 @@ pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
 /// Subtracts one from this process's count. Returns `false` if it was zero. The caller holds the
 /// mutex.
 pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
-    let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
+    let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else {
+        return false;
+    };
     entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
     kill_point!(HolderDiscounted);
     true
@@ -104,7 +110,9 @@ pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
 /// Like [`remove`], but needs no mutex. Only a process that is counted may call this, so its entry
 /// is not reused for another process meanwhile.
 pub(crate) fn give_back(table: &[Holding], owner: OwnerId) -> bool {
-    let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else { return false };
+    let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else {
+        return false;
+    };
     entry.returned.fetch_add(1, Ordering::Release);
     kill_point!(HolderGaveBack);
     true

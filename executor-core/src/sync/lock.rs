@@ -365,7 +365,10 @@ impl Lock {
     }
 
     /// Like [`acquire_again`](Self::acquire_again), with a deadline.
-    pub(crate) fn acquire_again_until(&self, deadline: Deadline) -> Option<LockResult<LockGuard<'_>>> {
+    pub(crate) fn acquire_again_until(
+        &self,
+        deadline: Deadline,
+    ) -> Option<LockResult<LockGuard<'_>>> {
         self.try_acquire_again().or_else(|| self.user().acquire_slowly(deadline, GIVEN))
     }
 
@@ -536,7 +539,9 @@ impl<'a> User<'a> {
         let User { layout, me, .. } = self;
         let disorder = if in_disorder { IN_DISORDER } else { 0 };
         // Before the owner: see `levels`.
-        layout.levels.store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
+        layout
+            .levels
+            .store(holder::salted(holder, me) << HOLDER_SHIFT | disorder | 1, Ordering::Relaxed);
         layout.owner.store(me.bits(), Ordering::Release);
         kill_point!(LevelsWritten);
     }
@@ -648,7 +653,8 @@ impl<'a> User<'a> {
         // task.
         while levels & COUNT > 1 {
             let rest = holder | (levels & (IN_DISORDER | COUNT)).wrapping_sub(1);
-            match layout.levels.compare_exchange(levels, rest, Ordering::AcqRel, Ordering::Acquire) {
+            match layout.levels.compare_exchange(levels, rest, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => return,
                 Err(now) => levels = now,
             }
@@ -675,7 +681,11 @@ impl<'a> User<'a> {
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let thread = self.layout().thread.load(Ordering::Relaxed);
-        write!(f, "Lock({})", describe(self.layout().mutex.holder(self.owners()), self.owners(), thread))
+        write!(
+            f,
+            "Lock({})",
+            describe(self.layout().mutex.holder(self.owners()), self.owners(), thread)
+        )
     }
 }
 
@@ -727,7 +737,9 @@ impl Held<'_> {
             How::Calling(call) if !call.recorded.get() => false,
             // The call may have created a guard and kept it. Acquire: what was done through guards
             // that have been dropped happens before this.
-            How::Calling(_) | How::Counted => self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1,
+            How::Calling(_) | How::Counted => {
+                self.user.layout.levels.load(Ordering::Acquire) & COUNT != 1
+            }
             How::Deeper => true,
         }
     }
@@ -814,7 +826,9 @@ impl Call {
             // the call when it is dropped. The `Held`s are dropped in the reverse order of their
             // making, since each is a variable of a call that runs within the one before.
             let call = unsafe { call.as_ref() };
-            if call.layout.get() == Some(NonNull::from(user.layout)) && call.me.get() == Some(user.me) {
+            if call.layout.get() == Some(NonNull::from(user.layout))
+                && call.me.get() == Some(user.me)
+            {
                 if !call.recorded.replace(true) {
                     user.begin_levels(holder::this_call(), false);
                 }
@@ -868,7 +882,8 @@ impl<'a> LockGuard<'a> {
     pub fn leave_locked(self) {
         if self.is_mine() {
             let layout = self.lock.layout();
-            let last = !self.by.is(By::COUNTED) || layout.levels.fetch_sub(1, Ordering::AcqRel) & COUNT == 1;
+            let last = !self.by.is(By::COUNTED)
+                || layout.levels.fetch_sub(1, Ordering::AcqRel) & COUNT == 1;
             if last {
                 layout.owner.store(0, Ordering::Relaxed);
                 layout.mutex.leave();

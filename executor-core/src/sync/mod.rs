@@ -94,7 +94,9 @@ macro_rules! travels {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Ok($type { $field: $crate::heap::block::Block::deserialize(deserializer, $kinds, $fits)? })
+                Ok($type {
+                    $field: $crate::heap::block::Block::deserialize(deserializer, $kinds, $fits)?,
+                })
             }
         }
 

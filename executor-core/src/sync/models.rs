@@ -73,7 +73,11 @@ impl Owners for Process {
 }
 
 /// Lets all sleeps on this word reach their limit, again and again, until the threads are done.
-fn time_passes<T>(word: &AtomicU32, done: &AtomicU32, threads: Vec<thread::JoinHandle<T>>) -> Vec<T> {
+fn time_passes<T>(
+    word: &AtomicU32,
+    done: &AtomicU32,
+    threads: Vec<thread::JoinHandle<T>>,
+) -> Vec<T> {
     while !LOOM && done.load(Ordering::SeqCst) < threads.len() as u32 {
         futex::wake_all(word);
         thread::yield_now();
@@ -321,12 +325,16 @@ fn meeting<'a>(shared: &'a Shared, owners: &'a Process) -> Meeting<'a, Process> 
 
 #[cfg(executor_shuttle)]
 /// Lets two processes come to a barrier for two, each with its deadline. Returns both results.
-fn two_meet(deadlines: [Deadline; 2]) -> (Arc<Shared>, Vec<Process>, [Result<usize, BarrierError>; 2]) {
+fn two_meet(
+    deadlines: [Deadline; 2],
+) -> (Arc<Shared>, Vec<Process>, [Result<usize, BarrierError>; 2]) {
     let world = Process::world(2);
-    let shared: Arc<Shared> = Arc::new((Default::default(), (0..4).map(|_| Cell::default()).collect()));
+    let shared: Arc<Shared> =
+        Arc::new((Default::default(), (0..4).map(|_| Cell::default()).collect()));
     meeting(&shared, &world[0]).init(2, 0);
     let (theirs, process) = (Arc::clone(&shared), world[1].clone());
-    let other = thread::spawn(move || meeting(&theirs, &process).wait_until(deadlines[1], None::<fn()>));
+    let other =
+        thread::spawn(move || meeting(&theirs, &process).wait_until(deadlines[1], None::<fn()>));
     let here = meeting(&shared, &world[0]).wait_until(deadlines[0], None::<fn()>);
     let both = [here, other.join().unwrap()];
     (shared, world, both)
@@ -378,7 +386,8 @@ fn one_leaves(parties: u32) {
         match left {
             // It was the last one to come, or all came before it looked at its limit.
             Ok(index) => {
-                let mut all: Vec<_> = others.into_iter().map(|passed| passed.unwrap() as u32).collect();
+                let mut all: Vec<_> =
+                    others.into_iter().map(|passed| passed.unwrap() as u32).collect();
                 all.push(index as u32);
                 all.sort_unstable();
                 assert!(all.into_iter().eq(0..parties));

@@ -142,8 +142,14 @@ impl RobustMutex {
     }
 
     #[cold]
-    fn acquire_patiently<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
-        let deadline = deadline.and_then(|deadline| deadline_in(PATIENCE).map(|soon| soon.max(deadline)));
+    fn acquire_patiently<O: Owners>(
+        &self,
+        owners: &O,
+        me: OwnerId,
+        deadline: Deadline,
+    ) -> Option<Locked> {
+        let deadline =
+            deadline.and_then(|deadline| deadline_in(PATIENCE).map(|soon| soon.max(deadline)));
         self.acquire_slowly(owners, me, deadline)
     }
 
@@ -162,7 +168,10 @@ impl RobustMutex {
     /// Like [`lock_until`](Self::lock_until), but gives up after about a microsecond. This is for
     /// drops, which have no limit and must not wait.
     #[inline]
-    pub(crate) fn lock_at_once<'a, O: Owners>(&'a self, owners: &'a O) -> Option<RobustGuard<'a, O>> {
+    pub(crate) fn lock_at_once<'a, O: Owners>(
+        &'a self,
+        owners: &'a O,
+    ) -> Option<RobustGuard<'a, O>> {
         self.try_lock(owners).or_else(|| {
             self.spin();
             self.try_lock(owners)
@@ -199,7 +208,12 @@ impl RobustMutex {
 
     /// Waits until `me` holds the mutex, at most until the deadline.
     #[inline]
-    pub(crate) fn acquire<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+    pub(crate) fn acquire<O: Owners>(
+        &self,
+        owners: &O,
+        me: OwnerId,
+        deadline: Deadline,
+    ) -> Option<Locked> {
         if let Some(locked) = self.try_acquire_free(me) {
             return Some(locked);
         }
@@ -209,7 +223,9 @@ impl RobustMutex {
     /// Takes the mutex if it is free.
     #[inline]
     pub(crate) fn try_acquire_free(&self, me: OwnerId) -> Option<Locked> {
-        self.word.compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.word
+            .compare_exchange(0, me.bits() << OWNER_SHIFT, Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
         kill_point!(MutexTaken);
         Some(Locked::Clean)
     }
@@ -226,7 +242,12 @@ impl RobustMutex {
     }
 
     #[cold]
-    fn acquire_slowly<O: Owners>(&self, owners: &O, me: OwnerId, deadline: Deadline) -> Option<Locked> {
+    fn acquire_slowly<O: Owners>(
+        &self,
+        owners: &O,
+        me: OwnerId,
+        deadline: Deadline,
+    ) -> Option<Locked> {
         self.spin();
         let mut mark = 0;
         // The process that the kernel was last asked about. To ask is a system call, so it is done
@@ -240,7 +261,11 @@ impl RobustMutex {
             if free || word & LEFT == 0 && died() {
                 // Keep the mark of others: they are asleep.
                 let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
-                if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                if self
+                    .word
+                    .compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+                {
                     kill_point!(MutexTakenSlowly);
                     return Some(if free { Locked::Clean } else { Locked::OwnerDied });
                 }
@@ -257,7 +282,10 @@ impl RobustMutex {
             // mark. If this caller left without setting it, nobody would wake that sleeper.
             let contended = word | CONTENDED;
             if word != contended
-                && self.word.compare_exchange(word, contended, Ordering::Relaxed, Ordering::Relaxed).is_err()
+                && self
+                    .word
+                    .compare_exchange(word, contended, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_err()
             {
                 continue;
             }
@@ -300,7 +328,11 @@ impl RobustMutex {
             let died = || owner.is_none_or(|owner| !owners.is_alive(owner));
             if free || word & LEFT == 0 && died() {
                 let mine = me.bits() << OWNER_SHIFT | mark | word & CONTENDED;
-                if self.word.compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                if self
+                    .word
+                    .compare_exchange(word, mine, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+                {
                     kill_point!(MutexTakenSlowly);
                     return Ok(if free { Locked::Clean } else { Locked::OwnerDied });
                 }
@@ -308,7 +340,10 @@ impl RobustMutex {
             }
             let marked = word | mark;
             if word == marked
-                || self.word.compare_exchange(word, marked, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+                || self
+                    .word
+                    .compare_exchange(word, marked, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
             {
                 return Err(marked);
             }
@@ -555,8 +590,12 @@ impl Bell {
     fn ring_slowly(&self) -> Rung<'_> {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & SLEEPER != 0 {
-            match self.word.compare_exchange(word, word.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.word.compare_exchange(
+                word,
+                word.wrapping_add(1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => {
                     kill_point!(BellRung);
                     return Rung(Some(self));

@@ -65,7 +65,12 @@ impl Layout {
     }
 
     /// Like [`enter`](Self::enter), if that is possible now.
-    pub(super) fn try_enter(&self, owners: &impl Owners, me: OwnerId, thread: u32) -> Option<Locked> {
+    pub(super) fn try_enter(
+        &self,
+        owners: &impl Owners,
+        me: OwnerId,
+        thread: u32,
+    ) -> Option<Locked> {
         if self.deeper(me, thread) {
             return Some(Locked::Clean);
         }

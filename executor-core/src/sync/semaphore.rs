@@ -109,7 +109,10 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     /// Returns how many permits can be acquired. The caller holds the mutex.
     fn free(&self) -> u32 {
-        self.head.exist.load(Ordering::Acquire).saturating_sub(self.head.held.load(Ordering::Relaxed))
+        self.head
+            .exist
+            .load(Ordering::Acquire)
+            .saturating_sub(self.head.held.load(Ordering::Relaxed))
     }
 
     /// Takes a permit for this process, if one is free. The caller holds the mutex.

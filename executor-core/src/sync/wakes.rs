@@ -64,7 +64,8 @@ impl Sleeper {
     pub(crate) fn until_it_sleeps(&self) {
         until(|| {
             let id = self.0.load(Ordering::SeqCst);
-            let state = std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap_or_default();
+            let state =
+                std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap_or_default();
             state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
         });
     }
@@ -146,8 +147,9 @@ fn one_whose_limit_passes_after_it_was_woken_leaves_the_mutex_marked_for_others(
     word.store(held_by(2), Ordering::SeqCst);
     let owners = Slow(Duration::from_millis(400));
     thread::scope(|scope| {
-        let waits = scope
-            .spawn(|| mutex.acquire(&owners, owners.me(), deadline_in(Duration::from_millis(300))).is_some());
+        let waits = scope.spawn(|| {
+            mutex.acquire(&owners, owners.me(), deadline_in(Duration::from_millis(300))).is_some()
+        });
         until(|| word.load(Ordering::SeqCst) & RobustMutex::CONTENDED != 0);
         // The mutex is released, and another owner takes it before the woken one does, without
         // having slept.

@@ -32,7 +32,8 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
         (Ok(Err(error)), _) => refused(error.message),
         (Err(panic), _) => refused(format!("its Serialize panicked: {panic}")),
         (Ok(Ok(())), Err(message)) => {
-            let during = "in the caller, while its arguments were dropped after they had been encoded";
+            let during =
+                "in the caller, while its arguments were dropped after they had been encoded";
             let failure = Failure { message, during: Some(during.into()), ..Failure::default() };
             TaskError::Panicked(RemoteError::new(name, failure))
         }

@@ -239,9 +239,12 @@ impl Board {
         }
         // The lengths come from another process, so limit them whatever they are.
         let location = (self.panic_location_len.load(Ordering::Relaxed) as usize).min(TEXT_BYTES);
-        let message = (self.panic_message_len.load(Ordering::Relaxed) as usize).min(TEXT_BYTES - location);
-        let text: Vec<u8> =
-            self.panic_text[..location + message].iter().map(|cell| cell.load(Ordering::Relaxed)).collect();
+        let message =
+            (self.panic_message_len.load(Ordering::Relaxed) as usize).min(TEXT_BYTES - location);
+        let text: Vec<u8> = self.panic_text[..location + message]
+            .iter()
+            .map(|cell| cell.load(Ordering::Relaxed))
+            .collect();
         let (location, message) = text.split_at(location);
         Some(Panic {
             location: String::from_utf8_lossy(location).into_owned(),
@@ -253,7 +256,8 @@ impl Board {
 }
 
 /// Creates a board, and the descriptor to send to the child.
-pub(crate) fn create() -> std::io::Result<(crate::os::memory::Shared<Board>, std::os::fd::OwnedFd)> {
+pub(crate) fn create() -> std::io::Result<(crate::os::memory::Shared<Board>, std::os::fd::OwnedFd)>
+{
     crate::os::memory::Shared::create("executor-board")
 }
 
@@ -324,8 +328,12 @@ mod tests {
     fn panic_notes_are_bounded_and_belong_to_one_task() {
         let (board, _fd) = create().unwrap();
         board.note_panic(A, "src/x.rs:1:2", "boom", false);
-        let boom =
-            Panic { location: "src/x.rs:1:2".into(), message: "boom".into(), fatal: false, elsewhere: false };
+        let boom = Panic {
+            location: "src/x.rs:1:2".into(),
+            message: "boom".into(),
+            fatal: false,
+            elsewhere: false,
+        };
         assert_eq!(board.panic_of(A), Some(boom));
         assert_eq!(board.panic_of(B), None);
         board.note_panic(B, &"l".repeat(9_000), &"m".repeat(9_000), false);

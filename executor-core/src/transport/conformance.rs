@@ -37,7 +37,12 @@ conformance! {
 }
 
 fn run(number: u64, flags: u8) -> ToWorker {
-    ToWorker { task: TaskId::from_raw(number), seq: number as u32, flags, ..ToWorker::new(Order::Run) }
+    ToWorker {
+        task: TaskId::from_raw(number),
+        seq: number as u32,
+        flags,
+        ..ToWorker::new(Order::Run)
+    }
 }
 
 fn send(link: &dyn Link, header: ToWorker, payload: Vec<u8>) {
@@ -50,7 +55,11 @@ fn claim(worker: &dyn WorkerEnd, header: &ToWorker) -> bool {
 }
 
 /// A minimal reader of a pool: collects frames and gives the credit they report to the link.
-fn read(inbox: &mut dyn Inbox, link: &dyn Link, frames: &mut Vec<Frame<FromWorker>>) -> Result<(), Closed> {
+fn read(
+    inbox: &mut dyn Inbox,
+    link: &dyn Link,
+    frames: &mut Vec<Frame<FromWorker>>,
+) -> Result<(), Closed> {
     let mut credit = 0;
     inbox.recv(&mut |frame| {
         credit = credit.max(frame.header.consumed);
@@ -86,7 +95,10 @@ fn frames_keep_order_and_content(pair: Pair) {
             assert_eq!(frame.header.task.as_u64(), number);
             assert_eq!(*frame.payload, payload(number));
             worker
-                .reply(FromWorker { task: frame.header.task, ..FromWorker::new(Reply::Done) }, &frame.payload)
+                .reply(
+                    FromWorker { task: frame.header.task, ..FromWorker::new(Reply::Done) },
+                    &frame.payload,
+                )
                 .unwrap();
         }
         worker
@@ -160,7 +172,10 @@ fn hang_up_delivers_what_was_published_and_then_ends(pair: Pair) {
     let Pair { link, mut inbox, mut worker } = pair;
     for number in 0..50 {
         worker
-            .reply(FromWorker { task: TaskId::from_raw(number), ..FromWorker::new(Reply::Done) }, &[7; 64])
+            .reply(
+                FromWorker { task: TaskId::from_raw(number), ..FromWorker::new(Reply::Done) },
+                &[7; 64],
+            )
             .unwrap();
     }
     // The worker's end stays open, as if a process that the worker forked were still alive.

@@ -43,7 +43,10 @@ use super::{Closed, Inbox, Link, WorkerEnd, board::Board, outbox::Outbox, ring::
 use crate::{
     os::{memory::Shared, setting},
     wire::{
-        frame::{Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, PART_BYTES_MAX, Reply, ToWorker},
+        frame::{
+            Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, PART_BYTES_MAX, Reply,
+            ToWorker,
+        },
         payload::Payload,
     },
 };
@@ -102,7 +105,11 @@ pub(crate) fn directory() -> io::Result<TempDir> {
     let mut refused = io::Error::other("no directory for temporary files has a short enough path");
     for parent in candidates.filter(|parent| unfit(parent).is_none()) {
         let mut builder = tempfile::Builder::new();
-        match builder.prefix("executor-").permissions(Permissions::from_mode(0o700)).tempdir_in(&parent) {
+        match builder
+            .prefix("executor-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&parent)
+        {
             Ok(directory) => return Ok(directory),
             Err(error) => refused = error,
         }
@@ -118,7 +125,9 @@ fn unfit(directory: &Path) -> Option<&'static str> {
     match directory.to_str() {
         None => Some("which is not UTF-8"),
         Some(_) if !directory.is_absolute() => Some("which is not absolute"),
-        Some(text) if text.len() > BYTES_MAX => Some("which is too long for the address of a socket"),
+        Some(text) if text.len() > BYTES_MAX => {
+            Some("which is too long for the address of a socket")
+        }
         Some(_) => None,
     }
 }
@@ -180,7 +189,8 @@ fn make(segment: Shared<Segment>) -> io::Result<(Offer, Arc<IpcLink>, IpcInbox)>
         end: from_worker.clone(),
         hung_up: Arc::clone(&hung_up),
     });
-    let inbox = IpcInbox { receiver: from_worker_receiver, assembler: Assembler::default(), hung_up };
+    let inbox =
+        IpcInbox { receiver: from_worker_receiver, assembler: Assembler::default(), hung_up };
     Ok((Offer { to_worker, from_worker }, link, inbox))
 }
 

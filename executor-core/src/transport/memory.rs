@@ -41,7 +41,8 @@ impl Wire {
 
     fn recv(&self) -> Result<Vec<u8>, Closed> {
         let state = self.state.lock().unwrap();
-        let mut state = self.changed.wait_while(state, |state| state.0.is_empty() && !state.1).unwrap();
+        let mut state =
+            self.changed.wait_while(state, |state| state.0.is_empty() && !state.1).unwrap();
         state.0.pop_front().ok_or(Closed::Gone)
     }
 

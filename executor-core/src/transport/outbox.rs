@@ -118,7 +118,9 @@ impl Outbox {
             if !self.buffer.is_empty() && self.buffer.len() + len > MESSAGE_BYTES_GOAL {
                 return;
             }
-            self.buffer.extend_from_slice(&ToWorker { length: payload.len() as u64, ..*header }.to_bytes());
+            self.buffer.extend_from_slice(
+                &ToWorker { length: payload.len() as u64, ..*header }.to_bytes(),
+            );
             let part = payload.len().min(self.part_bytes_max - HEADER_BYTES);
             self.buffer.extend_from_slice(&payload[..part]);
             if self.advance(part) {

@@ -85,7 +85,8 @@ impl Encoding {
             let first = leaving.partition_point(|(other, _)| *other < depth);
             // The list is sorted by depth, so the descriptors of the innermost encoding are its
             // tail.
-            let own = leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect();
+            let own =
+                leaving.split_off(first).into_iter().map(|(_, attachment)| attachment).collect();
             if leaving.is_empty() {
                 // Free the memory, too. Nothing else would, because the thread's end does not drop
                 // the list.
@@ -155,7 +156,8 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
         let first = leaving.partition_point(|(other, _)| *other < depth);
         let own = &leaving[first..];
         // A descriptor that is attached twice is sent only once.
-        let at = own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
+        let at =
+            own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
         if at >= ATTACHMENTS_MAX {
             return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one message"));
         }
@@ -185,7 +187,9 @@ pub(crate) fn detach(index: u8) -> Result<Attachment, &'static str> {
             "its descriptor did not come with these bytes; if it should have, the process that received it may \
                      have too many open files",
         ),
-        Some(list) => list.get(usize::from(index)).cloned().ok_or("no such descriptor came with these bytes"),
+        Some(list) => {
+            list.get(usize::from(index)).cloned().ok_or("no such descriptor came with these bytes")
+        }
     })
 }
 
@@ -228,10 +232,9 @@ mod tests {
 
     #[test]
     fn other_serialisers_are_refused() {
-        let (refused, _) =
-            collect(
-                || attach::<serde::de::value::StringDeserializer<serde::de::value::Error>>(&descriptor()),
-            );
+        let (refused, _) = collect(|| {
+            attach::<serde::de::value::StringDeserializer<serde::de::value::Error>>(&descriptor())
+        });
         assert!(refused.unwrap_err().contains("arguments and results of tasks only"));
     }
 

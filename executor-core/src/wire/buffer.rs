@@ -350,7 +350,11 @@ mod tests {
             let mut buffer = Buffer::with_store(Some(Arc::clone(&store)));
             fill(&mut buffer, len);
             assert_eq!(buffer.len(), len);
-            assert_eq!(matches!(buffer.contents(), Contents::Segment(..)), len > SEGMENT_FROM, "{len}");
+            assert_eq!(
+                matches!(buffer.contents(), Contents::Segment(..)),
+                len > SEGMENT_FROM,
+                "{len}"
+            );
             let payload = buffer.take(Vec::new());
             assert!(*payload.bytes().unwrap() == *expected(len), "{len}");
         }
@@ -389,7 +393,10 @@ mod tests {
         assert!(*buffer.take(Vec::new()) == *expected(100_000));
         drop(all);
         fill(&mut buffer, 100_000);
-        assert!(matches!(buffer.contents(), Contents::Segment(..)), "asked again for the next value");
+        assert!(
+            matches!(buffer.contents(), Contents::Segment(..)),
+            "asked again for the next value"
+        );
     }
 
     #[test]

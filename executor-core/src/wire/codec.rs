@@ -81,7 +81,11 @@ pub enum Codec {
 
 impl Codec {
     /// Appends `value` to `out`.
-    pub fn encode<T: Serialize + ?Sized>(self, value: &T, out: &mut Buffer) -> Result<(), CodecError> {
+    pub fn encode<T: Serialize + ?Sized>(
+        self,
+        value: &T,
+        out: &mut Buffer,
+    ) -> Result<(), CodecError> {
         match self {
             Codec::Postcard => Postcard::encode(value, out),
             Codec::MessagePack => MessagePack::encode(value, out),
@@ -204,7 +208,9 @@ impl Format for MessagePack {
         messagepack::Reader::new(bytes)
     }
 
-    fn next<'de, T: Deserialize<'de>>(reader: &mut messagepack::Reader<'de>) -> Result<T, CodecError> {
+    fn next<'de, T: Deserialize<'de>>(
+        reader: &mut messagepack::Reader<'de>,
+    ) -> Result<T, CodecError> {
         Ok(reader.value()?)
     }
 

@@ -299,7 +299,9 @@ pub(crate) enum WireError {
     Memory(usize),
     #[error("a message of no bytes")]
     Empty,
-    #[error("a frame that is not for the pool, not now, or about a task that the worker does not have")]
+    #[error(
+        "a frame that is not for the pool, not now, or about a task that the worker does not have"
+    )]
     Unasked,
     #[error("a message part that belongs to no frame, or more bytes than promised")]
     Surplus,
@@ -347,7 +349,8 @@ impl<H: Header> Assembler<H> {
                 // The vector at least doubles. While it is copied, the old and the new memory both
                 // exist.
                 let more = payload.capacity().max(here.len());
-                let has_room = (self.has_room_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
+                let has_room =
+                    (self.has_room_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
                 if !has_room {
                     return Err(WireError::Memory(payload.len()));
                 }
@@ -364,7 +367,8 @@ impl<H: Header> Assembler<H> {
             return Ok(());
         }
         while !bytes.is_empty() {
-            let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
+            let (header, rest) =
+                bytes.split_first_chunk::<HEADER_BYTES>().ok_or(WireError::Truncated)?;
             let header = H::from_bytes(header)?;
             // No vector can be longer than that.
             if header.length() > isize::MAX as u64 {
@@ -418,7 +422,8 @@ mod tests {
         for kind in 0..=255 {
             let mut bytes = header(0).to_bytes();
             bytes[0] = kind;
-            let (to_worker, from_worker) = (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
+            let (to_worker, from_worker) =
+                (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
             let known = (to_worker.is_ok(), from_worker.is_ok());
             assert_eq!(known, ((1..=3).contains(&kind), (4..=12).contains(&kind)), "one way only");
             assert!(to_worker.is_ok() || to_worker == Err(WireError::Kind(kind)));
@@ -454,9 +459,11 @@ mod tests {
     #[test]
     fn one_message_may_hold_several_frames_and_one_frame_several_messages() {
         let frame = |payload: &[u8]| Frame::new(header(payload.len() as u64), payload.into());
-        let bytes = |frame: &Frame<ToWorker>| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
+        let bytes =
+            |frame: &Frame<ToWorker>| [&frame.header.to_bytes()[..], &frame.payload[..]].concat();
         let (small, empty, large) = (frame(b"small"), frame(b""), frame(&[5; 1000]));
-        let first = [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();
+        let first =
+            [bytes(&small), bytes(&empty), bytes(&large)[..HEADER_BYTES + 10].to_vec()].concat();
         let frames = assemble(&[&first, &[5; 400], &[5; 590], &bytes(&small)]).unwrap();
         assert_eq!(frames, [small.clone(), empty, large, small]);
     }

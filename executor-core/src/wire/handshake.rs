@@ -210,7 +210,8 @@ pub(crate) fn refuse(socket: impl AsFd, refusal: &Refusal) -> io::Result<()> {
     const WHY_BYTES_MAX: usize = 16 * 1024;
     let why = &refusal.why;
     let refusal = Refusal { why: why[..why.floor_char_boundary(WHY_BYTES_MAX)].to_owned() };
-    let bytes = postcard::to_extend(&refusal, REFUSED.to_le_bytes().to_vec()).map_err(io::Error::other)?;
+    let bytes =
+        postcard::to_extend(&refusal, REFUSED.to_le_bytes().to_vec()).map_err(io::Error::other)?;
     socket::send_now(socket, &bytes, &[])
 }
 
@@ -222,7 +223,11 @@ pub(crate) fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
 
 /// Sends a message of the handshake. A message that is too large for the socket is sent in a file
 /// without a name; then only the version is sent through the socket.
-pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let bytes = to_bytes(message);
     if bytes.len() <= MESSAGE_BYTES_MAX {
         return socket::send(socket, &bytes, fds).map_err(socket::explained);
@@ -235,13 +240,17 @@ pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[Borrowed
 }
 
 /// Receives a message of the handshake, and the descriptors that came with it.
-pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
+pub(crate) fn receive<T: for<'a> Deserialize<'a>>(
+    socket: impl AsFd,
+) -> io::Result<(T, Vec<OwnedFd>)> {
     let (bytes, fds) = receive_bytes(socket)?;
     Ok((from_bytes(&bytes).map_err(invalid)?, fds))
 }
 
 /// Receives the first message of a child.
-pub(crate) fn receive_answer<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<Answer<T>> {
+pub(crate) fn receive_answer<T: for<'a> Deserialize<'a>>(
+    socket: impl AsFd,
+) -> io::Result<Answer<T>> {
     let (bytes, _) = receive_bytes(socket)?;
     answer_from_bytes(&bytes).map_err(invalid)
 }
@@ -292,7 +301,9 @@ fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
 /// Receives a report that has already arrived, as [`receive_answer`] does. It never waits, and does
 /// not read a payload that is in a file. If this process has no free descriptor for the file, it
 /// returns an error (`EMFILE`), and the report stays in the socket.
-pub(crate) fn receive_report_now(socket: impl AsFd) -> io::Result<Answer<(Report, Option<OwnedFd>)>> {
+pub(crate) fn receive_report_now(
+    socket: impl AsFd,
+) -> io::Result<Answer<(Report, Option<OwnedFd>)>> {
     let (bytes, fds) = socket::recv_whole_now(socket)?;
     if bytes.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, LEFT));
@@ -340,13 +351,17 @@ pub(crate) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, S
     };
     let version = u32::from_le_bytes(*version);
     if version != VERSION {
-        return Err(format!("the other side speaks version {version} of the protocol, this side {VERSION}"));
+        return Err(format!(
+            "the other side speaks version {version} of the protocol, this side {VERSION}"
+        ));
     }
     decode(rest)
 }
 
 /// Decodes the first message of a child.
-pub(crate) fn answer_from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Answer<T>, String> {
+pub(crate) fn answer_from_bytes<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+) -> Result<Answer<T>, String> {
     match bytes.strip_prefix(&REFUSED.to_le_bytes()) {
         Some(refusal) => Ok(Err(decode(refusal)?)),
         None => Ok(Ok(from_bytes(bytes)?)),
@@ -364,7 +379,11 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_told_apart() {
-        let hello = Hello { nonce: 7, tasks: Fingerprint { hash: 1, count: 2 }, server: Some("name".into()) };
+        let hello = Hello {
+            nonce: 7,
+            tasks: Fingerprint { hash: 1, count: 2 },
+            server: Some("name".into()),
+        };
         let mut bytes = to_bytes(&hello);
         assert_eq!(from_bytes::<Hello>(&bytes), Ok(hello));
         assert!(from_bytes::<Hello>(&bytes[..6]).unwrap_err().contains("does not decode"));

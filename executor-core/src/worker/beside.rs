@@ -43,9 +43,12 @@ impl Arguments {
     }
 
     fn read(&mut self, reference: Reference) -> io::Result<&[u8]> {
-        let number = u8::try_from(reference.number).ok().filter(|number| usize::from(*number) < SEGMENTS);
+        let number =
+            u8::try_from(reference.number).ok().filter(|number| usize::from(*number) < SEGMENTS);
         let len = usize::try_from(reference.len).ok().filter(|len| *len <= SEGMENT_BYTES_MAX);
-        let (Some(number), Some(len)) = (number, len) else { return Err(io::ErrorKind::InvalidData.into()) };
+        let (Some(number), Some(len)) = (number, len) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
         let view = &mut self.views[usize::from(number)];
         if view.as_ref().is_none_or(|view| view.len() < len) {
             *view = None;
@@ -104,7 +107,10 @@ impl Control {
     fn check(&self) -> io::Result<()> {
         match inode(self.socket.as_fd()).ok() == self.inode {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::NotFound, "the control socket was closed by a task")),
+            false => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the control socket was closed by a task",
+            )),
         }
     }
 

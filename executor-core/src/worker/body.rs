@@ -70,25 +70,27 @@ pub(crate) fn run(
     fault::watch_this_stack(&prepared.stack_overflow);
     let arguments = Arrived { bytes: &setup.arguments, attachments };
     // A call without a store never puts its result into a segment.
-    let code = Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
-        let Contents::Bytes(bytes) = contents else { return FAILED };
-        // A large result is sent in a file, for which the limits would apply.
-        if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
-            setup.limits.lift();
-        }
-        // The parent may be gone, if this process outlives it.
-        let said = report(socket, kind, bytes, attachments).inspect_err(|error| {
-            // If the system refuses the file for a large result, tell the parent. Otherwise it
-            // would report this process as lost.
-            let text = format!("{} bytes could not be sent to the parent: {error}", bytes.len());
-            let _ = report(socket, Reply::Refused, text.as_bytes(), &[]);
+    let code =
+        Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
+            let Contents::Bytes(bytes) = contents else { return FAILED };
+            // A large result is sent in a file, for which the limits would apply.
+            if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
+                setup.limits.lift();
+            }
+            // The parent may be gone, if this process outlives it.
+            let said = report(socket, kind, bytes, attachments).inspect_err(|error| {
+                // If the system refuses the file for a large result, tell the parent. Otherwise it
+                // would report this process as lost.
+                let text =
+                    format!("{} bytes could not be sent to the parent: {error}", bytes.len());
+                let _ = report(socket, Reply::Refused, text.as_bytes(), &[]);
+            });
+            match kind {
+                Reply::Done if said.is_ok() || setup.outlives_parent => 0,
+                Reply::Panicked => PANICKED,
+                _ => FAILED,
+            }
         });
-        match kind {
-            Reply::Done if said.is_ok() || setup.outlives_parent => 0,
-            Reply::Panicked => PANICKED,
-            _ => FAILED,
-        }
-    });
     kill_point!(BodyExiting);
     code
 }
@@ -139,17 +141,20 @@ fn prepare(
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or("a descriptor of the setup did not arrive");
     let board = next()?;
-    let board = Shared::open(board.as_fd()).map_err(|error| format!("its board cannot be read: {error}"))?;
+    let board = Shared::open(board.as_fd())
+        .map_err(|error| format!("its board cannot be read: {error}"))?;
     let board: &'static Shared<Board> = Box::leak(Box::new(board));
     board.note_reached();
     if setup.stdin {
-        rustix::stdio::dup2_stdin(next()?).map_err(|error| format!("standard input was refused: {error}"))?;
+        rustix::stdio::dup2_stdin(next()?)
+            .map_err(|error| format!("standard input was refused: {error}"))?;
     }
     if let Some(Surroundings { environment, directory }) = &setup.surroundings {
         let (stdout, stderr) = (next()?, next()?);
         rustix::stdio::dup2_stdout(stdout)
             .map_err(|error| format!("standard output was refused: {error}"))?;
-        rustix::stdio::dup2_stderr(stderr).map_err(|error| format!("standard error was refused: {error}"))?;
+        rustix::stdio::dup2_stderr(stderr)
+            .map_err(|error| format!("standard error was refused: {error}"))?;
         let text = |bytes: &serde_bytes::ByteBuf| OsString::from_vec(bytes.to_vec());
         Surrounded {
             environment: environment.iter().map(|(key, value)| (text(key), text(value))).collect(),

@@ -70,10 +70,12 @@ impl Caller {
         let running = Running::task(task);
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
             Call::Sync(call) => Ok(call(arguments, context)),
-            Call::Async(call) => match context.during(Stage::Prepare, |_| runtime_in(runtime, origin)) {
-                Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
-                Err(error) => Err(no_runtime(&error)),
-            },
+            Call::Async(call) => {
+                match context.during(Stage::Prepare, |_| runtime_in(runtime, origin)) {
+                    Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
+                    Err(error) => Err(no_runtime(&error)),
+                }
+            }
         }));
         // If the task has forked this process, and the copy has returned from the task, the copy
         // ends here, like a program whose `main` returns. So far it has not touched anything that
@@ -84,9 +86,15 @@ impl Caller {
         let failed = match result {
             Ok(Ok(CallResult::Done)) => None,
             Ok(Ok(CallResult::Failed(failure))) => Some((Reply::Failed, to_bytes(&failure))),
-            Ok(Ok(CallResult::Decode(error))) => Some((Reply::DecodeError, error.message.into_bytes())),
-            Ok(Ok(CallResult::Encode(error))) => Some((Reply::EncodeError, error.message.into_bytes())),
-            Ok(Ok(CallResult::Unsuited(error))) => Some((Reply::Unsuited, error.message.into_bytes())),
+            Ok(Ok(CallResult::Decode(error))) => {
+                Some((Reply::DecodeError, error.message.into_bytes()))
+            }
+            Ok(Ok(CallResult::Encode(error))) => {
+                Some((Reply::EncodeError, error.message.into_bytes()))
+            }
+            Ok(Ok(CallResult::Unsuited(error))) => {
+                Some((Reply::Unsuited, error.message.into_bytes()))
+            }
             Ok(Err(refused)) => Some((Reply::Refused, refused.into_bytes())),
             Err(payload) => {
                 let failure = panics::caught(&*payload);
@@ -143,7 +151,8 @@ fn no_runtime(why: &dyn Display) -> String {
 /// panicked.
 fn panicked(stage: Stage, mut failure: Failure) -> (Reply, Vec<u8>) {
     let serde = |what: &str| {
-        let at = failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
+        let at =
+            failure.location.as_deref().map(|place| format!(" at {place}")).unwrap_or_default();
         format!("a {what} panicked{at}: {}", failure.message).into_bytes()
     };
     match stage {
@@ -153,7 +162,9 @@ fn panicked(stage: Stage, mut failure: Failure) -> (Reply, Vec<u8>) {
         Stage::Prepare => return (Reply::Refused, no_runtime(&failure.message).into_bytes()),
         Stage::Run => {}
         Stage::Describe => failure.during = Some("while its error was put into words".into()),
-        Stage::Between => failure.during = Some("while its arguments or its result were dropped".into()),
+        Stage::Between => {
+            failure.during = Some("while its arguments or its result were dropped".into())
+        }
     }
     (Reply::Panicked, to_bytes(&failure))
 }

@@ -127,7 +127,9 @@ pub unsafe fn init_before_main(
         let Some(behind) = image::constructors_behind(own) else {
             refuse(
                 &socket,
-                &"the table of the program's constructors (`.init_array`) was not found".to_owned().into(),
+                &"the table of the program's constructors (`.init_array`) was not found"
+                    .to_owned()
+                    .into(),
             );
         };
         // SAFETY: the pointer is within the table, which exists and is not written as long as the
@@ -161,7 +163,9 @@ fn adopt() -> Option<OwnedFd> {
     process::take_programs_name();
     let socket = match fcntl_dupfd_cloexec(stdin, 3) {
         Ok(socket) => socket,
-        Err(error) => refuse(stdin, &Refusal::of("to duplicate descriptor 0 (fcntl)", &error.into())),
+        Err(error) => {
+            refuse(stdin, &Refusal::of("to duplicate descriptor 0 (fcntl)", &error.into()))
+        }
     };
     if let Err(error) = process::empty_stdin() {
         refuse(&socket, &Refusal::of("to open /dev/null, or a pipe in its place", &error));
@@ -179,7 +183,10 @@ fn refuse(socket: impl AsFd, refusal: &Refusal) -> ! {
 /// Ends a process that has the marker argument but was not started by an executor.
 #[allow(clippy::print_stderr, reason = "the user's own terminal; there is nobody else to tell")]
 fn end_unasked(why: &str) -> ! {
-    eprintln!("`{}` is for an executor that starts its workers, and of no use by hand: {why}", birth::MARKER);
+    eprintln!(
+        "`{}` is for an executor that starts its workers, and of no use by hand: {why}",
+        birth::MARKER
+    );
     std::process::exit(2)
 }
 
@@ -261,8 +268,10 @@ fn on_thread<R: Send + 'static>(
 ) -> io::Result<R> {
     // The default is 8 MiB, as for a main thread.
     let stack_bytes = stack_bytes.map_or(8 << 20, |bytes| bytes as usize);
-    let thread =
-        std::thread::Builder::new().name("executor-worker".into()).stack_size(stack_bytes).spawn(work)?;
+    let thread = std::thread::Builder::new()
+        .name("executor-worker".into())
+        .stack_size(stack_bytes)
+        .spawn(work)?;
     thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
 }
 
@@ -325,7 +334,8 @@ fn prepare(
         _ => None,
     };
     // Start this before anything that waits for the parent.
-    watcher::start(parent, socket, directory).map_err(|error| Refusal::of("to watch its parent", &error))?;
+    watcher::start(parent, socket, directory)
+        .map_err(|error| Refusal::of("to watch its parent", &error))?;
     Ok(Ready {
         segment: Box::leak(Box::new(segment)),
         doorbell: Box::leak(Box::new(doorbell)),
@@ -334,12 +344,16 @@ fn prepare(
     })
 }
 
-fn open(descriptors: Vec<OwnedFd>) -> io::Result<(Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {
+fn open(
+    descriptors: Vec<OwnedFd>,
+) -> io::Result<(Shared<Segment>, Shared<Doorbell>, serve::Arenas)> {
     let mut fds = descriptors.into_iter();
     let segment = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     let doorbell = fds.next().ok_or(io::ErrorKind::UnexpectedEof)?;
     let arenas = match (fds.next(), fds.next()) {
-        (Some(arguments), Some(results)) => Some((Arguments::open(arguments)?, Store::open(results)?)),
+        (Some(arguments), Some(results)) => {
+            Some((Arguments::open(arguments)?, Store::open(results)?))
+        }
         _ => None,
     };
     Ok((Shared::open(segment.as_fd())?, Shared::open(doorbell.as_fd())?, arenas))

@@ -50,8 +50,10 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
     let pidfd = match pidfd_open(parent, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(error) => {
-            let _ =
-                handshake::refuse(socket, &Refusal::of("to watch its parent (pidfd_open)", &error.into()));
+            let _ = handshake::refuse(
+                socket,
+                &Refusal::of("to watch its parent (pidfd_open)", &error.into()),
+            );
             return None;
         }
     };
@@ -63,8 +65,12 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         return None;
     }
     kill_point!(ServerPrepared);
-    let report =
-        Report { kind: Reply::Ready as u8, payload: Vec::new().into(), in_file: false, attachments: 0 };
+    let report = Report {
+        kind: Reply::Ready as u8,
+        payload: Vec::new().into(),
+        in_file: false,
+        attachments: 0,
+    };
     handshake::send(socket, &report, &[]).ok()?;
     kill_point!(ServerReady);
     loop {
@@ -111,10 +117,14 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         let arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
         let task = TaskId::from_raw(1);
         // If the task is async, its runtime ends with this caller.
-        Caller::new(None).call(task, function, arguments, |kind, contents, _| match (kind, contents) {
-            (Reply::Done, _) => Ok(()),
-            (_, crate::wire::buffer::Contents::Bytes(bytes)) => Err(crate::error::reply::text(kind, bytes)),
-            (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
+        Caller::new(None).call(task, function, arguments, |kind, contents, _| {
+            match (kind, contents) {
+                (Reply::Done, _) => Ok(()),
+                (_, crate::wire::buffer::Contents::Bytes(bytes)) => {
+                    Err(crate::error::reply::text(kind, bytes))
+                }
+                (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
+            }
         })?;
     }
     match settled_thread_count(1).map_err(|error| format!("after `preload`: {error}"))? {

@@ -106,21 +106,25 @@ impl<E: WorkerEnd> Job<'_, E> {
         kill_point!(InitBegins);
         let arguments = match arguments {
             Ok(arguments) => arguments,
-            Err(error) => return end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes()),
-        };
-        caller.call(header.task, header.function, arguments, |kind, contents, attachments| match kind {
-            // The value of the initializer is not sent. `Ready` says that it has run.
-            Reply::Done => {
-                kill_point!(InitEnds);
-                end.reply(FromWorker::new(Reply::Ready), &[])
+            Err(error) => {
+                return end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes());
             }
-            kind => reply(
-                end,
-                control,
-                FromWorker { task: header.task, ..FromWorker::new(kind) },
-                contents,
-                attachments,
-            ),
+        };
+        caller.call(header.task, header.function, arguments, |kind, contents, attachments| {
+            match kind {
+                // The value of the initializer is not sent. `Ready` says that it has run.
+                Reply::Done => {
+                    kill_point!(InitEnds);
+                    end.reply(FromWorker::new(Reply::Ready), &[])
+                }
+                kind => reply(
+                    end,
+                    control,
+                    FromWorker { task: header.task, ..FromWorker::new(kind) },
+                    contents,
+                    attachments,
+                ),
+            }
         })
     }
 
@@ -167,7 +171,11 @@ impl<E: WorkerEnd> Job<'_, E> {
     }
 
     /// Runs one item and replies.
-    fn call(&mut self, item: u32, arguments: Result<Arrived<'_>, &io::Error>) -> Result<(), Closed> {
+    fn call(
+        &mut self,
+        item: u32,
+        arguments: Result<Arrived<'_>, &io::Error>,
+    ) -> Result<(), Closed> {
         let Job { end, caller, stopwatch, control, header, .. } = self;
         let task = TaskId::from_raw(header.task.as_u64() + u64::from(item));
         let arguments = match arguments {
@@ -212,7 +220,9 @@ fn reply<E: WorkerEnd>(
         kill_point!(AttachmentsSent);
     }
     match contents {
-        Contents::Bytes(bytes) if bytes.len() >= ASKED_FROM && !room::has_room_for(bytes.len() as u64) => {
+        Contents::Bytes(bytes)
+            if bytes.len() >= ASKED_FROM && !room::has_room_for(bytes.len() as u64) =>
+        {
             let text = format!(
                 "there is no memory to bring its {} bytes to the program that waits for them",
                 bytes.len()

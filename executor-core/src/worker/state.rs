@@ -89,7 +89,9 @@ mod tests {
     fn state_is_per_type_survives_panics_and_may_be_replaced_while_lent() {
         super::set(1_u8);
         super::set(String::from("a"));
-        assert!(std::panic::catch_unwind(|| super::with(|_: &mut u8| panic!("on purpose"))).is_err());
+        assert!(
+            std::panic::catch_unwind(|| super::with(|_: &mut u8| panic!("on purpose"))).is_err()
+        );
         super::with(|byte: &mut u8| {
             *byte += 1;
             super::with(|text: &mut String| text.push('b'));

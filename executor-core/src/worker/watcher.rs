@@ -46,7 +46,11 @@ pub(super) fn outlive_no_stop() {
 ///
 /// The socket stays open as long as this process lives, unless a task closes it although it does
 /// not own it. Then the descriptor number may belong to another file.
-pub(super) fn start(parent: u32, socket: &'static OwnedFd, directory: Option<OsString>) -> io::Result<()> {
+pub(super) fn start(
+    parent: u32,
+    socket: &'static OwnedFd,
+    directory: Option<OsString>,
+) -> io::Result<()> {
     let end_group = move || {
         if let Some(directory) = &directory {
             let _ = std::fs::remove_dir_all(directory);

@@ -64,8 +64,9 @@ pub(crate) unsafe fn record<T>() -> &'static T {
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     let bytes = size_of::<T>();
     // SAFETY: makes a new, zeroed mapping, which is never unmapped.
-    let at =
-        unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
     assert_ne!(at, libc::MAP_FAILED);
     // SAFETY: the mapping lives for ever, is large enough and is aligned to a page. The caller
     // promises the rest.

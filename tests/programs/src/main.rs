@@ -51,7 +51,8 @@ fn main() {
         assert_eq!((thirty(&pool), forty(&pool)), (31, 41));
     }
     assert_eq!(work::NAME, executor_test_programs::work::NAME);
-    let both = pool.map(work::task, [1, 2]).chain(pool.map(executor_test_programs::work::task, [1, 2]));
+    let both =
+        pool.map(work::task, [1, 2]).chain(pool.map(executor_test_programs::work::task, [1, 2]));
     assert_eq!(both.map(Result::unwrap).collect::<Vec<_>>(), [2, 3, 101, 102]);
     assert_eq!(Process::new(ten::work::task(1)).start().unwrap().join().unwrap(), 11);
     println!("told apart");

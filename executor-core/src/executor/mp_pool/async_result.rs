@@ -174,7 +174,9 @@ impl<T> AsyncResult<T> {
         match &mut self.source {
             Source::One(future) => future.take(),
             Source::All(gather, decode) => gather.take().and_then(*decode),
-            Source::None(error) => Err(error.take().expect("AsyncResult polled after it was ready")),
+            Source::None(error) => {
+                Err(error.take().expect("AsyncResult polled after it was ready"))
+            }
         }
     }
 
@@ -362,6 +364,8 @@ impl<T> fmt::Debug for AsyncResult<T> {
             Some(true) => "a value",
             Some(false) => "an error",
         };
-        f.debug_struct("AsyncResult").field("state", &format_args!("{state}")).finish_non_exhaustive()
+        f.debug_struct("AsyncResult")
+            .field("state", &format_args!("{state}"))
+            .finish_non_exhaustive()
     }
 }

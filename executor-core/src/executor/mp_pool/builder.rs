@@ -123,7 +123,9 @@ impl PoolBuilder {
     /// errors of [`ProcessPoolBuilder::build`].
     pub fn build(self) -> Result<Pool, BuildError> {
         let processes = match self.processes {
-            Processes::Exactly(0) => return Err(BuildError::Invalid("processes must be above 0".into())),
+            Processes::Exactly(0) => {
+                return Err(BuildError::Invalid("processes must be above 0".into()));
+            }
             Processes::Exactly(processes) => processes,
             Processes::AllBut(cpus) => {
                 usable_cpus_or_error().map_err(BuildError::Invalid)?.saturating_sub(cpus).max(1)

@@ -45,7 +45,10 @@ use crate::{
 /// ```
 #[must_use = "an imap does nothing until it is iterated"]
 pub struct IMap<F: TaskArgs<A>, A, I, M> {
-    #[expect(clippy::type_complexity, reason = "a shorter name for it would have the same parameters")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "a shorter name for it would have the same parameters"
+    )]
     map: Map<F, A, Tasks<F, A, I, M>, Ready<F, A>>,
     /// The panic of the input or of `make`, if there was one.
     panic: Panic,

@@ -166,7 +166,8 @@ impl Shared {
         // The thread that took the last results may not have woken their collector yet. The results
         // are available, so wake it here. Waiting for the other thread to do it could deadlock: it
         // runs wakers, and this call may be in such a waker.
-        let gathers = std::mem::take(&mut *self.gathers.lock().unwrap_or_else(PoisonError::into_inner));
+        let gathers =
+            std::mem::take(&mut *self.gathers.lock().unwrap_or_else(PoisonError::into_inner));
         gathers.iter().filter_map(Weak::upgrade).for_each(Gather::wake);
         self.unread.callbacks.flush();
         self.unread.log();
@@ -371,7 +372,11 @@ impl Pool {
     /// It reads the input as results are consumed. After [`close`](Self::close) it continues to its
     /// end, and the workers stay for it. [`join`](Self::join) ends it: it yields
     /// [`TaskError::Shutdown`] instead of the results of the items that were not submitted by then.
-    pub fn imap<T, I, M>(&self, make: M, items: I) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
+    pub fn imap<T, I, M>(
+        &self,
+        make: M,
+        items: I,
+    ) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
         T: IntoTask,
         I: IntoIterator,
@@ -446,7 +451,9 @@ impl Pool {
     /// # Errors
     /// [`PoolError::StillRunning`] if the pool was neither closed nor terminated.
     pub fn join_timeout(&self, timeout: Duration) -> Result<bool, PoolError> {
-        let Some(deadline) = Instant::now().checked_add(timeout) else { return self.join().map(|()| true) };
+        let Some(deadline) = Instant::now().checked_add(timeout) else {
+            return self.join().map(|()| true);
+        };
         if self.shared.is_running() {
             return Err(PoolError::StillRunning);
         }
@@ -589,7 +596,11 @@ impl Chunked<'_> {
     ///
     /// # Errors
     /// The same as [`map`](Self::map).
-    pub fn starmap<F, A, I, M, Form>(&self, mut make: M, items: I) -> Result<Vec<F::Output>, TaskError>
+    pub fn starmap<F, A, I, M, Form>(
+        &self,
+        mut make: M,
+        items: I,
+    ) -> Result<Vec<F::Output>, TaskError>
     where
         F: TaskArgs<A>,
         I: IntoIterator,
@@ -599,7 +610,11 @@ impl Chunked<'_> {
     }
 
     /// See [`Pool::starmap_async`].
-    pub fn starmap_async<F, A, I, M, Form>(&self, mut make: M, items: I) -> AsyncResult<Vec<F::Output>>
+    pub fn starmap_async<F, A, I, M, Form>(
+        &self,
+        mut make: M,
+        items: I,
+    ) -> AsyncResult<Vec<F::Output>>
     where
         F: TaskArgs<A>,
         I: IntoIterator,

@@ -18,8 +18,8 @@ use rustix::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::ring_list::{
-    Body, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece, Reading,
-    Returned, RingList, RingPlace, Side, Words, garbled,
+    Body, Claimed, Entry, Failed, FoundBody, Held, INLINE_MAX, Layout, Lost, Memory, Piece,
+    Reading, Returned, RingList, RingPlace, Side, Words, garbled,
 };
 use crate::{
     heap::{
@@ -456,9 +456,15 @@ impl Core {
         Ok(core)
     }
 
-    fn over(block: Block, extents: Extents, to: Arc<OwnedFd>, from: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
+    fn over(
+        block: Block,
+        extents: Extents,
+        to: Arc<OwnedFd>,
+        from: Arc<OwnedFd>,
+    ) -> io::Result<Arc<Self>> {
         let stat = fstat(extents.descriptor()).asked("shared memory (fstat)")?;
-        let store = Store { extents, to, from, rings: Default::default(), tables: Mutex::default() };
+        let store =
+            Store { extents, to, from, rings: Default::default(), tables: Mutex::default() };
         let inode = (stat.st_dev, stat.st_ino);
         Ok(Arc::new_cyclic(|this| Core {
             block,
@@ -622,7 +628,8 @@ impl Core {
         putting.may_spin = matches!(wait, Wait::Until(_));
         let mut woken = Woken::default();
         loop {
-            let Some(guard) = self.lock_letting_go(Side::Producers, wait, || putting.let_go())? else {
+            let Some(guard) = self.lock_letting_go(Side::Producers, wait, || putting.let_go())?
+            else {
                 if self.is_closed() {
                     return Err(Refused::Closed);
                 }
@@ -758,7 +765,8 @@ impl Core {
         }
         let count = attachments.len() as u64;
         self.look_for_room_on_the_way(|| {
-            self.may_send(count) && (self.list().in_flight() == 0 || socket::has_room(self.store.to.as_fd()))
+            self.may_send(count)
+                && (self.list().in_flight() == 0 || socket::has_room(self.store.to.as_fd()))
         })
     }
 
@@ -898,7 +906,10 @@ impl Core {
                 if pass_on {
                     items.pass_on();
                 }
-                return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
+                return self
+                    .read_held(unfinished, piece, len, out)
+                    .map(Step::Done)
+                    .map_err(Missing::Io);
             }
         }
         // Listen only after spinning, because a marked listener costs producers a system call.
@@ -943,10 +954,11 @@ impl Core {
         kill_point!(QueueDescriptorsSeen);
         // Get everything that taking needs first: an entry, then a claim for the piece. The entry
         // is not marked yet, so it stays free if there is no claim.
-        let free = match hold.then(|| self.with_claims(|| list.free_hold(me))).transpose()?.transpose() {
-            Ok(free) => free,
-            Err(pause) => return Ok(Step::Wait(pause)),
-        };
+        let free =
+            match hold.then(|| self.with_claims(|| list.free_hold(me))).transpose()?.transpose() {
+                Ok(free) => free,
+                Err(pause) => return Ok(Step::Wait(pause)),
+            };
         let reading = match self.with_claims(|| list.claim_for(&found, me, hold))? {
             Ok(reading) => reading,
             Err(pause) => return Ok(Step::Wait(pause)),
@@ -980,7 +992,10 @@ impl Core {
         let got = match reading {
             Reading::Later(claim) => self.read_claimed(piece, len, claim, out).map(|()| unfinished),
             Reading::Held => {
-                return self.read_held(unfinished, piece, len, out).map(Step::Done).map_err(Missing::Io);
+                return self
+                    .read_held(unfinished, piece, len, out)
+                    .map(Step::Done)
+                    .map_err(Missing::Io);
             }
             Reading::Nothing | Reading::Now(_) => read.map(|()| unfinished),
         };
@@ -991,7 +1006,13 @@ impl Core {
         Ok(Step::Done(Got { attachments, unfinished }))
     }
 
-    fn read_claimed(&self, piece: Piece, len: u64, claim: Claimed, out: &mut Vec<u8>) -> io::Result<()> {
+    fn read_claimed(
+        &self,
+        piece: Piece,
+        len: u64,
+        claim: Claimed,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let read = self.read_piece(piece, len, out);
         kill_point!(QueuePieceCopied);
         self.list().give_back(claim);
@@ -1057,7 +1078,8 @@ impl Core {
     /// items to get: those others might never run out.
     fn looks_for_the_dead(&self) -> bool {
         let now = clock::now_nanos();
-        let due = now.saturating_sub(self.looked.load(Ordering::Relaxed)) > RECHECK.as_nanos() as u64;
+        let due =
+            now.saturating_sub(self.looked.load(Ordering::Relaxed)) > RECHECK.as_nanos() as u64;
         if due {
             self.looked.store(now, Ordering::Relaxed);
         }
@@ -1318,7 +1340,15 @@ struct Putting<'a> {
 
 impl<'a> Putting<'a> {
     fn new(core: &'a Core, bytes: &'a [u8], attachments: &'a [Attachment]) -> Self {
-        Putting { core, bytes, attachments, large: None, slept: false, of_dead: false, may_spin: false }
+        Putting {
+            core,
+            bytes,
+            attachments,
+            large: None,
+            slept: false,
+            of_dead: false,
+            may_spin: false,
+        }
     }
 
     /// Makes one attempt, under the producers' mutex.
@@ -1357,7 +1387,8 @@ impl<'a> Putting<'a> {
                 return Ok(match core.with_claims(|| list.reserve_item(whole, guard.me()))? {
                     Err(pause) => Step::Wait(pause),
                     Ok((piece, claim, is_new)) => {
-                        self.large = Some(Large { core, me: guard.me(), piece, claim: Some(claim), is_new });
+                        self.large =
+                            Some(Large { core, me: guard.me(), piece, claim: Some(claim), is_new });
                         Step::Again
                     }
                 });
@@ -1468,7 +1499,9 @@ pub(super) fn serialize<S: Serializer>(core: &Core, serializer: S) -> Result<S::
     travelling.serialize(serializer)
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Core>, D::Error> {
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<Core>, D::Error> {
     let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a Queue: {error}"));
     let Travelling { block, file, to, from } = Travelling::deserialize(deserializer)?;
     let fits = |len| len == START + size_of::<Layout>();
@@ -1486,7 +1519,8 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             if !socket::is_one(to.as_fd()) || !socket::is_one(from.as_fd()) {
                 return Err(failed(&"other descriptors were sent"));
             }
-            let new = Core::over(block.clone(), extents, to, from).map_err(|error| failed(&error))?;
+            let new =
+                Core::over(block.clone(), extents, to, from).map_err(|error| failed(&error))?;
             let mut queues = lock(&table().queues);
             // Another thread may have been quicker. The superfluous core is dropped after the table
             // is unlocked.
@@ -1559,7 +1593,8 @@ pub(crate) mod fuzzed {
         core.set_on_lost([Lost::Counted, Lost::Kept, Lost::Requeued][usize::from(kind / 4 % 3)]);
         let hold = (kind / 16).is_multiple_of(2);
         let words = core.words();
-        let ring = core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).expect("memory");
+        let ring =
+            core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).expect("memory");
         // The mutexes are spared: waiting for a holder that never unlocks is no fault, and takes
         // long.
         let list = core.list();
@@ -1575,9 +1610,12 @@ pub(crate) mod fuzzed {
                     let len = usize::from(input.u8());
                     let _ = core.put(input.bytes(len), &[], Wait::Not, || false);
                 }
-                2 => {
-                    drop(core.put(&vec![7; INLINE_MAX + usize::from(input.u16())], &[], Wait::Not, || false))
-                }
+                2 => drop(core.put(
+                    &vec![7; INLINE_MAX + usize::from(input.u16())],
+                    &[],
+                    Wait::Not,
+                    || false,
+                )),
                 3..6 => {
                     if let Ok(got) = core.get(&mut out, Wait::Not, hold, || false)
                         && input.u8().is_multiple_of(2)
@@ -1587,7 +1625,8 @@ pub(crate) mod fuzzed {
                 }
                 6..10 => {
                     let place = usize::from(input.u16()) % words.len();
-                    if !mutexes.contains(&place) || !std::mem::replace(&mut mutex_is_garbled, true) {
+                    if !mutexes.contains(&place) || !std::mem::replace(&mut mutex_is_garbled, true)
+                    {
                         words[place].0.store(word(&mut input), Ordering::SeqCst);
                     }
                 }
@@ -1596,8 +1635,13 @@ pub(crate) mod fuzzed {
                     ring.word(place).store(word(&mut input), Ordering::SeqCst);
                 }
                 12 => {
-                    let _ =
-                        (core.len(), core.is_full(), core.capacity(), core.unfinished(), core.is_closed());
+                    let _ = (
+                        core.len(),
+                        core.is_full(),
+                        core.capacity(),
+                        core.unfinished(),
+                        core.is_closed(),
+                    );
                     let _ = core.mark_done();
                 }
                 13 => drop(core.join(Some(Instant::now()))),
@@ -1634,7 +1678,11 @@ mod tests {
         core.put(item, &[], Wait::Not, || false).unwrap();
         file::set_len(&**core.store.extents.descriptor(), LONG).unwrap();
         let ring = core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).unwrap();
-        let words = core.words().iter().map(|word| &word.0).chain((0..ring.words()).map(|at| ring.word(at)));
+        let words = core
+            .words()
+            .iter()
+            .map(|word| &word.0)
+            .chain((0..ring.words()).map(|at| ring.word(at)));
         let mut garbled = 0;
         for word in words.filter(|word| word.load(Ordering::Relaxed) == from) {
             word.store(LONG, Ordering::Relaxed);
@@ -1759,7 +1807,9 @@ mod tests {
         let items = core.layout().producers.items.word();
         let mut out = Vec::new();
         wakes_a_sleeper(items, || {
-            let Ok(Step::Done(_)) = core.try_get(guard, &mut out, how) else { panic!("there are two") };
+            let Ok(Step::Done(_)) = core.try_get(guard, &mut out, how) else {
+                panic!("there are two")
+            };
         });
         assert_eq!(out, b"back");
     }
@@ -1802,7 +1852,11 @@ mod tests {
                 let mut out = Vec::new();
                 for _ in 0..3 {
                     let got = core.get(&mut out, Wait::Not, false, || false).map(drop);
-                    assert!(got.is_err() || out == item || out == b"another", "{from}: {} bytes", out.len());
+                    assert!(
+                        got.is_err() || out == item || out == b"another",
+                        "{from}: {} bytes",
+                        out.len()
+                    );
                     let put = core.put(b"another", &[], Wait::Not, || false);
                     assert!(matches!(put, Ok(()) | Err(Refused::Io(_))), "{put:?}");
                 }

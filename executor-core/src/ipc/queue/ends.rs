@@ -59,7 +59,8 @@ impl End {
     /// Returns whether all handles of the other side are gone.
     fn other_side_is_gone(&self) -> bool {
         // Nothing is ever sent, so the socket becomes readable only when the other end is closed.
-        let at_end = |here: &Arc<OwnedFd>| wait_for(here.as_fd(), PollFlags::IN, Some(Instant::now()));
+        let at_end =
+            |here: &Arc<OwnedFd>| wait_for(here.as_fd(), PollFlags::IN, Some(Instant::now()));
         self.here.as_ref().is_some_and(|here| matches!(at_end(here), Ok(true)))
     }
 }
@@ -164,7 +165,10 @@ macro_rules! travels {
                     None => Err("it is being dropped".to_owned()),
                 };
                 let index = attached.map_err(|error| {
-                    ser::Error::custom(format_args!(concat!("a ", stringify!($type), ": {}"), error))
+                    ser::Error::custom(format_args!(
+                        concat!("a ", stringify!($type), ": {}"),
+                        error
+                    ))
                 })?;
                 ($produces, index, Sent(self.core())).serialize(serializer)
             }
@@ -175,12 +179,16 @@ macro_rules! travels {
                 let failed = |error: &dyn fmt::Display| {
                     de::Error::custom(format_args!(concat!("a ", stringify!($type), ": {}"), error))
                 };
-                let (produces, index, Received(core)) = <(bool, u8, Received)>::deserialize(deserializer)?;
+                let (produces, index, Received(core)) =
+                    <(bool, u8, Received)>::deserialize(deserializer)?;
                 let here = attachment::detach(index).map_err(|error| failed(&error))?;
                 if produces != $produces || !socket::is_one(here.as_fd()) {
                     return Err(failed(&"an end of another kind was sent"));
                 }
-                Ok($type { end: Arc::new(End { core, here: Some(here), produces }), types: PhantomData })
+                Ok($type {
+                    end: Arc::new(End { core, here: Some(here), produces }),
+                    types: PhantomData,
+                })
             }
         }
     };

@@ -16,7 +16,9 @@ pub enum PutError<T> {
     /// limit, or within some milliseconds if there is no limit; most likely it is stopped. So
     /// whether there is room is unknown. Only methods with `try` or `timeout` in their name return
     /// this.
-    #[error("the queue is in use by a process that does not go on: whether there is room is not known")]
+    #[error(
+        "the queue is in use by a process that does not go on: whether there is room is not known"
+    )]
     Busy(T),
     /// The queue is closed, or no consumer is left.
     #[error("the queue is closed")]

@@ -202,15 +202,25 @@ impl Drop for Item {
 }
 
 /// Encodes and puts an item. Shared by all kinds of handles.
-fn put<T: Serialize>(core: &Core, item: T, wait: Wait, gone: impl Fn() -> bool) -> Result<(), PutError<T>> {
+fn put<T: Serialize>(
+    core: &Core,
+    item: T,
+    wait: Wait,
+    gone: impl Fn() -> bool,
+) -> Result<(), PutError<T>> {
     let encoded = match Encoded::of(&item) {
         Ok(encoded) => encoded,
         Err(message) => return Err(PutError::Encode(item, message)),
     };
-    core.put(&encoded.bytes, &encoded.attachments, wait, gone).map_err(|refused| PutError::new(refused, item))
+    core.put(&encoded.bytes, &encoded.attachments, wait, gone)
+        .map_err(|refused| PutError::new(refused, item))
 }
 
-async fn put_async<T: Serialize>(core: &Core, item: T, gone: impl Fn() -> bool) -> Result<(), PutError<T>> {
+async fn put_async<T: Serialize>(
+    core: &Core,
+    item: T,
+    gone: impl Fn() -> bool,
+) -> Result<(), PutError<T>> {
     let encoded = match Encoded::of(&item) {
         Ok(encoded) => encoded,
         Err(message) => return Err(PutError::Encode(item, message)),
@@ -233,7 +243,10 @@ fn get<T: DeserializeOwned>(
 }
 
 /// Decodes a received item. If decoding fails or panics, the item counts as done.
-fn decode<T: DeserializeOwned>(mut item: Item, got: Got<'_>) -> Result<(T, Unfinished<'_>), GetError> {
+fn decode<T: DeserializeOwned>(
+    mut item: Item,
+    got: Got<'_>,
+) -> Result<(T, Unfinished<'_>), GetError> {
     let Got { attachments, unfinished } = got;
     item.attachments = attachments;
     Ok((item.decode()?, unfinished))
@@ -265,7 +278,12 @@ macro_rules! puts {
         where
             T: Serialize,
         {
-            $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::Until(None), || $gone(self))
+            $crate::ipc::queue::put(
+                self.core(),
+                item,
+                $crate::ipc::queue::Wait::Until(None),
+                || $gone(self),
+            )
         }
 
         /// Puts an item if there is room now, like [`put`](Self::put) without waiting.
@@ -276,7 +294,9 @@ macro_rules! puts {
         where
             T: Serialize,
         {
-            $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::Not, || $gone(self))
+            $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::Not, || {
+                $gone(self)
+            })
         }
 
         /// Puts an item, like [`put`](Self::put), waiting for at most `limit`.
@@ -287,9 +307,12 @@ macro_rules! puts {
         where
             T: Serialize,
         {
-            $crate::ipc::queue::put(self.core(), item, $crate::ipc::queue::Wait::at_most(limit), || {
-                $gone(self)
-            })
+            $crate::ipc::queue::put(
+                self.core(),
+                item,
+                $crate::ipc::queue::Wait::at_most(limit),
+                || $gone(self),
+            )
         }
 
         /// Puts an item without blocking the thread while it waits, like [`put`](Self::put).
@@ -330,7 +353,12 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Until(None), $hold, || $gone(self))
+            $crate::ipc::queue::get(
+                self.core(),
+                $crate::ipc::queue::Wait::Until(None),
+                $hold,
+                || $gone(self),
+            )
         }
 
         /// Gets an item if there is one now, like [`get`](Self::get) without waiting.
@@ -341,7 +369,9 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Not, $hold, || $gone(self))
+            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::Not, $hold, || {
+                $gone(self)
+            })
         }
 
         /// Gets an item, like [`get`](Self::get), waiting for at most `limit`.
@@ -352,9 +382,12 @@ macro_rules! gets {
         where
             T: DeserializeOwned,
         {
-            $crate::ipc::queue::get(self.core(), $crate::ipc::queue::Wait::at_most(limit), $hold, || {
-                $gone(self)
-            })
+            $crate::ipc::queue::get(
+                self.core(),
+                $crate::ipc::queue::Wait::at_most(limit),
+                $hold,
+                || $gone(self),
+            )
         }
 
         /// Gets an item without blocking the thread while it waits, like [`get`](Self::get).

@@ -11,8 +11,8 @@ use std::{collections::HashMap, io, sync::Arc};
 use super::{
     core::listen_for_others,
     ring_list::{
-        Body, Claimed, Entry, Failed, FoundBody, Held, Layout, Memory, Piece, Reading, RingList, RingPlace,
-        Side, Words,
+        Body, Claimed, Entry, Failed, FoundBody, Held, Layout, Memory, Piece, Reading, RingList,
+        RingPlace, Side, Words,
     },
 };
 use crate::{
@@ -154,7 +154,8 @@ impl Queue {
             let heard = match list.look_for_room(true) {
                 Ok(()) => {
                     let bytes = item.to_le_bytes();
-                    list.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None).unwrap();
+                    list.put(Entry { body: Body::Inline(&bytes), ticket: None }, &mut None)
+                        .unwrap();
                     let rung = self.layout.producers.items.ring();
                     let room = &self.layout.consumers.room;
                     let pass_on = slept && listen_for_others(room, || list.has_room());
@@ -191,7 +192,9 @@ impl Queue {
                     Some(found) => found?,
                 },
             };
-            let FoundBody::Inline { ring, word, len: 8 } = &found.body else { panic!("another item") };
+            let FoundBody::Inline { ring, word, len: 8 } = &found.body else {
+                panic!("another item")
+            };
             ring.1[*word].look();
             let item = ring.0[*word].load(Ordering::Relaxed);
             assert!(list.take(&found, &Reading::Nothing, None, guard.me()).is_none());
@@ -243,7 +246,9 @@ impl Queue {
                 let body = Body::Elsewhere { piece: *piece, len: 8 };
                 // The ring may be full. The place of the next ring needs a claim, too, and a
                 // consumer that merges the holes beside an old ring has two claims for a moment.
-                if let Err(heard) = with_claims(&list, || list.put(Entry { body, ticket: None }, claim)) {
+                if let Err(heard) =
+                    with_claims(&list, || list.put(Entry { body, ticket: None }, claim))
+                {
                     drop(guard);
                     claim.take().into_iter().for_each(|claim| list.give_back(claim));
                     room.ring_unlocked().wake_all();
@@ -365,7 +370,8 @@ fn three_producers_and_two_claims(capacity: u64, preemptions: usize) {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {
                     let process = Process(1 + number);
-                    (0..each).for_each(|item| queue.put_large(&process, u64::from(number) * 100 + item));
+                    (0..each)
+                        .for_each(|item| queue.put_large(&process, u64::from(number) * 100 + item));
                 })
             })
             .collect();
@@ -514,7 +520,8 @@ fn closing_wakes_who_waits_and_loses_nothing() {
             got
         });
         let theirs = Arc::clone(&queue);
-        let producer = thread::spawn(move || (0..2).filter(|item| theirs.put(&Process(1), *item)).count());
+        let producer =
+            thread::spawn(move || (0..2).filter(|item| theirs.put(&Process(1), *item)).count());
         queue.close(&Process(3));
         let put = producer.join().unwrap();
         assert_eq!(consumer.join().unwrap(), put);
@@ -536,7 +543,8 @@ fn each_of_several_that_sleep_is_woken_for_an_item_of_its_own() {
             })
             .collect();
         (0..consumers.len() as u64).for_each(|item| assert!(queue.put(&Process(1), item)));
-        let mut all: Vec<u64> = consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect();
+        let mut all: Vec<u64> =
+            consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect();
         all.sort_unstable();
         assert_eq!(all, (0..all.len() as u64).collect::<Vec<_>>());
     });

@@ -123,7 +123,8 @@ fn all_who_wait_for_a_word_are_told_by_one_wake_up_that_it_has_changed() {
     let tasks = few(1, 3);
     check(2, move || {
         let word = keep(AtomicU32::new(0));
-        let threads: Vec<_> = (0..tasks).map(|_| thread::spawn(move || block_on(until(word, 1)))).collect();
+        let threads: Vec<_> =
+            (0..tasks).map(|_| thread::spawn(move || block_on(until(word, 1)))).collect();
         let changes = thread::spawn(move || {
             word.swap(1, Ordering::AcqRel);
             futex::wake_one(word);
@@ -357,7 +358,8 @@ fn twice<T>(future: impl Future<Output = T>) -> Option<T> {
 fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
     check(3, || {
         let shared: &(semaphore::Head, _) = keep((Default::default(), table(2)));
-        let [mine, others] = [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
+        let [mine, others] =
+            [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
         let permits = |owners| Permits { head: &shared.0, table: &shared.1, owners };
         permits(others).init(1, u32::MAX);
         permits(others).acquire(None).unwrap();
@@ -394,7 +396,8 @@ async fn lock_async(mutex: &'static RobustMutex, process: &Process) {
 fn a_mutex_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
     check(3, || {
         let mutex: &RobustMutex = keep(RobustMutex::default());
-        let [mine, others] = [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
+        let [mine, others] =
+            [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
         let first = held(mutex, others);
         let threads = [
             thread::spawn(move || {

@@ -44,7 +44,9 @@ impl Doorbell {
         // before it reads the count. With a fence between the two steps on both sides, at least one
         // of them sees the other's write, so no ring is lost.
         full_fence();
-        if self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0 {
+        if self.sleeping.load(Ordering::Relaxed) != 0
+            && self.sleeping.swap(0, Ordering::SeqCst) != 0
+        {
             kill_point!(DoorbellTaken);
             futex::wake_one(&self.sleeping);
         }

@@ -126,7 +126,9 @@ use crate::{
         },
     },
     wire::{
-        frame::{Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, Reply, ToWorker, WireError},
+        frame::{
+            Assembler, Frame, FromWorker, HEADER_BYTES, Header, Order, Reply, ToWorker, WireError,
+        },
         payload::Payload,
     },
 };
@@ -157,7 +159,10 @@ pub(crate) fn create() -> io::Result<(Shared<Segment>, OwnedFd)> {
 pub(crate) fn connect(segment: Shared<Segment>, doorbell: Arc<Shared<Doorbell>>) -> RingLink {
     segment.up.leave_unattended();
     RingLink {
-        sending: Mutex::new(Sending { outbox: Outbox::new(PART_BYTES_MAX), producer: Producer::default() }),
+        sending: Mutex::new(Sending {
+            outbox: Outbox::new(PART_BYTES_MAX),
+            producer: Producer::default(),
+        }),
         receiving: Mutex::default(),
         wants_room: AtomicBool::new(false),
         sleeps: AtomicBool::new(false),
@@ -364,7 +369,10 @@ impl Lease<'_> {
     /// was anything.
     ///
     /// The end is reported once, after everything that was published before it.
-    pub(crate) fn drain(&mut self, mut sink: impl FnMut(Frame<FromWorker>)) -> Result<bool, Closed> {
+    pub(crate) fn drain(
+        &mut self,
+        mut sink: impl FnMut(Frame<FromWorker>),
+    ) -> Result<bool, Closed> {
         if self.receiving.over {
             return Ok(false);
         }
@@ -439,7 +447,9 @@ impl Lease<'_> {
         let link = self.link;
         let mut spin = std::mem::take(&mut self.receiving.spin);
         link.sleeps.store(true, Ordering::SeqCst);
-        link.segment.up.sleep_consumer(&mut spin, limit, || ended() || link.is_due(&self.receiving));
+        link.segment
+            .up
+            .sleep_consumer(&mut spin, limit, || ended() || link.is_due(&self.receiving));
         link.sleeps.store(false, Ordering::SeqCst);
         self.receiving.spin = spin;
     }
@@ -551,7 +561,9 @@ impl WorkerEnd for RingWorkerEnd {
             }
             self.waited = true;
             let consumer = &self.consumer;
-            down.sleep_consumer(&mut self.spin, None, || !consumer.is_empty(down) || down.is_closed());
+            down.sleep_consumer(&mut self.spin, None, || {
+                !consumer.is_empty(down) || down.is_closed()
+            });
         }
     }
 

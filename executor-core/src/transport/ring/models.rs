@@ -63,8 +63,10 @@ pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static
         config.stack_size = 256 * 1024;
         let model = Arc::new(model);
         let again = Arc::clone(&model);
-        Runner::new(RandomScheduler::new_from_seed(seed, rounds), config.clone()).run(move || again());
-        Runner::new(PctScheduler::new_from_seed(seed, preemptions + 1, rounds), config).run(move || model());
+        Runner::new(RandomScheduler::new_from_seed(seed, rounds), config.clone())
+            .run(move || again());
+        Runner::new(PctScheduler::new_from_seed(seed, preemptions + 1, rounds), config)
+            .run(move || model());
     }
     let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
     println!("{executions} executions");
@@ -146,7 +148,8 @@ fn a_sending_is_claimed_or_taken_back_never_both() {
         let new = old + SLOTS as u32;
         board.offer(old, 0);
         let theirs = Arc::clone(&board);
-        let worker = thread::spawn(move || (theirs.claim(old, 0, false), theirs.claim(new, 0, false)));
+        let worker =
+            thread::spawn(move || (theirs.claim(old, 0, false), theirs.claim(new, 0, false)));
         let taken = board.take_back(old, 0);
         if taken {
             // The slot is offered again while the frame of the old offer may still be on its way.
@@ -158,7 +161,10 @@ fn a_sending_is_claimed_or_taken_back_never_both() {
         assert_eq!(matches!(board.begun(old), Begun::Yes(..)), claimed);
         assert_eq!(matches!(board.begun(new), Begun::Yes(..)), claimed_new);
         if taken {
-            assert!(claimed_new ^ board.take_back(new, 0), "an old frame must not claim a new sending");
+            assert!(
+                claimed_new ^ board.take_back(new, 0),
+                "an old frame must not claim a new sending"
+            );
         }
     });
 }

@@ -146,7 +146,12 @@ impl Ring {
 
     /// Consumer: sleeps until rung, at most for `limit`. Does not sleep if `ready` is true after
     /// the sleep was announced.
-    pub(super) fn sleep_consumer(&self, spin: &mut Spin, limit: Option<Duration>, ready: impl Fn() -> bool) {
+    pub(super) fn sleep_consumer(
+        &self,
+        spin: &mut Spin,
+        limit: Option<Duration>,
+        ready: impl Fn() -> bool,
+    ) {
         if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
             sleep(&self.asleep.0, limit, || {
                 kill_point!(SleepAnnounced);
@@ -401,7 +406,11 @@ impl Consumer {
     }
 
     /// Copies the next message into `message`, if there is one.
-    pub(super) fn read(&mut self, ring: &Ring, message: &mut Vec<u8>) -> Result<Option<Kind>, Impossible> {
+    pub(super) fn read(
+        &mut self,
+        ring: &Ring,
+        message: &mut Vec<u8>,
+    ) -> Result<Option<Kind>, Impossible> {
         if self.head == self.tail {
             self.look(ring)?;
             if self.head == self.tail {

@@ -25,7 +25,9 @@ pub(super) fn is_derived<V>() -> bool {
     let name = std::any::type_name::<V>();
     // The comparisons of the ends happen at compile time. A visitor with type parameters has them
     // behind its name.
-    name.ends_with("::__Visitor<'_>") || name.ends_with("::__Visitor") || name.contains("::__Visitor<")
+    name.ends_with("::__Visitor<'_>")
+        || name.ends_with("::__Visitor")
+        || name.contains("::__Visitor<")
 }
 
 /// Returns whether this visitor is one of serde's own that keep a value and try types on it later.
@@ -132,7 +134,11 @@ impl<'de> Fields<'de> {
 /// Refuses a variant that is not in the list of `Deserialize`. An empty list means that its author
 /// left it out, so nothing can be checked.
 #[inline]
-pub(super) fn check_variant(variant: &str, name: &str, known: &'static [&'static str]) -> Result<(), Error> {
+pub(super) fn check_variant(
+    variant: &str,
+    name: &str,
+    known: &'static [&'static str],
+) -> Result<(), Error> {
     match known.is_empty() || known.contains(&variant) {
         true => Ok(()),
         false => Err(error::variant_unknown(variant, name, known)),
@@ -209,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_list_of_what_users_call_content_is_kept_by_nobody() {
-        type OfSerde = de::value::SeqDeserializer<std::iter::Empty<content::Item>, de::value::Error>;
+        type OfSerde =
+            de::value::SeqDeserializer<std::iter::Empty<content::Item>, de::value::Error>;
         assert!(std::any::type_name::<OfSerde>().contains("::content::"));
         assert!(!keeps_for_later::<OfSerde>());
     }

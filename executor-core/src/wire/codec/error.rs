@@ -118,7 +118,9 @@ impl Error {
     /// Returns the error for a value that `Serialize` wrote, and `Deserialize` does not ask for.
     #[cold]
     pub(super) fn differs(written: &str, asked: &str) -> Self {
-        Error::unsuited(format!("its `Serialize` writes {written}, its `Deserialize` asks for {asked}"))
+        Error::unsuited(format!(
+            "its `Serialize` writes {written}, its `Deserialize` asks for {asked}"
+        ))
     }
 
     fn prefix(&mut self, prefix: &str) {

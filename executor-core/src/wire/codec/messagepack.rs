@@ -112,7 +112,12 @@ impl<'a> Writer<'a> {
     /// Writes the head of a value with a length. `short` is the marker for short lengths and the
     /// first length that is too long for it. `long` are the markers for lengths of 8, 16 and 32
     /// bits.
-    fn length(&mut self, len: usize, short: (u8, usize), long: [Option<u8>; 3]) -> Result<(), Error> {
+    fn length(
+        &mut self,
+        len: usize,
+        short: (u8, usize),
+        long: [Option<u8>; 3],
+    ) -> Result<(), Error> {
         let [of_8, of_16, of_32] = long;
         if len < short.1 {
             self.head(short.0 | len as u8, &[]);
@@ -283,7 +288,12 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         Ok(())
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), Error> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<(), Error> {
         self.text(variant)
     }
 
@@ -314,7 +324,11 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
         self.compound(Some(len), false, "tuple")
     }
 
-    fn serialize_tuple_struct(self, name: &'static str, len: usize) -> Result<Compound<'s, 'a>, Error> {
+    fn serialize_tuple_struct(
+        self,
+        name: &'static str,
+        len: usize,
+    ) -> Result<Compound<'s, 'a>, Error> {
         self.compound(Some(len), false, name)
     }
 
@@ -589,13 +603,19 @@ impl<'de> Reader<'de> {
     }
 
     /// Reads a part of the value. `head` is its head, if that does not stand in front of it.
-    fn part<T: DeserializeSeed<'de>>(&mut self, head: Option<Head>, seed: T) -> Result<T::Value, Error> {
+    fn part<T: DeserializeSeed<'de>>(
+        &mut self,
+        head: Option<Head>,
+        seed: T,
+    ) -> Result<T::Value, Error> {
         let before = self.input.len();
         let is_given = head.is_some();
         self.pending = head;
         match seed.deserialize(&mut *self) {
             // Each value takes at least one byte, or its head was given.
-            Ok(value) if self.pending.is_none() && (is_given || self.input.len() != before) => Ok(value),
+            Ok(value) if self.pending.is_none() && (is_given || self.input.len() != before) => {
+                Ok(value)
+            }
             Ok(_) => self.fail(error::reads_nothing().of_value(type_name::<T::Value>())),
             Err(error) => Err(error.of_value(type_name::<T::Value>())),
         }
@@ -630,7 +650,11 @@ impl<'de> Reader<'de> {
             0xc3 => Head::Bool(true),
             0xc4 | 0xd9 => {
                 let [len] = self.array()?;
-                return self.announced(if marker == 0xc4 { Head::Bytes } else { Head::Str }, 1, len.into());
+                return self.announced(
+                    if marker == 0xc4 { Head::Bytes } else { Head::Str },
+                    1,
+                    len.into(),
+                );
             }
             0xc5 | 0xda | 0xdc | 0xde => {
                 let len = self.array().map(u16::from_be_bytes)?.into();
@@ -661,7 +685,9 @@ impl<'de> Reader<'de> {
             0xd2 => Head::Signed(self.array().map(i32::from_be_bytes)?.into()),
             0xd3 => Head::Signed(self.array().map(i64::from_be_bytes)?),
             0xd5 => match self.array()? {
-                [SOMES, high, low] if high | low != 0 => Head::Somes(u16::from_be_bytes([high, low])),
+                [SOMES, high, low] if high | low != 0 => {
+                    Head::Somes(u16::from_be_bytes([high, low]))
+                }
                 _ => return self.fail(error::no_value("an unknown extension")),
             },
             0xd8 => {
@@ -801,7 +827,9 @@ impl<'de> Reader<'de> {
             let result = visitor.visit_map(&mut pairs);
             let unread = pairs.left + usize::from(pairs.value_due);
             if unread != 0 {
-                return pairs.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
+                return pairs
+                    .reader
+                    .fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
             }
             match &pairs.names {
                 Some(names) => names.finish().and(result),
@@ -1135,7 +1163,10 @@ struct Parts<'r, 'de> {
 impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
     type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -1167,7 +1198,10 @@ struct Pairs<'r, 'de> {
 impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
         if self.value_due {
             return self.reader.fail(error::elements_unread(1));
         }
@@ -1198,7 +1232,9 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
             return self.reader.fail(error::reads_nothing());
         }
         match (self.reader.part(None, seed), &self.names, self.field) {
-            (Err(error), Some(names), Some(field)) => Err(error.of_part("field", field, names.name)),
+            (Err(error), Some(names), Some(field)) => {
+                Err(error.of_part("field", field, names.name))
+            }
             (result, ..) => result,
         }
     }
@@ -1237,7 +1273,9 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
-        self.reader.part(None, seed).map_err(|error| error.of_part("variant", self.variant, self.name))
+        self.reader
+            .part(None, seed)
+            .map_err(|error| error.of_part("variant", self.variant, self.name))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {

@@ -148,7 +148,9 @@ fn name_of(kind: u8) -> &'static str {
 
 #[cold]
 fn unknown_length() -> Error {
-    Error::cannot("the type writes a sequence or map of unknown length (`#[serde(flatten)]` does that)")
+    Error::cannot(
+        "the type writes a sequence or map of unknown length (`#[serde(flatten)]` does that)",
+    )
 }
 
 #[cold]
@@ -261,7 +263,9 @@ impl Numbered {
 
     #[inline(never)]
     fn put_back(mut self: Box<Self>) {
-        if self.fields.capacity() + self.structs.capacity() + self.variants.capacity() <= KEPT_NAMES_MAX {
+        if self.fields.capacity() + self.structs.capacity() + self.variants.capacity()
+            <= KEPT_NAMES_MAX
+        {
             self.structs.clear();
             self.fields.clear();
             self.variants.clear();
@@ -286,7 +290,8 @@ pub(super) struct Writer<'a> {
 /// Appends `value` to `out`.
 #[inline]
 pub(super) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Buffer) -> Result<(), Error> {
-    let mut writer = Writer { out, depth: 0, implied: 0, failed: false, rust_type: 0, numbered: None };
+    let mut writer =
+        Writer { out, depth: 0, implied: 0, failed: false, rust_type: 0, numbered: None };
     let result = writer.part(0, value);
     if let Some(numbered) = writer.numbered {
         numbered.put_back();
@@ -482,7 +487,11 @@ impl<'a> Writer<'a> {
         variant: &'static str,
     ) -> Result<(), Error> {
         self.not_implied()?;
-        let this = WrittenVariant { name: name.as_ptr() as usize, variant: variant.as_ptr() as usize, index };
+        let this = WrittenVariant {
+            name: name.as_ptr() as usize,
+            variant: variant.as_ptr() as usize,
+            index,
+        };
         if let Some(numbered) = &self.numbered {
             let guess = numbered.variant_guesses[this.place()];
             if numbered.variants.get(guess as usize) == Some(&this) {
@@ -523,8 +532,9 @@ impl<'a> Writer<'a> {
     #[inline(always)]
     fn is_name(&self, at: usize, name: &'static str) -> bool {
         let numbered = self.numbered.as_ref();
-        numbered
-            .is_some_and(|numbered| numbered.fields.get(at).is_some_and(|known| std::ptr::eq(*known, name)))
+        numbered.is_some_and(|numbered| {
+            numbered.fields.get(at).is_some_and(|known| std::ptr::eq(*known, name))
+        })
     }
 
     /// Accepts a field's name at another address if the text is the same. Otherwise returns an
@@ -561,7 +571,14 @@ impl<'a> Writer<'a> {
             {
                 let field = known.first;
                 self.number(kind, of as u64 + 1);
-                return Ok(Fields { writer: self, name, field, end: field + count, of, is_first: false });
+                return Ok(Fields {
+                    writer: self,
+                    name,
+                    field,
+                    end: field + count,
+                    of,
+                    is_first: false,
+                });
             }
         }
         Ok(self.look_up_structure(kind, name, address, count))
@@ -585,7 +602,13 @@ impl<'a> Writer<'a> {
             None => {
                 let first = numbered.fields.len();
                 numbered.fields.resize(first + count, "");
-                numbered.structs.push(Written { rust_type, name: address, count, first, complete: false });
+                numbered.structs.push(Written {
+                    rust_type,
+                    name: address,
+                    count,
+                    first,
+                    complete: false,
+                });
                 first
             }
         };
@@ -751,7 +774,11 @@ impl<'s, 'a> ser::Serializer for &'s mut Writer<'a> {
     }
 
     #[inline]
-    fn serialize_tuple_struct(self, _: &'static str, len: usize) -> Result<Elements<'s, 'a>, Error> {
+    fn serialize_tuple_struct(
+        self,
+        _: &'static str,
+        len: usize,
+    ) -> Result<Elements<'s, 'a>, Error> {
         self.serialize_tuple(len)
     }
 
@@ -1087,7 +1114,9 @@ pub struct Reader<'de> {
 pub(super) fn lone<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<T> {
     let asked = kind::of_simple::<T>();
     let value: Result<T, Error> = match *bytes {
-        [kind] if kind == asked && kind == kind::UNIT => T::deserialize(plain::UnitDeserializer::new()),
+        [kind] if kind == asked && kind == kind::UNIT => {
+            T::deserialize(plain::UnitDeserializer::new())
+        }
         [kind, byte @ ..0x80] if kind == asked => match kind {
             kind::U8 | kind::U16 | kind::U32 | kind::U64 => {
                 T::deserialize(plain::U64Deserializer::new(byte.into()))
@@ -1382,7 +1411,12 @@ impl<'de> Reader<'de> {
     }
 
     #[inline]
-    fn elements<V: Visitor<'de>>(&mut self, len: usize, kind: u8, visitor: V) -> Result<V::Value, Error> {
+    fn elements<V: Visitor<'de>>(
+        &mut self,
+        len: usize,
+        kind: u8,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         self.nested(|reader| {
             let mut parts = Parts { hint: reader.hint(len), reader, left: len, kind };
             let result = visitor.visit_seq(&mut parts);
@@ -1395,7 +1429,12 @@ impl<'de> Reader<'de> {
     }
 
     /// Reads the elements of a tuple of this length.
-    fn tuple<V: Visitor<'de>>(&mut self, kind: u8, len: usize, visitor: V) -> Result<V::Value, Error> {
+    fn tuple<V: Visitor<'de>>(
+        &mut self,
+        kind: u8,
+        len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         let (written, of_elements) = match kind {
             kind::TUPLE | kind::TUPLE_VARIANT => (self.count()?, kind::EACH),
             kind::SEQ => self.sequence()?,
@@ -1544,13 +1583,15 @@ impl<'de> Reader<'de> {
     #[inline]
     fn is_lone<V>(&mut self, list: &'static [&'static str]) -> bool {
         match self.input {
-            [0, rest @ ..] if !list.is_empty() && is_derived::<V>() => match only_simple_fields(rest, list) {
-                Some(rest) => {
-                    self.input = rest;
-                    true
+            [0, rest @ ..] if !list.is_empty() && is_derived::<V>() => {
+                match only_simple_fields(rest, list) {
+                    Some(rest) => {
+                        self.input = rest;
+                        true
+                    }
+                    None => false,
                 }
-                None => false,
-            },
+            }
             _ => false,
         }
     }
@@ -1603,7 +1644,9 @@ impl<'de> Reader<'de> {
         let result = visitor.visit_map(&mut named);
         let unread = named.structure.left + usize::from(named.value_due);
         if unread != 0 {
-            return named.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
+            return named
+                .reader
+                .fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
         }
         named.reader.end(&named.structure);
         match &named.names {
@@ -1624,7 +1667,9 @@ impl<'de> Reader<'de> {
             let result = visitor.visit_map(&mut pairs);
             let unread = pairs.left + usize::from(pairs.value_due);
             if unread != 0 {
-                return pairs.reader.fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
+                return pairs
+                    .reader
+                    .fail(result.err().unwrap_or_else(|| error::elements_unread(unread)));
             }
             match &pairs.names {
                 Some(names) => names.finish().and(result),
@@ -1981,7 +2026,8 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
                     let variant = reader.variant(Some((name, variants)))?;
                     visitor.visit_enum(Variant { reader, kind, name, variant })
                 };
-                self.nested_if(kind != kind::UNIT_VARIANT, visit).map_err(|error| error.of_type(name))
+                self.nested_if(kind != kind::UNIT_VARIANT, visit)
+                    .map_err(|error| error.of_type(name))
             }
             kind::STR => {
                 let variant = Name { name: self.text()?, index: None };
@@ -2016,7 +2062,10 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
     next_element!();
 
     #[inline(always)]
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -2065,7 +2114,9 @@ fn only_simple_fields<'de>(input: &'de [u8], list: &[&str]) -> Option<&'de [u8]>
 #[inline]
 fn after_name<'de>(input: &'de [u8], name: &str) -> Option<&'de [u8]> {
     match input {
-        [len @ ..0x80, rest @ ..] if usize::from(*len) == name.len() => rest.strip_prefix(name.as_bytes()),
+        [len @ ..0x80, rest @ ..] if usize::from(*len) == name.len() => {
+            rest.strip_prefix(name.as_bytes())
+        }
         _ => None,
     }
 }
@@ -2095,7 +2146,10 @@ impl<'de> de::SeqAccess<'de> for &mut Positions<'_, 'de> {
     next_element!();
 
     #[inline(always)]
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
         let Some(field) = self.list.get(self.at) else { return Ok(None) };
         self.at += 1;
         match self.reader.part(0, seed) {
@@ -2120,7 +2174,10 @@ impl<'de> de::SeqAccess<'de> for &mut Lone<'_, 'de> {
     next_element!();
 
     #[inline(always)]
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
         let Positions { reader, list, at, .. } = &mut self.0;
         if let Some(field) = list.get(*at) {
             // Skip the name. Its length takes one byte.
@@ -2149,7 +2206,10 @@ impl<'de> de::MapAccess<'de> for &mut Named<'_, 'de> {
     type Error = Error;
 
     #[inline]
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
         if self.value_due {
             return self.reader.fail(error::elements_unread(1));
         }
@@ -2216,7 +2276,10 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
     type Error = Error;
 
     #[inline]
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
         if self.value_due {
             return self.reader.fail(error::elements_unread(1));
         }

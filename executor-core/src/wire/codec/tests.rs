@@ -118,10 +118,18 @@ fn kinds_and_names_stand_before_numbers_as_postcard_has_them() {
         assert_eq!(of(value), [&[5][..], &::postcard::to_stdvec(&value).unwrap()].concat());
     }
     assert_eq!(encoded(Codec::Postcard, &"ab").unwrap(), [15, 2, b'a', b'b']);
-    assert_eq!(encoded(Codec::Postcard, &vec![1_u8, 2]).unwrap(), [20, 2, 2, 1, 2], "one kind for all");
+    assert_eq!(
+        encoded(Codec::Postcard, &vec![1_u8, 2]).unwrap(),
+        [20, 2, 2, 1, 2],
+        "one kind for all"
+    );
     assert_eq!(encoded(Codec::Postcard, &vec![1_f64; 100]).unwrap().len(), 803, "one kind for all");
     let two = encoded(Codec::Postcard, &vec![Point { x: 1 }, Point { x: 2 }]).unwrap();
-    assert_eq!(two, [20, 2, 0, 23, 0, 1, 1, b'x', 2, 1, 23, 1, 2, 2], "the second one has no names");
+    assert_eq!(
+        two,
+        [20, 2, 0, 23, 0, 1, 1, b'x', 2, 1, 23, 1, 2, 2],
+        "the second one has no names"
+    );
 }
 
 #[test]
@@ -188,7 +196,10 @@ struct Skips {
 }
 
 /// Encodes and decodes a value. Returns the result, or the first error on the way.
-fn there_and_back<T: Serialize + DeserializeOwned>(codec: Codec, value: &T) -> Result<T, CodecError> {
+fn there_and_back<T: Serialize + DeserializeOwned>(
+    codec: Codec,
+    value: &T,
+) -> Result<T, CodecError> {
     encoded(codec, value).and_then(|bytes| codec.decode(&bytes))
 }
 
@@ -337,7 +348,11 @@ fn a_unit_struct_is_no_empty_list() {
             assert_eq!(there_and_back(codec, &sent).unwrap(), sent, "{codec:?}");
         }
         for sent in [None, Some(Gone)] {
-            assert_eq!(there_and_back(codec, &vec![sent.clone(); 3]).unwrap(), vec![sent; 3], "{codec:?}");
+            assert_eq!(
+                there_and_back(codec, &vec![sent.clone(); 3]).unwrap(),
+                vec![sent; 3],
+                "{codec:?}"
+            );
         }
     }
 }
@@ -426,8 +441,11 @@ impl<'de> Deserialize<'de> for AnyValue {
 #[test]
 fn bytes_that_could_be_a_text_arrive_as_bytes_whatever_asks_what_comes_next() {
     let raw = || serde_bytes::ByteBuf::from(*b"abc");
-    let either =
-        [TextOrBytes::Raw(raw()), TextOrBytes::Text("abc".into()), TextOrBytes::Raw(b"\xff".to_vec().into())];
+    let either = [
+        TextOrBytes::Raw(raw()),
+        TextOrBytes::Text("abc".into()),
+        TextOrBytes::Raw(b"\xff".to_vec().into()),
+    ];
     for of in either.clone() {
         only_messagepack(of.clone(), "untagged");
         only_messagepack(BytesWithin::Either { of: of.clone() }, "tag");
@@ -442,11 +460,16 @@ fn bytes_that_could_be_a_text_arrive_as_bytes_whatever_asks_what_comes_next() {
     };
     only_messagepack(flat.clone(), "flatten");
     only_messagepack(BytesWithin::Flat(flat), "flatten");
-    only_messagepack(BytesWithin::Raw { raw: raw(), digest: serde_bytes::ByteArray::new(*b"wxyz") }, "tag");
+    only_messagepack(
+        BytesWithin::Raw { raw: raw(), digest: serde_bytes::ByteArray::new(*b"wxyz") },
+        "tag",
+    );
     let beside = BytesBeside::Raw(raw());
     assert_eq!(there_and_back(Codec::MessagePack, &beside).unwrap(), beside);
-    let any =
-        AnyValue::List(vec![AnyValue::Bytes(b"abc".into()), AnyValue::List(vec![AnyValue::Number(97)])]);
+    let any = AnyValue::List(vec![
+        AnyValue::Bytes(b"abc".into()),
+        AnyValue::List(vec![AnyValue::Number(97)]),
+    ]);
     assert_eq!(there_and_back(Codec::MessagePack, &any).unwrap(), any);
 }
 
@@ -484,7 +507,8 @@ fn bytes_left_over_are_an_error() {
 fn with_and_without_a_reader<T: DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> bool {
     let lone = super::postcard::lone::<T>(bytes);
     let mut reader = Postcard::reader(bytes);
-    let read = Postcard::next::<T>(&mut reader).and_then(|value| Postcard::finish(&reader).map(|()| value));
+    let read = Postcard::next::<T>(&mut reader)
+        .and_then(|value| Postcard::finish(&reader).map(|()| value));
     if let Some(lone) = &lone {
         assert_eq!(read.as_ref().ok(), Some(lone), "{bytes:?}");
     }
@@ -567,11 +591,15 @@ fn a_lone_structure_is_read_whether_its_fields_can_be_stepped_over_or_not() {
     for c in ["", "text", &long] {
         for b in [None, Some(u64::MAX)] {
             for e in [vec![], vec![0; 127], vec![0; 128]] {
-                let sent = Simple { a: 300, b, c: c.into(), d: (), e, f: 0.5, g: '\u{10ffff}', h: -1 };
+                let sent =
+                    Simple { a: 300, b, c: c.into(), d: (), e, f: 0.5, g: '\u{10ffff}', h: -1 };
                 let bytes = encoded(Codec::Postcard, &sent).unwrap();
                 let back: Simple = Postcard::decode(&bytes).unwrap();
                 assert_eq!(back, sent);
-                assert_eq!(there_and_back(Codec::Postcard, &(sent.clone(), 1)).unwrap(), (sent.clone(), 1));
+                assert_eq!(
+                    there_and_back(Codec::Postcard, &(sent.clone(), 1)).unwrap(),
+                    (sent.clone(), 1)
+                );
                 let other: SimpleInAnotherOrder = Postcard::decode(&bytes).unwrap();
                 assert_eq!(
                     (other.a, other.b, other.c, other.g, other.h),
@@ -701,12 +729,14 @@ impl<'de, const MAPS: bool> Deserialize<'de> for Hinted<MAPS> {
                 f.write_str("lists in lists")
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                HINTED.fetch_add(seq.size_hint().expect("a length that is known"), Ordering::Relaxed);
+                HINTED
+                    .fetch_add(seq.size_hint().expect("a length that is known"), Ordering::Relaxed);
                 seq.next_element::<Self::Value>()?;
                 Ok(Hinted)
             }
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                HINTED.fetch_add(map.size_hint().expect("a length that is known"), Ordering::Relaxed);
+                HINTED
+                    .fetch_add(map.size_hint().expect("a length that is known"), Ordering::Relaxed);
                 map.next_entry::<u8, Self::Value>()?;
                 Ok(Hinted)
             }
@@ -748,7 +778,10 @@ fn what_is_reserved_for_all_levels_of_lists_in_lists_is_no_more_than_the_bytes()
     let lists = vec![vec![1_u32; 100]; 100];
     for codec in BOTH {
         let back: Vec<Vec<u32>> = there_and_back(codec, &lists).unwrap();
-        assert!(back.iter().all(|list| list.capacity() == 100), "{codec:?}: each is hinted at in full");
+        assert!(
+            back.iter().all(|list| list.capacity() == 100),
+            "{codec:?}: each is hinted at in full"
+        );
     }
 }
 
@@ -813,7 +846,9 @@ impl Deep {
         while let Some(deep) = next.pop() {
             match deep {
                 Deep::End => {}
-                Deep::Newtype(deep) | Deep::Tuple(deep, _) | Deep::Struct { deep } => next.push(*deep),
+                Deep::Newtype(deep) | Deep::Tuple(deep, _) | Deep::Struct { deep } => {
+                    next.push(*deep)
+                }
                 Deep::Wrapped(Wrapped(deep)) => next.push(*deep),
                 Deep::Option(deep) => next.extend(deep.map(|deep| *deep)),
                 Deep::Seq(all) => next.extend(all),
@@ -849,9 +884,13 @@ fn nesting_without_end_is_an_error_on_every_path_of_both_codecs_on_both_sides() 
                         match (encoded(codec, &deep), len) {
                             (Ok(bytes), _) => match codec.decode::<Deep>(&bytes) {
                                 Ok(back) => back.forget(),
-                                Err(error) => assert!(error.message.contains("nested too deep"), "{error}"),
+                                Err(error) => {
+                                    assert!(error.message.contains("nested too deep"), "{error}")
+                                }
                             },
-                            (Err(error), 11..) => assert!(error.message.contains("depth"), "{error}"),
+                            (Err(error), 11..) => {
+                                assert!(error.message.contains("depth"), "{error}")
+                            }
                             (Err(error), _) => panic!("{codec:?} {which}: {error}"),
                         }
                         deep.forget();
@@ -903,14 +942,19 @@ fn what_is_kept_and_read_again_overflows_no_stack_at_any_depth() {
                 let read = [
                     Codec::MessagePack.decode::<Any>(&of(b"\x91", b"\x01")).map(drop),
                     Codec::MessagePack.decode::<Any>(&of(b"\x81\xa1k", b"\x01")).map(drop),
-                    Codec::MessagePack.decode::<Tagged>(&of(b"\x82\xa1t\xa1T\xa1n", b"\xc0")).map(drop),
+                    Codec::MessagePack
+                        .decode::<Tagged>(&of(b"\x82\xa1t\xa1T\xa1n", b"\xc0"))
+                        .map(drop),
                 ];
                 for read in read {
                     match read {
                         Ok(()) => assert!(depth <= 128),
                         Err(error) => {
                             assert!(error.message.contains("nested too deep"), "{depth}: {error}");
-                            assert!(depth > if stack == 256 << 10 { 8 } else { 120 }, "{depth}: {error}");
+                            assert!(
+                                depth > if stack == 256 << 10 { 8 } else { 120 },
+                                "{depth}: {error}"
+                            );
                         }
                     }
                 }
@@ -942,7 +986,9 @@ fn bytes_that_nest_without_end_overflow_no_small_stack() {
             ];
             assert!(read.iter().all(Result::is_err), "{read:?}");
         }
-        for levels in [&b"\x81\xa4next"[..], b"\x81\xa7Newtype", b"\x91", b"\x81\x01", b"\x81\xa3Seq\x91"] {
+        for levels in
+            [&b"\x81\xa4next"[..], b"\x81\xa7Newtype", b"\x91", b"\x81\x01", b"\x81\xa3Seq\x91"]
+        {
             let bytes = levels.repeat(100_000);
             let read: [Result<(), CodecError>; 4] = [
                 Codec::MessagePack.decode::<Node>(&bytes).map(drop),

@@ -30,7 +30,10 @@ fn main() {
             };
             let executor = ProcessPoolExecutor::new();
             println!("executor: {}", said(executor.map(|executor| executor.max_workers())));
-            println!("pool: {}", said(executor::Pool::builder().build().map(|pool| pool.processes())));
+            println!(
+                "pool: {}",
+                said(executor::Pool::builder().build().map(|pool| pool.processes()))
+            );
             let told = ProcessPoolExecutor::builder().max_workers(3).build();
             println!("told: {}", said(told.map(|executor| executor.max_workers())));
         }

@@ -88,7 +88,8 @@ fn map(fd: i32) -> &'static Record {
     // atomics only, so other processes may write to it.
     unsafe {
         let flags = libc::PROT_READ | libc::PROT_WRITE;
-        let at = libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
+        let at =
+            libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
         assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         &*at.cast::<Record>()
     }
@@ -138,7 +139,8 @@ impl Life {
 impl fmt::Debug for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |field: &AtomicU32| field.load(SeqCst);
-        let planned = (number(&self.step) as usize).checked_sub(1).map(|at| (Step::ALL[at], self.manner()));
+        let planned =
+            (number(&self.step) as usize).checked_sub(1).map(|at| (Step::ALL[at], self.manner()));
         write!(f, "pid {}, planned {planned:?}, left {}, ", number(&self.pid), number(&self.left))?;
         write!(f, "died at {:?}, inside {}, ", self.died_at(), number(&self.inside))?;
         write!(f, "published {}, result {}", number(&self.published), number(&self.result_len))
@@ -473,9 +475,11 @@ impl Work {
             }
             (0..=8, 2) | (2 | 3, _) => {
                 let items = 1 + dice.below(60) as usize;
-                let taken = if dice.one_in(3) { dice.below(items as u64) as usize } else { usize::MAX };
+                let taken =
+                    if dice.one_in(3) { dice.below(items as u64) as usize } else { usize::MAX };
                 let chunk = dice.pick(&[None, Some(1), Some(7), Some(20), Some(60)]);
-                let micros = if rare == 2 { dice.pick(&[0, 50, 300]) } else { dice.pick(&[0, 0, 50, 300]) };
+                let micros =
+                    if rare == 2 { dice.pick(&[0, 50, 300]) } else { dice.pick(&[0, 0, 50, 300]) };
                 Work::Map { items, micros, chunk, taken, aside: dice.one_in(2) }
             }
             (4..=6, 3) => Work::Busy(1_000, Wait::Thread(0)),
@@ -488,7 +492,10 @@ impl Work {
     /// Returns whether it may make the pool kill a worker.
     fn forces(&self) -> bool {
         match self {
-            Work::Tiny(wait) | Work::Busy(_, wait) | Work::Shared(wait) | Work::Bulk { wait, .. } => {
+            Work::Tiny(wait)
+            | Work::Busy(_, wait)
+            | Work::Shared(wait)
+            | Work::Bulk { wait, .. } => {
                 matches!(wait, Wait::CancelRunning)
             }
             Work::Hoard | Work::Map { .. } => false,
@@ -540,7 +547,10 @@ fn is_filled(bytes: &[u8], number: u32, len: usize) -> bool {
 fn note(outcomes: &Outcomes, number: u32, outcome: Outcome) {
     let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
     let place = &mut outcomes[number as usize];
-    assert!(matches!(place, Outcome::Unknown), "task {number} was {place:?} and now is {outcome:?}");
+    assert!(
+        matches!(place, Outcome::Unknown),
+        "task {number} was {place:?} and now is {outcome:?}"
+    );
     *place = outcome;
 }
 
@@ -573,14 +583,20 @@ impl Round<'_> {
             calls[number as usize].fetch_add(1, SeqCst);
         });
         let outcomes = Arc::clone(&self.outcomes);
-        let send = |thread: usize, job: Job| threads[thread].send(job).expect("the thread is there");
+        let send =
+            |thread: usize, job: Job| threads[thread].send(job).expect("the thread is there");
         match wait {
             Wait::Now => note(&outcomes, number, judge(future.result(), right)),
             Wait::Thread(thread) => {
-                send(thread, Box::new(move || note(&outcomes, number, judge(future.result(), right))));
+                send(
+                    thread,
+                    Box::new(move || note(&outcomes, number, judge(future.result(), right))),
+                );
             }
             Wait::Await(thread) => {
-                let job = move || note(&outcomes, number, judge(futures::executor::block_on(future), right));
+                let job = move || {
+                    note(&outcomes, number, judge(futures::executor::block_on(future), right))
+                };
                 send(thread, Box::new(job));
             }
             Wait::Cancel | Wait::CancelRunning => {
@@ -610,7 +626,13 @@ impl Round<'_> {
             Work::Busy(micros, wait) => {
                 let number = self.number();
                 let right = move |came: &u64| *came == value(number);
-                self.wait(number, self.pool.submit(busy::task(number, micros)), right, wait, threads);
+                self.wait(
+                    number,
+                    self.pool.submit(busy::task(number, micros)),
+                    right,
+                    wait,
+                    threads,
+                );
             }
             Work::Bulk { take, back, wait } => {
                 let (number, future) = self.submit_bulk(take, back);
@@ -620,18 +642,31 @@ impl Round<'_> {
                 let number = self.number();
                 let bytes = SharedBytes::copy_from_slice(&vec![filler(number); LARGE]);
                 let future = self.pool.submit(shared::task(number, bytes));
-                self.wait(number, future, move |came| is_filled(came, number, LARGE), wait, threads);
+                self.wait(
+                    number,
+                    future,
+                    move |came| is_filled(came, number, LARGE),
+                    wait,
+                    threads,
+                );
             }
             Work::Hoard => {
                 // The worker is kept busy until the arguments have taken all segments.
                 self.submit(Work::Busy(10_000, Wait::Thread(0)), threads);
                 // No result is read before all tasks are done, because an unread result keeps its
                 // segment.
-                let sizes = (1..work.tasks()).map(|at| if at <= SEGMENTS { LARGE } else { SIZES[2] });
+                let sizes =
+                    (1..work.tasks()).map(|at| if at <= SEGMENTS { LARGE } else { SIZES[2] });
                 let all: Vec<_> = sizes.map(|size| (size, self.submit_bulk(size, size))).collect();
                 all.iter().for_each(|(_, (_, future))| future.wait());
                 for (size, (number, future)) in all {
-                    self.wait(number, future, move |came| is_filled(came, number, size), Wait::Now, threads);
+                    self.wait(
+                        number,
+                        future,
+                        move |came| is_filled(came, number, size),
+                        Wait::Now,
+                        threads,
+                    );
                 }
             }
             Work::Map { items, micros, chunk, taken, aside } => {
@@ -713,7 +748,8 @@ impl Test {
         *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some((seed, Instant::now()));
         let began = Instant::now();
         let outcomes = Outcomes::default();
-        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.round(&plan, &outcomes)));
+        let ran =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.round(&plan, &outcomes)));
         if ran.is_err() {
             println!("EXECUTOR_SEED={seed} failed: {plan:#?}\n{}", describe(self.record));
             let outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -737,7 +773,8 @@ impl Test {
             life.left.store(death.nth, SeqCst);
             life.manner.store(death.manner as u32, SeqCst);
         }
-        let mut builder = ProcessPoolExecutor::builder().max_workers(plan.workers).env(RECORD, &self.path);
+        let mut builder =
+            ProcessPoolExecutor::builder().max_workers(plan.workers).env(RECORD, &self.path);
         if plan.initializer {
             builder = builder.initializer(prepare::task());
         }
@@ -856,7 +893,9 @@ fn undertake(
                 kill(life.pid.load(SeqCst));
             }
         }
-        if outside.take_if(|after| record.armed.load(SeqCst) != 0 && began.elapsed() >= *after).is_some()
+        if outside
+            .take_if(|after| record.armed.load(SeqCst) != 0 && began.elapsed() >= *after)
+            .is_some()
             && let Some(pid) = pool.worker_pids().first()
         {
             // Record it before the kill, because its task may be judged at any moment after that.
@@ -879,7 +918,8 @@ fn is_broken(outcome: &Outcome) -> bool {
 
 /// Checks what must hold, whichever workers died, and wherever they did.
 fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
-    let deaths = record.lives().iter().filter(|life| life.died_at().is_some()).count() + killed.len();
+    let deaths =
+        record.lives().iter().filter(|life| life.died_at().is_some()).count() + killed.len();
     // The pool may have killed a worker as well, perhaps the worker that was about to die.
     let forced = plan.works.iter().any(Work::forces);
     let mut victims = vec![0_u32; LIVES];
@@ -897,13 +937,19 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
             Outcome::Failed(TaskError::WorkerLost { pid, status, .. }) => {
                 let (at, life) = record.life_of(*pid).expect("it says which worker it was");
                 let by_us = killed.contains(pid);
-                assert!(by_us || life.died_at().is_some(), "task {number} says that {life:?} was lost");
+                assert!(
+                    by_us || life.died_at().is_some(),
+                    "task {number} says that {life:?} was lost"
+                );
                 // The status is only known if nothing else can have killed the worker.
                 if !by_us && !forced {
                     assert_eq!(*status, life.manner().status(), "task {number}, {life:?}");
                 }
                 let runner = record.tasks[number].life.load(SeqCst) as usize;
-                assert!(ran == 0 || runner == at + 1, "task {number} ran in life {runner}, lost by {at}");
+                assert!(
+                    ran == 0 || runner == at + 1,
+                    "task {number} ran in life {runner}, lost by {at}"
+                );
                 let inside = life.inside.load(SeqCst) == 1;
                 // A task that was first in line with several dead workers did not fail because of
                 // what this worker had claimed.
@@ -912,13 +958,20 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
                 bystanders[at] += u32::from(!claimed);
                 // An unstarted task is lost only if it was first in line with three workers that
                 // died.
-                assert!(inside || by_us || deaths >= 3, "task {number} had not begun when {life:?} died");
+                assert!(
+                    inside || by_us || deaths >= 3,
+                    "task {number} had not begun when {life:?} died"
+                );
             }
             Outcome::Failed(TaskError::Broken(cause)) => {
                 let cause = matches!(cause, BrokenCause::NoEntry { .. } | BrokenCause::Start(_))
                     || (plan.initializer && matches!(cause, BrokenCause::Initializer(_)));
                 assert!(cause && !plan.warm && deaths > 0, "task {number}: {outcome:?}");
-                assert_eq!(record.begun.load(SeqCst), 0, "the pool is broken although a worker was ready");
+                assert_eq!(
+                    record.begun.load(SeqCst),
+                    0,
+                    "the pool is broken although a worker was ready"
+                );
             }
             Outcome::Failed(error) => panic!("task {number} failed: {error}"),
         }
@@ -926,7 +979,10 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
     // A pool that is broken before any task has begun has run none of its tasks.
     let broken = outcomes.iter().filter(|outcome| is_broken(outcome)).count();
     let others = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Right)).count();
-    assert!(broken == 0 || others == 0, "{broken} tasks say that the pool is broken, {others} have results");
+    assert!(
+        broken == 0 || others == 0,
+        "{broken} tasks say that the pool is broken, {others} have results"
+    );
     for (at, (life, (victims, bystanders))) in
         record.lives().iter().zip(victims.into_iter().zip(bystanders)).enumerate()
     {
@@ -963,7 +1019,8 @@ fn check_order(record: &Record, singles: &[u32], maps: &[std::ops::Range<u32>]) 
     let begun = (record.begun.load(SeqCst) as usize).min(record.order.len());
     let order: Vec<u32> =
         record.order[..begun].iter().filter_map(|at| at.load(SeqCst).checked_sub(1)).collect();
-    let of = |belongs: &dyn Fn(&u32) -> bool| order.iter().copied().filter(belongs).collect::<Vec<_>>();
+    let of =
+        |belongs: &dyn Fn(&u32) -> bool| order.iter().copied().filter(belongs).collect::<Vec<_>>();
     let of_singles = of(&|number| singles.contains(number));
     assert!(of_singles.is_sorted(), "begun in this order: {of_singles:?}");
     for map in maps {
@@ -985,7 +1042,9 @@ fn watch(record: &'static Record) {
     loop {
         thread::sleep(Duration::from_secs(1));
         let current = *CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((seed, _)) = current.filter(|(_, since)| since.elapsed() > HANGS_AFTER) else { continue };
+        let Some((seed, _)) = current.filter(|(_, since)| since.elapsed() > HANGS_AFTER) else {
+            continue;
+        };
         println!("EXECUTOR_SEED={seed} hangs\n{}", describe(record));
         let order = record.order.iter().map(|at| at.load(SeqCst)).take_while(|number| *number > 0);
         println!("begun: {:?}", order.map(|number| number - 1).collect::<Vec<_>>());
@@ -1057,7 +1116,10 @@ fn main() {
                 }
             }
         }
-        println!("{rounds} rounds from seed 0 and {extra} for what these left out, in {:?}", began.elapsed());
+        println!(
+            "{rounds} rounds from seed 0 and {extra} for what these left out, in {:?}",
+            began.elapsed()
+        );
     }
     for step in &steps {
         println!("{:>8}  {step:?}", test.deaths[*step as usize]);
@@ -1069,7 +1131,8 @@ fn main() {
     }
     println!("slowest round: seed {}, {:?}", test.slowest.1, test.slowest.0);
     if number("EXECUTOR_SEED").is_none() && number("EXECUTOR_ROUNDS").unwrap_or(ROUNDS) >= ROUNDS {
-        let missing: Vec<_> = steps.iter().filter(|step| test.deaths[**step as usize] == 0).collect();
+        let missing: Vec<_> =
+            steps.iter().filter(|step| test.deaths[**step as usize] == 0).collect();
         assert!(missing.is_empty() && test.outside > 0, "nobody died at {missing:?}");
     }
     drop(fd);

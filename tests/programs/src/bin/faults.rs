@@ -85,7 +85,9 @@ fn processes(method: StartMethod) {
     let abort = ExitStatus::Signaled(libc::SIGABRT);
     let unwound = if cfg!(panic = "unwind") { ExitStatus::Exited(101) } else { abort };
     let (one, other) = (Process::new(panics::task()), Process::new(panics_in_c::task()));
-    for (process, message, status) in [(one, "it broke: 7", unwound), (other, "in a callback", abort)] {
+    for (process, message, status) in
+        [(one, "it broke: 7", unwound), (other, "in a callback", abort)]
+    {
         let child = process.stderr(Stdio::null()).start_method(method).start().expect("a start");
         match child.join() {
             Err(TaskError::Panicked(error)) => {
@@ -98,7 +100,10 @@ fn processes(method: StartMethod) {
     }
     let child = Process::new(overflows::task(0)).stderr(Stdio::null()).start_method(method).start();
     let overflow = child.expect("a start").join().expect_err("an overflow");
-    assert!(overflow.is_worker_lost() && overflow.to_string().contains("stack overflow"), "{overflow}");
+    assert!(
+        overflow.is_worker_lost() && overflow.to_string().contains("stack overflow"),
+        "{overflow}"
+    );
     let child = Process::new(aborts::task()).start_method(method).start().expect("a start");
     assert!(child.join().expect_err("an abort").is_worker_lost());
     assert_eq!(child.exit_code(), Some(abort));

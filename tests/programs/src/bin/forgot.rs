@@ -14,13 +14,14 @@ fn add(a: i64, b: i64) -> i64 {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let log = std::env::var_os("FORGOT_LOG").expect("FORGOT_LOG names a file");
-    let mut log = std::fs::File::options().append(true).create(true).open(log).expect("a file to append to");
+    let mut log =
+        std::fs::File::options().append(true).create(true).open(log).expect("a file to append to");
     writeln!(log, "started").expect("a line");
     let started = |method| Ok(Context::new(method).process(add::task(1, 2)).start()?.join()?);
     let sum: Result<i64, Box<dyn std::error::Error>> = match std::env::var("FORGOT_BY").as_deref() {
-        Ok("executor") => {
-            ProcessPoolExecutor::new().map(|pool| pool.submit(add::task(1, 2)).result())?.map_err(Into::into)
-        }
+        Ok("executor") => ProcessPoolExecutor::new()
+            .map(|pool| pool.submit(add::task(1, 2)).result())?
+            .map_err(Into::into),
         Ok("map") => ProcessPoolExecutor::new()?
             .map(|a| add::task(a, 2), [1])
             .next()

@@ -36,8 +36,8 @@ use std::{
 
 use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, Random, number, seeds};
 use executor::{
-    Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockResult, OwnerDied, Queue,
-    RLock, RawValue, Semaphore, ShareableList, Value,
+    Array, Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockResult, OwnerDied,
+    Queue, RLock, RawValue, Semaphore, ShareableList, Value,
 };
 use executor_core::kill_point::{self, Step};
 
@@ -292,11 +292,17 @@ impl World {
             9 => {
                 let (mut guard, died) = recovered(self.array.write(), OwnerDied::into_guard);
                 let first = guard[0];
-                assert!(died || guard.iter().all(|element| *element == first), "half written: {guard:?}");
+                assert!(
+                    died || guard.iter().all(|element| *element == first),
+                    "half written: {guard:?}"
+                );
                 guard.fill(first + 1);
                 drop(guard);
                 let (guard, died) = recovered(self.array.read(), OwnerDied::into_guard);
-                assert!(died || guard.iter().all(|element| *element == guard[0]), "half written: {guard:?}");
+                assert!(
+                    died || guard.iter().all(|element| *element == guard[0]),
+                    "half written: {guard:?}"
+                );
             }
             10 => {
                 let permit = self.bounded.acquire();
@@ -348,7 +354,8 @@ impl World {
     /// Checks what must hold when all children have ended.
     fn check(&self, deaths: u32, stops: bool) {
         let limit = HANGS_AFTER;
-        let (guard, died) = recovered(self.lock.acquire_timeout(limit).expect("free"), OwnerDied::into_guard);
+        let (guard, died) =
+            recovered(self.lock.acquire_timeout(limit).expect("free"), OwnerDied::into_guard);
         let [a, b] = self.counts.get();
         assert!(a == b || died, "counts {a} and {b}");
         assert!(died as u32 <= deaths);
@@ -398,7 +405,8 @@ type Limited = (&'static str, Duration, fn(&World));
 fn wait_with_limit(condition: &Condition) {
     if let Some(acquired) = condition.acquire_timeout(Duration::ZERO) {
         let (guard, _) = recovered(acquired, OwnerDied::into_guard);
-        let ((guard, notified), _) = recovered(condition.wait_timeout(guard, LIMIT), OwnerDied::into_guard);
+        let ((guard, notified), _) =
+            recovered(condition.wait_timeout(guard, LIMIT), OwnerDied::into_guard);
         drop(guard);
         if notified {
             condition.notify_one();
@@ -417,7 +425,9 @@ fn limited() -> Vec<Limited> {
         ("Lock::acquire_async", now, |world| drop(polled(world.lock.acquire_async()))),
         ("RLock::acquire_timeout", LIMIT, |world| drop(world.rlock.acquire_timeout(LIMIT))),
         ("RLock::try_acquire", now, |world| drop(world.rlock.try_acquire())),
-        ("Semaphore::acquire_timeout of one", LIMIT, |world| drop(world.one.acquire_timeout(LIMIT))),
+        ("Semaphore::acquire_timeout of one", LIMIT, |world| {
+            drop(world.one.acquire_timeout(LIMIT))
+        }),
         ("Semaphore::try_acquire of one", now, |world| drop(world.one.try_acquire())),
         ("Semaphore::acquire_async of one", now, |world| drop(polled(world.one.acquire_async()))),
         ("Semaphore::acquire_timeout", LIMIT, |world| drop(world.many.acquire_timeout(LIMIT))),
@@ -430,9 +440,13 @@ fn limited() -> Vec<Limited> {
             }
         }),
         ("Semaphore::value", now, |world| _ = world.many.value()),
-        ("BoundedSemaphore::acquire_timeout", LIMIT, |world| drop(world.bounded.acquire_timeout(LIMIT))),
+        ("BoundedSemaphore::acquire_timeout", LIMIT, |world| {
+            drop(world.bounded.acquire_timeout(LIMIT))
+        }),
         ("BoundedSemaphore::try_acquire", now, |world| drop(world.bounded.try_acquire())),
-        ("BoundedSemaphore::acquire_async", now, |world| drop(polled(world.bounded.acquire_async()))),
+        ("BoundedSemaphore::acquire_async", now, |world| {
+            drop(polled(world.bounded.acquire_async()))
+        }),
         ("Condition::acquire_timeout", LIMIT, |world| drop(world.condition.acquire_timeout(LIMIT))),
         ("Condition::try_acquire", now, |world| drop(world.condition.try_acquire())),
         ("Condition::acquire_async", now, |world| drop(polled(world.condition.acquire_async()))),
@@ -448,7 +462,9 @@ fn limited() -> Vec<Limited> {
         ("Event::wait_async", now, |world| _ = polled(world.pulse.wait_async())),
         ("Barrier::wait_timeout", LIMIT, |world| _ = world.barrier.wait_timeout(LIMIT)),
         ("Barrier::wait_async", now, |world| _ = polled(world.barrier.wait_async())),
-        ("Barrier::wait_timeout of the brief one", LIMIT, |world| _ = world.brief.wait_timeout(LIMIT)),
+        ("Barrier::wait_timeout of the brief one", LIMIT, |world| {
+            _ = world.brief.wait_timeout(LIMIT)
+        }),
         ("Barrier::abort", now, |world| world.barrier.abort()),
         ("Value::lock_timeout", LIMIT, |world| drop(world.sum.lock_timeout(LIMIT))),
         ("Value::try_lock", now, |world| drop(world.sum.try_lock())),
@@ -496,7 +512,10 @@ fn with_watchdog(seed: u64, act: impl FnOnce()) {
     let watchdog = thread::spawn(move || {
         if ended.recv_timeout(HANGS_AFTER) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             let call = limited()[CALL.load(SeqCst) as usize].0;
-            println!("EXECUTOR_SEED={seed} failed: {call} hangs while {:?} is stopped", stopped_at());
+            println!(
+                "EXECUTOR_SEED={seed} failed: {call} hangs while {:?} is stopped",
+                stopped_at()
+            );
             std::process::abort();
         }
     });
@@ -536,7 +555,10 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
         None => match random.below(10) {
             0 => Doom::Never,
             1..3 => Doom::After(Duration::from_micros(random.below(3_000))),
-            _ => Doom::At(steps[random.below(steps.len() as u64) as usize], 1 + random.below(6) as u32),
+            _ => Doom::At(
+                steps[random.below(steps.len() as u64) as usize],
+                1 + random.below(6) as u32,
+            ),
         },
     };
     record().died.store(0, SeqCst);
@@ -667,7 +689,10 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                         // SAFETY: `child` was not waited for.
                         unsafe { libc::kill(*child, libc::SIGKILL) };
                     }
-                    panic!("hangs: {} children, {doom:?}, {state:?}, {tokens} tokens", children.len());
+                    panic!(
+                        "hangs: {} children, {doom:?}, {state:?}, {tokens} tokens",
+                        children.len()
+                    );
                 }
                 thread::sleep(Duration::from_micros(50));
             }
@@ -731,7 +756,8 @@ fn main() {
         for act in 0..ACTS {
             for (at, step) in Step::SYNC.iter().enumerate() {
                 let wanted = Wanted { step: Some(*step), act: Some(act), stops };
-                places += u32::from(count_attempt(&mut counts, 2 << 32 | act << 16 | at as u64, wanted));
+                places +=
+                    u32::from(count_attempt(&mut counts, 2 << 32 | act << 16 | at as u64, wanted));
             }
         }
     }

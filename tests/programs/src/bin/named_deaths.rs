@@ -79,7 +79,8 @@ fn make(name: &str, number: u64, size: usize) -> io::Result<SharedMemory> {
 fn look(memory: &SharedMemory, number: u64, size: usize) {
     let mut found = [0; 16];
     memory.read(0, &mut found);
-    let pieces = [&found[..8], &found[8..]].map(|piece| piece == [0; 8] || *piece == mark(number)[..8]);
+    let pieces =
+        [&found[..8], &found[8..]].map(|piece| piece == [0; 8] || *piece == mark(number)[..8]);
     assert!(memory.len() >= size && pieces == [true; 2], "{found:?} in {number}");
 }
 
@@ -153,10 +154,12 @@ fn check(round: &str) {
 
 /// Returns the files with names of this round, in the folders of any user.
 fn left(round: &str) -> Vec<String> {
-    let within = |folder: std::path::PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let within =
+        |folder: std::path::PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
     let folders = within("/dev/shm".into())
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("executor-shared-memory."));
-    let names = folders.flat_map(|folder| within(folder.path())).flat_map(|bucket| within(bucket.path()));
+    let names =
+        folders.flat_map(|folder| within(folder.path())).flat_map(|bucket| within(bucket.path()));
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with(&format!("=deaths-{round}-"))).collect()
 }
@@ -185,7 +188,11 @@ fn kill(pid: libc::pid_t, signal: libc::c_int) {
 }
 
 /// Waits until the child has ended or is stopped. Returns whether it is stopped, and its status.
-fn settled(pid: libc::pid_t, children: &[libc::pid_t], what: &dyn std::fmt::Debug) -> (bool, libc::c_int) {
+fn settled(
+    pid: libc::pid_t,
+    children: &[libc::pid_t],
+    what: &dyn std::fmt::Debug,
+) -> (bool, libc::c_int) {
     let began = Instant::now();
     loop {
         if let Some(status) = wait(pid, libc::WNOHANG | libc::WUNTRACED) {
@@ -211,7 +218,10 @@ fn round(seed: u64, wanted: Option<(Step, libc::c_int)>) -> Option<(Step, libc::
         None => match random.below(10) {
             0 => Doom::Never,
             1..3 => Doom::After(Duration::from_micros(random.below(2_000))),
-            _ => Doom::At(steps[random.below(steps.len() as u64) as usize], 1 + random.below(4) as u32),
+            _ => Doom::At(
+                steps[random.below(steps.len() as u64) as usize],
+                1 + random.below(4) as u32,
+            ),
         },
     };
     fallen().store(0, SeqCst);
@@ -290,7 +300,8 @@ fn main() {
     kill_point::set_hook(on_step);
     let seeds = seeds();
     let signals = [libc::SIGKILL, libc::SIGSTOP];
-    let steps: Vec<_> = Step::NAMED.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
+    let steps: Vec<_> =
+        Step::NAMED.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
     let mut fell = vec![0_u32; steps.len()];
     let mut note = |hit| {
         let at = steps.iter().position(|step| *step == hit).expect("one of these steps");

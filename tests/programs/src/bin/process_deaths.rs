@@ -117,7 +117,9 @@ impl Victim {
     }
 
     fn is_killed(&self) -> bool {
-        [&self.signal, &self.then].map(|signal| signal.load(SeqCst)).contains(&(libc::SIGKILL as u32))
+        [&self.signal, &self.then]
+            .map(|signal| signal.load(SeqCst))
+            .contains(&(libc::SIGKILL as u32))
     }
 
     /// Chooses how the victim is hit.
@@ -139,7 +141,8 @@ fn map(fd: i32) -> &'static Record {
     // atomics only, so other processes may write to it.
     unsafe {
         let flags = libc::PROT_READ | libc::PROT_WRITE;
-        let at = libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
+        let at =
+            libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
         assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
         &*at.cast::<Record>()
     }
@@ -275,8 +278,9 @@ fn work(number: u8, job: u8, method: usize) -> Value {
         Job::Joins | Job::Keeps => {
             start_program();
             let inner = if job == Job::Joins { Job::Leaves } else { Job::Stays };
-            let child =
-                Context::new(METHODS[method]).process(work::task(number, inner as u8, 0)).daemon(true);
+            let child = Context::new(METHODS[method])
+                .process(work::task(number, inner as u8, 0))
+                .daemon(true);
             // The process that makes the child may be hit, and so may the child.
             if let Ok(child) = child.start()
                 && job == Job::Joins
@@ -316,7 +320,13 @@ fn send(process: &OwnedFd, signal: u32) {
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: passes an open descriptor and no memory. The process may have ended.
     unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, none, 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal as libc::c_int,
+            none,
+            0,
+        )
     };
 }
 
@@ -362,13 +372,15 @@ fn serve(record: &Record) {
             Order::None => match record.fallen.pid.load(SeqCst) {
                 0 => Order::None,
                 // Wait until it is really stopped.
-                pid if record.fallen.signal.load(SeqCst) == libc::SIGSTOP as u32 => match state(pid) {
-                    Some(('T', _)) => open(pid).map_or(Order::Done, |process| {
-                        Order::Resume(process, now() + micros(&record.fallen.stands_micros))
-                    }),
-                    Some(_) => Order::None,
-                    None => Order::Done,
-                },
+                pid if record.fallen.signal.load(SeqCst) == libc::SIGSTOP as u32 => {
+                    match state(pid) {
+                        Some(('T', _)) => open(pid).map_or(Order::Done, |process| {
+                            Order::Resume(process, now() + micros(&record.fallen.stands_micros))
+                        }),
+                        Some(_) => Order::None,
+                        None => Order::Done,
+                    }
+                }
                 _ => Order::Done,
             },
             other => resume(other, &record.fallen),
@@ -448,8 +460,8 @@ fn check(started: &Started, steps: &[Step]) {
     // A process that is stopped and also hit by the stranger may be continued by that, and end
     // before it is killed.
     let is_killed = fell.is_some() && record.fallen.is_killed() && !record.struck.is(pid);
-    let may_be_killed =
-        fell.is_some() && record.fallen.is_killed() || record.struck.is(pid) && record.struck.is_killed();
+    let may_be_killed = fell.is_some() && record.fallen.is_killed()
+        || record.struck.is(pid) && record.struck.is_killed();
     // The status of an end by itself, or by the test.
     let usual = match (job, ended) {
         (_, Some(signal)) => ExitStatus::Signaled(*signal),
@@ -477,7 +489,8 @@ fn check(started: &Started, steps: &[Step]) {
             assert_eq!((lost, told), (pid, status));
             assert!(status != ExitStatus::Exited(0), "it has ended well, and its value is lost");
             // If it was lost although it was hit at a step, its report cannot have been complete.
-            if let (Some(step), Job::Returns | Job::ReturnsMuch | Job::ReturnsMemory) = (fell, job) {
+            if let (Some(step), Job::Returns | Job::ReturnsMuch | Job::ReturnsMemory) = (fell, job)
+            {
                 assert!(!has_reported(step, *job), "it had reported at {step:?}");
             }
         }
@@ -596,7 +609,8 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
     let signals = [libc::SIGKILL, libc::SIGSTOP];
     let any_signal = signals[random.below(2) as usize];
     let any_step = steps[random.below(steps.len() as u64) as usize];
-    let (step, signal) = wanted.map_or((any_step, any_signal), |wanted| (wanted.step, wanted.signal));
+    let (step, signal) =
+        wanted.map_or((any_step, any_signal), |wanted| (wanted.step, wanted.signal));
     let method = method_of(step).unwrap_or(any_method(&mut random));
     let with_server = wanted.is_some_and(|wanted| wanted.server);
     // Clear the record. Nobody else uses it now.
@@ -692,7 +706,8 @@ fn round(seed: u64, wanted: Option<Wanted>, steps: &[Step], base: Option<usize>)
         check(one, steps);
     }
     let is_parent = |one: &&Started| matches!(one.job, Job::Joins | Job::Keeps);
-    let parent_killed = started.iter().filter(is_parent).any(|one| one.child.wait_exit().signal().is_some());
+    let parent_killed =
+        started.iter().filter(is_parent).any(|one| one.child.wait_exit().signal().is_some());
     let children: Vec<_> = started.iter().map(|one| one.child.pid()).collect();
     drop(started);
     drop(context);
@@ -731,7 +746,8 @@ fn attempt(
         Ok(step) => step.map(|step| (step, record().fallen.signal.load(SeqCst) as libc::c_int)),
         Err(_) => {
             let wanted = wanted.map_or(String::new(), |wanted| format!(" for {wanted:?}"));
-            let fell = steps.iter().find(|step| **step as u32 + 1 == record().fallen_at.load(SeqCst));
+            let fell =
+                steps.iter().find(|step| **step as u32 + 1 == record().fallen_at.load(SeqCst));
             let record = record();
             let victim = |victim: &Victim| {
                 [&victim.pid, &victim.signal, &victim.then].map(|number| number.load(SeqCst))
@@ -755,7 +771,8 @@ fn attempt(
 fn main() {
     kill_point::set_hook(on_step);
     if let Some(path) = std::env::var_os(RECORD) {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
         let _ = OWN.set(map(file.as_raw_fd()));
     }
     executor::init();
@@ -777,7 +794,8 @@ fn main() {
     let base = Some(descriptors());
     let seeds = seeds();
     let signals = [libc::SIGKILL, libc::SIGSTOP];
-    let both: Vec<_> = steps.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
+    let both: Vec<_> =
+        steps.iter().flat_map(|step| signals.map(|signal| (*step, signal))).collect();
     let mut fell = vec![0_u32; both.len()];
     let began = Instant::now();
     for seed in seeds.clone() {
@@ -792,7 +810,9 @@ fn main() {
                 assert!(tries < EXTRA_ROUNDS_MAX, "nobody has come to {step:?}");
                 tries += 1;
                 let wanted = Wanted { step: step.0, signal: step.1, server: false };
-                if attempt(1 << 30 | (at as u64) << 16 | tries, Some(wanted), &steps, base).is_some() {
+                if attempt(1 << 30 | (at as u64) << 16 | tries, Some(wanted), &steps, base)
+                    .is_some()
+                {
                     fell[at] += 1;
                 }
             }
@@ -807,7 +827,10 @@ fn main() {
         }
     }
     let (rounds, lost) = (seeds.end - seeds.start, u64::from(LOST.load(SeqCst)));
-    println!("{rounds} rounds in {:.1?}, {lost} programs of which nobody was left to know", began.elapsed());
+    println!(
+        "{rounds} rounds in {:.1?}, {lost} programs of which nobody was left to know",
+        began.elapsed()
+    );
     // A lost program requires two deaths within a moment.
     assert!(lost <= 3 + rounds / 20, "{lost} programs were left in {rounds} rounds");
     println!("  died stood");

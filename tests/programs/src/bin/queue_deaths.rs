@@ -141,7 +141,8 @@ fn produce(queue: &JoinableQueue<Item>, round: u64, producer: usize) {
 /// Checks that an item is complete.
 fn check(round: u64, item: &Item) {
     let (producer, number, text, handle) = item;
-    let (_, _, expected, expected_handle) = self::item(round, usize::from(*producer), usize::from(*number));
+    let (_, _, expected, expected_handle) =
+        self::item(round, usize::from(*producer), usize::from(*number));
     assert!(*text == expected, "item {number} of {producer} is torn: {} bytes", text.len());
     assert_eq!(handle.is_some(), expected_handle.is_some());
     if let Some(handle) = handle {
@@ -159,7 +160,11 @@ fn note(round: u64, last: &mut [Option<u8>; PRODUCERS + 1], item: &Item) {
     if on_lost_of(round) == OnLost::Requeue {
         return;
     }
-    assert!(last[place].is_none_or(|last| last < number), "{number} after {:?} of {producer}", last[place]);
+    assert!(
+        last[place].is_none_or(|last| last < number),
+        "{number} after {:?} of {producer}",
+        last[place]
+    );
     last[place] = Some(number);
     assert_eq!(times, 0, "item {number} of {producer} came twice");
 }
@@ -296,7 +301,8 @@ const LOCKS: [Step; 9] = [
 
 /// Returns the steps at which producers or consumers can be killed.
 fn steps_of(producers: bool) -> Vec<Step> {
-    let own = Step::QUEUE.iter().copied().filter(|step| (*step <= Step::QueueTailStored) == producers);
+    let own =
+        Step::QUEUE.iter().copied().filter(|step| (*step <= Step::QueueTailStored) == producers);
     own.chain(LOCKS).collect()
 }
 
@@ -308,7 +314,8 @@ fn steps() -> Vec<Step> {
 fn file_bytes() -> i64 {
     let files = std::fs::read_dir("/proc/self/fd").expect("descriptors").filter_map(|entry| {
         let path = entry.ok()?.path();
-        let is_it = std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
+        let is_it =
+            std::fs::read_link(&path).ok()?.to_string_lossy().starts_with("/memfd:executor-queue");
         is_it.then(|| std::fs::File::open(path).ok()).flatten()
     });
     files
@@ -424,7 +431,10 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             // The calls took time, so the round's time starts anew.
             began = Instant::now();
         } else if pid > 0 {
-            let at = children.iter().position(|(child, _)| *child == pid).expect("a child of this round");
+            let at = children
+                .iter()
+                .position(|(child, _)| *child == pid)
+                .expect("a child of this round");
             let (_, place) = children.remove(at);
             CHILDREN[place].store(0, SeqCst);
             if libc::WIFSIGNALED(status) && !matches!(dooms[place], Doom::Never) {
@@ -476,8 +486,8 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     let mut lost = 0;
     for (producer, (put, got)) in record().put.iter().zip(&record().got).enumerate() {
         let put = put.load(SeqCst) as usize;
-        let may_put_less =
-            dooms.get(producer).is_none_or(|doom| !matches!(doom, Doom::Never)) || producer == PARENT;
+        let may_put_less = dooms.get(producer).is_none_or(|doom| !matches!(doom, Doom::Never))
+            || producer == PARENT;
         assert!(may_put_less || put == ITEMS);
         for (number, got) in got.iter().enumerate() {
             let got = usize::from(got.load(SeqCst));
@@ -485,7 +495,8 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
             assert!(got <= 1 + again, "item {number} of {producer} came {got} times");
             // An item that was being put when its producer died may have arrived.
             assert!(got == 0 || number <= put, "item {number} of {producer} was never put");
-            let is_lost = got == 0 && number < put && !kept.contains(&(producer as u8, number as u8));
+            let is_lost =
+                got == 0 && number < put && !kept.contains(&(producer as u8, number as u8));
             lost += usize::from(is_lost);
         }
     }
@@ -506,7 +517,8 @@ fn round(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
 
 /// Returns all steps, ordered by their numbers.
 fn all_steps() -> Vec<Step> {
-    let mut all: Vec<Step> = Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect();
+    let mut all: Vec<Step> =
+        Step::ALL.iter().chain(Step::QUEUE).chain(Step::SYNC).copied().collect();
     all.sort_unstable();
     all
 }
@@ -514,7 +526,8 @@ fn all_steps() -> Vec<Step> {
 static FAILED: AtomicBool = AtomicBool::new(false);
 
 /// Children of this round that were not waited for.
-static CHILDREN: [AtomicI32; PRODUCERS + CONSUMERS] = [const { AtomicI32::new(0) }; PRODUCERS + CONSUMERS];
+static CHILDREN: [AtomicI32; PRODUCERS + CONSUMERS] =
+    [const { AtomicI32::new(0) }; PRODUCERS + CONSUMERS];
 
 fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
     match catch_unwind(AssertUnwindSafe(|| round(seed, wanted, stops))) {
@@ -525,7 +538,9 @@ fn attempt(seed: u64, wanted: Option<Step>, stops: bool) -> Vec<Step> {
                 wanted.map_or(String::new(), |step| format!(" for {step:?}"))
             );
             FAILED.store(true, SeqCst);
-            for child in CHILDREN.iter().map(|child| child.swap(0, SeqCst)).filter(|child| *child > 0) {
+            for child in
+                CHILDREN.iter().map(|child| child.swap(0, SeqCst)).filter(|child| *child > 0)
+            {
                 // SAFETY: `child` was not waited for.
                 unsafe {
                     libc::kill(child, libc::SIGKILL);
@@ -571,7 +586,11 @@ fn main() {
             }
         }
     }
-    println!("{} rounds, and {extra} for steps left out, in {:?}", seeds.end - seeds.start, began.elapsed());
+    println!(
+        "{} rounds, and {extra} for steps left out, in {:?}",
+        seeds.end - seeds.start,
+        began.elapsed()
+    );
     for (step, died) in steps.iter().zip(&died) {
         println!("{died:>8}  {step:?}");
     }

@@ -8,8 +8,8 @@ use super::{
     layout::CLAIMS_OF_RINGS,
     pieces::{Claimed, Piece},
     record::{
-        ATTACHED, Cursor, ELSEWHERE, Found, FoundBody, ITEM, LEN_SHIFT, MOVED, PAD, VOID, checked_words,
-        moved_to,
+        ATTACHED, Cursor, ELSEWHERE, Found, FoundBody, ITEM, LEN_SHIFT, MOVED, PAD, VOID,
+        checked_words, moved_to,
     },
 };
 use crate::os::{
@@ -119,16 +119,23 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                     // Map the ring before switching to it, so that a failure changes nothing.
                     let next = RingPlace::new(at, bytes)?;
                     let ring = self.memory.ring(Side::Consumers, next)?;
-                    let old =
-                        (head.place.at.load(Ordering::Relaxed), head.place.bytes.load(Ordering::Relaxed));
+                    let old = (
+                        head.place.at.load(Ordering::Relaxed),
+                        head.place.bytes.load(Ordering::Relaxed),
+                    );
                     let me = self.owners.me();
                     let claim = self.claim(me, &self.layout.claims).ok_or(Failed::NoClaim)?;
                     // From now on, a repairer decides whether the old ring has been left.
                     consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
                     self.note(&claim, Piece { at: old.0, bytes: old.1 });
                     kill_point!(QueueOldRingNoted);
-                    let (place, generation) =
-                        self.flip(&consumers.places, &consumers.generation, head.generation, at, bytes);
+                    let (place, generation) = self.flip(
+                        &consumers.places,
+                        &consumers.generation,
+                        head.generation,
+                        at,
+                        bytes,
+                    );
                     kill_point!(QueueConsumersMoved);
                     consumers.pending_claim.store(0, Ordering::Release);
                     self.shed(claim);
@@ -166,7 +173,11 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                             }
                         } else {
                             let word = head.index(body);
-                            FoundBody::Inline { ring: head.ring, word, len: (header >> LEN_SHIFT) as usize }
+                            FoundBody::Inline {
+                                ring: head.ring,
+                                word,
+                                len: (header >> LEN_SHIFT) as usize,
+                            }
                         },
                     }));
                 }

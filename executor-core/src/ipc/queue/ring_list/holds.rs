@@ -306,7 +306,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
 
     /// Returns a table; `None` if there is no such table.
     fn table(&self, number: usize) -> io::Result<Option<Arc<M::Ring>>> {
-        let word = self.layout.holds.tables.get(number).map_or(0, |table| table.load(Ordering::Acquire));
+        let word =
+            self.layout.holds.tables.get(number).map_or(0, |table| table.load(Ordering::Acquire));
         match word.checked_sub(1) {
             None => Ok(None),
             Some(at) => self.memory.table(at, table_bytes(number)).map(Some),
@@ -317,7 +318,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     /// whatever the shared word says, because any process may have written it.
     fn used(&self) -> u32 {
         let holds = &self.layout.holds;
-        let tables = holds.tables.iter().take_while(|table| table.load(Ordering::Relaxed) != 0).count();
+        let tables =
+            holds.tables.iter().take_while(|table| table.load(Ordering::Relaxed) != 0).count();
         let there = FIRST + TABLE * ((1 << tables) - 1);
         holds.used.load(Ordering::Acquire).min(u32::try_from(there).unwrap_or(u32::MAX))
     }
@@ -326,7 +328,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     fn entries(&self) -> io::Result<Entries<'a, M::Ring>> {
         let used = self.used();
         let mut tables = [const { None }; TABLES];
-        let numbers = (0..TABLES).take_while(|number| FIRST + TABLE * ((1 << number) - 1) < used as usize);
+        let numbers =
+            (0..TABLES).take_while(|number| FIRST + TABLE * ((1 << number) - 1) < used as usize);
         for number in numbers {
             tables[number] = Some(self.table(number)?.ok_or_else(garbled)?);
         }
@@ -335,7 +338,10 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
 
     /// Finds or makes a free entry for an item that is about to be taken. Called under the
     /// consumers' mutex. Nothing changes except that a table may be added.
-    pub(in crate::ipc::queue) fn free_hold(&self, me: OwnerId) -> Result<FreeHold<'a, M::Ring>, Failed> {
+    pub(in crate::ipc::queue) fn free_hold(
+        &self,
+        me: OwnerId,
+    ) -> Result<FreeHold<'a, M::Ring>, Failed> {
         let holds = &self.layout.holds;
         let used = self.used();
         let from = holds.from.load(Ordering::Relaxed);
@@ -382,7 +388,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             // The table exists and has entries of items.
             return Err(garbled().into());
         }
-        let (Piece { at, bytes }, claim) = self.new_place(table_bytes(number), me, &self.layout.claims)?;
+        let (Piece { at, bytes }, claim) =
+            self.new_place(table_bytes(number), me, &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| self.memory.table(at, bytes));
         let table = match made {
             Ok(table) => table,
@@ -416,7 +423,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             FoundBody::Elsewhere { piece, len } if self.keeps_items() => (piece, len),
             _ => (Piece { at: 0, bytes: 0 }, 0),
         };
-        for (field, word) in [(NUMBER, found.number), (AT, piece.at), (BYTES, piece.bytes), (LEN, len)] {
+        for (field, word) in
+            [(NUMBER, found.number), (AT, piece.at), (BYTES, piece.bytes), (LEN, len)]
+        {
             hold.word(field).store(word, Ordering::Relaxed);
         }
         let used = &self.layout.holds.used;
@@ -456,7 +465,10 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
 
     /// Marks the oldest item of all other processes as done, because a process must have handed its
     /// item to this one. Returns `None` if there is none.
-    pub(in crate::ipc::queue) fn is_done_for_another(&self, me: OwnerId) -> io::Result<Option<Held>> {
+    pub(in crate::ipc::queue) fn is_done_for_another(
+        &self,
+        me: OwnerId,
+    ) -> io::Result<Option<Held>> {
         let entries = self.entries()?;
         loop {
             // Each state is read once, so the compare-and-swap ends exactly the item that was
@@ -511,7 +523,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             one if one != MANY => {
                 self.hold(one - 1).map(|hold| hold.is_none_or(|hold| self.clear_hold(&hold, me)))
             }
-            _ => self.entries().map(|entries| entries.iter().all(|(_, hold)| self.clear_hold(&hold, me))),
+            _ => self
+                .entries()
+                .map(|entries| entries.iter().all(|(_, hold)| self.clear_hold(&hold, me))),
         };
         if !matches!(cleared, Ok(true)) {
             to_clear.store(MANY, Ordering::Release);
@@ -545,7 +559,10 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     pub(super) fn is_place_of_holds(&self, at: u64) -> io::Result<bool> {
         let tables = &self.layout.holds.tables;
         Ok(tables.iter().any(|table| table.load(Ordering::Relaxed) == at.wrapping_add(1))
-            || self.entries()?.iter().any(|(_, hold)| hold.state().what() == DONE && hold.get(AT) == at))
+            || self
+                .entries()?
+                .iter()
+                .any(|(_, hold)| hold.state().what() == DONE && hold.get(AT) == at))
     }
 
     // Whether all is done.
@@ -560,7 +577,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             let counts = self.counts();
             let waiting = counts.waiting();
             let held = match self.entries() {
-                Ok(entries) => entries.iter().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64,
+                Ok(entries) => {
+                    entries.iter().filter(|(_, hold)| hold.state().is_unfinished()).count() as u64
+                }
                 Err(_) => self.used().into(),
             };
             seen = waiting.saturating_add(held);
@@ -585,7 +604,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         for _ in 0..LOOKS_AT_ALL {
             let counts = self.counts();
             let Ok(entries) = self.entries() else { return false };
-            if counts.waiting() > 0 || entries.iter().any(|(_, hold)| hold.state().is_unfinished()) {
+            if counts.waiting() > 0 || entries.iter().any(|(_, hold)| hold.state().is_unfinished())
+            {
                 return false;
             }
             if self.counts() == counts {
@@ -613,7 +633,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         }
         // A false "yes" only wakes a joiner, which then checks.
         let Ok(entries) = self.entries() else { return true };
-        let is_unfinished = |entry: u32| entries.get(entry).is_some_and(|hold| hold.state().is_unfinished());
+        let is_unfinished =
+            |entry: u32| entries.get(entry).is_some_and(|hold| hold.state().is_unfinished());
         let near = (1..=entries.used.max(1)).any(|step| {
             let (before, after) = (held.entry.checked_sub(step), held.entry.saturating_add(step));
             before.is_some_and(is_unfinished) || is_unfinished(after)
@@ -737,7 +758,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         if returned.seen != Some(now) {
             let entries = self.entries()?;
             let those = entries.iter().filter(|(_, hold)| hold.state().what() == what);
-            returned.entries = those.map(|(entry, hold)| Reverse((hold.get(NUMBER), entry))).collect();
+            returned.entries =
+                those.map(|(entry, hold)| Reverse((hold.get(NUMBER), entry))).collect();
             returned.seen = Some(now);
         }
         while let Some(&Reverse((number, entry))) = returned.entries.peek() {
@@ -886,7 +908,11 @@ mod tests {
         assert!(list.unfinished() >= FIRST as u64 + 3);
         assert!(matches!(list.free_hold(me), Err(Failed::Io(_))));
         assert!(matches!(list.add_table(FIRST as u32, me), Err(Failed::Io(_))));
-        assert_eq!(holds.tables[0].load(Ordering::Relaxed), (1 << 20) + 1, "another table is in its place");
+        assert_eq!(
+            holds.tables[0].load(Ordering::Relaxed),
+            (1 << 20) + 1,
+            "another table is in its place"
+        );
         assert!(list.take_again(me, false, &mut Returned::default(), |_, _| Ok(())).is_err());
         assert!(list.reap().is_err());
         assert!(list.others_hold(me).is_err());
@@ -904,7 +930,9 @@ mod tests {
         let (me, holds) = (Alone.me(), &layout.holds);
         let come_back = |entry: usize, number: u64| {
             let words = &holds.first[entry * FIELDS..];
-            for (field, word) in [(NUMBER, number), (BYTES, 1), (STATE, State::new(AGAIN, number).0)] {
+            for (field, word) in
+                [(NUMBER, number), (BYTES, 1), (STATE, State::new(AGAIN, number).0)]
+            {
                 words[field].store(word, Ordering::Relaxed);
             }
             holds.used.fetch_max(entry as u32 + 1, Ordering::Relaxed);
@@ -924,7 +952,8 @@ mod tests {
         // This one comes to the entry of an item that was taken and is done.
         come_back(1, 4);
         assert_eq!(next(&mut other), Some(4));
-        let refused = list.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
+        let refused =
+            list.take_again(me, false, &mut one, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
         assert!(refused.is_err());
         assert_eq!((next(&mut one), next(&mut other), next(&mut one)), (Some(7), None, None));
         assert_eq!(list.again(), 0);

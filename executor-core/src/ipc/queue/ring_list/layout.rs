@@ -112,7 +112,8 @@ pub(super) const HOLE: u32 = u32::MAX - 1;
 ///
 /// In tests that kill processes at each step, little is kept, so that they exercise giving back
 /// too.
-pub(super) const STOCK_BYTES_MAX: u64 = if cfg!(feature = "kill-points") { 400 << 10 } else { 8 << 20 };
+pub(super) const STOCK_BYTES_MAX: u64 =
+    if cfg!(feature = "kill-points") { 400 << 10 } else { 8 << 20 };
 /// Maximum number of kept pieces. A higher value leaves fewer claims for holes, and places of holes
 /// are lost. A lower value makes small pieces use new pages.
 pub(super) const STOCK_PIECES_MAX: usize = CLAIMS / 2;

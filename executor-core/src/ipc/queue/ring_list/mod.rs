@@ -136,7 +136,8 @@ pub(super) trait Memory {
     /// That is faster if the previous mapping has been dropped.
     fn ring(&self, side: Side, place: RingPlace) -> io::Result<Self::Mapped<'_>>;
     /// Keeps a ring that was mapped while the previous one was in use, as the mapping of this side.
-    fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Self::Mapped<'a>) -> Self::Mapped<'a>;
+    fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Self::Mapped<'a>)
+    -> Self::Mapped<'a>;
     /// Maps a table of entries. See `holds.rs`.
     fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Self::Ring>>;
     /// Discards descriptors with tickets up to this one.
@@ -226,7 +227,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     /// Returns whether there is room for one more item, besides those that are being written.
     pub(super) fn has_room(&self) -> bool {
         let with = |capacity| {
-            self.len().saturating_add(self.layout.producers.reserved.load(Ordering::Relaxed)) < capacity
+            self.len().saturating_add(self.layout.producers.reserved.load(Ordering::Relaxed))
+                < capacity
         };
         self.capacity().is_none_or(with)
     }
@@ -268,7 +270,11 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         }
     }
 
-    fn repaired(&self, side: Side, guard: RobustGuard<'a, O>) -> Result<RobustGuard<'a, O>, Failed> {
+    fn repaired(
+        &self,
+        side: Side,
+        guard: RobustGuard<'a, O>,
+    ) -> Result<RobustGuard<'a, O>, Failed> {
         if guard.owner_died() {
             let repaired = match side {
                 Side::Producers => self.repair_producers(),

@@ -121,7 +121,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
 
     /// Takes a claim without a place, out of `claims`; `None` if other processes have them all.
     pub(super) fn claim(&self, me: OwnerId, claims: &'a [Claim]) -> Option<Claimed> {
-        let of = |owner: u32| claims.iter().filter(move |claim| claim.owner.load(Ordering::Relaxed) == owner);
+        let of = |owner: u32| {
+            claims.iter().filter(move |claim| claim.owner.load(Ordering::Relaxed) == owner)
+        };
         let bytes = |claim: &&Claim| claim.bytes.load(Ordering::Relaxed);
         // Each round frees or takes the claim of a dead process, or loses a claim to another
         // process.
@@ -241,7 +243,12 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             // At the end of the file: the place becomes unused file again instead of a hole.
             mine.bytes.store(0, Ordering::Release);
             kill_point!(QueueEndNoted);
-            if self.layout.next.compare_exchange(end, at, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if self
+                .layout
+                .next
+                .compare_exchange(end, at, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
                 self.set_free(mine, 0);
                 return;
             }
@@ -257,7 +264,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         for _ in 0..CLAIMS {
             let (at, bytes) = (mine.at.load(Ordering::Relaxed), mine.bytes.load(Ordering::Relaxed));
             let touches = |other: &Claim| {
-                let (start, len) = (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Acquire));
+                let (start, len) =
+                    (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Acquire));
                 len != 0 && (start.wrapping_add(len) == at || at.wrapping_add(bytes) == start)
             };
             let other = self.layout.claims.iter().find(|other| {
@@ -270,7 +278,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                 self.set_free(other, HOLE);
                 continue;
             }
-            let (start, len) = (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Relaxed));
+            let (start, len) =
+                (other.at.load(Ordering::Relaxed), other.bytes.load(Ordering::Relaxed));
             other.bytes.store(0, Ordering::Release);
             kill_point!(QueueHolesMerged);
             // A process that dies between these stores has claimed a part of both.
@@ -282,7 +291,10 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
 
     pub(super) fn take_claim(&self, claim: &Claim, from: u32, me: OwnerId) -> bool {
         claim.owner.load(Ordering::Relaxed) == from
-            && claim.owner.compare_exchange(from, me.bits(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+            && claim
+                .owner
+                .compare_exchange(from, me.bits(), Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
     }
 
     pub(super) fn take_of_dead(&self, claim: &Claim, me: OwnerId) -> bool {
@@ -295,7 +307,10 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             self.layout.producers.pending_claim.load(Ordering::Acquire) == number
                 || self.layout.consumers.pending_claim.load(Ordering::Acquire) == number
         };
-        ![0, STOCK, HOLE].contains(&owner) && is_dead() && !is_pending() && self.take_claim(claim, owner, me)
+        ![0, STOCK, HOLE].contains(&owner)
+            && is_dead()
+            && !is_pending()
+            && self.take_claim(claim, owner, me)
     }
 
     pub(super) fn note(&self, claim: &Claimed, piece: Piece) {
@@ -305,18 +320,25 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     }
 
     /// Takes a piece for `bytes` bytes. The flag is whether it has no memory yet.
-    pub(super) fn new_piece(&self, bytes: u64, me: OwnerId) -> Result<(Piece, Claimed, bool), Failed> {
+    pub(super) fn new_piece(
+        &self,
+        bytes: u64,
+        me: OwnerId,
+    ) -> Result<(Piece, Claimed, bool), Failed> {
         // Use a kept piece that is neither too small nor far too large.
         let fits = |claim: &Claim| {
             let has = claim.bytes.load(Ordering::Acquire);
             has >= bytes && has / 4 <= bytes
         };
-        let kept =
-            self.claims_of_pieces().iter().find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
+        let kept = self
+            .claims_of_pieces()
+            .iter()
+            .find(|claim| fits(claim) && self.take_claim(claim, STOCK, me));
         if let Some(claim) = kept {
             // It may have become another piece meanwhile.
             if fits(claim) {
-                let (at, bytes) = (claim.at.load(Ordering::Relaxed), claim.bytes.load(Ordering::Relaxed));
+                let (at, bytes) =
+                    (claim.at.load(Ordering::Relaxed), claim.bytes.load(Ordering::Relaxed));
                 kill_point!(QueuePieceMade);
                 return Ok((Piece { at, bytes }, self.index_of(claim), false));
             }
@@ -334,7 +356,11 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         mine.has_room.store(0, Ordering::Relaxed);
         let bytes = mine.bytes.load(Ordering::Relaxed);
         let is_too_much = |more: usize, bytes: u64| {
-            let kept = self.layout.claims.iter().filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
+            let kept = self
+                .layout
+                .claims
+                .iter()
+                .filter(|claim| claim.owner.load(Ordering::Relaxed) == STOCK);
             let sum = |(count, sum): (usize, u64), claim: &Claim| {
                 (count + 1, claim.bytes.load(Ordering::Relaxed).saturating_add(sum))
             };
@@ -435,7 +461,8 @@ pub(super) mod tests {
         let me = Alone.me();
         list.begin(0).unwrap();
         // Leave two rings, with one between them that is still used.
-        let rings: Vec<_> = (0..3).map(|_| list.new_place(MOST_BYTES, me, &layout.claims).unwrap()).collect();
+        let rings: Vec<_> =
+            (0..3).map(|_| list.new_place(MOST_BYTES, me, &layout.claims).unwrap()).collect();
         for (number, (_, claim)) in rings.into_iter().enumerate() {
             match number {
                 1 => layout.claims[claim.0].owner.store(0, Ordering::Release),
@@ -452,10 +479,14 @@ pub(super) mod tests {
         };
         assert!(matches!(refusal, Failed::NoClaim), "{refusal:?}");
         assert_eq!(pieces.len(), CLAIMS - CLAIMS_OF_RINGS);
-        let of_rings: Vec<_> = (0..CLAIMS_OF_RINGS).map(|_| list.claim(me, &layout.claims)).collect();
+        let of_rings: Vec<_> =
+            (0..CLAIMS_OF_RINGS).map(|_| list.claim(me, &layout.claims)).collect();
         assert!(of_rings.iter().all(Option::is_some), "{of_rings:?}");
         // No byte is in two of the pieces.
         pieces.sort_by_key(|(piece, _)| piece.at);
-        assert!(pieces.windows(2).all(|two| two[0].0.at + two[0].0.bytes <= two[1].0.at), "{pieces:?}");
+        assert!(
+            pieces.windows(2).all(|two| two[0].0.at + two[0].0.bytes <= two[1].0.at),
+            "{pieces:?}"
+        );
     }
 }

@@ -7,8 +7,8 @@ use super::{
     Failed, MOST_BYTES, Memory, RingList, RingPlace, STEPS_MAX, Side, Words, garbled,
     pieces::{Claimed, Piece},
     record::{
-        ATTACHED, Body, Cursor, ELSEWHERE, Entry, ITEM, LEN_SHIFT, MOVED, PAD, UNIT, VOID, checked_words,
-        moved_to, words,
+        ATTACHED, Body, Cursor, ELSEWHERE, Entry, ITEM, LEN_SHIFT, MOVED, PAD, UNIT, VOID,
+        checked_words, moved_to, words,
     },
 };
 use crate::os::{
@@ -287,7 +287,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         // A record takes at most a quarter of the ring.
         let fits = need.next_power_of_two() * 8 * 4;
         let bytes = (tail.size * 8 * 4).min(MOST_BYTES).max(fits);
-        let (Piece { at, bytes }, claim) = self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
+        let (Piece { at, bytes }, claim) =
+            self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| {
             kill_point!(QueueRingMade);
             // Map the ring before it is published, so that mapping cannot fail afterwards.

@@ -107,7 +107,9 @@ impl Entry<'_> {
         let attached = if self.ticket.is_some() { ATTACHED } else { 0 };
         match self.body {
             Body::Inline(bytes) => ITEM | attached | (bytes.len() as u64) << LEN_SHIFT,
-            Body::Elsewhere { .. } => ITEM | attached | ELSEWHERE | (PIECE_BYTES as u64) << LEN_SHIFT,
+            Body::Elsewhere { .. } => {
+                ITEM | attached | ELSEWHERE | (PIECE_BYTES as u64) << LEN_SHIFT
+            }
         }
     }
 }
@@ -124,13 +126,18 @@ pub(super) fn moved_to<G: Deref<Target: Words>>(cursor: &Cursor<'_, G>) -> (u64,
 }
 
 /// Returns the length of a record, or an error if it is impossible.
-pub(super) fn checked_words<G: Deref<Target: Words>>(header: u64, cursor: &Cursor<'_, G>) -> io::Result<u64> {
+pub(super) fn checked_words<G: Deref<Target: Words>>(
+    header: u64,
+    cursor: &Cursor<'_, G>,
+) -> io::Result<u64> {
     let words = match header & 0xff {
         PAD => (header >> LEN_SHIFT) / 8,
         _ => words(header),
     };
     let least = if header & ELSEWHERE != 0 { PIECE_BYTES as u64 } else { 0 };
-    let fits =
-        words > 0 && words.is_multiple_of(UNIT) && words <= cursor.to_end() && header >> LEN_SHIFT >= least;
+    let fits = words > 0
+        && words.is_multiple_of(UNIT)
+        && words <= cursor.to_end()
+        && header >> LEN_SHIFT >= least;
     if fits { Ok(words) } else { Err(garbled()) }
 }
