@@ -196,7 +196,16 @@ fn queue_and_lock() -> Result<(), String> {
     let child = Process::new(double_in::task(queue.clone(), lock.clone())).start().map_err(text)?;
     expect(child.join().map_err(text)?, 21)?;
     drop(lock.acquire().map_err(text)?);
-    expect(queue.get().map_err(text)?, 42)
+    expect(queue.get().map_err(text)?, 42)?;
+    // A backlog that leads to the longest ring.
+    let queue = Queue::unbounded().map_err(text)?;
+    for _ in 0..2_000 {
+        queue.put(vec![7_u8; 1_000]).map_err(text)?;
+    }
+    for _ in 0..2_000 {
+        expect(queue.get().map_err(text)?, vec![7; 1_000])?;
+    }
+    Ok(())
 }
 
 /// Plays a task that kills its worker. That task must fail, and the pool must go on.

@@ -30,7 +30,10 @@ const END: u64 = 1 << 60;
 /// Maximum length of a window on a file that has less memory than that length. All pages of a
 /// window are mapped and filled at once, and its length comes from memory that other processes
 /// write to. So a longer window must not be longer than the memory that the file already has.
-const WINDOW_MAX: u64 = 1 << 20;
+///
+/// The longest ring of a queue is as long. A lower value would refuse new rings where the system
+/// has no `fallocate`, and memory comes with the first write.
+pub(crate) const WINDOW_MAX: u64 = 4 << 20;
 
 /// A sparse file. See the module's documentation.
 #[derive(Debug)]

@@ -174,6 +174,11 @@ impl Wait {
         }
     }
 
+    /// Returns whether the call may wait at all. A limit that has passed leaves no time to spin.
+    fn may_spin(self) -> bool {
+        self.nap().is_some()
+    }
+
     /// Returns how long to sleep now; `None` if the time is up.
     fn nap(self) -> Option<Duration> {
         match self {
@@ -625,7 +630,7 @@ impl Core {
         // A call that only tries makes no second attempt, so it checks for reservations of the dead
         // now.
         putting.of_dead = matches!(wait, Wait::Not);
-        putting.may_spin = matches!(wait, Wait::Until(_));
+        putting.may_spin = wait.may_spin();
         let mut woken = Woken::default();
         loop {
             let Some(guard) = self.lock_letting_go(Side::Producers, wait, || putting.let_go())?
@@ -800,7 +805,7 @@ impl Core {
         hold: bool,
         gone: impl Fn() -> bool,
     ) -> Result<Got<'_>, Missing> {
-        let mut how = Getting { hold, slept: false, may_spin: matches!(wait, Wait::Until(_)) };
+        let mut how = Getting { hold, slept: false, may_spin: wait.may_spin() };
         let mut over = false;
         let mut woken = Woken::default();
         loop {

@@ -107,6 +107,8 @@ const MOST_BYTES: u64 = match (MODEL, cfg!(feature = "kill-points")) {
     (false, true) => 1 << 20,
     (false, false) => 4 << 20,
 };
+// A ring is mapped also where it has no memory yet.
+const _: () = assert!(MOST_BYTES <= crate::heap::extents::WINDOW_MAX);
 /// Longest item in a ring. It takes at most a quarter of the ring; longer items lie elsewhere, and
 /// are written and read without a mutex.
 pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { (256 << 10) - 64 };
@@ -325,11 +327,13 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         at: u64,
         bytes: u64,
     ) -> (&'p Place, u64) {
-        let other = &places[((now + 1) & 1) as usize];
+        // The generation comes from memory that other processes write to.
+        let next = now.wrapping_add(1);
+        let other = &places[(next & 1) as usize];
         other.at.store(at, Ordering::Relaxed);
         other.bytes.store(bytes, Ordering::Relaxed);
         other.position.store(0, Ordering::Relaxed);
-        generation.store(now + 1, Ordering::Release);
-        (other, now + 1)
+        generation.store(next, Ordering::Release);
+        (other, next)
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::{
-    Failed, MOST_BYTES, Memory, RingList, RingPlace, STEPS_MAX, Side, Words, garbled,
+    FIRST_BYTES, Failed, MOST_BYTES, Memory, RingList, RingPlace, STEPS_MAX, Side, Words, garbled,
     pieces::{Claimed, Piece},
     record::{
         ATTACHED, Body, Cursor, ELSEWHERE, Entry, ITEM, LEN_SHIFT, MOVED, PAD, UNIT, VOID,
@@ -278,15 +278,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         consumers.places[(generation & 1) as usize].position.load(Ordering::Acquire)
     }
 
-    pub(super) fn move_on(
-        &self,
-        tail: Cursor<'a, M::Mapped<'a>>,
-        need: u64,
-    ) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
-        let producers = &self.layout.producers;
-        // A record takes at most a quarter of the ring.
-        let fits = need.next_power_of_two() * 8 * 4;
-        let bytes = (tail.size * 8 * 4).min(MOST_BYTES).max(fits);
+    /// Allocates and maps a ring that nothing leads to yet.
+    fn new_ring(&self, bytes: u64) -> Result<(RingPlace, M::Mapped<'a>, Claimed), Failed> {
         let (Piece { at, bytes }, claim) =
             self.new_place(bytes, self.owners.me(), &self.layout.claims)?;
         let made = self.memory.allocate(at, bytes).and_then(|()| {
@@ -295,13 +288,34 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             let next = RingPlace::new(at, bytes)?;
             Ok((next, self.memory.ring(Side::Producers, next)?))
         });
-        let (next, ring) = match made {
-            Ok(made) => made,
+        match made {
+            Ok((next, ring)) => Ok((next, ring, claim)),
             Err(error) => {
                 self.shed(claim);
-                return Err(error.into());
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn move_on(
+        &self,
+        tail: Cursor<'a, M::Mapped<'a>>,
+        need: u64,
+    ) -> Result<Cursor<'a, M::Mapped<'a>>, Failed> {
+        let producers = &self.layout.producers;
+        // A record takes at most a quarter of the ring.
+        let least = (need.next_power_of_two() * 8 * 4).max(FIRST_BYTES);
+        let mut bytes = (tail.size * 8 * 4).min(MOST_BYTES).max(least);
+        let (next, ring, claim) = loop {
+            match self.new_ring(bytes) {
+                Ok(made) => break made,
+                // A smaller ring may fit into what is left of the memory, of the address space, or
+                // of the length that files may have.
+                Err(Failed::Io(_)) if bytes > least => bytes = (bytes / 4).max(least),
+                Err(refused) => return Err(refused),
             }
         };
+        let Piece { at, bytes } = next.piece();
         // From now on, a repairer decides which side owns the ring.
         producers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
         kill_point!(QueueRingNoted);
