@@ -813,7 +813,31 @@ impl Call {
 
     #[inline]
     fn end(&self) {
-        local::set(&CALLS, self.outer.get());
+        match local::get(&CALLS) == Some(NonNull::from(self)) {
+            true => local::set(&CALLS, self.outer.get()),
+            false => self.end_out_of_order(),
+        }
+    }
+
+    /// Coroutines that take turns on a thread end their calls in any order.
+    #[cold]
+    fn end_out_of_order(&self) {
+        let mut next = local::get(&CALLS);
+        while let Some(call) = next {
+            // SAFETY: as in `record`.
+            let call = unsafe { call.as_ref() };
+            if call.outer.get() == Some(NonNull::from(self)) {
+                return call.outer.set(self.outer.get());
+            }
+            next = call.outer.get();
+        }
+        // A coroutine has moved the call to another thread. The list of the thread where it began
+        // would keep a pointer to a call that is over.
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            b"executor: a call that holds a lock has moved to another thread\n",
+        );
+        std::process::abort();
     }
 
     /// If a call of this thread holds that lock, and nobody has recorded it: does so.
@@ -822,9 +846,8 @@ impl Call {
     fn record(user: &User<'_>) {
         let mut next = local::get(&CALLS);
         while let Some(call) = next {
-            // SAFETY: Each call in the list is borrowed by a `Held` of this thread, which removes
-            // the call when it is dropped. The `Held`s are dropped in the reverse order of their
-            // making, since each is a variable of a call that runs within the one before.
+            // SAFETY: each call in the list is borrowed by a `Held` of this thread, which takes it
+            // out of the list when it is dropped, in whatever order that happens.
             let call = unsafe { call.as_ref() };
             if call.layout.get() == Some(NonNull::from(user.layout))
                 && call.me.get() == Some(user.me)
