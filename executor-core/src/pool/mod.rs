@@ -558,8 +558,7 @@ impl Pool {
         self.locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets the scheduler decide, performs its actions, and completes futures after the lock is
-    /// free.
+    /// Returns the lock if it is free, also after a panic.
     fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
         match self.core.try_lock() {
             Ok(core) => Some(core),
@@ -928,7 +927,11 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if self.core.is_some() {
+        // After a panic, only free the lock. Another panic while this thread unwinds would abort
+        // the program; the next event takes in what was submitted.
+        if std::thread::panicking() {
+            self.core = None;
+        } else if self.core.is_some() {
             self.free();
             complete(std::mem::take(&mut self.outcomes));
         }

@@ -130,7 +130,11 @@ pub(super) trait Drains {
                             any |= drained.any;
                             in_chunks |= drained.in_chunks;
                         }
-                        Err(_) => self.on_drained(*id, Closed::Protocol(WireError::Truncated)),
+                        Err(_) => {
+                            // Not to be taken for frames of the next worker.
+                            frames.clear();
+                            self.on_drained(*id, Closed::Protocol(WireError::Truncated));
+                        }
                     }
                 }
             }
