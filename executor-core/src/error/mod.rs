@@ -8,8 +8,8 @@
 //!
 //! The `Display` text of an error is one message. A cause that is an error of its own (an
 //! `io::Error`, the sources of a task's error) is not in this text, but in `source()`. So code that
-//! prints an error with its causes, as `anyhow` does, prints nothing twice. An error that only wraps
-//! another error of this folder contains the other's message, and has the other's cause.
+//! prints an error with its causes, as `anyhow` does, prints nothing twice. An error that only
+//! wraps another error of this folder contains the other's message, and has the other's cause.
 //!
 //! `unwrap`, and a `main` that returns an error, print the `Debug` of the error. So the `Debug`
 //! output is what people see, and it has to contain the remedy and the causes. For this reason the

@@ -2,7 +2,7 @@
 //! is sent in.
 //!
 //! ```text
-//!  map: number  0 1 2 3 4 5 …           FeedRun { feed, number of its first item }
+//!  map: number  0 1 2 3 4 5 …           FeedChunk { feed, number of its first item }
 //!               └chunk┘└chunk┘             (in the pool's table, one for each chunk)
 //!                                             │ deliver(item, outcome)
 //!                                             ▼

@@ -165,7 +165,8 @@ pub(crate) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
 
 /// An integer type that has atomic operations.
 ///
-/// The trait is sealed: types outside this crate cannot implement it. It is implemented for all integers of Rust that have an atomic type.
+/// The trait is sealed: types outside this crate cannot implement it. It is implemented for all
+/// integers of Rust that have an atomic type.
 pub trait Integer: Pod + sealed::Sealed {
     #[doc(hidden)]
     fn plus(self, other: Self) -> Self;

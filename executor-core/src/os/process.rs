@@ -466,8 +466,7 @@ impl Child {
         }
     }
 
-    /// Takes the exit status of a child that has ended, and kills the processes that it had
-    /// started.
+    /// Returns the exit status, once [`reap`](Self::reap) has taken it.
     pub(crate) fn status(&self) -> Option<ExitStatus> {
         *lock(&self.reaped)
     }
@@ -521,7 +520,7 @@ impl Child {
     }
 
     /// Waits for the end of a child that is about to end, kills it if that takes longer than
-    /// `limit`, and reaps it.
+    /// `limit`. It does not reap the child.
     pub(crate) fn end(&self, limit: Duration) {
         if !self.ends_within(limit) {
             // If this is refused, there is nothing else to try. The child is left alone, and only
@@ -531,8 +530,8 @@ impl Child {
         }
     }
 
-    /// Kills the child, waits for its end for at most `limit`, and reaps it. It is for the case
-    /// that no other code is left to do so.
+    /// Kills the child and waits for its end for at most `limit`. It does not reap the child. It is
+    /// for the case that no other code is left to do so.
     pub(crate) fn kill(&self, limit: Duration) {
         // If this is refused, the child ends when its socket is closed, which the caller does.
         let _ = self.signal_group(Signal::KILL);

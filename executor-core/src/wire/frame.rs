@@ -80,7 +80,7 @@ impl Reply {
     }
 }
 
-/// Flags of a frame. They apply to [`Kind::Run`] unless their comment says otherwise.
+/// Flags of a frame. They apply to [`Order::Run`] unless their comment says otherwise.
 pub(crate) mod flag {
     /// The task has a time limit, so the worker notes when it begins.
     pub(crate) const TIMED: u8 = 2;
@@ -135,10 +135,10 @@ pub(crate) trait Header: Copy {
 
 /// The items of a chunk that are to be run: those from `first` up to, but not including, `count`.
 ///
-/// With [`flag::RUN`], the payload begins with the number of all items in the chunk. Then follows,
-/// for each item, the end of its arguments. All these are little-endian `u32`s. The arguments
-/// follow, one after the other. Without the flag, the payload is the arguments of item 0, the only
-/// one. The id in the header is the id of item 0.
+/// With [`flag::CHUNK`], the payload begins with the number of all items in the chunk. Then
+/// follows, for each item, the end of its arguments. All these are little-endian `u32`s. The
+/// arguments follow, one after the other. Without the flag, the payload is the arguments of item 0,
+/// the only one. The id in the header is the id of item 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Items {
     pub(crate) first: u32,
