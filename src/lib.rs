@@ -62,6 +62,10 @@
 //!
 //! # Where to look
 //!
+//! Everything is at the root of the crate. The modules [`sync`], [`shm`], [`ipc`] and [`process`]
+//! list the same names by theme, and [`multiprocessing`] lists what Python's module of that name
+//! has.
+//!
 //! - Tasks and their options: [`#[task]`](macro@task), [`Task`]; [`Encoded`] for tasks kept
 //!   as bytes.
 //! - Pools: [`ProcessPoolExecutor`] and its [builder](ProcessPoolBuilder); [`Executor`] for code
@@ -132,7 +136,151 @@
 //! a callback that panicked or a worker that was cut off, are reported with
 //! [`tracing`](https://docs.rs/tracing).
 
-pub use executor_core::*;
+// Everything is at the root, by theme. The modules below show the same names as Python's modules
+// and as the parts of the library, each with an index of its own.
+
+// Tasks.
+#[doc(inline)]
+pub use executor_core::{Encoded, IntoTask, MakeTask, Task, TaskArgs, TaskFn, TaskId};
+
+// Executors, and what they are asked.
+#[doc(inline)]
+pub use executor_core::{
+    Executor, ExecutorExt, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, Stats,
+};
+
+// Results.
+#[doc(inline)]
+pub use executor_core::{
+    AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, Chunked, Map, MapStream,
+    MapStreamWithIndex, MapWithIndex, ReturnWhen, TaskFuture, Unfinished, as_completed, wait,
+};
+
+// Errors.
+#[doc(inline)]
+pub use executor_core::{
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
+    Side, TaskError, TimedOutDetail, error,
+};
+
+// Workers, and the beginning and the end of a program.
+#[doc(inline)]
+pub use executor_core::{
+    ExitGuard, ExitHook, LoggerAlreadySet, at_exit, init, log_level, log_to_stderr, spawn_thread,
+    with_worker_state, worker_state,
+};
+
+// Locks: `sync`.
+#[doc(inline)]
+pub use sync::{
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult,
+    OwnerDied, Permit, RLock, RLockGuard, ReleaseError, Semaphore,
+};
+
+// Shared memory: `shm`.
+#[doc(inline)]
+pub use shm::{
+    Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue, ShareableList,
+    SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
+};
+
+// Messages between processes: `ipc`.
+#[doc(inline)]
+pub use ipc::{
+    AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection,
+    Consumer, GetError, JoinableQueue, Listener, LostItems, OnLost, Producer, PutError, Queue,
+    Receiver, RecvError, SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem,
+    channel, pipe, wait_any,
+};
+
+// Processes, and start methods: `process`.
+#[doc(inline)]
+pub use process::{
+    Child, ChildHandle, Context, CurrentProcess, Fork, IntoBody, Limits, ParentProcess, Process,
+    Run, StartError, StartMethod, StartMethodAlreadySet, Stdio, active_children, args, cpu_count,
+    current_process, force_start_method, fork, fork_with, getpid, getppid, parent_process,
+    set_start_method, start_method, thread_count, usable_cpus,
+};
+
+// Python's `Pool`.
+#[doc(inline)]
+pub use executor_core::{AsyncResult, IMap, Pool, PoolBuilder, PoolError};
+
+#[doc(hidden)]
+pub use executor_core::registry;
+
+pub mod sync {
+    //! Locks and other objects with which tasks of any processes wait for each other.
+
+    #[doc(inline)]
+    pub use executor_core::{
+        Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult,
+        OwnerDied, Permit, RLock, RLockGuard, ReleaseError, Semaphore,
+    };
+}
+
+pub mod shm {
+    //! Memory that processes share: values, arrays, lists, bytes, and blocks with names.
+
+    #[doc(inline)]
+    pub use executor_core::{
+        Array, ArrayReadGuard, ArrayWriteGuard, Integer, ListItem, RawArray, RawValue,
+        ShareableList, SharedBytes, SharedMemory, SharedMemoryScope, TooLarge, Value, ValueGuard,
+    };
+}
+
+pub mod ipc {
+    //! Messages between processes: queues, pipes, and connections to unrelated processes.
+
+    #[doc(inline)]
+    pub use executor_core::{
+        AcceptError, Address, AddressError, AuthError, AuthKey, Client, ConnectError, Connection,
+        Consumer, GetError, JoinableQueue, Listener, LostItems, OnLost, Producer, PutError, Queue,
+        Receiver, RecvError, SendError, Sender, SimpleQueue, TaskDoneError, Transfer,
+        UnfinishedItem, channel, pipe, wait_any,
+    };
+}
+
+pub mod process {
+    //! One process for one call, start methods, and this process, its parent and its children.
+
+    #[doc(inline)]
+    pub use executor_core::{
+        Child, ChildHandle, Context, CurrentProcess, Fork, IntoBody, Limits, ParentProcess,
+        Process, Run, StartError, StartMethod, StartMethodAlreadySet, Stdio, active_children, args,
+        cpu_count, current_process, force_start_method, fork, fork_with, getpid, getppid,
+        parent_process, set_start_method, start_method, thread_count, usable_cpus,
+    };
+}
+
+pub mod multiprocessing {
+    //! The names of Python's `multiprocessing`, in one place.
+    //!
+    //! ```
+    //! use executor::multiprocessing::{Lock, Pool, Process, Queue, cpu_count};
+    //!
+    //! assert!(cpu_count() >= 1);
+    //! ```
+
+    #[doc(no_inline)]
+    pub use crate::{
+        AcceptError, Address, AddressError, Array, ArrayReadGuard, ArrayWriteGuard, AuthError,
+        AuthKey, Barrier, BarrierError, BoundedSemaphore, Child, ChildHandle, Client, Condition,
+        ConnectError, Connection, Consumer, Context, CurrentProcess, Event, Fork, GetError,
+        Integer, IntoBody, JoinableQueue, Limits, ListItem, Listener, Lock, LockGuard, LockResult,
+        LostItems, OnLost, OwnerDied, ParentProcess, Permit, Process, Producer, PutError, Queue,
+        RLock, RLockGuard, RawArray, RawValue, Receiver, RecvError, ReleaseError, Run, Semaphore,
+        SendError, Sender, ShareableList, SharedBytes, SharedMemory, SharedMemoryScope,
+        SimpleQueue, StartError, StartMethod, StartMethodAlreadySet, Stdio, TaskDoneError,
+        TooLarge, Transfer, UnfinishedItem, Value, ValueGuard, active_children, args, channel,
+        cpu_count, current_process, force_start_method, fork, fork_with, getpid, getppid,
+        parent_process, pipe, set_start_method, start_method, thread_count, usable_cpus, wait_any,
+    };
+    #[doc(no_inline)]
+    pub use executor_core::{
+        AsyncResult, IMap, Pool, PoolBuilder, PoolError, log_level, log_to_stderr,
+    };
+}
 
 /// Makes a function a task function, so that its calls can run in another process.
 ///
@@ -342,6 +490,32 @@ macro_rules! test_support {
 }
 
 /// Compiles and runs the programs in the README as documentation tests.
+#[cfg(test)]
+mod tests {
+    /// Returns the names in the `pub use` items of a source file.
+    fn exported(text: &str) -> Vec<&str> {
+        let items = text.split("pub use ").skip(1).map(|rest| rest.split(';').next().unwrap_or(""));
+        let names = items.flat_map(|item| item.split([',', '{', '}', ':', ' ', '\n']));
+        names.filter(|name| !name.is_empty()).collect()
+    }
+
+    #[test]
+    fn everything_that_the_core_exports_is_listed_here() {
+        let core = concat!(env!("CARGO_MANIFEST_DIR"), "/executor-core/src/lib.rs");
+        // A package of this crate alone does not contain it.
+        let Ok(core) = std::fs::read_to_string(core) else { return };
+        let here = exported(include_str!("lib.rs"));
+        let missing: Vec<_> = exported(&core)
+            .into_iter()
+            // Not the modules in the core's paths, nor what it renames.
+            .filter(|name| *name != "as" && !core.contains(&format!("{name}::")))
+            .filter(|name| !core.contains(&format!("{name} as ")))
+            .filter(|name| !here.contains(name))
+            .collect();
+        assert!(missing.is_empty(), "not exported by the facade: {missing:?}");
+    }
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
