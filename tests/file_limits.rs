@@ -10,7 +10,7 @@
 mod harness;
 
 use std::{
-    fmt::Display,
+    fmt::Debug,
     io,
     os::unix::{fs::MetadataExt, process::ExitStatusExt},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -113,11 +113,11 @@ fn what_fits_works() {
 }
 
 /// Makes the call and prints its outcome.
-fn attempt<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Option<T> {
+fn attempt<T, E: Debug>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Option<T> {
     let outcome = catch_unwind(AssertUnwindSafe(call));
     let (line, value) = match outcome {
         Ok(Ok(value)) => ("ok".to_owned(), Some(value)),
-        Ok(Err(error)) => (error.to_string().replace('\n', " "), None),
+        Ok(Err(error)) => (format!("{error:?}").replace('\n', " "), None),
         Err(panic) => (format!("panicked: {:?}", panic.downcast_ref::<String>()), None),
     };
     println!("{name} => {line}");
@@ -166,8 +166,8 @@ fn objects(place: &str) {
     if let Some(queue) = queue {
         attempt(&name("a small queue"), || {
             for _ in 0..100 {
-                queue.put(bytes(100)).map_err(|error| error.to_string())?;
-                queue.get().map_err(|error| error.to_string())?;
+                queue.put(bytes(100)).map_err(|error| format!("{error:?}"))?;
+                queue.get().map_err(|error| format!("{error:?}"))?;
             }
             Ok::<(), String>(())
         });
@@ -215,8 +215,8 @@ fn tries_every_call() {
         let pool = ProcessPoolExecutor::builder()
             .max_workers(1)
             .build()
-            .map_err(|error| error.to_string())?;
-        pool.submit(len::task(bytes(0))).result().map_err(|error| error.to_string())?;
+            .map_err(|error| format!("{error:?}"))?;
+        pool.submit(len::task(bytes(0))).result().map_err(|error| format!("{error:?}"))?;
         Ok::<_, String>(pool)
     }) {
         attempt("a pool: small", || pool.submit(len::task(bytes(10))).result());
@@ -230,8 +230,8 @@ fn tries_every_call() {
         });
     }
     attempt("Python's pool", || {
-        let pool = Pool::builder().processes(1).build().map_err(|error| error.to_string())?;
-        pool.apply(len::task(bytes(LARGE))).map_err(|error| error.to_string())
+        let pool = Pool::builder().processes(1).build().map_err(|error| format!("{error:?}"))?;
+        pool.apply(len::task(bytes(LARGE))).map_err(|error| format!("{error:?}"))
     });
     for (method, name) in
         [(StartMethod::Spawn, "a process"), (StartMethod::ForkServer, "of a fork server")]
@@ -244,25 +244,27 @@ fn tries_every_call() {
             let child = context()
                 .process(len::task(bytes(10)))
                 .start()
-                .map_err(|error| error.to_string())?;
-            child.join().map(drop).map_err(|error| error.to_string())
+                .map_err(|error| format!("{error:?}"))?;
+            child.join().map(drop).map_err(|error| format!("{error:?}"))
         });
         run(": large argument", &|| {
             let child = context()
                 .process(len::task(bytes(LARGE)))
                 .start()
-                .map_err(|error| error.to_string())?;
-            child.join().map(drop).map_err(|error| error.to_string())
+                .map_err(|error| format!("{error:?}"))?;
+            child.join().map(drop).map_err(|error| format!("{error:?}"))
         });
         run(": large result", &|| {
-            let child =
-                context().process(make::task(LARGE)).start().map_err(|error| error.to_string())?;
-            child.join().map(drop).map_err(|error| error.to_string())
+            let child = context()
+                .process(make::task(LARGE))
+                .start()
+                .map_err(|error| format!("{error:?}"))?;
+            child.join().map(drop).map_err(|error| format!("{error:?}"))
         });
         run(": objects", &|| {
             let body = tries_objects::task(format!("in {name}: "));
-            let child = context().process(body).start().map_err(|error| error.to_string())?;
-            child.join().map_err(|error| error.to_string())
+            let child = context().process(body).start().map_err(|error| format!("{error:?}"))?;
+            child.join().map_err(|error| format!("{error:?}"))
         });
     }
 }
@@ -271,11 +273,11 @@ fn tries_every_call() {
 fn lowers_its_limit() -> Result<String, String> {
     let maximum = getrlimit(Resource::Fsize).maximum;
     setrlimit(Resource::Fsize, Rlimit { current: Some(1000), maximum })
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("{error:?}"))?;
     let outcome =
-        Array::<u8>::zeroed(LARGE).map(|array| array.len()).map_err(|error| error.to_string());
+        Array::<u8>::zeroed(LARGE).map(|array| array.len()).map_err(|error| format!("{error:?}"));
     setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum })
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("{error:?}"))?;
     Ok(format!("{outcome:?}"))
 }
 
