@@ -568,7 +568,8 @@ impl Pool {
     }
 
     fn locked<'a>(&'a self, core: MutexGuard<'a, Core>) -> Locked<'a> {
-        Locked { core: Some(core), pool: self, outcomes: Outcomes::default() }
+        let unwinding = std::thread::panicking();
+        Locked { core: Some(core), pool: self, outcomes: Outcomes::default(), unwinding }
     }
 
     /// Lets the scheduler decide, does what it says, and completes futures when the lock is free.
@@ -855,6 +856,8 @@ struct Locked<'a> {
     pool: &'a Pool,
     /// Results of the events up to now.
     outcomes: Outcomes,
+    /// The thread was unwinding already when it took the lock: it drops a pool or a future.
+    unwinding: bool,
 }
 
 impl Locked<'_> {
@@ -927,9 +930,9 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // After a panic, only free the lock. Another panic while this thread unwinds would abort
-        // the program; the next event takes in what was submitted.
-        if std::thread::panicking() {
+        // If a panic began under the lock, only free it. Another panic while this thread unwinds
+        // would abort the program; the next event takes in what was submitted.
+        if std::thread::panicking() && !self.unwinding {
             self.core = None;
         } else if self.core.is_some() {
             self.free();
