@@ -280,7 +280,7 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
     kill_point!(Ran);
     // A copy of this process that the task made by `fork` ends here, before it writes to memory
     // that the parent shares with the original.
-    cx.origin.end_copy(0);
+    cx.creator.end_copy(0);
     let start = cx.out.len();
     let (encoded, attachments) =
         cx.during(Stage::Encode, |cx| attachment::collect(|| (way.encode)(value, &mut cx.out)));

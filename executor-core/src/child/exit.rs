@@ -31,7 +31,7 @@ use std::{
 
 use crate::{
     os::{
-        fork::{self, Origin, PerProcess},
+        fork::{self, Creator, PerProcess},
         local, process,
         sync::lock,
     },
@@ -137,11 +137,11 @@ pub(crate) fn finish_at_the_end(executor: Weak<dyn Accepts>) {
 }
 
 extern "C" fn at_end() {
-    let origin = Origin::here();
+    let creator = Creator::here();
     // A panic must not unwind into the system's code.
     let _ = catch(finish);
     // A hook may have forked this process and returned in the child.
-    origin.end_copy(0);
+    creator.end_copy(0);
 }
 
 /// What the table of processes does at the end. The table registers it, because it is a layer above
@@ -342,7 +342,7 @@ pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static
         threads.running.push(Registered { number, thread: None, watch: Watch::default() });
         number
     };
-    let leaves = Leaves { number, origin: Origin::here() };
+    let leaves = Leaves { number, creator: Creator::here() };
     thread::spawn(move || {
         let _leaves = leaves;
         if let Some(own) =
@@ -356,12 +356,12 @@ pub fn spawn_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static
 
 struct Leaves {
     number: u64,
-    origin: Origin,
+    creator: Creator,
 }
 
 impl Drop for Leaves {
     fn drop(&mut self) {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             // A forked child, made by this thread. Nothing waits for the thread there.
             return;
         }

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     child::exit,
-    os::{fork::Origin, local, process},
+    os::{fork::Creator, local, process},
     unwind::catch,
 };
 
@@ -272,10 +272,10 @@ fn run_one(callback: Callback) {
 /// A callback may fork and return in the child too. The child ends there: it has a copy of all
 /// callbacks that wait, and would run them a second time.
 pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Item = F>) {
-    let origin = Origin::here();
+    let creator = Creator::here();
     for callback in callbacks {
         let ran = catch(callback);
-        origin.end_copy(0);
+        creator.end_copy(0);
         if let Err(message) = ran {
             tracing::error!(message, "{what} panicked");
         }
@@ -287,10 +287,10 @@ pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Ite
 /// If a waker forks this process, the child returns to its caller without waking the others: they
 /// would wake threads that do not exist in the child.
 pub(crate) fn wake_each(wakers: impl IntoIterator<Item = Waker>) {
-    let origin = Origin::here();
+    let creator = Creator::here();
     for waker in wakers {
         let woken = catch(|| waker.wake());
-        if origin.forked() {
+        if creator.is_elsewhere() {
             return;
         }
         if let Err(message) = woken {

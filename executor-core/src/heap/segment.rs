@@ -35,7 +35,7 @@ use rustix::{
 use crate::os::{
     asked::Asked,
     file,
-    fork::{self, Origin, PerProcess},
+    fork::{self, Creator, PerProcess},
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
     socket::retry,
@@ -72,7 +72,7 @@ const _: () = assert!(size_of::<Head>() == LINE);
 pub(crate) struct Segment {
     descriptor: Arc<OwnedFd>,
     inode: Inode,
-    origin: Origin,
+    creator: Creator,
     /// The blocks in the segment that this process has, by their offset. No two of them overlap,
     /// whatever other processes send. Otherwise the same bytes could be accessed as atomics through
     /// one block and as plain memory through the other.
@@ -277,7 +277,7 @@ impl Segment {
         Ok(Arc::new(Segment {
             descriptor,
             inode,
-            origin: Origin::here(),
+            creator: Creator::here(),
             blocks,
             sealed,
             liveness,
@@ -313,7 +313,7 @@ impl Segment {
     /// Whether this process is a fork of the process that mapped the segment. A fork allocates and
     /// frees nothing in it.
     pub(crate) fn forked(&self) -> bool {
-        self.origin.forked()
+        self.creator.is_elsewhere()
     }
 
     fn is_within(&self, offset: usize, len: usize) -> bool {

@@ -59,7 +59,7 @@ use super::{
         Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for,
     },
 };
-use crate::os::{fork::Origin, random, socket::retry, wake::Bell};
+use crate::os::{fork::Creator, random, socket::retry, wake::Bell};
 
 /// Length of the queue of connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -136,7 +136,7 @@ pub struct Listener {
     closed: AtomicBool,
     clients: Mutex<Clients>,
     readiness: Readiness,
-    origin: Origin,
+    creator: Creator,
 }
 
 #[derive(Default)]
@@ -269,7 +269,7 @@ impl Listener {
             closed: AtomicBool::new(false),
             clients: Mutex::default(),
             readiness: Readiness::default(),
-            origin: Origin::here(),
+            creator: Creator::here(),
         })
     }
 
@@ -368,7 +368,7 @@ impl Listener {
     /// ones.
     pub fn close(&self) {
         // A forked copy of this process shares the socket and the file, and must not close them.
-        if self.closed.swap(true, Ordering::SeqCst) || self.origin.forked() {
+        if self.closed.swap(true, Ordering::SeqCst) || self.creator.is_elsewhere() {
             return;
         }
         self.bell.ring();

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     os::{
-        fork::{Origin, PerProcess},
+        fork::{Creator, PerProcess},
         socket,
     },
     shield::{shielded, yield_once},
@@ -197,13 +197,13 @@ fn own_runtime() -> io::Result<&'static runtime::Runtime> {
     if let Some(own) = place.get() {
         return Ok(own);
     }
-    let origin = Origin::here();
+    let creator = Creator::here();
     let new = runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("executor-io")
         .enable_io()
         // If a waker forked this process, the child must not continue this thread's loop.
-        .on_thread_park(move || origin.end_copy(0))
+        .on_thread_park(move || creator.end_copy(0))
         .build()?;
     Ok(place.get_or_init(|| new))
 }

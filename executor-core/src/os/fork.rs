@@ -155,25 +155,24 @@ fn register() {
     });
 }
 
-/// The process in which an object was created.
+/// The process that created an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Origin(u64);
+pub(crate) struct Creator(u64);
 
-impl Origin {
+impl Creator {
     /// Returns this process.
     pub(crate) fn here() -> Self {
         register();
-        Origin(FORKS.load(Ordering::Relaxed))
+        Creator(FORKS.load(Ordering::Relaxed))
     }
 
-    /// Whether this process is a fork of the process in which `self` was created.
+    /// Whether the creator is another process than this one, which is a fork of it.
     #[inline]
-    pub(crate) fn forked(self) -> bool {
+    pub(crate) fn is_elsewhere(self) -> bool {
         self.0 != FORKS.load(Ordering::Relaxed)
     }
 
-    /// Ends the process with `code` if it is a fork of the process in which `self` was created.
-    /// Otherwise it does nothing.
+    /// Ends this process with `code` if it is a fork of the creator. Otherwise it does nothing.
     ///
     /// It is for loops that run user code and then continue. User code may fork and return in the
     /// child. The child must not continue as the loop, because it shares the original's descriptors
@@ -181,7 +180,7 @@ impl Origin {
     /// flushes nothing: all of that belongs to the original process.
     #[inline]
     pub(crate) fn end_copy(self, code: i32) {
-        if self.forked() {
+        if self.is_elsewhere() {
             leave(code);
         }
     }
@@ -199,7 +198,7 @@ pub(crate) struct PerProcess<T: 'static> {
 
 #[derive(Debug)]
 struct Made<T> {
-    origin: Origin,
+    creator: Creator,
     value: T,
 }
 
@@ -215,12 +214,12 @@ impl<T: Send + Sync> PerProcess<T> {
             // SAFETY: null, or published by the exchange below when it was complete, and never
             // freed. In a fork it is a copy of the published value, which is complete as well.
             if let Some(made) = unsafe { old.as_ref() }
-                && !made.origin.forked()
+                && !made.creator.is_elsewhere()
             {
                 return &made.value;
             }
             let new =
-                Box::into_raw(Box::new(Made { origin: Origin::here(), value: (self.make)() }));
+                Box::into_raw(Box::new(Made { creator: Creator::here(), value: (self.make)() }));
             if self.made.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 // SAFETY: created above, and never published.
                 drop(unsafe { Box::from_raw(new) });
@@ -236,7 +235,7 @@ impl<T: Send + Sync> PerProcess<T> {
 /// may do, until it calls `exec` or ends.
 pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
     // Registers the fork handlers, so that handles notice the fork.
-    Origin::here();
+    Creator::here();
     // SAFETY: the caller's promise.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -382,7 +381,7 @@ pub(crate) fn children() -> u64 {
 #[derive(Debug)]
 pub(crate) struct NotInherited {
     entry: &'static Entry,
-    origin: Origin,
+    creator: Creator,
 }
 
 /// An entry of the list of such descriptors. Entries are reused and never freed, because the
@@ -417,21 +416,21 @@ fn close_not_inherited() {
 impl NotInherited {
     /// Opens a descriptor with `open`.
     pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
-        let origin = Origin::here();
+        let creator = Creator::here();
         // No fork may happen in between: its child would keep a descriptor that no entry names yet.
         let _gate = Gate::enter();
-        Ok(NotInherited::enlist(open()?, origin))
+        Ok(NotInherited::enlist(open()?, creator))
     }
 
     /// Takes a descriptor that is open already. A child that was forked since it was opened keeps
     /// it.
     pub(crate) fn new(descriptor: OwnedFd) -> Self {
-        let origin = Origin::here();
+        let creator = Creator::here();
         let _gate = Gate::enter();
-        NotInherited::enlist(descriptor, origin)
+        NotInherited::enlist(descriptor, creator)
     }
 
-    fn enlist(descriptor: OwnedFd, origin: Origin) -> Self {
+    fn enlist(descriptor: OwnedFd, creator: Creator) -> Self {
         let descriptor = descriptor.into_raw_fd();
         // Reuse a free entry, or else add a new one to the front of the list.
         let taken = entries().find(|entry| {
@@ -458,12 +457,12 @@ impl NotInherited {
             }
             entry
         });
-        NotInherited { entry, origin }
+        NotInherited { entry, creator }
     }
 
     /// Returns the descriptor, or `None` in a fork.
     pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return None;
         }
         let descriptor = self.entry.descriptor.load(Ordering::Relaxed);

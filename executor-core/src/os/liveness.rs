@@ -36,7 +36,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::{
     asked::Asked,
-    fork::{NotInherited, Origin},
+    fork::{Creator, NotInherited},
     memory::SharedLayout,
     socket::retry,
 };
@@ -101,7 +101,7 @@ pub(crate) struct Liveness {
 /// The number that this process has, and the description that holds its lock.
 struct Seat {
     id: OwnerId,
-    origin: Origin,
+    creator: Creator,
     description: Description,
 }
 
@@ -125,7 +125,7 @@ const TRIES_MAX: u32 = 1024;
 
 impl Seat {
     fn take(file: &OwnedFd, counter: &OwnerCounter) -> io::Result<Seat> {
-        let origin = Origin::here();
+        let creator = Creator::here();
         let description = Description::open(file.as_fd())?;
         for _ in 0..TRIES_MAX {
             let given = counter.given.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +135,7 @@ impl Seat {
             if let Some(descriptor) = description.get()
                 && byte::try_lock(descriptor, u64::from(id.0))?
             {
-                return Ok(Seat { id, origin, description });
+                return Ok(Seat { id, creator, description });
             }
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "the memory's count of users is garbled"))
@@ -166,7 +166,7 @@ impl Liveness {
     #[inline]
     fn seat(&self) -> &Seat {
         let seat = self.seat_as_it_is();
-        if seat.origin.forked() { self.take_seat() } else { seat }
+        if seat.creator.is_elsewhere() { self.take_seat() } else { seat }
     }
 
     /// Takes a new seat at the first use in a fork.
@@ -174,7 +174,7 @@ impl Liveness {
     fn take_seat(&self) -> &Seat {
         // Several threads may come here at the same time. The first exchange wins.
         let old = self.seat.load(Ordering::Acquire);
-        if !self.seat_as_it_is().origin.forked() {
+        if !self.seat_as_it_is().creator.is_elsewhere() {
             return self.seat_as_it_is();
         }
         // SAFETY: as promised to `new`.
@@ -192,12 +192,12 @@ impl Liveness {
 }
 
 impl Liveness {
-    /// Returns this process's number, and its origin, which later tells whether a process is a copy
-    /// of it. This takes one atomic load instead of four.
+    /// Returns this process's number, and this process as a creator, which later tells whether a
+    /// process is a copy of it. This takes one atomic load instead of four.
     #[inline]
-    pub(crate) fn me_and_origin(&self) -> (OwnerId, Origin) {
+    pub(crate) fn me_and_creator(&self) -> (OwnerId, Creator) {
         let seat = self.seat();
-        (seat.id, seat.origin)
+        (seat.id, seat.creator)
     }
 }
 
@@ -210,7 +210,7 @@ impl Owners for Liveness {
     #[inline]
     fn is_me(&self, id: OwnerId) -> bool {
         let seat = self.seat_as_it_is();
-        seat.id == id && !seat.origin.forked()
+        seat.id == id && !seat.creator.is_elsewhere()
     }
 
     #[cold]

@@ -24,7 +24,7 @@ use rustix::{
     mm::{MapFlags, MremapFlags, MsyncFlags, ProtFlags, mmap, mremap_fixed, msync, munmap},
 };
 
-use super::{asked::Asked, file, fork::Origin, socket::retry};
+use super::{asked::Asked, file, fork::Creator, socket::retry};
 
 /// What a sealed file forbids: writing, shrinking and growing.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
@@ -48,7 +48,7 @@ pub(crate) struct SealedBytes {
     state: Mutex<State>,
     /// `true` only if the bytes are sealed. It is for a fork, where `state` may be locked forever.
     known_sealed: AtomicBool,
-    origin: Origin,
+    creator: Creator,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,8 +89,8 @@ impl SealedBytes {
     fn map(descriptor: Arc<OwnedFd>, len: usize, state: State) -> io::Result<Self> {
         let at = map(&descriptor, len, state)?;
         let known_sealed = AtomicBool::new(state == State::Sealed);
-        let (state, origin) = (Mutex::new(state), Origin::here());
-        Ok(SealedBytes { descriptor, at, len, state, known_sealed, origin })
+        let (state, creator) = (Mutex::new(state), Creator::here());
+        Ok(SealedBytes { descriptor, at, len, state, known_sealed, creator })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -157,7 +157,7 @@ impl SealedBytes {
     /// could write while this process reads.
     #[track_caller]
     pub(crate) fn bytes(&self) -> &[u8] {
-        if self.origin.forked() && !self.known_sealed.load(Ordering::Relaxed) {
+        if self.creator.is_elsewhere() && !self.known_sealed.load(Ordering::Relaxed) {
             self.check_sealed();
         }
         // SAFETY: the mapping has `len` bytes (or `at` dangles and `len` is 0) and lives as long as
@@ -186,7 +186,7 @@ impl SealedBytes {
     /// Returns the bytes for writing, or `None` if they are sealed.
     pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let state = *self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state != State::Writable || self.origin.forked() {
+        if state != State::Writable || self.creator.is_elsewhere() {
             return None;
         }
         // SAFETY: as in `bytes`. The state says that they are writable, and `&mut self` that they

@@ -174,7 +174,7 @@ impl Driver {
         loop {
             // A waker may have forked this process and returned in the copy. The copy has no
             // workers to reap and nothing to drive, so it ends here.
-            self.pool.origin.end_copy(0);
+            self.pool.creator.end_copy(0);
             let notices = std::mem::take(
                 &mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner),
             );

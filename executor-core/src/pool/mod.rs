@@ -80,7 +80,7 @@ use crate::{
     },
     id::{FnId, TaskId, WorkerId},
     os::{
-        asked::Asked, cpu::usable_cpus, fork::Origin, local, memory::Shared, process::Child,
+        asked::Asked, cpu::usable_cpus, fork::Creator, local, memory::Shared, process::Child,
         signals, wake::Bell,
     },
     registry::TaskEntry,
@@ -181,7 +181,7 @@ pub(crate) struct Pool {
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
-    origin: Origin,
+    creator: Creator,
     /// Whether starting the threads has been attempted.
     started: AtomicBool,
     /// Whether all workers have as many tasks as they may. Submitted chunks then wait in the intake
@@ -252,7 +252,7 @@ impl Pool {
             bell: Bell::new().asked("an eventfd")?,
             notices: Mutex::default(),
             options,
-            origin: Origin::here(),
+            creator: Creator::here(),
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
             spare_processor: AtomicBool::new(false),
@@ -275,7 +275,7 @@ impl Pool {
     }
 
     pub(crate) fn forked(&self) -> bool {
-        self.origin.forked()
+        self.creator.is_elsewhere()
     }
 
     pub(crate) fn callbacks(&self) -> &Arc<CallbackQueue> {
@@ -1032,7 +1032,7 @@ impl Control for Pool {
     }
 
     fn forked(&self) -> bool {
-        self.origin.forked()
+        self.creator.is_elsewhere()
     }
 
     fn cancel_chunk(&self, base: TaskId, count: u32) {

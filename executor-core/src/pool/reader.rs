@@ -27,7 +27,7 @@ use crate::{
     future::cell::Awaited,
     id::WorkerId,
     os::{
-        fork::Origin,
+        fork::Creator,
         local,
         spin::Spin,
         sync::atomic::{AtomicBool, Ordering},
@@ -105,11 +105,11 @@ pub(super) trait Drains {
         let mut frames = Vec::new();
         let mut looked = Instant::now();
         let mut spin = Spin::patient();
-        let origin = Origin::here();
+        let creator = Creator::here();
         loop {
             // A waker may have forked this process and returned in the child, which must not use
             // these rings.
-            origin.end_copy(0);
+            creator.end_copy(0);
             // Read this before looking at anything, so that no ring of the doorbell is missed.
             let heard = self.doorbell().heard();
             if self.rings().closed.load(Ordering::SeqCst) {
@@ -197,7 +197,7 @@ pub(super) trait Drains {
     /// nobody else drains. Returns early when this is no longer so. The caller then waits in the
     /// ordinary way.
     fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
-        let origin = Origin::here();
+        let creator = Creator::here();
         let mut frames = Vec::new();
         while let Some(worker) = awaited.worker() {
             let Some(ring) = self.rings().of(worker) else { return };
@@ -212,7 +212,7 @@ pub(super) trait Drains {
             awaited.helper_leaves(worker);
             drop(lease);
             taken.wake();
-            if origin.forked() {
+            if creator.is_elsewhere() {
                 // A waker has forked this process, and this is the child. Nothing more comes here,
                 // and the future says so.
                 return;
@@ -309,12 +309,12 @@ pub(super) fn read_inbox(pool: &Pool, id: WorkerId, mut inbox: Box<dyn Inbox>) {
     local::set(&super::OWN_THREAD, true);
     // If this thread panics, the pool must still be notified. ipc-channel panics if a task writes
     // into its channel by mistake.
-    let origin = Origin::here();
+    let creator = Creator::here();
     let read = || {
         let mut frames = Vec::new();
         loop {
             // A waker may have forked this process, as in `read_rings`.
-            origin.end_copy(0);
+            creator.end_copy(0);
             match inbox.recv(&mut |frame| frames.push(frame)) {
                 Ok(()) => pool.on_frames(id, &mut frames).wake(),
                 Err(closed) => return closed,

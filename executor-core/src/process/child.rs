@@ -90,7 +90,7 @@ impl<T> Child<T> {
     pub fn join_timeout(&self, timeout: Duration) -> Option<Result<T, TaskError>> {
         // In a fork, waiting returns `None` at once, and the outcome is an error that says so.
         if self.handle.record.wait(Instant::now().checked_add(timeout)).is_none()
-            && !self.handle.record.origin.forked()
+            && !self.handle.record.creator.is_elsewhere()
         {
             return None;
         }

@@ -13,7 +13,7 @@ use crate::{
     },
     id::FnId,
     os::{
-        fork::{NotInherited, Origin, PerProcess},
+        fork::{Creator, NotInherited, PerProcess},
         process::{Child, Start},
     },
     registry::{self, TaskEntry},
@@ -41,7 +41,7 @@ struct Running {
     /// closed.
     socket: Option<NotInherited>,
     child: Child,
-    origin: Origin,
+    creator: Creator,
 }
 
 /// How long a fork server may take to notice that it is not needed any more. After that it is
@@ -50,7 +50,7 @@ const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.origin.forked() {
+        if !self.creator.is_elsewhere() {
             // The server ends when this is closed, together with the programs that `preload` has
             // started. Children that it has made are not in its group: they have left it before
             // anybody is told their pids (see `ask`).
@@ -99,7 +99,7 @@ impl Server {
     /// Makes a child, which then waits for its setup.
     pub(super) fn make(&self) -> Result<ServerCopy, StartError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.running.as_ref().is_some_and(|running| running.origin.forked()) {
+        if state.running.as_ref().is_some_and(|running| running.creator.is_elsewhere()) {
             state.running = None;
         }
         // A dead server is noticed when it is asked. Start another one then, and ask once more.
@@ -148,7 +148,7 @@ fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartEr
     let Launched { child, socket } =
         child.by(Way::Program(Start::default())).map_err(|refused| os(refused.error))?;
     let running =
-        Running { socket: Some(NotInherited::new(socket)), child, origin: Origin::here() };
+        Running { socket: Some(NotInherited::new(socket)), child, creator: Creator::here() };
     let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
         return Err(os(io::ErrorKind::NotConnected.into()));
     };

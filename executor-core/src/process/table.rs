@@ -23,7 +23,7 @@ use crate::{
     error::{ExitStatus, Phase, TaskError, reply},
     future::{callback::wake_each, cell::Outcome},
     os::{
-        fork::{NotInherited, Origin, PerProcess},
+        fork::{Creator, NotInherited, PerProcess},
         memory::Shared,
         process::{Child as Process, above_stdio},
         ready,
@@ -53,7 +53,7 @@ pub(crate) struct Record {
     keeps_programs: bool,
     pub(super) parent: u32,
     pub(super) process: Process,
-    pub(super) origin: Origin,
+    pub(super) creator: Creator,
     /// The time limit of the child's task, and the time at which it ends.
     limit: Option<(Duration, Instant)>,
     board: Shared<Board>,
@@ -163,7 +163,7 @@ impl Record {
             keeps_programs,
             parent: std::process::id(),
             process,
-            origin: Origin::here(),
+            creator: Creator::here(),
             limit: limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
             board,
             state: Mutex::new(State {
@@ -176,7 +176,7 @@ impl Record {
 
     /// Returns how the child ended, or `None` if it is running.
     pub(super) fn status(&self) -> Option<ExitStatus> {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return None;
         }
         if let Some(status) = self.settled_status() {
@@ -198,7 +198,7 @@ impl Record {
     /// Waits for the end of the child. Returns `None` at `deadline`, or at once if it is not a
     /// child of this process.
     pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<ExitStatus> {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return None;
         }
         if !Record::is_watched() {
@@ -239,7 +239,7 @@ impl Record {
 
     /// Polls for the end of the child, for a future. At the end it wakes `waker`.
     pub(super) fn poll(&self, waker: &Waker) -> Poll<()> {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return Poll::Ready(());
         }
         // The waker is cloned before the lock is taken. If it is not needed, it is dropped after
@@ -276,7 +276,7 @@ impl Record {
 
     /// Returns the outcome for `join`, once the child has ended.
     pub(super) fn outcome(&self) -> Outcome {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             let text = format!(
                 "process {} was started by another process, which alone can join it",
                 self.process.pid()
@@ -319,7 +319,7 @@ impl Record {
     /// this process.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         // Check this before taking the lock. In a fork, the lock may be held for ever.
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return Ok(());
         }
         let mut state = lock(&self.state);
@@ -336,7 +336,7 @@ impl Record {
     /// whether the system allowed it. If not, shuts down the child's socket, so that the child ends
     /// itself.
     pub(super) fn kill_group(&self) -> bool {
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return true;
         }
         self.kill_group_in(&mut lock(&self.state))
@@ -632,11 +632,11 @@ impl Pause<'_> {
 /// The watcher thread's loop.
 fn watch(bell: &Arc<OwnedFd>) {
     let mut idle_since = Instant::now();
-    let origin = Origin::here();
+    let creator = Creator::here();
     loop {
         // If a waker has forked this process and returned in the copy, the copy ends here. It has
         // no children.
-        origin.end_copy(0);
+        creator.end_copy(0);
         let records = {
             let mut table = lock(TABLE.get());
             let mut ended = Vec::new();
@@ -741,7 +741,7 @@ impl Record {
                 return None;
             }
             // A fork of this process never sees the end of the child.
-            let Some(pidfd) = self.process.pidfd().filter(|_| !self.origin.forked()) else {
+            let Some(pidfd) = self.process.pidfd().filter(|_| !self.creator.is_elsewhere()) else {
                 return self.status();
             };
             let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };

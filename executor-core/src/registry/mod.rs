@@ -39,7 +39,7 @@ use crate::{
     error::Failure,
     id::Fingerprint,
     id::{FnId, IdHasher},
-    os::fork::Origin,
+    os::fork::Creator,
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
 
@@ -183,7 +183,7 @@ pub struct CallContext {
     stage: Stage,
     /// The process that runs the calls. It tells this process from a copy that a task made by
     /// `fork`.
-    pub(crate) origin: Origin,
+    pub(crate) creator: Creator,
 }
 
 impl CallContext {
@@ -193,7 +193,7 @@ impl CallContext {
             out,
             attachments: Vec::new(),
             stage: Stage::default(),
-            origin: Origin::here(),
+            creator: Creator::here(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use super::store::Ledger;
 use crate::os::{
     arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS, vec_to_fill},
-    fork::Origin,
+    fork::Creator,
     memory::Shared,
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Results {
     /// Mappings from which results were copied. They are kept, because mapping again causes page
     /// faults.
     views: Mutex<[Option<Arc<Mapping>>; SEGMENTS]>,
-    origin: Origin,
+    creator: Creator,
 }
 
 impl Results {
@@ -32,7 +32,7 @@ impl Results {
             arena,
             ledger,
             views: Mutex::new([const { None }; SEGMENTS]),
-            origin: Origin::here(),
+            creator: Creator::here(),
         }))
     }
 
@@ -127,7 +127,7 @@ impl Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        if !self.results.origin.forked() {
+        if !self.results.creator.is_elsewhere() {
             self.results.ledger.release(self.number);
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use crate::os::{
     arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS},
-    fork::Origin,
+    fork::Creator,
     memory::{Shared, SharedLayout},
     sync::{
         Shadow,
@@ -141,7 +141,7 @@ pub(crate) struct Store {
     /// Mappings of segments that are not leased. They are kept, because mapping again causes page
     /// faults.
     mappings: Mutex<[Option<Mapping>; SEGMENTS]>,
-    origin: Origin,
+    creator: Creator,
 }
 
 impl Store {
@@ -161,7 +161,7 @@ impl Store {
             arena,
             ledger,
             mappings: Mutex::new([const { None }; SEGMENTS]),
-            origin: Origin::here(),
+            creator: Creator::here(),
         }
     }
 
@@ -180,7 +180,7 @@ impl Store {
     /// Takes a segment with room for `bytes`. Returns `None` if a limit is reached, or the system
     /// has no memory left.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Lease> {
-        if bytes > SEGMENT_BYTES_MAX || self.origin.forked() {
+        if bytes > SEGMENT_BYTES_MAX || self.creator.is_elsewhere() {
             return None;
         }
         let number = self.ledger().take(bytes as u64)?;
@@ -339,7 +339,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // In a fork the lock may be held forever, and the bit belongs to the parent.
-        if self.store.origin.forked() {
+        if self.store.creator.is_elsewhere() {
             return;
         }
         if !self.left && !self.given_up.load(Ordering::Relaxed) {

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::{
     os::{
-        fork::{Origin, PerProcess},
+        fork::{Creator, PerProcess},
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
         sync::lock,
@@ -161,14 +161,14 @@ impl Reads {
 pub(super) struct Reading {
     at: usize,
     holder: u64,
-    origin: Origin,
+    creator: Creator,
 }
 
 impl Reading {
     pub(super) fn of(at: usize) -> Self {
         let holder = holder::this();
         Reads::of(holder).push((at, holder));
-        Reading { at, holder, origin: Origin::here() }
+        Reading { at, holder, creator: Creator::here() }
     }
 
     /// Whether this thread or task reads what lies at that address.
@@ -181,7 +181,7 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         // A forked process has separate notes.
-        if self.origin.forked() {
+        if self.creator.is_elsewhere() {
             return;
         }
         let mut reads = Reads::of(self.holder);

@@ -36,7 +36,7 @@ use super::raw::RECHECK;
 use crate::{
     heap::block::Block,
     os::{
-        fork::Origin,
+        fork::Creator,
         futex::{self, WAIT_ANY_MAX},
         sync::{
             MODEL, Mutex,
@@ -277,11 +277,11 @@ impl Watcher {
     /// The body of the watcher's thread.
     fn run(&self) {
         let (mut idle_since, mut looked) = (Instant::now(), Instant::now());
-        let origin = Origin::here();
+        let creator = Creator::here();
         loop {
             // If a waker has forked this process and returned in the copy, end the copy: nobody
             // waits there.
-            origin.end_copy(0);
+            creator.end_copy(0);
             // Read this before the places: if they change later, the wait below returns at once.
             let news = self.news.load(Ordering::Acquire);
             self.take_passed_on().wake();

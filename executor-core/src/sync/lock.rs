@@ -10,7 +10,7 @@ use super::{
 use crate::{
     heap::block::{Block, Kind},
     os::{
-        fork::Origin,
+        fork::Creator,
         liveness::{Liveness, OwnerId, Owners},
         local,
         memory::SharedLayout,
@@ -285,8 +285,8 @@ impl Lock {
 
     #[inline]
     fn user(&self) -> User<'_> {
-        let (me, origin) = self.owners().me_and_origin();
-        User { lock: self, layout: self.layout(), me, origin }
+        let (me, creator) = self.owners().me_and_creator();
+        User { lock: self, layout: self.layout(), me, creator }
     }
 
     /// Waits until the lock is free, and acquires it.
@@ -478,14 +478,14 @@ struct User<'a> {
     lock: &'a Lock,
     layout: &'a LockLayout,
     me: OwnerId,
-    origin: Origin,
+    creator: Creator,
 }
 
 impl<'a> User<'a> {
     /// Whether this is the process that acquired the lock, and not one forked from it.
     #[inline]
     fn is_here(self) -> bool {
-        !self.origin.forked()
+        !self.creator.is_elsewhere()
     }
 
     #[cold]

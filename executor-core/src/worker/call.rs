@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::Failure,
     id::{FnId, TaskId},
-    os::fork::Origin,
+    os::fork::Creator,
     registry::{self, Call, CallContext, CallResult, Stage},
     segment::Store,
     wire::{
@@ -66,12 +66,12 @@ impl Caller {
         let Arrived { bytes: arguments, attachments } = arguments;
         let Caller { runtime, context } = self;
         context.begin(attachments);
-        let origin = context.origin;
+        let creator = context.creator;
         let running = Running::task(task);
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
             Call::Sync(call) => Ok(call(arguments, context)),
             Call::Async(call) => {
-                match context.during(Stage::Prepare, |_| runtime_in(runtime, origin)) {
+                match context.during(Stage::Prepare, |_| runtime_in(runtime, creator)) {
                     Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
                     Err(error) => Err(no_runtime(&error)),
                 }
@@ -80,7 +80,7 @@ impl Caller {
         // If the task has forked this process, and the copy has returned from the task, the copy
         // ends here, like a program whose `main` returns. So far it has not touched anything that
         // it shares with this process (rings, board, segments, sockets).
-        origin.end_copy(if result.is_ok() { 0 } else { PANICKED });
+        creator.end_copy(if result.is_ok() { 0 } else { PANICKED });
         drop(running);
         kill_point!(Encoded);
         let failed = match result {
@@ -127,7 +127,7 @@ impl Caller {
 /// spawned continue after its end.
 fn runtime_in(
     place: &OnceCell<tokio::runtime::Runtime>,
-    origin: Origin,
+    creator: Creator,
 ) -> std::io::Result<&tokio::runtime::Runtime> {
     if place.get().is_none() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,7 +135,7 @@ fn runtime_in(
             .thread_name("executor-tokio")
             // A copy that a spawned task has made by `fork` must not continue as this runtime. It
             // ends here, as after a call.
-            .on_thread_park(move || origin.end_copy(0))
+            .on_thread_park(move || creator.end_copy(0))
             .enable_all()
             .build()?;
         let _ = place.set(runtime);

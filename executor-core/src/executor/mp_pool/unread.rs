@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{debug::Chain, error::TaskError, future::callback::CallbackQueue, os::fork::Origin};
+use crate::{debug::Chain, error::TaskError, future::callback::CallbackQueue, os::fork::Creator};
 
 /// The outcome of a task, as far as the log needs it.
 pub(super) trait Outlook: Send + Sync {
@@ -24,7 +24,7 @@ pub(super) trait Outlook: Send + Sync {
 
 /// The results of one pool whose outcome nobody has read.
 pub(super) struct Unread {
-    origin: Origin,
+    creator: Creator,
     pub(super) callbacks: Arc<CallbackQueue>,
     held: Mutex<Held>,
 }
@@ -37,13 +37,13 @@ struct Held {
 
 impl Unread {
     pub(super) fn new(callbacks: Arc<CallbackQueue>) -> Arc<Self> {
-        Arc::new(Unread { origin: Origin::here(), callbacks, held: Mutex::default() })
+        Arc::new(Unread { creator: Creator::here(), callbacks, held: Mutex::default() })
     }
 
     /// Returns whether this process is a fork of the pool's process. A fork has no callback thread,
     /// and locks may be held there for ever.
     pub(super) fn forked(&self) -> bool {
-        self.origin.forked()
+        self.creator.is_elsewhere()
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
