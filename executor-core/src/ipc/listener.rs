@@ -59,7 +59,7 @@ use super::{
         Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for,
     },
 };
-use crate::os::{fork::Creator, random, socket::retry, wake::Bell};
+use crate::os::{eventfd::EventFd, fork::Creator, random, socket::retry};
 
 /// Length of the queue of connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -132,7 +132,7 @@ pub struct Listener {
     set: Arc<OwnedFd>,
     /// Part of the epoll set, so that a caller that awaits or polls the set also notices deadlines.
     timer: OwnedFd,
-    bell: Bell,
+    bell: EventFd,
     closed: AtomicBool,
     clients: Mutex<Clients>,
     readiness: Readiness,
@@ -249,7 +249,7 @@ impl Listener {
             }
         };
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let bell = Bell::new()?;
+        let bell = EventFd::new()?;
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,

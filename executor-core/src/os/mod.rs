@@ -17,6 +17,7 @@
 //! setting  settings from environment variables
 //! sealed   bytes in an anonymous file of their own, sealed against writing
 //! ready    sleeps until a descriptor is ready
+//! eventfd  wakes a thread that polls
 //! random   random numbers
 //! clock    the monotonic clock as a number that means the same in every process
 //! fork     notices that this process is a fork of the one that created an executor
@@ -38,6 +39,7 @@ pub(crate) mod arena;
 pub(crate) mod asked;
 pub(crate) mod clock;
 pub(crate) mod cpu;
+pub(crate) mod eventfd;
 pub(crate) mod exit_status;
 pub(crate) mod fault;
 pub(crate) mod file;
@@ -64,4 +66,3 @@ mod spawn;
 pub(crate) mod spin;
 pub(crate) mod stack;
 pub(crate) mod sync;
-pub(crate) mod wake;

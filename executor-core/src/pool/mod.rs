@@ -80,8 +80,8 @@ use crate::{
     },
     id::{FnId, TaskId, WorkerId},
     os::{
-        asked::Asked, cpu::usable_cpus, fork::Creator, local, memory::Shared, process::Child,
-        signals, wake::Bell,
+        asked::Asked, cpu::usable_cpus, eventfd::EventFd, fork::Creator, local, memory::Shared,
+        process::Child, signals,
     },
     registry::TaskEntry,
     segment::{Results, Store},
@@ -177,7 +177,7 @@ pub(crate) struct Pool {
     /// Whether segments hold memory that is to be returned to the system later.
     warm: AtomicBool,
     /// Wakes the driver.
-    bell: Bell,
+    bell: EventFd,
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
@@ -249,7 +249,7 @@ impl Pool {
             doorbell: (Arc::new(doorbell), doorbell_fd),
             arguments,
             warm: AtomicBool::new(false),
-            bell: Bell::new().asked("an eventfd")?,
+            bell: EventFd::new().asked("an eventfd")?,
             notices: Mutex::default(),
             options,
             creator: Creator::here(),

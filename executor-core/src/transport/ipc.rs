@@ -141,7 +141,8 @@ pub(crate) fn prepare() -> io::Result<()> {
     let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
     if !*ready {
         // Check that enough descriptors are free: open more than it needs, and close them at once.
-        let spare: io::Result<Vec<_>> = (0..8).map(|_| crate::os::wake::Bell::new()).collect();
+        let spare: io::Result<Vec<_>> =
+            (0..8).map(|_| crate::os::eventfd::EventFd::new()).collect();
         drop(spare?);
         let (sender, receiver) = ipc::bytes_channel()?;
         sender.send(b"first")?;
