@@ -33,7 +33,7 @@ use crate::{
     os::{
         fork::{self, Creator, PerProcess},
         local, process,
-        sync::lock,
+        std_or_model::lock,
     },
     unwind::catch,
 };

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::os::{exit_status::ExitStatus, orphans::Orphans, process::Child, sync::lock};
+use crate::os::{exit_status::ExitStatus, orphans::Orphans, process::Child, std_or_model::lock};
 
 /// Reaps the children of one tenant.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use super::callback::{CallbackQueue, run_each, wake_each};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
-    os::sync::{
+    os::std_or_model::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },

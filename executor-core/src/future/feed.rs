@@ -26,7 +26,7 @@ use super::cell::{Awaited, Control, NOWHERE, Outcome, Wakers};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
-    os::sync::{
+    os::std_or_model::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },

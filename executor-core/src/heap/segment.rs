@@ -39,7 +39,7 @@ use crate::os::{
     liveness::{Liveness, OwnerCounter},
     room::has_room_for,
     socket::retry,
-    sync::lock,
+    std_or_model::lock,
 };
 
 /// Alignment of blocks: a cache line, so that two objects do not slow each other down.

@@ -33,7 +33,7 @@ use crate::{
         local,
         socket::{self, recv_short_now, send_parts_now},
         spin::Spin,
-        sync::lock,
+        std_or_model::lock,
     },
     wire::{
         attachment::{self, Attachment},

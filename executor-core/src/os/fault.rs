@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering},
 };
 
-use super::sync::atomic::AtomicU8;
+use super::std_or_model::atomic::AtomicU8;
 
 /// Size of the guarded region below the lowest usable address of the stack. A large stack frame can
 /// jump this far past the stack's end.

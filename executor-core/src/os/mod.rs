@@ -1,31 +1,31 @@
 //! Everything that this library asks of the operating system.
 //!
 //! ```text
-//! socket   a SOCK_SEQPACKET pair: sends and receives whole messages, with descriptors
-//! image    what was loaded as this program: its constructors, its file
-//! spawn    starts a program that inherits its standard streams only
-//! process  start, watch (pidfd), signal (the whole group), reap
-//! group    the processes that a child has started, found also when the child is gone
-//! orphans  processes that dead children have left behind, where they become ours
-//! signals  the caller's signal mask and SIGPIPE setting, for children
-//! limits   resource limits of a process
-//! file     files for shared memory: creates, lengthens, fills and empties them
-//! memory   an anonymous, sealed page that parent and child share
-//! sync     atomics and locks, std's or a model checker's
-//! arena    large pieces of shared memory, in one anonymous file
-//! asked    adds to an error what the system was asked for
-//! setting  settings from environment variables
-//! sealed   bytes in an anonymous file of their own, sealed against writing
-//! ready    sleeps until a descriptor is ready
-//! eventfd  wakes a thread that polls
-//! random   random numbers
-//! clock    the monotonic clock as a number that means the same in every process
-//! fork     notices that this process is a fork of the one that created an executor
-//! local    thread-locals that can be used at any moment of a thread's life
-//! liveness which owners of shared memory are still alive
-//! room     how much memory is available
-//! stack    the bounds of a thread's stack
-//! fault    tells a stack overflow from any other segmentation fault
+//! socket       a SOCK_SEQPACKET pair: sends and receives whole messages, with descriptors
+//! image        what was loaded as this program: its constructors, its file
+//! spawn        starts a program that inherits its standard streams only
+//! process      start, watch (pidfd), signal (the whole group), reap
+//! group        the processes that a child has started, found also when the child is gone
+//! orphans      processes that dead children have left behind, where they become ours
+//! signals      the caller's signal mask and SIGPIPE setting, for children
+//! limits       resource limits of a process
+//! file         files for shared memory: creates, lengthens, fills and empties them
+//! memory       an anonymous, sealed page that parent and child share
+//! std_or_model atomics and locks: those of std, or those of a model checker
+//! arena        large pieces of shared memory, in one anonymous file
+//! asked        adds to an error what the system was asked for
+//! setting      settings from environment variables
+//! sealed       bytes in an anonymous file of their own, sealed against writing
+//! ready        sleeps until a descriptor is ready
+//! eventfd      wakes a thread that polls
+//! random       random numbers
+//! clock        the monotonic clock as a number that means the same in every process
+//! fork         notices that this process is a fork of the one that created an executor
+//! local        thread-locals that can be used at any moment of a thread's life
+//! liveness     which owners of shared memory are still alive
+//! room         how much memory is available
+//! stack        the bounds of a thread's stack
+//! fault        tells a stack overflow from any other segmentation fault
 //! ```
 //!
 //! Every descriptor is created close-on-exec, so none leaks into programs that other threads start
@@ -65,4 +65,4 @@ pub(crate) mod socket;
 mod spawn;
 pub(crate) mod spin;
 pub(crate) mod stack;
-pub(crate) mod sync;
+pub(crate) mod std_or_model;

@@ -27,7 +27,7 @@ use super::{
     signals,
     socket::{self, retry},
     spawn::{self, Spawn},
-    sync::lock,
+    std_or_model::lock,
 };
 
 /// The program of this process. It is not the file at the link's target, which may have been

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sync::MODEL;
+use super::std_or_model::MODEL;
 
 /// How long to spin while it pays off. With a higher value, more processor time is wasted when the
 /// other side does not answer at once. With a lower value, answers are missed that are only a few

@@ -19,7 +19,7 @@ use crate::{
     id::{TaskId, WorkerId},
     os::{
         memory::Shared,
-        sync::{
+        std_or_model::{
             Mutex, MutexGuard,
             atomic::{AtomicU32, Ordering},
             thread,

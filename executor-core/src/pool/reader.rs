@@ -30,7 +30,7 @@ use crate::{
         fork::Creator,
         local,
         spin::Spin,
-        sync::atomic::{AtomicBool, Ordering},
+        std_or_model::atomic::{AtomicBool, Ordering},
     },
     transport::{
         Closed, Inbox, Link,

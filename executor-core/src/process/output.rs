@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::os::{fork::PerProcess, signals, sync::lock};
+use crate::os::{fork::PerProcess, signals, std_or_model::lock};
 
 /// How long a start waits for the flush. With a lower value, on a busy machine, earlier output of
 /// this process may appear after the child's. With a higher value, a thread that holds the lock of

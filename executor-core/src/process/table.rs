@@ -30,7 +30,7 @@ use crate::{
         sealed::SealedView,
         signals,
         socket::retry,
-        sync::lock,
+        std_or_model::lock,
     },
     transport::board::Board,
     unwind::catch,

@@ -1,4 +1,4 @@
-//! Tests under a model checker of who may write to a segment: see `os/sync.rs`, and
+//! Tests under a model checker of who may write to a segment: see `os/std_or_model.rs`, and
 //! `CONTRIBUTING.md` for how to run them.
 //!
 //! A segment's memory lies in a file. In the models, the ledger's shadows stand for it.
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::store::Ledger;
 use crate::{
-    os::sync::thread,
+    os::std_or_model::thread,
     transport::ring::models::{check, few},
 };
 

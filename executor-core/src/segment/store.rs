@@ -10,7 +10,7 @@ use crate::os::{
     arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS},
     fork::Creator,
     memory::{Shared, SharedLayout},
-    sync::{
+    std_or_model::{
         Shadow,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },

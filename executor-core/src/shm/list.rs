@@ -26,7 +26,7 @@ use crate::{
     os::{
         liveness::Liveness,
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+        std_or_model::atomic::{AtomicU32, AtomicU64, Ordering},
     },
     sync::raw::{RobustGuard, RobustMutex},
 };

@@ -23,7 +23,7 @@ use crate::{
         fork::{Creator, PerProcess},
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
-        sync::lock,
+        std_or_model::lock,
     },
     sync::{
         holders::{self, Holding},
@@ -225,7 +225,7 @@ mod models {
 
     use super::*;
     use crate::{
-        os::sync::{
+        os::std_or_model::{
             Shadow,
             atomic::{AtomicU32, Ordering},
             thread,

@@ -33,7 +33,7 @@ use crate::{
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+        std_or_model::atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 

@@ -19,7 +19,7 @@ use crate::os::{
     futex,
     liveness::{OwnerId, Owners},
     memory::SharedLayout,
-    sync::{
+    std_or_model::{
         Shadow,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },

@@ -38,7 +38,7 @@ use crate::{
     os::{
         fork::Creator,
         futex::{self, WAIT_ANY_MAX},
-        sync::{
+        std_or_model::{
             MODEL, Mutex,
             atomic::{AtomicU32, Ordering},
             lock_of_model as lock, start,

@@ -34,7 +34,7 @@ use crate::{
     os::{
         liveness::{Liveness, Owners},
         memory::SharedLayout,
-        sync::atomic::{AtomicU64, Ordering},
+        std_or_model::atomic::{AtomicU64, Ordering},
     },
 };
 

@@ -11,7 +11,7 @@ use crate::{
     os::{
         futex,
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, Ordering},
+        std_or_model::atomic::{AtomicU32, Ordering},
     },
 };
 

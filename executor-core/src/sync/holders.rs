@@ -17,7 +17,7 @@
 use crate::os::{
     liveness::{OwnerId, Owners},
     memory::SharedLayout,
-    sync::atomic::{AtomicU32, Ordering},
+    std_or_model::atomic::{AtomicU32, Ordering},
 };
 
 /// Maximum count of one process. Tests use a small value, so that one of them reaches it.

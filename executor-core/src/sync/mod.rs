@@ -53,7 +53,7 @@
 //!   process was there after that process has died, because numbers are not reused.
 //!
 //! None of these allocate, or make a system call while there is no contention. All of it can be run
-//! under the model checkers (`os/sync.rs`): take the atomics from there, and `Owners` as a
+//! under the model checkers (`os/std_or_model.rs`): take the atomics from there, and `Owners` as a
 //! parameter.
 //!
 //! # When a process dies

@@ -1,5 +1,5 @@
-//! The words of this folder under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how
-//! to run it.
+//! The words of this folder under a model checker. See `os/std_or_model.rs`, and `CONTRIBUTING.md`
+//! for how to run it.
 //!
 //! Threads play processes. Each has a number and may die, which must leave everything intact.
 //! Sleeps have no limit here, so that a lost wake-up is a deadlock. Where a death is only noticed
@@ -29,7 +29,7 @@ use crate::{
     os::{
         futex,
         liveness::{OwnerId, Owners},
-        sync::{
+        std_or_model::{
             LOOM, Shadow,
             atomic::{AtomicU32, Ordering},
             thread,

@@ -33,7 +33,7 @@ use crate::os::{
     futex,
     liveness::{OwnerId, Owners},
     memory::SharedLayout,
-    sync::{
+    std_or_model::{
         MODEL,
         atomic::{AtomicU32, Ordering, fence},
     },

@@ -13,7 +13,7 @@ use crate::{
         liveness::{Liveness, OwnerId, Owners},
         local,
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+        std_or_model::atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 

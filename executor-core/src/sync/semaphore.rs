@@ -32,7 +32,7 @@ use crate::{
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
-        sync::atomic::{AtomicU32, Ordering},
+        std_or_model::atomic::{AtomicU32, Ordering},
     },
 };
 

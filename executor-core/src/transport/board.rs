@@ -27,7 +27,7 @@ use crate::{
     os::{
         clock,
         memory::SharedLayout,
-        sync::{
+        std_or_model::{
             self,
             atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
         },
@@ -40,9 +40,9 @@ use crate::{
 /// A higher value means more memory for each worker. A lower value means that a worker whose tasks
 /// take 100 ns has nothing left to run while its replies travel (about 50 µs on the machine
 /// measured).
-pub(crate) const SLOTS: usize = if sync::MODEL { 2 } else { 1024 };
+pub(crate) const SLOTS: usize = if std_or_model::MODEL { 2 } else { 1024 };
 /// Space for the location and the message of a panic, in bytes.
-const TEXT_BYTES: usize = if sync::MODEL { 3 } else { 3 * 1024 };
+const TEXT_BYTES: usize = if std_or_model::MODEL { 3 } else { 3 * 1024 };
 
 const LAST: u64 = 0;
 const OFFERED: u64 = 1;

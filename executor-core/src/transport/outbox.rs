@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    os::sync,
+    os::std_or_model,
     wire::{
         frame::{HEADER_BYTES, Header, ToWorker},
         payload::Payload,
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Small frames that wait together are sent in one message of up to this many bytes.
-const MESSAGE_BYTES_GOAL: usize = if sync::MODEL { 1 } else { 16 * 1024 };
+const MESSAGE_BYTES_GOAL: usize = if std_or_model::MODEL { 1 } else { 16 * 1024 };
 
 /// The frames that wait to be sent to one worker, and the rest of a partly sent one.
 pub(crate) struct Outbox {

@@ -28,7 +28,7 @@ use std::{
 use crate::{
     error::Failure,
     id::TaskId,
-    os::{fault, local, sync::lock},
+    os::{fault, local, std_or_model::lock},
     transport::board::{Board, ELSEWHERE, INITIALIZER},
 };
 

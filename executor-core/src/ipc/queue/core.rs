@@ -33,7 +33,7 @@ use crate::{
         liveness::{Liveness, OwnerId, Owners},
         socket::{self, peek_short_now, remove_now, send_now},
         spin::Spin,
-        sync::{
+        std_or_model::{
             Shadow,
             atomic::{AtomicU64, fence},
             lock,

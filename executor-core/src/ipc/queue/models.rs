@@ -1,5 +1,5 @@
-//! Model-checked tests of a queue's words. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run
-//! them.
+//! Model-checked tests of a queue's words. See `os/std_or_model.rs`, and `CONTRIBUTING.md` for how
+//! to run them.
 //!
 //! Threads play processes. Here the first ring has sixteen words, and records have four, so the
 //! fourth untaken item lies in the next ring. A ring that is given back is zeroed, as the kernel
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     os::{
         liveness::{OwnerId, Owners},
-        sync::{
+        std_or_model::{
             Mutex, Shadow,
             atomic::{AtomicU64, Ordering},
             thread,

@@ -6,7 +6,7 @@
 
 use std::{ptr, sync::Arc, time::Duration};
 
-use crate::os::sync::{
+use crate::os::std_or_model::{
     Condvar, Mutex,
     atomic::{AtomicU32, Ordering},
     lazy_static,

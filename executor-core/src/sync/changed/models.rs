@@ -1,4 +1,5 @@
-//! Waits of tasks under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! Waits of tasks under a model checker. See `os/std_or_model.rs`, and `CONTRIBUTING.md` for how to
+//! run it.
 //!
 //! All tasks belong to one process, so they share its watchers; other threads play other processes.
 //! No watcher looks by itself: a lost wake-up, or a place that stays on a watcher, is a deadlock.
@@ -26,7 +27,7 @@ use crate::{
         futex,
         liveness::Owners,
         memory::keep,
-        sync::{
+        std_or_model::{
             Condvar, Mutex,
             atomic::{AtomicU32, Ordering},
             join_started, lazy_static, lock_of_model as lock, thread,

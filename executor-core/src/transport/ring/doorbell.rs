@@ -13,7 +13,7 @@ use crate::os::{
     futex,
     memory::SharedLayout,
     spin::Spin,
-    sync::atomic::{AtomicU32, Ordering},
+    std_or_model::atomic::{AtomicU32, Ordering},
 };
 
 /// After this time the reader looks at all rings, in case a worker has garbled the word.

@@ -120,7 +120,7 @@ use crate::{
     os::{
         memory::{Shared, SharedLayout},
         spin::Spin,
-        sync::{
+        std_or_model::{
             self, Mutex, MutexGuard,
             atomic::{AtomicBool, Ordering, fence},
         },
@@ -135,7 +135,7 @@ use crate::{
 
 /// Maximum number of bytes in a message. A longer frame is sent in parts. A higher value means that
 /// a part waits until more space is free. A lower value means more rounds for a large payload.
-const PART_BYTES_MAX: usize = if sync::MODEL { (spsc::WORDS - 1) * 8 } else { 32 * 1024 };
+const PART_BYTES_MAX: usize = if std_or_model::MODEL { (spsc::WORDS - 1) * 8 } else { 32 * 1024 };
 
 /// The shared memory of the pool and one worker.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]

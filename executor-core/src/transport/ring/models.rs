@@ -1,4 +1,5 @@
-//! The ring under a model checker. See `os/sync.rs`, and `CONTRIBUTING.md` for how to run it.
+//! The ring under a model checker. See `os/std_or_model.rs`, and `CONTRIBUTING.md` for how to run
+//! it.
 //!
 //! A model ends when all its threads have ended. A thread that sleeps for ever is a deadlock, which
 //! both checkers report. So each model proves two things: its assertions, and that no wake-up is
@@ -14,7 +15,7 @@ use crate::{
     os::{
         memory::{Shared, forget_all},
         spin::Spin,
-        sync::{
+        std_or_model::{
             self,
             atomic::{AtomicU32, Ordering},
             thread,
@@ -76,7 +77,7 @@ pub(crate) fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static
 
 /// Returns a count that is small for loom, which tries all interleavings, and larger for shuttle.
 pub(crate) fn few(loom: u64, shuttle: u64) -> u64 {
-    if sync::LOOM { loom } else { shuttle }
+    if std_or_model::LOOM { loom } else { shuttle }
 }
 
 /// Makes both ends and the doorbell.

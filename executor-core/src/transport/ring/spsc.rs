@@ -7,7 +7,7 @@ use super::{doorbell::Doorbell, full_fence};
 use crate::os::{
     futex,
     spin::{Spin, this_cpu},
-    sync::{
+    std_or_model::{
         self, Shadow,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
@@ -15,7 +15,7 @@ use crate::os::{
 
 /// Number of 8-byte words in a ring. A higher value means more memory for each worker once the ring
 /// was filled. A lower value means more waiting for space.
-pub(super) const WORDS: usize = match (sync::MODEL, sync::LOOM) {
+pub(super) const WORDS: usize = match (std_or_model::MODEL, std_or_model::LOOM) {
     (false, _) => 16 * 1024,
     // Space for a header, its length, and two more words.
     (true, true) => 8,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::os::{
     liveness::{OwnerId, Owners},
-    sync::atomic::{Ordering, fence},
+    std_or_model::atomic::{Ordering, fence},
 };
 
 /// How the bytes of a taken item are read.

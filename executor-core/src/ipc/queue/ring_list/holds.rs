@@ -45,7 +45,7 @@ use std::{cmp::Reverse, collections::BinaryHeap, io, ops::Deref, sync::Arc};
 use super::{Failed, Found, FoundBody, Memory, Piece, RingList, Words, garbled};
 use crate::os::{
     liveness::{OwnerId, Owners},
-    sync::{
+    std_or_model::{
         MODEL,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },

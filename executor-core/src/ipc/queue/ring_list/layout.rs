@@ -12,7 +12,7 @@ use super::holds::Holds;
 use crate::{
     os::{
         memory::SharedLayout,
-        sync::{
+        std_or_model::{
             MODEL,
             atomic::{AtomicU32, AtomicU64},
         },

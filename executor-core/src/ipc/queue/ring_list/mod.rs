@@ -82,7 +82,7 @@ pub(super) use record::{Body, Entry, Found, FoundBody};
 use crate::{
     os::{
         liveness::Owners,
-        sync::{
+        std_or_model::{
             MODEL, Shadow,
             atomic::{AtomicU64, Ordering},
         },

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     os::{
         liveness::{OwnerId, Owners},
-        sync::atomic::{Ordering, fence},
+        std_or_model::atomic::{Ordering, fence},
     },
     sync::raw::Bell,
 };
@@ -389,7 +389,7 @@ pub(super) mod tests {
         super::{RingPlace, Side, Words, layout::Layout},
         *,
     };
-    use crate::os::sync::{Shadow, atomic::AtomicU64};
+    use crate::os::std_or_model::{Shadow, atomic::AtomicU64};
 
     pub(in super::super) struct Alone;
 

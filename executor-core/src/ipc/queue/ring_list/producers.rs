@@ -13,7 +13,7 @@ use super::{
 };
 use crate::os::{
     liveness::{OwnerId, Owners},
-    sync::atomic::{Ordering, fence},
+    std_or_model::atomic::{Ordering, fence},
 };
 
 impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {

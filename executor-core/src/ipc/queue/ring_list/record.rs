@@ -3,7 +3,7 @@
 use std::{io, ops::Deref};
 
 use super::{Words, garbled, layout::Place, pieces::Piece};
-use crate::os::sync::atomic::{AtomicU64, Ordering};
+use crate::os::std_or_model::atomic::{AtomicU64, Ordering};
 
 /// Records and rings are multiples of this many words, so there is always room for a `Moved` at the
 /// end of a ring.
