@@ -169,7 +169,7 @@ fn raw(listener: &Listener) -> TcpStream {
     TcpStream::connect((host.as_str(), *port)).unwrap()
 }
 
-/// Returns a message head as `ipc/message.rs` defines it.
+/// Returns the header of a message as `ipc/message.rs` defines it.
 fn head(kind: u8, descriptors: u8, len: u64) -> Vec<u8> {
     [&[b'x', b'q', kind, descriptors, 0, 0, 0, 0][..], &len.to_le_bytes()].concat()
 }

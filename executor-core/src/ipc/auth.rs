@@ -28,7 +28,7 @@ use std::{fmt, io};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::message::Kind;
+use super::message::MessageKind;
 use crate::os::random;
 
 /// Length of a nonce in bytes.
@@ -147,17 +147,17 @@ pub(super) enum Step {
     /// Expect the next message.
     Listen,
     /// Send a message and expect the next one.
-    Say(Kind, Vec<u8>),
+    Say(MessageKind, Vec<u8>),
     /// Send the last message. The peer is authenticated.
-    SayAndBelieve(Kind, Vec<u8>),
+    SayAndBelieve(MessageKind, Vec<u8>),
     /// The peer is authenticated.
     Believe,
     /// Send the last message. The peer is not authenticated.
-    SayAndFail(Kind, AuthError),
+    SayAndFail(MessageKind, AuthError),
 }
 
 /// The step after a message that is not expected in the current state.
-const OUT_OF_TURN: Step = Step::SayAndFail(Kind::Refused, AuthError::NotAsked);
+const OUT_OF_TURN: Step = Step::SayAndFail(MessageKind::Refused, AuthError::NotAsked);
 
 /// The listener's side of a handshake, as a state machine: messages in, messages out.
 ///
@@ -177,27 +177,27 @@ pub(super) enum Listening {
 
 impl Listening {
     /// Starts a handshake with a challenge.
-    pub(super) fn begin() -> io::Result<(Self, (Kind, Vec<u8>))> {
+    pub(super) fn begin() -> io::Result<(Self, (MessageKind, Vec<u8>))> {
         let nonce = random::bytes()?;
-        Ok((Listening::Challenged { nonce }, (Kind::Challenge, nonce.to_vec())))
+        Ok((Listening::Challenged { nonce }, (MessageKind::Challenge, nonce.to_vec())))
     }
 
-    pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> Step {
+    pub(super) fn hear(&mut self, key: &AuthKey, kind: MessageKind, said: &[u8]) -> Step {
         // The state is `Over` unless the message leads to the next state.
         match (std::mem::replace(self, Listening::Over), kind) {
-            (Listening::Challenged { nonce }, Kind::Hello) if said.is_empty() => {
+            (Listening::Challenged { nonce }, MessageKind::Hello) if said.is_empty() => {
                 *self = Listening::Greeted { nonce };
                 Step::Listen
             }
-            (Listening::Greeted { nonce }, Kind::Answer) => {
+            (Listening::Greeted { nonce }, MessageKind::Answer) => {
                 let Some((client, digest)) = nonce_and_digest(said) else { return OUT_OF_TURN };
                 match key.digest(Side::Client, &nonce, client).verify_slice(digest) {
                     Ok(()) => {
                         let welcome =
                             key.digest(Side::Listener, &nonce, client).finalize().into_bytes();
-                        Step::SayAndBelieve(Kind::Welcome, welcome.to_vec())
+                        Step::SayAndBelieve(MessageKind::Welcome, welcome.to_vec())
                     }
-                    Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
+                    Err(_) => Step::SayAndFail(MessageKind::Refused, AuthError::WrongKey),
                 }
             }
             _ => OUT_OF_TURN,
@@ -218,27 +218,32 @@ pub(super) enum Asking {
 }
 
 impl Asking {
-    pub(super) fn begin() -> (Self, (Kind, Vec<u8>)) {
-        (Asking::Begun, (Kind::Hello, Vec::new()))
+    pub(super) fn begin() -> (Self, (MessageKind, Vec<u8>)) {
+        (Asking::Begun, (MessageKind::Hello, Vec::new()))
     }
 
-    pub(super) fn hear(&mut self, key: &AuthKey, kind: Kind, said: &[u8]) -> io::Result<Step> {
+    pub(super) fn hear(
+        &mut self,
+        key: &AuthKey,
+        kind: MessageKind,
+        said: &[u8],
+    ) -> io::Result<Step> {
         Ok(match (std::mem::replace(self, Asking::Over), kind) {
-            (Asking::Begun, Kind::Challenge) => {
+            (Asking::Begun, MessageKind::Challenge) => {
                 let Ok(listener) = <[u8; NONCE]>::try_from(said) else { return Ok(OUT_OF_TURN) };
                 let client = random::bytes()?;
                 let digest = key.digest(Side::Client, &listener, &client).finalize().into_bytes();
                 *self = Asking::Answered { listener, client };
-                Step::Say(Kind::Answer, [&client[..], &digest[..]].concat())
+                Step::Say(MessageKind::Answer, [&client[..], &digest[..]].concat())
             }
-            (Asking::Answered { listener, client }, Kind::Welcome) => {
+            (Asking::Answered { listener, client }, MessageKind::Welcome) => {
                 match key.digest(Side::Listener, &listener, &client).verify_slice(said) {
                     Ok(()) => Step::Believe,
-                    Err(_) => Step::SayAndFail(Kind::Refused, AuthError::WrongKey),
+                    Err(_) => Step::SayAndFail(MessageKind::Refused, AuthError::WrongKey),
                 }
             }
-            (Asking::Answered { .. }, Kind::Refused) => {
-                Step::SayAndFail(Kind::Refused, AuthError::Refused)
+            (Asking::Answered { .. }, MessageKind::Refused) => {
+                Step::SayAndFail(MessageKind::Refused, AuthError::Refused)
             }
             _ => OUT_OF_TURN,
         })
@@ -293,9 +298,9 @@ mod tests {
     }
 
     /// Returns a listener's side that has received the hello.
-    fn greeted() -> (Listening, (Kind, Vec<u8>)) {
+    fn greeted() -> (Listening, (MessageKind, Vec<u8>)) {
         let (mut listening, challenge) = Listening::begin().unwrap();
-        assert_eq!(listening.hear(&AuthKey::new(""), Kind::Hello, &[]), Step::Listen);
+        assert_eq!(listening.hear(&AuthKey::new(""), MessageKind::Hello, &[]), Step::Listen);
         (listening, challenge)
     }
 
@@ -312,48 +317,53 @@ mod tests {
         };
         // The client's own digest, in the place of the listener's.
         let (mut asking, answer) = answered();
-        let own = asking.hear(&key, Kind::Welcome, &answer[NONCE..]).unwrap();
-        assert_eq!(own, Step::SayAndFail(Kind::Refused, AuthError::WrongKey));
+        let own = asking.hear(&key, MessageKind::Welcome, &answer[NONCE..]).unwrap();
+        assert_eq!(own, Step::SayAndFail(MessageKind::Refused, AuthError::WrongKey));
         // An answer to another challenge.
         let (mut later, _) = greeted();
-        let step = later.hear(&key, Kind::Answer, &answer);
-        assert_eq!(step, Step::SayAndFail(Kind::Refused, AuthError::WrongKey));
+        let step = later.hear(&key, MessageKind::Answer, &answer);
+        assert_eq!(step, Step::SayAndFail(MessageKind::Refused, AuthError::WrongKey));
         // A correct answer is accepted once.
-        assert!(matches!(listening.hear(&key, Kind::Answer, &answer), Step::SayAndBelieve(..)));
-        assert_eq!(listening.hear(&key, Kind::Answer, &answer), OUT_OF_TURN);
+        assert!(matches!(
+            listening.hear(&key, MessageKind::Answer, &answer),
+            Step::SayAndBelieve(..)
+        ));
+        assert_eq!(listening.hear(&key, MessageKind::Answer, &answer), OUT_OF_TURN);
     }
 
     #[test]
     fn anything_else_is_refused() {
         let key = AuthKey::new("key");
         for (kind, said) in [
-            (Kind::Hello, &[][..]),
-            (Kind::Hello, &[1]),
-            (Kind::Answer, &[0; 63]),
-            (Kind::Answer, &[0; 65]),
-            (Kind::Answer, &[]),
-            (Kind::Value, &[0; 64]),
-            (Kind::Challenge, &[0; 32]),
-            (Kind::Refused, &[]),
+            (MessageKind::Hello, &[][..]),
+            (MessageKind::Hello, &[1]),
+            (MessageKind::Answer, &[0; 63]),
+            (MessageKind::Answer, &[0; 65]),
+            (MessageKind::Answer, &[]),
+            (MessageKind::Value, &[0; 64]),
+            (MessageKind::Challenge, &[0; 32]),
+            (MessageKind::Refused, &[]),
         ] {
             assert_eq!(greeted().0.hear(&key, kind, said), OUT_OF_TURN, "{kind:?}");
         }
-        for (kind, said) in
-            [(Kind::Challenge, &[0; 31][..]), (Kind::Welcome, &[0; 32]), (Kind::Bytes, &[])]
-        {
+        for (kind, said) in [
+            (MessageKind::Challenge, &[0; 31][..]),
+            (MessageKind::Welcome, &[0; 32]),
+            (MessageKind::Bytes, &[]),
+        ] {
             assert_eq!(Asking::Begun.hear(&key, kind, said).unwrap(), OUT_OF_TURN, "{kind:?}");
         }
     }
 
-    const KINDS: [Kind; 8] = [
-        Kind::Value,
-        Kind::Bytes,
-        Kind::More,
-        Kind::Hello,
-        Kind::Challenge,
-        Kind::Answer,
-        Kind::Welcome,
-        Kind::Refused,
+    const KINDS: [MessageKind; 8] = [
+        MessageKind::Value,
+        MessageKind::Bytes,
+        MessageKind::More,
+        MessageKind::Hello,
+        MessageKind::Challenge,
+        MessageKind::Answer,
+        MessageKind::Welcome,
+        MessageKind::Refused,
     ];
 
     /// Returns how many more messages the state accepts before the handshake ends, whatever they
@@ -386,7 +396,8 @@ mod tests {
             // in.
             let mut honest = vec![hello, challenge];
             for _ in 0..4 {
-                let pick = |random: &mut Sequence, honest: &[(Kind, Vec<u8>)]| match random.below(4)
+                let pick = |random: &mut Sequence, honest: &[(MessageKind, Vec<u8>)]| match random
+                    .below(4)
                 {
                     0 => {
                         let kind = KINDS[random.below(KINDS.len())];

@@ -281,7 +281,7 @@ macro_rules! receives {
         /// the buffer is too short.
         pub fn recv_bytes_into(&self, buffer: &mut [u8]) -> Result<usize, RecvError> {
             let received = self.end.receive(u64::MAX, None, true)?;
-            if received.kind == super::message::Kind::Bytes
+            if received.kind == super::message::MessageKind::Bytes
                 && let Some(place) = buffer.get_mut(..received.bytes().len())
             {
                 place.copy_from_slice(received.bytes());

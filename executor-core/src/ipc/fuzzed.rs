@@ -3,7 +3,7 @@
 pub(crate) use super::queue::core::fuzzed::{BYTES_MAX as QUEUE_BYTES_MAX, queue};
 use super::{
     auth::{Asking, AuthKey, LEN_MAX, Listening, Step},
-    message::{Arrival, Assembler, HEAD_BYTES, Head, Kind, PART_BYTES},
+    message::{Arrival, Assembler, HEADER_BYTES, MessageHeader, MessageKind, PART_BYTES},
 };
 use crate::fuzz::Input;
 
@@ -45,7 +45,7 @@ pub(crate) fn message(data: &[u8]) {
                 Ok(Arrival::Complete(message)) => {
                     let len = message
                         .bytes
-                        .map_or(taken.len().saturating_sub(HEAD_BYTES), |bytes| bytes.len());
+                        .map_or(taken.len().saturating_sub(HEADER_BYTES), |bytes| bytes.len());
                     assert!(len <= arrived, "more came out than went in");
                     assert!(len as u64 <= max || assembler.announced().is_none());
                     assert!(!assembler.has_begun(), "nothing of it is left");
@@ -68,10 +68,10 @@ pub(crate) fn message(data: &[u8]) {
             }
         }
     }
-    if let Some(head) = data.first_chunk()
-        && let Ok(head) = Head::from_bytes(head)
+    if let Some(header) = data.first_chunk()
+        && let Ok(header) = MessageHeader::from_bytes(header)
     {
-        assert_eq!(Head::from_bytes(&head.to_bytes()), Ok(head));
+        assert_eq!(MessageHeader::from_bytes(&header.to_bytes()), Ok(header));
     }
 }
 
@@ -88,8 +88,14 @@ pub(crate) fn handshake(data: &[u8]) {
     let (mut heard, mut asked) = (0, 0);
     let (mut over, mut done) = (false, false);
     while !(input.is_empty() || over && done) {
-        let kinds =
-            [Kind::Hello, Kind::Challenge, Kind::Answer, Kind::Welcome, Kind::Refused, Kind::Value];
+        let kinds = [
+            MessageKind::Hello,
+            MessageKind::Challenge,
+            MessageKind::Answer,
+            MessageKind::Welcome,
+            MessageKind::Refused,
+            MessageKind::Value,
+        ];
         let kind = kinds[usize::from(input.u8()) % kinds.len()];
         let len = usize::from(input.u8()).min(LEN_MAX as usize + 1);
         let said = input.bytes(len);

@@ -1,19 +1,19 @@
 //! The format of the messages of a connection, and their reassembly. No I/O: no socket, no clock.
 //!
 //! ```text
-//!  SEQPACKET   │head│ first 64 KiB │   │head: More, offset│ next 64 KiB │   …
+//!  SEQPACKET   │header│ first 64 KiB │   │header: More, offset│ next 64 KiB │   …
 //!              each one packet, which arrives whole or not at all
-//!  TCP         │head│ all of it ………………………………………………………………………………………………………………│
+//!  TCP         │header│ all of it ………………………………………………………………………………………………………………│
 //! ```
 //!
 //! Lengths have 64 bits. A message announces its length, but memory is allocated only as its bytes
-//! arrive, so an absurd length costs nothing. A packet must also be exactly as long as its head
+//! arrive, so an absurd length costs nothing. A packet must also be exactly as long as its header
 //! says.
 
 use std::os::fd::OwnedFd;
 
-/// Length of the head of each message. A message in several parts has a head before each part.
-pub(super) const HEAD_BYTES: usize = 16;
+/// Length of the header of each message. A message in several parts has a header before each part.
+pub(super) const HEADER_BYTES: usize = 16;
 
 /// Maximum number of bytes of a message in one packet.
 ///
@@ -23,13 +23,13 @@ pub(super) const HEAD_BYTES: usize = 16;
 /// fragmented.
 pub(super) const PART_BYTES: usize = 64 * 1024;
 
-/// The first bytes of each head. A client of another protocol is recognized by them at once.
+/// The first bytes of each header. A client of another protocol is recognized by them at once.
 const MARK: [u8; 2] = *b"xq";
 
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     /// An encoded value.
     Value = 1,
     /// The user's own bytes.
@@ -44,30 +44,30 @@ pub(super) enum Kind {
     Refused,
 }
 
-impl Kind {
+impl MessageKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::*;
+        use MessageKind::*;
         [Value, Bytes, More, Hello, Challenge, Answer, Welcome, Refused]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
 }
 
-/// The head of a message or of a further part.
+/// The header of a message or of a further part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) kind: Kind,
+pub(super) struct MessageHeader {
+    pub(super) kind: MessageKind,
     /// Number of descriptors sent with the first packet of the message.
     pub(super) descriptors: u8,
     /// Identifies the message: all its parts have the same number, which the sender chooses.
     pub(super) number: u32,
-    /// Length of the message in bytes. In the head of a further part, the part's offset in it.
+    /// Length of the message in bytes. In the header of a further part, the part's offset in it.
     pub(super) len: u64,
 }
 
-impl Head {
-    pub(super) fn to_bytes(self) -> [u8; HEAD_BYTES] {
-        let mut out = [0; HEAD_BYTES];
+impl MessageHeader {
+    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
         out[..2].copy_from_slice(&MARK);
         out[2] = self.kind as u8;
         out[3] = self.descriptors;
@@ -76,11 +76,12 @@ impl Head {
         out
     }
 
-    pub(super) fn from_bytes(bytes: &[u8; HEAD_BYTES]) -> Result<Self, Disorder> {
+    pub(super) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Disorder> {
         let [m0, m1, kind, descriptors, n0, n1, n2, n3, len @ ..] = *bytes;
-        let kind = Kind::from_byte(kind).filter(|_| [m0, m1] == MARK).ok_or(Disorder::NotOurs)?;
+        let kind =
+            MessageKind::from_byte(kind).filter(|_| [m0, m1] == MARK).ok_or(Disorder::NotOurs)?;
         let number = u32::from_le_bytes([n0, n1, n2, n3]);
-        Ok(Head { kind, descriptors, number, len: u64::from_le_bytes(len) })
+        Ok(MessageHeader { kind, descriptors, number, len: u64::from_le_bytes(len) })
     }
 }
 
@@ -106,8 +107,8 @@ pub(super) enum Disorder {
 /// A whole message.
 #[derive(Debug)]
 pub(super) struct Message {
-    pub(super) kind: Kind,
-    /// `None` if the message fills the rest of its packet, after the head.
+    pub(super) kind: MessageKind,
+    /// `None` if the message fills the rest of its packet, after the header.
     pub(super) bytes: Option<Vec<u8>>,
     pub(super) descriptors: Vec<OwnedFd>,
 }
@@ -115,14 +116,14 @@ pub(super) struct Message {
 /// A message that has begun to arrive.
 #[derive(Debug)]
 struct Partial {
-    head: Head,
+    header: MessageHeader,
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
 
 impl Partial {
     fn missing(&self) -> u64 {
-        self.head.len - self.bytes.len() as u64
+        self.header.len - self.bytes.len() as u64
     }
 
     fn push(&mut self, bytes: &[u8]) {
@@ -138,7 +139,7 @@ impl Partial {
     }
 
     fn into_message(self) -> Message {
-        Message { kind: self.head.kind, bytes: Some(self.bytes), descriptors: self.descriptors }
+        Message { kind: self.header.kind, bytes: Some(self.bytes), descriptors: self.descriptors }
     }
 }
 
@@ -146,8 +147,8 @@ impl Partial {
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     partial: Option<Partial>,
-    /// On a stream: the bytes of a head that has not arrived completely.
-    head: Vec<u8>,
+    /// On a stream: the bytes of a header that has not arrived completely.
+    header: Vec<u8>,
 }
 
 /// The result of feeding the assembler.
@@ -163,7 +164,7 @@ pub(super) enum Arrival {
 impl Assembler {
     /// Whether a message has begun to arrive.
     pub(super) fn has_begun(&self) -> bool {
-        self.partial.is_some() || !self.head.is_empty()
+        self.partial.is_some() || !self.header.is_empty()
     }
 
     /// Whether a message that was too long for an earlier call is complete.
@@ -173,7 +174,7 @@ impl Assembler {
 
     /// The length that the arriving message has announced.
     pub(super) fn announced(&self) -> Option<u64> {
-        self.partial.as_ref().map(|partial| partial.head.len)
+        self.partial.as_ref().map(|partial| partial.header.len)
     }
 
     /// Takes one packet. A message that fits into one packet is not copied.
@@ -183,12 +184,12 @@ impl Assembler {
         descriptors: Vec<OwnedFd>,
         max: u64,
     ) -> Result<Arrival, Disorder> {
-        let (head, body) = packet.split_first_chunk().ok_or(Disorder::NotOurs)?;
-        let head = Head::from_bytes(head)?;
+        let (header, body) = packet.split_first_chunk().ok_or(Disorder::NotOurs)?;
+        let header = MessageHeader::from_bytes(header)?;
         let part_of = |missing: u64| missing.min(PART_BYTES as u64);
-        if head.kind == Kind::More {
+        if header.kind == MessageKind::More {
             let fits = |partial: &&mut Partial| {
-                partial.head.number == head.number && partial.bytes.len() as u64 == head.len
+                partial.header.number == header.number && partial.bytes.len() as u64 == header.len
             };
             let partial = self.partial.as_mut().filter(fits).ok_or(Disorder::Part)?;
             if body.len() as u64 != part_of(partial.missing()) || !descriptors.is_empty() {
@@ -200,27 +201,27 @@ impl Assembler {
         // A new message while another is partial: its sender died in the middle of it, or gave it
         // up, and the end is still in use.
         self.partial = None;
-        if body.len() as u64 != part_of(head.len) {
+        if body.len() as u64 != part_of(header.len) {
             return Err(Disorder::Border);
         }
-        if descriptors.len() != usize::from(head.descriptors) {
+        if descriptors.len() != usize::from(header.descriptors) {
             return Err(Disorder::Descriptors);
         }
         // The common case. The caller still has the packet and reads the body from there.
-        if body.len() as u64 == head.len && head.len <= max {
-            return Ok(Arrival::Complete(Message { kind: head.kind, bytes: None, descriptors }));
+        if body.len() as u64 == header.len && header.len <= max {
+            return Ok(Arrival::Complete(Message { kind: header.kind, bytes: None, descriptors }));
         }
-        let mut partial = Partial { head, bytes: Vec::new(), descriptors };
+        let mut partial = Partial { header, bytes: Vec::new(), descriptors };
         partial.push(body);
         self.partial = Some(partial);
-        Ok(if head.len > max { Arrival::TooLong(head.len) } else { Arrival::More })
+        Ok(if header.len > max { Arrival::TooLong(header.len) } else { Arrival::More })
     }
 
     /// On a stream: how many bytes may be read without reading into the next message.
     pub(super) fn wanted(&self) -> u64 {
         match &self.partial {
             Some(partial) => partial.missing(),
-            None => (HEAD_BYTES - self.head.len()) as u64,
+            None => (HEADER_BYTES - self.header.len()) as u64,
         }
     }
 
@@ -230,16 +231,16 @@ impl Assembler {
             partial.push(bytes);
             return Ok(self.complete());
         }
-        self.head.extend_from_slice(bytes);
-        let Some(head) = self.head.first_chunk() else { return Ok(Arrival::More) };
-        let head = Head::from_bytes(head)?;
-        self.head.clear();
+        self.header.extend_from_slice(bytes);
+        let Some(header) = self.header.first_chunk() else { return Ok(Arrival::More) };
+        let header = MessageHeader::from_bytes(header)?;
+        self.header.clear();
         // Descriptors cannot cross a network, and a message on a stream has no further parts.
-        if head.descriptors != 0 || head.kind == Kind::More {
+        if header.descriptors != 0 || header.kind == MessageKind::More {
             return Err(Disorder::NotOurs);
         }
-        self.partial = Some(Partial { head, bytes: Vec::new(), descriptors: Vec::new() });
-        Ok(if head.len > max { Arrival::TooLong(head.len) } else { self.complete() })
+        self.partial = Some(Partial { header, bytes: Vec::new(), descriptors: Vec::new() });
+        Ok(if header.len > max { Arrival::TooLong(header.len) } else { self.complete() })
     }
 
     /// Returns the partial message if no byte of it is missing.
@@ -256,14 +257,19 @@ mod tests {
     use super::*;
 
     fn packets(number: u32, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let head = Head { kind: Kind::Bytes, descriptors: 0, number, len: bytes.len() as u64 };
-        let mut packets = vec![head.to_bytes().to_vec()];
+        let header = MessageHeader {
+            kind: MessageKind::Bytes,
+            descriptors: 0,
+            number,
+            len: bytes.len() as u64,
+        };
+        let mut packets = vec![header.to_bytes().to_vec()];
         let first = bytes.len().min(PART_BYTES);
         packets[0].extend_from_slice(&bytes[..first]);
         for (index, part) in bytes[first..].chunks(PART_BYTES).enumerate() {
             let len = (first + index * PART_BYTES) as u64;
-            let head = Head { kind: Kind::More, descriptors: 0, number, len };
-            packets.push([&head.to_bytes(), part].concat());
+            let header = MessageHeader { kind: MessageKind::More, descriptors: 0, number, len };
+            packets.push([&header.to_bytes(), part].concat());
         }
         packets
     }
@@ -274,7 +280,7 @@ mod tests {
             assert!(whole.is_none());
             match assembler.packet(packet, Vec::new(), u64::MAX).unwrap() {
                 Arrival::Complete(message) => {
-                    whole = Some(message.bytes.unwrap_or_else(|| packet[HEAD_BYTES..].to_vec()));
+                    whole = Some(message.bytes.unwrap_or_else(|| packet[HEADER_BYTES..].to_vec()));
                 }
                 Arrival::More => {}
                 Arrival::TooLong(_) => panic!(),
@@ -312,8 +318,11 @@ mod tests {
     #[test]
     fn messages_come_together_from_a_stream_in_any_pieces() {
         let bytes = vec![5; 1000];
-        let head = Head { kind: Kind::Value, descriptors: 0, number: 0, len: 1000 };
-        let stream = [&head.to_bytes(), &bytes[..], &Head { len: 0, ..head }.to_bytes()].concat();
+        let header =
+            MessageHeader { kind: MessageKind::Value, descriptors: 0, number: 0, len: 1000 };
+        let stream =
+            [&header.to_bytes(), &bytes[..], &MessageHeader { len: 0, ..header }.to_bytes()]
+                .concat();
         for piece in [1, 3, 16, 17, 999] {
             let (mut assembler, mut messages, mut rest) =
                 (Assembler::default(), Vec::new(), &stream[..]);
@@ -332,8 +341,9 @@ mod tests {
     #[test]
     fn a_wild_length_takes_no_memory_and_a_long_one_waits() {
         let mut assembler = Assembler::default();
-        let head = Head { kind: Kind::Value, descriptors: 0, number: 0, len: u64::MAX };
-        assert!(matches!(assembler.bytes(&head.to_bytes(), u64::MAX), Ok(Arrival::More)));
+        let header =
+            MessageHeader { kind: MessageKind::Value, descriptors: 0, number: 0, len: u64::MAX };
+        assert!(matches!(assembler.bytes(&header.to_bytes(), u64::MAX), Ok(Arrival::More)));
         assert!(matches!(assembler.bytes(&[0; 100], u64::MAX), Ok(Arrival::More)));
         assert!(assembler.partial.as_ref().unwrap().bytes.capacity() <= PART_BYTES);
         let mut assembler = Assembler::default();
@@ -354,7 +364,7 @@ mod tests {
         let mut cut = packets(1, b"whole")[0].clone();
         cut.pop();
         assert_eq!(refused(&mut assembler, &cut), Disorder::Border);
-        let head = Head { kind: Kind::Value, descriptors: 2, number: 0, len: 0 };
-        assert_eq!(refused(&mut assembler, &head.to_bytes()), Disorder::Descriptors);
+        let header = MessageHeader { kind: MessageKind::Value, descriptors: 2, number: 0, len: 0 };
+        assert_eq!(refused(&mut assembler, &header.to_bytes()), Disorder::Descriptors);
     }
 }

@@ -5,12 +5,12 @@
 //!        │ bytes, descriptors
 //!        ▼
 //!  endpoint    one end: messages partly sent and partly received
-//!        │       └── message    heads and parts, no I/O
+//!        │       └── message    headers and parts, no I/O
 //!        ▼
-//!  a SEQPACKET pair, or a Unix socket of a Listener:   │head│ ≤ 64 KiB │ + descriptors
-//!                                                      one packet, arrives whole or not at all
-//!  TCP:                                                │head│ bytes ………│
-//!                                                      no descriptors, peers are not trusted
+//!  a SEQPACKET pair, or a Unix socket of a Listener:   │header│ ≤ 64 KiB │ + descriptors
+//!                                                       one packet, arrives whole or not at all
+//!  TCP:                                                │header│ bytes ………│
+//!                                                       no descriptors, peers are not trusted
 //! ```
 //!
 //! Unix sockets carry packets instead of a stream, for three reasons. A small message takes one

@@ -1,5 +1,8 @@
 //! Connections between unrelated processes: one process listens at an address, and others connect.
 //!
+//! The `Listener` is in this file. `client` is the other side, `handshake` has the messages that
+//! both exchange before the connection is used, and `socket` binds and connects.
+//!
 //! ```text
 //!                ┌─ the listening socket
 //!   epoll set ───┼─ the sockets of clients in their handshakes, at most 256
@@ -21,11 +24,13 @@
 //! - A message of a handshake has a maximum length.
 //! - One call takes in at most as many new clients as may be in their handshakes at a time.
 
+mod client;
+mod handshake;
+mod socket;
+
 use std::{
     fmt, io,
-    net::{TcpStream, ToSocketAddrs},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -33,45 +38,36 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use client::{Client, ConnectError};
+use handshake::{HANDSHAKE_TIMEOUT, Handshake, say};
 use rustix::{
     event::epoll,
-    fs::{FileType, FlockOperation, Mode, OFlags, flock, lstat, open, unlink},
     io::Errno,
-    net::{
-        AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with,
-        bind, connect, listen, socket_with, sockopt,
-    },
+    net::{SocketFlags, acceptfrom_with},
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
         timerfd_settime,
     },
 };
+use socket::{SocketFile, address_of, bind_to, prepare};
 use tokio::io::Interest;
 
 use super::{
     address::Address,
-    auth::{Asking, AuthError, AuthKey, LEN_MAX, Listening, Step},
+    auth::{AuthError, AuthKey, Listening},
     connection::Connection,
-    endpoint::{Endpoint, Outgoings, Received},
-    error::{RecvError, SendError},
-    message::Kind,
+    endpoint::Endpoint,
     readiness::{
         Attempt, Deadline, Readiness, deadline_in, has_passed, left, poll_until, wait_for,
     },
 };
-use crate::os::{eventfd::EventFd, fork::Creator, random, socket::retry};
-
-/// Length of the queue of connections that the kernel keeps until they are accepted.
-const BACKLOG: i32 = 4096;
+use crate::os::{eventfd::EventFd, fork::Creator, socket::retry};
 
 /// Maximum number of clients in their handshakes at a time.
 ///
 /// A lower value means that a slow client is dropped for others that come later. A higher value
 /// means more descriptors spent on clients that say nothing.
 const HANDSHAKES_MAX: usize = 256;
-
-/// Default time limit for a handshake. A client applies it from the listener's first message on.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Used for time limits that the clock cannot represent.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -126,9 +122,9 @@ pub struct Listener {
     socket: OwnedFd,
     address: Address,
     /// The file of a Unix socket with a path. It tells our file from one that has replaced it.
-    file: Option<File>,
+    file: Option<SocketFile>,
     key: Option<AuthKey>,
-    limit: Duration,
+    handshake_timeout: Duration,
     set: Arc<OwnedFd>,
     /// Part of the epoll set, so that a caller that awaits or polls the set also notices deadlines.
     timer: OwnedFd,
@@ -157,18 +153,6 @@ enum Turn {
     Again,
 }
 
-struct Handshake {
-    end: Endpoint,
-    peer: Option<Address>,
-    state: Listening,
-    deadline: Instant,
-}
-
-struct File {
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
 /// The error of accepting a client.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
@@ -194,32 +178,7 @@ pub enum AcceptError {
     Io(#[from] io::Error),
 }
 
-crate::debug::debug_is_display!(AcceptError, ConnectError);
-
-/// The error of connecting to a listener.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// Authentication failed, for example because the two sides have different keys.
-    #[error("could not authenticate at `{address}`: {error}")]
-    #[non_exhaustive]
-    Auth {
-        /// The address of the listener.
-        address: Address,
-        /// The reason.
-        error: AuthError,
-    },
-    /// No listener at this address, or the system refused.
-    #[error("could not connect to `{address}`: {error}")]
-    #[non_exhaustive]
-    Io {
-        /// The address that was given.
-        address: Address,
-        /// The system's error.
-        #[source]
-        error: io::Error,
-    },
-}
+crate::debug::debug_is_display!(AcceptError);
 
 impl Listener {
     /// Listens at an address. With [`Address::any`] or port 0 a free one is chosen.
@@ -227,27 +186,7 @@ impl Listener {
     /// # Errors
     /// The system's, for example if the address is in use or not allowed.
     pub fn bind(address: &Address) -> io::Result<Self> {
-        let (socket, address, file) = match address {
-            Address::Tcp(host, port) => {
-                let (socket, address) = bind_tcp(host, *port)?;
-                (socket, address, None)
-            }
-            Address::Abstract(name) => {
-                let name = match name.is_empty() {
-                    true => format!("executor-{:032x}", u128::from_ne_bytes(random::bytes()?))
-                        .into_bytes(),
-                    false => name.clone(),
-                };
-                let socket = unix_socket(SocketFlags::NONBLOCK)?;
-                bind(&socket, &SocketAddrUnix::new_abstract_name(&name)?)?;
-                listen(&socket, BACKLOG)?;
-                (socket, Address::Abstract(name), None)
-            }
-            Address::Unix(path) => {
-                let (socket, file) = bind_path(path)?;
-                (socket, address.clone(), Some(file))
-            }
-        };
+        let (socket, address, file) = bind_to(address)?;
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = EventFd::new()?;
         let timer = timerfd_create(
@@ -262,7 +201,7 @@ impl Listener {
             address,
             file,
             key: None,
-            limit: HANDSHAKE_LIMIT,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
             set: Arc::new(set),
             timer,
             bell,
@@ -282,8 +221,8 @@ impl Listener {
 
     /// Sets the time limit for a client's handshake. The default is ten seconds.
     #[must_use]
-    pub fn auth_timeout(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+    pub fn auth_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
         self
     }
 
@@ -375,11 +314,8 @@ impl Listener {
         // From now on clients are refused, including those that have connected but were not
         // accepted.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
-        // Remove the file only if it is still ours: another listener may have replaced it.
-        if let Some(File { path, inode }) = &self.file
-            && lstat(path).is_ok_and(|now| (now.st_dev, now.st_ino) == *inode)
-        {
-            let _ = unlink(path);
+        if let Some(file) = &self.file {
+            file.remove();
         }
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).handshakes.clear();
     }
@@ -410,7 +346,8 @@ impl Listener {
         // answer may have arrived in the meantime.
         let mut at = 0;
         while at < clients.handshakes.len() {
-            match self.advance(&mut clients.handshakes[at]) {
+            let handshake = &mut clients.handshakes[at];
+            match self.key.as_ref().and_then(|key| handshake.advance(key)) {
                 None => at += 1,
                 Some(result) => {
                     let (end, peer) = self.remove(&mut clients, at);
@@ -452,35 +389,42 @@ impl Listener {
                 }
                 Err(error) => return Err(AcceptError::Io(error.into())),
             };
-            let peer = peer.and_then(address_of);
             prepare(&socket);
             let end = Endpoint::new(Arc::new(socket))?;
-            let Some(_) = &self.key else {
+            let peer = peer.and_then(address_of);
+            if self.key.is_none() {
                 clients.last_accepted = peer;
                 return Ok(Turn::Accepted(Box::new(end)));
-            };
-            let (state, (kind, said)) = Listening::begin()?;
-            // This is the first message on the socket, so there is space for it unless the client
-            // is gone.
-            if say(&end, kind, &said).is_err() {
-                return Err(AcceptError::Refused { peer, error: AuthError::Closed });
             }
-            epoll::add(
-                &self.set,
-                end.socket(),
-                epoll::EventData::new_u64(0),
-                epoll::EventFlags::IN,
-            )
-            .map_err(io::Error::from)?;
-            // A limit that the clock cannot represent becomes a very late deadline.
-            let deadline = now.checked_add(self.limit).unwrap_or(now + FOREVER);
-            clients.handshakes.push(Handshake { end, peer, state, deadline });
-            if clients.handshakes.len() > HANDSHAKES_MAX {
-                return Err(self.give_up(&mut clients, 0));
-            }
+            self.begin_handshake(&mut clients, end, peer, now)?;
         }
         self.set_alarm(&mut clients)?;
         Ok(Turn::Wait)
+    }
+
+    /// Sends the challenge to a new client. If there are too many clients then, drops the oldest.
+    fn begin_handshake(
+        &self,
+        clients: &mut Clients,
+        end: Endpoint,
+        peer: Option<Address>,
+        now: Instant,
+    ) -> Result<(), AcceptError> {
+        let (state, (kind, said)) = Listening::begin()?;
+        // This is the first message on the socket, so there is space for it unless the client is
+        // gone.
+        if say(&end, kind, &said).is_err() {
+            return Err(AcceptError::Refused { peer, error: AuthError::Closed });
+        }
+        epoll::add(&self.set, end.socket(), epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+            .map_err(io::Error::from)?;
+        // A timeout that the clock cannot represent becomes a very late deadline.
+        let deadline = now.checked_add(self.handshake_timeout).unwrap_or(now + FOREVER);
+        clients.handshakes.push(Handshake { end, peer, state, deadline });
+        if clients.handshakes.len() > HANDSHAKES_MAX {
+            return Err(self.give_up(clients, 0));
+        }
+        Ok(())
     }
 
     /// Drops a client that is out of time, or whose place or descriptor is needed for another
@@ -515,35 +459,6 @@ impl Listener {
         }
         Ok(())
     }
-
-    /// Advances a handshake. Returns its result if it has ended.
-    fn advance(&self, handshake: &mut Handshake) -> Option<Result<(), AuthError>> {
-        let key = self.key.as_ref()?;
-        // This loop ends even if the peer never stops sending: the handshake enters no state twice.
-        loop {
-            let heard = match handshake.end.receive(LEN_MAX, None, false) {
-                Ok(heard) => heard,
-                Err(RecvError::Empty) => return None,
-                Err(error) => return Some(Err(not_heard(&error))),
-            };
-            match handshake.state.hear(key, heard.kind, heard.bytes()) {
-                Step::Listen => {}
-                Step::Say(kind, said) => {
-                    if say(&handshake.end, kind, &said).is_err() {
-                        return Some(Err(AuthError::Closed));
-                    }
-                }
-                Step::SayAndBelieve(kind, said) => {
-                    return Some(say(&handshake.end, kind, &said).map_err(|_| AuthError::Closed));
-                }
-                Step::Believe => return Some(Ok(())),
-                Step::SayAndFail(kind, error) => {
-                    let _ = say(&handshake.end, kind, &[]);
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
 }
 
 impl Drop for Listener {
@@ -564,228 +479,5 @@ impl AsFd for Listener {
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Listener({})", self.address)
-    }
-}
-
-/// Connects to a [`Listener`].
-#[derive(Debug)]
-pub struct Client(());
-
-impl Client {
-    /// Connects to a listener. With a key, both sides authenticate each other.
-    ///
-    /// With a key, the call waits until the listener accepts the client. Without a key it does not
-    /// wait. If the listener requires a key, the first attempt to receive then returns an error
-    /// that says so.
-    ///
-    /// # Errors
-    /// If there is no listener at this address, or the keys differ.
-    pub fn connect<S, R>(
-        address: &Address,
-        key: Option<&AuthKey>,
-    ) -> Result<Connection<S, R>, ConnectError> {
-        Self::connect_until(address, key, None)
-    }
-
-    /// Like [`connect`](Self::connect), but waits no longer than `limit`.
-    ///
-    /// # Errors
-    /// As for [`connect`](Self::connect), and if it takes longer than `limit`.
-    pub fn connect_timeout<S, R>(
-        address: &Address,
-        key: Option<&AuthKey>,
-        limit: Duration,
-    ) -> Result<Connection<S, R>, ConnectError> {
-        Self::connect_until(address, key, deadline_in(Some(limit)))
-    }
-
-    fn connect_until<S, R>(
-        address: &Address,
-        key: Option<&AuthKey>,
-        deadline: Deadline,
-    ) -> Result<Connection<S, R>, ConnectError> {
-        let connected = match address {
-            Address::Tcp(host, port) => connect_tcp(host, *port, deadline),
-            Address::Unix(path) => SocketAddrUnix::new(path)
-                .map_err(Into::into)
-                .and_then(|at| connect_unix(&at, deadline)),
-            Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name)
-                .map_err(Into::into)
-                .and_then(|at| connect_unix(&at, deadline)),
-        };
-        let end = connected
-            .and_then(|socket| Endpoint::new(Arc::new(socket)))
-            .map_err(|error| ConnectError::Io { address: address.clone(), error })?;
-        if let Some(key) = key {
-            ask(&end, key, deadline)
-                .map_err(|error| ConnectError::Auth { address: address.clone(), error })?;
-        }
-        Ok(Connection::over(end))
-    }
-}
-
-/// Runs the client's side of a handshake.
-fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Result<(), AuthError> {
-    let (mut state, (kind, said)) = Asking::begin();
-    say(end, kind, &said).map_err(|_| AuthError::Closed)?;
-    loop {
-        let heard: Received =
-            end.receive(LEN_MAX, deadline, true).map_err(|error| not_heard(&error))?;
-        // The listener is now calling `accept`, and a listener that accepts answers at once. So a
-        // time limit applies from here on, even if the caller gave none.
-        deadline = deadline.into_iter().chain(deadline_in(Some(HANDSHAKE_LIMIT))).min();
-        match state.hear(key, heard.kind, heard.bytes()).map_err(|_| AuthError::Closed)? {
-            Step::Say(kind, said) => say(end, kind, &said).map_err(|_| AuthError::Closed)?,
-            Step::Believe => return Ok(()),
-            Step::SayAndFail(kind, error) => {
-                let _ = say(end, kind, &[]);
-                return Err(error);
-            }
-            Step::SayAndBelieve(..) | Step::Listen => {}
-        }
-    }
-}
-
-/// Sends a message of the handshake without waiting. There are so few of them that a socket without
-/// space for one belongs to a peer that does not read.
-fn say(end: &Endpoint, kind: Kind, said: &[u8]) -> Result<(), SendError> {
-    end.send(kind, Outgoings::Borrowed(said), &[], Some(Instant::now()))
-}
-
-fn not_heard(error: &RecvError) -> AuthError {
-    match error {
-        RecvError::Empty => AuthError::TimedOut,
-        RecvError::Closed | RecvError::Truncated | RecvError::Io(_) => AuthError::Closed,
-        _ => AuthError::NotAsked,
-    }
-}
-
-fn address_of(address: SocketAddrAny) -> Option<Address> {
-    if let Ok(address) = std::net::SocketAddr::try_from(address.clone()) {
-        return Some(address.into());
-    }
-    let unix = SocketAddrUnix::try_from(address).ok()?;
-    if let Some(name) = unix.abstract_name() {
-        return Some(Address::Abstract(name.to_owned()));
-    }
-    use std::os::unix::ffi::OsStrExt;
-    let path = unix.path_bytes().filter(|path| !path.is_empty())?;
-    Some(Address::Unix(Path::new(std::ffi::OsStr::from_bytes(path)).to_owned()))
-}
-
-fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags | SocketFlags::CLOEXEC, None)?)
-}
-
-fn bind_tcp(host: &str, port: u16) -> io::Result<(OwnedFd, Address)> {
-    // std sets the usual options (SO_REUSEADDR, close-on-exec) and tries all addresses of a host
-    // name. Only its backlog is replaced below.
-    let listener = std::net::TcpListener::bind((host, port))?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?.into();
-    let socket = OwnedFd::from(listener);
-    listen(&socket, BACKLOG)?;
-    Ok((socket, address))
-}
-
-/// Binds a path. If a killed listener has left its file there, removes the file first.
-///
-/// Between the check that no process listens there and the removal, another process could begin to
-/// listen, and its file would be removed. So the folder is locked meanwhile, by every process that
-/// binds a path with this function.
-fn bind_path(path: &Path) -> io::Result<(OwnedFd, File)> {
-    let address = SocketAddrUnix::new(path)?;
-    let parent =
-        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder =
-        open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
-    let locked = folder.as_ref().is_some_and(lock_folder);
-    let socket = unix_socket(SocketFlags::NONBLOCK)?;
-    match bind(&socket, &address) {
-        Err(Errno::ADDRINUSE) if locked && is_left_behind(path, &address) => {
-            unlink(path)?;
-            bind(&socket, &address)?;
-        }
-        other => other?,
-    }
-    listen(&socket, BACKLOG)?;
-    let now = lstat(path)?;
-    Ok((socket, File { path: path.to_owned(), inode: (now.st_dev, now.st_ino) }))
-}
-
-/// Tries to lock the folder and returns whether it did. Processes hold this lock for microseconds.
-/// If another program holds it for longer, we continue without the lock, and then remove no file.
-fn lock_folder(folder: &OwnedFd) -> bool {
-    (0..100).any(|_| {
-        let locked = flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if !locked {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        locked
-    })
-}
-
-fn is_left_behind(path: &Path, address: &SocketAddrUnix) -> bool {
-    // Check the type of the file as well: connecting to any other kind of file is refused too.
-    let is_socket =
-        lstat(path).is_ok_and(|now| FileType::from_raw_mode(now.st_mode) == FileType::Socket);
-    let probe =
-        || -> io::Result<()> { Ok(connect(&unix_socket(SocketFlags::NONBLOCK)?, address)?) };
-    is_socket && probe().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-}
-
-fn connect_unix(address: &SocketAddrUnix, deadline: Deadline) -> io::Result<OwnedFd> {
-    let socket = unix_socket(SocketFlags::empty())?;
-    loop {
-        // Connecting to a Unix socket waits only if the listener's backlog is full.
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Zero would mean no limit.
-            sockopt::set_socket_timeout(
-                &socket,
-                sockopt::Timeout::Send,
-                Some(left.max(Duration::from_millis(1))),
-            )?;
-        }
-        match connect(&socket, address) {
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-            other => {
-                other?;
-                sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, None)?;
-                return Ok(socket);
-            }
-        }
-    }
-}
-
-fn connect_tcp(host: &str, port: u16, deadline: Deadline) -> io::Result<OwnedFd> {
-    let stream = match deadline {
-        None => TcpStream::connect((host, port))?,
-        Some(deadline) => {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-            let connected = (host, port).to_socket_addrs()?.find_map(|address| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1)))
-                    .map_err(|error| last = error)
-                    .ok()
-            });
-            connected.ok_or(last)?
-        }
-    };
-    let socket = OwnedFd::from(stream);
-    prepare(&socket);
-    Ok(socket)
-}
-
-/// Sets options of TCP sockets. Small messages are sent at once, and a peer machine that has
-/// vanished is noticed within two minutes.
-fn prepare(socket: &OwnedFd) {
-    // Errors mean that it is not a TCP socket.
-    let _ = sockopt::set_tcp_nodelay(socket, true);
-    if sockopt::set_tcp_keepidle(socket, Duration::from_secs(60)).is_ok() {
-        let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10));
-        let _ = sockopt::set_tcp_keepcnt(socket, 6);
-        let _ = sockopt::set_socket_keepalive(socket, true);
     }
 }
