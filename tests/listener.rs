@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    error::Error,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -88,12 +89,10 @@ fn cn14_abstract_names_work() {
 }
 
 #[task]
-fn call(address: String, key: Option<Vec<u8>>, text: String) -> Result<(), String> {
-    let address = address.parse().map_err(|error| format!("{error}"))?;
+fn call(address: String, key: Option<Vec<u8>>, text: String) -> Result<(), Box<dyn Error>> {
     let key = key.map(AuthKey::new);
-    let peer: Connection<String, ()> =
-        Client::connect(&address, key.as_ref()).map_err(|error| error.to_string())?;
-    peer.send(&text).map_err(|error| error.to_string())
+    let peer: Connection<String, ()> = Client::connect(&address.parse()?, key.as_ref())?;
+    Ok(peer.send(&text)?)
 }
 
 #[test]
@@ -689,7 +688,7 @@ fn serves_with_few_descriptors(address: &Sender<String>, key: Vec<u8>) -> Result
                 return Ok(refused);
             }
             Err(AcceptError::Refused { .. }) => refused += 1,
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(format!("{error:?}")),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs::File, io::Read, time::Duration};
 
 use executor::{
-    Array, Connection, Context, Event, Lock, Process, Queue, Semaphore, StartMethod, Stdio, Value,
-    pipe, prelude::*,
+    Array, Connection, Context, Event, Lock, Process, Queue, Semaphore, SendError, StartMethod,
+    Stdio, Value, pipe, prelude::*,
 };
 use serde::{Deserialize, Serialize};
 
@@ -137,11 +137,11 @@ fn objects_made_by_a_child_outlive_it() {
 }
 
 #[task]
-fn serve(requests: Connection<Value<u64>, Value<u64>>) -> Result<u32, String> {
+fn serve(requests: Connection<Value<u64>, Value<u64>>) -> Result<u32, SendError> {
     let mut served = 0;
     while let Ok(value) = requests.recv() {
         value.fetch_add(1);
-        requests.send(&value).map_err(|error| error.to_string())?;
+        requests.send(&value)?;
         served += 1;
     }
     Ok(served)

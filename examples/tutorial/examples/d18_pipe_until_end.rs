@@ -1,20 +1,20 @@
 //! One process sends messages through a pipe. The other receives them until it gets `END`.
 
-use executor::{Process, Receiver, Sender, channel, prelude::*};
+use executor::{Process, Receiver, RecvError, SendError, Sender, channel, prelude::*};
 
 #[task]
-fn send(sender: Sender<String>, messages: Vec<String>) -> Result<(), String> {
+fn send(sender: Sender<String>, messages: Vec<String>) -> Result<(), SendError> {
     for message in messages {
-        sender.send(&message).map_err(|error| error.to_string())?;
+        sender.send(&message)?;
         println!("Sent the message: {message}");
     }
     Ok(())
 }
 
 #[task]
-fn receive(receiver: Receiver<String>) -> Result<(), String> {
+fn receive(receiver: Receiver<String>) -> Result<(), RecvError> {
     loop {
-        let message = receiver.recv().map_err(|error| error.to_string())?;
+        let message = receiver.recv()?;
         if message == "END" {
             return Ok(());
         }

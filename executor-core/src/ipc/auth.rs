@@ -127,7 +127,7 @@ pub enum AuthError {
         "the peer does not authenticate: one side has a key and the other has none, or it speaks another protocol"
     )]
     NotAsked,
-    /// The peer did not authenticate within the time limit.
+    /// The peer did not authenticate within the timeout.
     #[error("the peer did not authenticate in time")]
     TimedOut,
     /// The peer closed the connection during the handshake.

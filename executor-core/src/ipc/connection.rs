@@ -216,16 +216,16 @@ macro_rules! receives {
             self.end.receive(u64::MAX, None, false)?.into_value()
         }
 
-        /// Like [`recv`](Self::recv), but waits no longer than `limit`.
+        /// Like [`recv`](Self::recv), but waits no longer than `timeout`.
         ///
         /// # Errors
         /// As for [`recv`](Self::recv), and [`Empty`](RecvError::Empty) if no message came. If a
         /// part of a long message has arrived, it is kept for the next call.
-        pub fn recv_timeout(&self, limit: Duration) -> Result<$type, RecvError>
+        pub fn recv_timeout(&self, timeout: Duration) -> Result<$type, RecvError>
         where
             $type: DeserializeOwned,
         {
-            self.end.receive(u64::MAX, deadline_in(Some(limit)), true)?.into_value()
+            self.end.receive(u64::MAX, deadline_in(Some(timeout)), true)?.into_value()
         }
 
         /// Async version of [`recv`](Self::recv).
@@ -299,15 +299,15 @@ macro_rules! receives {
         }
 
         /// Waits until there is something to receive, and returns whether there is. Waits at most
-        /// `limit`, or without limit if it is `None`.
+        /// `timeout`, or for as long as it takes if that is `None`.
         ///
         /// The end of the connection counts as something to receive. If a message is longer than
         /// 64 KiB, `true` may mean that only its beginning has arrived.
         ///
         /// # Errors
         /// The system's.
-        pub fn poll(&self, limit: Option<Duration>) -> io::Result<bool> {
-            self.end.poll(deadline_in(limit))
+        pub fn poll(&self, timeout: Option<Duration>) -> io::Result<bool> {
+            self.end.poll(deadline_in(timeout))
         }
     };
 }

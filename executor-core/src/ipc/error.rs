@@ -8,7 +8,7 @@ use super::message::Disorder;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
-    /// No message has come yet, or none within the time limit. Only from `try_recv`, `recv_timeout`
+    /// No message has come yet, or none within the timeout. Only from `try_recv`, `recv_timeout`
     /// and similar methods.
     #[error("no message yet")]
     Empty,
@@ -46,11 +46,11 @@ pub enum RecvError {
     Invalid(String),
 
     /// The system refused.
-    #[error("receiving failed: {0}")]
+    #[error("receiving failed")]
     Io(#[from] io::Error),
 }
 
-crate::debug::debug_is_display!(RecvError, SendError);
+crate::debug::debug_is_chain!(RecvError, SendError);
 
 impl RecvError {
     /// Whether nothing more can be received after this error.
@@ -81,6 +81,65 @@ pub enum SendError {
     Encode(String),
 
     /// The system refused.
-    #[error("sending failed: {0}")]
+    #[error("sending failed")]
     Io(#[from] io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, iter, sync::Arc};
+
+    use super::*;
+    use crate::{
+        error::BuildError,
+        ipc::{AcceptError, Address, AuthError, ConnectError},
+    };
+
+    /// Returns the text of an error and those of its causes, as programs print them.
+    fn chain(error: &dyn Error) -> Vec<String> {
+        iter::successors(Some(error), |error| (*error).source()).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn errors_of_connections_and_listeners_and_their_causes_contain_each_text_once() {
+        let system = || io::Error::from_raw_os_error(libc::EMFILE);
+        // An error of the system that the library has explained, and that has a cause of its own.
+        let explained =
+            || io::Error::other(BuildError::Os { what: "a thread", error: Arc::new(system()) });
+        let (address, peer) = (Address::any(), None);
+        let errors: Vec<(Box<dyn Error>, usize)> = vec![
+            (RecvError::Empty.into(), 0),
+            (RecvError::Closed.into(), 0),
+            (RecvError::Truncated.into(), 0),
+            (RecvError::Decode("no float".into()).into(), 0),
+            (RecvError::TooLong { len: 2, max: 1 }.into(), 0),
+            (RecvError::TooShort(vec![0; 9]).into(), 0),
+            (RecvError::from(Disorder::Part).into(), 0),
+            (RecvError::Io(system()).into(), 1),
+            (RecvError::Io(explained()).into(), 2),
+            (SendError::Closed.into(), 0),
+            (SendError::Encode("no float".into()).into(), 0),
+            (SendError::Io(system()).into(), 1),
+            (SendError::Io(explained()).into(), 2),
+            (AcceptError::Closed.into(), 0),
+            (AcceptError::TimedOut.into(), 0),
+            (AcceptError::Refused { peer, error: AuthError::WrongKey }.into(), 0),
+            (AcceptError::Io(system()).into(), 1),
+            (AcceptError::Io(explained()).into(), 2),
+            (ConnectError::Auth { address: address.clone(), error: AuthError::Closed }.into(), 0),
+            (ConnectError::Io { address: address.clone(), error: system() }.into(), 1),
+            (ConnectError::Io { address, error: explained() }.into(), 2),
+        ];
+        for (error, causes) in errors {
+            let texts = chain(&*error);
+            assert_eq!(texts.len(), 1 + causes, "{texts:?}");
+            for (at, cause) in texts.iter().enumerate() {
+                assert!(texts[..at].iter().all(|outer| !outer.contains(cause)), "{texts:?}");
+            }
+            assert_eq!(format!("{error:?}"), texts.join(": "));
+            if let Some(cause) = error.source() {
+                assert!(cause.is::<io::Error>(), "{texts:?}");
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@
 //! | a process to which a handle is being sent | the kernel closes the descriptors in the socket |
 //! | a client during its handshake | the listener drops it and serves the others |
 //!
-//! A client that stays silent during its handshake is dropped after a time limit.
+//! A client that stays silent during its handshake is dropped after a timeout.
 
 mod address;
 mod auth;

@@ -24,10 +24,10 @@ use crate::{
 /// The time at which a wait ends. `None` means never.
 pub(super) type Deadline = Option<Instant>;
 
-/// Returns the deadline of a time limit that starts now. A limit that the clock cannot represent is
-/// no limit.
-pub(super) fn deadline_in(limit: Option<Duration>) -> Deadline {
-    limit.and_then(|limit| Instant::now().checked_add(limit))
+/// Returns the deadline of a timeout that starts now. There is none with a timeout that the clock
+/// cannot represent.
+pub(super) fn deadline_in(timeout: Option<Duration>) -> Deadline {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
 pub(super) fn has_passed(deadline: Deadline) -> bool {
@@ -43,9 +43,9 @@ pub(super) fn left(deadline: Deadline) -> Option<Timespec> {
 /// Waits until at least one of several descriptors can be read without blocking, or has reached its
 /// end. Returns the indices of all such descriptors, in order.
 ///
-/// Waits at most `limit`, or without limit if it is `None`. With a limit of zero it checks the
-/// descriptors without waiting. If the time limit passes, or if `descriptors` is empty, the result
-/// is an empty list.
+/// Waits at most `timeout`, or for as long as it takes if that is `None`. With a timeout of zero it
+/// checks the descriptors without waiting. If the timeout passes, or if `descriptors` is empty, the
+/// result is an empty list.
 ///
 /// Anything with a descriptor can be waited for: [`Connection`](crate::Connection)s,
 /// [`Receiver`](crate::Receiver)s, [`Listener`](crate::Listener)s, sockets, pipes, the pidfd of a
@@ -67,11 +67,11 @@ pub(super) fn left(deadline: Deadline) -> Option<Timespec> {
 /// # Errors
 /// The system's, if it has no memory for that many descriptors, or if there are more of them than
 /// this process may open.
-pub fn wait_any(descriptors: &[&dyn AsFd], limit: Option<Duration>) -> io::Result<Vec<usize>> {
+pub fn wait_any(descriptors: &[&dyn AsFd], timeout: Option<Duration>) -> io::Result<Vec<usize>> {
     if descriptors.is_empty() {
         return Ok(Vec::new());
     }
-    let deadline = deadline_in(limit);
+    let deadline = deadline_in(timeout);
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(|one| one.as_fd()).collect();
     let mut polled: Vec<PollFd<'_>> =
         borrowed.iter().map(|one| PollFd::from_borrowed_fd(*one, PollFlags::IN)).collect();
@@ -108,13 +108,13 @@ pub(super) fn wait_for(
 /// The result of one attempt to do something with a descriptor.
 ///
 /// An attempt ends after a bounded number of steps, whatever a peer sends meanwhile. Otherwise a
-/// peer that sends endlessly would hold the lock of an end, a caller past its time limit, or a
+/// peer that sends endlessly would hold the lock of an end, a caller past its deadline, or a
 /// thread of a runtime.
 pub(super) enum Attempt<T> {
     Done(T),
     /// Nothing can be done until the descriptor is ready again.
     NotYet,
-    /// There is more to do at once. The caller may check its time limit first, or let other tasks
+    /// There is more to do at once. The caller may check its deadline first, or let other tasks
     /// run.
     Again,
 }

@@ -99,5 +99,11 @@ pub(crate) enum Closed {
     #[error("the other side is gone")]
     Gone,
     #[error("the other side does not keep to the protocol: {0}")]
-    Protocol(#[from] WireError),
+    Protocol(WireError),
+}
+
+impl From<WireError> for Closed {
+    fn from(error: WireError) -> Self {
+        Closed::Protocol(error)
+    }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Locks are held during one attempt to send or receive, never while waiting, and no user code runs
-//! while a lock is held. A wait may end at any moment, by a time limit or because a future is
+//! while a lock is held. A wait may end at any moment, by a timeout or because a future is
 //! dropped. So the received part of a long message, and the part still to be sent, are kept in the
 //! endpoint and not on a stack, and the next attempt continues there. Threads that share an end see
 //! whole messages.
@@ -34,7 +34,7 @@ use crate::os::{asked::Asked, socket, std_or_model::lock};
 /// more than the kernel buffers for one end.
 ///
 /// A lower value means more locking for long messages. A higher value means that a peer that sends
-/// endlessly holds the lock, a runtime's thread, and a caller past its time limit for that long.
+/// endlessly holds the lock, a runtime's thread, and a caller past its deadline for that long.
 const CALLS_MAX: usize = 128;
 
 /// One end of a connection. See the module's documentation.

@@ -28,7 +28,7 @@ pub enum ConnectError {
         error: AuthError,
     },
     /// No listener at this address, or the system refused.
-    #[error("could not connect to `{address}`: {error}")]
+    #[error("could not connect to `{address}`")]
     #[non_exhaustive]
     Io {
         /// The address that was given.
@@ -39,9 +39,9 @@ pub enum ConnectError {
     },
 }
 
-crate::debug::debug_is_display!(ConnectError);
+crate::debug::debug_is_chain!(ConnectError);
 
-/// Connects to a [`Listener`].
+/// Connects to a [`Listener`](crate::Listener).
 #[derive(Debug)]
 pub struct Client(());
 
@@ -61,16 +61,16 @@ impl Client {
         Self::connect_until(address, key, None)
     }
 
-    /// Like [`connect`](Self::connect), but waits no longer than `limit`.
+    /// Like [`connect`](Self::connect), but waits no longer than `timeout`.
     ///
     /// # Errors
-    /// As for [`connect`](Self::connect), and if it takes longer than `limit`.
+    /// As for [`connect`](Self::connect), and if it takes longer than `timeout`.
     pub fn connect_timeout<S, R>(
         address: &Address,
         key: Option<&AuthKey>,
-        limit: Duration,
+        timeout: Duration,
     ) -> Result<Connection<S, R>, ConnectError> {
-        Self::connect_until(address, key, deadline_in(Some(limit)))
+        Self::connect_until(address, key, deadline_in(Some(timeout)))
     }
 
     fn connect_until<S, R>(

@@ -11,7 +11,7 @@ use super::super::{
     readiness::{Deadline, deadline_in},
 };
 
-/// Default time limit for a handshake. A client applies it from the listener's first message on.
+/// Default timeout for a handshake. A client applies it from the listener's first message on.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client in its handshake, on the listener's side.
@@ -61,7 +61,7 @@ pub(super) fn ask(end: &Endpoint, key: &AuthKey, mut deadline: Deadline) -> Resu
         let heard: Received =
             end.receive(LEN_MAX, deadline, true).map_err(|error| not_heard(&error))?;
         // The listener is now calling `accept`, and a listener that accepts answers at once. So a
-        // time limit applies from here on, even if the caller gave none.
+        // timeout applies from here on, even if the caller gave none.
         deadline = deadline.into_iter().chain(deadline_in(Some(HANDSHAKE_TIMEOUT))).min();
         match state.hear(key, heard.kind, heard.bytes()).map_err(|_| AuthError::Closed)? {
             Step::Say(kind, said) => say(end, kind, &said).map_err(|_| AuthError::Closed)?,

@@ -14,7 +14,7 @@
 //! has, it waits for the epoll set.
 //!
 //! There is no background thread. Any call of `accept` advances the handshakes of all clients, so a
-//! client that says nothing delays no other client. It is dropped after a time limit, or when 256
+//! client that says nothing delays no other client. It is dropped after a timeout, or when 256
 //! other clients have come.
 //!
 //! One lock protects the clients, and `close` and other calls wait for that lock. So code that
@@ -69,7 +69,7 @@ use crate::os::{eventfd::EventFd, fork::Creator, socket::retry};
 /// means more descriptors spent on clients that say nothing.
 const HANDSHAKES_MAX: usize = 256;
 
-/// Used for time limits that the clock cannot represent.
+/// Used for timeouts that the clock cannot represent.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Waits for clients at an address.
@@ -107,7 +107,7 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A client may have a wrong key, send half a message or an absurd length, or send something twice.
 /// The call of [`accept`](Self::accept) that notices it returns an error, and the next call
 /// continues with other clients. A client that says nothing or never stops talking delays no other
-/// client. It is dropped after [a time limit](Self::auth_timeout). It is dropped earlier if 256
+/// client. It is dropped after [a timeout](Self::auth_timeout). It is dropped earlier if 256
 /// others have come, or if there is no descriptor left for a new client.
 ///
 /// One attack is not prevented: an attacker that opens 256 connections before a legitimate client
@@ -160,7 +160,7 @@ pub enum AcceptError {
     /// The listener is closed.
     #[error("the listener is closed")]
     Closed,
-    /// No client finished its handshake within the limit. Only from [`Listener::accept_timeout`].
+    /// No client finished its handshake within the timeout. Only from [`Listener::accept_timeout`].
     #[error("no client came in time")]
     TimedOut,
     /// A client failed to authenticate. The listener can still be used.
@@ -174,11 +174,11 @@ pub enum AcceptError {
     },
     /// The system refused, for example because this process has too many open files. The client
     /// still waits.
-    #[error("accepting failed: {0}")]
+    #[error("accepting failed")]
     Io(#[from] io::Error),
 }
 
-crate::debug::debug_is_display!(AcceptError);
+crate::debug::debug_is_chain!(AcceptError);
 
 impl Listener {
     /// Listens at an address. With [`Address::any`] or port 0 a free one is chosen.
@@ -219,7 +219,7 @@ impl Listener {
         self
     }
 
-    /// Sets the time limit for a client's handshake. The default is ten seconds.
+    /// Sets the timeout for a client's handshake. The default is ten seconds.
     #[must_use]
     pub fn auth_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
@@ -251,13 +251,13 @@ impl Listener {
         self.accept_until(None)
     }
 
-    /// Like [`accept`](Self::accept), but waits no longer than `limit`.
+    /// Like [`accept`](Self::accept), but waits no longer than `timeout`.
     ///
     /// # Errors
     /// As for [`accept`](Self::accept), and [`TimedOut`](AcceptError::TimedOut) if no client was
-    /// accepted within the limit.
-    pub fn accept_timeout<S, R>(&self, limit: Duration) -> Result<Connection<S, R>, AcceptError> {
-        self.accept_until(deadline_in(Some(limit)))
+    /// accepted in time.
+    pub fn accept_timeout<S, R>(&self, timeout: Duration) -> Result<Connection<S, R>, AcceptError> {
+        self.accept_until(deadline_in(Some(timeout)))
     }
 
     /// Async version of [`accept`](Self::accept).

@@ -158,7 +158,7 @@ fn connect_unix(address: &SocketAddrUnix, deadline: Deadline) -> io::Result<Owne
         // Connecting to a Unix socket waits only if the listener's backlog is full.
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Zero would mean no limit.
+            // Zero would mean no timeout.
             sockopt::set_socket_timeout(
                 &socket,
                 sockopt::Timeout::Send,
