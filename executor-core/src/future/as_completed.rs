@@ -1,17 +1,17 @@
 //! Iterating over futures in the order in which they are done.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    task::{Context, Poll, Wake, Waker},
+    sync::Arc,
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use futures::Stream;
 
-use super::handle::TaskFuture;
+use super::{done_queue::DoneQueue, handle::TaskFuture};
 
 /// Yields futures as they are done, each exactly once. Futures that are done already come first.
 ///
@@ -36,11 +36,7 @@ use super::handle::TaskFuture;
 /// }
 /// ```
 pub fn as_completed<T>(futures: impl IntoIterator<Item = TaskFuture<T>>) -> AsCompleted<T> {
-    let mut set = CompletionSet::default();
-    for future in futures {
-        set.push(future);
-    }
-    AsCompleted { set }
+    AsCompleted { set: CompletionSet::new(futures) }
 }
 
 /// A blocking iterator over futures in order of completion. Made by [`as_completed`].
@@ -171,19 +167,23 @@ pub struct Unfinished {
 
 crate::debug::debug_is_display!(Unfinished);
 
-/// A set of futures that yields those that are done, in order of completion. Futures can be added
-/// at any time.
+/// A set of futures that yields those that are done, in order of completion.
 struct CompletionSet<T> {
-    pending: HashMap<usize, TaskFuture<T>>,
-    /// The keys of the futures that are done, in order of completion.
-    done: Arc<DoneQueue>,
-    next_key: usize,
+    /// The futures by key. `None` for those that were yielded.
+    pending: Vec<Option<TaskFuture<T>>>,
+    /// No future before this key is left.
+    first: usize,
+    /// Number of futures that were not yielded.
+    left: usize,
+    queue: Arc<DoneQueue>,
+    /// Keys that were taken from the queue, of futures that were not yielded yet.
+    done: VecDeque<usize>,
 }
 
 impl<T> fmt::Debug for CompletionSet<T> {
     /// Writes the futures that were not yielded yet.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.pending.values()).finish()
+        f.debug_set().entries(self.pending.iter().flatten()).finish()
     }
 }
 
@@ -199,137 +199,75 @@ macro_rules! debug {
 
 debug!(AsCompleted, AsCompletedStream, AsCompletedTimeout);
 
-impl<T> Default for CompletionSet<T> {
-    fn default() -> Self {
-        CompletionSet { pending: HashMap::new(), done: Arc::default(), next_key: 0 }
-    }
-}
-
-/// The queue to which futures report that they are done.
-#[derive(Default)]
-struct DoneQueue {
-    state: Mutex<DoneState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct DoneState {
-    keys: VecDeque<usize>,
-    waker: Option<Waker>,
-}
-
-/// The waker left in one future. It adds the future's key to the queue.
-struct Done {
-    key: usize,
-    queue: Arc<DoneQueue>,
-}
-
-impl Wake for Done {
-    fn wake(self: Arc<Self>) {
-        let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.keys.push_back(self.key);
-        let waker = state.waker.take();
-        drop(state);
-        self.queue.changed.notify_all();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
 impl<T> CompletionSet<T> {
-    fn push(&mut self, future: TaskFuture<T>) {
-        let key = self.next_key;
-        self.next_key += 1;
-        let waker = Arc::new(Done { key, queue: Arc::clone(&self.done) });
-        // A future that is done already does not keep the waker, so report it now.
-        if !future.cell().observe(self.observer_key(key), &Waker::from(Arc::clone(&waker))) {
-            waker.wake();
+    fn new(futures: impl IntoIterator<Item = TaskFuture<T>>) -> Self {
+        let queue = Arc::<DoneQueue>::default();
+        let mut done = VecDeque::new();
+        let pending: Vec<_> = futures.into_iter().map(Some).collect();
+        for (key, future) in pending.iter().flatten().enumerate() {
+            // A future that is done already does not report.
+            if !future.cell().report_to(&queue, key) {
+                done.push_back(key);
+            }
         }
-        self.pending.insert(key, future);
-    }
-
-    /// Returns a key that is unique among all observers of the same future. A future is in one set
-    /// at a time.
-    fn observer_key(&self, key: usize) -> usize {
-        Arc::as_ptr(&self.done) as usize ^ key.rotate_left(16)
+        CompletionSet { first: 0, left: pending.len(), pending, queue, done }
     }
 
     fn len(&self) -> usize {
-        self.pending.len()
+        self.left
+    }
+
+    /// Takes the future with this key out of the set.
+    fn take(&mut self, key: usize) -> Option<TaskFuture<T>> {
+        let future = self.pending.get_mut(key)?.take();
+        self.left -= usize::from(future.is_some());
+        future
     }
 
     /// Waits for the next future that is done. Returns `None` if none is left or the deadline has
     /// passed.
     fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
-        if let Some(future) = self.next_in_fork() {
-            return Some(future);
-        }
-        if self.pending.is_empty() {
+        self.settle_fork();
+        if self.left == 0 || (self.done.is_empty() && !self.queue.take(&mut self.done, deadline)) {
             return None;
         }
-        let mut state = self.done.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = loop {
-            if let Some(key) = state.keys.pop_front() {
-                break key;
-            }
-            state = match deadline {
-                None => self.done.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left == Duration::ZERO {
-                        return None;
-                    }
-                    self.done
-                        .changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
-        };
-        drop(state);
-        self.pending.remove(&key)
-    }
-
-    /// Returns a pending future if this process is a fork of the executor's process.
-    ///
-    /// There, no future is ever done, and the queue's lock may be held for ever. So every pending
-    /// future counts as broken, and is yielded at once.
-    fn next_in_fork(&mut self) -> Option<TaskFuture<T>> {
-        let (&key, _) = self.pending.iter().next().filter(|(_, future)| future.cell().forked())?;
-        self.pending.remove(&key)
+        let key = self.done.pop_front()?;
+        self.take(key)
     }
 
     fn poll_next(&mut self, waker: &Waker) -> Poll<Option<TaskFuture<T>>> {
-        if let Some(future) = self.next_in_fork() {
-            return Poll::Ready(Some(future));
-        }
-        if self.pending.is_empty() {
+        self.settle_fork();
+        if self.left == 0 {
             return Poll::Ready(None);
         }
-        let waker = waker.clone();
-        let mut state = self.done.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.keys.pop_front() {
-            Some(key) => {
-                drop(state);
-                Poll::Ready(self.pending.remove(&key))
-            }
-            None => {
-                let old = state.waker.replace(waker);
-                // Outside the lock, since dropping a waker runs user code.
-                drop(state);
-                drop(old);
-                Poll::Pending
-            }
+        if self.done.is_empty() && !self.queue.poll(&mut self.done, waker) {
+            return Poll::Pending;
+        }
+        let key = self.done.pop_front();
+        Poll::Ready(key.and_then(|key| self.take(key)))
+    }
+
+    /// In a fork of the executor's process, makes all futures count as done.
+    ///
+    /// There, no future is ever done, and the queue's lock may be held for ever. So every pending
+    /// future counts as broken, and is yielded at once.
+    fn settle_fork(&mut self) {
+        while let Some(None) = self.pending.get(self.first) {
+            self.first += 1;
+        }
+        if self.done.is_empty()
+            && let Some(Some(future)) = self.pending.get(self.first)
+            && future.cell().forked()
+        {
+            self.done.push_back(self.first);
         }
     }
 }
 
 impl<T> Drop for CompletionSet<T> {
     fn drop(&mut self) {
-        for (key, future) in &self.pending {
-            future.cell().unobserve(self.observer_key(*key));
+        for future in self.pending.iter().flatten() {
+            future.cell().report_no_more_to(&self.queue);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! callbacks, never a result, a deadline or a waker.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, PoisonError},
     task::Waker,
@@ -12,13 +13,41 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::cell::{DoneCallback, Outcome};
 use crate::{
     child::exit,
     os::{fork::Creator, local, process},
     unwind::catch,
 };
 
-type Callback = Box<dyn FnOnce() + Send>;
+/// What the callback thread runs in one step.
+pub(crate) enum Queued {
+    Call(Box<dyn FnOnce() + Send>),
+    /// The only callback of a future, and the future's outcome.
+    Done(DoneCallback, Outcome),
+    /// All callbacks of a future, in order of registration.
+    AllDone(Vec<DoneCallback>, Outcome),
+}
+
+impl Queued {
+    /// Runs it and catches its panic.
+    fn run(self) {
+        const WHAT: &str = "a done-callback";
+        match self {
+            Queued::Call(call) => run_each(WHAT, [call]),
+            Queued::Done(callback, outcome) => run_each(WHAT, [|| callback.run(outcome)]),
+            Queued::AllDone(callbacks, outcome) => {
+                let shared = RefCell::new(None);
+                run_each(
+                    WHAT,
+                    callbacks.into_iter().map(|callback| {
+                        || callback.run_sharing(&outcome, &mut shared.borrow_mut())
+                    }),
+                );
+            }
+        }
+    }
+}
 
 /// How often the end of the program checks a callback it waits for. A callback that also calls
 /// `exit` is held by std for ever, so waiting for it to return is not enough.
@@ -39,11 +68,16 @@ pub(crate) struct CallbackQueue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Callback>,
+    waiting: VecDeque<Queued>,
     /// Whether the thread is running a callback.
     running: bool,
     /// Whether there is a thread.
     attended: bool,
+    /// Whether the thread sleeps.
+    sleeps: bool,
+    /// Number of other threads that wait for a change. A condition variable is notified by a system
+    /// call, even if nobody sleeps.
+    waiters: u32,
     /// The thread's number, and the system's id of it, once it runs.
     thread: u32,
     system_thread: u32,
@@ -78,10 +112,16 @@ impl CallbackQueue {
     }
 
     /// Queues a callback, and starts the thread if there is none.
-    pub(crate) fn push(self: &Arc<Self>, callback: Callback) {
+    pub(crate) fn push(self: &Arc<Self>, callback: Box<dyn FnOnce() + Send>) {
+        self.push_all([Queued::Call(callback)]);
+    }
+
+    /// Queues callbacks, and starts the thread if there is none.
+    pub(crate) fn push_all(self: &Arc<Self>, callbacks: impl IntoIterator<Item = Queued>) {
         let mut state = self.lock();
-        state.waiting.push_back(callback);
-        state.queued += 1;
+        let before = state.waiting.len();
+        state.waiting.extend(callbacks);
+        state.queued += (state.waiting.len() - before) as u64;
         if !state.attended {
             let queue = Arc::clone(self);
             // If the system refuses a thread, the callbacks wait for the next push or for `flush`.
@@ -89,8 +129,10 @@ impl CallbackQueue {
             state.handle = thread.spawn(move || queue.run()).ok();
             state.attended = state.handle.is_some();
         }
-        drop(state);
-        self.changed.notify_all();
+        if std::mem::take(&mut state.sleeps) || state.waiters > 0 {
+            drop(state);
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until all queued callbacks have run. Called from a callback it returns at once, since
@@ -158,7 +200,7 @@ impl CallbackQueue {
         if state.is_current_thread() {
             while let Some(callback) = state.waiting.pop_front() {
                 drop(state);
-                run_one(callback);
+                callback.run();
                 state = self.lock();
             }
         } else {
@@ -181,7 +223,7 @@ impl CallbackQueue {
         {
             // The system refused a thread, or the thread is held in `exit`.
             drop(state);
-            run_one(callback);
+            callback.run();
             state = self.lock();
             state.ran += 1;
             return Some(state);
@@ -190,7 +232,11 @@ impl CallbackQueue {
         if left.is_zero() {
             return None;
         }
-        Some(self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
+        state.waiters += 1;
+        let (mut state, _) =
+            self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        state.waiters -= 1;
+        Some(state)
     }
 
     /// Whether the caller is a callback of this executor.
@@ -209,7 +255,9 @@ impl CallbackQueue {
     pub(crate) fn join(&self) {
         let mut state = self.lock();
         while state.attended && state.is_idle() && !state.is_current_thread() {
+            state.waiters += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiters -= 1;
         }
         if !state.attended
             && let Some(thread) = state.handle.take()
@@ -237,17 +285,21 @@ impl CallbackQueue {
             if let Some(callback) = state.waiting.pop_front() {
                 (state.running, state.watch) = (true, exit::Watch::default());
                 drop(state);
-                run_one(callback);
+                callback.run();
                 state = self.lock();
                 state.running = false;
                 state.ran += 1;
-                self.changed.notify_all();
+                if state.waiters > 0 {
+                    self.changed.notify_all();
+                }
                 continue;
             }
             if !state.closed {
+                state.sleeps = true;
                 let (next, timeout) =
                     self.changed.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
                 state = next;
+                state.sleeps = false;
                 // Woken, or a callback was queued just as the time passed.
                 if !timeout.timed_out() || !state.waiting.is_empty() {
                     continue;
@@ -260,11 +312,6 @@ impl CallbackQueue {
             return;
         }
     }
-}
-
-/// Runs one callback and catches its panic.
-fn run_one(callback: Callback) {
-    run_each("a done-callback", [callback]);
 }
 
 /// Runs callbacks one after the other. A panic of one does not stop the others.

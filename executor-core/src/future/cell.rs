@@ -2,14 +2,16 @@
 
 use std::{
     any::Any,
-    cell::RefCell,
     fmt,
     sync::{Arc, PoisonError},
     task::Waker,
     time::{Duration, Instant},
 };
 
-use super::callback::{CallbackQueue, run_each, wake_each};
+use super::{
+    callback::{CallbackQueue, Queued, wake_each},
+    done_queue::{DoneQueue, Reports},
+};
 use crate::{
     error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
@@ -80,41 +82,92 @@ struct Inner {
     waiting: u32,
     /// The worker whose replies the thread that waits for this cell drains.
     helper_at: Option<WorkerId>,
-    /// Allocated only when needed. Most cells have neither observers nor callbacks.
-    rest: Option<Box<Rest>>,
+    listeners: Listeners,
+}
+
+/// Who is told of the end, besides the owner of the handle. Most cells have none or one, for which
+/// nothing is allocated.
+#[derive(Default)]
+enum Listeners {
+    #[default]
+    None,
+    /// A caller that waits for several futures at once, and the key that it gave this one.
+    Queue(Arc<DoneQueue>, usize),
+    Callback(DoneCallback),
+    Several(Box<Several>),
 }
 
 #[derive(Default)]
-struct Rest {
-    /// Wakers of callers that wait for several futures at once, each with a key chosen by the
-    /// caller.
+struct Several {
+    queues: Vec<(Arc<DoneQueue>, usize)>,
+    /// Wakers of others, each with a key chosen by the caller.
     observers: Vec<(usize, Waker)>,
     callbacks: Vec<DoneCallback>,
 }
 
-impl Inner {
-    fn rest(&mut self) -> &mut Rest {
-        self.rest.get_or_insert_default()
+impl Listeners {
+    /// Returns the lists to which another listener can be added.
+    fn several(&mut self) -> &mut Several {
+        if !matches!(self, Listeners::Several(_)) {
+            let mut several = Box::<Several>::default();
+            match std::mem::take(self) {
+                Listeners::None => {}
+                Listeners::Queue(queue, key) => several.queues.push((queue, key)),
+                Listeners::Callback(callback) => several.callbacks.push(callback),
+                Listeners::Several(_) => unreachable!("looked at above"),
+            }
+            *self = Listeners::Several(several);
+        }
+        match self {
+            Listeners::Several(several) => several,
+            _ => unreachable!("made above"),
+        }
     }
 }
 
-/// Wakers collected while futures were completed. Waking runs user code, so it is done when no lock
-/// is held.
+/// Who is to be told that futures were completed. A batch of completions is told together: each
+/// queue is locked once, and each waiter is woken once.
 #[derive(Default)]
-pub(crate) struct Wakers(Vec<Waker>);
+pub(crate) struct Wakers {
+    /// Waking runs user code, so it is done when no lock is held.
+    wakers: Vec<Waker>,
+    reports: Reports,
+    /// The callbacks of one executor, and its queue. A batch has only one, except where futures of
+    /// several executors are dropped together.
+    callbacks: Vec<Queued>,
+    callback_queue: Option<Arc<CallbackQueue>>,
+}
 
 impl Wakers {
+    /// Whether no waker waits to be called. Asked after [`post`](Self::post).
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.wakers.is_empty()
     }
 
     pub(crate) fn push(&mut self, waker: Option<Waker>) {
-        self.0.extend(waker);
+        self.wakers.extend(waker);
     }
 
-    /// Wakes them all. Panics of wakers are caught.
-    pub(crate) fn wake(self) {
-        wake_each(self.0);
+    fn queue_callbacks(&mut self, queue: &Arc<CallbackQueue>, callbacks: Queued) {
+        if self.callback_queue.as_ref().is_some_and(|other| !Arc::ptr_eq(other, queue)) {
+            self.post();
+        }
+        self.callback_queue.get_or_insert_with(|| Arc::clone(queue));
+        self.callbacks.push(callbacks);
+    }
+
+    /// Tells queues and the callback thread. Runs no user code.
+    pub(crate) fn post(&mut self) {
+        self.reports.post(&mut self.wakers);
+        if let Some(queue) = self.callback_queue.take() {
+            queue.push_all(self.callbacks.drain(..));
+        }
+    }
+
+    /// Tells all. Panics of wakers are caught.
+    pub(crate) fn wake(mut self) {
+        self.post();
+        wake_each(self.wakers);
     }
 }
 
@@ -145,19 +198,19 @@ impl Ended {
     }
 }
 
-/// Decodes the copy that callbacks share.
-type Decoder = Box<dyn FnOnce(Outcome) -> Box<dyn Any> + Send>;
-
-/// A callback that gets the shared copy.
-pub(crate) type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
-
 /// A done-callback whose type does not depend on the future's type.
-pub(crate) enum DoneCallback {
-    /// Shares one decoded copy with the other callbacks of this kind: (decode, callback).
-    Shared(Decoder, ByReference),
-    /// Gets a copy of its own.
-    Owned(Box<dyn FnOnce(Outcome) + Send>),
+pub(crate) trait Callback: Send {
+    /// Runs the only callback of a future.
+    fn run(self: Box<Self>, outcome: Outcome);
+    /// Runs one of several callbacks of a future. Those that take a reference share one decoded
+    /// copy, which the first of them leaves in `shared`.
+    fn run_sharing(self: Box<Self>, outcome: &Outcome, shared: &mut Option<Box<dyn Any>>);
 }
+
+pub(crate) type DoneCallback = Box<dyn Callback>;
+
+/// A callback on values that were decoded before, and erased.
+pub(crate) type ByReference = Box<dyn FnOnce(&dyn Any) + Send>;
 
 impl Cell {
     /// Makes a pending cell and its only completer.
@@ -305,22 +358,43 @@ impl Cell {
         let mut inner = self.lock();
         let pending = matches!(inner.state, State::Pending);
         if pending {
-            inner.rest().observers.push((key, waker));
+            inner.listeners.several().observers.push((key, waker));
         }
         pending
     }
 
-    /// Removes the wakers left under this key. Without this, every call of `wait` would leave a
-    /// waker behind in each future that is still pending.
-    pub(crate) fn unobserve(&self, key: usize) {
-        if !self.forked() {
-            let mut inner = self.lock();
-            let Some(rest) = &mut inner.rest else { return };
-            let dropped: Vec<_> =
-                rest.observers.extract_if(.., |(other, _)| *other == key).collect();
-            drop(inner);
-            // Outside the lock, since dropping a waker runs user code.
-            drop(dropped);
+    /// Reports the end to this queue, under this key. Returns `false` if the end has come already.
+    pub(crate) fn report_to(&self, queue: &Arc<DoneQueue>, key: usize) -> bool {
+        if self.forked() {
+            return false;
+        }
+        let mut inner = self.lock();
+        let pending = matches!(inner.state, State::Pending);
+        if pending {
+            let queue = Arc::clone(queue);
+            match &mut inner.listeners {
+                none @ Listeners::None => *none = Listeners::Queue(queue, key),
+                some => some.several().queues.push((queue, key)),
+            }
+        }
+        pending
+    }
+
+    /// Forgets this queue. Otherwise each call of `wait` would leave something behind in each
+    /// future that is still pending.
+    pub(crate) fn report_no_more_to(&self, queue: &Arc<DoneQueue>) {
+        if self.forked() {
+            return;
+        }
+        let mut inner = self.lock();
+        match &mut inner.listeners {
+            Listeners::Queue(one, _) if Arc::ptr_eq(one, queue) => {
+                inner.listeners = Listeners::None;
+            }
+            Listeners::Several(several) => {
+                several.queues.retain(|(one, _)| !Arc::ptr_eq(one, queue));
+            }
+            _ => {}
         }
     }
 
@@ -329,7 +403,7 @@ impl Cell {
         if let Some((outcome, callback)) = self.keep_callback(callback)
             // Not with `run_each`, which ends forked copies of the process: this is the caller's
             // thread, so a copy forked by the callback belongs to the caller and continues.
-            && let Err(message) = catch(|| callback.run(&outcome, &mut None))
+            && let Err(message) = catch(|| callback.run(outcome))
         {
             tracing::error!(message, "a done-callback panicked");
         }
@@ -342,7 +416,7 @@ impl Cell {
         callback: DoneCallback,
     ) {
         if let Some((outcome, callback)) = self.keep_callback(callback) {
-            thread.push(Box::new(move || run_callbacks(outcome, vec![callback])));
+            thread.push_all([Queued::Done(callback, outcome)]);
         }
     }
 
@@ -351,7 +425,10 @@ impl Cell {
         if !self.forked() {
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
-                inner.rest().callbacks.push(callback);
+                match &mut inner.listeners {
+                    none @ Listeners::None => *none = Listeners::Callback(callback),
+                    some => some.several().callbacks.push(callback),
+                }
                 return None;
             }
         }
@@ -392,23 +469,43 @@ impl Cell {
         let mut inner = self.lock();
         debug_assert!(matches!(inner.state, State::Pending), "a completer completes once");
         self.worker.store(NOWHERE, Ordering::Release);
-        let Rest { observers, callbacks } =
-            inner.rest.take().map_or_else(Rest::default, |rest| *rest);
-        let for_callbacks = (!callbacks.is_empty()).then(|| outcome.clone());
-        wakers.0.extend(inner.waker.take());
-        wakers.0.extend(observers.into_iter().map(|(_, waker)| waker));
+        let listeners = std::mem::take(&mut inner.listeners);
+        let for_callbacks = match &listeners {
+            Listeners::Callback(_) => Some(outcome.clone()),
+            Listeners::Several(several) if !several.callbacks.is_empty() => Some(outcome.clone()),
+            _ => None,
+        };
+        wakers.wakers.extend(inner.waker.take());
         inner.state = State::Done(outcome);
         let (waiting, helper_at) = (inner.waiting, inner.helper_at);
         drop(inner);
         if waiting > 0 {
             self.changed.notify_all();
         }
+        let callbacks = match listeners {
+            Listeners::None => None,
+            Listeners::Queue(queue, key) => {
+                wakers.reports.push(queue, key);
+                None
+            }
+            Listeners::Callback(callback) => {
+                for_callbacks.map(|outcome| Queued::Done(callback, outcome))
+            }
+            Listeners::Several(several) => {
+                let Several { queues, observers, callbacks } = *several;
+                for (queue, key) in queues {
+                    wakers.reports.push(queue, key);
+                }
+                wakers.wakers.extend(observers.into_iter().map(|(_, waker)| waker));
+                for_callbacks.map(|outcome| Queued::AllDone(callbacks, outcome))
+            }
+        };
         let Some(control) = &self.control else { return };
         if let Some(worker) = helper_at {
             control.poke(worker);
         }
-        if let Some(outcome) = for_callbacks {
-            control.callbacks().push(Box::new(move || run_callbacks(outcome, callbacks)));
+        if let Some(callbacks) = callbacks {
+            wakers.queue_callbacks(control.callbacks(), callbacks);
         }
     }
 }
@@ -433,27 +530,6 @@ impl Awaited for Cell {
     fn helper_leaves(&self, worker: WorkerId) {
         let mut inner = self.lock();
         inner.helper_at.take_if(|at| *at == worker);
-    }
-}
-
-/// Runs callbacks in order of registration. Those that share a decoded copy cause a single
-/// decoding.
-fn run_callbacks(outcome: Outcome, callbacks: Vec<DoneCallback>) {
-    let shared = RefCell::new(None);
-    run_each(
-        "a done-callback",
-        callbacks.into_iter().map(|callback| || callback.run(&outcome, &mut shared.borrow_mut())),
-    );
-}
-
-impl DoneCallback {
-    fn run(self, outcome: &Outcome, shared: &mut Option<Box<dyn Any>>) {
-        match self {
-            DoneCallback::Shared(decode, callback) => {
-                callback(&**shared.get_or_insert_with(|| decode(outcome.clone())));
-            }
-            DoneCallback::Owned(callback) => callback(outcome.clone()),
-        }
     }
 }
 

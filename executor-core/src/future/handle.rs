@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cell::{Cell, DoneCallback, Ended, Outcome};
+use super::cell::{Callback, Cell, DoneCallback, Ended, Outcome};
 use crate::{
     error::{CodecFailure, Side, TaskError},
     id::TaskId,
@@ -247,17 +247,7 @@ impl<T> TaskFuture<T> {
         C: FnOnce(Result<&T, &TaskError>) + Send + 'static,
         T: 'static,
     {
-        let decode = self.decode;
-        let typed = move |outcome: &dyn Any| {
-            let outcome = outcome
-                .downcast_ref::<Result<T, TaskError>>()
-                .expect("decoded by this future's decoder");
-            callback(outcome.as_ref());
-        };
-        DoneCallback::Shared(
-            Box::new(move |outcome| Box::new(decode(outcome)) as Box<dyn Any>),
-            Box::new(typed),
-        )
+        Box::new(ByReference { decode: self.decode, callback })
     }
 
     /// Calls `callback` with the task's result by value when the task has ended. For programs that
@@ -270,10 +260,8 @@ impl<T> TaskFuture<T> {
         C: FnOnce(Result<T, TaskError>) + Send + 'static,
         T: 'static,
     {
-        let decode = self.decode;
         self.on_drop = OnDrop::RunOn;
-        self.cell
-            .add_callback(DoneCallback::Owned(Box::new(move |outcome| callback(decode(outcome)))));
+        self.cell.add_callback(Box::new(ByValue { decode: self.decode, callback }));
     }
 
     /// Makes dropping the future [`cancel`](Self::cancel) the task.
@@ -289,6 +277,48 @@ impl<T> TaskFuture<T> {
     pub fn kill_on_drop(mut self) -> Self {
         self.on_drop = OnDrop::Kill;
         self
+    }
+}
+
+/// A callback of `add_done_callback`.
+struct ByReference<T, C> {
+    decode: fn(Outcome) -> Result<T, TaskError>,
+    callback: C,
+}
+
+impl<T: 'static, C> Callback for ByReference<T, C>
+where
+    C: FnOnce(Result<&T, &TaskError>) + Send,
+{
+    fn run(self: Box<Self>, outcome: Outcome) {
+        (self.callback)((self.decode)(outcome).as_ref());
+    }
+
+    fn run_sharing(self: Box<Self>, outcome: &Outcome, shared: &mut Option<Box<dyn Any>>) {
+        let decoded = shared.get_or_insert_with(|| Box::new((self.decode)(outcome.clone())));
+        let decoded = decoded
+            .downcast_ref::<Result<T, TaskError>>()
+            .expect("all callbacks of a future have its type");
+        (self.callback)(decoded.as_ref());
+    }
+}
+
+/// A callback of `on_done`.
+struct ByValue<T, C> {
+    decode: fn(Outcome) -> Result<T, TaskError>,
+    callback: C,
+}
+
+impl<T, C> Callback for ByValue<T, C>
+where
+    C: FnOnce(Result<T, TaskError>) + Send,
+{
+    fn run(self: Box<Self>, outcome: Outcome) {
+        (self.callback)((self.decode)(outcome));
+    }
+
+    fn run_sharing(self: Box<Self>, outcome: &Outcome, _shared: &mut Option<Box<dyn Any>>) {
+        self.run(outcome.clone());
     }
 }
 

@@ -22,6 +22,7 @@
 mod as_completed;
 pub(crate) mod callback;
 pub(crate) mod cell;
+mod done_queue;
 pub(crate) mod feed;
 pub(crate) mod gather;
 mod handle;

@@ -1,12 +1,13 @@
 //! Waiting for several futures at once.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Condvar, Mutex, PoisonError},
-    task::{Wake, Waker},
+    task::Wake,
     time::{Duration, Instant},
 };
 
-use super::{cell::Ended, handle::TaskFuture};
+use super::{cell::Ended, done_queue::DoneQueue, handle::TaskFuture};
 
 /// When [`wait`] returns.
 ///
@@ -61,44 +62,35 @@ pub fn wait<T>(
 ) -> (Vec<TaskFuture<T>>, Vec<TaskFuture<T>>) {
     let futures: Vec<_> = futures.into_iter().collect();
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let signal = Arc::new(Signal::default());
-    let waker = Waker::from(Arc::clone(&signal));
-    let key = Arc::as_ptr(&signal) as usize;
-    for future in &futures {
-        future.cell().observe(key, &waker);
+    let queue = Arc::<DoneQueue>::default();
+    let mut done: VecDeque<usize> = VecDeque::new();
+    for (key, future) in futures.iter().enumerate() {
+        // A future that is done already does not report.
+        if !future.cell().report_to(&queue, key) {
+            done.push_back(key);
+        }
     }
+    let mut pending = futures.len();
     loop {
-        // Cleared before the futures are checked. If one ends during the check, it raises the
-        // signal again.
-        signal.clear();
-        if satisfied(&futures, return_when) || !signal.wait(deadline) {
+        let mut satisfied = false;
+        for key in done.drain(..) {
+            pending -= 1;
+            satisfied |= match return_when {
+                ReturnWhen::AllCompleted => false,
+                ReturnWhen::FirstCompleted => true,
+                ReturnWhen::FirstError => {
+                    matches!(futures[key].cell().ended(), Some(Ended::Error(_)))
+                }
+            };
+        }
+        if satisfied || pending == 0 || !queue.take(&mut done, deadline) {
             break;
         }
     }
     for future in &futures {
-        future.cell().unobserve(key);
+        future.cell().report_no_more_to(&queue);
     }
     futures.into_iter().partition(TaskFuture::done)
-}
-
-/// Whether the condition of `return_when` holds.
-fn satisfied<T>(futures: &[TaskFuture<T>], return_when: ReturnWhen) -> bool {
-    let mut ends = futures.iter().map(|future| future.cell().ended());
-    match return_when {
-        ReturnWhen::AllCompleted => ends.all(|end| end.is_some()),
-        ReturnWhen::FirstCompleted => futures.is_empty() || ends.any(|end| end.is_some()),
-        ReturnWhen::FirstError => {
-            let mut pending = false;
-            for end in ends {
-                match end {
-                    Some(Ended::Error(_)) => return true,
-                    Some(Ended::Value | Ended::Cancelled) => {}
-                    None => pending = true,
-                }
-            }
-            !pending
-        }
-    }
 }
 
 /// A flag that a waker raises and a thread can wait for.

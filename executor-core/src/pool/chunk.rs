@@ -320,6 +320,8 @@ impl Outcomes {
         for (map, answers) in self.maps {
             map.deliver(answers.into_iter().map(|(item, answer)| (item, answer.outcome())), wakers);
         }
+        // Before the batch counts as arrived: what it has reached includes the callback queue.
+        wakers.post();
         self.batch
     }
 }
