@@ -553,7 +553,7 @@ impl Driver {
             // The worker lives and cannot be heard any more: it closed its channel, or sends
             // garbage.
             tracing::warn!(pid, reason = %closed, "a worker is cut off");
-            self.pool.event(|core, now, out| core.scheduler.on_unruly(now, id, out));
+            self.pool.event(|core, now, out| core.scheduler.on_protocol_violation(now, id, out));
         }
         self.forget_if_over(id);
     }

@@ -708,7 +708,7 @@ impl Pool {
                         if let Some(worker) = core.workers.get_mut(&id) {
                             worker.breaks_protocol(WireError::Unasked);
                         }
-                        core.scheduler.on_unruly(now, id, out);
+                        core.scheduler.on_protocol_violation(now, id, out);
                     }
                     Obeys::ButIsBroken(cause) => {
                         broken = Some(cause.clone());
@@ -790,7 +790,7 @@ impl Pool {
                     if let Some(worker) = workers.get_mut(&id) {
                         worker.refused = Some(cause);
                     }
-                    scheduler.on_unruly(now, id, out);
+                    scheduler.on_protocol_violation(now, id, out);
                 }
                 _ => return Obeys::No,
             },

@@ -102,7 +102,7 @@ const KINDS: &[&str] = &[
     "lies: answers twice",
     "lies: out of order",
     "lies: garbage",
-    "unruly",
+    "violates the protocol",
     "SIGKILL takes time",
     "SIGKILL without effect",
     "exit",
@@ -113,7 +113,7 @@ const KINDS: &[&str] = &[
     "killed: pool ends",
     "killed: start timeout",
     "killed: initializer timeout",
-    "killed: unruly",
+    "killed: protocol violation",
     "killed: deaf",
     "killed: did not stop",
     "killed: stopped",
@@ -330,7 +330,7 @@ struct Process {
     stop_sent: Option<Instant>,
     terminated: Option<Instant>,
     killed: Option<Instant>,
-    condemned: Option<TaskId>,
+    killed_for: Option<TaskId>,
 }
 
 impl Process {
@@ -705,7 +705,7 @@ impl World {
                     stop_sent: None,
                     terminated: None,
                     killed: None,
-                    condemned: None,
+                    killed_for: None,
                 };
                 if never_starts {
                     self.note("start: never answers", Some(id), None);
@@ -850,7 +850,7 @@ impl World {
             return "killed: pool ends";
         }
         if process.caught {
-            return "killed: unruly";
+            return "killed: protocol violation";
         }
         if since(process.stop_sent, STOP_GRACE) {
             return "killed: did not stop";
@@ -896,7 +896,7 @@ impl World {
                 .iter()
                 .all(|held| *held == task || self.begun_on(*held, id))
         );
-        self.process(id).condemned = Some(task);
+        self.process(id).killed_for = Some(task);
         "killed: for a task"
     }
 
@@ -1355,7 +1355,7 @@ impl World {
                     // It is not this task's turn: a lie, or a reply of a worker that was given up.
                     self.process(id).caught = true;
                 }
-                FromWorker::Reply(task) if self.processes[&id].condemned != Some(*task) => {
+                FromWorker::Reply(task) if self.processes[&id].killed_for != Some(*task) => {
                     self.process(id).words.borrow_mut().holding.pop_front();
                 }
                 FromWorker::Ready => {
@@ -1402,13 +1402,13 @@ impl World {
                         }
                         Ok(Replied::Late) => ("reply: too late", Some(task)),
                         Err(ReplyToNobody) => {
-                            scheduler.on_unruly(now, id, out);
-                            ("unruly", Some(task))
+                            scheduler.on_protocol_violation(now, id, out);
+                            ("violates the protocol", Some(task))
                         }
                     },
                     FromWorker::Unexpected => {
-                        scheduler.on_unruly(now, id, out);
-                        ("unruly", None)
+                        scheduler.on_protocol_violation(now, id, out);
+                        ("violates the protocol", None)
                     }
                     FromWorker::Garbage => unreachable!("cut off above"),
                 };
@@ -1432,8 +1432,8 @@ impl World {
                 self.on_exit(id);
             } else {
                 self.process(id).caught = true;
-                self.note("unruly", Some(id), None);
-                self.event(|scheduler, now, _, out| scheduler.on_unruly(now, id, out));
+                self.note("violates the protocol", Some(id), None);
+                self.event(|scheduler, now, _, out| scheduler.on_protocol_violation(now, id, out));
             }
         }
     }
@@ -1592,13 +1592,13 @@ impl World {
                 let rest =
                     (rest.first < rest.count).then_some(ToWorker::Rest { base, seq, items: rest });
                 process.running = Some(Running::Task { task, until, rest });
-                let (condemned, lied) = (process.condemned, process.lied);
+                let (killed_for, lied) = (process.killed_for, process.lied);
                 self.note(claims, Some(id), Some(task));
                 if conduct == Conduct::Hangs {
                     self.note("hangs in a task", Some(id), Some(task));
                 }
                 assert_eq!(
-                    condemned, None,
+                    killed_for, None,
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
                 let in_order = self.config.workers_max > 1 || lied || task > self.last_begun;

@@ -1,0 +1,58 @@
+//! What comes out of the scheduler: actions, and whose reply it was.
+//!
+//! ```text
+//!  event ──► Scheduler ──┬─► Vec<Action>  for the pool, in this order
+//!                        └─► Replied      for the thread that has taken the reply
+//! ```
+
+use super::task::Scheduled;
+use crate::{error::TaskError, id::WorkerId};
+
+/// An action that the pool must perform. `C` is the pool's chunk.
+#[derive(Debug)]
+pub(crate) enum Action<C: Scheduled> {
+    /// Start a process for this worker.
+    Start(WorkerId),
+    /// Send this to the worker.
+    Send(WorkerId, C::Sending),
+    /// Ask the worker to leave.
+    Stop(WorkerId),
+    /// SIGTERM to the worker's group.
+    Terminate(WorkerId),
+    /// SIGKILL to the worker's group.
+    Kill(WorkerId),
+    /// Resolve the unresolved items of this chunk. Boxed, because it is rare.
+    Resolve(Box<(C, End)>),
+    /// All workers have ended, and nothing will ever be done again.
+    Closed,
+}
+
+pub(super) type Actions<C> = Vec<Action<C>>;
+
+/// How a task without a reply ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Error(TaskError),
+    /// The worker was lost while it ran the task. The pool knows the reason.
+    Lost(WorkerId),
+}
+
+/// Returns the action that ends the unresolved items of a chunk with this error.
+pub(super) fn resolve<C: Scheduled>(chunk: C, error: TaskError) -> Action<C> {
+    Action::Resolve(Box::new((chunk, End::Error(error))))
+}
+
+/// The items that a reply belongs to.
+pub(crate) enum Replied<'a, C> {
+    /// The last unresolved items of a chunk, which is complete: the chunk, the first of these
+    /// items, and their number.
+    Last(C, u32, u32),
+    /// Some items of a chunk that has more: the chunk, the first of these items, and their number.
+    Items(&'a C, u32, u32),
+    /// The reply comes too late: the worker is being killed because of this task.
+    Late,
+}
+
+/// The error for a reply about a task that the worker does not have.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ReplyToNobody;

@@ -1,0 +1,126 @@
+//! Events: tasks are cancelled, before they begin or while they run.
+
+use std::time::Instant;
+
+use super::{
+    Scheduler,
+    action::{Actions, resolve},
+    claims::Claims,
+    queue::QUEUE_SLACK,
+    task::{Entry, Scheduled, TaskState, item_id},
+    termination::{Reason, Termination},
+};
+use crate::{error::TaskError, id::TaskId};
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Cancels a task that has not begun. Returns whether it was cancelled.
+    pub(crate) fn on_cancel(
+        &mut self,
+        now: Instant,
+        task: TaskId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
+        let cancelled = self.cancel(now, task, claims, out);
+        if cancelled {
+            self.after_changes(now, claims, out);
+        }
+        cancelled
+    }
+
+    /// Cancels those of `count` tasks, from `base` on, that have not begun.
+    pub(crate) fn on_cancel_chunk(
+        &mut self,
+        now: Instant,
+        base: TaskId,
+        count: u32,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        // The chunk may have been split anywhere. The last item comes first: cancelling the first
+        // one would let the worker begin the next.
+        for item in (0..count).rev() {
+            let id = item_id(base, item);
+            let Some(entry) = self.tasks.get(id) else { continue };
+            let state = entry.state;
+            if self.cancel(now, id, claims, out) {
+                continue;
+            }
+            if let TaskState::Sent(worker) = state
+                && let Some(rest) = self.take_rest(worker, id, claims)
+            {
+                let entry = self.tasks.remove(rest).expect("just split off");
+                out.push(resolve(entry.chunk, TaskError::Cancelled));
+            }
+        }
+        self.after_changes(now, claims, out);
+    }
+
+    fn cancel(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
+        let Some(entry) = self.tasks.get(chunk) else { return false };
+        match entry.state {
+            // The id stays in the queue, because searching for it would take long. It is skipped
+            // when its turn comes.
+            TaskState::Queued => {
+                self.queued -= 1;
+                // But such ids must not pile up behind a first task that waits for long.
+                if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
+                    let tasks = &self.tasks;
+                    self.queue.retain(|queued| *queued != chunk && tasks.get(*queued).is_some());
+                }
+            }
+            TaskState::Sent(id) => {
+                let first = entry.chunk.items().first;
+                let Some(seq) = self.seq_of(id, chunk) else { return false };
+                if !claims.take_back(id, seq, first) {
+                    return false;
+                }
+                let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
+                // The next sending becomes the first one now.
+                if worker.in_flight.front().is_some_and(|front| front.chunk == chunk) {
+                    worker.front_since = now;
+                }
+                self.remove_sending(id, chunk);
+                self.rest_if_idle(id);
+            }
+        }
+        let entry = self.tasks.remove(chunk).expect("looked at above");
+        out.push(resolve(entry.chunk, TaskError::Cancelled));
+        true
+    }
+
+    /// Cancels a task, and kills its worker if the task has begun. Returns whether the task ends
+    /// because it was cancelled.
+    pub(crate) fn on_cancel_running(
+        &mut self,
+        now: Instant,
+        task: TaskId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
+        if self.on_cancel(now, task, claims, out) {
+            return true;
+        }
+        let Some(Entry { state: TaskState::Sent(id), .. }) = self.tasks.get(task) else {
+            return false;
+        };
+        let id = *id;
+        match &self.workers[&id].termination {
+            Some(Termination { reason: Reason::Task(other, TaskError::Cancelled), .. }) => {
+                return *other == task;
+            }
+            // The task ends with its worker, but for another reason.
+            Some(_) => return false,
+            None => {}
+        }
+        let killed = self.kill_for_task(now, task, TaskError::Cancelled, claims, out);
+        self.after_changes(now, claims, out);
+        killed
+    }
+}

@@ -1,0 +1,209 @@
+//! What is due when: limits of starts, stops, tasks and terminations.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Scheduler,
+    action::{Action, Actions},
+    claims::Claims,
+    placement::LOOK_AGAIN,
+    task::Scheduled,
+    termination::{KILL_GRACE, Reason},
+    worker::{Worker, WorkerState},
+};
+use crate::{
+    error::{BrokenCause, Phase, TaskError},
+    id::{TaskId, WorkerId},
+    transport::board::Begun,
+};
+
+/// How long a worker may take to end after it was asked to stop. Then it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Returns the latest time for the next call of [`on_tick`](Self::on_tick).
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let mut next = self.shutdown_deadline.into_iter().chain(self.rebalance_at).min();
+        let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        for worker in self.workers.values() {
+            match worker.state {
+                WorkerState::Starting { since } if worker.termination.is_none() => {
+                    if let Some(at) = since.checked_add(self.config.start_timeout) {
+                        earliest(at);
+                    }
+                }
+                WorkerState::Initializing { since } if worker.termination.is_none() => {
+                    if let Some(at) = since.checked_add(self.config.initializer_timeout) {
+                        earliest(at);
+                    }
+                }
+                WorkerState::Stopping { since } if worker.termination.is_none() => {
+                    earliest(since + STOP_GRACE)
+                }
+                _ => {}
+            }
+            if let Some(termination) = &worker.termination {
+                earliest(termination.next);
+            } else if self.timed > 0
+                && let Some(front) = worker.in_flight.front()
+                && let Some(limit) = self.timeout_of(front.chunk)
+                && let Some(at) = worker.front_since.checked_add(limit)
+            {
+                earliest(at.max(front.look_at));
+            }
+        }
+        // The end of the back-off matters only if a worker would be started then.
+        if (self.queued > 0 || self.lacks_workers())
+            && let Some(at) = self.no_start_before
+        {
+            earliest(at);
+        }
+        next
+    }
+
+    /// Returns whether an event that starts and ends no worker may have brought a deadline closer.
+    pub(crate) fn has_timed(&self) -> bool {
+        self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
+    }
+
+    /// Returns the one deadline that ordinary events set and clear.
+    pub(crate) fn rebalance_at(&self) -> Option<Instant> {
+        self.rebalance_at
+    }
+
+    fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
+        self.tasks.get(chunk)?.chunk.timeout()
+    }
+
+    /// Does what is due: enforces limits, and moves tasks that have waited for too long.
+    pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
+        if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
+            self.on_kill(now, false, out);
+        }
+        // The back-off is over, whether or not a worker is started now. If it stayed due, the
+        // driver would not sleep.
+        self.no_start_before.take_if(|at| *at <= now);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.tick_worker(now, id, claims, out);
+        }
+        let due = self.rebalance_at.take_if(|at| *at <= now).is_some();
+        if due {
+            self.relieve(now, claims);
+        }
+        self.dispatch_to(now, due, out);
+        if due {
+            self.balance(now, claims, out);
+            // Tasks behind another task may be due before the next check of short ones.
+            let next = self.rebalance_at.take();
+            self.watch(now);
+            self.rebalance_at = self.rebalance_at.into_iter().chain(next).min();
+        } else {
+            self.watch(now);
+        }
+    }
+
+    fn tick_worker(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Some(termination) = &mut worker.termination {
+            if termination.next <= now && !termination.killed {
+                termination.killed = true;
+                termination.next = now + KILL_GRACE;
+                out.push(Action::Kill(id));
+            } else if termination.next <= now {
+                // It hangs in the kernel, and the pool stops waiting for it.
+                let cause = |_| BrokenCause::Start("it was killed and did not end".into());
+                self.on_end(now, id, false, cause, claims, out);
+                self.close_if_drained(now, out);
+            }
+            return;
+        }
+        match worker.state {
+            WorkerState::Starting { since }
+                if since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now) =>
+            {
+                self.kill(now, id, Reason::Start, out);
+            }
+            WorkerState::Initializing { since }
+                if since
+                    .checked_add(self.config.initializer_timeout)
+                    .is_some_and(|at| at <= now) =>
+            {
+                if self.workers.values().any(Worker::is_useful) {
+                    // Other workers have finished it and do the work. This one was slow, or was
+                    // stopped.
+                    self.kill(now, id, Reason::Start, out);
+                    return;
+                }
+                // This is treated as a failed initializer: the next worker's would take as long,
+                // and tasks would wait for it again.
+                let error = TaskError::timed_out(self.config.initializer_timeout, Phase::Run);
+                let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());
+                self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
+            }
+            WorkerState::Stopping { since } if since + STOP_GRACE <= now => {
+                let worker = id.0;
+                tracing::warn!(worker, limit = ?STOP_GRACE, "a worker was asked to stop, has not ended, and is killed: \
+                    work that its tasks have left in executors of their own is lost");
+                self.kill(now, id, Reason::Unresponsive, out);
+            }
+            _ => self.tick_task(now, id, claims, out),
+        }
+    }
+
+    /// Checks the time limit of the task that a worker runs.
+    fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
+        let worker = &self.workers[&id];
+        let Some(front) = worker.in_flight.front().copied() else { return };
+        // A worker is deaf if it takes nothing in for this long. A large argument may take longer
+        // to arrive, so the time counts from the last progress.
+        let since =
+            worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
+        let deaf = since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
+        if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
+            let taken_in = claims.taken_in(id);
+            let worker = self.workers.get_mut(&id).expect("looked up above");
+            if taken_in != worker.taken_in.map_or(0, |(before, _)| before) {
+                worker.taken_in = Some((taken_in, now));
+                return;
+            }
+            // The worker had nothing to do but to take this task, and has not taken it for as long
+            // as a whole start may last. So something stopped it. The task has not begun, and can
+            // go elsewhere.
+            self.kill(now, id, Reason::Unresponsive, out);
+            return;
+        }
+        let Some(limit) = self.timeout_of(front.chunk) else { return };
+        if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
+            return;
+        }
+        // The limit counts from when the worker began the task, which may be later than when it
+        // could have.
+        let since = front.began.or_else(|| match claims.begun(id, front.seq) {
+            Begun::No => None,
+            Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
+            Begun::Unknown => Some(worker.front_since),
+        });
+        let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
+        let error = TaskError::timed_out(limit, Phase::Run);
+        if since.is_some_and(over) && self.kill_for_task(now, front.chunk, error, claims, out) {
+            return;
+        }
+        // The task has not begun, or began later, or its reply is on its way.
+        let worker = self.workers.get_mut(&id).expect("it has a front");
+        let front = worker.in_flight.front_mut().expect("looked at above");
+        front.began = since;
+        match since {
+            Some(since) if !over(since) => worker.front_since = since,
+            _ => front.look_at = now + limit.max(LOOK_AGAIN),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Events in a worker's life: its hello, ready, stopped by a signal, continued, ended.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Intake, Scheduler, action::Actions, claims::Claims, task::Scheduled, termination::Reason,
+    worker::WorkerState,
+};
+use crate::id::WorkerId;
+
+/// How long a worker may be stopped by a signal before it is killed, if waiting gains nothing: the
+/// terminal has stopped it, the pool is shutting down, or it has nothing to do while tasks wait. A
+/// lower value kills workers that are stopped for a moment. A worker that runs a task in an open
+/// pool may be stopped for as long as a start may last.
+const STOPPED_GRACE: Duration = Duration::from_secs(2);
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Handles a worker's hello. Its initializer comes next. Returns `false` if the worker is not
+    /// wanted any more.
+    pub(crate) fn on_hello(&mut self, now: Instant, id: WorkerId) -> bool {
+        match self.workers.get_mut(&id) {
+            Some(worker) if worker.termination.is_none() => {
+                if let WorkerState::Starting { .. } = worker.state {
+                    worker.state = WorkerState::Initializing { since: now };
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns whether a worker runs its initializer.
+    pub(crate) fn is_initializing(&self, id: WorkerId) -> bool {
+        let Some(worker) = self.workers.get(&id) else { return false };
+        matches!(worker.state, WorkerState::Initializing { .. })
+    }
+
+    /// Returns whether this worker may still get work: there is no decision that it must end.
+    pub(crate) fn is_wanted(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| worker.termination.is_none())
+    }
+
+    /// Handles a worker that can take tasks now.
+    pub(crate) fn on_ready(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.termination.is_some()
+        {
+            return;
+        }
+        worker.state = WorkerState::Ready;
+        self.ever_ready = true;
+        self.refusals = 0;
+        self.no_start_before = None;
+        self.after_replies(now, id, claims, out);
+    }
+
+    /// Handles a worker that was found stopped by a signal. Tasks that it has not begun go to
+    /// others. `for_good` means that nothing is going to continue it. `has_run` means that it has
+    /// computed since it was last seen stopped, because it is stopped and continued in turn.
+    /// Returns whether it is killed for being stopped.
+    pub(crate) fn on_stopped(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        for_good: bool,
+        has_run: bool,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.termination.is_none())
+        else {
+            return false;
+        };
+        if has_run {
+            worker.stopped = None;
+        }
+        let since = *worker.stopped.get_or_insert(now);
+        // A stopped worker takes no step, so it keeps only what it has begun.
+        self.idle.retain(|idle| *idle != id);
+        self.take_back_from(id, usize::MAX, claims);
+        if let Some(front) = self.workers[&id].in_flight.front()
+            && let Some(rest) = self.take_rest(id, front.chunk, claims)
+        {
+            self.requeue(rest);
+        }
+        // A stopped worker without tasks takes the place of a worker that could run the waiting
+        // ones.
+        let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
+        let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
+        let patience =
+            if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
+        let killed = now.saturating_duration_since(since) >= patience;
+        if killed {
+            self.kill(now, id, Reason::Unresponsive, out);
+        }
+        self.after_changes(now, claims, out);
+        killed
+    }
+
+    /// Handles a stopped worker that was continued.
+    pub(crate) fn on_continued(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.stopped = None;
+            self.after_replies(now, id, claims, out);
+        }
+    }
+
+    /// Records that a worker's process has ended. The worker gets no more tasks until everything
+    /// that it had published is read and [`on_exit`](Self::on_exit) decides. A task that was sent
+    /// to it now would have this death counted against it, as one that it may have caused.
+    pub(crate) fn on_ended(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.ended = true;
+            self.idle.retain(|idle| *idle != id);
+        }
+    }
+}

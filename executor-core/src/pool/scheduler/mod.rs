@@ -1,0 +1,220 @@
+//! Decides which worker runs which task: events in, actions out. It does no I/O, reads no clock,
+//! and has no thread.
+//!
+//! ```text
+//!  task    Queued ──send──► Sent(worker, slot) ──reply──► resolved
+//!            ▲ │                │      │
+//!            │ └─cancel─► resolved     └─ worker exits: begun → resolved with why, not begun ─┐
+//!            └──────────── taken back, or given back by a dead worker, in order ◄────────────┘
+//!
+//!  worker  Starting ──hello──► Initializing ──ready──► Ready ──stop──► Stopping
+//!             └───────────────────┴─── any ── termination ──┴──────────────┴──► exit ──► forgotten
+//!
+//!  intake  Open ──shutdown──► Draining        Open, Draining ──kill──► Killed
+//!                                             any ──restart limit, initializer──► Broken(cause)
+//! ```
+//!
+//! Only the scheduler knows which tasks exist ([`Entry`]) and in which state a worker is
+//! ([`Worker`]). It is deterministic: the same events give the same actions, so a seeded simulation
+//! ([`sim`](super::sim)) can take it through thousands of crashes without starting a process.
+//!
+//! Tasks are submitted in a *chunk*: calls of one function with consecutive ids, most often a
+//! single call. The items of a chunk begin, end and fail one by one. A chunk is only the unit in
+//! which they are sent, and it is split when a part of it goes elsewhere.
+//!
+//! One impl of [`Scheduler`] is spread over the files of this folder:
+//!
+//! ```text
+//!  events in     replies, cancel, lifecycle, shutdown, deadlines (time); `on_submit` in queue
+//!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
+//!  records       task, worker, estimate, queue
+//!  asked         claims, and `Scheduled` in task
+//!  actions out   action
+//! ```
+//!
+//! Two rules carry the promises to the user:
+//!
+//! - *A worker's death fails only the tasks that it had begun.* A task is begun by a
+//!   compare-and-swap on the worker's board, which the scheduler reads through [`Claims`]. So after
+//!   a death it is certain whether the task had begun.
+//! - *No task is killed because of another task.* Before a worker is killed for a task's time limit
+//!   or cancellation, everything behind that task is taken back. If something behind it has begun
+//!   already, the task has ended, and the worker is not killed.
+
+mod action;
+mod cancel;
+#[cfg(test)]
+mod check;
+mod claims;
+mod deadlines;
+mod estimate;
+mod lifecycle;
+mod placement;
+mod queue;
+mod rebalance;
+mod replies;
+mod restarts;
+mod shutdown;
+mod task;
+mod termination;
+mod verdict;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+pub(crate) use action::{Action, End, Replied, ReplyToNobody};
+pub(crate) use claims::Claims;
+use estimate::Estimate;
+pub(crate) use task::Scheduled;
+use task::{Entry, TaskState};
+use worker::Worker;
+
+use super::task_table::TaskTable;
+use crate::{
+    error::BrokenCause,
+    id::{FnId, TaskId, WorkerId},
+    transport::board::Begun,
+};
+
+/// Settings that do not change while the pool lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) workers_max: usize,
+    /// Number of workers that are started in advance, and replaced when they end.
+    pub(crate) workers_min: usize,
+    /// The name of the initializer, which a worker runs before it takes tasks. If `workers_min` is
+    /// not 0, a shutdown lets workers that are starting run it although there are no tasks, because
+    /// it may be all that the user wants.
+    pub(crate) initializer: Option<Box<str>>,
+    pub(crate) initializer_timeout: Duration,
+    /// Number of tasks after which a worker leaves.
+    pub(crate) tasks_max: Option<u32>,
+    pub(crate) start_timeout: Duration,
+    /// Number of workers that can run at the same time.
+    pub(crate) processors: usize,
+}
+
+pub(crate) struct Scheduler<C> {
+    config: Config,
+    /// When the first task was submitted.
+    first: Option<Instant>,
+    tasks: TaskTable<Entry<C>>,
+    /// Ids of queued chunks, oldest first. The id of a cancelled chunk stays here, and is skipped
+    /// when its turn comes.
+    queue: VecDeque<TaskId>,
+    queued: usize,
+    workers: BTreeMap<WorkerId, Worker>,
+    /// Ready workers with nothing to do. The worker that was busy last is at the end, because its
+    /// caches are warm.
+    idle: Vec<WorkerId>,
+    /// Smoothed running time of each function.
+    estimates: HashMap<FnId, Estimate, crate::id::IdHasher>,
+    /// The busy worker that was last given a short task ahead.
+    favourite: Option<WorkerId>,
+    /// Number of workers where tasks wait behind the first one. If it is 0, as with one call after
+    /// the other, no event has to look at each worker.
+    with_waiting: usize,
+    /// When to check for tasks that have waited for too long.
+    rebalance_at: Option<Instant>,
+    /// Number of chunks with a time limit that are with workers.
+    timed: usize,
+    next_worker: u32,
+    intake: Intake,
+    shutdown_deadline: Option<Instant>,
+    ever_ready: bool,
+    start_failures: VecDeque<Instant>,
+    /// Number of failed starts in a row while other workers worked.
+    refusals: u32,
+    no_start_before: Option<Instant>,
+    closed: bool,
+}
+
+enum Intake {
+    Open,
+    Draining,
+    Killed,
+    Broken(BrokenCause),
+}
+
+impl<C: Scheduled> Scheduler<C> {
+    pub(crate) fn new(config: Config) -> Self {
+        Scheduler {
+            config,
+            first: None,
+            tasks: TaskTable::default(),
+            queue: VecDeque::new(),
+            queued: 0,
+            workers: BTreeMap::new(),
+            idle: Vec::new(),
+            estimates: HashMap::default(),
+            favourite: None,
+            with_waiting: 0,
+            rebalance_at: None,
+            timed: 0,
+            next_worker: 0,
+            intake: Intake::Open,
+            shutdown_deadline: None,
+            ever_ready: false,
+            start_failures: VecDeque::new(),
+            refusals: 0,
+            no_start_before: None,
+            closed: false,
+        }
+    }
+
+    /// Returns whether an unresolved chunk has an id below this one.
+    pub(crate) fn has_before(&self, id: TaskId) -> bool {
+        self.tasks.has_before(id)
+    }
+
+    /// Returns whether any task is unresolved.
+    pub(crate) fn has_tasks(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// Returns whether a worker has begun this task.
+    pub(crate) fn is_running(&self, task: TaskId, claims: &dyn Claims) -> bool {
+        let Some(Entry { state: TaskState::Sent(worker), .. }) = self.tasks.get(task) else {
+            return false;
+        };
+        self.seq_of(*worker, task).is_some_and(|seq| claims.begun(*worker, seq) != Begun::No)
+    }
+
+    fn seq_of(&self, worker: WorkerId, chunk: TaskId) -> Option<u32> {
+        self.workers
+            .get(&worker)?
+            .in_flight
+            .iter()
+            .find(|sent| sent.chunk == chunk)
+            .map(|sent| sent.seq)
+    }
+
+    /// Returns the estimated running time of a call of this function, if there is an estimate.
+    pub(crate) fn estimate(&self, function: FnId) -> Option<Duration> {
+        self.estimates
+            .get(&function)
+            .map(|estimate| Duration::from_nanos(u64::from(estimate.nanos)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
+    /// Returns the estimate from calls of this function that have ended.
+    #[cfg(test)]
+    pub(crate) fn ended_estimate(&self, function: FnId) -> Duration {
+        self.estimates
+            .get(&function)
+            .map_or(Duration::ZERO, |estimate| Duration::from_nanos(u64::from(estimate.ended)))
+    }
+
+    /// Returns the number of queued chunks, and of chunks that are with workers.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.queued, self.tasks.len() - self.queued)
+    }
+}

@@ -1,0 +1,246 @@
+//! Which worker gets a queued chunk.
+//!
+//! ```text
+//!  first chunk of the queue ─┬─► an idle worker
+//!                            ├─► a new worker, if one may be started
+//!                            └─► a busy worker, ahead of time: at most AHEAD of work
+//!  more workers than processors: a short chunk goes to a busy worker first
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Intake, Scheduler,
+    action::{Action, Actions},
+    estimate::Estimate,
+    task::{Scheduled, TaskState},
+    worker::{InFlight, Worker},
+};
+use crate::id::{FnId, TaskId, WorkerId};
+
+/// Amount of work that may be sent to a worker ahead of time, in estimated running time. A higher
+/// value lets results of uneven tasks wait behind each other, until another worker is idle and
+/// takes them over. A lower value lets a worker run dry while its reply travels (about 100 µs
+/// here).
+pub(super) const AHEAD: Duration = Duration::from_micros(300);
+
+/// Tasks that are shorter than this are given to a busy worker, in a pool of more workers than
+/// processors. Waking an idle worker costs more than such a task, and takes the processor from a
+/// worker that runs. A higher value also affects calls that only wait, such as for a reply over a
+/// local socket, and keeps them from waiting side by side.
+const SHORT: Duration = Duration::from_micros(10);
+
+/// How long a short task may wait behind a busy worker before an idle one is woken for it. One
+/// worker at a time is woken. A lower value mistakes a descheduled worker for a late one.
+pub(super) const REBALANCE: Duration = Duration::from_millis(4);
+
+/// How long a task may wait behind another task, in addition to [`FEW`] of its own estimates,
+/// before it goes to another worker. That worker is started if necessary. The value is about what a
+/// start takes: a task that waits for less would not gain by it.
+pub(super) const START_COST: Duration = Duration::from_millis(1);
+
+/// Maximum number of chunks sent to one worker before another worker is chosen. A higher value
+/// gives all of a short queue to the first worker. A lower value means choosing a worker more
+/// often.
+pub(super) const SHARE_MAX: usize = 32;
+
+/// Minimum time before a task's limit is checked again, if the limit may have passed but the task
+/// has not begun, or its reply is on its way. With a lower value and a tiny limit, the driver would
+/// do nothing else. With a higher value, a tiny limit is enforced late.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Gives queued tasks to workers, and starts workers up to `workers_min`.
+    pub(super) fn dispatch(&mut self, now: Instant, out: &mut Actions<C>) {
+        self.dispatch_to(now, false, out);
+    }
+
+    /// Does the same as [`dispatch`](Self::dispatch). `waited` means that the queued tasks have
+    /// waited long enough for a busy worker, so that an idle one may be woken.
+    pub(super) fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
+        if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
+            return;
+        }
+        self.give_out(now, waited, out);
+        while self.lacks_workers() && self.no_start_before.is_none_or(|at| at <= now) {
+            self.start(now, out);
+        }
+    }
+
+    /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
+    fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
+        let mut woken = false;
+        while let Some(chunk) = self.next_queued() {
+            // Short tasks in a crowded pool go to a busy worker. An idle one is woken for them only
+            // if none has room and the tasks have waited or a worker is late, and then only one.
+            if !self.idle.is_empty() && self.is_short(chunk) && self.is_crowded(now) {
+                match self.busy_with_room(now, chunk) {
+                    Some(id) => {
+                        self.favourite = Some(id);
+                        self.send(now, id, SHARE_MAX, out);
+                    }
+                    None if !woken
+                        && (waited || self.workers.values().any(|worker| worker.is_late(now))) =>
+                    {
+                        woken = true;
+                        let id = self.idle.pop().expect("looked at above");
+                        self.send(now, id, 1, out);
+                    }
+                    None => return self.rebalance_by(now + REBALANCE),
+                }
+                self.rebalance_by(now + REBALANCE);
+            } else if let Some(id) = self.idle.pop() {
+                self.send(now, id, 1, out);
+            } else if self.may_start(now) {
+                self.start(now, out);
+            } else if let Some(id) = self.least_ahead(now, chunk) {
+                // When many tasks wait, several are sent at once, because choosing a worker means
+                // looking at each.
+                let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
+                self.send(now, id, share, out);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn is_short(&self, chunk: TaskId) -> bool {
+        let entry = &self.tasks[chunk];
+        let estimate = self.estimates.get(&entry.chunk.function());
+        estimate.is_some_and(|estimate| {
+            u128::from(estimate.nanos) * u128::from(entry.chunk.left()) <= SHORT.as_nanos()
+        })
+    }
+
+    /// Returns a busy worker that may have this short chunk ahead. The worker that got the last
+    /// short chunk is preferred, so that few workers are busy.
+    fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk.function())?.nanos);
+        let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
+        let fits = |worker: &Worker| {
+            worker.is_useful()
+                && !worker.in_flight.is_empty()
+                && worker.ahead() <= most
+                && worker.has_room()
+                && worker.ends_soon(now, REBALANCE)
+        };
+        if let Some(id) = self.favourite
+            && self.workers.get(&id).is_some_and(fits)
+        {
+            return Some(id);
+        }
+        let fitting = self.workers.iter().filter(|(_, worker)| fits(worker));
+        fitting.min_by_key(|(_, worker)| worker.load).map(|(id, _)| *id)
+    }
+
+    /// Returns the busy worker with the least work that may have this chunk ahead.
+    fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+        let entry = &self.tasks[chunk];
+        let estimate = u64::from(self.estimates.get(&entry.chunk.function())?.nanos).max(1);
+        // If no worker can be started and none is idle, the chunk may wait behind any task. The
+        // first worker that becomes idle takes it over.
+        let anywhere = !self.could_grow();
+        let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
+        self.workers
+            .iter()
+            .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_room())
+            .filter(|(_, worker)| anywhere || worker.ends_soon(now, START_COST))
+            .min_by_key(|(_, worker)| worker.load)
+            .map(|(id, _)| *id)
+    }
+
+    /// Sends the first chunk of the queue to a worker. Sends further ones, up to `most` in all,
+    /// while they are calls of the same function and the worker may have them ahead.
+    pub(super) fn send(&mut self, now: Instant, id: WorkerId, most: usize, out: &mut Actions<C>) {
+        let mut of: Option<(FnId, Estimate)> = None;
+        let mut sent = 0;
+        while sent < most {
+            let Some(&chunk) = self.queue.front() else { return };
+            let worker = self.workers.get_mut(&id).expect("chosen among the workers");
+            // A cancelled chunk has no entry. `next_queued` skips it.
+            let Some(entry) =
+                self.tasks.get_mut(chunk).filter(|entry| entry.state == TaskState::Queued)
+            else {
+                return;
+            };
+            let estimate = match of {
+                None => self.estimates.get(&entry.chunk.function()).copied().unwrap_or_default(),
+                Some((function, estimate)) => {
+                    let room =
+                        worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
+                    if function != entry.chunk.function() || !room || !worker.has_room() {
+                        return;
+                    }
+                    estimate
+                }
+            };
+            let (seq, left, function) =
+                (worker.next_seq, entry.chunk.left(), entry.chunk.function());
+            if let Some(budget) = &mut worker.budget {
+                if *budget < left {
+                    // The tasks beyond the worker's limit come next in the queue.
+                    let beyond = entry.chunk.items().first + *budget;
+                    let rest = self.split_off(chunk, beyond);
+                    self.queue.insert(1, rest);
+                    self.queued += 1;
+                    continue;
+                }
+                *budget -= left;
+            }
+            of = Some((function, estimate));
+            sent += 1;
+            worker.next_seq = seq.wrapping_add(1);
+            if worker.in_flight.is_empty() {
+                worker.front_since = now;
+            }
+            worker.load += u64::from(estimate.nanos) * u64::from(left);
+            worker.in_flight.push_back(InFlight {
+                chunk,
+                seq,
+                estimate: estimate.nanos,
+                ended: estimate.ended,
+                left,
+                at: now,
+                look_at: now + LOOK_AGAIN,
+                began: None,
+            });
+            worker.count_waiting(&mut self.with_waiting);
+            entry.state = TaskState::Sent(id);
+            self.timed += usize::from(entry.chunk.timeout().is_some());
+            self.queue.pop_front();
+            self.queued -= 1;
+            out.push(Action::Send(id, entry.chunk.send_to(id, seq)));
+        }
+    }
+
+    /// Returns whether no worker could take a new task now. Submitted chunks may then wait for the
+    /// next event.
+    pub(crate) fn is_saturated(&self) -> bool {
+        self.queued > 0
+            && self.workers.len() >= self.config.workers_max
+            && matches!(self.intake, Intake::Open)
+    }
+
+    /// Returns whether waking another worker would make more workers run than there are processors.
+    pub(super) fn is_crowded(&self, now: Instant) -> bool {
+        let processors = self.config.processors;
+        if self.config.workers_max <= processors
+            || self.workers.len() - self.idle.len() < processors
+        {
+            return false;
+        }
+        // Workers that start, initialize or leave are not counted: this may take long, and no task
+        // can wait behind them. Workers that run a long task are not counted either: it may be
+        // sleeping, and no task should wait behind it.
+        let running = self
+            .workers
+            .values()
+            .filter(|worker| !worker.in_flight.is_empty() && worker.ends_soon(now, REBALANCE));
+        running.take(processors).count() == processors
+    }
+
+    /// Returns whether a processor is left for a spinning thread when one more worker gets a task.
+    pub(crate) fn has_spare_processor(&self) -> bool {
+        self.workers.len() - self.idle.len() + 2 <= self.config.processors
+    }
+}

@@ -1,0 +1,123 @@
+//! The chunks that no worker has: how they get into the queue, and how they are split.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Scheduler,
+    action::{Actions, resolve},
+    estimate::FEW,
+    task::{Entry, Scheduled, TaskState, item_id},
+};
+use crate::{error::TaskError, id::TaskId, wire::frame::Items};
+
+/// How long a chunk of several tasks may wait for a worker to come up, in addition to [`FEW`] of
+/// its own estimates, before it is shared among more workers. A worker may take long because it
+/// initializes. A lower value starts two workers for work that one would have done right after it
+/// had come up.
+const SLOW_START: Duration = Duration::from_millis(10);
+
+/// Number of ids of cancelled tasks that may stay in the queue, in addition to as many ids as tasks
+/// are waiting there.
+pub(super) const QUEUE_SLACK: usize = 64;
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Accepts a chunk, or resolves it with the reason why it is not accepted.
+    pub(crate) fn on_submit(&mut self, now: Instant, chunk: C, out: &mut Actions<C>) {
+        if let Some(refusal) = self.refusal() {
+            return out.push(resolve(chunk, refusal));
+        }
+        let at = now.saturating_duration_since(*self.first.get_or_insert(now)).as_nanos() as u64;
+        let id = chunk.base();
+        let new =
+            self.tasks.insert(id, Entry { chunk, state: TaskState::Queued, at, lost_unbegun: 0 });
+        debug_assert!(new, "a task id is used once");
+        self.queue.push_back(id);
+        self.queued += 1;
+        // If other chunks are before it in the queue, no worker has room: every event ends by
+        // giving out as much as possible.
+        if self.queued == 1 || self.workers.len() < self.config.workers_max {
+            self.dispatch(now, out);
+            self.watch(now);
+        }
+    }
+
+    /// Returns the first chunk in the queue that was not cancelled. It stays in the queue.
+    pub(super) fn next_queued(&mut self) -> Option<TaskId> {
+        while let Some(&chunk) = self.queue.front() {
+            if self.tasks.get(chunk).is_some_and(|entry| entry.state == TaskState::Queued) {
+                return Some(chunk);
+            }
+            self.queue.pop_front();
+        }
+        None
+    }
+
+    /// Puts a chunk that is neither queued nor sent at the front of the queue.
+    pub(super) fn requeue(&mut self, chunk: TaskId) {
+        debug_assert!(self.tasks[chunk].state == TaskState::Queued);
+        self.queue.push_front(chunk);
+        self.queued += 1;
+    }
+
+    /// Splits a chunk: its items from `at` on become a chunk of their own. Returns the id of the
+    /// new chunk.
+    pub(super) fn split_off(&mut self, chunk: TaskId, at: u32) -> TaskId {
+        let entry = self.tasks.get_mut(chunk).expect("a task of this table");
+        debug_assert!(entry.chunk.items().first < at && at < entry.chunk.items().count);
+        let id = item_id(entry.chunk.base(), at);
+        let tail = entry.chunk.split_off(at);
+        let tail = Entry { chunk: tail, state: TaskState::Queued, at: entry.at, lost_unbegun: 0 };
+        let new = self.tasks.insert(id, tail);
+        debug_assert!(new, "no two entries have an item in common");
+        id
+    }
+
+    /// Splits a chunk that is neither queued nor sent into this many parts, or into single tasks if
+    /// it has fewer.
+    pub(super) fn parts(&mut self, chunk: TaskId, of: usize) -> Vec<TaskId> {
+        let Items { first, count } = self.tasks[chunk].chunk.items();
+        let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
+        let mut parts = vec![chunk];
+        for part in (1..of).rev() {
+            let at = u64::from(first) + u64::from(count - first) * u64::from(part) / u64::from(of);
+            parts.insert(1, self.split_off(chunk, at as u32));
+        }
+        parts
+    }
+
+    /// Returns when a queued chunk of several tasks has waited for too long. Splitting it lets more
+    /// workers start than are already coming up.
+    pub(super) fn queue_waits_until(&self) -> Option<Instant> {
+        if self.queued == 0 || self.workers.len() >= self.config.workers_max {
+            return None;
+        }
+        // Looking at `workers_max` chunks is enough: no more chunks wait here than workers come up,
+        // unless no worker can be started at this moment.
+        let chunks = self
+            .queue
+            .iter()
+            .take(self.config.workers_max)
+            .filter_map(|chunk| self.tasks.get(*chunk));
+        let several =
+            chunks.filter(|entry| entry.state == TaskState::Queued && entry.chunk.left() > 1);
+        several.filter_map(|entry| self.waits_until(entry)).min()
+    }
+
+    /// Returns how long a queued chunk of several tasks waits for the workers that are coming up.
+    pub(super) fn waits_until(&self, entry: &Entry<C>) -> Option<Instant> {
+        let nanos =
+            self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
+        let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
+        Some(self.first? + Duration::from_nanos(entry.at) + patience)
+    }
+
+    pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
+        for task in std::mem::take(&mut self.queue) {
+            if self.tasks.get(task).is_some_and(|entry| entry.state == TaskState::Queued) {
+                let entry = self.tasks.remove(task).expect("looked at above");
+                out.push(resolve(entry.chunk, error.clone()));
+            }
+        }
+        self.queued = 0;
+    }
+}

@@ -1,0 +1,111 @@
+//! Events: replies of workers, and what follows each event.
+
+use std::time::Instant;
+
+use super::{
+    Scheduler,
+    action::{Action, Actions, Replied, ReplyToNobody},
+    claims::Claims,
+    estimate::Estimate,
+    task::{Scheduled, item_id},
+    termination::{Reason, Termination},
+    worker::WorkerState,
+};
+use crate::id::{TaskId, WorkerId};
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Handles a worker's reply for `task`, which took `nanos`, and for the tasks that follow, up
+    /// to `count` in all. The result says how many of them belong to this chunk. After the last of
+    /// several replies that came together, [`after_replies`](Self::after_replies) must be called.
+    pub(crate) fn on_reply(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        task: TaskId,
+        count: u32,
+        nanos: u64,
+    ) -> Result<Replied<'_, C>, ReplyToNobody> {
+        let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
+        // Replies come in order. A sending before this one can only have been taken back, and then
+        // it is not in flight any more, and the worker skips it.
+        let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
+        let chunk = front.chunk;
+        let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
+        let item = entry.chunk.items().first;
+        if item_id(entry.chunk.base(), item) != task {
+            return Err(ReplyToNobody);
+        }
+        // The task ends with the error for which its worker is killed.
+        if let Some(Termination { reason: Reason::Task(task_to_end, _), .. }) = &worker.termination
+            && *task_to_end == task
+        {
+            return Ok(Replied::Late);
+        }
+        let count = count.min(entry.chunk.left());
+        entry.chunk.resolve_first(count);
+        front.left -= count;
+        worker.load -= u64::from(front.estimate) * u64::from(count);
+        worker.front_since = now;
+        // A worker that reports a false time only changes how much is sent ahead to it.
+        let took = u32::try_from(nanos).unwrap_or(u32::MAX);
+        let new = Estimate { nanos: took, ended: took };
+        self.estimates.entry(entry.chunk.function()).or_insert(new).learn(took);
+        entry.lost_unbegun = 0;
+        let left = entry.chunk.left();
+        if left == 0 {
+            worker.in_flight.pop_front();
+        }
+        worker.count_waiting(&mut self.with_waiting);
+        if left > 0 {
+            return Ok(Replied::Items(&self.tasks[chunk].chunk, item, count));
+        }
+        let entry = self.tasks.remove(chunk).expect("looked at above");
+        self.timed -= usize::from(entry.chunk.timeout().is_some());
+        Ok(Replied::Last(entry.chunk, item, count))
+    }
+
+    /// Gives a worker that has replied more to do.
+    pub(crate) fn after_replies(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        self.retire_if_spent(now, id, out);
+        self.rest_if_idle(id);
+        self.after_changes(now, claims, out);
+    }
+
+    /// Does what every event requires: gives out tasks, and lets idle workers take over waiting
+    /// ones.
+    pub(super) fn after_changes(
+        &mut self,
+        now: Instant,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        self.dispatch(now, out);
+        self.balance(now, claims, out);
+        self.watch(now);
+        self.close_if_drained(now, out);
+    }
+
+    /// Asks a worker to leave if it has done all the tasks that it may do. Its place becomes free
+    /// when its process has ended.
+    fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.is_useful() && worker.is_spent() && worker.in_flight.is_empty() {
+            worker.state = WorkerState::Stopping { since: now };
+            out.push(Action::Stop(id));
+        }
+    }
+
+    /// Puts a worker among the idle ones if it has nothing to do.
+    pub(super) fn rest_if_idle(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if worker.is_useful() && worker.in_flight.is_empty() && !self.idle.contains(&id) {
+            self.idle.push(id);
+        }
+    }
+}

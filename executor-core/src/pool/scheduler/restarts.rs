@@ -1,0 +1,132 @@
+//! When workers are started, and what a failed start means: back-off, or a broken pool.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Intake, Scheduler,
+    action::{Action, Actions},
+    task::{Scheduled, TaskState},
+    termination::{Reason, Termination},
+    worker::{Worker, WorkerState},
+};
+use crate::{error::BrokenCause, id::WorkerId};
+
+/// Number of workers that may die before they are ready, within [`START_FAILURES_PERIOD`]. Then the
+/// pool is broken. These are OTP's restart intensity and period.
+const START_FAILURES_MAX: usize = 5;
+
+const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
+
+const BACK_OFF_MIN: Duration = Duration::from_millis(10);
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Handles the creation of the pool: starts the workers that exist from the beginning.
+    pub(crate) fn on_open(&mut self, now: Instant, out: &mut Actions<C>) {
+        self.dispatch(now, out);
+    }
+
+    pub(super) fn start(&mut self, now: Instant, out: &mut Actions<C>) {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        self.workers.insert(id, Worker::new(now, self.config.tasks_max));
+        out.push(Action::Start(id));
+    }
+
+    /// Returns whether to start another worker: there is more work than for the workers that are
+    /// coming up.
+    pub(super) fn may_start(&self, now: Instant) -> bool {
+        if !self.has_place(now) {
+            // Checked first, because it is the normal case in a pool under load, and counting means
+            // looking at every worker.
+            return false;
+        }
+        let coming = self
+            .workers
+            .values()
+            .filter(|worker| {
+                matches!(
+                    worker.state,
+                    WorkerState::Starting { .. } | WorkerState::Initializing { .. }
+                )
+            })
+            .filter(|worker| worker.termination.is_none())
+            .count();
+        // With a limit on tasks per worker, a worker may take only a part of a chunk.
+        let too_many = |tasks_max: u32| {
+            let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
+            let waiting = chunks
+                .filter(|entry| entry.state == TaskState::Queued)
+                .map(|entry| u64::from(entry.chunk.left()));
+            waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
+        };
+        self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
+    }
+
+    /// Returns whether another worker could be started now.
+    pub(super) fn has_place(&self, now: Instant) -> bool {
+        self.workers.len() < self.config.workers_max
+            && self.no_start_before.is_none_or(|at| at <= now)
+    }
+
+    /// Returns whether there are fewer workers than `workers_min`.
+    pub(super) fn lacks_workers(&self) -> bool {
+        self.workers.len() < self.config.workers_min && matches!(self.intake, Intake::Open)
+    }
+
+    /// Handles a worker that could not be started: the system refused it, or something that it
+    /// needs before it can take a task.
+    pub(crate) fn on_start_refused(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        cause: BrokenCause,
+        out: &mut Actions<C>,
+    ) {
+        let worker = self.forget(id);
+        let unwanted = worker.is_some_and(|worker| {
+            matches!(
+                worker.termination,
+                Some(Termination { reason: Reason::Pool(_) | Reason::Task(..), .. })
+            )
+        });
+        // What was refused does not matter. What matters is whether another worker works or is
+        // coming up. Such workers do the work meanwhile, and may free the missing resource when
+        // they end. So this counts as a failed start only if there is no such worker.
+        if unwanted {
+            // The pool is shutting down, so nothing waits for this worker.
+        } else if self.workers.values().any(|worker| worker.termination.is_none()) {
+            self.refusals += 1;
+            self.back_off(now);
+        } else {
+            self.start_failed(now, cause, out);
+        }
+        self.dispatch(now, out);
+        self.watch(now);
+        self.close_if_drained(now, out);
+    }
+
+    pub(super) fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
+        if self.is_drained() {
+            // Nothing waits for a worker.
+            return;
+        }
+        self.start_failures.push_back(now);
+        while self
+            .start_failures
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) > START_FAILURES_PERIOD)
+        {
+            self.start_failures.pop_front();
+        }
+        if !self.ever_ready || self.start_failures.len() >= START_FAILURES_MAX {
+            self.on_broken(now, cause, out);
+        } else {
+            self.back_off(now);
+        }
+    }
+
+    pub(super) fn back_off(&mut self, now: Instant) {
+        let doublings = (self.start_failures.len() as u32).max(self.refusals).min(7);
+        self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
+    }
+}

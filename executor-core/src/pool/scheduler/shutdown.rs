@@ -1,0 +1,162 @@
+//! Events that end the pool: it is shut down, killed or broken, or its threads have failed.
+
+use std::time::Instant;
+
+use super::{
+    Intake, Scheduler,
+    action::{Action, Actions, resolve},
+    claims::Claims,
+    task::{Scheduled, TaskState},
+    termination::Reason,
+    worker::WorkerState,
+};
+use crate::error::{BrokenCause, TaskError};
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Returns the error for new tasks, if no more are accepted.
+    pub(crate) fn refusal(&self) -> Option<TaskError> {
+        match &self.intake {
+            Intake::Open => None,
+            Intake::Draining | Intake::Killed => Some(TaskError::Shutdown),
+            Intake::Broken(cause) => Some(TaskError::Broken(cause.clone())),
+        }
+    }
+
+    /// Returns why the pool is broken, if it is.
+    pub(crate) fn broken(&self) -> Option<&BrokenCause> {
+        match &self.intake {
+            Intake::Broken(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// Breaks the pool: every unresolved task fails with the cause, and every worker is killed.
+    pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
+        if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
+            return;
+        }
+        self.intake = Intake::Broken(cause.clone());
+        self.end_all(now, TaskError::Broken(cause), true, out);
+    }
+
+    /// Handles a failure of the pool's own threads. No exit will be noticed any more, so all tasks
+    /// are resolved without waiting for one.
+    pub(crate) fn on_collapse(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
+        let error = TaskError::Broken(cause.clone());
+        self.on_broken(now, cause, out);
+        for entry in self.tasks.drain() {
+            if matches!(entry.state, TaskState::Sent(_)) {
+                entry.chunk.leave_arguments();
+            }
+            out.push(resolve(entry.chunk, error.clone()));
+        }
+        self.workers.clear();
+        self.idle.clear();
+        self.queue.clear();
+        (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
+        self.close_if_drained(now, out);
+    }
+
+    /// Stops accepting tasks. Accepted tasks are finished, or with `cancel_pending` only those that
+    /// have begun.
+    pub(crate) fn on_shutdown(
+        &mut self,
+        now: Instant,
+        cancel_pending: bool,
+        deadline: Option<Instant>,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        if matches!(self.intake, Intake::Open) {
+            self.intake = Intake::Draining;
+        }
+        if let Some(deadline) = deadline {
+            self.shutdown_deadline =
+                Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
+        }
+        if cancel_pending {
+            for id in self.workers.keys().copied().collect::<Vec<_>>() {
+                self.take_back_from(id, usize::MAX, claims);
+                // The sendings that are left have begun, but perhaps not all of their items.
+                let begun: Vec<_> =
+                    self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
+                for chunk in begun {
+                    if let Some(rest) = self.take_rest(id, chunk, claims) {
+                        self.requeue(rest);
+                    }
+                }
+                self.rest_if_idle(id);
+            }
+            self.resolve_queue(&TaskError::Cancelled, out);
+        }
+        self.watch(now);
+        self.close_if_drained(now, out);
+    }
+
+    /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
+    pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
+        if matches!(self.intake, Intake::Open | Intake::Draining) {
+            self.intake = Intake::Killed;
+        }
+        self.end_all(now, TaskError::Shutdown, at_once, out);
+    }
+
+    fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
+        self.shutdown_deadline = None;
+        self.resolve_queue(&error, out);
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
+            match &mut self.workers.get_mut(&id).expect("listed above").termination {
+                Some(termination) if termination.killed || !at_once => {}
+                _ => {
+                    let reason = Reason::Pool(error.clone());
+                    match at_once {
+                        true => self.kill(now, id, reason, out),
+                        false => self.terminate(now, id, reason, out),
+                    }
+                }
+            }
+        }
+        self.close_if_drained(now, out);
+    }
+
+    /// Returns whether nothing is unresolved and nothing more is accepted.
+    pub(super) fn is_drained(&self) -> bool {
+        !matches!(self.intake, Intake::Open) && self.tasks.is_empty()
+    }
+
+    /// Asks the workers to leave once the pool is drained. Reports that the pool is closed once
+    /// they have left.
+    pub(super) fn close_if_drained(&mut self, now: Instant, out: &mut Actions<C>) {
+        if !self.is_drained() {
+            return;
+        }
+        self.rebalance_at = None;
+        self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            let worker = self.workers.get_mut(&id).expect("listed above");
+            if worker.termination.is_some() {
+                continue;
+            }
+            match worker.state {
+                // This worker leaves after its initializer.
+                WorkerState::Starting { .. }
+                    if self.config.initializer.is_some() && self.config.workers_min > 0 => {}
+                WorkerState::Starting { .. } => {
+                    self.kill(now, id, Reason::Pool(TaskError::Shutdown), out);
+                }
+                // A worker that initializes reads this order after its initializer.
+                WorkerState::Initializing { .. } | WorkerState::Ready => {
+                    worker.state = WorkerState::Stopping { since: now };
+                    self.idle.retain(|idle| *idle != id);
+                    out.push(Action::Stop(id));
+                }
+                WorkerState::Stopping { .. } => {}
+            }
+        }
+        if self.workers.is_empty() && !self.closed {
+            self.closed = true;
+            out.push(Action::Closed);
+        }
+    }
+}

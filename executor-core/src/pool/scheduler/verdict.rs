@@ -1,0 +1,173 @@
+//! The end of a worker: which of its tasks end with it, and which go back to the queue.
+
+use std::time::Instant;
+
+use super::{
+    Intake, Scheduler,
+    action::{Action, Actions, End, resolve},
+    claims::Claims,
+    task::{Scheduled, TaskState},
+    termination::{Reason, Termination},
+    worker::{Worker, WorkerState},
+};
+use crate::{error::BrokenCause, id::WorkerId, transport::board::Begun};
+
+/// After this many workers die with the same unstarted task at the head of their queue, the task is
+/// assumed to be what kills them, and fails with `WorkerLost`. The likely cause is a frame that
+/// kills every worker that reads it.
+const LOST_UNBEGUN_MAX: u8 = 3;
+
+impl<C: Scheduled> Scheduler<C> {
+    /// Handles the end of a worker's process, after everything that it had published was read.
+    pub(crate) fn on_exit(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        cause: impl FnOnce(bool) -> BrokenCause,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        self.on_end(now, id, true, cause, claims, out);
+        self.after_changes(now, claims, out);
+    }
+
+    /// Removes a worker that has ended. Also called for a worker that is given up: `has_ended` is
+    /// then `false`, and the process may still live.
+    pub(super) fn on_end(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        has_ended: bool,
+        cause: impl FnOnce(bool) -> BrokenCause,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        let Some(worker) = self.forget(id) else { return };
+        if !has_ended {
+            // This includes chunks that now go to other workers. This worker may have begun them
+            // after all, and may read their arguments after the other worker has finished.
+            for sent in &worker.in_flight {
+                self.tasks
+                    .get(sent.chunk)
+                    .expect("what is in flight is in the table")
+                    .chunk
+                    .leave_arguments();
+            }
+        }
+        self.settle(id, &worker, claims, out);
+        let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
+        let expected = matches!(
+            worker.termination,
+            Some(Termination { reason: Reason::Pool(_) | Reason::Task(..), .. })
+        );
+        if !was_ready && !expected {
+            let said_hello = matches!(worker.state, WorkerState::Initializing { .. });
+            let too_slow =
+                matches!(worker.termination, Some(Termination { reason: Reason::Start, .. }));
+            let cause = match worker.termination {
+                Some(Termination { reason: Reason::Start, .. }) if said_hello => {
+                    let waited = self.config.initializer_timeout;
+                    BrokenCause::Start(
+                        format!(
+                            "its initializer did not end within {waited:?} (`initializer_timeout`)"
+                        )
+                        .into(),
+                    )
+                }
+                Some(Termination { reason: Reason::Start, .. }) => {
+                    let waited = self.config.start_timeout;
+                    BrokenCause::Start(
+                        format!("it did not report within {waited:?} (`start_timeout`)").into(),
+                    )
+                }
+                _ => cause(said_hello),
+            };
+            // A worker that ended before its hello has met a limit of the system, if other workers
+            // of the same program work. A worker that was too slow is no reason to end the workers
+            // that were fast enough.
+            if (!said_hello || too_slow) && self.workers.values().any(Worker::is_useful) {
+                self.refusals += 1;
+                self.back_off(now);
+            } else {
+                self.start_failed(now, cause, out);
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: WorkerId) -> Option<Worker> {
+        self.idle.retain(|idle| *idle != id);
+        let worker = self.workers.remove(&id)?;
+        self.with_waiting -= usize::from(worker.counted);
+        Some(worker)
+    }
+
+    /// Decides about the tasks of a dead worker: those that it had begun have ended, and the others
+    /// go back to the queue in order.
+    fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<C>) {
+        for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
+            let entry = self.tasks.get_mut(sent.chunk).expect("what is in flight is in the table");
+            self.timed -= usize::from(entry.chunk.timeout().is_some());
+            entry.state = TaskState::Queued;
+            let first = entry.chunk.items().first;
+            // The index after the items that ended with the worker. That is one item, unless the
+            // worker's last replies could not be read.
+            let mut behind = first + 1;
+            let mut end = match &worker.termination {
+                Some(Termination { reason: Reason::Task(task, error), .. })
+                    if *task == sent.chunk =>
+                {
+                    Some(End::Error(error.clone()))
+                }
+                Some(Termination { reason: Reason::Pool(error), .. }) => {
+                    let entry = self.tasks.remove(sent.chunk).expect("looked at above");
+                    out.push(resolve(entry.chunk, error.clone()));
+                    continue;
+                }
+                // Taken back, and not only looked up: a worker that was given up may still live,
+                // and must not begin this later.
+                _ if claims.take_back(id, sent.seq, first) => None,
+                _ => {
+                    claims.take_rest(id, sent.seq);
+                    match claims.begun(id, sent.seq) {
+                        // If the begun item is before the first unresolved one, it was answered,
+                        // and the next item had not begun.
+                        Begun::Yes(item, _) if item >= first => {
+                            behind = item.min(entry.chunk.items().count - 1) + 1;
+                            Some(End::Lost(id))
+                        }
+                        // Any item may have begun, and none may run twice.
+                        Begun::Unknown => {
+                            behind = entry.chunk.items().count;
+                            Some(End::Lost(id))
+                        }
+                        _ => None,
+                    }
+                }
+            };
+            // Only the first sending can have caused the death. A task that waited behind three
+            // crashing tasks is innocent.
+            if end.is_none() && ahead == 0 {
+                entry.lost_unbegun += 1;
+                end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
+            }
+            let Some(end) = end else {
+                self.requeue(sent.chunk);
+                continue;
+            };
+            if behind < entry.chunk.items().count {
+                // The items behind go back without any record of this death.
+                let rest = self.split_off(sent.chunk, behind);
+                self.requeue(rest);
+            }
+            let entry = self.tasks.remove(sent.chunk).expect("looked at above");
+            out.push(Action::Resolve(Box::new((entry.chunk, end))));
+        }
+        // A worker that had to end before the pool was ended gives back tasks that no worker will
+        // run any more.
+        if matches!(self.intake, Intake::Killed | Intake::Broken(_))
+            && let Some(error) = self.refusal()
+        {
+            self.resolve_queue(&error, out);
+        }
+    }
+}
