@@ -25,8 +25,8 @@ use std::{error, fmt, io, time::Duration};
 
 use super::{
     cells::{self, Cell, State},
-    changed::changed,
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, Kind},
@@ -614,7 +614,7 @@ impl Barrier {
                 Step::Done(result) => return result,
                 Step::Act { .. } => unreachable!("there is no action"),
                 Step::Outside { word, heard } => {
-                    changed(&self.block, word, heard).await;
+                    WordWait::new(&self.block, word, heard).await;
                     waited = true;
                 }
                 Step::Wait(place) => {
@@ -625,7 +625,7 @@ impl Barrier {
                             return result;
                         }
                         let (word, expected) = place.cell.word();
-                        changed(&self.block, word, expected).await;
+                        WordWait::new(&self.block, word, expected).await;
                         if place.cell.is_waiting() {
                             meeting.look_after_the_dead();
                         }

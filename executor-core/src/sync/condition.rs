@@ -24,10 +24,10 @@ use std::{fmt, io, time::Duration};
 
 use super::{
     cells::{self, Cell, State},
-    changed::changed,
     guard::{LockResult, OwnerDied},
     lock::{Lock, LockGuard},
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, Kind, Place},
@@ -484,7 +484,9 @@ impl Condition {
         let mut waiting = loop {
             match self.waiters().enter_or_word(waited) {
                 Ok(waiting) => break waiting,
-                Err(word) => changed(&self.block, self.waiters().head.mutex.word(), word).await,
+                Err(word) => {
+                    WordWait::new(&self.block, self.waiters().head.mutex.word(), word).await
+                }
             }
             waited = true;
         };
@@ -495,7 +497,7 @@ impl Condition {
                 Standing::Crowd { heard } => (self.waiters().head.crowd.word(), heard),
                 Standing::Left => break,
             };
-            changed(&self.block, word, expected).await;
+            WordWait::new(&self.block, word, expected).await;
             if !waiting.was_told() {
                 waiting.look_after_the_dead();
             }

@@ -3,8 +3,8 @@
 use std::{fmt, io, time::Duration};
 
 use super::{
-    changed::changed_by_the_living,
     raw::{Deadline, deadline_in, nap},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, Kind},
@@ -189,7 +189,7 @@ impl Event {
     pub async fn wait_async(&self) {
         let turn = self.flag().turn();
         while let Err(word) = self.flag().look(turn) {
-            changed_by_the_living(&self.block, &self.flag().word, word).await;
+            WordWait::ignoring_deaths(&self.block, &self.flag().word, word).await;
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::{cell::Cell, fmt, io, ptr::NonNull, time::Duration};
 
 use super::{
-    changed::changed,
     guard::{LockResult, OwnerDied, Recover, ReleaseError},
     raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, Kind},
@@ -391,7 +391,7 @@ impl Lock {
             // Set the mark: others may wait as well, and must be woken when the lock is released.
             match mutex.try_acquire_slowly(owners, user.me, RobustMutex::CONTENDED) {
                 Ok(locked) => return user.guard_of(locked, holder::this_async),
-                Err(word) => changed(&self.block, mutex.word(), word).await,
+                Err(word) => WordWait::new(&self.block, mutex.word(), word).await,
             }
         }
     }

@@ -112,7 +112,7 @@ macro_rules! travels {
 }
 mod barrier;
 mod cells;
-pub(crate) mod changed;
+
 mod condition;
 mod event;
 mod guard;
@@ -125,6 +125,7 @@ mod rlock;
 mod semaphore;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 pub(crate) mod wakes;
+pub(crate) mod word_wait;
 
 pub use barrier::{Barrier, BarrierError};
 pub use condition::Condition;

@@ -22,10 +22,10 @@
 use std::{fmt, io, time::Duration};
 
 use super::{
-    changed::changed,
     guard::ReleaseError,
     holders::{self, Holding},
     raw::{Bell, Deadline, RobustGuard, RobustMutex, Woken, deadline_in, nap},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, Kind},
@@ -351,7 +351,7 @@ macro_rules! semaphore {
             /// # Cancel safety
             /// Dropping the future takes neither a permit nor another waiter's wake-up.
             pub async fn acquire_async(&self) -> Permit<'_> {
-                let me = self.permits().acquire_async(|word, heard| changed(&self.block, word, heard)).await;
+                let me = self.permits().acquire_async(|word, heard| WordWait::new(&self.block, word, heard)).await;
                 Permit { block: &self.block, me }
             }
 

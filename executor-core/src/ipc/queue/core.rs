@@ -40,8 +40,8 @@ use crate::{
         },
     },
     sync::{
-        changed::changed,
         raw::{Bell, RECHECK, RobustGuard, Woken, deadline_in, nap},
+        word_wait::WordWait,
     },
     wire::attachment::{self, Attachment},
 };
@@ -592,7 +592,7 @@ impl Core {
                     (pause.bell.word(), pause.heard)
                 }
             };
-            changed(&self.block, word, heard).await;
+            WordWait::new(&self.block, word, heard).await;
         }
     }
 
@@ -699,7 +699,7 @@ impl Core {
             if gone() {
                 return Err(Refused::Closed);
             }
-            changed(&self.block, pause.bell.word(), pause.heard).await;
+            WordWait::new(&self.block, pause.bell.word(), pause.heard).await;
             woken = pause.woken();
             putting.waited(&pause);
         }
@@ -877,7 +877,7 @@ impl Core {
                     continue;
                 }
             }
-            changed(&self.block, pause.bell.word(), pause.heard).await;
+            WordWait::new(&self.block, pause.bell.word(), pause.heard).await;
             woken = pause.woken();
             how.slept = true;
         }
@@ -1266,7 +1266,7 @@ impl Core {
     /// Waits like [`join`](Self::join), without blocking the thread.
     pub(super) async fn join_async(&self) -> Result<(), LostCount> {
         while let Some(heard) = self.look_for_end()? {
-            changed(&self.block, self.layout().all_done.word(), heard).await;
+            WordWait::new(&self.block, self.layout().all_done.word(), heard).await;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::{Changed, Watchers};
+use super::{Watchers, WordWait};
 #[cfg(executor_shuttle)]
 use crate::{
     os::liveness::OwnerId,
@@ -49,9 +49,11 @@ pub(super) fn watchers() -> &'static Watchers {
     &WATCHERS
 }
 
-/// Like [`changed`](super::changed), for a word that stays as long as the model runs.
-pub(crate) fn changed(word: &'static AtomicU32, expected: u32) -> Changed<'static> {
-    Changed { block: None, word, expected, looks: true, place: None }
+impl WordWait<'static> {
+    /// Like [`new`](Self::new), for a word that stays as long as the model runs.
+    pub(crate) fn in_model(word: &'static AtomicU32, expected: u32) -> Self {
+        WordWait { block: None, word, expected, looks: true, place: None }
+    }
 }
 
 /// Ends a model: makes the watchers see that nobody waits, and waits until they have ended.
@@ -104,8 +106,8 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 /// Returns a waiting future that was polled once.
-fn waiting(word: &'static AtomicU32, expected: u32) -> Pin<Box<Changed<'static>>> {
-    let mut waits = Box::pin(changed(word, expected));
+fn waiting(word: &'static AtomicU32, expected: u32) -> Pin<Box<WordWait<'static>>> {
+    let mut waits = Box::pin(WordWait::in_model(word, expected));
     assert!(Arc::<Task>::default().poll(waits.as_mut()).is_pending());
     waits
 }
@@ -114,7 +116,7 @@ async fn until(word: &'static AtomicU32, value: u32) {
     loop {
         match word.load(Ordering::Acquire) {
             now if now == value => return,
-            now => changed(word, now).await,
+            now => WordWait::in_model(word, now).await,
         }
     }
 }
@@ -277,7 +279,7 @@ fn a_task_hears_of_a_set_event_even_if_it_is_cleared_at_once() {
         });
         block_on(async {
             while let Err(word) = shared.0.look(turn) {
-                changed(&shared.0.word, word).await;
+                WordWait::in_model(&shared.0.word, word).await;
             }
         });
         // What was done before the event was set must be visible.
@@ -304,7 +306,7 @@ fn a_task_in_a_cell_hears_what_it_is_told() {
         block_on(async {
             while shared.1.state() == State::Waiting {
                 let (word, expected) = shared.1.word();
-                changed(word, expected).await;
+                WordWait::in_model(word, expected).await;
             }
         });
         assert_eq!(shared.1.told_at(), 2);
@@ -366,9 +368,9 @@ fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
         permits(others).acquire(None).unwrap();
         let gives = move |me: OwnerId| permits(mine).give_back(me);
         let threads = [
-            thread::spawn(move || gives(block_on(permits(mine).acquire_async(changed)))),
+            thread::spawn(move || gives(block_on(permits(mine).acquire_async(WordWait::in_model)))),
             thread::spawn(move || {
-                twice(permits(mine).acquire_async(changed)).map(gives);
+                twice(permits(mine).acquire_async(WordWait::in_model)).map(gives);
             }),
             thread::spawn(move || {
                 let me = permits(others).acquire(None).unwrap();
@@ -388,7 +390,7 @@ fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
 #[cfg(executor_shuttle)]
 async fn lock_async(mutex: &'static RobustMutex, process: &Process) {
     while let Err(word) = mutex.try_acquire_slowly(process, process.me(), RobustMutex::CONTENDED) {
-        changed(mutex.word(), word).await;
+        WordWait::in_model(mutex.word(), word).await;
     }
 }
 

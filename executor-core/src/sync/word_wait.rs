@@ -1,8 +1,8 @@
-//! Waiting for a change of a word in shared memory without blocking a thread of the caller.
+//! A wait for a change of a word in shared memory that blocks no thread of the caller.
 //!
 //! ```text
-//!  changed(word, expected).await ──► a place on a watcher thread ──► futex_waitv over its words
-//!                        waker ◄──── woken, changed, or RECHECK is over
+//!  WordWait (word, expected) ──► a place on a watcher thread ──► futex_waitv over its words
+//!                     waker ◄──── woken, changed, or RECHECK is over
 //! ```
 //!
 //! Futures that wait for the same change of the same word form a group, and a watcher waits for it
@@ -70,30 +70,56 @@ const LOOKS: usize = 16;
 /// many objects are awaited at once. With a higher value, these looks cost more (about 2 µs each).
 const LOOKS_OF_ALL: usize = 512;
 
-/// Resolves when the word is no longer `expected`, when it was woken, or at some time after
-/// [`RECHECK`], in turn with others that wait for the same. The word lies in `block`.
-pub(crate) fn changed<'a>(block: &Block, word: &'a AtomicU32, expected: u32) -> Changed<'a> {
-    Changed { block: Some(block.clone()), word, expected, looks: true, place: None }
-}
-
-/// Like [`changed`], for words that need no check after a death. It resolves only when the word is
-/// no longer `expected`, or when it was woken.
-pub(crate) fn changed_by_the_living<'a>(
-    block: &Block,
-    word: &'a AtomicU32,
-    expected: u32,
-) -> Changed<'a> {
-    Changed { block: Some(block.clone()), word, expected, looks: false, place: None }
-}
-
-/// The future of [`changed`].
-pub(crate) struct Changed<'a> {
+/// A future that waits for a change of one word in shared memory.
+pub(crate) struct WordWait<'a> {
     /// The block that contains the word. `None` in a model, where words stay as long as it runs.
     block: Option<Block>,
     word: &'a AtomicU32,
     expected: u32,
     looks: bool,
     place: Option<(Arc<Watcher>, Key, u64)>,
+}
+
+impl<'a> WordWait<'a> {
+    /// Resolves when the word is no longer `expected`, when it was woken, or at some time after
+    /// [`RECHECK`], in turn with others that wait for the same. The word lies in `block`.
+    pub(crate) fn new(block: &Block, word: &'a AtomicU32, expected: u32) -> Self {
+        WordWait { block: Some(block.clone()), word, expected, looks: true, place: None }
+    }
+
+    /// Like [`new`](Self::new), for words that need no check after a death. It resolves only when
+    /// the word is no longer `expected`, or when it was woken.
+    pub(crate) fn ignoring_deaths(block: &Block, word: &'a AtomicU32, expected: u32) -> Self {
+        WordWait { block: Some(block.clone()), word, expected, looks: false, place: None }
+    }
+}
+
+impl Future for WordWait<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let waits = match &self.place {
+            Some((watcher, key, number)) => watcher.renew(*key, *number, context.waker()),
+            None => {
+                let word = Word { at: self.word, _block: self.block.clone() };
+                self.place = Some(enter(&word, self.expected, self.looks, context.waker()));
+                true
+            }
+        };
+        if waits {
+            return Poll::Pending;
+        }
+        self.place = None;
+        Poll::Ready(())
+    }
+}
+
+impl Drop for WordWait<'_> {
+    fn drop(&mut self) {
+        if let Some((watcher, key, number)) = &self.place {
+            watcher.leave(*key, *number, self.word);
+        }
+    }
 }
 
 /// All watchers of this process. A forked process has none of its parent's threads.
@@ -454,33 +480,5 @@ mod tests {
         wakes_a_sleeper(word.get(), || {
             watcher.tell_one(&[(key, word.clone())], &mut Over::default())
         });
-    }
-}
-
-impl Future for Changed<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let waits = match &self.place {
-            Some((watcher, key, number)) => watcher.renew(*key, *number, context.waker()),
-            None => {
-                let word = Word { at: self.word, _block: self.block.clone() };
-                self.place = Some(enter(&word, self.expected, self.looks, context.waker()));
-                true
-            }
-        };
-        if waits {
-            return Poll::Pending;
-        }
-        self.place = None;
-        Poll::Ready(())
-    }
-}
-
-impl Drop for Changed<'_> {
-    fn drop(&mut self) {
-        if let Some((watcher, key, number)) = &self.place {
-            watcher.leave(*key, *number, self.word);
-        }
     }
 }
