@@ -1,13 +1,13 @@
 //! A barrier: a meeting point for a fixed number of threads.
 //!
 //! ```text
-//!  FILLING ──the last one comes──► RELEASING: each cell TOLD ──► FILLING
+//!  FILLING ──the last one comes──► RELEASING: each slot TOLD ──► FILLING
 //!     │  └─with an action─► ACTING ──it has run──┘
-//!     └──abort, a time limit, a death──► BREAKING: each cell BROKEN ──► BROKEN ──reset──► FILLING
+//!     └──abort, a time limit, a death──► BREAKING: each slot BROKEN ──► BROKEN ──reset──► FILLING
 //! ```
 //!
-//! Each participant has its own cell, and learns there how its turn ended, however late it looks.
-//! There are twice as many cells as parties, so that participants of the next turn can enter while
+//! Each participant has its own slot, and learns there how its turn ended, however late it looks.
+//! There are twice as many slots as parties, so that participants of the next turn can enter while
 //! those of the last one leave. A mutex protects entering and telling. If a process dies under it
 //! during RELEASING, BREAKING or RESETTING, the next holder of the mutex finishes what it has
 //! begun.
@@ -24,8 +24,8 @@
 use std::{error, fmt, io, time::Duration};
 
 use super::{
-    cells::{self, Cell, State},
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
+    wait_slots::{self, State, WaitSlot},
     word_wait::WordWait,
 };
 use crate::{
@@ -145,7 +145,7 @@ pub(super) enum Step<'a> {
         index: usize,
         acting: u64,
     },
-    /// The caller waits in this cell, as a participant of this turn.
+    /// The caller waits in this slot, as a participant of this turn.
     Wait(Place<'a>),
     /// Nobody can enter until this word changes.
     Outside {
@@ -157,7 +157,7 @@ pub(super) enum Step<'a> {
 /// The place of a participant that has entered.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    cell: &'a Cell,
+    slot: &'a WaitSlot,
     index: usize,
     /// The value of the phase word when it entered.
     filling: u64,
@@ -166,7 +166,7 @@ pub(super) struct Place<'a> {
 /// A barrier in shared memory: that of a block, or of a model.
 pub(super) struct Meeting<'a, O> {
     pub(super) head: &'a Head,
-    pub(super) cells: &'a [Cell],
+    pub(super) slots: &'a [WaitSlot],
     pub(super) owners: &'a O,
 }
 
@@ -217,17 +217,17 @@ impl<'a, O: Owners> Meeting<'a, O> {
         self.head.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    fn waiting(self) -> impl Iterator<Item = &'a Cell> {
-        self.cells.iter().filter(|cell| cell.is_waiting())
+    fn waiting(self) -> impl Iterator<Item = &'a WaitSlot> {
+        self.slots.iter().filter(|slot| slot.is_waiting())
     }
 
     /// Tells all waiters that the turn is complete, and changes the phase to `then`. The waiters
     /// are woken under the mutex, because they do not need it.
     fn end_releasing(self, releasing: u64, then: u64) {
-        for cell in self.waiting() {
-            cell.tell(0);
+        for slot in self.waiting() {
+            slot.tell(0);
             kill_point!(BarrierTold);
-            cell.wake();
+            slot.wake();
         }
         // This fails if the barrier was aborted in the meantime. Another call then finishes that.
         self.change_phase(releasing, then);
@@ -236,10 +236,10 @@ impl<'a, O: Owners> Meeting<'a, O> {
 
     /// Tells all waiters that the turn is broken, and changes the phase to `then`.
     fn end_breaking(self, breaking: u64, then: u64) {
-        for cell in self.waiting() {
-            cell.break_off();
+        for slot in self.waiting() {
+            slot.break_off();
             kill_point!(BarrierBrokenOff);
-            cell.wake();
+            slot.wake();
         }
         self.change_phase(breaking, then);
         self.head.door.ring_alone().wake_all();
@@ -267,8 +267,8 @@ impl<'a, O: Owners> Meeting<'a, O> {
             self.end_begun();
             return;
         }
-        for cell in self.waiting() {
-            cell.wake();
+        for slot in self.waiting() {
+            slot.wake();
         }
         self.head.door.ring_alone().wake_all();
     }
@@ -304,16 +304,16 @@ impl<'a, O: Owners> Meeting<'a, O> {
             }
             let Some(limit) = nap(deadline) else {
                 if self.break_turn(place.filling) {
-                    self.leave(place.cell);
+                    self.leave(place.slot);
                     return Err(BarrierError::TimedOut);
                 }
                 // Another process has ended this turn. The next look says how.
                 continue;
             };
-            place.cell.sleep(limit);
+            place.slot.sleep(limit);
             kill_point!(BarrierWoken);
             // Nothing happened for the whole interval, so a participant may have died.
-            if limit == RECHECK && place.cell.is_waiting() {
+            if limit == RECHECK && place.slot.is_waiting() {
                 self.look_after_the_dead();
             }
         }
@@ -330,17 +330,17 @@ impl<'a, O: Owners> Meeting<'a, O> {
                     if index.saturating_add(1) >= self.parties() {
                         return self.complete(&guard, phase, index, acts);
                     }
-                    // Without a free cell, take one whose user was told and has died since.
+                    // Without a free slot, take one whose user was told and has died since.
                     let dead = || {
-                        let left = |cell: &&Cell| {
-                            !cell.is_free() && !cell.is_waiting() && !cell.is_alive(self.owners)
+                        let left = |slot: &&WaitSlot| {
+                            !slot.is_free() && !slot.is_waiting() && !slot.is_alive(self.owners)
                         };
-                        self.cells.iter().find(left)
+                        self.slots.iter().find(left)
                     };
-                    if let Some(cell) = cells::free(self.cells).or_else(dead) {
-                        cell.enter(guard.me(), index as u64);
+                    if let Some(slot) = wait_slots::free(self.slots).or_else(dead) {
+                        slot.enter(guard.me(), index as u64);
                         kill_point!(BarrierEntered);
-                        return Step::Wait(Place { cell, index, filling: phase });
+                        return Step::Wait(Place { slot, index, filling: phase });
                     }
                 }
                 // Wait outside until the action has run.
@@ -392,11 +392,11 @@ impl<'a, O: Owners> Meeting<'a, O> {
         Step::Done(Err(BarrierError::Broken))
     }
 
-    /// Returns how the turn has ended, if it has. The cell is left in that case.
+    /// Returns how the turn has ended, if it has. The slot is left in that case.
     fn look(self, place: Place<'a>) -> Option<Result<usize, BarrierError>> {
-        let Place { cell, index, filling } = place;
+        let Place { slot, index, filling } = place;
         let result = loop {
-            let state = cell.state();
+            let state = slot.state();
             let phase = self.phase();
             match state {
                 State::Told => break Ok(index),
@@ -404,7 +404,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 // All waiters of a turn are told before it is over. So the state was read too
                 // early: read it again.
                 State::Waiting if phase & !PHASE != filling & !PHASE => {}
-                // The process that tells the cells may be stopped halfway, so the phase decides.
+                // The process that tells the slots may be stopped halfway, so the phase decides.
                 State::Waiting => match phase & PHASE {
                     FILLING | ACTING => return None,
                     RELEASING | RELEASING_LAST => break Ok(index),
@@ -413,20 +413,20 @@ impl<'a, O: Owners> Meeting<'a, O> {
             }
             // The turn is over, so this waiter must have been told. If it still waits, and the
             // phase is the same, the memory is garbled.
-            if state == State::Waiting && cell.is_waiting() && self.phase() == phase {
+            if state == State::Waiting && slot.is_waiting() && self.phase() == phase {
                 break Err(BarrierError::Broken);
             }
         };
-        self.leave(cell);
+        self.leave(slot);
         Some(result)
     }
 
-    /// Leaves a cell, whether told or not.
-    fn leave(self, cell: &Cell) {
-        if !cell.withdraw() {
-            cell.leave();
+    /// Leaves a slot, whether told or not.
+    fn leave(self, slot: &WaitSlot) {
+        if !slot.withdraw() {
+            slot.leave();
         }
-        // Somebody may wait for a free cell.
+        // Somebody may wait for a free slot.
         self.head.door.ring_alone().wake_all();
     }
 
@@ -441,7 +441,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
         self.end_begun();
         let phase = self.phase();
         let dead = match phase & PHASE {
-            FILLING => self.waiting().any(|cell| !cell.is_alive(self.owners)),
+            FILLING => self.waiting().any(|slot| !slot.is_alive(self.owners)),
             ACTING => !self.actor_lives(),
             _ => false,
         };
@@ -549,17 +549,18 @@ impl Barrier {
         let invalid =
             || io::Error::new(io::ErrorKind::InvalidInput, "a barrier for nobody, or for too many");
         let count = u32::try_from(parties).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
-        let cells = parties.checked_mul(2).and_then(|cells| cells.checked_mul(size_of::<Cell>()));
+        let slots =
+            parties.checked_mul(2).and_then(|slots| slots.checked_mul(size_of::<WaitSlot>()));
         let len =
-            cells.and_then(|cells| cells.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
+            slots.and_then(|slots| slots.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
         let barrier = Barrier { block: Block::allocate(Kind::Barrier, len)? };
         barrier.meeting().init(count, limit);
         Ok(barrier)
     }
 
     fn meeting(&self) -> Meeting<'_, Liveness> {
-        let cells = self.block.rest(size_of::<Head>());
-        Meeting { head: self.block.part(0), cells, owners: self.block.owners() }
+        let slots = self.block.rest(size_of::<Head>());
+        Meeting { head: self.block.part(0), slots, owners: self.block.owners() }
     }
 
     /// Waits for all other participants. Returns how many were already here, so exactly one of them
@@ -624,9 +625,9 @@ impl Barrier {
                             std::mem::forget(presence);
                             return result;
                         }
-                        let (word, expected) = place.cell.word();
+                        let (word, expected) = place.slot.word();
                         WordWait::new(&self.block, word, expected).await;
-                        if place.cell.is_waiting() {
+                        if place.slot.is_waiting() {
                             meeting.look_after_the_dead();
                         }
                     }
@@ -683,7 +684,7 @@ impl Drop for Presence<'_> {
         if self.meeting.owners.is_me(self.me) {
             // This does nothing if the turn has ended already.
             self.meeting.break_turn(self.place.filling);
-            self.meeting.leave(self.place.cell);
+            self.meeting.leave(self.place.slot);
         }
     }
 }

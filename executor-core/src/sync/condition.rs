@@ -1,32 +1,32 @@
 //! A condition variable: waiting under a lock until somebody announces a change.
 //!
 //! ```text
-//!  wait    mutex { cell: WAITING }, release the lock, sleep on the cell … TOLD,
-//!          acquire the lock, leave the cell
-//!  notify  mutex { the first n cells: TOLD }, wake them
+//!  wait    mutex { slot: WAITING }, release the lock, sleep on the slot … TOLD,
+//!          acquire the lock, leave the slot
+//!  notify  mutex { the first n slots: TOLD }, wake them
 //! ```
 //!
 //! A waiter is recorded before it releases the lock, so a notification that is sent under the lock
-//! cannot miss it. It leaves its cell after it has acquired the lock again. If it dies before that,
-//! its notification was not used. Whoever finds the cell of a dead waiter that was told (the next
+//! cannot miss it. It leaves its slot after it has acquired the lock again. If it dies before that,
+//! its notification was not used. Whoever finds the slot of a dead waiter that was told (the next
 //! notifier, or another waiter, every 100 ms) hands the notification on. A waiter that dies while
 //! it waits is passed over.
 //!
 //! A process may be stopped while it holds the mutex. Entering then takes until the caller's
-//! deadline. Leaving, after a time limit or when a future is dropped, waits for nobody: a cell is
+//! deadline. Leaving, after a time limit or when a future is dropped, waits for nobody: a slot is
 //! left by one change of its word, and an unused notification is left to the next holder of the
 //! mutex, like that of a dead waiter.
 //!
-//! Waiters that find no free cell join the crowd: a bell that wakes all of them on each
+//! Waiters that find no free slot join the crowd: a bell that wakes all of them on each
 //! notification. They are woken more often than promised, never less often.
 
 use std::{fmt, io, time::Duration};
 
 use super::{
-    cells::{self, Cell, State},
     guard::{LockResult, OwnerDied},
     lock::{Lock, LockGuard},
     raw::{Bell, Deadline, RECHECK, RobustGuard, RobustMutex, deadline_in, nap},
+    wait_slots::{self, State, WaitSlot},
     word_wait::WordWait,
 };
 use crate::{
@@ -38,10 +38,10 @@ use crate::{
     },
 };
 
-/// Number of waiters with their own cells; further waiters join the crowd (see the module's
+/// Number of waiters with their own slots; further waiters join the crowd (see the module's
 /// documentation). A lower value saves up to a kilobyte for each condition, but more waiters are
 /// then woken on each notification.
-const CELLS: usize = 62;
+const SLOTS: usize = 62;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
@@ -57,7 +57,7 @@ unsafe impl SharedLayout for Head {}
 /// The waiters of a condition, in shared memory: those of a block, or of a model.
 pub(super) struct Waiters<'a, O> {
     pub(super) head: &'a Head,
-    pub(super) cells: &'a [Cell],
+    pub(super) slots: &'a [WaitSlot],
     pub(super) owners: &'a O,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Waiting<'a, O: Owners> {
 
 #[derive(Clone, Copy)]
 enum Standing<'a> {
-    Cell(&'a Cell),
+    Slot(&'a WaitSlot),
     Crowd { heard: u32 },
     Left,
 }
@@ -96,18 +96,18 @@ impl<'a, O: Owners> Waiters<'a, O> {
     fn enter_with(self, guard: RobustGuard<'a, O>) -> Waiting<'a, O> {
         let me = guard.me();
         // Every intermediate state in here is valid, so a death in here needs no repair.
-        let free = cells::free(self.cells).or_else(|| {
+        let free = wait_slots::free(self.slots).or_else(|| {
             // The notifications of waiters that were told and died must not be lost.
             self.hand_on();
             let dead =
-                self.cells.iter().find(|cell| cell.is_waiting() && !cell.is_alive(self.owners));
-            dead.inspect(|cell| cell.leave()).or_else(|| cells::free(self.cells))
+                self.slots.iter().find(|slot| slot.is_waiting() && !slot.is_alive(self.owners));
+            dead.inspect(|slot| slot.leave()).or_else(|| wait_slots::free(self.slots))
         });
         let place = match free {
-            Some(cell) => {
+            Some(slot) => {
                 let ticket = self.head.tickets.fetch_add(1, Ordering::Relaxed);
-                cell.enter(me, ticket);
-                Standing::Cell(cell)
+                slot.enter(me, ticket);
+                Standing::Slot(slot)
             }
             None => Standing::Crowd { heard: self.head.crowd.listen() },
         };
@@ -120,16 +120,16 @@ impl<'a, O: Owners> Waiters<'a, O> {
         self.head.tickets.load(Ordering::Relaxed)
     }
 
-    /// Tells the first live waiter, and returns its cell for the caller to wake. With `before`,
+    /// Tells the first live waiter, and returns its slot for the caller to wake. With `before`,
     /// only waiters with a lower ticket are considered. The caller holds the mutex.
-    fn tell_first(&self, before: Option<u64>) -> Option<&'a Cell> {
+    fn tell_first(&self, before: Option<u64>) -> Option<&'a WaitSlot> {
         loop {
-            let cell = cells::first(self.cells, before)?;
-            if !cell.is_alive(self.owners) {
-                cell.leave();
-            } else if cell.tell(before.unwrap_or_else(|| self.next_ticket())) {
+            let slot = wait_slots::first(self.slots, before)?;
+            if !slot.is_alive(self.owners) {
+                slot.leave();
+            } else if slot.tell(before.unwrap_or_else(|| self.next_ticket())) {
                 kill_point!(ConditionTold);
-                return Some(cell);
+                return Some(slot);
             }
         }
     }
@@ -137,12 +137,12 @@ impl<'a, O: Owners> Waiters<'a, O> {
     /// Hands on the notifications of waiters that were told and died. The new recipients are woken
     /// at once, under the mutex, because this is rare.
     fn hand_on(&self) {
-        for cell in self.cells.iter().filter(|cell| cell.is_told()) {
-            if !cell.is_alive(self.owners) {
+        for slot in self.slots.iter().filter(|slot| slot.is_told()) {
+            if !slot.is_alive(self.owners) {
                 // Tell the other waiter first. If this process dies in between, one waiter too many
                 // is told, rather than one too few.
-                let other = self.tell_first(Some(cell.told_at()));
-                cell.leave();
+                let other = self.tell_first(Some(slot.told_at()));
+                slot.leave();
                 if let Some(other) = other {
                     other.wake();
                 }
@@ -156,17 +156,17 @@ impl<'a, O: Owners> Waiters<'a, O> {
         let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
         self.hand_on();
         let mut told = Vec::new();
-        // Nobody can enter while the mutex is held, so no limit on the ticket is needed.
+        // Nobody can enter while the mutex is held, so no bound on the ticket is needed.
         while told.len() < count
-            && let Some(cell) = self.tell_first(None)
+            && let Some(slot) = self.tell_first(None)
         {
-            told.push(cell);
+            told.push(slot);
         }
         // The crowd has no tickets, so all of it wakes on each notification.
         let rung = self.head.crowd.ring();
         drop(guard);
-        for cell in told {
-            cell.wake();
+        for slot in told {
+            slot.wake();
         }
         rung.wake_all();
         true
@@ -176,7 +176,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
 impl<O: Owners> Waiting<'_, O> {
     fn was_told(&self) -> bool {
         match self.place {
-            Standing::Cell(cell) => cell.state() != State::Waiting,
+            Standing::Slot(slot) => slot.state() != State::Waiting,
             Standing::Crowd { heard } => {
                 self.waiters.head.crowd.word().load(Ordering::Acquire) != heard
             }
@@ -193,7 +193,7 @@ impl<O: Owners> Waiting<'_, O> {
             // A notification that arrives at the deadline still counts.
             let Some(limit) = nap(deadline) else { return !self.withdraw() };
             match self.place {
-                Standing::Cell(cell) => cell.sleep(limit),
+                Standing::Slot(slot) => slot.sleep(limit),
                 Standing::Crowd { heard } => self.waiters.head.crowd.sleep_with_all(heard, limit),
                 Standing::Left => return false,
             }
@@ -215,7 +215,7 @@ impl<O: Owners> Waiting<'_, O> {
     /// nobody.
     fn withdraw(&mut self) -> bool {
         let leaves = match self.place {
-            Standing::Cell(cell) => cell.withdraw(),
+            Standing::Slot(slot) => slot.withdraw(),
             Standing::Crowd { .. } | Standing::Left => !self.was_told(),
         };
         if leaves {
@@ -226,30 +226,30 @@ impl<O: Owners> Waiting<'_, O> {
 
     /// Leaves the place after its notification was used.
     pub(super) fn leave(&mut self) {
-        if let Standing::Cell(cell) = std::mem::replace(&mut self.place, Standing::Left) {
-            cell.leave();
+        if let Standing::Slot(slot) = std::mem::replace(&mut self.place, Standing::Left) {
+            slot.leave();
         }
     }
 }
 
 impl<O: Owners> Drop for Waiting<'_, O> {
     fn drop(&mut self) {
-        let Standing::Cell(cell) = self.place else { return };
+        let Standing::Slot(slot) = self.place else { return };
         if !self.waiters.owners.is_me(self.me) {
             return;
         }
         // A future was dropped, or there was a panic.
-        if cell.withdraw() {
+        if slot.withdraw() {
             return;
         }
         // It was told first, so another waiter gets the notification.
         let Some(guard) = self.waiters.head.mutex.lock_at_once(self.waiters.owners) else {
-            cell.bequeath();
+            slot.bequeath();
             return;
         };
         let other =
-            if cell.is_told() { self.waiters.tell_first(Some(cell.told_at())) } else { None };
-        cell.leave();
+            if slot.is_told() { self.waiters.tell_first(Some(slot.told_at())) } else { None };
+        slot.leave();
         drop(guard);
         if let Some(other) = other {
             other.wake();
@@ -305,7 +305,7 @@ pub struct Condition {
     lock: Lock,
 }
 
-const LEN: usize = size_of::<Head>() + CELLS * size_of::<Cell>();
+const LEN: usize = size_of::<Head>() + SLOTS * size_of::<WaitSlot>();
 
 impl Condition {
     /// Creates a condition with its own lock.
@@ -356,8 +356,8 @@ impl Condition {
     }
 
     fn waiters(&self) -> Waiters<'_, Liveness> {
-        let cells = self.block.parts(size_of::<Head>(), CELLS);
-        Waiters { head: self.block.part(0), cells, owners: self.block.owners() }
+        let slots = self.block.parts(size_of::<Head>(), SLOTS);
+        Waiters { head: self.block.part(0), slots, owners: self.block.owners() }
     }
 
     #[track_caller]
@@ -493,7 +493,7 @@ impl Condition {
         drop(guard);
         while !waiting.was_told() {
             let (word, expected) = match waiting.place {
-                Standing::Cell(cell) => cell.word(),
+                Standing::Slot(slot) => slot.word(),
                 Standing::Crowd { heard } => (self.waiters().head.crowd.word(), heard),
                 Standing::Left => break,
             };
@@ -541,7 +541,7 @@ impl Eq for Condition {}
 
 impl fmt::Debug for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.waiters().cells.iter().filter(|cell| cell.is_waiting()).count();
+        let waiting = self.waiters().slots.iter().filter(|slot| slot.is_waiting()).count();
         write!(f, "Condition({:?}, {waiting} waiting)", self.lock)
     }
 }

@@ -111,7 +111,7 @@ macro_rules! travels {
     };
 }
 mod barrier;
-mod cells;
+mod wait_slots;
 
 mod condition;
 mod event;

@@ -16,7 +16,6 @@ use super::{
     raw::{Deadline, deadline_in},
 };
 use super::{
-    cells::{self, Cell},
     condition::{self, Waiters},
     event::Flag,
     holders::{self, Holding},
@@ -24,6 +23,7 @@ use super::{
     raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
     rlock,
     semaphore::{self, Permits},
+    wait_slots::{self, WaitSlot},
 };
 use crate::{
     os::{
@@ -316,11 +316,11 @@ fn a_permit_that_comes_back_while_another_one_has_the_mutex_is_counted_and_heard
 }
 
 #[cfg(executor_shuttle)]
-type Shared = (barrier::Head, Vec<Cell>);
+type Shared = (barrier::Head, Vec<WaitSlot>);
 
 #[cfg(executor_shuttle)]
 fn meeting<'a>(shared: &'a Shared, owners: &'a Process) -> Meeting<'a, Process> {
-    Meeting { head: &shared.0, cells: &shared.1, owners }
+    Meeting { head: &shared.0, slots: &shared.1, owners }
 }
 
 #[cfg(executor_shuttle)]
@@ -330,7 +330,7 @@ fn two_meet(
 ) -> (Arc<Shared>, Vec<Process>, [Result<usize, BarrierError>; 2]) {
     let world = Process::world(2);
     let shared: Arc<Shared> =
-        Arc::new((Default::default(), (0..4).map(|_| Cell::default()).collect()));
+        Arc::new((Default::default(), (0..4).map(|_| WaitSlot::default()).collect()));
     meeting(&shared, &world[0]).init(2, 0);
     let (theirs, process) = (Arc::clone(&shared), world[1].clone());
     let other =
@@ -348,7 +348,7 @@ fn all_who_come_to_a_barrier_pass_it_and_leave_it_as_it_was() {
         both.sort_by_key(|passed| passed.clone().ok());
         assert!(both == [Ok(0), Ok(1)]);
         assert_eq!(meeting(&shared, &world[0]).n_waiting(), 0);
-        assert!(shared.1.iter().all(Cell::is_free));
+        assert!(shared.1.iter().all(WaitSlot::is_free));
     });
 }
 
@@ -359,7 +359,7 @@ fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
         let over = deadline_in(Duration::ZERO);
         let (shared, _, both) = two_meet([over, over]);
         assert!(both[0].is_ok() == both[1].is_ok(), "one passed, and the other one did not");
-        assert!(shared.1.iter().all(Cell::is_free));
+        assert!(shared.1.iter().all(WaitSlot::is_free));
     });
 }
 
@@ -370,7 +370,7 @@ fn one_leaves(parties: u32) {
     check(3, move || {
         let world = Process::world(parties);
         let shared: Arc<Shared> =
-            Arc::new((Default::default(), (0..2 * parties).map(|_| Cell::default()).collect()));
+            Arc::new((Default::default(), (0..2 * parties).map(|_| WaitSlot::default()).collect()));
         meeting(&shared, &world[0]).init(parties, 0);
         let others: Vec<_> = world[1..]
             .iter()
@@ -397,7 +397,7 @@ fn one_leaves(parties: u32) {
             }
             Err(BarrierError::Broken) => panic!("nobody else breaks it"),
         }
-        assert!(shared.1.iter().all(Cell::is_free));
+        assert!(shared.1.iter().all(WaitSlot::is_free));
     });
 }
 
@@ -517,23 +517,23 @@ fn the_permits_of_the_dead_come_back() {
 struct Condition {
     lock: RobustMutex,
     head: condition::Head,
-    cells: Vec<Cell>,
+    slots: Vec<WaitSlot>,
     ready: AtomicU32,
 }
 
 impl Condition {
-    fn new(cells: usize) -> Arc<Self> {
-        let cells = (0..cells).map(|_| Cell::default()).collect();
+    fn new(slots: usize) -> Arc<Self> {
+        let slots = (0..slots).map(|_| WaitSlot::default()).collect();
         Arc::new(Condition {
             lock: RobustMutex::default(),
             head: condition::Head::default(),
-            cells,
+            slots,
             ready: AtomicU32::new(0),
         })
     }
 
     fn waiters<'a>(&'a self, owners: &'a Process) -> Waiters<'a, Process> {
-        Waiters { head: &self.head, cells: &self.cells, owners }
+        Waiters { head: &self.head, slots: &self.slots, owners }
     }
 
     /// Like `Condition::wait_for`.
@@ -558,12 +558,12 @@ impl Condition {
     }
 }
 
-/// Runs with a cell for each waiter, and without cells, so that all waiters are in the crowd.
-fn no_notification_is_lost(cells: usize) {
+/// Runs with a slot for each waiter, and without slots, so that all waiters are in the crowd.
+fn no_notification_is_lost(slots: usize) {
     let takers = few(1, 3) as u32;
     check(2, move || {
         let world = Process::world(takers + 1);
-        let condition = Condition::new(cells);
+        let condition = Condition::new(slots);
         let threads: Vec<_> = world[1..]
             .iter()
             .cloned()
@@ -579,12 +579,12 @@ fn no_notification_is_lost(cells: usize) {
             thread.join().unwrap();
         }
         assert_eq!(condition.ready.load(Ordering::Relaxed), 0);
-        assert!(condition.cells.iter().all(Cell::is_free));
+        assert!(condition.slots.iter().all(WaitSlot::is_free));
     });
 }
 
 #[test]
-fn no_notification_is_lost_in_cells() {
+fn no_notification_is_lost_in_slots() {
     no_notification_is_lost(3);
 }
 
@@ -594,10 +594,10 @@ fn no_notification_is_lost_in_the_crowd() {
 }
 
 #[test]
-fn a_cell_is_entered_again_only_after_it_was_left() {
+fn a_slot_is_entered_again_only_after_it_was_left() {
     check(3, || {
         let world = Process::world(3);
-        let shared = Arc::new((RobustMutex::default(), Cell::default()));
+        let shared = Arc::new((RobustMutex::default(), WaitSlot::default()));
         shared.1.enter(world[0].me(), 1);
         let (theirs, process) = (Arc::clone(&shared), world[1].clone());
         let teller = thread::spawn(move || {
@@ -616,7 +616,7 @@ fn a_cell_is_entered_again_only_after_it_was_left() {
             drop(guard);
             enters
         });
-        while shared.1.state() == cells::State::Waiting {
+        while shared.1.state() == wait_slots::State::Waiting {
             shared.1.sleep(RECHECK);
         }
         assert_eq!(shared.1.told_at(), 2);

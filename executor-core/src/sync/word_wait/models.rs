@@ -34,10 +34,10 @@ use crate::{
         },
     },
     sync::{
-        cells::{Cell, State},
         event::Flag,
         models::{Process, held},
         raw::RobustMutex,
+        wait_wait_slots::{State, WaitSlot},
     },
     transport::ring::models::{check, few},
 };
@@ -291,9 +291,9 @@ fn a_task_hears_of_a_set_event_even_if_it_is_cleared_at_once() {
 
 /// Like `Condition::wait_async`.
 #[test]
-fn a_task_in_a_cell_hears_what_it_is_told() {
+fn a_task_in_a_slot_hears_what_it_is_told() {
     check(3, || {
-        let shared: &(RobustMutex, Cell) = keep(Default::default());
+        let shared: &(RobustMutex, WaitSlot) = keep(Default::default());
         let world = Process::world(2);
         shared.1.enter(world[0].me(), 1);
         let process = world[1].clone();

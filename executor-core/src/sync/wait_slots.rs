@@ -1,15 +1,15 @@
-//! Cells in shared memory in which waiters wait to be told something: one at a time, and each
-//! exactly once.
+//! Wait slots: slots in shared memory in which waiters wait to be told something: one at a time,
+//! and each exactly once.
 //!
 //! ```text
 //!  FREE ──enter──► WAITING ──tell──► TOLD, or BROKEN ──leave──► FREE
 //! ```
 //!
-//! Entering and telling happen under a mutex. Leaving is one change of the word by the cell's user
+//! Entering and telling happen under a mutex. Leaving is one change of the word by the slot's user
 //! and waits for nobody, so a waiter that has timed out leaves even while the mutex's holder is
 //! stopped. The word decides whether the waiter left first or was told first.
 //!
-//! The waiter sleeps on the cell's word, and that is written last: a process that dies in the
+//! The waiter sleeps on the slot's word, and that is written last: a process that dies in the
 //! middle of entering has not entered.
 
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::os::{
 /// A place for one waiter. See the module's documentation.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Cell {
+pub(super) struct WaitSlot {
     word: AtomicU32,
     owner: AtomicU32,
     /// The order in which waiters came. 64 bits, so that it never wraps around and a waiter that
@@ -42,14 +42,14 @@ pub(super) struct Cell {
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Cell {}
+unsafe impl SharedLayout for WaitSlot {}
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;
 const TOLD: u32 = 2;
 const BROKEN: u32 = 3;
 
-/// The state in which a cell's user finds the cell.
+/// The state in which a slot's user finds the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Waiting,
@@ -58,13 +58,13 @@ pub(super) enum State {
     Broken,
 }
 
-impl Cell {
-    /// Makes `owner` wait in this cell. Called under the mutex.
+impl WaitSlot {
+    /// Makes `owner` wait in this slot. Called under the mutex.
     pub(super) fn enter(&self, owner: OwnerId, ticket: u64) {
         self.shadow.fill();
         self.owner.store(owner.bits(), Ordering::Relaxed);
         self.ticket.store(ticket, Ordering::Relaxed);
-        // Written last: before this store the cell is not in use.
+        // Written last: before this store the slot is not in use.
         self.word.store(WAITING, Ordering::Release);
     }
 
@@ -89,21 +89,21 @@ impl Cell {
         (&self.word, WAITING)
     }
 
-    /// Frees the cell. Called by its user after it has read what it was told, or under the mutex
+    /// Frees the slot. Called by its user after it has read what it was told, or under the mutex
     /// after its user has died.
     pub(super) fn leave(&self) {
         self.shadow.look();
         self.word.store(FREE, Ordering::Release);
     }
 
-    /// Stops waiting, and frees the cell. Returns `false` if the waiter was told something first.
-    /// Called by the cell's user, without the mutex.
+    /// Stops waiting, and frees the slot. Returns `false` if the waiter was told something first.
+    /// Called by the slot's user, without the mutex.
     pub(super) fn withdraw(&self) -> bool {
         let left = self.word.compare_exchange(WAITING, FREE, Ordering::AcqRel, Ordering::Acquire);
         left.is_ok()
     }
 
-    /// Leaves a notification to the next holder of the mutex, as if the cell's user had died.
+    /// Leaves a notification to the next holder of the mutex, as if the slot's user had died.
     pub(super) fn bequeath(&self) {
         self.owner.store(OwnerId::NOBODY.bits(), Ordering::Release);
     }
@@ -149,16 +149,16 @@ impl Cell {
     }
 }
 
-/// Returns a cell that nobody uses.
-pub(super) fn free(cells: &[Cell]) -> Option<&Cell> {
-    cells.iter().find(|cell| cell.is_free())
+/// Returns a slot that nobody uses.
+pub(super) fn free(slots: &[WaitSlot]) -> Option<&WaitSlot> {
+    slots.iter().find(|slot| slot.is_free())
 }
 
-/// Returns the waiting cell with the lowest ticket. With `before`, only tickets lower than that
+/// Returns the waiting slot with the lowest ticket. With `before`, only tickets lower than that
 /// count. The waiter may be dead.
-pub(super) fn first(cells: &[Cell], before: Option<u64>) -> Option<&Cell> {
-    let ticket = |cell: &Cell| cell.ticket.load(Ordering::Relaxed);
+pub(super) fn first(slots: &[WaitSlot], before: Option<u64>) -> Option<&WaitSlot> {
+    let ticket = |slot: &WaitSlot| slot.ticket.load(Ordering::Relaxed);
     let meant =
-        |cell: &&Cell| cell.is_waiting() && before.is_none_or(|before| ticket(cell) < before);
-    cells.iter().filter(meant).min_by_key(|cell| ticket(cell))
+        |slot: &&WaitSlot| slot.is_waiting() && before.is_none_or(|before| ticket(slot) < before);
+    slots.iter().filter(meant).min_by_key(|slot| ticket(slot))
 }
