@@ -256,12 +256,12 @@ mod hook {
         /// Inside a lock: it has written the value.
         ValueWritten,
         /// It has incremented its owner count.
-        HolderCounted,
+        OwnerCounted,
         /// It has decremented its owner count.
-        HolderDiscounted,
+        OwnerDiscounted,
         /// It has given back one level of its owner count without the mutex, which another process
         /// has.
-        HolderGaveBack,
+        OwnerGaveBack,
         /// It has released a permit, and has notified nobody.
         PermitReleased,
         /// It has removed a permit for good. The permit still counts as held.

@@ -24,8 +24,8 @@ use crate::{
     os::liveness::{OwnerId, Owners},
     sync::{
         Lock, LockGuard, LockResult, OwnerDied, Recover,
-        holders::Holding,
         lock::{Call, Held, LockLayout},
+        owner_counts::OwnerCount,
         raw::{Deadline, deadline_in},
     },
 };
@@ -64,8 +64,8 @@ use crate::{
 /// [`write`](Self::write). A waiting writer goes before readers that come later, except for a
 /// thread that already reads. A thread that reads and wants to write would wait for itself, so this
 /// panics. Tasks that each write a separate part at the same time need a [`RawArray`], or one array
-/// each. Holding [the lock](Self::get_lock) keeps others from beginning to read or write. The lock
-/// is re-entrant, so the thread that holds it may do both.
+/// each. OwnerCount [the lock](Self::get_lock) keeps others from beginning to read or write. The
+/// lock is re-entrant, so the thread that holds it may do both.
 ///
 /// About thirty processes can read at the same time, or one for each 256 bytes up to 1,000. A
 /// further process waits.
@@ -104,7 +104,7 @@ fn readers_max(bytes: usize) -> usize {
 /// Returns the offsets of the beginning and the end of the elements.
 fn range<T>(len: usize) -> Option<(usize, usize)> {
     let bytes = len.checked_mul(size_of::<T>())?;
-    let table = readers_max(bytes).checked_mul(size_of::<Holding>())?;
+    let table = readers_max(bytes).checked_mul(size_of::<OwnerCount>())?;
     let start = Block::aligned(TABLE.checked_add(table)?, align_of::<T>());
     Some((start, start.checked_add(bytes)?))
 }

@@ -26,8 +26,8 @@ use crate::{
         std_or_model::lock,
     },
     sync::{
-        holders::{self, Holding},
         lock::holder,
+        owner_counts::{self, OwnerCount},
         raw::{Bell, Deadline, RobustMutex, nap},
     },
 };
@@ -45,7 +45,7 @@ unsafe impl SharedLayout for Head {}
 /// The readers of an array in shared memory: that of a block, or of a model.
 pub(super) struct Readers<'a, O = Liveness> {
     pub(super) head: &'a Head,
-    pub(super) table: &'a [Holding],
+    pub(super) table: &'a [OwnerCount],
     pub(super) owners: &'a O,
 }
 
@@ -56,14 +56,14 @@ impl<O: Owners> Readers<'_, O> {
         loop {
             let guard = self.head.mutex.lock_until(self.owners, deadline)?;
             let me = guard.me();
-            if holders::add(self.table, me) {
+            if owner_counts::add(self.table, me) {
                 return Some(me);
             }
             let heard = self.head.bell.listen();
             // Try again even if no reader has died: one may have left without the mutex before this
             // listened.
-            holders::reclaim(self.table, self.owners);
-            if holders::add(self.table, me) {
+            owner_counts::reclaim(self.table, self.owners);
+            if owner_counts::add(self.table, me) {
                 return Some(me);
             }
             drop(guard);
@@ -82,7 +82,7 @@ impl<O: Owners> Readers<'_, O> {
         let guard = self.head.mutex.lock_until(self.owners, deadline)?;
         let me = guard.me();
         // The process of a reader has an entry, so there is room.
-        (holders::total(self.table) > 0 && holders::add(self.table, me)).then_some(me)
+        (owner_counts::total(self.table) > 0 && owner_counts::add(self.table, me)).then_some(me)
     }
 
     /// Stops reading. Waits for nobody.
@@ -93,13 +93,13 @@ impl<O: Owners> Readers<'_, O> {
         }
         match self.head.mutex.lock_at_once(self.owners) {
             Some(guard) => {
-                holders::remove(self.table, me);
+                owner_counts::remove(self.table, me);
                 let rung = self.head.bell.ring();
                 drop(guard);
                 rung.wake_all();
             }
             None => {
-                holders::give_back(self.table, me);
+                owner_counts::give_back(self.table, me);
                 self.head.bell.ring_alone().wake_all();
             }
         }
@@ -117,14 +117,14 @@ impl<O: Owners> Readers<'_, O> {
             let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else {
                 return false;
             };
-            if holders::total(self.table) == 0 {
+            if owner_counts::total(self.table) == 0 {
                 return true;
             }
             let heard = self.head.bell.listen();
             // Check again even if no reader has died: one may have left without the mutex before
             // this listened.
-            holders::reclaim(self.table, self.owners);
-            if holders::total(self.table) == 0 {
+            owner_counts::reclaim(self.table, self.owners);
+            if owner_counts::total(self.table) == 0 {
                 return true;
             }
             drop(guard);
@@ -238,7 +238,7 @@ mod models {
     struct Array {
         lock: RobustMutex,
         head: Head,
-        table: Vec<Holding>,
+        table: Vec<OwnerCount>,
         /// Equal whenever nobody writes.
         elements: [AtomicU32; 2],
         shadow: Shadow,
@@ -295,7 +295,7 @@ mod models {
                 thread.join().unwrap();
             }
             assert_eq!(array.read(&world[0]), writes);
-            assert_eq!(holders::total(&array.table), 0);
+            assert_eq!(owner_counts::total(&array.table), 0);
         });
     }
 

@@ -116,10 +116,10 @@ mod wait_slots;
 mod condition;
 mod event;
 mod guard;
-pub(crate) mod holders;
 pub(crate) mod lock;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 pub(crate) mod models;
+pub(crate) mod owner_counts;
 pub(crate) mod raw;
 mod rlock;
 mod semaphore;

@@ -18,8 +18,8 @@ use super::{
 use super::{
     condition::{self, Waiters},
     event::Flag,
-    holders::{self, Holding},
     lock::LockLayout,
+    owner_counts::{self, OwnerCount},
     raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
     rlock,
     semaphore::{self, Permits},
@@ -213,11 +213,11 @@ fn what_is_left_locked_is_released_once_and_wakes() {
     });
 }
 
-pub(crate) fn table(count: usize) -> Vec<Holding> {
-    (0..count).map(|_| Holding::default()).collect()
+pub(crate) fn table(count: usize) -> Vec<OwnerCount> {
+    (0..count).map(|_| OwnerCount::default()).collect()
 }
 
-type Semaphore = (semaphore::Head, Vec<Holding>);
+type Semaphore = (semaphore::Head, Vec<OwnerCount>);
 
 fn permits<'a>(shared: &'a Semaphore, owners: &'a Process) -> Permits<'a, Process> {
     Permits { head: &shared.0, table: &shared.1, owners }
@@ -259,21 +259,21 @@ fn what_is_given_back_without_the_mutex_is_never_lost() {
     check(3, || {
         let me = Process::world(1)[0].me();
         let shared = Arc::new((table(1), AtomicU32::new(0)));
-        assert!(holders::add(&shared.0, me) && holders::add(&shared.0, me));
+        assert!(owner_counts::add(&shared.0, me) && owner_counts::add(&shared.0, me));
         let theirs = Arc::clone(&shared);
         let gives = thread::spawn(move || {
             theirs.1.store(1, Ordering::Relaxed);
-            assert!(holders::give_back(&theirs.0, me));
+            assert!(owner_counts::give_back(&theirs.0, me));
         });
-        assert!(holders::give_back(&shared.0, me));
-        assert!(holders::add(&shared.0, me));
-        assert!(holders::give_back(&shared.0, me));
-        if holders::total(&shared.0) == 0 {
+        assert!(owner_counts::give_back(&shared.0, me));
+        assert!(owner_counts::add(&shared.0, me));
+        assert!(owner_counts::give_back(&shared.0, me));
+        if owner_counts::total(&shared.0) == 0 {
             // A process that is let in now comes after everything that they did.
             assert_eq!(shared.1.load(Ordering::Relaxed), 1);
         }
         gives.join().unwrap();
-        assert_eq!(holders::total(&shared.0), 0);
+        assert_eq!(owner_counts::total(&shared.0), 0);
     });
 }
 

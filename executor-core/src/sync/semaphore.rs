@@ -16,14 +16,14 @@
 //!
 //! A process may be stopped while it holds the mutex. Acquiring then takes until the caller's
 //! deadline and no longer. Giving back and releasing wait for nobody: if the mutex cannot be taken
-//! at once, the table is changed without it ([`holders::give_back`]), and `held` is marked as
+//! at once, the table is changed without it ([`owner_counts::give_back`]), and `held` is marked as
 //! [`stale`](Head::stale).
 
 use std::{fmt, io, time::Duration};
 
 use super::{
     guard::ReleaseError,
-    holders::{self, Holding},
+    owner_counts::{self, OwnerCount},
     raw::{Bell, Deadline, RobustGuard, RobustMutex, Woken, deadline_in, nap},
     word_wait::WordWait,
 };
@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// The beginning of a semaphore's memory, before the table of holders.
+/// The beginning of a semaphore's memory, before the table of owner counts.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(super) struct Head {
@@ -64,7 +64,7 @@ pub(super) fn sleepers(head: &Head) -> &AtomicU32 {
 /// A semaphore in shared memory: that of a block, or of a model.
 pub(super) struct Permits<'a, O> {
     pub(super) head: &'a Head,
-    pub(super) table: &'a [Holding],
+    pub(super) table: &'a [OwnerCount],
     pub(super) owners: &'a O,
 }
 
@@ -104,7 +104,7 @@ impl<'a, O: Owners> Permits<'a, O> {
     fn count_held(&self) {
         // Clear the mark first: a permit that is given back after the table is read sets it again.
         self.head.stale.swap(0, Ordering::AcqRel);
-        self.head.held.store(holders::total(self.table), Ordering::Relaxed);
+        self.head.held.store(owner_counts::total(self.table), Ordering::Relaxed);
     }
 
     /// Returns how many permits can be acquired. The caller holds the mutex.
@@ -117,7 +117,7 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     /// Takes a permit for this process, if one is free. The caller holds the mutex.
     fn take(&self, me: OwnerId) -> bool {
-        if self.free() == 0 || !holders::add(self.table, me) {
+        if self.free() == 0 || !owner_counts::add(self.table, me) {
             return false;
         }
         let held = &self.head.held;
@@ -145,7 +145,7 @@ impl<'a, O: Owners> Permits<'a, O> {
             if listen {
                 heard = bell.listen();
             }
-            let back = if look { holders::reclaim(self.table, self.owners) } else { 0 };
+            let back = if look { owner_counts::reclaim(self.table, self.owners) } else { 0 };
             // Count anew in any case. A permit may have been given back without the mutex, by a
             // process that did not see that somebody listens, and so did not wake anybody.
             self.count_held();
@@ -240,7 +240,7 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     /// Subtracts one from this process's permits. The caller holds the mutex.
     fn discount(&self, me: OwnerId) {
-        if holders::remove(self.table, me) {
+        if owner_counts::remove(self.table, me) {
             let held = &self.head.held;
             held.store(held.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         }
@@ -248,7 +248,7 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     /// Like [`give_back`](Self::give_back), for when another process has the mutex.
     pub(super) fn give_back_alone(&self, me: OwnerId) {
-        holders::give_back(self.table, me);
+        owner_counts::give_back(self.table, me);
         self.head.stale.swap(1, Ordering::AcqRel);
         self.head.bell.ring_alone().wake_one();
     }
@@ -286,13 +286,13 @@ impl<'a, O: Owners> Permits<'a, O> {
     /// Returns how many permits can be acquired, including those that dead processes held. Waits
     /// for nobody.
     pub(super) fn value(&self) -> u32 {
-        let held = holders::total_of_the_living(self.table, self.owners);
+        let held = owner_counts::total_of_the_living(self.table, self.owners);
         self.head.exist.load(Ordering::Acquire).saturating_sub(held)
     }
 }
 
 /// Returns how many processes can hold permits of a semaphore at the same time.
-fn holders_max(permits: u32) -> usize {
+fn owners_max(permits: u32) -> usize {
     (permits as usize).clamp(30, 1_000)
 }
 
@@ -308,7 +308,7 @@ macro_rules! semaphore {
 
         impl $type {
             fn with(permits: u32, bound: u32) -> io::Result<Self> {
-                let table = holders_max(permits).saturating_mul(size_of::<Holding>());
+                let table = owners_max(permits).saturating_mul(size_of::<OwnerCount>());
                 let len = table.saturating_add(size_of::<Head>());
                 let semaphore = $type { block: Block::allocate($kind, len)? };
                 semaphore.permits().init(permits, bound);

@@ -171,7 +171,7 @@ fn count(counts: &RawValue<[u64; 2]>, died: bool) {
 /// Lets other processes run while this one holds a permit. Waits longer in rounds in which another
 /// process is to be stopped meanwhile.
 fn linger() {
-    if STEP.load(SeqCst) == Step::HolderGaveBack as u32 + 1 {
+    if STEP.load(SeqCst) == Step::OwnerGaveBack as u32 + 1 {
         thread::sleep(Duration::from_millis(2));
     }
     thread::yield_now();
@@ -550,7 +550,7 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
     let steps = Step::SYNC;
     let doom = match wanted.step {
         // This step is reached at most once in a round.
-        Some(Step::HolderGaveBack) => Doom::At(Step::HolderGaveBack, 1),
+        Some(Step::OwnerGaveBack) => Doom::At(Step::OwnerGaveBack, 1),
         Some(step) => Doom::At(step, 1 + random.below(4) as u32),
         None => match random.below(10) {
             0 => Doom::Never,
@@ -583,10 +583,10 @@ fn round(seed: u64, wanted: Wanted) -> Option<Step> {
                     STEP.store(step as u32 + 1, SeqCst);
                 }
                 // This step is reached only while another child is stopped and holds a mutex.
-                (1, Doom::At(Step::HolderGaveBack, times)) => {
+                (1, Doom::At(Step::OwnerGaveBack, times)) => {
                     STOPS.store(true, SeqCst);
                     LEFT.store(times, SeqCst);
-                    STEP.store(Step::HolderCounted as u32 + 1, SeqCst);
+                    STEP.store(Step::OwnerCounted as u32 + 1, SeqCst);
                 }
                 _ => {}
             }

@@ -26,7 +26,7 @@ const COUNT_MAX: u32 = if cfg!(test) { 1_000 } else { u32::MAX };
 /// An entry of the table. An entry whose count is zero is free.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(crate) struct Holding {
+pub(crate) struct OwnerCount {
     owner: AtomicU32,
     taken: AtomicU32,
     /// How many of `taken` were given back without the mutex. Both words may wrap around; their
@@ -35,9 +35,9 @@ pub(crate) struct Holding {
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Holding {}
+unsafe impl SharedLayout for OwnerCount {}
 
-impl Holding {
+impl OwnerCount {
     fn count(&self) -> u32 {
         // Read `returned` first. If something is taken and returned between the two reads, the
         // result is then too high and never too low, so a process that is counted finds its own
@@ -70,7 +70,7 @@ impl Holding {
 
 /// Iterates over all entries, beginning at the position that follows from the owner's number. Its
 /// entry is found there at once, unless several owners share the position.
-fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding> {
+fn from_home(table: &[OwnerCount], owner: OwnerId) -> impl Iterator<Item = &OwnerCount> {
     let (before, after) =
         table.split_at((owner.bits() as usize).checked_rem(table.len()).unwrap_or(0));
     after.iter().chain(before)
@@ -82,7 +82,7 @@ fn from_home(table: &[Holding], owner: OwnerId) -> impl Iterator<Item = &Holding
 /// # Panics
 /// If this process's count is at its maximum, because billions of guards were leaked. One more
 /// would make the count zero, and a writer would be let in beside the readers.
-pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
+pub(crate) fn add(table: &[OwnerCount], owner: OwnerId) -> bool {
     let own = from_home(table, owner).find(|entry| entry.is_of(owner));
     let Some(entry) = own.or_else(|| from_home(table, owner).find(|entry| entry.count() == 0))
     else {
@@ -92,45 +92,45 @@ pub(crate) fn add(table: &[Holding], owner: OwnerId) -> bool {
     assert!(count < COUNT_MAX, "this process holds it {count} times: guards were leaked");
     entry.owner.store(owner.bits(), Ordering::Relaxed);
     entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-    kill_point!(HolderCounted);
+    kill_point!(OwnerCounted);
     true
 }
 
 /// Subtracts one from this process's count. Returns `false` if it was zero. The caller holds the
 /// mutex.
-pub(crate) fn remove(table: &[Holding], owner: OwnerId) -> bool {
+pub(crate) fn remove(table: &[OwnerCount], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else {
         return false;
     };
     entry.taken.store(entry.taken.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
-    kill_point!(HolderDiscounted);
+    kill_point!(OwnerDiscounted);
     true
 }
 
 /// Like [`remove`], but needs no mutex. Only a process that is counted may call this, so its entry
 /// is not reused for another process meanwhile.
-pub(crate) fn give_back(table: &[Holding], owner: OwnerId) -> bool {
+pub(crate) fn give_back(table: &[OwnerCount], owner: OwnerId) -> bool {
     let Some(entry) = from_home(table, owner).find(|entry| entry.is_of(owner)) else {
         return false;
     };
     entry.returned.fetch_add(1, Ordering::Release);
-    kill_point!(HolderGaveBack);
+    kill_point!(OwnerGaveBack);
     true
 }
 
 /// Returns how many are held in total.
-pub(crate) fn total(table: &[Holding]) -> u32 {
+pub(crate) fn total(table: &[OwnerCount]) -> u32 {
     table.iter().fold(0, |sum, entry| sum.saturating_add(entry.count()))
 }
 
 /// Returns how many are held by live processes. This is for callers that do not hold the mutex.
-pub(crate) fn total_of_the_living(table: &[Holding], owners: &impl Owners) -> u32 {
+pub(crate) fn total_of_the_living(table: &[OwnerCount], owners: &impl Owners) -> u32 {
     let living = table.iter().filter(|entry| entry.count() > 0 && !entry.is_dead(owners));
     living.fold(0, |sum, entry| sum.saturating_add(entry.count()))
 }
 
 /// Takes back what dead processes hold, and returns how many that were. The caller holds the mutex.
-pub(crate) fn reclaim(table: &[Holding], owners: &impl Owners) -> u32 {
+pub(crate) fn reclaim(table: &[OwnerCount], owners: &impl Owners) -> u32 {
     let mut back: u32 = 0;
     for entry in table {
         let count = entry.count();
