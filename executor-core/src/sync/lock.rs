@@ -4,7 +4,7 @@ use std::{cell::Cell, fmt, io, ptr::NonNull, time::Duration};
 
 use super::{
     guard::{LockResult, OwnerDied, Recover, ReleaseError},
-    raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
+    raw::{Deadline, Locked, MutexState, RobustMutex, deadline_in},
     word_wait::WordWait,
 };
 use crate::{
@@ -458,15 +458,15 @@ impl Lock {
         if mutex.release_left() {
             return Ok(());
         }
-        Err(match mutex.holder(self.owners()) {
-            Holder::Alive(_) => ReleaseError::Guarded,
-            Holder::Free | Holder::Dead | Holder::Left => ReleaseError::NotLocked,
+        Err(match mutex.state(self.owners()) {
+            MutexState::Alive(_) => ReleaseError::Guarded,
+            MutexState::Free | MutexState::Dead | MutexState::Left => ReleaseError::NotLocked,
         })
     }
 
     /// Whether any process holds the lock at this moment.
     pub fn is_locked(&self) -> bool {
-        matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_) | Holder::Left)
+        matches!(self.layout().mutex.state(self.owners()), MutexState::Alive(_) | MutexState::Left)
     }
 }
 
@@ -684,20 +684,20 @@ impl fmt::Debug for Lock {
         write!(
             f,
             "Lock({})",
-            describe(self.layout().mutex.holder(self.owners()), self.owners(), thread)
+            describe(self.layout().mutex.state(self.owners()), self.owners(), thread)
         )
     }
 }
 
-/// Describes the holder as seen from the caller.
-pub(super) fn describe(holder: Holder, owners: &impl Owners, thread: u32) -> &'static str {
-    match holder {
-        Holder::Free => "free",
-        Holder::Dead => "its holder has died",
-        Holder::Left => "left locked",
-        Holder::Alive(owner) if !owners.is_me(owner) => "held by another process",
-        Holder::Alive(_) if thread != local::this_thread() => "held by another thread",
-        Holder::Alive(_) => "held by this thread",
+/// Describes a mutex's state, and its holder as seen from the caller.
+pub(super) fn describe(state: MutexState, owners: &impl Owners, thread: u32) -> &'static str {
+    match state {
+        MutexState::Free => "free",
+        MutexState::Dead => "its holder has died",
+        MutexState::Left => "left locked",
+        MutexState::Alive(owner) if !owners.is_me(owner) => "held by another process",
+        MutexState::Alive(_) if thread != local::this_thread() => "held by another thread",
+        MutexState::Alive(_) => "held by this thread",
     }
 }
 

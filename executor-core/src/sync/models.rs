@@ -20,7 +20,7 @@ use super::{
     event::Flag,
     lock::LockLayout,
     owner_counts::{self, OwnerCount},
-    raw::{Holder, Locked, RECHECK, RobustGuard, RobustMutex},
+    raw::{Locked, MutexState, RECHECK, RobustGuard, RobustMutex},
     rlock,
     semaphore::{self, Permits},
     wait_slots::{self, WaitSlot},
@@ -157,7 +157,7 @@ fn of_those_who_come_after_a_death_exactly_one_is_told() {
         }
         assert_eq!(shared.1.load(Ordering::Relaxed), count);
         // The victim may have come last.
-        let left = shared.0.holder(&Process::world(1)[0]) != Holder::Free;
+        let left = shared.0.state(&Process::world(1)[0]) != MutexState::Free;
         assert_eq!(told + u32::from(left), 1);
     });
 }

@@ -84,7 +84,7 @@ pub(crate) enum Locked {
 
 /// The state of a mutex at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum MutexState {
     /// Nobody holds it.
     Free,
     /// Its holder has died or abandoned it.
@@ -441,13 +441,13 @@ impl RobustMutex {
     }
 
     /// Returns the mutex's state at this moment.
-    pub(crate) fn holder<O: Owners>(&self, owners: &O) -> Holder {
+    pub(crate) fn state<O: Owners>(&self, owners: &O) -> MutexState {
         match self.word.load(Ordering::Relaxed) {
-            0 => Holder::Free,
-            word if word & LEFT != 0 => Holder::Left,
+            0 => MutexState::Free,
+            word if word & LEFT != 0 => MutexState::Left,
             word => match OwnerId::from_bits(word >> OWNER_SHIFT) {
-                Some(owner) if owners.is_alive(owner) => Holder::Alive(owner),
-                _ => Holder::Dead,
+                Some(owner) if owners.is_alive(owner) => MutexState::Alive(owner),
+                _ => MutexState::Dead,
             },
         }
     }

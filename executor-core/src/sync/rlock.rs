@@ -5,7 +5,7 @@ use std::{fmt, io, time::Duration};
 use super::{
     guard::{LockResult, OwnerDied, Recover},
     lock::describe,
-    raw::{Deadline, Holder, Locked, RobustMutex, deadline_in},
+    raw::{Deadline, Locked, MutexState, RobustMutex, deadline_in},
 };
 use crate::{
     heap::block::{Block, Kind},
@@ -206,19 +206,19 @@ impl RLock {
 
     /// Whether any process holds the lock at this moment.
     pub fn is_locked(&self) -> bool {
-        matches!(self.layout().mutex.holder(self.owners()), Holder::Alive(_))
+        matches!(self.layout().mutex.state(self.owners()), MutexState::Alive(_))
     }
 }
 
 impl fmt::Debug for RLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let levels = self.layout().levels.load(Ordering::Relaxed);
-        let holder = self.layout().mutex.holder(self.owners());
+        let state = self.layout().mutex.state(self.owners());
         let thread = (levels >> THREAD_SHIFT) as u32 ^ self.owners().me().bits() << 8;
-        let what = describe(holder, self.owners(), thread);
-        match holder {
-            Holder::Alive(_) => write!(f, "RLock({what}, count {})", levels & COUNT),
-            Holder::Free | Holder::Dead | Holder::Left => write!(f, "RLock({what})"),
+        let what = describe(state, self.owners(), thread);
+        match state {
+            MutexState::Alive(_) => write!(f, "RLock({what}, count {})", levels & COUNT),
+            MutexState::Free | MutexState::Dead | MutexState::Left => write!(f, "RLock({what})"),
         }
     }
 }
