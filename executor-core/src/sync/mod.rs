@@ -124,7 +124,7 @@ pub(crate) mod raw;
 mod rlock;
 mod semaphore;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
-pub(crate) mod wakes;
+pub(crate) mod unused_wake_ups;
 pub(crate) mod word_wait;
 
 pub use barrier::{Barrier, BarrierError};

@@ -465,7 +465,7 @@ impl Over {
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use super::{
-        super::{raw::Bell, wakes::wakes_a_sleeper},
+        super::{raw::Bell, unused_wake_ups::wakes_a_sleeper},
         *,
     };
     use crate::heap::block::Kind;

@@ -1664,7 +1664,7 @@ mod tests {
     use super::*;
     use crate::{
         os::file,
-        sync::wakes::{ByHand, Sleeper, is_woken, until, wakes_a_sleeper},
+        sync::unused_wake_ups::{ByHand, Sleeper, is_woken, until, wakes_a_sleeper},
     };
 
     fn resident_bytes() -> u64 {

@@ -1,5 +1,5 @@
-//! Tests: a waiter that was woken in place of others, and does not use the wake-up, does not leave
-//! the others asleep.
+//! Tests: a wake-up that its receiver does not use is passed on to another waiter. Otherwise that
+//! one would sleep on.
 
 use std::{
     future::Future,
