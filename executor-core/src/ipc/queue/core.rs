@@ -24,7 +24,7 @@ use super::ring_list::{
 use crate::{
     heap::{
         block::{Block, Kind, Place},
-        extents::{Extents, Window},
+        sparse_file::{SparseFile, Window},
     },
     os::{
         asked::Asked,
@@ -107,7 +107,7 @@ fn kept() -> &'static Kept {
 
 /// The memory and descriptors that the words of the block refer to.
 struct Store {
-    extents: Extents,
+    file: SparseFile,
     /// Descriptors of items are sent to this end of the socket pair.
     to: Arc<OwnedFd>,
     /// Descriptors of items wait at this end.
@@ -320,21 +320,21 @@ impl Memory for Store {
     type Mapped<'a> = Ring<'a>;
 
     fn allocate(&self, at: u64, bytes: u64) -> io::Result<()> {
-        self.extents.allocate(at, bytes)
+        self.file.allocate(at, bytes)
     }
 
     fn free(&self, at: u64, bytes: u64) -> bool {
-        self.extents.punch(at, bytes)
+        self.file.punch(at, bytes)
     }
 
     #[inline]
     fn ring(&self, side: Side, place: RingPlace) -> io::Result<Ring<'_>> {
         let Piece { at, bytes } = place.piece();
         let Some(mut kept) = self.kept(side) else {
-            return Ok(Ring::Own(self.extents.window(at, bytes)?));
+            return Ok(Ring::Own(self.file.window(at, bytes)?));
         };
         if !kept.is(at, bytes) {
-            *kept = Mapped { at, ring: self.extents.window(at, bytes)? };
+            *kept = Mapped { at, ring: self.file.window(at, bytes)? };
         }
         Ok(Ring::Kept(kept))
     }
@@ -354,7 +354,7 @@ impl Memory for Store {
         if let Some(mapped) = tables.iter().find(|mapped| mapped.is(at, bytes)) {
             return Ok(Arc::clone(&mapped.ring));
         }
-        let ring = Arc::new(self.extents.window(at, bytes)?);
+        let ring = Arc::new(self.file.window(at, bytes)?);
         // A queue has no more tables than this, unless a process garbles their positions.
         if tables.len() >= TABLES_MAX {
             tables.clear();
@@ -453,9 +453,9 @@ impl Core {
     /// Creates a queue; a `capacity` of 0 means unbounded.
     pub(super) fn create(capacity: u64) -> io::Result<Arc<Self>> {
         let block = Block::allocate(Kind::Queue, START + size_of::<Layout>())?;
-        let extents = Extents::create("executor-queue")?;
+        let file = SparseFile::create("executor-queue")?;
         let (to, from) = socket::pair().asked("a pair of sockets (socketpair)")?;
-        let core = Self::over(block, extents, Arc::new(to), Arc::new(from))?;
+        let core = Self::over(block, file, Arc::new(to), Arc::new(from))?;
         core.list().begin(capacity)?;
         lock(&table().queues).insert(core.inode, Arc::downgrade(&core));
         Ok(core)
@@ -463,13 +463,12 @@ impl Core {
 
     fn over(
         block: Block,
-        extents: Extents,
+        file: SparseFile,
         to: Arc<OwnedFd>,
         from: Arc<OwnedFd>,
     ) -> io::Result<Arc<Self>> {
-        let stat = fstat(extents.descriptor()).asked("shared memory (fstat)")?;
-        let store =
-            Store { extents, to, from, rings: Default::default(), tables: Mutex::default() };
+        let stat = fstat(file.descriptor()).asked("shared memory (fstat)")?;
+        let store = Store { file, to, from, rings: Default::default(), tables: Mutex::default() };
         let inode = (stat.st_dev, stat.st_ino);
         Ok(Arc::new_cyclic(|this| Core {
             block,
@@ -1047,7 +1046,7 @@ impl Core {
     fn make_room(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         out.clear();
         match usize::try_from(len) {
-            Ok(size) if len <= piece.bytes && self.store.extents.may_hold(len)? => {
+            Ok(size) if len <= piece.bytes && self.store.file.may_hold(len)? => {
                 Ok(out.try_reserve_exact(size)?)
             }
             _ => Ok(()),
@@ -1057,7 +1056,7 @@ impl Core {
     fn read_piece(&self, piece: Piece, len: u64, out: &mut Vec<u8>) -> io::Result<()> {
         match len {
             0 => Ok(()),
-            _ if len <= piece.bytes => self.store.extents.read(piece.at, len, out),
+            _ if len <= piece.bytes => self.store.file.read(piece.at, len, out),
             _ => Err(garbled()),
         }
     }
@@ -1388,7 +1387,7 @@ impl<'a> Putting<'a> {
                 if let Err(pause) = core.look_for_room_of_large(self.attachments) {
                     return Ok(Step::Wait(pause));
                 }
-                let whole = Extents::whole(self.bytes.len().max(1) as u64);
+                let whole = SparseFile::whole(self.bytes.len().max(1) as u64);
                 return Ok(match core.with_claims(|| list.reserve_item(whole, guard.me()))? {
                     Err(pause) => Step::Wait(pause),
                     Ok((piece, claim, is_new)) => {
@@ -1442,7 +1441,7 @@ impl<'a> Putting<'a> {
     /// Writes a large item into its piece. Called without the mutex.
     fn write(&mut self) -> io::Result<()> {
         let Some(large) = &self.large else { return Ok(()) };
-        self.core.store.extents.write(large.piece.at, self.bytes, large.is_new)?;
+        self.core.store.file.write(large.piece.at, self.bytes, large.is_new)?;
         kill_point!(QueuePieceWritten);
         Ok(())
     }
@@ -1497,7 +1496,7 @@ pub(super) fn serialize<S: Serializer>(core: &Core, serializer: S) -> Result<S::
     };
     let travelling = Travelling {
         block: core.block.depart::<S>()?,
-        file: attach(core.store.extents.descriptor())?,
+        file: attach(core.store.file.descriptor())?,
         to: attach(&core.store.to)?,
         from: attach(&core.store.from)?,
     };
@@ -1519,13 +1518,12 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     let core = match known() {
         Some(core) => core,
         None => {
-            let extents = Extents::open(file).map_err(|error| failed(&error))?;
+            let file = SparseFile::open(file).map_err(|error| failed(&error))?;
             let (to, from) = (detach(to)?, detach(from)?);
             if !socket::is_one(to.as_fd()) || !socket::is_one(from.as_fd()) {
                 return Err(failed(&"other descriptors were sent"));
             }
-            let new =
-                Core::over(block.clone(), extents, to, from).map_err(|error| failed(&error))?;
+            let new = Core::over(block.clone(), file, to, from).map_err(|error| failed(&error))?;
             let mut queues = lock(&table().queues);
             // Another thread may have been quicker. The superfluous core is dropped after the table
             // is unlocked.
@@ -1598,8 +1596,7 @@ pub(crate) mod fuzzed {
         core.set_on_lost([Lost::Counted, Lost::Kept, Lost::Requeued][usize::from(kind / 4 % 3)]);
         let hold = (kind / 16).is_multiple_of(2);
         let words = core.words();
-        let ring =
-            core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).expect("memory");
+        let ring = core.store.file.window(0, super::super::ring_list::FIRST_BYTES).expect("memory");
         // The mutexes are spared: waiting for a holder that never unlocks is no fault, and takes
         // long.
         let list = core.list();
@@ -1681,8 +1678,8 @@ mod tests {
     fn with_garbled_lengths(item: &[u8], from: u64) -> Arc<Core> {
         let core = Core::create(0).unwrap();
         core.put(item, &[], Wait::Not, || false).unwrap();
-        file::set_len(&**core.store.extents.descriptor(), LONG).unwrap();
-        let ring = core.store.extents.window(0, super::super::ring_list::FIRST_BYTES).unwrap();
+        file::set_len(&**core.store.file.descriptor(), LONG).unwrap();
+        let ring = core.store.file.window(0, super::super::ring_list::FIRST_BYTES).unwrap();
         let words = core
             .words()
             .iter()
@@ -1849,7 +1846,7 @@ mod tests {
         for (item, from) in [
             (&b"small"[..], super::super::ring_list::FIRST_BYTES),
             (&large, large.len() as u64),
-            (&large, Extents::whole(large.len() as u64)),
+            (&large, SparseFile::whole(large.len() as u64)),
         ] {
             let take = || {
                 let core = with_garbled_lengths(item, from);

@@ -9,10 +9,10 @@
 //!        │
 //!        ▼
 //!  ring_list  words in shared memory: two robust mutexes, rings of records, repair after a death
-//!        ├── a block of the heap (`heap/block.rs`)        the words
-//!        ├── a sparse anonymous file (`heap/extents.rs`)  rings; each item above 256 KiB in a
-//!        │                                                piece of its own
-//!        └── a socket pair                                the descriptors of items
+//!        ├── a block of the heap (`heap/block.rs`)    the words
+//!        ├── a sparse file (`heap/sparse_file.rs`)    rings; each item above 256 KiB in a piece of
+//!        │                                            its own
+//!        └── a socket pair                            the descriptors of items
 //! ```
 //!
 //! `put` encodes the item and writes it to shared memory before it returns. No background thread

@@ -108,7 +108,7 @@ const MOST_BYTES: u64 = match (MODEL, cfg!(feature = "kill-points")) {
     (false, false) => 4 << 20,
 };
 // A ring is mapped also where it has no memory yet.
-const _: () = assert!(MOST_BYTES <= crate::heap::extents::WINDOW_MAX);
+const _: () = assert!(MOST_BYTES <= crate::heap::sparse_file::WINDOW_MAX);
 /// Longest item in a ring. It takes at most a quarter of the ring; longer items lie elsewhere, and
 /// are written and read without a mutex.
 pub(super) const INLINE_MAX: usize = if MODEL { 8 } else { (256 << 10) - 64 };

@@ -1,4 +1,4 @@
-//! Extents: a sparse anonymous file. Pieces of it are allocated, used for a while and given back. A
+//! A sparse anonymous file. Pieces of it are allocated, used for a while and given back. A
 //! `Window` maps a part of it, to access its words.
 //!
 //! A piece that was given back becomes a hole in the file and reads as zeros, until its place is
@@ -37,16 +37,16 @@ pub(crate) const WINDOW_MAX: u64 = 4 << 20;
 
 /// A sparse file. See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct Extents {
+pub(crate) struct SparseFile {
     file: Arc<OwnedFd>,
 }
 
-impl Extents {
+impl SparseFile {
     pub(crate) fn create(name: &str) -> io::Result<Self> {
         let file = file::anonymous(name).asked("shared memory (memfd_create)")?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)
             .asked("shared memory (fcntl)")?;
-        Ok(Extents { file: Arc::new(file) })
+        Ok(SparseFile { file: Arc::new(file) })
     }
 
     /// Opens a file that another process has created.
@@ -55,7 +55,7 @@ impl Extents {
         if !fcntl_get_seals(&*file)?.contains(SealFlags::SHRINK) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its memory could shrink"));
         }
-        Ok(Extents { file })
+        Ok(SparseFile { file })
     }
 
     pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
@@ -302,67 +302,64 @@ mod tests {
 
     #[test]
     fn pieces_are_written_read_and_given_back() {
-        let extents = Extents::create("x").unwrap();
+        let file = SparseFile::create("x").unwrap();
         let bytes: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
-        extents.write(8192, &bytes, true).unwrap();
+        file.write(8192, &bytes, true).unwrap();
         let mut out = vec![9];
-        extents.read(8192, 100_000, &mut out).unwrap();
+        file.read(8192, 100_000, &mut out).unwrap();
         assert!(out[0] == 9 && out[1..] == bytes);
-        let used = || fstat(extents.descriptor()).unwrap().st_blocks * 512;
+        let used = || fstat(file.descriptor()).unwrap().st_blocks * 512;
         assert!(used() >= 100_000);
-        assert!(extents.punch(8192, 100_000));
+        assert!(file.punch(8192, 100_000));
         assert_eq!(used(), 0);
-        assert!(extents.punch(8192, 100_000), "again");
-        assert!(!extents.punch(u64::MAX, 1));
+        assert!(file.punch(8192, 100_000), "again");
+        assert!(!file.punch(u64::MAX, 1));
         out.clear();
-        assert!(
-            extents.read(8192, 10, &mut out).is_err(),
-            "as many bytes are not in the whole file"
-        );
-        extents.write(1 << 20, b"x", true).unwrap();
-        extents.read(8192, 10, &mut out).unwrap();
+        assert!(file.read(8192, 10, &mut out).is_err(), "as many bytes are not in the whole file");
+        file.write(1 << 20, b"x", true).unwrap();
+        file.read(8192, 10, &mut out).unwrap();
         assert_eq!(out, [0; 10]);
     }
 
     #[test]
     fn a_length_that_another_process_wrote_is_not_believed_as_far_as_the_file_goes() {
-        let extents = Extents::create("x").unwrap();
-        file::set_len(extents.descriptor(), 1 << 50).unwrap();
-        assert!(extents.window(0, 300 << 20).is_err());
-        assert!(extents.window(0, WINDOW_MAX + PAGE).is_err());
-        assert_eq!(extents.window(0, PAGE).unwrap().words(), 512);
+        let file = SparseFile::create("x").unwrap();
+        file::set_len(file.descriptor(), 1 << 50).unwrap();
+        assert!(file.window(0, 300 << 20).is_err());
+        assert!(file.window(0, WINDOW_MAX + PAGE).is_err());
+        assert_eq!(file.window(0, PAGE).unwrap().words(), 512);
         let mut out = Vec::new();
-        let error = extents.read(0, 1 << 49, &mut out).unwrap_err();
+        let error = file.read(0, 1 << 49, &mut out).unwrap_err();
         assert_eq!((error.kind(), out.capacity()), (io::ErrorKind::InvalidData, 0));
-        assert_eq!(fstat(extents.descriptor()).unwrap().st_blocks * 512, 4096, "the one page");
+        assert_eq!(fstat(file.descriptor()).unwrap().st_blocks * 512, 4096, "the one page");
     }
 
     #[test]
     fn a_window_may_be_as_long_as_its_file_has_memory() {
-        let extents = Extents::create("x").unwrap();
-        extents.allocate(PAGE, 4 * WINDOW_MAX).unwrap();
-        let window = extents.window(PAGE, 4 * WINDOW_MAX).unwrap();
+        let file = SparseFile::create("x").unwrap();
+        file.allocate(PAGE, 4 * WINDOW_MAX).unwrap();
+        let window = file.window(PAGE, 4 * WINDOW_MAX).unwrap();
         assert_eq!(window.words() as u64, WINDOW_MAX / 2);
     }
 
     #[test]
     fn a_long_piece_is_written_through_windows() {
-        let extents = Extents::create("x").unwrap();
+        let file = SparseFile::create("x").unwrap();
         let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
-        extents.allocate(PAGE, Extents::whole(bytes.len() as u64)).unwrap();
-        extents.write_mapped(PAGE, &bytes, io::ErrorKind::FileTooLarge.into()).unwrap();
+        file.allocate(PAGE, SparseFile::whole(bytes.len() as u64)).unwrap();
+        file.write_mapped(PAGE, &bytes, io::ErrorKind::FileTooLarge.into()).unwrap();
         let mut out = Vec::new();
-        extents.read(PAGE, bytes.len() as u64, &mut out).unwrap();
+        file.read(PAGE, bytes.len() as u64, &mut out).unwrap();
         assert!(out == bytes);
     }
 
     #[test]
     fn what_is_not_there_is_an_error() {
-        let extents = Extents::create("x").unwrap();
-        assert!(extents.window(0, 4096).is_err());
-        assert!(extents.read(0, 1, &mut Vec::new()).is_err());
-        assert!(extents.read(u64::MAX, u64::MAX, &mut Vec::new()).is_err());
-        extents.allocate(4096, 8192).unwrap();
+        let file = SparseFile::create("x").unwrap();
+        assert!(file.window(0, 4096).is_err());
+        assert!(file.read(0, 1, &mut Vec::new()).is_err());
+        assert!(file.read(u64::MAX, u64::MAX, &mut Vec::new()).is_err());
+        file.allocate(4096, 8192).unwrap();
         for (at, len) in [
             (4096, 0),
             (4096, 12_288),
@@ -371,17 +368,17 @@ mod tests {
             (u64::MAX, 4096),
             (4096, u64::MAX),
         ] {
-            assert!(extents.window(at, len).is_err(), "{at} {len}");
+            assert!(file.window(at, len).is_err(), "{at} {len}");
         }
-        let one = extents.window(4096, 8192).unwrap();
+        let one = file.window(4096, 8192).unwrap();
         let other =
-            Extents::open(Arc::clone(extents.descriptor())).unwrap().window(4096, 4096).unwrap();
+            SparseFile::open(Arc::clone(file.descriptor())).unwrap().window(4096, 4096).unwrap();
         one.word(3).store(7, Ordering::Relaxed);
         assert_eq!((other.word(3).load(Ordering::Relaxed), one.words()), (7, 1024));
         one.write(10, b"hello");
         let mut out = Vec::new();
         other.read(10, 5, &mut out);
         assert_eq!(out, b"hello");
-        assert!(Extents::open(Arc::new(tempfile::tempfile().unwrap().into())).is_err());
+        assert!(SparseFile::open(Arc::new(tempfile::tempfile().unwrap().into())).is_err());
     }
 }
