@@ -63,7 +63,7 @@ const SMALL_MAX: usize = 8 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 #[allow(dead_code, reason = "each is some object's")]
-pub(crate) enum Kind {
+pub(crate) enum BlockKind {
     Lock = 1,
     RLock,
     Semaphore,
@@ -80,40 +80,40 @@ pub(crate) enum Kind {
     Queue,
 }
 
-impl Kind {
-    const ALL: [Kind; 14] = [
-        Kind::Lock,
-        Kind::RLock,
-        Kind::Semaphore,
-        Kind::BoundedSemaphore,
-        Kind::Condition,
-        Kind::Event,
-        Kind::Barrier,
-        Kind::Value,
-        Kind::RawValue,
-        Kind::Array,
-        Kind::RawArray,
-        Kind::Memory,
-        Kind::List,
-        Kind::Queue,
+impl BlockKind {
+    const ALL: [BlockKind; 14] = [
+        BlockKind::Lock,
+        BlockKind::RLock,
+        BlockKind::Semaphore,
+        BlockKind::BoundedSemaphore,
+        BlockKind::Condition,
+        BlockKind::Event,
+        BlockKind::Barrier,
+        BlockKind::Value,
+        BlockKind::RawValue,
+        BlockKind::Array,
+        BlockKind::RawArray,
+        BlockKind::Memory,
+        BlockKind::List,
+        BlockKind::Queue,
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Kind::Lock => "a Lock",
-            Kind::RLock => "an RLock",
-            Kind::Semaphore => "a Semaphore",
-            Kind::BoundedSemaphore => "a BoundedSemaphore",
-            Kind::Condition => "a Condition",
-            Kind::Event => "an Event",
-            Kind::Barrier => "a Barrier",
-            Kind::Value => "a Value",
-            Kind::RawValue => "a RawValue",
-            Kind::Array => "an Array",
-            Kind::RawArray => "a RawArray",
-            Kind::Memory => "a SharedMemory",
-            Kind::List => "a ShareableList",
-            Kind::Queue => "a Queue",
+            BlockKind::Lock => "a Lock",
+            BlockKind::RLock => "an RLock",
+            BlockKind::Semaphore => "a Semaphore",
+            BlockKind::BoundedSemaphore => "a BoundedSemaphore",
+            BlockKind::Condition => "a Condition",
+            BlockKind::Event => "an Event",
+            BlockKind::Barrier => "a Barrier",
+            BlockKind::Value => "a Value",
+            BlockKind::RawValue => "a RawValue",
+            BlockKind::Array => "an Array",
+            BlockKind::RawArray => "a RawArray",
+            BlockKind::Memory => "a SharedMemory",
+            BlockKind::List => "a ShareableList",
+            BlockKind::Queue => "a Queue",
         }
     }
 }
@@ -165,7 +165,7 @@ struct Inner {
     segment: Arc<Segment>,
     /// Offset of the head in the segment.
     offset: usize,
-    kind: Kind,
+    kind: BlockKind,
     /// `true` only if the segment has noted that this block was sent, so that each handle notes it
     /// once.
     sent: AtomicBool,
@@ -207,7 +207,7 @@ fn heap() -> &'static Heap {
 
 /// Returns what this process notes about a block that it has: its kind, how it is accessed, and
 /// which block has its lock.
-fn tag(kind: Kind, access: Access, lock: Option<&Block>) -> u128 {
+fn tag(kind: BlockKind, access: Access, lock: Option<&Block>) -> u128 {
     let lock = lock.map_or(0, |lock| {
         let (_, inode) = lock.inner.segment.inode();
         // A number that is rarely the same for two locks. A peer can choose a file's number and a
@@ -237,7 +237,7 @@ impl Block {
     ///
     /// # Errors
     /// The system's error, if there are no descriptors, addresses or memory left.
-    pub(crate) fn allocate(kind: Kind, len: usize) -> io::Result<Self> {
+    pub(crate) fn allocate(kind: BlockKind, len: usize) -> io::Result<Self> {
         Self::allocate_for(kind, Access::BY_KIND, len, None)
     }
 
@@ -246,7 +246,7 @@ impl Block {
     /// `lock` is the block with the lock of this data, if the lock is in another block. This
     /// process then refuses any received handle that names another lock for this data.
     pub(crate) fn allocate_for(
-        kind: Kind,
+        kind: BlockKind,
         access: Access,
         len: usize,
         lock: Option<&Block>,
@@ -273,7 +273,7 @@ impl Block {
 
     /// Allocates a block as [`allocate`](Self::allocate) does, alone in a new file of the caller's
     /// that has no bytes yet.
-    pub(crate) fn allocate_in(file: OwnedFd, kind: Kind, len: usize) -> io::Result<Self> {
+    pub(crate) fn allocate_in(file: OwnedFd, kind: BlockKind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let tag = tag(kind, Access::BY_KIND, None);
         segment.note_new(LINE, with_head(len), tag, || {});
@@ -288,7 +288,7 @@ impl Block {
     /// Opens the block of a file that [`allocate_in`](Self::allocate_in) created.
     pub(crate) fn open_file(
         file: OwnFile,
-        kinds: &[Kind],
+        kinds: &[BlockKind],
         fits: impl Fn(usize) -> bool,
     ) -> io::Result<Self> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
@@ -315,7 +315,7 @@ impl Block {
     }
 
     /// Makes a handle. The caller has noted the block in its segment.
-    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: Kind) -> Self {
+    fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: BlockKind) -> Self {
         // SAFETY: head and body lie within the segment's mapping. Otherwise the block would not
         // have been noted.
         let at = unsafe { segment.at().add(offset).add(HEAD) };
@@ -328,7 +328,7 @@ impl Block {
         self.inner.head()
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> BlockKind {
         self.inner.kind
     }
 
@@ -410,7 +410,7 @@ impl Block {
     /// Deserializes a block, as serde's function of this name does. See [`arrive`](Self::arrive).
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-        kinds: &[Kind],
+        kinds: &[BlockKind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, D::Error> {
         Self::arrive(Place::deserialize(deserializer)?, kinds, None, fits, None)
@@ -437,7 +437,7 @@ impl Block {
     /// same meaning as in [`allocate_for`](Self::allocate_for).
     pub(crate) fn arrive<E: de::Error>(
         place: Place,
-        kinds: &[Kind],
+        kinds: &[BlockKind],
         access: Option<Access>,
         fits: impl Fn(usize) -> bool,
         lock: Option<&Block>,
@@ -456,7 +456,7 @@ impl Block {
     /// is not sealed.
     pub(crate) fn arrive_named<E: de::Error>(
         place: Place,
-        kinds: &[Kind],
+        kinds: &[BlockKind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, E> {
         let failed =
@@ -473,7 +473,7 @@ impl Block {
         segment: Arc<Segment>,
         offset: u64,
         len: u64,
-        fits: impl Fn(Kind, Access, usize) -> bool,
+        fits: impl Fn(BlockKind, Access, usize) -> bool,
         lock: Option<&Block>,
     ) -> Result<Self, &'static str> {
         let offset = usize::try_from(offset).map_err(|_| BEYOND)?;
@@ -489,7 +489,7 @@ impl Block {
             // applies to all its handles.
             let access = Access(head.access.load(Ordering::Relaxed));
             let kind =
-                Kind::ALL.iter().copied().find(|kind| *kind as u32 == number).filter(|kind| {
+                BlockKind::ALL.iter().copied().find(|kind| *kind as u32 == number).filter(|kind| {
                     fits(*kind, access, len) && head.len.load(Ordering::Relaxed) == len as u64
                 });
             found = kind;
@@ -662,7 +662,7 @@ mod tests {
 
     use super::*;
 
-    fn any(_: Kind, _: Access, _: usize) -> bool {
+    fn any(_: BlockKind, _: Access, _: usize) -> bool {
         true
     }
 
@@ -677,8 +677,8 @@ mod tests {
 
     #[test]
     fn a_place_that_is_made_up_is_refused() {
-        let block = Block::allocate(Kind::Value, 40).unwrap();
-        let _next = Block::allocate(Kind::Value, 40).unwrap();
+        let block = Block::allocate(BlockKind::Value, 40).unwrap();
+        let _next = Block::allocate(BlockKind::Value, 40).unwrap();
         let (offset, len) = (block.inner.offset as u64, 40);
         assert!(open(&block, offset, len).is_err(), "nobody has got a handle of it");
         send(&block);
@@ -700,13 +700,13 @@ mod tests {
         }
         // Another process may write another kind there. What this process has noted about the block
         // does not change.
-        block.head().kind.store(Kind::Lock as u32, Ordering::Relaxed);
+        block.head().kind.store(BlockKind::Lock as u32, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
-        block.head().kind.store(Kind::Value as u32, Ordering::Relaxed);
+        block.head().kind.store(BlockKind::Value as u32, Ordering::Relaxed);
         block.head().access.store(Access::of::<u8>().0, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
         block.head().access.store(Access::BY_KIND.0, Ordering::Relaxed);
-        let lock = Block::allocate(Kind::Lock, 8).unwrap();
+        let lock = Block::allocate(BlockKind::Lock, 8).unwrap();
         let under = Block::open(Arc::clone(&block.inner.segment), offset, len, any, Some(&lock));
         assert!(under.is_err(), "with another lock than here");
     }
@@ -726,7 +726,8 @@ mod tests {
         );
     }
 
-    const KINDS: [Kind; 4] = [Kind::Value, Kind::RawValue, Kind::Array, Kind::RawArray];
+    const KINDS: [BlockKind; 4] =
+        [BlockKind::Value, BlockKind::RawValue, BlockKind::Array, BlockKind::RawArray];
     const LENS: [usize; 4] = [8, 40, 100, 1_000];
 
     /// What a process can do that received one object of a segment: write to the segment, and send
@@ -801,7 +802,7 @@ mod tests {
     fn objects_beside_a_peer_that_makes_up_handles() {
         for seed in 1..=60_u64 {
             let mut peer = Peer { random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) };
-            let first = Block::allocate(Kind::Value, 8).unwrap();
+            let first = Block::allocate(BlockKind::Value, 8).unwrap();
             let segment = Arc::clone(&first.inner.segment);
             let mut near = vec![first.inner.offset];
             let mut held = vec![first];
@@ -853,7 +854,7 @@ mod tests {
     #[ignore = "run by the test above"]
     fn threads_that_make_and_drop_objects_beside_made_up_handles() {
         for seed in 1..=20_u64 {
-            let first = Block::allocate(Kind::Value, 8).unwrap();
+            let first = Block::allocate(BlockKind::Value, 8).unwrap();
             let segment = Arc::clone(&first.inner.segment);
             let (mut kept, received) = std::thread::scope(|scope| {
                 let makes = |seed: u64| {
@@ -894,12 +895,12 @@ mod tests {
 
     #[test]
     fn a_block_that_lies_across_a_made_up_one_is_not_given_out() {
-        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let block = Block::allocate(BlockKind::Value, 40).unwrap();
         let segment = &block.inner.segment;
         let free = segment.len() - 64;
         segment.note_received(free, 64, || Ok(7)).unwrap();
         for _ in 0..2_000 {
-            let other = Block::allocate(Kind::Value, 40).unwrap();
+            let other = Block::allocate(BlockKind::Value, 40).unwrap();
             send(&other);
             assert!(!Arc::ptr_eq(&other.inner.segment, segment) || other.inner.offset != free);
         }
@@ -907,17 +908,17 @@ mod tests {
 
     #[test]
     fn an_object_that_looks_like_a_made_up_one_is_made_elsewhere() {
-        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let block = Block::allocate(BlockKind::Value, 40).unwrap();
         let segment = &block.inner.segment;
         // Made-up handles that look like the object that is allocated next. They are everywhere,
         // because other tests allocate objects, too.
-        let tag = tag(Kind::RawArray, Access::BY_KIND, None);
+        let tag = tag(BlockKind::RawArray, Access::BY_KIND, None);
         let made_up: Vec<_> = (LINE..segment.len() - LINE)
             .step_by(LINE)
             .filter(|offset| segment.note_received(*offset, with_head(48), || Ok(tag)).is_ok())
             .collect();
         for _ in 0..made_up.len() + 10 {
-            let made = Block::allocate(Kind::RawArray, 48).unwrap();
+            let made = Block::allocate(BlockKind::RawArray, 48).unwrap();
             send(&made);
             let offset = made.inner.offset;
             assert!(
@@ -930,7 +931,7 @@ mod tests {
     #[test]
     fn memory_that_could_shrink_is_not_taken_for_sealed_because_it_is_mapped_already() {
         let file = || file::anonymous("x").unwrap();
-        let named = Block::allocate_in(file(), Kind::Memory, 64).unwrap();
+        let named = Block::allocate_in(file(), BlockKind::Memory, 64).unwrap();
         let again = || Arc::new(named.descriptor().try_clone().unwrap());
         let by_name = |file| OwnFile::check(file).and_then(Segment::open_named);
         rustix::fs::fchmod(named.descriptor(), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
@@ -938,23 +939,24 @@ mod tests {
         assert!(by_name(again()).is_ok());
         let error = Segment::open(again()).err().unwrap();
         assert!(error.to_string().contains("could shrink"), "{error}");
-        let sealed = Block::allocate(Kind::Value, 40).unwrap();
+        let sealed = Block::allocate(BlockKind::Value, 40).unwrap();
         assert!(Segment::open(Arc::new(sealed.descriptor().try_clone().unwrap())).is_ok());
     }
 
     #[test]
     fn small_memory_in_a_file_stays_what_it_is_when_its_maker_has_no_handle_left() {
-        let block = Block::allocate_in(file::anonymous("x").unwrap(), Kind::Memory, 64).unwrap();
+        let block =
+            Block::allocate_in(file::anonymous("x").unwrap(), BlockKind::Memory, 64).unwrap();
         let file = block.descriptor().try_clone().unwrap();
         rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
         drop(block);
         let file = OwnFile::check(Arc::new(file)).unwrap();
-        assert!(Block::open_file(file, &[Kind::Memory], |len| len == 64).is_ok());
+        assert!(Block::open_file(file, &[BlockKind::Memory], |len| len == 64).is_ok());
     }
 
     #[test]
     fn memory_of_another_version_is_refused_with_both_versions() {
-        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let block = Block::allocate(BlockKind::Value, 40).unwrap();
         // A copy of the file. It has the same content, but this process does not know it yet.
         let file = file::anonymous("x").unwrap();
         let segment = &block.inner.segment;
@@ -1047,10 +1049,10 @@ mod tests {
 
     #[test]
     fn a_segment_that_is_received_again_is_the_same_one() {
-        let block = Block::allocate(Kind::Value, 40).unwrap();
+        let block = Block::allocate(BlockKind::Value, 40).unwrap();
         let again = Segment::open(Arc::new(block.descriptor().try_clone().unwrap())).unwrap();
         assert!(Arc::ptr_eq(&again, &block.inner.segment));
-        let large = Block::allocate(Kind::Array, 1 << 20).unwrap();
+        let large = Block::allocate(BlockKind::Array, 1 << 20).unwrap();
         let file = Arc::new(large.descriptor().try_clone().unwrap());
         drop(large);
         // It is mapped again, because this process had no handle left.

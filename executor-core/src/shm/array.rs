@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::readers::{Head, Readers, Reading};
 use crate::{
     heap::{
-        block::{Access, Block, Kind, Place},
+        block::{Access, Block, BlockKind, Place},
         words::{self, Integer},
     },
     os::liveness::{OwnerId, Owners},
@@ -149,7 +149,7 @@ impl<T: Pod> Array<T> {
     fn new(len: usize, lock: Option<&Lock>) -> io::Result<Self> {
         let (_, end) = range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
         let block =
-            Block::allocate_for(Kind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
+            Block::allocate_for(BlockKind::Array, Access::of::<T>(), end, lock.map(Lock::block))?;
         let lock = lock.cloned().unwrap_or_else(|| Lock::of(&block));
         lock.belong_to(&block);
         Ok(Array { block, lock, len, marker: PhantomData })
@@ -491,7 +491,7 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| range::<T>(len).is_some_and(|(_, end)| end == bytes);
         let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
-        let block = Block::arrive(place, &[Kind::Array], access, fits, lock)?;
+        let block = Block::arrive(place, &[BlockKind::Array], access, fits, lock)?;
         let lock = shared.unwrap_or_else(|| Lock::of(&block));
         Ok(Array { block, lock, len, marker: PhantomData })
     }
@@ -644,7 +644,7 @@ impl<T: Pod> RawArray<T> {
     /// The system's error if no descriptor, no address space or no memory is left.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let (_, end) = raw_range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let block = Block::allocate_for(Kind::RawArray, Access::of::<T>(), end, None)?;
+        let block = Block::allocate_for(BlockKind::RawArray, Access::of::<T>(), end, None)?;
         Ok(RawArray { block, len, marker: PhantomData })
     }
 
@@ -771,7 +771,8 @@ impl<'de, T: Pod> Deserialize<'de> for RawArray<T> {
         let (place, len) = <(Place, u64)>::deserialize(deserializer)?;
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| raw_range::<T>(len).is_some_and(|(_, end)| end == bytes);
-        let block = Block::arrive(place, &[Kind::RawArray], Some(Access::of::<T>()), fits, None)?;
+        let block =
+            Block::arrive(place, &[BlockKind::RawArray], Some(Access::of::<T>()), fits, None)?;
         Ok(RawArray { block, len, marker: PhantomData })
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     heap::{
-        block::{BYTES_START, Block, Kind},
+        block::{BYTES_START, Block, BlockKind},
         words,
     },
     os::{
@@ -194,7 +194,7 @@ pub struct ShareableList {
     memory: SharedMemory,
 }
 
-const KINDS: &[Kind] = &[Kind::List];
+const KINDS: &[BlockKind] = &[BlockKind::List];
 const HEAD: usize = BYTES_START;
 const SLOTS: usize = HEAD + size_of::<Head>();
 
@@ -251,10 +251,10 @@ impl ShareableList {
             return Err(too_large());
         }
         let block = match name {
-            None => Block::allocate(Kind::List, whole(size)?)?,
+            None => Block::allocate(BlockKind::List, whole(size)?)?,
             Some(name) => {
                 let len = whole(size)?;
-                Name::fill(name, |file| Block::allocate_in(file, Kind::List, len))?
+                Name::fill(name, |file| Block::allocate_in(file, BlockKind::List, len))?
             }
         };
         let memory = SharedMemory::with(block, None);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::name::{self, Name};
 use crate::heap::{
-    block::{BYTES_START, Block, Kind, Place},
+    block::{BYTES_START, Block, BlockKind, Place},
     words,
 };
 use crate::wire::attachment;
@@ -92,7 +92,7 @@ impl Drop for Named {
     }
 }
 
-const KINDS: &[Kind] = &[Kind::Memory];
+const KINDS: &[BlockKind] = &[BlockKind::Memory];
 
 /// Returns the length of a block for `size` bytes, which are rounded up to a multiple of 64.
 pub(super) fn whole(size: usize) -> io::Result<usize> {
@@ -112,7 +112,7 @@ impl SharedMemory {
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `size` is 0. The system's error if no
     /// descriptor, no address space or no memory is left.
     pub fn create(size: usize) -> io::Result<Self> {
-        Ok(Self::with(Block::allocate(Kind::Memory, whole(size)?)?, None))
+        Ok(Self::with(Block::allocate(BlockKind::Memory, whole(size)?)?, None))
     }
 
     /// Creates memory of at least `size` bytes, all zero, with a name that this handle owns.
@@ -124,7 +124,7 @@ impl SharedMemory {
     pub fn create_named(name: &str, size: usize) -> io::Result<Self> {
         Name::check(name)?;
         let len = whole(size)?;
-        let block = Name::fill(name, |file| Block::allocate_in(file, Kind::Memory, len))?;
+        let block = Name::fill(name, |file| Block::allocate_in(file, BlockKind::Memory, len))?;
         let name = Name::link(name, block.descriptor().as_fd())?;
         Ok(Self::with(block, Some(name)))
     }
@@ -140,7 +140,7 @@ impl SharedMemory {
         Self::attach_kind(name, KINDS)
     }
 
-    pub(super) fn attach_kind(name: &str, kinds: &[Kind]) -> io::Result<Self> {
+    pub(super) fn attach_kind(name: &str, kinds: &[BlockKind]) -> io::Result<Self> {
         let (name, file) = Name::open(name)?;
         let block = Block::open_file(file, kinds, fits)?;
         Ok(Self::with(block, Some(name)))
@@ -286,7 +286,7 @@ enum Sent {
 impl SharedMemory {
     pub(super) fn arrive<'de, D: Deserializer<'de>>(
         deserializer: D,
-        kinds: &[Kind],
+        kinds: &[BlockKind],
     ) -> Result<Self, D::Error> {
         match Sent::deserialize(deserializer)? {
             Sent::Place(place) => {

@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::heap::{
-    block::{Access, Block, Kind, Place},
+    block::{Access, Block, BlockKind, Place},
     words::{self, Integer},
 };
 use crate::sync::{
@@ -106,7 +106,7 @@ impl<T: Pod> Value<T> {
     /// The system's error if no descriptor or memory is left.
     pub fn new(value: T) -> io::Result<Self> {
         let block = Block::allocate_for(
-            Kind::Value,
+            BlockKind::Value,
             Access::of::<T>(),
             offset::<T>() + size_of::<T>(),
             None,
@@ -124,7 +124,8 @@ impl<T: Pod> Value<T> {
     /// As for [`new`](Self::new).
     pub fn with_lock(value: T, lock: &Lock) -> io::Result<Self> {
         let len = offset::<T>() + size_of::<T>();
-        let block = Block::allocate_for(Kind::Value, Access::of::<T>(), len, Some(lock.block()))?;
+        let block =
+            Block::allocate_for(BlockKind::Value, Access::of::<T>(), len, Some(lock.block()))?;
         Ok(Self::with(block, lock.clone(), value))
     }
 
@@ -329,7 +330,7 @@ impl<'de, T: Pod> Deserialize<'de> for Value<T> {
         let (shared, place) = <(Option<Lock>, Place)>::deserialize(deserializer)?;
         let fits = |len| len == offset::<T>() + size_of::<T>();
         let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
-        let block = Block::arrive(place, &[Kind::Value], access, fits, lock)?;
+        let block = Block::arrive(place, &[BlockKind::Value], access, fits, lock)?;
         let lock = shared.unwrap_or_else(|| Lock::of(&block));
         Ok(Value { block, lock, marker: PhantomData })
     }
@@ -416,7 +417,7 @@ impl<T: Pod> RawValue<T> {
     /// The system's error if no descriptor or memory is left.
     pub fn new(value: T) -> io::Result<Self> {
         let len = raw_offset::<T>() + size_of::<T>();
-        let block = Block::allocate_for(Kind::RawValue, Access::of::<T>(), len, None)?;
+        let block = Block::allocate_for(BlockKind::RawValue, Access::of::<T>(), len, None)?;
         let new = RawValue { block, marker: PhantomData };
         new.set(value);
         Ok(new)
@@ -487,7 +488,8 @@ impl<'de, T: Pod> Deserialize<'de> for RawValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let fits = |len| len == raw_offset::<T>() + size_of::<T>();
         let place = Place::deserialize(deserializer)?;
-        let block = Block::arrive(place, &[Kind::RawValue], Some(Access::of::<T>()), fits, None)?;
+        let block =
+            Block::arrive(place, &[BlockKind::RawValue], Some(Access::of::<T>()), fits, None)?;
         Ok(RawValue { block, marker: PhantomData })
     }
 }

@@ -29,7 +29,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, Kind},
+    heap::block::{Block, BlockKind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
@@ -134,7 +134,7 @@ pub struct Barrier {
     block: Block,
 }
 
-travels!(Barrier, block, &[Kind::Barrier], |len| len > size_of::<Head>());
+travels!(Barrier, block, &[BlockKind::Barrier], |len| len > size_of::<Head>());
 
 /// The result of an attempt to enter.
 pub(super) enum Step<'a> {
@@ -553,7 +553,7 @@ impl Barrier {
             parties.checked_mul(2).and_then(|slots| slots.checked_mul(size_of::<WaitSlot>()));
         let len =
             slots.and_then(|slots| slots.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
-        let barrier = Barrier { block: Block::allocate(Kind::Barrier, len)? };
+        let barrier = Barrier { block: Block::allocate(BlockKind::Barrier, len)? };
         barrier.meeting().init(count, limit);
         Ok(barrier)
     }

@@ -30,7 +30,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, Kind, Place},
+    heap::block::{Block, BlockKind, Place},
     os::{
         liveness::{Liveness, Owners},
         memory::SharedLayout,
@@ -321,7 +321,7 @@ impl Condition {
     /// # Errors
     /// As for [`new`](Self::new).
     pub fn with_lock(lock: &Lock) -> io::Result<Self> {
-        Ok(Condition { block: Block::allocate(Kind::Condition, LEN)?, lock: lock.clone() })
+        Ok(Condition { block: Block::allocate(BlockKind::Condition, LEN)?, lock: lock.clone() })
     }
 
     /// Returns the condition's lock.
@@ -555,7 +555,7 @@ impl serde::Serialize for Condition {
 impl<'de> serde::Deserialize<'de> for Condition {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (place, lock) = <(Place, Lock)>::deserialize(deserializer)?;
-        let block = Block::arrive(place, &[Kind::Condition], None, |len| len == LEN, None)?;
+        let block = Block::arrive(place, &[BlockKind::Condition], None, |len| len == LEN, None)?;
         Ok(Condition { block, lock })
     }
 }

@@ -7,7 +7,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, Kind},
+    heap::block::{Block, BlockKind},
     os::{
         futex,
         memory::SharedLayout,
@@ -141,7 +141,7 @@ pub struct Event {
     block: Block,
 }
 
-travels!(Event, block, &[Kind::Event], |len| len == size_of::<Flag>());
+travels!(Event, block, &[BlockKind::Event], |len| len == size_of::<Flag>());
 
 impl Event {
     /// Creates an event that is not set.
@@ -149,7 +149,7 @@ impl Event {
     /// # Errors
     /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
-        Ok(Event { block: Block::allocate(Kind::Event, size_of::<Flag>())? })
+        Ok(Event { block: Block::allocate(BlockKind::Event, size_of::<Flag>())? })
     }
 
     fn flag(&self) -> &Flag {

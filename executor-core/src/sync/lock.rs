@@ -8,7 +8,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, Kind},
+    heap::block::{Block, BlockKind},
     os::{
         fork::Creator,
         liveness::{Liveness, OwnerId, Owners},
@@ -238,7 +238,7 @@ pub(crate) mod holder {
     }
 }
 
-const KINDS: &[Kind] = &[Kind::Lock, Kind::Value, Kind::Array];
+const KINDS: &[BlockKind] = &[BlockKind::Lock, BlockKind::Value, BlockKind::Array];
 
 travels!(Lock, block, KINDS, |len| len >= size_of::<LockLayout>());
 
@@ -248,7 +248,7 @@ impl Lock {
     /// # Errors
     /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
-        Ok(Lock { block: Block::allocate(Kind::Lock, size_of::<LockLayout>())? })
+        Ok(Lock { block: Block::allocate(BlockKind::Lock, size_of::<LockLayout>())? })
     }
 
     /// Returns the lock at the beginning of a block that has one.

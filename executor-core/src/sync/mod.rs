@@ -25,14 +25,14 @@
 //! unsafe impl SharedLayout for Layout {}
 //!
 //! // Small blocks share a file, large blocks have their own.
-//! let block = Block::allocate(Kind::Queue, size_of::<Layout>() + bytes)?;
+//! let block = Block::allocate(BlockKind::Queue, size_of::<Layout>() + bytes)?;
 //! let layout: &Layout = block.part(0);            // all zeros; checked: bounds, alignment
 //! let bytes: NonNull<u8> = block.bytes(size_of::<Layout>(), bytes);
 //!
 //! // In the object's Serialize and Deserialize; `part` and `bytes` work in the other process, too.
 //! block.serialize(serializer)
 //! // Checked: its kind and bounds, and that it overlaps no other block. Its content is not.
-//! let block = Block::deserialize(deserializer, &[Kind::Queue], |len| len >= size_of::<Layout>())?;
+//! let block = Block::deserialize(deserializer, &[BlockKind::Queue], |len| len >= size_of::<Layout>())?;
 //!
 //! let guard = layout.mutex.lock_until(block.owners(), deadline)?; // no system call, if free
 //! if guard.owner_died() { /* the previous holder died in there: repair the layout */ }

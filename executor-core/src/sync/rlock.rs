@@ -8,7 +8,7 @@ use super::{
     raw::{Deadline, Locked, MutexState, RobustMutex, deadline_in},
 };
 use crate::{
-    heap::block::{Block, Kind},
+    heap::block::{Block, BlockKind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         local,
@@ -149,7 +149,7 @@ pub struct RLock {
     block: Block,
 }
 
-travels!(RLock, block, &[Kind::RLock], |len| len == size_of::<Layout>());
+travels!(RLock, block, &[BlockKind::RLock], |len| len == size_of::<Layout>());
 
 impl RLock {
     /// Creates a lock that is free.
@@ -157,7 +157,7 @@ impl RLock {
     /// # Errors
     /// The system's error if no descriptor or memory is left.
     pub fn new() -> io::Result<Self> {
-        Ok(RLock { block: Block::allocate(Kind::RLock, size_of::<Layout>())? })
+        Ok(RLock { block: Block::allocate(BlockKind::RLock, size_of::<Layout>())? })
     }
 
     fn layout(&self) -> &Layout {

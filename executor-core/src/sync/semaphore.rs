@@ -28,7 +28,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, Kind},
+    heap::block::{Block, BlockKind},
     os::{
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
@@ -409,7 +409,7 @@ semaphore! {
     /// semaphore at the same time, or as many as it was created with permits, up to 1,000. A
     /// further process waits until one of them holds none.
     Semaphore,
-    Kind::Semaphore
+    BlockKind::Semaphore
 }
 
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
@@ -466,7 +466,7 @@ semaphore! {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     BoundedSemaphore,
-    Kind::BoundedSemaphore
+    BlockKind::BoundedSemaphore
 }
 
 impl BoundedSemaphore {

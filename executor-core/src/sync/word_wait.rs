@@ -468,11 +468,11 @@ mod tests {
         super::{raw::Bell, unused_wake_ups::wakes_a_sleeper},
         *,
     };
-    use crate::heap::block::Kind;
+    use crate::heap::block::BlockKind;
 
     #[test]
     fn a_wake_up_for_those_who_have_left_meanwhile_is_another_sleepers() {
-        let block = Block::allocate(Kind::Event, 64).unwrap();
+        let block = Block::allocate(BlockKind::Event, 64).unwrap();
         let bell: &Bell = block.part(0);
         let word = Word { at: bell.word(), _block: Some(block.clone()) };
         let watcher = Watcher { news: AtomicU32::new(0), places: Mutex::default() };

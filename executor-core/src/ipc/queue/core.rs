@@ -23,7 +23,7 @@ use super::ring_list::{
 };
 use crate::{
     heap::{
-        block::{Block, Kind, Place},
+        block::{Block, BlockKind, Place},
         sparse_file::{SparseFile, Window},
     },
     os::{
@@ -452,7 +452,7 @@ impl Drop for Core {
 impl Core {
     /// Creates a queue; a `capacity` of 0 means unbounded.
     pub(super) fn create(capacity: u64) -> io::Result<Arc<Self>> {
-        let block = Block::allocate(Kind::Queue, START + size_of::<Layout>())?;
+        let block = Block::allocate(BlockKind::Queue, START + size_of::<Layout>())?;
         let file = SparseFile::create("executor-queue")?;
         let (to, from) = socket::pair().asked("a pair of sockets (socketpair)")?;
         let core = Self::over(block, file, Arc::new(to), Arc::new(from))?;
@@ -1509,7 +1509,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     let failed = |error: &dyn fmt::Display| de::Error::custom(format_args!("a Queue: {error}"));
     let Travelling { block, file, to, from } = Travelling::deserialize(deserializer)?;
     let fits = |len| len == START + size_of::<Layout>();
-    let block: Block = Block::arrive(block, &[Kind::Queue], None, fits, None)?;
+    let block: Block = Block::arrive(block, &[BlockKind::Queue], None, fits, None)?;
     let detach = |index| attachment::detach(index).map_err(|error| failed(&error));
     let file = detach(file)?;
     let stat = fstat(&file).map_err(|error| failed(&error))?;
