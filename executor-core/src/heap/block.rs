@@ -179,7 +179,7 @@ unsafe impl Sync for Inner {}
 
 /// A block as a message describes it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct BlockPlace {
     index: u8,
     offset: u64,
     len: u64,
@@ -413,12 +413,12 @@ impl Block {
         kinds: &[BlockKind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, D::Error> {
-        Self::arrive(Place::deserialize(deserializer)?, kinds, None, fits, None)
+        Self::arrive(BlockPlace::deserialize(deserializer)?, kinds, None, fits, None)
     }
 
     /// Returns the place of the block for the message that a serializer of type `S` is writing, and
     /// attaches the segment's descriptor to that message.
-    pub(crate) fn depart<S: Serializer>(&self) -> Result<Place, S::Error> {
+    pub(crate) fn depart<S: Serializer>(&self) -> Result<BlockPlace, S::Error> {
         let inner = &*self.inner;
         if !inner.sent.load(Ordering::Relaxed) {
             inner.segment.note_sent(inner.offset);
@@ -426,7 +426,7 @@ impl Block {
         }
         let index = attachment::attach::<S>(inner.segment.descriptor())
             .map_err(|error| ser::Error::custom(format_args!("{}: {error}", inner.kind.name())))?;
-        Ok(Place { index, offset: inner.offset as u64, len: inner.len as u64 })
+        Ok(BlockPlace { index, offset: inner.offset as u64, len: inner.len as u64 })
     }
 
     /// Returns the block at a place that another process sent.
@@ -436,7 +436,7 @@ impl Block {
     /// `access` is how the receiver accesses the content, if it does so directly. `lock` has the
     /// same meaning as in [`allocate_for`](Self::allocate_for).
     pub(crate) fn arrive<E: de::Error>(
-        place: Place,
+        place: BlockPlace,
         kinds: &[BlockKind],
         access: Option<Access>,
         fits: impl Fn(usize) -> bool,
@@ -455,7 +455,7 @@ impl Block {
     /// As [`arrive`](Self::arrive), for memory that has a name. Its file belongs to this user and
     /// is not sealed.
     pub(crate) fn arrive_named<E: de::Error>(
-        place: Place,
+        place: BlockPlace,
         kinds: &[BlockKind],
         fits: impl Fn(usize) -> bool,
     ) -> Result<Self, E> {

@@ -133,26 +133,27 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
     const ROUNDS_MAX: usize = 100;
     // /proc is missing, or numbers processes by another PID namespace. Then no member can be found,
     // but it is not known that the group is empty either.
-    let Some(session) = own_processes().then(|| place(getpid())).flatten().map(|own| own.session)
+    let Some(session) =
+        own_processes().then(|| membership(getpid())).flatten().map(|own| own.session)
     else {
         return (Err(Errno::NOSYS.into()), Left::Members);
     };
-    let sought = Some(Place { group: leader.as_raw_nonzero().get(), session });
+    let sought = Some(Membership { group: leader.as_raw_nonzero().get(), session });
     let mut answer = Err(io::Error::from(Errno::SRCH));
     for _ in 0..ROUNDS_MAX {
-        if place(leader).is_some() {
+        if membership(leader).is_some() {
             return (answer, Left::Nobody);
         }
         let (mut found, mut left) = (false, Left::Nobody);
         for member in processes() {
-            if place(member) != sought {
+            if membership(member) != sought {
                 continue;
             }
             left = Left::Members;
             let Ok(pidfd) = pidfd_open(member, PidfdFlags::empty()) else { continue };
             // Check again, because the number may have been reused before the pidfd was opened.
             // From here on the pidfd names one process, and a signal reaches that process or none.
-            if place(member) != sought {
+            if membership(member) != sought {
                 continue;
             }
             match pidfd_send_signal(&pidfd, signal) {
@@ -181,13 +182,13 @@ fn own_processes() -> bool {
 /// container's first process is 0 if that process did not create a session. So these are not
 /// [`Pid`]s, which are never 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Place {
+struct Membership {
     group: libc::pid_t,
     session: libc::pid_t,
 }
 
 /// Returns the group and session of a process, or `None` if it has ended.
-fn place(process: Pid) -> Option<Place> {
+fn membership(process: Pid) -> Option<Membership> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?;
     // The name is in parentheses and may itself contain parentheses.
     let mut words = stat.rsplit_once(") ")?.1.split(' ');
@@ -196,7 +197,7 @@ fn place(process: Pid) -> Option<Place> {
     }
     let _parent = words.next()?;
     let mut number = || words.next()?.parse().ok();
-    Some(Place { group: number()?, session: number()? })
+    Some(Membership { group: number()?, session: number()? })
 }
 
 fn processes() -> impl Iterator<Item = Pid> {
@@ -238,7 +239,7 @@ mod tests {
 
     fn wait_for_the_end_of(pids: &[Pid]) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while pids.iter().any(|pid| place(*pid).is_some()) {
+        while pids.iter().any(|pid| membership(*pid).is_some()) {
             assert!(std::time::Instant::now() < deadline, "{pids:?}");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -258,7 +259,7 @@ mod tests {
             let pid = Pid::from_child(&leader);
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
             leader.wait().unwrap();
-            assert!(programs.iter().all(|program| place(*program).is_some()));
+            assert!(programs.iter().all(|program| membership(*program).is_some()));
             let is_over = AtomicBool::new(false);
             let group = Group { leader: pid, pidfd: Some(pidfd.as_fd()), is_over: &is_over };
             kill(group).unwrap();
@@ -289,12 +290,12 @@ mod tests {
             group.signal(Signal::KILL).is_err(),
             "it lives, so it is not the one that was reaped"
         );
-        assert!(programs.iter().chain([&pid]).all(|pid| place(*pid).is_some()));
+        assert!(programs.iter().chain([&pid]).all(|pid| membership(*pid).is_some()));
         // The stranger ends. Now only the programs that it has started have the number.
         rustix::process::kill_process(pid, Signal::KILL).unwrap();
         stranger.wait().unwrap();
         assert!(group.signal(Signal::KILL).is_err(), "the group was over before");
-        assert!(programs.iter().all(|pid| place(*pid).is_some()));
+        assert!(programs.iter().all(|pid| membership(*pid).is_some()));
         Group { is_over: &AtomicBool::new(false), ..group }.signal(Signal::KILL).unwrap();
         wait_for_the_end_of(&programs);
     }

@@ -389,10 +389,11 @@ impl<T> fmt::Debug for Process<T> {
 /// }
 /// ```
 #[derive(Debug)]
-pub struct Stdio(Place);
+pub struct Stdio(StreamTarget);
 
+/// Where a standard stream of a process leads.
 #[derive(Debug)]
-enum Place {
+enum StreamTarget {
     Null,
     Inherit,
     Piped,
@@ -402,30 +403,30 @@ enum Place {
 impl Stdio {
     /// Discards output. Input is empty.
     pub fn null() -> Self {
-        Stdio(Place::Null)
+        Stdio(StreamTarget::Null)
     }
 
     /// Uses the stream of this process.
     pub fn inherit() -> Self {
-        Stdio(Place::Inherit)
+        Stdio(StreamTarget::Inherit)
     }
 
     /// Makes a pipe, whose other end is kept by the [`Child`]. A pipe holds 64 KiB. So read all of
     /// the output before you call [`join`](Child::join): a child whose pipe is full waits for its
     /// reader, and never ends.
     pub fn piped() -> Self {
-        Stdio(Place::Piped)
+        Stdio(StreamTarget::Piped)
     }
 }
 
 impl From<File> for Stdio {
     fn from(file: File) -> Self {
-        Stdio(Place::Given(file.into()))
+        Stdio(StreamTarget::Given(file.into()))
     }
 }
 
 impl From<OwnedFd> for Stdio {
     fn from(descriptor: OwnedFd) -> Self {
-        Stdio(Place::Given(descriptor))
+        Stdio(StreamTarget::Given(descriptor))
     }
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::{
-    Child, Place, Process, Stdio, fork, output,
+    Child, Process, Stdio, StreamTarget, fork, output,
     server::Server,
     table::{self, Asked, Record},
 };
@@ -139,14 +139,14 @@ impl Stream {
     fn open(place: Stdio, input: bool) -> io::Result<Self> {
         let (theirs, ours) = match place.0 {
             // The child's input is empty by default.
-            Place::Null if input => (None, None),
-            Place::Null => (Some(null()?), None),
-            Place::Inherit if input => {
+            StreamTarget::Null if input => (None, None),
+            StreamTarget::Null => (Some(null()?), None),
+            StreamTarget::Inherit if input => {
                 (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None)
             }
-            Place::Inherit => (None, None),
-            Place::Given(descriptor) => (Some(descriptor), None),
-            Place::Piped => {
+            StreamTarget::Inherit => (None, None),
+            StreamTarget::Given(descriptor) => (Some(descriptor), None),
+            StreamTarget::Piped => {
                 let (read, write) = io::pipe()?;
                 let (read, write) = (above_stdio(read.into())?, above_stdio(write.into())?);
                 if input { (Some(read), Some(write)) } else { (Some(write), Some(read)) }
@@ -175,7 +175,7 @@ struct Streams {
 
 impl Streams {
     fn open(stdin: Stdio, stdout: Stdio, stderr: Stdio, copied: bool) -> io::Result<Self> {
-        let has_stdin = !matches!(stdin.0, Place::Null);
+        let has_stdin = !matches!(stdin.0, StreamTarget::Null);
         let stdin = Stream::open(stdin, true)?;
         let stdout = Stream::open(stdout, false)?;
         let stderr = Stream::open(stderr, false)?;

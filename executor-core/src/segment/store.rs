@@ -126,8 +126,8 @@ impl Ledger {
     }
 }
 
-/// The ledger's location.
-enum Place {
+/// The memory in which a ledger lies.
+enum LedgerMemory {
     /// Private: only this process takes and releases segments.
     Own(Box<Ledger>),
     /// Shared: the worker takes segments, and the pool releases them.
@@ -137,7 +137,7 @@ enum Place {
 /// The segments of one arena, for the side that writes them.
 pub(crate) struct Store {
     arena: Arena,
-    ledger: Place,
+    ledger: LedgerMemory,
     /// Mappings of segments that are not leased. They are kept, because mapping again causes page
     /// faults.
     mappings: Mutex<[Option<Mapping>; SEGMENTS]>,
@@ -147,16 +147,19 @@ pub(crate) struct Store {
 impl Store {
     /// Creates the pool's store, for arguments.
     pub(crate) fn create() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self::of(Arena::create("executor-arguments")?, Place::Own(Box::default()))))
+        Ok(Arc::new(Self::of(
+            Arena::create("executor-arguments")?,
+            LedgerMemory::Own(Box::default()),
+        )))
     }
 
     /// Opens a worker's store, for results, in the arena that its parent has created.
     pub(crate) fn open(fd: OwnedFd) -> io::Result<Arc<Self>> {
         let ledger = Shared::open(&fd)?;
-        Ok(Arc::new(Self::of(Arena::open(fd)?, Place::Shared(ledger))))
+        Ok(Arc::new(Self::of(Arena::open(fd)?, LedgerMemory::Shared(ledger))))
     }
 
-    fn of(arena: Arena, ledger: Place) -> Self {
+    fn of(arena: Arena, ledger: LedgerMemory) -> Self {
         Store {
             arena,
             ledger,
@@ -172,8 +175,8 @@ impl Store {
 
     fn ledger(&self) -> &Ledger {
         match &self.ledger {
-            Place::Own(ledger) => ledger,
-            Place::Shared(ledger) => ledger,
+            LedgerMemory::Own(ledger) => ledger,
+            LedgerMemory::Shared(ledger) => ledger,
         }
     }
 

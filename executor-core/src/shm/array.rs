@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::readers::{Head, Readers, Reading};
 use crate::{
     heap::{
-        block::{Access, Block, BlockKind, Place},
+        block::{Access, Block, BlockKind, BlockPlace},
         words::{self, Integer},
     },
     os::liveness::{OwnerId, Owners},
@@ -487,7 +487,7 @@ impl<T: Pod> Serialize for Array<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for Array<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (shared, place, len) = <(Option<Lock>, Place, u64)>::deserialize(deserializer)?;
+        let (shared, place, len) = <(Option<Lock>, BlockPlace, u64)>::deserialize(deserializer)?;
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| range::<T>(len).is_some_and(|(_, end)| end == bytes);
         let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
@@ -768,7 +768,7 @@ impl<T: Pod> Serialize for RawArray<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for RawArray<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (place, len) = <(Place, u64)>::deserialize(deserializer)?;
+        let (place, len) = <(BlockPlace, u64)>::deserialize(deserializer)?;
         let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
         let fits = |bytes| raw_range::<T>(len).is_some_and(|(_, end)| end == bytes);
         let block =

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::name::{self, Name};
 use crate::heap::{
-    block::{BYTES_START, Block, BlockKind, Place},
+    block::{BYTES_START, Block, BlockKind, BlockPlace},
     words,
 };
 use crate::wire::attachment;
@@ -276,11 +276,11 @@ impl fmt::Debug for SharedMemory {
 /// The serialised form of a handle.
 #[derive(Serialize, Deserialize)]
 enum Sent {
-    Place(Place),
+    Place(BlockPlace),
     /// Written by a serialiser other than a task's. The receiver attaches to the name.
     Name(String),
     /// The memory is sent along, so it does not matter whether the name still exists on arrival.
-    Named(String, Place),
+    Named(String, BlockPlace),
 }
 
 impl SharedMemory {

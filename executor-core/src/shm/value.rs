@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::heap::{
-    block::{Access, Block, BlockKind, Place},
+    block::{Access, Block, BlockKind, BlockPlace},
     words::{self, Integer},
 };
 use crate::sync::{
@@ -327,7 +327,7 @@ impl<T: Pod> Serialize for Value<T> {
 
 impl<'de, T: Pod> Deserialize<'de> for Value<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (shared, place) = <(Option<Lock>, Place)>::deserialize(deserializer)?;
+        let (shared, place) = <(Option<Lock>, BlockPlace)>::deserialize(deserializer)?;
         let fits = |len| len == offset::<T>() + size_of::<T>();
         let (access, lock) = (Some(Access::of::<T>()), shared.as_ref().map(Lock::block));
         let block = Block::arrive(place, &[BlockKind::Value], access, fits, lock)?;
@@ -487,7 +487,7 @@ impl<T: Pod> Serialize for RawValue<T> {
 impl<'de, T: Pod> Deserialize<'de> for RawValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let fits = |len| len == raw_offset::<T>() + size_of::<T>();
-        let place = Place::deserialize(deserializer)?;
+        let place = BlockPlace::deserialize(deserializer)?;
         let block =
             Block::arrive(place, &[BlockKind::RawValue], Some(Access::of::<T>()), fits, None)?;
         Ok(RawValue { block, marker: PhantomData })

@@ -146,7 +146,7 @@ pub(super) enum Step<'a> {
         acting: u64,
     },
     /// The caller waits in this slot, as a participant of this turn.
-    Wait(Place<'a>),
+    Wait(Participant<'a>),
     /// Nobody can enter until this word changes.
     Outside {
         word: &'a AtomicU32,
@@ -154,9 +154,9 @@ pub(super) enum Step<'a> {
     },
 }
 
-/// The place of a participant that has entered.
+/// A participant that has entered.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Participant<'a> {
     slot: &'a WaitSlot,
     index: usize,
     /// The value of the phase word when it entered.
@@ -292,28 +292,32 @@ impl<'a, O: Owners> Meeting<'a, O> {
                     let Some(limit) = nap(deadline) else { return too_late() };
                     self.head.door.sleep_with_all(heard, limit);
                 }
-                Step::Wait(place) => return self.wait_in(place, deadline),
+                Step::Wait(participant) => return self.wait_in(participant, deadline),
             }
         }
     }
 
-    fn wait_in(self, place: Place<'a>, deadline: Deadline) -> Result<usize, BarrierError> {
+    fn wait_in(
+        self,
+        participant: Participant<'a>,
+        deadline: Deadline,
+    ) -> Result<usize, BarrierError> {
         loop {
-            if let Some(result) = self.look(place) {
+            if let Some(result) = self.look(participant) {
                 return result;
             }
             let Some(limit) = nap(deadline) else {
-                if self.break_turn(place.filling) {
-                    self.leave(place.slot);
+                if self.break_turn(participant.filling) {
+                    self.leave(participant.slot);
                     return Err(BarrierError::TimedOut);
                 }
                 // Another process has ended this turn. The next look says how.
                 continue;
             };
-            place.slot.sleep(limit);
+            participant.slot.sleep(limit);
             kill_point!(BarrierWoken);
             // Nothing happened for the whole interval, so a participant may have died.
-            if limit == RECHECK && place.slot.is_waiting() {
+            if limit == RECHECK && participant.slot.is_waiting() {
                 self.look_after_the_dead();
             }
         }
@@ -340,7 +344,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
                     if let Some(slot) = wait_slots::free(self.slots).or_else(dead) {
                         slot.enter(guard.me(), index as u64);
                         kill_point!(BarrierEntered);
-                        return Step::Wait(Place { slot, index, filling: phase });
+                        return Step::Wait(Participant { slot, index, filling: phase });
                     }
                 }
                 // Wait outside until the action has run.
@@ -393,8 +397,8 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 
     /// Returns how the turn has ended, if it has. The slot is left in that case.
-    fn look(self, place: Place<'a>) -> Option<Result<usize, BarrierError>> {
-        let Place { slot, index, filling } = place;
+    fn look(self, participant: Participant<'a>) -> Option<Result<usize, BarrierError>> {
+        let Participant { slot, index, filling } = participant;
         let result = loop {
             let state = slot.state();
             let phase = self.phase();
@@ -618,16 +622,16 @@ impl Barrier {
                     WordWait::new(&self.block, word, heard).await;
                     waited = true;
                 }
-                Step::Wait(place) => {
-                    let presence = Presence { meeting, place, me: self.block.owners().me() };
+                Step::Wait(participant) => {
+                    let presence = Presence { meeting, participant, me: self.block.owners().me() };
                     loop {
-                        if let Some(result) = meeting.look(place) {
+                        if let Some(result) = meeting.look(participant) {
                             std::mem::forget(presence);
                             return result;
                         }
-                        let (word, expected) = place.slot.word();
+                        let (word, expected) = participant.slot.word();
                         WordWait::new(&self.block, word, expected).await;
-                        if place.slot.is_waiting() {
+                        if participant.slot.is_waiting() {
                             meeting.look_after_the_dead();
                         }
                     }
@@ -674,7 +678,7 @@ impl Barrier {
 /// A participant that has entered, and whose future may be dropped.
 struct Presence<'a> {
     meeting: Meeting<'a, Liveness>,
-    place: Place<'a>,
+    participant: Participant<'a>,
     me: OwnerId,
 }
 
@@ -683,8 +687,8 @@ impl Drop for Presence<'_> {
         // In a forked process it is the parent's.
         if self.meeting.owners.is_me(self.me) {
             // This does nothing if the turn has ended already.
-            self.meeting.break_turn(self.place.filling);
-            self.meeting.leave(self.place.slot);
+            self.meeting.break_turn(self.participant.filling);
+            self.meeting.leave(self.participant.slot);
         }
     }
 }

@@ -30,7 +30,7 @@ use super::{
     word_wait::WordWait,
 };
 use crate::{
-    heap::block::{Block, BlockKind, Place},
+    heap::block::{Block, BlockKind, BlockPlace},
     os::{
         liveness::{Liveness, Owners},
         memory::SharedLayout,
@@ -554,7 +554,7 @@ impl serde::Serialize for Condition {
 
 impl<'de> serde::Deserialize<'de> for Condition {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (place, lock) = <(Place, Lock)>::deserialize(deserializer)?;
+        let (place, lock) = <(BlockPlace, Lock)>::deserialize(deserializer)?;
         let block = Block::arrive(place, &[BlockKind::Condition], None, |len| len == LEN, None)?;
         Ok(Condition { block, lock })
     }

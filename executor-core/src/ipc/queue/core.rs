@@ -23,7 +23,7 @@ use super::ring_list::{
 };
 use crate::{
     heap::{
-        block::{Block, BlockKind, Place},
+        block::{Block, BlockKind, BlockPlace},
         sparse_file::{SparseFile, Window},
     },
     os::{
@@ -1483,7 +1483,7 @@ impl Drop for Large<'_> {
 /// The serialized form of a queue.
 #[derive(Serialize, Deserialize)]
 struct Travelling {
-    block: Place,
+    block: BlockPlace,
     file: u8,
     to: u8,
     from: u8,
