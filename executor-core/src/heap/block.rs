@@ -2,10 +2,10 @@
 //! small blocks share one file; a large block has a file of its own.
 //!
 //! ```text
-//!  current segment, 64 KiB:   │Head│ Lock │ Value │ Lock │ Semaphore …   │   next ►      │
-//!  a large array:             │Head│ Array ………………………………………………………………………………………………│
+//!  current segment, 64 KiB:   │Header│ Lock │ Value │ Lock │ Semaphore …   │   next ►    │
+//!  a large array:             │Header│ Array ……………………………………………………………………………………………│
 //!
-//!  block:  BlockHead (kind, length) │ body
+//!  block:  BlockHeader (kind, length) │ body
 //! ```
 //!
 //! A process takes blocks from the front of its own current segment. Other processes never take
@@ -140,17 +140,17 @@ impl Access {
     }
 }
 
-/// The head before the body of each block. The process that creates the block writes it once, and
+/// The header before the body of each block. The process that creates the block writes it once, and
 /// each process that receives the block checks it.
 #[repr(C)]
-struct BlockHead {
+struct BlockHeader {
     kind: AtomicU32,
     access: AtomicU32,
     len: AtomicU64,
 }
 
 /// Offset of the body from the start of the block.
-pub(crate) const HEAD: usize = size_of::<BlockHead>();
+pub(crate) const HEADER_BYTES: usize = size_of::<BlockHeader>();
 
 /// A handle of a piece of shared memory. Two handles are equal if they refer to the same memory.
 #[derive(Clone)]
@@ -163,7 +163,7 @@ struct Inner {
     at: NonNull<u8>,
     len: usize,
     segment: Arc<Segment>,
-    /// Offset of the head in the segment.
+    /// Offset of the header in the segment.
     offset: usize,
     kind: BlockKind,
     /// `true` only if the segment has noted that this block was sent, so that each handle notes it
@@ -220,15 +220,15 @@ fn tag(kind: BlockKind, access: Access, lock: Option<&Block>) -> u128 {
 
 const SOMETHING_ELSE: &str = "its memory holds something else";
 
-/// Returns the length of head and body together, for bounds checks. A sum that would overflow
+/// Returns the length of header and body together, for bounds checks. A sum that would overflow
 /// becomes `usize::MAX`, which is beyond any memory, so the check fails as it should.
-fn with_head(len: usize) -> usize {
-    len.saturating_add(HEAD)
+fn with_header(len: usize) -> usize {
+    len.saturating_add(HEADER_BYTES)
 }
 
 /// Returns how much of a segment a block takes.
 fn whole(len: usize) -> Option<usize> {
-    len.checked_add(HEAD)?.checked_next_multiple_of(LINE)
+    len.checked_add(HEADER_BYTES)?.checked_next_multiple_of(LINE)
 }
 
 impl Block {
@@ -256,18 +256,18 @@ impl Block {
         let (segment, offset) = if whole > SMALL_MAX {
             // A large block is the first and only one in a new segment.
             let segment = Segment::create("executor-object", whole)?;
-            segment.note_new(LINE, with_head(len), tag, || {});
+            segment.note_new(LINE, with_header(len), tag, || {});
             (segment, LINE)
         } else {
             let heap = heap();
             let mut current = heap.current.lock().unwrap_or_else(PoisonError::into_inner);
-            current.take(whole, with_head(len), tag)?
+            current.take(whole, with_header(len), tag)?
         };
         let block = Self::at(segment, offset, len, kind);
-        let head = block.head();
-        head.kind.store(kind as u32, Ordering::Relaxed);
-        head.access.store(access.0, Ordering::Relaxed);
-        head.len.store(len as u64, Ordering::Relaxed);
+        let header = block.header();
+        header.kind.store(kind as u32, Ordering::Relaxed);
+        header.access.store(access.0, Ordering::Relaxed);
+        header.len.store(len as u64, Ordering::Relaxed);
         Ok(block)
     }
 
@@ -276,12 +276,12 @@ impl Block {
     pub(crate) fn allocate_in(file: OwnedFd, kind: BlockKind, len: usize) -> io::Result<Self> {
         let segment = Segment::create_in(file, whole(len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let tag = tag(kind, Access::BY_KIND, None);
-        segment.note_new(LINE, with_head(len), tag, || {});
+        segment.note_new(LINE, with_header(len), tag, || {});
         // Any process that opens the file may have the block.
         segment.note_sent(LINE);
         let block = Self::at(segment, LINE, len, kind);
-        block.head().len.store(len as u64, Ordering::Relaxed);
-        block.head().kind.store(kind as u32, Ordering::Relaxed);
+        block.header().len.store(len as u64, Ordering::Relaxed);
+        block.header().kind.store(kind as u32, Ordering::Relaxed);
         Ok(block)
     }
 
@@ -299,14 +299,14 @@ impl Block {
         Self::open(segment, LINE as u64, len, fits, None).map_err(invalid)
     }
 
-    /// Returns the length that the head at `offset` contains, or `None` if no head fits there.
+    /// Returns the length that the header at `offset` contains, or `None` if no header fits there.
     fn len_at(segment: &Segment, offset: usize) -> Option<u64> {
-        if with_head(offset) > segment.len() {
+        if with_header(offset) > segment.len() {
             return None;
         }
         // SAFETY: within the mapping, aligned to `LINE`, and atomics.
-        let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
-        Some(head.len.load(Ordering::Relaxed))
+        let header = unsafe { segment.at().add(offset).cast::<BlockHeader>().as_ref() };
+        Some(header.len.load(Ordering::Relaxed))
     }
 
     /// Descriptor of the file that contains the block.
@@ -316,16 +316,16 @@ impl Block {
 
     /// Makes a handle. The caller has noted the block in its segment.
     fn at(segment: Arc<Segment>, offset: usize, len: usize, kind: BlockKind) -> Self {
-        // SAFETY: head and body lie within the segment's mapping. Otherwise the block would not
+        // SAFETY: header and body lie within the segment's mapping. Otherwise the block would not
         // have been noted.
-        let at = unsafe { segment.at().add(offset).add(HEAD) };
+        let at = unsafe { segment.at().add(offset).add(HEADER_BYTES) };
         Block {
             inner: Arc::new(Inner { at, len, segment, offset, kind, sent: AtomicBool::new(false) }),
         }
     }
 
-    fn head(&self) -> &BlockHead {
-        self.inner.head()
+    fn header(&self) -> &BlockHeader {
+        self.inner.header()
     }
 
     pub(crate) fn kind(&self) -> BlockKind {
@@ -391,8 +391,9 @@ impl Block {
     #[inline]
     pub(crate) const fn aligned(at: usize, align: usize) -> usize {
         assert!(align <= LINE, "no shared memory is aligned to more than 64 bytes");
-        // The body itself begins `HEAD` bytes after a line, so align from the start of the head.
-        (HEAD + at).next_multiple_of(align) - HEAD
+        // The body itself begins `HEADER_BYTES` bytes after a line, so align from the start of the
+        // header.
+        (HEADER_BYTES + at).next_multiple_of(align) - HEADER_BYTES
     }
 
     /// The processes that share the block.
@@ -479,18 +480,18 @@ impl Block {
         let offset = usize::try_from(offset).map_err(|_| BEYOND)?;
         let len = usize::try_from(len).map_err(|_| BEYOND)?;
         let mut found = None;
-        segment.note_received(offset, with_head(len), || {
+        segment.note_received(offset, with_header(len), || {
             // SAFETY: within the mapping, aligned to `LINE`, and atomics. `note_received` promises
             // that no other block of this process is there, and that none is placed there during
             // this call.
-            let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
-            let number = head.kind.load(Ordering::Relaxed);
-            // Another process may change the head at any moment. What this process notes now
+            let header = unsafe { segment.at().add(offset).cast::<BlockHeader>().as_ref() };
+            let number = header.kind.load(Ordering::Relaxed);
+            // Another process may change the header at any moment. What this process notes now
             // applies to all its handles.
-            let access = Access(head.access.load(Ordering::Relaxed));
+            let access = Access(header.access.load(Ordering::Relaxed));
             let kind =
                 BlockKind::ALL.iter().copied().find(|kind| *kind as u32 == number).filter(|kind| {
-                    fits(*kind, access, len) && head.len.load(Ordering::Relaxed) == len as u64
+                    fits(*kind, access, len) && header.len.load(Ordering::Relaxed) == len as u64
                 });
             found = kind;
             Ok(tag(kind.ok_or(SOMETHING_ELSE)?, access, lock))
@@ -538,10 +539,10 @@ impl Current {
 }
 
 impl Inner {
-    fn head(&self) -> &BlockHead {
-        // SAFETY: the head lies before the body, within the mapping. It is aligned as the block is,
-        // and consists of atomics.
-        unsafe { self.at.sub(HEAD).cast::<BlockHead>().as_ref() }
+    fn header(&self) -> &BlockHeader {
+        // SAFETY: the header lies before the body, within the mapping. It is aligned as the block
+        // is, and consists of atomics.
+        unsafe { self.at.sub(HEADER_BYTES).cast::<BlockHeader>().as_ref() }
     }
 }
 
@@ -552,7 +553,7 @@ impl Drop for Inner {
             return;
         }
         // From now on, a handle of the old block is refused.
-        let clear = || self.head().kind.store(0, Ordering::Relaxed);
+        let clear = || self.header().kind.store(0, Ordering::Relaxed);
         if !self.segment.forget_if_only_ours(self.offset, clear) {
             return;
         }
@@ -601,16 +602,16 @@ pub(crate) mod fuzzed {
         }
     }
 
-    /// Simulates a file that a peer has sent, with arbitrary heads, and opens arbitrary places in
+    /// Simulates a file that a peer has sent, with arbitrary headers, and opens arbitrary places in
     /// it.
     pub(crate) fn place(data: &[u8]) {
         let mut input = Input::new(data);
         let Ok(file) = file::anonymous("fuzz") else { return };
         let made = file::set_len(&file, BYTES).and_then(|()| {
-            let head = Segment::create("fuzz", LINE)?;
+            let header = Segment::create("fuzz", LINE)?;
             // SAFETY: the first line of a mapping that nothing else uses.
-            let head = unsafe { std::slice::from_raw_parts(head.at().as_ptr(), LINE) }.to_vec();
-            file::write_at(&file, &head, 0)?;
+            let header = unsafe { std::slice::from_raw_parts(header.at().as_ptr(), LINE) }.to_vec();
+            file::write_at(&file, &header, 0)?;
             Ok(fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?)
         });
         let Ok(segment) = made.and_then(|()| Segment::open(Arc::new(file))) else { return };
@@ -621,16 +622,17 @@ pub(crate) mod fuzzed {
             }
             let (at, len) = (number(&mut input), number(&mut input));
             match input.u8() % 4 {
-                // The peer writes a head at this place.
+                // The peer writes a header at this place.
                 0 | 1 => {
                     let kind = u32::from(input.u8() % 20);
                     let line = usize::try_from(at).unwrap_or(usize::MAX) / LINE * LINE;
-                    if line >= LINE && with_head(line) <= segment.len() {
+                    if line >= LINE && with_header(line) <= segment.len() {
                         // SAFETY: within the mapping, aligned, and atomics.
-                        let head = unsafe { segment.at().add(line).cast::<BlockHead>().as_ref() };
-                        head.kind.store(kind, Ordering::Relaxed);
-                        head.access.store(u32::from(input.u8() % 3), Ordering::Relaxed);
-                        head.len.store(len, Ordering::Relaxed);
+                        let header =
+                            unsafe { segment.at().add(line).cast::<BlockHeader>().as_ref() };
+                        header.kind.store(kind, Ordering::Relaxed);
+                        header.access.store(u32::from(input.u8() % 3), Ordering::Relaxed);
+                        header.len.store(len, Ordering::Relaxed);
                     }
                 }
                 2 => drop(blocks.pop()),
@@ -640,13 +642,13 @@ pub(crate) mod fuzzed {
             }
             for (index, one) in blocks.iter().enumerate() {
                 let (start, end) =
-                    (one.inner.offset, one.inner.offset.saturating_add(with_head(one.len())));
+                    (one.inner.offset, one.inner.offset.saturating_add(with_header(one.len())));
                 assert!(start >= LINE && end <= segment.len(), "within the memory");
                 let apart = |other: &Block| {
                     let from = other.inner.offset;
                     let same =
                         from == start && other.len() == one.len() && other.kind() == one.kind();
-                    same || from >= end || from.saturating_add(with_head(other.len())) <= start
+                    same || from >= end || from.saturating_add(with_header(other.len())) <= start
                 };
                 assert!(blocks[..index].iter().all(apart), "no two lie across each other");
             }
@@ -700,12 +702,12 @@ mod tests {
         }
         // Another process may write another kind there. What this process has noted about the block
         // does not change.
-        block.head().kind.store(BlockKind::Lock as u32, Ordering::Relaxed);
+        block.header().kind.store(BlockKind::Lock as u32, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
-        block.head().kind.store(BlockKind::Value as u32, Ordering::Relaxed);
-        block.head().access.store(Access::of::<u8>().0, Ordering::Relaxed);
+        block.header().kind.store(BlockKind::Value as u32, Ordering::Relaxed);
+        block.header().access.store(Access::of::<u8>().0, Ordering::Relaxed);
         assert!(matches!(open(&block, offset, len), Err("it overlaps another object")));
-        block.head().access.store(Access::BY_KIND.0, Ordering::Relaxed);
+        block.header().access.store(Access::BY_KIND.0, Ordering::Relaxed);
         let lock = Block::allocate(BlockKind::Lock, 8).unwrap();
         let under = Block::open(Arc::clone(&block.inner.segment), offset, len, any, Some(&lock));
         assert!(under.is_err(), "with another lock than here");
@@ -749,13 +751,13 @@ mod tests {
             of[self.below(of.len())]
         }
 
-        /// Writes a head that looks like the head of an object.
-        fn write_head(&mut self, segment: &Segment, offset: usize) {
+        /// Writes a header that looks like the header of an object.
+        fn write_header(&mut self, segment: &Segment, offset: usize) {
             // SAFETY: within the mapping, aligned to `LINE`, and atomics.
-            let head = unsafe { segment.at().add(offset).cast::<BlockHead>().as_ref() };
-            head.kind.store(self.any(&KINDS) as u32, Ordering::Relaxed);
-            head.access.store(0, Ordering::Relaxed);
-            head.len.store(self.any(&LENS) as u64, Ordering::Relaxed);
+            let header = unsafe { segment.at().add(offset).cast::<BlockHeader>().as_ref() };
+            header.kind.store(self.any(&KINDS) as u32, Ordering::Relaxed);
+            header.access.store(0, Ordering::Relaxed);
+            header.len.store(self.any(&LENS) as u64, Ordering::Relaxed);
         }
 
         /// Returns an offset in the segment, usually one where an object is, was, or will be next.
@@ -778,7 +780,7 @@ mod tests {
             let (one, other) = (pair[0], pair[1]);
             let same = (one.offset, one.len, one.kind) == (other.offset, other.len, other.kind);
             let before = one.segment.inode() != other.segment.inode()
-                || one.offset + HEAD + one.len <= other.offset;
+                || one.offset + HEADER_BYTES + one.len <= other.offset;
             assert!(
                 same || before,
                 "{:?} of {} at {} and {:?} of {} at {}",
@@ -827,7 +829,7 @@ mod tests {
                     3 => send(&held[peer.below(held.len())]),
                     4 => {
                         let offset = peer.place(&segment, &near);
-                        peer.write_head(&segment, offset);
+                        peer.write_header(&segment, offset);
                     }
                     _ => {
                         let (offset, len) = (peer.place(&segment, &near), peer.any(&LENS));
@@ -915,7 +917,7 @@ mod tests {
         let tag = tag(BlockKind::RawArray, Access::BY_KIND, None);
         let made_up: Vec<_> = (LINE..segment.len() - LINE)
             .step_by(LINE)
-            .filter(|offset| segment.note_received(*offset, with_head(48), || Ok(tag)).is_ok())
+            .filter(|offset| segment.note_received(*offset, with_header(48), || Ok(tag)).is_ok())
             .collect();
         for _ in 0..made_up.len() + 10 {
             let made = Block::allocate(BlockKind::RawArray, 48).unwrap();

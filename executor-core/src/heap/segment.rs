@@ -1,7 +1,7 @@
 //! Segments: anonymous files that processes map whole, for reading and writing.
 //!
 //! ```text
-//!  0     Head: what this is, who uses it (`os/liveness.rs`)
+//!  0     SegmentHeader: what this is, who uses it (`os/liveness.rs`)
 //!  64    blocks (`block.rs`)
 //!  …     end: a whole number of pages, all allocated at creation; sealed: no shrinking, no growing
 //! ```
@@ -48,25 +48,26 @@ const PAGE: usize = 4096;
 /// First bytes of each segment. No text begins like this, nor by chance a file of another program.
 /// A file that begins like this may be removed once its owners are dead (`shm/name.rs`).
 const MAGIC: [u8; 8] = *b"\xb1exec\x1a\r\n";
-/// Version of the layout. It must change whenever anything that lies in a segment changes: `Head`,
-/// the blocks of `block.rs`, or the words of any object that can have a name. Programs of different
-/// builds share named memory.
+/// Version of the layout. It must change whenever anything that lies in a segment changes:
+/// `SegmentHeader`, the blocks of `block.rs`, or the words of any object that can have a name.
+/// Programs of different builds share named memory.
 const VERSION: u32 = 1;
 /// Sizes that must not change without a change of `VERSION`. Two builds with different values here
 /// cannot share memory.
-const LAYOUT: u32 =
-    (size_of::<Head>() | super::block::HEAD << 8 | super::block::BYTES_START << 16) as u32;
+const LAYOUT: u32 = (size_of::<SegmentHeader>()
+    | super::block::HEADER_BYTES << 8
+    | super::block::BYTES_START << 16) as u32;
 
-/// The head at the beginning of each file.
+/// The header at the beginning of each file.
 #[repr(C, align(64))]
-struct Head {
+struct SegmentHeader {
     magic: AtomicU64,
     version: AtomicU32,
     layout: AtomicU32,
     users: OwnerCounter,
 }
 
-const _: () = assert!(size_of::<Head>() == LINE);
+const _: () = assert!(size_of::<SegmentHeader>() == LINE);
 
 /// A segment that this process has mapped. See the module's documentation.
 pub(crate) struct Segment {
@@ -191,10 +192,10 @@ impl Segment {
 
     fn begin(descriptor: OwnedFd, len: usize, sealed: bool) -> io::Result<Arc<Self>> {
         let segment = Self::map(Arc::new(descriptor), len, sealed)?;
-        let head = segment.head();
-        head.version.store(VERSION, Ordering::Relaxed);
-        head.layout.store(LAYOUT, Ordering::Relaxed);
-        head.magic.store(u64::from_ne_bytes(MAGIC), Ordering::Relaxed);
+        let header = segment.header();
+        header.version.store(VERSION, Ordering::Relaxed);
+        header.layout.store(LAYOUT, Ordering::Relaxed);
+        header.magic.store(u64::from_ne_bytes(MAGIC), Ordering::Relaxed);
         lock(&table().segments).insert(segment.inode, Arc::downgrade(&segment));
         Ok(segment)
     }
@@ -236,12 +237,12 @@ impl Segment {
             return Err(invalid("no memory of this library"));
         }
         let segment = Self::map(descriptor, len, sealed)?;
-        let head = segment.head();
-        if head.magic.load(Ordering::Relaxed) != u64::from_ne_bytes(MAGIC) {
+        let header = segment.header();
+        if header.magic.load(Ordering::Relaxed) != u64::from_ne_bytes(MAGIC) {
             return Err(invalid("no memory of this library"));
         }
         let (version, layout) =
-            (head.version.load(Ordering::Relaxed), head.layout.load(Ordering::Relaxed));
+            (header.version.load(Ordering::Relaxed), header.layout.load(Ordering::Relaxed));
         if (version, layout) != (VERSION, LAYOUT) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -268,9 +269,9 @@ impl Segment {
         let stat = fstat(&*descriptor)?;
         let inode = (stat.st_dev as u64, stat.st_ino as u64);
         let mapping = Mapping::new(&descriptor, len)?;
-        // SAFETY: the head is within the mapping (`len` is at least a page, or was checked by
+        // SAFETY: the header is within the mapping (`len` is at least a page, or was checked by
         // `open_any`), and aligned, because the mapping begins at a page.
-        let users = unsafe { NonNull::from(&mapping.at.cast::<Head>().as_ref().users) };
+        let users = unsafe { NonNull::from(&mapping.at.cast::<SegmentHeader>().as_ref().users) };
         // SAFETY: the mapping is dropped after `liveness`.
         let liveness = unsafe { Liveness::new(Arc::clone(&descriptor), users)? };
         let blocks = Mutex::default();
@@ -285,9 +286,9 @@ impl Segment {
         }))
     }
 
-    fn head(&self) -> &Head {
+    fn header(&self) -> &SegmentHeader {
         // SAFETY: within the mapping, as in `map`. All fields are atomics.
-        unsafe { self.mapping.at.cast::<Head>().as_ref() }
+        unsafe { self.mapping.at.cast::<SegmentHeader>().as_ref() }
     }
 
     pub(crate) fn at(&self) -> NonNull<u8> {
@@ -349,7 +350,7 @@ impl Segment {
 
     /// Notes a block that another process has sent, or refuses it.
     ///
-    /// `tag` reads the block's head and returns what it says. It is called only when nothing else
+    /// `tag` reads the block's header and returns what it says. It is called only when nothing else
     /// of this process is at that place, and nothing can be placed there during the call.
     pub(crate) fn note_received(
         &self,
@@ -390,7 +391,7 @@ impl Segment {
     /// Forgets a block whose last handle in this process is being dropped, if no other process can
     /// have a handle of it.
     ///
-    /// In that case it runs `clear`, which invalidates the block's head in memory, and returns
+    /// In that case it runs `clear`, which invalidates the block's header in memory, and returns
     /// `true`. The block's place may then be reused.
     pub(crate) fn forget_if_only_ours(&self, offset: usize, clear: impl FnOnce()) -> bool {
         if self.forked() {

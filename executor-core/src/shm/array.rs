@@ -15,7 +15,7 @@ use std::{
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::readers::{Head, Readers, Reading};
+use super::readers::{Readers, ReadersHeader, Reading};
 use crate::{
     heap::{
         block::{Access, Block, BlockKind, BlockPlace},
@@ -92,9 +92,9 @@ pub struct Array<T> {
     marker: PhantomData<T>,
 }
 
-/// The offset of the readers' head, after the lock. Their table follows at [`TABLE`].
-const HEAD: usize = size_of::<LockLayout>();
-const TABLE: usize = HEAD + size_of::<Head>();
+/// The offset of the readers' header, after the lock. Their table follows at [`TABLE`].
+const HEADER: usize = size_of::<LockLayout>();
+const TABLE: usize = HEADER + size_of::<ReadersHeader>();
 
 /// Returns how many processes can read an array of `bytes` bytes.
 fn readers_max(bytes: usize) -> usize {
@@ -175,7 +175,7 @@ impl<T: Pod> Array<T> {
 
     fn readers(&self) -> Readers<'_> {
         let table = self.block.parts(TABLE, readers_max(bytes::<T>(self.len)));
-        Readers { head: self.block.part(HEAD), table, owners: self.block.owners() }
+        Readers { header: self.block.part(HEADER), table, owners: self.block.owners() }
     }
 
     #[track_caller]

@@ -1,9 +1,9 @@
 //! A list of fixed length, with items of some simple types.
 //!
 //! ```text
-//!  Head (mutex, count) │ Slot … │ for each slot two halves of its capacity
-//!                         └ word: type, length, which half ──► the value
-//!                           (the other half is for the next value)
+//!  ListHeader (mutex, count) │ Slot … │ for each slot two halves of its capacity
+//!                               └ word: type, length, which half ──► the value
+//!                                 (the other half is for the next value)
 //! ```
 //!
 //! Everything happens under the mutex. A new value is written to the half that is not in use. Then
@@ -99,7 +99,7 @@ crate::debug::debug_is_display!(TooLarge);
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-struct Head {
+struct ListHeader {
     mutex: RobustMutex,
     count: AtomicU32,
 }
@@ -115,7 +115,7 @@ struct Slot {
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Head {}
+unsafe impl SharedLayout for ListHeader {}
 // SAFETY: as above.
 unsafe impl SharedLayout for Slot {}
 
@@ -195,8 +195,8 @@ pub struct ShareableList {
 }
 
 const KINDS: &[BlockKind] = &[BlockKind::List];
-const HEAD: usize = BYTES_START;
-const SLOTS: usize = HEAD + size_of::<Head>();
+const HEADER: usize = BYTES_START;
+const SLOTS: usize = HEADER + size_of::<ListHeader>();
 
 impl ShareableList {
     /// Creates a list of these items, without a name.
@@ -240,7 +240,7 @@ impl ShareableList {
         }
         let encoded: Vec<_> = items.iter().map(ListItem::encode).collect();
         let capacities = encoded.iter().map(|(_, bytes)| bytes.len().max(1).next_multiple_of(8));
-        let data = size_of::<Head>() + items.len() * size_of::<Slot>();
+        let data = size_of::<ListHeader>() + items.len() * size_of::<Slot>();
         // Each item takes two halves.
         let size = capacities
             .clone()
@@ -259,7 +259,7 @@ impl ShareableList {
         };
         let memory = SharedMemory::with(block, None);
         let list = ShareableList { memory };
-        list.head().count.store(count, Ordering::Relaxed);
+        list.header().count.store(count, Ordering::Relaxed);
         let mut at = data;
         for ((slot, (kind, bytes)), capacity) in list.slots().iter().zip(&encoded).zip(capacities) {
             slot.place.store((at as u64 / 8) << 32 | capacity as u64, Ordering::Relaxed);
@@ -282,18 +282,18 @@ impl ShareableList {
         &self.memory
     }
 
-    fn head(&self) -> &Head {
-        self.memory.block().part(HEAD)
+    fn header(&self) -> &ListHeader {
+        self.memory.block().part(HEADER)
     }
 
     fn slots(&self) -> &[Slot] {
         // Another process may write any count, but that does not make the block longer.
-        let room = self.memory.len().saturating_sub(size_of::<Head>()) / size_of::<Slot>();
+        let room = self.memory.len().saturating_sub(size_of::<ListHeader>()) / size_of::<Slot>();
         self.memory.block().parts(SLOTS, self.len().min(room))
     }
 
     fn lock(&self) -> RobustGuard<'_, Liveness> {
-        let (mutex, owners) = (&self.head().mutex, self.memory.block().owners());
+        let (mutex, owners) = (&self.header().mutex, self.memory.block().owners());
         loop {
             // None of the list's methods has a time limit. A death leaves nothing to repair.
             if let Some(guard) = mutex.lock_until(owners, None) {
@@ -306,7 +306,7 @@ impl ShareableList {
     fn halves(&self, slot: &Slot) -> Option<(usize, usize)> {
         let place = slot.place.load(Ordering::Relaxed);
         let (at, capacity) = ((place >> 32) as usize * 8, place as u32 as usize);
-        let after = size_of::<Head>() + size_of_val(self.slots());
+        let after = size_of::<ListHeader>() + size_of_val(self.slots());
         let end = at.checked_add(capacity.checked_mul(2)?)?;
         (at >= after && end <= self.memory.len() && capacity.is_multiple_of(8))
             .then_some((at, capacity))
@@ -321,7 +321,7 @@ impl ShareableList {
         // end.
         let half = u64::from(slot.word.load(Ordering::Relaxed) >> 8 & 1 == 0);
         let from = at + half as usize * capacity;
-        let base = self.memory.block().bytes(HEAD, self.memory.len());
+        let base = self.memory.block().bytes(HEADER, self.memory.len());
         // SAFETY: aligned to a cache line, and a whole number of words. `halves` lie within the
         // memory, and behind everything that is accessed through references.
         unsafe { words::store_bytes(base, from, bytes) };
@@ -338,7 +338,7 @@ impl ShareableList {
             return ListItem::None;
         };
         let mut bytes = vec![0; len];
-        let base = self.memory.block().bytes(HEAD, self.memory.len());
+        let base = self.memory.block().bytes(HEADER, self.memory.len());
         // SAFETY: as in `write`.
         unsafe { words::load_bytes(base, at + half * capacity, &mut bytes) };
         ListItem::decode(word as u8, bytes)
@@ -373,7 +373,7 @@ impl ShareableList {
 
     /// Returns the number of items.
     pub fn len(&self) -> usize {
-        self.head().count.load(Ordering::Relaxed) as usize
+        self.header().count.load(Ordering::Relaxed) as usize
     }
 
     /// Whether there are no items.

@@ -34,17 +34,17 @@ use crate::{
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Head {
+pub(super) struct ReadersHeader {
     mutex: RobustMutex,
     bell: Bell,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Head {}
+unsafe impl SharedLayout for ReadersHeader {}
 
 /// The readers of an array in shared memory: that of a block, or of a model.
 pub(super) struct Readers<'a, O = Liveness> {
-    pub(super) head: &'a Head,
+    pub(super) header: &'a ReadersHeader,
     pub(super) table: &'a [OwnerCount],
     pub(super) owners: &'a O,
 }
@@ -54,12 +54,12 @@ impl<O: Owners> Readers<'_, O> {
     /// before the deadline.
     pub(super) fn enter(&self, deadline: Deadline) -> Option<OwnerId> {
         loop {
-            let guard = self.head.mutex.lock_until(self.owners, deadline)?;
+            let guard = self.header.mutex.lock_until(self.owners, deadline)?;
             let me = guard.me();
             if owner_counts::add(self.table, me) {
                 return Some(me);
             }
-            let heard = self.head.bell.listen();
+            let heard = self.header.bell.listen();
             // Try again even if no reader has died: one may have left without the mutex before this
             // listened.
             owner_counts::reclaim(self.table, self.owners);
@@ -67,7 +67,7 @@ impl<O: Owners> Readers<'_, O> {
                 return Some(me);
             }
             drop(guard);
-            self.head.bell.sleep_with_all(heard, nap(deadline)?);
+            self.header.bell.sleep_with_all(heard, nap(deadline)?);
         }
     }
 
@@ -79,7 +79,7 @@ impl<O: Owners> Readers<'_, O> {
     /// that no reader was counted. From then until it releases the lock, only this function adds to
     /// the table, and it does so only beside another reader.
     pub(super) fn enter_beside(&self, deadline: Deadline) -> Option<OwnerId> {
-        let guard = self.head.mutex.lock_until(self.owners, deadline)?;
+        let guard = self.header.mutex.lock_until(self.owners, deadline)?;
         let me = guard.me();
         // The process of a reader has an entry, so there is room.
         (owner_counts::total(self.table) > 0 && owner_counts::add(self.table, me)).then_some(me)
@@ -91,16 +91,16 @@ impl<O: Owners> Readers<'_, O> {
         if !self.owners.is_me(me) {
             return;
         }
-        match self.head.mutex.lock_at_once(self.owners) {
+        match self.header.mutex.lock_at_once(self.owners) {
             Some(guard) => {
                 owner_counts::remove(self.table, me);
-                let rung = self.head.bell.ring();
+                let rung = self.header.bell.ring();
                 drop(guard);
                 rung.wake_all();
             }
             None => {
                 owner_counts::give_back(self.table, me);
-                self.head.bell.ring_alone().wake_all();
+                self.header.bell.ring_alone().wake_all();
             }
         }
     }
@@ -114,13 +114,13 @@ impl<O: Owners> Readers<'_, O> {
     #[track_caller]
     pub(super) fn wait_for_all(&self, deadline: Deadline, reads: impl Fn() -> bool) -> bool {
         loop {
-            let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else {
+            let Some(guard) = self.header.mutex.lock_until(self.owners, deadline) else {
                 return false;
             };
             if owner_counts::total(self.table) == 0 {
                 return true;
             }
-            let heard = self.head.bell.listen();
+            let heard = self.header.bell.listen();
             // Check again even if no reader has died: one may have left without the mutex before
             // this listened.
             owner_counts::reclaim(self.table, self.owners);
@@ -133,7 +133,7 @@ impl<O: Owners> Readers<'_, O> {
                 "this thread reads the array and would wait for itself: drop that guard first"
             );
             let Some(limit) = nap(deadline) else { return false };
-            self.head.bell.sleep_with_all(heard, limit);
+            self.header.bell.sleep_with_all(heard, limit);
         }
     }
 }
@@ -237,7 +237,7 @@ mod models {
     #[derive(Default)]
     struct Array {
         lock: RobustMutex,
-        head: Head,
+        header: ReadersHeader,
         table: Vec<OwnerCount>,
         /// Equal whenever nobody writes.
         elements: [AtomicU32; 2],
@@ -250,7 +250,7 @@ mod models {
         }
 
         fn readers<'a>(&'a self, owners: &'a Process) -> Readers<'a, Process> {
-            Readers { head: &self.head, table: &self.table, owners }
+            Readers { header: &self.header, table: &self.table, owners }
         }
 
         /// Like `Array::read`. Returns what is seen under the guard.

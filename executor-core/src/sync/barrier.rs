@@ -54,7 +54,7 @@ const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Head {
+pub(super) struct BarrierHeader {
     mutex: RobustMutex,
     /// Wakes those that cannot enter now, when somebody leaves or the phase changes.
     door: Bell,
@@ -68,7 +68,7 @@ pub(super) struct Head {
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Head {}
+unsafe impl SharedLayout for BarrierHeader {}
 
 /// Why a barrier was not passed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ pub struct Barrier {
     block: Block,
 }
 
-travels!(Barrier, block, &[BlockKind::Barrier], |len| len > size_of::<Head>());
+travels!(Barrier, block, &[BlockKind::Barrier], |len| len > size_of::<BarrierHeader>());
 
 /// The result of an attempt to enter.
 pub(super) enum Step<'a> {
@@ -165,7 +165,7 @@ pub(super) struct Participant<'a> {
 
 /// A barrier in shared memory: that of a block, or of a model.
 pub(super) struct Meeting<'a, O> {
-    pub(super) head: &'a Head,
+    pub(super) header: &'a BarrierHeader,
     pub(super) slots: &'a [WaitSlot],
     pub(super) owners: &'a O,
 }
@@ -180,18 +180,18 @@ impl<O> Copy for Meeting<'_, O> {}
 
 impl<'a, O: Owners> Meeting<'a, O> {
     pub(super) fn init(self, parties: u32, limit: u64) {
-        self.head.parties.store(parties, Ordering::Relaxed);
-        self.head.limit.store(limit, Ordering::Relaxed);
+        self.header.parties.store(parties, Ordering::Relaxed);
+        self.header.limit.store(limit, Ordering::Relaxed);
     }
 
     fn lock_until(self, deadline: Deadline) -> Option<RobustGuard<'a, O>> {
-        self.head.mutex.lock_until(self.owners, deadline).inspect(|_| self.end_begun())
+        self.header.mutex.lock_until(self.owners, deadline).inspect(|_| self.end_begun())
     }
 
     /// Locks the mutex, or returns the word's value, whose change the caller waits for. For async
     /// forms.
     fn lock_or_word(self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
-        self.head.mutex.lock_or_word(self.owners, waited).inspect(|_| self.end_begun())
+        self.header.mutex.lock_or_word(self.owners, waited).inspect(|_| self.end_begun())
     }
 
     /// Finishes what another process has begun, if it died or did not have the mutex. The caller
@@ -209,12 +209,12 @@ impl<'a, O: Owners> Meeting<'a, O> {
 
     /// Returns the phase word: the turn and its phase.
     fn phase(self) -> u64 {
-        self.head.phase.load(Ordering::Acquire)
+        self.header.phase.load(Ordering::Acquire)
     }
 
     /// Changes the phase word. Returns `false` if another process changed it first.
     fn change_phase(self, from: u64, to: u64) -> bool {
-        self.head.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.header.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     fn waiting(self) -> impl Iterator<Item = &'a WaitSlot> {
@@ -231,7 +231,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
         }
         // This fails if the barrier was aborted in the meantime. Another call then finishes that.
         self.change_phase(releasing, then);
-        self.head.door.ring_alone().wake_all();
+        self.header.door.ring_alone().wake_all();
     }
 
     /// Tells all waiters that the turn is broken, and changes the phase to `then`.
@@ -242,7 +242,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
             slot.wake();
         }
         self.change_phase(breaking, then);
-        self.head.door.ring_alone().wake_all();
+        self.header.door.ring_alone().wake_all();
     }
 
     /// Breaks that turn, unless its participants already pass or it is already broken. Returns
@@ -263,14 +263,14 @@ impl<'a, O: Owners> Meeting<'a, O> {
     /// wakes the waiters, which read the phase themselves, and the next holder of the mutex
     /// finishes the rest.
     fn end_or_wake(self) {
-        if let Some(_guard) = self.head.mutex.lock_at_once(self.owners) {
+        if let Some(_guard) = self.header.mutex.lock_at_once(self.owners) {
             self.end_begun();
             return;
         }
         for slot in self.waiting() {
             slot.wake();
         }
-        self.head.door.ring_alone().wake_all();
+        self.header.door.ring_alone().wake_all();
     }
 
     pub(super) fn wait_until(
@@ -290,7 +290,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 Step::Act { index, acting } => return self.act(index, acting, action.take()),
                 Step::Outside { heard, .. } => {
                     let Some(limit) = nap(deadline) else { return too_late() };
-                    self.head.door.sleep_with_all(heard, limit);
+                    self.header.door.sleep_with_all(heard, limit);
                 }
                 Step::Wait(participant) => return self.wait_in(participant, deadline),
             }
@@ -363,10 +363,10 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 _ => return Step::Done(Err(BarrierError::Broken)),
             }
             match listens {
-                Some(heard) => return Step::Outside { word: self.head.door.word(), heard },
+                Some(heard) => return Step::Outside { word: self.header.door.word(), heard },
                 // After listening, look once more: others leave, and end an action, without the
                 // mutex.
-                None => listens = Some(self.head.door.listen()),
+                None => listens = Some(self.header.door.listen()),
             }
         }
     }
@@ -381,7 +381,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
     ) -> Step<'a> {
         let turn = filling & !PHASE;
         if acts {
-            self.head.acting.store(guard.me().bits(), Ordering::Relaxed);
+            self.header.acting.store(guard.me().bits(), Ordering::Relaxed);
             let acting = turn | ACTING;
             if self.change_phase(filling, acting) {
                 kill_point!(BarrierActing);
@@ -431,17 +431,17 @@ impl<'a, O: Owners> Meeting<'a, O> {
             slot.leave();
         }
         // Somebody may wait for a free slot.
-        self.head.door.ring_alone().wake_all();
+        self.header.door.ring_alone().wake_all();
     }
 
     fn actor_lives(self) -> bool {
-        OwnerId::from_bits(self.head.acting.load(Ordering::Relaxed))
+        OwnerId::from_bits(self.header.acting.load(Ordering::Relaxed))
             .is_some_and(|actor| self.owners.is_alive(actor))
     }
 
     /// Breaks the barrier if one of the participants that have entered is dead.
     pub(super) fn look_after_the_dead(self) {
-        let Some(guard) = self.head.mutex.try_lock(self.owners) else { return };
+        let Some(guard) = self.header.mutex.try_lock(self.owners) else { return };
         self.end_begun();
         let phase = self.phase();
         let dead = match phase & PHASE {
@@ -505,7 +505,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
     /// Changes the phase within the same turn, unless `to` returns `None`.
     fn redirect(self, to: impl Fn(u64) -> Option<u64>) {
         let next = |phase: u64| Some(phase & !PHASE | to(phase & PHASE)?);
-        let changed = self.head.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        let changed = self.header.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
         if changed.is_ok() {
             kill_point!(BarrierBreaking);
             self.end_or_wake();
@@ -513,7 +513,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
     }
 
     fn parties(self) -> usize {
-        self.head.parties.load(Ordering::Relaxed) as usize
+        self.header.parties.load(Ordering::Relaxed) as usize
     }
 
     pub(super) fn n_waiting(self) -> usize {
@@ -555,16 +555,17 @@ impl Barrier {
         let count = u32::try_from(parties).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
         let slots =
             parties.checked_mul(2).and_then(|slots| slots.checked_mul(size_of::<WaitSlot>()));
-        let len =
-            slots.and_then(|slots| slots.checked_add(size_of::<Head>())).ok_or_else(invalid)?;
+        let len = slots
+            .and_then(|slots| slots.checked_add(size_of::<BarrierHeader>()))
+            .ok_or_else(invalid)?;
         let barrier = Barrier { block: Block::allocate(BlockKind::Barrier, len)? };
         barrier.meeting().init(count, limit);
         Ok(barrier)
     }
 
     fn meeting(&self) -> Meeting<'_, Liveness> {
-        let slots = self.block.rest(size_of::<Head>());
-        Meeting { head: self.block.part(0), slots, owners: self.block.owners() }
+        let slots = self.block.rest(size_of::<BarrierHeader>());
+        Meeting { header: self.block.part(0), slots, owners: self.block.owners() }
     }
 
     /// Waits for all other participants. Returns how many were already here, so exactly one of them
@@ -613,7 +614,7 @@ impl Barrier {
         loop {
             let step = match meeting.lock_or_word(waited) {
                 Ok(guard) => meeting.come(guard, false),
-                Err(heard) => Step::Outside { word: meeting.head.mutex.word(), heard },
+                Err(heard) => Step::Outside { word: meeting.header.mutex.word(), heard },
             };
             match step {
                 Step::Done(result) => return result,
@@ -641,7 +642,7 @@ impl Barrier {
     }
 
     fn own_deadline(&self) -> Deadline {
-        match self.meeting().head.limit.load(Ordering::Relaxed) {
+        match self.meeting().header.limit.load(Ordering::Relaxed) {
             0 => None,
             nanos => deadline_in(Duration::from_nanos(nanos)),
         }

@@ -45,18 +45,18 @@ const SLOTS: usize = 62;
 
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Head {
+pub(super) struct ConditionHeader {
     mutex: RobustMutex,
     crowd: Bell,
     tickets: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Head {}
+unsafe impl SharedLayout for ConditionHeader {}
 
 /// The waiters of a condition, in shared memory: those of a block, or of a model.
 pub(super) struct Waiters<'a, O> {
-    pub(super) head: &'a Head,
+    pub(super) header: &'a ConditionHeader,
     pub(super) slots: &'a [WaitSlot],
     pub(super) owners: &'a O,
 }
@@ -81,7 +81,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
     /// Begins to wait. The condition's lock is still held. Returns `None` if the caller could not
     /// enter before the deadline.
     pub(super) fn enter(self, deadline: Deadline) -> Option<Waiting<'a, O>> {
-        let guard = self.head.mutex.lock_until(self.owners, deadline)?;
+        let guard = self.header.mutex.lock_until(self.owners, deadline)?;
         Some(self.enter_with(guard))
     }
 
@@ -89,7 +89,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
     /// whose change the caller waits for. `waited` means that the caller has already waited for
     /// that.
     fn enter_or_word(self, waited: bool) -> Result<Waiting<'a, O>, u32> {
-        let guard = self.head.mutex.lock_or_word(self.owners, waited)?;
+        let guard = self.header.mutex.lock_or_word(self.owners, waited)?;
         Ok(self.enter_with(guard))
     }
 
@@ -105,11 +105,11 @@ impl<'a, O: Owners> Waiters<'a, O> {
         });
         let place = match free {
             Some(slot) => {
-                let ticket = self.head.tickets.fetch_add(1, Ordering::Relaxed);
+                let ticket = self.header.tickets.fetch_add(1, Ordering::Relaxed);
                 slot.enter(me, ticket);
                 Standing::Slot(slot)
             }
-            None => Standing::Crowd { heard: self.head.crowd.listen() },
+            None => Standing::Crowd { heard: self.header.crowd.listen() },
         };
         kill_point!(ConditionEntered);
         drop(guard);
@@ -117,7 +117,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
     }
 
     fn next_ticket(&self) -> u64 {
-        self.head.tickets.load(Ordering::Relaxed)
+        self.header.tickets.load(Ordering::Relaxed)
     }
 
     /// Tells the first live waiter, and returns its slot for the caller to wake. With `before`,
@@ -153,7 +153,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
     /// Tells up to `count` waiters, in the order in which they came. Returns `false` if the mutex
     /// could not be taken before the deadline.
     pub(super) fn notify(&self, count: usize, deadline: Deadline) -> bool {
-        let Some(guard) = self.head.mutex.lock_until(self.owners, deadline) else { return false };
+        let Some(guard) = self.header.mutex.lock_until(self.owners, deadline) else { return false };
         self.hand_on();
         let mut told = Vec::new();
         // Nobody can enter while the mutex is held, so no bound on the ticket is needed.
@@ -163,7 +163,7 @@ impl<'a, O: Owners> Waiters<'a, O> {
             told.push(slot);
         }
         // The crowd has no tickets, so all of it wakes on each notification.
-        let rung = self.head.crowd.ring();
+        let rung = self.header.crowd.ring();
         drop(guard);
         for slot in told {
             slot.wake();
@@ -178,7 +178,7 @@ impl<O: Owners> Waiting<'_, O> {
         match self.place {
             Standing::Slot(slot) => slot.state() != State::Waiting,
             Standing::Crowd { heard } => {
-                self.waiters.head.crowd.word().load(Ordering::Acquire) != heard
+                self.waiters.header.crowd.word().load(Ordering::Acquire) != heard
             }
             Standing::Left => false,
         }
@@ -194,7 +194,7 @@ impl<O: Owners> Waiting<'_, O> {
             let Some(limit) = nap(deadline) else { return !self.withdraw() };
             match self.place {
                 Standing::Slot(slot) => slot.sleep(limit),
-                Standing::Crowd { heard } => self.waiters.head.crowd.sleep_with_all(heard, limit),
+                Standing::Crowd { heard } => self.waiters.header.crowd.sleep_with_all(heard, limit),
                 Standing::Left => return false,
             }
             kill_point!(ConditionWoken);
@@ -206,7 +206,7 @@ impl<O: Owners> Waiting<'_, O> {
 
     /// Hands on the notifications of waiters that were told and may have died.
     fn look_after_the_dead(&self) {
-        if let Some(_guard) = self.waiters.head.mutex.try_lock(self.waiters.owners) {
+        if let Some(_guard) = self.waiters.header.mutex.try_lock(self.waiters.owners) {
             self.waiters.hand_on();
         }
     }
@@ -243,7 +243,7 @@ impl<O: Owners> Drop for Waiting<'_, O> {
             return;
         }
         // It was told first, so another waiter gets the notification.
-        let Some(guard) = self.waiters.head.mutex.lock_at_once(self.waiters.owners) else {
+        let Some(guard) = self.waiters.header.mutex.lock_at_once(self.waiters.owners) else {
             slot.bequeath();
             return;
         };
@@ -305,7 +305,7 @@ pub struct Condition {
     lock: Lock,
 }
 
-const LEN: usize = size_of::<Head>() + SLOTS * size_of::<WaitSlot>();
+const LEN: usize = size_of::<ConditionHeader>() + SLOTS * size_of::<WaitSlot>();
 
 impl Condition {
     /// Creates a condition with its own lock.
@@ -356,8 +356,8 @@ impl Condition {
     }
 
     fn waiters(&self) -> Waiters<'_, Liveness> {
-        let slots = self.block.parts(size_of::<Head>(), SLOTS);
-        Waiters { head: self.block.part(0), slots, owners: self.block.owners() }
+        let slots = self.block.parts(size_of::<ConditionHeader>(), SLOTS);
+        Waiters { header: self.block.part(0), slots, owners: self.block.owners() }
     }
 
     #[track_caller]
@@ -485,7 +485,7 @@ impl Condition {
             match self.waiters().enter_or_word(waited) {
                 Ok(waiting) => break waiting,
                 Err(word) => {
-                    WordWait::new(&self.block, self.waiters().head.mutex.word(), word).await
+                    WordWait::new(&self.block, self.waiters().header.mutex.word(), word).await
                 }
             }
             waited = true;
@@ -494,7 +494,7 @@ impl Condition {
         while !waiting.was_told() {
             let (word, expected) = match waiting.place {
                 Standing::Slot(slot) => slot.word(),
-                Standing::Crowd { heard } => (self.waiters().head.crowd.word(), heard),
+                Standing::Crowd { heard } => (self.waiters().header.crowd.word(), heard),
                 Standing::Left => break,
             };
             WordWait::new(&self.block, word, expected).await;
@@ -575,7 +575,7 @@ mod tests {
                 condition.waiters().enter(None).unwrap(),
                 condition.waiters().enter(None).unwrap(),
             );
-            condition.waiters().head.tickets.store(gone, Ordering::Relaxed);
+            condition.waiters().header.tickets.store(gone, Ordering::Relaxed);
             condition.notify_one();
             assert!(one.was_told() && !all.was_told(), "{gone} have gone");
             condition.notify_all();
@@ -589,7 +589,7 @@ mod tests {
             let condition = Condition::new().unwrap();
             let first = condition.waiters().enter(None).unwrap();
             let second = condition.waiters().enter(None).unwrap();
-            condition.waiters().head.tickets.store(gone.max(2), Ordering::Relaxed);
+            condition.waiters().header.tickets.store(gone.max(2), Ordering::Relaxed);
             condition.notify_one();
             assert!(first.was_told() && !second.was_told());
             let came_later = condition.waiters().enter(None).unwrap();
@@ -605,7 +605,7 @@ mod tests {
             (condition.waiters().enter(None).unwrap(), condition.waiters().enter(None).unwrap());
         condition.notify_one();
         let waiters = condition.waiters();
-        let held = waiters.head.mutex.lock_until(waiters.owners, None).unwrap();
+        let held = waiters.header.mutex.lock_until(waiters.owners, None).unwrap();
         // The mutex is held, as if by another process that is stopped.
         drop(first);
         drop(held);

@@ -217,10 +217,10 @@ pub(crate) fn table(count: usize) -> Vec<OwnerCount> {
     (0..count).map(|_| OwnerCount::default()).collect()
 }
 
-type Semaphore = (semaphore::Head, Vec<OwnerCount>);
+type Semaphore = (semaphore::SemaphoreHeader, Vec<OwnerCount>);
 
 fn permits<'a>(shared: &'a Semaphore, owners: &'a Process) -> Permits<'a, Process> {
-    Permits { head: &shared.0, table: &shared.1, owners }
+    Permits { header: &shared.0, table: &shared.1, owners }
 }
 
 #[test]
@@ -316,11 +316,11 @@ fn a_permit_that_comes_back_while_another_one_has_the_mutex_is_counted_and_heard
 }
 
 #[cfg(executor_shuttle)]
-type Shared = (barrier::Head, Vec<WaitSlot>);
+type Shared = (barrier::BarrierHeader, Vec<WaitSlot>);
 
 #[cfg(executor_shuttle)]
 fn meeting<'a>(shared: &'a Shared, owners: &'a Process) -> Meeting<'a, Process> {
-    Meeting { head: &shared.0, slots: &shared.1, owners }
+    Meeting { header: &shared.0, slots: &shared.1, owners }
 }
 
 #[cfg(executor_shuttle)]
@@ -516,7 +516,7 @@ fn the_permits_of_the_dead_come_back() {
 
 struct Condition {
     lock: RobustMutex,
-    head: condition::Head,
+    header: condition::ConditionHeader,
     slots: Vec<WaitSlot>,
     ready: AtomicU32,
 }
@@ -526,14 +526,14 @@ impl Condition {
         let slots = (0..slots).map(|_| WaitSlot::default()).collect();
         Arc::new(Condition {
             lock: RobustMutex::default(),
-            head: condition::Head::default(),
+            header: condition::ConditionHeader::default(),
             slots,
             ready: AtomicU32::new(0),
         })
     }
 
     fn waiters<'a>(&'a self, owners: &'a Process) -> Waiters<'a, Process> {
-        Waiters { head: &self.head, slots: &self.slots, owners }
+        Waiters { header: &self.header, slots: &self.slots, owners }
     }
 
     /// Like `Condition::wait_for`.

@@ -17,7 +17,7 @@
 //! A process may be stopped while it holds the mutex. Acquiring then takes until the caller's
 //! deadline and no longer. Giving back and releasing wait for nobody: if the mutex cannot be taken
 //! at once, the table is changed without it ([`owner_counts::give_back`]), and `held` is marked as
-//! [`stale`](Head::stale).
+//! [`stale`](SemaphoreHeader::stale).
 
 use std::{fmt, io, time::Duration};
 
@@ -39,7 +39,7 @@ use crate::{
 /// The beginning of a semaphore's memory, before the table of owner counts.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Head {
+pub(super) struct SemaphoreHeader {
     mutex: RobustMutex,
     bell: Bell,
     /// Number of permits that exist, held or not.
@@ -53,48 +53,48 @@ pub(super) struct Head {
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
-unsafe impl SharedLayout for Head {}
+unsafe impl SharedLayout for SemaphoreHeader {}
 
 /// The word on which those sleep that wait for a permit.
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
-pub(super) fn sleepers(head: &Head) -> &AtomicU32 {
-    head.bell.word()
+pub(super) fn sleepers(header: &SemaphoreHeader) -> &AtomicU32 {
+    header.bell.word()
 }
 
 /// A semaphore in shared memory: that of a block, or of a model.
 pub(super) struct Permits<'a, O> {
-    pub(super) head: &'a Head,
+    pub(super) header: &'a SemaphoreHeader,
     pub(super) table: &'a [OwnerCount],
     pub(super) owners: &'a O,
 }
 
 impl<'a, O: Owners> Permits<'a, O> {
     pub(super) fn init(&self, permits: u32, bound: u32) {
-        self.head.exist.store(permits, Ordering::Relaxed);
-        self.head.bound.store(bound, Ordering::Relaxed);
+        self.header.exist.store(permits, Ordering::Relaxed);
+        self.header.bound.store(bound, Ordering::Relaxed);
     }
 
     fn lock_until(&self, deadline: Deadline) -> Option<RobustGuard<'a, O>> {
-        self.head.mutex.lock_until(self.owners, deadline).map(|guard| self.entered(guard))
+        self.header.mutex.lock_until(self.owners, deadline).map(|guard| self.entered(guard))
     }
 
     fn lock_soon(&self) -> Option<RobustGuard<'a, O>> {
-        self.head.mutex.lock_soon(self.owners).map(|guard| self.entered(guard))
+        self.header.mutex.lock_soon(self.owners).map(|guard| self.entered(guard))
     }
 
     fn lock_at_once(&self) -> Option<RobustGuard<'a, O>> {
-        self.head.mutex.lock_at_once(self.owners).map(|guard| self.entered(guard))
+        self.header.mutex.lock_at_once(self.owners).map(|guard| self.entered(guard))
     }
 
     /// Locks the mutex, or returns the word's value, whose change the caller waits for. For async
     /// forms.
     fn lock_or_word(&self, waited: bool) -> Result<RobustGuard<'a, O>, u32> {
-        self.head.mutex.lock_or_word(self.owners, waited).map(|guard| self.entered(guard))
+        self.header.mutex.lock_or_word(self.owners, waited).map(|guard| self.entered(guard))
     }
 
     /// Brings `held` up to date, if necessary. Every holder of the mutex does this first.
     fn entered(&self, guard: RobustGuard<'a, O>) -> RobustGuard<'a, O> {
-        if guard.owner_died() || self.head.stale.load(Ordering::Relaxed) != 0 {
+        if guard.owner_died() || self.header.stale.load(Ordering::Relaxed) != 0 {
             self.count_held();
         }
         guard
@@ -103,16 +103,16 @@ impl<'a, O: Owners> Permits<'a, O> {
     /// Counts the held permits anew. The caller holds the mutex.
     fn count_held(&self) {
         // Clear the mark first: a permit that is given back after the table is read sets it again.
-        self.head.stale.swap(0, Ordering::AcqRel);
-        self.head.held.store(owner_counts::total(self.table), Ordering::Relaxed);
+        self.header.stale.swap(0, Ordering::AcqRel);
+        self.header.held.store(owner_counts::total(self.table), Ordering::Relaxed);
     }
 
     /// Returns how many permits can be acquired. The caller holds the mutex.
     fn free(&self) -> u32 {
-        self.head
+        self.header
             .exist
             .load(Ordering::Acquire)
-            .saturating_sub(self.head.held.load(Ordering::Relaxed))
+            .saturating_sub(self.header.held.load(Ordering::Relaxed))
     }
 
     /// Takes a permit for this process, if one is free. The caller holds the mutex.
@@ -120,7 +120,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         if self.free() == 0 || !owner_counts::add(self.table, me) {
             return false;
         }
-        let held = &self.head.held;
+        let held = &self.header.held;
         // After a death between the two stores, the next holder of the mutex counts anew.
         held.store(held.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         true
@@ -137,7 +137,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         look: bool,
         listen: bool,
     ) -> Result<OwnerId, u32> {
-        let (me, bell) = (guard.me(), &self.head.bell);
+        let (me, bell) = (guard.me(), &self.header.bell);
         let mut taken = self.take(me);
         let mut heard = 0;
         if !taken {
@@ -190,10 +190,10 @@ impl<'a, O: Owners> Permits<'a, O> {
                 Err(heard) => heard,
             };
             let limit = nap(deadline)?;
-            woken = self.head.bell.sleep(heard, limit);
+            woken = self.header.bell.sleep(heard, limit);
             slept = true;
             // If nobody rang, a holder may have died.
-            look = self.head.bell.word().load(Ordering::Relaxed) == heard;
+            look = self.header.bell.word().load(Ordering::Relaxed) == heard;
         }
     }
 
@@ -208,7 +208,7 @@ impl<'a, O: Owners> Permits<'a, O> {
             let guard = match self.lock_or_word(waited) {
                 Ok(guard) => guard,
                 Err(word) => {
-                    wait(self.head.mutex.word(), word).await;
+                    wait(self.header.mutex.word(), word).await;
                     waited = true;
                     continue;
                 }
@@ -220,8 +220,8 @@ impl<'a, O: Owners> Permits<'a, O> {
                 Ok(me) => return me,
                 Err(heard) => heard,
             };
-            wait(self.head.bell.word(), heard).await;
-            woken = self.head.bell.woken();
+            wait(self.header.bell.word(), heard).await;
+            woken = self.header.bell.woken();
             slept = true;
         }
     }
@@ -230,7 +230,7 @@ impl<'a, O: Owners> Permits<'a, O> {
     pub(super) fn give_back(&self, me: OwnerId) {
         if let Some(guard) = self.lock_at_once() {
             self.discount(guard.me());
-            let rung = self.head.bell.ring();
+            let rung = self.header.bell.ring();
             drop(guard);
             rung.wake_one();
         } else {
@@ -241,7 +241,7 @@ impl<'a, O: Owners> Permits<'a, O> {
     /// Subtracts one from this process's permits. The caller holds the mutex.
     fn discount(&self, me: OwnerId) {
         if owner_counts::remove(self.table, me) {
-            let held = &self.head.held;
+            let held = &self.header.held;
             held.store(held.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
         }
     }
@@ -249,8 +249,8 @@ impl<'a, O: Owners> Permits<'a, O> {
     /// Like [`give_back`](Self::give_back), for when another process has the mutex.
     pub(super) fn give_back_alone(&self, me: OwnerId) {
         owner_counts::give_back(self.table, me);
-        self.head.stale.swap(1, Ordering::AcqRel);
-        self.head.bell.ring_alone().wake_one();
+        self.header.stale.swap(1, Ordering::AcqRel);
+        self.header.bell.ring_alone().wake_one();
     }
 
     /// Removes a permit that this process holds.
@@ -259,7 +259,7 @@ impl<'a, O: Owners> Permits<'a, O> {
         // see one permit too few for a moment.
         let guard = self.lock_soon();
         let less = |exist: u32| Some(exist.saturating_sub(1));
-        let _ = self.head.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        let _ = self.header.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
         kill_point!(PermitForgotten);
         match guard {
             Some(guard) => self.discount(guard.me()),
@@ -269,12 +269,12 @@ impl<'a, O: Owners> Permits<'a, O> {
 
     /// Adds permits, unless more than the bound would exist.
     pub(super) fn release(&self, permits: u32) -> Result<(), ReleaseError> {
-        let bound = self.head.bound.load(Ordering::Relaxed);
+        let bound = self.header.bound.load(Ordering::Relaxed);
         let more = |exist: u32| exist.checked_add(permits).filter(|more| *more <= bound);
-        let added = self.head.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        let added = self.header.exist.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
         added.map_err(|_| ReleaseError::AboveBound)?;
         kill_point!(PermitReleased);
-        let rung = self.head.bell.ring_alone();
+        let rung = self.header.bell.ring_alone();
         if permits == 1 {
             rung.wake_one()
         } else {
@@ -287,7 +287,7 @@ impl<'a, O: Owners> Permits<'a, O> {
     /// for nobody.
     pub(super) fn value(&self) -> u32 {
         let held = owner_counts::total_of_the_living(self.table, self.owners);
-        self.head.exist.load(Ordering::Acquire).saturating_sub(held)
+        self.header.exist.load(Ordering::Acquire).saturating_sub(held)
     }
 }
 
@@ -304,12 +304,12 @@ macro_rules! semaphore {
             block: Block,
         }
 
-        travels!($type, block, &[$kind], |len| len >= size_of::<Head>());
+        travels!($type, block, &[$kind], |len| len >= size_of::<SemaphoreHeader>());
 
         impl $type {
             fn with(permits: u32, bound: u32) -> io::Result<Self> {
                 let table = owners_max(permits).saturating_mul(size_of::<OwnerCount>());
-                let len = table.saturating_add(size_of::<Head>());
+                let len = table.saturating_add(size_of::<SemaphoreHeader>());
                 let semaphore = $type { block: Block::allocate($kind, len)? };
                 semaphore.permits().init(permits, bound);
                 Ok(semaphore)
@@ -370,8 +370,8 @@ macro_rules! semaphore {
 }
 
 fn permits(block: &Block) -> Permits<'_, Liveness> {
-    let table = block.rest(size_of::<Head>());
-    Permits { head: block.part(0), table, owners: block.owners() }
+    let table = block.rest(size_of::<SemaphoreHeader>());
+    Permits { header: block.part(0), table, owners: block.owners() }
 }
 
 semaphore! {
@@ -421,7 +421,7 @@ impl Semaphore {
     }
 
     pub(super) fn bell(&self) -> &AtomicU32 {
-        self.permits().head.bell.word()
+        self.permits().header.bell.word()
     }
 }
 

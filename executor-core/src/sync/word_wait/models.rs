@@ -360,10 +360,10 @@ fn twice<T>(future: impl Future<Output = T>) -> Option<T> {
 #[test]
 fn a_semaphores_permit_reaches_tasks_and_threads_whoever_of_them_is_dropped() {
     check(3, || {
-        let shared: &(semaphore::Head, _) = keep((Default::default(), table(2)));
+        let shared: &(semaphore::SemaphoreHeader, _) = keep((Default::default(), table(2)));
         let [mine, others] =
             [0, 1].map(|at| -> &'static Process { keep(Process::world(2).remove(at)) });
-        let permits = |owners| Permits { head: &shared.0, table: &shared.1, owners };
+        let permits = |owners| Permits { header: &shared.0, table: &shared.1, owners };
         permits(others).init(1, u32::MAX);
         permits(others).acquire(None).unwrap();
         let gives = move |me: OwnerId| permits(mine).give_back(me);
