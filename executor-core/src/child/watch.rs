@@ -45,16 +45,16 @@ impl Reaper {
         status
     }
 
-    /// Kills a child, and reaps it if it ends within `limit`.
-    pub(crate) fn kill(&self, child: &Child, limit: Duration) {
-        child.kill(limit);
+    /// Kills a child, and reaps it if it ends within `timeout`.
+    pub(crate) fn kill(&self, child: &Child, timeout: Duration) {
+        child.kill(timeout);
         self.give_up(child);
     }
 
     /// Waits for the end of a child that is about to end, kills it if that takes longer than
-    /// `limit`, and reaps it.
-    pub(crate) fn end(&self, child: &Child, limit: Duration) {
-        child.end(limit);
+    /// `timeout`, and reaps it.
+    pub(crate) fn end(&self, child: &Child, timeout: Duration) {
+        child.end(timeout);
         self.give_up(child);
     }
 
@@ -86,16 +86,16 @@ impl Reaper {
         lock(&self.orphans).is_empty()
     }
 
-    /// Waits at most `limit` until the killed processes are gone.
-    pub(crate) fn wait(&self, limit: Duration) {
-        lock(&self.orphans).wait(limit);
+    /// Waits at most `timeout` until the killed processes are gone.
+    pub(crate) fn wait(&self, timeout: Duration) {
+        lock(&self.orphans).wait(timeout);
     }
 }
 
-/// Kills a child that hangs, and reaps it if it ends within `limit`. Processes that it leaves
+/// Kills a child that hangs, and reaps it if it ends within `timeout`. Processes that it leaves
 /// behind are not handled.
-pub(crate) fn abandon(child: &Child, limit: Duration) {
-    child.kill(limit);
+pub(crate) fn abandon(child: &Child, timeout: Duration) {
+    child.kill(timeout);
     child.reap(|_| false);
 }
 

@@ -8,14 +8,16 @@ use rustix::{
     thread::futex::{self, Flags},
 };
 
-/// Sleeps while the word is `expected`, for at most `limit`. It may also return after a signal
+/// Sleeps while the word is `expected`, for at most `timeout`. It may also return after a signal
 /// handler ran, or for no reason.
-pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) {
-    let limit = limit
-        .map(|limit| Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos() as _ });
+pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: timeout.as_secs() as _,
+        tv_nsec: timeout.subsec_nanos() as _,
+    });
     // Not PRIVATE, because another process wakes the word. After any error, the caller looks at the
     // word again.
-    let _ = futex::wait(word, Flags::empty(), expected, limit.as_ref());
+    let _ = futex::wait(word, Flags::empty(), expected, timeout.as_ref());
 }
 
 /// Wakes one waiter, if there is one.
@@ -32,10 +34,10 @@ pub(crate) fn wake_all(word: &AtomicU32) {
 pub(crate) const WAIT_ANY_MAX: usize = 128;
 
 /// Sleeps until a word differs from its expected value, or one of the words is woken, for at most
-/// `limit`. It may also return for no reason. Returns the index of a word that was woken.
+/// `timeout`. It may also return for no reason. Returns the index of a word that was woken.
 pub(crate) fn wait_any<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
-    limit: Duration,
+    timeout: Duration,
 ) -> Option<usize> {
     /// How often to look without `futex_waitv` (before Linux 5.16, and in some sandboxes). With a
     /// lower value, a processor is busier. With a higher value, changes are noticed later.
@@ -49,7 +51,7 @@ pub(crate) fn wait_any<'a>(
         list.push(wait);
     }
     // `futex_waitv` takes an absolute time, unlike a wait on a single word.
-    let until = super::clock::now_nanos().saturating_add(limit.as_nanos() as u64);
+    let until = super::clock::now_nanos().saturating_add(timeout.as_nanos() as u64);
     let until =
         Timespec { tv_sec: (until / 1_000_000_000) as _, tv_nsec: (until % 1_000_000_000) as _ };
     let flags = futex::WaitvFlags::empty();
@@ -57,7 +59,7 @@ pub(crate) fn wait_any<'a>(
     match slept {
         Ok(woken) => return Some(woken),
         Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
-        Err(_) => std::thread::sleep(limit.min(POLL)),
+        Err(_) => std::thread::sleep(timeout.min(POLL)),
     }
     None
 }

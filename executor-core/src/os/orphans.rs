@@ -88,9 +88,9 @@ impl Orphans {
         self.left.is_empty()
     }
 
-    /// Looks until no members are left, for at most `limit`. It is for groups that were killed.
-    pub(crate) fn wait(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+    /// Looks until no members are left, for at most `timeout`. It is for groups that were killed.
+    pub(crate) fn wait(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         self.look(std::iter::empty());
         while let Some(at) = self.left.iter().map(|(_, at, _)| *at).min()
             && Instant::now() < deadline

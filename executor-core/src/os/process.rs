@@ -513,36 +513,36 @@ impl Child {
         }
     }
 
-    /// Waits for the child's end, for at most `limit`. Returns whether it has ended.
-    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
-        self.wait(limit);
+    /// Waits for the child's end, for at most `timeout`. Returns whether it has ended.
+    pub(crate) fn ends_within(&self, timeout: Duration) -> bool {
+        self.wait(timeout);
         self.has_ended()
     }
 
     /// Waits for the end of a child that is about to end, kills it if that takes longer than
-    /// `limit`. It does not reap the child.
-    pub(crate) fn end(&self, limit: Duration) {
-        if !self.ends_within(limit) {
+    /// `timeout`. It does not reap the child.
+    pub(crate) fn end(&self, timeout: Duration) {
+        if !self.ends_within(timeout) {
             // If this is refused, there is nothing else to try. The child is left alone, and only
             // waited for once more.
             let _ = self.signal(Signal::KILL);
-            self.wait(limit);
+            self.wait(timeout);
         }
     }
 
-    /// Kills the child and waits for its end for at most `limit`. It does not reap the child. It is
-    /// for the case that no other code is left to do so.
-    pub(crate) fn kill(&self, limit: Duration) {
+    /// Kills the child and waits for its end for at most `timeout`. It does not reap the child. It
+    /// is for the case that no other code is left to do so.
+    pub(crate) fn kill(&self, timeout: Duration) {
         // If this is refused, the child ends when its socket is closed, which the caller does.
         let _ = self.signal_group(Signal::KILL);
-        self.wait(limit);
+        self.wait(timeout);
     }
 
-    fn wait(&self, limit: Duration) {
+    fn wait(&self, timeout: Duration) {
         if let Some(pidfd) = self.pidfd() {
             let timeout = rustix::event::Timespec {
-                tv_sec: limit.as_secs() as _,
-                tv_nsec: limit.subsec_nanos() as _,
+                tv_sec: timeout.as_secs() as _,
+                tv_nsec: timeout.subsec_nanos() as _,
             };
             let mut fds =
                 [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];

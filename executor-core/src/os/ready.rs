@@ -9,19 +9,22 @@ use rustix::{
 
 use super::socket::retry;
 
-/// Sleeps until one of these descriptors is ready, for at most `limit`. It may return early, so it
-/// is for a loop that checks for itself afterwards.
+/// Sleeps until one of these descriptors is ready, for at most `timeout`. It may return early, so
+/// it is for a loop that checks for itself afterwards.
 ///
 /// If the system refuses to wait, this is a short sleep. The loop then notices events a little
 /// later, and does not use the processor meanwhile.
-pub(crate) fn doze(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) {
+pub(crate) fn doze(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
     const A_MOMENT: Duration = Duration::from_millis(10);
-    if let Err(error) = retry(|| poll(fds, limit)) {
+    if let Err(error) = retry(|| poll(fds, timeout)) {
         tracing::error!(%error, "poll failed");
-        let limit = limit.map_or(A_MOMENT, |limit| {
-            Duration::new(limit.tv_sec.max(0).unsigned_abs(), limit.tv_nsec.unsigned_abs() as u32)
+        let timeout = timeout.map_or(A_MOMENT, |timeout| {
+            Duration::new(
+                timeout.tv_sec.max(0).unsigned_abs(),
+                timeout.tv_nsec.unsigned_abs() as u32,
+            )
         });
-        thread::sleep(limit.min(A_MOMENT));
+        thread::sleep(timeout.min(A_MOMENT));
     }
 }
 

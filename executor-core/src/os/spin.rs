@@ -16,7 +16,7 @@ use super::std_or_model::MODEL;
 /// How long to spin while it pays off. With a higher value, more processor time is wasted when the
 /// other side does not answer at once. With a lower value, answers are missed that are only a few
 /// function calls away.
-const LIMIT: Duration = Duration::from_micros(10);
+const TIMEOUT: Duration = Duration::from_micros(10);
 /// How long to spin to find out whether it would pay off. This is as long as it takes to wake the
 /// other side and for that side to do its part. Otherwise both sides would keep sleeping, because
 /// neither would ever find the other awake.
@@ -48,7 +48,7 @@ pub(crate) fn this_cpu() -> u32 {
 #[derive(Debug)]
 pub(crate) struct Spin {
     /// How long to spin while it pays off.
-    limit: Duration,
+    timeout: Duration,
     /// Whether the last attempt paid off.
     paid: bool,
     /// Number of sleeps before the next attempt.
@@ -59,7 +59,7 @@ pub(crate) struct Spin {
 
 impl Default for Spin {
     fn default() -> Self {
-        Spin { limit: LIMIT, paid: false, skip: 0, backoff: 0 }
+        Spin { timeout: TIMEOUT, paid: false, skip: 0, backoff: 0 }
     }
 }
 
@@ -68,10 +68,10 @@ impl Spin {
     /// as long as a probe even while spinning pays off.
     ///
     /// A reply may wake a task of tokio, which then submits the next task to a worker that sleeps
-    /// by now. That takes two wake-ups. With the shorter limit, the next reply always came too late
-    /// (86 µs a round trip instead of 50).
+    /// by now. That takes two wake-ups. With the shorter timeout, the next reply always came too
+    /// late (86 µs a round trip instead of 50).
     pub(crate) fn patient() -> Self {
-        Spin { limit: PROBE, ..Spin::default() }
+        Spin { timeout: PROBE, ..Spin::default() }
     }
 
     /// Waits a moment for `ready`, if that is worthwhile, and returns its last result. `peer_cpu`
@@ -95,9 +95,9 @@ impl Spin {
             self.paid = false;
             return false;
         }
-        let limit = if self.paid { self.limit } else { PROBE };
+        let timeout = if self.paid { self.timeout } else { PROBE };
         let started = Instant::now();
-        while started.elapsed() < limit {
+        while started.elapsed() < timeout {
             for _ in 0..ROUNDS {
                 if ready() {
                     // A single probe may pay off by chance. Probing is worthwhile only if a short

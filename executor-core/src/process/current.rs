@@ -140,11 +140,11 @@ impl ParentProcess {
             if left == Some(Duration::ZERO) {
                 return false;
             }
-            let limit = left.map(|left| Timespec {
+            let timeout = left.map(|left| Timespec {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
             });
-            ready::doze(&mut [PollFd::new(pidfd, PollFlags::IN)], limit.as_ref());
+            ready::doze(&mut [PollFd::new(pidfd, PollFlags::IN)], timeout.as_ref());
         }
         true
     }

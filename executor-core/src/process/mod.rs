@@ -83,7 +83,7 @@ use crate::{
 /// its [exit hooks](crate::at_exit) run, and it waits for its [registered
 /// threads](crate::spawn_thread) and its own processes.
 ///
-/// If the task has a [time limit](crate::Task::timeout), it is counted from the start of the
+/// If the task has a [timeout](crate::Task::timeout), it is counted from the start of the
 /// process. When it has passed, the process and its group are killed, and [`join`](Child::join)
 /// returns [`TimedOut`](crate::TaskError::TimedOut).
 ///
@@ -124,7 +124,7 @@ pub struct Process<T> {
     arguments: Result<(Vec<u8>, Vec<Attachment>), TaskError>,
     /// The name of the task in errors.
     task: String,
-    /// The time limit of the task.
+    /// The timeout of the task.
     timeout: Option<Duration>,
     name: Option<String>,
     daemon: Option<bool>,

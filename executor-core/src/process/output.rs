@@ -12,7 +12,7 @@ use crate::os::{fork::PerProcess, signals, std_or_model::lock};
 /// How long a start waits for the flush. With a lower value, on a busy machine, earlier output of
 /// this process may appear after the child's. With a higher value, a thread that holds the lock of
 /// standard output delays each start by this much.
-const LIMIT: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Writes out what this process has printed so far, including an unterminated line, so that it
 /// appears before the child's output.
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_millis(100);
 /// it. Therefore a helper thread does the flush, and the caller waits for it for a limited time.
 pub(super) fn flush() {
     static FLUSHES: PerProcess<Flushes> = PerProcess::new(Flushes::default);
-    FLUSHES.get().ask(LIMIT, || drop(io::stdout().flush()));
+    FLUSHES.get().ask(TIMEOUT, || drop(io::stdout().flush()));
 }
 
 /// The flushes that were requested. One helper thread at a time does them. A second helper would
@@ -46,8 +46,8 @@ struct State {
 }
 
 impl Flushes {
-    /// Waits until a flush that begins after this call has ended, at most for `limit`.
-    fn ask(&'static self, limit: Duration, flush: impl Fn() + Send + 'static) {
+    /// Waits until a flush that begins after this call has ended, at most for `timeout`.
+    fn ask(&'static self, timeout: Duration, flush: impl Fn() + Send + 'static) {
         let mut state = lock(&self.state);
         state.asked += 1;
         let own = state.asked;
@@ -66,7 +66,7 @@ impl Flushes {
                 }
             }
         }
-        let waited = self.changed.wait_timeout_while(state, limit, |state| state.done < own);
+        let waited = self.changed.wait_timeout_while(state, timeout, |state| state.done < own);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         let helper = if state.helps { None } else { state.helper.take() };
         drop(state);

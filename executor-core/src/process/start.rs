@@ -127,7 +127,7 @@ impl StartError {
 }
 
 /// How long to wait for the end of a child that was killed because its start failed.
-const KILLED_LIMIT: Duration = Duration::from_secs(5);
+const KILLED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One standard stream of a child: the child's end, and this process's end of a pipe.
 struct Stream {
@@ -211,7 +211,7 @@ impl From<Barren> for StartError {
 /// Ends a child that exists but was not launched, and converts the reason to an error.
 fn refused(Refused { step, error, child }: Refused) -> StartError {
     if let Some(child) = child {
-        table::kill(&child, KILLED_LIMIT);
+        table::kill(&child, KILLED_TIMEOUT);
     }
     let what = match step {
         Step::Start => "to start a process",
@@ -271,7 +271,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         task: process.task,
         daemon: identity.daemon,
         keeps_programs: process.keeps_programs,
-        limit: process.timeout,
+        timeout: process.timeout,
     };
     // A copy inherits the streams, environment and directory of the fork server, so it is sent its
     // own.

@@ -54,8 +54,8 @@ pub(crate) struct Record {
     pub(super) parent: u32,
     pub(super) process: Process,
     pub(super) creator: Creator,
-    /// The time limit of the child's task, and the time at which it ends.
-    limit: Option<(Duration, Instant)>,
+    /// The timeout of the child's task, and the time at which it ends.
+    timeout: Option<(Duration, Instant)>,
     board: Shared<Board>,
     state: Mutex<State>,
     changed: Condvar,
@@ -79,7 +79,7 @@ struct State {
     begun: Option<(Payload, Vec<Attachment>, usize)>,
     /// Whether this process has sent SIGKILL to the child.
     killed: bool,
-    /// Whether the child was killed because its task's time limit had passed.
+    /// Whether the child was killed because its task's timeout had passed.
     timed_out: bool,
     /// Whether the thread that watched the child has ended.
     unwatched: bool,
@@ -148,14 +148,14 @@ pub(super) struct Asked {
     pub(super) task: String,
     pub(super) daemon: bool,
     pub(super) keeps_programs: bool,
-    /// The time limit of the task.
-    pub(super) limit: Option<Duration>,
+    /// The timeout of the task.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Record {
     pub(super) fn new(asked: Asked, launched: Launched, board: Shared<Board>) -> Arc<Record> {
         let Launched { child: process, socket } = launched;
-        let Asked { name, task, daemon, keeps_programs, limit } = asked;
+        let Asked { name, task, daemon, keeps_programs, timeout } = asked;
         Arc::new(Record {
             name,
             task,
@@ -164,7 +164,8 @@ impl Record {
             parent: std::process::id(),
             process,
             creator: Creator::here(),
-            limit: limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
+            timeout: timeout
+                .and_then(|timeout| Some((timeout, Instant::now().checked_add(timeout)?))),
             board,
             state: Mutex::new(State {
                 socket: Some(Arc::new(NotInherited::new(socket))),
@@ -292,9 +293,9 @@ impl Record {
             }
             (None, _)
                 if state.timed_out
-                    && let Some((limit, _)) = self.limit =>
+                    && let Some((timeout, _)) = self.timeout =>
             {
-                Err(TaskError::timed_out(limit, Phase::Run).of_task(&self.task))
+                Err(TaskError::timed_out(timeout, Phase::Run).of_task(&self.task))
             }
             (None, status) => {
                 let status = status.unwrap_or(ExitStatus::Unknown);
@@ -342,9 +343,9 @@ impl Record {
         self.kill_group_in(&mut lock(&self.state))
     }
 
-    /// Returns when the child's time limit ends, if it has a limit that can still end it.
-    fn limit_at(&self) -> Option<Instant> {
-        let (_, at) = self.limit?;
+    /// Returns when the child's timeout ends, if it has a timeout that can still end it.
+    fn times_out_at(&self) -> Option<Instant> {
+        let (_, at) = self.timeout?;
         lock(&self.state).has_to_end().then_some(at)
     }
 
@@ -384,7 +385,7 @@ impl Record {
             state.heard = !state.read(socket, ended);
         }
         if !ended {
-            if let Some((_, at)) = self.limit
+            if let Some((_, at)) = self.timeout
                 && state.has_to_end()
                 && at <= Instant::now()
             {
@@ -411,8 +412,8 @@ fn is_readable(socket: BorrowedFd<'_>) -> bool {
 }
 
 impl State {
-    /// Returns whether the child is to be killed when its time limit ends. This is so if its report
-    /// is not complete and it was not killed for the limit already. A report that has only begun
+    /// Returns whether the child is to be killed when its timeout ends. This is so if its report
+    /// is not complete and it was not killed for the timeout already. A report that has only begun
     /// does not count, because the child may stop before it sends the rest.
     fn has_to_end(&self) -> bool {
         !self.timed_out && self.report.is_none()
@@ -533,15 +534,15 @@ impl State {
 
 /// Called when a child was reaped by other code than the watcher. The processes that it has left
 /// behind are waited for, if they become children of this process.
-pub(super) fn kill(child: &Process, limit: Duration) {
-    REAPER.get().kill(child, limit);
+pub(super) fn kill(child: &Process, timeout: Duration) {
+    REAPER.get().kill(child, timeout);
     look_behind();
 }
 
 /// Reaps a child that is not in the table and is about to end. It is killed if it takes longer than
-/// `limit`.
-pub(super) fn end(child: &Process, limit: Duration) {
-    REAPER.get().end(child, limit);
+/// `timeout`.
+pub(super) fn end(child: &Process, timeout: Duration) {
+    REAPER.get().end(child, timeout);
     look_behind();
 }
 
@@ -679,17 +680,17 @@ fn watch(bell: &Arc<OwnedFd>) {
             fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         }
         // Sleep until the first of these times: the next look at orphans, the end of this idle
-        // thread, or the end of a time limit.
+        // thread, or the end of a timeout.
         let reaper = REAPER.get();
         reaper.look(records.iter().map(|record| record.process.pid()));
         let orphans = reaper.next_look(!records.is_empty());
         let idle = records.is_empty().then(|| Instant::now() + IDLE);
-        let over = records.iter().filter_map(|record| record.limit_at());
-        let limit = orphans.into_iter().chain(idle).chain(over).min().map(|at| {
+        let over = records.iter().filter_map(|record| record.times_out_at());
+        let timeout = orphans.into_iter().chain(idle).chain(over).min().map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
         });
-        ready::doze(&mut fds, limit.as_ref());
+        ready::doze(&mut fds, timeout.as_ref());
         let _ = rustix::io::read(&**bell, &mut [0_u8; 8]);
         // A dropped record may be its last handle, so drop them while no lock is held.
         drop(fds);
@@ -744,9 +745,9 @@ impl Record {
             let Some(pidfd) = self.process.pidfd().filter(|_| !self.creator.is_elsewhere()) else {
                 return self.status();
             };
-            let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.as_nanos() as _ };
             let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-            ready::doze(&mut fds, Some(&limit));
+            ready::doze(&mut fds, Some(&timeout));
             self.look();
         }
     }
@@ -762,7 +763,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_limit_counts_until_the_whole_report_is_there() {
+    fn a_timeout_counts_until_the_whole_report_is_there() {
         let mut state = State::default();
         assert!(state.has_to_end());
         // The child has stopped after the first part of its report.

@@ -319,9 +319,9 @@ impl<T: Pod> Array<T> {
         }
     }
 
-    /// Like [`read`](Self::read), but waits no longer than `limit` and then returns `None`.
-    pub fn read_timeout(&self, limit: Duration) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
-        let deadline = deadline_in(limit);
+    /// Like [`read`](Self::read), but waits no longer than `timeout` and then returns `None`.
+    pub fn read_timeout(&self, timeout: Duration) -> Option<LockResult<ArrayReadGuard<'_, T>>> {
+        let deadline = deadline_in(timeout);
         if let Some(acquired) = self.lock.try_acquire_again() {
             return self.read_until(acquired, deadline);
         }
@@ -418,9 +418,9 @@ impl<T: Pod> Array<T> {
         self.write_until(self.lock.try_acquire_again()?, deadline_in(Duration::ZERO))
     }
 
-    /// Like [`write`](Self::write), but waits no longer than `limit` and then returns `None`.
-    pub fn write_timeout(&self, limit: Duration) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
-        let deadline = deadline_in(limit);
+    /// Like [`write`](Self::write), but waits no longer than `timeout` and then returns `None`.
+    pub fn write_timeout(&self, timeout: Duration) -> Option<LockResult<ArrayWriteGuard<'_, T>>> {
+        let deadline = deadline_in(timeout);
         self.write_until(self.lock.acquire_again_until(deadline)?, deadline)
     }
 

@@ -295,7 +295,7 @@ impl ShareableList {
     fn lock(&self) -> RobustGuard<'_, Liveness> {
         let (mutex, owners) = (&self.header().mutex, self.memory.block().owners());
         loop {
-            // None of the list's methods has a time limit. A death leaves nothing to repair.
+            // None of the list's methods has a timeout. A death leaves nothing to repair.
             if let Some(guard) = mutex.lock_until(owners, None) {
                 return guard;
             }

@@ -132,8 +132,8 @@ impl<O: Owners> Readers<'_, O> {
                 deadline.is_some() || !reads(),
                 "this thread reads the array and would wait for itself: drop that guard first"
             );
-            let Some(limit) = nap(deadline) else { return false };
-            self.header.bell.sleep_with_all(heard, limit);
+            let Some(timeout) = nap(deadline) else { return false };
+            self.header.bell.sleep_with_all(heard, timeout);
         }
     }
 }

@@ -246,10 +246,10 @@ impl<T: Pod> Value<T> {
         self.guard_if_not_lent(self.lock.try_acquire_again()?)
     }
 
-    /// Like [`lock`](Self::lock), but waits no longer than `limit` and then returns `None`. Returns
-    /// `None` at once if this thread already has such a guard.
-    pub fn lock_timeout(&self, limit: Duration) -> Option<LockResult<ValueGuard<'_, T>>> {
-        self.guard_if_not_lent(self.lock.acquire_again_until(deadline_in(limit))?)
+    /// Like [`lock`](Self::lock), but waits no longer than `timeout` and then returns `None`.
+    /// Returns `None` at once if this thread already has such a guard.
+    pub fn lock_timeout(&self, timeout: Duration) -> Option<LockResult<ValueGuard<'_, T>>> {
+        self.guard_if_not_lent(self.lock.acquire_again_until(deadline_in(timeout))?)
     }
 
     /// Like [`lock`](Self::lock), on any async runtime.

@@ -3,7 +3,7 @@
 //! ```text
 //!  FILLING ──the last one comes──► RELEASING: each slot TOLD ──► FILLING
 //!     │  └─with an action─► ACTING ──it has run──┘
-//!     └──abort, a time limit, a death──► BREAKING: each slot BROKEN ──► BROKEN ──reset──► FILLING
+//!     └──abort, a timeout, a death──► BREAKING: each slot BROKEN ──► BROKEN ──reset──► FILLING
 //! ```
 //!
 //! Each participant has its own slot, and learns there how its turn ended, however late it looks.
@@ -14,7 +14,7 @@
 //!
 //! A turn is decided by a single change of the phase word, which also counts the turns: it goes
 //! from FILLING to RELEASING or to BREAKING, whichever comes first. So the barrier can be broken
-//! without the mutex (by a time limit, a dropped future, or [`Barrier::abort`]) while the mutex's
+//! without the mutex (by a timeout, a dropped future, or [`Barrier::abort`]) while the mutex's
 //! holder is stopped. Waiters read the phase, too. So they go on even if the process that lets them
 //! pass is stopped halfway through telling them.
 //!
@@ -63,8 +63,8 @@ pub(super) struct BarrierHeader {
     parties: AtomicU32,
     /// The number of the turn, and its phase.
     phase: AtomicU64,
-    /// The time limit in nanoseconds; 0 means none.
-    limit: AtomicU64,
+    /// The timeout in nanoseconds; 0 means none.
+    timeout_nanos: AtomicU64,
 }
 
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
@@ -123,7 +123,7 @@ crate::debug::debug_is_display!(BarrierError);
 ///
 /// If a process dies while one of its threads waits here, the barrier breaks within 100 ms. The
 /// barrier does not know participants that have not come yet. Where one of those may die, set a
-/// time limit.
+/// timeout.
 ///
 /// # An action
 ///
@@ -179,9 +179,9 @@ impl<O> Clone for Meeting<'_, O> {
 impl<O> Copy for Meeting<'_, O> {}
 
 impl<'a, O: Owners> Meeting<'a, O> {
-    pub(super) fn init(self, parties: u32, limit: u64) {
+    pub(super) fn init(self, parties: u32, timeout_nanos: u64) {
         self.header.parties.store(parties, Ordering::Relaxed);
-        self.header.limit.store(limit, Ordering::Relaxed);
+        self.header.timeout_nanos.store(timeout_nanos, Ordering::Relaxed);
     }
 
     fn lock_until(self, deadline: Deadline) -> Option<RobustGuard<'a, O>> {
@@ -289,8 +289,8 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 Step::Done(result) => return result,
                 Step::Act { index, acting } => return self.act(index, acting, action.take()),
                 Step::Outside { heard, .. } => {
-                    let Some(limit) = nap(deadline) else { return too_late() };
-                    self.header.door.sleep_with_all(heard, limit);
+                    let Some(timeout) = nap(deadline) else { return too_late() };
+                    self.header.door.sleep_with_all(heard, timeout);
                 }
                 Step::Wait(participant) => return self.wait_in(participant, deadline),
             }
@@ -306,7 +306,7 @@ impl<'a, O: Owners> Meeting<'a, O> {
             if let Some(result) = self.look(participant) {
                 return result;
             }
-            let Some(limit) = nap(deadline) else {
+            let Some(timeout) = nap(deadline) else {
                 if self.break_turn(participant.filling) {
                     self.leave(participant.slot);
                     return Err(BarrierError::TimedOut);
@@ -314,10 +314,10 @@ impl<'a, O: Owners> Meeting<'a, O> {
                 // Another process has ended this turn. The next look says how.
                 continue;
             };
-            participant.slot.sleep(limit);
+            participant.slot.sleep(timeout);
             kill_point!(BarrierWoken);
             // Nothing happened for the whole interval, so a participant may have died.
-            if limit == RECHECK && participant.slot.is_waiting() {
+            if timeout == RECHECK && participant.slot.is_waiting() {
                 self.look_after_the_dead();
             }
         }
@@ -540,16 +540,16 @@ impl Barrier {
         Self::with(parties, 0)
     }
 
-    /// Creates a barrier with a time limit for each call of [`wait`](Self::wait) and
+    /// Creates a barrier with a timeout for each call of [`wait`](Self::wait) and
     /// [`wait_with`](Self::wait_with).
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    pub fn with_timeout(parties: usize, limit: Duration) -> io::Result<Self> {
-        Self::with(parties, u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1))
+    pub fn with_timeout(parties: usize, timeout: Duration) -> io::Result<Self> {
+        Self::with(parties, u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1))
     }
 
-    fn with(parties: usize, limit: u64) -> io::Result<Self> {
+    fn with(parties: usize, timeout_nanos: u64) -> io::Result<Self> {
         let invalid =
             || io::Error::new(io::ErrorKind::InvalidInput, "a barrier for nobody, or for too many");
         let count = u32::try_from(parties).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
@@ -559,7 +559,7 @@ impl Barrier {
             .and_then(|slots| slots.checked_add(size_of::<BarrierHeader>()))
             .ok_or_else(invalid)?;
         let barrier = Barrier { block: Block::allocate(BlockKind::Barrier, len)? };
-        barrier.meeting().init(count, limit);
+        barrier.meeting().init(count, timeout_nanos);
         Ok(barrier)
     }
 
@@ -572,17 +572,17 @@ impl Barrier {
     /// gets 0.
     ///
     /// # Errors
-    /// If the barrier is broken or gets broken, or after the barrier's time limit.
+    /// If the barrier is broken or gets broken, or after the barrier's timeout.
     pub fn wait(&self) -> Result<usize, BarrierError> {
         self.meeting().wait_until(self.own_deadline(), None::<fn()>)
     }
 
-    /// Like [`wait`](Self::wait), but waits no longer than `limit`.
+    /// Like [`wait`](Self::wait), but waits no longer than `timeout`.
     ///
     /// # Errors
     /// As for [`wait`](Self::wait).
-    pub fn wait_timeout(&self, limit: Duration) -> Result<usize, BarrierError> {
-        self.meeting().wait_until(deadline_in(limit), None::<fn()>)
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<usize, BarrierError> {
+        self.meeting().wait_until(deadline_in(timeout), None::<fn()>)
     }
 
     /// Like [`wait`](Self::wait), but the last participant to come runs the action before all go
@@ -602,7 +602,7 @@ impl Barrier {
     /// Like [`wait`](Self::wait), on any async runtime.
     ///
     /// # Errors
-    /// As for [`wait`](Self::wait). The barrier's time limit does not apply, because runtimes have
+    /// As for [`wait`](Self::wait). The barrier's timeout does not apply, because runtimes have
     /// their own timeouts.
     ///
     /// # Cancel safety
@@ -642,7 +642,7 @@ impl Barrier {
     }
 
     fn own_deadline(&self) -> Deadline {
-        match self.meeting().header.limit.load(Ordering::Relaxed) {
+        match self.meeting().header.timeout_nanos.load(Ordering::Relaxed) {
             0 => None,
             nanos => deadline_in(Duration::from_nanos(nanos)),
         }

@@ -13,7 +13,7 @@
 //! it waits is passed over.
 //!
 //! A process may be stopped while it holds the mutex. Entering then takes until the caller's
-//! deadline. Leaving, after a time limit or when a future is dropped, waits for nobody: a slot is
+//! deadline. Leaving, after a timeout or when a future is dropped, waits for nobody: a slot is
 //! left by one change of its word, and an unused notification is left to the next holder of the
 //! mutex, like that of a dead waiter.
 //!
@@ -191,14 +191,16 @@ impl<O: Owners> Waiting<'_, O> {
                 return true;
             }
             // A notification that arrives at the deadline still counts.
-            let Some(limit) = nap(deadline) else { return !self.withdraw() };
+            let Some(timeout) = nap(deadline) else { return !self.withdraw() };
             match self.place {
-                Standing::Slot(slot) => slot.sleep(limit),
-                Standing::Crowd { heard } => self.waiters.header.crowd.sleep_with_all(heard, limit),
+                Standing::Slot(slot) => slot.sleep(timeout),
+                Standing::Crowd { heard } => {
+                    self.waiters.header.crowd.sleep_with_all(heard, timeout)
+                }
                 Standing::Left => return false,
             }
             kill_point!(ConditionWoken);
-            if limit == RECHECK && !self.was_told() {
+            if timeout == RECHECK && !self.was_told() {
                 self.look_after_the_dead();
             }
         }
@@ -343,8 +345,8 @@ impl Condition {
     }
 
     /// Acquires the condition's lock, like [`Lock::acquire_timeout`].
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
-        self.lock.acquire_timeout(limit)
+    pub fn acquire_timeout(&self, timeout: Duration) -> Option<LockResult<LockGuard<'_>>> {
+        self.lock.acquire_timeout(timeout)
     }
 
     /// Acquires the condition's lock, like [`Lock::acquire_async`].
@@ -381,11 +383,11 @@ impl Condition {
         self.wait_until(guard, None).0
     }
 
-    /// Like [`wait`](Self::wait), but waits no longer than `limit` for a notification. The second
+    /// Like [`wait`](Self::wait), but waits no longer than `timeout` for a notification. The second
     /// value says whether there was one.
     ///
-    /// The limit applies to the notification only. The result is a guard, so this also waits until
-    /// it has the lock again, as [`acquire`](Self::acquire) does.
+    /// The timeout applies to the notification only. The result is a guard, so this also waits
+    /// until it has the lock again, as [`acquire`](Self::acquire) does.
     ///
     /// # Errors
     /// As for [`wait`](Self::wait).
@@ -395,9 +397,9 @@ impl Condition {
     pub fn wait_timeout<'a>(
         &self,
         guard: LockGuard<'a>,
-        limit: Duration,
+        timeout: Duration,
     ) -> LockResult<(LockGuard<'a>, bool)> {
-        with(self.wait_until(guard, deadline_in(limit)))
+        with(self.wait_until(guard, deadline_in(timeout)))
     }
 
     fn wait_until<'a>(
@@ -438,8 +440,8 @@ impl Condition {
         Ok(guard)
     }
 
-    /// Like [`wait_for`](Self::wait_for), but waits no longer than `limit`. The second value is the
-    /// last result of `condition`.
+    /// Like [`wait_for`](Self::wait_for), but waits no longer than `timeout`. The second value is
+    /// the last result of `condition`.
     ///
     /// # Errors
     /// As for [`wait_for`](Self::wait_for).
@@ -449,10 +451,10 @@ impl Condition {
     pub fn wait_for_timeout<'a>(
         &self,
         mut guard: LockGuard<'a>,
-        limit: Duration,
+        timeout: Duration,
         mut condition: impl FnMut() -> bool,
     ) -> LockResult<(LockGuard<'a>, bool)> {
-        let deadline = deadline_in(limit);
+        let deadline = deadline_in(timeout);
         loop {
             if condition() {
                 return Ok((guard, true));

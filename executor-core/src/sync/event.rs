@@ -95,17 +95,17 @@ impl Flag {
         let turn = self.turn();
         loop {
             let Err(word) = self.look(turn) else { return true };
-            let Some(limit) = nap(deadline) else { return false };
+            let Some(timeout) = nap(deadline) else { return false };
             kill_point!(EventMarked);
-            self.sleep(word, limit);
+            self.sleep(word, timeout);
             kill_point!(EventWoken);
         }
     }
 
     /// Sleeps while the word has the value that [`look`](Self::look) returned. The process that
     /// sets the event may die before it wakes anybody, so callers keep each sleep short.
-    pub(super) fn sleep(&self, word: u32, limit: Duration) {
-        futex::wait(&self.word, word, Some(limit));
+    pub(super) fn sleep(&self, word: u32, timeout: Duration) {
+        futex::wait(&self.word, word, Some(timeout));
     }
 }
 
@@ -176,10 +176,10 @@ impl Event {
         while !self.flag().wait(None) {}
     }
 
-    /// Like [`wait`](Self::wait), but waits no longer than `limit`. Returns whether the event was
+    /// Like [`wait`](Self::wait), but waits no longer than `timeout`. Returns whether the event was
     /// set.
-    pub fn wait_timeout(&self, limit: Duration) -> bool {
-        self.flag().wait(deadline_in(limit))
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        self.flag().wait(deadline_in(timeout))
     }
 
     /// Like [`wait`](Self::wait), on any async runtime.

@@ -320,9 +320,9 @@ impl Lock {
         }
     }
 
-    /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns `None`.
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<LockGuard<'_>>> {
-        self.try_acquire().or_else(|| self.acquire_until(deadline_in(limit)))
+    /// Like [`acquire`](Self::acquire), but waits no longer than `timeout` and then returns `None`.
+    pub fn acquire_timeout(&self, timeout: Duration) -> Option<LockResult<LockGuard<'_>>> {
+        self.try_acquire().or_else(|| self.acquire_until(deadline_in(timeout)))
     }
 
     #[inline]

@@ -2,9 +2,9 @@
 //! for how to run it.
 //!
 //! Threads play processes. Each has a number and may die, which must leave everything intact.
-//! Sleeps have no limit here, so that a lost wake-up is a deadlock. Where a death is only noticed
-//! when a sleep reaches its limit, [`time_passes`] plays that. It works with shuttle only, because
-//! for loom it is an endless loop. Under loom, deaths come first.
+//! Sleeps have no timeout here, so that a lost wake-up is a deadlock. Where a death is only noticed
+//! when a sleep reaches its timeout, [`time_passes`] plays that. It works with shuttle only,
+//! because for loom it is an endless loop. Under loom, deaths come first.
 
 use std::sync::Arc;
 #[cfg(executor_shuttle)]
@@ -72,7 +72,7 @@ impl Owners for Process {
     }
 }
 
-/// Lets all sleeps on this word reach their limit, again and again, until the threads are done.
+/// Lets all sleeps on this word reach their timeout, again and again, until the threads are done.
 fn time_passes<T>(
     word: &AtomicU32,
     done: &AtomicU32,
@@ -85,7 +85,7 @@ fn time_passes<T>(
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
-/// Locks the mutex, like a call without a limit.
+/// Locks the mutex, like a call without a timeout.
 pub(crate) fn held<'a>(mutex: &'a RobustMutex, process: &'a Process) -> RobustGuard<'a, Process> {
     mutex.lock_until(process, None).unwrap()
 }
@@ -354,7 +354,7 @@ fn all_who_come_to_a_barrier_pass_it_and_leave_it_as_it_was() {
 
 #[cfg(executor_shuttle)]
 #[test]
-fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
+fn nobody_passes_a_barrier_alone_whose_timeout_ever_is_over() {
     check(2, || {
         let over = deadline_in(Duration::ZERO);
         let (shared, _, both) = two_meet([over, over]);
@@ -363,8 +363,8 @@ fn nobody_passes_a_barrier_alone_whose_limit_ever_is_over() {
     });
 }
 
-/// Lets as many processes come to a barrier as it has parties. The limit of one of them has passed
-/// from the start.
+/// Lets as many processes come to a barrier as it has parties. The timeout of one of them has
+/// passed from the start.
 #[cfg(executor_shuttle)]
 fn one_leaves(parties: u32) {
     check(3, move || {
@@ -384,7 +384,7 @@ fn one_leaves(parties: u32) {
         let left = meeting(&shared, &world[0]).wait_until(over, None::<fn()>);
         let others: Vec<_> = others.into_iter().map(|other| other.join().unwrap()).collect();
         match left {
-            // It was the last one to come, or all came before it looked at its limit.
+            // It was the last one to come, or all came before it looked at its timeout.
             Ok(index) => {
                 let mut all: Vec<_> =
                     others.into_iter().map(|passed| passed.unwrap() as u32).collect();

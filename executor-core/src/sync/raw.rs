@@ -100,8 +100,8 @@ pub(crate) type Deadline = Option<Instant>;
 
 /// Returns the deadline of a wait that begins now: `None`, never, if it is too far away for the
 /// clock.
-pub(crate) fn deadline_in(limit: Duration) -> Deadline {
-    Instant::now().checked_add(limit)
+pub(crate) fn deadline_in(timeout: Duration) -> Deadline {
+    Instant::now().checked_add(timeout)
 }
 
 /// Returns how long to sleep at most, or `None` if the deadline has passed.
@@ -124,9 +124,9 @@ impl RobustMutex {
     /// deadline.
     ///
     /// This is for mutexes inside an object, whose critical sections are short. Every form has a
-    /// deadline: the holder may be stopped inside its critical section, and the caller's own limit
-    /// holds all the same. So pass on the deadline of the calling method; `None` is for a method
-    /// without a limit. The wait takes up to [`PATIENCE`] even if the deadline is earlier.
+    /// deadline: the holder may be stopped inside its critical section, and the caller's own
+    /// timeout holds all the same. So pass on the deadline of the calling method; `None` is for a
+    /// method without a timeout. The wait takes up to [`PATIENCE`] even if the deadline is earlier.
     #[inline]
     pub(crate) fn lock_until<'a, O: Owners>(
         &'a self,
@@ -166,7 +166,7 @@ impl RobustMutex {
     }
 
     /// Like [`lock_until`](Self::lock_until), but gives up after about a microsecond. This is for
-    /// drops, which have no limit and must not wait.
+    /// drops, which have no timeout and must not wait.
     #[inline]
     pub(crate) fn lock_at_once<'a, O: Owners>(
         &'a self,
@@ -272,9 +272,9 @@ impl RobustMutex {
                 continue;
             }
             asked = owner;
-            let limit = nap(deadline);
+            let timeout = nap(deadline);
             // Without the mark, this caller has never slept and so has used up nobody's wake-up.
-            if limit.is_none() && mark == 0 {
+            if timeout.is_none() && mark == 0 {
                 return None;
             }
             // Set the mark even if the deadline has passed. This caller may have been woken instead
@@ -290,9 +290,9 @@ impl RobustMutex {
                 continue;
             }
             kill_point!(MutexMarked);
-            let limit = limit?;
+            let timeout = timeout?;
             mark = CONTENDED;
-            futex::wait(&self.word, contended, Some(limit));
+            futex::wait(&self.word, contended, Some(timeout));
             kill_point!(MutexWoken);
             // The sleep was in vain, so the owner may have died: ask again.
             if self.word.load(Ordering::Relaxed) == contended {
@@ -560,16 +560,16 @@ impl Bell {
         heard
     }
 
-    /// Sleeps until the bell rings, at most for `limit` and never longer than [`RECHECK`]. Returns
-    /// at once if it has rung since `heard`.
-    pub(crate) fn sleep(&self, heard: u32, limit: Duration) -> Woken<'_> {
-        self.sleep_with_all(heard, limit);
+    /// Sleeps until the bell rings, at most for `timeout` and never longer than [`RECHECK`].
+    /// Returns at once if it has rung since `heard`.
+    pub(crate) fn sleep(&self, heard: u32, timeout: Duration) -> Woken<'_> {
+        self.sleep_with_all(heard, timeout);
         self.woken()
     }
 
     /// Like [`sleep`](Self::sleep), for bells whose ringers always wake all sleepers.
-    pub(crate) fn sleep_with_all(&self, heard: u32, limit: Duration) {
-        futex::wait(&self.word, heard, Some(limit.min(RECHECK)));
+    pub(crate) fn sleep_with_all(&self, heard: u32, timeout: Duration) {
+        futex::wait(&self.word, heard, Some(timeout.min(RECHECK)));
         kill_point!(BellWoken);
     }
 

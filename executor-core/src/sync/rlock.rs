@@ -188,9 +188,9 @@ impl RLock {
         Some(self.guard(me, locked))
     }
 
-    /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns `None`.
-    pub fn acquire_timeout(&self, limit: Duration) -> Option<LockResult<RLockGuard<'_>>> {
-        self.acquire_until(deadline_in(limit))
+    /// Like [`acquire`](Self::acquire), but waits no longer than `timeout` and then returns `None`.
+    pub fn acquire_timeout(&self, timeout: Duration) -> Option<LockResult<RLockGuard<'_>>> {
+        self.acquire_until(deadline_in(timeout))
     }
 
     fn acquire_until(&self, deadline: Deadline) -> Option<LockResult<RLockGuard<'_>>> {

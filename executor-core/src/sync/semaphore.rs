@@ -189,8 +189,8 @@ impl<'a, O: Owners> Permits<'a, O> {
                 Ok(me) => return Some(me),
                 Err(heard) => heard,
             };
-            let limit = nap(deadline)?;
-            woken = self.header.bell.sleep(heard, limit);
+            let timeout = nap(deadline)?;
+            woken = self.header.bell.sleep(heard, timeout);
             slept = true;
             // If nobody rang, a holder may have died.
             look = self.header.bell.word().load(Ordering::Relaxed) == heard;
@@ -335,10 +335,10 @@ macro_rules! semaphore {
                 Some(Permit { block: &self.block, me })
             }
 
-            /// Like [`acquire`](Self::acquire), but waits no longer than `limit` and then returns
+            /// Like [`acquire`](Self::acquire), but waits no longer than `timeout` and then returns
             /// `None`.
-            pub fn acquire_timeout(&self, limit: Duration) -> Option<Permit<'_>> {
-                self.acquire_until(deadline_in(limit))
+            pub fn acquire_timeout(&self, timeout: Duration) -> Option<Permit<'_>> {
+                self.acquire_until(deadline_in(timeout))
             }
 
             fn acquire_until(&self, deadline: Deadline) -> Option<Permit<'_>> {

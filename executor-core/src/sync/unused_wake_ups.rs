@@ -33,20 +33,20 @@ pub(crate) fn wakes_a_sleeper(word: &AtomicU32, act: impl FnOnce()) {
     assert!(is_woken(word, LONG, act), "it slept on");
 }
 
-/// Like [`wakes_a_sleeper`], but returns whether the thread is woken before `limit` has passed.
-pub(crate) fn is_woken(word: &AtomicU32, limit: Duration, act: impl FnOnce()) -> bool {
+/// Like [`wakes_a_sleeper`], but returns whether the thread is woken before `timeout` has passed.
+pub(crate) fn is_woken(word: &AtomicU32, timeout: Duration, act: impl FnOnce()) -> bool {
     let sleeper = Sleeper::default();
     thread::scope(|scope| {
         let sleeps = scope.spawn(|| {
             let heard = word.load(Ordering::SeqCst);
             sleeper.is_this_thread();
             let began = Instant::now();
-            futex::wait(word, heard, Some(limit));
+            futex::wait(word, heard, Some(timeout));
             began.elapsed()
         });
         sleeper.until_it_sleeps();
         act();
-        sleeps.join().unwrap() < limit
+        sleeps.join().unwrap() < timeout
     })
 }
 
@@ -141,7 +141,7 @@ fn held_by(owner: u32) -> u32 {
 }
 
 #[test]
-fn one_whose_limit_passes_after_it_was_woken_leaves_the_mutex_marked_for_others() {
+fn one_whose_timeout_passes_after_it_was_woken_leaves_the_mutex_marked_for_others() {
     let mutex = mutex();
     let word = mutex.word();
     word.store(held_by(2), Ordering::SeqCst);

@@ -77,10 +77,10 @@ impl WaitSlot {
         }
     }
 
-    /// Sleeps until the waiter is told something, at most for `limit` and never longer than
+    /// Sleeps until the waiter is told something, at most for `timeout` and never longer than
     /// [`RECHECK`].
-    pub(super) fn sleep(&self, limit: Duration) {
-        futex::wait(&self.word, WAITING, Some(limit.min(RECHECK)));
+    pub(super) fn sleep(&self, timeout: Duration) {
+        futex::wait(&self.word, WAITING, Some(timeout.min(RECHECK)));
     }
 
     /// Returns the word, and its value while the waiter waits. For waiters that sleep in another

@@ -333,13 +333,13 @@ impl Watcher {
             } else {
                 idle_since = Instant::now();
             }
-            let limit = match words.len() {
+            let timeout = match words.len() {
                 0 => IDLE,
                 some if some < all => GLANCE,
                 _ => RECHECK.saturating_sub(looked.elapsed()).max(Duration::from_millis(1)),
             };
             let others = words.iter().map(|((_, expected, _), word)| (word.get(), *expected));
-            let woken = futex::wait_any(std::iter::once((&self.news, news)).chain(others), limit);
+            let woken = futex::wait_any(std::iter::once((&self.news, news)).chain(others), timeout);
             let mut over = self.take_changed();
             // The first word is `news`.
             if let Some(words) = woken.and_then(|at| words.get(..at)) {

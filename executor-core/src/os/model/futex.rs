@@ -1,6 +1,6 @@
 //! The futex for the model checkers. It does what the kernel promises, and no more.
 //!
-//! It compares the word with the expected value under the lock that a waker takes. No time limit
+//! It compares the word with the expected value under the lock that a waker takes. No timeout
 //! ends a sleep, and only a wake-up does. So a lost wake-up is a deadlock, which the checker
 //! reports.
 
@@ -43,7 +43,7 @@ fn address(word: &AtomicU32) -> usize {
     ptr::from_ref(word).addr()
 }
 
-pub(crate) fn wait(word: &AtomicU32, expected: u32, _limit: Option<Duration>) {
+pub(crate) fn wait(word: &AtomicU32, expected: u32, _timeout: Option<Duration>) {
     sleep(&[(word, expected)]);
 }
 
@@ -98,7 +98,7 @@ pub(crate) const WAIT_ANY_MAX: usize = 128;
 
 pub(crate) fn wait_any<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
-    _limit: Duration,
+    _timeout: Duration,
 ) -> Option<usize> {
     sleep(&words.collect::<Vec<_>>())
 }
