@@ -64,7 +64,7 @@ use crate::{
 /// [`write`](Self::write). A waiting writer goes before readers that come later, except for a
 /// thread that already reads. A thread that reads and wants to write would wait for itself, so this
 /// panics. Tasks that each write a separate part at the same time need a [`RawArray`], or one array
-/// each. OwnerCount [the lock](Self::get_lock) keeps others from beginning to read or write. The
+/// each. Holding [the lock](Self::get_lock) keeps others from beginning to read or write. The
 /// lock is re-entrant, so the thread that holds it may do both.
 ///
 /// About thirty processes can read at the same time, or one for each 256 bytes up to 1,000. A
