@@ -52,7 +52,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     print!("{}", request(address, 30).await?);
     print!("{}", request(address, 90).await?);
-    // This client disconnects early. Its task would otherwise compute until its limit of one
+    // This client disconnects early. Its task would otherwise compute until its timeout of one
     // second.
     drop(tokio::time::timeout(Duration::from_millis(50), request(address, 91)).await);
     pool.shutdown_async().await;

@@ -1,4 +1,5 @@
-//! Copies of a process that tasks, callbacks and hooks make by `fork`, and that return from them.
+//! Copies of a process that tasks, callbacks and hooks make by `fork`, and that return from them;
+//! copies that use the locks and the other objects of the original.
 
 mod support;
 
@@ -7,10 +8,14 @@ use std::{
     future::Future as _,
     io::{Read as _, Write as _},
     path::Path,
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
 };
 
-use executor::{Context, Fork, Process, StartMethod, prelude::*};
+use executor::{Context, Event, Fork, Lock, Process, StartMethod, Value, prelude::*};
 use support::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
@@ -320,4 +325,99 @@ fn hold_first(item: u64, gate: &Path) {
     if item == 0 {
         support::come_to(gate);
     }
+}
+
+// ---- shared objects in a copy ------------------------------------------------------------------
+
+#[test]
+fn sy30_a_fork_can_use_the_primitives_without_a_deadlock() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let (lock, event, stop) = (Lock::new().unwrap(), Event::new().unwrap(), AtomicBool::new(false));
+    let count = Value::new(0_u32).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                // Any lock of the library is likely to be held at the moment of the fork.
+                while !stop.load(Ordering::Relaxed) {
+                    drop((
+                        Lock::new().unwrap(),
+                        Value::new([0_u8; 100]).unwrap(),
+                        Event::new().unwrap(),
+                    ));
+                    drop(lock.acquire().unwrap_or_else(|died| died.into_guard()));
+                }
+            });
+        }
+        for _ in 0..30 {
+            // SAFETY: the child only uses this library, and ends without unwinding past this point.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let fine = std::panic::catch_unwind(|| {
+                    let own = Lock::new().unwrap();
+                    drop(own.acquire().unwrap());
+                    drop(lock.acquire().unwrap_or_else(|died| died.into_guard()));
+                    count.fetch_add(1);
+                    event.set();
+                    // The same one level deeper.
+                    // SAFETY: as above.
+                    let grandchild = unsafe { libc::fork() };
+                    if grandchild == 0 {
+                        let held = lock.acquire().unwrap_or_else(|died| died.into_guard());
+                        std::mem::forget(held);
+                        // SAFETY: ends this process while it holds the lock.
+                        unsafe { libc::_exit(0) };
+                    }
+                    wait_for_child(grandchild) == 0
+                });
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(if matches!(fine, Ok(true)) { 0 } else { 1 }) };
+            }
+            assert_eq!(wait_for_child(child), 0);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(event.is_set());
+    assert_eq!(count.get(), 30);
+}
+
+fn wait_for_child(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: `pid` is a child of this process, and the out-pointer is valid.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    status
+}
+
+#[test]
+fn a_guard_inherited_by_a_fork_does_nothing_and_the_parents_death_is_reported() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let (lock, go) = (Lock::new().unwrap(), Event::new().unwrap());
+    let guard = lock.acquire().unwrap();
+    // SAFETY: the child only uses this library, and ends without unwinding.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(guard);
+        // SAFETY: ends this process.
+        unsafe { libc::_exit(i32::from(!lock.is_locked() || lock.try_acquire().is_some())) };
+    }
+    assert_eq!(wait_for_child(child), 0);
+    assert!(lock.is_locked());
+    drop(guard);
+    // A parent that holds the lock and ends, while its child goes on.
+    // SAFETY: as above.
+    let parent = unsafe { libc::fork() };
+    if parent == 0 {
+        std::mem::forget(lock.acquire().unwrap());
+        // SAFETY: as above.
+        if unsafe { libc::fork() } == 0 {
+            go.wait();
+        }
+        // SAFETY: ends this process.
+        unsafe { libc::_exit(0) };
+    }
+    wait_for_child(parent);
+    let died = lock.acquire().unwrap_err();
+    drop(died.into_guard());
+    go.set();
 }

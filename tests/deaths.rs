@@ -1,6 +1,6 @@
-//! Workers that are killed at every step of the protocol, and processes, users of locks and users
-//! of named memory that are killed or stopped at every step of theirs. See the programs `deaths`,
-//! `process_deaths`, `lock_deaths` and `named_deaths`.
+//! Workers that are killed at every step of the protocol, and processes, users of locks, of queues
+//! and of named memory that are killed or stopped at every step of theirs. See the programs
+//! `deaths`, `process_deaths`, `lock_deaths`, `queue_deaths` and `named_deaths`.
 //!
 //! These are separate programs because they are built with the feature `kill-points`, which no
 //! other test may have. The programs read `EXECUTOR_ROUNDS` and `EXECUTOR_SEED`. `--nocapture`
@@ -69,4 +69,17 @@ fn death_and_stopping_of_processes_their_parents_and_their_fork_server() {
 #[test]
 fn death_and_stopping_within_named_memory() {
     check("named_deaths", "ring", rounds());
+}
+
+#[test]
+fn death_within_a_queue() {
+    check("queue_deaths", "ring", rounds());
+}
+
+#[test]
+fn no_call_with_a_timeout_is_delayed_and_no_item_is_lost_while_a_process_is_stopped_within_a_queue()
+{
+    // Every step would be reached in 300 rounds, which take minutes.
+    let rounds = if std::env::var_os("EXECUTOR_ROUNDS").is_some() { rounds() } else { 60 };
+    check_with("queue_deaths", "ring", rounds, "1");
 }

@@ -21,7 +21,7 @@ use executor::{
 use serde::{Deserialize, Serialize};
 use support::{
     LONG, alone, descriptors, echo, eventually, executor_threads, pid, pool, rounds, watchdog,
-    with_a_limit_long_enough,
+    with_a_timeout_long_enough,
 };
 
 executor::test_support!();
@@ -545,7 +545,7 @@ fn a_reader_that_sleeps_on_a_garbled_word_is_woken_nevertheless() {
             // If the pool's own thread is checking the worker when the result is asked for, then
             // the asking thread waits elsewhere. So try again until it waits on this word.
             let (pool, ended, behind) =
-                with_a_limit_long_enough("somebody sleeps there", |limit| {
+                with_a_timeout_long_enough("somebody sleeps there", |limit| {
                     let (pool, notes) = (pool(1), tempfile::tempdir().unwrap());
                     let said = notes.path().join("garbled");
                     let future = pool.submit(garble_who_sleeps::task(value, how, &said));

@@ -11,7 +11,7 @@ use std::{
 
 use executor::{BrokenCause, TaskError, prelude::*};
 use support::{
-    Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_limit_long_enough,
+    Gate, come_to, echo, eventually, hold, pid, state, watchdog, with_a_timeout_long_enough,
 };
 
 executor::test_support!();
@@ -362,7 +362,7 @@ fn an_initializer_that_hangs_in_one_worker_does_not_break_a_pool_with_another_wo
     let _watchdog = watchdog();
     // The timeout also applies to the initializers that do not hang, and they have to finish within
     // it.
-    with_a_limit_long_enough("the first worker and the third", |limit| {
+    with_a_timeout_long_enough("the first worker and the third", |limit| {
         let (gate, held) = (Gate::new(), Gate::new());
         let pool = ProcessPoolExecutor::builder()
             .max_workers(2)

@@ -13,8 +13,9 @@ use std::{
 };
 
 use executor::{
-    AsyncResult, BuildError, Phase, Pool, PoolError, TaskError, prelude::*, usable_cpus,
+    AsyncResult, BuildError, Phase, Pool, PoolError, Side, TaskError, prelude::*, usable_cpus,
 };
+use serde::{Deserialize, Serialize, Serializer, ser::Error as _};
 use support::{
     Gate, LONG, come_to, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pid,
     watchdog,
@@ -454,6 +455,36 @@ fn pl19_an_error_has_type_message_and_location_and_a_panic_of_the_input_is_the_c
         catch_unwind(AssertUnwindSafe(|| pool.map(square::task, says_when(3)))).unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"when"));
     assert_eq!(pool.apply(square::task(3)).unwrap(), 9);
+    end(&pool);
+}
+
+/// A value that can be made, but not sent.
+#[derive(Debug, Deserialize)]
+struct Unwilling;
+
+impl Serialize for Unwilling {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(S::Error::custom("it stays here"))
+    }
+}
+
+#[task]
+fn unwilling() -> Unwilling {
+    Unwilling
+}
+
+#[test]
+fn br17_a_result_that_cannot_be_encoded_fails_only_its_call() {
+    let _watchdog = watchdog();
+    let pool = Pool::new(1).unwrap();
+    let worker = pool.apply(pid::task()).unwrap();
+    let TaskError::Encode(failure) = pool.apply(unwilling::task()).unwrap_err() else {
+        panic!("it cannot be encoded")
+    };
+    assert_eq!(failure.side(), Side::ResultInWorker);
+    assert!(failure.to_string().contains("it stays here"), "{failure}");
+    // The worker lives on.
+    assert_eq!(pool.apply(pid::task()).unwrap(), worker);
     end(&pool);
 }
 

@@ -26,7 +26,7 @@ use plays::{PROGRAM, Play, argument, assert_nothing_left, harness, play, play_fi
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::{
     Gate, LONG, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold,
-    pid, pool, rounds, signal, spin, tagged, variable, watchdog, with_a_limit_long_enough,
+    pid, pool, rounds, signal, spin, tagged, variable, watchdog, with_a_timeout_long_enough,
 };
 
 /// Names what its workers do instead of being workers.
@@ -1124,7 +1124,7 @@ fn has_its_worker_stopped() {
         worker
     };
     // The worker has to be stopped before its timeout ends it.
-    with_a_limit_long_enough("it is stopped within its limit", |limit| {
+    with_a_timeout_long_enough("it is stopped within its limit", |limit| {
         let gate = Gate::new();
         let limited = pool.submit(hold::task(gate.path()).timeout(limit));
         eventually("it is at the gate, or was too slow", || {
@@ -1316,7 +1316,7 @@ fn waits_for_an_initializer() {
     // finish within it.
     let too_slow = |error: &TaskError| matches!(error, TaskError::Broken(BrokenCause::Start(_)));
     for of_the_start in [true, false] {
-        with_a_limit_long_enough("a worker comes up", |limit| {
+        with_a_timeout_long_enough("a worker comes up", |limit| {
             let builder = if of_the_start {
                 builder().start_timeout(limit)
             } else {
@@ -1336,7 +1336,7 @@ fn waits_for_an_initializer() {
         });
     }
     // An initializer with a timeout of its own may take longer than a start.
-    with_a_limit_long_enough("a worker comes up", |limit| {
+    with_a_timeout_long_enough("a worker comes up", |limit| {
         let gate = Gate::new();
         let pool = ProcessPoolExecutor::builder()
             .max_workers(1)

@@ -23,7 +23,7 @@ use std::{
 use executor::{ProcessPoolExecutor, task};
 use tempfile::TempDir;
 
-/// Long enough for anything here, also on a busy machine. This limit only ends tests that hang.
+/// Long enough for anything here, also on a busy machine. This timeout only ends tests that hang.
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// Returns a pool with this many workers.
@@ -78,12 +78,12 @@ pub fn watchdog() -> Watchdog {
 }
 
 /// Guards a test that may take longer than others.
-pub fn watchdog_of(limit: Duration) -> Watchdog {
+pub fn watchdog_of(timeout: Duration) -> Watchdog {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            say_past_the_harness(&format!("{test} hangs: nothing for {limit:?}"));
+        if receiver.recv_timeout(timeout) == Err(mpsc::RecvTimeoutError::Timeout) {
+            say_past_the_harness(&format!("{test} hangs: nothing for {timeout:?}"));
             std::process::abort();
         }
     });
@@ -305,15 +305,16 @@ pub fn user_of_its_own() -> u32 {
     10_000 + std::process::id() % 50_000
 }
 
-/// Calls `attempt` with increasing limits until it succeeds. `attempt` returns `None` if something
-/// did not happen within its limit. On a busy machine even a short operation may take a second.
+/// Calls `attempt` with increasing timeouts until it succeeds. `attempt` returns `None` if
+/// something did not happen within its timeout. On a busy machine even a short operation may take a
+/// second.
 #[track_caller]
-pub fn with_a_limit_long_enough<T>(
+pub fn with_a_timeout_long_enough<T>(
     what: &str,
     mut attempt: impl FnMut(Duration) -> Option<T>,
 ) -> T {
-    let limits = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
-    limits.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+    let timeouts = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
+    timeouts.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
 }
 
 /// Returns the letter of a process's state, if there is such a process.

@@ -16,9 +16,11 @@ use std::{
 const HELP: &str = "\
 cargo xtask check [STEP]           formatting, clippy and documentation, or one of the three
 cargo xtask test                   every test: `cargo test --workspace`
-cargo xtask test NAME [FILTER…]    the test binary tests/NAME.rs, or the programs that must compile
-                                   (`accepted`), the documentation (`doc`), or else the unit tests
-                                   of executor-core whose path contains NAME
+cargo xtask test NAME [FILTER…]    the test binary tests/NAME.rs or tests/NAME/main.rs; the tests of
+                                   the file NAME.rs in one of these folders, or with a FILTER those
+                                   of its test binary; the programs that must compile (`accepted`);
+                                   the documentation (`doc`); or else the unit tests of executor-core
+                                   whose path contains NAME
 cargo xtask models [CHECKER] [FILTER]
                                    production code under loom and shuttle, or under one of them
 cargo xtask deaths [ROUNDS] [FILTER]
@@ -57,8 +59,17 @@ impl Step {
 struct Surroundings<'a> {
     rust_flags: &'a str,
     target_folder: &'a str,
-    /// Returns whether there is a test binary with this name.
-    has_test: &'a dyn Fn(&str) -> bool,
+    /// Returns where the integration tests of this name are, if there are any.
+    tests_of: &'a dyn Fn(&str) -> Option<Tests>,
+}
+
+/// Where integration tests are.
+#[derive(Debug, PartialEq)]
+enum Tests {
+    /// In the test binary of this name.
+    Binary,
+    /// In a file with this name, which belongs to this test binary.
+    FileOf(String),
 }
 
 /// Returns the calls of cargo that a command consists of, or what is wrong with the command.
@@ -111,8 +122,26 @@ fn test(arguments: &[&str], surroundings: &Surroundings<'_>) -> Step {
     let step = match name {
         "doc" => Step::cargo("test --workspace --doc"),
         "accepted" => Step::cargo("test -p executor --test accepted_*"),
-        _ if (surroundings.has_test)(name) => Step::cargo("test -p executor --test").args([name]),
-        _ => return Step::cargo("test -p executor-core --lib").args([name]).args(harness(filters)),
+        _ => match (surroundings.tests_of)(name) {
+            Some(Tests::Binary) => Step::cargo("test -p executor --test").args([name]),
+            Some(Tests::FileOf(binary)) => {
+                let step = Step::cargo("test -p executor --test").args([binary.as_str()]);
+                // The harness runs what any of its filters matches, so the file's name would select
+                // more than the filters do.
+                if filters.first().is_some_and(|filter| *filter != "--") {
+                    return step.args(harness(filters));
+                }
+                let file = format!("{name}::");
+                let all: Vec<_> =
+                    [file.as_str()].into_iter().chain(filters.iter().copied()).collect();
+                return step.args(harness(&all));
+            }
+            None => {
+                return Step::cargo("test -p executor-core --lib")
+                    .args([name])
+                    .args(harness(filters));
+            }
+        },
     };
     step.args(harness(filters))
 }
@@ -147,12 +176,25 @@ fn deaths(arguments: &[&str]) -> Vec<Step> {
         [first, rest @ ..] if first.parse::<u64>().is_ok() => (Some(*first), rest),
         all => (None, all),
     };
-    let step = Step::cargo("test -p executor --test deaths --test queue_deaths -- --nocapture")
+    let step = Step::cargo("test -p executor --test deaths -- --nocapture")
         .args(filters.iter().copied().filter(|filter| *filter != "--"));
     vec![match rounds {
         Some(rounds) => step.env("EXECUTOR_ROUNDS", rounds),
         None => step,
     }]
+}
+
+/// Looks for the integration tests of this name in the folder `tests`.
+fn tests_of(tests: &Path, name: &str) -> Option<Tests> {
+    let file = format!("{name}.rs");
+    if tests.join(&file).exists() || tests.join(name).join("main.rs").exists() {
+        return Some(Tests::Binary);
+    }
+    let folders = tests.read_dir().ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let binary = folders
+        .filter(|folder| folder.join("main.rs").exists())
+        .find(|folder| folder.join(&file).exists())?;
+    Some(Tests::FileOf(binary.file_name()?.to_str()?.to_owned()))
 }
 
 /// Runs the steps in order. Returns whether all of them succeeded.
@@ -185,7 +227,7 @@ fn main() -> ExitCode {
     let surroundings = Surroundings {
         rust_flags: &rust_flags,
         target_folder: if target_folder.is_empty() { "target" } else { &target_folder },
-        has_test: &|name| root.join("tests").join(name).with_extension("rs").exists(),
+        tests_of: &|name| tests_of(&root.join("tests"), name),
     };
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -212,7 +254,11 @@ mod tests {
         let surroundings = Surroundings {
             rust_flags: "-g",
             target_folder: "/t",
-            has_test: &|name| name == "queue",
+            tests_of: &|name| match name {
+                "large" | "objects" => Some(Tests::Binary),
+                "queue" => Some(Tests::FileOf("objects".to_owned())),
+                _ => None,
+            },
         };
         let steps = plan(&arguments, &surroundings)?;
         let line = |step: Step| {
@@ -229,14 +275,32 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_test_binary_or_else_a_unit_test() {
+    fn a_name_is_a_test_binary_or_a_file_of_one_or_else_a_unit_test() {
         becomes("test", "test --workspace");
-        becomes("test queue", "test -p executor --test queue");
-        becomes("test queue qu13", "test -p executor --test queue -- qu13");
-        becomes("test queue -- --nocapture", "test -p executor --test queue -- --nocapture");
+        becomes("test large", "test -p executor --test large");
+        becomes(
+            "test large mib -- --nocapture",
+            "test -p executor --test large -- mib --nocapture",
+        );
+        becomes("test objects", "test -p executor --test objects");
+        becomes("test queue", "test -p executor --test objects -- queue::");
+        becomes("test queue qu13", "test -p executor --test objects -- qu13");
+        becomes(
+            "test queue -- --nocapture",
+            "test -p executor --test objects -- queue:: --nocapture",
+        );
         becomes("test ring::slots", "test -p executor-core --lib ring::slots");
         becomes("test sim -- --nocapture", "test -p executor-core --lib sim -- --nocapture");
         becomes("test doc", "test --workspace --doc");
+    }
+
+    #[test]
+    fn integration_tests_are_found_by_the_name_of_their_binary_or_file() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests");
+        assert_eq!(tests_of(&tests, "large"), Some(Tests::Binary));
+        assert_eq!(tests_of(&tests, "objects"), Some(Tests::Binary));
+        assert_eq!(tests_of(&tests, "queue"), Some(Tests::FileOf("objects".to_owned())));
+        assert_eq!(tests_of(&tests, "support"), None);
     }
 
     #[test]
@@ -250,7 +314,7 @@ mod tests {
 
     #[test]
     fn deaths_take_rounds_and_filters() {
-        let tests = "test -p executor --test deaths --test queue_deaths -- --nocapture";
+        let tests = "test -p executor --test deaths -- --nocapture";
         becomes("deaths", tests);
         becomes("deaths 10000", &format!("EXECUTOR_ROUNDS='10000' {tests}"));
         becomes("deaths 9 named", &format!("EXECUTOR_ROUNDS='9' {tests} named"));

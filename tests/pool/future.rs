@@ -1,7 +1,5 @@
 //! Futures: what they report, and how they are waited for, cancelled and followed by callbacks.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,11 +17,11 @@ use std::{
 use executor::{CancelHandle, Phase, ProcessPoolExecutor, Side, TaskError, TaskFuture, task};
 use futures::{executor::block_on, future::join_all};
 use serde::{Deserialize, Serialize};
-use support::{
-    Gate, LONG, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pool, watchdog,
-};
 
-executor::test_support!();
+use crate::support::{
+    self, Gate, LONG, echo_number, eventually, fail, hold, hold_and_fail, note, notes, pool,
+    watchdog,
+};
 
 /// One future in every state that a future can be in.
 struct States {
@@ -927,7 +925,10 @@ fn a_result_that_does_not_decode_is_an_error_wherever_it_is_read() {
     for (panics, says) in [(false, "I do not want to"), (true, "I panic instead")] {
         let check = move |error: &TaskError| {
             let TaskError::Decode(failure) = error else { panic!("{error:?}") };
-            assert_eq!((failure.side(), failure.task()), (Side::Result, "future::undecodable"));
+            assert_eq!(
+                (failure.side(), failure.task()),
+                (Side::Result, "pool::future::undecodable")
+            );
             assert!(failure.message().contains(says), "{failure}");
         };
         let (sender, report) = mpsc::channel();

@@ -1,8 +1,6 @@
 //! Errors report what really happened: the panic that ended the task and no other panic, the step
 //! that failed by its name, and the remedy (also in the `Debug` output).
 
-mod support;
-
 use std::{
     fmt,
     panic::{catch_unwind, panic_any, resume_unwind},
@@ -12,9 +10,8 @@ use std::{
 use executor::{ExitStatus, Process, StartMethod, TaskError, prelude::*};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use support::{Gate, echo_number, pid, pool, signal, stop, watchdog};
 
-executor::test_support!();
+use crate::support::{self, Gate, echo_number, pid, pool, signal, stop, watchdog};
 
 fn message(error: &TaskError) -> &str {
     match error {
@@ -53,7 +50,10 @@ fn a_panic_caught_by_an_earlier_task_is_not_reported_for_a_later_one() {
     assert!(pool.submit(catches::task("the old one".into())).result().unwrap());
     let error = pool.submit(passes_on::task("bad record 7".into())).result().unwrap_err();
     assert_eq!(message(&error), "bad record 7");
-    assert!(location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")), "{error}");
+    assert!(
+        location(&error).is_some_and(|place| place.starts_with("tests/pool/blame.rs:")),
+        "{error}"
+    );
     assert!(!error.to_string().contains("the old one"), "{error}");
 }
 
@@ -111,7 +111,7 @@ fn each_kind_of_panic_payload_has_its_own_message_and_location() {
         let error = pool.submit(throws::task(what)).result().unwrap_err();
         assert_eq!(message(&error), text);
         assert!(
-            location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")),
+            location(&error).is_some_and(|place| place.starts_with("tests/pool/blame.rs:")),
             "{error}"
         );
     }
@@ -404,7 +404,7 @@ fn a_panic_in_a_drop_is_reported_as_a_panic_of_the_task() {
     for error in dropped {
         assert_eq!(message(&error), "drop of a Guard");
         assert!(
-            location(&error).is_some_and(|place| place.starts_with("tests/blame.rs:")),
+            location(&error).is_some_and(|place| place.starts_with("tests/pool/blame.rs:")),
             "{error}"
         );
         assert!(

@@ -1,17 +1,14 @@
 //! Harm that a task may do to its worker, and the error that its caller gets.
 
-mod support;
-
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use executor::{BrokenCause, BuildError, ExitStatus, Phase, TaskError, prelude::*};
 use rustix::process::Signal;
-use support::{
-    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state,
-    stop, watchdog, with_a_limit_long_enough,
-};
 
-executor::test_support!();
+use crate::support::{
+    Gate, come_to, echo, eventually, exit, hold, pid, pool, rounds, runs, signal, spin, state,
+    stop, watchdog, with_a_timeout_long_enough,
+};
 
 /// Asserts that the pool still works, by running another task.
 #[track_caller]
@@ -31,7 +28,7 @@ fn a_panic_is_reported_with_its_message_and_location() {
     let worker = pool.submit(pid::task()).result().unwrap();
     let long = "x".repeat(100_000);
     for message in ["", "boom", "two\nlines", &long] {
-        let line = "tests/mischief.rs:";
+        let line = "tests/pool/mischief.rs:";
         let Err(TaskError::Panicked(error)) =
             pool.submit(panic_with::task(message.into())).result()
         else {
@@ -74,7 +71,7 @@ fn a_panic_that_aborts_is_still_reported_as_a_panic() {
         panic!("it came back")
     };
     assert_eq!(error.message(), "within C");
-    assert!(error.location().unwrap().starts_with("tests/mischief.rs:"));
+    assert!(error.location().unwrap().starts_with("tests/pool/mischief.rs:"));
     let Err(TaskError::Panicked(error)) = pool.submit(panic_in_a_drop_of_a_panic::task()).result()
     else {
         panic!("it came back")
@@ -138,7 +135,7 @@ fn a_stack_overflow_is_reported_as_one() {
 fn a_stopped_worker_is_killed_when_its_task_times_out() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
-    let (limit, error) = with_a_limit_long_enough("it is stopped", |limit| {
+    let (limit, error) = with_a_timeout_long_enough("it is stopped", |limit| {
         let future = pool.submit(hold::task(gate.path()).timeout(limit));
         let behind = pool.submit(echo::task(1));
         // If the worker was killed before it came to the gate or before it stopped, this attempt
@@ -225,7 +222,7 @@ fn programs_that_a_task_started_end_with_its_worker() {
     let _watchdog = watchdog();
     for how in ["kill", "timeout", "cancel", "terminate", "shutdown"] {
         if how == "timeout" {
-            with_a_limit_long_enough("the programs are there", |limit| {
+            with_a_timeout_long_enough("the programs are there", |limit| {
                 let (pool, gate) = (pool(1), Gate::new());
                 let late = pool.submit(start_programs::task(gate.path(), true).timeout(limit));
                 assert!(late.result().unwrap_err().is_timeout());

@@ -10,10 +10,7 @@ use std::{
 
 use executor::prelude::*;
 
-#[path = "programs/builder.rs"]
-mod programs;
-
-executor::test_support!();
+use crate::programs;
 
 #[task]
 fn recurse(levels: u64) -> u64 {

@@ -8,8 +8,6 @@
 
 #![allow(clippy::disallowed_methods)] // : a thread-local without a destructor
 
-mod support;
-
 use std::{
     cell::Cell,
     future::Future,
@@ -28,9 +26,8 @@ use executor::{
     Queue, Semaphore, TaskFuture, as_completed, prelude::*,
 };
 use futures::{FutureExt, SinkExt, StreamExt};
-use support::{eventually, pool, watchdog};
 
-executor::test_support!();
+use crate::support::{eventually, pool, watchdog};
 
 type Subject = Pin<Box<dyn Future<Output = ()> + Send>>;
 

@@ -1,14 +1,11 @@
 //! Code that works with any executor: `&impl Executor`, `&dyn Executor`, `Arc<dyn Executor>`.
 
-mod support;
-
 use std::{sync::Arc, thread};
 
 use executor::{OnDrop, ShutdownOptions, prelude::*};
 use futures::StreamExt;
-use support::{Gate, watchdog};
 
-executor::test_support!();
+use crate::support::{self, Gate, watchdog};
 
 #[task]
 fn square(x: u64) -> u64 {

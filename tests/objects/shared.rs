@@ -1,7 +1,5 @@
 //! Values, arrays, memory and lists that processes share, used by tasks.
 
-mod support;
-
 use std::{
     fs, io, thread,
     time::{Duration, Instant},
@@ -13,11 +11,10 @@ use executor::{
     SharedMemory, SharedMemoryScope, TooLarge, Value, prelude::*,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use support::{
+
+use crate::support::{
     LONG, descriptors, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of,
 };
-
-executor::test_support!();
 
 #[task]
 fn add_often(value: Value<u64>, times: u32) {

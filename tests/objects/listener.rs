@@ -1,7 +1,5 @@
 //! Listeners and their clients.
 
-mod support;
-
 use std::{
     error::Error,
     io::{Read, Write},
@@ -20,9 +18,8 @@ use executor::{
     wait_any,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use support::{LONG, pool, watchdog, with_a_limit_long_enough};
 
-executor::test_support!();
+use crate::support::{LONG, pool, watchdog, with_a_timeout_long_enough};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -434,7 +431,7 @@ fn cn33_idle_connections_and_listeners_never_time_out() {
     // No timeout applies to an idle connection. The timeout of the handshake is shorter here than
     // the pauses. It does apply during the handshake, and on a busy machine a handshake may take
     // longer than the shortest of these timeouts.
-    with_a_limit_long_enough("two shake hands", |limit| {
+    with_a_timeout_long_enough("two shake hands", |limit| {
         let key = AuthKey::random().unwrap();
         let listener =
             Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(limit);

@@ -1,7 +1,5 @@
 //! Submitting single calls, and mapping functions over inputs.
 
-mod support;
-
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,12 +18,11 @@ use std::{
 use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, as_completed, task};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use support::{
-    Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool,
+
+use crate::support::{
+    self, Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool,
     variable, watchdog, watchdog_of,
 };
-
-executor::test_support!();
 
 #[task]
 fn add(a: i64, b: i64) -> i64 {
@@ -763,13 +760,13 @@ fn ex27_an_error_is_reported_with_its_type_and_its_fields() {
     assert_eq!(remote.type_name(), std::any::type_name::<Refusal>());
     assert_eq!(remote.message(), "refused");
     assert_eq!(remote.sources(), ["8 asked, 5 allowed"]);
-    assert_eq!(error.to_string(), "task `submit_map::refuse` failed: refused");
+    assert_eq!(error.to_string(), "task `pool::submit_map::refuse` failed: refused");
     let cause = std::error::Error::source(&error).unwrap();
     assert_eq!(cause.to_string(), "8 asked, 5 allowed");
     assert!(cause.source().is_none());
     assert_eq!(
         format!("{error:?}"),
-        "task `submit_map::refuse` failed: refused: 8 asked, 5 allowed"
+        "task `pool::submit_map::refuse` failed: refused: 8 asked, 5 allowed"
     );
 }
 
@@ -783,7 +780,7 @@ fn ex27_a_panic_is_reported_with_message_location_and_backtrace() {
     assert_eq!(remote.message(), "message: ünï\ncode");
     let location = remote.location().unwrap();
     assert!(
-        location.contains(&format!("tests/submit_map.rs:{PANIC_LINE}:")),
+        location.contains(&format!("tests/pool/submit_map.rs:{PANIC_LINE}:")),
         "{location} {PANIC_LINE}"
     );
     assert!(remote.backtrace().unwrap().contains("panic_with"), "{:?}", remote.backtrace());
@@ -1136,7 +1133,7 @@ fn a_value_that_does_not_encode_fails_only_its_own_task() {
         let TaskError::Encode(failure) = &error else { panic!("{error:?}") };
         assert_eq!(
             (failure.side(), failure.task()),
-            (Side::Arguments, "submit_map::take_unwilling")
+            (Side::Arguments, "pool::submit_map::take_unwilling")
         );
         assert!(error.to_string().contains(says), "{error}");
 
@@ -1144,7 +1141,7 @@ fn a_value_that_does_not_encode_fails_only_its_own_task() {
         let TaskError::Encode(failure) = &error else { panic!("{error:?}") };
         assert_eq!(
             (failure.side(), failure.task()),
-            (Side::ResultInWorker, "submit_map::give_unwilling")
+            (Side::ResultInWorker, "pool::submit_map::give_unwilling")
         );
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);

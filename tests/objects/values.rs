@@ -10,10 +10,7 @@ use executor::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-mod support;
-use support::{pool, watchdog};
-
-executor::test_support!();
+use crate::support::{pool, watchdog};
 
 // ---- through a pool, queues and pipes -----------------------------------------------------------
 
@@ -611,8 +608,8 @@ where
     }
 }
 
-/// `EXECUTOR_ROUNDS=700 cargo test --release --test values attribute -- --nocapture` runs more than
-/// 100,000 cases.
+/// `EXECUTOR_ROUNDS=700 cargo test --release --test objects attribute -- --nocapture` runs more
+/// than 100,000 cases.
 #[test]
 #[allow(clippy::print_stdout)]
 fn with_any_attribute_the_same_value_arrives_or_an_error() {

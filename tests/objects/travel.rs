@@ -8,8 +8,6 @@ use executor::{
 };
 use serde::{Deserialize, Serialize};
 
-executor::test_support!();
-
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Test binaries have threads, so `Fork` is refused here. Programs with one thread are in

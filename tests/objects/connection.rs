@@ -1,7 +1,5 @@
 //! Connections, and waiting for several of them.
 
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -22,9 +20,8 @@ use executor::{
 use futures::{SinkExt, StreamExt};
 use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
-use support::{Gate, LONG, come_to, pool, watchdog};
 
-executor::test_support!();
+use crate::support::{self, Gate, LONG, come_to, pool, watchdog};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -689,7 +686,7 @@ fn connections_are_awaited_without_tokio_and_on_several_runtimes_in_turn() {
 }
 
 #[test]
-#[ignore = "takes 6 GiB of memory: `cargo test --release --test connection -- --ignored`"]
+#[ignore = "takes 6 GiB of memory: `cargo test --release --test objects connection:: -- --ignored`"]
 fn a_message_of_more_than_two_gigabytes_arrives_complete() {
     let _watchdog = support::watchdog_of(Duration::from_secs(900));
     let len = (2_usize << 30) + 12_345;

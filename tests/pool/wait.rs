@@ -1,14 +1,11 @@
 //! Waiting for several futures: `wait` and `as_completed`, blocking and as streams.
 
-mod support;
-
 use std::{collections::BTreeSet, error::Error, sync::mpsc, thread, time::Duration};
 
 use executor::{ReturnWhen, TaskFuture, TaskId, Unfinished, as_completed, task, wait};
 use futures::{Stream as _, StreamExt, executor::block_on, executor::block_on_stream};
-use support::{Gate, LONG, echo_number, fail, hold, hold_and_fail, pool, watchdog};
 
-executor::test_support!();
+use crate::support::{Gate, LONG, echo_number, fail, hold, hold_and_fail, pool, watchdog};
 
 fn ids<T>(futures: &[TaskFuture<T>]) -> Vec<TaskId> {
     futures.iter().map(TaskFuture::id).collect()
@@ -134,8 +131,8 @@ fn wt06_first_error_returns_at_once_if_a_future_has_failed() {
 #[test]
 fn wt07_all_completed_returns_all_futures_in_their_order() {
     let _watchdog = watchdog();
-    let (pool, gate) = (pool(2), Gate::new());
-    let finished = pool.submit(echo_number::task(1));
+    let (pool, another, gate) = (pool(2), pool(1), Gate::new());
+    let finished = another.submit(echo_number::task(1));
     let failed = pool.submit(fail::task("no".into()));
     let crashed = pool.submit(crash::task());
     for future in [&finished, &failed, &crashed] {
@@ -199,7 +196,7 @@ fn wait_notices_every_end_however_close_to_its_start() {
         let (done, not_done) = wait(futures, ReturnWhen::AllCompleted, None);
         assert_eq!((done.len() as u32, not_done.len()), (round % 5 + 1, 0));
         let sum: u32 = as_completed(done).map(|future| future.result().unwrap()).sum();
-        assert_eq!(sum, (0..=round % 5).sum());
+        assert_eq!(sum, (0..=round % 5).sum::<u32>());
     }
 }
 

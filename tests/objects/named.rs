@@ -1,8 +1,6 @@
 //! Named memory and named lists: how long they live, which files the library leaves alone, and what
 //! other users can do.
 
-mod support;
-
 use std::{
     ffi::CStr,
     fs, io,
@@ -11,9 +9,8 @@ use std::{
 };
 
 use executor::{Process, Queue, ShareableList, SharedMemory, SharedMemoryScope, pipe, prelude::*};
-use support::{LONG, named_file, pool, watchdog};
 
-executor::test_support!();
+use crate::support::{self, LONG, named_file, pool, watchdog};
 
 /// Returns a name for this test. It contains the pid, because a file of an earlier run may still
 /// exist.
@@ -317,7 +314,8 @@ fn with_own_directory(test: &str) {
 #[track_caller]
 fn with_directory(test: &str, options: &'static CStr) {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
+    let test = format!("named::{test}");
+    command.args(["--exact", &test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.stdin(Stdio::null());
     // SAFETY: the closure makes only system calls, with strings and null pointers.
     unsafe {

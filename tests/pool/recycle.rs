@@ -1,7 +1,5 @@
 //! `max_tasks_per_worker`: workers that end after a number of tasks.
 
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -9,9 +7,8 @@ use std::{
 
 use executor::{BuildError, ProcessPoolExecutor, prelude::*};
 use rustix::process::Signal;
-use support::{Gate, echo, eventually, exit, hold, pid, signal, watchdog};
 
-executor::test_support!();
+use crate::support::{self, Gate, echo, eventually, exit, hold, pid, signal, watchdog};
 
 fn pool(workers: usize, tasks: usize) -> ProcessPoolExecutor {
     ProcessPoolExecutor::builder().max_workers(workers).max_tasks_per_worker(tasks).build().unwrap()

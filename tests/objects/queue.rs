@@ -1,7 +1,5 @@
 //! Queues between processes.
 
-mod support;
-
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
@@ -20,9 +18,8 @@ use executor::{
 use futures::{SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use support::{Gate, LONG, come_to, eventually, pool, watchdog, watchdog_of};
 
-executor::test_support!();
+use crate::support::{self, Gate, LONG, come_to, eventually, pool, watchdog, watchdog_of};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -560,7 +557,7 @@ fn items_larger_than_any_buffer_arrive() {
 }
 
 #[test]
-#[ignore = "takes 8 GiB of memory: `cargo test --release --test queue -- --ignored`"]
+#[ignore = "takes 8 GiB of memory: `cargo test --release --test objects queue:: -- --ignored`"]
 fn items_of_more_than_two_gigabytes_arrive() {
     let _watchdog = watchdog_of(Duration::from_secs(900));
     let queue = Queue::unbounded().unwrap();

@@ -6,8 +6,6 @@
 //! error and a panic are tested there: exit, abort and kill would end the program that submitted
 //! the task.
 
-mod support;
-
 use std::{
     fs,
     path::Path,
@@ -17,9 +15,10 @@ use std::{
 use executor::{ExitStatus, ShutdownOptions, Side, TaskError, TaskFuture, prelude::*};
 use rustix::process::Signal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, watchdog};
 
-executor::test_support!();
+use crate::support::{
+    self, Gate, come_to, echo, eventually, exit, hold, pid, pool, runs, signal, watchdog,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Fault {
@@ -147,7 +146,9 @@ fn assert_told(place: Place, fault: Fault, error: &TaskError, function: &str) {
         (Place::Run, Fault::Panic, TaskError::Panicked(remote)) => {
             assert_eq!(remote.message(), "struck");
             assert!(
-                remote.location().is_some_and(|location| location.starts_with("tests/broken.rs:"))
+                remote
+                    .location()
+                    .is_some_and(|location| location.starts_with("tests/pool/broken.rs:"))
             );
         }
         (Place::EncodeArgs | Place::EncodeResult, _, TaskError::Encode(failure))

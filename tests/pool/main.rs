@@ -1,0 +1,20 @@
+//! What a pool does with tasks, in one test binary. A binary of its own is only for tests that
+//! others in the same process would disturb: see "Test binaries" in `CONTRIBUTING.md`.
+
+// Names of tasks, and of the tests that a filter selects, begin with these: `submit_map::ex01_…`.
+mod blame;
+mod broken;
+mod executor_trait;
+mod future;
+mod mischief;
+mod options;
+#[path = "../programs/builder.rs"]
+mod programs;
+mod recycle;
+mod submit_map;
+#[path = "../support/mod.rs"]
+mod support;
+mod wait;
+mod wakers;
+
+executor::test_support!();
