@@ -1,11 +1,13 @@
 //! Checks rules of the sources that no compiler checks: which folder may use which other folder,
-//! that each folder's head has a picture, that the paths in `ARCHITECTURE.md` exist, and that prose
-//! is at most 100 columns wide.
+//! that each folder's head has a picture, and that prose is at most 100 columns wide. The module
+//! `pages` checks that what the Markdown pages name exists.
 //!
 //! ```text
 //!  src/**/*.rs ─► code without comments, string contents and tests ─► the folders that it names
 //!              ─► none of them lies above its own
 //! ```
+
+mod pages;
 
 use std::{
     collections::BTreeSet,
@@ -217,7 +219,7 @@ fn arrows_that_run_up(file: &str, code: &str) -> Vec<String> {
     }
     let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
     let Some(height) = rank(own) else {
-        return vec![format!("{file}:1: `{own}` has no place among the layers of tidy.rs")];
+        return vec![format!("{file}:1: `{own}` has no place among the layers of tidy/mod.rs")];
     };
     let lies_above = |name: &str| {
         rank(name).is_some_and(|other| other > height) || TOP.contains(&name) && name != "lib"
@@ -328,32 +330,6 @@ fn each_folder_opens_with_a_picture() {
         }
     }
     assert!(without.is_empty(), "{}", without.join("\n"));
-}
-
-#[test]
-fn the_paths_that_the_architecture_names_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    // A package of this crate alone does not contain this page.
-    let Ok(text) = fs::read_to_string(root.join("ARCHITECTURE.md")) else { return };
-    let mut missing = Vec::new();
-    let mut named = 0;
-    for (number, line) in text.lines().enumerate() {
-        let quoted = line.split('`').skip(1).step_by(2);
-        let is_path = |name: &&str| {
-            let name = name.trim_end_matches(|char: char| char == ':' || char.is_numeric());
-            (name.ends_with(".rs") || name.ends_with(".md"))
-                && !name.contains(|char: char| char.is_whitespace() || char == '*')
-        };
-        for path in quoted.filter(is_path) {
-            named += 1;
-            let below = |folder: &str| root.join(folder).join(path).exists();
-            if !["", "executor-core/src", "executor-macros/src", "tests"].into_iter().any(below) {
-                missing.push(format!("ARCHITECTURE.md:{}: `{path}` is not there", number + 1));
-            }
-        }
-    }
-    assert!(named > 20, "{named} paths were found");
-    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
 /// The widest line of prose. rustfmt breaks lines of code at the same width.
