@@ -66,16 +66,16 @@ impl Doorbell {
         self.rung.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until it is rung, at most for `limit`. Does not sleep if it was rung since `heard`
+    /// Sleeps until it is rung, at most for `timeout`. Does not sleep if it was rung since `heard`
     /// was read. With `spin` it looks for a ring for a moment first, if that has paid off so far.
-    pub(crate) fn sleep(&self, heard: u32, spin: Option<&mut Spin>, limit: Option<Duration>) {
+    pub(crate) fn sleep(&self, heard: u32, spin: Option<&mut Spin>, timeout: Option<Duration>) {
         if spin.is_some_and(|spin| spin.wait(u32::MAX, || self.heard() != heard)) {
             return;
         }
         self.sleeping.swap(1, Ordering::SeqCst);
         full_fence();
         if self.heard() == heard {
-            futex::wait(&self.sleeping, 1, limit);
+            futex::wait(&self.sleeping, 1, timeout);
         }
         self.sleeping.swap(0, Ordering::SeqCst);
     }

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 
 use super::{
-    Closed, Doorbell, Link, Ring, RingLink, RingWorkerEnd, Segment, connect,
-    spsc::{Consumer, Producer, WORDS},
+    RingLink, RingWorkerEnd, Segment, connect,
+    doorbell::Doorbell,
+    spsc::{Consumer, Producer, Ring, WORDS},
 };
 use crate::{
     os::{
@@ -22,7 +23,7 @@ use crate::{
         },
     },
     transport::{
-        WorkerEnd,
+        Closed, Link, WorkerEnd,
         board::{Begun, Board, SLOTS},
     },
     wire::frame::{FromWorker, Order, Reply, ToWorker},

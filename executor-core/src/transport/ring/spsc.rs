@@ -43,7 +43,7 @@ const UNATTENDED: u32 = 2;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(super) struct Ring {
-    head: Head,
+    head: ProducerWords,
     tail: Line<AtomicU64>,
     /// Whether the consumer sleeps, and where.
     ///
@@ -68,7 +68,7 @@ struct Line<T>(T);
 /// The words that only the producer writes.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
-struct Head {
+struct ProducerWords {
     position: AtomicU64,
     /// The processor on which the producer last published. A consumer on the same processor does
     /// not spin, since that would keep the producer from running.
@@ -144,16 +144,16 @@ impl Ring {
         ring(&self.wanting_room.0);
     }
 
-    /// Consumer: sleeps until rung, at most for `limit`. Does not sleep if `ready` is true after
+    /// Consumer: sleeps until rung, at most for `timeout`. Does not sleep if `ready` is true after
     /// the sleep was announced.
     pub(super) fn sleep_consumer(
         &self,
         spin: &mut Spin,
-        limit: Option<Duration>,
+        timeout: Option<Duration>,
         ready: impl Fn() -> bool,
     ) {
         if !spin.wait(self.head.cpu.load(Ordering::Relaxed), &ready) {
-            sleep(&self.asleep.0, limit, || {
+            sleep(&self.asleep.0, timeout, || {
                 kill_point!(SleepAnnounced);
                 ready()
             });
@@ -258,13 +258,13 @@ fn ring(word: &AtomicU32) {
 }
 
 /// Announces a sleep on this word, checks `ready` once more, and sleeps if it is false.
-fn sleep(word: &AtomicU32, limit: Option<Duration>, ready: impl FnOnce() -> bool) {
+fn sleep(word: &AtomicU32, timeout: Option<Duration>, ready: impl FnOnce() -> bool) {
     word.swap(WAITS, Ordering::SeqCst);
     // Announced before `ready` is checked. The other side publishes first and reads the word after
     // that. At least one of the two sees the other's write, so no wake-up is lost.
     full_fence();
     if !ready() {
-        futex::wait(word, WAITS, limit);
+        futex::wait(word, WAITS, timeout);
     }
     word.swap(AWAKE, Ordering::SeqCst);
 }
@@ -358,7 +358,7 @@ impl Producer {
 
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     /// One or more frames, or a part of one.
     Frames,
     /// A value without a header.
@@ -410,7 +410,7 @@ impl Consumer {
         &mut self,
         ring: &Ring,
         message: &mut Vec<u8>,
-    ) -> Result<Option<Kind>, Impossible> {
+    ) -> Result<Option<MessageKind>, Impossible> {
         if self.head == self.tail {
             self.look(ring)?;
             if self.head == self.tail {
@@ -438,7 +438,7 @@ impl Consumer {
         // Gives the words back to the producer, after they were copied.
         ring.tail.0.store(at, Ordering::Release);
         kill_point!(TailStored);
-        Ok(Some(if headless { Kind::Value } else { Kind::Frames }))
+        Ok(Some(if headless { MessageKind::Value } else { MessageKind::Frames }))
     }
 }
 
@@ -459,7 +459,7 @@ mod tests {
         for round in 0..20_000_usize {
             let sent: Vec<u8> = (0..round * 37 % 700).map(|at| (at ^ round) as u8).collect();
             assert_eq!(producer.write(&ring, [&sent]), Ok(true));
-            assert_eq!(consumer.read(&ring, &mut message), Ok(Some(Kind::Frames)));
+            assert_eq!(consumer.read(&ring, &mut message), Ok(Some(MessageKind::Frames)));
             assert_eq!(message, sent);
             assert_eq!(consumer.read(&ring, &mut message), Ok(None));
         }
