@@ -28,7 +28,9 @@ pub use crate::{
     error::Failure,
     id::FnId,
     os::image::Constructor,
-    registry::{Call, CallContext, CallResult, Place, Registered, Stage, TASKS, TaskEntry, note},
+    registry::{
+        Call, CallContext, CallResult, Registered, SourcePlace, Stage, TASKS, TaskEntry, note,
+    },
     task::{Task, TaskArgs, TaskFn},
     wire::{
         buffer::Buffer,

@@ -251,7 +251,7 @@ impl Task {
             #[linkme(crate = #krate::__private::linkme)]
             static __ENTRY: __executor::TaskEntry = __executor::TaskEntry {
                 name: <#handle as __executor::TaskFn>::NAME,
-                place: __executor::Place {
+                place: __executor::SourcePlace {
                     file: #place_file,
                     line: #place_line,
                     column: #place_column,

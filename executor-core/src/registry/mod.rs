@@ -62,7 +62,7 @@ pub struct TaskEntry {
     /// The function's path, or the name that `#[task(name = "…")]` sets. It need not be unique.
     pub name: &'static str,
     /// The place of the function in the source.
-    pub place: Place,
+    pub place: SourcePlace,
     /// Returns the types of the parameters and the result, and the crate's name and version. The
     /// [`fingerprint`] covers this text.
     pub signature: fn() -> String,
@@ -75,7 +75,7 @@ pub struct TaskEntry {
 /// The place of a function in the source.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourcePlace {
     /// Source file.
     pub file: &'static str,
     /// Line, counted from 1.
@@ -366,7 +366,7 @@ fn number<'a>(entries: &[&'a TaskEntry]) -> Index<'a> {
         (entry.name, entry.place, (entry.signature)(), position(entry))
     });
     for entry in several {
-        let Place { file, line, column, module } = entry.place;
+        let SourcePlace { file, line, column, module } = entry.place;
         // The ordinal separates functions that differ in nothing, and texts whose hash is taken.
         let text =
             format!("{}\n{file}:{line}:{column}\n{module}\n{}", entry.name, (entry.signature)());
@@ -418,7 +418,7 @@ mod tests {
     fn entry(name: &'static str, line: u32, module: &'static str) -> TaskEntry {
         TaskEntry {
             name,
-            place: Place { file: "src/tasks.rs", line, column: 5, module },
+            place: SourcePlace { file: "src/tasks.rs", line, column: 5, module },
             signature: String::new,
             call: Call::Sync(|_, _| CallResult::Done),
             registered: Registered::new(),

@@ -485,7 +485,7 @@ impl ser::SerializeMap for Compound<'_, '_> {
 
 /// The next value, complete except for bytes, elements and entries.
 #[derive(Clone, Copy)]
-enum Head {
+enum ValueHead {
     Nil,
     /// A nil with this many `Some`s around it.
     Somes(u16),
@@ -502,19 +502,22 @@ enum Head {
     Map(usize),
 }
 
-impl Head {
+impl ValueHead {
     fn name(self) -> &'static str {
         match self {
-            Head::Nil => "a None or a unit",
-            Head::Somes(_) => "a Some",
-            Head::Bool(_) => "a bool",
-            Head::Unsigned(_) | Head::Signed(_) | Head::U128(_) | Head::I128(_) => "an integer",
-            Head::F32(_) => "an f32",
-            Head::F64(_) => "an f64",
-            Head::Str(_) => "a str",
-            Head::Bytes(_) => "bytes",
-            Head::Array(_) => "a sequence or a tuple",
-            Head::Map(_) => "a map, a struct or a variant",
+            ValueHead::Nil => "a None or a unit",
+            ValueHead::Somes(_) => "a Some",
+            ValueHead::Bool(_) => "a bool",
+            ValueHead::Unsigned(_)
+            | ValueHead::Signed(_)
+            | ValueHead::U128(_)
+            | ValueHead::I128(_) => "an integer",
+            ValueHead::F32(_) => "an f32",
+            ValueHead::F64(_) => "an f64",
+            ValueHead::Str(_) => "a str",
+            ValueHead::Bytes(_) => "bytes",
+            ValueHead::Array(_) => "a sequence or a tuple",
+            ValueHead::Map(_) => "a map, a struct or a variant",
         }
     }
 }
@@ -547,7 +550,7 @@ pub struct Reader<'de> {
     /// How many of the levels asked what comes next.
     asked: usize,
     /// The head of the next value, if it was taken already.
-    pending: Option<Head>,
+    pending: Option<ValueHead>,
     /// Whether a value was left in its middle. Then nothing that follows can be trusted.
     failed: bool,
     /// How many more elements may be announced to visitors. Visitors allocate memory for announced
@@ -605,7 +608,7 @@ impl<'de> Reader<'de> {
     /// Reads a part of the value. `head` is its head, if that does not stand in front of it.
     fn part<T: DeserializeSeed<'de>>(
         &mut self,
-        head: Option<Head>,
+        head: Option<ValueHead>,
         seed: T,
     ) -> Result<T::Value, Error> {
         let before = self.input.len();
@@ -631,27 +634,27 @@ impl<'de> Reader<'de> {
         }
     }
 
-    fn head(&mut self) -> Result<Head, Error> {
+    fn head(&mut self) -> Result<ValueHead, Error> {
         match self.pending.take() {
             Some(head) => Ok(head),
             None => self.marker(),
         }
     }
 
-    fn marker(&mut self) -> Result<Head, Error> {
+    fn marker(&mut self) -> Result<ValueHead, Error> {
         let [marker] = self.array()?;
         let head = match marker {
-            0x00..=0x7f => Head::Unsigned(marker.into()),
-            0x80..=0x8f => return self.announced(Head::Map, 2, u32::from(marker & 0x0f)),
-            0x90..=0x9f => return self.announced(Head::Array, 1, u32::from(marker & 0x0f)),
-            0xa0..=0xbf => return self.announced(Head::Str, 1, u32::from(marker & 0x1f)),
-            0xc0 => Head::Nil,
-            0xc2 => Head::Bool(false),
-            0xc3 => Head::Bool(true),
+            0x00..=0x7f => ValueHead::Unsigned(marker.into()),
+            0x80..=0x8f => return self.announced(ValueHead::Map, 2, u32::from(marker & 0x0f)),
+            0x90..=0x9f => return self.announced(ValueHead::Array, 1, u32::from(marker & 0x0f)),
+            0xa0..=0xbf => return self.announced(ValueHead::Str, 1, u32::from(marker & 0x1f)),
+            0xc0 => ValueHead::Nil,
+            0xc2 => ValueHead::Bool(false),
+            0xc3 => ValueHead::Bool(true),
             0xc4 | 0xd9 => {
                 let [len] = self.array()?;
                 return self.announced(
-                    if marker == 0xc4 { Head::Bytes } else { Head::Str },
+                    if marker == 0xc4 { ValueHead::Bytes } else { ValueHead::Str },
                     1,
                     len.into(),
                 );
@@ -659,34 +662,34 @@ impl<'de> Reader<'de> {
             0xc5 | 0xda | 0xdc | 0xde => {
                 let len = self.array().map(u16::from_be_bytes)?.into();
                 return match marker {
-                    0xc5 => self.announced(Head::Bytes, 1, len),
-                    0xda => self.announced(Head::Str, 1, len),
-                    0xdc => self.announced(Head::Array, 1, len),
-                    _ => self.announced(Head::Map, 2, len),
+                    0xc5 => self.announced(ValueHead::Bytes, 1, len),
+                    0xda => self.announced(ValueHead::Str, 1, len),
+                    0xdc => self.announced(ValueHead::Array, 1, len),
+                    _ => self.announced(ValueHead::Map, 2, len),
                 };
             }
             0xc6 | 0xdb | 0xdd | 0xdf => {
                 let len = self.array().map(u32::from_be_bytes)?;
                 return match marker {
-                    0xc6 => self.announced(Head::Bytes, 1, len),
-                    0xdb => self.announced(Head::Str, 1, len),
-                    0xdd => self.announced(Head::Array, 1, len),
-                    _ => self.announced(Head::Map, 2, len),
+                    0xc6 => self.announced(ValueHead::Bytes, 1, len),
+                    0xdb => self.announced(ValueHead::Str, 1, len),
+                    0xdd => self.announced(ValueHead::Array, 1, len),
+                    _ => self.announced(ValueHead::Map, 2, len),
                 };
             }
-            0xca => Head::F32(self.array().map(f32::from_be_bytes)?),
-            0xcb => Head::F64(self.array().map(f64::from_be_bytes)?),
-            0xcc => Head::Unsigned(self.array().map(u8::from_be_bytes)?.into()),
-            0xcd => Head::Unsigned(self.array().map(u16::from_be_bytes)?.into()),
-            0xce => Head::Unsigned(self.array().map(u32::from_be_bytes)?.into()),
-            0xcf => Head::Unsigned(self.array().map(u64::from_be_bytes)?),
-            0xd0 => Head::Signed(self.array().map(i8::from_be_bytes)?.into()),
-            0xd1 => Head::Signed(self.array().map(i16::from_be_bytes)?.into()),
-            0xd2 => Head::Signed(self.array().map(i32::from_be_bytes)?.into()),
-            0xd3 => Head::Signed(self.array().map(i64::from_be_bytes)?),
+            0xca => ValueHead::F32(self.array().map(f32::from_be_bytes)?),
+            0xcb => ValueHead::F64(self.array().map(f64::from_be_bytes)?),
+            0xcc => ValueHead::Unsigned(self.array().map(u8::from_be_bytes)?.into()),
+            0xcd => ValueHead::Unsigned(self.array().map(u16::from_be_bytes)?.into()),
+            0xce => ValueHead::Unsigned(self.array().map(u32::from_be_bytes)?.into()),
+            0xcf => ValueHead::Unsigned(self.array().map(u64::from_be_bytes)?),
+            0xd0 => ValueHead::Signed(self.array().map(i8::from_be_bytes)?.into()),
+            0xd1 => ValueHead::Signed(self.array().map(i16::from_be_bytes)?.into()),
+            0xd2 => ValueHead::Signed(self.array().map(i32::from_be_bytes)?.into()),
+            0xd3 => ValueHead::Signed(self.array().map(i64::from_be_bytes)?),
             0xd5 => match self.array()? {
                 [SOMES, high, low] if high | low != 0 => {
-                    Head::Somes(u16::from_be_bytes([high, low]))
+                    ValueHead::Somes(u16::from_be_bytes([high, low]))
                 }
                 _ => return self.fail(error::no_value("an unknown extension")),
             },
@@ -694,12 +697,12 @@ impl<'de> Reader<'de> {
                 let [which] = self.array()?;
                 let bytes = self.array()?;
                 match which {
-                    U128 => Head::U128(u128::from_be_bytes(bytes)),
-                    I128 => Head::I128(i128::from_be_bytes(bytes)),
+                    U128 => ValueHead::U128(u128::from_be_bytes(bytes)),
+                    I128 => ValueHead::I128(i128::from_be_bytes(bytes)),
                     _ => return self.fail(error::no_value("an unknown extension")),
                 }
             }
-            0xe0..=0xff => Head::Signed((marker as i8).into()),
+            0xe0..=0xff => ValueHead::Signed((marker as i8).into()),
             _ => return self.fail(error::no_value("an unknown marker")),
         };
         Ok(head)
@@ -707,7 +710,12 @@ impl<'de> Reader<'de> {
 
     /// Returns a head with a length, for items that take at least `each` bytes. More items than the
     /// rest of the message can contain are an error.
-    fn announced(&mut self, head: fn(usize) -> Head, each: usize, len: u32) -> Result<Head, Error> {
+    fn announced(
+        &mut self,
+        head: fn(usize) -> ValueHead,
+        each: usize,
+        len: u32,
+    ) -> Result<ValueHead, Error> {
         let follow = self.input.len();
         match usize::try_from(len) {
             Ok(count) if count <= follow / each => Ok(head(count)),
@@ -779,7 +787,7 @@ impl<'de> Reader<'de> {
     }
 
     #[cold]
-    fn differs<T>(&mut self, written: Head, asked: &str) -> Result<T, Error> {
+    fn differs<T>(&mut self, written: ValueHead, asked: &str) -> Result<T, Error> {
         self.fail(Error::differs(written.name(), asked))
     }
 
@@ -802,8 +810,8 @@ impl<'de> Reader<'de> {
 
     fn tuple<V: Visitor<'de>>(&mut self, len: usize, visitor: V) -> Result<V::Value, Error> {
         let (written, are_bytes) = match self.head()? {
-            Head::Array(written) => (written, false),
-            Head::Bytes(written) => (written, true),
+            ValueHead::Array(written) => (written, false),
+            ValueHead::Bytes(written) => (written, true),
             other => return self.differs(other, "a tuple"),
         };
         match written == len {
@@ -845,7 +853,7 @@ impl<'de> Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let result = match self.head()? {
-            Head::Map(len) => self.entries(len, Some(FieldNames::new(name, list)), visitor),
+            ValueHead::Map(len) => self.entries(len, Some(FieldNames::new(name, list)), visitor),
             other => self.differs(other, "a struct"),
         };
         result.map_err(|error| error.of_type(name))
@@ -860,9 +868,9 @@ impl<'de> Reader<'de> {
         while left > 0 {
             left -= 1;
             match self.head()? {
-                Head::Str(len) | Head::Bytes(len) => drop(self.take(len)?),
-                Head::Array(len) => left = left.saturating_add(len),
-                Head::Map(len) => left = left.saturating_add(len.saturating_mul(2)),
+                ValueHead::Str(len) | ValueHead::Bytes(len) => drop(self.take(len)?),
+                ValueHead::Array(len) => left = left.saturating_add(len),
+                ValueHead::Map(len) => left = left.saturating_add(len.saturating_mul(2)),
                 _ => {}
             }
         }
@@ -883,10 +891,10 @@ macro_rules! read_integers {
     ($($method:ident asks $asked:literal;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             match self.head()? {
-                Head::Unsigned(value) => visitor.visit_u64(value),
-                Head::Signed(value) => visitor.visit_i64(value),
-                Head::U128(value) => visitor.visit_u128(value),
-                Head::I128(value) => visitor.visit_i128(value),
+                ValueHead::Unsigned(value) => visitor.visit_u64(value),
+                ValueHead::Signed(value) => visitor.visit_i64(value),
+                ValueHead::U128(value) => visitor.visit_u128(value),
+                ValueHead::I128(value) => visitor.visit_i128(value),
                 other => self.differs(other, $asked),
             }
         }
@@ -897,11 +905,11 @@ macro_rules! read_texts {
     ($($method:ident asks $asked:literal;)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
             match self.head()? {
-                Head::Str(len) => {
+                ValueHead::Str(len) => {
                     let text = self.text(len)?;
                     visitor.visit_borrowed_str(text)
                 }
-                Head::Bytes(len) => {
+                ValueHead::Bytes(len) => {
                     let bytes = self.take(len)?;
                     visitor.visit_borrowed_bytes(bytes)
                 }
@@ -940,11 +948,11 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     /// `Deserialize` would take it for the index of a field.
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Str(len) => {
+            ValueHead::Str(len) => {
                 let text = self.text(len)?;
                 visitor.visit_borrowed_str(text)
             }
-            Head::Bytes(len) => {
+            ValueHead::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)
             }
@@ -962,38 +970,38 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Nil => visitor.visit_unit(),
-            Head::Bool(value) => visitor.visit_bool(value),
-            Head::Unsigned(value) => visitor.visit_u64(value),
-            Head::Signed(value) => visitor.visit_i64(value),
-            Head::U128(value) => visitor.visit_u128(value),
-            Head::I128(value) => visitor.visit_i128(value),
-            Head::F32(value) => visitor.visit_f32(value),
-            Head::F64(value) => visitor.visit_f64(value),
-            Head::Str(len) => {
+            ValueHead::Nil => visitor.visit_unit(),
+            ValueHead::Bool(value) => visitor.visit_bool(value),
+            ValueHead::Unsigned(value) => visitor.visit_u64(value),
+            ValueHead::Signed(value) => visitor.visit_i64(value),
+            ValueHead::U128(value) => visitor.visit_u128(value),
+            ValueHead::I128(value) => visitor.visit_i128(value),
+            ValueHead::F32(value) => visitor.visit_f32(value),
+            ValueHead::F64(value) => visitor.visit_f64(value),
+            ValueHead::Str(len) => {
                 let text = self.text(len)?;
                 visitor.visit_borrowed_str(text)
             }
             // Pass the bytes as a list. serde would keep a byte string, and try a `String` on it,
             // which accepts bytes that are UTF-8. Types that accept bytes also accept a list of
             // them.
-            Head::Bytes(len) if keeps_for_later::<V>() => {
+            ValueHead::Bytes(len) if keeps_for_later::<V>() => {
                 self.keep::<V>(len)?;
                 self.asked(|reader| reader.elements(len, true, visitor))
             }
-            Head::Bytes(len) => {
+            ValueHead::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)
             }
-            Head::Array(len) => {
+            ValueHead::Array(len) => {
                 self.keep::<V>(len)?;
                 self.asked(|reader| reader.elements(len, false, visitor))
             }
-            Head::Map(len) => {
+            ValueHead::Map(len) => {
                 self.keep::<V>(len.saturating_mul(2))?;
                 self.asked(|reader| reader.entries(len, None, visitor))
             }
-            head @ Head::Somes(_) => {
+            head @ ValueHead::Somes(_) => {
                 self.pending = Some(head);
                 self.asked(|reader| de::Deserializer::deserialize_option(reader, visitor))
             }
@@ -1007,7 +1015,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Bool(value) => visitor.visit_bool(value),
+            ValueHead::Bool(value) => visitor.visit_bool(value),
             other => self.differs(other, "a bool"),
         }
     }
@@ -1016,30 +1024,30 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
     // exact.
     fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::F32(value) => visitor.visit_f32(value),
+            ValueHead::F32(value) => visitor.visit_f32(value),
             other => self.differs(other, "an f32"),
         }
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::F32(value) => visitor.visit_f32(value),
-            Head::F64(value) => visitor.visit_f64(value),
+            ValueHead::F32(value) => visitor.visit_f32(value),
+            ValueHead::F64(value) => visitor.visit_f64(value),
             other => self.differs(other, "an f64"),
         }
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Str(len) => {
+            ValueHead::Str(len) => {
                 let text = self.text(len)?;
                 visitor.visit_borrowed_str(text)
             }
-            Head::Bytes(len) => {
+            ValueHead::Bytes(len) => {
                 let bytes = self.take(len)?;
                 visitor.visit_borrowed_bytes(bytes)
             }
-            Head::Array(len) => self.elements(len, false, visitor),
+            ValueHead::Array(len) => self.elements(len, false, visitor),
             other => self.differs(other, "bytes"),
         }
     }
@@ -1050,10 +1058,10 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.pending = match self.head()? {
-            Head::Nil => return visitor.visit_none(),
+            ValueHead::Nil => return visitor.visit_none(),
             // Takes one `Some` from around the nil.
-            Head::Somes(1) => Some(Head::Nil),
-            Head::Somes(n) => Some(Head::Somes(n - 1)),
+            ValueHead::Somes(1) => Some(ValueHead::Nil),
+            ValueHead::Somes(n) => Some(ValueHead::Somes(n - 1)),
             other => Some(other),
         };
         self.nested(|reader| visitor.visit_some(reader))
@@ -1061,7 +1069,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Nil => visitor.visit_unit(),
+            ValueHead::Nil => visitor.visit_unit(),
             other => self.differs(other, "a unit"),
         }
     }
@@ -1072,7 +1080,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Nil | Head::Array(0) => visitor.visit_unit(),
+            ValueHead::Nil | ValueHead::Array(0) => visitor.visit_unit(),
             other => self.differs(other, "a unit struct"),
         }
     }
@@ -1087,8 +1095,8 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Array(len) => self.elements(len, false, visitor),
-            Head::Bytes(len) => self.elements(len, true, visitor),
+            ValueHead::Array(len) => self.elements(len, false, visitor),
+            ValueHead::Bytes(len) => self.elements(len, true, visitor),
             other => self.differs(other, "a sequence"),
         }
     }
@@ -1108,7 +1116,7 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Map(len) => self.entries(len, None, visitor),
+            ValueHead::Map(len) => self.entries(len, None, visitor),
             other => self.differs(other, "a map"),
         }
     }
@@ -1129,15 +1137,15 @@ impl<'de> de::Deserializer<'de> for &mut Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self.head()? {
-            Head::Str(len) => {
+            ValueHead::Str(len) => {
                 let variant = Name { name: self.text(len)?, index: None };
                 de::Deserializer::deserialize_enum(variant, name, variants, visitor)
                     .or_else(|error| self.fail(error.of_type(name)))
             }
-            Head::Map(1) => self
+            ValueHead::Map(1) => self
                 .nested(|reader| {
                     let variant = match reader.head()? {
-                        Head::Str(len) => reader.text(len)?,
+                        ValueHead::Str(len) => reader.text(len)?,
                         other => return reader.differs(other, "a variant's name"),
                     };
                     if let Err(error) = check_variant(variant, name, variants) {
@@ -1172,7 +1180,7 @@ impl<'de> de::SeqAccess<'de> for &mut Parts<'_, 'de> {
         }
         self.left -= 1;
         let head = match self.are_bytes {
-            true => self.reader.array().map(|[byte]| Some(Head::Unsigned(byte.into())))?,
+            true => self.reader.array().map(|[byte]| Some(ValueHead::Unsigned(byte.into())))?,
             false => None,
         };
         self.reader.part(head, seed).map(Some)
@@ -1214,7 +1222,7 @@ impl<'de> de::MapAccess<'de> for &mut Pairs<'_, 'de> {
             // Look at the key without taking it. It is read again below.
             let mut ahead = Reader::new(self.reader.input);
             self.field = match ahead.head()? {
-                Head::Str(len) => ahead.text(len).ok(),
+                ValueHead::Str(len) => ahead.text(len).ok(),
                 _ => None,
             };
             if let Some(field) = self.field {
