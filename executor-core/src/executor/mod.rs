@@ -13,7 +13,7 @@
 
 mod map;
 mod mp_pool;
-mod process;
+mod process_pool;
 
 use std::{
     future::Future,
@@ -24,7 +24,7 @@ use std::{
 
 pub use map::{Map, MapStream, MapStreamWithIndex, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
-pub use process::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
+pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
     future::{

@@ -1,0 +1,385 @@
+//! The executor that runs tasks in child processes: [`ProcessPoolExecutor`] and its builder.
+
+mod builder;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub use builder::ProcessPoolBuilder;
+
+use super::{Executor, Map, RawControl, ShutdownOptions, submit};
+use crate::{
+    error::{BrokenCause, BuildError},
+    future::TaskFuture,
+    pool::{self, Chunk, Pool, Stats},
+    registry::TaskEntry,
+    task::IntoTask,
+    wire::buffer::Buffer,
+    worker,
+};
+
+/// How long running tasks may continue if the last handle is dropped while a panic unwinds.
+const UNWIND_GRACE: Duration = Duration::from_secs(1);
+
+/// Runs tasks in child processes of this program.
+///
+/// Workers are new processes of this program's own executable. They start on demand, up to
+/// [`max_workers`], and are reused. If a task crashes its worker, only this task fails: the worker
+/// is replaced, and the tasks that were queued behind it run elsewhere. When this process ends, for
+/// whatever reason, its workers and the programs that they have started end, too.
+///
+/// Cloning makes another handle of the same pool. Dropping the last handle finishes the accepted
+/// tasks first, as `shutdown(true)` does. On a callback thread, in a tokio context or inside a
+/// task, this would block other work. There the drop returns at once, and the tasks are finished in
+/// the background. [`on_drop`](ProcessPoolBuilder::on_drop) selects another policy.
+///
+/// # The end of the program
+///
+/// Accepted tasks and their callbacks are finished before the program ends, even if the handle was
+/// dropped or forgotten. This holds when `main` returns (also with an error, by a panic, or below
+/// `#[tokio::main]`), and when any thread calls [`std::process::exit`]. The policy
+/// [`on_drop`](ProcessPoolBuilder::on_drop) is applied then to an executor in a static, to a
+/// forgotten executor, and to one that was dropped where a drop does not wait. So a task that never
+/// ends holds up the end of the program, unless [`exit_timeout`](ProcessPoolBuilder::exit_timeout)
+/// sets a limit. Exit hooks ([`at_exit`](crate::at_exit)) are called after that. They may still
+/// submit tasks to an executor with [`OnDrop::Finish`], and these tasks are finished, too. An
+/// executor with another [`OnDrop`] has been shut down by then, whether or not it had work.
+///
+/// If a callback calls `exit` while the program is already ending, the call never returns: std
+/// blocks the thread in `pause`. The executor leaves this callback behind and calls the other ones.
+/// It detects the blocked thread by the system call in which it waits. If the system does not
+/// provide this (there is no `/proc`, for example), a callback that has used no processor time for
+/// ten seconds is left behind in the same way.
+///
+/// When a worker is asked to stop, it first finishes the work that its tasks have submitted to
+/// executors of their own, for example to one in a static. The executor kills a worker that has not
+/// ended five seconds later, with a warning, and this work is lost. A task that waits for the
+/// results of the work it has submitted loses nothing.
+///
+/// After a signal, an abort or `_exit`, nothing is finished. The workers end then, too.
+///
+/// ```
+/// use executor::prelude::*;
+///
+/// #[task]
+/// fn add(a: i64, b: i64) -> i64 { a + b }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let pool = ProcessPoolExecutor::new()?;
+///     let future = pool.submit(add::task(1, 2));
+///     assert_eq!(future.result()?, 3);
+///     pool.shutdown(true);
+///     Ok(())
+/// }
+/// ```
+///
+/// [`max_workers`]: ProcessPoolBuilder::max_workers
+#[derive(Clone)]
+pub struct ProcessPoolExecutor {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    pool: Arc<Pool>,
+    on_drop: OnDrop,
+}
+
+/// What happens to unfinished work when the last handle of an executor is dropped, or when the
+/// program ends before that.
+///
+/// At the end of the program, `CancelPending` and `Kill` shut the executor down before exit hooks
+/// ([`at_exit`](crate::at_exit)) are called. With `Finish`, a hook may still submit tasks.
+///
+/// ```
+/// use executor::{OnDrop, prelude::*};
+///
+/// #[task]
+/// fn forever() { loop { std::thread::park() } }
+///
+/// #[executor::main]
+/// fn main() {
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).on_drop(OnDrop::Kill).build().unwrap();
+///     let future = pool.submit(forever::task());
+///     drop(pool);
+///     assert!(future.result().unwrap_err().is_shutdown());
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// Finish it.
+    #[default]
+    Finish,
+    /// Finish the tasks that have begun, and cancel the others.
+    CancelPending,
+    /// Kill the workers.
+    Kill,
+}
+
+impl ProcessPoolExecutor {
+    /// Builds an executor with one worker for each CPU that this process may use. See
+    /// [`usable_cpus`](crate::usable_cpus).
+    ///
+    /// # Errors
+    /// The same as [`ProcessPoolBuilder::build`].
+    pub fn new() -> Result<Self, BuildError> {
+        Self::builder().build()
+    }
+
+    /// Returns a builder, for setting options.
+    pub fn builder() -> ProcessPoolBuilder {
+        ProcessPoolBuilder::default()
+    }
+
+    /// Submits a task and returns its future. It never blocks and never fails: errors are reported
+    /// by the future.
+    ///
+    /// Arguments are encoded during this call, so they may be borrowed.
+    pub fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
+        submit(self, task.into_task())
+    }
+
+    /// Submits a task for each item, and returns an iterator over the results in the order of the
+    /// items.
+    ///
+    /// The iterator is lazy: nothing happens before the first `next`, and items are taken from the
+    /// input only in `next`. So the input may be endless, and need be neither `Send` nor `'static`.
+    /// At most [`buffer_size`](Map::buffer_size) items are submitted and not yet yielded. Each item
+    /// has its own result: an item that fails does not end the iteration.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    ///
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[task]
+    /// fn add(a: u64, b: u64) -> u64 { a + b }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), TaskError> {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     let squares: Vec<u64> = pool.map(square::task, 0..4).collect::<Result<_, _>>()?;
+    ///     assert_eq!(squares, [0, 1, 4, 9]);
+    ///     // Several parameters: use a closure.
+    ///     let sums: Vec<u64> = pool.map(|(a, b)| add::task(a, b), [(1, 2), (3, 4)]).collect::<Result<_, _>>()?;
+    ///     assert_eq!(sums, [3, 7]);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
+    where
+        T: IntoTask,
+        I: IntoIterator,
+        M: FnMut(I::Item) -> T,
+    {
+        Map::new(Executor::handle(self), make, items.into_iter())
+    }
+
+    /// Stops accepting tasks, and finishes the accepted ones.
+    ///
+    /// With `wait`, it returns when every task is resolved, every worker has been reaped and every
+    /// queued callback has run. Without `wait`, it returns at once, and the rest happens in the
+    /// background. It may be called again, and from anywhere. If it is called from a callback, it
+    /// does not wait for this callback.
+    pub fn shutdown(&self, wait: bool) {
+        self.shutdown_with(ShutdownOptions { wait, ..ShutdownOptions::default() });
+    }
+
+    /// Stops accepting tasks, and shuts the executor down as the options say.
+    pub fn shutdown_with(&self, options: ShutdownOptions) {
+        self.handle.pool.shutdown(options.cancel_pending, options.deadline);
+        if options.wait {
+            self.handle.pool.join();
+        }
+    }
+
+    /// Does the same as `shutdown(true)`, for async code. The shutdown begins at once, and the
+    /// returned future waits for its end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the shutdown.
+    pub fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
+        let pool = Arc::clone(&self.handle.pool);
+        pool.shutdown(false, None);
+        async move { pool.join_async().await }
+    }
+
+    /// Terminates all workers with SIGTERM, and kills the workers that still exist half a second
+    /// later with SIGKILL. Unresolved tasks fail with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the executor accepts no more tasks.
+    /// It does not wait.
+    pub fn terminate_workers(&self) {
+        self.handle.pool.end_workers(false);
+    }
+
+    /// Kills all workers at once. Unresolved tasks fail with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the executor accepts no more tasks.
+    /// It does not wait.
+    pub fn kill_workers(&self) {
+        self.handle.pool.end_workers(true);
+    }
+
+    /// Returns the internal pool, for other types of this crate that are built on an executor.
+    pub(crate) fn inner(&self) -> &Arc<Pool> {
+        &self.handle.pool
+    }
+
+    /// Returns whether dropping the handle in the current context may wait for the end of the pool.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.handle.may_wait()
+    }
+
+    /// Returns the maximum number of workers.
+    pub fn max_workers(&self) -> usize {
+        self.handle.pool.workers_max()
+    }
+
+    /// Returns the process ids of the current workers.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     assert!(pool.worker_pids().is_empty(), "workers start on demand");
+    ///     let worker = pool.submit(pid::task()).result().unwrap();
+    ///     assert_eq!(pool.worker_pids(), [worker]);
+    ///     pool.kill_workers();
+    ///     assert!(pool.submit(pid::task()).result().unwrap_err().is_shutdown());
+    /// }
+    /// ```
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.handle.pool.worker_pids()
+    }
+
+    /// Returns why this executor is broken, or `None` if it is not broken.
+    ///
+    /// A broken executor cannot run tasks any more. All its futures fail with this cause from then
+    /// on. It stays broken, so create another executor.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn load(model: &str) -> Result<(), String> { Err(format!("no model `{model}`")) }
+    ///
+    /// #[task]
+    /// fn predict(x: u64) -> u64 { x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).initializer(load::task("m")).build().unwrap();
+    ///     assert!(pool.broken().is_none(), "no worker has been started");
+    ///     assert!(pool.submit(predict::task(1)).result().unwrap_err().is_broken());
+    ///     assert!(pool.broken().unwrap().to_string().contains("no model `m`"));
+    /// }
+    /// ```
+    pub fn broken(&self) -> Option<BrokenCause> {
+        self.handle.pool.broken()
+    }
+
+    /// Returns the number of workers, and the amount of memory that the executor shares with them.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn sum(bytes: &[u8]) -> u64 { bytes.iter().map(|byte| u64::from(*byte)).sum() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     assert_eq!(pool.submit(sum::task(&vec![1; 1 << 20])).result().unwrap(), 1 << 20);
+    ///     let stats = pool.stats();
+    ///     assert_eq!(stats.workers, 1);
+    ///     // The mebibyte was sent through shared memory. The segment is kept for a while, for reuse.
+    ///     assert!(stats.segments <= 1 && stats.segment_bytes < 2 << 20, "{stats:?}");
+    /// }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.handle.pool.stats()
+    }
+}
+
+impl Executor for ProcessPoolExecutor {
+    fn submit_chunk(&self, chunk: Chunk) {
+        self.handle.pool.submit(chunk);
+    }
+
+    fn control(&self) -> RawControl {
+        RawControl(self.handle.pool.clone())
+    }
+
+    fn estimate(&self, entry: &'static TaskEntry) -> Option<Duration> {
+        self.handle.pool.estimate(entry.id()?)
+    }
+
+    fn buffer(&self) -> Buffer {
+        Buffer::with_store(self.handle.pool.arguments())
+    }
+
+    fn handle(&self) -> Box<dyn Executor> {
+        Box::new(self.clone())
+    }
+
+    fn max_workers(&self) -> usize {
+        self.max_workers()
+    }
+
+    fn shutdown_with(&self, options: ShutdownOptions) {
+        self.shutdown_with(options);
+    }
+
+    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.shutdown_async())
+    }
+}
+
+impl std::fmt::Debug for ProcessPoolExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessPoolExecutor")
+            .field("max_workers", &self.max_workers())
+            .field("worker_pids", &self.worker_pids())
+            .finish()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // In a fork, this handle is a copy, and the pool belongs to the parent.
+        if self.pool.forked() {
+            return;
+        }
+        match self.on_drop {
+            OnDrop::Kill => self.pool.end_workers(true),
+            // Long tasks must not hold up the unwinding.
+            _ if std::thread::panicking() => {
+                self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE))
+            }
+            OnDrop::Finish => self.pool.shutdown(false, None),
+            OnDrop::CancelPending => self.pool.shutdown(true, None),
+        }
+        if self.may_wait() {
+            self.pool.join();
+        }
+    }
+}
+
+impl Handle {
+    /// Returns whether a drop in the current context may wait. It does not wait where this would
+    /// block an async runtime, other callbacks or the pool's own threads. Then the driver finishes
+    /// the work alone, and the end of the program waits for it.
+    fn may_wait(&self) -> bool {
+        !(self.pool.callbacks().is_current_thread()
+            || pool::is_own_thread()
+            || worker::in_task()
+            || tokio::runtime::Handle::try_current().is_ok())
+    }
+}

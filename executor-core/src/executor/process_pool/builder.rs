@@ -1,0 +1,341 @@
+//! The builder of [`ProcessPoolExecutor`]: its options, and what `build` refuses.
+
+use std::{ffi::OsString, sync::Arc, time::Duration};
+
+use super::{Handle, OnDrop, ProcessPoolExecutor};
+use crate::{
+    child::birth::{self, Barren},
+    error::BuildError,
+    os::{cpu::usable_cpus_or_error, ready, setting::Setting},
+    pool::{AtEnd, Initializer, Pool, PoolOptions},
+    task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
+    wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
+};
+
+/// Default for the longest time from the start of a worker process to its first message. A start
+/// takes about a millisecond, but may take seconds on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Default time limit of the initializer in each worker. An initializer may load data for minutes.
+/// One that hangs keeps tasks waiting for this long.
+const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Builder for a [`ProcessPoolExecutor`].
+///
+/// ```
+/// use executor::prelude::*;
+/// use std::time::Duration;
+///
+/// #[task]
+/// fn prepare(level: String) { /* once in each worker */ }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), executor::BuildError> {
+///     let pool = ProcessPoolExecutor::builder()
+///         .max_workers(4)
+///         .initializer(prepare::task("warm".into()))
+///         .env("RAYON_NUM_THREADS", "1")
+///         .start_timeout(Duration::from_secs(5))
+///         .build()?;
+///     assert_eq!(pool.max_workers(), 4);
+///     Ok(())
+/// }
+/// ```
+#[must_use = "a builder does nothing until `build`"]
+#[derive(Default)]
+pub struct ProcessPoolBuilder {
+    max_workers: Option<usize>,
+    max_tasks_per_worker: Option<usize>,
+    start_at_once: bool,
+    initializer: Option<Initializer<Result<Payload, String>>>,
+    initializer_timeout: Option<Duration>,
+    envs: Vec<(OsString, OsString)>,
+    start_timeout: Option<Duration>,
+    on_drop: OnDrop,
+    exit_timeout: Option<Duration>,
+    terminates_at_end: bool,
+    stack_size: Option<usize>,
+}
+
+impl std::fmt::Debug for ProcessPoolBuilder {
+    /// Writes the options. Of environment variables it writes the names only, because values may
+    /// be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.envs.iter().map(|(name, _)| name).collect();
+        f.debug_struct("ProcessPoolBuilder")
+            .field("max_workers", &self.max_workers)
+            .field("max_tasks_per_worker", &self.max_tasks_per_worker)
+            .field("start_at_once", &self.start_at_once)
+            .field("initializer", &self.initializer.as_ref().map(|initializer| &initializer.name))
+            .field("initializer_timeout", &self.initializer_timeout)
+            .field("envs", &names)
+            .field("start_timeout", &self.start_timeout)
+            .field("on_drop", &self.on_drop)
+            .field("exit_timeout", &self.exit_timeout)
+            .field("stack_size", &self.stack_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProcessPoolBuilder {
+    /// Sets the maximum number of workers. The default is [`usable_cpus`](crate::usable_cpus).
+    /// Workers start on demand.
+    pub fn max_workers(mut self, max_workers: usize) -> Self {
+        self.max_workers = Some(max_workers);
+        self
+    }
+
+    /// Sets a task that each worker runs once, before any other task and on the same thread. Its
+    /// value is dropped.
+    ///
+    /// If it fails in any worker, also in one that replaces another, the executor is
+    /// [`Broken`](crate::TaskError::Broken) from then on. See
+    /// [`broken`](ProcessPoolExecutor::broken).
+    ///
+    /// The initializer can store a value for later tasks with
+    /// [`worker_state::set`](crate::worker_state::set). Errors contain its
+    /// [name](crate::Task::name). Its [time limit](crate::Task::timeout) is the default for
+    /// [`initializer_timeout`](Self::initializer_timeout).
+    pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
+        let mut bytes = Buffer::new();
+        let (args, TaskOptions { timeout, name }) = task.into_task().into_parts();
+        let (encoded, attachments) =
+            attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
+        let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
+        let entry = T::Function::entry();
+        let name = name.unwrap_or_else(|| entry.name.into());
+        let arguments = entry.known().and(arguments);
+        self.initializer = Some(Initializer { entry, name, timeout, arguments });
+        self
+    }
+
+    /// Sets how long the initializer may take in each worker. If it takes longer, the executor is
+    /// [`Broken`](crate::TaskError::Broken), as if the initializer had failed. Otherwise a worker
+    /// that never becomes ready would keep tasks waiting for ever.
+    ///
+    /// The default is the task's own [time limit](crate::Task::timeout). If it has none, it is the
+    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise.
+    /// [`Duration::MAX`] means no limit.
+    ///
+    /// ```
+    /// # use executor::{BrokenCause, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn hangs() { loop { std::thread::park() } }
+    /// #[task]
+    /// fn one() -> u32 { 1 }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let timeout = Duration::from_millis(200);
+    ///     let pool = ProcessPoolExecutor::builder()
+    ///         .max_workers(1)
+    ///         .initializer(hangs::task())
+    ///         .initializer_timeout(timeout)
+    ///         .build()
+    ///         .unwrap();
+    ///     match pool.submit(one::task()).result() {
+    ///         Err(TaskError::Broken(BrokenCause::Initializer(error))) => assert!(error.is_timeout()),
+    ///         other => panic!("{other:?}"),
+    ///     }
+    /// }
+    /// ```
+    pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
+        self.initializer_timeout = Some(timeout);
+        self
+    }
+
+    /// Replaces each worker after this number of tasks. Use it for tasks that leak memory or other
+    /// resources. By default workers are not replaced. A task that is stopped at its time limit, or
+    /// that dies, counts like any other task. The items of a `map` count individually.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).max_tasks_per_worker(2).build().unwrap();
+    ///     let pids = [(); 3].map(|()| pool.submit(pid::task()).result().unwrap());
+    ///     assert!(pids[0] == pids[1] && pids[1] != pids[2]);
+    /// }
+    /// ```
+    pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
+        self.max_tasks_per_worker = Some(tasks);
+        self
+    }
+
+    /// Starts all workers at once, and replaces them when they end, whether or not there is work.
+    pub(crate) fn start_at_once(mut self) -> Self {
+        self.start_at_once = true;
+        self
+    }
+
+    /// Sets an environment variable in the workers. The environment of this process does not
+    /// change.
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.envs.push((key.into(), value.into()));
+        self
+    }
+
+    /// Sets how long a worker may take from its start to its first message. The default is 30
+    /// seconds. The initializer runs after that and may take as long again, unless
+    /// [`initializer_timeout`](Self::initializer_timeout) is set.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets what happens to unfinished work when the last handle is dropped, or when the program
+    /// ends while the executor still exists.
+    pub fn on_drop(mut self, policy: OnDrop) -> Self {
+        self.on_drop = policy;
+        self
+    }
+
+    /// Limits how long the [end of the program](ProcessPoolExecutor#the-end-of-the-program) waits
+    /// for the tasks that this executor has accepted. By default there is no limit.
+    ///
+    /// When the limit has passed, the workers are ended by SIGTERM, and half a second later by
+    /// SIGKILL. Unresolved tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown),
+    /// which is also passed to their callbacks. Callbacks that have not returned two seconds later
+    /// are not waited for.
+    ///
+    /// It does not limit a drop that waits, nor [`shutdown`](ProcessPoolExecutor::shutdown).
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::{sync::OnceLock, time::Duration};
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = POOL.get_or_init(|| {
+    ///         let builder = ProcessPoolExecutor::builder().max_workers(1);
+    ///         builder.exit_timeout(Duration::from_millis(10)).build().unwrap()
+    ///     });
+    ///     pool.submit(forever::task()).on_done(|outcome| assert!(outcome.unwrap_err().is_shutdown()));
+    ///     // Nobody shuts the executor down, but the program ends.
+    /// }
+    /// ```
+    pub fn exit_timeout(mut self, timeout: Duration) -> Self {
+        self.exit_timeout = Some(timeout);
+        self
+    }
+
+    /// Makes the end of the program end the workers, with SIGTERM first.
+    pub(crate) fn terminate_at_end(mut self) -> Self {
+        self.terminates_at_end = true;
+        self
+    }
+
+    /// Sets the stack size of the thread that runs tasks, in bytes. The maximum is 120 MiB. The
+    /// default is the system's limit for a main thread, which is 8 MiB on most systems.
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+
+    /// Builds the executor. No process is started yet.
+    ///
+    /// # Errors
+    /// - [`BuildError::Invalid`] if an option makes no sense, or if an environment variable of this
+    ///   library that is needed has an unknown value (`EXECUTOR_TRANSPORT`; `EXECUTOR_CPU_COUNT`
+    ///   without [`max_workers`](Self::max_workers)).
+    /// - [`BuildError::NoEntry`] if this process is a worker that never reached
+    ///   [`init`](crate::init).
+    /// - [`BuildError::TooDeep`] if executors are nested too deeply.
+    /// - [`BuildError::Os`] if the system refuses a resource.
+    pub fn build(self) -> Result<ProcessPoolExecutor, BuildError> {
+        let invalid = |text: &str| Err(BuildError::Invalid(text.into()));
+        // This process is a worker that runs the program's `main`. Its own workers would do the
+        // same, without end.
+        birth::may_have_children().map_err(|barren| match barren {
+            Barren::NoEntry => BuildError::NoEntry,
+            Barren::TooDeep { depth, max } => BuildError::TooDeep { depth, max },
+        })?;
+        if self.max_workers == Some(0) {
+            return invalid("max_workers must be above 0");
+        }
+        if self.max_tasks_per_worker == Some(0) {
+            return invalid("max_tasks_per_worker must be above 0");
+        }
+        if self.start_timeout == Some(Duration::ZERO) {
+            return invalid("start_timeout must be above 0");
+        }
+        if self.initializer_timeout == Some(Duration::ZERO) {
+            return invalid("initializer_timeout must be above 0");
+        }
+        if self.stack_size.is_some_and(|bytes| !(64 << 10..=120 << 20).contains(&bytes)) {
+            return invalid("stack_size must lie between 64 KiB and 120 MiB");
+        }
+        if self.envs.iter().any(|(key, value)| !is_env(key, value)) {
+            return invalid(
+                "an environment variable's name is empty or has a `=` or a zero byte, or its value has one",
+            );
+        }
+        ready::check().map_err(|error| BuildError::Os {
+            what: "to wait for descriptors (`poll`)",
+            error: Arc::new(error),
+        })?;
+        let initializer = match self.initializer {
+            None => None,
+            Some(Initializer { entry, name, timeout, arguments: Ok(arguments) }) => {
+                Some(Initializer { entry, name, timeout, arguments })
+            }
+            Some(Initializer { name, arguments: Err(error), .. }) => {
+                return invalid(&format!(
+                    "the initializer `{name}` cannot be sent to workers: {error}"
+                ));
+            }
+        };
+        let initializer_timeout = self
+            .initializer_timeout
+            .or_else(|| initializer.as_ref()?.timeout)
+            .or(self.start_timeout)
+            .unwrap_or(INITIALIZER_TIMEOUT);
+        let workers_max =
+            self.max_workers.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
+        // Use shared memory, unless the environment selects the fallback.
+        let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
+        let pool = Pool::new(PoolOptions {
+            workers_max,
+            workers_min: if self.start_at_once { workers_max } else { 0 },
+            // A limit that does not fit into 32 bits is never reached, so it means no limit.
+            tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
+            start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
+            initializer_timeout,
+            initializer,
+            envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
+            stack_bytes: self.stack_size.map(|bytes| bytes as u64),
+            transport,
+            at_end: match self.on_drop {
+                _ if self.terminates_at_end => AtEnd::Terminate,
+                OnDrop::Finish => AtEnd::Finish,
+                OnDrop::CancelPending => AtEnd::CancelPending,
+                OnDrop::Kill => AtEnd::Kill,
+            },
+            exit_timeout: self.exit_timeout,
+        })
+        .map_err(|error| BuildError::Os {
+            what: "the descriptors of an executor",
+            error: Arc::new(error),
+        })?;
+        Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
+    }
+}
+
+/// The transport between an executor and its workers, as the environment selects it.
+static TRANSPORT: Setting<Transport> =
+    Setting::new("EXECUTOR_TRANSPORT", "`ring` (the default) or `ipc`", |name| match name {
+        "ring" => Some(Transport::Ring),
+        "ipc" => Some(Transport::Ipc),
+        _ => None,
+    });
+
+fn is_env(key: &OsString, value: &OsString) -> bool {
+    let (key, value) = (key.as_encoded_bytes(), value.as_encoded_bytes());
+    !key.is_empty() && !key.contains(&b'=') && !key.contains(&0) && !value.contains(&0)
+}
