@@ -753,7 +753,7 @@ fn se20_an_error_that_nobody_reads_is_logged_at_the_join() {
         assert_eq!(logged(lost), 1, "{lost}");
     }
     assert_eq!(logged("task `read`") + logged(": read") + logged("heard") + logged("awaited"), 0);
-    // An error that was logged as unread can still be read, and is not logged again.
+    // An error that was logged as unhandled can still be read, and is not logged again.
     assert!(held.get().is_err());
     drop(map);
     assert_eq!(logged("held in a map"), 1);

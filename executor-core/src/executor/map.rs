@@ -3,7 +3,7 @@
 //! ```text
 //!  input ─► make ─► encode into the open chunk ─(full, or no more items now)─► submit_run ─► pool
 //!                                                                                             │
-//!  next ◄─ decode ◄─ ready ◄──── Feed: in order of the input, or as results come ◄────────────┘
+//!  next ◄─ decode ◄─ ready ◄── MapResults: in order of the input, or as results come ◄────────┘
 //! ```
 //!
 //! Items with a short duration are sent in chunks, so that several calls share the cost of a task.
@@ -26,7 +26,7 @@ use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
         decode,
-        feed::{Feed, Numbered},
+        map_results::{MapResults, Numbered},
         timer::Timer,
     },
     pool::Chunk,
@@ -79,7 +79,7 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// Whether the map has ended: it yields nothing more.
     over: bool,
     /// Receives the results. Made by the first `next`.
-    feed: Option<Arc<Feed>>,
+    results: Option<Arc<MapResults>>,
     /// Results that were received and are yielded next.
     ready: VecDeque<Numbered>,
     /// Number of items taken from the input.
@@ -150,7 +150,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             timeout: None,
             deadline: None,
             over: false,
-            feed: None,
+            results: None,
             ready: VecDeque::new(),
             taken: 0,
             yielded: 0,
@@ -270,7 +270,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Prepares the map at the first `next`. Returns an error if an option is invalid.
     fn start(&mut self) -> Result<(), TaskError> {
-        self.feed = Some(Feed::new(self.unordered));
+        self.results = Some(MapResults::new(self.unordered));
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         if self.chunk_size == Some(0) {
             return Err(TaskError::invalid("a map's chunk_size must be above 0"));
@@ -292,13 +292,13 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.input = None;
         self.open.ends = Vec::new();
         self.open.bytes = Buffer::new();
-        if let Some(feed) = self.feed.take() {
-            feed.cancel();
+        if let Some(results) = self.results.take() {
+            results.cancel();
         }
     }
 
     /// Submits the open chunk, if there is an item in it.
-    fn submit_chunk(&mut self, feed: &Arc<Feed>) {
+    fn submit_chunk(&mut self, results: &Arc<MapResults>) {
         let OpenChunk { ends, bytes } = &mut self.open;
         let count = ends.len() as u32;
         let arguments = match count {
@@ -308,20 +308,21 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         };
         ends.clear();
         bytes.clear();
-        self.send(feed, self.taken - u64::from(count), arguments, count, TaskOptions::default());
+        self.send(results, self.taken - u64::from(count), arguments, count, TaskOptions::default());
     }
 
     /// Submits so many items, beginning with the one of this number.
     fn send(
         &self,
-        feed: &Arc<Feed>,
+        results: &Arc<MapResults>,
         number: u64,
         arguments: Payload,
         count: u32,
         options: TaskOptions,
     ) {
         let control = || self.executor.control().0;
-        let chunk = Chunk::of_map(F::entry(), arguments, count, options, (feed, number), control);
+        let chunk =
+            Chunk::of_map(F::entry(), arguments, count, options, (results, number), control);
         self.executor.submit_chunk(chunk);
     }
 
@@ -332,7 +333,9 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
                 self.number = number;
                 outcome
             }
-            None if self.pending() > 0 && self.feed.as_ref().is_some_and(|feed| feed.forked()) => {
+            None if self.pending() > 0
+                && self.results.as_ref().is_some_and(|results| results.forked()) =>
+            {
                 // This error belongs to no item: it is not known here which of the remaining items
                 // would have been next.
                 self.number = self.taken;
@@ -379,7 +382,7 @@ where
         if self.input.is_none() || room(self) == 0 {
             return;
         }
-        let Some(feed) = self.feed.clone() else { return };
+        let Some(results) = self.results.clone() else { return };
         self.choose_together();
         for _ in 0..room(self) {
             // If the input or `make` panics, the open chunk stays as it is, and is sent with the
@@ -389,14 +392,14 @@ where
                 break;
             };
             let task = (self.make)(item);
-            self.take(&feed, task);
+            self.take(&results, task);
             let items = self.together.min(ITEMS_MAX as usize);
             if self.open.ends.len() >= items || self.open.bytes.len() >= CHUNK_BYTES_MAX {
-                self.submit_chunk(&feed);
+                self.submit_chunk(&results);
             }
         }
         // Do not keep an unfilled chunk back: the caller is about to wait for results.
-        self.submit_chunk(&feed);
+        self.submit_chunk(&results);
     }
 
     /// Returns the next result, if it comes before `until`.
@@ -407,7 +410,7 @@ where
         if self.over {
             return Ok(None);
         }
-        if self.feed.is_none()
+        if self.results.is_none()
             && let Err(error) = self.start()
         {
             return Ok(self.fail(error));
@@ -426,12 +429,12 @@ where
                 self.end();
                 return Ok(None);
             }
-            let feed = self.feed.clone().expect("made above");
+            let results = self.results.clone().expect("made above");
             let deadline = self.deadline.into_iter().chain(until).min();
             // This thread drains a worker's replies only if items are sent one at a time. The
             // results of chunks arrive in large numbers, and the reader thread delivers them in
             // batches.
-            if !feed.wait(&mut self.ready, deadline, self.together == 1) {
+            if !results.wait(&mut self.ready, deadline, self.together == 1) {
                 return match self.is_late() {
                     true => Ok(self.time_out()),
                     false => Err(NotInTime),
@@ -440,23 +443,23 @@ where
         }
     }
 
-    /// Submits all items at once. Returns the feed that receives their results, and their number.
-    pub(crate) fn submit_all(mut self) -> Result<(Arc<Feed>, usize), TaskError> {
+    /// Submits all items at once. Returns what receives their results, and their number.
+    pub(crate) fn submit_all(mut self) -> Result<(Arc<MapResults>, usize), TaskError> {
         self.buffer_size = Some(usize::MAX);
         self.start()?;
         self.fill();
-        // Take the feed out, because dropping the map would cancel the tasks of its feed.
-        let feed = self.feed.take().expect("made by `start`");
-        Ok((feed, self.taken as usize))
+        // Take the results out, because dropping the map would cancel the tasks that they wait for.
+        let results = self.results.take().expect("made by `start`");
+        Ok((results, self.taken as usize))
     }
 
     /// Adds a task to the open chunk, or submits it alone.
-    fn take(&mut self, feed: &Arc<Feed>, task: Task<F, A>) {
+    fn take(&mut self, results: &Arc<MapResults>, task: Task<F, A>) {
         let (args, options) = task.into_parts();
         let plain = options.timeout.is_none() && options.name.is_none();
         // The options apply to a whole chunk, so a task with its own options is sent alone.
         if !plain {
-            self.submit_chunk(feed);
+            self.submit_chunk(results);
         }
         self.open.bytes.begin();
         let encoded = encode::<F, A>(args, &options, &mut self.open.bytes);
@@ -466,9 +469,9 @@ where
             Err(error) => {
                 // The items of a chunk have consecutive numbers, and this number is used up by the
                 // error. So submit the open chunk before it.
-                self.submit_chunk(feed);
+                self.submit_chunk(results);
                 self.taken += 1;
-                feed.deliver_error(number, error);
+                results.deliver_error(number, error);
                 return;
             }
         };
@@ -480,9 +483,9 @@ where
         }
         // A task with large arguments or with descriptors is sent alone, after the items before it.
         let arguments = self.open.bytes.take(attachments);
-        self.submit_chunk(feed);
+        self.submit_chunk(results);
         self.taken += 1;
-        self.send(feed, number, arguments, 1, options);
+        self.send(results, number, arguments, 1, options);
     }
 }
 
@@ -605,7 +608,7 @@ where
         if map.over {
             return Poll::Ready(None);
         }
-        if map.feed.is_none()
+        if map.results.is_none()
             && let Err(error) = map.start()
         {
             return Poll::Ready(map.fail(error));
@@ -622,8 +625,8 @@ where
                 map.end();
                 return Poll::Ready(None);
             }
-            let feed = map.feed.clone().expect("made above");
-            if feed.poll(&mut map.ready, cx.waker()) {
+            let results = map.results.clone().expect("made above");
+            if results.poll(&mut map.ready, cx.waker()) {
                 continue;
             }
             if let Some(deadline) = map.deadline

@@ -12,8 +12,8 @@
 //!            └─ Running is not stored here: the cell asks the worker's board
 //! ```
 //!
-//! The results of a map do not go into cells but into one [`feed`]. A [`gather`] collects all
-//! results of a feed.
+//! The results of a map do not go into cells but into one [`MapResults`](map_results::MapResults).
+//! A [`JoinAll`](join_all::JoinAll) collects all of them.
 //!
 //! The cell holds bytes. Only the handle knows the type. If a completer is dropped without an
 //! outcome, it completes the cell with an error, so no future stays pending for ever. User code
@@ -23,9 +23,9 @@ mod as_completed;
 pub(crate) mod callback;
 pub(crate) mod cell;
 mod done_queue;
-pub(crate) mod feed;
-pub(crate) mod gather;
 mod handle;
+pub(crate) mod join_all;
+pub(crate) mod map_results;
 pub(crate) mod timer;
 pub(crate) mod wait;
 

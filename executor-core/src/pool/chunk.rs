@@ -6,7 +6,7 @@
 //!                                     split   taken back                                   │
 //!                                       ▼       │                                          │
 //!                                     two chunks, one sink                                 │
-//!  cell or Feed ◄──────── Outcomes ◄────┴────────── reply, or an error of the scheduler ◄──┘
+//!  cell or MapResults ◄── Outcomes ◄────┴────────── reply, or an error of the scheduler ◄──┘
 //! ```
 //!
 //! A chunk is built once, in the thread that submits, and then moved. There is no second copy. A
@@ -26,7 +26,7 @@ use crate::{
     error::{TaskError, reply},
     future::{
         cell::{Cell, Completer, Control, Outcome, Wakers},
-        feed::{Feed, FeedChunk},
+        map_results::{ChunkResults, MapResults},
     },
     id::{FnId, TaskId, WorkerId},
     registry::TaskEntry,
@@ -76,7 +76,7 @@ enum Sink {
     /// The future of a single call.
     Cell(Completer),
     /// A map.
-    Map(Arc<FeedChunk>),
+    Map(Arc<ChunkResults>),
 }
 
 /// The frame that brings a chunk to a worker.
@@ -118,11 +118,11 @@ impl Chunk {
         arguments: Payload,
         count: u32,
         options: TaskOptions,
-        (feed, number): (&Arc<Feed>, u64),
+        (results, number): (&Arc<MapResults>, u64),
         control: impl FnOnce() -> Arc<dyn Control>,
     ) -> Chunk {
         let base = next_task_ids(count);
-        let sink = Sink::Map(feed.open(base, count, number, control));
+        let sink = Sink::Map(results.open(base, count, number, control));
         let TaskOptions { timeout, name } = options;
         let items = Items { first: 0, count };
         Chunk { entry, name, timeout, arguments, several: count > 1, base, items, sink }
@@ -254,7 +254,7 @@ impl Answer {
 pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
     /// Results of maps. Consecutive results of one chunk are together.
-    maps: Vec<(Arc<FeedChunk>, Answers)>,
+    maps: Vec<(Arc<ChunkResults>, Answers)>,
     /// Whether a worker is in the middle of a chunk, so that its next replies follow within
     /// microseconds.
     pub(super) in_chunks: bool,

@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::unread::{Outlook, Unread, log};
+use super::unhandled_errors::{Outlook, UnhandledErrors, log};
 use crate::{
     error::TaskError,
     future::{
         TaskFuture,
         cell::{Cell, Outcome},
         decode,
-        gather::{Gather, ListCallback},
+        join_all::{JoinAll, ListCallback},
     },
     task::TaskFn,
 };
@@ -51,8 +51,8 @@ use crate::{
 /// ready panics.
 pub struct AsyncResult<T> {
     source: Source<T>,
-    unread: Arc<Unread>,
-    /// Its key in `unread`, as long as nobody has read the outcome.
+    unhandled: Arc<UnhandledErrors>,
+    /// Its key in `unhandled`, as long as nobody has read the outcome.
     key: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ enum Source<T> {
     /// The result of one task.
     One(TaskFuture<T>),
     /// The results of all tasks of a map, and the function that decodes them.
-    All(Arc<Gather>, fn(Vec<Outcome>) -> Result<T, TaskError>),
+    All(Arc<JoinAll>, fn(Vec<Outcome>) -> Result<T, TaskError>),
     /// The error of a call that was never submitted. `None` after it was taken.
     None(Option<TaskError>),
 }
@@ -76,20 +76,28 @@ impl Outlook for Cell {
     }
 }
 
-impl Outlook for Gather {
+impl Outlook for JoinAll {
     fn failure(&self) -> Option<TaskError> {
         self.error()
     }
 }
 
 impl<T> AsyncResult<T> {
-    pub(super) fn of_task(future: TaskFuture<T>, unread: &Arc<Unread>) -> Self {
-        let key = unread.hold(Arc::clone(future.cell()) as Arc<dyn Outlook>);
-        AsyncResult { source: Source::One(future), unread: Arc::clone(unread), key: Some(key) }
+    pub(super) fn of_task(future: TaskFuture<T>, unhandled: &Arc<UnhandledErrors>) -> Self {
+        let key = unhandled.hold(Arc::clone(future.cell()) as Arc<dyn Outlook>);
+        AsyncResult {
+            source: Source::One(future),
+            unhandled: Arc::clone(unhandled),
+            key: Some(key),
+        }
     }
 
-    pub(super) fn refused(error: TaskError, unread: &Arc<Unread>) -> Self {
-        AsyncResult { source: Source::None(Some(error)), unread: Arc::clone(unread), key: None }
+    pub(super) fn refused(error: TaskError, unhandled: &Arc<UnhandledErrors>) -> Self {
+        AsyncResult {
+            source: Source::None(Some(error)),
+            unhandled: Arc::clone(unhandled),
+            key: None,
+        }
     }
 
     /// Waits for the end of the task, and returns its value or its error.
@@ -140,7 +148,7 @@ impl<T> AsyncResult<T> {
     fn wait_until(&self, deadline: Option<Instant>) -> bool {
         match &self.source {
             Source::One(future) => future.cell().wait(deadline),
-            Source::All(gather, _) => gather.wait(deadline),
+            Source::All(all, _) => all.wait(deadline),
             Source::None(_) => true,
         }
     }
@@ -149,7 +157,7 @@ impl<T> AsyncResult<T> {
     pub fn ready(&self) -> bool {
         match &self.source {
             Source::One(future) => future.done(),
-            Source::All(gather, _) => gather.is_done(),
+            Source::All(all, _) => all.is_done(),
             Source::None(_) => true,
         }
     }
@@ -163,7 +171,7 @@ impl<T> AsyncResult<T> {
     fn error(&self) -> Option<TaskError> {
         match &self.source {
             Source::One(future) => future.cell().error(),
-            Source::All(gather, _) => gather.error(),
+            Source::All(all, _) => all.error(),
             Source::None(error) => error.clone(),
         }
     }
@@ -173,7 +181,7 @@ impl<T> AsyncResult<T> {
         self.notice();
         match &mut self.source {
             Source::One(future) => future.take(),
-            Source::All(gather, decode) => gather.take().and_then(*decode),
+            Source::All(all, decode) => all.take().and_then(*decode),
             Source::None(error) => {
                 Err(error.take().expect("AsyncResult polled after it was ready"))
             }
@@ -183,7 +191,7 @@ impl<T> AsyncResult<T> {
     /// Marks the outcome as read, so that an error is not logged.
     fn notice(&mut self) {
         if let Some(key) = self.key.take() {
-            self.unread.forget(key);
+            self.unhandled.forget(key);
         }
     }
 }
@@ -240,20 +248,20 @@ impl<T: 'static> AsyncResult<T> {
     }
 
     fn add_callback(&self, callback: impl FnOnce(Result<&T, &TaskError>) + Send + 'static) {
-        let thread = &self.unread.callbacks;
+        let thread = &self.unhandled.callbacks;
         match &self.source {
             // A fork has no callback thread, so a callback runs in the calling thread there.
-            // `Gather` does the same for a map.
-            Source::One(future) if self.unread.forked() => {
+            // `JoinAll` does the same for a map.
+            Source::One(future) if self.unhandled.forked() => {
                 future.cell().add_callback(future.done_callback(callback));
             }
-            Source::None(Some(error)) if self.unread.forked() => callback(Err(error)),
+            Source::None(Some(error)) if self.unhandled.forked() => callback(Err(error)),
             Source::One(future) => {
                 future.cell().add_callback_on(thread, future.done_callback(callback));
             }
-            Source::All(gather, decode) => {
+            Source::All(all, decode) => {
                 let decode = *decode;
-                gather.add_callback(ListCallback {
+                all.add_callback(ListCallback {
                     decode: Box::new(move |outcomes| Box::new(decode(outcomes)) as Box<dyn Any>),
                     run: Box::new(move |list| {
                         let list = list
@@ -273,11 +281,14 @@ impl<T: 'static> AsyncResult<T> {
 }
 
 impl<T> AsyncResult<Vec<T>> {
-    pub(super) fn of_map<F: TaskFn<Output = T>>(gather: Arc<Gather>, unread: &Arc<Unread>) -> Self {
-        let key = unread.hold(Arc::clone(&gather) as Arc<dyn Outlook>);
+    pub(super) fn of_map<F: TaskFn<Output = T>>(
+        all: Arc<JoinAll>,
+        unhandled: &Arc<UnhandledErrors>,
+    ) -> Self {
+        let key = unhandled.hold(Arc::clone(&all) as Arc<dyn Outlook>);
         AsyncResult {
-            source: Source::All(gather, decode_all::<F>),
-            unread: Arc::clone(unread),
+            source: Source::All(all, decode_all::<F>),
+            unhandled: Arc::clone(unhandled),
             key: Some(key),
         }
     }
@@ -296,25 +307,25 @@ impl<T> Future for AsyncResult<T> {
                 }
                 return polled;
             }
-            Source::All(gather, _) => gather.poll(cx.waker()),
+            Source::All(all, _) => all.poll(cx.waker()),
             Source::None(_) => true,
         };
         if ready { Poll::Ready(this.take()) } else { Poll::Pending }
     }
 }
 
-/// Logs the error of a result that was dropped unread, once the task has ended.
+/// Logs the error of a result that was dropped before anybody read it, once the task has ended.
 struct Last {
     result: Arc<dyn Outlook>,
     key: u64,
-    unread: Arc<Unread>,
+    unhandled: Arc<UnhandledErrors>,
 }
 
 impl Last {
     /// Marks the outcome as read. Returns the error, if nobody has read it before and the task
     /// failed.
     fn look(&self) -> Option<TaskError> {
-        if self.unread.forget(self.key) { self.result.failure() } else { None }
+        if self.unhandled.forget(self.key) { self.result.failure() } else { None }
     }
 }
 
@@ -323,7 +334,7 @@ impl Wake for Last {
         if let Some(error) = self.look() {
             // Log on the callback thread. This thread takes replies, and a `tracing` subscriber is
             // user code.
-            self.unread.callbacks.push(Box::new(move || log(&error)));
+            self.unhandled.callbacks.push(Box::new(move || log(&error)));
         }
     }
 }
@@ -333,17 +344,17 @@ impl<T> Drop for AsyncResult<T> {
         let Some(key) = self.key.take() else { return };
         let (result, pending): (Arc<dyn Outlook>, _) = match &self.source {
             Source::One(future) => (Arc::clone(future.cell()) as _, !future.done()),
-            Source::All(gather, _) => (Arc::clone(gather) as _, !gather.is_done()),
+            Source::All(all, _) => (Arc::clone(all) as _, !all.is_done()),
             Source::None(_) => return,
         };
-        let last = Arc::new(Last { result, key, unread: Arc::clone(&self.unread) });
+        let last = Arc::new(Last { result, key, unhandled: Arc::clone(&self.unhandled) });
         if pending {
             let waker = Waker::from(Arc::clone(&last));
             // The result owns the waker, and the waker owns the result through `last`. This cycle
             // is broken when the task ends: the thread that completes the result drops the waker.
             let waits = match &self.source {
                 Source::One(future) => future.cell().observe(Arc::as_ptr(&last) as usize, &waker),
-                Source::All(gather, _) => !gather.poll(&waker),
+                Source::All(all, _) => !all.poll(&waker),
                 Source::None(_) => false,
             };
             if waits {

@@ -54,7 +54,7 @@ pub struct IMap<F: TaskArgs<A>, A, I, M> {
     panic: Panic,
     /// Registers the map with the pool while it has not ended. It is the field after `map`, so it
     /// is dropped after `map`, which cancels the tasks it has submitted.
-    feeding: Option<Feeding>,
+    registration: Option<Registration>,
     /// The error that ended the pool. It is yielded after the results that remain.
     ended_by: Option<TaskError>,
 }
@@ -106,7 +106,7 @@ impl<F: TaskArgs<A>, A, I, M> IMap<F, A, I, M> {
         let mut imap = IMap {
             map: if unordered { map.unordered() } else { map },
             panic,
-            feeding: Some(Feeding(Arc::clone(shared))),
+            registration: Some(Registration(Arc::clone(shared))),
             ended_by: None,
         };
         if !shared.enter() {
@@ -159,7 +159,7 @@ where
                 }
                 Some(result) => return Ok(Some(result)),
                 None => {
-                    self.feeding = None;
+                    self.registration = None;
                     let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
                     if let Some(panic) = panic {
                         resume_unwind(panic);
@@ -186,9 +186,9 @@ where
 
 /// Registers a lazy map with its pool. As long as it exists, the pool keeps its workers, even after
 /// `close`.
-struct Feeding(Arc<Shared>);
+struct Registration(Arc<Shared>);
 
-impl Drop for Feeding {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.0.leave();
     }

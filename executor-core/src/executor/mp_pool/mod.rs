@@ -3,7 +3,7 @@
 //! ```text
 //!  Pool::apply_async ──► executor.submit ──► TaskFuture ────────────────► AsyncResult<T>
 //!  Pool::map         ──► Map over the whole input, all of it submitted ─► Vec, when all have ended
-//!  Pool::map_async   ──► the same ──► Feed ──► Gather, until all came ──► AsyncResult<Vec<T>>
+//!  Pool::map_async   ──► the same ──► MapResults ──► JoinAll ──────────► AsyncResult<Vec<T>>
 //!  Pool::imap        ──► Map, lazily ───────────────────────────────────► IMap
 //!
 //!  Running ──close──► Closed ──no IMap left, or join──► executor.shutdown
@@ -11,19 +11,19 @@
 //! ```
 //!
 //! The executor owns the workers and the tasks. This module owns only the phase, and the list of
-//! results whose errors nobody has read ([`unread`]). The executor also handles the death of a
+//! results whose errors nobody has read ([`unhandled_errors`]). The executor also handles the death of a
 //! worker: only the call that the worker was running fails. When this process dies, the workers
 //! end, too.
 //!
-//! This module implements no waiting of its own. Each wait is for the end of a task, of a feed, or
+//! This module implements no waiting of its own. Each wait is for the end of a task, of a map, or
 //! of the executor. These ends always come, whichever process dies. In a fork of this process, all
 //! handles are inert.
 
 mod async_result;
 mod builder;
 mod imap;
-mod spread;
-mod unread;
+mod starmap;
+mod unhandled_errors;
 
 use std::{
     sync::{
@@ -37,13 +37,13 @@ use std::{
 pub use async_result::AsyncResult;
 pub use builder::PoolBuilder;
 pub use imap::IMap;
-pub use spread::MakeTask;
-use unread::Unread;
+pub use starmap::MakeTask;
+use unhandled_errors::UnhandledErrors;
 
 use super::{Executor, Map, ProcessPoolExecutor, ShutdownOptions};
 use crate::{
     error::{BuildError, TaskError},
-    future::{TaskFuture, cell::Cell, feed::Feed, gather::Gather},
+    future::{TaskFuture, cell::Cell, join_all::JoinAll, map_results::MapResults},
     pool::next_task_ids,
     task::{IntoTask, Task, TaskArgs},
 };
@@ -102,10 +102,10 @@ struct Shared {
     executor: ProcessPoolExecutor,
     phase: AtomicU8,
     /// Number of lazy maps that have not ended. They still submit tasks.
-    feeding: AtomicUsize,
-    unread: Arc<Unread>,
+    lazy_maps: AtomicUsize,
+    unhandled: Arc<UnhandledErrors>,
     /// The maps whose results are still being collected by `map_async`.
-    gathers: Mutex<Vec<Weak<Gather>>>,
+    joining: Mutex<Vec<Weak<JoinAll>>>,
 }
 
 /// Phase: the pool accepts calls.
@@ -130,13 +130,13 @@ impl Shared {
         // Count first, then read the phase. `close` sets the phase first, then reads the count. So
         // either this call sees the phase, or `close` sees the map and leaves the shutdown to
         // `leave`.
-        self.feeding.fetch_add(1, Ordering::SeqCst);
+        self.lazy_maps.fetch_add(1, Ordering::SeqCst);
         self.is_running()
     }
 
     /// Unregisters a lazy map that has ended or was refused.
     fn leave(&self) {
-        if self.feeding.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() == CLOSED {
+        if self.lazy_maps.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() == CLOSED {
             self.end();
         }
     }
@@ -147,17 +147,17 @@ impl Shared {
     }
 
     /// Collects the results of one `map_async`.
-    fn gather(&self, feed: Arc<Feed>, total: usize) -> Arc<Gather> {
-        let gather = Gather::new(feed, total, Arc::clone(&self.unread.callbacks));
-        if !gather.is_done() {
-            let mut gathers = self.gathers.lock().unwrap_or_else(PoisonError::into_inner);
-            if gathers.len() == gathers.capacity() {
+    fn join_all(&self, results: Arc<MapResults>, total: usize) -> Arc<JoinAll> {
+        let all = JoinAll::new(results, total, Arc::clone(&self.unhandled.callbacks));
+        if !all.is_done() {
+            let mut joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
+            if joining.len() == joining.capacity() {
                 // The list would grow now, so remove the finished maps first.
-                gathers.retain(|gather| gather.upgrade().is_some_and(|gather| !gather.is_done()));
+                joining.retain(|all| all.upgrade().is_some_and(|all| !all.is_done()));
             }
-            gathers.push(Arc::downgrade(&gather));
+            joining.push(Arc::downgrade(&all));
         }
-        gather
+        all
     }
 
     /// Does the remaining work after the executor has ended: wakes collectors, finishes callbacks,
@@ -166,11 +166,11 @@ impl Shared {
         // The thread that took the last results may not have woken their collector yet. The results
         // are available, so wake it here. Waiting for the other thread to do it could deadlock: it
         // runs wakers, and this call may be in such a waker.
-        let gathers =
-            std::mem::take(&mut *self.gathers.lock().unwrap_or_else(PoisonError::into_inner));
-        gathers.iter().filter_map(Weak::upgrade).for_each(Gather::wake);
-        self.unread.callbacks.flush();
-        self.unread.log();
+        let joining =
+            std::mem::take(&mut *self.joining.lock().unwrap_or_else(PoisonError::into_inner));
+        joining.iter().filter_map(Weak::upgrade).for_each(JoinAll::wake);
+        self.unhandled.callbacks.flush();
+        self.unhandled.log();
     }
 }
 
@@ -215,10 +215,10 @@ impl Pool {
     }
 
     fn of(executor: ProcessPoolExecutor) -> Self {
-        let unread = Unread::new(Arc::clone(executor.inner().callbacks()));
-        let (phase, feeding) = (AtomicU8::new(RUNNING), AtomicUsize::new(0));
-        let gathers = Mutex::default();
-        Pool { shared: Arc::new(Shared { executor, phase, feeding, unread, gathers }) }
+        let unhandled = UnhandledErrors::new(Arc::clone(executor.inner().callbacks()));
+        let (phase, lazy_maps) = (AtomicU8::new(RUNNING), AtomicUsize::new(0));
+        let joining = Mutex::default();
+        Pool { shared: Arc::new(Shared { executor, phase, lazy_maps, unhandled, joining }) }
     }
 
     /// Runs one call and waits for its value.
@@ -232,7 +232,7 @@ impl Pool {
 
     /// Submits one call and returns at once.
     pub fn apply_async<T: IntoTask>(&self, task: T) -> AsyncResult<T::Output> {
-        AsyncResult::of_task(self.submit(task), &self.shared.unread)
+        AsyncResult::of_task(self.submit(task), &self.shared.unhandled)
     }
 
     fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
@@ -416,7 +416,7 @@ impl Pool {
         let phase = &self.shared.phase;
         let closed = phase.compare_exchange(RUNNING, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         // If a lazy map has not ended, the last one shuts the executor down, in `Shared::leave`.
-        if closed.is_ok() && self.shared.feeding.load(Ordering::SeqCst) == 0 {
+        if closed.is_ok() && self.shared.lazy_maps.load(Ordering::SeqCst) == 0 {
             self.shared.end();
         }
     }
@@ -580,15 +580,16 @@ impl Chunked<'_> {
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
-        let unread = &self.pool.shared.unread;
+        let unhandled = &self.pool.shared.unhandled;
         if !self.pool.shared.is_running() {
-            return AsyncResult::refused(TaskError::Shutdown, unread);
+            return AsyncResult::refused(TaskError::Shutdown, unhandled);
         }
         match self.start(tasks(make), items).submit_all() {
-            Ok((feed, total)) => {
-                AsyncResult::of_map::<T::Function>(self.pool.shared.gather(feed, total), unread)
-            }
-            Err(error) => AsyncResult::refused(error, unread),
+            Ok((results, total)) => AsyncResult::of_map::<T::Function>(
+                self.pool.shared.join_all(results, total),
+                unhandled,
+            ),
+            Err(error) => AsyncResult::refused(error, unhandled),
         }
     }
 

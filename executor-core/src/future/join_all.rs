@@ -1,13 +1,13 @@
-//! Collects all results of a map: takes results from the map's feed until the last has come.
+//! Joins all results of a map: takes them from the map's results until the last has come.
 //!
 //! ```text
-//!  Feed ── wakes ──► Gather: takes what is ready, leaves itself as the feed's waker again
-//!                      └─ the last has come ──► wakes blocked threads, wakes the waker,
-//!                                               queues callbacks
+//!  MapResults ── wakes ──► JoinAll: takes what is ready, leaves itself as their waker again
+//!                            └─ the last has come ──► wakes blocked threads, wakes the waker,
+//!                                                     queues callbacks
 //! ```
 //!
-//! The feed keeps it alive while results are missing, even if its reader has gone. The feed
-//! delivers an outcome for each of its items, whatever dies, so the wait always ends.
+//! `MapResults` keeps the `JoinAll` alive while results are missing, even if its reader has gone.
+//! It delivers an outcome for each of its items, whatever dies, so the wait always ends.
 
 use crate::unwind::catch;
 use std::{
@@ -22,13 +22,13 @@ use std::{
 use super::{
     callback::{CallbackQueue, run_each},
     cell::{ByReference, Outcome},
-    feed::{Feed, Numbered},
+    map_results::{MapResults, Numbered},
 };
 use crate::error::{BrokenCause, TaskError};
 
-/// All outcomes of a map, collected from its feed.
-pub(crate) struct Gather {
-    feed: Arc<Feed>,
+/// All outcomes of a map, collected from its [`MapResults`].
+pub(crate) struct JoinAll {
+    results: Arc<MapResults>,
     total: usize,
     callbacks: Arc<CallbackQueue>,
     state: Mutex<State>,
@@ -56,19 +56,23 @@ pub(crate) struct ListCallback {
 
 type ListDecoder = Box<dyn FnOnce(Vec<Outcome>) -> Box<dyn Any> + Send>;
 
-impl Gather {
+impl JoinAll {
     /// Collects `total` outcomes. All chunks must have been submitted already.
-    pub(crate) fn new(feed: Arc<Feed>, total: usize, callbacks: Arc<CallbackQueue>) -> Arc<Self> {
-        let gather = Arc::new(Gather {
-            feed,
+    pub(crate) fn new(
+        results: Arc<MapResults>,
+        total: usize,
+        callbacks: Arc<CallbackQueue>,
+    ) -> Arc<Self> {
+        let all = Arc::new(JoinAll {
+            results,
             total,
             callbacks,
             state: Mutex::default(),
             changed: Condvar::new(),
         });
         // Takes what is ready and leaves the waker.
-        Arc::clone(&gather).wake();
-        gather
+        Arc::clone(&all).wake();
+        all
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -78,7 +82,7 @@ impl Gather {
     /// Whether this process is a fork of the executor's process. There, no more outcomes come, and
     /// the lock may be held for ever.
     fn forked(&self) -> bool {
-        self.feed.forked()
+        self.results.forked()
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -164,17 +168,17 @@ impl Gather {
     }
 }
 
-impl Wake for Gather {
-    /// Takes the outcomes that are ready. After the last one, completes the gather.
+impl Wake for JoinAll {
+    /// Takes the outcomes that are ready. After the last one, completes the join.
     fn wake(self: Arc<Self>) {
         let waker = Waker::from(Arc::clone(&self));
         let mut state = self.lock();
         while state.outcomes.len() < self.total {
             let State { arrived, outcomes, .. } = &mut *state;
-            if !self.feed.poll(arrived, &waker) {
+            if !self.results.poll(arrived, &waker) {
                 return;
             }
-            // A feed in order yields its outcomes in order.
+            // The results of an ordered map are yielded in order.
             outcomes.extend(arrived.drain(..).map(|(_, outcome)| outcome));
         }
         // Two threads may get here with the last outcome taken. Only one completes.
@@ -219,7 +223,7 @@ mod tests {
     use super::*;
     use crate::future::{
         cell::Wakers,
-        feed::tests::{open, value},
+        map_results::tests::{open, value},
     };
 
     fn first_bytes(outcomes: &[Outcome]) -> Vec<u8> {
@@ -228,11 +232,11 @@ mod tests {
 
     #[test]
     fn the_last_that_comes_ends_it_in_the_order_of_the_items() {
-        let (feed, thread) = (Feed::new(false), Arc::<CallbackQueue>::default());
-        let (first, second) = (open(&feed, 2, 0), open(&feed, 2, 2));
-        let gather = Gather::new(Arc::clone(&feed), 4, Arc::clone(&thread));
+        let (results, thread) = (MapResults::new(false), Arc::<CallbackQueue>::default());
+        let (first, second) = (open(&results, 2, 0), open(&results, 2, 2));
+        let all = JoinAll::new(Arc::clone(&results), 4, Arc::clone(&thread));
         let (sender, called) = mpsc::channel();
-        gather.add_callback(ListCallback {
+        all.add_callback(ListCallback {
             decode: Box::new(|outcomes| Box::new(first_bytes(&outcomes)) as Box<dyn Any>),
             run: Box::new(move |list| {
                 sender.send(list.downcast_ref::<Vec<u8>>().cloned()).unwrap()
@@ -242,33 +246,33 @@ mod tests {
             let mut wakers = Wakers::default();
             chunk.deliver([(item, value(10 + item as u8))].into_iter(), &mut wakers);
             wakers.wake();
-            assert!(!gather.is_done() && !gather.wait(Some(Instant::now())));
+            assert!(!all.is_done() && !all.wait(Some(Instant::now())));
         }
         assert!(called.try_recv().is_err());
-        // The thread that delivers the last outcome is slow to wake the gather. Another thread may
-        // wake it first, and then the gather completes only once.
+        // The thread that delivers the last outcome is slow to wake the `JoinAll`. Another thread
+        // may wake it first, and then it completes only once.
         let mut wakers = Wakers::default();
         let error = TaskError::invalid("no");
         first.deliver([(1, Err(error))].into_iter(), &mut wakers);
-        assert!(!gather.is_done());
-        Arc::clone(&gather).wake();
-        assert!(gather.is_done() && gather.wait(None));
+        assert!(!all.is_done());
+        Arc::clone(&all).wake();
+        assert!(all.is_done() && all.wait(None));
         wakers.wake();
         thread.flush();
         assert_eq!(called.try_iter().collect::<Vec<_>>(), [Some(vec![10, 255, 10, 11])]);
-        assert!(matches!(gather.error(), Some(TaskError::Invalid(_))));
-        assert_eq!(first_bytes(&gather.take().unwrap()), [10, 255, 10, 11]);
-        assert!(gather.error().is_some(), "also when the outcomes are taken");
-        // Neither the feed nor the gather itself keeps it alive.
-        let last = Arc::downgrade(&gather);
-        drop(gather);
+        assert!(matches!(all.error(), Some(TaskError::Invalid(_))));
+        assert_eq!(first_bytes(&all.take().unwrap()), [10, 255, 10, 11]);
+        assert!(all.error().is_some(), "also when the outcomes are taken");
+        // Neither the results of the map nor the `JoinAll` itself keeps it alive.
+        let last = Arc::downgrade(&all);
+        drop(all);
         assert!(last.upgrade().is_none());
     }
 
     #[test]
     fn of_nothing_it_is_done_at_once() {
-        let gather = Gather::new(Feed::new(false), 0, Arc::default());
-        assert!(gather.is_done() && gather.wait(None) && gather.error().is_none());
-        assert!(gather.take().unwrap().is_empty());
+        let all = JoinAll::new(MapResults::new(false), 0, Arc::default());
+        assert!(all.is_done() && all.wait(None) && all.error().is_none());
+        assert!(all.take().unwrap().is_empty());
     }
 }

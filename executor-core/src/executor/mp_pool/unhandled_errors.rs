@@ -1,5 +1,5 @@
-//! Logs errors that nobody reads. There are two cases: the error of a task whose result was dropped
-//! unread, and the errors of results that are still unread when the pool is joined.
+//! Logs errors that nobody handles, because nobody has read the result. There are two cases: the
+//! result was dropped before it was read, and it has still not been read when the pool is joined.
 //!
 //! ```text
 //!  apply_async ──► hold(key) ──┬─ get, await, error_callback … ──► forget(key)
@@ -23,7 +23,7 @@ pub(super) trait Outlook: Send + Sync {
 }
 
 /// The results of one pool whose outcome nobody has read.
-pub(super) struct Unread {
+pub(super) struct UnhandledErrors {
     creator: Creator,
     pub(super) callbacks: Arc<CallbackQueue>,
     held: Mutex<Held>,
@@ -35,9 +35,9 @@ struct Held {
     results: BTreeMap<u64, Arc<dyn Outlook>>,
 }
 
-impl Unread {
+impl UnhandledErrors {
     pub(super) fn new(callbacks: Arc<CallbackQueue>) -> Arc<Self> {
-        Arc::new(Unread { creator: Creator::here(), callbacks, held: Mutex::default() })
+        Arc::new(UnhandledErrors { creator: Creator::here(), callbacks, held: Mutex::default() })
     }
 
     /// Returns whether this process is a fork of the pool's process. A fork has no callback thread,
@@ -50,7 +50,7 @@ impl Unread {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a result as unread, and returns its key.
+    /// Adds a result that nobody has read yet, and returns its key.
     pub(super) fn hold(&self, result: Arc<dyn Outlook>) -> u64 {
         if self.forked() {
             return 0;
@@ -62,7 +62,8 @@ impl Unread {
         key
     }
 
-    /// Removes a result, because its outcome was read. Returns whether it was unread until now.
+    /// Removes a result, because its outcome was read. Returns whether nobody had read it until
+    /// now.
     pub(super) fn forget(&self, key: u64) -> bool {
         if self.forked() {
             return false;

@@ -1,15 +1,15 @@
-//! The feed of a map: the place to which the results of all its items go, whichever chunk an item
-//! is sent in.
+//! The results of a map: all its items' outcomes are delivered here, whichever chunk an item is
+//! sent in.
 //!
 //! ```text
-//!  map: number  0 1 2 3 4 5 …           FeedChunk { feed, number of its first item }
+//!  map: number  0 1 2 3 4 5 …           ChunkResults { results, number of its first item }
 //!               └chunk┘└chunk┘             (in the pool's table, one for each chunk)
 //!                                             │ deliver(item, outcome)
 //!                                             ▼
-//!  Feed, in order:  a window of places, beginning with the next number to be yielded
-//!                      ──► take: the outcomes at its front
-//!        unordered: a queue of arrived outcomes
-//!                      ──► take: all of them
+//!  MapResults, in order:  a window of places, beginning with the next number to be yielded
+//!                            ──► take: the outcomes at its front
+//!              unordered: a queue of arrived outcomes
+//!                            ──► take: all of them
 //! ```
 //!
 //! If the pool drops a chunk, the chunk delivers an error for each item without an outcome. So no
@@ -36,7 +36,7 @@ use crate::{
 pub(crate) type Numbered = (u64, Outcome);
 
 /// The results of one map.
-pub(crate) struct Feed {
+pub(crate) struct MapResults {
     unordered: bool,
     /// The executor to which the chunks were submitted.
     control: OnceLock<Arc<dyn Control>>,
@@ -62,17 +62,17 @@ struct State {
     helper_at: Option<WorkerId>,
 }
 
-/// One chunk's share in a feed, through which its items are delivered. The scheduler ensures that
-/// each item is delivered once.
-pub(crate) struct FeedChunk {
-    feed: Arc<Feed>,
+/// One chunk's share in the results of a map, through which its items are delivered. The scheduler
+/// ensures that each item is delivered once.
+pub(crate) struct ChunkResults {
+    results: Arc<MapResults>,
     number: u64,
     left: AtomicU32,
 }
 
-impl Feed {
+impl MapResults {
     pub(crate) fn new(unordered: bool) -> Arc<Self> {
-        Arc::new(Feed {
+        Arc::new(MapResults {
             unordered,
             control: OnceLock::new(),
             worker: AtomicU32::new(NOWHERE),
@@ -100,7 +100,7 @@ impl Feed {
         count: u32,
         number: u64,
         control: impl FnOnce() -> Arc<dyn Control>,
-    ) -> Arc<FeedChunk> {
+    ) -> Arc<ChunkResults> {
         self.control.get_or_init(control);
         let mut state = self.lock();
         state.open.insert(number, (base, count));
@@ -111,7 +111,7 @@ impl Feed {
             }
         }
         drop(state);
-        Arc::new(FeedChunk { feed: Arc::clone(self), number, left: AtomicU32::new(count) })
+        Arc::new(ChunkResults { results: Arc::clone(self), number, left: AtomicU32::new(count) })
     }
 
     /// Delivers an error for an item that never became a task.
@@ -160,7 +160,7 @@ impl Feed {
                 return true;
             }
             if help && let Some(control) = self.control.get() {
-                control.help(&Waiter { feed: self, seen }, deadline);
+                control.help(&Waiter { results: self, seen }, deadline);
             }
             let mut state = self.lock();
             if Self::take_from(&mut state, into) {
@@ -223,18 +223,18 @@ impl Feed {
     }
 }
 
-/// A thread that waits for a feed to change. `seen` is the version it has seen.
+/// A thread that waits for a map's results to change. `seen` is the version it has seen.
 struct Waiter<'a> {
-    feed: &'a Feed,
+    results: &'a MapResults,
     seen: u32,
 }
 
 impl Awaited for Waiter<'_> {
     fn worker(&self) -> Option<WorkerId> {
-        if self.feed.version.load(Ordering::Acquire) != self.seen {
+        if self.results.version.load(Ordering::Acquire) != self.seen {
             return None;
         }
-        match self.feed.worker.load(Ordering::Acquire) {
+        match self.results.worker.load(Ordering::Acquire) {
             NOWHERE => None,
             worker => Some(WorkerId(worker)),
         }
@@ -242,29 +242,29 @@ impl Awaited for Waiter<'_> {
 
     fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
         // A map has one reader, so no other thread helps here.
-        self.feed.lock().helper_at = Some(worker);
+        self.results.lock().helper_at = Some(worker);
         self.worker().is_some()
     }
 
     fn helper_leaves(&self, _: WorkerId) {
-        self.feed.lock().helper_at = None;
+        self.results.lock().helper_at = None;
     }
 }
 
-impl FeedChunk {
+impl ChunkResults {
     /// Records that a part of the chunk was sent to this worker.
     pub(crate) fn sent_to(&self, worker: WorkerId) {
-        self.feed.worker.store(worker.0, Ordering::Release);
+        self.results.worker.store(worker.0, Ordering::Release);
     }
 
     /// Delivers outcomes of items. Adds the waker to wake to `wakers`.
     pub(crate) fn deliver(&self, items: impl Iterator<Item = (u32, Outcome)>, wakers: &mut Wakers) {
-        let feed = &*self.feed;
-        let mut state = feed.lock();
+        let results = &*self.results;
+        let mut state = results.lock();
         let mut count = 0;
         for (item, outcome) in items {
             count += 1;
-            if feed.unordered {
+            if results.unordered {
                 state.ready.push_back((self.number + u64::from(item), outcome));
             } else if let Some(place) =
                 (self.number + u64::from(item)).checked_sub(state.first).map(|at| at as usize)
@@ -278,34 +278,34 @@ impl FeedChunk {
             state.open.remove(&self.number);
         }
         // Under the lock, since a waiter compares the version under the lock before it sleeps.
-        feed.version.fetch_add(1, Ordering::SeqCst);
+        results.version.fetch_add(1, Ordering::SeqCst);
         let (waiting, helper_at) = (state.waiting, state.helper_at);
         wakers.push(state.waker.take());
         drop(state);
         if waiting > 0 {
-            feed.changed.notify_all();
+            results.changed.notify_all();
         }
-        if let (Some(worker), Some(control)) = (helper_at, feed.control.get()) {
+        if let (Some(worker), Some(control)) = (helper_at, results.control.get()) {
             control.poke(worker);
         }
     }
 }
 
-impl Drop for FeedChunk {
+impl Drop for ChunkResults {
     fn drop(&mut self) {
         let left = self.left.load(Ordering::Relaxed);
-        if left == 0 || self.feed.forked() {
+        if left == 0 || self.results.forked() {
             return;
         }
-        // The chunk does not record which items are missing. In an ordered feed, the empty places
-        // show it. In an unordered feed only their number is known, so the first items stand for
+        // The chunk does not record which items are missing. In an ordered map, the empty places
+        // show it. In an unordered map only their number is known, so the first items stand for
         // them.
         let error =
             TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
-        let count = self.feed.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
+        let count = self.results.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
         let mut wakers = Wakers::default();
-        let state = self.feed.lock();
-        let missing: Vec<u32> = match self.feed.unordered {
+        let state = self.results.lock();
+        let missing: Vec<u32> = match self.results.unordered {
             true => (0..left).collect(),
             false => (0..count)
                 .filter(|item| {
@@ -348,8 +348,9 @@ pub(crate) mod tests {
         fn poke(&self, _: WorkerId) {}
     }
 
-    pub(crate) fn open(feed: &Arc<Feed>, count: u32, number: u64) -> Arc<FeedChunk> {
-        feed.open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
+    pub(crate) fn open(results: &Arc<MapResults>, count: u32, number: u64) -> Arc<ChunkResults> {
+        results
+            .open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
     }
 
     pub(crate) fn value(byte: u8) -> Outcome {
@@ -365,29 +366,29 @@ pub(crate) mod tests {
 
     #[test]
     fn in_order_what_comes_early_waits_for_what_is_before_it() {
-        let feed = Feed::new(false);
-        let (first, second) = (open(&feed, 2, 0), open(&feed, 2, 2));
+        let results = MapResults::new(false);
+        let (first, second) = (open(&results, 2, 0), open(&results, 2, 2));
         let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
         second.deliver([(0, value(2)), (1, value(3))].into_iter(), &mut wakers);
-        assert!(!feed.take(&mut taken));
+        assert!(!results.take(&mut taken));
         first.deliver([(0, value(0))].into_iter(), &mut wakers);
-        assert!(feed.take(&mut taken));
+        assert!(results.take(&mut taken));
         assert_eq!(bytes(&taken), [0]);
         first.deliver([(1, value(1))].into_iter(), &mut wakers);
-        assert!(feed.wait(&mut taken, None, true));
+        assert!(results.wait(&mut taken, None, true));
         assert_eq!(bytes(&taken), [0, 1, 2, 3]);
-        assert!(feed.lock().open.is_empty());
+        assert!(results.lock().open.is_empty());
     }
 
     #[test]
     fn a_chunk_that_is_forgotten_delivers_errors_for_what_it_owes() {
         for unordered in [false, true] {
-            let feed = Feed::new(unordered);
-            let chunk = open(&feed, 3, 0);
+            let results = MapResults::new(unordered);
+            let chunk = open(&results, 3, 0);
             let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
             chunk.deliver([(1, value(1))].into_iter(), &mut wakers);
             drop(chunk);
-            feed.take(&mut taken);
+            results.take(&mut taken);
             let mut got = bytes(&taken);
             got.sort();
             assert_eq!(got, [1, 255, 255], "unordered: {unordered}");
