@@ -28,7 +28,7 @@ use crate::{
     id::{TaskId, WorkerId},
     os::std_or_model::{
         Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -66,8 +66,17 @@ struct State {
 /// ensures that each item is delivered once.
 pub(crate) struct ChunkResults {
     results: Arc<MapResults>,
+    /// The number of its first item.
     number: u64,
+    /// Number of its items.
+    count: u32,
+    /// Number of its items that were not delivered.
     left: AtomicU32,
+    /// Which items of an unordered map were delivered, one bit for each. Written under the lock.
+    ///
+    /// Empty for a chunk of one item, for which `left` says it, and in an ordered map, where the
+    /// empty places of the window say it.
+    delivered: Box<[AtomicU64]>,
 }
 
 impl MapResults {
@@ -111,7 +120,14 @@ impl MapResults {
             }
         }
         drop(state);
-        Arc::new(ChunkResults { results: Arc::clone(self), number, left: AtomicU32::new(count) })
+        let words = if self.unordered && count > 1 { count.div_ceil(u64::BITS) } else { 0 };
+        Arc::new(ChunkResults {
+            results: Arc::clone(self),
+            number,
+            count,
+            left: AtomicU32::new(count),
+            delivered: (0..words).map(|_| AtomicU64::new(0)).collect(),
+        })
     }
 
     /// Delivers an error for an item that never became a task.
@@ -257,6 +273,12 @@ impl ChunkResults {
         self.results.worker.store(worker.0, Ordering::Release);
     }
 
+    /// Returns the word and the bit that say whether this item was delivered, if there are any.
+    fn delivered(&self, item: u32) -> Option<(&AtomicU64, u64)> {
+        let word = self.delivered.get((item / u64::BITS) as usize)?;
+        Some((word, 1 << (item % u64::BITS)))
+    }
+
     /// Delivers outcomes of items. Adds the waker to wake to `wakers`.
     pub(crate) fn deliver(&self, items: impl Iterator<Item = (u32, Outcome)>, wakers: &mut Wakers) {
         let results = &*self.results;
@@ -265,6 +287,9 @@ impl ChunkResults {
         for (item, outcome) in items {
             count += 1;
             if results.unordered {
+                if let Some((word, bit)) = self.delivered(item) {
+                    word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
+                }
                 state.ready.push_back((self.number + u64::from(item), outcome));
             } else if let Some(place) =
                 (self.number + u64::from(item)).checked_sub(state.first).map(|at| at as usize)
@@ -297,23 +322,20 @@ impl Drop for ChunkResults {
         if left == 0 || self.results.forked() {
             return;
         }
-        // The chunk does not record which items are missing. In an ordered map, the empty places
-        // show it. In an unordered map only their number is known, so the first items stand for
-        // them.
         let error =
             TaskError::Broken(BrokenCause::Internal("the executor forgot this task".into()));
-        let count = self.results.lock().open.get(&self.number).map_or(0, |(_, count)| *count);
         let mut wakers = Wakers::default();
         let state = self.results.lock();
-        let missing: Vec<u32> = match self.results.unordered {
-            true => (0..left).collect(),
-            false => (0..count)
-                .filter(|item| {
-                    let at = (self.number + u64::from(*item)).checked_sub(state.first);
-                    at.is_some_and(|at| state.window.get(at as usize).is_some_and(Option::is_none))
-                })
-                .collect(),
+        let is_missing = |item: &u32| match (self.results.unordered, self.delivered(*item)) {
+            (true, Some((word, bit))) => word.load(Ordering::Relaxed) & bit == 0,
+            // The only item of its chunk.
+            (true, None) => true,
+            (false, _) => {
+                let at = (self.number + u64::from(*item)).checked_sub(state.first);
+                at.is_some_and(|at| state.window.get(at as usize).is_some_and(Option::is_none))
+            }
         };
+        let missing: Vec<u32> = (0..self.count).filter(is_missing).collect();
         drop(state);
         self.deliver(missing.into_iter().map(|item| (item, Err(error.clone()))), &mut wakers);
         wakers.wake();
@@ -381,17 +403,30 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_chunk_that_is_forgotten_delivers_errors_for_what_it_owes() {
-        for unordered in [false, true] {
+    fn a_chunk_that_is_forgotten_delivers_errors_for_the_missing_items() {
+        for (unordered, count) in [(false, 1), (false, 200), (true, 1), (true, 2), (true, 200)] {
             let results = MapResults::new(unordered);
-            let chunk = open(&results, 3, 0);
+            let before = open(&results, 3, 0);
+            let chunk = open(&results, count, 3);
             let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
-            chunk.deliver([(1, value(1))].into_iter(), &mut wakers);
+            before.deliver((0..3).map(|item| (item, value(0))), &mut wakers);
+            // The items are delivered in parts, and some are taken before the chunk is dropped.
+            let is_delivered = |item: &u32| item % 3 == 1 || *item == 128;
+            let (early, late) =
+                (0..count).filter(is_delivered).partition::<Vec<_>, _>(|i| i % 2 == 1);
+            for part in [early, late] {
+                chunk.deliver(part.into_iter().map(|item| (item, value(1))), &mut wakers);
+                results.take(&mut taken);
+            }
             drop(chunk);
             results.take(&mut taken);
-            let mut got = bytes(&taken);
+            let mut got: Vec<_> =
+                taken.iter().map(|(number, result)| (*number, result.is_ok())).collect();
             got.sort();
-            assert_eq!(got, [1, 255, 255], "unordered: {unordered}");
+            let owed = (0..count).map(|item| (u64::from(item) + 3, is_delivered(&item)));
+            let all: Vec<_> = (0..3).map(|number| (number, true)).chain(owed).collect();
+            assert_eq!(got, all, "unordered: {unordered}");
+            assert!(results.lock().open.is_empty());
         }
     }
 }
