@@ -11,9 +11,9 @@
 //! ```
 //!
 //! The executor owns the workers and the tasks. This module owns only the phase, and the list of
-//! results whose errors nobody has read ([`unhandled_errors`]). The executor also handles the death of a
-//! worker: only the call that the worker was running fails. When this process dies, the workers
-//! end, too.
+//! results whose errors nobody has read ([`unhandled_errors`]). The executor also handles the death
+//! of a worker: only the call that the worker was running fails. When this process dies, the
+//! workers end, too.
 //!
 //! This module implements no waiting of its own. Each wait is for the end of a task, of a map, or
 //! of the executor. These ends always come, whichever process dies. In a fork of this process, all
