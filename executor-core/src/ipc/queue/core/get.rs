@@ -44,7 +44,7 @@ struct Getting {
     hold: bool,
     /// The call has slept, so it may have been woken in place of another one.
     slept: bool,
-    /// The call may wait and has not spun yet.
+    /// The call may block its thread and has not spun yet.
     may_spin: bool,
 }
 
@@ -72,12 +72,10 @@ impl Core {
                     return Ok(got);
                 }
                 Step::Wait(pause) => pause,
-                Step::Spin => {
+                Step::Again => {
                     how.may_spin = false;
-                    self.spin(|| self.len() > 0 || self.is_closed());
                     continue;
                 }
-                Step::Again => continue,
             };
             pause.settle(woken);
             if pause.lacks == Lack::Item {
@@ -117,7 +115,7 @@ impl Core {
                     return Ok(got);
                 }
                 Step::Wait(pause) => pause,
-                Step::Again | Step::Spin => continue,
+                Step::Again => continue,
             };
             pause.settle(woken);
             if pause.lacks == Lack::Item {
@@ -136,7 +134,8 @@ impl Core {
         }
     }
 
-    /// Makes one attempt to get an item, under the consumers' mutex.
+    /// Makes one attempt to get an item, under the consumers' mutex. If there is none and the call
+    /// may spin, unlocks the mutex and spins until another attempt is worthwhile.
     fn try_get(
         &self,
         guard: RobustGuard<'_, Liveness>,
@@ -174,7 +173,11 @@ impl Core {
         let found = match self.with_claims(|| list.find_or_listen(!may_spin))? {
             Err(pause) => return Ok(Step::Wait(pause)),
             Ok(Ok(found)) => found,
-            Ok(Err(_)) if may_spin => return Ok(Step::Spin),
+            Ok(Err(_)) if may_spin => {
+                drop(guard);
+                self.spin(|| list.len() > 0 || list.is_closed());
+                return Ok(Step::Again);
+            }
             Ok(Err(_)) if hold && list.requeues() && list.reap()? > 0 => {
                 // Items of dead processes came back and can be received at once, by this consumer
                 // or by a quicker one.

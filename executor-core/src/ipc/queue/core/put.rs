@@ -81,10 +81,6 @@ impl Core {
                     putting.write()?;
                     continue;
                 }
-                Step::Spin => {
-                    self.spin(|| self.list().has_room() || self.is_closed());
-                    continue;
-                }
                 Step::Wait(pause) => pause,
             };
             // Neither room nor a claim may be held while waiting.
@@ -122,8 +118,6 @@ impl Core {
                     putting.write()?;
                     continue;
                 }
-                // Unreachable: `may_spin` is false.
-                Step::Spin => continue,
                 Step::Wait(pause) => pause,
             };
             putting.let_go();
@@ -239,7 +233,7 @@ struct Putting<'a> {
     /// Whether to check for room that dead processes have reserved. See
     /// [`RingList::look_for_room`].
     of_dead: bool,
-    /// The call may wait and has not spun yet.
+    /// The call may block its thread and has not spun yet.
     may_spin: bool,
 }
 
@@ -256,7 +250,8 @@ impl<'a> Putting<'a> {
         }
     }
 
-    /// Makes one attempt, under the producers' mutex.
+    /// Makes one attempt, under the producers' mutex. If there is no room and the call may spin,
+    /// unlocks the mutex and spins until another attempt is worthwhile.
     #[inline]
     fn step(&mut self, guard: RobustGuard<'_, Liveness>) -> Result<Step<'a, ()>, Refused> {
         let (core, list) = (self.core, self.core.list());
@@ -270,7 +265,9 @@ impl<'a> Putting<'a> {
         if self.large.is_none() {
             // Spin once, before a listener is marked.
             if mem::take(&mut self.may_spin) && !list.has_room() {
-                return Ok(Step::Spin);
+                drop(guard);
+                core.spin(|| list.has_room() || list.is_closed());
+                return Ok(Step::Again);
             }
             if let Err(heard) = list.look_for_room(self.of_dead) {
                 return Ok(Step::Wait(Pause { bell: room, heard, lacks: Lack::Item }));

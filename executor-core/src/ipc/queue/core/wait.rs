@@ -63,10 +63,9 @@ impl Wait {
 /// Result of one attempt under a mutex.
 pub(super) enum Step<'a, T> {
     Done(T),
-    /// Try again at once. In `put`, a large item has to be written first; room for it is reserved.
+    /// Try again at once. In `put`, a large item may have to be written first; room for it is
+    /// reserved.
     Again,
-    /// Try again after [`Core::spin`]. The attempt has not marked a listener.
-    Spin,
     Wait(Pause<'a>),
 }
 
