@@ -9,13 +9,12 @@ use super::core::{Missing, Refused};
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PutError<T> {
-    /// There is no room, or there was none within the time limit.
+    /// There is no room, or there was none within the timeout.
     #[error("the queue is full")]
     Full(T),
-    /// Another process is in the middle of putting an item and has not gone on within the time
-    /// limit, or within some milliseconds if there is no limit; most likely it is stopped. So
-    /// whether there is room is unknown. Only methods with `try` or `timeout` in their name return
-    /// this.
+    /// Another process is in the middle of putting an item and has not gone on within the timeout,
+    /// or within some milliseconds if there is no timeout; most likely it is stopped. So whether
+    /// there is room is unknown. Only methods with `try` or `timeout` in their name return this.
     #[error(
         "the queue is in use by a process that does not go on: whether there is room is not known"
     )]
@@ -61,11 +60,11 @@ crate::debug::debug_is_display!(GetError);
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
-    /// There is no item, or there was none within the time limit.
+    /// There is no item, or there was none within the timeout.
     #[error("the queue is empty")]
     Empty,
     /// There are items, but another process is in the middle of getting one and has not gone on
-    /// within the time limit, or within some milliseconds if there is no limit; most likely it is
+    /// within the timeout, or within some milliseconds if there is no timeout; most likely it is
     /// stopped. Only methods with `try` or `timeout` in their name return this.
     #[error(
         "the queue is in use by a process that does not go on: there are items, and they cannot be got now"

@@ -235,13 +235,13 @@ impl<T> JoinableQueue<T> {
         self.core().join(None).map(|_| ()).map_err(LostItems::from)
     }
 
-    /// Waits like [`join`](Self::join), but for at most `limit`. Returns whether all items are
+    /// Waits like [`join`](Self::join), but for at most `timeout`. Returns whether all items are
     /// done.
     ///
     /// # Errors
     /// As for [`join`](Self::join).
-    pub fn join_timeout(&self, limit: Duration) -> Result<bool, LostItems> {
-        self.core().join(deadline_in(Some(limit))).map_err(LostItems::from)
+    pub fn join_timeout(&self, timeout: Duration) -> Result<bool, LostItems> {
+        self.core().join(deadline_in(Some(timeout))).map_err(LostItems::from)
     }
 
     /// Waits like [`join`](Self::join), without blocking the thread. Cancel safe.

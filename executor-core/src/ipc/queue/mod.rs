@@ -299,18 +299,18 @@ macro_rules! puts {
             })
         }
 
-        /// Puts an item, like [`put`](Self::put), waiting for at most `limit`.
+        /// Puts an item, like [`put`](Self::put), waiting for at most `timeout`.
         ///
         /// # Errors
         /// As for [`put`](Self::put), and [`Full`](PutError::Full) if there was no room in time.
-        pub fn put_timeout(&self, item: T, limit: Duration) -> Result<(), PutError<T>>
+        pub fn put_timeout(&self, item: T, timeout: Duration) -> Result<(), PutError<T>>
         where
             T: Serialize,
         {
             $crate::ipc::queue::put(
                 self.core(),
                 item,
-                $crate::ipc::queue::Wait::at_most(limit),
+                $crate::ipc::queue::Wait::at_most(timeout),
                 || $gone(self),
             )
         }
@@ -374,17 +374,17 @@ macro_rules! gets {
             })
         }
 
-        /// Gets an item, like [`get`](Self::get), waiting for at most `limit`.
+        /// Gets an item, like [`get`](Self::get), waiting for at most `timeout`.
         ///
         /// # Errors
         /// As for [`get`](Self::get), and [`Empty`](GetError::Empty) if there was no item in time.
-        pub fn get_timeout(&self, limit: Duration) -> Result<T, GetError>
+        pub fn get_timeout(&self, timeout: Duration) -> Result<T, GetError>
         where
             T: DeserializeOwned,
         {
             $crate::ipc::queue::get(
                 self.core(),
-                $crate::ipc::queue::Wait::at_most(limit),
+                $crate::ipc::queue::Wait::at_most(timeout),
                 $hold,
                 || $gone(self),
             )

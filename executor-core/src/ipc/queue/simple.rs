@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use super::core::Core;
 use super::{GetError, PutError, Queue, handles};
 
-/// A queue without a capacity and without time limits: put, get, and a test for emptiness.
+/// A queue without a capacity and without timeouts: put, get, and a test for emptiness.
 ///
 /// Everything else is the same as for [`Queue`].
 ///

@@ -89,10 +89,10 @@ impl Core {
                     continue;
                 }
             }
-            let Some(limit) = wait.nap() else {
+            let Some(timeout) = wait.nap() else {
                 return Err(if pause.lacks == Lack::Item { Missing::Empty } else { Missing::Busy });
             };
-            woken = pause.sleep(limit);
+            woken = pause.sleep(timeout);
             how.slept = true;
         }
     }
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_whose_limit_passes_after_it_was_woken_wakes_another_one() {
+    fn a_consumer_whose_timeout_passes_after_it_was_woken_wakes_another_one() {
         let play = || {
             let core = Core::create(0).unwrap();
             let (items, sleeper) = (core.layout().producers.items.word(), Sleeper::default());

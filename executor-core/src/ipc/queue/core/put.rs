@@ -90,10 +90,10 @@ impl Core {
                 return Err(Refused::Closed);
             }
             // If only a claim was missing, the queue is not full.
-            let Some(limit) = wait.nap() else {
+            let Some(timeout) = wait.nap() else {
                 return Err(if pause.lacks == Lack::Claim { Refused::Busy } else { Refused::Full });
             };
-            woken = pause.sleep(limit);
+            woken = pause.sleep(timeout);
             putting.waited(&pause);
         }
     }

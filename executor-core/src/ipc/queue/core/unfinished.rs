@@ -237,8 +237,8 @@ impl Core {
     pub(in crate::ipc::queue) fn join(&self, deadline: Option<Instant>) -> Result<bool, LostCount> {
         loop {
             let Some(heard) = self.look_for_end()? else { return Ok(true) };
-            let Some(limit) = nap(deadline) else { return Ok(false) };
-            self.layout().all_done.sleep_with_all(heard, limit);
+            let Some(timeout) = nap(deadline) else { return Ok(false) };
+            self.layout().all_done.sleep_with_all(heard, timeout);
         }
     }
 

@@ -32,8 +32,8 @@ pub(in crate::ipc::queue) enum Wait {
 }
 
 impl Wait {
-    pub(in crate::ipc::queue) fn at_most(limit: Duration) -> Self {
-        Wait::Until(deadline_in(limit))
+    pub(in crate::ipc::queue) fn at_most(timeout: Duration) -> Self {
+        Wait::Until(deadline_in(timeout))
     }
 
     /// Returns the deadline for acquiring a mutex.
@@ -46,7 +46,7 @@ impl Wait {
         }
     }
 
-    /// Returns whether the call may wait at all. A limit that has passed leaves no time to spin.
+    /// Returns whether the call may wait at all. A deadline that has passed leaves no time to spin.
     pub(super) fn may_spin(self) -> bool {
         self.nap().is_some()
     }
@@ -98,8 +98,8 @@ impl<'a> Pause<'a> {
         self.bell.word().load(Ordering::Relaxed) == self.heard
     }
 
-    pub(super) fn sleep(&self, limit: Duration) -> Woken<'a> {
-        self.bell.sleep_with_all(self.heard, limit);
+    pub(super) fn sleep(&self, timeout: Duration) -> Woken<'a> {
+        self.bell.sleep_with_all(self.heard, timeout);
         self.woken()
     }
 
@@ -148,9 +148,9 @@ impl Core {
             let locked = match self.with_claims(|| list.lock(side, wait.for_mutex()))? {
                 Ok(locked) => locked,
                 Err(pause) => match wait.nap() {
-                    Some(limit) => {
+                    Some(timeout) => {
                         let_go();
-                        drop(pause.sleep(limit));
+                        drop(pause.sleep(timeout));
                         continue;
                     }
                     None => return Ok(None),
