@@ -3,8 +3,8 @@
 //!
 //! Threads play processes. Here the first ring has sixteen words, and records have four, so the
 //! fourth untaken item lies in the next ring. A ring that is given back is zeroed, as the kernel
-//! does; a process that still looks at it finds nothing. Sleeps have no timeout, so a lost wake-up is
-//! a deadlock. Deaths of processes are tested by `queue_deaths`.
+//! does; a process that still looks at it finds nothing. Sleeps have no timeout, so a lost wake-up
+//! is a deadlock. Deaths of processes are tested by `queue_deaths`.
 
 use std::{collections::HashMap, io, sync::Arc};
 
