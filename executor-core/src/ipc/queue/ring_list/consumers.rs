@@ -45,7 +45,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     pub(super) fn head(&self) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let consumers = &self.layout.consumers;
         let generation = consumers.generation.load(Ordering::Relaxed);
-        self.cursor(Side::Consumers, &consumers.places, generation)
+        self.cursor(Side::Consumers, &consumers.slots, generation)
     }
 
     pub(super) fn repair_consumers(&self) -> Result<(), Failed> {
@@ -58,7 +58,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             // the piece is still the item's; the ring is not left, so it is still the queue's; the
             // place is still that of an entry. Otherwise the dead process's claim keeps it.
             if self.item_elsewhere(&head) == Some(at)
-                || head.place.at.load(Ordering::Relaxed) == at
+                || head.slot.at.load(Ordering::Relaxed) == at
                 || self.is_place_of_holds(at)?
             {
                 claim.bytes.store(0, Ordering::Relaxed);
@@ -120,8 +120,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                     let next = RingPlace::new(at, bytes)?;
                     let ring = self.memory.ring(Side::Consumers, next)?;
                     let old = (
-                        head.place.at.load(Ordering::Relaxed),
-                        head.place.bytes.load(Ordering::Relaxed),
+                        head.slot.at.load(Ordering::Relaxed),
+                        head.slot.bytes.load(Ordering::Relaxed),
                     );
                     let me = self.owners.me();
                     let claim = self.claim(me, &self.layout.claims).ok_or(Failed::NoClaim)?;
@@ -129,8 +129,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                     consumers.pending_claim.store(claim.0 as u64 + 1, Ordering::Release);
                     self.note(&claim, Piece { at: old.0, bytes: old.1 });
                     kill_point!(QueueOldRingNoted);
-                    let (place, generation) = self.flip(
-                        &consumers.places,
+                    let (slot, generation) = self.flip(
+                        &consumers.slots,
                         &consumers.generation,
                         head.generation,
                         at,
@@ -142,7 +142,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                     kill_point!(QueueOldRingFreed);
                     drop(head);
                     let ring = self.memory.keep(Side::Consumers, next, ring);
-                    head = self.cursor_in(ring, place, generation)?;
+                    head = self.cursor_in(ring, slot, generation)?;
                 }
                 PAD => {
                     let words = checked_words(header, &head)?;
@@ -250,9 +250,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             consumers.ticket.store(ticket, Ordering::Release);
         }
         kill_point!(QueueTakeNext);
-        let place = &consumers.places[(consumers.generation.load(Ordering::Relaxed) & 1) as usize];
+        let slot = &consumers.slots[(consumers.generation.load(Ordering::Relaxed) & 1) as usize];
         // This store takes the item.
-        place.position.store(found.end, Ordering::Release);
+        slot.position.store(found.end, Ordering::Release);
         kill_point!(QueueTaken);
         consumers.count.store(found.number.wrapping_add(1), Ordering::Release);
         kill_point!(QueueTakeCounted);

@@ -28,9 +28,11 @@ pub(super) const CLAIMS: usize = if MODEL { 4 } else { 64 };
 /// a time), or for the piece of a consumer that finds no other claim.
 pub(super) const CLAIMS_OF_RINGS: usize = 2;
 
+/// A ring that one side is in: where it lies, how long it is, and how far the side has come in it.
+/// Each side has two slots, and uses them in turn.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
-pub(super) struct Place {
+pub(super) struct RingSlot {
     pub(super) at: AtomicU64,
     pub(super) bytes: AtomicU64,
     /// In words. It only ever grows; the index in the ring is the position modulo the ring's size.
@@ -45,7 +47,7 @@ pub(in crate::ipc::queue) struct Producers {
     /// Rung by producers when there are items.
     pub(in crate::ipc::queue) items: Bell,
     pub(super) generation: AtomicU64,
-    pub(super) places: [Place; 2],
+    pub(super) slots: [RingSlot; 2],
     /// Number of items put so far.
     pub(super) count: AtomicU64,
     /// One plus the index of the claim of a piece that is about to be put, or of a ring that
@@ -73,7 +75,7 @@ pub(in crate::ipc::queue) struct Consumers {
     /// can.
     pub(in crate::ipc::queue) descriptors: Bell,
     pub(super) generation: AtomicU64,
-    pub(super) places: [Place; 2],
+    pub(super) slots: [RingSlot; 2],
     /// Number of items taken so far.
     pub(super) count: AtomicU64,
     /// The value that `count` will have once the current item is taken.

@@ -2,7 +2,7 @@
 //! runs in one process, in many, and in the model checkers.
 //!
 //! ```text
-//!              places[0], [1]: at, bytes, position                        places[0], [1]
+//!               slots[0], [1]: at, bytes, position                         slots[0], [1]
 //!  consumers ──────────────┐                                 producers ────────┐
 //!                          ▼                                                   ▼
 //!  ring 4   …│ item │ item │ item │ Moved ► ring 5         ring 5   │ item │ item │ 0 …
@@ -27,13 +27,13 @@
 //! next one is; it is four times as large, up to a bound. A consumer that reaches `Moved` gives the
 //! old ring back. As long as consumers keep up, one ring is used round and round.
 //!
-//! `places[generation & 1]` is the current place. The other one is filled before the new generation
+//! `slots[generation & 1]` is the current slot. The other one is filled before the new generation
 //! is stored. Until then it belongs to a generation that nobody looks at.
 //!
 //! # Places
 //!
 //! Rings and large items have places in the file. A place has exactly one owner at any moment. The
-//! owner is either the queue (a record or `places` names the place) or one of the `claims`. A claim
+//! owner is either the queue (a record or a slot names the place) or one of the `claims`. A claim
 //! belongs to a process that writes or reads at the place, or to nobody. A place that belongs to
 //! nobody can be taken by the next process that needs one, with its memory ([`STOCK`]) or without
 //! ([`HOLE`]). A place changes its owner by one store. Around that store, `pending_claim` tells a
@@ -70,7 +70,7 @@ mod record;
 
 use std::{io, ops::Deref, sync::Arc, time::Instant};
 
-use layout::{Counts, Place};
+use layout::{Counts, RingSlot};
 use record::{Cursor, UNIT};
 
 pub(super) use consumers::Reading;
@@ -196,8 +196,8 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         self.layout.capacity.store(capacity, Ordering::Relaxed);
         self.memory.allocate(0, FIRST_BYTES)?;
         next.store(FIRST_BYTES, Ordering::Relaxed);
-        for places in [&producers.places, &consumers.places] {
-            places[0].bytes.store(FIRST_BYTES, Ordering::Release);
+        for slots in [&producers.slots, &consumers.slots] {
+            slots[0].bytes.store(FIRST_BYTES, Ordering::Release);
         }
         Ok(())
     }
@@ -296,40 +296,40 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     fn cursor(
         &self,
         side: Side,
-        places: &'a [Place; 2],
+        slots: &'a [RingSlot; 2],
         generation: u64,
     ) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
-        let place = &places[(generation & 1) as usize];
-        let (at, bytes) = (place.at.load(Ordering::Relaxed), place.bytes.load(Ordering::Relaxed));
-        self.cursor_in(self.memory.ring(side, RingPlace::new(at, bytes)?)?, place, generation)
+        let slot = &slots[(generation & 1) as usize];
+        let (at, bytes) = (slot.at.load(Ordering::Relaxed), slot.bytes.load(Ordering::Relaxed));
+        self.cursor_in(self.memory.ring(side, RingPlace::new(at, bytes)?)?, slot, generation)
     }
 
     fn cursor_in(
         &self,
         ring: M::Mapped<'a>,
-        place: &'a Place,
+        slot: &'a RingSlot,
         generation: u64,
     ) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
-        let position = place.position.load(Ordering::Relaxed);
+        let position = slot.position.load(Ordering::Relaxed);
         let size = ring.words() as u64;
         if !size.is_power_of_two() || !position.is_multiple_of(UNIT) || position > u64::MAX / 2 {
             return Err(garbled());
         }
-        Ok(Cursor { ring, size, place, generation, position })
+        Ok(Cursor { ring, size, slot, generation, position })
     }
 
-    /// Switches to the next ring. Returns its place and generation.
+    /// Switches to the next ring. Returns its slot and generation.
     fn flip<'p>(
         &self,
-        places: &'p [Place; 2],
+        slots: &'p [RingSlot; 2],
         generation: &AtomicU64,
         now: u64,
         at: u64,
         bytes: u64,
-    ) -> (&'p Place, u64) {
+    ) -> (&'p RingSlot, u64) {
         // The generation comes from memory that other processes write to.
         let next = now.wrapping_add(1);
-        let other = &places[(next & 1) as usize];
+        let other = &slots[(next & 1) as usize];
         other.at.store(at, Ordering::Relaxed);
         other.bytes.store(bytes, Ordering::Relaxed);
         other.position.store(0, Ordering::Relaxed);

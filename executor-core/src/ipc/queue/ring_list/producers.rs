@@ -20,7 +20,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     pub(super) fn tail(&self) -> io::Result<Cursor<'a, M::Mapped<'a>>> {
         let producers = &self.layout.producers;
         let generation = producers.generation.load(Ordering::Relaxed);
-        self.cursor(Side::Producers, &producers.places, generation)
+        self.cursor(Side::Producers, &producers.slots, generation)
     }
 
     pub(super) fn repair_producers(&self) -> Result<(), Failed> {
@@ -40,7 +40,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
                 _ if step > STEPS_MAX => return Err(garbled().into()),
                 MOVED => {
                     let (at, bytes) = moved_to(&tail);
-                    self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
+                    self.flip(&producers.slots, &producers.generation, tail.generation, at, bytes);
                     drop(tail);
                     tail = self.tail()?;
                     continue;
@@ -67,9 +67,9 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
             tail.advance(words);
         }
         if let Some(claim) = claim
-            && piece == Some(tail.place.at.load(Ordering::Relaxed))
+            && piece == Some(tail.slot.at.load(Ordering::Relaxed))
         {
-            // The claim is of a ring, and `places` already refers to it.
+            // The claim is of a ring, and a slot already refers to it.
             claim.bytes.store(0, Ordering::Relaxed);
         }
         // A piece that is not in the queue stays the dead process's, until a process that needs a
@@ -275,7 +275,7 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         if consumers.generation.load(Ordering::Acquire) != generation {
             return 0;
         }
-        consumers.places[(generation & 1) as usize].position.load(Ordering::Acquire)
+        consumers.slots[(generation & 1) as usize].position.load(Ordering::Acquire)
     }
 
     /// Allocates and maps a ring that nothing leads to yet.
@@ -323,12 +323,12 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
         tail.fill(3, bytes);
         tail.word(0).store(MOVED | 16 << LEN_SHIFT, Ordering::Release);
         kill_point!(QueueMovePublished);
-        let (place, generation) =
-            self.flip(&producers.places, &producers.generation, tail.generation, at, bytes);
+        let (slot, generation) =
+            self.flip(&producers.slots, &producers.generation, tail.generation, at, bytes);
         kill_point!(QueueProducersMoved);
         self.hand_on(claim);
         drop(tail);
-        Ok(self.cursor_in(self.memory.keep(Side::Producers, next, ring), place, generation)?)
+        Ok(self.cursor_in(self.memory.keep(Side::Producers, next, ring), slot, generation)?)
     }
 
     /// Closes the queue for producers at once, and for consumers when it is empty. Called under the

@@ -2,7 +2,7 @@
 
 use std::{io, ops::Deref};
 
-use super::{Words, garbled, layout::Place, pieces::Piece};
+use super::{Words, garbled, layout::RingSlot, pieces::Piece};
 use crate::os::std_or_model::atomic::{AtomicU64, Ordering};
 
 /// Records and rings are multiples of this many words, so there is always room for a `Moved` at the
@@ -57,7 +57,7 @@ pub(super) struct Cursor<'a, G> {
     pub(super) ring: G,
     /// Number of words in the ring, a power of two.
     pub(super) size: u64,
-    pub(super) place: &'a Place,
+    pub(super) slot: &'a RingSlot,
     pub(super) generation: u64,
     pub(super) position: u64,
 }
@@ -98,7 +98,7 @@ impl<G: Deref<Target: Words>> Cursor<'_, G> {
 
     pub(super) fn advance(&mut self, words: u64) {
         self.position += words;
-        self.place.position.store(self.position, Ordering::Release);
+        self.slot.position.store(self.position, Ordering::Release);
     }
 }
 
