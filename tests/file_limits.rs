@@ -296,7 +296,7 @@ fn lowered_in_a_task() {
 
 #[task]
 fn put(queue: Queue<Bytes>) -> String {
-    queue.put(bytes(300_000)).map_or_else(|error| error.to_string(), |()| "put".into())
+    queue.put(bytes(300_000)).map_or_else(|error| format!("{error:?}"), |()| "put".into())
 }
 
 fn much_went_through_a_queue() {

@@ -49,7 +49,7 @@ fn put_many(queue: Queue<Bytes>, together: Barrier, size: usize, count: u64) {
         // Put an equal item each time.
         queue
             .put(std::mem::replace(&mut item, Bytes(Vec::new())))
-            .unwrap_or_else(|error| panic!("{error}"));
+            .unwrap_or_else(|error| panic!("{error:?}"));
         item = Bytes(vec![7; size]);
     }
 }

@@ -20,15 +20,17 @@ pub(crate) use debug_is_display;
 /// Implements `Debug` for error types that have a `source()`: it writes the `Display` text and the
 /// causes, in one line.
 macro_rules! debug_is_chain {
-    ($($error:ty),+ $(,)?) => {$(
-        impl std::fmt::Debug for $error {
+    ($([$($generics:tt)*] $error:ty),+ $(,)?) => {$(
+        impl<$($generics)*> std::fmt::Debug for $error {
             /// Writes the `Display` text, then each cause behind a colon, because `unwrap`, and a
             /// `main` that returns the error, print the `Debug` output.
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                std::fmt::Display::fmt(&$crate::debug::Chain(self), f)
+                write!(f, "{self}")?;
+                $crate::debug::write_causes(std::error::Error::source(self), f)
             }
         }
     )+};
+    ($($error:ty),+ $(,)?) => { $crate::debug::debug_is_chain!($([] $error),+); };
 }
 pub(crate) use debug_is_chain;
 
@@ -38,11 +40,18 @@ pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write_causes(self.0.source(), f)
     }
+}
+
+/// Writes a cause and the causes of that, each behind a colon.
+pub(crate) fn write_causes(
+    mut cause: Option<&(dyn Error + 'static)>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    while let Some(error) = cause {
+        write!(f, ": {error}")?;
+        cause = error.source();
+    }
+    Ok(())
 }

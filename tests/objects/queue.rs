@@ -493,7 +493,7 @@ fn consume(queue: Queue<(u32, u32, Vec<u8>)>) -> BTreeMap<u32, Vec<u32>> {
                 got.entry(producer).or_default().push(number);
             }
             Err(GetError::Closed) => return got,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:?}"),
         }
     }
 }
@@ -655,7 +655,7 @@ fn a_split_queue_closes_when_its_last_producer_is_dropped_or_dies() {
             match consumer.get() {
                 Ok(_) => count += 1,
                 Err(GetError::Closed) => break,
-                Err(error) => panic!("{error}"),
+                Err(error) => panic!("{error:?}"),
             }
         }
         assert_eq!(count, 100);
@@ -1243,18 +1243,18 @@ fn fill_queues_with_handles() -> Result<usize, String> {
             match queue.try_put(bytes.clone()) {
                 Ok(()) => put += 1,
                 Err(PutError::Full(_)) => break,
-                Err(other) => return Err(other.to_string()),
+                Err(other) => return Err(format!("{other:?}")),
             }
         }
     }
     // Other senders of this user can still send descriptors.
     let (here, there) = pipe::<SharedBytes, SharedBytes>().unwrap();
-    here.send(&bytes).map_err(|error| error.to_string())?;
+    here.send(&bytes).map_err(|error| format!("{error:?}"))?;
     assert_eq!(*there.recv().unwrap(), *b"x");
     // Getting items makes room for others.
     let full = queues.iter().find(|queue| !queue.is_empty()).unwrap();
     drop((full.get().unwrap(), full.get().unwrap()));
-    full.try_put(bytes).map_err(|error| error.to_string())?;
+    full.try_put(bytes).map_err(|error| format!("{error:?}"))?;
     Ok(put)
 }
 
@@ -1378,7 +1378,7 @@ fn with_on_lost_requeue_put_rejects_an_item_with_descriptors() {
     let error = queue.put(SharedBytes::copy_from_slice(b"x")).unwrap_err();
     assert!(
         matches!(&error, PutError::Io(_, error) if error.to_string().contains("handles")),
-        "{error}"
+        "{error:?}"
     );
     assert_eq!((queue.len(), queue.unfinished()), (0, 0));
 }
@@ -1523,7 +1523,7 @@ fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
     rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();
     let error = queue.get_timeout(LONG).map(|item| item.len()).unwrap_err();
     rustix::process::setrlimit(rustix::process::Resource::As, none).unwrap();
-    (error.to_string(), queue.get_timeout(LONG).map_or(0, |item| item.len()))
+    (format!("{error:?}"), queue.get_timeout(LONG).map_or(0, |item| item.len()))
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn count_under_lock(together: Together, times: u64) -> Result<(), String> {
         }
     }
     for queue in &together.queues {
-        queue.put(times).map_err(|error| error.to_string())?;
+        queue.put(times).map_err(|error| format!("{error:?}"))?;
     }
     if let Some(event) = &together.maybe {
         event.set();
@@ -73,7 +73,7 @@ type Delivered = (String, u32, u32);
 #[task]
 fn put(queue: Queue<Delivered>, word: &str) -> Result<u32, String> {
     let (pid, parent) = (std::process::id(), std::os::unix::process::parent_id());
-    queue.put((word.to_owned(), pid, parent)).map_err(|error| error.to_string())?;
+    queue.put((word.to_owned(), pid, parent)).map_err(|error| format!("{error:?}"))?;
     Ok(pid)
 }
 

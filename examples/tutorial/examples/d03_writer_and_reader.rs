@@ -1,28 +1,30 @@
 //! A writer and an endless reader share a `Queue`. The parent joins the writer, and terminates the
 //! reader once it has read all items.
 
-use executor::{JoinableQueue, Process, prelude::*};
+use std::error::Error;
+
+use executor::{JoinableQueue, Process, PutError, prelude::*};
 
 #[task]
-fn write(queue: JoinableQueue<String>) -> Result<(), String> {
+fn write(queue: JoinableQueue<String>) -> Result<(), PutError<String>> {
     for value in ["A", "B", "C"] {
         println!("Put {value} to queue...");
-        queue.put(value.to_owned()).map_err(|error| error.to_string())?;
+        queue.put(value.to_owned())?;
     }
     Ok(())
 }
 
 #[task]
-fn read(queue: JoinableQueue<String>) -> Result<(), String> {
+fn read(queue: JoinableQueue<String>) -> Result<(), Box<dyn Error>> {
     loop {
-        let value = queue.get().map_err(|error| error.to_string())?;
+        let value = queue.get()?;
         println!("Get {value} from queue.");
-        queue.task_done().map_err(|error| error.to_string())?;
+        queue.task_done()?;
     }
 }
 
 #[executor::main]
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let queue = JoinableQueue::unbounded()?;
     let writer = Process::new(write::task(queue.clone())).start()?;
     let reader = Process::new(read::task(queue.clone())).start()?;

@@ -1,12 +1,12 @@
 //! A child fills a queue and ends. The parent takes three items afterwards: they come in order, and
 //! nothing is lost.
 
-use executor::{Process, Queue, prelude::*};
+use executor::{Process, PutError, Queue, prelude::*};
 
 #[task]
-fn fill(queue: Queue<u32>) -> Result<(), String> {
+fn fill(queue: Queue<u32>) -> Result<(), PutError<u32>> {
     for item in 0..10 {
-        queue.put(item).map_err(|error| error.to_string())?;
+        queue.put(item)?;
     }
     Ok(())
 }

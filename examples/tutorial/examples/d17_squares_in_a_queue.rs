@@ -1,11 +1,11 @@
 //! One process puts squares into a queue. Another process prints them until the queue is empty.
 
-use executor::{Process, Queue, prelude::*};
+use executor::{Process, PutError, Queue, prelude::*};
 
 #[task]
-fn square(numbers: Vec<u32>, queue: Queue<u32>) -> Result<(), String> {
+fn square(numbers: Vec<u32>, queue: Queue<u32>) -> Result<(), PutError<u32>> {
     for number in numbers {
-        queue.put(number * number).map_err(|error| error.to_string())?;
+        queue.put(number * number)?;
     }
     Ok(())
 }

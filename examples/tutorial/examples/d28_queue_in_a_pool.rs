@@ -1,11 +1,11 @@
 //! A plain `Queue` is an argument of tasks of a running pool. In Python this fails, and a manager
 //! is needed.
 
-use executor::{Pool, Queue, prelude::*};
+use executor::{Pool, PutError, Queue, prelude::*};
 
 #[task]
-fn work(number: u32, queue: Queue<(u32, u32)>) -> Result<(), String> {
-    queue.put((number, number * number)).map_err(|error| error.to_string())
+fn work(number: u32, queue: Queue<(u32, u32)>) -> Result<(), PutError<(u32, u32)>> {
+    queue.put((number, number * number))
 }
 
 #[executor::main]

@@ -26,7 +26,7 @@ pub enum PutError<T> {
     #[error("could not encode the item: {1}")]
     Encode(T, String),
     /// The operating system refused: there is no memory, or too many descriptors are in transit.
-    #[error("could not put the item: {1}")]
+    #[error("could not put the item")]
     Io(T, #[source] io::Error),
 }
 
@@ -53,8 +53,8 @@ impl<T> PutError<T> {
 }
 
 // The error implements `Debug` even if the item does not.
-crate::debug::debug_is_display!([T] PutError<T>);
-crate::debug::debug_is_display!(GetError);
+crate::debug::debug_is_chain!([T] PutError<T>);
+crate::debug::debug_is_chain!(GetError);
 
 /// The error returned when no item was received.
 #[derive(thiserror::Error)]
@@ -77,7 +77,7 @@ pub enum GetError {
     #[error("could not decode the item: {0}")]
     Decode(String),
     /// The operating system refused, or the queue's memory is garbled.
-    #[error("could not get an item: {0}")]
+    #[error("could not get an item")]
     Io(#[from] io::Error),
 }
 
@@ -88,6 +88,61 @@ impl From<Missing> for GetError {
             Missing::Busy => GetError::Busy,
             Missing::Closed => GetError::Closed,
             Missing::Io(error) => GetError::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, iter, sync::Arc};
+
+    use super::*;
+    use crate::{
+        error::BuildError,
+        ipc::{LostItems, TaskDoneError},
+    };
+
+    /// An item without `Debug` and `Display`.
+    struct Plain;
+
+    /// Returns the text of an error and those of its causes, as programs print them.
+    fn chain(error: &dyn Error) -> Vec<String> {
+        iter::successors(Some(error), |error| (*error).source()).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn errors_of_queues_and_their_causes_contain_each_text_once() {
+        let system = || io::Error::from_raw_os_error(libc::ENOMEM);
+        // An error of the system that the library has explained, and that has a cause of its own.
+        let explained =
+            || io::Error::other(BuildError::Os { what: "a thread", error: Arc::new(system()) });
+        let put = |refused| PutError::new(refused, Plain);
+        let errors: Vec<(Box<dyn Error>, usize)> = vec![
+            (put(Refused::Full).into(), 0),
+            (put(Refused::Busy).into(), 0),
+            (put(Refused::Closed).into(), 0),
+            (PutError::Encode(Plain, "no float".into()).into(), 0),
+            (put(Refused::Io(system())).into(), 1),
+            (put(Refused::Io(explained())).into(), 2),
+            (GetError::Empty.into(), 0),
+            (GetError::Busy.into(), 0),
+            (GetError::Closed.into(), 0),
+            (GetError::Decode("no float".into()).into(), 0),
+            (GetError::from(Missing::Io(system())).into(), 1),
+            (GetError::from(explained()).into(), 2),
+            (TaskDoneError.into(), 0),
+            (LostItems { count: 2 }.into(), 0),
+        ];
+        for (error, causes) in errors {
+            let texts = chain(&*error);
+            assert_eq!(texts.len(), 1 + causes, "{texts:?}");
+            for (at, cause) in texts.iter().enumerate() {
+                assert!(texts[..at].iter().all(|outer| !outer.contains(cause)), "{texts:?}");
+            }
+            assert_eq!(format!("{error:?}"), texts.join(": "));
+            if let Some(cause) = error.source() {
+                assert!(cause.is::<io::Error>(), "{texts:?}");
+            }
         }
     }
 }

@@ -180,7 +180,7 @@ fn consume(queue: &JoinableQueue<Item>, round: u64) {
         let item = match queue.get() {
             Ok(item) => item,
             Err(GetError::Closed) => break,
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:?}"),
         };
         note(round, &mut last, &item);
         held += 1;
@@ -225,7 +225,7 @@ impl Parent<'_> {
         match put(item(self.round, PARENT, number)) {
             Some(Ok(())) => record().put[PARENT].store(number as u32 + 1, SeqCst),
             None | Some(Err(PutError::Full(_) | PutError::Busy(_) | PutError::Closed(_))) => {}
-            Some(Err(error)) => panic!("{error}"),
+            Some(Err(error)) => panic!("{error:?}"),
         }
     }
 
@@ -236,7 +236,7 @@ impl Parent<'_> {
                 self.queue.task_done().expect("it was got");
             }
             None | Some(Err(GetError::Empty | GetError::Busy | GetError::Closed)) => {}
-            Some(Err(error)) => panic!("{error}"),
+            Some(Err(error)) => panic!("{error:?}"),
         }
     }
 }
