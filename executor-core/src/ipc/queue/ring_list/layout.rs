@@ -5,7 +5,7 @@
 //!          ├─ Producers   a mutex, and what is written under it only
 //!          ├─ Consumers   the same
 //!          ├─ claims      of places in the file: see `pieces.rs`
-//!          └─ holds       items that are not done: see `holds.rs`
+//!          └─ holds       items that are not done: see `holds/mod.rs`
 //! ```
 
 use super::holds::Holds;

@@ -140,7 +140,7 @@ pub(super) trait Memory {
     /// Keeps a ring that was mapped while the previous one was in use, as the mapping of this side.
     fn keep<'a>(&'a self, side: Side, place: RingPlace, ring: Self::Mapped<'a>)
     -> Self::Mapped<'a>;
-    /// Maps a table of entries. See `holds.rs`.
+    /// Maps a table of entries. See `holds/mod.rs`.
     fn table(&self, at: u64, bytes: u64) -> io::Result<Arc<Self::Ring>>;
     /// Discards descriptors with tickets up to this one.
     fn discard(&self, ticket: u64);
