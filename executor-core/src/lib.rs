@@ -5,7 +5,7 @@
 //!
 //! | folder | contents |
 //! |---|---|
-//! | `id`, `debug`, `unwind`, `shield` | basic types; containment of user code |
+//! | `id`, `debug`, `sealed`, `unwind`, `shield` | basic types; containment of user code |
 //! | `os` | system calls |
 //! | `segment` | shared memory for large arguments and results |
 //! | `wire` | frames, codecs, handshake |
@@ -62,6 +62,7 @@ mod pool;
 mod process;
 #[doc(hidden)]
 pub mod registry;
+mod sealed;
 mod segment;
 mod shield;
 mod shm;

@@ -34,6 +34,7 @@ use crate::{
     os::local,
     pool::{Chunk, next_task_ids},
     registry::TaskEntry,
+    sealed::Sealed,
     task::encode::encode,
     task::{IntoTask, Task, TaskArgs},
     wire::buffer::Buffer,
@@ -43,6 +44,8 @@ use crate::{
 ///
 /// The trait is object-safe. `submit` and `map` are provided by [`ExecutorExt`], also for `&dyn
 /// Executor` and `Arc<dyn Executor>`.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -60,7 +63,7 @@ use crate::{
 ///     assert_eq!(sum_of_squares(&pool, 4).unwrap(), 14);
 /// }
 /// ```
-pub trait Executor: Send + Sync {
+pub trait Executor: Send + Sync + Sealed {
     /// Submits a chunk: one call, or several calls of one function that are sent together.
     #[doc(hidden)]
     fn submit_chunk(&self, chunk: Chunk);
@@ -166,6 +169,8 @@ impl Default for ShutdownOptions {
 
 /// Provides `submit`, `map` and `shutdown` for every [`Executor`].
 ///
+/// This trait is sealed: it cannot be implemented outside this crate.
+///
 /// ```
 /// use executor::prelude::*;
 /// use std::sync::Arc;
@@ -209,6 +214,10 @@ pub trait ExecutorExt: Executor {
 }
 
 impl<E: Executor + ?Sized> ExecutorExt for E {}
+
+impl Sealed for ProcessPoolExecutor {}
+
+impl<E: Executor + ?Sized> Sealed for Arc<E> {}
 
 impl<E: Executor + ?Sized> Executor for Arc<E> {
     fn submit_chunk(&self, chunk: Chunk) {

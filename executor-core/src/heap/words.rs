@@ -18,6 +18,8 @@ use std::{
 
 use bytemuck::Pod;
 
+use crate::sealed::Sealed;
+
 macro_rules! by_words {
     ($at:expr, $count:expr, $atomic:ty, $word:ident, $each:expr) => {{
         for index in 0..$count / size_of::<$atomic>() {
@@ -165,9 +167,10 @@ pub(crate) unsafe fn zero(at: NonNull<u8>, bytes: usize) {
 
 /// An integer type that has atomic operations.
 ///
-/// The trait is sealed: types outside this crate cannot implement it. It is implemented for all
-/// integers of Rust that have an atomic type.
-pub trait Integer: Pod + sealed::Sealed {
+/// It is implemented for all integers of Rust that have an atomic type.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
+pub trait Integer: Pod + Sealed {
     #[doc(hidden)]
     fn plus(self, other: Self) -> Self;
 
@@ -179,13 +182,9 @@ pub trait Integer: Pod + sealed::Sealed {
     unsafe fn add_to(at: NonNull<u8>, value: Self) -> Self;
 }
 
-mod sealed {
-    pub trait Sealed {}
-}
-
 macro_rules! integers {
     ($($integer:ty, $atomic:ty;)+) => {$(
-        impl sealed::Sealed for $integer {}
+        impl Sealed for $integer {}
 
         impl Integer for $integer {
             fn plus(self, other: Self) -> Self {

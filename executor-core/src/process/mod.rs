@@ -144,7 +144,7 @@ pub struct Process<T> {
 }
 
 /// The types that a [`Process`] can be made from: a [`Task`], or a type with
-/// `#[task] impl Run for …`.
+/// `#[task] impl Run for …`. `#[task]` implements it; no other code does.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither a task nor a value with `Run`",
     label = "expected a task",

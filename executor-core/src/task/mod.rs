@@ -13,6 +13,7 @@ use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
     registry::TaskEntry,
+    sealed::Sealed,
     wire::{
         attachment::{self, Attachment},
         buffer::Buffer,
@@ -64,7 +65,8 @@ pub trait TaskFn: Sized + 'static {
 
 /// The argument tuples that a task function takes: the tuple of its parameters, and [`Encoded`].
 ///
-/// `#[task]` implements it. Generic code uses it as a bound where it takes a [`Task`]:
+/// `#[task]` implements it; no other code does. Generic code uses it as a bound where it takes a
+/// [`Task`]:
 ///
 /// ```
 /// use executor::{TaskArgs, prelude::*};
@@ -197,10 +199,12 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
     }
 }
 
-/// A value that executors accept as a task. Only [`Task`] implements this trait.
+/// A value that executors accept as a task: a [`Task`].
 ///
 /// The trait exists for the compiler's error message: where something else is submitted, the
 /// message says what to write instead.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
 ///
 /// ```compile_fail
 /// # use executor::prelude::*;
@@ -218,7 +222,7 @@ impl<F: TaskArgs<A>, A> Task<F, A> {
             for several parameters `pool.map(|(a, b)| add::task(a, b), pairs)`",
     note = "`#[task]` above a function makes its `::task`"
 )]
-pub trait IntoTask: Sized {
+pub trait IntoTask: Sized + Sealed {
     /// The task function that is called.
     type Function: TaskArgs<Self::Arguments, Output = Self::Output>;
     /// The arguments of the call.
@@ -229,6 +233,8 @@ pub trait IntoTask: Sized {
     #[doc(hidden)]
     fn into_task(self) -> Task<Self::Function, Self::Arguments>;
 }
+
+impl<F, A> Sealed for Task<F, A> {}
 
 impl<F: TaskArgs<A>, A> IntoTask for Task<F, A> {
     type Function = F;

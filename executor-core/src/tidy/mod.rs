@@ -17,9 +17,10 @@ use std::{
 
 /// The folders (and files) of `src`, from the bottom up. Each may use those in front of it. The
 /// table in `ARCHITECTURE.md` shows the same layers.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "kill_point",
     "debug",
+    "sealed",
     "unwind",
     "shield",
     "os",

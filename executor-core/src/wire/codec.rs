@@ -25,7 +25,7 @@ mod postcard;
 use serde::{Deserialize, Serialize};
 
 use super::buffer::Buffer;
-use crate::os::stack;
+use crate::{os::stack, sealed::Sealed};
 
 use error::Error;
 pub use error::{CodecError, Fault};
@@ -112,8 +112,10 @@ impl Codec {
 }
 
 /// A codec that is known at compile time.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
 #[doc(hidden)]
-pub trait Format {
+pub trait Format: Sealed {
     /// The same codec as a value.
     const CODEC: Codec;
 
@@ -158,6 +160,8 @@ pub trait Format {
 #[derive(Debug, Clone, Copy)]
 pub struct Postcard;
 
+impl Sealed for Postcard {}
+
 impl Format for Postcard {
     const CODEC: Codec = Codec::Postcard;
     type Reader<'de> = postcard::Reader<'de>;
@@ -195,6 +199,8 @@ impl Format for Postcard {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct MessagePack;
+
+impl Sealed for MessagePack {}
 
 impl Format for MessagePack {
     const CODEC: Codec = Codec::MessagePack;

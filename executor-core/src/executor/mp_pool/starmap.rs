@@ -1,19 +1,20 @@
 //! Tuples as arguments of a task function, for `starmap`.
 
-use crate::task::Task;
+use crate::{sealed::Sealed, task::Task};
 
 /// A function or closure that makes a task from a tuple of arguments, as
 /// [`Pool::starmap`](crate::Pool::starmap) takes it.
 ///
 /// It is either a function of several parameters, which receives the parts of the tuple
-/// (`add::task`), or a closure that receives the tuple itself. The trait is implemented for
-/// functions and closures. It is not meant to be implemented for other types.
+/// (`add::task`), or a closure that receives the tuple itself.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make a task of a `{Args}`",
     label = "takes other arguments",
     note = "write `pool.starmap(add::task, pairs)`, or a closure: `|(a, b)| add::task(a, b)`"
 )]
-pub trait MakeTask<Args, F, A, Form> {
+pub trait MakeTask<Args, F, A, Form>: Sealed<(Args, F, A, Form)> {
     #[doc(hidden)]
     fn make(&mut self, args: Args) -> Task<F, A>;
 }
@@ -26,6 +27,8 @@ pub struct Whole;
 #[doc(hidden)]
 pub struct Parts;
 
+impl<M, Args, F, A> Sealed<(Args, F, A, Whole)> for M where M: FnMut(Args) -> Task<F, A> {}
+
 impl<M, Args, F, A> MakeTask<Args, F, A, Whole> for M
 where
     M: FnMut(Args) -> Task<F, A>,
@@ -37,6 +40,12 @@ where
 
 macro_rules! parts {
     ($($part:ident)+) => {
+        impl<M, F, A, $($part),+> Sealed<(($($part,)+), F, A, Parts)> for M
+        where
+            M: FnMut($($part),+) -> Task<F, A>,
+        {
+        }
+
         impl<M, F, A, $($part),+> MakeTask<($($part,)+), F, A, Parts> for M
         where
             M: FnMut($($part),+) -> Task<F, A>,
