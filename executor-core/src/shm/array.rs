@@ -4,13 +4,7 @@
 // unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use std::{
-    fmt, io,
-    marker::PhantomData,
-    ops::{Deref, DerefMut},
-    ptr::NonNull,
-    time::Duration,
-};
+use std::{fmt, io, marker::PhantomData, ptr::NonNull, time::Duration};
 
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -19,16 +13,21 @@ use super::readers::{Readers, ReadersHeader, Reading};
 use crate::{
     heap::{
         block::{Access, Block, BlockKind, BlockPlace},
-        words::{self, Integer},
+        words,
     },
-    os::liveness::{OwnerId, Owners},
+    os::liveness::OwnerId,
     sync::{
-        Lock, LockGuard, LockResult, OwnerDied, Recover,
+        Lock, LockGuard, LockResult, OwnerDied,
         lock::{Call, Held, LockLayout},
         owner_counts::OwnerCount,
         raw::{Deadline, deadline_in},
     },
 };
+
+mod guards;
+
+use guards::{Alone, Hold};
+pub use guards::{ArrayReadGuard, ArrayWriteGuard};
 
 /// An array of fixed length in memory that processes share, with a lock.
 ///
@@ -63,7 +62,8 @@ use crate::{
 /// Several processes and threads may [`read`](Self::read) at the same time, or one may
 /// [`write`](Self::write). A waiting writer goes before readers that come later, except for a
 /// thread that already reads. A thread that reads and wants to write would wait for itself, so this
-/// panics. Tasks that each write a separate part at the same time need a [`RawArray`], or one array
+/// panics. Tasks that each write a separate part at the same time need a
+/// [`RawArray`](crate::RawArray), or one array
 /// each. Holding [the lock](Self::get_lock) keeps others from beginning to read or write. The
 /// lock is re-entrant, so the thread that holds it may do both.
 ///
@@ -111,7 +111,7 @@ fn range<T>(len: usize) -> Option<(usize, usize)> {
 
 /// Returns the size of `count` elements of an existing array. It is no more than [`range`] computed
 /// when the array was created or received, so neither this nor what is added to it wraps.
-const fn bytes<T>(count: usize) -> usize {
+pub(super) const fn bytes<T>(count: usize) -> usize {
     count.wrapping_mul(size_of::<T>())
 }
 
@@ -494,286 +494,6 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
         let block = Block::arrive(place, &[BlockKind::Array], access, fits, lock)?;
         let lock = shared.unwrap_or_else(|| Lock::of(&block));
         Ok(Array { block, lock, len, marker: PhantomData })
-    }
-}
-
-/// How a guard keeps writers out.
-enum Hold<'a> {
-    /// As one of several readers.
-    Shared(OwnerId, Option<Reading>),
-    /// By holding the lock, after a death and until somebody has checked the elements.
-    Alone(Alone<'a>),
-}
-
-/// Holds the lock while nobody else reads or writes, not even this thread.
-struct Alone<'a> {
-    block: &'a Block,
-    held: LockGuard<'a>,
-}
-
-impl Drop for Alone<'_> {
-    fn drop(&mut self) {
-        // In a forked process it is the parent's. The lock is released after this.
-        if self.held.is_mine() {
-            Lock::lend(self.block, None);
-        }
-    }
-}
-
-/// Reads an [`Array`], and derefs to its elements in place.
-#[must_use = "one reads until this is dropped"]
-pub struct ArrayReadGuard<'a, T: Pod> {
-    array: &'a Array<T>,
-    hold: Hold<'a>,
-}
-
-impl<T: Pod> Deref for ArrayReadGuard<'_, T> {
-    type Target = [T];
-
-    #[track_caller]
-    fn deref(&self) -> &[T] {
-        match &self.hold {
-            Hold::Shared(me, _) => assert!(
-                self.array.block.owners().is_me(*me),
-                "this process is a fork of the one that reads, and does not keep others from writing"
-            ),
-            Hold::Alone(alone) => alone.held.check_mine(),
-        }
-        // SAFETY: aligned and within the block (`slice`), and any bytes are a valid `T`. Nobody
-        // writes while this process is in the table of readers or holds the lock: see the
-        // documentation of `Value`. In a forked process, both are the parent's and end when the
-        // parent likes, so no reference is given out there.
-        unsafe { &*self.array.slice() }
-    }
-}
-
-impl<T: Pod> Drop for ArrayReadGuard<'_, T> {
-    fn drop(&mut self) {
-        if let Hold::Shared(me, note) = &mut self.hold {
-            // Take back the note first: as long as it exists, its reader is counted in the table.
-            drop(note.take());
-            self.array.readers().leave(*me);
-        }
-    }
-}
-
-impl<T: Pod> Recover for ArrayReadGuard<'_, T> {
-    fn recover(&mut self) {
-        if let Hold::Alone(alone) = &mut self.hold {
-            alone.held.recover();
-        }
-    }
-}
-
-impl<T: Pod + fmt::Debug> fmt::Debug for ArrayReadGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&**self, f)
-    }
-}
-
-/// Writes an [`Array`], and derefs to its elements in place.
-#[must_use = "one writes until this is dropped"]
-pub struct ArrayWriteGuard<'a, T: Pod> {
-    array: &'a Array<T>,
-    alone: Alone<'a>,
-}
-
-impl<T: Pod> Deref for ArrayWriteGuard<'_, T> {
-    type Target = [T];
-
-    #[track_caller]
-    fn deref(&self) -> &[T] {
-        self.alone.held.check_mine();
-        // SAFETY: as for a reader. The writer holds the lock and has waited for all readers, so it
-        // is alone.
-        unsafe { &*self.array.slice() }
-    }
-}
-
-impl<T: Pod> DerefMut for ArrayWriteGuard<'_, T> {
-    #[track_caller]
-    fn deref_mut(&mut self) -> &mut [T] {
-        self.alone.held.check_mine();
-        // SAFETY: as above, and `self` is borrowed mutably, so this is the only reference.
-        unsafe { &mut *self.array.slice() }
-    }
-}
-
-impl<T: Pod> Recover for ArrayWriteGuard<'_, T> {
-    fn recover(&mut self) {
-        self.alone.held.recover();
-    }
-}
-
-impl<T: Pod + fmt::Debug> fmt::Debug for ArrayWriteGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&**self, f)
-    }
-}
-
-/// An array of fixed length in memory that processes share, without a lock.
-///
-/// It is like [`Array`], but nothing keeps others out. An element that is larger than one word
-/// (eight bytes, or the type's alignment if that is less) may be read half old and half new.
-///
-/// ```
-/// use executor::RawArray;
-///
-/// let counts = RawArray::<u32>::zeroed(10)?;
-/// counts.fetch_add(3, 2);
-/// counts.set(4, counts.get(3) + 1);
-/// assert_eq!(counts.copy_to_vec()[2..5], [0, 2, 3]);
-/// # Ok::<(), std::io::Error>(())
-/// ```
-pub struct RawArray<T> {
-    block: Block,
-    len: usize,
-    marker: PhantomData<T>,
-}
-
-/// Returns the offsets of the beginning and the end of the elements.
-fn raw_range<T>(len: usize) -> Option<(usize, usize)> {
-    let start = Block::aligned(0, align_of::<T>());
-    Some((start, len.checked_mul(size_of::<T>())?.checked_add(start)?))
-}
-
-impl<T: Pod> RawArray<T> {
-    /// Creates an array of `len` zeros.
-    ///
-    /// # Errors
-    /// The system's error if no descriptor, no address space or no memory is left.
-    pub fn zeroed(len: usize) -> io::Result<Self> {
-        let (_, end) = raw_range::<T>(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let block = Block::allocate_for(BlockKind::RawArray, Access::of::<T>(), end, None)?;
-        Ok(RawArray { block, len, marker: PhantomData })
-    }
-
-    /// Creates an array that is a copy of these elements.
-    ///
-    /// # Errors
-    /// As for [`zeroed`](Self::zeroed).
-    pub fn from_slice(values: &[T]) -> io::Result<Self> {
-        let array = Self::zeroed(values.len())?;
-        array.copy_from_slice(0, values);
-        Ok(array)
-    }
-
-    /// Returns the number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Returns the address of `count` elements from `index` on. It is aligned, and valid as long as
-    /// `self`.
-    #[track_caller]
-    fn at(&self, index: usize, count: usize) -> NonNull<u8> {
-        let within = self.len.checked_sub(index).is_some_and(|left| count <= left);
-        assert!(within, "{count} from index {index} of an array of {}", self.len);
-        let start = Block::aligned(0, align_of::<T>());
-        self.block.bytes(start.wrapping_add(bytes::<T>(index)), bytes::<T>(count))
-    }
-
-    /// Returns an element. The caller sees everything that was written before this element was
-    /// [`set`](Self::set).
-    ///
-    /// # Panics
-    /// If the index is out of bounds.
-    pub fn get(&self, index: usize) -> T {
-        // SAFETY: see `at`. The library makes no references to the elements.
-        unsafe { words::load(self.at(index, 1)) }
-    }
-
-    /// Sets an element.
-    ///
-    /// # Panics
-    /// If the index is out of bounds.
-    pub fn set(&self, index: usize, value: T) {
-        // SAFETY: as in `get`.
-        unsafe { words::store(self.at(index, 1), &value) }
-    }
-
-    /// Adds to an element in a single step, wrapping around on overflow. Returns the previous
-    /// value.
-    ///
-    /// # Panics
-    /// If the index is out of bounds.
-    pub fn fetch_add(&self, index: usize, other: T) -> T
-    where
-        T: Integer,
-    {
-        // SAFETY: as in `get`.
-        unsafe { T::add_to(self.at(index, 1), other) }
-    }
-
-    /// Returns a copy of all elements, each as it was at some moment during the call.
-    pub fn copy_to_vec(&self) -> Vec<T> {
-        let mut copy = Vec::with_capacity(self.len);
-        // SAFETY: as in `get`. The vector has room for all elements, and all of them are written.
-        unsafe {
-            words::load_all(self.at(0, self.len), copy.as_mut_ptr(), self.len);
-            copy.set_len(self.len);
-        }
-        copy
-    }
-
-    /// Writes these elements, beginning at `index`.
-    ///
-    /// # Panics
-    /// If they do not fit.
-    pub fn copy_from_slice(&self, index: usize, values: &[T]) {
-        // SAFETY: as in `get`. `values` has that many elements.
-        unsafe { words::store_all(self.at(index, values.len()), values.as_ptr(), values.len()) }
-    }
-
-    /// Returns the address of the elements in this process. Others may write to them at any moment.
-    ///
-    /// Callers that make references to them must ensure that nobody writes there meanwhile. For
-    /// example, each task writes only a separate part.
-    pub fn as_ptr(&self) -> *mut T {
-        self.at(0, self.len).as_ptr().cast()
-    }
-}
-
-impl<T> Clone for RawArray<T> {
-    fn clone(&self) -> Self {
-        RawArray { block: self.block.clone(), len: self.len, marker: PhantomData }
-    }
-}
-
-impl<T> PartialEq for RawArray<T> {
-    /// Whether both are handles of the same array.
-    fn eq(&self, other: &Self) -> bool {
-        self.block == other.block
-    }
-}
-
-impl<T> Eq for RawArray<T> {}
-
-impl<T> fmt::Debug for RawArray<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RawArray<{}>({} elements)", std::any::type_name::<T>(), self.len)
-    }
-}
-
-impl<T: Pod> Serialize for RawArray<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (self.block.depart::<S>()?, self.len as u64).serialize(serializer)
-    }
-}
-
-impl<'de, T: Pod> Deserialize<'de> for RawArray<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (place, len) = <(BlockPlace, u64)>::deserialize(deserializer)?;
-        let len = usize::try_from(len).map_err(serde::de::Error::custom)?;
-        let fits = |bytes| raw_range::<T>(len).is_some_and(|(_, end)| end == bytes);
-        let block =
-            Block::arrive(place, &[BlockKind::RawArray], Some(Access::of::<T>()), fits, None)?;
-        Ok(RawArray { block, len, marker: PhantomData })
     }
 }
 

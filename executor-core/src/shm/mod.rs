@@ -16,8 +16,8 @@
 //! ```
 //!
 //! - `bytes`: bytes that are written once, then sealed and read by all.
-//! - `value`, `array`, `memory`, `list`: the types for memory that all processes may write
-//!   (`heap`). `readers`: how several processes read at the same time.
+//! - `value`, `array`, `raw_array`, `memory`, `list`: the types for memory that all processes may
+//!   write (`heap`). `readers`: how several processes read at the same time.
 //! - `name`: names, their owners, and how the names of dead owners are removed.
 //!
 //! A handle keeps the mapping. The memory belongs to all handles in all processes together, and to
@@ -30,14 +30,16 @@ mod bytes;
 mod list;
 mod memory;
 mod name;
+mod raw_array;
 mod readers;
 mod value;
 #[cfg(feature = "ndarray")]
 mod views;
 
 pub use crate::heap::words::Integer;
-pub use array::{Array, ArrayReadGuard, ArrayWriteGuard, RawArray};
+pub use array::{Array, ArrayReadGuard, ArrayWriteGuard};
 pub use bytes::SharedBytes;
 pub use list::{ListItem, ShareableList, TooLarge};
 pub use memory::{SharedMemory, SharedMemoryScope};
+pub use raw_array::RawArray;
 pub use value::{RawValue, Value, ValueGuard};
