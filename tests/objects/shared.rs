@@ -16,6 +16,8 @@ use crate::support::{
     LONG, descriptors, eventually, memory_to_spare, named_file, pool, watchdog, watchdog_of,
 };
 
+const SHORT: Duration = Duration::from_millis(20);
+
 #[task]
 fn add_often(value: Value<u64>, times: u32) {
     for _ in 0..times {
@@ -960,6 +962,69 @@ fn tasks_on_one_thread_exclude_each_other_and_can_use_the_value_they_locked() {
         value.set(value.get() + 1);
         drop(guard);
         assert_eq!(value.get(), 201);
+    });
+}
+
+#[test]
+fn tasks_can_await_an_array_as_readers_and_as_writers() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let array = Array::from_slice(&[1_u64, 2]).unwrap();
+    runtime.block_on(async {
+        let one = array.read_async().await.unwrap();
+        // A cancelled writer keeps nobody out.
+        assert!(tokio::time::timeout(SHORT, array.write_async()).await.is_err());
+        let other = {
+            let array = array.clone();
+            tokio::spawn(async move { array.read_async().await.unwrap()[1] })
+        };
+        assert_eq!(other.await.unwrap(), 2);
+        let mut writes = Box::pin(array.write_async());
+        assert!(futures::poll!(&mut writes).is_pending());
+        // The writer goes before those that read later, except for one that reads already.
+        assert!(pool.submit(reads_now::task(array.clone())).result().unwrap().is_none());
+        let again = array.read_async().await.unwrap();
+        drop(one);
+        assert!(futures::poll!(&mut writes).is_pending());
+        drop(again);
+        let mut guard = writes.await.unwrap();
+        guard[0] = 3;
+        let mut reads = Box::pin(array.read_async());
+        assert!(futures::poll!(&mut reads).is_pending());
+        drop(guard);
+        assert_eq!(reads.await.unwrap()[0], 3);
+    });
+    let later = pool.submit(reads_now::task(array));
+    assert_eq!(later.result().unwrap(), Some(3));
+}
+
+#[task]
+fn reads_now(array: Array<u64>) -> Option<u64> {
+    array.try_read().map(|guard| guard.unwrap()[0])
+}
+
+#[test]
+fn a_task_that_awaits_an_array_does_not_share_it_with_its_own_blocking_guard() {
+    let _watchdog = watchdog();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let task = tokio::spawn(async {
+            let array = Array::from_slice(&[0_u64]).unwrap();
+            // A guard of another thread: this task does not count as its reader.
+            let reader =
+                thread::scope(|scope| scope.spawn(|| array.read().unwrap()).join().unwrap());
+            let mut writes = Box::pin(array.write_async());
+            // It has the lock, and waits for the reader.
+            assert!(futures::poll!(&mut writes).is_pending());
+            drop(reader);
+            // The same task may acquire the lock once more.
+            let guard = array.write().unwrap();
+            assert!(futures::poll!(&mut writes).is_pending());
+            drop(guard);
+            drop(writes.await.unwrap());
+        });
+        task.await.unwrap();
     });
 }
 

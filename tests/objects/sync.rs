@@ -955,6 +955,41 @@ fn async_waits_work_and_can_be_cancelled() {
     holds.result().unwrap();
 }
 
+#[test]
+fn a_task_can_await_an_rlock_and_nobody_enters_it_once_more() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let lock = RLock::new().unwrap();
+    let (held, release) = (Event::new().unwrap(), Event::new().unwrap());
+    let holds = pool.submit(hold_again::task(lock.clone(), held.clone(), release.clone()));
+    runtime.block_on(async {
+        held.wait_async().await;
+        // A cancelled wait acquires nothing.
+        assert!(tokio::time::timeout(SHORT, lock.acquire_async()).await.is_err());
+        release.set();
+        let guard = lock.acquire_async().await.unwrap();
+        assert_eq!(format!("{lock:?}"), "RLock(held by a task, count 1)");
+        // The thread of the task is not its holder.
+        assert!(lock.try_acquire().is_none());
+        let mut again = Box::pin(lock.acquire_async());
+        assert!(futures::poll!(&mut again).is_pending());
+        drop(guard);
+        drop(again.await.unwrap());
+
+        let outer = lock.acquire().unwrap();
+        let inner = lock.acquire().unwrap();
+        let mut waits = Box::pin(lock.acquire_async());
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(outer);
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(inner);
+        drop(waits.await.unwrap());
+        assert!(!lock.is_locked());
+    });
+    holds.result().unwrap();
+}
+
 /// Waits with 10,000 tasks. Returns the share of time in which the process used the CPU while all
 /// tasks waited (the least of several seconds), and the number of watcher threads. Runs in a
 /// process of its own.

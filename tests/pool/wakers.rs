@@ -22,8 +22,8 @@ use std::{
 };
 
 use executor::{
-    Address, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool, Process,
-    Queue, Semaphore, TaskFuture, as_completed, prelude::*,
+    Address, Array, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool,
+    Process, Queue, RLock, Semaphore, TaskFuture, as_completed, prelude::*,
 };
 use futures::{FutureExt, SinkExt, StreamExt};
 
@@ -172,6 +172,20 @@ fn futures_of_sync_primitives_work_with_wakers_that_call_the_library() {
     let mut held = Some(lock.acquire().unwrap());
     let acquire = || -> Subject { Box::pin(async { drop(lock.acquire_async().await) }) };
     lives_with_reentrant_wakers("a lock", acquire, || drop(held.take()));
+
+    let rlock = leak(RLock::new().unwrap());
+    let mut held = Some(rlock.acquire().unwrap());
+    let acquire = || -> Subject { Box::pin(async { drop(rlock.acquire_async().await) }) };
+    lives_with_reentrant_wakers("an rlock", acquire, || drop(held.take()));
+
+    let array = leak(Array::<u8>::zeroed(1).unwrap());
+    let mut reads = Some(array.read().unwrap());
+    let write = || -> Subject { Box::pin(async { drop(array.write_async().await) }) };
+    lives_with_reentrant_wakers("an array's writer", write, || drop(reads.take()));
+
+    let mut writes = Some(array.write().unwrap());
+    let read = || -> Subject { Box::pin(async { drop(array.read_async().await) }) };
+    lives_with_reentrant_wakers("an array's reader", read, || drop(writes.take()));
 
     let semaphore = leak(Semaphore::new(1).unwrap());
     let mut permit = Some(semaphore.acquire());

@@ -21,6 +21,7 @@ use crate::{
         lock::{Call, Held, LockLayout},
         owner_counts::OwnerCount,
         raw::{Deadline, deadline_in},
+        word_wait::WordWait,
     },
 };
 
@@ -63,9 +64,12 @@ pub use guards::{ArrayReadGuard, ArrayWriteGuard};
 /// [`write`](Self::write). A waiting writer goes before readers that come later, except for a
 /// thread that already reads. A thread that reads and wants to write would wait for itself, so this
 /// panics. Tasks that each write a separate part at the same time need a
-/// [`RawArray`](crate::RawArray), or one array
-/// each. Holding [the lock](Self::get_lock) keeps others from beginning to read or write. The
-/// lock is re-entrant, so the thread that holds it may do both.
+/// [`RawArray`](crate::RawArray), or one array each. Holding [the lock](Self::get_lock) keeps
+/// others from beginning to read or write. The lock is re-entrant, so the thread that holds it may
+/// do both.
+///
+/// [`read_async`](Self::read_async) and [`write_async`](Self::write_async) wait without blocking a
+/// thread.
 ///
 /// About thirty processes can read at the same time, or one for each 256 bytes up to 1,000. A
 /// further process waits.
@@ -331,6 +335,54 @@ impl<T: Pod> Array<T> {
         }
     }
 
+    /// Like [`read`](Self::read), on any async runtime.
+    ///
+    /// A task that writes, or holds the lock, waits until that guard is dropped: this form is never
+    /// re-entrant. A task that already reads gets a further guard even while a writer waits, as a
+    /// thread does; a task of a runtime other than tokio only on the thread where it began to read.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes neither the lock nor another waiter's wake-up.
+    pub async fn read_async(&self) -> LockResult<ArrayReadGuard<'_, T>> {
+        let mut waited = false;
+        // As in `read`: the writer that has the lock may wait for this very reader.
+        while self.reads() {
+            let (word, heard) = match self.readers().enter_beside_or_word(waited) {
+                Ok(Some(me)) => return Ok(self.reading(me)),
+                Ok(None) => break,
+                Err(changes) => changes,
+            };
+            WordWait::new(&self.block, word, heard).await;
+            waited = true;
+        }
+        'acquire: loop {
+            let held = match self.lock.acquire_async().await {
+                Ok(held) => held,
+                Err(died) => return Err(died.map(|held| self.reading_alone(held))),
+            };
+            let mut waited = false;
+            loop {
+                // While this task waits below, another branch of it may acquire the lock once more
+                // by a blocking form, and write.
+                if self.lock.is_lent(&self.block) {
+                    continue 'acquire;
+                }
+                let (word, heard) = match self.readers().enter_or_word(waited) {
+                    Ok(me) => {
+                        drop(held);
+                        return Ok(self.reading(me));
+                    }
+                    Err(changes) => changes,
+                };
+                WordWait::new(&self.block, word, heard).await;
+                waited = true;
+            }
+        }
+    }
+
     /// Begins to read, under the lock. Also returns `None` if this thread writes.
     fn read_until<'a>(
         &'a self,
@@ -346,10 +398,7 @@ impl<T: Pod> Array<T> {
                 drop(held);
                 Ok(self.reading(me))
             }
-            Err(died) => {
-                Err(died
-                    .map(|held| ArrayReadGuard { array: self, hold: Hold::Alone(self.lend(held)) }))
-            }
+            Err(died) => Err(died.map(|held| self.reading_alone(held))),
         })
     }
 
@@ -364,6 +413,11 @@ impl<T: Pod> Array<T> {
             array: self,
             hold: Hold::Shared(me, Some(Reading::of(self.at(0).addr().get()))),
         }
+    }
+
+    /// Returns the guard of a reader that keeps others out, because a writer has died.
+    fn reading_alone<'a>(&'a self, held: LockGuard<'a>) -> ArrayReadGuard<'a, T> {
+        ArrayReadGuard { array: self, hold: Hold::Alone(self.lend(held)) }
     }
 
     /// Returns a further guard for a thread that already reads and cannot take the lock, because a
@@ -424,6 +478,34 @@ impl<T: Pod> Array<T> {
         self.write_until(self.lock.acquire_again_until(deadline)?, deadline)
     }
 
+    /// Like [`write`](Self::write), on any async runtime.
+    ///
+    /// A task that already reads or writes, or holds the lock, waits until that guard is dropped:
+    /// another branch of the same task may do that.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As for [`read_async`](Self::read_async).
+    pub async fn write_async(&self) -> LockResult<ArrayWriteGuard<'_, T>> {
+        'acquire: loop {
+            let acquired = self.lock.acquire_async().await;
+            let mut waited = false;
+            loop {
+                // As in `read_async`.
+                if self.lock.is_lent(&self.block) {
+                    continue 'acquire;
+                }
+                match self.readers().all_left_or_word(waited) {
+                    Ok(()) => return self.writing(acquired),
+                    Err((word, heard)) => WordWait::new(&self.block, word, heard).await,
+                }
+                waited = true;
+            }
+        }
+    }
+
     fn write_until<'a>(
         &'a self,
         acquired: LockResult<LockGuard<'a>>,
@@ -432,8 +514,16 @@ impl<T: Pod> Array<T> {
         if self.is_lent_to(&acquired) || !self.readers().wait_for_all(deadline, || self.reads()) {
             return None;
         }
+        Some(self.writing(acquired))
+    }
+
+    /// Wraps the lock's guard. The lock is held, and nobody reads or writes.
+    fn writing<'a>(
+        &'a self,
+        acquired: LockResult<LockGuard<'a>>,
+    ) -> LockResult<ArrayWriteGuard<'a, T>> {
         let wrap = |held| ArrayWriteGuard { array: self, alone: self.lend(held) };
-        Some(acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap)))
+        acquired.map(wrap).map_err(|died: OwnerDied<_>| died.map(wrap))
     }
 
     /// Returns the lock: the array's own, or the one that it shares with others.

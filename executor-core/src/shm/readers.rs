@@ -23,12 +23,12 @@ use crate::{
         fork::{Creator, PerProcess},
         liveness::{Liveness, OwnerId, Owners},
         memory::SharedLayout,
-        std_or_model::lock,
+        std_or_model::{atomic::AtomicU32, lock},
     },
     sync::{
         lock::holder,
         owner_counts::{self, OwnerCount},
-        raw::{Bell, Deadline, RobustMutex, nap},
+        raw::{Bell, Deadline, RobustGuard, RobustMutex, nap},
     },
 };
 
@@ -42,6 +42,9 @@ pub(super) struct ReadersHeader {
 // SAFETY: `repr(C)`, atomics only, no drop, and all zeros is a valid value.
 unsafe impl SharedLayout for ReadersHeader {}
 
+/// A word, and the value whose change an async form waits for.
+type Changes<'a> = (&'a AtomicU32, u32);
+
 /// The readers of an array in shared memory: that of a block, or of a model.
 pub(super) struct Readers<'a, O = Liveness> {
     pub(super) header: &'a ReadersHeader,
@@ -49,26 +52,48 @@ pub(super) struct Readers<'a, O = Liveness> {
     pub(super) owners: &'a O,
 }
 
-impl<O: Owners> Readers<'_, O> {
+impl<'a, O: Owners> Readers<'a, O> {
     /// Begins to read. The caller holds the lock. Returns `None` if the table has no free entry
     /// before the deadline.
     pub(super) fn enter(&self, deadline: Deadline) -> Option<OwnerId> {
         loop {
             let guard = self.header.mutex.lock_until(self.owners, deadline)?;
-            let me = guard.me();
-            if owner_counts::add(self.table, me) {
-                return Some(me);
-            }
-            let heard = self.header.bell.listen();
-            // Try again even if no reader has died: one may have left without the mutex before this
-            // listened.
-            owner_counts::reclaim(self.table, self.owners);
-            if owner_counts::add(self.table, me) {
-                return Some(me);
-            }
+            let heard = match self.enter_or_listen(guard.me()) {
+                Ok(()) => return Some(guard.me()),
+                Err(heard) => heard,
+            };
             drop(guard);
             self.header.bell.sleep_with_all(heard, nap(deadline)?);
         }
+    }
+
+    /// Tries once to begin to read, for async forms. The caller holds the lock. On failure, returns
+    /// a word, and the value whose change the caller waits for. `waited` means that the caller has
+    /// already waited.
+    pub(super) fn enter_or_word(&self, waited: bool) -> Result<OwnerId, Changes<'a>> {
+        let guard = self.lock_or_word(waited)?;
+        let entered = self.enter_or_listen(guard.me());
+        entered.map(|()| guard.me()).map_err(|heard| (self.header.bell.word(), heard))
+    }
+
+    /// Adds a reader. If the table has no free entry, listens, and returns what was heard. The
+    /// caller holds the mutex.
+    fn enter_or_listen(&self, me: OwnerId) -> Result<(), u32> {
+        if owner_counts::add(self.table, me) {
+            return Ok(());
+        }
+        let heard = self.header.bell.listen();
+        // Try again even if no reader has died: one may have left without the mutex before this
+        // listened.
+        owner_counts::reclaim(self.table, self.owners);
+        if owner_counts::add(self.table, me) { Ok(()) } else { Err(heard) }
+    }
+
+    /// Locks the mutex, or returns its word, and the value whose change the caller waits for. For
+    /// async forms.
+    fn lock_or_word(&self, waited: bool) -> Result<RobustGuard<'a, O>, Changes<'a>> {
+        let mutex = &self.header.mutex;
+        mutex.lock_or_word(self.owners, waited).map_err(|word| (mutex.word(), word))
     }
 
     /// Like [`enter`](Self::enter), but without the lock, for a thread that is noted as a reader.
@@ -80,6 +105,19 @@ impl<O: Owners> Readers<'_, O> {
     /// the table, and it does so only beside another reader.
     pub(super) fn enter_beside(&self, deadline: Deadline) -> Option<OwnerId> {
         let guard = self.header.mutex.lock_until(self.owners, deadline)?;
+        self.enter_beside_with(&guard)
+    }
+
+    /// Like [`enter_beside`](Self::enter_beside), for async forms: see
+    /// [`enter_or_word`](Self::enter_or_word).
+    pub(super) fn enter_beside_or_word(
+        &self,
+        waited: bool,
+    ) -> Result<Option<OwnerId>, Changes<'a>> {
+        self.lock_or_word(waited).map(|guard| self.enter_beside_with(&guard))
+    }
+
+    fn enter_beside_with(&self, guard: &RobustGuard<'_, O>) -> Option<OwnerId> {
         let me = guard.me();
         // The process of a reader has an entry, so there is room.
         (owner_counts::total(self.table) > 0 && owner_counts::add(self.table, me)).then_some(me)
@@ -117,16 +155,7 @@ impl<O: Owners> Readers<'_, O> {
             let Some(guard) = self.header.mutex.lock_until(self.owners, deadline) else {
                 return false;
             };
-            if owner_counts::total(self.table) == 0 {
-                return true;
-            }
-            let heard = self.header.bell.listen();
-            // Check again even if no reader has died: one may have left without the mutex before
-            // this listened.
-            owner_counts::reclaim(self.table, self.owners);
-            if owner_counts::total(self.table) == 0 {
-                return true;
-            }
+            let Err(heard) = self.all_left_or_listen() else { return true };
             drop(guard);
             assert!(
                 deadline.is_some() || !reads(),
@@ -135,6 +164,26 @@ impl<O: Owners> Readers<'_, O> {
             let Some(timeout) = nap(deadline) else { return false };
             self.header.bell.sleep_with_all(heard, timeout);
         }
+    }
+
+    /// Checks once whether nobody reads, for async forms: see
+    /// [`enter_or_word`](Self::enter_or_word).
+    pub(super) fn all_left_or_word(&self, waited: bool) -> Result<(), Changes<'a>> {
+        let _guard = self.lock_or_word(waited)?;
+        self.all_left_or_listen().map_err(|heard| (self.header.bell.word(), heard))
+    }
+
+    /// Checks whether nobody reads. If somebody does, listens, and returns what was heard. The
+    /// caller holds the mutex.
+    fn all_left_or_listen(&self) -> Result<(), u32> {
+        if owner_counts::total(self.table) == 0 {
+            return Ok(());
+        }
+        let heard = self.header.bell.listen();
+        // Check again even if no reader has died: one may have left without the mutex before this
+        // listened.
+        owner_counts::reclaim(self.table, self.owners);
+        if owner_counts::total(self.table) == 0 { Ok(()) } else { Err(heard) }
     }
 }
 

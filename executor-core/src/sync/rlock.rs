@@ -6,6 +6,7 @@ use super::{
     guard::{LockResult, OwnerDied, Recover},
     lock::describe,
     raw::{Deadline, Locked, MutexState, RobustMutex, deadline_in},
+    word_wait::WordWait,
 };
 use crate::{
     heap::block::{Block, BlockKind},
@@ -34,6 +35,9 @@ pub(super) struct Layout {
 unsafe impl SharedLayout for Layout {}
 
 const THREAD_SHIFT: u32 = 32;
+/// Stands for the holding thread of a level that a task has awaited. No thread has this number, so
+/// no thread adds a level to it.
+const NO_THREAD: u32 = 0;
 const IN_DISORDER: u64 = 1 << 31;
 const COUNT: u64 = IN_DISORDER - 1;
 
@@ -142,8 +146,10 @@ impl Layout {
 /// # }
 /// ```
 ///
-/// Only guards release the lock, and they may be dropped on any thread. There is no async form: the
-/// tasks of an async runtime share threads, so a task could enter a lock that another task holds.
+/// Only guards release the lock, and they may be dropped on any thread.
+///
+/// The async form, [`acquire_async`](Self::acquire_async), is not re-entrant. The tasks of an async
+/// runtime share threads, so a task could otherwise enter a lock that another task holds.
 #[derive(Clone)]
 pub struct RLock {
     block: Block,
@@ -193,6 +199,34 @@ impl RLock {
         self.acquire_until(deadline_in(timeout))
     }
 
+    /// Waits until the lock is free, and acquires it, on any async runtime.
+    ///
+    /// The guard belongs to no thread. So while it exists, nobody acquires the lock once more, by
+    /// any form: the blocking forms wait, even in the same task. If this task already holds the
+    /// lock, the future waits until that guard is dropped.
+    ///
+    /// # Errors
+    /// As for [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes neither the lock nor another waiter's wake-up.
+    pub async fn acquire_async(&self) -> LockResult<RLockGuard<'_>> {
+        // Without the mark, nobody is woken when the lock is released.
+        let mut mark = 0;
+        loop {
+            let (layout, me) = (self.layout(), self.owners().me());
+            match layout.mutex.try_acquire_slowly(self.owners(), me, mark) {
+                Ok(locked) => {
+                    layout.first(me, NO_THREAD, locked);
+                    return self.guard(me, locked);
+                }
+                // Others may wait as well, and must be woken when the lock is released.
+                Err(_) if mark == 0 => mark = RobustMutex::CONTENDED,
+                Err(word) => WordWait::new(&self.block, layout.mutex.word(), word).await,
+            }
+        }
+    }
+
     fn acquire_until(&self, deadline: Deadline) -> Option<LockResult<RLockGuard<'_>>> {
         let me = self.owners().me();
         let locked = self.layout().enter(self.owners(), me, local::this_thread(), deadline)?;
@@ -215,7 +249,10 @@ impl fmt::Debug for RLock {
         let levels = self.layout().levels.load(Ordering::Relaxed);
         let state = self.layout().mutex.state(self.owners());
         let thread = (levels >> THREAD_SHIFT) as u32 ^ self.owners().me().bits() << 8;
-        let what = describe(state, self.owners(), thread);
+        let what = match describe(state, self.owners(), thread) {
+            "held by another thread" if thread == NO_THREAD => "held by a task",
+            what => what,
+        };
         match state {
             MutexState::Alive(_) => write!(f, "RLock({what}, count {})", levels & COUNT),
             MutexState::Free | MutexState::Dead | MutexState::Left => write!(f, "RLock({what})"),

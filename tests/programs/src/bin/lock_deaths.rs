@@ -425,6 +425,7 @@ fn limited() -> Vec<Limited> {
         ("Lock::acquire_async", now, |world| drop(polled(world.lock.acquire_async()))),
         ("RLock::acquire_timeout", LIMIT, |world| drop(world.rlock.acquire_timeout(LIMIT))),
         ("RLock::try_acquire", now, |world| drop(world.rlock.try_acquire())),
+        ("RLock::acquire_async", now, |world| drop(polled(world.rlock.acquire_async()))),
         ("Semaphore::acquire_timeout of one", LIMIT, |world| {
             drop(world.one.acquire_timeout(LIMIT))
         }),
@@ -468,10 +469,13 @@ fn limited() -> Vec<Limited> {
         ("Barrier::abort", now, |world| world.barrier.abort()),
         ("Value::lock_timeout", LIMIT, |world| drop(world.sum.lock_timeout(LIMIT))),
         ("Value::try_lock", now, |world| drop(world.sum.try_lock())),
+        ("Value::lock_async", now, |world| drop(polled(world.sum.lock_async()))),
         ("Array::read_timeout", LIMIT, |world| drop(world.array.read_timeout(LIMIT))),
         ("Array::try_read", now, |world| drop(world.array.try_read())),
         ("Array::write_timeout", LIMIT, |world| drop(world.array.write_timeout(LIMIT))),
         ("Array::try_write", now, |world| drop(world.array.try_write())),
+        ("Array::read_async", now, |world| drop(polled(world.array.read_async()))),
+        ("Array::write_async", now, |world| drop(polled(world.array.write_async()))),
         ("Queue::put_timeout", LIMIT, |world| _ = world.queue.put_timeout(1, LIMIT)),
         ("Queue::try_put", now, |world| _ = world.queue.try_put(2)),
         ("Queue::put_async", now, |world| _ = polled(world.queue.put_async(3))),
