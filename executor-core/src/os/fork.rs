@@ -12,13 +12,19 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::AsRawFd,
     ptr,
     sync::{
         Once,
-        atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
 };
+
+mod not_inherited;
+mod sibling;
+
+pub(crate) use not_inherited::NotInherited;
+pub(crate) use sibling::clone_sibling;
 
 /// Number of forks between the first process that used this module and this process.
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -45,7 +51,7 @@ extern "C" fn before() {
 
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
-    close_not_inherited();
+    not_inherited::close_all();
     // The waiting threads are threads of the parent.
     FORKS_WAIT.store(0, Ordering::Relaxed);
     leave_gate();
@@ -244,104 +250,6 @@ pub(crate) unsafe fn fork() -> io::Result<Option<u32>> {
     }
 }
 
-/// Copies this process. The copy is a child of this process's parent, not of this process.
-///
-/// Returns `None` in the copy. Fails if this process has other threads.
-pub(crate) fn clone_sibling() -> io::Result<Option<u32>> {
-    if super::process::settled_thread_count(1)? > 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
-    let known = KnownToTheLibrary::of_this_thread();
-    // No exit signal is given, because with CLONE_PARENT the copy has this process's. No new stack
-    // is given either, so the copy uses a copy of the stack, as with fork(2).
-    match known.clone_with(libc::CLONE_PARENT)? {
-        0 => {
-            known.tell_the_kernel();
-            in_child();
-            Ok(None)
-        }
-        pid => {
-            // There is no other thread that could read the count in between, so counting once is
-            // enough.
-            in_parent();
-            Ok(Some(pid as u32))
-        }
-    }
-}
-
-/// What the C library and the kernel have told each other about a thread.
-///
-/// A copy made without the library's `fork` would lack it. It consists of two parts. One is the
-/// word in which glibc stores the thread's number, by which it recognises owners of mutexes, even
-/// in shared memory. The other is the list of the thread's robust mutexes, which the kernel walks
-/// when the thread ends.
-struct KnownToTheLibrary {
-    /// Null if it was not found.
-    number: *mut libc::c_int,
-    /// Head and length of the list. The head is null if there is none.
-    robust: (*mut libc::c_void, usize),
-}
-
-impl KnownToTheLibrary {
-    fn of_this_thread() -> Self {
-        const PR_GET_TID_ADDRESS: libc::c_int = 40;
-        let mut number: *mut libc::c_int = ptr::null_mut();
-        // SAFETY: writes the address of the word that the kernel clears at the thread's end, which
-        // is the word where glibc stores the number.
-        let told = unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut number) } == 0;
-        // A kernel without CONFIG_CHECKPOINT_RESTORE does not return the address. Then copies keep
-        // the number of their original.
-        //
-        // SAFETY: the library gave this address to the kernel, and the word is in this thread's
-        // memory.
-        let is_it = told
-            && !number.is_null()
-            && unsafe { number.read() }.cast_unsigned() == super::process::this_thread();
-        let mut robust: (*mut libc::c_void, usize) = (ptr::null_mut(), 0);
-        // SAFETY: writes head and length of this thread's list.
-        let asked = unsafe {
-            libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust.0, &raw mut robust.1)
-        };
-        KnownToTheLibrary {
-            number: if is_it { number } else { ptr::null_mut() },
-            robust: if asked == 0 { robust } else { (ptr::null_mut(), 0) },
-        }
-    }
-
-    /// Clones this process, and returns 0 in the copy. In the copy, the library's word has the new
-    /// number before any code runs.
-    fn clone_with(&self, flags: libc::c_int) -> io::Result<libc::c_long> {
-        let flags = match self.number.is_null() {
-            true => flags,
-            false => flags | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID,
-        };
-        // SAFETY: like fork(2), in a process whose only thread is this one. The caller counts the
-        // threads; if it cannot, nothing is copied. So no lock is held in the copy. What glibc does
-        // around the system call is for other threads and for handlers of `pthread_atfork`, except
-        // for what `self` contains. The kernel writes the copy's number to the copy's word.
-        // References into shared memory that `preload` has leaked into a static exist in all
-        // copies, and the program must not use them: see `StartMethod::ForkServer`.
-        #[cfg(target_arch = "x86_64")]
-        let cloned =
-            unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, self.number, 0) };
-        // SAFETY: as above. These architectures take the last two arguments in the other order.
-        #[cfg(not(target_arch = "x86_64"))]
-        let cloned =
-            unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0, 0, 0, self.number) };
-        if cloned < 0 { Err(io::Error::last_os_error()) } else { Ok(cloned) }
-    }
-
-    /// In the copy, tells the kernel where the list is, because the kernel has forgotten it.
-    fn tell_the_kernel(&self) {
-        let (head, len) = self.robust;
-        if !head.is_null() {
-            // SAFETY: the list's head is in this thread's memory, at the address that was
-            // registered in the original.
-            unsafe { libc::syscall(libc::SYS_set_robust_list, head, len) };
-        }
-    }
-}
-
 /// Ends the process at once. No exit handler of the program from which it was forked runs.
 pub(crate) fn leave(code: i32) -> ! {
     // SAFETY: ends the process.
@@ -373,153 +281,14 @@ pub(crate) fn children() -> u64 {
     CHILDREN.load(Ordering::SeqCst)
 }
 
-/// A descriptor that forked children do not keep. So the kernel releases what depends on it (a file
-/// lock) when this process ends, not when the last of its children ends.
-///
-/// A child that was created by `clone` without the C library does keep it. Programs that this
-/// process executes keep none, because all descriptors are close-on-exec.
-#[derive(Debug)]
-pub(crate) struct NotInherited {
-    entry: &'static Entry,
-    creator: Creator,
-}
-
-/// An entry of the list of such descriptors. Entries are reused and never freed, because the
-/// handler in the child walks the list without a lock.
-#[derive(Debug)]
-struct Entry {
-    /// [`FREE`] if the entry is not in use.
-    descriptor: AtomicI32,
-    next: AtomicPtr<Entry>,
-}
-
-const FREE: RawFd = -1;
-static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
-
-fn entries() -> impl Iterator<Item = &'static Entry> {
-    // SAFETY: entries are complete when they are published, and live forever.
-    let at = |pointer: &AtomicPtr<Entry>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
-    std::iter::successors(at(&ENTRIES), move |entry| at(&entry.next))
-}
-
-fn close_not_inherited() {
-    for entry in entries() {
-        let descriptor = entry.descriptor.swap(FREE, Ordering::Relaxed);
-        if descriptor != FREE {
-            // SAFETY: the entry owned it, and any value that refers to the entry notices that it
-            // was forked.
-            unsafe { libc::close(descriptor) };
-        }
-    }
-}
-
-impl NotInherited {
-    /// Opens a descriptor with `open`.
-    pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
-        let creator = Creator::here();
-        // No fork may happen in between: its child would keep a descriptor that no entry names yet.
-        let _gate = Gate::enter();
-        Ok(NotInherited::enlist(open()?, creator))
-    }
-
-    /// Takes a descriptor that is open already. A child that was forked since it was opened keeps
-    /// it.
-    pub(crate) fn new(descriptor: OwnedFd) -> Self {
-        let creator = Creator::here();
-        let _gate = Gate::enter();
-        NotInherited::enlist(descriptor, creator)
-    }
-
-    fn enlist(descriptor: OwnedFd, creator: Creator) -> Self {
-        let descriptor = descriptor.into_raw_fd();
-        // Reuse a free entry, or else add a new one to the front of the list.
-        let taken = entries().find(|entry| {
-            let put = entry.descriptor.compare_exchange(
-                FREE,
-                descriptor,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
-            put.is_ok()
-        });
-        let entry = taken.unwrap_or_else(|| {
-            let next = AtomicPtr::new(ENTRIES.load(Ordering::Acquire));
-            let entry: &'static Entry =
-                Box::leak(Box::new(Entry { descriptor: AtomicI32::new(descriptor), next }));
-            let mine = ptr::from_ref(entry).cast_mut();
-            while let Err(other) = ENTRIES.compare_exchange(
-                entry.next.load(Ordering::Relaxed),
-                mine,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                entry.next.store(other, Ordering::Relaxed);
-            }
-            entry
-        });
-        NotInherited { entry, creator }
-    }
-
-    /// Returns the descriptor, or `None` in a fork.
-    pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
-        if self.creator.is_elsewhere() {
-            return None;
-        }
-        let descriptor = self.entry.descriptor.load(Ordering::Relaxed);
-        // SAFETY: it is open until `self` is dropped, because this process put it into the entry.
-        Some(unsafe { BorrowedFd::borrow_raw(descriptor) })
-    }
-}
-
-impl Drop for NotInherited {
-    fn drop(&mut self) {
-        if let Some(descriptor) = self.get() {
-            let descriptor = descriptor.as_raw_fd();
-            // No fork may happen in between: its child would keep a descriptor that the entry no
-            // longer names.
-            let _gate = Gate::enter();
-            self.entry.descriptor.store(FREE, Ordering::Release);
-            // SAFETY: only the entry owned it.
-            unsafe { libc::close(descriptor) };
-        }
-    }
-}
-
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
-    use std::{
-        os::fd::AsFd,
-        sync::{Arc, atomic::AtomicBool},
-        thread,
-    };
-
-    use rustix::fs::{Mode, OFlags, fstat, open};
-
     use super::*;
-    use crate::os::file;
 
-    /// Returns how many descriptors of this file the process has. A fork may only make system
-    /// calls, so this does nothing else.
-    fn count(device: u64, inode: u64) -> i32 {
-        let mut found = 0;
-        for descriptor in 0..1024 {
-            // SAFETY: zero is a valid `stat`. `fstat` fills it, or reports that there is no such
-            // descriptor.
-            unsafe {
-                let mut stat: libc::stat = std::mem::zeroed();
-                let is_it = libc::fstat(descriptor, &mut stat) == 0
-                    && (stat.st_dev, stat.st_ino) == (device, inode);
-                found += i32::from(is_it);
-            }
-        }
-        found
-    }
-
-    /// Runs a test of this file in a process of its own, because other tests do not expect to be
-    /// forked.
-    fn alone(name: &str) {
+    /// Runs a test in a process of its own, because other tests do not expect to be forked.
+    pub(super) fn alone(path: &str) {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([&format!("os::fork::tests::{name}"), "--exact", "--ignored", "--test-threads=1"])
+            .args([path, "--exact", "--ignored", "--test-threads=1"])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
@@ -528,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_fork_in_a_signal_handler_leaves_the_gate_to_the_fork_that_it_interrupts() {
-        alone("a_fork_within_a_fork");
+        alone("os::fork::tests::a_fork_within_a_fork");
     }
 
     #[test]
@@ -554,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_is_made_or_dropped_while_a_child_is_forked_counts_as_known_to_it() {
-        alone("counts_around_a_fork");
+        alone("os::fork::tests::counts_around_a_fork");
     }
 
     #[test]
@@ -567,49 +336,5 @@ mod tests {
         assert_ne!(made_before, meanwhile, "dropped meanwhile");
         in_parent();
         assert_ne!(meanwhile, children(), "made meanwhile");
-    }
-
-    #[test]
-    fn a_child_forked_while_a_descriptor_is_opened_or_dropped_does_not_keep_it() {
-        alone("forks_while_descriptors_are_opened_and_dropped");
-    }
-
-    #[test]
-    #[ignore = "run by the test above"]
-    fn forks_while_descriptors_are_opened_and_dropped() {
-        let file = Arc::new(file::anonymous("not inherited").unwrap());
-        let stat = fstat(&*file).unwrap();
-        let over = Arc::new(AtomicBool::new(false));
-        let threads = [(); 2].map(|()| {
-            let (file, over) = (Arc::clone(&file), Arc::clone(&over));
-            thread::spawn(move || {
-                let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-                while !over.load(Ordering::Relaxed) {
-                    let reopen =
-                        || Ok(open(path.as_str(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
-                    drop(NotInherited::open(reopen).unwrap());
-                }
-            })
-        });
-        for _ in 0..200 {
-            // SAFETY: the child only makes system calls, and ends.
-            let pid = unsafe { libc::fork() };
-            if pid == 0 {
-                let found = count(stat.st_dev, stat.st_ino);
-                // SAFETY: ends this process.
-                unsafe { libc::_exit(found) };
-            }
-            let mut status = 0;
-            // SAFETY: waits for a child of this process.
-            assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-            assert!(
-                libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1,
-                "the file itself: {status:#x}"
-            );
-        }
-        over.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread.join().unwrap();
-        }
     }
 }
