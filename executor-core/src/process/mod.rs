@@ -32,6 +32,8 @@ pub(crate) mod fork;
 mod output;
 mod server;
 mod start;
+mod start_error;
+mod streams;
 mod table;
 
 use std::{
@@ -41,7 +43,7 @@ use std::{
 
 pub use child::{Child, ChildHandle};
 pub use context::Context;
-pub use start::StartError;
+pub use start_error::StartError;
 
 use crate::{
     child::start_method::StartMethod,

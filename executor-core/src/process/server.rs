@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{start::StartError, table};
+use super::{StartError, table};
 use crate::{
     child::{
         identity,

@@ -5,208 +5,33 @@
 //! ```
 
 use std::{
-    error::Error,
     ffi::OsString,
-    fmt,
-    fs::OpenOptions,
     io, iter,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::AsFd, unix::ffi::OsStrExt},
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Child, Process, Stdio, StreamTarget, fork, output,
+    Child, Process, StartError, fork, output,
     server::Server,
+    streams::Streams,
     table::{self, Asked, Record},
 };
 use crate::{
     child::{
-        birth::{self, Barren},
-        identity,
+        birth, identity,
         launch::{Launch, Refused, Step, Way},
         start_method::{self, StartMethod},
     },
-    error::{ADD_THE_ENTRY, TaskError},
-    os::{
-        process::{Start, above_stdio},
-        ready,
-    },
+    os::{process::Start, ready},
     registry,
     transport::board,
     wire::handshake::{BodySetup, Identity, Role, Surroundings},
 };
 
-/// Why a process was not started.
-#[derive(Clone)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The arguments of the task cannot be encoded.
-    Arguments(TaskError),
-    /// An option has an invalid value.
-    Invalid(Arc<str>),
-    /// This process, or the fork server, has never called the entry. Continuing would start
-    /// processes without end.
-    NoEntry,
-    /// Processes are nested too deeply.
-    TooDeep {
-        /// The depth that the process would have.
-        depth: u32,
-        /// The maximum depth.
-        max: u32,
-    },
-    /// Two task functions have the same name. This can happen only where tasks are found by name
-    /// across builds. A process of this program never returns it, because it tells such functions
-    /// apart.
-    DuplicateTask(Arc<str>),
-    /// [`StartMethod::Fork`] was used in a process with other threads.
-    Threads {
-        /// The number of threads, including the calling one.
-        threads: usize,
-    },
-    /// The fork server cannot create children.
-    ForkServer(Arc<str>),
-    /// The system refused to fork.
-    Fork(Arc<io::Error>),
-    /// The operating system refused a request.
-    Os {
-        /// The request.
-        what: &'static str,
-        /// The error that the system returned.
-        error: Arc<io::Error>,
-    },
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StartError::Arguments(error) => fmt::Display::fmt(error, f),
-            StartError::Invalid(what) => write!(f, "invalid option: {what}"),
-            StartError::NoEntry => write!(
-                f,
-                "a process was started again but never reached executor's entry point; {ADD_THE_ENTRY}"
-            ),
-            StartError::TooDeep { depth, max } => write!(
-                f,
-                "processes are nested {depth} deep, {max} is the limit: does a process start itself without end?"
-            ),
-            StartError::DuplicateTask(what) => f.write_str(what),
-            StartError::Threads { threads } => write!(
-                f,
-                "this process has {threads} threads, and a copy of it would have one: what the others have \
-                 locked stays locked in it for ever; use StartMethod::Spawn or StartMethod::ForkServer, or \
-                 start it before any thread"
-            ),
-            StartError::ForkServer(why) => write!(f, "the fork server cannot be used: {why}"),
-            StartError::Fork(_) => f.write_str("the operating system refused to fork"),
-            StartError::Os { what, error: _ } => write!(f, "the operating system refused {what}"),
-        }
-    }
-}
-
-impl Error for StartError {
-    /// Returns the operating system's error, as an [`io::Error`].
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            StartError::Arguments(error) => error.source(),
-            StartError::Fork(error) | StartError::Os { error, .. } => Some(&**error),
-            _ => None,
-        }
-    }
-}
-
-crate::debug::debug_is_chain!(StartError);
-
-impl StartError {
-    pub(super) fn os(what: &'static str, error: io::Error) -> Self {
-        StartError::Os { what, error: Arc::new(error) }
-    }
-}
-
 /// How long to wait for the end of a child that was killed because its start failed.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// One standard stream of a child: the child's end, and this process's end of a pipe.
-struct Stream {
-    theirs: Option<OwnedFd>,
-    ours: Option<OwnedFd>,
-}
-
-impl Stream {
-    fn open(place: Stdio, input: bool) -> io::Result<Self> {
-        let (theirs, ours) = match place.0 {
-            // The child's input is empty by default.
-            StreamTarget::Null if input => (None, None),
-            StreamTarget::Null => (Some(null()?), None),
-            StreamTarget::Inherit if input => {
-                (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None)
-            }
-            StreamTarget::Inherit => (None, None),
-            StreamTarget::Given(descriptor) => (Some(descriptor), None),
-            StreamTarget::Piped => {
-                let (read, write) = io::pipe()?;
-                let (read, write) = (above_stdio(read.into())?, above_stdio(write.into())?);
-                if input { (Some(read), Some(write)) } else { (Some(write), Some(read)) }
-            }
-        };
-        Ok(Stream { theirs, ours })
-    }
-}
-
-fn null() -> io::Result<OwnedFd> {
-    above_stdio(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
-}
-
-/// Standard input, output and error of a child.
-struct Streams {
-    has_stdin: bool,
-    /// Descriptors that are sent with the setup, because no child inherits them: the child's input,
-    /// and for a copy also its output and error.
-    told: Vec<OwnedFd>,
-    /// Descriptors that a newly started program inherits in place of this process's output and
-    /// error.
-    inherited: [Option<OwnedFd>; 2],
-    /// This process's ends of the pipes.
-    ours: [Option<OwnedFd>; 3],
-}
-
-impl Streams {
-    fn open(stdin: Stdio, stdout: Stdio, stderr: Stdio, copied: bool) -> io::Result<Self> {
-        let has_stdin = !matches!(stdin.0, StreamTarget::Null);
-        let stdin = Stream::open(stdin, true)?;
-        let stdout = Stream::open(stdout, false)?;
-        let stderr = Stream::open(stderr, false)?;
-        let mut told = Vec::from_iter(stdin.theirs);
-        let mut inherited = [stdout.theirs, stderr.theirs];
-        if copied {
-            let [stdout, stderr] = inherited.each_mut().map(Option::take);
-            told.push(stdout.map_or_else(|| own(rustix::stdio::stdout()), Ok)?);
-            told.push(stderr.map_or_else(|| own(rustix::stdio::stderr()), Ok)?);
-        }
-        Ok(Streams { has_stdin, told, inherited, ours: [stdin.ours, stdout.ours, stderr.ours] })
-    }
-}
-
-/// Duplicates this process's output or error. If this process has closed its own, opens
-/// `/dev/null`.
-fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
-        Err(rustix::io::Errno::BADF) => null(),
-        other => Ok(other?),
-    }
-}
-
-impl From<Barren> for StartError {
-    fn from(barren: Barren) -> Self {
-        match barren {
-            Barren::NoEntry => StartError::NoEntry,
-            Barren::TooDeep { depth, max } => StartError::TooDeep { depth, max },
-        }
-    }
-}
 
 /// Ends a child that exists but was not launched, and converts the reason to an error.
 fn refused(Refused { step, error, child }: Refused) -> StartError {
@@ -243,21 +68,32 @@ fn identity(
     })
 }
 
+/// Checks the options that do not depend on the state of this process.
+fn check_options(
+    environment: &[(OsString, Option<OsString>)],
+    has_executable: bool,
+    method: StartMethod,
+) -> Result<(), StartError> {
+    let invalid = |text: &str| Err(StartError::Invalid(text.into()));
+    if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
+        return invalid(
+            "an environment variable has a name that is empty or contains `=`, or a NUL",
+        );
+    }
+    if has_executable && method != StartMethod::Spawn {
+        return invalid("`executable` needs StartMethod::Spawn");
+    }
+    Ok(())
+}
+
+/// Starts a process: checks, what the child is told, the launch, the record.
 pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     birth::may_have_children()?;
     let os = |what| move |error: io::Error| StartError::os(what, error);
-    let invalid = |text: &str| StartError::Invalid(text.into());
     let (arguments, attachments) = process.arguments.map_err(StartError::Arguments)?;
     let (environment, directory) = (&*process.environment, process.directory.as_deref());
-    if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
-        return Err(invalid(
-            "an environment variable has a name that is empty or contains `=`, or a NUL",
-        ));
-    }
     let method = process.method.unwrap_or_else(start_method::start_method);
-    if process.executable.is_some() && method != StartMethod::Spawn {
-        return Err(invalid("`executable` needs StartMethod::Spawn"));
-    }
+    check_options(environment, process.executable.is_some(), method)?;
     // Held until the child is started. The watcher thread sleeps meanwhile, and so is no danger for
     // a fork.
     let pause = (method == StartMethod::Fork).then(table::pause);
