@@ -37,7 +37,7 @@ use crate::{
         event::Flag,
         models::{Process, held},
         raw::RobustMutex,
-        wait_wait_slots::{State, WaitSlot},
+        wait_slots::{State, WaitSlot},
     },
     transport::ring::models::{check, few},
 };
