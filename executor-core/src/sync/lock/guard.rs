@@ -80,7 +80,7 @@ impl<'a> LockGuard<'a> {
         !self.by.is(By::COUNTED) || self.lock.layout().levels.load(Ordering::Relaxed) & COUNT == 1
     }
 
-    /// Like [`Held::is_shared`], for a guard that was just acquired.
+    /// Like [`Held::is_shared`](super::Held::is_shared), for a guard that was just acquired.
     #[inline]
     pub(crate) fn is_deeper(&self) -> bool {
         self.by.is(By::DEEPER)

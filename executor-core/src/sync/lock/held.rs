@@ -14,7 +14,7 @@ pub(crate) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Like [`LockGuard::check_mine`].
+    /// Like [`LockGuard::check_mine`](super::LockGuard::check_mine).
     #[inline]
     #[track_caller]
     pub(crate) fn check_mine(&self) {
