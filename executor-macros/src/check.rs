@@ -174,8 +174,8 @@ fn unused_name(i: usize, names: &[Ident]) -> Ident {
     Ident::new(&name, Span::call_site())
 }
 
-#[derive(Default)]
 /// All errors found in one function, combined into one `syn::Error`.
+#[derive(Default)]
 pub(crate) struct Refusals(Option<Error>);
 
 impl Refusals {

@@ -13,6 +13,7 @@
 //! spelled. Everything that depends on what a type *is* (whether it is a `Result`, whether an error
 //! implements serde's traits, whether it is a byte string) is therefore decided by the compiler, in
 //! `executor_core::__private`.
+
 mod attr;
 mod check;
 mod entry;

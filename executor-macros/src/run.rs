@@ -3,7 +3,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
-use syn::{Error, ImplItem, ItemImpl, Path, Result, ReturnType, Type, spanned::Spanned};
+use syn::{Error, ImplItem, ItemImpl, Path, Result, ReturnType, Type};
 
 use crate::attr::TaskAttr;
 
@@ -20,41 +20,45 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
     let krate = &attr.krate;
     let own = &item.self_ty;
     let Type::Path(path) = &**own else {
-        return Err(Error::new(
-            own.span(),
+        return Err(Error::new_spanned(
+            own,
             "`#[task] impl Run` needs a named type, such as a struct or an enum",
         ));
     };
     if !item.generics.params.is_empty() {
-        return Err(Error::new(
-            item.generics.span(),
+        return Err(Error::new_spanned(
+            &item.generics,
             "`#[task] impl Run` cannot have generic parameters: the new process finds the implementation by \
              its name",
         ));
     }
     if let Some(handle) = &attr.handle {
-        return Err(Error::new(
-            handle.span(),
+        return Err(Error::new_spanned(
+            handle,
             "`handle` is for task functions only: `impl Run` uses the type that is already there",
         ));
     }
-    let [ImplItem::Fn(run)] = &item.items[..] else {
-        return Err(Error::new(
-            item.span(),
-            "`impl Run` must contain `fn run(self)` and nothing else",
+    let is_run = |item: &&ImplItem| matches!(item, ImplItem::Fn(run) if run.sig.ident == "run");
+    if let Some(other) = item.items.iter().find(|item| !is_run(item)) {
+        return Err(Error::new_spanned(
+            other,
+            "`#[task] impl Run` must contain `fn run(self)` and nothing else: `#[task]` adds `type Output`",
         ));
+    }
+    let [ImplItem::Fn(run)] = &item.items[..] else {
+        return Err(Error::new_spanned(own, "`#[task] impl Run` must contain one `fn run(self)`"));
     };
     let signature = &run.sig;
     let takes_self = matches!(signature.inputs.first(), Some(syn::FnArg::Receiver(receiver)) if matches!(receiver.kind, syn::ReceiverKind::Value));
-    if signature.ident != "run" || signature.inputs.len() != 1 || !takes_self {
-        return Err(Error::new(
-            signature.span(),
+    if signature.inputs.len() != 1 || !takes_self {
+        return Err(Error::new_spanned(
+            signature,
             "`run` must take `self` and no arguments: the value is moved to the new process",
         ));
     }
     if let Some(asyncness) = &signature.asyncness {
         return Err(Error::new(
-            asyncness.span(),
+            asyncness.span,
             "`run` cannot be an `async fn`: use an `async` task function instead",
         ));
     }
