@@ -1,6 +1,7 @@
 //! Checks rules of the sources that no compiler checks: which folder may use which other folder,
-//! that each folder's head has a picture, and that prose is at most 100 columns wide. The module
-//! `pages` checks that what the Markdown pages name exists.
+//! that each folder's head has a picture, that public functions call a timeout a timeout, and that
+//! prose is at most 100 columns wide. The module `pages` checks that what the Markdown pages name
+//! exists.
 //!
 //! ```text
 //!  src/**/*.rs ─► code without comments, string contents and tests ─► the folders that it names
@@ -331,6 +332,44 @@ fn each_folder_opens_with_a_picture() {
         }
     }
     assert!(without.is_empty(), "{}", without.join("\n"));
+}
+
+/// Returns the public functions of a file that take a `Duration` as a `limit`, as `file:line: …`.
+fn durations_named_limit(file: &str, code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("pub ") {
+        let head = &code[at..];
+        let head = &head[..head.find(['{', ';']).unwrap_or(head.len())];
+        if head.contains("fn ")
+            && ["limit: Duration", "limit: Option<Duration>"]
+                .iter()
+                .any(|limit| head.contains(limit))
+        {
+            let number = code[..at].matches('\n').count() + 1;
+            found.push(format!("{file}:{number}: a `limit` that is a `Duration` is a `timeout`"));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_duration_after_which_a_call_gives_up_is_called_timeout() {
+    let mut found = Vec::new();
+    for path in rust_files() {
+        let name = path.strip_prefix(sources()).expect("below").display().to_string();
+        let code = code_of(&fs::read_to_string(&path).expect("it can be read"));
+        found.extend(durations_named_limit(&name, &code));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_duration_that_is_called_limit_is_found() {
+    let found = |code: &str| durations_named_limit("a.rs", code).len();
+    assert_eq!(found("pub fn wait(&self, limit: Duration) -> bool {"), 1);
+    assert_eq!(found("pub async fn wait(\n    &self,\n    limit: Option<Duration>,\n) {"), 1);
+    assert_eq!(found("pub fn wait(&self, timeout: Duration) {}\nfn own(limit: Duration) {}"), 0);
+    assert_eq!(found("pub struct Limit { pub limit: Duration }"), 0);
 }
 
 /// The widest line of prose. rustfmt breaks lines of code at the same width.
