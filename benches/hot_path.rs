@@ -20,7 +20,7 @@
 //! at other points, so compare only figures of the same tool with one another.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     path::Path,
     process::{Command, ExitCode, Stdio},
 };
@@ -32,11 +32,16 @@ fn no_op(x: u64) -> u64 {
     x
 }
 
-const WORKLOADS: [(&str, &str); 3] = [
+const WORKLOADS: [(&str, &str); 5] = [
     ("trip", "submit, then the result, one at a time"),
-    ("noop", "submitted one by one, then all results taken"),
+    ("burst", "submitted one by one, then all results taken"),
+    ("window", "256 in flight, results in order"),
+    ("callbacks", "add_done_callback, then shutdown(true)"),
     ("map", "map, each item"),
 ];
+
+/// The number of tasks in flight in the workload `window`.
+const IN_FLIGHT: u64 = 256;
 
 /// Instructions of the parent, of the worker, and of both.
 type Counts = BTreeMap<&'static str, f64>;
@@ -88,6 +93,9 @@ fn main() -> ExitCode {
     };
     println!("instructions for each task, counted by {tool}, from {few} and {many} tasks");
     for (workload, title) in WORKLOADS {
+        // A window is only a window once it has been filled.
+        let filling = if workload == "window" { IN_FLIGHT } else { 0 };
+        let (few, many) = (few + filling, many + filling);
         let (Some(less), Some(more)) = (counted(workload, few), counted(workload, many)) else {
             println!("{title}: {tool} failed");
             return ExitCode::FAILURE;
@@ -107,10 +115,26 @@ fn work(workload: &str, count: u64) {
     match workload {
         "trip" => (0..count)
             .for_each(|x| assert_eq!(pool.submit(no_op::task(x)).result().expect("a result"), x)),
-        "noop" => {
+        "burst" => {
             let futures: Vec<_> = (0..count).map(|x| pool.submit(no_op::task(x))).collect();
             futures.into_iter().for_each(|future| _ = future.result().expect("a result"));
         }
+        "window" => {
+            let mut pending = VecDeque::with_capacity(IN_FLIGHT as usize);
+            let take = |future: TaskFuture<u64>| _ = future.result().expect("a result");
+            for x in 0..count {
+                if pending.len() == IN_FLIGHT as usize {
+                    take(pending.pop_front().expect("as many as are in flight"));
+                }
+                pending.push_back(pool.submit(no_op::task(x)));
+            }
+            pending.into_iter().for_each(take);
+        }
+        // The shutdown below waits for the last callback.
+        "callbacks" => (0..count).for_each(|x| {
+            let future = pool.submit(no_op::task(x));
+            future.add_done_callback(|outcome| _ = outcome.expect("a result"));
+        }),
         "map" => pool.map(no_op::task, 0..count).for_each(|x| _ = x.expect("a result")),
         other => panic!("no workload {other}"),
     }
