@@ -4,6 +4,7 @@
 //!  socket, pipe              16 bytes to a child of this executable, and back
 //!  shared memory, spinning   a number that each side waits for without sleeping
 //!  bare chain                tokio task ─futex─► child ─futex─► driver thread ─Waker─► tokio task
+//!  bare reactor              tokio task ─eventfd─► child ─eventfd─► tokio's driver ─► tokio task
 //!  two children              started one right after the other, until each has sent its first byte
 //!                            at the point of its `init()`
 //!  four copies               into a buffer, into a new vector, and the same again; in one process
@@ -20,7 +21,7 @@ use std::{
     },
     process::{Child, Command, ExitCode, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::Poll,
@@ -28,10 +29,12 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
-use rustix::{fs::MemfdFlags, mm, thread::futex};
+use rustix::{event::EventfdFlags, fs::MemfdFlags, mm, thread::futex};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     measure::{self, timed, trips},
+    threads::{DEFAULT_BLOCKING_THREADS, on_tokio},
     workload::{Figures, Request, figure},
 };
 
@@ -43,6 +46,7 @@ pub(crate) fn run(limit: &str, request: &Request) -> Result<Figures, String> {
         "pipe" => pipe(request.count),
         "shared memory, spinning" => spinning(request.count),
         "bare chain" => return Ok(chain(request.count)),
+        "bare reactor" => reactor(request.count),
         "two children" => two_children(request.count),
         "four copies" => {
             Ok(request.sizes.iter().map(|&size| four_copies(size, request.count)).collect())
@@ -116,6 +120,12 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
                 return ExitCode::FAILURE;
             };
             while input.read_exact(&mut bytes).is_ok() && output.write_all(&bytes).is_ok() {}
+        }
+        "eventfd" => {
+            let (input, output) = (std::io::stdin(), std::io::stdout());
+            while rustix::io::read(&input, &mut bytes[..8]).is_ok()
+                && rustix::io::write(&output, &bytes[..8]).is_ok()
+            {}
         }
         "spin" => {
             let there = attach(argument);
@@ -285,10 +295,9 @@ fn chain(count: u64) -> Figures {
             }
         }
     });
-    let mut turn = 1;
-    let figures = crate::threads::on_tokio(count, move |x| {
-        turn += 1;
-        let (mine, waker) = (turn, Arc::clone(&waker));
+    let turn = AtomicU32::new(1);
+    let figures = on_tokio(count, 1, DEFAULT_BLOCKING_THREADS, move |x| {
+        let (mine, waker) = (turn.fetch_add(1, Ordering::Relaxed) + 1, Arc::clone(&waker));
         let mut sent = false;
         poll_fn(move |context| {
             // Register before sending. Otherwise the answer could arrive before there is a waker to
@@ -310,6 +319,33 @@ fn chain(count: u64) -> Figures {
     let _ = futex::wake(&shared.answer, futex::Flags::empty(), 1);
     let _ = driver.join();
     figures
+}
+
+/// Makes the wake-ups of a result that only tokio's own threads wait for, and nothing else.
+fn reactor(count: u64) -> std::io::Result<Figures> {
+    let there = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+    let back = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+    let _other = Other::start("eventfd", 0, there.try_clone()?.into(), back.try_clone()?.into())?;
+    // The first call registers it, because a descriptor is registered with a runtime from inside.
+    let registered = Arc::new(OnceLock::new());
+    let (there, back) = (Arc::new(there), Arc::new(back));
+    Ok(on_tokio(count, 1, DEFAULT_BLOCKING_THREADS, move |x| {
+        let (there, back) = (Arc::clone(&there), Arc::clone(&back));
+        let registered = Arc::clone(&registered);
+        async move {
+            let back = registered.get_or_init(|| {
+                // SAFETY: an `OwnedFd` is always the same open descriptor, and stays registered
+                // until it is closed.
+                unsafe { AsyncFd::register_with_interest(back, Interest::READABLE) }
+                    .expect("inside of a runtime")
+            });
+            rustix::io::write(&there, &1_u64.to_ne_bytes()).expect("a wake-up");
+            back.readable().await.expect("the runtime runs").clear_ready();
+            let mut bytes = [0; 8];
+            rustix::io::read(back, &mut bytes).expect("the child has written");
+            x
+        }
+    }))
 }
 
 fn two_children(count: u64) -> std::io::Result<Figures> {

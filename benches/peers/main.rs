@@ -54,7 +54,7 @@ struct Options {
 const USAGE: &str = "\
 cargo bench --bench peers -- [OPTIONS]
   --quick          less than two minutes in total
-  --only N,M       these workloads, by name or number
+  --only N,M       these workloads, by name or number; `await` is all of `await-…`
   --python PATH    the Python of the peers (or EXECUTOR_BENCH_PYTHON; default: python3)
   --json FILE      the figures as JSON lines
   --svg FILE       tasks per second as a chart
@@ -112,8 +112,8 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("svg") => options.svg = Some(parser.value()?.into()),
             Long("workloads") => {
-                for workload in WORKLOADS {
-                    println!("{:>2} {:<8} {}", workload.number, workload.name, workload.title);
+                for (i, workload) in WORKLOADS.iter().enumerate() {
+                    println!("{:>2} {:<12} {}", i + 1, workload.name, workload.title);
                 }
                 return Ok(None);
             }
@@ -135,25 +135,28 @@ fn options() -> Result<Option<Options>, Box<dyn std::error::Error>> {
 
 /// Runs the workloads and prints the results. Returns whether every run of `executor` gave figures.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
-    let selected: Vec<&Workload> = WORKLOADS
-        .iter()
-        .filter(|workload| !workload.peers.is_empty())
-        .filter(|workload| {
-            options.only.is_empty()
-                || options
-                    .only
-                    .iter()
-                    .any(|name| *name == workload.name || *name == workload.number.to_string())
-        })
-        .collect();
+    let is_wanted = |number: usize, workload: &Workload| {
+        let family = workload.name.split('-').next();
+        options.only.is_empty()
+            || options.only.iter().any(|name| {
+                name == workload.name
+                    || Some(name.as_str()) == family
+                    || *name == number.to_string()
+            })
+    };
+    let selected: Vec<(usize, &Workload)> =
+        (1..).zip(WORKLOADS).filter(|(number, workload)| is_wanted(*number, workload)).collect();
     if selected.is_empty() {
         return Err(format!("no workload is called {}", options.only.join(",")).into());
     }
     let mut drivers = Drivers::new(options.python.clone(), options.mode);
     let mut results = Results::default();
     let mut failures: BTreeMap<(&str, &str), String> = BTreeMap::new();
-    for workload in selected {
-        println!("\n{}. {}", workload.number, workload.title);
+    for (number, workload) in selected {
+        println!("\n{number}. {}: {}", workload.name, workload.title);
+        if !workload.note.is_empty() {
+            println!("   ({})", workload.note);
+        }
         let load = workload.loaded.then(limits::Load::start).transpose()?;
         for _ in 0..workload.repetitions(options.mode) {
             for &peer in workload.peers {

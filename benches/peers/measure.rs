@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     limits, ours, processes, threads,
-    workload::{Figures, Request, figure},
+    workload::{Figures, OWN_BURST, Request, figure},
 };
 
 pub(crate) const WORKERS: usize = 2;
@@ -61,8 +61,11 @@ pub(crate) fn serve(peer: &str, parent: &str) -> ExitCode {
         let request: Request = serde_json::from_str(&line).expect("the harness sends requests");
         let figures = match peer {
             "executor" => ours::run(&request),
-            "rayon" => pool::<threads::Rayon>(&request),
-            "spawn_blocking" => threads::run_tokio(&request),
+            OWN_BURST => ours::run(&Request { workload: "burst".to_owned(), ..request }),
+            "rayon, oneshot" => pool::<threads::RayonOneshot>(&request),
+            "rayon" => threads::run_rayon(&request),
+            "spawn_blocking" => threads::run_tokio(&request, threads::DEFAULT_BLOCKING_THREADS),
+            "spawn_blocking, 2 threads" => threads::run_tokio(&request, WORKERS),
             "procspawn" => process_pool::<processes::Procspawn>(&request),
             limit => limits::run(limit, &request),
         };
@@ -83,10 +86,16 @@ pub(crate) fn pool<P: Pool>(request: &Request) -> Result<Figures, String> {
     let pool = P::start(WORKERS);
     let warm_up = |tasks: u64| run_all(&pool, (0..tasks).map(|x| (Job::NoOp, x)));
     Ok(match request.workload.as_str() {
-        "noop" => {
+        "burst" => {
             warm_up(count / 10 + 2);
             let time = run_all(&pool, (0..count).map(|x| (Job::NoOp, x)));
-            [figure("tasks/s", count as f64 / time.as_secs_f64())].into_iter().collect()
+            rate(count, time)
+        }
+        "window" => {
+            let in_flight = request.in_flight()?;
+            let run = |count| run_window(&pool, in_flight, (0..count).map(|x| (Job::NoOp, x)));
+            run(count / 10 + 2);
+            rate(count, run(count))
         }
         "trip" | "loaded" => {
             warm_up((count / 10).clamp(2, 200));
@@ -155,10 +164,20 @@ pub(crate) fn process_pool<P: ProcessPool>(request: &Request) -> Result<Figures,
 /// Submits all jobs and takes their results, in order. At most [`Pool::WINDOW`] tasks are pending
 /// at a time.
 pub(crate) fn run_all<P: Pool>(pool: &P, jobs: impl Iterator<Item = (Job, u64)>) -> Duration {
-    let mut pending = VecDeque::with_capacity(jobs.size_hint().0.min(P::WINDOW));
+    run_window(pool, P::WINDOW, jobs)
+}
+
+/// As [`run_all`], with at most `in_flight` tasks pending at a time: before each further submit,
+/// the result of the oldest task is taken.
+fn run_window<P: Pool>(
+    pool: &P,
+    in_flight: usize,
+    jobs: impl Iterator<Item = (Job, u64)>,
+) -> Duration {
+    let mut pending = VecDeque::with_capacity(jobs.size_hint().0.min(in_flight));
     timed(|| {
         for (job, x) in jobs {
-            if pending.len() == P::WINDOW {
+            if pending.len() == in_flight {
                 black_box(P::take(pending.pop_front().expect("as many as the window")));
             }
             pending.push_back(pool.submit(job, x));
@@ -192,6 +211,10 @@ pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let words = words.iter().fold(0_u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
     rest.iter().fold(words, |sum, byte| sum.wrapping_add(u64::from(*byte)))
+}
+
+pub(crate) fn rate(count: u64, time: Duration) -> Figures {
+    [figure("tasks/s", count as f64 / time.as_secs_f64())].into_iter().collect()
 }
 
 pub(crate) fn trips(mut trips: Vec<Duration>) -> Figures {

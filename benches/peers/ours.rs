@@ -2,12 +2,17 @@
 //!
 //! It runs with default options and two workers, except where the number of workers is varied.
 
-use std::{hint::black_box, time::Duration, time::Instant};
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use executor::{SharedBytes, prelude::*};
 
 use crate::{
     measure::{self, Job, Meeting, Pool, ProcessPool, WORKERS, timed},
+    threads::{DEFAULT_BLOCKING_THREADS, on_tokio},
     workload::{Figures, Request, figure},
 };
 
@@ -89,13 +94,66 @@ impl Drop for Ours {
 
 pub(crate) fn run(request: &Request) -> Result<Figures, String> {
     match request.workload.as_str() {
+        "callbacks" => Ok(called_back(request.count, |future| {
+            future.add_done_callback(|outcome| called(*outcome.expect("no task fails")));
+        })),
+        "on_done" => Ok(called_back(request.count, |future| {
+            future.on_done(|outcome| called(outcome.expect("no task fails")));
+        })),
+        "as_completed" => Ok(completed(request.count)),
         "map" => Ok(map(request.count)),
-        "await" => Ok(awaited(request.count)),
+        "await-1" | "await-2" | "await-64" | "await-1000" => {
+            Ok(awaited(request.count, request.in_flight()?))
+        }
         "shared" => Ok(shared(request)),
         "grid" => Ok(grid(request)),
         "pending" => Ok(pending(request.count)),
         _ => measure::process_pool::<Ours>(request),
     }
+}
+
+/// The number of callbacks that have run, and the sum of the values that they were given. The
+/// callbacks capture nothing, so that no allocation of this benchmark is measured.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static SUM: AtomicU64 = AtomicU64::new(0);
+
+fn called(value: u64) {
+    SUM.fetch_add(value, Relaxed);
+    CALLS.fetch_add(1, Relaxed);
+}
+
+/// Measures tasks with callbacks, from the first submit until the shutdown has waited for the last
+/// callback. `attach` adds the callback to a future, which it then drops.
+fn called_back(count: u64, attach: fn(TaskFuture<u64>)) -> Figures {
+    let pool = Ours::start(WORKERS);
+    let warm_up = count / 10 + 2;
+    CALLS.store(0, Relaxed);
+    (0..warm_up).for_each(|x| attach(pool.submit(Job::NoOp, x)));
+    while CALLS.load(Relaxed) < warm_up {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    SUM.store(0, Relaxed);
+    let time = timed(|| {
+        (0..count).for_each(|x| attach(pool.submit(Job::NoOp, x)));
+        pool.0.shutdown(true);
+    });
+    assert_eq!(CALLS.load(Relaxed), warm_up + count, "the shutdown waits for all callbacks");
+    assert_eq!(SUM.load(Relaxed), count * (count - 1) / 2);
+    measure::rate(count, time)
+}
+
+fn completed(count: u64) -> Figures {
+    let pool = Ours::start(WORKERS);
+    let run = |count: u64| {
+        let mut futures = Vec::with_capacity(count as usize);
+        timed(|| {
+            futures.extend((0..count).map(|x| pool.submit(Job::NoOp, x)));
+            let sum: u64 = as_completed(futures.drain(..)).map(Ours::take).sum();
+            assert_eq!(sum, count * (count - 1) / 2);
+        })
+    };
+    run(count / 10 + 2);
+    measure::rate(count, run(count))
 }
 
 fn map(count: u64) -> Figures {
@@ -111,16 +169,16 @@ fn map(count: u64) -> Figures {
     [figure("items/s", count as f64 / map(count).as_secs_f64())].into_iter().collect()
 }
 
-fn awaited(count: u64) -> Figures {
+fn awaited(count: u64, tasks: usize) -> Figures {
     let pool = Ours::start(WORKERS);
     let handle = pool.0.clone();
-    crate::threads::on_tokio(count, move |x| {
+    on_tokio(count, tasks, DEFAULT_BLOCKING_THREADS, move |x| {
         let future = handle.submit(no_op::task(x));
         async move { future.await.expect("no task fails") }
     })
 }
 
-/// Workload 8: `SharedBytes` are sent, read completely by the task, and returned. It is measured
+/// `SharedBytes` are sent, read completely by the task, and returned. It is measured
 /// once with bytes that are kept and sent again, and once with bytes that are created for each
 /// call, read completely after their return, and dropped.
 fn shared(request: &Request) -> Figures {

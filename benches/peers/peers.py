@@ -68,6 +68,17 @@ class Futures:
     def map(self, function, items):
         return self.pool.map(function, items)
 
+    def called_back(self, count):
+        """Tasks with callbacks, until the shutdown has waited for the last one."""
+        values = []
+        started = time.perf_counter()
+        for x in range(count):
+            self.pool.submit(no_op, x).add_done_callback(lambda future: values.append(future.result()))
+        self.pool.shutdown(wait=True)
+        elapsed = time.perf_counter() - started
+        assert len(values) == count
+        return elapsed
+
     def close(self):
         self.pool.shutdown(wait=True)
 
@@ -93,6 +104,16 @@ class Pool:
 
     def map(self, function, items):
         return self.pool.map(function, items)
+
+    def called_back(self, count):
+        values = []
+        started = time.perf_counter()
+        for x in range(count):
+            self.pool.apply_async(no_op, (x,), callback=values.append)
+        self.close()
+        elapsed = time.perf_counter() - started
+        assert len(values) == count
+        return elapsed
 
     def close(self):
         self.pool.close()
@@ -172,6 +193,25 @@ def run_all(pool, function, values):
     return time.perf_counter() - started
 
 
+def run_window(pool, in_flight, count):
+    started = time.perf_counter()
+    pending = collections.deque()
+    for x in range(count):
+        if len(pending) == in_flight:
+            pool.take(pending.popleft())
+        pending.append(pool.submit(no_op, x))
+    while pending:
+        pool.take(pending.popleft())
+    return time.perf_counter() - started
+
+
+def completed(pool, count):
+    started = time.perf_counter()
+    for future in concurrent.futures.as_completed([pool.submit(no_op, x) for x in range(count)]):
+        future.result()
+    return time.perf_counter() - started
+
+
 def percentiles(trips):
     trips.sort()
     at = lambda part: trips[min(len(trips) * part // 100, len(trips) - 1)] * 1e6
@@ -238,9 +278,18 @@ def run(make, request):
         return {"ms": times[len(times) // 2] * 1e3}
     pool = make()
     try:
-        if workload == "noop":
+        if workload == "burst":
             run_all(pool, no_op, range(count // 10 + 2))
             return {"tasks/s": count / run_all(pool, no_op, range(count))}
+        if workload == "window":
+            run_window(pool, request["in_flight"], count // 10 + 2)
+            return {"tasks/s": count / run_window(pool, request["in_flight"], count)}
+        if workload == "callbacks":
+            run_all(pool, no_op, range(count // 10 + 2))
+            return {"tasks/s": count / pool.called_back(count)}
+        if workload == "as_completed":
+            completed(pool, count // 10 + 2)
+            return {"tasks/s": count / completed(pool, count)}
         if workload == "map":
             map_all(pool, count // 10 + 1)
             return {"items/s": count / map_all(pool, count)}

@@ -74,7 +74,8 @@ pub(crate) fn number(value: f64) -> String {
     grouped + &rest
 }
 
-/// The table of a workload: figure by figure, with the peers in the workload's order.
+/// The table of a workload: figure by figure, with the peers in the workload's order. `executor /
+/// it` is the ratio that was measured, `demanded` the ratio that is a goal.
 pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
     if workload.name == "grid" {
         return grid(results);
@@ -88,7 +89,9 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
     // Sort by number: "64 KiB" comes before "1024 KiB".
     figures
         .sort_by_key(|figure| figure.split(' ').next().and_then(|word| word.parse::<u64>().ok()));
-    let mut table = table(&["figure", "peer", "median", "least", "most", "executor / it"]);
+    let goals = workload::goals(results);
+    let mut table =
+        table(&["figure", "peer", "median", "least", "most", "executor / it", "demanded"]);
     for figure in figures {
         let ours = results.median(workload.name, "executor", figure);
         for peer in workload.peers {
@@ -100,6 +103,13 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
             let Spread { median, least, most } = spread(values);
             let ratio =
                 ours.filter(|_| *peer != "executor").map(|ours| format!("{:.2}", ours / median));
+            let demanded: Vec<&str> = goals
+                .iter()
+                .filter(|goal| goal.workload == workload.name)
+                .filter_map(|goal| goal.demanded.as_ref())
+                .filter(|demanded| demanded.peer == *peer && demanded.figure == figure)
+                .map(|demanded| demanded.ratio.as_str())
+                .collect();
             table.add_row([
                 figure.to_owned(),
                 (*peer).to_owned(),
@@ -107,6 +117,7 @@ pub(crate) fn workload(workload: &Workload, results: &Results) -> String {
                 number(least),
                 number(most),
                 ratio.unwrap_or_default(),
+                demanded.join(", "),
             ]);
         }
     }

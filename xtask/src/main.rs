@@ -323,9 +323,9 @@ mod tests {
 
     #[test]
     fn benchmarks_get_their_arguments() {
-        let line = "bench -p executor --bench peers -- --only noop,map";
-        becomes("bench peers --only noop,map", line);
-        becomes("bench peers -- --only noop,map", line);
+        let line = "bench -p executor --bench peers -- --only burst,map";
+        becomes("bench peers --only burst,map", line);
+        becomes("bench peers -- --only burst,map", line);
     }
 
     #[test]
