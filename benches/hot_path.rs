@@ -1,4 +1,5 @@
-//! Counts the instructions of each task, which the load of the machine does not change. Run it with
+//! Counts the instructions of each task, which the load of the machine does not change, and its
+//! processor time, which the load changes much less than the rate. Run it with
 //! `cargo bench --bench hot_path`.
 //!
 //! ```text
@@ -7,17 +8,21 @@
 //!  difference / 2000 tasks: start and end of the program cancel out
 //! ```
 //!
-//! It uses the first tool that works here:
+//! The processor time, of user code and kernel together, is what the two processes say of
+//! themselves at their end. It is the median of five such differences. To count instructions, it
+//! uses the first tool that works here:
 //!
 //! - `perf`, if the processor's counters can be read;
 //! - valgrind's callgrind, in a version that supports `pidfd_open` and can start `/proc/self/exe`;
 //! - single steps: this program traces itself, with a stop for each instruction. This is some
 //!   thousand times slower than the processor, but needs nothing, and tells the parent's
-//!   instructions from the worker's.
+//!   instructions from the worker's. The start of the program and the first tasks run at full speed.
 //!
-//! `-- --tool NAME` uses only the tool of this name. There is one worker. Only instructions of user
-//! code are counted, not those of the kernel. Under a slow tool, the two sides wait for each other
-//! at other points, so compare only figures of the same tool with one another.
+//! `-- --tool NAME` uses only the tool of this name, which may also be `time`; `-- --only N,M` runs
+//! only these workloads. There is one worker. Only instructions of user code are counted, not those
+//! of the kernel. Under a slow tool, the two sides wait for each other at other points, and the
+//! pool takes the tasks for long ones and sends fewer of them ahead. So compare only figures of the
+//! same tool with one another.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -54,9 +59,10 @@ fn main() -> ExitCode {
     executor::init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let [run, workload, count] = &args[..]
-        && run == "--run"
+        && (run == "--run" || run == "--run-marked")
     {
-        work(workload, count.parse().expect("a number"));
+        work(workload, count.parse().expect("a number"), run == "--run-marked");
+        println!("{}", processor_times());
         return ExitCode::SUCCESS;
     }
     if args.iter().any(|arg| arg == "--list") {
@@ -65,11 +71,19 @@ fn main() -> ExitCode {
     }
     if !args.iter().any(|arg| arg == "--bench") {
         // `cargo test` only checks that the workloads run, without a tool.
-        WORKLOADS.iter().for_each(|(workload, _)| work(workload, 50));
+        WORKLOADS.iter().for_each(|(workload, _)| work(workload, 50, false));
         return ExitCode::SUCCESS;
     }
     let quick = args.iter().any(|arg| arg == "--quick");
     let wanted = args.iter().skip_while(|arg| *arg != "--tool").nth(1);
+    let only = args.iter().skip_while(|arg| *arg != "--only").nth(1);
+    let workloads: Vec<_> = WORKLOADS
+        .into_iter()
+        .filter(|(name, _)| only.is_none_or(|only| only.split(',').any(|only| only == *name)))
+        .collect();
+    if wanted.is_none_or(|wanted| *wanted == "time") {
+        processor_time_of_all(&workloads, quick);
+    }
     let tools: [Tool; 3] = [
         ("perf", perf, [(10_000, 110_000), (1_000, 11_000)]),
         ("callgrind", callgrind, [(2_000, 12_000), (500, 1_500)]),
@@ -88,11 +102,10 @@ fn main() -> ExitCode {
         println!("{tool}: not to be had here, or cannot run this");
     }
     let Some((tool, counted, (few, many))) = chosen else {
-        println!("nothing is counted");
         return ExitCode::SUCCESS;
     };
     println!("instructions for each task, counted by {tool}, from {few} and {many} tasks");
-    for (workload, title) in WORKLOADS {
+    for (workload, title) in workloads {
         // A window is only a window once it has been filled.
         let filling = if workload == "window" { IN_FLIGHT } else { 0 };
         let (few, many) = (few + filling, many + filling);
@@ -110,8 +123,78 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn work(workload: &str, count: u64) {
+/// Prints the processor time of each task in nanoseconds.
+fn processor_time_of_all(workloads: &[(&str, &str)], quick: bool) {
+    const RUNS: usize = 5;
+    let (few, many) = if quick { (20_000, 60_000) } else { (100_000, 400_000) };
+    println!("processor time of each task in nanoseconds, from {few} and {many} tasks");
+    for (workload, title) in workloads {
+        // A task alone takes as long as ten others.
+        let (few, many) = if *workload == "trip" { (few / 10, many / 10) } else { (few, many) };
+        let each = || {
+            let [less, more] = [few, many].map(|count| processor_time(workload, count));
+            let (less, more) = (less?, more?);
+            Some([0, 1].map(|who| (more[who] - less[who]) / (many - few) as f64))
+        };
+        let Some(runs) = (0..RUNS).map(|_| each()).collect::<Option<Vec<_>>>() else {
+            println!("{title}: failed");
+            continue;
+        };
+        let median = |who: usize| {
+            let mut figures: Vec<f64> = runs.iter().map(|run| run[who]).collect();
+            figures.sort_by(f64::total_cmp);
+            figures[RUNS / 2]
+        };
+        println!("{title:<46} parent {:>8.0} worker {:>8.0}", median(0), median(1));
+    }
+    println!();
+}
+
+/// The processor times of parent and worker in one run, in nanoseconds.
+fn processor_time(workload: &str, count: u64) -> Option<[f64; 2]> {
+    let output = Command::new(std::env::current_exe().ok()?)
+        .args(["--run", workload, &count.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let (parent, worker) = text.trim().split_once(' ')?;
+    Some([parent.parse().ok()?, worker.parse().ok()?])
+}
+
+/// The processor times of this process and of its children that have ended, in nanoseconds.
+fn processor_times() -> String {
+    let [own, children] = [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN].map(|who| {
+        // SAFETY: all bytes zero are a valid `rusage`, and it is valid for writing.
+        let usage = unsafe {
+            let mut usage = std::mem::zeroed::<libc::rusage>();
+            libc::getrusage(who, &raw mut usage);
+            usage
+        };
+        let nanoseconds = |time: libc::timeval| time.tv_sec * 1_000_000_000 + time.tv_usec * 1_000;
+        nanoseconds(usage.ru_utime) + nanoseconds(usage.ru_stime)
+    });
+    format!("{own} {children}")
+}
+
+/// Runs the workload. If it is marked, it tells the process that traces this one when the first
+/// tasks are done and the threads are asleep.
+fn work(workload: &str, count: u64, marked: bool) {
     let pool = ProcessPoolExecutor::builder().max_workers(1).build().expect("a pool");
+    if marked {
+        run(&pool, workload, 2_000);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        // SAFETY: the tracing process takes the signal, so it never arrives.
+        unsafe { libc::raise(MARK) };
+    }
+    run(&pool, workload, count);
+    pool.shutdown(true);
+}
+
+/// The signal that says that the instructions are counted from now on.
+const MARK: i32 = libc::SIGUSR2;
+
+fn run(pool: &ProcessPoolExecutor, workload: &str, count: u64) {
     match workload {
         "trip" => (0..count)
             .for_each(|x| assert_eq!(pool.submit(no_op::task(x)).result().expect("a result"), x)),
@@ -130,7 +213,7 @@ fn work(workload: &str, count: u64) {
             }
             pending.into_iter().for_each(take);
         }
-        // The shutdown below waits for the last callback.
+        // The shutdown waits for the last callback.
         "callbacks" => (0..count).for_each(|x| {
             let future = pool.submit(no_op::task(x));
             future.add_done_callback(|outcome| _ = outcome.expect("a result"));
@@ -138,7 +221,6 @@ fn work(workload: &str, count: u64) {
         "map" => pool.map(no_op::task, 0..count).for_each(|x| _ = x.expect("a result")),
         other => panic!("no workload {other}"),
     }
-    pool.shutdown(true);
 }
 
 /// Counts the instructions of parent and worker together, because child processes inherit the
@@ -186,12 +268,13 @@ fn report(path: &Path) -> Option<(bool, f64)> {
     Some((worker, field("totals:").or_else(|| field("summary:"))?.trim().parse().ok()?))
 }
 
-/// Counts every instruction of every thread of both processes, with one stop for each.
+/// Counts every instruction of every thread of both processes after the mark, with one stop for
+/// each.
 fn single_steps(workload: &str, count: u64) -> Option<Counts> {
     use std::os::unix::process::CommandExt;
 
     let mut command = Command::new(std::env::current_exe().ok()?);
-    command.args(["--run", workload, &count.to_string()]);
+    command.args(["--run-marked", workload, &count.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: the closure makes a single system call, which is allowed between fork and exec.
     unsafe {
@@ -220,6 +303,8 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
     let mut processes: HashMap<i32, i32> = HashMap::new();
     let mut counts = Counts::new();
     let mut succeeded = false;
+    // Whether the mark has come. Before it, threads run at full speed.
+    let mut counting = false;
     loop {
         let mut status = 0;
         // SAFETY: `status` is valid for writing. `__WALL` also waits for threads and for children
@@ -251,14 +336,25 @@ fn single_steps(workload: &str, count: u64) -> Option<Counts> {
         });
         let signal = libc::WSTOPSIG(status);
         let event = status >> 16;
-        if signal == libc::SIGTRAP && event == 0 {
+        if signal == MARK && thread == first {
+            counting = true;
+            // All other threads are asleep. The signal stops them before their next instruction.
+            for (&thread, &process) in processes.iter().filter(|(thread, _)| **thread != first) {
+                // SAFETY: no memory is involved. The thread is traced, and not waited for yet.
+                unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGSTOP) };
+            }
+        } else if counting && signal == libc::SIGTRAP && event == 0 {
             *counts.entry(if process == first { "parent" } else { "worker" }).or_default() += 1.0;
         }
-        // SIGTRAP and SIGSTOP come from the tracing itself, so do not pass them on to the program.
-        let signal = if signal == libc::SIGTRAP || signal == libc::SIGSTOP { 0 } else { signal };
+        // These come from the tracing itself, so do not pass them on to the program.
+        let signal = match signal {
+            libc::SIGTRAP | libc::SIGSTOP | MARK => 0,
+            signal => signal,
+        };
+        let resume = if counting { libc::PTRACE_SINGLESTEP } else { libc::PTRACE_CONT };
         // SAFETY: the thread is stopped and traced by this thread. If it was killed in the
         // meantime, the call fails, and the next wait reports its end.
-        unsafe { ptrace(libc::PTRACE_SINGLESTEP, thread, signal.into()) };
+        unsafe { ptrace(resume, thread, signal.into()) };
     }
     drop(done);
     let _ = limit.join();
